@@ -1,0 +1,1 @@
+"""Using a trained model: prediction from the weights file alone."""

@@ -1,0 +1,74 @@
+"""Errors that a person can act on: one line that says what is wrong, where, and what to type.
+
+Every error carries the exit code that the command line ends with. A message never spans lines and
+never passes raw control characters on to a terminal, because file names come from strangers.
+"""
+
+import os
+
+
+class FlowersError(Exception):
+    """Base of all errors of this package.
+
+    Args:
+        what: What is wrong, naming the file or flag. One line.
+        fix: What the user can do about it; empty where nothing useful can be said.
+
+    A single-string message also survives a trip through a `DataLoader` worker, which rebuilds an
+    exception from its text alone.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, fix: str = "") -> None:
+        super().__init__(f"{what}; fix: {fix}" if fix else what)
+
+
+class UsageError(FlowersError):
+    """Arguments or configuration that cannot be used."""
+
+    exit_code = 2
+
+
+class DataError(FlowersError):
+    """A data set, folder, archive or photo that cannot be used."""
+
+    exit_code = 3
+
+
+class ModelFileError(FlowersError):
+    """A weights file, checkpoint or network that cannot be used."""
+
+    exit_code = 4
+
+
+class DivergedError(FlowersError):
+    """Training produced numbers that are not finite."""
+
+    exit_code = 5
+
+
+class ResourceError(FlowersError):
+    """Disk, memory, permission or network."""
+
+    exit_code = 6
+
+
+class DistributedError(FlowersError):
+    """A peer process failed or disagrees."""
+
+    exit_code = 7
+
+
+class ExportError(FlowersError):
+    """An exported model does not compute what the original computes."""
+
+    exit_code = 8
+
+
+def printable(path: object, limit: int = 200) -> str:
+    """A path or name from outside, safe to print: control characters escaped, length bounded."""
+    text = os.fspath(path) if isinstance(path, os.PathLike) else str(path)
+    text = text.encode("utf-8", "backslashreplace").decode("utf-8")  # undecodable bytes of file names
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return text if len(text) <= limit else f"{text[: limit // 2]}...{text[-limit // 2 :]}"

@@ -1,0 +1,1 @@
+"""Evaluation: metrics from sums and counts, figures."""

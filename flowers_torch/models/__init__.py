@@ -1,0 +1,1 @@
+"""Networks: handwritten and timm's, under one contract; heads, freezing, foreign weights."""
