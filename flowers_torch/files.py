@@ -8,7 +8,7 @@ import contextlib
 import hashlib
 import json
 import os
-import pickle  # for the name of its exception only: nothing is ever unpickled here
+import re
 import tempfile
 import urllib.error
 import urllib.request
@@ -139,14 +139,14 @@ def _load_pth(path: Path) -> dict[str, Tensor]:
     try:
         # weights_only is passed explicitly, so that no environment variable can turn it off.
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        # torch's own text goes on to recommend the unsafe loader; only its first sentence is passed on.
-        reason = _one_line(error).split("Unsupported global")[-1].split(".  ")[0][:160].strip()
-        raise ModelFileError(
-            f"{printable(path)} holds more than tensors and is not loaded ({printable(reason)})",
-            "ask for the weights as .safetensors",
-        ) from None
     except Exception as error:  # torch raises RuntimeError, EOFError, KeyError, ... on damaged files
+        if "weights_only" in str(error):
+            # torch's own text goes on to recommend the unsafe loader; only the culprit's name is passed on.
+            culprit = re.search(r"GLOBAL (\S+)", str(error))
+            raise ModelFileError(
+                f"{printable(path)} holds more than tensors{f' ({culprit[1]})' if culprit else ''} and is not loaded",
+                "ask for the weights as .safetensors",
+            ) from None
         raise ModelFileError(f"{printable(path)} is damaged: {_one_line(error)}", "use another copy") from error
     for key in ("state_dict", "model_state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
