@@ -53,7 +53,8 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
         _fsync_folder(path.parent)
     except OSError as error:
         raise ResourceError(
-            f"cannot write {printable(path)}: {error.strerror or error}", "free space or choose another folder"
+            f"cannot write {printable(path)}: {error.strerror or error}",
+            "free space or choose another folder",
         ) from error
     finally:
         if temporary is not None:
@@ -94,8 +95,8 @@ def safe_load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         path: The file; what it is gets decided by its first bytes, not by its name.
 
     Returns:
-        Tensors by name (a .pth's `state_dict` or `model` entry unwrapped, `module.` and `_orig_mod.` stripped),
-        and the metadata (empty for a foreign file).
+        Tensors by name (a .pth's `state_dict` or `model` entry unwrapped, `module.` and `_orig_mod.`
+        stripped), and the metadata (empty for a foreign file).
 
     Raises:
         ModelFileError: missing, damaged, of another kind, or holding more than tensors.
@@ -120,13 +121,17 @@ def safe_load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def _load_safetensors(path: Path, header_bytes: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if header_bytes > min(MAX_HEADER_BYTES, path.stat().st_size - 8):
-        raise ModelFileError(f"{printable(path)} is damaged: its header says {header_bytes} bytes", "use another copy")
+        raise ModelFileError(
+            f"{printable(path)} is damaged: its header says {header_bytes} bytes", "use another copy"
+        )
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             texts = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (safetensors.SafetensorError, ValueError, OSError) as error:
-        raise ModelFileError(f"{printable(path)} is damaged: {_one_line(error)}", "use another copy") from error
+        raise ModelFileError(
+            f"{printable(path)} is damaged: {_one_line(error)}", "use another copy"
+        ) from error
     if HASH_KEY not in texts:
         return tensors, texts  # a foreign file: its metadata are plain texts
     stated = texts.pop(HASH_KEY)
@@ -144,15 +149,20 @@ def _load_pth(path: Path) -> dict[str, Tensor]:
             # torch's own text goes on to recommend the unsafe loader; only the culprit's name is passed on.
             culprit = re.search(r"GLOBAL (\S+)", str(error))
             raise ModelFileError(
-                f"{printable(path)} holds more than tensors{f' ({culprit[1]})' if culprit else ''} and is not loaded",
+                f"{printable(path)} holds more than tensors and is not loaded"
+                + (f" ({culprit[1]})" if culprit else ""),
                 "ask for the weights as .safetensors",
             ) from None
-        raise ModelFileError(f"{printable(path)} is damaged: {_one_line(error)}", "use another copy") from error
+        raise ModelFileError(
+            f"{printable(path)} is damaged: {_one_line(error)}", "use another copy"
+        ) from error
     for key in ("state_dict", "model_state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ModelFileError(f"{printable(path)} holds no state dict of tensors", "save model.state_dict() there")
+        raise ModelFileError(
+            f"{printable(path)} holds no state dict of tensors", "save model.state_dict() there"
+        )
     return {name.removeprefix("module.").removeprefix("_orig_mod."): value for name, value in content.items()}
 
 
@@ -202,7 +212,9 @@ def download(
         _fetch(url, part, progress)
     except (urllib.error.URLError, OSError) as error:
         reason = getattr(error, "reason", None) or error
-        raise ResourceError(f"cannot fetch {url} to {printable(path)}: {_one_line(reason)}", ways_on) from error
+        raise ResourceError(
+            f"cannot fetch {url} to {printable(path)}: {_one_line(reason)}", ways_on
+        ) from error
     found = file_digest(part, algorithm) if digest else digest
     if found != digest:
         part.unlink()
@@ -241,7 +253,7 @@ def _fetch(url: str, part: Path, progress: Callable[[int, int], None] | None) ->
 
 
 def cache_folder() -> Path:
-    """Where downloads are kept: `$FLOWERS_TORCH_CACHE`, else `$XDG_CACHE_HOME/flowers_torch`, else ~/.cache."""
+    """Where downloads are kept: `$FLOWERS_TORCH_CACHE`, else `flowers_torch` in the XDG cache folder."""
     if folder := os.environ.get("FLOWERS_TORCH_CACHE"):
         return Path(folder).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "flowers_torch"
