@@ -84,7 +84,7 @@ class Config:
     device: str = "auto"  # cpu, cuda, cuda:1, mps; auto: the best that is there
     workers: int = -1  # processes that decode photos; -1: chosen for the machine
     threads: int = 0  # of computation on the CPU; 0: torch's own choice
-    checkpoint_minutes: float = 5.0  # also saved at the end of each epoch
+    checkpoint_minutes: float = 2.0  # between saves inside an epoch; epochs over 10 s save at their end too
     out: str = ""  # run folder; empty: runs/<data>-<arch>-<n>
     stages: list[Stage] = dataclasses.field(default_factory=default_stages)
 
@@ -114,7 +114,6 @@ RANGES: dict[str, tuple[float, float]] = {
     "auxiliary_weight": (0, 10),
     "label_smoothing": (0, 0.99),
     "clip_grad": (0, 1e9),
-    "ema": (0, 0.99999),
     "workers": (-1, 256),
     "threads": (0, 1024),
     "checkpoint_minutes": (0, 1e6),
