@@ -4,59 +4,39 @@ This file is the method as one would tell it; each step is a call into a part th
 """
 
 import dataclasses
+import functools
+import shlex
 import time
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
-from flowers_torch.config import Config, Stage, load_config, split_fractions, to_toml
-from flowers_torch.data.augment import eval_transform, train_transform
-from flowers_torch.data.flowers17 import official_split
-from flowers_torch.data.folder import Photos
-from flowers_torch.data.loaders import PhotoDataset, choose_workers, make_loader
+from flowers_torch.config import Config, load_config, to_toml
+from flowers_torch.data.loaders import make_loader
 from flowers_torch.data.sources import open_photos
-from flowers_torch.data.splits import Split, describe_split, exact_split, load_split, save_split, split_photos
+from flowers_torch.data.splits import load_split, save_split
 from flowers_torch.errors import ModelFileError, printable
 from flowers_torch.evaluation.metrics import Scores, score
-from flowers_torch.evaluation.summary import describe_scores, prediction_rows
-from flowers_torch.files import write_json
-from flowers_torch.models.classifier import Record, build, load_classifier, save_classifier
-from flowers_torch.models.freeze import apply_rules, freeze_table, rules_for, set_train_mode
-from flowers_torch.models.weights import load_weights, plan_weights
-from flowers_torch.models.zoo import check_size
-from flowers_torch.run_folder import new_run_folder, write_csv, write_origin
+from flowers_torch.evaluation.plots import plot_curves
+from flowers_torch.evaluation.summary import describe_epoch, describe_scores, prediction_rows
+from flowers_torch.files import safe_load, write_csv, write_json
+from flowers_torch.models.classifier import build
+from flowers_torch.models.freeze import apply_rules, freeze_table, set_train_mode
+from flowers_torch.prepare import Run, balanced_weights, loading, photo_dataset, prepare, stage_rules
+from flowers_torch.run_folder import new_run_folder, write_origin
 from flowers_torch.training.checkpoint import (
+    MODEL_FILE,
     RESUME_FILE,
     Progress,
     Saved,
+    Saver,
     read_progress,
     restore_model,
-    restore_optimizer,
-    restore_random,
-    save_progress,
+    restore_training,
 )
-from flowers_torch.training.engine import Sums, Training, class_weights, predict_logits, train_epoch
-from flowers_torch.training.estimate import estimate
+from flowers_torch.training.engine import Training, predict_logits, train_epoch
 from flowers_torch.training.monitors import bar, log, log_file
 from flowers_torch.training.optim import learning_rate, make_optimizer
-from flowers_torch.training.runtime import Runtime, choose_runtime
-
-MODEL_FILE = "model.safetensors"
-
-
-@dataclasses.dataclass
-class Run:
-    """Everything that a run works on."""
-
-    config: Config
-    runtime: Runtime
-    photos: Photos
-    split: Split
-    record: Record
-    model: nn.Module
-    folder: Path = Path()
+from flowers_torch.training.runtime import choose_runtime
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,9 +60,9 @@ def train(config: Config, overwrite: bool = False, argv: list[str] | None = None
     run.folder = new_run_folder(config.out, run.photos.name, config.arch, overwrite)
     heading = f"{run.photos.name} with {config.arch}; repeat with: flowers-torch train --config config.toml"
     write_origin(run.folder, to_toml(config, heading), run.photos.classes, argv or [])
-    save_split(run.split, run.photos, run.folder / "split.json", config.seed)
+    save_split(run.folder / "split.json", run.photos, run.split, config.seed)
     with log_file(run.folder / "log.txt"):
-        return _finish(run, _run_stages(run, Progress(), None))
+        return _train_and_test(run, Progress())
 
 
 def resume(folder: Path) -> Result | None:
@@ -107,80 +87,35 @@ def resume(folder: Path) -> Result | None:
     with log_file(folder / "log.txt"):
         progress = saved.progress
         stage = config.stages[progress.stage].name
-        log.info(f"resumed {printable(folder)}: stage {stage}, epoch {progress.epoch + 1}, batch {progress.step + 1}")
-        return _finish(run, _run_stages(run, progress, saved))
-
-
-def prepare(config: Config) -> Run:
-    """Device, photos, split and network of a configuration; nothing is written yet."""
-    runtime = choose_runtime(config.device, config.precision, config.channels_last, config.threads)
-    log.info(f"device   {runtime.device}, {runtime.precision} ({runtime.reason})")
-    weights = config.weights or ("none" if config.data == "demo" else "imagenet")
-    plan = plan_weights(config.arch, weights)
-    preprocessing = dataclasses.replace(
-        plan.preprocessing,
-        size=config.size or plan.preprocessing.size,
-        squash=config.resize == "squash" if config.resize else plan.preprocessing.squash,
-    )
-    check_size(config.arch, preprocessing.size)
-
-    photos = open_photos(config.data)
-    for note in photos.notes:
-        log.info(f"note     {note}")
-    split = _choose_split(photos, config)
-    log.info(f"data     {photos.name}: {describe_split(photos, split)}")
-
-    record = Record(
-        arch=config.arch,
-        classes=photos.classes,
-        preprocessing=preprocessing,
-        head_hidden=config.head_hidden,
-        dropout=config.dropout,
-        model_options=plan.options | config.model_options,
-        weights=plan.source,
-        licence=plan.licence,
-    )
-    torch.manual_seed(config.seed)
-    model = build(record)
-    loaded = load_weights(model, config.arch, plan)
-    size = sum(parameter.numel() for parameter in model.parameters())
-    log.info(f"network  {config.arch}, {size:,} parameters, input {preprocessing.size} px; {loaded}")
-    if plan.licence:
-        log.info(f"weights  {plan.source}, licence: {plan.licence}")
-    return Run(config, runtime, photos, split, record, runtime.place(model))
-
-
-def dry_run(config: Config) -> None:
-    """Shows data, network, stages, memory and time of a configuration, and writes nothing."""
-    run = prepare(config)
-    for number, stage in enumerate(config.stages, start=1):
-        groups = apply_rules(run.model, _rules(run.model, stage))
-        set_train_mode(run.model, stage.batch_norm == "adapt")
-        log.info(f"stage {number}  {stage.name}: {stage.epochs} epochs, {stage.optimizer}, lr {stage.lr:g}")
-        log.info(freeze_table(run.model, groups, stage.lr))
-        needs = estimate(run.model, run.record.preprocessing.size, config.batch_size, run.runtime, stage.optimizer)
-        passes = stage.epochs * (
-            len(run.split["train"]) * needs.train_seconds + len(run.split["val"]) * needs.predict_seconds
+        log.info(
+            f"resumed  {printable(folder)}: {stage}, epoch {progress.epoch + 1}, batch {progress.step + 1}"
         )
-        log.info(f"  about {passes / 60:.1f} minutes and {needs.memory_bytes / 2**30:.1f} GiB, reading photos not counted")
+        return _train_and_test(run, progress, saved)
 
 
-def _run_stages(run: Run, progress: Progress, saved: Saved | None) -> None:
-    """Trains the stages that are left, keeping the best weights by validation and the state to resume from."""
-    config, best_weights = run.config, None
-    last_save = time.monotonic()
-    validation, _ = make_loader(_dataset(run, "val", "none"), config.batch_size, shuffle=False, **_loading(run))
-    while progress.stage < len(config.stages):
-        stage = config.stages[progress.stage]
-        groups = apply_rules(run.model, _rules(run.model, stage))
-        training = _training(run, stage, groups)
-        if saved:
-            restore_optimizer(training.optimizer, saved)
-            training.scaler.load_state_dict(saved.scaler)
-            restore_random(saved)
-            saved = None
-        photos = _dataset(run, "train", stage.augment)
-        loader, order = make_loader(photos, config.batch_size, shuffle=True, **_loading(run))
+def _train_and_test(run: Run, progress: Progress, saved: Saved | None = None) -> Result:
+    config = run.config
+    validation, _ = make_loader(
+        photo_dataset(run, "val", "none"), config.batch_size, shuffle=False, **loading(run)
+    )
+    saver = Saver(run.folder, progress, run.record, config.checkpoint_minutes)
+    for number in range(progress.stage, len(config.stages)):
+        stage = config.stages[number]
+        groups = apply_rules(run.model, stage_rules(run.model, stage))
+        training = Training(
+            run.model,
+            make_optimizer(stage.optimizer, run.model, groups, stage.weight_decay, stage.momentum),
+            run.runtime.scaler(),
+            run.runtime,
+            balanced_weights(run),
+            config.label_smoothing,
+            config.auxiliary_weight,
+            config.clip_grad,
+        )
+        if saved and number == saved.progress.stage:
+            restore_training(training, saved)
+        photos = photo_dataset(run, "train", stage.augment)
+        loader, order = make_loader(photos, config.batch_size, shuffle=True, **loading(run))
         rate = functools.partial(
             learning_rate,
             steps=stage.epochs * len(order),
@@ -189,37 +124,65 @@ def _run_stages(run: Run, progress: Progress, saved: Saved | None) -> None:
             warmup=round(stage.warmup_epochs * len(order)),
         )
         set_train_mode(run.model, stage.batch_norm == "adapt")
-        log.info(f"stage {progress.stage + 1} of {len(config.stages)}: {stage.name}, {stage.optimizer}")
+        log.info(
+            f"stage {number + 1}  {stage.name}: {stage.epochs} epochs, {stage.optimizer}, lr {stage.lr:g}"
+        )
         log.info(freeze_table(run.model, groups, stage.lr))
 
         while progress.epoch < stage.epochs:
             started = time.monotonic() - progress.seconds
             set_train_mode(run.model, stage.batch_norm == "adapt")
-            order.epoch = sum(s.epochs for s in config.stages[: progress.stage]) + progress.epoch
+            order.epoch = sum(earlier.epochs for earlier in config.stages[:number]) + progress.epoch
             order.skip = progress.step
             first_step = progress.epoch * len(order) + progress.step
             title = f"{stage.name} {progress.epoch + 1}/{stage.epochs}"
             with bar(title, len(photos), progress.sums.photos) as meter:
-                for lr in train_epoch(training, loader, progress.sums, first_step, rate):
+                for _ in train_epoch(training, loader, progress.sums, first_step, rate):
                     progress.step += 1
                     progress.seconds = time.monotonic() - started
                     meter.update(progress.sums.photos - meter.n)
-                    meter.set_postfix_str(f"loss {progress.sums.mean_loss:.3f}, acc {progress.sums.accuracy:.3f}")
-                    if time.monotonic() - last_save > 60 * config.checkpoint_minutes:
-                        _save(run, progress, training, best_weights)
-                        best_weights, last_save = None, time.monotonic()
-
+                    meter.set_postfix_str(
+                        f"loss {progress.sums.mean_loss:.3f}, acc {progress.sums.accuracy:.3f}"
+                    )
+                    saver.save_if_due(training)
             val = score(*predict_logits(run.model, validation, run.runtime))
-            row = _history_row(progress, stage, val, lr, time.monotonic() - started)
-            progress.history.append(row)
-            log.info(_epoch_line(row, stage.epochs))
-            if _is_better(row, progress.best):
-                progress.best = row
-                best_weights = {name: value.clone() for name, value in run.model.state_dict().items()}
-            progress.epoch, progress.step, progress.seconds, progress.sums = progress.epoch + 1, 0, 0.0, Sums()
-            if time.monotonic() - last_save > 10 or progress.epoch == stage.epochs:
-                _save(run, progress, training, best_weights)
-                best_weights, last_save = None, time.monotonic()
-        progress.stage, progress.epoch = progress.stage + 1, 0
+            row = {
+                "stage": stage.name,
+                "epoch": progress.epoch + 1,
+                "lr": rate(first_step),
+                "train_loss": progress.sums.mean_loss,
+                "train_accuracy": progress.sums.accuracy,
+                "val_loss": val.loss,
+                "val_accuracy": val.accuracy,
+                "seconds": time.monotonic() - started,
+                "images_per_second": progress.sums.photos / progress.seconds,
+            }
+            log.info(describe_epoch(row, stage.epochs))
+            saver.end_epoch(row, run.model)
+            saver.save_if_due(training, force=progress.epoch == stage.epochs)
+        progress.stage, progress.epoch = number + 1, 0
+    return _finish(run, progress)
 
 
+def _finish(run: Run, progress: Progress) -> Result:
+    """Tests the best weights once, on photos that decided nothing, and writes the results."""
+    run.model.load_state_dict(safe_load(run.folder / MODEL_FILE)[0])
+    loader, _ = make_loader(
+        photo_dataset(run, "test", "none"), run.config.batch_size, shuffle=False, **loading(run)
+    )
+    logits, labels = predict_logits(run.model, loader, run.runtime)
+    test = score(logits, labels)
+    log.info(describe_scores(test, run.photos.classes))
+    paths = [run.photos.paths[index] for index in run.split["test"]]
+    write_csv(run.folder / "predictions.csv", prediction_rows(paths, logits, labels, run.photos.classes))
+    write_csv(run.folder / "history.csv", progress.history)
+    plot_curves(progress.history, run.folder / "figures" / "curves.png")
+    write_json(
+        run.folder / "metrics.json",
+        {"best_epoch": progress.best, "test": test.to_dict(run.photos.classes)},
+    )
+    (run.folder / RESUME_FILE).unlink(missing_ok=True)  # only now is there nothing left to go on with
+    size = (run.folder / MODEL_FILE).stat().st_size / 1e6
+    log.info(f"model    {printable(run.folder / MODEL_FILE)}, {size:.1f} MB")
+    log.info(f"next     flowers-torch predict {shlex.quote(printable(run.folder))} PHOTO...")
+    return Result(run.folder, test, progress.history)

@@ -1,7 +1,5 @@
 """The folder that a run leaves behind: how to repeat it, what came of it, and the model itself."""
 
-import csv
-import io
 import platform
 import shlex
 import sys
@@ -34,7 +32,9 @@ FILES = (
 )
 
 
-def new_run_folder(out: str, data: str, arch: str, overwrite: bool = False, root: Path = Path("runs")) -> Path:
+def new_run_folder(
+    out: str, data: str, arch: str, overwrite: bool = False, root: Path = Path("runs")
+) -> Path:
     """Makes the folder of a new run.
 
     Args:
@@ -59,7 +59,8 @@ def new_run_folder(out: str, data: str, arch: str, overwrite: bool = False, root
         if folder.is_dir() and any(folder.iterdir()):
             if not overwrite:
                 raise UsageError(
-                    f"--out {printable(folder)} is not empty", "add --overwrite, use --resume, or name another"
+                    f"--out {printable(folder)} is not empty",
+                    "add --overwrite, use --resume, or name another",
                 )
             for name in FILES:
                 (folder / name).unlink(missing_ok=True)
@@ -90,16 +91,6 @@ def environment() -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "executable": sys.executable,
     }
-
-
-def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Writes rows with the keys of the first as header, atomically."""
-    text = io.StringIO()
-    if rows:
-        writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    write_text(path, text.getvalue())
 
 
 def _processor() -> str:
