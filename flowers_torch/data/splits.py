@@ -83,7 +83,7 @@ def exact_split(photos: Photos, counts: Sequence[int], seed: int = 0) -> Split:
     """
     if len(counts) != 3 or min(counts) < 0 or sum(counts) > len(photos):
         raise DataError(
-            f"cannot draw {' + '.join(map(str, counts))} photos from {len(photos)} of {printable(photos.name)}",
+            f"cannot draw {list(counts)} photos from the {len(photos)} of {printable(photos.name)}",
             "give three counts that fit",
         )
     quotas = _class_quotas(photos, counts, seed)
