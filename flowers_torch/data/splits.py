@@ -17,6 +17,7 @@ from flowers_torch.files import write_json
 
 PARTS = ("train", "val", "test")
 SPLIT_FORMAT = 1
+LOPSIDED = 3  # largest class over smallest from which on it is worth a remark
 EDGE_BYTES = 16384  # read from each end of a photo to notice that it was edited
 
 Split = dict[str, list[int]]
@@ -145,6 +146,19 @@ def _class_quotas(photos: Photos, counts: Sequence[int], seed: int) -> list[list
     return [quota[: len(PARTS)] for quota in quotas]
 
 
+def describe_split(photos: Photos, split: Split) -> str:
+    """One line: how many photos of how many classes, how they are split, and how lopsided the set is."""
+    counts = photos.counts()
+    parts = ", ".join(f"{len(indices)} {part}" for part, indices in split.items())
+    text = f"{len(photos)} photos of {len(photos.classes)} classes: {parts}"
+    if max(counts) >= LOPSIDED * max(1, min(counts)):
+        text += (
+            f"; lopsided: {max(counts)} of {printable(photos.classes[counts.index(max(counts))], 40)}, "
+            f"{min(counts)} of {printable(photos.classes[counts.index(min(counts))], 40)}"
+        )
+    return text
+
+
 def fingerprint(path: Path) -> str:
     """A short digest of a photo's size and of both ends of its bytes: cheap, and edits change it."""
     try:
@@ -159,7 +173,7 @@ def fingerprint(path: Path) -> str:
     return hashlib.blake2b(b"%d\0" % size + start + end, digest_size=8).hexdigest()
 
 
-def save_split(path: Path, photos: Photos, split: Split, seed: int) -> None:
+def save_split(split: Split, photos: Photos, path: Path, seed: int) -> None:
     """Writes `split.json`: relative paths and fingerprints by part, for later runs to have the same parts."""
     write_json(
         path,

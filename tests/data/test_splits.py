@@ -10,7 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flowers_torch.data.folder import Photos
-from flowers_torch.data.splits import PARTS, exact_split, load_split, save_split, split_number, split_photos
+from flowers_torch.data.splits import (
+    PARTS,
+    describe_split,
+    exact_split,
+    load_split,
+    save_split,
+    split_number,
+    split_photos,
+)
 from flowers_torch.errors import DataError
 
 
@@ -135,6 +143,14 @@ def test_exact_split_asks_for_too_many():
         exact_split(made_up([10, 10]), (15, 5, 5))
 
 
+def test_the_description_says_what_is_lopsided():
+    photos = made_up([10, 12])
+    assert describe_split(photos, {"train": [0, 1], "val": [2], "test": []}) == (
+        "22 photos of 2 classes: 2 train, 1 val, 0 test"
+    )
+    assert "lopsided: 40 of class1, 10 of class0" in describe_split(made_up([10, 40]), {"train": []})
+
+
 @pytest.fixture
 def stored(tmp_path):
     photos = made_up([6, 6], root=tmp_path / "data")
@@ -142,7 +158,7 @@ def stored(tmp_path):
         (photos.root / path).parent.mkdir(parents=True, exist_ok=True)
         (photos.root / path).write_bytes(path.encode() * 10_000)
     split = split_photos(photos, seed=2)
-    save_split(tmp_path / "split.json", photos, split, seed=2)
+    save_split(split, photos, tmp_path / "split.json", seed=2)
     return tmp_path / "split.json", photos, split
 
 
