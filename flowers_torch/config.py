@@ -1,0 +1,299 @@
+"""What a run is made of: dataclasses with the meaning beside each field, read from TOML and flags.
+
+Precedence: flag > file > default. All mistakes of a configuration are reported together, before anything
+is downloaded or built. Below `recipe.py` nothing knows these classes; everything takes plain arguments.
+"""
+
+import dataclasses
+import difflib
+import json
+import math
+import tomllib
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+from flowers_torch.errors import UsageError, printable
+
+MAX_FILE_BYTES = 1024**2
+
+
+@dataclasses.dataclass
+class Stage:
+    """One stage of training; each gets a fresh optimiser."""
+
+    name: str = "finetune"
+    epochs: int = 1  # passes over the training photos
+    train: str = "all"  # "head", "all", or a block's name: that block and all behind it
+    rules: list[list[Any]] = dataclasses.field(
+        default_factory=list
+    )  # [[pattern, lr multiplier], ...]; 0 freezes
+    optimizer: str = "adamw"  # adamw, adam, sgd, rmsprop
+    lr: float = 1e-3  # highest learning rate
+    schedule: str = "cosine"  # cosine (to zero at the end of the stage) or constant
+    warmup_epochs: float = 0.0  # linear rise of the learning rate from zero
+    weight_decay: float = 0.0  # of weights; not of biases and norms
+    momentum: float = 0.9  # of sgd and rmsprop
+    batch_norm: str = (
+        "frozen"  # in frozen layers: "frozen" keeps stored statistics, "adapt" follows the photos
+    )
+    augment: str = "light"  # none, light, crop, keras (see data/augment.py)
+
+
+def default_stages() -> list[Stage]:
+    """The two-stage recipe: a head on the frozen backbone, then everything at a lower learning rate."""
+    return [
+        Stage(name="head", epochs=2, train="head", lr=3e-3, augment="light"),
+        Stage(
+            name="finetune",
+            epochs=5,
+            train="all",
+            lr=3e-4,
+            warmup_epochs=0.5,
+            weight_decay=0.05,
+            augment="crop",
+        ),
+    ]
+
+
+@dataclasses.dataclass
+class Config:
+    """Everything that decides a run, apart from the photos' bytes."""
+
+    arch: str = "inception_v3"  # a network of the zoo or of timm
+    data: str = "flowers17"  # folder, archive, "flowers17" or "demo"
+    weights: str = ""  # "imagenet", "offline", "none" or a file; empty: imagenet, for demo none
+    split: str = "60/20/20"  # percent train/val/test; for flowers17 also "seed" and "oxford1" .. "oxford3"
+    seed: int = 0  # of split, order, augmentation and fresh weights
+    size: int = 0  # input side in pixels; 0: the network's own
+    resize: str = ""  # "crop" (shorter side, centre crop), "squash" (both sides), empty: the network's own
+    batch_size: int = 32  # photos a step
+    head_hidden: int = 0  # width of a hidden layer of the head; 1024 in the seed, 0 for none
+    dropout: float = 0.0  # of the head's input
+    model_options: dict[str, Any] = dataclasses.field(default_factory=dict)  # further keywords of the network
+    auxiliary_weight: float = 0.4  # of auxiliary classifiers' loss, where the network has them
+    label_smoothing: float = 0.0  # 0 .. 1
+    class_weights: str = "none"  # "balanced" weighs rare classes up in the loss
+    clip_grad: float = 0.0  # largest norm of the gradient; 0: no clipping
+    ema: float = (
+        0.0  # decay of an average of the weights over steps, used for validation and the result; 0: off
+    )
+    precision: str = "auto"  # fp32, bf16, fp16 (CUDA); auto: the fastest that this device computes well
+    channels_last: bool = True  # memory layout of the network
+    device: str = "auto"  # cpu, cuda, cuda:1, mps; auto: the best that is there
+    workers: int = -1  # processes that decode photos; -1: chosen for the machine
+    threads: int = 0  # of computation on the CPU; 0: torch's own choice
+    checkpoint_minutes: float = 2.0  # between saves inside an epoch; epochs over 10 s save at their end too
+    out: str = ""  # run folder; empty: runs/<data>-<arch>-<n>
+    stages: list[Stage] = dataclasses.field(default_factory=default_stages)
+
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "resize": ("", "crop", "squash"),
+    "class_weights": ("none", "balanced"),
+    "precision": ("auto", "fp32", "bf16", "fp16"),
+    "optimizer": ("adamw", "adam", "sgd", "rmsprop"),
+    "schedule": ("cosine", "constant"),
+    "batch_norm": ("frozen", "adapt"),
+    "augment": ("none", "light", "crop", "keras"),
+}
+
+# name: lowest, highest; both allowed
+RANGES: dict[str, tuple[float, float]] = {
+    "epochs": (1, 100_000),
+    "lr": (1e-12, 1e3),
+    "warmup_epochs": (0, 100_000),
+    "weight_decay": (0, 10),
+    "momentum": (0, 0.9999),
+    "seed": (0, 2**32 - 1),
+    "size": (0, 4096),
+    "batch_size": (1, 65_536),
+    "head_hidden": (0, 65_536),
+    "dropout": (0, 0.99),
+    "auxiliary_weight": (0, 10),
+    "label_smoothing": (0, 0.99),
+    "clip_grad": (0, 1e9),
+    "workers": (-1, 256),
+    "threads": (0, 1024),
+    "checkpoint_minutes": (0, 1e6),
+}
+
+
+def load_config(
+    arch: str = "", data: str = "", file: str = "", overrides: dict[str, Any] | None = None
+) -> Config:
+    """Resolves a configuration.
+
+    Args:
+        arch: From the flag; picks `configs/<arch>.toml` where no file is given.
+        data: From the flag; `demo` picks `configs/demo.toml` where no file is given.
+        file: A TOML file, or the name of one in `configs/`.
+        overrides: Dotted field name (`stages.1.lr`) to value; wins over the file.
+
+    Raises:
+        UsageError: naming every unknown field, wrong type and value out of range at once.
+    """
+    path = _find_file(file) if file else _preset("demo" if data == "demo" else arch or Config.arch)
+    values = _read_toml(path) if path else {}
+    changes = {key: value for key, value in {"arch": arch, "data": data}.items() if value} | (overrides or {})
+    problems: list[str] = []
+    for key, value in changes.items():
+        _override(values, key, value, problems)
+    config = _build(Config, values, "", problems)
+    if not problems:
+        _check(config, problems)
+    if problems:
+        where = f" in {printable(path)} or the flags" if path else ""
+        count = f"{len(problems)} problems{where}: " if len(problems) > 1 else ""
+        raise UsageError(f"{count}{'; '.join(problems)}", "correct these and start again")
+    return config
+
+
+def split_fractions(split: str) -> tuple[float, float, float] | None:
+    """Shares of train, val and test from "60/20/20"; None where the text names a split instead."""
+    parts = split.split("/")
+    if len(parts) != 3:
+        return None
+    try:
+        train, val, test = (float(part) for part in parts)
+    except ValueError:
+        return None
+    total = train + val + test
+    return (train / total, val / total, test / total) if min(train, val, test) > 0 else None
+
+
+def to_toml(config: Config, heading: str) -> str:
+    """The resolved configuration as a TOML file that repeats the run."""
+    values = dataclasses.asdict(config)
+    stages, options = values.pop("stages"), values.pop("model_options")
+    lines = [f"# {line}" for line in heading.splitlines()]
+    lines += [f"{key} = {_toml_value(value)}" for key, value in values.items()]
+    if options:
+        lines += ["", "[model_options]", *(f"{key} = {_toml_value(value)}" for key, value in options.items())]
+    for stage in stages:
+        lines += ["", "[[stages]]", *(f"{key} = {_toml_value(value)}" for key, value in stage.items())]
+    return "\n".join(lines) + "\n"
+
+
+def config_folder() -> Path:
+    """Where the recipes lie: beside train.py in a checkout, inside the package when installed."""
+    inside = Path(__file__).parent / "configs"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "configs"
+
+
+def _preset(name: str) -> Path | None:
+    # A name from the command line must not reach other folders (`--arch ../../x`).
+    return next((p for p in sorted(config_folder().glob("*.toml")) if p.stem == name), None)
+
+
+def _find_file(file: str) -> Path:
+    path = Path(file).expanduser()
+    if path.is_file():
+        return path
+    if preset := _preset(file):
+        return preset
+    names = [p.stem for p in sorted(config_folder().glob("*.toml"))]
+    raise UsageError(
+        f"no configuration file {printable(file)}", f"give a .toml file or one of {', '.join(names)}"
+    )
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    if path.stat().st_size > MAX_FILE_BYTES:
+        raise UsageError(f"{printable(path)} is too large for a configuration", "give a .toml file")
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"{printable(path)} is not valid TOML: {error}", "correct it at that place"
+        ) from error
+
+
+def _override(values: dict[str, Any], key: str, value: Any, problems: list[str]) -> None:
+    """Sets a dotted field name; `stages.1.lr` counts from 0 and needs that stage to be there."""
+    *parents, last = key.split(".")
+    place: Any = values
+    for depth, part in enumerate(parents):
+        if isinstance(place, dict) and part == "stages" and depth == 0:
+            place = place.setdefault("stages", [dataclasses.asdict(stage) for stage in default_stages()])
+        elif isinstance(place, list) and part.isdigit() and int(part) < len(place):
+            place = place[int(part)]
+        elif isinstance(place, dict) and part == "model_options":
+            place = place.setdefault(part, {})
+        else:
+            problems.append(f"no field {key!r}")
+            return
+    if not isinstance(place, dict):
+        problems.append(f"no field {key!r}")
+        return
+    place[last] = value
+
+
+def _build(cls: Any, values: Any, where: str, problems: list[str]) -> Any:
+    if not isinstance(values, dict):
+        problems.append(f"{where.rstrip('.')} must be a table")
+        return cls()
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    types_of = typing.get_type_hints(cls)
+    made: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in fields:
+            near = difflib.get_close_matches(key, fields, n=1)
+            hint = f"did you mean {near[0]}" if near else f"there are {', '.join(fields)}"
+            problems.append(f"unknown field {printable(where + key)} ({hint}?)")
+        elif key == "stages":
+            rows = value if isinstance(value, list) else [value]
+            made[key] = [_build(Stage, row, f"stages.{i}.", problems) for i, row in enumerate(rows)]
+        else:
+            made[key] = _typed(value, types_of[key], where + key, problems)
+    return cls(**made)
+
+
+def _typed(value: Any, kind: Any, name: str, problems: list[str]) -> Any:
+    origin = typing.get_origin(kind)
+    plain = origin if isinstance(origin, type) and not isinstance(kind, types.UnionType) else kind
+    if plain is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, plain) or (plain in (int, float) and isinstance(value, bool)):
+        problems.append(f"{name} must be {plain.__name__}, not {printable(repr(value), 60)}")
+    return value
+
+
+def _check(config: Config, problems: list[str]) -> None:
+    for prefix, part in [("", config), *((f"stages.{i}.", stage) for i, stage in enumerate(config.stages))]:
+        for field in dataclasses.fields(part):  # type: ignore[arg-type]
+            name, value = field.name, getattr(part, field.name)
+            low, high = RANGES.get(name, (-math.inf, math.inf))
+            if name in RANGES and not low <= value <= high:
+                problems.append(f"{prefix}{name} must be within {low:g} .. {high:g}, not {value}")
+            if name in CHOICES and value not in CHOICES[name]:
+                allowed = ", ".join(choice or '""' for choice in CHOICES[name])
+                problems.append(f"{prefix}{name} must be one of {allowed}, not {printable(repr(value), 60)}")
+    for i, stage in enumerate(config.stages):
+        for rule in stage.rules:
+            if (
+                len(rule) != 2
+                or not isinstance(rule[0], str)
+                or not isinstance(rule[1], int | float)
+                or rule[1] < 0
+            ):
+                problems.append(
+                    f"stages.{i}.rules needs [pattern, multiplier >= 0], not {printable(rule, 60)}"
+                )
+    if not config.stages:
+        problems.append("stages must not be empty")
+    if split_fractions(config.split) is None and config.split not in (
+        "seed",
+        "oxford1",
+        "oxford2",
+        "oxford3",
+    ):
+        problems.append(f"split must be three shares such as 60/20/20, not {printable(config.split, 40)}")
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(_toml_value(item) for item in value)}]"
+    # JSON's literals are TOML's too, except that TOML knows no surrogate pairs: keep characters as they are.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

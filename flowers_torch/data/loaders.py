@@ -1,0 +1,115 @@
+"""Batches of photos whose every random choice is a function of (seed, epoch, photo), not of a stream.
+
+So the order of an epoch and the augmentation of a photo do not depend on the number of workers, on
+prefetching, or on where an interrupted run stopped: resuming only skips batches.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from flowers_torch.data.images import load_image
+
+Key = tuple[int, int]  # (epoch, position in the data set)
+
+
+class PhotoDataset(Dataset[tuple[Tensor, int, int]]):
+    """Photos of one part of a split, transformed.
+
+    An item is asked for by (epoch, position) and is `(input (3, H, W), label, position)`.
+
+    Args:
+        paths: Files.
+        labels: Class index of each file.
+        transform: `PIL.Image` to tensor; may draw from torch's global generator.
+        seed: Of the draws.
+    """
+
+    def __init__(
+        self, paths: Sequence[Path], labels: Sequence[int], transform: Callable[[Any], Tensor], seed: int
+    ) -> None:
+        self.paths, self.labels, self.transform, self.seed = list(paths), list(labels), transform, seed
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, key: Key) -> tuple[Tensor, int, int]:
+        epoch, position = key
+        image = load_image(self.paths[position])
+        with torch.random.fork_rng(devices=[]):  # the process's own stream (dropout) goes on undisturbed
+            torch.manual_seed(counted_seed(self.seed, epoch, position))
+            return self.transform(image), self.labels[position], position
+
+
+class CountedBatches(Sampler[list[Key]]):
+    """Batches of (epoch, position) in an order that is a function of (seed, epoch).
+
+    The last, ragged batch is kept. A last batch of a single photo joins the one before, because batch
+    norm cannot train on one value per channel.
+
+    Attributes:
+        epoch: To be set before each pass.
+        skip: Batches to leave out at the start of the next pass, for resuming.
+    """
+
+    def __init__(self, count: int, batch_size: int, seed: int, shuffle: bool) -> None:
+        self.count, self.batch_size, self.seed, self.shuffle = count, batch_size, seed, shuffle
+        self.epoch = 0
+        self.skip = 0
+
+    def _starts(self) -> list[int]:
+        starts = list(range(0, self.count, self.batch_size))
+        if self.shuffle and len(starts) > 1 and self.count - starts[-1] == 1:
+            starts.pop()
+        return starts
+
+    def __len__(self) -> int:
+        return len(self._starts())
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        order = torch.arange(self.count)
+        if self.shuffle:
+            generator = torch.Generator().manual_seed(counted_seed(self.seed, self.epoch, -1))
+            order = torch.randperm(self.count, generator=generator)
+        starts = self._starts()
+        ends = [*starts[1:], self.count]
+        for start, end in list(zip(starts, ends, strict=True))[self.skip :]:
+            yield [(self.epoch, position) for position in order[start:end].tolist()]
+
+
+def counted_seed(*counters: int) -> int:
+    """A seed below 2**63 from counters; neighbouring counters give unrelated seeds."""
+    digest = hashlib.blake2b(repr(counters).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def make_loader(
+    dataset: PhotoDataset, batch_size: int, shuffle: bool, workers: int = 0, pin_memory: bool = False
+) -> tuple[DataLoader[Any], CountedBatches]:
+    """A loader of `(inputs (N, 3, H, W), labels (N,), positions (N,))` and the order that steers it."""
+    order = CountedBatches(len(dataset), batch_size, dataset.seed, shuffle)
+    loader: DataLoader[Any] = DataLoader(
+        dataset,
+        batch_sampler=order,
+        num_workers=workers,
+        pin_memory=pin_memory,
+        persistent_workers=workers > 0,
+    )
+    return loader, order
+
+
+def choose_workers(wanted: int, on_cpu: bool) -> int:
+    """Worker processes for decoding: as wanted, or chosen for the machine where `wanted` is negative.
+
+    When the CPU itself computes, workers would fight it over the cores; decoding a batch in between takes
+    a few percent of a training step there.
+    """
+    if wanted >= 0:
+        return wanted
+    return 0 if on_cpu else min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4)

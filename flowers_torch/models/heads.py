@@ -1,0 +1,54 @@
+"""Classifier heads: the network's own linear one, or the seed's hidden layer in front of it."""
+
+from collections import OrderedDict
+
+from torch import Tensor, nn
+
+from flowers_torch.errors import UsageError
+
+
+def set_head(model: nn.Module, num_classes: int, hidden: int = 0, dropout: float = 0.0) -> None:
+    """Gives a network a fresh classifier for `num_classes`, in place.
+
+    Args:
+        model: A network with timm's contract.
+        num_classes: Width of the logits.
+        hidden: Width of a hidden ReLU layer between pooled features and logits; 0 for none. 1024 is the
+            head of the Keras seed (global average pooling, Dense 1024 ReLU, Dense n).
+        dropout: Share of the classifier's inputs dropped in training.
+
+    Raises:
+        UsageError: the network has no linear classifier to replace.
+    """
+    model.reset_classifier(num_classes)  # type: ignore[operator]
+    name = classifier_name(model)
+    last = model.get_submodule(name)
+    if not isinstance(last, nn.Linear):
+        raise UsageError(f"the classifier of {type(model).__name__} is not linear", "choose another network")
+    if not hidden and not dropout:
+        return
+    layers: list[tuple[str, nn.Module]] = []
+    if hidden:
+        layers += [("hidden", nn.Linear(last.in_features, hidden)), ("relu", nn.ReLU())]
+    if dropout:
+        layers += [("drop", nn.Dropout(dropout))]
+    layers += [("out", nn.Linear(hidden or last.in_features, num_classes))]
+    parent, _, attribute = name.rpartition(".")
+    setattr(model.get_submodule(parent), attribute, nn.Sequential(OrderedDict(layers)))
+
+
+def classifier_name(model: nn.Module) -> str:
+    """The classifier's name among the network's modules, such as `fc` or `head.fc`."""
+    classifier = model.get_classifier()  # type: ignore[operator]
+    return next(name for name, module in model.named_modules() if module is classifier)
+
+
+def main_and_auxiliary(output: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Splits what a network returned in training into its logits and those of auxiliary classifiers.
+
+    The one place that knows that some networks (InceptionV3 and GoogLeNet with their auxiliary classifier
+    built) answer with a tuple while training.
+    """
+    if isinstance(output, tuple):
+        return output[0], output[1:]
+    return output, ()

@@ -1,0 +1,170 @@
+"""Where a network's first weights come from: ImageNet, the pip package, a file, or nowhere.
+
+`plan_weights` says what the choice brings with it (preprocessing, options, licence) without touching a
+large file, and finds out that something is missing before a photo is read; `load_weights` does the work.
+"""
+
+import dataclasses
+import os
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import timm
+import timm.models
+from torch import Tensor, nn
+
+from flowers_torch.errors import ModelFileError, ResourceError, UsageError, printable
+from flowers_torch.files import cache_folder, download, safe_load
+from flowers_torch.models.classifier import load_matching, read_record
+from flowers_torch.models.heads import classifier_name
+from flowers_torch.models.zoo import Preprocessing, find_entry
+
+OFFLINE_ARCH = "tf_efficientnet_lite0"
+WAYS_ON = "give --weights FILE, --weights offline (with --arch tf_efficientnet_lite0), or --weights none"
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a choice of weights means for the network."""
+
+    kind: str  # none, imagenet, offline, keras, file
+    source: str  # file name, or what the user typed
+    preprocessing: Preprocessing
+    options: dict[str, Any]  # keywords the network must be built with for these weights
+    licence: str
+    path: Path | None = None
+
+
+def plan_weights(arch: str, weights: str) -> Plan:
+    """Resolves `--weights` for a network.
+
+    Args:
+        arch: Name in the zoo.
+        weights: imagenet, offline, none, or a .safetensors, .pth or Keras .h5 file.
+
+    Raises:
+        UsageError: the pair makes no sense.
+        ModelFileError: the file is not there or not readable.
+    """
+    entry = find_entry(arch)
+    plan = Plan(weights, weights, entry.preprocessing, {}, entry.licence)
+    if weights == "none":
+        return dataclasses.replace(plan, licence="")
+    if weights == "imagenet":
+        if not entry.timm_name:
+            raise UsageError(f"there are no ImageNet weights for {arch}", "give --weights none or a file")
+        return plan
+    if weights == "offline":
+        if arch != OFFLINE_ARCH:
+            raise UsageError(
+                f"--weights offline holds {OFFLINE_ARCH}, not {arch}", f"add --arch {OFFLINE_ARCH}"
+            )
+        return dataclasses.replace(plan, licence="apache-2.0")
+    path = Path(weights).expanduser()
+    if not path.is_file():
+        raise ModelFileError(
+            f"no weights file {printable(path)}", "use imagenet, offline, none or a file's path"
+        )
+    with path.open("rb") as file:
+        is_hdf5 = file.read(8) == b"\x89HDF\r\n\x1a\n"
+    if is_hdf5:
+        from flowers_torch.models.keras_weights import keras_options
+
+        # Keras's ImageNet networks want pixels in -1..1 and, unlike torch, leave padding out of averages.
+        keras = dataclasses.replace(
+            entry.preprocessing, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear"
+        )
+        return Plan("keras", path.name, keras, keras_options(arch), "that of the file", path)
+    _, metadata = safe_load(path)
+    if "record" in metadata:
+        record = read_record(metadata, path)
+        if record.arch != arch:
+            raise ModelFileError(
+                f"{printable(path)} holds {record.arch}, not {arch}", f"add --arch {record.arch}"
+            )
+        return Plan("file", path.name, record.preprocessing, record.model_options, record.licence, path)
+    return Plan("file", path.name, entry.preprocessing, {}, "that of the file", path)
+
+
+def load_weights(model: nn.Module, arch: str, plan: Plan) -> str:
+    """Fills a network, head excepted where the classes differ, and says in one line what it did.
+
+    Raises:
+        ModelFileError: the weights do not fit; nothing was loaded.
+        ResourceError: they cannot be downloaded.
+    """
+    if plan.kind == "none":
+        return "random weights"
+    if plan.kind == "keras":
+        from flowers_torch.models.keras_weights import load_keras_weights
+
+        assert plan.path is not None  # noqa: S101 - an invariant of plan_weights
+        return load_keras_weights(model, arch, plan.path).summary()
+    if plan.kind == "offline":
+        from flowers_torch.models.offline_weights import offline_state_dict
+
+        state, path = offline_state_dict()
+    elif plan.kind == "imagenet":
+        path = fetch_imagenet(arch)
+        state = _timm_state(arch, path)
+    else:
+        path = plan.path or Path()
+        state, _ = safe_load(path)
+    return _load_backbone(model, state, path)
+
+
+def _load_backbone(model: nn.Module, state: dict[str, Tensor], path: Path) -> str:
+    own = model.state_dict()
+    head = f"{classifier_name(model)}."
+    theirs = {name: tensor for name, tensor in state.items() if name.startswith(head)}
+    ours = {name: tensor for name, tensor in own.items() if name.startswith(head)}
+    fits = {n: t.shape for n, t in theirs.items()} == {n: t.shape for n, t in ours.items()}
+    backbone = {name: tensor for name, tensor in state.items() if name not in theirs}
+    if not any(name.startswith("AuxLogits.") for name in own):  # built without its auxiliary classifier
+        backbone = {name: tensor for name, tensor in backbone.items() if not name.startswith("AuxLogits.")}
+    load_matching(model, backbone | (theirs if fits else ours), path)
+    return f"{len(backbone)} tensors of the backbone loaded, head {'loaded' if fits else 'fresh'}"
+
+
+def fetch_imagenet(arch: str) -> Path:
+    """timm's pretrained weights as a local file, from the hub's cache or downloaded.
+
+    Raises:
+        ResourceError: not cached and not reachable.
+    """
+    cfg = timm.get_pretrained_cfg(find_entry(arch).timm_name)
+    if cfg is None or not (cfg.hf_hub_id or isinstance(cfg.url, str)):
+        raise ModelFileError(f"timm has no pretrained weights for {arch}", "give --weights none or a file")
+    if not cfg.hf_hub_id:
+        name = cfg.url.rpartition("/")[2]
+        digest = Path(name).stem.rpartition("-")[2]  # torch's naming rule: the start of the file's sha256
+        return download(cfg.url, cache_folder() / "weights" / name, digest, ways_on=WAYS_ON)
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    repository = timm.models._hub.hf_split(cfg.hf_hub_id)[0]
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        cached = huggingface_hub.try_to_load_from_cache(repository, name)
+        if isinstance(cached, str):
+            return Path(cached)
+    url = f"{constants.ENDPOINT}/{repository}"
+    try:
+        # The hub's client tries for a minute before it gives up; one plain request tells at once.
+        urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=10).close()
+        return Path(huggingface_hub.hf_hub_download(repository, "model.safetensors"))
+    except Exception as error:  # the client raises a dozen kinds, by transport and version
+        reason = getattr(error, "reason", None) or error
+        text = " ".join(str(reason).split())[:200]
+        raise ResourceError(
+            f"cannot fetch ImageNet weights for {arch} from {url}: {printable(text)}", WAYS_ON
+        ) from error
+
+
+def _timm_state(arch: str, path: Path) -> dict[str, Tensor]:
+    """Loads through timm, which knows how each of its files has to be renamed."""
+    name = find_entry(arch).timm_name
+    model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"file": os.fspath(path)})
+    state: dict[str, Tensor] = model.state_dict()
+    return state

@@ -1,0 +1,61 @@
+"""What a person sees while a run goes on: a bar in a terminal, plain lines elsewhere, and a log file."""
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+log = logging.getLogger("flowers_torch")
+
+
+class _ConsoleHandler(logging.Handler):
+    """Prints records on stdout without tearing a bar apart."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(record.getMessage(), file=sys.stdout)
+        sys.stdout.flush()
+
+
+@contextmanager
+def console() -> Iterator[None]:
+    """Shows the log's lines on stdout inside."""
+    handler = _ConsoleHandler()
+    before = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(before)
+
+
+@contextmanager
+def log_file(path: Path) -> Iterator[None]:
+    """Appends the log's lines, with the time, to a file inside."""
+    handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        handler.close()
+
+
+def bar(title: str, total: int, done: int = 0) -> "tqdm[Any]":
+    """A bar on stderr that counts photos and shows speed and time left; silent where nobody looks."""
+    return tqdm(
+        total=total,
+        initial=done,
+        desc=title,
+        unit="img",
+        file=sys.stderr,
+        disable=not sys.stderr.isatty(),
+        leave=False,
+        dynamic_ncols=True,
+    )

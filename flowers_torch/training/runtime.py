@@ -1,0 +1,100 @@
+"""What the machine offers: device, numeric precision, threads. Each choice comes with its reason."""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+
+import torch
+
+from flowers_torch.errors import UsageError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclasses.dataclass(frozen=True)
+class Runtime:
+    """Device and precision of a run; the one code path for mixed precision."""
+
+    device: torch.device
+    precision: str  # fp32, bf16 or fp16: of the network's arithmetic; parameters stay fp32
+    reason: str
+    channels_last: bool = True
+
+    @contextlib.contextmanager
+    def autocast(self) -> Iterator[None]:
+        """Mixed precision inside, where the precision asks for it."""
+        dtype = DTYPES[self.precision]
+        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not torch.float32):
+            yield
+
+    def scaler(self) -> torch.amp.GradScaler:
+        """Loss scaling, which fp16 needs and the others pass through."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+
+    def images(self, batch: torch.Tensor) -> torch.Tensor:
+        """Moves a batch of images to the device in the network's memory layout."""
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        return batch.to(self.device, non_blocking=True).contiguous(memory_format=layout)
+
+    def place(self, model: torch.nn.Module) -> torch.nn.Module:
+        """Moves a network to the device in the memory layout of the run, in place."""
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        return model.to(self.device, memory_format=layout)  # type: ignore[call-overload]
+
+
+def choose_runtime(
+    device: str = "auto", precision: str = "auto", channels_last: bool = True, threads: int = 0
+) -> Runtime:
+    """Resolves the user's wishes against this machine.
+
+    Args:
+        device: auto, cpu, cuda, cuda:N or mps.
+        precision: auto, fp32, bf16 or fp16.
+        channels_last: Memory layout of images and convolution weights.
+        threads: Of computation on the CPU; 0 leaves torch's choice.
+
+    Raises:
+        UsageError: the device is not there, or cannot compute in that precision.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    place = _choose_device(device)
+    if precision == "fp16" and place.type != "cuda":
+        raise UsageError("--precision fp16 needs a CUDA device", "use --precision bf16 or fp32")
+    if precision != "auto":
+        return Runtime(place, precision, "as asked", channels_last)
+    if place.type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return Runtime(place, "bf16", "this GPU computes bf16", channels_last)
+        return Runtime(place, "fp16", "this GPU has no bf16", channels_last)
+    if place.type == "cpu" and _cpu_computes_bf16():
+        return Runtime(place, "bf16", "this CPU computes bf16", channels_last)
+    return Runtime(place, "fp32", f"no fast half precision on this {place.type}", channels_last)
+
+
+def _choose_device(name: str) -> torch.device:
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"--device {name} is no device", "use auto, cpu, cuda, cuda:1 or mps") from None
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            raise UsageError(f"--device {name}: torch sees {count} CUDA devices here", "use --device auto")
+    elif device.type == "mps" and not torch.backends.mps.is_available():
+        raise UsageError("--device mps: not available here", "use --device auto")
+    elif device.type not in ("cpu", "mps"):
+        raise UsageError(f"--device {name} is not supported", "use auto, cpu, cuda, cuda:1 or mps")
+    return device
+
+
+def _cpu_computes_bf16() -> bool:
+    """Whether bf16 is native (AVX-512 BF16 or AMX); emulated bf16 is slower than fp32."""
+    capabilities = torch.backends.cpu.get_cpu_capability()
+    with contextlib.suppress(AttributeError):  # names of a private module, stable since torch 2.3
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return "BF16" in capabilities
