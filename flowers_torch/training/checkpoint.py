@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from flowers_torch.errors import ModelFileError, printable
 from flowers_torch.files import safe_load, safe_save
-from flowers_torch.models.classifier import load_matching
+from flowers_torch.models.classifier import Record, load_matching, read_record
 from flowers_torch.training.engine import Sums
 
 RESUME_FILE = "resume.safetensors"
@@ -28,9 +28,21 @@ class Progress:
     best: dict[str, Any] = dataclasses.field(default_factory=dict)  # the row of the best epoch
 
 
+@dataclasses.dataclass(frozen=True)
+class Saved:
+    """A run's state as read from disk."""
+
+    path: Path
+    tensors: dict[str, Tensor]
+    progress: Progress
+    record: Record  # of the network
+    scaler: dict[str, Any]  # state of the loss scaling
+
+
 def save_progress(
     path: Path,
     progress: Progress,
+    record: Record,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
@@ -42,11 +54,12 @@ def save_progress(
         tensors["random/cuda"] = torch.cuda.get_rng_state()
     for name, values in _optimizer_state(optimizer).items():
         tensors |= {f"optimizer/{name}/{key}": torch.as_tensor(value) for key, value in values.items()}
-    safe_save(tensors, path, {"progress": dataclasses.asdict(progress), "scaler": scaler.state_dict()})
+    metadata = {"progress": dataclasses.asdict(progress), "record": dataclasses.asdict(record)}
+    safe_save(tensors, path, metadata | {"scaler": scaler.state_dict()})
 
 
-def read_progress(path: Path) -> tuple[dict[str, Tensor], Progress, dict[str, Any]]:
-    """Reads what `save_progress` wrote: tensors, progress, state of the loss scaler.
+def read_progress(path: Path) -> Saved:
+    """Reads what `save_progress` wrote.
 
     Raises:
         ModelFileError: missing, damaged, or not a resume file.
@@ -57,40 +70,40 @@ def read_progress(path: Path) -> tuple[dict[str, Tensor], Progress, dict[str, An
         progress = Progress(**(values | {"sums": Sums(**values["sums"])}))
     except (KeyError, TypeError) as error:
         raise ModelFileError(f"{printable(path)} is no resume file", "start a new run") from error
-    return tensors, progress, metadata.get("scaler", {})
+    return Saved(path, tensors, progress, read_record(metadata, path), metadata.get("scaler", {}))
 
 
-def restore_model(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+def restore_model(model: nn.Module, saved: Saved) -> None:
     """Puts the saved weights and buffers back."""
-    load_matching(model, _below("model/", tensors), path)
+    load_matching(model, _below("model/", saved.tensors), saved.path)
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+def restore_optimizer(optimizer: torch.optim.Optimizer, saved: Saved) -> None:
     """Puts the saved state of each parameter back, by the parameter's name.
 
     Raises:
         ModelFileError: the optimiser trains other parameters than the saved one did.
     """
-    saved: dict[str, dict[str, Tensor]] = {}
-    for key, value in _below("optimizer/", tensors).items():
+    states: dict[str, dict[str, Tensor]] = {}
+    for key, value in _below("optimizer/", saved.tensors).items():
         name, _, part = key.rpartition("/")
-        saved.setdefault(name, {})[part] = value
+        states.setdefault(name, {})[part] = value
     names = [name for group in optimizer.param_groups for name in group["names"]]
-    strangers = sorted(set(saved) - set(names))
+    strangers = sorted(set(states) - set(names))
     if strangers:
         raise ModelFileError(
             f"the saved optimiser trains {strangers[0]}, which this stage does not",
             "resume with the same config",
         )
-    state = {index: saved[name] for index, name in enumerate(names) if name in saved}
+    state = {index: states[name] for index, name in enumerate(names) if name in states}
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def restore_random(tensors: dict[str, Tensor]) -> None:
+def restore_random(saved: Saved) -> None:
     """Puts the random streams back that dropout draws from."""
-    torch.set_rng_state(tensors["random/cpu"])
-    if "random/cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["random/cuda"])
+    torch.set_rng_state(saved.tensors["random/cpu"])
+    if "random/cuda" in saved.tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(saved.tensors["random/cuda"])
 
 
 def _optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:

@@ -1,0 +1,283 @@
+"""InceptionV3 with timm's parameter names and a choice of how the average pools treat their padding.
+
+The network is that of timm's `inception_v3` (Szegedy et al. 2015, https://arxiv.org/abs/1512.00567), written
+again for one reason: Keras's average pooling leaves the padding out of the mean, PyTorch's default counts
+it as zeros, and timm offers no choice. With Keras weights the wrong choice moves the last features by 10%.
+timm's and torchvision's weights want `count_include_pad=True`, Keras weights want False.
+"""
+
+from typing import Any
+
+import torch
+from timm.layers import create_classifier
+from timm.layers import trunc_normal_ as truncated_normal_
+from torch import Tensor, nn
+
+Size = int | tuple[int, int]
+
+# What timm's, torchvision's and Keras's weights all want; the network itself takes 75 pixels and more.
+PREPROCESSING = {
+    "input_size": (3, 299, 299),
+    "mean": (0.5, 0.5, 0.5),
+    "std": (0.5, 0.5, 0.5),
+    "interpolation": "bicubic",
+    "crop_pct": 0.875,
+}
+
+
+class ConvNormAct(nn.Sequential):
+    """Convolution without bias, batch norm (epsilon 1e-3, as TensorFlow), ReLU."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, size: Size, stride: int = 1, padding: Size = 0
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, size, stride, padding, bias=False)
+        self.bn = nn.BatchNorm2d(out_channels, eps=1e-3)
+        self.act = nn.ReLU(inplace=True)
+
+
+def _average_pool(count_include_pad: bool) -> nn.AvgPool2d:
+    return nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=count_include_pad)
+
+
+class InceptionA(nn.Module):
+    """1x1, 5x5 and double 3x3 branches and a pooled one: N x C x H x W -> N x (224 + pooled) x H x W."""
+
+    def __init__(self, in_channels: int, pooled: int, count_include_pad: bool) -> None:
+        super().__init__()
+        self.branch1x1 = ConvNormAct(in_channels, 64, 1)
+        self.branch5x5_1 = ConvNormAct(in_channels, 48, 1)
+        self.branch5x5_2 = ConvNormAct(48, 64, 5, padding=2)
+        self.branch3x3dbl_1 = ConvNormAct(in_channels, 64, 1)
+        self.branch3x3dbl_2 = ConvNormAct(64, 96, 3, padding=1)
+        self.branch3x3dbl_3 = ConvNormAct(96, 96, 3, padding=1)
+        self.pool = _average_pool(count_include_pad)
+        self.branch_pool = ConvNormAct(in_channels, pooled, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b1 = self.branch1x1(x)
+        b5 = self.branch5x5_2(self.branch5x5_1(x))
+        b3 = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
+        bp = self.branch_pool(self.pool(x))
+        return torch.cat([b1, b5, b3, bp], 1)
+
+
+class InceptionB(nn.Module):
+    """Halves the picture: N x C x H x W -> N x (480 + C) x H/2 x W/2."""
+
+    def __init__(self, in_channels: int) -> None:
+        super().__init__()
+        self.branch3x3 = ConvNormAct(in_channels, 384, 3, stride=2)
+        self.branch3x3dbl_1 = ConvNormAct(in_channels, 64, 1)
+        self.branch3x3dbl_2 = ConvNormAct(64, 96, 3, padding=1)
+        self.branch3x3dbl_3 = ConvNormAct(96, 96, 3, stride=2)
+        self.pool = nn.MaxPool2d(3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b3 = self.branch3x3(x)
+        b3dbl = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
+        return torch.cat([b3, b3dbl, self.pool(x)], 1)
+
+
+class InceptionC(nn.Module):
+    """7x7 convolutions factorised into 1x7 and 7x1: N x C x H x W -> N x 768 x H x W."""
+
+    def __init__(self, in_channels: int, narrow: int, count_include_pad: bool) -> None:
+        super().__init__()
+        self.branch1x1 = ConvNormAct(in_channels, 192, 1)
+        self.branch7x7_1 = ConvNormAct(in_channels, narrow, 1)
+        self.branch7x7_2 = ConvNormAct(narrow, narrow, (1, 7), padding=(0, 3))
+        self.branch7x7_3 = ConvNormAct(narrow, 192, (7, 1), padding=(3, 0))
+        self.branch7x7dbl_1 = ConvNormAct(in_channels, narrow, 1)
+        self.branch7x7dbl_2 = ConvNormAct(narrow, narrow, (7, 1), padding=(3, 0))
+        self.branch7x7dbl_3 = ConvNormAct(narrow, narrow, (1, 7), padding=(0, 3))
+        self.branch7x7dbl_4 = ConvNormAct(narrow, narrow, (7, 1), padding=(3, 0))
+        self.branch7x7dbl_5 = ConvNormAct(narrow, 192, (1, 7), padding=(0, 3))
+        self.pool = _average_pool(count_include_pad)
+        self.branch_pool = ConvNormAct(in_channels, 192, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b1 = self.branch1x1(x)
+        b7 = self.branch7x7_3(self.branch7x7_2(self.branch7x7_1(x)))
+        b7dbl = self.branch7x7dbl_3(self.branch7x7dbl_2(self.branch7x7dbl_1(x)))
+        b7dbl = self.branch7x7dbl_5(self.branch7x7dbl_4(b7dbl))
+        bp = self.branch_pool(self.pool(x))
+        return torch.cat([b1, b7, b7dbl, bp], 1)
+
+
+class InceptionD(nn.Module):
+    """Halves the picture again: N x C x H x W -> N x (512 + C) x H/2 x W/2."""
+
+    def __init__(self, in_channels: int) -> None:
+        super().__init__()
+        self.branch3x3_1 = ConvNormAct(in_channels, 192, 1)
+        self.branch3x3_2 = ConvNormAct(192, 320, 3, stride=2)
+        self.branch7x7x3_1 = ConvNormAct(in_channels, 192, 1)
+        self.branch7x7x3_2 = ConvNormAct(192, 192, (1, 7), padding=(0, 3))
+        self.branch7x7x3_3 = ConvNormAct(192, 192, (7, 1), padding=(3, 0))
+        self.branch7x7x3_4 = ConvNormAct(192, 192, 3, stride=2)
+        self.pool = nn.MaxPool2d(3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b3 = self.branch3x3_2(self.branch3x3_1(x))
+        b7 = self.branch7x7x3_2(self.branch7x7x3_1(x))
+        b7 = self.branch7x7x3_4(self.branch7x7x3_3(b7))
+        return torch.cat([b3, b7, self.pool(x)], 1)
+
+
+class InceptionE(nn.Module):
+    """Branches that fork into 1x3 and 3x1: N x C x H x W -> N x 2048 x H x W."""
+
+    def __init__(self, in_channels: int, count_include_pad: bool) -> None:
+        super().__init__()
+        self.branch1x1 = ConvNormAct(in_channels, 320, 1)
+        self.branch3x3_1 = ConvNormAct(in_channels, 384, 1)
+        self.branch3x3_2a = ConvNormAct(384, 384, (1, 3), padding=(0, 1))
+        self.branch3x3_2b = ConvNormAct(384, 384, (3, 1), padding=(1, 0))
+        self.branch3x3dbl_1 = ConvNormAct(in_channels, 448, 1)
+        self.branch3x3dbl_2 = ConvNormAct(448, 384, 3, padding=1)
+        self.branch3x3dbl_3a = ConvNormAct(384, 384, (1, 3), padding=(0, 1))
+        self.branch3x3dbl_3b = ConvNormAct(384, 384, (3, 1), padding=(1, 0))
+        self.pool = _average_pool(count_include_pad)
+        self.branch_pool = ConvNormAct(in_channels, 192, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b1 = self.branch1x1(x)
+        b3 = self.branch3x3_1(x)
+        b3 = torch.cat([self.branch3x3_2a(b3), self.branch3x3_2b(b3)], 1)
+        b3dbl = self.branch3x3dbl_2(self.branch3x3dbl_1(x))
+        b3dbl = torch.cat([self.branch3x3dbl_3a(b3dbl), self.branch3x3dbl_3b(b3dbl)], 1)
+        bp = self.branch_pool(self.pool(x))
+        return torch.cat([b1, b3, b3dbl, bp], 1)
+
+
+class InceptionV3(nn.Module):
+    """InceptionV3 without auxiliary classifier; N x in_chans x 299 x 299 -> N x num_classes.
+
+    Args:
+        num_classes: Outputs of the last layer; 0 leaves pooled features.
+        in_chans: Channels of the input.
+        drop_rate: Dropout before the last layer.
+        global_pool: "avg", "max" or "" (none), as in timm.
+        count_include_pad: Whether the average pools inside count their zero padding: True as in timm and
+            torchvision, False as in Keras.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        drop_rate: float = 0.0,
+        global_pool: str = "avg",
+        count_include_pad: bool = True,
+    ) -> None:
+        super().__init__()
+        self.num_classes, self.in_chans, self.drop_rate = num_classes, in_chans, drop_rate
+        self.count_include_pad = count_include_pad
+        self.pretrained_cfg = {**PREPROCESSING, "first_conv": "Conv2d_1a_3x3.conv", "classifier": "fc"}
+        self.Conv2d_1a_3x3 = ConvNormAct(in_chans, 32, 3, stride=2)
+        self.Conv2d_2a_3x3 = ConvNormAct(32, 32, 3)
+        self.Conv2d_2b_3x3 = ConvNormAct(32, 64, 3, padding=1)
+        self.Pool1 = nn.MaxPool2d(3, stride=2)
+        self.Conv2d_3b_1x1 = ConvNormAct(64, 80, 1)
+        self.Conv2d_4a_3x3 = ConvNormAct(80, 192, 3)
+        self.Pool2 = nn.MaxPool2d(3, stride=2)
+        self.Mixed_5b = InceptionA(192, 32, count_include_pad)
+        self.Mixed_5c = InceptionA(256, 64, count_include_pad)
+        self.Mixed_5d = InceptionA(288, 64, count_include_pad)
+        self.Mixed_6a = InceptionB(288)
+        self.Mixed_6b = InceptionC(768, 128, count_include_pad)
+        self.Mixed_6c = InceptionC(768, 160, count_include_pad)
+        self.Mixed_6d = InceptionC(768, 160, count_include_pad)
+        self.Mixed_6e = InceptionC(768, 192, count_include_pad)
+        self.Mixed_7a = InceptionD(768)
+        self.Mixed_7b = InceptionE(1280, count_include_pad)
+        self.Mixed_7c = InceptionE(2048, count_include_pad)
+        self.num_features = 2048
+        self.global_pool: Any  # timm: SelectAdaptivePool2d
+        self.reset_classifier(num_classes, global_pool)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                truncated_normal_(module.weight, std=0.1)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Pictures to the last feature map, N x 2048 x 8 x 8 at 299 pixels."""
+        x = self.Conv2d_1a_3x3(x)  # N x 32 x 149 x 149
+        x = self.Conv2d_2a_3x3(x)  # N x 32 x 147 x 147
+        x = self.Conv2d_2b_3x3(x)  # N x 64 x 147 x 147
+        x = self.Pool1(x)  # N x 64 x 73 x 73
+        x = self.Conv2d_3b_1x1(x)  # N x 80 x 73 x 73
+        x = self.Conv2d_4a_3x3(x)  # N x 192 x 71 x 71
+        x = self.Pool2(x)  # N x 192 x 35 x 35
+        x = self.Mixed_5b(x)  # N x 256 x 35 x 35
+        x = self.Mixed_5c(x)  # N x 288 x 35 x 35
+        x = self.Mixed_5d(x)  # N x 288 x 35 x 35
+        x = self.Mixed_6a(x)  # N x 768 x 17 x 17
+        x = self.Mixed_6b(x)  # N x 768 x 17 x 17
+        x = self.Mixed_6c(x)  # N x 768 x 17 x 17
+        x = self.Mixed_6d(x)  # N x 768 x 17 x 17
+        x = self.Mixed_6e(x)  # N x 768 x 17 x 17
+        x = self.Mixed_7a(x)  # N x 1280 x 8 x 8
+        x = self.Mixed_7b(x)  # N x 2048 x 8 x 8
+        x = self.Mixed_7c(x)  # N x 2048 x 8 x 8
+        return x
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Feature map to logits, or to the pooled features before the last layer."""
+        x = self.global_pool(x)
+        x = self.head_drop(x)
+        return x if pre_logits else self.fc(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+    def get_classifier(self) -> nn.Module:
+        """The last layer."""
+        return self.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A fresh last layer of `num_classes` outputs; `global_pool` None keeps the pooling."""
+        pool_type = self.global_pool.pool_type if global_pool is None else global_pool
+        # Where the parameters live decides where the new layer goes: a model may be on the GPU by now.
+        device = self.Conv2d_1a_3x3.conv.weight.device
+        self.num_classes = num_classes
+        self.global_pool, self.head_drop, self.fc = create_classifier(
+            self.num_features, num_classes, pool_type=pool_type, drop_rate=self.drop_rate, device=device
+        )
+        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """timm's description of layer groups: the stem in two parts, then every Mixed block."""
+        return {
+            "stem": r"^Conv2d_[12]",
+            "blocks": [
+                (r"^Conv2d_[34]", (0,)),
+                *((rf"^Mixed_{name}", (i,)) for i, name in enumerate(MIXED, 1)),
+            ],
+        }
+
+
+MIXED = ("5b", "5c", "5d", "6a", "6b", "6c", "6d", "6e", "7a", "7b", "7c")
+
+# Keras numbers its layers in the order of their creation: conv2d, conv2d_1, ... and with each a batch norm of
+# the same number. This is that order, in the module names of this file.
+_A = "branch1x1 branch5x5_1 branch5x5_2 branch3x3dbl_1 branch3x3dbl_2 branch3x3dbl_3 branch_pool"
+_B = "branch3x3 branch3x3dbl_1 branch3x3dbl_2 branch3x3dbl_3"
+_C = (
+    "branch1x1 branch7x7_1 branch7x7_2 branch7x7_3 "
+    "branch7x7dbl_1 branch7x7dbl_2 branch7x7dbl_3 branch7x7dbl_4 branch7x7dbl_5 branch_pool"
+)
+_D = "branch3x3_1 branch3x3_2 branch7x7x3_1 branch7x7x3_2 branch7x7x3_3 branch7x7x3_4"
+_E = (
+    "branch1x1 branch3x3_1 branch3x3_2a branch3x3_2b "
+    "branch3x3dbl_1 branch3x3dbl_2 branch3x3dbl_3a branch3x3dbl_3b branch_pool"
+)
+KERAS_ORDER: tuple[str, ...] = (
+    *("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "Conv2d_3b_1x1", "Conv2d_4a_3x3"),
+    *(
+        f"Mixed_{block}.{branch}"
+        for block, branches in zip(MIXED, (_A, _A, _A, _B, _C, _C, _C, _C, _D, _E, _E), strict=True)
+        for branch in branches.split()
+    ),
+)
