@@ -35,6 +35,12 @@ class KerasReport:
     head_loaded: bool
     skipped: list[str] = field(default_factory=list)
 
+    def summary(self) -> str:
+        """One line for the log."""
+        head = "head loaded" if self.head_loaded else "head fresh"
+        left_out = f" ({', '.join(self.skipped)} of the file left out)" if self.skipped else ""
+        return f"{self.used} arrays of the Keras file loaded, {head}{left_out}"
+
 
 def read_h5(path: Path) -> KerasLayers:
     """Reads a Keras legacy .h5: weights only, or a whole model (which keeps them under `model_weights`).
@@ -126,7 +132,12 @@ def keras_table(arch: str) -> list[tuple[str, str]]:
 WITHOUT_GAMMA = {"inception_v3"}
 
 
-def load_keras_weights(model: nn.Module, arch: str, path: Path, with_head: bool = True) -> KerasReport:
+def keras_options(arch: str) -> dict[str, Any]:
+    """Keywords that a network must be built with to compute what Keras computes with these weights."""
+    return {"count_include_pad": False} if arch == "inception_v3" else {}
+
+
+def load_keras_weights(model: nn.Module, arch: str, path: Path, with_head: bool | None = None) -> KerasReport:
     """Loads a Keras weights file into `model`; all of it or nothing.
 
     Args:
@@ -134,7 +145,7 @@ def load_keras_weights(model: nn.Module, arch: str, path: Path, with_head: bool 
         arch: Name of its architecture, as in `keras_table`.
         path: Keras .h5, with or without head.
         with_head: Whether dense layers that the file holds go into the linear layers of the classifier, in
-            order; False skips them (they are named in the report).
+            order. None takes them where all their shapes fit; what is left out is named in the report.
 
     Returns:
         What was used. A file without head leaves the classifier alone.
@@ -147,9 +158,13 @@ def load_keras_weights(model: nn.Module, arch: str, path: Path, with_head: bool 
     dense = [name for name, weights in layers.items() if _is_dense(weights)]
     body = {name: weights for name, weights in layers.items() if name not in dense}
     pairs, missing, extra = _match(table, body)
+    head = _linear_layers(model)
+    if with_head is None:
+        own_shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+        widths = [own_shapes[f"{name}.weight"][::-1] for name in head]
+        with_head = widths == [layers[name][0][1].shape for name in dense]
     head_loaded = with_head and bool(dense)
     if head_loaded:
-        head = _linear_layers(model)
         pairs += zip(head, (layers[name] for name in dense), strict=False)
         missing += [f"{name} (linear)" for name in head[len(dense) :]]
         extra += dense[len(head) :]

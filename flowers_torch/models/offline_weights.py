@@ -6,21 +6,14 @@ those of timm's `tf_efficientnet_lite0`, in the same order and shape under other
 
 from pathlib import Path
 
-from torch import Tensor, nn
+import timm
+import torch
+from torch import Tensor
 
 from flowers_torch.errors import ModelFileError, UsageError, printable
 from flowers_torch.files import safe_load
 
 OFFLINE_ARCH = "tf_efficientnet_lite0"
-OFFLINE_LICENCE = "Apache-2.0"
-# How the weights want their pictures; equal to timm's own record of that network.
-OFFLINE_PREPROCESSING = {
-    "input_size": (3, 224, 224),
-    "mean": (0.5, 0.5, 0.5),
-    "std": (0.5, 0.5, 0.5),
-    "interpolation": "bicubic",
-    "crop_pct": 0.875,
-}
 
 
 def offline_weights_path() -> Path:
@@ -60,21 +53,20 @@ def rename_by_order(source: dict[str, Tensor], target: dict[str, Tensor], path: 
     return dict(zip(target, source.values(), strict=True))
 
 
-def load_offline_weights(model: nn.Module, path: Path | None = None) -> int:
-    """Loads the pip package's weights into timm's `tf_efficientnet_lite0` with its 1000-class head.
+def offline_state_dict(path: Path | None = None) -> tuple[dict[str, Tensor], Path]:
+    """The pip package's weights under the names of timm's `tf_efficientnet_lite0`, 1000-class head included.
 
     Args:
-        model: The network as timm builds it; re-head it afterwards.
         path: Another copy of the file; None asks the package.
 
     Returns:
-        Number of tensors loaded: all there are.
+        All tensors of the file, and where they came from.
 
     Raises:
         UsageError: the package is not installed.
-        ModelFileError: the file does not fit; nothing is loaded.
+        ModelFileError: the file does not fit.
     """
     path = offline_weights_path() if path is None else path
-    tensors = rename_by_order(safe_load(path)[0], model.state_dict(), path)
-    model.load_state_dict(tensors)
-    return len(tensors)
+    with torch.device("meta"):  # only names and shapes are wanted
+        target = timm.create_model(OFFLINE_ARCH).state_dict()
+    return rename_by_order(safe_load(path)[0], target, path), path

@@ -14,6 +14,7 @@ import timm
 from torch import nn
 
 from flowers_torch.errors import ModelFileError, UsageError
+from flowers_torch.models.inception_v3 import InceptionV3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,5 +129,7 @@ def _timm_entry(name: str) -> Entry:
 
 register(
     "inception_v3",
-    dataclasses.replace(_timm_entry("inception_v3"), min_size=75, keras_name="InceptionV3"),
+    dataclasses.replace(
+        _timm_entry("inception_v3"), build=InceptionV3, min_size=75, keras_name="InceptionV3"
+    ),
 )

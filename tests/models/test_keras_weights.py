@@ -119,10 +119,13 @@ def test_a_whole_models_dense_head_goes_into_the_classifiers_linear_layers(tmp_p
     np.testing.assert_allclose(model.eval().fc(features).detach().numpy(), expected, rtol=1e-4, atol=1e-3)
 
 
-def test_a_head_can_be_left_out(tmp_path, source, layers):
+def test_a_head_of_other_classes_is_left_out(tmp_path, source, layers):
     path = write_h5(tmp_path / "w.h5", with_head(layers, 2048, 5))
     model = InceptionV3(num_classes=3)
-    report = load_keras_weights(model, "inception_v3", path, with_head=False)
+    report = load_keras_weights(model, "inception_v3", path)  # 5 classes there, 3 here
+    assert (
+        report.summary() == "376 arrays of the Keras file loaded, head fresh (dense_1 of the file left out)"
+    )
     assert report.skipped == ["dense_1"] and not report.head_loaded and backbone_equal(model, source)
 
 
@@ -153,7 +156,7 @@ def test_a_file_that_does_not_fit_names_both_sides_and_loads_nothing(tmp_path, l
     model = InceptionV3(num_classes=4)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(ModelFileError) as caught:
-        load_keras_weights(model, "inception_v3", path)
+        load_keras_weights(model, "inception_v3", path, with_head=True)
     assert "\n" not in str(caught.value) and all(text in str(caught.value) for text in texts), caught.value
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
