@@ -26,9 +26,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         known = [flag for action in self._actions for flag in action.option_strings]
         unknown = [word for word in message.split() if word.startswith("-")]
-        near = (
-            difflib.get_close_matches(unknown[0], known, n=1) if "unrecognized" in message and unknown else []
-        )
+        near = difflib.get_close_matches(unknown[0], known, n=1) if "unrecognized" in message else []
         raise UsageError(printable(message), f"use {near[0]}" if near else f"see {self.prog} --help")
 
 
@@ -83,9 +81,7 @@ def guarded(verb: str, arguments: list[str], prog: str | None = None) -> int:
         return _fail("out of memory; fix: lower --batch-size or --size", 6, debug)
     except Exception as error:
         text = f"{type(error).__name__}: {printable(' '.join(str(error).split()), 300)}"
-        return _fail(
-            f"{text}; fix: this is a bug of ours, please report it with the output of --debug", 1, debug
-        )
+        return _fail(f"{text}; fix: this is our bug, please report it with the output of --debug", 1, debug)
 
 
 def _fail(message: str, code: int, debug: bool) -> int:

@@ -16,7 +16,7 @@ from flowers_torch.data.sources import open_photos
 from flowers_torch.data.splits import Split, exact_split, split_photos
 from flowers_torch.errors import UsageError
 from flowers_torch.models.classifier import Record, build
-from flowers_torch.models.freeze import Rules, freeze_table, rules_for, set_train_mode
+from flowers_torch.models.freeze import Rules, apply_rules, freeze_table, rules_for, set_train_mode
 from flowers_torch.models.weights import load_weights, plan_weights
 from flowers_torch.models.zoo import check_size
 from flowers_torch.training.engine import class_weights

@@ -60,7 +60,7 @@ def train(config: Config, overwrite: bool = False, argv: list[str] | None = None
     run.folder = new_run_folder(config.out, run.photos.name, config.arch, overwrite)
     heading = f"{run.photos.name} with {config.arch}; repeat with: flowers-torch train --config config.toml"
     write_origin(run.folder, to_toml(config, heading), run.photos.classes, argv or [])
-    save_split(run.folder / "split.json", run.photos, run.split, config.seed)
+    save_split(run.split, run.photos, run.folder / "split.json", config.seed)
     with log_file(run.folder / "log.txt"):
         return _train_and_test(run, Progress())
 
@@ -124,9 +124,7 @@ def _train_and_test(run: Run, progress: Progress, saved: Saved | None = None) ->
             warmup=round(stage.warmup_epochs * len(order)),
         )
         set_train_mode(run.model, stage.batch_norm == "adapt")
-        log.info(
-            f"stage {number + 1}  {stage.name}: {stage.epochs} epochs, {stage.optimizer}, lr {stage.lr:g}"
-        )
+        log.info(f"stage {number + 1}  {stage.name}: {stage.epochs} epochs, {stage.optimizer}")
         log.info(freeze_table(run.model, groups, stage.lr))
 
         while progress.epoch < stage.epochs:

@@ -39,9 +39,7 @@ def run(args: argparse.Namespace) -> int:
     classifier = Classifier.load(Path(args.model).expanduser(), choose_runtime(args.device, args.precision))
     classes = len(classifier.record.classes)
     if args.top > classes:
-        raise UsageError(
-            f"--top {args.top}: the model knows {classes} classes", f"use --top {classes} or fewer"
-        )
+        raise UsageError(f"--top {args.top}: the model knows {classes} classes", f"use --top {classes}")
     answers = classifier.predict(photos, args.top, args.batch_size)
 
     failed = 0

@@ -1,6 +1,7 @@
 """`flowers-torch train`, also `python train.py`: the two-stage recipe from the command line."""
 
 import argparse
+import os
 import sys
 import tomllib
 from pathlib import Path
@@ -16,8 +17,8 @@ EXAMPLES = """examples:
 
 # Flag -> field of the configuration; their meaning stands in config.py.
 FLAGS: dict[str, tuple[type, str]] = {
-    "weights": (str, "imagenet | offline | none | a .safetensors, .pth or Keras .h5 file"),
-    "split": (str, "percent train/val/test (60/20/20); seed, oxford1..3 for flowers17"),
+    "weights": (str, "imagenet | offline | none | file (.safetensors .pth .h5)"),
+    "split": (str, "percent, as 60/20/20; for flowers17 also seed, oxford1"),
     "size": (int, "input side in pixels (the network's own)"),
     "batch-size": (int, "photos a step"),
     "seed": (int, "of split, order, augmentation and fresh weights"),
@@ -34,29 +35,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = f"{parser.prog} [--arch NAME] [--data DATA] [options]"
     parser.description = "Train a network on photos: a head on the frozen backbone, then everything."
     parser.epilog = EXAMPLES
-    parser.add_argument("--arch", default="", metavar="NAME", help="any network of the zoo or of timm")
+    parser.add_argument("--arch", default="", metavar="NAME", help="network, of the zoo or of timm")
     parser.add_argument("--data", default="", help="folder | archive | flowers17 | demo")
-    parser.add_argument(
-        "--config", default="", metavar="FILE", help="TOML with any option; flags win over it"
-    )
+    parser.add_argument("--config", default="", metavar="FILE", help="TOML with any option; flags win")
     for flag, (kind, text) in FLAGS.items():
         parser.add_argument(f"--{flag}", type=kind, help=text, metavar="N" if kind is int else "X")
-    parser.add_argument(
-        "--epochs", metavar="A,B", help="epochs of each stage, such as 2,5 (as the configuration says)"
-    )
+    parser.add_argument("--epochs", metavar="A,B", help="epochs of each stage, as 2,5")
     parser.add_argument(
         "--set",
         action="append",
         default=[],
-        metavar="KEY=VALUE",
-        help="any other option: --set stages.1.lr=1e-4",
+        metavar="K=V",
+        help="any other option, as stages.1.lr=1e-4",
     )
-    parser.add_argument("--cache", metavar="DIR", help="where downloads are kept ($FLOWERS_TORCH_CACHE)")
+    parser.add_argument("--cache", metavar="DIR", help="where downloads are kept")
     parser.add_argument("--resume", metavar="RUN", help="go on with an interrupted run")
     parser.add_argument("--overwrite", action="store_true", help="let --out replace an earlier run")
-    parser.add_argument(
-        "--dry-run", action="store_true", help="show data, model, stages, memory and time; stop"
-    )
+    parser.add_argument("--dry-run", action="store_true", help="show data, model, stages, memory, time; stop")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -65,8 +60,6 @@ def run(args: argparse.Namespace) -> int:
     if args.resume and (overrides or args.arch or args.data or args.config or args.dry_run or args.overwrite):
         raise UsageError("--resume goes on with the run's own configuration", "give --resume RUN alone")
     if args.cache:
-        import os
-
         os.environ["FLOWERS_TORCH_CACHE"] = args.cache
     from flowers_torch.config import load_config
 
@@ -93,9 +86,7 @@ def _overrides(args: argparse.Namespace) -> dict[str, Any]:
         try:
             counts = [int(part) for part in args.epochs.split(",")]
         except ValueError:
-            raise UsageError(
-                f"--epochs {printable(args.epochs)} is no list of numbers", "use such as 2,5"
-            ) from None
+            raise UsageError(f"--epochs {printable(args.epochs)} is no list", "use such as 2,5") from None
         overrides |= {f"stages.{stage}.epochs": count for stage, count in enumerate(counts)}
     for assignment in args.set:
         key, equals, text = assignment.partition("=")

@@ -93,9 +93,7 @@ def find_files(patterns: Sequence[str]) -> list[Path]:
         else:
             matches = sorted(Path(match) for match in glob.glob(os.path.expanduser(pattern), recursive=True))
         if not matches:
-            raise UsageError(
-                f"no photo at {printable(pattern)}", "name files, folders or globs that hold photos"
-            )
+            raise UsageError(f"no photo at {printable(pattern)}", "name files, folders or globs")
         found |= dict.fromkeys(matches)
     return list(found)
 
