@@ -1,3 +1,42 @@
 """Transfer learning for image classification on your own photos, in PyTorch."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from flowers_torch.models.blocks import BasicBlock, ConvolutionalBlock, IdentityBlock, PreActivationBlock
+    from flowers_torch.models.resnet import resnet50, resnet101, resnet152
+
+# Looked up on first use, so that `import flowers_torch` does not have to load torch.
+_HOMES = {
+    "BasicBlock": "flowers_torch.models.blocks",
+    "ConvolutionalBlock": "flowers_torch.models.blocks",
+    "IdentityBlock": "flowers_torch.models.blocks",
+    "PreActivationBlock": "flowers_torch.models.blocks",
+    "resnet50": "flowers_torch.models.resnet",
+    "resnet101": "flowers_torch.models.resnet",
+    "resnet152": "flowers_torch.models.resnet",
+}
+
+__all__ = [
+    "BasicBlock",
+    "ConvolutionalBlock",
+    "IdentityBlock",
+    "PreActivationBlock",
+    "__version__",
+    "resnet50",
+    "resnet101",
+    "resnet152",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

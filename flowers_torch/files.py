@@ -5,7 +5,9 @@ one way to fetch (`download`). Nothing else in the package touches weights or th
 """
 
 import contextlib
+import csv
 import hashlib
+import io
 import json
 import os
 import re
@@ -70,6 +72,16 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON atomically; NaN is an error, because it is no JSON."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=True, allow_nan=False) + "\n")
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Writes rows with the keys of the first as header, atomically."""
+    text = io.StringIO()
+    if rows:
+        writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    write_text(path, text.getvalue())
 
 
 def safe_save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, Any]) -> None:

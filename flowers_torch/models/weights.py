@@ -138,9 +138,10 @@ def fetch_imagenet(arch: str) -> Path:
     if cfg is None or not (cfg.hf_hub_id or isinstance(cfg.url, str)):
         raise ModelFileError(f"timm has no pretrained weights for {arch}", "give --weights none or a file")
     if not cfg.hf_hub_id:
-        name = cfg.url.rpartition("/")[2]
+        url = str(cfg.url)
+        name = url.rpartition("/")[2]
         digest = Path(name).stem.rpartition("-")[2]  # torch's naming rule: the start of the file's sha256
-        return download(cfg.url, cache_folder() / "weights" / name, digest, ways_on=WAYS_ON)
+        return download(url, cache_folder() / "weights" / name, digest, ways_on=WAYS_ON)
     import huggingface_hub
     from huggingface_hub import constants
 

@@ -1,6 +1,8 @@
 """The state of an unfinished run as one file: resuming from it repeats what would have happened."""
 
 import dataclasses
+import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from flowers_torch.errors import ModelFileError, printable
-from flowers_torch.files import safe_load, safe_save
-from flowers_torch.models.classifier import load_matching
-from flowers_torch.training.engine import Sums
+from flowers_torch.files import safe_load, safe_save, write_csv
+from flowers_torch.models.classifier import Record, load_matching, read_record, save_classifier
+from flowers_torch.training.engine import Sums, Training
 
+MODEL_FILE = "model.safetensors"
 RESUME_FILE = "resume.safetensors"
+SHORT_EPOCH_SECONDS = 10  # epochs shorter than this are not worth a save each
 
 
 @dataclasses.dataclass
@@ -28,25 +32,36 @@ class Progress:
     best: dict[str, Any] = dataclasses.field(default_factory=dict)  # the row of the best epoch
 
 
+@dataclasses.dataclass(frozen=True)
+class Saved:
+    """A run's state as read from disk."""
+
+    path: Path
+    tensors: dict[str, Tensor]
+    progress: Progress
+    record: Record  # of the network
+    scaler: dict[str, Any]  # state of the loss scaling
+
+
 def save_progress(
     path: Path,
     progress: Progress,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
+    record: Record,
+    training: Training,
 ) -> None:
     """Writes network, optimiser, random state and progress, atomically."""
-    tensors = {f"model/{name}": value for name, value in model.state_dict().items()}
+    tensors = {f"model/{name}": value for name, value in training.model.state_dict().items()}
     tensors["random/cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors["random/cuda"] = torch.cuda.get_rng_state()
-    for name, values in _optimizer_state(optimizer).items():
+    for name, values in _optimizer_state(training.optimizer).items():
         tensors |= {f"optimizer/{name}/{key}": torch.as_tensor(value) for key, value in values.items()}
-    safe_save(tensors, path, {"progress": dataclasses.asdict(progress), "scaler": scaler.state_dict()})
+    metadata = {"progress": dataclasses.asdict(progress), "record": dataclasses.asdict(record)}
+    safe_save(tensors, path, metadata | {"scaler": training.scaler.state_dict()})
 
 
-def read_progress(path: Path) -> tuple[dict[str, Tensor], Progress, dict[str, Any]]:
-    """Reads what `save_progress` wrote: tensors, progress, state of the loss scaler.
+def read_progress(path: Path) -> Saved:
+    """Reads what `save_progress` wrote.
 
     Raises:
         ModelFileError: missing, damaged, or not a resume file.
@@ -57,40 +72,88 @@ def read_progress(path: Path) -> tuple[dict[str, Tensor], Progress, dict[str, An
         progress = Progress(**(values | {"sums": Sums(**values["sums"])}))
     except (KeyError, TypeError) as error:
         raise ModelFileError(f"{printable(path)} is no resume file", "start a new run") from error
-    return tensors, progress, metadata.get("scaler", {})
+    return Saved(path, tensors, progress, read_record(metadata, path), metadata.get("scaler", {}))
 
 
-def restore_model(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+def restore_model(model: nn.Module, saved: Saved) -> None:
     """Puts the saved weights and buffers back."""
-    load_matching(model, _below("model/", tensors), path)
+    load_matching(model, _below("model/", saved.tensors), saved.path)
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Puts the saved state of each parameter back, by the parameter's name.
+def restore_training(training: Training, saved: Saved) -> None:
+    """Puts the optimiser's state, by parameter name, the loss scaling and the random streams back.
 
     Raises:
-        ModelFileError: the optimiser trains other parameters than the saved one did.
+        ModelFileError: the stage trains other parameters than the saved one did.
     """
-    saved: dict[str, dict[str, Tensor]] = {}
-    for key, value in _below("optimizer/", tensors).items():
+    states: dict[str, dict[str, Tensor]] = {}
+    for key, value in _below("optimizer/", saved.tensors).items():
         name, _, part = key.rpartition("/")
-        saved.setdefault(name, {})[part] = value
+        states.setdefault(name, {})[part] = value
+    optimizer = training.optimizer
     names = [name for group in optimizer.param_groups for name in group["names"]]
-    strangers = sorted(set(saved) - set(names))
+    strangers = sorted(set(states) - set(names))
     if strangers:
         raise ModelFileError(
-            f"the saved optimiser trains {strangers[0]}, which this stage does not",
+            f"{printable(saved.path)} trains {strangers[0]}, which this stage does not",
             "resume with the same config",
         )
-    state = {index: saved[name] for index, name in enumerate(names) if name in saved}
+    state = {index: states[name] for index, name in enumerate(names) if name in states}
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    training.scaler.load_state_dict(saved.scaler)
+    torch.set_rng_state(saved.tensors["random/cpu"])
+    if "random/cuda" in saved.tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(saved.tensors["random/cuda"])
 
 
-def restore_random(tensors: dict[str, Tensor]) -> None:
-    """Puts the random streams back that dropout draws from."""
-    torch.set_rng_state(tensors["random/cpu"])
-    if "random/cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["random/cuda"])
+class Saver:
+    """Decides when to write to the run folder, and writes: the best weights, then the state to resume from.
+
+    In this order, because a resumed run finds the same best weights again, but could not go back to an epoch
+    whose weights were never written.
+
+    Args:
+        folder: The run folder.
+        progress: The run's progress; updated at each end of an epoch.
+        record: Of the network.
+        minutes: Between two saves within an epoch.
+    """
+
+    def __init__(self, folder: Path, progress: Progress, record: Record, minutes: float) -> None:
+        self.folder, self.progress, self.record, self.minutes = folder, progress, record, minutes
+        self.best_weights: dict[str, Tensor] | None = None  # not yet written
+        self.last_save = time.monotonic()
+
+    def end_epoch(self, row: dict[str, Any], model: nn.Module) -> None:
+        """Counts an epoch as done: its row joins the history, its weights are kept if they are the best."""
+        progress = self.progress
+        progress.history.append(row)
+        if is_better(row, progress.best):
+            progress.best = row
+            self.best_weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
+        progress.epoch, progress.step, progress.seconds, progress.sums = progress.epoch + 1, 0, 0.0, Sums()
+
+    def save_if_due(self, training: Training, force: bool = False) -> None:
+        """Saves when forced, when the last save is old, or at the end of an epoch that took a while."""
+        age = time.monotonic() - self.last_save
+        epoch_ended = self.progress.step == 0 and age > SHORT_EPOCH_SECONDS
+        if not (force or epoch_ended or age > 60 * self.minutes):
+            return
+        if self.best_weights is not None:
+            save_classifier(self.best_weights, self.record, self.folder / MODEL_FILE, best=self.progress.best)
+            self.best_weights = None
+        write_csv(self.folder / "history.csv", self.progress.history)
+        save_progress(self.folder / RESUME_FILE, self.progress, self.record, training)
+        self.last_save = time.monotonic()
+
+
+def is_better(row: dict[str, Any], best: dict[str, Any]) -> bool:
+    """Whether an epoch beats the best so far: by validation accuracy, then loss; NaN never does."""
+    if not math.isfinite(row["val_loss"]):
+        return not best and math.isfinite(row["val_accuracy"])
+    if not best or not math.isfinite(best["val_loss"]):
+        return True
+    return bool((row["val_accuracy"], -row["val_loss"]) > (best["val_accuracy"], -best["val_loss"]))
 
 
 def _optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -96,17 +96,18 @@ def train_epoch(
     sums: Sums,
     first_step: int,
     rate: Callable[[int], float],
-    after_step: Callable[[int, Sums, float], Any],
-) -> None:
-    """One pass, or the rest of one, over the training photos.
+) -> Iterator[float]:
+    """One pass, or the rest of one, over the training photos, a step at a time.
 
     Args:
         training: As `train_step`; its network is in the training mode that the stage wants.
         batches: `(images, labels, positions)`.
-        sums: Added to; not empty when a pass is resumed in its middle.
+        sums: Added to after each step; not empty when a pass is resumed in its middle.
         first_step: Number of the first batch within the stage.
         rate: Learning rate of a step of the stage.
-        after_step: Called with the number of steps done in the stage, the sums and the learning rate.
+
+    Yields:
+        The learning rate of each step, when it is done.
     """
     for step, (images, labels, _) in enumerate(batches, start=first_step):
         lr = rate(step)
@@ -114,7 +115,7 @@ def train_epoch(
         sums.loss += loss * len(labels)
         sums.correct += correct
         sums.photos += len(labels)
-        after_step(step + 1, sums, lr)
+        yield lr
 
 
 @torch.inference_mode()

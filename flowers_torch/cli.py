@@ -1,0 +1,95 @@
+"""The `flowers-torch` command: verbs, and the one place where an error becomes a line and an exit code."""
+
+import argparse
+import difflib
+import importlib
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import NoReturn
+
+from flowers_torch import __version__
+from flowers_torch.errors import FlowersError, UsageError, printable
+
+# Verb -> what it does. Each is a module of `flowers_torch.commands`, imported only when it is called.
+VERBS = {
+    "train": "train a network on photos in class folders",
+    "predict": "name the class of photos",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that answers mistakes in our one-line form, with near matches."""
+
+    def error(self, message: str) -> NoReturn:
+        known = [flag for action in self._actions for flag in action.option_strings]
+        unknown = [word for word in message.split() if word.startswith("-")]
+        near = difflib.get_close_matches(unknown[0], known, n=1) if "unrecognized" in message else []
+        raise UsageError(printable(message), f"use {near[0]}" if near else f"see {self.prog} --help")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a verb and returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        width = max(map(len, VERBS))
+        print("usage: flowers-torch VERB ...\n")
+        print("\n".join(f"  {verb:{width}}  {text}" for verb, text in VERBS.items()))
+        print("\nflowers-torch VERB --help says more.")
+        return 0
+    if arguments[0] == "--version":
+        print(f"flowers-torch {__version__}")
+        return 0
+    return guarded(arguments[0], arguments[1:])
+
+
+def guarded(verb: str, arguments: list[str], prog: str | None = None) -> int:
+    """Runs one verb; every failure ends as one line on stderr and the exit code that belongs to it.
+
+    Args:
+        verb: Key of `VERBS`.
+        arguments: What follows it.
+        prog: Name in usage texts, where it is not `flowers-torch VERB`.
+    """
+    debug = "--debug" in arguments
+    try:
+        if verb not in VERBS:
+            near = difflib.get_close_matches(verb, VERBS, n=1)
+            raise UsageError(f"no verb {printable(verb)!r}", f"use {near[0] if near else ', '.join(VERBS)}")
+        command = importlib.import_module(f"flowers_torch.commands.{verb.replace('-', '_')}")
+        parser = Parser(
+            prog=prog or f"flowers-torch {verb}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        command.add_arguments(parser)
+        parser.add_argument("--debug", action="store_true", help="show the trace of an error")
+        code: int = command.run(parser.parse_args(arguments))
+        sys.stdout.flush()
+        return code
+    except FlowersError as error:
+        return _fail(str(error), error.exit_code, debug)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 128 + signal.SIGINT, debug)
+    except BrokenPipeError:
+        # The reader of a pipe (`| head`) has gone; a second failure while Python closes stdout is avoided.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except MemoryError:
+        return _fail("out of memory; fix: lower --batch-size or --size", 6, debug)
+    except Exception as error:
+        text = f"{type(error).__name__}: {printable(' '.join(str(error).split()), 300)}"
+        return _fail(f"{text}; fix: this is our bug, please report it with the output of --debug", 1, debug)
+
+
+def _fail(message: str, code: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    print(f"flowers-torch: error: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

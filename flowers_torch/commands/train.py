@@ -1,0 +1,99 @@
+"""`flowers-torch train`, also `python train.py`: the two-stage recipe from the command line."""
+
+import argparse
+import os
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from flowers_torch.errors import UsageError, printable
+
+EXAMPLES = """examples:
+  python train.py --arch inception_v3                    Flowers-17, ImageNet weights, two stages
+  python train.py --arch inception_v3 --data demo        drawn flowers, no download
+  python train.py --arch tf_efficientnet_lite0 --weights offline --data my_photos/
+"""
+
+# Flag -> field of the configuration; their meaning stands in config.py.
+FLAGS: dict[str, tuple[type, str]] = {
+    "weights": (str, "imagenet | offline | none | file (.safetensors .pth .h5)"),
+    "split": (str, "percent, as 60/20/20; for flowers17 also seed, oxford1"),
+    "size": (int, "input side in pixels (the network's own)"),
+    "batch-size": (int, "photos a step"),
+    "seed": (int, "of split, order, augmentation and fresh weights"),
+    "precision": (str, "auto | fp32 | bf16 | fp16"),
+    "device": (str, "auto | cpu | cuda | cuda:1 | mps"),
+    "workers": (int, "processes that decode photos"),
+    "threads": (int, "of computation on the CPU"),
+    "out": (str, "run folder (runs/<data>-<arch>-<n>)"),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of training."""
+    parser.usage = f"{parser.prog} [--arch NAME] [--data DATA] [options]"
+    parser.description = "Train a network on photos: a head on the frozen backbone, then everything."
+    parser.epilog = EXAMPLES
+    parser.add_argument("--arch", default="", metavar="NAME", help="network, of the zoo or of timm")
+    parser.add_argument("--data", default="", help="folder | archive | flowers17 | demo")
+    parser.add_argument("--config", default="", metavar="FILE", help="TOML with any option; flags win")
+    for flag, (kind, text) in FLAGS.items():
+        parser.add_argument(f"--{flag}", type=kind, help=text, metavar="N" if kind is int else "X")
+    parser.add_argument("--epochs", metavar="A,B", help="epochs of each stage, as 2,5")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="K=V",
+        help="any other option, as stages.1.lr=1e-4",
+    )
+    parser.add_argument("--cache", metavar="DIR", help="where downloads are kept")
+    parser.add_argument("--resume", metavar="RUN", help="go on with an interrupted run")
+    parser.add_argument("--overwrite", action="store_true", help="let --out replace an earlier run")
+    parser.add_argument("--dry-run", action="store_true", help="show data, model, stages, memory, time; stop")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Trains, resumes or estimates."""
+    overrides = _overrides(args)
+    if args.resume and (overrides or args.arch or args.data or args.config or args.dry_run or args.overwrite):
+        raise UsageError("--resume goes on with the run's own configuration", "give --resume RUN alone")
+    if args.cache:
+        os.environ["FLOWERS_TORCH_CACHE"] = args.cache
+    from flowers_torch.config import load_config
+
+    config = None if args.resume else load_config(args.arch, args.data, args.config, overrides)
+
+    from flowers_torch import prepare, recipe  # torch is imported here, after the flags were found right
+    from flowers_torch.training.monitors import console
+
+    with console():
+        if config is None:
+            recipe.resume(Path(args.resume).expanduser())
+        elif args.dry_run:
+            prepare.dry_run(config)
+        else:
+            recipe.train(config, overwrite=args.overwrite, argv=["flowers-torch", "train", *sys.argv[1:]])
+    return 0
+
+
+def _overrides(args: argparse.Namespace) -> dict[str, Any]:
+    """Changes to the configuration by field name, as the flags ask for."""
+    fields = {flag.replace("-", "_"): getattr(args, flag.replace("-", "_")) for flag in FLAGS}
+    overrides = {name: value for name, value in fields.items() if value is not None}
+    if args.epochs is not None:
+        try:
+            counts = [int(part) for part in args.epochs.split(",")]
+        except ValueError:
+            raise UsageError(f"--epochs {printable(args.epochs)} is no list", "use such as 2,5") from None
+        overrides |= {f"stages.{stage}.epochs": count for stage, count in enumerate(counts)}
+    for assignment in args.set:
+        key, equals, text = assignment.partition("=")
+        if not equals:
+            raise UsageError(f"--set {printable(assignment)} has no =", "use --set KEY=VALUE")
+        try:
+            overrides[key.strip()] = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            overrides[key.strip()] = text  # a bare word is a string
+    return overrides

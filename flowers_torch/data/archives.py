@@ -1,0 +1,237 @@
+"""Unpacking archives from strangers: nothing outside the target folder, no bombs, all of it or nothing."""
+
+import bz2
+import contextlib
+import gzip
+import lzma
+import os
+import shutil
+import stat
+import tarfile
+import tempfile
+import time
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from flowers_torch.data.images import open_regular
+from flowers_torch.errors import DataError, ResourceError, printable
+from flowers_torch.files import file_digest
+
+MAX_MEMBERS = 2_000_000
+MAX_BYTES = 256 * 1024**3
+MAX_RATIO = 100  # photos hardly shrink; what unpacks to more than this many times its size is a bomb
+SMALL_BYTES = 64 * 1024**2  # up to here the ratio does not matter
+STALE_SECONDS = 24 * 3600
+SUFFIXES = (".tar.gz", ".tar.bz2", ".tar.xz", ".tgz", ".tbz2", ".txz", ".tar", ".zip")
+
+_Opener = Callable[[IO[bytes]], IO[bytes]]
+
+
+@contextlib.contextmanager
+def staged_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside `folder` that takes its name when the block ends well, and else is removed.
+
+    So a folder of that name is always complete. What a killed run left behind goes after a day.
+
+    Raises:
+        ResourceError: the place cannot be written or the disk is full.
+    """
+    prefix = f".{folder.name}."
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.parent.glob(f"{glob_escape(prefix)}*.partial"):
+            if time.time() - leftover.stat().st_mtime > STALE_SECONDS:
+                shutil.rmtree(leftover, ignore_errors=True)
+        staging = Path(tempfile.mkdtemp(dir=folder.parent, prefix=prefix, suffix=".partial"))
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
+    try:
+        staging.chmod(0o755)  # mkdtemp makes private folders; a data set is as readable as others
+        yield staging
+        os.rename(staging, folder)
+    except OSError as error:
+        if folder.is_dir():  # another process was faster with the same content
+            return
+        raise _cannot_write(folder, error) from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def extract_archive(
+    archive: Path, folder: Path, max_members: int = MAX_MEMBERS, max_bytes: int = MAX_BYTES
+) -> Path:
+    """Unpacks a tar (plain, gz, bz2, xz) or zip, recognised by its content, to `folder`.
+
+    Only folders and regular files are accepted, at relative paths that stay inside. A `folder` that exists
+    is complete already and is returned untouched.
+
+    Raises:
+        DataError: no archive, cut off, damaged, encrypted, with unsafe members, or larger than the limits.
+        ResourceError: the disk is full or cannot be written.
+    """
+    archive, folder = Path(archive), Path(folder)
+    if folder.is_dir():
+        return folder
+    with open_regular(archive) as file, staged_folder(folder) as staging:
+        start = file.read(512)
+        file.seek(0)
+        target = _Target(staging, archive, max_members, max_bytes)
+        try:
+            if start[:4] == b"PK\x03\x04":
+                _unpack_zip(file, target)
+            else:
+                _unpack_tar(_decompressor(start, archive)(file), target)
+        except (EOFError, tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError) as error:
+            raise _damaged(archive, error) from error
+        except OSError as error:
+            if error.errno is None:  # gzip and bz2 report bad bytes this way; a full disk has a number
+                raise _damaged(archive, error) from error
+            raise
+        if not target.members:
+            raise _damaged(archive, "no files in it")
+    return folder
+
+
+def extract_to_cache(archive: Path, cache: Path) -> Path:
+    """Unpacks an archive into the cache, once. Its content names the folder: other bytes, other folder."""
+    with open_regular(archive):  # its errors name the path
+        digest = file_digest(archive)
+    return extract_archive(archive, cache / f"{archive_name(archive)[:64]}-{digest[:12]}")
+
+
+def archive_name(archive: Path) -> str:
+    """The file's name without its archive suffix."""
+    suffix = next((suffix for suffix in SUFFIXES if archive.name.lower().endswith(suffix)), "")
+    return archive.name.removesuffix(archive.name[len(archive.name) - len(suffix) :]) or "archive"
+
+
+class _Target:
+    """Writes members below one folder, refusing what leaves it or goes beyond the limits."""
+
+    def __init__(self, folder: Path, archive: Path, max_members: int, max_bytes: int) -> None:
+        self.folder, self.archive = folder, archive
+        self.members, self.bytes = 0, 0
+        self.max_members = max_members
+        self.max_bytes = min(max_bytes, max(SMALL_BYTES, MAX_RATIO * archive.stat().st_size))
+
+    def path(self, name: str) -> Path:
+        self.members += 1
+        if self.members > self.max_members:
+            raise self.refuse(f"holds more than {self.max_members:,} members")
+        parts = PurePosixPath(name.replace("\\", "/")).parts
+        if not parts or parts[0] == "/" or ".." in parts or ":" in parts[0] or "\0" in name:
+            raise self.refuse(f"holds an unsafe path: {printable(name)}")
+        return self.folder.joinpath(*parts)
+
+    def write(self, name: str, source: IO[bytes]) -> None:
+        path = self.path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            raise self.refuse(f"holds {printable(name)} twice")
+        with path.open("xb") as file:
+            while chunk := source.read(1 << 18):
+                self.bytes += len(chunk)
+                if self.bytes > self.max_bytes:
+                    raise self.refuse(f"unpacks to more than {self.max_bytes:,} bytes")
+                file.write(chunk)
+
+    def refuse(self, why: str) -> DataError:
+        return DataError(f"archive {printable(self.archive)} {why}", "unpack it by hand if you trust it")
+
+
+def _unpack_zip(file: IO[bytes], target: _Target) -> None:
+    with zipfile.ZipFile(file) as content:
+        for member in content.infolist():
+            kind = stat.S_IFMT(member.external_attr >> 16)  # 0 where the zip was made on Windows
+            if member.flag_bits & 1:
+                raise target.refuse("is encrypted")
+            if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+                raise target.refuse(f"holds a link or device: {printable(member.filename)}")
+            if member.is_dir():
+                target.path(member.filename).mkdir(parents=True, exist_ok=True)
+                continue
+            try:
+                with content.open(member) as source:  # reading to the end checks the CRC
+                    target.write(member.filename, source)
+            except NotImplementedError as error:
+                raise target.refuse("uses a compression that Python cannot read") from error
+
+
+def _unpack_tar(stream: IO[bytes], target: _Target) -> None:
+    reader = _ForwardReader(stream, target)
+    with stream, tarfile.open(fileobj=reader, mode="r:") as content:  # type: ignore[call-overload]
+        for member in content:
+            if member.isdir():
+                if PurePosixPath(member.name).parts:  # "." itself is there already
+                    target.path(member.name).mkdir(parents=True, exist_ok=True)
+            elif member.isreg() and not member.issparse():
+                with content.extractfile(member) as source:
+                    target.write(member.name, source)
+            else:
+                raise target.refuse(f"holds a link, device or sparse file: {printable(member.name)}")
+            content.members.clear()  # tarfile would keep them all
+        # tarfile ends quietly at a broken or missing header; only a block of zeros is a true end.
+        if reader.last != bytes(tarfile.BLOCKSIZE):
+            raise tarfile.ReadError("it ends before its end mark")
+        while reader.read(1 << 20):  # to the end, where gzip checks its own checksum
+            pass
+
+
+class _ForwardReader:
+    """What `tarfile` needs of a file, over a stream that is read once; counts what headers make it read."""
+
+    def __init__(self, stream: IO[bytes], target: _Target) -> None:
+        self.stream, self.target = stream, target
+        self.position = 0
+        self.last = b""
+
+    def tell(self) -> int:
+        return self.position
+
+    def read(self, size: int) -> bytes:
+        # A header can claim a gigabyte of extended attributes: bounded by what may be unpacked in all.
+        limit = 2 * self.target.max_bytes + 2048 * self.target.max_members
+        if self.position + size > limit:
+            raise self.target.refuse(f"unpacks to more than {self.target.max_bytes:,} bytes")
+        self.last = self.stream.read(size)
+        self.position += len(self.last)
+        return self.last
+
+    def seek(self, position: int) -> int:
+        while self.position < position:
+            if not self.read(min(position - self.position, 1 << 20)):
+                break
+        return self.position
+
+
+def _decompressor(start: bytes, archive: Path) -> _Opener:
+    if start[:2] == b"\x1f\x8b":
+        return lambda file: gzip.GzipFile(fileobj=file, mode="rb")  # type: ignore[return-value]
+    if start[:3] == b"BZh":
+        return lambda file: bz2.BZ2File(file)
+    if start[:6] == b"\xfd7zXZ\0":
+        return lambda file: lzma.LZMAFile(file)
+    if start[257:262] == b"ustar":
+        return lambda file: file
+    what = "is a web page, not an archive" if start.lstrip()[:1] == b"<" else "is no tar or zip archive"
+    raise DataError(f"{printable(archive)} {what}", "fetch it again, or give a .tgz, .tar or .zip file")
+
+
+def glob_escape(name: str) -> str:
+    """A name as a glob pattern that matches nothing else."""
+    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
+
+
+def _damaged(archive: Path, error: object) -> DataError:
+    reason = printable(" ".join(str(error).split()))
+    return DataError(f"archive {printable(archive)} is cut off or damaged: {reason}", "fetch it again")
+
+
+def _cannot_write(folder: Path, error: OSError) -> ResourceError:
+    return ResourceError(
+        f"cannot write {printable(folder)}: {error.strerror or error}",
+        "free space or choose another cache folder",
+    )

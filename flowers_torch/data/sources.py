@@ -1,0 +1,67 @@
+"""`--data SOURCE`: from what a person typed to a set of photos."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from flowers_torch.data.archives import SUFFIXES, archive_name, extract_to_cache, staged_folder
+from flowers_torch.data.flowers17 import flowers17, flowers17_folder, is_flowers17
+from flowers_torch.data.folder import Photos, find_parts, find_photos, list_folder
+from flowers_torch.errors import DataError, printable
+from flowers_torch.files import cache_folder
+
+ACCEPTED = "a folder of class folders, a folder with train/val/test, a .tgz, .tar or .zip, flowers17, or demo"
+DEMO_VERSION = 1  # raise when draw_demo draws something else, so that nobody keeps the old pictures
+
+
+def open_photos(
+    source: str | Path,
+    cache: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Photos:
+    """Finds the photos of any source.
+
+    Args:
+        source: A folder (of class folders, or split already), an archive of one, `flowers17` or `demo`. A
+            folder that is called so is reached as `./demo`.
+        cache: Where fetched, unpacked and drawn sets are kept; `files.cache_folder()` if None.
+        progress: Called with bytes so far and bytes in all while downloading.
+
+    Raises:
+        DataError: nothing of that name, or nothing usable in it.
+        ResourceError: no network or no space.
+    """
+    cache = Path(cache or cache_folder())
+    if str(source) == "demo":
+        return _demo(cache)
+    if str(source) == "flowers17":
+        return flowers17(cache=cache, progress=progress)
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return flowers17_folder(path) if is_flowers17(path) else find_photos(path)
+    if path.name.lower().endswith(SUFFIXES) and path.exists():
+        return _archive(path, cache)
+    what = "is no archive of a known kind" if path.exists() else "does not exist"
+    raise DataError(f"--data {printable(source)} {what}", f"give {ACCEPTED}")
+
+
+def _archive(path: Path, cache: Path) -> Photos:
+    folder = extract_to_cache(path, cache)
+    if is_flowers17(folder):
+        return flowers17(path, cache)
+    while not find_parts(folder):  # most archives hold one folder that holds everything
+        folders, _ = list_folder(folder)
+        inner = list_folder(folder / folders[0])[0] if len(folders) == 1 else []
+        if not inner:
+            break
+        folder = folder / folders[0]
+    return find_photos(folder, archive_name(path))
+
+
+def _demo(cache: Path) -> Photos:
+    folder = cache / f"demo-v{DEMO_VERSION}"
+    if not folder.is_dir():
+        from flowers_torch.data.demo import draw_demo
+
+        with staged_folder(folder) as staging:
+            draw_demo(staging)
+    return find_photos(folder, "demo")

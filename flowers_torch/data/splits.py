@@ -1,0 +1,248 @@
+"""Which photo is for training, which for validation, which for the test.
+
+A photo's part follows from a number between 0 and 1 that its relative path and the seed determine alone. So
+adding or removing photos moves no other photo, on any machine, and no two parts can overlap.
+"""
+
+import hashlib
+import json
+import unicodedata
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from flowers_torch.data.folder import Photos
+from flowers_torch.errors import DataError, printable
+from flowers_torch.files import write_json
+
+PARTS = ("train", "val", "test")
+SPLIT_FORMAT = 1
+LOPSIDED = 3  # largest class over smallest from which on it is worth a remark
+EDGE_BYTES = 16384  # read from each end of a photo to notice that it was edited
+
+Split = dict[str, list[int]]
+
+
+def split_number(path: str, seed: int) -> float:
+    """A uniform number in [0, 1) that depends on nothing but the seed and the relative path.
+
+    The path is NFC-normalised first, because macOS and Linux encode the same accents differently.
+    """
+    name = unicodedata.normalize("NFC", path).encode("utf-8", "surrogateescape")
+    digest = hashlib.sha256(b"%d\0" % seed + name).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def split_photos(photos: Photos, fractions: Sequence[float] = (0.6, 0.2, 0.2), seed: int = 0) -> Split:
+    """Splits every class by these fractions, or as the source itself says.
+
+    Where the source is split already, that is kept; a part that it lacks is drawn from its training photos.
+    A class so small that a part got none of it gives that part one photo, of the part that has most of
+    the class, the one with the smallest number; only there can an added photo move another.
+
+    Args:
+        photos: The set.
+        fractions: For train, val and test, summing to 1; test may be 0.
+        seed: Another seed gives another split.
+
+    Returns:
+        Indices into `photos.paths`, ascending, by part.
+
+    Raises:
+        DataError: fractions that are none, or a class with fewer photos than there are parts.
+    """
+    if len(fractions) != 3 or any(not 0 <= f <= 1 for f in fractions) or abs(sum(fractions) - 1) > 1e-6:
+        raise DataError(
+            f"split fractions {tuple(fractions)} do not sum to 1", "give three, such as 0.6 0.2 0.2"
+        )
+    if min(fractions[:2]) == 0:
+        raise DataError(
+            f"split fractions {tuple(fractions)} leave train or val empty", "give both some photos"
+        )
+    given = set(photos.split.values())
+    drawn = {part: share for part, share in zip(PARTS, fractions, strict=True) if part not in given}
+    drawn["train"] = fractions[0]  # what is drawn comes out of train
+    wanted = [part for part in PARTS if part in given or drawn.get(part)]
+    parts = [photos.split.get(path, "train") for path in photos.paths]
+    numbers = [split_number(path, seed) for path in photos.paths]
+    for index, part in enumerate(parts):
+        if part == "train":
+            parts[index] = _part_of(numbers[index], drawn)
+    for label, name in enumerate(photos.classes):
+        _fill_parts(parts, numbers, [i for i, x in enumerate(photos.labels) if x == label], wanted, name)
+    return {part: [index for index, own in enumerate(parts) if own == part] for part in PARTS}
+
+
+def exact_split(photos: Photos, counts: Sequence[int], seed: int = 0) -> Split:
+    """Splits into parts of exactly these sizes, each class in proportion; classes of one size differ by
+    at most one photo within a part. For fixed sets: here an added photo does move others.
+
+    Args:
+        photos: The set.
+        counts: Photos for train, val and test in all.
+        seed: Another seed gives another split.
+    """
+    if len(counts) != 3 or min(counts) < 0 or sum(counts) > len(photos):
+        raise DataError(
+            f"cannot draw {list(counts)} photos from the {len(photos)} of {printable(photos.name)}",
+            "give three counts that fit",
+        )
+    quotas = _class_quotas(photos, counts, seed)
+    split: Split = {part: [] for part in PARTS}
+    for label, quota in enumerate(quotas):
+        members = [index for index, own in enumerate(photos.labels) if own == label]
+        members.sort(key=lambda index: split_number(photos.paths[index], seed))
+        for part, count in zip(PARTS, quota, strict=True):
+            split[part] += members[:count]
+            members = members[count:]
+    return {part: sorted(indices) for part, indices in split.items()}
+
+
+def _part_of(number: float, shares: Mapping[str, float]) -> str:
+    """The part whose interval holds the number; `train` has the first one."""
+    total = sum(shares.values())
+    edge = 0.0
+    for part in PARTS:
+        edge += shares.get(part, 0.0) / total
+        if number < edge:
+            return part
+    return "train"  # the edges' rounding error left a hair above the last one
+
+
+def _fill_parts(
+    parts: list[str], numbers: list[float], members: list[int], wanted: list[str], name: str
+) -> None:
+    """Gives one photo of a class to each part that got none; edits `parts`."""
+    if len(members) < len(wanted):
+        raise DataError(
+            f"class {printable(name)} has {len(members)} photo{'s' * (len(members) != 1)}, too few to be in "
+            f"{', '.join(wanted)}",
+            f"add photos until it has at least {len(wanted)}",
+        )
+    for part in wanted:
+        by_part = {own: [i for i in members if parts[i] == own] for own in wanted}
+        if not by_part[part]:
+            largest = max(by_part.values(), key=len)
+            parts[min(largest, key=lambda i: numbers[i])] = part
+
+
+def _class_quotas(photos: Photos, counts: Sequence[int], seed: int) -> list[list[int]]:
+    """Photos of each class (row) for each part (column): columns sum exactly, entries are rounded quotas."""
+    sizes = photos.counts()
+    counts = [*counts, len(photos) - sum(counts)]  # the last column: in no part
+    quotas = [[count * size // len(photos) for count in counts] for size in sizes]
+    room = [size - sum(quota) for size, quota in zip(sizes, quotas, strict=True)]
+    lacking = [count - sum(quota[part] for quota in quotas) for part, count in enumerate(counts)]
+    # Parts that lack most choose first, and take from the classes with most room left: such a greedy choice
+    # succeeds whenever any choice of at most one extra photo a class and part does (Gale and Ryser).
+    for part in sorted(range(len(counts)), key=lambda part: -lacking[part]):
+        order = sorted(
+            range(len(sizes)),
+            key=lambda label: (-room[label], split_number(f"{part}/{photos.classes[label]}", seed)),
+        )
+        for label in order[: lacking[part]]:
+            quotas[label][part] += 1
+            room[label] -= 1
+    return [quota[: len(PARTS)] for quota in quotas]
+
+
+def describe_split(photos: Photos, split: Split) -> str:
+    """One line: how many photos of how many classes, how they are split, and how lopsided the set is."""
+    counts = photos.counts()
+    parts = ", ".join(f"{len(indices)} {part}" for part, indices in split.items())
+    text = f"{len(photos)} photos of {len(photos.classes)} classes: {parts}"
+    if max(counts) >= LOPSIDED * max(1, min(counts)):
+        text += (
+            f"; lopsided: {max(counts)} of {printable(photos.classes[counts.index(max(counts))], 40)}, "
+            f"{min(counts)} of {printable(photos.classes[counts.index(min(counts))], 40)}"
+        )
+    return text
+
+
+def fingerprint(path: Path) -> str:
+    """A short digest of a photo's size and of both ends of its bytes: cheap, and edits change it."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(0)
+            start = file.read(EDGE_BYTES)
+            file.seek(max(0, size - EDGE_BYTES))
+            end = file.read(EDGE_BYTES)
+    except OSError as error:
+        raise DataError(f"cannot read {printable(path)}: {error.strerror}", "check the path") from error
+    return hashlib.blake2b(b"%d\0" % size + start + end, digest_size=8).hexdigest()
+
+
+def save_split(split: Split, photos: Photos, path: Path, seed: int) -> None:
+    """Writes `split.json`: relative paths and fingerprints by part, for later runs to have the same parts."""
+    write_json(
+        path,
+        {
+            "format": SPLIT_FORMAT,
+            "data": photos.name,
+            "seed": seed,
+            "classes": list(photos.classes),
+            "counts": {part: len(indices) for part, indices in split.items()},
+            "parts": {
+                part: {photos.paths[i]: fingerprint(photos.root / photos.paths[i]) for i in indices}
+                for part, indices in split.items()
+            },
+        },
+    )
+
+
+def load_split(path: Path, photos: Photos, allow_change: bool = False) -> Split:
+    """Reads `split.json` back as indices into `photos.paths`.
+
+    Args:
+        path: The file.
+        photos: The set as it is now.
+        allow_change: Go on with the photos that are still there although some are missing, new or edited;
+            new ones stay out of every part.
+
+    Raises:
+        DataError: no such file, no split, other classes, or photos that changed (how many, and the first).
+    """
+    content = _read_split(path)
+    if content["classes"] != list(photos.classes):
+        raise DataError(
+            f"{printable(path)} was made for other classes than those of {printable(photos.name)}",
+            "use the data that it was made for, or make a new split",
+        )
+    stored = {name: mark for members in content["parts"].values() for name, mark in members.items()}
+    index = {name: i for i, name in enumerate(photos.paths)}
+    changes = {
+        "missing": [name for name in stored if name not in index],
+        "added": [name for name in index if name not in stored],
+        "changed": [n for n, mark in stored.items() if n in index and fingerprint(photos.root / n) != mark],
+    }
+    if any(changes.values()) and not allow_change:
+        counts = ", ".join(f"{len(names)} {kind}" for kind, names in changes.items())
+        first = next(names[0] for names in changes.values() if names)
+        raise DataError(
+            f"the photos are not those of {printable(path)}: {counts} (first: {printable(first)})",
+            "restore them, or allow the change with --allow-data-change",
+        )
+    return {part: sorted(index[n] for n in content["parts"][part] if n in index) for part in PARTS}
+
+
+def _read_split(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"cannot read the split {printable(path)}: {printable(error)}", "make a new split"
+        ) from error
+    parts = content.get("parts") if isinstance(content, dict) else None
+    if not isinstance(parts, dict) or not isinstance(content.get("classes"), list):
+        raise DataError(f"{printable(path)} is no split of this package", "make a new split")
+    if content.get("format") != SPLIT_FORMAT:
+        raise DataError(
+            f"{printable(path)} has format {printable(content.get('format'))}, expected {SPLIT_FORMAT}",
+            "make a new split",
+        )
+    if set(parts) != set(PARTS) or not all(isinstance(members, dict) for members in parts.values()):
+        raise DataError(f"{printable(path)} lacks one of {', '.join(PARTS)}", "make a new split")
+    if sum(map(len, parts.values())) != len(set().union(*parts.values())):
+        raise DataError(f"{printable(path)} lists a photo in two parts", "make a new split")
+    return content

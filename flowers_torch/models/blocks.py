@@ -1,0 +1,287 @@
+"""Residual blocks: the parts that every residual network of this package is stacked from.
+
+    import torch
+    from flowers_torch import ConvolutionalBlock, IdentityBlock
+
+    x = torch.randn(8, 64, 56, 56)
+    x = ConvolutionalBlock(64, 3, (64, 64, 256), stride=1)(x)    # 8 x 256 x 56 x 56
+    x = IdentityBlock(256, 3, (64, 64, 256))(x)                  # 8 x 256 x 56 x 56
+
+The defaults are those of the classic Keras course notebook: convolutions with bias, the stride on the
+first 1x1, batch-norm epsilon 1e-3. keras.applications differs in the epsilon (1.001e-5); torchvision and
+timm have no bias, put the stride on the middle convolution and use 1e-5. Weights of one lineage give
+wrong results in another without any error, so each choice is an argument.
+
+Papers: He et al., "Deep Residual Learning for Image Recognition" (https://arxiv.org/abs/1512.03385), and
+"Identity Mappings in Deep Residual Networks" (https://arxiv.org/abs/1603.05027) for `PreActivationBlock`;
+Xie et al., "Aggregated Residual Transformations" (https://arxiv.org/abs/1611.05431) for `groups`.
+"""
+
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from flowers_torch.errors import UsageError
+
+Filters = tuple[int, int, int]
+StridePlace = Literal["first", "middle"]
+ShortcutKind = Literal["projection", "zero_pad", "none"]
+
+
+class MainPath(nn.Module):
+    """1x1, f x f and 1x1 convolution, each with batch norm, ReLU after the first two.
+
+    Shapes: N x in_channels x H x W -> N x filters[2] x ceil(H / stride) x ceil(W / stride).
+
+    Args:
+        in_channels: Channels of the input.
+        kernel_size: f of the middle convolution; an even f is padded right and below, as in TensorFlow.
+        filters: Output channels of the three convolutions.
+        stride: Of the one convolution that `stride_on` names.
+        stride_on: "first" (Keras) or "middle" (torchvision and timm: nothing is skipped unseen).
+        bias: Whether the convolutions have one; batch norm makes it redundant, Keras's weights have it.
+        epsilon: Added to the variance by batch norm.
+        groups: Of the middle convolution; 32 makes ResNet a ResNeXt.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        kernel_size: int,
+        filters: Filters,
+        stride: int = 1,
+        stride_on: StridePlace = "first",
+        bias: bool = True,
+        epsilon: float = 1e-3,
+        groups: int = 1,
+    ) -> None:
+        super().__init__()
+        first, middle, last = filters
+        stride1, stride2 = (stride, 1) if stride_on == "first" else (1, stride)
+        if stride2 > 1 and kernel_size % 2 == 0:
+            raise UsageError(
+                f"a {kernel_size}x{kernel_size} convolution cannot be centred on every second pixel",
+                "use an odd kernel_size or stride_on='first'",
+            )
+        padding = (kernel_size - 1) // 2
+        self.conv1 = nn.Conv2d(in_channels, first, 1, stride1, bias=bias)
+        self.bn1 = nn.BatchNorm2d(first, epsilon)
+        self.relu1 = nn.ReLU()
+        # torch's padding="same" would do this too, but warns for even kernels and refuses any stride.
+        self.extra_pad = nn.Identity() if kernel_size % 2 else nn.ZeroPad2d((0, 1, 0, 1))
+        self.conv2 = nn.Conv2d(first, middle, kernel_size, stride2, padding, groups=groups, bias=bias)
+        self.bn2 = nn.BatchNorm2d(middle, epsilon)
+        self.relu2 = nn.ReLU()
+        self.conv3 = nn.Conv2d(middle, last, 1, bias=bias)
+        self.bn3 = nn.BatchNorm2d(last, epsilon)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu1(self.bn1(self.conv1(x)))  # N x filters[0] x H/s x W/s, s = 1 if stride_on="middle"
+        x = self.relu2(self.bn2(self.conv2(self.extra_pad(x))))  # N x filters[1] x H/stride x W/stride
+        return self.bn3(self.conv3(x))  # N x filters[2] x H/stride x W/stride
+
+
+class Projection(nn.Module):
+    """A 1x1 convolution with batch norm that brings a shortcut to its new size: a learned W_s.
+
+    Shapes: N x in_channels x H x W -> N x out_channels x ceil(H / stride) x ceil(W / stride).
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, stride: int, bias: bool = True, epsilon: float = 1e-3
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, 1, stride, bias=bias)
+        self.bn = nn.BatchNorm2d(out_channels, epsilon)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(self.conv(x))
+
+
+class IdentityBlock(nn.Module):
+    """Residual block for equal input and output size: relu(main(x) + x).
+
+    Shapes: N x C x H x W -> N x C x H x W with C = in_channels = filters[2].
+
+    Args:
+        in_channels: Channels of the input; the sum needs as many as `filters[2]`.
+        kernel_size: f of the middle convolution.
+        filters: Output channels of the 1x1, f x f and 1x1 convolution.
+        bias, epsilon, groups: As in `MainPath`.
+
+    Raises:
+        UsageError: `in_channels` and `filters[2]` differ.
+
+    Source: `identity_block` of the course notebook; keras.applications' `residual_block_v1`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        kernel_size: int,
+        filters: Filters,
+        *,
+        bias: bool = True,
+        epsilon: float = 1e-3,
+        groups: int = 1,
+    ) -> None:
+        super().__init__()
+        if in_channels != filters[2]:
+            raise UsageError(
+                f"an identity block adds its {in_channels} input channels to {filters[2]} output channels",
+                "make them equal, or use ConvolutionalBlock",
+            )
+        self.main = MainPath(in_channels, kernel_size, filters, bias=bias, epsilon=epsilon, groups=groups)
+        self.relu = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.relu(self.main(x) + x)
+
+
+class ConvolutionalBlock(nn.Module):
+    """Residual block that changes the size: relu(main(x) + projection(x)).
+
+    Shapes: N x in_channels x H x W -> N x filters[2] x ceil(H / stride) x ceil(W / stride).
+
+    Args:
+        in_channels: Channels of the input.
+        kernel_size: f of the middle convolution.
+        filters: Output channels of the 1x1, f x f and 1x1 convolution; the shortcut gets `filters[2]`.
+        stride: Of the main path and the shortcut.
+        stride_on, bias, epsilon, groups: As in `MainPath`.
+
+    Raises:
+        UsageError: an even kernel is to carry a stride.
+
+    Source: `convolutional_block` of the course notebook; keras.applications' `residual_block_v1`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        kernel_size: int,
+        filters: Filters,
+        stride: int = 2,
+        *,
+        stride_on: StridePlace = "first",
+        bias: bool = True,
+        epsilon: float = 1e-3,
+        groups: int = 1,
+    ) -> None:
+        super().__init__()
+        self.main = MainPath(in_channels, kernel_size, filters, stride, stride_on, bias, epsilon, groups)
+        self.shortcut = Projection(in_channels, filters[2], stride, bias, epsilon)
+        self.relu = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.relu(self.main(x) + self.shortcut(x))
+
+
+class PreActivationBlock(nn.Module):
+    """Block of ResNetV2: batch norm and ReLU come before each convolution, and nothing after the sum.
+
+    Shapes: N x in_channels x H x W -> N x 4 filters x ceil(H / stride) x ceil(W / stride).
+
+    Args:
+        in_channels: Channels of the input.
+        filters: Output channels of the first two convolutions; the third gives four times as many.
+        stride: Of the 3x3 convolution and the shortcut.
+        project: Whether the shortcut is a 1x1 convolution (of the activated input, with bias and without
+            batch norm); otherwise it is the raw input, subsampled where the stride asks for it.
+
+    Source: keras.applications' `residual_block_v2`; biases only where its weights have them.
+    """
+
+    def __init__(self, in_channels: int, filters: int, stride: int = 1, project: bool = False) -> None:
+        super().__init__()
+        epsilon = 1.001e-5
+        self.preact_bn = nn.BatchNorm2d(in_channels, epsilon)
+        self.preact_relu = nn.ReLU()
+        self.conv1 = nn.Conv2d(in_channels, filters, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(filters, epsilon)
+        self.relu1 = nn.ReLU()
+        self.conv2 = nn.Conv2d(filters, filters, 3, stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(filters, epsilon)
+        self.relu2 = nn.ReLU()
+        self.conv3 = nn.Conv2d(filters, 4 * filters, 1)
+        self.projection = nn.Conv2d(in_channels, 4 * filters, 1, stride) if project else None
+        self.subsample = nn.MaxPool2d(1, stride) if stride > 1 and not project else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        activated = self.preact_relu(self.preact_bn(x))
+        if self.projection is not None:
+            shortcut = self.projection(activated)
+        else:
+            shortcut = x if self.subsample is None else self.subsample(x)
+        x = self.relu1(self.bn1(self.conv1(activated)))
+        x = self.relu2(self.bn2(self.conv2(x)))
+        return self.conv3(x) + shortcut
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions with a shortcut of any kind, or with none: then it is a plain network's block.
+
+    Shapes: N x in_channels x H x W -> N x out_channels x ceil(H / stride) x ceil(W / stride).
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        stride: Of the first convolution and the shortcut.
+        shortcut: Where the size changes: "projection" learns W_s (a 1x1 convolution), "zero_pad" takes
+            every stride-th pixel and appends zero channels (or cuts surplus ones) and learns nothing.
+            "none" leaves the shortcut out everywhere; all other layers stay the same.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, stride: int = 1, shortcut: ShortcutKind = "projection"
+    ) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.relu1 = nn.ReLU()
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.relu2 = nn.ReLU()
+        self.shortcut: nn.Module | None = None
+        if shortcut != "none":
+            self.shortcut = nn.Identity()
+            if stride > 1 or in_channels != out_channels:
+                self.shortcut = (
+                    Projection(in_channels, out_channels, stride, bias=False, epsilon=1e-5)
+                    if shortcut == "projection"
+                    else ZeroPadShortcut(in_channels, out_channels, stride)
+                )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.relu1(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(y))
+        return self.relu2(y if self.shortcut is None else y + self.shortcut(x))
+
+
+class ZeroPadShortcut(nn.Module):
+    """Every stride-th pixel, with zero channels appended or surplus ones cut: a fixed W_s.
+
+    Shapes: N x in_channels x H x W -> N x out_channels x ceil(H / stride) x ceil(W / stride).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.extra_channels = out_channels - in_channels
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x[:, :, :: self.stride, :: self.stride]
+        return F.pad(x, (0, 0, 0, 0, 0, self.extra_channels))  # a negative padding cuts
+
+
+def glorot_init_(network: nn.Module) -> None:
+    """Starts convolution and dense kernels Glorot-uniform and biases at zero, as Keras does, in place.
+
+    PyTorch's own default is smaller, and deep networks without batch norm (VGG) do not leave it.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)

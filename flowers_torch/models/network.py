@@ -1,0 +1,171 @@
+"""What every handwritten network offers, and the head that they share.
+
+`Network` is timm's contract: whoever trains, freezes, exports or explains a network need not know whether
+it is one of these or timm's. `MlpHead` serves the single dense layer of ResNet, the 4096-4096 of VGG, and
+the small heads that people put on a bottleneck (flatten or global average, 256 units, dropout):
+
+    network = vgg16()
+    network.reset_classifier(5, "flatten", hidden=(256,), dropout=0.5)
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from flowers_torch.errors import UsageError
+from flowers_torch.models.blocks import glorot_init_
+
+POOLS = ("avg", "max", "flatten", "avg2x2", "")
+
+
+class MlpHead(nn.Module):
+    """Feature map to logits.
+
+    Shapes: N x in_channels x H x W -> N x num_classes. With `pre_logits`, or with num_classes 0, the
+    result is what the classifier would see, N x num_features; with pool "" the map itself.
+
+    Args:
+        in_channels: Channels of the feature map.
+        num_classes: Logits; 1 for a binary network (its sigmoid belongs to the loss); 0 for no classifier.
+        pool: "avg" or "max" over the whole map; "flatten"; "avg2x2" (2x2 windows, then flatten, as in the
+            course's ResNet50); "" leaves the map as it is and takes neither dense layers nor a classifier.
+        hidden: Widths of dense layers before the classifier, each followed by activation and dropout.
+        dropout: Probability after each hidden layer.
+        activation: Class of the hidden layers' activation.
+        map_size: Height and width of the feature map; what a flattening head is built for.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        pool: str = "avg",
+        hidden: Sequence[int] = (),
+        dropout: float = 0.0,
+        activation: type[nn.Module] = nn.ReLU,
+        map_size: int = 1,
+    ) -> None:
+        super().__init__()
+        if pool not in POOLS:
+            raise UsageError(f"unknown global pooling {pool!r}", f"use one of {', '.join(map(repr, POOLS))}")
+        if pool == "" and (num_classes or hidden):
+            raise UsageError("without pooling there can be no classifier", "use num_classes=0 or a pooling")
+        self.in_channels = in_channels
+        self.num_classes = num_classes
+        self.hidden = tuple(hidden)
+        self.dropout = dropout
+        self.activation = activation
+        self.map_size = map_size
+        self.pool = pool
+        side = {"flatten": map_size, "avg2x2": map_size // 2}.get(pool, 1)
+        if side < 1:
+            raise UsageError(f"a {map_size}x{map_size} map is too small for {pool}", "use larger images")
+        pooling: dict[str, nn.Module] = {
+            "avg": nn.AdaptiveAvgPool2d(1),
+            "max": nn.AdaptiveMaxPool2d(1),
+            "avg2x2": nn.AvgPool2d(2),
+        }
+        self.global_pool = pooling.get(pool, nn.Identity())
+        self.dense = nn.Sequential()
+        width = in_channels * side * side
+        for units in self.hidden:
+            self.dense.extend([nn.Linear(width, units), activation(), nn.Dropout(dropout)])
+            width = units
+        self.num_features = width
+        self.fc = nn.Linear(width, num_classes) if num_classes else nn.Identity()
+        glorot_init_(self)
+
+    def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        if self.pool == "":
+            return x
+        if self.pool in ("flatten", "avg2x2") and x.shape[-2:] != (self.map_size, self.map_size):
+            raise UsageError(
+                f"the head flattens maps of {self.map_size}x{self.map_size}, "
+                f"these images give {x.shape[-2]}x{x.shape[-1]}",
+                "use the input_size the network was built for, or global_pool='avg'",
+            )
+        x = self.dense(self.global_pool(x).flatten(1))
+        return x if pre_logits else self.fc(x)
+
+    def rebuilt(
+        self,
+        num_classes: int,
+        pool: str | None = None,
+        hidden: Sequence[int] | None = None,
+        dropout: float | None = None,
+    ) -> "MlpHead":
+        """A head for other classes; the dense layers are kept where nothing but the classes changes."""
+        head = MlpHead(
+            self.in_channels,
+            num_classes,
+            self.pool if pool is None else pool,
+            self.hidden if hidden is None else hidden,
+            self.dropout if dropout is None else dropout,
+            self.activation,
+            self.map_size,
+        )
+        if (head.pool, head.hidden, head.dropout) == (self.pool, self.hidden, self.dropout):
+            head.dense = self.dense
+        return head.train(self.training)
+
+
+class Network(nn.Module):
+    """Base of the handwritten networks: a feature extractor of the subclass, then a `head`.
+
+    A subclass sets `head`, last of its modules, and defines `forward_features`. Its parameters are in the
+    order in which the forward pass uses them, so that "from this block up" means a slice of them.
+
+    Shapes: N x in_chans x H x W -> N x num_classes.
+    """
+
+    head: MlpHead
+
+    @property
+    def num_classes(self) -> int:
+        """Number of logits; 0 without a classifier."""
+        return self.head.num_classes
+
+    @property
+    def num_features(self) -> int:
+        """Channels of the feature map (N x num_features x H x W)."""
+        return self.head.in_channels
+
+    @property
+    def head_hidden_size(self) -> int:
+        """Width of `forward_head(x, pre_logits=True)`."""
+        return self.head.num_features
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """The last feature map, N x num_features x H x W."""
+        raise NotImplementedError
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Logits of a feature map, or what the classifier would see."""
+        return self.head(x, pre_logits)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+    def get_classifier(self) -> nn.Module:
+        """The layer that gives the logits."""
+        return self.head.fc
+
+    def reset_classifier(
+        self,
+        num_classes: int,
+        global_pool: str | None = None,
+        *,
+        hidden: Sequence[int] | None = None,
+        dropout: float | None = None,
+    ) -> None:
+        """Replaces the classifier; what is None stays as it was.
+
+        Args:
+            num_classes: Logits of the new classifier; 0 for none.
+            global_pool: As `pool` of `MlpHead`.
+            hidden: Widths of the head's dense layers; `()` removes them.
+            dropout: Probability after each of them.
+        """
+        reference = next(self.parameters())
+        head = self.head.rebuilt(num_classes, global_pool, hidden, dropout)
+        self.head = head.to(reference.device, reference.dtype)

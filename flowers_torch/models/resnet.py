@@ -1,0 +1,156 @@
+"""ResNet and ResNeXt with 50, 101 and 152 layers, stacked from this package's blocks.
+
+One architecture, three lineages that differ in small things and whose weights are not interchangeable:
+
+| lineage  | bias | stride on  | epsilon  | stem pooling | head                  | where from                |
+|----------|------|------------|----------|--------------|-----------------------|---------------------------|
+| keras    | yes  | first 1x1  | 1.001e-5 | padded       | global average        | keras.applications        |
+| torch    | no   | middle 3x3 | 1e-5     | padded       | global average        | torchvision, timm         |
+| course   | yes  | first 1x1  | 1e-3     | not padded   | 2x2 average, flatten  | course notebook, 64x64    |
+
+Every lineage's ResNeXt has no bias and the stride on the 3x3, so there only the epsilon differs.
+Papers: https://arxiv.org/abs/1512.03385, https://arxiv.org/abs/1611.05431.
+"""
+
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from flowers_torch.errors import UsageError
+from flowers_torch.models.blocks import (
+    ConvolutionalBlock,
+    Filters,
+    IdentityBlock,
+    StridePlace,
+    glorot_init_,
+)
+from flowers_torch.models.network import MlpHead, Network
+
+Lineage = Literal["keras", "torch", "course"]
+Depths = tuple[int, int, int, int]
+
+LINEAGES: dict[str, dict[str, Any]] = {
+    "keras": dict(bias=True, stride_on="first", epsilon=1.001e-5),
+    "torch": dict(bias=False, stride_on="middle", epsilon=1e-5),
+    "course": dict(bias=True, stride_on="first", epsilon=1e-3, pad_stem_pool=False, global_pool="avg2x2"),
+}
+OUT_CHANNELS = (256, 512, 1024, 2048)
+
+
+class ResNet(Network):
+    """Stem of one 7x7 convolution, stages 2 to 5 of three-convolution blocks, head.
+
+    Shapes: N x in_chans x H x W -> N x num_classes; the feature map is N x 2048 x ceil(H/32) x ceil(W/32)
+    (without stem padding a little smaller: 64x64 images give 2x2 either way).
+
+    Args:
+        depths: Blocks in stages 2 to 5; the first of each is a `ConvolutionalBlock`.
+        num_classes: Logits; 0 for features.
+        in_chans: Channels of the images.
+        global_pool: As `pool` of `MlpHead`.
+        input_size: Height and width of the images; matters only to heads that flatten.
+        widths: Filters of the first two convolutions of a block, stage by stage.
+        groups: Of the 3x3 convolutions.
+        bias, stride_on, epsilon: As in the blocks.
+        pad_stem_pool: Whether the stem's 3x3 max pooling sees a border of one pixel.
+    """
+
+    def __init__(
+        self,
+        depths: Depths,
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        global_pool: str = "avg",
+        input_size: int = 224,
+        widths: tuple[int, int, int, int] = (64, 128, 256, 512),
+        groups: int = 1,
+        bias: bool = True,
+        stride_on: StridePlace = "first",
+        epsilon: float = 1.001e-5,
+        pad_stem_pool: bool = True,
+    ) -> None:
+        super().__init__()
+
+        def stage(index: int, in_channels: int, stride: int) -> nn.Sequential:
+            filters: Filters = (widths[index], widths[index], OUT_CHANNELS[index])
+            details: dict[str, Any] = dict(bias=bias, epsilon=epsilon, groups=groups)
+            return nn.Sequential(
+                ConvolutionalBlock(in_channels, 3, filters, stride, stride_on=stride_on, **details),
+                *(IdentityBlock(filters[2], 3, filters, **details) for _ in range(depths[index] - 1)),
+            )
+
+        self.pad = nn.ZeroPad2d(3)
+        self.conv1 = nn.Conv2d(in_chans, 64, 7, stride=2, bias=bias)
+        self.bn1 = nn.BatchNorm2d(64, epsilon)
+        self.relu = nn.ReLU()
+        # Keras pads with zeros before it pools; after a ReLU that equals the padding inside the pooling.
+        self.max_pool = nn.MaxPool2d(3, stride=2, padding=int(pad_stem_pool))
+        self.stage2 = stage(0, 64, stride=1)
+        self.stage3 = stage(1, 256, stride=2)
+        self.stage4 = stage(2, 512, stride=2)
+        self.stage5 = stage(3, 1024, stride=2)
+        glorot_init_(self)
+
+        side = (input_size + 1) // 2
+        side = (side + 1) // 2 if pad_stem_pool else (side - 1) // 2
+        self.head = MlpHead(2048, num_classes, global_pool, map_size=(side + 7) // 8)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        x = self.relu(self.bn1(self.conv1(self.pad(x))))  # N x 64 x H/2 x W/2
+        x = self.max_pool(x)  # N x 64 x H/4 x W/4
+        x = self.stage2(x)  # N x 256 x H/4 x W/4
+        x = self.stage3(x)  # N x 512 x H/8 x W/8
+        x = self.stage4(x)  # N x 1024 x H/16 x W/16
+        return self.stage5(x)  # N x 2048 x H/32 x W/32
+
+
+def resnet50(num_classes: int = 1000, *, lineage: Lineage = "keras", **options: Any) -> ResNet:
+    """ResNet50: 25,636,712 parameters as Keras counts them, 1000 classes.
+
+    The course's network is `resnet50(6, lineage="course", input_size=64)`: 23,600,006, of which 53,120
+    not trainable.
+
+    Args:
+        num_classes: Logits; 0 for features.
+        lineage: Whose details to follow (see the table above); decides which weights fit.
+        **options: Anything else that `ResNet` takes.
+    """
+    return _resnet((3, 4, 6, 3), num_classes, lineage, options)
+
+
+def resnet101(num_classes: int = 1000, *, lineage: Lineage = "keras", **options: Any) -> ResNet:
+    """ResNet101: 44,707,176 parameters as Keras counts them; arguments as `resnet50`."""
+    return _resnet((3, 4, 23, 3), num_classes, lineage, options)
+
+
+def resnet152(num_classes: int = 1000, *, lineage: Lineage = "keras", **options: Any) -> ResNet:
+    """ResNet152: 60,419,944 parameters as Keras counts them; arguments as `resnet50`."""
+    return _resnet((3, 8, 36, 3), num_classes, lineage, options)
+
+
+def resnext50(num_classes: int = 1000, *, lineage: Lineage = "keras", **options: Any) -> ResNet:
+    """ResNeXt50 32x4d: 25,097,128 parameters as Keras counts them; arguments as `resnet50`.
+
+    A lineage decides over bias and stride in ResNet alone, see the top of this file.
+    """
+    return _resnext((3, 4, 6, 3), num_classes, lineage, options)
+
+
+def resnext101(num_classes: int = 1000, *, lineage: Lineage = "keras", **options: Any) -> ResNet:
+    """ResNeXt101 32x4d: 44,315,560 parameters as Keras counts them; arguments as `resnext50`."""
+    return _resnext((3, 4, 23, 3), num_classes, lineage, options)
+
+
+def _resnet(depths: Depths, num_classes: int, lineage: str, options: dict[str, Any]) -> ResNet:
+    return ResNet(depths, num_classes, **(_details(lineage) | options))
+
+
+def _resnext(depths: Depths, num_classes: int, lineage: str, options: dict[str, Any]) -> ResNet:
+    details = _details(lineage) | {"bias": False, "stride_on": "middle"}
+    return ResNet(depths, num_classes, widths=(128, 256, 512, 1024), groups=32, **(details | options))
+
+
+def _details(lineage: str) -> dict[str, Any]:
+    if lineage not in LINEAGES:
+        raise UsageError(f"unknown lineage {lineage!r} of a ResNet", f"use one of {', '.join(LINEAGES)}")
+    return LINEAGES[lineage]

@@ -1,0 +1,80 @@
+"""The thin ResNets of He et al. for small pictures (CIFAR), and their plain twins without shortcuts.
+
+Depth is a plain number here, which makes them the networks to study depth with:
+
+    residual, plain = cifar_resnet(56), cifar_resnet(56, shortcut="none")
+
+The twins have the same layers. As the plain one gets deeper its *training* error rises, which is no
+overfitting: it becomes harder to optimise. `examples/plain_vs_residual.py` shows it.
+Paper: https://arxiv.org/abs/1512.03385, section 4.2.
+"""
+
+from torch import Tensor, nn
+
+from flowers_torch.errors import UsageError
+from flowers_torch.models.blocks import BasicBlock, ShortcutKind, glorot_init_
+from flowers_torch.models.network import MlpHead, Network
+
+
+class CifarResNet(Network):
+    """One 3x3 convolution, three stages of n basic blocks, head: 6n + 2 layers with weights.
+
+    Shapes: N x in_chans x H x W -> N x num_classes; the feature map is N x 4 width x ceil(H/4) x ceil(W/4).
+
+    Args:
+        depth: Layers with weights, 6n + 2: 8, 14, 20, 32, 44, 56, 110, ...
+        num_classes: Logits; 0 for features.
+        in_chans: Channels of the images.
+        shortcut: "projection", "zero_pad" (the paper's for CIFAR) or "none" (the plain twin).
+        width: Channels of the first stage; the others have two and four times as many.
+        global_pool: As `pool` of `MlpHead`.
+        input_size: Height and width of the images; matters only to heads that flatten.
+
+    Raises:
+        UsageError: a depth that is not 6n + 2.
+    """
+
+    def __init__(
+        self,
+        depth: int,
+        num_classes: int = 10,
+        in_chans: int = 3,
+        shortcut: ShortcutKind = "zero_pad",
+        width: int = 16,
+        global_pool: str = "avg",
+        input_size: int = 32,
+    ) -> None:
+        super().__init__()
+        blocks, rest = divmod(depth - 2, 6)
+        if rest or blocks < 1:
+            raise UsageError(
+                f"a CIFAR ResNet has 6n + 2 layers, not {depth}", "use 8, 14, 20, 32, 44, 56 ..."
+            )
+
+        def stage(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
+            return nn.Sequential(
+                BasicBlock(in_channels, out_channels, stride, shortcut),
+                *(BasicBlock(out_channels, out_channels, 1, shortcut) for _ in range(blocks - 1)),
+            )
+
+        self.conv1 = nn.Conv2d(in_chans, width, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU()
+        self.stage1 = stage(width, width, stride=1)
+        self.stage2 = stage(width, 2 * width, stride=2)
+        self.stage3 = stage(2 * width, 4 * width, stride=2)
+        glorot_init_(self)
+        self.head = MlpHead(4 * width, num_classes, global_pool, map_size=(input_size + 3) // 4)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        x = self.relu(self.bn1(self.conv1(x)))  # N x width x H x W
+        x = self.stage1(x)  # N x width x H x W
+        x = self.stage2(x)  # N x 2 width x H/2 x W/2
+        return self.stage3(x)  # N x 4 width x H/4 x W/4
+
+
+def cifar_resnet(
+    depth: int = 20, num_classes: int = 10, *, shortcut: ShortcutKind = "zero_pad", in_chans: int = 3
+) -> CifarResNet:
+    """A thin ResNet of 6n + 2 layers, or with shortcut="none" its plain twin."""
+    return CifarResNet(depth, num_classes, in_chans, shortcut)

@@ -1,0 +1,81 @@
+"""ResNetV2 with 50, 101 and 152 layers: batch norm and ReLU before the convolutions (pre-activation).
+
+The form of keras.applications, so that its weights fit: the stem has neither batch norm nor ReLU, and a
+stage is subsampled by its last block, not by its first one as in ResNet.
+Paper: https://arxiv.org/abs/1603.05027.
+"""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from flowers_torch.models.blocks import PreActivationBlock, glorot_init_
+from flowers_torch.models.network import MlpHead, Network
+
+
+class ResNetV2(Network):
+    """Stem of one 7x7 convolution, stages 2 to 5 of pre-activation blocks, batch norm, ReLU, head.
+
+    Shapes: N x in_chans x H x W -> N x num_classes; the feature map is N x 2048 x ceil(H/32) x ceil(W/32).
+
+    Args:
+        depths: Blocks in stages 2 to 5.
+        num_classes: Logits; 0 for features.
+        in_chans: Channels of the images.
+        global_pool: As `pool` of `MlpHead`.
+        input_size: Height and width of the images; matters only to heads that flatten.
+    """
+
+    def __init__(
+        self,
+        depths: tuple[int, int, int, int],
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        global_pool: str = "avg",
+        input_size: int = 224,
+    ) -> None:
+        super().__init__()
+
+        def stage(in_channels: int, filters: int, blocks: int, last_stride: int) -> nn.Sequential:
+            return nn.Sequential(
+                PreActivationBlock(in_channels, filters, project=True),
+                *(PreActivationBlock(4 * filters, filters) for _ in range(blocks - 2)),
+                PreActivationBlock(4 * filters, filters, last_stride),
+            )
+
+        self.pad = nn.ZeroPad2d(3)
+        self.conv1 = nn.Conv2d(in_chans, 64, 7, stride=2)
+        # No ReLU came before: a border of zeros differs from the pooling's own padding (minus infinity).
+        self.max_pool = nn.Sequential(nn.ZeroPad2d(1), nn.MaxPool2d(3, stride=2))
+        self.stage2 = stage(64, 64, depths[0], last_stride=2)
+        self.stage3 = stage(256, 128, depths[1], last_stride=2)
+        self.stage4 = stage(512, 256, depths[2], last_stride=2)
+        self.stage5 = stage(1024, 512, depths[3], last_stride=1)
+        self.post_bn = nn.BatchNorm2d(2048, 1.001e-5)
+        self.post_relu = nn.ReLU()
+        glorot_init_(self)
+        self.head = MlpHead(2048, num_classes, global_pool, map_size=(input_size + 31) // 32)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        x = self.conv1(self.pad(x))  # N x 64 x H/2 x W/2
+        x = self.max_pool(x)  # N x 64 x H/4 x W/4
+        x = self.stage2(x)  # N x 256 x H/8 x W/8
+        x = self.stage3(x)  # N x 512 x H/16 x W/16
+        x = self.stage4(x)  # N x 1024 x H/32 x W/32
+        x = self.stage5(x)  # N x 2048 x H/32 x W/32
+        return self.post_relu(self.post_bn(x))
+
+
+def resnet50v2(num_classes: int = 1000, **options: Any) -> ResNetV2:
+    """ResNet50V2: 25,613,800 parameters as Keras counts them; options as `ResNetV2`."""
+    return ResNetV2((3, 4, 6, 3), num_classes, **options)
+
+
+def resnet101v2(num_classes: int = 1000, **options: Any) -> ResNetV2:
+    """ResNet101V2: 44,675,560 parameters as Keras counts them; options as `ResNetV2`."""
+    return ResNetV2((3, 4, 23, 3), num_classes, **options)
+
+
+def resnet152v2(num_classes: int = 1000, **options: Any) -> ResNetV2:
+    """ResNet152V2: 60,380,648 parameters as Keras counts them; options as `ResNetV2`."""
+    return ResNetV2((3, 8, 36, 3), num_classes, **options)

@@ -1,0 +1,70 @@
+"""What a stage will cost, from a step tried out on this machine rather than from a table."""
+
+import dataclasses
+import time
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from flowers_torch.models.heads import main_and_auxiliary
+from flowers_torch.training.runtime import Runtime
+
+OPTIMIZER_COPIES = {"adamw": 2, "adam": 2, "sgd": 1, "rmsprop": 2}  # state tensors for each parameter
+
+
+@dataclasses.dataclass(frozen=True)
+class Needs:
+    """Cost of a stage."""
+
+    train_seconds: float  # for each photo: forward and backward
+    predict_seconds: float  # for each photo: forward
+    memory_bytes: int  # parameters, gradients, optimiser and activations of a batch
+
+
+def estimate(
+    model: nn.Module, size: int, batch_size: int, runtime: Runtime, optimizer: str, probe: int = 8
+) -> Needs:
+    """Times a forward and a training step on random images, in the modes the network is in.
+
+    Args:
+        model: The network with `requires_grad` and modes set as in the stage. It is not changed, but for
+            batch-norm statistics of parts that train.
+        size: Input side in pixels.
+        batch_size: Photos a step.
+        runtime: Device and precision.
+        optimizer: Its name, for its memory.
+        probe: Images tried at once.
+    """
+    images = torch.randn(min(probe, batch_size), 3, size, size)
+    labels = torch.zeros(len(images), dtype=torch.long, device=runtime.device)
+    saved: dict[int, int] = {}
+
+    def remember(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    def step(backward: bool) -> float:
+        started = time.perf_counter()
+        with torch.set_grad_enabled(backward), runtime.autocast():
+            logits, _ = main_and_auxiliary(model(runtime.images(images)))
+        if backward:
+            F.cross_entropy(logits.float(), labels).backward()
+        if runtime.device.type == "cuda":
+            torch.cuda.synchronize()
+        return (time.perf_counter() - started) / len(images)
+
+    with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
+        step(backward=True)  # warm-up: kernels are chosen here
+    train_seconds = min(step(backward=True) for _ in range(2))
+    predict_seconds = min(step(backward=False) for _ in range(2))
+    model.zero_grad(set_to_none=True)
+
+    parameters = list(model.parameters())
+    own = {parameter.untyped_storage().data_ptr() for parameter in parameters}
+    activations = sum(size for pointer, size in saved.items() if pointer not in own)
+    trained = sum(p.numel() * p.element_size() for p in parameters if p.requires_grad)
+    weights = sum(p.numel() * p.element_size() for p in parameters)
+    state = trained * (1 + OPTIMIZER_COPIES[optimizer])
+    return Needs(train_seconds, predict_seconds, weights + state + activations * batch_size // len(images))
