@@ -18,7 +18,7 @@ GROWTH = 32  # channels that each layer adds
 
 
 class DenseLayer(nn.Module):
-    """1x1 and 3x3 convolution whose 32 channels are put behind the input's: N x C x H x W -> N x C+32 x H x W."""
+    """1x1 and 3x3 convolution, its 32 channels put behind the input's: N x C x H x W -> N x C+32 x H x W."""
 
     def __init__(self, in_channels: int) -> None:
         super().__init__()

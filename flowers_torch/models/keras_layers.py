@@ -110,9 +110,7 @@ def keras_layers(model: nn.Module, size: int = 0) -> list[KerasLayer]:
         for i, name in enumerate(names):
             kind = _keras_kind(node) if i == own else _extra_kind(name) or "Reshape"
             if name == "?":
-                snake = _snake_case(kind)
-                name = f"{snake}_{counts[snake]}" if counts[snake] else snake
-                counts[snake] += 1
+                name = _numbered(kind, counts)
             count = _parameters(node, sizes, gamma) if i == own else 0
             shape = (*node.shape[:1], *node.shape[2:], node.shape[1])
             graph.append(KerasLayer(name, kind, shape, count, node.name if i == own else "", inputs))
@@ -136,17 +134,18 @@ def _keras_kind(node: Node) -> str:
 
 
 def _parameters(node: Node, sizes: dict[str, int], gamma: bool) -> int:
-    unwanted = ("num_batches_tracked",)
+    unwanted: tuple[str, ...] = ("num_batches_tracked",)
     if not gamma and KINDS.get(node.kind) == "BatchNormalization":
         unwanted += ("weight",)
     return sum(sizes[name] for name in node.tensors if not name.endswith(unwanted))
 
 
-def _snake_case(kind: str) -> str:
-    """Keras's own rule: MaxPooling2D -> max_pooling2d."""
-    kind = re.sub(r"\W+", "", kind)
+def _numbered(kind: str, counts: Counter[str]) -> str:
+    """The next counted name of a class by Keras's rule: MaxPooling2D -> max_pooling2d, max_pooling2d_1, ..."""
     kind = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", kind)
-    return re.sub(r"([a-z])([A-Z])", r"\1_\2", kind).lower()
+    kind = re.sub(r"([a-z])([A-Z])", r"\1_\2", kind).lower()
+    counts[kind] += 1
+    return f"{kind}_{counts[kind] - 1}" if counts[kind] > 1 else kind
 
 
 def _in_keras_order(graph: list[KerasLayer]) -> list[KerasLayer]:
@@ -190,7 +189,5 @@ def renumbered(layers: list[KerasLayer]) -> list[KerasLayer]:
     counts: Counter[str] = Counter()
     result = []
     for layer in layers:
-        snake = _snake_case(layer.kind)
-        result.append(replace(layer, name=f"{snake}_{counts[snake]}" if counts[snake] else snake))
-        counts[snake] += 1
+        result.append(replace(layer, name=_numbered(layer.kind, counts)))
     return result

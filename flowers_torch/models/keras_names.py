@@ -10,12 +10,13 @@ decides; a name that none matches is one of those that Keras makes up by countin
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from timm.models.inception_resnet_v2 import InceptionResnetV2
 from torch import nn
 
+from flowers_torch.models.classic import VGG
 from flowers_torch.models.densenet import DenseNet
 from flowers_torch.models.inception_v3 import MIXED, InceptionV3
 from flowers_torch.models.mobilenet import MobileNet, MobileNetV2
@@ -200,11 +201,14 @@ RESNEXT = Rules(
 )
 
 
+_LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
 def _course(m: re.Match[str]) -> str:
     """The course's names: res2a_branch2a, bn2a_branch2a, with branch1 for the shortcut."""
     layer = {"conv": "res", "bn": "bn"}[m[3]]
     branch = f"2{'abc'[int(m[4]) - 1]}" if m[4] else "1"
-    return f"{layer}{m[1]}{'abcdefghijklmnopqrstuvwxyz'[int(m[2])]}_branch{branch}"
+    return f"{layer}{m[1]}{_LETTERS[int(m[2])]}_branch{branch}"
 
 
 RESNET_COURSE = Rules(
@@ -232,6 +236,13 @@ RESNET_V2 = Rules(
     shortcut_first=True,
 )
 
+VGG_NAMES = Rules(
+    [
+        (r"block\d\.relu\d", ""),
+        (r"(block\d)\.(conv\d|pool)", r"\1_\2"),
+    ]
+)
+
 _BY_CLASS: list[tuple[type[nn.Module], Rules]] = [
     (InceptionV3, INCEPTION_V3),
     (InceptionResnetV2, INCEPTION_RESNET_V2),
@@ -241,6 +252,7 @@ _BY_CLASS: list[tuple[type[nn.Module], Rules]] = [
     (DenseNet, DENSENET),
     (NASNet, NASNET),
     (ResNetV2, RESNET_V2),
+    (VGG, VGG_NAMES),
 ]
 
 
@@ -249,5 +261,27 @@ def rules_of(model: nn.Module) -> Rules | None:
     if isinstance(model, ResNet):
         if model.max_pool.padding == 0:
             return RESNET_COURSE
-        return RESNEXT if model.stage2[0].main.conv2.groups > 1 else RESNET
+        middle = model.get_submodule("stage2.0.main.conv2")
+        return RESNEXT if isinstance(middle, nn.Conv2d) and middle.groups > 1 else RESNET
     return next((rules for cls, rules in _BY_CLASS if isinstance(model, cls)), None)
+
+
+# Names of ResNet's layers before 2018, which the course uses too.
+_OLD = re.compile(r"(res|bn)(\d)([a-z])_branch(1|2[abc])")
+
+
+def current_names(names: Iterable[str]) -> list[str]:
+    """The layer names of a file or table as Keras 3 writes them, whenever they were given.
+
+    Trap: `conv1` is MobileNet's first convolution today and was ResNet's then; its company decides.
+    """
+    names = [name.replace("/", "_") for name in names]
+    if not any(_OLD.fullmatch(name) for name in names):
+        return names
+    first = {"conv1": "conv1_conv", "bn_conv1": "conv1_bn"}
+    return [_OLD.sub(_from_old, name) if _OLD.fullmatch(name) else first.get(name, name) for name in names]
+
+
+def _from_old(m: re.Match[str]) -> str:
+    layer = "0" if m[4] == "1" else str("abc".index(m[4][1]) + 1)
+    return f"conv{m[2]}_block{_LETTERS.index(m[3]) + 1}_{layer}_{'conv' if m[1] == 'res' else 'bn'}"

@@ -36,7 +36,7 @@ def _stem(in_chans: int, channels: int) -> nn.Sequential:
 class DepthwiseBlock(nn.Module):
     """Depthwise 3x3 and 1x1 convolution, each with batch norm and ReLU6.
 
-    Shapes: N x in_channels x H x W -> N x out_channels x H x W, or half of H and W (rounded down) at stride 2.
+    Shapes: N x in_channels x H x W -> N x out_channels x H x W; stride 2 halves H and W, rounded down.
     """
 
     def __init__(self, in_channels: int, out_channels: int, multiplier: int, stride: int) -> None:

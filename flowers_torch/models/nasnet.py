@@ -73,7 +73,7 @@ class FactorizedReduction(nn.Module):
 
 
 def make_adjust(kind: Adjust, in_channels: int, channels: int) -> nn.Module:
-    """What brings `p` to `channels` ("project"), to these and half the size ("halve"), or leaves it ("keep")."""
+    """Brings `p` to `channels` ("project"), to these and half the size ("halve"), or leaves it ("keep")."""
     return {"keep": nn.Identity, "project": Projection, "halve": FactorizedReduction}[kind](
         in_channels, channels
     )

@@ -6,7 +6,6 @@ of the same shape that is shifted by one pixel. timm's `Conv2dSame` and `MaxPool
 used as they are; here are the two layers that it lacks.
 """
 
-import torch.nn.functional as F
 from timm.layers import pad_same
 from torch import Tensor, nn
 
@@ -22,7 +21,7 @@ class SamePad2d(nn.Module):
         self.kernel_size = kernel_size
 
     def forward(self, x: Tensor) -> Tensor:
-        padded: Tensor = pad_same(x, (self.kernel_size,) * 2, (2, 2))
+        padded: Tensor = pad_same(x, [self.kernel_size] * 2, [2, 2])
         return padded
 
 

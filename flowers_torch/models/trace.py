@@ -142,7 +142,10 @@ def _recording(model: nn.Module, recorder: _Recorder) -> Iterator[None]:
     modes = {module: module.training for module in model.modules()}
     hooks = []
     for module in model.modules():
-        hooks += [module.register_forward_pre_hook(recorder.enter), module.register_forward_hook(recorder.leave)]
+        hooks += [
+            module.register_forward_pre_hook(recorder.enter),
+            module.register_forward_hook(recorder.leave),
+        ]
     model.eval()
     try:
         with torch.no_grad(), recorder:

@@ -14,7 +14,11 @@ import timm
 from torch import nn
 
 from flowers_torch.errors import ModelFileError, UsageError
+from flowers_torch.models.densenet import densenet121, densenet169, densenet201
 from flowers_torch.models.inception_v3 import InceptionV3
+from flowers_torch.models.mobilenet import MobileNet, MobileNetV2
+from flowers_torch.models.nasnet import nasnet_large, nasnet_mobile
+from flowers_torch.models.xception import Xception
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,4 +136,24 @@ register(
     dataclasses.replace(
         _timm_entry("inception_v3"), build=InceptionV3, min_size=75, keras_name="InceptionV3"
     ),
+)
+
+# keras.applications' networks that timm has in another variant or not at all. -1..1 is their usual input.
+_TF = Preprocessing(299, (0.5,) * 3, (0.5,) * 3, "bilinear")
+_TF_224 = dataclasses.replace(_TF, size=224)
+_TORCH = Preprocessing(interpolation="bilinear")
+register("xception", Entry(Xception, _TF, 71, keras_name="Xception"))
+register("mobilenet", Entry(MobileNet, _TF_224, 32, keras_name="MobileNet"))
+register("mobilenet_v2", Entry(MobileNetV2, _TF_224, 32, keras_name="MobileNetV2"))
+register("densenet121", Entry(densenet121, _TORCH, 32, keras_name="DenseNet121"))
+register("densenet169", Entry(densenet169, _TORCH, 32, keras_name="DenseNet169"))
+register("densenet201", Entry(densenet201, _TORCH, 32, keras_name="DenseNet201"))
+register("nasnet_mobile", Entry(nasnet_mobile, _TF_224, 32, keras_name="NASNetMobile"))
+register(
+    "nasnet_large", Entry(nasnet_large, dataclasses.replace(_TF, size=331), 32, keras_name="NASNetLarge")
+)
+# timm's computes exactly what Keras's does.
+register(
+    "inception_resnet_v2",
+    dataclasses.replace(_timm_entry("inception_resnet_v2"), min_size=75, keras_name="InceptionResNetV2"),
 )
