@@ -31,7 +31,11 @@ from flowers_torch.models.zoo import REGISTRY, create_model
 import keras  # isort: skip
 
 FORMS = (".h5", ".weights.h5", ".keras")
-ARCHS = {entry.keras_name: name for name, entry in REGISTRY.items() if hasattr(keras.applications, entry.keras_name or "-")}
+ARCHS = {
+    entry.keras_name: name
+    for name, entry in REGISTRY.items()
+    if hasattr(keras.applications, entry.keras_name or "-")
+}
 LIMIT = 1e-4  # largest difference of two logits, relative to the largest logit
 
 
@@ -115,7 +119,9 @@ def same_layers(theirs: Any, ours: torch.nn.Module, size: int) -> bool:
     for layer, expected in zip(found, theirs.layers, strict=False):
         shape = expected.output.shape[1:]
         if layer.parameters != expected.count_params() or layer.shape[1:] != tuple(shape):
-            print(f"  layer {layer.name} {layer.shape} {layer.parameters} is {expected.name} {shape} in Keras")
+            print(
+                f"  layer {layer.name} {layer.shape} {layer.parameters} is {expected.name} {shape} in Keras"
+            )
             return False
     return True
 
@@ -141,7 +147,9 @@ def table(rows: list[Row]) -> str:
         f"{'equal' if row.same_layers else 'DIFFERENT'} |"
         for row in rows
     ]
-    return "\n".join([*lines, "", "ResNeXt50 and ResNeXt101 are no longer part of Keras; see the loader's tests.", ""])
+    return "\n".join(
+        [*lines, "", "ResNeXt50 and ResNeXt101 are no longer part of Keras; see the loader's tests.", ""]
+    )
 
 
 def main(names: list[str]) -> int:
@@ -150,7 +158,9 @@ def main(names: list[str]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         for name in names or ARCHS:
             rows.append(compare(name, Path(folder)))
-            print(f"{name:20}{rows[-1].worst:.1e} {'' if rows[-1].same_layers else 'layers differ'}", flush=True)
+            print(
+                f"{name:20}{rows[-1].worst:.1e} {'' if rows[-1].same_layers else 'layers differ'}", flush=True
+            )
     if not names:
         (Path(__file__).parents[1] / "docs" / "keras-parity.md").write_text(table(rows))
     return int(any(row.worst > LIMIT or not row.same_layers for row in rows))

@@ -1,6 +1,6 @@
 """DenseNet121, 169 and 201, as in keras.applications: each layer sees all maps of its stage before it.
 
-timm's DenseNets are the same but for batch norm's epsilon (1e-5 there, 1.001e-5 in Keras).
+timm's and torchvision's DenseNets differ in batch norm's epsilon alone.
 Paper: Huang et al. 2017, https://arxiv.org/abs/1608.06993.
 """
 
@@ -13,19 +13,18 @@ from torch import Tensor, nn
 from flowers_torch.models.blocks import glorot_init_
 from flowers_torch.models.network import MlpHead, Network
 
-EPSILON = 1.001e-5  # of batch norm
 GROWTH = 32  # channels that each layer adds
 
 
 class DenseLayer(nn.Module):
     """1x1 and 3x3 convolution, its 32 channels put behind the input's: N x C x H x W -> N x C+32 x H x W."""
 
-    def __init__(self, in_channels: int) -> None:
+    def __init__(self, in_channels: int, epsilon: float) -> None:
         super().__init__()
-        self.bn0 = nn.BatchNorm2d(in_channels, EPSILON)
+        self.bn0 = nn.BatchNorm2d(in_channels, epsilon)
         self.relu0 = nn.ReLU()
         self.conv1 = nn.Conv2d(in_channels, 4 * GROWTH, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(4 * GROWTH, EPSILON)
+        self.bn1 = nn.BatchNorm2d(4 * GROWTH, epsilon)
         self.relu1 = nn.ReLU()
         self.conv2 = nn.Conv2d(4 * GROWTH, GROWTH, 3, padding=1, bias=False)
 
@@ -35,11 +34,11 @@ class DenseLayer(nn.Module):
         return torch.cat([x, y], 1)
 
 
-def _transition(channels: int) -> nn.Sequential:
+def _transition(channels: int, epsilon: float) -> nn.Sequential:
     """Halves channels and size: N x C x H x W -> N x C/2 x H/2 x W/2, rounded down."""
     return nn.Sequential(
         OrderedDict(
-            bn=nn.BatchNorm2d(channels, EPSILON),
+            bn=nn.BatchNorm2d(channels, epsilon),
             relu=nn.ReLU(),
             conv=nn.Conv2d(channels, channels // 2, 1, bias=False),
             pool=nn.AvgPool2d(2),
@@ -57,6 +56,7 @@ class DenseNet(Network):
         num_classes: Logits; 0 for features.
         in_chans: Channels of the images.
         global_pool: As `pool` of `MlpHead`.
+        epsilon: Added to the variance by batch norm: 1.001e-5 in Keras, 1e-5 for timm's weights.
     """
 
     def __init__(
@@ -65,13 +65,14 @@ class DenseNet(Network):
         num_classes: int = 1000,
         in_chans: int = 3,
         global_pool: str = "avg",
+        epsilon: float = 1.001e-5,
     ) -> None:
         super().__init__()
         self.conv1 = nn.Sequential(
             OrderedDict(
                 pad=nn.ZeroPad2d(3),
                 conv=nn.Conv2d(in_chans, 64, 7, stride=2, bias=False),
-                bn=nn.BatchNorm2d(64, EPSILON),
+                bn=nn.BatchNorm2d(64, epsilon),
                 relu=nn.ReLU(),
             )
         )
@@ -79,13 +80,13 @@ class DenseNet(Network):
         channels = 64
         self.stages = nn.Sequential()
         for number, depth in enumerate(depths, 2):
-            layers = [(f"block{i + 1}", DenseLayer(channels + GROWTH * i)) for i in range(depth)]
+            layers = [(f"block{i + 1}", DenseLayer(channels + GROWTH * i, epsilon)) for i in range(depth)]
             channels += GROWTH * depth
             self.stages.add_module(f"conv{number}", nn.Sequential(OrderedDict(layers)))
             if number < 5:
-                self.stages.add_module(f"pool{number}", _transition(channels))
+                self.stages.add_module(f"pool{number}", _transition(channels, epsilon))
                 channels //= 2
-        self.bn = nn.BatchNorm2d(channels, EPSILON)
+        self.bn = nn.BatchNorm2d(channels, epsilon)
         self.relu = nn.ReLU()
         glorot_init_(self)
         self.head = MlpHead(channels, num_classes, global_pool)

@@ -36,6 +36,17 @@ class KerasFile:
     named: bool = True
 
 
+def is_keras_file(path: Path) -> bool:
+    """Whether a file looks like weights from Keras: HDF5, or an archive with such a file in it."""
+    with path.open("rb") as file:
+        if file.read(8) == b"\x89HDF\r\n\x1a\n":
+            return True
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return "model.weights.h5" in archive.namelist()
+
+
 def read_h5(path: Path) -> dict[str, Weights]:
     """The layers of a Keras weights file; see `read_keras_file`."""
     return read_keras_file(path).layers

@@ -72,7 +72,7 @@ class MlpHead(nn.Module):
         for units in self.hidden if pool else ():
             self.dense.extend([nn.Linear(width, units), activation(), nn.Dropout(dropout)])
             width = units
-        if not self.hidden:
+        if dropout and not self.hidden:
             self.dense.append(nn.Dropout(dropout))
         self.num_features = width
         self.fc = nn.Linear(width, num_classes) if num_classes else nn.Identity()
