@@ -136,8 +136,8 @@ def table(rows: list[Row]) -> str:
         "",
         "Same random weights, same picture. The difference is the largest one of the 1000 logits relative to "
         "the largest logit, over both picture sizes and all three file forms (legacy `.h5`, `.weights.h5`, "
-        f"`.keras`); at most {LIMIT:g} is asked for. Layers: whether `flowers-torch layers ARCH --keras` lists "
-        "what `model.layers` lists, with every output shape and parameter count.",
+        f"`.keras`); at most {LIMIT:g} is asked for. Layers: whether `flowers-torch layers ARCH --keras` "
+        "lists what `model.layers` lists, with every output shape and parameter count.",
         "",
         "| Keras | here | parameters | largest difference | layers |",
         "|---|---|---|---|---|",

@@ -41,6 +41,7 @@ KINDS = {
     "cat": "Concatenate",
     "mul": "Multiply",
     "flatten": "Flatten",
+    "dropout": "Dropout",
 }
 # What the further names of a rule stand for: layers that Keras has and the network does inside another.
 EXTRA = ((re.compile(r".*_pad"), "ZeroPadding2D"), (re.compile(r".*_reduce"), "Lambda"))
@@ -75,12 +76,13 @@ def has_gamma(model: nn.Module) -> bool:
     return not isinstance(model, WITHOUT_GAMMA)
 
 
-def keras_layers(model: nn.Module, size: int = 0) -> list[KerasLayer]:
-    """The feature extractor's layers (no head), in the order of Keras's `model.layers`.
+def keras_layers(model: nn.Module, size: int = 0, head: bool = False) -> list[KerasLayer]:
+    """A network's layers in the order of Keras's `model.layers`.
 
     Args:
         model: A network of the zoo that keras.applications has too.
         size: Height and width of the picture, for the shapes; 0 takes a small one.
+        head: Whether the layers behind the feature extractor are listed too.
 
     Raises:
         UsageError: Keras does not have this network.
@@ -91,7 +93,7 @@ def keras_layers(model: nn.Module, size: int = 0) -> list[KerasLayer]:
             f"{type(model).__name__} is none of Keras's networks", "see flowers-torch models --keras"
         )
     first = next(model.parameters())
-    nodes = trace(model, size or 96, first.shape[1], "forward_features")
+    nodes = trace(model, size or 96, first.shape[1], "forward" if head else "forward_features")
     sizes = {name: t.numel() for name, t in (*model.named_parameters(), *model.named_buffers())}
     gamma = has_gamma(model)
     graph: list[KerasLayer] = []
@@ -102,7 +104,7 @@ def keras_layers(model: nn.Module, size: int = 0) -> list[KerasLayer]:
         if node.kind == "add" and rules.shortcut_first:
             inputs = inputs[::-1]
         template = rules.name_of(node.name)
-        if template == "":  # part of another layer in Keras
+        if template == "" or _is_silent(node, nodes):  # part of another layer in Keras
             ends[index] = inputs[0]
             continue
         names = (template or "?").split()
@@ -113,6 +115,8 @@ def keras_layers(model: nn.Module, size: int = 0) -> list[KerasLayer]:
                 name = _numbered(kind, counts)
             count = _parameters(node, sizes, gamma) if i == own else 0
             shape = (*node.shape[:1], *node.shape[2:], node.shape[1])
+            if kind.startswith("Global"):
+                shape = node.shape[:2]
             graph.append(KerasLayer(name, kind, shape, count, node.name if i == own else "", inputs))
             inputs = (name,)
         ends[index] = graph[-1].name
@@ -124,6 +128,17 @@ PADS = ("ZeroPad2d", "SamePad2d")
 
 def _extra_kind(name: str) -> str | None:
     return next((kind for pattern, kind in EXTRA if pattern.fullmatch(name)), None)
+
+
+def _is_silent(node: Node, nodes: list[Node]) -> bool:
+    """What the head has and Keras has not: a ReLU behind a dense layer is that layer's own activation, a
+    flattening behind a global pooling does nothing, a dropout of nothing neither."""
+    before = KINDS.get(nodes[node.inputs[0]].kind, "") if node.inputs else ""
+    return (
+        (node.kind == "ReLU" and before == "Dense")
+        or (node.kind in ("flatten", "Flatten") and before.startswith("Global"))
+        or (isinstance(node.module, nn.Dropout) and node.module.p == 0)
+    )
 
 
 def _keras_kind(node: Node) -> str:
@@ -141,7 +156,7 @@ def _parameters(node: Node, sizes: dict[str, int], gamma: bool) -> int:
 
 
 def _numbered(kind: str, counts: Counter[str]) -> str:
-    """The next counted name of a class by Keras's rule: MaxPooling2D -> max_pooling2d, max_pooling2d_1, ..."""
+    """The next name of a class by Keras's rule: MaxPooling2D -> max_pooling2d, max_pooling2d_1, ..."""
     kind = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", kind)
     kind = re.sub(r"([a-z])([A-Z])", r"\1_\2", kind).lower()
     counts[kind] += 1

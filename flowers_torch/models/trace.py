@@ -54,7 +54,7 @@ class _Recorder(TorchFunctionMode):
         self.inside_layer = 0
         self.used_names: Counter[str] = Counter()
         self.counted: set[str] = set()
-        self.wanted = wanted
+        self.wanted = wanted  # if any, connections are not recorded: no activation has to be kept
         self.answer: Tensor | None = None
 
     def __torch_function__(
@@ -97,6 +97,11 @@ class _Recorder(TorchFunctionMode):
         self.used_names[name] += 1
         if self.used_names[name] > 1:
             name = f"{name}_{self.used_names[name] - 1}"
+        if self.wanted:
+            if name == self.wanted:
+                self.answer = _tensors(out)[0]
+                raise _Found
+            return
         makers = [self.maker[id(t)] for t in _tensors(inputs) if id(t) in self.maker]
         new = tuple(name for name in owned if name not in self.counted)
         self.counted.update(new)
@@ -106,9 +111,6 @@ class _Recorder(TorchFunctionMode):
         self.alive.append((inputs, out))
         for tensor in outputs:
             self.maker[id(tensor)] = len(self.nodes) - 1
-        if name == self.wanted:
-            self.answer = outputs[0]
-            raise _Found
 
 
 def _is_layer(module: nn.Module) -> bool:
