@@ -8,6 +8,7 @@ out here from the network's own graph, with the names from a table (`keras_names
 import re
 from collections import Counter
 from dataclasses import dataclass, replace
+from typing import Any
 
 from timm.models.inception_resnet_v2 import InceptionResnetV2
 from torch import nn
@@ -114,7 +115,8 @@ def keras_layers(model: nn.Module, size: int = 0, head: bool = False) -> list[Ke
             if name == "?":
                 name = _numbered(kind, counts)
             count = _parameters(node, sizes, gamma) if i == own else 0
-            shape = (*node.shape[:1], *node.shape[2:], node.shape[1])
+            channels_first = node.shape if i >= own else _padded(nodes[node.inputs[0]].shape, node)
+            shape = (*channels_first[:1], *channels_first[2:], channels_first[1])
             if kind.startswith("Global"):
                 shape = node.shape[:2]
             graph.append(KerasLayer(name, kind, shape, count, node.name if i == own else "", inputs))
@@ -128,6 +130,13 @@ PADS = ("ZeroPad2d", "SamePad2d")
 
 def _extra_kind(name: str) -> str | None:
     return next((kind for pattern, kind in EXTRA if pattern.fullmatch(name)), None)
+
+
+def _padded(shape: tuple[int, ...], node: Node) -> tuple[int, ...]:
+    """Shape of a picture within the padding of a convolution or pooling."""
+    padding: Any = getattr(node.module, "padding", 0)
+    rows, columns = padding if isinstance(padding, tuple) else (padding, padding)
+    return (*shape[:2], shape[2] + 2 * rows, shape[3] + 2 * columns)
 
 
 def _is_silent(node: Node, nodes: list[Node]) -> bool:
