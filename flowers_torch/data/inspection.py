@@ -62,7 +62,7 @@ def inspect_photo(path: Path | str) -> Inspection:
     """Reads and decodes a photo completely; never raises for what is wrong with it."""
     try:
         with open_regular(path) as file:
-            sha256 = hashlib.sha256(file.read()).hexdigest()
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
             header = open_header(file, printable(path))
             stored: dict[str, Any] = {
                 "format": header.format or "JPEG",
