@@ -92,8 +92,8 @@ def test_draws_stay_within_their_ranges_and_fill_them():
     draws = [augment.draw_affine(generator, 50, 100) for _ in range(400)]
     for name, limit, centre in [
         ("theta", 30, 0),
-        ("tx", 5, 0),
-        ("ty", 20, 0),
+        ("tx", 20, 0),
+        ("ty", 5, 0),
         ("shear", 10, 0),
         ("zx", 0.2, 1),
     ]:
