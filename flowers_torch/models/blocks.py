@@ -198,6 +198,8 @@ class PreActivationBlock(nn.Module):
         epsilon = 1.001e-5
         self.preact_bn = nn.BatchNorm2d(in_channels, epsilon)
         self.preact_relu = nn.ReLU()
+        self.projection = nn.Conv2d(in_channels, 4 * filters, 1, stride) if project else None
+        self.subsample = nn.MaxPool2d(1, stride) if stride > 1 and not project else None
         self.conv1 = nn.Conv2d(in_channels, filters, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(filters, epsilon)
         self.relu1 = nn.ReLU()
@@ -205,8 +207,6 @@ class PreActivationBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(filters, epsilon)
         self.relu2 = nn.ReLU()
         self.conv3 = nn.Conv2d(filters, 4 * filters, 1)
-        self.projection = nn.Conv2d(in_channels, 4 * filters, 1, stride) if project else None
-        self.subsample = nn.MaxPool2d(1, stride) if stride > 1 and not project else None
 
     def forward(self, x: Tensor) -> Tensor:
         activated = self.preact_relu(self.preact_bn(x))

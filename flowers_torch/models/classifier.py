@@ -35,7 +35,8 @@ class Record:
 
 def build(record: Record) -> nn.Module:
     """The network of a record, with fresh weights."""
-    model = create_model(record.arch, len(record.classes), options=record.model_options)
+    size = record.preprocessing.size
+    model = create_model(record.arch, len(record.classes), options=record.model_options, size=size)
     set_head(model, len(record.classes), record.head_hidden, record.dropout)
     return model
 
@@ -98,7 +99,7 @@ def load_classifier(path: Path) -> tuple[nn.Module, Record]:
     return model.eval(), record
 
 
-def load_matching(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+def load_matching(model: nn.Module, state: dict[str, Tensor], path: Path | str) -> None:
     """Loads a state dict that must fit exactly; nothing is loaded where it does not.
 
     Raises:

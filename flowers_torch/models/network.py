@@ -1,11 +1,12 @@
 """What every handwritten network offers, and the head that they share.
 
 `Network` is timm's contract: whoever trains, freezes, exports or explains a network need not know whether
-it is one of these or timm's. `MlpHead` serves the single dense layer of ResNet, the 4096-4096 of VGG, and
-the small heads that people put on a bottleneck (flatten or global average, 256 units, dropout):
+it is one of these or timm's. `MlpHead` serves the single dense layer of ResNet and the 4096-4096 of VGG.
+The small head that people put on a bottleneck (flatten or global average, 256 units, dropout) belongs to
+the classifier, so that it trains while all below is frozen:
 
-    network = vgg16()
-    network.reset_classifier(5, "flatten", hidden=(256,), dropout=0.5)
+    network = vgg16(hidden=(), global_pool="flatten", input_size=150)
+    set_head(network, 5, hidden=256, dropout=0.5)
 """
 
 from collections.abc import Sequence
@@ -28,9 +29,9 @@ class MlpHead(nn.Module):
         in_channels: Channels of the feature map.
         num_classes: Logits; 1 for a binary network (its sigmoid belongs to the loss); 0 for no classifier.
         pool: "avg" or "max" over the whole map; "flatten"; "avg2x2" (2x2 windows, then flatten, as in the
-            course's ResNet50); "" leaves the map as it is and takes neither dense layers nor a classifier.
+            course's ResNet50); "" leaves the map as it is, so that no layer can follow.
         hidden: Widths of dense layers before the classifier, each followed by activation and dropout.
-        dropout: Probability after each hidden layer.
+        dropout: Probability after each hidden layer, or after the pooling where there is none.
         activation: Class of the hidden layers' activation.
         map_size: Height and width of the feature map; what a flattening head is built for.
     """
@@ -48,7 +49,7 @@ class MlpHead(nn.Module):
         super().__init__()
         if pool not in POOLS:
             raise UsageError(f"unknown global pooling {pool!r}", f"use one of {', '.join(map(repr, POOLS))}")
-        if pool == "" and (num_classes or hidden):
+        if pool == "" and num_classes:
             raise UsageError("without pooling there can be no classifier", "use num_classes=0 or a pooling")
         self.in_channels = in_channels
         self.num_classes = num_classes
@@ -68,9 +69,11 @@ class MlpHead(nn.Module):
         self.global_pool = pooling.get(pool, nn.Identity())
         self.dense = nn.Sequential()
         width = in_channels * side * side
-        for units in self.hidden:
+        for units in self.hidden if pool else ():
             self.dense.extend([nn.Linear(width, units), activation(), nn.Dropout(dropout)])
             width = units
+        if dropout and not self.hidden:
+            self.dense.append(nn.Dropout(dropout))
         self.num_features = width
         self.fc = nn.Linear(width, num_classes) if num_classes else nn.Identity()
         glorot_init_(self)
@@ -87,24 +90,13 @@ class MlpHead(nn.Module):
         x = self.dense(self.global_pool(x).flatten(1))
         return x if pre_logits else self.fc(x)
 
-    def rebuilt(
-        self,
-        num_classes: int,
-        pool: str | None = None,
-        hidden: Sequence[int] | None = None,
-        dropout: float | None = None,
-    ) -> "MlpHead":
-        """A head for other classes; the dense layers are kept where nothing but the classes changes."""
+    def rebuilt(self, num_classes: int, pool: str | None = None) -> "MlpHead":
+        """A head for other classes; the dense layers are kept unless the pooling changes."""
+        pool = self.pool if pool is None else pool
         head = MlpHead(
-            self.in_channels,
-            num_classes,
-            self.pool if pool is None else pool,
-            self.hidden if hidden is None else hidden,
-            self.dropout if dropout is None else dropout,
-            self.activation,
-            self.map_size,
+            self.in_channels, num_classes, pool, self.hidden, self.dropout, self.activation, self.map_size
         )
-        if (head.pool, head.hidden, head.dropout) == (self.pool, self.hidden, self.dropout):
+        if pool == self.pool:
             head.dense = self.dense
         return head.train(self.training)
 
@@ -150,22 +142,13 @@ class Network(nn.Module):
         """The layer that gives the logits."""
         return self.head.fc
 
-    def reset_classifier(
-        self,
-        num_classes: int,
-        global_pool: str | None = None,
-        *,
-        hidden: Sequence[int] | None = None,
-        dropout: float | None = None,
-    ) -> None:
-        """Replaces the classifier; what is None stays as it was.
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replaces the classifier.
 
         Args:
             num_classes: Logits of the new classifier; 0 for none.
-            global_pool: As `pool` of `MlpHead`.
-            hidden: Widths of the head's dense layers; `()` removes them.
-            dropout: Probability after each of them.
+            global_pool: As `pool` of `MlpHead`; another one than before starts the dense layers anew.
         """
         reference = next(self.parameters())
-        head = self.head.rebuilt(num_classes, global_pool, hidden, dropout)
+        head = self.head.rebuilt(num_classes, global_pool)
         self.head = head.to(reference.device, reference.dtype)

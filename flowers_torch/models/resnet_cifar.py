@@ -2,12 +2,14 @@
 
 Depth is a plain number here, which makes them the networks to study depth with:
 
-    residual, plain = cifar_resnet(56), cifar_resnet(56, shortcut="none")
+    residual, plain = cifar_resnet(depth=56), cifar_resnet(depth=56, shortcut="none")
 
 The twins have the same layers. As the plain one gets deeper its *training* error rises, which is no
 overfitting: it becomes harder to optimise. `examples/plain_vs_residual.py` shows it.
 Paper: https://arxiv.org/abs/1512.03385, section 4.2.
 """
+
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -73,8 +75,6 @@ class CifarResNet(Network):
         return self.stage3(x)  # N x 4 width x H/4 x W/4
 
 
-def cifar_resnet(
-    depth: int = 20, num_classes: int = 10, *, shortcut: ShortcutKind = "zero_pad", in_chans: int = 3
-) -> CifarResNet:
-    """A thin ResNet of 6n + 2 layers, or with shortcut="none" its plain twin."""
-    return CifarResNet(depth, num_classes, in_chans, shortcut)
+def cifar_resnet(num_classes: int = 10, *, depth: int = 20, **options: Any) -> CifarResNet:
+    """A thin ResNet of 6n + 2 layers, or with shortcut="none" its plain twin; options as `CifarResNet`."""
+    return CifarResNet(depth, num_classes, **options)

@@ -1,13 +1,14 @@
-"""Weights of torchvision and timm for the handwritten networks: a name table, and nothing silent.
+"""Weights of torchvision and timm for the handwritten networks: visible tables of names.
 
 network = resnet50(lineage="torch")
-load_renamed(network, timm.create_model("resnet50", pretrained=True).state_dict(), RESNET_NAMES)
+theirs = timm.create_model("resnet50", pretrained=True).state_dict()
+load_matching(network, renamed(theirs, RESNET_NAMES), "timm's resnet50")
 """
 
 import re
 from collections.abc import Mapping, Sequence
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from flowers_torch.errors import ModelFileError, printable
 
@@ -26,43 +27,47 @@ RESNET_NAMES: Names = (
 )
 
 
-def load_renamed(network: nn.Module, state: Mapping[str, Tensor], names: Names) -> None:
-    """Loads another library's state dict into a network: all of it, or none.
+def _vgg_names(*depths: int) -> Names:
+    names = []
+    position = 0  # in their one long sequence of convolutions, ReLUs and poolings
+    for block, convolutions in enumerate(depths, start=1):
+        for number in range(1, convolutions + 1):
+            names.append((rf"^features\.{position}\.", f"block{block}.conv{number}."))
+            position += 2
+        position += 1
+    timm = [(r"^pre_logits\.fc1\.", "head.dense.0."), (r"^pre_logits\.fc2\.", "head.dense.3.")]
+    torchvision = [
+        (r"^classifier\.0\.", "head.dense.0."),
+        (r"^classifier\.3\.", "head.dense.3."),
+        (r"^classifier\.6\.", "head.fc."),
+    ]
+    return (*names, *timm, *torchvision)
+
+
+VGG16_NAMES = _vgg_names(2, 2, 3, 3, 3)
+VGG19_NAMES = _vgg_names(2, 2, 4, 4, 4)
+
+
+def renamed(state: Mapping[str, Tensor], names: Names) -> dict[str, Tensor]:
+    """Another library's state dict under the names of the handwritten network.
 
     Args:
-        network: Built with as many classes as the weights have.
         state: The other library's state dict.
-        names: Pairs of a regular expression and its replacement, see `RESNET_NAMES`.
+        names: Pairs of a regular expression and its replacement, see `RESNET_NAMES`. A name that none of
+            them fits stays as it is; whether all fit the network is for `load_matching` to say.
 
     Raises:
-        ModelFileError: a tensor without a place, a place without a tensor, or another shape. The message
-            lists both sides; nothing was loaded.
+        ModelFileError: two tensors would get the same name.
     """
-    renamed = {_rename(name, names): tensor for name, tensor in state.items()}
-    expected = network.state_dict()
-    problems = [f"no place for {name} {_shape(renamed[name])}" for name in renamed.keys() - expected.keys()]
-    problems += [f"nothing for {name} {_shape(expected[name])}" for name in expected.keys() - renamed.keys()]
-    problems += [
-        f"{name} is {_shape(renamed[name])}, expected {_shape(tensor)}"
-        for name, tensor in expected.items()
-        if name in renamed and renamed[name].shape != tensor.shape
-    ]
-    if len(renamed) < len(state):
-        problems.append(f"{len(state) - len(renamed)} names coincide after renaming")
-    if problems:
-        shown = sorted(problems)[:8] + ([f"and {len(problems) - 8} more"] if len(problems) > 8 else [])
-        raise ModelFileError(
-            f"weights do not fit {type(network).__name__}: {'; '.join(map(printable, shown))}",
-            "use weights of this very network, lineage and number of classes",
-        )
-    network.load_state_dict(renamed)
-
-
-def _rename(name: str, names: Names) -> str:
-    for pattern, replacement in names:
-        name = re.sub(pattern, replacement, name)
-    return name
-
-
-def _shape(tensor: Tensor) -> str:
-    return "x".join(map(str, tensor.shape)) or "scalar"
+    found: dict[str, Tensor] = {}
+    for theirs, tensor in state.items():
+        name = theirs
+        for pattern, replacement in names:
+            name = re.sub(pattern, replacement, name)
+        if name in found:
+            raise ModelFileError(
+                f"two of the weights would become {printable(name)}", "use weights of one network only"
+            )
+        # timm writes VGG's dense layers as convolutions over the whole map; the numbers are in equal order.
+        found[name] = tensor.flatten(1) if name.startswith("head.") and tensor.ndim == 4 else tensor
+    return found

@@ -19,6 +19,7 @@ from flowers_torch.errors import ModelFileError, ResourceError, UsageError, prin
 from flowers_torch.files import cache_folder, download, safe_load
 from flowers_torch.models.classifier import load_matching, read_record
 from flowers_torch.models.heads import classifier_name
+from flowers_torch.models.torch_weights import renamed
 from flowers_torch.models.zoo import Preprocessing, find_entry
 
 OFFLINE_ARCH = "tf_efficientnet_lite0"
@@ -55,7 +56,7 @@ def plan_weights(arch: str, weights: str) -> Plan:
     if weights == "imagenet":
         if not entry.timm_name:
             raise UsageError(f"there are no ImageNet weights for {arch}", "give --weights none or a file")
-        return plan
+        return dataclasses.replace(plan, options=entry.timm_options)
     if weights == "offline":
         if arch != OFFLINE_ARCH:
             raise UsageError(
@@ -77,7 +78,7 @@ def plan_weights(arch: str, weights: str) -> Plan:
             entry.preprocessing, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear"
         )
         return Plan("keras", path.name, keras, keras_options(arch), "that of the file", path)
-    _, metadata = safe_load(path)
+    state, metadata = safe_load(path)
     if "record" in metadata:
         record = read_record(metadata, path)
         if record.arch != arch:
@@ -85,7 +86,9 @@ def plan_weights(arch: str, weights: str) -> Plan:
                 f"{printable(path)} holds {record.arch}, not {arch}", f"add --arch {record.arch}"
             )
         return Plan("file", path.name, record.preprocessing, record.model_options, record.licence, path)
-    return Plan("file", path.name, entry.preprocessing, {}, "that of the file", path)
+    from_timm = renamed(state, entry.timm_names).keys() != state.keys()
+    options = entry.timm_options if from_timm else {}
+    return Plan("file", path.name, entry.preprocessing, options, "that of the file", path)
 
 
 def load_weights(model: nn.Module, arch: str, plan: Plan) -> str:
@@ -111,7 +114,7 @@ def load_weights(model: nn.Module, arch: str, plan: Plan) -> str:
         state = _timm_state(arch, path)
     else:
         path = plan.path or Path()
-        state, _ = safe_load(path)
+        state = renamed(safe_load(path)[0], find_entry(arch).timm_names)
     return _load_backbone(model, state, path)
 
 
@@ -122,8 +125,9 @@ def _load_backbone(model: nn.Module, state: dict[str, Tensor], path: Path) -> st
     ours = {name: tensor for name, tensor in own.items() if name.startswith(head)}
     fits = {n: t.shape for n, t in theirs.items()} == {n: t.shape for n, t in ours.items()}
     backbone = {name: tensor for name, tensor in state.items() if name not in theirs}
-    if not any(name.startswith("AuxLogits.") for name in own):  # built without its auxiliary classifier
-        backbone = {name: tensor for name, tensor in backbone.items() if not name.startswith("AuxLogits.")}
+    for part in ("AuxLogits.", "head.dense."):  # InceptionV3's auxiliary classifier, VGG's dense layers
+        if not any(name.startswith(part) for name in own):  # the network was built without
+            backbone = {name: tensor for name, tensor in backbone.items() if not name.startswith(part)}
     load_matching(model, backbone | (theirs if fits else ours), path)
     return f"{len(backbone)} tensors of the backbone loaded, head {'loaded' if fits else 'fresh'}"
 
@@ -167,5 +171,4 @@ def _timm_state(arch: str, path: Path) -> dict[str, Tensor]:
     """Loads through timm, which knows how each of its files has to be renamed."""
     name = find_entry(arch).timm_name
     model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"file": os.fspath(path)})
-    state: dict[str, Tensor] = model.state_dict()
-    return state
+    return renamed(model.state_dict(), find_entry(arch).timm_names)

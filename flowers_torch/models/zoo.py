@@ -8,13 +8,16 @@ how to prepare a photo) is a plain record beside it, so that nothing downstream 
 import dataclasses
 import difflib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import timm
 from torch import nn
 
 from flowers_torch.errors import ModelFileError, UsageError
+from flowers_torch.models import classic, inception, resnet, resnet_cifar, resnet_v2, small
 from flowers_torch.models.inception_v3 import InceptionV3
+from flowers_torch.models.torch_weights import RESNET_NAMES, VGG16_NAMES, VGG19_NAMES, Names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +48,9 @@ class Entry:
     timm_name: str = ""  # timm network whose pretrained weights fit, if any
     keras_name: str = ""  # name in keras.applications, if any
     licence: str = ""  # of the pretrained weights
+    sized: bool = False  # build also takes input_size=, for a head that flattens
+    timm_options: dict[str, Any] = dataclasses.field(default_factory=dict)  # of build, for those weights
+    timm_names: Names = ()  # timm's parameter names -> ours, where they differ
 
 
 REGISTRY: dict[str, Entry] = {}
@@ -79,7 +85,11 @@ def find_entry(name: str) -> Entry:
 
 
 def create_model(
-    name: str, num_classes: int = 1000, in_chans: int = 3, options: dict[str, Any] | None = None
+    name: str,
+    num_classes: int = 1000,
+    in_chans: int = 3,
+    options: dict[str, Any] | None = None,
+    size: int = 0,
 ) -> nn.Module:
     """Builds a network with random weights.
 
@@ -88,13 +98,16 @@ def create_model(
         num_classes: Outputs of the classifier.
         in_chans: Channels of the input.
         options: Further keywords of this network's constructor, such as `aux_logits` of inception_v3.
+        size: Height and width of the photos, for networks that flatten their last feature map; 0 is the
+            network's usual size.
 
     Returns:
         A module that maps (N, in_chans, H, W) to logits (N, num_classes).
     """
     entry = find_entry(name)
+    keywords = ({"input_size": size} if entry.sized and size else {}) | (options or {})
     try:
-        return entry.build(num_classes=num_classes, in_chans=in_chans, **(options or {}))
+        return entry.build(num_classes=num_classes, in_chans=in_chans, **keywords)
     except TypeError as error:
         raise UsageError(f"network {name} cannot be built: {error}", "correct model_options") from error
 
@@ -133,3 +146,57 @@ register(
         _timm_entry("inception_v3"), build=InceptionV3, min_size=75, keras_name="InceptionV3"
     ),
 )
+
+
+def _handwritten(
+    build: Callable[..., nn.Module], timm_name: str = "", size: int = 224, min_size: int = 32, **details: Any
+) -> Entry:
+    """A network of this package; its photos are prepared as those of timm's weights for it, if any."""
+    if timm_name:
+        known = _timm_entry(timm_name)
+    else:
+        known = Entry(build, Preprocessing(size=size), min_size)
+    return dataclasses.replace(known, build=build, min_size=min_size, sized=True, **details)
+
+
+def _unscaled(size: int) -> Preprocessing:
+    """Pixels in 0..1 and no crop, as the small networks of the seeds have them."""
+    return Preprocessing(size, (0.0,) * 3, (1.0,) * 3, "bilinear", crop=1.0, squash=True)
+
+
+def _register_resnets() -> None:
+    torch_weights: dict[str, Any] = dict(timm_options={"lineage": "torch"}, timm_names=RESNET_NAMES)
+    for build, timm_name, keras_name in (
+        (resnet.resnet50, "resnet50", "ResNet50"),
+        (resnet.resnet101, "resnet101", "ResNet101"),
+        (resnet.resnet152, "resnet152", "ResNet152"),
+        (resnet.resnext50, "resnext50_32x4d", "ResNeXt50"),
+        (resnet.resnext101, "resnext101_32x4d", "ResNeXt101"),
+    ):
+        register(build.__name__, _handwritten(build, timm_name, keras_name=keras_name, **torch_weights))
+    register("resnet50v2", _handwritten(resnet_v2.resnet50v2, keras_name="ResNet50V2"))
+    register("resnet101v2", _handwritten(resnet_v2.resnet101v2, keras_name="ResNet101V2"))
+    register("resnet152v2", _handwritten(resnet_v2.resnet152v2, keras_name="ResNet152V2"))
+    course = partial(resnet.resnet50, lineage="course", input_size=64)
+    register("resnet50_course", _handwritten(course, min_size=64, preprocessing=_unscaled(64)))
+    register("cifar_resnet", _handwritten(resnet_cifar.cifar_resnet, size=32, min_size=8))
+
+
+def _register_classics() -> None:
+    vgg = (
+        (classic.vgg16, "vgg16", VGG16_NAMES, "VGG16"),
+        (classic.vgg19, "vgg19", VGG19_NAMES, "VGG19"),
+    )
+    for build, timm_name, names, keras_name in vgg:
+        register(timm_name, _handwritten(build, timm_name, timm_names=names, keras_name=keras_name))
+    register("alexnet", _handwritten(classic.alexnet, min_size=63))
+    register("googlenet", _handwritten(inception.googlenet))
+    register("lenet5", _handwritten(classic.lenet5, min_size=16, preprocessing=_unscaled(32)))
+    register("lenet5_relu", _handwritten(classic.lenet5_relu, min_size=16, preprocessing=_unscaled(32)))
+    register("happy_model", _handwritten(small.happy_model, min_size=8, preprocessing=_unscaled(64)))
+    register("small_convnet", _handwritten(small.small_convnet, min_size=22, preprocessing=_unscaled(150)))
+    register("cifar10_net", _handwritten(small.cifar10_net, min_size=10, preprocessing=_unscaled(32)))
+
+
+_register_resnets()
+_register_classics()

@@ -45,7 +45,7 @@ def test_keras_counts(constructor, total: int, not_trainable: int) -> None:
     ],
 )
 def test_thin_resnet_counts(depth: int, shortcut: str, parameters: int) -> None:
-    network = cifar_resnet(depth, shortcut=shortcut)
+    network = cifar_resnet(depth=depth, shortcut=shortcut)
     assert sum(p.numel() for p in network.parameters()) == parameters
     layers = [
         m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear) and m.weight.shape[-1] != 1
@@ -131,7 +131,7 @@ def test_preactivation_stem_pools_over_a_border_of_zeros() -> None:
 
 
 def test_plain_twin_has_the_same_layers() -> None:
-    residual, plain = cifar_resnet(14), cifar_resnet(14, shortcut="none")
+    residual, plain = cifar_resnet(depth=14), cifar_resnet(depth=14, shortcut="none")
     plain.load_state_dict(residual.state_dict())
     assert [m.shortcut is None for m in plain.modules() if isinstance(m, BasicBlock)] == [True] * 6
 

@@ -1,4 +1,6 @@
-"""timm's and torchvision's ResNets and the handwritten ones give equal logits with equal weights."""
+"""timm's and torchvision's networks and the handwritten ones give equal logits with equal weights."""
+
+from collections.abc import Callable
 
 import pytest
 import timm
@@ -7,16 +9,19 @@ import torchvision
 from torch import nn
 
 from flowers_torch.errors import ModelFileError
-from flowers_torch.models import resnet
-from flowers_torch.models.torch_weights import RESNET_NAMES, load_renamed
+from flowers_torch.models import classic, resnet
+from flowers_torch.models.classifier import load_matching
+from flowers_torch.models.network import Network
+from flowers_torch.models.torch_weights import RESNET_NAMES, VGG16_NAMES, VGG19_NAMES, Names, renamed
 
-BOTH = {
+RESNETS = {
     "resnet50": "resnet50",
     "resnet101": "resnet101",
     "resnet152": "resnet152",
     "resnext50": "resnext50_32x4d",
     "resnext101": "resnext101_32x4d",  # torchvision has only the 32x8d one
 }
+VGGS = {"vgg16": (classic.vgg16, VGG16_NAMES), "vgg19": (classic.vgg19, VGG19_NAMES)}
 
 
 def randomise_batch_norm(network: nn.Module) -> None:
@@ -29,14 +34,14 @@ def randomise_batch_norm(network: nn.Module) -> None:
             tensor.copy_(0.5 + torch.rand(tensor.shape, generator=generator))
 
 
-def assert_same_logits(theirs: nn.Module, name: str) -> None:
+def assert_same_logits(theirs: nn.Module, build: Callable[[], Network], names: Names, size: int) -> None:
     torch.manual_seed(0)
     randomise_batch_norm(theirs)
     with torch.device("meta"):
-        ours = getattr(resnet, name)(1000, lineage="torch")
+        ours = build()
     ours.to_empty(device="cpu")
-    load_renamed(ours, theirs.state_dict(), RESNET_NAMES)
-    images = torch.randn(2, 3, 65, 96)
+    load_matching(ours, renamed(theirs.state_dict(), names), "theirs")
+    images = torch.randn(2, 3, size, size)
     with torch.inference_mode():
         expected, found = theirs.eval()(images), ours.eval()(images)
     assert expected.std() > 1e-3
@@ -44,50 +49,47 @@ def assert_same_logits(theirs: nn.Module, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name == "resnet50" else pytest.mark.slow) for name in BOTH]
+    "name", [pytest.param(name, marks=() if name == "resnet50" else pytest.mark.slow) for name in RESNETS]
 )
-def test_timm_weights(name: str) -> None:
-    assert_same_logits(timm.create_model(BOTH[name]), name)
+def test_resnet_weights_of_timm(name: str) -> None:
+    theirs = timm.create_model(RESNETS[name])
+    assert_same_logits(theirs, lambda: getattr(resnet, name)(lineage="torch"), RESNET_NAMES, 65)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in BOTH if name != "resnext101"])
-def test_torchvision_weights(name: str) -> None:
-    assert_same_logits(torchvision.models.get_model(BOTH[name]), name)
+@pytest.mark.parametrize("name", [name for name in RESNETS if name != "resnext101"])
+def test_resnet_weights_of_torchvision(name: str) -> None:
+    theirs = torchvision.models.get_model(RESNETS[name])
+    assert_same_logits(theirs, lambda: getattr(resnet, name)(lineage="torch"), RESNET_NAMES, 65)
 
 
-def small() -> resnet.ResNet:
-    return resnet.ResNet((1, 1, 1, 1), 3, bias=False, stride_on="middle", epsilon=1e-5)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", VGGS)
+@pytest.mark.parametrize("library", ["timm", "torchvision"])
+def test_vgg_weights(name: str, library: str) -> None:
+    create = {"timm": timm.create_model, "torchvision": torchvision.models.get_model}[library]
+    assert_same_logits(create(name), *VGGS[name], 224)
 
 
-def test_misfits_are_listed_and_nothing_is_loaded() -> None:
-    network = small()
-    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    state = {name: tensor + 1 for name, tensor in before.items()}
-    state["head.fc.weight"] = torch.zeros(4, 2048)
-    state["head.extra"] = state.pop("head.fc.bias")
-    with pytest.raises(ModelFileError) as caught:
-        load_renamed(network, state, RESNET_NAMES)
-    text = str(caught.value)
-    assert "no place for head.extra 3" in text
-    assert "nothing for head.fc.bias 3" in text
-    assert "head.fc.weight is 4x2048, expected 3x2048" in text
-    for name, tensor in network.state_dict().items():
+@pytest.mark.parametrize("name", VGGS)
+@pytest.mark.parametrize("create", [timm.create_model, torchvision.models.get_model])
+def test_every_vgg_tensor_has_a_place(name: str, create: Callable[[str], nn.Module]) -> None:
+    build, names = VGGS[name]
+    with torch.device("meta"):
+        theirs, ours = create(name).state_dict(), build().state_dict()
+    found = {key: tensor.shape for key, tensor in renamed(theirs, names).items()}
+    assert found == {key: tensor.shape for key, tensor in ours.items()}
+
+
+def test_another_lineage_is_refused_and_nothing_is_loaded() -> None:
+    ours, theirs = resnet.resnet50(), timm.create_model("resnet50")
+    before = {name: tensor.clone() for name, tensor in ours.state_dict().items()}
+    with pytest.raises(ModelFileError, match="timm's resnet50 does not fit ResNet: 53 missing .conv1.bias"):
+        load_matching(ours, renamed(theirs.state_dict(), RESNET_NAMES), "timm's resnet50")
+    for name, tensor in ours.state_dict().items():
         assert torch.equal(tensor, before[name])
 
 
-def test_a_long_list_of_misfits_is_cut_and_two_tensors_for_one_place_are_an_error() -> None:
-    network = small()
-    with pytest.raises(ModelFileError, match="and 96 more"):
-        load_renamed(network, {}, RESNET_NAMES)
-    state = network.state_dict()
-    state["fc.bias"] = torch.zeros(3)
-    with pytest.raises(ModelFileError, match="1 names coincide"):
-        load_renamed(network, state, RESNET_NAMES)
-
-
-def test_another_lineage_is_refused() -> None:
-    with torch.device("meta"):
-        ours, theirs = resnet.resnet50(), timm.create_model("resnet50")
-    with pytest.raises(ModelFileError, match="nothing for conv1.bias 64"):
-        load_renamed(ours, theirs.state_dict(), RESNET_NAMES)
+def test_two_tensors_for_one_place_are_an_error() -> None:
+    with pytest.raises(ModelFileError, match="two of the weights would become head.fc.bias"):
+        renamed({"fc.bias": torch.zeros(3), "head.fc.bias": torch.zeros(3)}, RESNET_NAMES)

@@ -1,0 +1,49 @@
+"""A trained classifier for torch.hub: from a file or an address, checked before it is opened."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+from torch import nn
+
+from flowers_torch.data.augment import eval_transform
+from flowers_torch.errors import ModelFileError, UsageError, printable
+from flowers_torch.files import cache_folder, download, file_digest
+from flowers_torch.models.classifier import load_classifier
+
+
+def flowers_classifier(checkpoint: str, sha256: str = "") -> nn.Module:
+    """A classifier trained by this package, in inference mode.
+
+    Args:
+        checkpoint: `model.safetensors`, the run folder that holds it, or its http(s) or file address.
+        sha256: Hexadecimal digest of the file. An address needs one: what is fetched is not what somebody
+            may have put there since.
+
+    Returns:
+        A network from (N, 3, H, W) to logits (N, classes), with three more attributes: `classes`, the names
+        in the order of the logits; `transform`, from an RGB PIL image to the network's input (3, H, W);
+        `record`, all that the file says of itself.
+
+    Raises:
+        UsageError: an address without a digest, or a digest that is none.
+        ResourceError: the address cannot be fetched, or what came has another digest.
+        ModelFileError: the file is not there, has another digest, is damaged or of another kind.
+    """
+    digest = sha256.lower()
+    if digest and not re.fullmatch("[0-9a-f]{64}", digest):
+        raise UsageError(f"{printable(sha256)} is no sha256", "pass the 64 digits that sha256sum FILE prints")
+    if "://" in checkpoint:
+        if not digest:
+            raise UsageError(f"{printable(checkpoint)} needs a checksum", "pass sha256=, see sha256sum FILE")
+        path = download(checkpoint, cache_folder() / "hub" / digest / "model.safetensors", digest)
+    else:
+        path = Path(checkpoint).expanduser()
+        path = path / "model.safetensors" if path.is_dir() else path
+    if digest and path.is_file() and (found := file_digest(path)) != digest:
+        raise ModelFileError(f"{printable(path)} has sha256 {found}, expected {digest}", "use another copy")
+    network, record = load_classifier(path)
+    transform = eval_transform(**dataclasses.asdict(record.preprocessing))
+    # Past nn.Module's own bookkeeping: the transform is a module too, but no part of the network.
+    vars(network).update(record=record, classes=record.classes, transform=transform)
+    return network

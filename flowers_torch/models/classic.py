@@ -1,0 +1,194 @@
+"""The networks that came before shortcuts: LeNet-5, AlexNet, VGG16 and VGG19.
+
+All of them flatten their last feature map, so they are built for one `input_size`; give
+global_pool="avg" to see other sizes.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from flowers_torch.models.blocks import glorot_init_
+from flowers_torch.models.network import MlpHead, Network
+
+
+class LeNet5(Network):
+    """Two 5x5 convolutions with pooling, then dense layers of 120 and 84: 61,706 parameters.
+
+    Shapes: N x in_chans x 32 x 32 -> N x num_classes; the feature map is N x 16 x 5 x 5.
+
+    Args:
+        num_classes: Logits; 0 for features.
+        in_chans: Channels of the images; 1 for digits.
+        pool: Class of the 2x2 pooling.
+        activation: Class of the activation after every layer but the last.
+        input_size: Height and width of the images; 28x28 digits are padded to 32.
+        global_pool: As `pool` of `MlpHead`.
+
+    Source: LeCun et al., "Gradient-Based Learning Applied to Document Recognition", 1998; without its
+    trainable pooling coefficients, partial connections and radial outputs, as it is taught today.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 10,
+        in_chans: int = 1,
+        pool: type[nn.Module] = nn.AvgPool2d,
+        activation: type[nn.Module] = nn.Tanh,
+        input_size: int = 32,
+        global_pool: str = "flatten",
+    ) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_chans, 6, 5)
+        self.act1 = activation()
+        self.pool1 = pool(2)
+        self.conv2 = nn.Conv2d(6, 16, 5)
+        self.act2 = activation()
+        self.pool2 = pool(2)
+        glorot_init_(self)
+        side = ((input_size - 4) // 2 - 4) // 2
+        self.head = MlpHead(16, num_classes, global_pool, (120, 84), activation=activation, map_size=side)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        x = self.pool1(self.act1(self.conv1(x)))  # N x 6 x 14 x 14
+        return self.pool2(self.act2(self.conv2(x)))  # N x 16 x 5 x 5
+
+
+def lenet5(num_classes: int = 10, *, activation: type[nn.Module] = nn.Tanh, **options: Any) -> LeNet5:
+    """LeNet-5 as in 1998: average pooling and tanh, or `activation=torch.nn.Sigmoid`."""
+    return LeNet5(num_classes, pool=nn.AvgPool2d, activation=activation, **options)
+
+
+def lenet5_relu(num_classes: int = 10, **options: Any) -> LeNet5:
+    """LeNet-5 as one would write it today: max pooling and ReLU."""
+    return LeNet5(num_classes, pool=nn.MaxPool2d, activation=nn.ReLU, **options)
+
+
+class AlexNet(Network):
+    """Five convolutions, overlapping 3x3/2 max pooling, dense layers of 4096 and 4096 with dropout.
+
+    60,965,224 parameters at 1000 classes in two groups, 62,378,344 in one.
+    Shapes: N x in_chans x 224 x 224 -> N x num_classes; the feature map is N x 256 x 6 x 6.
+
+    Args:
+        num_classes: Logits; 0 for features.
+        in_chans: Channels of the images.
+        response_norm: Local response normalisation after the first two convolutions; helps little.
+        groups: 2 for the paper's convolutions split over two graphics cards, 1 for whole ones.
+        dropout: After each hidden dense layer.
+        input_size: Height and width of the images.
+        global_pool: As `pool` of `MlpHead`.
+
+    Source: Krizhevsky, Sutskever and Hinton, "ImageNet Classification with Deep Convolutional Neural
+    Networks", 2012. The paper's sizes work out for 227 pixels; a padding of 2 gives 224 the same 55x55.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        response_norm: bool = False,
+        groups: int = 2,
+        dropout: float = 0.5,
+        input_size: int = 224,
+        global_pool: str = "flatten",
+    ) -> None:
+        super().__init__()
+
+        def norm() -> nn.Module:
+            # The paper multiplies alpha with the plain sum; torch divides by `size` first.
+            return nn.LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2) if response_norm else nn.Identity()
+
+        self.conv1 = nn.Conv2d(in_chans, 96, 11, stride=4, padding=2)
+        self.norm1 = norm()
+        self.conv2 = nn.Conv2d(96, 256, 5, padding=2, groups=groups)
+        self.norm2 = norm()
+        self.conv3 = nn.Conv2d(256, 384, 3, padding=1)
+        self.conv4 = nn.Conv2d(384, 384, 3, padding=1, groups=groups)
+        self.conv5 = nn.Conv2d(384, 256, 3, padding=1, groups=groups)
+        self.relu = nn.ReLU()
+        self.max_pool = nn.MaxPool2d(3, stride=2)
+        glorot_init_(self)
+        side = (input_size - 7) // 4 + 1
+        for _ in range(3):
+            side = (side - 3) // 2 + 1
+        self.head = MlpHead(256, num_classes, global_pool, (4096, 4096), dropout, map_size=side)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        x = self.norm1(self.relu(self.conv1(x)))  # N x 96 x 55 x 55
+        x = self.norm2(self.relu(self.conv2(self.max_pool(x))))  # N x 256 x 27 x 27
+        x = self.relu(self.conv3(self.max_pool(x)))  # N x 384 x 13 x 13
+        x = self.relu(self.conv4(x))  # N x 384 x 13 x 13
+        x = self.relu(self.conv5(x))  # N x 256 x 13 x 13
+        return self.max_pool(x)  # N x 256 x 6 x 6
+
+
+def alexnet(num_classes: int = 1000, **options: Any) -> AlexNet:
+    """AlexNet with its grouped convolutions; options as `AlexNet`."""
+    return AlexNet(num_classes, **options)
+
+
+class VGG(Network):
+    """Five blocks of 3x3 convolutions with ReLU, each ended by 2x2 max pooling, and a dense head.
+
+    Shapes: N x in_chans x H x W -> N x num_classes; the feature map is N x 512 x H/32 x W/32, rounded down.
+
+    Args:
+        depths: Convolutions in each of the five blocks.
+        num_classes: Logits; 0 for features.
+        in_chans: Channels of the images.
+        hidden: Widths of the dense layers; `()` for a bottleneck that another head goes on.
+        dropout: After each dense layer; the paper has 0.5, keras.applications none.
+        input_size: Height and width of the images.
+        global_pool: As `pool` of `MlpHead`.
+
+    Source: Simonyan and Zisserman, https://arxiv.org/abs/1409.1556; layer names of keras.applications.
+    """
+
+    def __init__(
+        self,
+        depths: tuple[int, int, int, int, int],
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        hidden: Sequence[int] = (4096, 4096),
+        dropout: float = 0.0,
+        input_size: int = 224,
+        global_pool: str = "flatten",
+    ) -> None:
+        super().__init__()
+
+        def block(convolutions: int, in_channels: int, out_channels: int) -> nn.Sequential:
+            layers: OrderedDict[str, nn.Module] = OrderedDict()
+            for number in range(1, convolutions + 1):
+                layers[f"conv{number}"] = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+                layers[f"relu{number}"] = nn.ReLU()
+                in_channels = out_channels
+            layers["pool"] = nn.MaxPool2d(2)
+            return nn.Sequential(layers)
+
+        self.block1 = block(depths[0], in_chans, 64)
+        self.block2 = block(depths[1], 64, 128)
+        self.block3 = block(depths[2], 128, 256)
+        self.block4 = block(depths[3], 256, 512)
+        self.block5 = block(depths[4], 512, 512)
+        glorot_init_(self)
+        self.head = MlpHead(512, num_classes, global_pool, hidden, dropout, map_size=input_size // 32)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        x = self.block1(x)  # N x 64 x H/2 x W/2
+        x = self.block2(x)  # N x 128 x H/4 x W/4
+        x = self.block3(x)  # N x 256 x H/8 x W/8
+        x = self.block4(x)  # N x 512 x H/16 x W/16
+        return self.block5(x)  # N x 512 x H/32 x W/32
+
+
+def vgg16(num_classes: int = 1000, **options: Any) -> VGG:
+    """VGG16: 138,357,544 parameters at 1000 classes, 14,714,688 of them below the head."""
+    return VGG((2, 2, 3, 3, 3), num_classes, **options)
+
+
+def vgg19(num_classes: int = 1000, **options: Any) -> VGG:
+    """VGG19: 143,667,240 parameters at 1000 classes, 20,024,384 of them below the head."""
+    return VGG((2, 2, 4, 4, 4), num_classes, **options)

@@ -1,0 +1,199 @@
+"""Inception modules and the GoogLeNet that they build, with its auxiliary classifiers.
+
+An Inception module does not choose between filter sizes: it computes all of them and stacks the results.
+What makes that affordable is the 1x1 convolution. It mixes channels at each pixel and can make them fewer,
+a bottleneck before the expensive 3x3 and 5x5 filters:
+
+    28x28x192 -> 5x5, 32 filters                        120,422,400 multiplications
+    28x28x192 -> 1x1, 16 filters -> 5x5, 32 filters      12,443,648
+
+(`examples/inception_multiplications.py` counts them.)
+Papers: Lin et al., "Network in Network" (https://arxiv.org/abs/1312.4400); Szegedy et al., "Going Deeper
+with Convolutions" (https://arxiv.org/abs/1409.4842), table 1.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from flowers_torch.models.blocks import glorot_init_
+from flowers_torch.models.network import MlpHead, Network
+
+
+class ConvUnit(nn.Sequential):
+    """Convolution that keeps the map's size (but for its stride), batch norm or a bias, ReLU.
+
+    Shapes: N x in_channels x H x W -> N x out_channels x ceil(H / stride) x ceil(W / stride).
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, batch_norm: bool = True
+    ) -> None:
+        super().__init__()
+        padding = kernel_size // 2
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, bias=not batch_norm)
+        if batch_norm:
+            self.bn = nn.BatchNorm2d(out_channels, 1e-3)
+        self.relu = nn.ReLU()
+
+
+class Widths(NamedTuple):
+    """Output channels of an Inception module's convolutions; the module's own are the last of each branch."""
+
+    only1x1: int
+    reduce3x3: int  # the bottleneck before the 3x3
+    conv3x3: int
+    reduce5x5: int  # the bottleneck before the 5x5
+    conv5x5: int
+    after_pool: int
+
+    @property
+    def total(self) -> int:
+        """Channels of the stacked result."""
+        return self.only1x1 + self.conv3x3 + self.conv5x5 + self.after_pool
+
+
+class InceptionModule(nn.Module):
+    """Four branches side by side (1x1; 1x1, 3x3; 1x1, 5x5; 3x3 max pooling, 1x1), stacked by channels.
+
+    Shapes: N x in_channels x H x W -> N x widths.total x H x W.
+
+    Args:
+        in_channels: Channels of the input.
+        widths: Output channels of the six convolutions.
+        batch_norm: Batch norm after each convolution; without it a bias, as in the paper.
+    """
+
+    def __init__(self, in_channels: int, widths: Widths, batch_norm: bool = True) -> None:
+        super().__init__()
+        self.branch1 = ConvUnit(in_channels, widths.only1x1, 1, batch_norm=batch_norm)
+        self.branch2 = nn.Sequential(
+            ConvUnit(in_channels, widths.reduce3x3, 1, batch_norm=batch_norm),
+            ConvUnit(widths.reduce3x3, widths.conv3x3, 3, batch_norm=batch_norm),
+        )
+        self.branch3 = nn.Sequential(
+            ConvUnit(in_channels, widths.reduce5x5, 1, batch_norm=batch_norm),
+            ConvUnit(widths.reduce5x5, widths.conv5x5, 5, batch_norm=batch_norm),
+        )
+        self.branch4 = nn.Sequential(
+            nn.MaxPool2d(3, stride=1, padding=1),
+            ConvUnit(in_channels, widths.after_pool, 1, batch_norm=batch_norm),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.branch1(x), self.branch2(x), self.branch3(x), self.branch4(x)], dim=1)
+
+
+class AuxiliaryHead(nn.Module):
+    """A second classifier in the middle of a deep network; its loss brings gradient to the lower layers.
+
+    Shapes: N x in_channels x H x W -> N x num_classes.
+    """
+
+    def __init__(self, in_channels: int, num_classes: int, batch_norm: bool = True) -> None:
+        super().__init__()
+        self.pool = nn.AdaptiveAvgPool2d(4)
+        self.conv = ConvUnit(in_channels, 128, 1, batch_norm=batch_norm)
+        self.dense = nn.Linear(128 * 4 * 4, 1024)
+        self.relu = nn.ReLU()
+        self.drop = nn.Dropout(0.7)
+        self.fc = nn.Linear(1024, num_classes) if num_classes else nn.Identity()
+        glorot_init_(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(self.pool(x)).flatten(1)  # N x 2048
+        return self.fc(self.drop(self.relu(self.dense(x))))
+
+
+class GoogLeNet(Network):
+    """The first Inception network: a stem, nine modules, global average, dropout, one dense layer.
+
+    6,998,552 parameters at 1000 classes without batch norm and without auxiliary classifiers.
+    Shapes: N x in_chans x H x W -> N x num_classes; the feature map is N x 1024 x ceil(H/32) x ceil(W/32).
+    While training with `aux_logits`, a tuple of three such logits: the main ones, then the lower and the
+    upper auxiliary ones.
+
+    Args:
+        num_classes: Logits; 0 for features.
+        in_chans: Channels of the images.
+        aux_logits: Whether to build the two auxiliary classifiers.
+        batch_norm: After each convolution; the paper predates it and is harder to train.
+        global_pool: As `pool` of `MlpHead`.
+        input_size: Height and width of the images; matters only to heads that flatten.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        aux_logits: bool = False,
+        batch_norm: bool = True,
+        global_pool: str = "avg",
+        input_size: int = 224,
+    ) -> None:
+        super().__init__()
+
+        def module(in_channels: int, *widths: int) -> InceptionModule:
+            return InceptionModule(in_channels, Widths(*widths), batch_norm)
+
+        def shrink() -> nn.MaxPool2d:
+            return nn.MaxPool2d(3, stride=2, padding=1)
+
+        self.stem = nn.Sequential(
+            ConvUnit(in_chans, 64, 7, stride=2, batch_norm=batch_norm),
+            shrink(),
+            ConvUnit(64, 64, 1, batch_norm=batch_norm),
+            ConvUnit(64, 192, 3, batch_norm=batch_norm),
+            shrink(),
+        )
+        self.lower = nn.Sequential(
+            module(192, 64, 96, 128, 16, 32, 32),  # 3a
+            module(256, 128, 128, 192, 32, 96, 64),  # 3b
+            shrink(),
+            module(480, 192, 96, 208, 16, 48, 64),  # 4a
+        )
+        self.middle = nn.Sequential(
+            module(512, 160, 112, 224, 24, 64, 64),  # 4b
+            module(512, 128, 128, 256, 24, 64, 64),  # 4c
+            module(512, 112, 144, 288, 32, 64, 64),  # 4d
+        )
+        self.upper = nn.Sequential(
+            module(528, 256, 160, 320, 32, 128, 128),  # 4e
+            shrink(),
+            module(832, 256, 160, 320, 32, 128, 128),  # 5a
+            module(832, 384, 192, 384, 48, 128, 128),  # 5b
+        )
+        glorot_init_(self)
+        # Heads come last, so that "from this block up" includes all of them.
+        self.lower_aux = AuxiliaryHead(512, num_classes, batch_norm) if aux_logits else None
+        self.middle_aux = AuxiliaryHead(528, num_classes, batch_norm) if aux_logits else None
+        self.head = MlpHead(1024, num_classes, global_pool, dropout=0.4, map_size=(input_size + 31) // 32)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        x = self.stem(x)  # N x 192 x H/8 x W/8
+        x = self.lower(x)  # N x 512 x H/16 x W/16
+        x = self.middle(x)  # N x 528 x H/16 x W/16
+        return self.upper(x)  # N x 1024 x H/32 x W/32
+
+    def forward(self, x: Tensor) -> Any:
+        if not self.training or self.lower_aux is None or self.middle_aux is None:
+            return super().forward(x)
+        lower = self.lower(self.stem(x))
+        middle = self.middle(lower)
+        logits = self.forward_head(self.upper(middle))
+        return logits, self.lower_aux(lower), self.middle_aux(middle)
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replaces the classifier and, where there are any, the last layers of the auxiliary ones."""
+        super().reset_classifier(num_classes, global_pool)
+        for auxiliary in (self.lower_aux, self.middle_aux):
+            if auxiliary is not None:
+                auxiliary.fc = nn.Linear(1024, num_classes) if num_classes else nn.Identity()
+                auxiliary.fc.to(auxiliary.dense.weight.device, auxiliary.dense.weight.dtype)
+                glorot_init_(auxiliary.fc)
+
+
+def googlenet(num_classes: int = 1000, **options: Any) -> GoogLeNet:
+    """GoogLeNet, the first Inception network; options as `GoogLeNet`."""
+    return GoogLeNet(num_classes, **options)

@@ -1,0 +1,144 @@
+"""Small networks to train from scratch: HappyModel, the convnet for very little data, the CIFAR-10 net.
+
+A binary network has num_classes=1 and gives one logit. Its sigmoid belongs to the loss
+(`binary_cross_entropy_with_logits`), where it cannot overflow.
+"""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from flowers_torch.models.blocks import glorot_init_
+from flowers_torch.models.network import MlpHead, Network
+
+
+class HappyModel(Network):
+    """One 7x7 convolution with batch norm, 2x2 max pooling and one dense layer.
+
+    37,633 parameters as Keras counts them, 64 not trainable.
+    Shapes: N x in_chans x 64 x 64 -> N x num_classes; the feature map is N x 32 x 32 x 32.
+
+    Args:
+        num_classes: Logits; 1 (happy or not) by default.
+        in_chans: Channels of the images.
+        input_size: Height and width of the images.
+        global_pool: As `pool` of `MlpHead`.
+
+    Source: the course notebook "the Happy House".
+    """
+
+    def __init__(
+        self, num_classes: int = 1, in_chans: int = 3, input_size: int = 64, global_pool: str = "flatten"
+    ) -> None:
+        super().__init__()
+        self.pad = nn.ZeroPad2d(3)
+        self.conv0 = nn.Conv2d(in_chans, 32, 7)
+        self.bn0 = nn.BatchNorm2d(32, 1e-3)
+        self.relu = nn.ReLU()
+        self.max_pool = nn.MaxPool2d(2)
+        glorot_init_(self)
+        self.head = MlpHead(32, num_classes, global_pool, map_size=input_size // 2)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        x = self.relu(self.bn0(self.conv0(self.pad(x))))  # N x 32 x 64 x 64
+        return self.max_pool(x)  # N x 32 x 32 x 32
+
+
+def happy_model(num_classes: int = 1, **options: Any) -> HappyModel:
+    """HappyModel for 64x64 images; options as `HappyModel`."""
+    return HappyModel(num_classes, **options)
+
+
+class SmallConvNet(Network):
+    """Three 3x3 convolutions of 32, 32 and 64 filters, a dense layer of 64 with dropout.
+
+    1,212,513 parameters with one logit and 150x150 images.
+    Shapes: N x in_chans x 150 x 150 -> N x num_classes; the feature map is N x 64 x 17 x 17.
+
+    Args:
+        num_classes: Logits; 1 (cats or dogs) by default.
+        in_chans: Channels of the images.
+        dropout: After the hidden dense layer.
+        input_size: Height and width of the images.
+        global_pool: As `pool` of `MlpHead`.
+
+    Source: "Building powerful image classification models using very little data", Keras blog, 2016.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 1,
+        in_chans: int = 3,
+        dropout: float = 0.5,
+        input_size: int = 150,
+        global_pool: str = "flatten",
+    ) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_chans, 32, 3)
+        self.conv2 = nn.Conv2d(32, 32, 3)
+        self.conv3 = nn.Conv2d(32, 64, 3)
+        self.relu = nn.ReLU()
+        self.max_pool = nn.MaxPool2d(2)
+        glorot_init_(self)
+        side = input_size
+        for _ in range(3):
+            side = (side - 2) // 2
+        self.head = MlpHead(64, num_classes, global_pool, (64,), dropout, map_size=side)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        x = self.max_pool(self.relu(self.conv1(x)))  # N x 32 x 74 x 74
+        x = self.max_pool(self.relu(self.conv2(x)))  # N x 32 x 36 x 36
+        return self.max_pool(self.relu(self.conv3(x)))  # N x 64 x 17 x 17
+
+
+def small_convnet(num_classes: int = 1, **options: Any) -> SmallConvNet:
+    """The convnet for some hundred photos of 150x150; options as `SmallConvNet`."""
+    return SmallConvNet(num_classes, **options)
+
+
+class Cifar10Net(Network):
+    """Two pairs of 3x3 convolutions (32-32, 64-64), a dense layer of 512, dropout after each part.
+
+    1,250,858 parameters at 10 classes.
+    Shapes: N x in_chans x 32 x 32 -> N x num_classes; the feature map is N x 64 x 6 x 6.
+
+    Args:
+        num_classes: Logits.
+        in_chans: Channels of the images.
+        dropout: After the dense layer; the pairs of convolutions have half of it.
+        input_size: Height and width of the images.
+        global_pool: As `pool` of `MlpHead`.
+
+    Source: Keras's example `cifar10_cnn`.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 10,
+        in_chans: int = 3,
+        dropout: float = 0.5,
+        input_size: int = 32,
+        global_pool: str = "flatten",
+    ) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_chans, 32, 3, padding=1)
+        self.conv2 = nn.Conv2d(32, 32, 3)  # no padding, in both pairs
+        self.conv3 = nn.Conv2d(32, 64, 3, padding=1)
+        self.conv4 = nn.Conv2d(64, 64, 3)
+        self.relu = nn.ReLU()
+        self.max_pool = nn.MaxPool2d(2)
+        self.drop = nn.Dropout(dropout / 2)
+        glorot_init_(self)
+        side = ((input_size - 2) // 2 - 2) // 2
+        self.head = MlpHead(64, num_classes, global_pool, (512,), dropout, map_size=side)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        x = self.relu(self.conv2(self.relu(self.conv1(x))))  # N x 32 x 30 x 30
+        x = self.drop(self.max_pool(x))  # N x 32 x 15 x 15
+        x = self.relu(self.conv4(self.relu(self.conv3(x))))  # N x 64 x 13 x 13
+        return self.drop(self.max_pool(x))  # N x 64 x 6 x 6
+
+
+def cifar10_net(num_classes: int = 10, **options: Any) -> Cifar10Net:
+    """The small network for 32x32 images; options as `Cifar10Net`."""
+    return Cifar10Net(num_classes, **options)

@@ -1,0 +1,33 @@
+"""Entry points for torch.hub; importing this file reads and writes nothing.
+
+    import torch
+    network = torch.hub.load("OWNER/REPOSITORY", "resnet50", num_classes=6, lineage="course", input_size=64)
+    flowers = torch.hub.load("OWNER/REPOSITORY", "flowers_classifier", checkpoint="model.safetensors")
+    logits = flowers(flowers.transform(photo)[None])    # photo: an RGB PIL image
+    name = flowers.classes[logits.argmax()]
+
+torch.hub.list and torch.hub.help show the names and what they take. All networks but `flowers_classifier`
+come with random weights.
+"""
+
+# ruff: noqa: F401 - to be imported here is what makes a function an entry point
+
+from typing import Any as _Any
+
+from torch import nn as _nn
+
+from flowers_torch.deploy.hub import flowers_classifier
+from flowers_torch.models import inception_v3 as _inception_v3
+from flowers_torch.models.classic import alexnet, lenet5, vgg16, vgg19
+from flowers_torch.models.inception import googlenet
+from flowers_torch.models.resnet import resnet50, resnet101, resnet152, resnext50, resnext101
+from flowers_torch.models.resnet_cifar import cifar_resnet
+from flowers_torch.models.resnet_v2 import resnet50v2, resnet101v2, resnet152v2
+from flowers_torch.models.small import cifar10_net, happy_model, small_convnet
+
+dependencies = ["torch", "torchvision", "timm", "PIL", "numpy", "safetensors"]
+
+
+def inception_v3(num_classes: int = 1000, **options: _Any) -> _nn.Module:
+    """InceptionV3 with random weights; options as `flowers_torch.models.inception_v3.InceptionV3`."""
+    return _inception_v3.InceptionV3(num_classes, **options)

@@ -1,0 +1,165 @@
+"""The entry points through torch.hub itself, from this folder."""
+
+import dataclasses
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from PIL import Image
+
+from flowers_torch.data.augment import eval_transform
+from flowers_torch.errors import ModelFileError, ResourceError, UsageError
+from flowers_torch.models.classifier import Record, build, save_classifier
+from flowers_torch.models.zoo import Preprocessing
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+def hub_load(name: str, **keywords: Any) -> torch.nn.Module:
+    return torch.hub.load(str(REPOSITORY), name, source="local", trust_repo=True, **keywords)
+
+
+class Saved(NamedTuple):
+    file: Path
+    sha256: str
+    record: Record
+    network: torch.nn.Module
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Saved:
+    preprocessing = Preprocessing(size=32, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7), crop=0.8)
+    record = Record("cifar_resnet", ("daisy", "rose", "tulip"), preprocessing, model_options={"depth": 8})
+    torch.manual_seed(0)
+    network = build(record).eval()
+    file = tmp_path / "run" / "model.safetensors"
+    save_classifier(network.state_dict(), record, file)
+    return Saved(file, hashlib.sha256(file.read_bytes()).hexdigest(), record, network)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.setenv("FLOWERS_TORCH_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+NETWORKS = {
+    "alexnet": {},
+    "cifar10_net": {},
+    "cifar_resnet": {},
+    "googlenet": {},
+    "happy_model": {},
+    "inception_v3": {},
+    "lenet5": {"in_chans": 3},
+    "resnet50": {"lineage": "course", "input_size": 224},
+    "resnet101": {},
+    "resnet152": {},
+    "resnet50v2": {},
+    "resnet101v2": {},
+    "resnet152v2": {},
+    "resnext50": {},
+    "resnext101": {},
+    "small_convnet": {},
+    "vgg16": {},
+    "vgg19": {},
+}
+SIZES = {"cifar10_net": 32, "cifar_resnet": 32, "happy_model": 64, "lenet5": 32, "small_convnet": 150}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks(name: str) -> None:
+    size = SIZES.get(name, 224)
+    with torch.device("meta"):
+        network = hub_load(name, num_classes=4, **NETWORKS[name]).eval()
+        assert network(torch.empty(2, 3, size, size)).shape == (2, 4)
+
+
+def test_nothing_else_is_offered_and_everything_has_help() -> None:
+    module = torch.hub._import_module("hubconf", str(REPOSITORY / "hubconf.py"))
+    offered = {name for name in dir(module) if callable(getattr(module, name)) and not name.startswith("_")}
+    assert offered == {*NETWORKS, "flowers_classifier"}
+    for name in NETWORKS:
+        assert getattr(module, name).__doc__
+
+
+def test_classifier_answers_as_the_trained_network_did(checkpoint: Saved) -> None:
+    loaded = hub_load("flowers_classifier", checkpoint=str(checkpoint.file))
+    assert not loaded.training
+    assert loaded.classes == ("daisy", "rose", "tulip")
+    photo = Image.linear_gradient("L").convert("RGB")
+    expected = eval_transform(**dataclasses.asdict(checkpoint.record.preprocessing))(photo)
+    torch.testing.assert_close(loaded.transform(photo), expected)
+    with torch.inference_mode():
+        assert torch.equal(loaded(expected[None]), checkpoint.network(expected[None]))
+
+
+def test_classifier_from_an_address_with_its_hash(checkpoint: Saved, own_cache: Path) -> None:
+    address = checkpoint.file.as_uri()
+    loaded = hub_load("flowers_classifier", checkpoint=address, sha256=checkpoint.sha256.upper())
+    assert loaded.classes == checkpoint.record.classes
+    cached = own_cache / "hub" / checkpoint.sha256 / "model.safetensors"
+    assert cached.is_file()
+
+    checkpoint.file.unlink()  # the second time it comes from the cache
+    hub_load("flowers_classifier", checkpoint=address, sha256=checkpoint.sha256)
+    cached.write_bytes(b"damaged")
+    with pytest.raises(ModelFileError, match="has sha256 .* expected"):
+        hub_load("flowers_classifier", checkpoint=address, sha256=checkpoint.sha256)
+
+
+def test_run_folder_with_its_hash(checkpoint: Saved) -> None:
+    folder = str(checkpoint.file.parent)
+    loaded = hub_load("flowers_classifier", checkpoint=folder, sha256=checkpoint.sha256)
+    assert loaded.record == checkpoint.record
+
+
+def test_wrong_hash_from_an_address_leaves_nothing(checkpoint: Saved, own_cache: Path) -> None:
+    with pytest.raises(ResourceError, match=f"has sha256 {checkpoint.sha256}, expected {'0' * 64}"):
+        hub_load("flowers_classifier", checkpoint=checkpoint.file.as_uri(), sha256="0" * 64)
+    assert not [path for path in own_cache.rglob("*") if path.is_file()]
+
+
+def test_wrong_hash_of_a_file_is_refused(checkpoint: Saved) -> None:
+    with pytest.raises(ModelFileError, match=f"has sha256 {checkpoint.sha256}, expected {'0' * 64}"):
+        hub_load("flowers_classifier", checkpoint=str(checkpoint.file), sha256="0" * 64)
+
+
+@pytest.mark.parametrize(
+    ("sha256", "message"), [("", "needs a checksum"), ("../../x", "is no sha256"), ("abc", "is no sha256")]
+)
+def test_address_needs_a_real_hash(checkpoint: Saved, sha256: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        hub_load("flowers_classifier", checkpoint=checkpoint.file.as_uri(), sha256=sha256)
+
+
+def test_pickled_code_is_not_run(tmp_path: Path) -> None:
+    file = tmp_path / "evil.pth"
+    torch.save({"model": torch.nn.Linear(2, 2)}, file)  # a whole module, which only pickle can load
+    with pytest.raises(ModelFileError, match="holds more than tensors"):
+        hub_load("flowers_classifier", checkpoint=str(file))
+
+
+@pytest.mark.slow
+def test_import_opens_nothing() -> None:
+    """Files are opened by Python's own imports only, and no socket is made."""
+    code = """
+import sys, torch, torchvision, timm, safetensors.torch
+touched = []
+def watch(event, args):
+    if event in ("socket.connect", "os.mkdir", "os.rename", "os.remove"):
+        touched.append((event, args))
+    elif event == "open" and not str(args[0]).endswith((".py", ".pyc", ".so")):
+        touched.append((event, args))
+sys.addaudithook(watch)
+sys.dont_write_bytecode = True
+import hubconf
+print(touched)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY
+    )
+    assert done.stdout.strip() == "[]"
