@@ -39,7 +39,7 @@ class Stage:
     batch_norm: str = (
         "frozen"  # in frozen layers: "frozen" keeps stored statistics, "adapt" follows the photos
     )
-    augment: str = "light"  # none, light, crop, keras (see data/augment.py)
+    augment: str = "light"  # none, light, crop, keras, alexnet, rand, trivial (see data/augment.py)
 
 
 def default_stages() -> list[Stage]:
@@ -97,7 +97,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "optimizer": ("adamw", "adam", "sgd", "rmsprop"),
     "schedule": ("cosine", "constant"),
     "batch_norm": ("frozen", "adapt"),
-    "augment": ("none", "light", "crop", "keras"),
+    "augment": ("none", "light", "crop", "keras", "alexnet", "rand", "trivial"),
 }
 
 # name: lowest, highest; both allowed

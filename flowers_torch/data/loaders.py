@@ -100,6 +100,7 @@ def make_loader(
         num_workers=workers,
         pin_memory=pin_memory,
         persistent_workers=workers > 0,
+        generator=torch.Generator(),  # else each pass takes a number from the stream that dropout draws from
     )
     return loader, order
 

@@ -33,7 +33,12 @@ def split_number(path: str, seed: int) -> float:
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def split_photos(photos: Photos, fractions: Sequence[float] = (0.6, 0.2, 0.2), seed: int = 0) -> Split:
+def split_photos(
+    photos: Photos,
+    fractions: Sequence[float] = (0.6, 0.2, 0.2),
+    seed: int = 0,
+    groups: Sequence[Sequence[int]] = (),
+) -> Split:
     """Splits every class by these fractions, or as the source itself says.
 
     Where the source is split already, that is kept; a part that it lacks is drawn from its training photos.
@@ -44,6 +49,8 @@ def split_photos(photos: Photos, fractions: Sequence[float] = (0.6, 0.2, 0.2), s
         photos: The set.
         fractions: For train, val and test, summing to 1; test may be 0.
         seed: Another seed gives another split.
+        groups: Photos that must stay together, such as twins or photos of one plant; each group goes where
+            the first of its photos would go alone. A split that the source itself gives is not changed.
 
     Returns:
         Indices into `photos.paths`, ascending, by part.
@@ -63,14 +70,25 @@ def split_photos(photos: Photos, fractions: Sequence[float] = (0.6, 0.2, 0.2), s
     drawn = {part: share for part, share in zip(PARTS, fractions, strict=True) if part not in given}
     drawn["train"] = fractions[0]  # what is drawn comes out of train
     wanted = [part for part in PARTS if part in given or drawn.get(part)]
+    units = group_units(len(photos), groups)
+    numbers = [split_number(photos.paths[unit], seed) for unit in units]
     parts = [photos.split.get(path, "train") for path in photos.paths]
-    numbers = [split_number(path, seed) for path in photos.paths]
     for index, part in enumerate(parts):
         if part == "train":
             parts[index] = _part_of(numbers[index], drawn)
     for label, name in enumerate(photos.classes):
-        _fill_parts(parts, numbers, [i for i, x in enumerate(photos.labels) if x == label], wanted, name)
+        members = [index for index, own in enumerate(photos.labels) if own == label]
+        _fill_parts(parts, numbers, units, members, wanted, name)
     return {part: [index for index, own in enumerate(parts) if own == part] for part in PARTS}
+
+
+def group_units(count: int, groups: Sequence[Sequence[int]]) -> list[int]:
+    """For each of `count` photos the first photo of its group; itself where it is in none."""
+    units = list(range(count))
+    for group in groups:
+        for index in group:
+            units[index] = min(group)
+    return units
 
 
 def exact_split(photos: Photos, counts: Sequence[int], seed: int = 0) -> Split:
@@ -110,20 +128,25 @@ def _part_of(number: float, shares: Mapping[str, float]) -> str:
 
 
 def _fill_parts(
-    parts: list[str], numbers: list[float], members: list[int], wanted: list[str], name: str
+    parts: list[str], numbers: list[float], units: list[int], members: list[int], wanted: list[str], name: str
 ) -> None:
-    """Gives one photo of a class to each part that got none; edits `parts`."""
-    if len(members) < len(wanted):
+    """Gives one photo of a class, with its group, to each part that got none; edits `parts`."""
+    count = len({units[i] for i in members})
+    if count < len(wanted):
+        grouped = " that are in no group together" if count < len(members) else ""
         raise DataError(
-            f"class {printable(name)} has {len(members)} photo{'s' * (len(members) != 1)}, too few to be in "
+            f"class {printable(name)} has {count} photo{'s' * (count != 1)}{grouped}, too few to be in "
             f"{', '.join(wanted)}",
             f"add photos until it has at least {len(wanted)}",
         )
     for part in wanted:
-        by_part = {own: [i for i in members if parts[i] == own] for own in wanted}
+        by_part = {own: sorted({units[i] for i in members if parts[i] == own}) for own in wanted}
         if not by_part[part]:
-            largest = max(by_part.values(), key=len)
-            parts[min(largest, key=lambda i: numbers[i])] = part
+            largest = max(by_part.values(), key=lambda own: len(own))
+            unit = min(largest, key=lambda i: numbers[i])
+            for index, own in enumerate(units):
+                if own == unit:
+                    parts[index] = part
 
 
 def _class_quotas(photos: Photos, counts: Sequence[int], seed: int) -> list[list[int]]:
