@@ -35,6 +35,17 @@ PETALS: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]]
     "violet": ((0.52, 0.30, 0.74), (0.86, 0.80, 0.95)),
     "blue": ((0.36, 0.46, 0.88), (0.92, 0.93, 0.98)),
 }
+
+# A petal is drawn as four shapes, one on another: share of its length, width and notch, brightness, and how far
+# its colour goes from tip to throat.
+LAYERS = np.array(
+    [
+        [1.00, 1.00, 1.0, 0.68, 0.0],  # a dark rim
+        [0.95, 0.80, 1.0, 0.94, 0.0],
+        [0.85, 0.45, 0.0, 1.06, 0.0],  # a lit middle
+        [0.45, 0.50, 0.0, 1.00, 0.6],
+    ]
+)
 GREENS = ((0.20, 0.40, 0.12), (0.33, 0.52, 0.17), (0.14, 0.32, 0.16), (0.45, 0.58, 0.26), (0.26, 0.42, 0.24))
 
 
@@ -172,19 +183,16 @@ class _Canvas:
         rng, (tip, throat) = self.rng, colours
         azimuth = turn + (np.arange(count) + rng.uniform(-0.12, 0.12, count)) * 2 * np.pi / count
         lengths = length * rng.uniform(0.9, 1.06, count)
-        bases, _ = pose.project(_petal(azimuth, lengths * 0.55, 0.1, opening, inner, shape, 0.0)[:, :1])
-        outline, depth = pose.project(_petal(azimuth, lengths, width, opening, inner, shape, notch))
-        body, _ = pose.project(_petal(azimuth, lengths * 0.95, width * 0.8, opening, inner, shape, notch))
-        gleam, _ = pose.project(_petal(azimuth, lengths * 0.85, width * 0.45, opening, inner, shape, 0.0))
-        heart, _ = pose.project(_petal(azimuth, lengths * 0.45, width * 0.5, opening, inner, shape, 0.0))
-        towards = outline[:, OUTLINE_POINTS - 1] - bases[:, 0]
-        angle = np.arctan2(-towards[:, 1], towards[:, 0])
-        lit = shade * (0.92 + 0.12 * np.cos(angle - self.light) + rng.uniform(-0.05, 0.05, count))
-        for k in np.argsort(depth.mean(1)):
-            self.polygon(outline[k], tip * lit[k] * 0.68)
-            self.polygon(body[k], tip * lit[k] * 0.94)
-            self.polygon(gleam[k], tip * lit[k] * 1.06)
-            self.polygon(heart[k], (0.6 * throat + 0.4 * tip) * lit[k])
+        petals, depth = pose.project(_petals(azimuth, lengths, width, opening, inner, shape, notch))
+        towards = petals[0, :, OUTLINE_POINTS - 1] - petals[0, :, 0]
+        facing = np.cos(np.arctan2(-towards[:, 1], towards[:, 0]) - self.light)
+        lit = shade * (0.92 + 0.12 * facing + rng.uniform(-0.05, 0.05, count))
+        tones = tip + LAYERS[:, 4, None] * (throat - tip)
+        fills = _bytes(tones[:, None] * LAYERS[:, 3, None, None] * lit[None, :, None]).tolist()
+        corners = (petals * self.pixels).reshape(len(LAYERS), count, -1).tolist()
+        for petal in np.argsort(depth[0].mean(1)):
+            for layer in range(len(LAYERS)):
+                self.draw.polygon(corners[layer][petal], fill=tuple(fills[layer][petal]))
 
     def disc(self, pose: _Pose, radius: float, height: float, colour: Colour, dots: int) -> None:
         """A domed centre with `dots` florets in the sunflower's spiral."""
@@ -218,7 +226,7 @@ class _Canvas:
             self.polygon(base + _blade(angle, length * scale, width * half), green * shade)
 
 
-def _petal(
+def _petals(
     azimuth: Array,
     length: Array,
     width: float,
@@ -227,21 +235,33 @@ def _petal(
     shape: tuple[float, float],
     notch: float,
 ) -> Array:
-    """Outlines (count, points, 3) of petals that leave the axis at angles `azimuth`; middle point = tip."""
+    """Outlines (layers, petals, points, 3) of petals leaving the axis at `azimuth`; the middle point is the tip."""
     s = np.linspace(0, 1, OUTLINE_POINTS)
-    along = np.minimum(s, 1 - 1e-9) ** shape[0] * (1 - np.minimum(s, 1 - 1e-9)) ** shape[1]
-    half = width * along / along.max()
+    half = width * _profile(*shape)
     bend = opening[0] + (opening[1] - opening[0]) * s
-    step = 1 / (OUTLINE_POINTS - 1)
-    out, up = (np.concatenate(([0], np.cumsum((f[1:] + f[:-1]) / 2 * step))) for f in (np.sin(bend), np.cos(bend)))
-    fold = np.concatenate((np.arange(OUTLINE_POINTS), np.arange(OUTLINE_POINTS - 2, -1, -1)))
-    sign = np.concatenate((np.ones(OUTLINE_POINTS), -np.ones(OUTLINE_POINTS - 1)))
-    shorten = np.where(fold == OUTLINE_POINTS - 1, 1 - notch, 1.0)
-    radius = inner + length[:, None] * (out[fold] * shorten)
-    aside = (half[fold] * sign)[None, :]
+    out, up = _integral(np.sin(bend)), _integral(np.cos(bend))
+    there_and_back = np.concatenate((np.arange(OUTLINE_POINTS), np.arange(OUTLINE_POINTS - 2, -1, -1)))
+    side = np.where(np.arange(len(there_and_back)) < OUTLINE_POINTS, 1.0, -1.0)
+    at_tip = there_and_back == OUTLINE_POINTS - 1
+    layer_length, layer_width, layer_notch = (LAYERS[:, column, None, None] for column in range(3))
+    reach = layer_length * length[:, None] * (1 - notch * layer_notch * at_tip)
+    radius, height = inner + reach * out[there_and_back], reach * up[there_and_back]
+    aside = layer_width * (half[there_and_back] * side)
     cos, sin = np.cos(azimuth)[:, None], np.sin(azimuth)[:, None]
-    height = length[:, None] * (up[fold] * shorten)
     return np.stack((radius * cos - aside * sin, radius * sin + aside * cos, height), -1)
+
+
+def _profile(rise: float, fall: float) -> Array:
+    """Half width s^rise (1 - s)^fall along a petal, its maximum scaled to 1."""
+    s = np.linspace(0, 1, OUTLINE_POINTS)
+    width = s**rise * (1 - s) ** fall
+    return width / width.max()
+
+
+def _integral(values: Array) -> Array:
+    """Running trapezoid sum over 0..1, from 0."""
+    steps = (values[1:] + values[:-1]) / (2 * (len(values) - 1))
+    return np.concatenate(([0.0], np.cumsum(steps)))
 
 
 def _blade(angle: float, length: float, width: float) -> Array:
@@ -258,7 +278,7 @@ def _blade(angle: float, length: float, width: float) -> Array:
 
 def _facing(rng: np.random.Generator, scale: tuple[float, float], tilt: tuple[float, float]) -> _Pose:
     return _Pose(
-        0.5 + rng.uniform(-0.12, 0.12, 2), rng.uniform(*scale), rng.uniform(*tilt), rng.uniform(-np.pi, np.pi)
+        0.5 + rng.uniform(-0.1, 0.1, 2), rng.uniform(*scale), rng.uniform(*tilt), rng.uniform(-np.pi, np.pi)
     )
 
 
@@ -268,7 +288,7 @@ def _stem_down(canvas: _Canvas, start: Array, rng: np.random.Generator) -> None:
 
 def _cross(canvas: _Canvas, rng: np.random.Generator) -> None:
     """Four broad, notched petals."""
-    pose, colours = _facing(rng, (0.27, 0.40), (0, 0.8)), _colours(rng, "white yellow red pink violet")
+    pose, colours = _facing(rng, (0.33, 0.44), (0, 0.7)), _colours(rng, "white red violet")
     _stem_down(canvas, pose.centre, rng)
     canvas.whorl(
         pose, 4, (1.25, rng.uniform(1.35, 1.7)), colours, width=rng.uniform(0.44, 0.54),
@@ -279,7 +299,7 @@ def _cross(canvas: _Canvas, rng: np.random.Generator) -> None:
 
 def _cup(canvas: _Canvas, rng: np.random.Generator) -> None:
     """A deep cup of six petals, seen from the side."""
-    pose, colours = _facing(rng, (0.34, 0.48), (1.15, 1.5)), _colours(rng, "cream yellow orange red pink")
+    pose, colours = _facing(rng, (0.40, 0.52), (1.15, 1.5)), _colours(rng, "cream yellow red")
     pose.roll = rng.uniform(-0.5, 0.5)
     axis = np.array([np.sin(pose.roll), -np.cos(pose.roll)]) * pose.scale
     pose.centre = pose.centre + np.array([0.0, 0.12])
@@ -295,7 +315,7 @@ def _cup(canvas: _Canvas, rng: np.random.Generator) -> None:
 
 def _globe(canvas: _Canvas, rng: np.random.Generator) -> None:
     """A ball of many small petals without a visible centre."""
-    pose, colours = _facing(rng, (0.27, 0.38), (0, 0.9)), _colours(rng, "cream orange red magenta violet")
+    pose, colours = _facing(rng, (0.32, 0.42), (0, 0.8)), _colours(rng, "orange magenta violet")
     _stem_down(canvas, pose.centre, rng)
     count = rng.integers(11, 15)
     for ring, lean in enumerate(np.linspace(1.75, 0.15, 6)):
@@ -307,7 +327,7 @@ def _globe(canvas: _Canvas, rng: np.random.Generator) -> None:
 
 def _rays(canvas: _Canvas, rng: np.random.Generator) -> None:
     """Many narrow rays around a broad disc."""
-    pose, colours = _facing(rng, (0.22, 0.32), (0, 0.9)), _colours(rng, "white yellow orange pink blue")
+    pose, colours = _facing(rng, (0.27, 0.35), (0, 0.8)), _colours(rng, "white yellow orange")
     _stem_down(canvas, pose.centre, rng)
     count, flat = rng.integers(15, 22), rng.uniform(1.4, 1.7)
     for ring, shade in ((0.5, 0.8), (0.0, 1.0)):
@@ -321,7 +341,7 @@ def _rays(canvas: _Canvas, rng: np.random.Generator) -> None:
 
 def _spike(canvas: _Canvas, rng: np.random.Generator) -> None:
     """A spire of small blossoms along an upright stem."""
-    colours = _colours(rng, "white pink magenta violet blue")
+    colours = _colours(rng, "blue magenta pink")
     top = np.array([rng.uniform(0.35, 0.65), rng.uniform(0.04, 0.16)])
     foot = np.array([rng.uniform(0.35, 0.65), 1.05])
     canvas.stem(top, foot, rng.uniform(0.009, 0.013), 2)
@@ -341,7 +361,7 @@ def _spike(canvas: _Canvas, rng: np.random.Generator) -> None:
 
 def _star(canvas: _Canvas, rng: np.random.Generator) -> None:
     """Five or six pointed petals that do not touch."""
-    pose, colours = _facing(rng, (0.32, 0.46), (0, 0.8)), _colours(rng, "white cream magenta violet blue")
+    pose, colours = _facing(rng, (0.37, 0.48), (0, 0.7)), _colours(rng, "cream blue pink")
     _stem_down(canvas, pose.centre, rng)
     canvas.whorl(
         pose, rng.integers(5, 7), (1.0, rng.uniform(1.5, 1.9)), colours, width=rng.uniform(0.19, 0.25),
