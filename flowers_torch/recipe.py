@@ -14,7 +14,7 @@ from flowers_torch.config import Config, load_config, to_toml
 from flowers_torch.data.loaders import make_loader
 from flowers_torch.data.sources import open_photos
 from flowers_torch.data.splits import load_split, save_split
-from flowers_torch.errors import ModelFileError, printable
+from flowers_torch.errors import DivergedError, ModelFileError, printable
 from flowers_torch.evaluation.metrics import Scores, score
 from flowers_torch.evaluation.plots import plot_curves
 from flowers_torch.evaluation.summary import describe_epoch, describe_scores, prediction_rows
@@ -164,6 +164,8 @@ def _train_and_test(run: Run, progress: Progress, saved: Saved | None = None) ->
 
 def _finish(run: Run, progress: Progress) -> Result:
     """Tests the best weights once, on photos that decided nothing, and writes the results."""
+    if not progress.best:
+        raise DivergedError("the validation loss was never finite", "lower the learning rates of the stages")
     run.model.load_state_dict(safe_load(run.folder / MODEL_FILE)[0])
     loader, _ = make_loader(
         photo_dataset(run, "test", "none"), run.config.batch_size, shuffle=False, **loading(run)
