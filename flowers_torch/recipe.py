@@ -59,7 +59,7 @@ def train(config: Config, overwrite: bool = False, argv: list[str] | None = None
     run = prepare(config)
     run.folder = new_run_folder(config.out, run.photos.name, config.arch, overwrite)
     heading = f"{run.photos.name} with {config.arch}; repeat with: flowers-torch train --config config.toml"
-    write_origin(run.folder, to_toml(config, heading), run.photos.classes, argv or [])
+    write_origin(run.folder, to_toml(run.config, heading), run.photos.classes, argv or [])
     save_split(run.split, run.photos, run.folder / "split.json", config.seed)
     with log_file(run.folder / "log.txt"):
         return _train_and_test(run, Progress())

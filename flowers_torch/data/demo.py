@@ -65,9 +65,13 @@ def draw_demo(folder: Path, classes: int = 6, per_class: int = 100, size: int = 
         UsageError: a number out of range, or a folder that holds something.
     """
     if not 2 <= classes <= len(FORMS):
-        raise UsageError(f"demo data has 2 to {len(FORMS)} classes, not {classes}", "choose a number in that range")
+        raise UsageError(
+            f"demo data has 2 to {len(FORMS)} classes, not {classes}", "choose a number in that range"
+        )
     if per_class < 1 or size < 16:
-        raise UsageError(f"demo data of {per_class} pictures of {size} pixels", "at least 1 picture, 16 pixels")
+        raise UsageError(
+            f"demo data of {per_class} pictures of {size} pixels", "at least 1 picture, 16 pixels"
+        )
     folder = Path(folder)
     if folder.exists() and any(folder.iterdir()):
         raise UsageError(f"demo data would be mixed into {printable(folder)}", "name a new folder")
@@ -352,7 +356,9 @@ def _spike(canvas: _Canvas, rng: np.random.Generator) -> None:
         for side in rng.permutation([-1.0, 0.0, 1.0]):
             place = top + (foot - top) * (0.02 + 0.66 * s)
             place = place + np.array([side * 0.085 * grown, rng.uniform(-0.02, 0.02)])
-            pose = _Pose(place, full * grown, rng.uniform(0.3, 0.9), np.pi / 2 * side + rng.uniform(-0.4, 0.4))
+            pose = _Pose(
+                place, full * grown, rng.uniform(0.3, 0.9), np.pi / 2 * side + rng.uniform(-0.4, 0.4)
+            )
             canvas.whorl(
                 pose, 4, (0.7, 1.3), colours, width=0.42, turn=rng.uniform(0, 6.3),
                 shape=(0.7, 0.35), shade=rng.uniform(0.8, 1.05),
@@ -386,9 +392,13 @@ def _ground(size: int, rng: np.random.Generator) -> Image.Image:
     kind = rng.integers(4)
     soil, sky = np.array([0.40, 0.29, 0.20]), np.array([0.62, 0.76, 0.90])
     green = _jitter(GREENS[rng.integers(len(GREENS))], rng)
-    top, bottom = ((sky, green), (soil * 0.8, soil * 1.15), (green * 0.5, green * 0.8), (green, green * 0.7))[kind]
+    top, bottom = ((sky, green), (soil * 0.8, soil * 1.15), (green * 0.5, green * 0.8), (green, green * 0.7))[
+        kind
+    ]
     ramp = np.linspace(0, 1, size)[:, None, None] ** rng.uniform(0.6, 2.0)
-    image = Image.fromarray(_bytes(np.broadcast_to(_jitter(top, rng) * (1 - ramp) + bottom * ramp, (size, size, 3))))
+    image = Image.fromarray(
+        _bytes(np.broadcast_to(_jitter(top, rng) * (1 - ramp) + bottom * ramp, (size, size, 3)))
+    )
     draw = ImageDraw.Draw(image)
     for _ in range(int(rng.integers(14, 34))):
         base = rng.uniform(-0.1, 1.1, 2) * (1, 1) if kind else rng.uniform((-0.1, 0.5), (1.1, 1.2))

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from flowers_torch.errors import UsageError
+from flowers_torch.models.zoo import create_model
 from flowers_torch.training import runtime
 from flowers_torch.training.runtime import Runtime, choose_runtime
 
@@ -46,3 +47,30 @@ def test_threads_are_set() -> None:
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("faster", ["fp32", "bf16"])
+def test_the_probe_takes_the_faster_and_changes_nothing(faster: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = create_model("test_resnet", num_classes=3)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    real = runtime._step_seconds
+
+    def seconds(candidate: Runtime, *arguments: object) -> float:
+        real(candidate, *arguments)
+        return 1.0 if candidate.precision == faster else 2.0
+
+    monkeypatch.setattr(runtime, "_step_seconds", seconds)
+    torch.manual_seed(0)
+    draw = torch.rand(1)
+    torch.manual_seed(0)
+    open_choice = Runtime(torch.device("cpu"), "bf16", "for a test", fixed=False)
+    chosen = runtime.probe_precision(open_choice, model, 32)
+    assert chosen.precision == faster and chosen.fixed and "4.0 img/s" in chosen.reason
+    assert torch.equal(torch.rand(1), draw)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_wish_is_not_probed() -> None:
+    asked = choose_runtime("cpu", "fp32")
+    assert runtime.probe_precision(asked, torch.nn.Linear(1, 1), 32) is asked
