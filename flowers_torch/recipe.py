@@ -99,6 +99,7 @@ def _train_and_test(run: Run, progress: Progress, saved: Saved | None = None) ->
         photo_dataset(run, "val", "none"), config.batch_size, shuffle=False, **loading(run)
     )
     saver = Saver(run.folder, progress, run.record, config.checkpoint_minutes)
+    resumed_stage = progress.stage if saved else None
     for number in range(progress.stage, len(config.stages)):
         stage = config.stages[number]
         groups = apply_rules(run.model, stage_rules(run.model, stage))
@@ -112,7 +113,7 @@ def _train_and_test(run: Run, progress: Progress, saved: Saved | None = None) ->
             config.auxiliary_weight,
             config.clip_grad,
         )
-        if saved and number == saved.progress.stage:
+        if saved and number == resumed_stage:
             restore_training(training, saved)
         photos = photo_dataset(run, "train", stage.augment)
         loader, order = make_loader(photos, config.batch_size, shuffle=True, **loading(run))
