@@ -12,7 +12,7 @@ from torch import nn
 
 from flowers_torch.errors import UsageError
 from flowers_torch.models.freeze import apply_rules, rules_for
-from flowers_torch.models.inception_v3 import KERAS_ORDER, InceptionV3
+from flowers_torch.models.inception_v3 import InceptionV3
 from flowers_torch.models.keras_layers import keras_count, keras_layers, keras_prefix
 from flowers_torch.models.summary import layer_rows, parameter_counts, summary
 from flowers_torch.models.zoo import REGISTRY, create_model
@@ -111,16 +111,6 @@ def test_mobilenet_widths() -> None:
     assert keras_count(build("MobileNetV2", alpha=1.4)) == 6_156_712
     deep = build("MobileNet", depth_multiplier=2)
     assert deep.blocks.block3.dw.weight.shape == (256, 1, 3, 3)
-
-
-def test_counted_convolutions_are_numbered_by_creation() -> None:
-    model = build("InceptionV3")
-    numbers = {
-        row.module: int(row.name.rpartition("_")[2]) if "_" in row.name else 0
-        for row in keras_layers(model)
-        if row.kind == "Conv2D"
-    }
-    assert [numbers[f"{name}.conv"] for name in KERAS_ORDER] == list(range(94))
 
 
 def test_first_249_layers_are_all_but_the_last_two_blocks() -> None:
