@@ -18,7 +18,8 @@ from flowers_torch.data.folder import find_photos
 from flowers_torch.data.gallery import write_gallery
 from flowers_torch.data.inspection import Inspection, inspect_photo
 from flowers_torch.data.scan import inspect_photos
-from flowers_torch.data.twins import group_pairs, hash_candidates, near_twins
+from flowers_torch.data.splits import group_pairs
+from flowers_torch.data.twins import hash_candidates, near_twins
 from flowers_torch.errors import DataError
 
 
