@@ -17,6 +17,11 @@ from flowers_torch.errors import FlowersError, UsageError, printable
 VERBS = {
     "train": "train a network on photos in class folders",
     "predict": "name the class of photos",
+    "models": "list the networks",
+    "layers": "list a network's layers, with Keras's numbers",
+    "summary": "print a network's layers as Keras does",
+    "plot": "draw a network",
+    "features": "write a layer's features of photos",
 }
 
 

@@ -25,7 +25,8 @@ class Stage:
 
     name: str = "finetune"
     epochs: int = 1  # passes over the training photos
-    train: str = "all"  # "head", "all", or a block's name: that block and all behind it
+    # "head", "all", a block's name (that block and all behind it), "keras:N" (all but Keras's first N layers)
+    train: str = "all"
     rules: list[list[Any]] = dataclasses.field(
         default_factory=list
     )  # [[pattern, lr multiplier], ...]; 0 freezes

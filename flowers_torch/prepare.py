@@ -22,7 +22,7 @@ from flowers_torch.models.zoo import check_size
 from flowers_torch.training.engine import class_weights
 from flowers_torch.training.estimate import estimate
 from flowers_torch.training.monitors import log
-from flowers_torch.training.runtime import Runtime, choose_runtime
+from flowers_torch.training.runtime import Runtime, choose_runtime, probe_precision
 
 SEED_COUNTS = (800, 280, 280)  # of Flowers-17 in the Keras seed, with the 40 photos it left over
 
@@ -43,7 +43,6 @@ class Run:
 def prepare(config: Config) -> Run:
     """Device, photos, split and network of a configuration; nothing is written yet."""
     runtime = choose_runtime(config.device, config.precision, config.channels_last, config.threads)
-    log.info(f"device   {runtime.device}, {runtime.precision} ({runtime.reason})")
     weights = config.weights or ("none" if config.data == "demo" else "imagenet")
     plan = plan_weights(config.arch, weights)
     preprocessing = dataclasses.replace(
@@ -77,7 +76,11 @@ def prepare(config: Config) -> Run:
     log.info(f"network  {config.arch}, {size:,} parameters, input {preprocessing.size} px; {loaded}")
     if plan.licence:
         log.info(f"weights  {plan.source}, licence: {plan.licence}")
-    return Run(config, runtime, photos, split, record, runtime.place(model))
+    runtime = probe_precision(runtime, runtime.place(model), preprocessing.size)
+    log.info(f"device   {runtime.device}, {runtime.precision} ({runtime.reason})")
+    # What was chosen becomes part of the configuration: a resumed or repeated run must not choose anew.
+    config = dataclasses.replace(config, weights=weights, precision=runtime.precision)
+    return Run(config, runtime, photos, split, record, model)
 
 
 def dry_run(config: Config) -> None:

@@ -59,7 +59,7 @@ def train(config: Config, overwrite: bool = False, argv: list[str] | None = None
     run = prepare(config)
     run.folder = new_run_folder(config.out, run.photos.name, config.arch, overwrite)
     heading = f"{run.photos.name} with {config.arch}; repeat with: flowers-torch train --config config.toml"
-    write_origin(run.folder, to_toml(config, heading), run.photos.classes, argv or [])
+    write_origin(run.folder, to_toml(run.config, heading), run.photos.classes, argv or [])
     save_split(run.split, run.photos, run.folder / "split.json", config.seed)
     with log_file(run.folder / "log.txt"):
         return _train_and_test(run, Progress())
@@ -99,6 +99,7 @@ def _train_and_test(run: Run, progress: Progress, saved: Saved | None = None) ->
         photo_dataset(run, "val", "none"), config.batch_size, shuffle=False, **loading(run)
     )
     saver = Saver(run.folder, progress, run.record, config.checkpoint_minutes)
+    resumed_stage = progress.stage if saved else None
     for number in range(progress.stage, len(config.stages)):
         stage = config.stages[number]
         groups = apply_rules(run.model, stage_rules(run.model, stage))
@@ -112,7 +113,7 @@ def _train_and_test(run: Run, progress: Progress, saved: Saved | None = None) ->
             config.auxiliary_weight,
             config.clip_grad,
         )
-        if saved and number == saved.progress.stage:
+        if saved and number == resumed_stage:
             restore_training(training, saved)
         photos = photo_dataset(run, "train", stage.augment)
         loader, order = make_loader(photos, config.batch_size, shuffle=True, **loading(run))

@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 from flowers_torch.data.augment import train_transform
-from flowers_torch.data.loaders import CountedBatches, PhotoDataset, counted_seed, make_loader
+from flowers_torch.data.loaders import CountedBatches, PhotoDataset, choose_workers, counted_seed, make_loader
 from flowers_torch.errors import DataError
 
 
@@ -69,3 +69,9 @@ def test_a_bad_photo_is_named_from_a_worker_too(files, tmp_path, workers):
     bad.write_bytes(files[0].read_bytes()[:200])
     with pytest.raises(DataError, match=r"bad\.jpg is cut off or damaged.*fix: "):
         batches([*files, bad], workers)
+
+
+def test_workers_are_chosen_for_the_machine():
+    assert choose_workers(3, on_cpu=True) == 3
+    assert choose_workers(-1, on_cpu=True) == 0
+    assert choose_workers(-1, on_cpu=False) >= 1

@@ -9,7 +9,8 @@ from torch import nn
 
 from flowers_torch.errors import ModelFileError
 from flowers_torch.models.inception_v3 import KERAS_ORDER, InceptionV3
-from flowers_torch.models.keras_weights import load_keras_weights, read_h5
+from flowers_torch.models.keras_files import read_h5
+from flowers_torch.models.keras_weights import load_keras_weights
 
 SHARED = Path(os.environ.get("FLOWERS_TORCH_SHARED", Path(__file__).parents[2] / "../shared"))
 
