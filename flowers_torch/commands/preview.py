@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", help="anything that `train --data` takes, or one photo")
     parser.add_argument("out", type=Path, help="folder for the pictures and contact_sheet.jpg")
     parser.add_argument("--n", type=int, default=20, help="variants in all (20)")
-    parser.add_argument("--policy", default="crop", help="none light crop keras alexnet rand trivial tutorial")
+    parser.add_argument("--policy", default="crop", help="of training (crop), or tutorial")
     parser.add_argument("--size", type=int, default=224, help="side of the pictures in pixels (224)")
     parser.add_argument("--seed", type=int, default=0, help="another seed, other variants")
 

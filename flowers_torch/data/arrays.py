@@ -257,7 +257,9 @@ def _read_entries(path: Path) -> dict[str, np.ndarray]:
                 found[key] = entry[()]
     except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
         reason = printable(" ".join(str(error).split()))
-        raise DataError(f"{printable(path)} is no readable HDF5 file: {reason}", "use another copy") from error
+        raise DataError(
+            f"{printable(path)} is no readable HDF5 file: {reason}", "use another copy"
+        ) from error
     return found
 
 

@@ -29,7 +29,9 @@ def folder(tmp_path):
 @pytest.mark.parametrize("policy", PREVIEW_POLICIES)
 def test_variants(policy):
     made = variants(photo(), policy, 32, 4, seed=1)
-    assert len(made) == 4 and {picture.size for picture in made} == {(80, 60) if policy == "tutorial" else (32, 32)}
+    assert len(made) == 4 and {picture.size for picture in made} == {
+        (80, 60) if policy == "tutorial" else (32, 32)
+    }
     again = variants(photo(), policy, 32, 4, seed=1)
     assert all(np.array_equal(a, b) for a, b in zip(made, again, strict=True))
     different = {picture.tobytes() for picture in made}
@@ -61,7 +63,9 @@ def run(*words) -> int:
 def test_the_command(folder, tmp_path, capsys):
     assert run(folder, tmp_path / "look", "--n", 7, "--size", 48) == 0
     names = sorted(path.name for path in (tmp_path / "look").iterdir())
-    assert names == sorted(["contact_sheet.jpg", *(f"000_{i:02d}.jpg" for i in range(5)), "001_00.jpg", "001_01.jpg"])
+    assert names == sorted(
+        ["contact_sheet.jpg", *(f"000_{i:02d}.jpg" for i in range(5)), "001_00.jpg", "001_01.jpg"]
+    )
     assert "7 pictures" in capsys.readouterr().out
     with pytest.raises(UsageError, match="not empty"):
         run(folder, tmp_path / "look")
