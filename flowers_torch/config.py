@@ -66,6 +66,9 @@ class Config:
     data: str = "flowers17"  # folder, archive, "flowers17" or "demo"
     weights: str = ""  # "imagenet", "offline", "none" or a file; empty: imagenet, for demo none
     split: str = "60/20/20"  # percent train/val/test; for flowers17 also "seed" and "oxford1" .. "oxford3"
+    groups: str = "twins"  # photos that stay in one part: twins (the same picture), none, or a table file,group
+    quarantine: str = ""  # quarantine.csv of a check: photos to leave out
+    skip_bad: bool = False  # leave out photos that cannot be read, instead of stopping
     seed: int = 0  # of split, order, augmentation and fresh weights
     size: int = 0  # input side in pixels; 0: the network's own
     resize: str = ""  # "crop" (shorter side, centre crop), "squash" (both sides), empty: the network's own

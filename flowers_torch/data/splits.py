@@ -153,7 +153,7 @@ def exact_split(
             if room:
                 raise DataError(
                     f"the groups of {printable(photos.classes[label])} do not fill a part of {count} photos",
-                    "use shares, or smaller groups",
+                    "use shares, smaller groups, or --groups none",
                 )
             waiting = left
     return {part: sorted(indices) for part, indices in split.items()}
@@ -180,7 +180,7 @@ def _fill_parts(
         raise DataError(
             f"class {printable(name)} has {count} photo{'s' * (count != 1)}{grouped}, too few to be in "
             f"{', '.join(wanted)}",
-            f"add photos until it has at least {len(wanted)}",
+            f"add photos until it has at least {len(wanted)}" + (", or use --groups none" if grouped else ""),
         )
     for part in wanted:
         by_part = {own: sorted({units[i] for i in members if parts[i] == own}) for own in wanted}
