@@ -27,7 +27,7 @@ def cross_validate(
         argv: The command, for the record.
 
     Returns:
-        What `crossval.json` holds: mean, standard deviation and n of the folds' test accuracies, and each run.
+        What `crossval.json` holds: mean, standard deviation and n of the test accuracies, and each run.
     """
     admission = admit_photos(config)
     seeds = [config.seed + repeat for repeat in range(repeats)]

@@ -132,7 +132,10 @@ def _train_and_test(run: Run, progress: Progress, saved: Saved | None = None) ->
         if saved and number == resumed_stage:
             restore_training(training, saved)
         photos = photo_dataset(run, "train", stage.augment)
-        loader, order = make_loader(photos, config.batch_size, shuffle=True, **loading(run))
+        balanced = config.sampler == "balanced"
+        loader, order = make_loader(
+            photos, config.batch_size, shuffle=True, balanced=balanced, **loading(run)
+        )
         rate = functools.partial(
             learning_rate,
             steps=stage.epochs * len(order),

@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     train.add_arguments(parser)
     parser.description = "Train once a fold: every photo is tested by a network that never saw it."
     parser.epilog = EXAMPLES
-    parser.add_argument("--folds", type=int, default=5, metavar="N", help="parts of the photos, 3 or more (5)")
+    parser.add_argument("--folds", type=int, default=5, metavar="N", help="parts of the photos (5)")
     parser.add_argument("--repeats", type=int, default=1, metavar="N", help="times to deal them anew (1)")
 
 

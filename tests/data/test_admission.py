@@ -54,6 +54,4 @@ def test_quarantine_and_groups_from_tables(photos, tmp_path):
     (tmp_path / "groups.csv").write_text("file,group\na/0.png,x\na/2.png,x\n")
     admission = admit(photos, str(tmp_path / "quarantine.csv"), str(tmp_path / "groups.csv"))
     assert "a/again.bmp" not in admission.photos.paths and admission.twins == []
-    assert admission.photos == dataclasses.replace(
-        admission.photos, groups={"a/0.png": "x", "a/2.png": "x"}
-    )
+    assert admission.photos == dataclasses.replace(admission.photos, groups={"a/0.png": "x", "a/2.png": "x"})
