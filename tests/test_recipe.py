@@ -48,7 +48,7 @@ def test_it_learns_colours(finished: recipe.Result) -> None:
 def test_the_run_folder(finished: recipe.Result, photo_folder: Path) -> None:
     folder = finished.folder
     found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    assert found == set(FILES) - {"resume.safetensors"}
+    assert found == set(FILES) - {"resume.safetensors", "bad_files.jsonl"}
     assert (folder / "labels.txt").read_text() == "blue\ngreen\nred\n"
     assert (folder / "command.txt").read_text() == "train.py --x 'a b'\n"
     metrics = json.loads((folder / "metrics.json").read_text())
