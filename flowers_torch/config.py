@@ -25,7 +25,8 @@ class Stage:
 
     name: str = "finetune"
     epochs: int = 1  # passes over the training photos
-    train: str = "all"  # "head", "all", or a block's name: that block and all behind it
+    # "head", "all", a block's name (that block and all behind it), "keras:N" (all but Keras's first N layers)
+    train: str = "all"
     rules: list[list[Any]] = dataclasses.field(
         default_factory=list
     )  # [[pattern, lr multiplier], ...]; 0 freezes
@@ -38,7 +39,7 @@ class Stage:
     batch_norm: str = (
         "frozen"  # in frozen layers: "frozen" keeps stored statistics, "adapt" follows the photos
     )
-    augment: str = "light"  # none, light, crop, keras (see data/augment.py)
+    augment: str = "light"  # none, light, crop, keras, alexnet, rand, trivial (see data/augment.py)
 
 
 def default_stages() -> list[Stage]:
@@ -65,6 +66,9 @@ class Config:
     data: str = "flowers17"  # folder, archive, "flowers17" or "demo"
     weights: str = ""  # "imagenet", "offline", "none" or a file; empty: imagenet, for demo none
     split: str = "60/20/20"  # percent train/val/test; for flowers17 also "seed" and "oxford1" .. "oxford3"
+    groups: str = "twins"  # photos kept in one part: twins (the same picture), none, or a table file,group
+    quarantine: str = ""  # quarantine.csv of a check: photos to leave out
+    skip_bad: bool = False  # leave out photos that cannot be read, instead of stopping
     seed: int = 0  # of split, order, augmentation and fresh weights
     size: int = 0  # input side in pixels; 0: the network's own
     resize: str = ""  # "crop" (shorter side, centre crop), "squash" (both sides), empty: the network's own
@@ -75,6 +79,7 @@ class Config:
     auxiliary_weight: float = 0.4  # of auxiliary classifiers' loss, where the network has them
     label_smoothing: float = 0.0  # 0 .. 1
     class_weights: str = "none"  # "balanced" weighs rare classes up in the loss
+    sampler: str = "none"  # "balanced" draws rare classes as often as common ones
     clip_grad: float = 0.0  # largest norm of the gradient; 0: no clipping
     ema: float = (
         0.0  # decay of an average of the weights over steps, used for validation and the result; 0: off
@@ -92,11 +97,12 @@ class Config:
 CHOICES: dict[str, tuple[str, ...]] = {
     "resize": ("", "crop", "squash"),
     "class_weights": ("none", "balanced"),
+    "sampler": ("none", "balanced"),
     "precision": ("auto", "fp32", "bf16", "fp16"),
     "optimizer": ("adamw", "adam", "sgd", "rmsprop"),
     "schedule": ("cosine", "constant"),
     "batch_norm": ("frozen", "adapt"),
-    "augment": ("none", "light", "crop", "keras"),
+    "augment": ("none", "light", "crop", "keras", "alexnet", "rand", "trivial"),
 }
 
 # name: lowest, highest; both allowed

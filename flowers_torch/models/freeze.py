@@ -48,11 +48,17 @@ def rules_for(model: nn.Module, train: str) -> list[tuple[str, float]]:
 
     Args:
         model: The network.
-        train: `head` (the classifier alone), `all`, or a block's name: that block and all behind it.
+        train: `head` (the classifier alone), `all`, a block's name (that block and all behind it), or
+            `keras:N` (all but the first N layers as Keras lists them).
 
     Raises:
         UsageError: no block of that name; the message lists those there are.
     """
+    if train.startswith("keras:"):
+        from flowers_torch.models.keras_layers import keras_prefix
+
+        frozen = keras_prefix(model, int(train[6:]) if train[6:].isdecimal() else 0)
+        return [(f"{name}.*", 0.0) for name in frozen] + [("*", 1.0)]
     head = f"{classifier_name(model)}.*"
     if train == "all":
         return [("*", 1.0)]

@@ -1,10 +1,11 @@
-"""Weights that Keras saved, read into the networks of this package.
+"""Weights that Keras saved, loaded into the networks of this package.
 
-A file is read into plain arrays by layer name (`read_h5`), its layers are matched with the network's modules
-by a visible table (`keras_table`), each array is laid out as PyTorch wants it (`torch_layout`), and only when
-every name and every shape fits is anything copied. A file that does not fit leaves the network as it was.
+A file's layers are matched with the network's modules by name (`keras_names` is the table; names that Keras
+made up by counting match by their order), each array is laid out as PyTorch wants it (`torch_layout`), and
+only when every name and every shape fits is anything copied. A file that does not fit changes nothing.
 """
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable
@@ -16,12 +17,35 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flowers_torch.errors import ModelFileError, UsageError, printable
-from flowers_torch.models import inception_v3
+from flowers_torch.errors import ModelFileError, printable
+from flowers_torch.models.keras_files import Weights, read_keras_file
+from flowers_torch.models.keras_layers import has_gamma, keras_layers, renumbered
+from flowers_torch.models.keras_names import RESNET_COURSE, current_names, rules_of
+from flowers_torch.models.tf_layers import SeparableConv2d
 
-KerasLayers = dict[str, list[tuple[str, np.ndarray]]]
+Pairs = list[tuple[str, Weights]]  # (module, weights of its layer)
 
-MAX_BYTES = 4 * 1024**3  # the largest network of the zoo has 0.36 GB; an HDF5 header can claim anything
+# How Keras prepares a photo for its published weights. "tf": to -1..1. "torch": ImageNet's mean and standard
+# deviation. "caffe": BGR order, mean colour off, 0..255; loading turns the first convolution round, so that
+# the network here takes RGB like all others.
+MODES = {
+    "vgg16": "caffe",
+    "vgg19": "caffe",
+    "resnet50": "caffe",
+    "resnet101": "caffe",
+    "resnet152": "caffe",
+    "resnext50": "torch",
+    "resnext101": "torch",
+    "densenet121": "torch",
+    "densenet169": "torch",
+    "densenet201": "torch",
+}
+MEAN_STD = {
+    "tf": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "torch": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "caffe": ((123.68 / 255, 116.779 / 255, 103.939 / 255), (1 / 255, 1 / 255, 1 / 255)),
+}
+
 # Names that Keras makes up by counting. They differ from session to session (conv2d_1 may be called
 # conv2d_95), so only the kind and the order of the numbers mean something.
 COUNTED = re.compile(r"(conv2d|depthwise_conv2d|separable_conv2d|batch_normalization)(?:_v1)?(?:_(\d+))?")
@@ -42,127 +66,62 @@ class KerasReport:
         return f"{self.used} arrays of the Keras file loaded, {head}{left_out}"
 
 
-def read_h5(path: Path) -> KerasLayers:
-    """Reads a Keras legacy .h5: weights only, or a whole model (which keeps them under `model_weights`).
-
-    Returns:
-        Layer name to its (weight name, float array) pairs, in the file's layer order, layers without
-        weights left out. A model used as one layer is opened up into the layers within.
-
-    Raises:
-        UsageError: h5py is not installed.
-        ModelFileError: missing, damaged, or not such a file.
-    """
-    try:
-        import h5py
-    except ImportError as error:
-        raise UsageError("reading Keras weights needs h5py", 'pip install "flowers-torch[keras]"') from error
-    path = Path(path)
-    if not path.is_file():
-        raise ModelFileError(f"no Keras weights at {printable(path)}", "name an .h5 file")
-    try:
-        with h5py.File(path, "r") as file:
-            root = file["model_weights"] if "model_weights" in file else file
-            names = _attribute(root, "layer_names")
-            if not names:
-                raise ModelFileError(
-                    f"{printable(path)} is HDF5 but no Keras weights: it has no layer_names",
-                    "give a file from model.save_weights or model.save of Keras 2",
-                )
-            layers: KerasLayers = {}
-            budget = MAX_BYTES
-            for layer in names:
-                weights = [
-                    (weight, root[layer][weight]) for weight in _attribute(root[layer], "weight_names")
-                ]
-                for weight, dataset in weights:
-                    # A link may lead out of the file, and a size may be claimed that is not there.
-                    foreign = dataset.file.filename != file.filename or dataset.external or dataset.is_virtual
-                    budget -= dataset.size * 4
-                    if foreign or budget < 0:
-                        reason = "lies in another file" if foreign else "is too large to be true"
-                        raise ModelFileError(
-                            f"{printable(path)}: {printable(weight)} {reason}", "use another copy"
-                        )
-                for owner, arrays in _split_nested(layer, weights).items():
-                    layers[owner] = [(name, np.asarray(data, dtype=np.float32)) for name, data in arrays]
-    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-        reason = printable(" ".join(str(error).split()))
-        raise ModelFileError(
-            f"{printable(path)} cannot be read as Keras .h5 weights: {reason}", "use another copy"
-        ) from error
-    return layers
-
-
-def _attribute(group: Any, name: str) -> list[str]:
-    """A list of names; Keras cuts lists over 64 kB into name0, name1, ..."""
-    parts = [group.attrs[name]] if name in group.attrs else []
-    while not parts or f"{name}{len(parts)}" in group.attrs:
-        if f"{name}{len(parts)}" not in group.attrs:
-            return []
-        parts.append(group.attrs[f"{name}{len(parts)}"])
-    return [item.decode() if isinstance(item, bytes) else str(item) for part in parts for item in part]
-
-
-def _split_nested(layer: str, weights: list[tuple[str, Any]]) -> dict[str, list[tuple[str, Any]]]:
-    """Weights by the layer that owns them: more than the layer itself where it is a whole model."""
-    owners: dict[str, list[tuple[str, Any]]] = defaultdict(list)
-    for weight, data in weights:
-        owner, _, name = weight.rpartition("/")
-        owners[owner.rpartition("/")[2]].append((name.partition(":")[0], data))
-    return owners if len(owners) > 1 else {layer: next(iter(owners.values()))} if owners else {}
-
-
-def keras_table(arch: str) -> list[tuple[str, str]]:
-    """The (Keras layer, module of ours) pairs of a backbone; counted Keras names are numbered from 0.
-
-    Raises:
-        UsageError: no table for this network.
-    """
-    if arch == "inception_v3":
-        convs = [(f"conv2d_{i}", f"{name}.conv") for i, name in enumerate(inception_v3.KERAS_ORDER)]
-        norms = [
-            (f"batch_normalization_{i}", f"{name}.bn") for i, name in enumerate(inception_v3.KERAS_ORDER)
-        ]
-        return convs + norms
-    raise UsageError(f"Keras weights cannot be read into {arch}", "use one of: inception_v3")
-
-
-# Networks whose batch norms have no gamma in Keras (scale=False).
-WITHOUT_GAMMA = {"inception_v3"}
-
-
 def keras_options(arch: str) -> dict[str, Any]:
     """Keywords that a network must be built with to compute what Keras computes with these weights."""
     return {"count_include_pad": False} if arch == "inception_v3" else {}
 
 
-def load_keras_weights(model: nn.Module, arch: str, path: Path, with_head: bool | None = None) -> KerasReport:
+def keras_mean_std(arch: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of RGB in 0..1 that Keras's published weights of a network want here."""
+    return MEAN_STD[MODES.get(arch, "tf")]
+
+
+def keras_table(model: nn.Module) -> list[tuple[str, str]]:
+    """The (Keras layer, module) pairs of the feature extractor's layers with weights, in Keras's order.
+
+    Raises:
+        UsageError: Keras does not have this network.
+    """
+    return [(layer.name, layer.module) for layer in keras_layers(model) if layer.parameters]
+
+
+def load_keras_weights(
+    model: nn.Module, arch: str, path: Path, with_head: bool | None = None, from_bgr: bool | None = None
+) -> KerasReport:
     """Loads a Keras weights file into `model`; all of it or nothing.
 
     Args:
         model: A network of this package with timm's contract; its classifier may be any module.
-        arch: Name of its architecture, as in `keras_table`.
-        path: Keras .h5, with or without head.
-        with_head: Whether dense layers that the file holds go into the linear layers of the classifier, in
+        arch: Name of the network in the zoo.
+        path: Legacy .h5, .weights.h5 or .keras; with or without head.
+        with_head: Whether dense layers that the file holds go into the linear layers of the head, in
             order. None takes them where all their shapes fit; what is left out is named in the report.
+        from_bgr: Whether the file's network saw BGR; its first convolution is then turned round. None
+            goes by what Keras's published weights of this network saw.
 
     Returns:
-        What was used. A file without head leaves the classifier alone.
+        What was used. A file without head leaves the head alone.
 
     Raises:
         ModelFileError: the file does not fit; both sides of the mismatch are listed, nothing is loaded.
+        UsageError: h5py is not installed, or Keras does not have this network.
     """
-    layers = read_h5(path)
-    table = keras_table(arch)
-    dense = [name for name, weights in layers.items() if _is_dense(weights)]
+    file = read_keras_file(path)
+    layers = dict(zip(current_names(file.layers), file.layers.values(), strict=True))
+    body_layers = keras_layers(model)
+    if not file.named:
+        body_layers = renumbered(body_layers)
+    body_layers = [layer for layer in body_layers if layer.parameters]
+    names = current_names(layer.name for layer in body_layers)
+    table = [(name, layer.module) for name, layer in zip(names, body_layers, strict=True)]
+    dense = [name for name, weights in layers.items() if _is_dense(name, weights)]
     body = {name: weights for name, weights in layers.items() if name not in dense}
     pairs, missing, extra = _match(table, body)
-    head = _linear_layers(model)
+
+    head = _head_layers(model, {module for _, module in table})
     if with_head is None:
-        own_shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
-        widths = [own_shapes[f"{name}.weight"][::-1] for name in head]
-        with_head = widths == [layers[name][0][1].shape for name in dense]
+        sizes = [math.prod(model.get_submodule(name).weight.shape) for name in head]  # type: ignore[arg-type]
+        with_head = sizes == [layers[name][0][1].size for name in dense]
     head_loaded = with_head and bool(dense)
     if head_loaded:
         pairs += zip(head, (layers[name] for name in dense), strict=False)
@@ -172,84 +131,120 @@ def load_keras_weights(model: nn.Module, arch: str, path: Path, with_head: bool 
     tensors: dict[str, Tensor] = {}
     wrong = []
     own = model.state_dict()
+    channels: int = model.num_features  # type: ignore[assignment]
     for module_name, weights in pairs:
         module = model.get_submodule(module_name)
-        new = torch_layout(module, dict(weights), needs_gamma=arch not in WITHOUT_GAMMA)
+        new = torch_layout(module, weights, has_gamma(model), channels)
         for name, tensor in new.items():
             full = f"{module_name}.{name}"
             if full not in own or tensor.shape != own[full].shape:
                 expected = tuple(own[full].shape) if full in own else "nothing"
                 wrong.append(f"{full} is {expected} in the network, {tuple(tensor.shape)} in the file")
             tensors[full] = tensor
-        given = {f"{module_name}.{name}" for name in new}
-        wanted = {f"{module_name}.{name}" for name in module.state_dict() if name != "num_batches_tracked"}
-        missing += sorted(wanted - given)
-    problems = [
-        f"{title}: {_shorten(names)}"
-        for title, names in (
-            ("in the network but not in the file", missing),
-            ("in the file but not in the network", extra),
-            ("shapes differ", wrong),
-        )
-        if names
-    ]
+        wanted = {name for name in module.state_dict() if name != "num_batches_tracked"}
+        missing += [f"{module_name}.{name}" for name in sorted(wanted - new.keys())]
+    _raise_if_any(path, arch, missing, extra, wrong)
+
+    if from_bgr is None:
+        from_bgr = MODES.get(arch) == "caffe" and rules_of(model) is not RESNET_COURSE
+    if from_bgr:
+        first = f"{table[0][1]}.weight"
+        tensors[first] = tensors[first].flip(1)
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            own[name].copy_(tensor)
+    return KerasReport(sum(len(w) for _, w in pairs), head_loaded, [] if head_loaded else dense)
+
+
+def _raise_if_any(path: Path, arch: str, missing: list[str], extra: list[str], wrong: list[str]) -> None:
+    lists = (
+        ("in the network but not in the file", missing),
+        ("in the file but not in the network", extra),
+        ("shapes differ", wrong),
+    )
+    problems = [f"{title}: {_shorten(names)}" for title, names in lists if names]
     if problems:
         raise ModelFileError(
             f"{printable(path)} does not fit {arch}, nothing was loaded: {'; '.join(problems)}",
             f"give a file of Keras's {arch}",
         )
-    with torch.no_grad():
-        for name, tensor in tensors.items():
-            own[name].copy_(tensor)
-    used = sum(len(weights) for _, weights in pairs)
-    return KerasReport(used, head_loaded, [] if head_loaded else dense)
 
 
-def torch_layout(module: nn.Module, weights: dict[str, np.ndarray], needs_gamma: bool) -> dict[str, Tensor]:
-    """A Keras layer's arrays by weight name -> the tensors of `module` by parameter name.
+def torch_layout(module: nn.Module, weights: Weights, needs_gamma: bool, channels: int) -> dict[str, Tensor]:
+    """A Keras layer's arrays -> the tensors of `module` by parameter name.
 
-    Keras keeps kernels as height, width, in, out and dense layers as in, out; PyTorch as out, in, height,
-    width and out, in. A batch norm without gamma (scale=False) multiplies by one.
+    Keras keeps kernels as height, width, in, out (depthwise: height, width, in, multiplier) and dense layers
+    as in, out; PyTorch as out, in, height, width and out, in. Arrays go by their position in the layer, as in
+    Keras itself, because their names changed with its versions.
+
+    Args:
+        module: The module here.
+        weights: The layer's arrays.
+        needs_gamma: Whether a batch norm must bring one; where Keras has none (scale=False), one it is.
+        channels: Of the last feature map, to recognise a dense layer behind a Flatten.
     """
-    tensors = {}
-    for name, array in _canonical(module, weights).items():
-        tensor = torch.from_numpy(np.ascontiguousarray(array))
-        if isinstance(module, nn.BatchNorm2d):
-            name = KERAS_NORM.get(name, name)
-        elif isinstance(module, nn.Linear) and name == "kernel" and tensor.ndim == 2:
-            name, tensor = "weight", tensor.t()
-        elif isinstance(module, nn.Conv2d) and name == "kernel" and tensor.ndim == 4:
-            name, tensor = "weight", tensor.permute(3, 2, 0, 1)
-        elif isinstance(module, nn.Conv2d) and name == "depthwise_kernel" and tensor.ndim == 4:
-            height, width, channels, multiplier = tensor.shape
-            tensor = tensor.permute(2, 3, 0, 1).reshape(channels * multiplier, 1, height, width)
-            name = "weight"
-        tensors[name] = tensor
-    if isinstance(module, nn.BatchNorm2d) and "weight" not in tensors and not needs_gamma:
-        tensors["weight"] = torch.ones(module.num_features)
-    return tensors
+    arrays = [torch.from_numpy(np.ascontiguousarray(array)) for _, array in weights]
+    if isinstance(module, nn.BatchNorm2d):
+        known = all(name in NORM for name, _ in weights)  # by name where one may be missing
+        names = [NORM[name] for name, _ in weights] if known else list(NORM.values())[-len(arrays) :]
+        if "weight" not in names and not needs_gamma:
+            names.append("weight")
+            arrays.append(torch.ones(module.num_features))
+    elif isinstance(module, SeparableConv2d):
+        names = ["depthwise.weight", "pointwise.weight", "bias"]
+        arrays[:2] = [_depthwise(arrays[0]), *(_kernel(array) for array in arrays[1:2])]
+    else:
+        names = ["weight", "bias"]
+        arrays[0] = _one_kernel(module, arrays[0], channels)
+    names += [f"array {i}" for i in range(len(names), len(arrays))]  # too many: an error that names them
+    return dict(zip(names, arrays, strict=False))
 
 
-def _canonical(module: nn.Module, weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Today's weight names. Files of 2015-2017 call them conv1_W, bn_gamma, ...; Keras goes by position."""
-    if all(name in KERAS_NAMES for name in weights):
-        return weights
-    order = list(KERAS_NORM) if isinstance(module, nn.BatchNorm2d) else ["kernel", "bias"]
-    return dict(zip(order, weights.values(), strict=False)) if len(weights) <= len(order) else weights
+NORM = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
 
 
-KERAS_NORM = {
-    "gamma": "weight",
-    "beta": "bias",
-    "moving_mean": "running_mean",
-    "moving_variance": "running_var",
-}
-KERAS_NAMES = {*KERAS_NORM, "kernel", "depthwise_kernel", "pointwise_kernel", "bias"}
+def _one_kernel(module: nn.Module, array: Tensor, channels: int) -> Tensor:
+    """The weight of a convolution or linear layer; anything of another rank is left as it is, and refused."""
+    if isinstance(module, nn.Linear):
+        if array.ndim == 4 and array.shape[:2] == (1, 1):  # MobileNet's classifier is a 1x1 convolution
+            array = array[0, 0]
+        if array.ndim == 2:
+            return _unflattened(array, channels, module.in_features).t()
+    elif isinstance(module, nn.Conv2d) and array.ndim == 4:
+        if 1 < module.groups == module.in_channels:
+            return _depthwise(array)
+        return _summed_groups(array, module) if module.groups > 1 else _kernel(array)
+    return array
 
 
-def _match(
-    table: list[tuple[str, str]], layers: KerasLayers
-) -> tuple[list[tuple[str, list[tuple[str, np.ndarray]]]], list[str], list[str]]:
+def _kernel(array: Tensor) -> Tensor:
+    return array.permute(3, 2, 0, 1)
+
+
+def _depthwise(array: Tensor) -> Tensor:
+    height, width, channels, multiplier = array.shape
+    return array.permute(2, 3, 0, 1).reshape(channels * multiplier, 1, height, width)
+
+
+def _summed_groups(array: Tensor, module: nn.Conv2d) -> Tensor:
+    """ResNeXt's grouped convolution, which Keras writes as a depthwise one with a sum behind it.
+
+    In: height, width, group x input within the group, output within the group.
+    """
+    height, width, _, outputs = array.shape
+    array = array.reshape(height, width, module.groups, -1, outputs)
+    return array.permute(2, 4, 3, 0, 1).flatten(0, 1)  # group x output, input, height, width
+
+
+def _unflattened(array: Tensor, channels: int, in_features: int) -> Tensor:
+    """Rows of a dense layer behind a Flatten: from row, column, channel to channel, row, column."""
+    side = math.isqrt(in_features // channels) if channels else 0
+    if side < 2 or channels * side * side != in_features or array.shape[0] != in_features:
+        return array
+    return array.reshape(side, side, channels, -1).permute(2, 0, 1, 3).flatten(0, 2)
+
+
+def _match(table: list[tuple[str, str]], layers: dict[str, Weights]) -> tuple[Pairs, list[str], list[str]]:
     """(module, weights) pairs, table entries without a layer, layers without an entry.
 
     Counted names match by kind and rank of their number, all others literally.
@@ -277,15 +272,13 @@ def _ranked(names: Iterable[str]) -> list[tuple[str, int]]:
     ]
 
 
-def _is_dense(weights: list[tuple[str, np.ndarray]]) -> bool:
-    return any(name == "kernel" and array.ndim == 2 for name, array in weights)
+def _is_dense(name: str, weights: Weights) -> bool:
+    return weights[0][1].ndim == 2 or name == "conv_preds"
 
 
-def _linear_layers(model: nn.Module) -> list[str]:
-    """Names of the linear layers of the model's classifier, in order."""
-    classifier: nn.Module = model.get_classifier()  # type: ignore[operator]
-    inside = {module for module in classifier.modules() if isinstance(module, nn.Linear)}
-    return [name for name, module in model.named_modules() if module in inside]
+def _head_layers(model: nn.Module, body: set[str]) -> list[str]:
+    """Names of the linear layers that are no part of the feature extractor, in order."""
+    return [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n not in body]
 
 
 def _shorten(names: list[str], limit: int = 6) -> str:

@@ -25,6 +25,23 @@ RESNET_NAMES: Names = (
     (r"^(stage\d\.\d+)\.downsample\.1\.", r"\1.shortcut.bn."),
     (r"^fc\.", "head.fc."),
 )
+DENSENET_NAMES: Names = (
+    (r"^features\.conv0\.", "conv1.conv."),
+    (r"^features\.norm0\.", "conv1.bn."),
+    (r"^features\.norm5\.", "bn."),
+    *(
+        rule
+        for i in (1, 2, 3, 4)
+        for rule in (
+            (rf"^features\.denseblock{i}\.denselayer(\d+)\.norm1\.", rf"stages.conv{i + 1}.block\1.bn0."),
+            (rf"^features\.denseblock{i}\.denselayer(\d+)\.norm2\.", rf"stages.conv{i + 1}.block\1.bn1."),
+            (rf"^features\.denseblock{i}\.denselayer(\d+)\.conv", rf"stages.conv{i + 1}.block\1.conv"),
+            (rf"^features\.transition{i}\.norm\.", f"stages.pool{i + 1}.bn."),
+            (rf"^features\.transition{i}\.conv\.", f"stages.pool{i + 1}.conv."),
+        )
+    ),
+    (r"^classifier\.", "head.fc."),
+)
 
 
 def _vgg_names(*depths: int) -> Names:

@@ -19,6 +19,7 @@ from flowers_torch.errors import ModelFileError, ResourceError, UsageError, prin
 from flowers_torch.files import cache_folder, download, safe_load
 from flowers_torch.models.classifier import load_matching, read_record
 from flowers_torch.models.heads import classifier_name
+from flowers_torch.models.keras_files import is_keras_file
 from flowers_torch.models.torch_weights import renamed
 from flowers_torch.models.zoo import Preprocessing, find_entry
 
@@ -68,15 +69,12 @@ def plan_weights(arch: str, weights: str) -> Plan:
         raise ModelFileError(
             f"no weights file {printable(path)}", "use imagenet, offline, none or a file's path"
         )
-    with path.open("rb") as file:
-        is_hdf5 = file.read(8) == b"\x89HDF\r\n\x1a\n"
-    if is_hdf5:
-        from flowers_torch.models.keras_weights import keras_options
+    if is_keras_file(path):
+        from flowers_torch.models.keras_weights import keras_mean_std, keras_options
 
-        # Keras's ImageNet networks want pixels in -1..1 and, unlike torch, leave padding out of averages.
-        keras = dataclasses.replace(
-            entry.preprocessing, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear"
-        )
+        # Keras's networks want their pixels in other ranges than timm's weights for the same network.
+        mean, std = keras_mean_std(arch)
+        keras = dataclasses.replace(entry.preprocessing, mean=mean, std=std, interpolation="bilinear")
         return Plan("keras", path.name, keras, keras_options(arch), "that of the file", path)
     state, metadata = safe_load(path)
     if "record" in metadata:

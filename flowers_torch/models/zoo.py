@@ -15,9 +15,20 @@ import timm
 from torch import nn
 
 from flowers_torch.errors import ModelFileError, UsageError
-from flowers_torch.models import classic, inception, resnet, resnet_cifar, resnet_v2, small
+from flowers_torch.models import (
+    classic,
+    densenet,
+    inception,
+    mobilenet,
+    nasnet,
+    resnet,
+    resnet_cifar,
+    resnet_v2,
+    small,
+)
 from flowers_torch.models.inception_v3 import InceptionV3
-from flowers_torch.models.torch_weights import RESNET_NAMES, VGG16_NAMES, VGG19_NAMES, Names
+from flowers_torch.models.torch_weights import DENSENET_NAMES, RESNET_NAMES, VGG16_NAMES, VGG19_NAMES, Names
+from flowers_torch.models.xception import Xception
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,5 +209,30 @@ def _register_classics() -> None:
     register("cifar10_net", _handwritten(small.cifar10_net, min_size=10, preprocessing=_unscaled(32)))
 
 
+def _register_keras_networks() -> None:
+    """keras.applications' other networks, which timm has in another variant or not at all."""
+    tf = Preprocessing(299, (0.5,) * 3, (0.5,) * 3, "bilinear")  # -1..1
+    tf_224 = dataclasses.replace(tf, size=224)
+    register("xception", Entry(Xception, tf, 71, keras_name="Xception"))
+    register("mobilenet", Entry(mobilenet.MobileNet, tf_224, 32, keras_name="MobileNet"))
+    register("mobilenet_v2", Entry(mobilenet.MobileNetV2, tf_224, 32, keras_name="MobileNetV2"))
+    register("nasnet_mobile", Entry(nasnet.nasnet_mobile, tf_224, 32, keras_name="NASNetMobile"))
+    large = dataclasses.replace(tf, size=331)
+    register("nasnet_large", Entry(nasnet.nasnet_large, large, 32, keras_name="NASNetLarge"))
+    for build, keras_name in (
+        (densenet.densenet121, "DenseNet121"),
+        (densenet.densenet169, "DenseNet169"),
+        (densenet.densenet201, "DenseNet201"),
+    ):
+        details: dict[str, Any] = dict(timm_options={"epsilon": 1e-5}, timm_names=DENSENET_NAMES)
+        known = _timm_entry(build.__name__)
+        entry = dataclasses.replace(known, build=build, min_size=32, keras_name=keras_name, **details)
+        register(build.__name__, entry)
+    # timm's computes exactly what Keras's does.
+    known = _timm_entry("inception_resnet_v2")
+    register("inception_resnet_v2", dataclasses.replace(known, min_size=75, keras_name="InceptionResNetV2"))
+
+
 _register_resnets()
 _register_classics()
+_register_keras_networks()

@@ -1,6 +1,7 @@
 """The contract, for every handwritten network: one table of constructors, the same checks for all."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,13 +12,17 @@ from torch import Tensor, nn
 from flowers_torch.errors import UsageError
 from flowers_torch.files import safe_load, safe_save
 from flowers_torch.models.classic import alexnet, lenet5, lenet5_relu, vgg16, vgg19
+from flowers_torch.models.densenet import DenseNet, densenet121
 from flowers_torch.models.heads import main_and_auxiliary, set_head
 from flowers_torch.models.inception import googlenet
+from flowers_torch.models.mobilenet import MobileNet, MobileNetV2
+from flowers_torch.models.nasnet import NASNet
 from flowers_torch.models.network import MlpHead, Network
 from flowers_torch.models.resnet import resnet50, resnet101, resnet152, resnext50, resnext101
 from flowers_torch.models.resnet_cifar import cifar_resnet
 from flowers_torch.models.resnet_v2 import resnet50v2, resnet101v2, resnet152v2
 from flowers_torch.models.small import cifar10_net, happy_model, small_convnet
+from flowers_torch.models.xception import Xception
 
 
 class Case(NamedTuple):
@@ -52,8 +57,16 @@ CASES = {
     "resnet101v2": Case(resnet101v2, (3, 40, 40), (2048, 2, 2)),
     "resnet152v2": Case(resnet152v2, (3, 40, 40), (2048, 2, 2)),
     "resnext101": Case(resnext101, (3, 40, 40), (2048, 2, 2)),
+    "xception": Case(Xception, (3, 71, 71), (2048, 3, 3)),
+    "mobilenet": Case(MobileNet, (3, 33, 40), (256, 1, 1), {"alpha": 0.25, "depth_multiplier": 2}),
+    "mobilenet_v2": Case(MobileNetV2, (3, 33, 40), (1280, 2, 2), {"alpha": 0.35}),
+    "densenet_small": Case(partial(DenseNet, (2, 2, 2, 2)), (3, 40, 40), (128, 1, 1)),
+    "nasnet_small": Case(partial(NASNet, 1, 192, 8, skip_reduction=False), (3, 40, 37), (192, 2, 2)),
+    "nasnet_small_skip": Case(partial(NASNet, 1, 192, 8, skip_reduction=True), (3, 40, 37), (192, 2, 2)),
+    "densenet121": Case(densenet121, (3, 40, 40), (1024, 1, 1)),
 }
 LARGE = {"vgg19", "resnet101", "resnet152", "resnet101v2", "resnet152v2", "resnext101"}
+LARGE |= {"xception", "densenet121"}
 SMALL = {"lenet5", "happy_model", "cifar10_net", "cifar_resnet", "cifar_resnet_projection"}
 
 every = pytest.mark.parametrize(

@@ -1,0 +1,113 @@
+"""DenseNet121, 169 and 201, as in keras.applications: each layer sees all maps of its stage before it.
+
+timm's and torchvision's DenseNets differ in batch norm's epsilon alone.
+Paper: Huang et al. 2017, https://arxiv.org/abs/1608.06993.
+"""
+
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flowers_torch.models.blocks import glorot_init_
+from flowers_torch.models.network import MlpHead, Network
+
+GROWTH = 32  # channels that each layer adds
+
+
+class DenseLayer(nn.Module):
+    """1x1 and 3x3 convolution, its 32 channels put behind the input's: N x C x H x W -> N x C+32 x H x W."""
+
+    def __init__(self, in_channels: int, epsilon: float) -> None:
+        super().__init__()
+        self.bn0 = nn.BatchNorm2d(in_channels, epsilon)
+        self.relu0 = nn.ReLU()
+        self.conv1 = nn.Conv2d(in_channels, 4 * GROWTH, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(4 * GROWTH, epsilon)
+        self.relu1 = nn.ReLU()
+        self.conv2 = nn.Conv2d(4 * GROWTH, GROWTH, 3, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv1(self.relu0(self.bn0(x)))
+        y = self.conv2(self.relu1(self.bn1(y)))
+        return torch.cat([x, y], 1)
+
+
+def _transition(channels: int, epsilon: float) -> nn.Sequential:
+    """Halves channels and size: N x C x H x W -> N x C/2 x H/2 x W/2, rounded down."""
+    return nn.Sequential(
+        OrderedDict(
+            bn=nn.BatchNorm2d(channels, epsilon),
+            relu=nn.ReLU(),
+            conv=nn.Conv2d(channels, channels // 2, 1, bias=False),
+            pool=nn.AvgPool2d(2),
+        )
+    )
+
+
+class DenseNet(Network):
+    """Stem, four stages of dense layers with transitions between them, batch norm, ReLU, head.
+
+    Shapes: N x in_chans x 224 x 224 -> N x num_classes; at least 32 x 32 pixels.
+
+    Args:
+        depths: Layers in the four stages.
+        num_classes: Logits; 0 for features.
+        in_chans: Channels of the images.
+        global_pool: As `pool` of `MlpHead`.
+        epsilon: Added to the variance by batch norm: 1.001e-5 in Keras, 1e-5 for timm's weights.
+    """
+
+    def __init__(
+        self,
+        depths: tuple[int, int, int, int],
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        global_pool: str = "avg",
+        epsilon: float = 1.001e-5,
+    ) -> None:
+        super().__init__()
+        self.conv1 = nn.Sequential(
+            OrderedDict(
+                pad=nn.ZeroPad2d(3),
+                conv=nn.Conv2d(in_chans, 64, 7, stride=2, bias=False),
+                bn=nn.BatchNorm2d(64, epsilon),
+                relu=nn.ReLU(),
+            )
+        )
+        self.pool1 = nn.Sequential(OrderedDict(pad=nn.ZeroPad2d(1), pool=nn.MaxPool2d(3, 2)))
+        channels = 64
+        self.stages = nn.Sequential()
+        for number, depth in enumerate(depths, 2):
+            layers = [(f"block{i + 1}", DenseLayer(channels + GROWTH * i, epsilon)) for i in range(depth)]
+            channels += GROWTH * depth
+            self.stages.add_module(f"conv{number}", nn.Sequential(OrderedDict(layers)))
+            if number < 5:
+                self.stages.add_module(f"pool{number}", _transition(channels, epsilon))
+                channels //= 2
+        self.bn = nn.BatchNorm2d(channels, epsilon)
+        self.relu = nn.ReLU()
+        glorot_init_(self)
+        self.head = MlpHead(channels, num_classes, global_pool)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        x = self.conv1(x)  # N x 64 x H/2 x W/2
+        x = self.pool1(x)  # N x 64 x H/4 x W/4
+        x = self.stages(x)  # N x C x H/32 x W/32
+        return self.relu(self.bn(x))
+
+
+def densenet121(num_classes: int = 1000, **options: Any) -> DenseNet:
+    """DenseNet121: 8,062,504 parameters as Keras counts them; options as `DenseNet`."""
+    return DenseNet((6, 12, 24, 16), num_classes, **options)
+
+
+def densenet169(num_classes: int = 1000, **options: Any) -> DenseNet:
+    """DenseNet169: 14,307,880 parameters as Keras counts them; options as `DenseNet`."""
+    return DenseNet((6, 12, 32, 32), num_classes, **options)
+
+
+def densenet201(num_classes: int = 1000, **options: Any) -> DenseNet:
+    """DenseNet201: 20,242,984 parameters as Keras counts them; options as `DenseNet`."""
+    return DenseNet((6, 12, 48, 32), num_classes, **options)

@@ -1,0 +1,44 @@
+"""ImageNet's classes: what the 1000 logits of a pretrained network stand for."""
+
+from functools import cache
+
+from torch import Tensor
+
+from flowers_torch.errors import UsageError
+
+
+@cache
+def imagenet_classes() -> tuple[tuple[str, str], ...]:
+    """(WordNet id, name) of the 1000 classes in the order of the logits, from timm's own tables."""
+    from timm.data import ImageNetInfo
+
+    info = ImageNetInfo("imagenet-1k")
+    return tuple((wnid, info.label_name_to_description(wnid)) for wnid in info.label_names())
+
+
+def decode_predictions(logits: Tensor, top: int = 3) -> list[list[tuple[str, str, float]]]:
+    """The likeliest ImageNet classes of each picture.
+
+    Args:
+        logits: N x 1000, as a network with ImageNet weights gives them; not probabilities.
+        top: Classes for each picture.
+
+    Returns:
+        For each picture `top` tuples (WordNet id, name, probability), the likeliest first.
+
+    Raises:
+        UsageError: not logits of 1000 classes.
+    """
+    if logits.ndim != 2 or logits.shape[1] != 1000:
+        raise UsageError(
+            f"ImageNet logits are N x 1000, these are {' x '.join(map(str, logits.shape))}",
+            "give the output of a network with its 1000-class head",
+        )
+    if not 1 <= top <= 1000:
+        raise UsageError(f"top={top} of 1000 classes", "give 1 to 1000")
+    classes = imagenet_classes()
+    best = logits.detach().float().softmax(1).topk(top)
+    return [
+        [(*classes[index], probability) for index, probability in zip(indices, probabilities, strict=True)]
+        for indices, probabilities in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    ]

@@ -1,0 +1,181 @@
+"""Reading the weights files of Keras: legacy .h5, Keras 3's .weights.h5, and .keras archives.
+
+Nothing of the file is run: arrays and names are all that is taken, links that lead out of the file and
+sizes that cannot be true are refused.
+"""
+
+import contextlib
+import io
+import zipfile
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flowers_torch.errors import FlowersError, ModelFileError, UsageError, printable
+
+Weights = list[tuple[str, np.ndarray]]  # (name, array) in Keras's order within the layer
+
+MAX_BYTES = 4 * 1024**3  # the largest network of the zoo has 0.36 GB; an HDF5 header can claim anything
+
+
+@dataclass(frozen=True)
+class KerasFile:
+    """The layers of a weights file.
+
+    Attributes:
+        layers: Layer name to weights, in the file's order, layers without weights left out. A model that
+            was used as a layer is opened up into the layers within.
+        named: Whether the names are those of the layers; early Keras 3 wrote kinds and counts instead.
+    """
+
+    layers: dict[str, Weights]
+    named: bool = True
+
+
+def is_keras_file(path: Path) -> bool:
+    """Whether a file looks like weights from Keras: HDF5, or an archive with such a file in it."""
+    with path.open("rb") as file:
+        if file.read(8) == b"\x89HDF\r\n\x1a\n":
+            return True
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return "model.weights.h5" in archive.namelist()
+
+
+def read_h5(path: Path) -> dict[str, Weights]:
+    """The layers of a Keras weights file; see `read_keras_file`."""
+    return read_keras_file(path).layers
+
+
+def read_keras_file(path: Path) -> KerasFile:
+    """Reads weights that Keras saved; which kind of file it is decides its content, not its name.
+
+    Raises:
+        UsageError: h5py is not installed.
+        ModelFileError: missing, damaged, or not such a file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ModelFileError(f"no Keras weights at {printable(path)}", "name an .h5 or .keras file")
+    try:
+        with _open(path) as file:
+            if "layers" in file or "_layer_checkpoint_dependencies" in file:
+                return _read_keras3(file, path)
+            return _read_legacy(file, path)
+    except FlowersError:
+        raise
+    except Exception as error:  # h5py raises OSError, KeyError, RuntimeError, ... on damaged files
+        reason = printable(" ".join(str(error).split()))
+        raise ModelFileError(
+            f"{printable(path)} cannot be read as Keras weights: {reason}", "use another copy"
+        ) from error
+
+
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[Any]:
+    try:
+        import h5py
+    except ImportError as error:
+        raise UsageError("reading Keras weights needs h5py", 'pip install "flowers-torch[keras]"') from error
+    if not zipfile.is_zipfile(path):
+        with h5py.File(path, "r") as file:
+            yield file
+        return
+    with zipfile.ZipFile(path) as archive:
+        if "model.weights.h5" not in archive.namelist():
+            raise ModelFileError(
+                f"{printable(path)} is a zip archive but no .keras model: it holds no model.weights.h5",
+                "give a file from model.save",
+            )
+        if archive.getinfo("model.weights.h5").file_size > MAX_BYTES:
+            raise ModelFileError(f"{printable(path)} is too large to be true", "use another copy")
+        with h5py.File(io.BytesIO(archive.read("model.weights.h5")), "r") as file:
+            yield file
+
+
+class _Budget:
+    """Takes arrays out of a file as long as they are the file's own and their sizes can be true."""
+
+    def __init__(self, file: Any, path: Path) -> None:
+        self.file, self.path, self.left = file, path, MAX_BYTES
+
+    def take(self, name: str, dataset: Any) -> np.ndarray:
+        foreign = dataset.file.filename != self.file.filename or dataset.external or dataset.is_virtual
+        self.left -= 4 * int(dataset.size)
+        if foreign or self.left < 0:
+            reason = "lies in another file" if foreign else "is too large to be true"
+            raise ModelFileError(f"{printable(self.path)}: {printable(name)} {reason}", "use another copy")
+        return np.asarray(dataset, dtype=np.float32)
+
+
+def _read_legacy(file: Any, path: Path) -> KerasFile:
+    """Keras 1 and 2: layer_names and weight_names as attributes; a whole model has them one level deeper."""
+    root = file["model_weights"] if "model_weights" in file else file
+    names = _attribute(root, "layer_names")
+    if not names:
+        raise ModelFileError(
+            f"{printable(path)} is HDF5 but no Keras weights: it has no layer_names",
+            "give a file from model.save_weights or model.save",
+        )
+    budget = _Budget(file, path)
+    layers: dict[str, Weights] = {}
+    for layer in names:
+        weights = [
+            (name, budget.take(name, root[layer][name])) for name in _attribute(root[layer], "weight_names")
+        ]
+        layers |= _split_nested(layer, weights)
+    return KerasFile(layers)
+
+
+def _attribute(group: Any, name: str) -> list[str]:
+    """A list of names; Keras cuts lists over 64 kB into name0, name1, ..."""
+    if name in group.attrs:
+        parts = [group.attrs[name]]
+    else:
+        parts = []
+        while f"{name}{len(parts)}" in group.attrs:
+            parts.append(group.attrs[f"{name}{len(parts)}"])
+    return [item.decode() if isinstance(item, bytes) else str(item) for part in parts for item in part]
+
+
+def _split_nested(layer: str, weights: Weights) -> dict[str, Weights]:
+    """Weights by the layer that owns them: more than the layer itself where it is a whole model."""
+    owners: dict[str, Weights] = defaultdict(list)
+    for weight, data in weights:
+        owner, _, name = weight.rpartition("/")
+        owners[owner].append((name.partition(":")[0], data))
+    if len(owners) > 1:
+        # Keras 3 puts the model's name in front of the layer's.
+        return {owner.removeprefix(f"{layer}/"): arrays for owner, arrays in owners.items()}
+    return {layer: next(iter(owners.values()))} if owners else {}
+
+
+def _read_keras3(file: Any, path: Path) -> KerasFile:
+    """Keras 3: a group `vars` of numbered arrays in each layer's group, the layer's name as its attribute."""
+    budget = _Budget(file, path)
+    found: list[tuple[str, str, Weights]] = []  # group, name or "", weights
+
+    def visit(group: Any, where: str) -> None:
+        if "vars" in group and len(group["vars"]):
+            variables = group["vars"]
+            numbers = sorted(variables, key=int)
+            weights = [(number, budget.take(f"{where}/{number}", variables[number])) for number in numbers]
+            found.append((where, str(variables.attrs.get("name", "")), weights))
+        for container in ("layers", "_layer_checkpoint_dependencies", "_functional"):
+            if container in group:
+                if container == "_functional":
+                    visit(group[container], where)
+                else:
+                    for name in group[container]:
+                        visit(group[container][name], name)
+
+    visit(file, "")
+    if not found:
+        raise ModelFileError(f"{printable(path)} holds no layer with weights", "use another copy")
+    named = all(name for _, name, _ in found)
+    return KerasFile({name if named else where: weights for where, name, weights in found}, named)

@@ -1,0 +1,184 @@
+"""MobileNet and MobileNetV2, exactly as in keras.applications, any width.
+
+Both leave TensorFlow's traces: the first convolution pads as "same" does, MobileNet's strided depthwise
+convolutions are padded right and below whatever the size. timm's networks pad symmetrically.
+Papers: https://arxiv.org/abs/1704.04861, https://arxiv.org/abs/1801.04381.
+"""
+
+from collections import OrderedDict
+
+from timm.layers import Conv2dSame
+from torch import Tensor, nn
+
+from flowers_torch.models.blocks import glorot_init_
+from flowers_torch.models.network import MlpHead, Network
+from flowers_torch.models.tf_layers import SamePad2d
+
+EPSILON = 1e-3  # of batch norm: Keras's default
+
+
+def make_divisible(width: float, divisor: int = 8) -> int:
+    """The multiple of `divisor` nearest to `width`, at least one of it and no less than 90% of `width`."""
+    rounded = max(divisor, int(width + divisor / 2) // divisor * divisor)
+    return rounded if rounded >= 0.9 * width else rounded + divisor
+
+
+def _stem(in_chans: int, channels: int) -> nn.Sequential:
+    return nn.Sequential(
+        OrderedDict(
+            conv=Conv2dSame(in_chans, channels, 3, stride=2, bias=False),
+            bn=nn.BatchNorm2d(channels, EPSILON),
+            relu=nn.ReLU6(),
+        )
+    )
+
+
+class DepthwiseBlock(nn.Module):
+    """Depthwise 3x3 and 1x1 convolution, each with batch norm and ReLU6.
+
+    Shapes: N x in_channels x H x W -> N x out_channels x H x W; stride 2 halves H and W, rounded down.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, multiplier: int, stride: int) -> None:
+        super().__init__()
+        wide = in_channels * multiplier
+        self.pad = nn.ZeroPad2d((0, 1, 0, 1)) if stride == 2 else nn.Identity()
+        padding = 1 if stride == 1 else 0
+        self.dw = nn.Conv2d(in_channels, wide, 3, stride, padding, groups=in_channels, bias=False)
+        self.dw_bn = nn.BatchNorm2d(wide, EPSILON)
+        self.dw_relu = nn.ReLU6()
+        self.pw = nn.Conv2d(wide, out_channels, 1, bias=False)
+        self.pw_bn = nn.BatchNorm2d(out_channels, EPSILON)
+        self.pw_relu = nn.ReLU6()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.dw_relu(self.dw_bn(self.dw(self.pad(x))))
+        return self.pw_relu(self.pw_bn(self.pw(x)))
+
+
+class MobileNet(Network):
+    """MobileNet; N x in_chans x 224 x 224 -> N x num_classes, feature map N x 1024 alpha x 7 x 7.
+
+    Keras counts 4,253,864 parameters with 1000 classes and alpha 1. At least 32 x 32 pixels.
+
+    Args:
+        num_classes: Logits; 0 for features.
+        in_chans: Channels of the images.
+        global_pool: As `pool` of `MlpHead`.
+        alpha: Multiplies all widths (0.25, 0.5, 0.75 and 1 have published weights).
+        depth_multiplier: Depthwise filters per channel.
+        dropout: Probability before the classifier.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        global_pool: str = "avg",
+        alpha: float = 1.0,
+        depth_multiplier: int = 1,
+        dropout: float = 1e-3,
+    ) -> None:
+        super().__init__()
+        widths = [int(w * alpha) for w in (32, 64, 128, 128, 256, 256, *[512] * 6, 1024, 1024)]
+        self.conv1 = _stem(in_chans, widths[0])
+        self.blocks = nn.Sequential(
+            OrderedDict(
+                (f"block{i}", DepthwiseBlock(widths[i - 1], widths[i], depth_multiplier, stride))
+                for i, stride in enumerate((1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1), 1)
+            )
+        )
+        glorot_init_(self)
+        self.dropout = nn.Dropout(dropout)
+        self.head = MlpHead(widths[-1], num_classes, global_pool)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        x = self.conv1(x)  # N x 32 alpha x H/2 x W/2
+        return self.blocks(x)  # N x 1024 alpha x H/32 x W/32
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        x = self.dropout(self.head(x, pre_logits=True))
+        return x if pre_logits else self.head.fc(x)
+
+
+class InvertedResidual(nn.Module):
+    """1x1 convolution that widens, depthwise 3x3, 1x1 that narrows without activation; added where it can.
+
+    Shapes: N x in_channels x H x W -> N x out_channels x ceil(H/stride) x ceil(W/stride).
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        stride: Of the depthwise convolution.
+        expansion: How much wider the middle is; 1 leaves the first convolution out.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        wide = in_channels * expansion
+        self.expand = nn.Sequential()
+        if expansion > 1:
+            self.expand.add_module("conv", nn.Conv2d(in_channels, wide, 1, bias=False))
+            self.expand.add_module("bn", nn.BatchNorm2d(wide, EPSILON))
+            self.expand.add_module("relu", nn.ReLU6())
+        self.pad = SamePad2d(3) if stride == 2 else nn.Identity()
+        padding = 1 if stride == 1 else 0
+        self.depthwise = nn.Conv2d(wide, wide, 3, stride, padding, groups=wide, bias=False)
+        self.depthwise_bn = nn.BatchNorm2d(wide, EPSILON)
+        self.depthwise_relu = nn.ReLU6()
+        self.project = nn.Conv2d(wide, out_channels, 1, bias=False)
+        self.project_bn = nn.BatchNorm2d(out_channels, EPSILON)
+        self.is_residual = stride == 1 and in_channels == out_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.pad(self.expand(x))
+        y = self.depthwise_relu(self.depthwise_bn(self.depthwise(y)))
+        y = self.project_bn(self.project(y))
+        return x + y if self.is_residual else y
+
+
+class MobileNetV2(Network):
+    """MobileNetV2; N x in_chans x 224 x 224 -> N x num_classes, feature map N x 1280 x 7 x 7.
+
+    Keras counts 3,538,984 parameters with 1000 classes and alpha 1. At least 32 x 32 pixels.
+
+    Args:
+        num_classes: Logits; 0 for features.
+        in_chans: Channels of the images.
+        global_pool: As `pool` of `MlpHead`.
+        alpha: Multiplies all widths but, below 1, the last (0.35 to 1.4 have published weights).
+    """
+
+    def __init__(
+        self, num_classes: int = 1000, in_chans: int = 3, global_pool: str = "avg", alpha: float = 1.0
+    ) -> None:
+        super().__init__()
+        channels = make_divisible(32 * alpha)
+        self.conv1 = _stem(in_chans, channels)
+        self.blocks = nn.Sequential()
+        for width, repeats, stride, expansion in (
+            (16, 1, 1, 1),
+            (24, 2, 2, 6),
+            (32, 3, 2, 6),
+            (64, 4, 2, 6),
+            (96, 3, 1, 6),
+            (160, 3, 2, 6),
+            (320, 1, 1, 6),
+        ):
+            for i in range(repeats):
+                out_channels = make_divisible(int(width * alpha))
+                self.blocks.append(
+                    InvertedResidual(channels, out_channels, stride if i == 0 else 1, expansion)
+                )
+                channels = out_channels
+        last = make_divisible(1280 * alpha) if alpha > 1 else 1280
+        self.conv_last = nn.Conv2d(channels, last, 1, bias=False)
+        self.bn_last = nn.BatchNorm2d(last, EPSILON)
+        self.relu_last = nn.ReLU6()
+        glorot_init_(self)
+        self.head = MlpHead(last, num_classes, global_pool)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        x = self.conv1(x)  # N x 32 alpha x H/2 x W/2
+        x = self.blocks(x)  # N x 320 alpha x H/32 x W/32
+        return self.relu_last(self.bn_last(self.conv_last(x)))  # N x 1280 x H/32 x W/32

@@ -1,0 +1,223 @@
+"""NASNet-A, mobile and large, exactly as in keras.applications: cells found by search, each fed by two.
+
+A cell sees the outputs of the cell before it (`x`) and of the one before that (`p`); `Adjust` brings `p` to
+the size and width of `x`. Paper: Zoph et al. 2018, https://arxiv.org/abs/1707.07012.
+"""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from flowers_torch.models.blocks import glorot_init_
+from flowers_torch.models.network import MlpHead, Network
+from flowers_torch.models.tf_layers import Crop2d, SamePad2d, SeparableConv2d
+
+EPSILON = 1e-3  # of batch norm
+Adjust = Literal["keep", "project", "halve"]
+
+
+class SeparableBlock(nn.Module):
+    """Twice ReLU, separable convolution, batch norm: N x in_channels x H x W -> N x channels x H/s x W/s."""
+
+    def __init__(self, in_channels: int, channels: int, kernel_size: int, stride: int = 1) -> None:
+        super().__init__()
+        self.relu1 = nn.ReLU()
+        self.pad = SamePad2d(kernel_size) if stride == 2 else nn.Identity()
+        self.conv1 = SeparableConv2d(in_channels, channels, kernel_size, stride)
+        self.bn1 = nn.BatchNorm2d(channels, EPSILON)
+        self.relu2 = nn.ReLU()
+        self.conv2 = SeparableConv2d(channels, channels, kernel_size)
+        self.bn2 = nn.BatchNorm2d(channels, EPSILON)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.bn1(self.conv1(self.pad(self.relu1(x))))
+        return self.bn2(self.conv2(self.relu2(x)))
+
+
+class Projection(nn.Module):
+    """ReLU, 1x1 convolution, batch norm: N x in_channels x H x W -> N x channels x H x W."""
+
+    def __init__(self, in_channels: int, channels: int) -> None:
+        super().__init__()
+        self.relu = nn.ReLU()
+        self.conv = nn.Conv2d(in_channels, channels, 1, bias=False)
+        self.bn = nn.BatchNorm2d(channels, EPSILON)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(self.conv(self.relu(x)))
+
+
+class FactorizedReduction(nn.Module):
+    """Every second pixel twice, once shifted by one, half the channels from each.
+
+    Shapes: N x in_channels x H x W -> N x channels x ceil(H/2) x ceil(W/2).
+    """
+
+    def __init__(self, in_channels: int, channels: int) -> None:
+        super().__init__()
+        self.relu1 = nn.ReLU()
+        self.pool1 = nn.AvgPool2d(1, stride=2)
+        self.conv1 = nn.Conv2d(in_channels, channels // 2, 1, bias=False)
+        self.pad = nn.ZeroPad2d((0, 1, 0, 1))
+        self.crop = Crop2d(1)
+        self.pool2 = nn.AvgPool2d(1, stride=2)
+        self.conv2 = nn.Conv2d(in_channels, channels // 2, 1, bias=False)
+        self.bn = nn.BatchNorm2d(channels, EPSILON)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu1(x)
+        straight = self.conv1(self.pool1(x))
+        shifted = self.conv2(self.pool2(self.crop(self.pad(x))))
+        return self.bn(torch.cat([straight, shifted], 1))
+
+
+def make_adjust(kind: Adjust, in_channels: int, channels: int) -> nn.Module:
+    """Brings `p` to `channels` ("project"), to these and half the size ("halve"), or leaves it ("keep")."""
+    return {"keep": nn.Identity, "project": Projection, "halve": FactorizedReduction}[kind](
+        in_channels, channels
+    )
+
+
+class NormalCell(nn.Module):
+    """Keeps the size: x and p -> N x 6 channels x H x W.
+
+    Args:
+        x_channels: Channels of the cell before.
+        p_channels: Channels of the cell before that.
+        channels: Of each of the cell's branches.
+        adjust: What p needs: "halve" where it is twice as high and wide as x, else "project".
+    """
+
+    def __init__(self, x_channels: int, p_channels: int, channels: int, adjust: Adjust) -> None:
+        super().__init__()
+        self.adjust = make_adjust(adjust, p_channels, channels)
+        self.narrow = Projection(x_channels, channels)
+        self.left1 = SeparableBlock(channels, channels, 5)
+        self.right1 = SeparableBlock(channels, channels, 3)
+        self.left2 = SeparableBlock(channels, channels, 5)
+        self.right2 = SeparableBlock(channels, channels, 3)
+        self.left3 = nn.AvgPool2d(3, 1, padding=1, count_include_pad=False)
+        self.left4 = nn.AvgPool2d(3, 1, padding=1, count_include_pad=False)
+        self.right4 = nn.AvgPool2d(3, 1, padding=1, count_include_pad=False)
+        self.left5 = SeparableBlock(channels, channels, 3)
+
+    def forward(self, x: Tensor, p: Tensor) -> Tensor:
+        p = self.adjust(p)
+        h = self.narrow(x)
+        x1 = self.left1(h) + self.right1(p)
+        x2 = self.left2(p) + self.right2(p)
+        x3 = self.left3(h) + p
+        x4 = self.left4(p) + self.right4(p)  # twice the same, as in the paper's figure and in Keras
+        x5 = self.left5(h) + h
+        return torch.cat([p, x1, x2, x3, x4, x5], 1)
+
+
+class ReductionCell(nn.Module):
+    """Halves the size: x and p -> N x 4 channels x ceil(H/2) x ceil(W/2); arguments as `NormalCell`."""
+
+    def __init__(self, x_channels: int, p_channels: int, channels: int, adjust: Adjust) -> None:
+        super().__init__()
+        self.adjust = make_adjust(adjust, p_channels, channels)
+        p_channels = p_channels if adjust == "keep" else channels
+        self.narrow = Projection(x_channels, channels)
+        self.pad = SamePad2d(3)
+        self.left1 = SeparableBlock(channels, channels, 5, stride=2)
+        self.right1 = SeparableBlock(p_channels, channels, 7, stride=2)
+        self.left2 = nn.MaxPool2d(3, 2)
+        self.right2 = SeparableBlock(p_channels, channels, 7, stride=2)
+        self.left3 = nn.AvgPool2d(3, 2)
+        self.right3 = SeparableBlock(p_channels, channels, 5, stride=2)
+        self.left4 = nn.AvgPool2d(3, 1, padding=1, count_include_pad=False)
+        self.left5 = SeparableBlock(channels, channels, 3)
+        self.right5 = nn.MaxPool2d(3, 2)
+
+    def forward(self, x: Tensor, p: Tensor) -> Tensor:
+        p = self.adjust(p)
+        h = self.narrow(x)
+        padded = self.pad(h)  # with zeros, which the poolings below then see
+        x1 = self.left1(h) + self.right1(p)
+        x2 = self.left2(padded) + self.right2(p)
+        x3 = self.left3(padded) + self.right3(p)
+        x4 = x2 + self.left4(x1)
+        x5 = self.left5(x1) + self.right5(padded)
+        return torch.cat([x2, x3, x4, x5], 1)
+
+
+class NASNet(Network):
+    """NASNet-A (repeats @ features): stem, two reducing cells, three groups of normal cells, head.
+
+    Shapes: N x in_chans x H x W -> N x num_classes; at least 32 x 32 pixels.
+
+    Args:
+        repeats: Normal cells in each of the three groups.
+        features: Channels of the last feature map; a multiple of 24.
+        stem_channels: Of the first convolution.
+        skip_reduction: Whether the first normal cell after a reduction looks past it (large) or takes
+            what the reduction saw (mobile).
+        num_classes: Logits; 0 for features.
+        in_chans: Channels of the images.
+        global_pool: As `pool` of `MlpHead`.
+    """
+
+    def __init__(
+        self,
+        repeats: int,
+        features: int,
+        stem_channels: int,
+        skip_reduction: bool,
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        global_pool: str = "avg",
+    ) -> None:
+        super().__init__()
+        self.skip_reduction = skip_reduction
+        self.stem_conv = nn.Conv2d(in_chans, stem_channels, 3, stride=2, bias=False)
+        self.stem_bn = nn.BatchNorm2d(stem_channels, EPSILON)
+
+        channels = features // 24
+        self.cell_names: list[str] = []
+        x, p = stem_channels, stem_channels  # channels of the last two outputs
+        adjust: Adjust = "keep"
+
+        def add(name: str, cell: type[NormalCell] | type[ReductionCell], width: int) -> None:
+            nonlocal x, p, adjust
+            self.add_module(name, cell(x, p, width, adjust))
+            self.cell_names.append(name)
+            is_reduction = cell is ReductionCell
+            # What the next cell gets as p: what this one saw as x, or (skipping) what this one saw as p.
+            if not (is_reduction and skip_reduction and name.startswith("reduce")):
+                p = x
+            x = width * (4 if is_reduction else 6)
+            adjust = "halve" if is_reduction else "project"
+
+        add("stem_1", ReductionCell, channels // 4)
+        add("stem_2", ReductionCell, channels // 2)
+        for group, width in enumerate((channels, 2 * channels, 4 * channels)):
+            if group:
+                add(f"reduce_{group * repeats}", ReductionCell, width)
+            for i in range(repeats):
+                add(f"normal_{group * repeats + i + bool(group)}", NormalCell, width)
+        self.relu = nn.ReLU()
+        glorot_init_(self)
+        self.head = MlpHead(x, num_classes, global_pool)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        x = self.stem_bn(self.stem_conv(x))  # N x stem_channels x H/2 x W/2
+        p = x
+        for name in self.cell_names:
+            y = self.get_submodule(name)(x, p)
+            if not (self.skip_reduction and name.startswith("reduce")):
+                p = x
+            x = y
+        return self.relu(x)  # N x features x H/32 x W/32
+
+
+def nasnet_mobile(num_classes: int = 1000, **options: Any) -> NASNet:
+    """NASNet-A (4 @ 1056): 5,326,716 parameters as Keras counts them; options as `NASNet`."""
+    return NASNet(4, 1056, 32, skip_reduction=False, num_classes=num_classes, **options)
+
+
+def nasnet_large(num_classes: int = 1000, **options: Any) -> NASNet:
+    """NASNet-A (6 @ 4032): 88,949,818 parameters as Keras counts them; options as `NASNet`."""
+    return NASNet(6, 4032, 96, skip_reduction=True, num_classes=num_classes, **options)

@@ -1,0 +1,119 @@
+"""Xception, exactly as in keras.applications: depthwise separable convolutions with residual connections.
+
+timm's networks of that name pad symmetrically where TensorFlow does not, so Keras's weights do not fit them.
+Paper: Chollet 2017, https://arxiv.org/abs/1610.02357.
+"""
+
+from collections import OrderedDict
+
+from timm.layers.pool2d_same import MaxPool2dSame
+from torch import Tensor, nn
+
+from flowers_torch.models.blocks import glorot_init_
+from flowers_torch.models.network import MlpHead, Network
+from flowers_torch.models.tf_layers import SeparableConv2d
+
+EPSILON = 1e-3  # of batch norm: Keras's default
+
+
+class EntryBlock(nn.Module):
+    """Two separable convolutions and a pooling beside a strided 1x1 convolution.
+
+    Shapes: N x in_channels x H x W -> N x out_channels x ceil(H/2) x ceil(W/2).
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        middle_channels: Between the two convolutions.
+        relu_first: Whether a ReLU comes before the first convolution (not in the network's first block).
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, middle_channels: int, relu_first: bool = True
+    ) -> None:
+        super().__init__()
+        self.residual = nn.Sequential(
+            OrderedDict(
+                conv=nn.Conv2d(in_channels, out_channels, 1, stride=2, bias=False),
+                bn=nn.BatchNorm2d(out_channels, EPSILON),
+            )
+        )
+        self.sepconv1_act = nn.ReLU() if relu_first else nn.Identity()
+        self.sepconv1 = SeparableConv2d(in_channels, middle_channels, 3)
+        self.sepconv1_bn = nn.BatchNorm2d(middle_channels, EPSILON)
+        self.sepconv2_act = nn.ReLU()
+        self.sepconv2 = SeparableConv2d(middle_channels, out_channels, 3)
+        self.sepconv2_bn = nn.BatchNorm2d(out_channels, EPSILON)
+        self.pool = MaxPool2dSame(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        residual = self.residual(x)
+        x = self.sepconv1_bn(self.sepconv1(self.sepconv1_act(x)))
+        x = self.sepconv2_bn(self.sepconv2(self.sepconv2_act(x)))
+        return self.pool(x) + residual
+
+
+class MiddleBlock(nn.Module):
+    """Three times ReLU, separable convolution, batch norm, added to the input: N x 728 x H x W unchanged."""
+
+    def __init__(self, channels: int = 728) -> None:
+        super().__init__()
+        self.layers = nn.Sequential()
+        for i in (1, 2, 3):
+            self.layers.add_module(f"sepconv{i}_act", nn.ReLU())
+            self.layers.add_module(f"sepconv{i}", SeparableConv2d(channels, channels, 3))
+            self.layers.add_module(f"sepconv{i}_bn", nn.BatchNorm2d(channels, EPSILON))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x) + x
+
+
+class Xception(Network):
+    """Xception; N x in_chans x 299 x 299 -> N x num_classes, feature map N x 2048 x 10 x 10.
+
+    Keras counts 22,910,480 parameters with 1000 classes. At least 71 x 71 pixels.
+
+    Args:
+        num_classes: Logits; 0 for features.
+        in_chans: Channels of the images.
+        global_pool: As `pool` of `MlpHead`.
+    """
+
+    def __init__(self, num_classes: int = 1000, in_chans: int = 3, global_pool: str = "avg") -> None:
+        super().__init__()
+        self.block1 = nn.Sequential(
+            OrderedDict(
+                conv1=nn.Conv2d(in_chans, 32, 3, stride=2, bias=False),
+                conv1_bn=nn.BatchNorm2d(32, EPSILON),
+                conv1_act=nn.ReLU(),
+                conv2=nn.Conv2d(32, 64, 3, bias=False),
+                conv2_bn=nn.BatchNorm2d(64, EPSILON),
+                conv2_act=nn.ReLU(),
+            )
+        )
+        self.block2 = EntryBlock(64, 128, 128, relu_first=False)
+        self.block3 = EntryBlock(128, 256, 256)
+        self.block4 = EntryBlock(256, 728, 728)
+        self.middle = nn.Sequential(OrderedDict((f"block{i}", MiddleBlock()) for i in range(5, 13)))
+        self.block13 = EntryBlock(728, 1024, 728)
+        self.block14 = nn.Sequential(
+            OrderedDict(
+                sepconv1=SeparableConv2d(1024, 1536, 3),
+                sepconv1_bn=nn.BatchNorm2d(1536, EPSILON),
+                sepconv1_act=nn.ReLU(),
+                sepconv2=SeparableConv2d(1536, 2048, 3),
+                sepconv2_bn=nn.BatchNorm2d(2048, EPSILON),
+                sepconv2_act=nn.ReLU(),
+            )
+        )
+        glorot_init_(self)
+        self.head = MlpHead(2048, num_classes, global_pool)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        x = self.block1(x)  # N x 64 x 147 x 147
+        x = self.block2(x)  # N x 128 x 74 x 74
+        x = self.block3(x)  # N x 256 x 37 x 37
+        x = self.block4(x)  # N x 728 x 19 x 19
+        x = self.middle(x)  # N x 728 x 19 x 19
+        x = self.block13(x)  # N x 1024 x 10 x 10
+        return self.block14(x)  # N x 2048 x 10 x 10
