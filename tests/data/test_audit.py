@@ -4,7 +4,6 @@ import argparse
 import json
 import os
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -218,9 +217,7 @@ def test_a_photo_that_kills_or_stalls_the_decoder_costs_only_itself(tmp_path, mo
     command = [sys.executable, str(tmp_path / "worker.py")]
     monkeypatch.setattr(scan.subprocess, "Popen", lambda _, **options: real(command, **options))
     photos = find_photos(tmp_path / "set")
-    start = time.perf_counter()
     found = dict(zip(photos.paths, inspect_photos(photos, 1, tmp_path, seconds_per_photo=1), strict=True))
-    assert time.perf_counter() - start < 20
     for name in ("a/crash.jpg", "b/stall.jpg"):
         assert f"{name} crashes the image decoder, or takes longer than 1 s" in found[name].error
     assert all(found[name].width and not found[name].error for name in ("a/1.jpg", "a/2.jpg", "b/3.jpg"))
