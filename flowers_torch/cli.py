@@ -78,7 +78,11 @@ def guarded(verb: str, arguments: list[str], prog: str | None = None) -> int:
         sys.stdout.flush()
         return code
     except FlowersError as error:
-        return _fail(str(error), error.exit_code, debug)
+        # From a DataLoader's worker an error comes back with the worker's trace; the message is its last line.
+        message = str(error).strip().splitlines()[-1]
+        if "Original Traceback" in str(error):
+            message = message.partition(": ")[2]
+        return _fail(message, error.exit_code, debug)
     except KeyboardInterrupt:
         return _fail("interrupted", 128 + signal.SIGINT, debug)
     except BrokenPipeError:

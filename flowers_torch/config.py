@@ -81,9 +81,6 @@ class Config:
     class_weights: str = "none"  # "balanced" weighs rare classes up in the loss
     sampler: str = "none"  # "balanced" draws rare classes as often as common ones
     clip_grad: float = 0.0  # largest norm of the gradient; 0: no clipping
-    ema: float = (
-        0.0  # decay of an average of the weights over steps, used for validation and the result; 0: off
-    )
     precision: str = "auto"  # fp32, bf16, fp16 (CUDA); auto: the fastest that this device computes well
     channels_last: bool = True  # memory layout of the network
     device: str = "auto"  # cpu, cuda, cuda:1, mps; auto: the best that is there

@@ -80,3 +80,9 @@ def test_help_and_package_import_do_not_load_torch() -> None:
 def test_train_py_is_short() -> None:
     assert len((ROOT / "train.py").read_text().splitlines()) <= 50
     assert len((PACKAGE / "recipe.py").read_text().splitlines()) <= 250
+
+
+def test_readme_s_layout_names_every_module() -> None:
+    layout = (ROOT / "README.md").read_text().split("## Layout")[1]
+    listed = layout.split("```")[1].split()
+    assert not [path.name for path in FILES if path.name != "__init__.py" and path.name not in listed]
