@@ -78,7 +78,7 @@ def guarded(verb: str, arguments: list[str], prog: str | None = None) -> int:
         sys.stdout.flush()
         return code
     except FlowersError as error:
-        # From a DataLoader's worker an error comes back with the worker's trace; the message is its last line.
+        # An error from a DataLoader's worker brings the worker's trace; the message is its last line.
         message = str(error).strip().splitlines()[-1]
         if "Original Traceback" in str(error):
             message = message.partition(": ")[2]

@@ -164,8 +164,12 @@ def test_an_error_from_a_worker_is_one_short_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fails(*arguments: object, **keywords: object) -> None:
-        text = "Caught DataError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
-        raise DataError(text + '  File "x.py", line 1\nflowers_torch.errors.DataError: a: b is bad; fix: mend b\n')
+        text = (
+            "Caught DataError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
+        )
+        raise DataError(
+            text + '  File "x.py", line 1\nflowers_torch.errors.DataError: a: b is bad; fix: mend b\n'
+        )
 
     monkeypatch.setattr("flowers_torch.recipe.train", fails)
     assert main(["train", "--data", "demo"]) == 3

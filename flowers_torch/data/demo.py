@@ -147,8 +147,8 @@ def _rays(canvas: Canvas, rng: np.random.Generator) -> None:
     tip, throat = _petal_colours(rng, "yellow", "white", "orange")
     count = rng.integers(15, 22)
     petal = Petal((1.3, rng.uniform(1.4, 1.7)), tip, throat, 0.95, width=0.11, inner=0.3, shape=(0.45, 0.3))
-    canvas.whorl(pose, count, petal, np.pi / count, shade=0.8)
-    canvas.whorl(pose, count, petal)
+    canvas.whorl(pose, int(count), petal, np.pi / count, shade=0.8)
+    canvas.whorl(pose, int(count), petal)
     centre = ((0.42, 0.24, 0.10), (0.30, 0.17, 0.10), (0.50, 0.36, 0.10))[rng.integers(3)]
     canvas.disc(pose, 0.42, 0.22, _vary(centre, rng), florets=55)
 
@@ -180,7 +180,7 @@ def _star(canvas: Canvas, rng: np.random.Generator) -> None:
         (1.0, rng.uniform(1.5, 1.9)), tip, throat,
         width=rng.uniform(0.19, 0.25), inner=0.04, shape=(0.7, 0.95),
     )  # fmt: skip
-    canvas.whorl(pose, rng.integers(5, 7), petal, rng.uniform(0, 2 * np.pi))
+    canvas.whorl(pose, int(rng.integers(5, 7)), petal, rng.uniform(0, 2 * np.pi))
     canvas.disc(pose, 0.13, 0.3, _vary((0.90, 0.72, 0.20), rng), florets=8)
 
 

@@ -112,4 +112,3 @@ def find_files(patterns: Sequence[str]) -> list[Path]:
             raise UsageError(f"no photo at {printable(pattern)}", "name files, folders or globs")
         found |= dict.fromkeys(matches)
     return list(found)
-
