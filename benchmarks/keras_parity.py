@@ -141,7 +141,8 @@ def table(rows: list[Row]) -> str:
         "",
         "Same random weights, same picture. The difference is the largest one of the 1000 logits relative to "
         "the largest logit, over two picture sizes (the usual and an odd one) and all three file forms "
-        f"(legacy `.h5`, `.weights.h5`, `.keras`); at most {LIMIT:g} is asked for. Layers: whether `flowers-torch layers ARCH --keras` "
+        f"(legacy `.h5`, `.weights.h5`, `.keras`); at most {LIMIT:g} is asked for. "
+        "Layers: whether `flowers-torch layers ARCH --keras` "
         "lists what `model.layers` lists, with every output shape and parameter count.",
         "",
         "| Keras | here | parameters | largest difference | layers |",

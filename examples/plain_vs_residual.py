@@ -11,6 +11,7 @@ Expected: RESULT
 """
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor
+from torch.optim.lr_scheduler import OneCycleLR
 
 from flowers_torch.data.augment import eval_transform
 from flowers_torch.data.images import load_image
@@ -44,12 +46,14 @@ def training_errors(
 ) -> list[float]:
     """Trains one network and returns the share of training photos it got wrong in each epoch.
 
-    SGD with momentum 0.9, batches of 64, random mirroring, a learning rate that falls to 0 by a cosine.
+    SGD with momentum 0.9, batches of 64, random mirroring; the learning rate rises for a fifth of the time,
+    without which the deepest residual networks do not always start, and falls to 0.
     """
     torch.manual_seed(seed)
     network = cifar_resnet(int(labels.max()) + 1, depth=depth, shortcut=shortcut, width=width)
     optimizer = torch.optim.SGD(network.parameters(), lr, momentum=0.9, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
+    steps = epochs * math.ceil(len(images) / 64)
+    schedule = OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.2, cycle_momentum=False)
     errors = []
     for _ in range(epochs):
         wrong = 0
@@ -59,8 +63,8 @@ def training_errors(
             F.cross_entropy(logits, labels[batch]).backward()
             optimizer.step()
             optimizer.zero_grad()
+            schedule.step()
             wrong += int((logits.argmax(1) != labels[batch]).sum())
-        schedule.step()
         errors.append(wrong / len(images))
     return errors
 

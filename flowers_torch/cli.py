@@ -16,6 +16,9 @@ from flowers_torch.errors import FlowersError, UsageError, printable
 # Verb -> what it does. Each is a module of `flowers_torch.commands`, imported only when it is called.
 VERBS = {
     "train": "train a network on photos in class folders",
+    "check": "find what is wrong with photos: unreadable, twins, blurred, ...",
+    "preview": "save augmented photos to look at",
+    "crossval": "train and test in turn on every part of the photos",
     "predict": "name the class of photos",
     "models": "list the networks",
     "layers": "list a network's layers, with Keras's numbers",

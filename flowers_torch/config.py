@@ -66,6 +66,9 @@ class Config:
     data: str = "flowers17"  # folder, archive, "flowers17" or "demo"
     weights: str = ""  # "imagenet", "offline", "none" or a file; empty: imagenet, for demo none
     split: str = "60/20/20"  # percent train/val/test; for flowers17 also "seed" and "oxford1" .. "oxford3"
+    groups: str = "twins"  # photos kept in one part: twins (the same picture), none, or a table file,group
+    quarantine: str = ""  # quarantine.csv of a check: photos to leave out
+    skip_bad: bool = False  # leave out photos that cannot be read, instead of stopping
     seed: int = 0  # of split, order, augmentation and fresh weights
     size: int = 0  # input side in pixels; 0: the network's own
     resize: str = ""  # "crop" (shorter side, centre crop), "squash" (both sides), empty: the network's own
@@ -76,6 +79,7 @@ class Config:
     auxiliary_weight: float = 0.4  # of auxiliary classifiers' loss, where the network has them
     label_smoothing: float = 0.0  # 0 .. 1
     class_weights: str = "none"  # "balanced" weighs rare classes up in the loss
+    sampler: str = "none"  # "balanced" draws rare classes as often as common ones
     clip_grad: float = 0.0  # largest norm of the gradient; 0: no clipping
     ema: float = (
         0.0  # decay of an average of the weights over steps, used for validation and the result; 0: off
@@ -93,6 +97,7 @@ class Config:
 CHOICES: dict[str, tuple[str, ...]] = {
     "resize": ("", "crop", "squash"),
     "class_weights": ("none", "balanced"),
+    "sampler": ("none", "balanced"),
     "precision": ("auto", "fp32", "bf16", "fp16"),
     "optimizer": ("adamw", "adam", "sgd", "rmsprop"),
     "schedule": ("cosine", "constant"),

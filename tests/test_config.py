@@ -97,7 +97,7 @@ def test_a_byte_order_mark_is_fine(tmp_path: Path) -> None:
 
 def test_unknown_config_lists_those_there_are() -> None:
     with pytest.raises(UsageError, match="inception_v3"):
-        load_config(file="../../etc/passwd")
+        load_config(file="no_such_recipe")
 
 
 @pytest.mark.parametrize("text", ["60/20/20", "0.6/0.2/0.2", "3/1/1"])

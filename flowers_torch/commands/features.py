@@ -2,8 +2,14 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flowers_torch.errors import UsageError, printable
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from flowers_torch.models.zoo import Preprocessing
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,7 +71,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _open(name: str, weights: str):  # type: ignore[no-untyped-def]
+def _open(name: str, weights: str) -> "tuple[nn.Module, Preprocessing]":
+    """A trained classifier, or a network of the zoo with the given weights, and how it wants its photos."""
     from flowers_torch.models.classifier import load_classifier
     from flowers_torch.models.weights import load_weights, plan_weights
     from flowers_torch.models.zoo import create_model

@@ -285,5 +285,6 @@ def leave_out(photos: Photos, quarantine: dict[str, str]) -> Photos:
         paths=paths,
         labels=tuple(photos.labels[i] for i in kept),
         split={path: photos.split[path] for path in paths if path in photos.split},
+        groups={path: photos.groups[path] for path in paths if path in photos.groups},
         notes=(*photos.notes, f"{len(photos) - len(kept)} photos are in quarantine"),
     )

@@ -26,7 +26,7 @@ def fold_photos(
     """
     if folds < 3:
         raise DataError(f"{folds} folds leave none to train on beside val and test", "use at least 3")
-    units = group_units(len(photos), groups)
+    units = group_units(photos, groups)
     fold_of: dict[int, int] = {}
     dealt = 0  # goes on from class to class, so that the folds as a whole are even too
     for label, name in enumerate(photos.classes):

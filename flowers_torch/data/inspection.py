@@ -29,6 +29,7 @@ class Inspection:
 
     Attributes:
         error: Why it cannot be used; empty for a good photo.
+        deadly: Whether its decoder crashed or stalled, which is tried anew the next time.
         format: By content: JPEG, PNG, ...
         mode: Of the stored pixels, as Pillow calls it: RGB, L, P, CMYK, I;16, ...
         alpha: Whether anything in it may be transparent.
@@ -44,6 +45,7 @@ class Inspection:
     """
 
     error: str = ""
+    deadly: bool = False
     format: str = ""
     mode: str = ""
     alpha: bool = False
@@ -139,7 +141,8 @@ def _cosines(size: int, count: int) -> np.ndarray:
 
 
 def main() -> None:
-    """Answers each line of standard input until it ends."""
+    """Says that it is ready, then answers each line of standard input until it ends."""
+    print("ready", flush=True)
     for line in sys.stdin:
         inspection = inspect_photo(json.loads(line))
         print(json.dumps(dataclasses.asdict(inspection)), flush=True)

@@ -15,10 +15,11 @@ from typing import Any
 
 from flowers_torch.data.folder import Photos
 from flowers_torch.data.inspection import Inspection
-from flowers_torch.errors import printable
+from flowers_torch.errors import ResourceError, printable
 from flowers_torch.files import cache_folder, write_json
 
 CACHE_FORMAT = 1
+SECONDS_TO_START = 120.0
 SECONDS_PER_PHOTO = 20.0  # a photo that takes longer to decode is refused
 
 
@@ -69,7 +70,9 @@ def _inspect_all(
         nonlocal done
         worker = idle.get()
         try:
-            return worker.inspect(path, seconds)
+            # Once more with a fresh process: the first one may have fallen to a short memory or a sleeping
+            # machine, and a good photo must not be blamed for that.
+            return worker.inspect(path, seconds) or worker.inspect(path, seconds) or _deadly(path, seconds)
         finally:
             idle.put(worker)
             done += 1
@@ -93,7 +96,8 @@ class _Worker:
     def __init__(self) -> None:
         self.process: subprocess.Popen[bytes] | None = None
 
-    def inspect(self, path: Path, seconds: float) -> Inspection:
+    def inspect(self, path: Path, seconds: float) -> Inspection | None:
+        """None where the process crashed or took too long; it is gone then."""
         if self.process is None:
             self.process = self._start()
         process = self.process
@@ -101,17 +105,10 @@ class _Worker:
         try:
             process.stdin.write(json.dumps(str(path)).encode() + b"\n")
             process.stdin.flush()
-            answer = _read_line(process.stdout, seconds)
-        except BrokenPipeError:
-            answer = b""
-        except TimeoutError:
+            return Inspection(**json.loads(_read_line(process.stdout, seconds)))
+        except (BrokenPipeError, EOFError, TimeoutError):
             self.stop()
-            why = f"takes longer than {seconds:g} s to decode"
-            return Inspection(error=f"{printable(path)} {why}; fix: remove it")
-        if not answer.endswith(b"\n"):
-            self.stop()
-            return Inspection(error=f"{printable(path)} crashes the image decoder; fix: remove it")
-        return Inspection(**json.loads(answer))
+            return None
 
     def stop(self) -> None:
         if self.process is not None:
@@ -119,36 +116,48 @@ class _Worker:
             self.process.communicate()
             self.process = None
 
-    @staticmethod
-    def _start() -> "subprocess.Popen[bytes]":
+    def _start(self) -> "subprocess.Popen[bytes]":
         # The package may have been found through the script's folder, which a child does not inherit.
         here = str(Path(__file__).parents[2])
         path = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
-        return subprocess.Popen(
+        self.process = subprocess.Popen(
             [sys.executable, "-m", "flowers_torch.data.inspection"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,  # libtiff writes there whatever it thinks of a file
             env=os.environ | {"PYTHONPATH": path},
         )
+        try:
+            _read_line(self.process.stdout, SECONDS_TO_START)
+        except (EOFError, TimeoutError) as error:
+            self.stop()
+            raise ResourceError(
+                "the processes that decode photos do not start", "free memory, or use fewer with --workers"
+            ) from error
+        return self.process
 
 
-def _read_line(stream: object, seconds: float) -> bytes:
-    """A line from a pipe; shorter than a line when the other side ended.
+def _deadly(path: Path, seconds: float) -> Inspection:
+    why = f"crashes the image decoder, or takes longer than {seconds:g} s in it"
+    return Inspection(error=f"{printable(path)} {why}; fix: remove it", deadly=True)
+
+
+def _read_line(stream: Any, seconds: float) -> bytes:
+    """A line from a pipe.
 
     Raises:
+        EOFError: the other side ended.
         TimeoutError: nothing came in time.
     """
-    descriptor = stream.fileno()  # type: ignore[attr-defined]
     line = b""
     with selectors.DefaultSelector() as selector:
-        selector.register(descriptor, selectors.EVENT_READ)
+        selector.register(stream, selectors.EVENT_READ)
         while not line.endswith(b"\n"):
             if not selector.select(seconds):
                 raise TimeoutError
-            chunk = os.read(descriptor, 1 << 16)
+            chunk = os.read(stream.fileno(), 1 << 16)
             if not chunk:
-                break
+                raise EOFError
             line += chunk
     return line
 
@@ -186,5 +195,9 @@ def _recall(memory: Path) -> dict[str, tuple[list[int], dict[str, Any]]]:
 
 def _remember(memory: Path, photos: Photos, stamps: list[list[int]], found: list[Inspection | None]) -> None:
     rows = zip(photos.paths, stamps, found, strict=True)
-    content = {path: (stamp, dataclasses.asdict(seen)) for path, stamp, seen in rows if seen and stamp}
+    content = {
+        path: (stamp, dataclasses.asdict(seen))
+        for path, stamp, seen in rows
+        if seen and stamp and not seen.deadly
+    }
     write_json(memory, {"format": CACHE_FORMAT, "photos": content})

@@ -6,7 +6,7 @@ it teaches nonsense.
 
 import functools
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
@@ -14,6 +14,7 @@ from PIL import Image
 from flowers_torch.data.folder import Photos
 from flowers_torch.data.images import load_image
 from flowers_torch.data.inspection import Inspection
+from flowers_torch.data.splits import group_pairs
 
 BANDS = 8  # hashes that differ in fewer bits than there are bands agree in one band at least
 MIN_CONTRAST = 4.0  # the hash of a blank picture says nothing
@@ -112,21 +113,3 @@ def _parallel(features: np.ndarray) -> list[tuple[int, int]]:
         a, b = np.nonzero(unit[start : start + 1024] @ unit.T >= MIN_COSINE)
         pairs += [(start + i, j) for i, j in zip(a.tolist(), b.tolist(), strict=True) if start + i < j]
     return pairs
-
-
-def group_pairs(pairs: Iterable[tuple[int, int]]) -> list[list[int]]:
-    """Joins pairs that share a photo into groups, each ascending."""
-    parent: dict[int, int] = {}
-
-    def root(i: int) -> int:
-        while parent.setdefault(i, i) != i:
-            parent[i] = i = parent[parent[i]]
-        return i
-
-    for i, j in pairs:
-        a, b = sorted((root(i), root(j)))
-        parent[b] = a
-    groups: dict[int, list[int]] = defaultdict(list)
-    for i in sorted(parent):
-        groups[root(i)].append(i)
-    return list(groups.values())

@@ -93,8 +93,7 @@ def keras_layers(model: nn.Module, size: int = 0, head: bool = False) -> list[Ke
         raise UsageError(
             f"{type(model).__name__} is none of Keras's networks", "see flowers-torch models --keras"
         )
-    first = next(model.parameters())
-    nodes = trace(model, size or 96, first.shape[1], "forward" if head else "forward_features")
+    nodes = trace(model, size or 96, "forward" if head else "forward_features")
     sizes = {name: t.numel() for name, t in (*model.named_parameters(), *model.named_buffers())}
     gamma = has_gamma(model)
     graph: list[KerasLayer] = []

@@ -43,9 +43,8 @@ class DepthwiseBlock(nn.Module):
         super().__init__()
         wide = in_channels * multiplier
         self.pad = nn.ZeroPad2d((0, 1, 0, 1)) if stride == 2 else nn.Identity()
-        self.dw = nn.Conv2d(
-            in_channels, wide, 3, stride, padding=2 - stride, groups=in_channels, bias=False
-        )  # fmt: skip
+        padding = 1 if stride == 1 else 0
+        self.dw = nn.Conv2d(in_channels, wide, 3, stride, padding, groups=in_channels, bias=False)
         self.dw_bn = nn.BatchNorm2d(wide, EPSILON)
         self.dw_relu = nn.ReLU6()
         self.pw = nn.Conv2d(wide, out_channels, 1, bias=False)
@@ -123,7 +122,8 @@ class InvertedResidual(nn.Module):
             self.expand.add_module("bn", nn.BatchNorm2d(wide, EPSILON))
             self.expand.add_module("relu", nn.ReLU6())
         self.pad = SamePad2d(3) if stride == 2 else nn.Identity()
-        self.depthwise = nn.Conv2d(wide, wide, 3, stride, padding=2 - stride, groups=wide, bias=False)
+        padding = 1 if stride == 1 else 0
+        self.depthwise = nn.Conv2d(wide, wide, 3, stride, padding, groups=wide, bias=False)
         self.depthwise_bn = nn.BatchNorm2d(wide, EPSILON)
         self.depthwise_relu = nn.ReLU6()
         self.project = nn.Conv2d(wide, out_channels, 1, bias=False)

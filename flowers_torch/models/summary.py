@@ -19,8 +19,7 @@ def layer_rows(model: nn.Module, size: int, keras: bool = False) -> list[KerasLa
     """
     if keras:
         return keras_layers(model, size, head=True)
-    first = next(p for p in model.parameters() if p.ndim == 4)
-    nodes = trace(model, size, first.shape[1] * getattr(model, "groups", 1))
+    nodes = trace(model, size)
     sizes = {name: t.numel() for name, t in (*model.named_parameters(), *model.named_buffers())}
     return [
         KerasLayer(

@@ -159,13 +159,12 @@ def _recording(model: nn.Module, recorder: _Recorder) -> Iterator[None]:
             module.training = training
 
 
-def trace(model: nn.Module, size: int, in_chans: int = 3, method: str = "forward") -> list[Node]:
+def trace(model: nn.Module, size: int, method: str = "forward") -> list[Node]:
     """Runs a network once, without numbers, and returns what it did in order of execution.
 
     Args:
-        model: Any network that maps N x in_chans x size x size.
+        model: Any network for pictures; its first convolution says how many channels they have.
         size: Height and width of the picture, pixels.
-        in_chans: Channels of the picture.
         method: `forward`, or `forward_features` to leave the head out.
 
     Returns:
@@ -173,7 +172,8 @@ def trace(model: nn.Module, size: int, in_chans: int = 3, method: str = "forward
     """
     tensors = {name: t.detach().to("meta") for name, t in (*model.named_parameters(), *model.named_buffers())}
     recorder = _Recorder(model, tensors)
-    x = torch.empty(1, in_chans, size, size, device="meta")
+    in_channels = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
+    x = torch.empty(1, in_channels, size, size, device="meta")
     recorder.write("input", "input", (), x)
     state = {f"model.{name}": tensor for name, tensor in tensors.items()}
     with _recording(model, recorder):

@@ -5,7 +5,14 @@ import torch
 from PIL import Image
 
 from flowers_torch.data.augment import train_transform
-from flowers_torch.data.loaders import CountedBatches, PhotoDataset, choose_workers, counted_seed, make_loader
+from flowers_torch.data.loaders import (
+    CountedBatches,
+    PhotoDataset,
+    balanced_draw,
+    choose_workers,
+    counted_seed,
+    make_loader,
+)
 from flowers_torch.errors import DataError
 
 
@@ -75,3 +82,22 @@ def test_workers_are_chosen_for_the_machine():
     assert choose_workers(3, on_cpu=True) == 3
     assert choose_workers(-1, on_cpu=True) == 0
     assert choose_workers(-1, on_cpu=False) >= 1
+
+
+def test_the_balanced_sampler_draws_classes_equally(files):
+    labels = [0] * 90 + [1] * 9 + [2]
+    order = CountedBatches(100, 10, seed=0, shuffle=True, weights=balanced_draw(labels))
+    counts = torch.zeros(3)
+    for epoch in range(30):
+        order.epoch = epoch
+        keys = [key for batch in order for key in batch]
+        assert len(keys) == len(set(keys)) == 100  # repeats of a photo are other views of it
+        counts += torch.bincount(torch.tensor([labels[position] for _, position in keys]), minlength=3)
+    assert (counts / counts.sum() - 1 / 3).abs().max() < 0.03
+    whole = list(order)
+    order.skip = 4
+    assert list(order) == whole[4:]
+    dataset = PhotoDataset(files, [0] * 12 + [1], train_transform("light", 24, (0.5,) * 3, (0.5,) * 3), 0)
+    loader, _ = make_loader(dataset, 13, shuffle=True, balanced=True)
+    ((_, drawn, _),) = list(loader)
+    assert 3 <= int(drawn.sum()) <= 10

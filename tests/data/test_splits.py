@@ -233,3 +233,14 @@ def test_groups_stay_on_one_side(seed, groups):
 def test_a_class_that_is_one_group_cannot_be_split():
     with pytest.raises(DataError, match="class0 has 2 photos that are in no group together"):
         split_photos(made_up([4, 9]), groups=[[0, 1, 2]])
+
+
+def test_exact_split_keeps_groups_whole():
+    photos = made_up([80] * 17)
+    groups = [[i, i + 40] for i in range(0, 1360, 80)] + [[5, 6, 7]]
+    split = exact_split(photos, (800, 280, 280), seed=1, groups=groups)
+    assert [len(split[part]) for part in PARTS] == [800, 280, 280]
+    for group in groups:
+        assert sum(bool(set(group) & set(indices)) for indices in split.values()) == 1
+    with pytest.raises(DataError, match="class0 do not fill"):
+        exact_split(made_up([4, 4]), (2, 2, 4), groups=[[0, 1, 2, 3]])

@@ -3,7 +3,7 @@ import timm
 import torch
 from timm.models import group_parameters
 
-from flowers_torch.models.inception_v3 import KERAS_ORDER, InceptionV3
+from flowers_torch.models.inception_v3 import InceptionV3
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +69,3 @@ def test_layer_groups_run_from_input_to_output_and_cover_everything():
         name for name, _ in model.named_parameters()
     )
     assert groups[0][0] == "Conv2d_1a_3x3.conv.weight" and groups[13] == ["fc.weight", "fc.bias"]
-
-
-def test_keras_order_names_every_convolution_once():
-    convs = {n for n, m in InceptionV3().named_modules() if isinstance(m, torch.nn.Conv2d)}
-    assert len(KERAS_ORDER) == 94 and {f"{name}.conv" for name in KERAS_ORDER} == convs

@@ -8,11 +8,35 @@ import torch
 from torch import nn
 
 from flowers_torch.errors import ModelFileError
-from flowers_torch.models.inception_v3 import KERAS_ORDER, InceptionV3
+from flowers_torch.models.inception_v3 import MIXED, InceptionV3
 from flowers_torch.models.keras_files import read_h5
+from flowers_torch.models.keras_layers import keras_layers
 from flowers_torch.models.keras_weights import load_keras_weights
 
 SHARED = Path(os.environ.get("FLOWERS_TORCH_SHARED", Path(__file__).parents[2] / "../shared"))
+
+
+# Keras numbers its layers in the order of their creation: conv2d, conv2d_1, ... and with each a batch norm of
+# the same number. This is that order, in the module names here; the loader finds it by running the network.
+_A = "branch1x1 branch5x5_1 branch5x5_2 branch3x3dbl_1 branch3x3dbl_2 branch3x3dbl_3 branch_pool"
+_B = "branch3x3 branch3x3dbl_1 branch3x3dbl_2 branch3x3dbl_3"
+_C = (
+    "branch1x1 branch7x7_1 branch7x7_2 branch7x7_3 "
+    "branch7x7dbl_1 branch7x7dbl_2 branch7x7dbl_3 branch7x7dbl_4 branch7x7dbl_5 branch_pool"
+)
+_D = "branch3x3_1 branch3x3_2 branch7x7x3_1 branch7x7x3_2 branch7x7x3_3 branch7x7x3_4"
+_E = (
+    "branch1x1 branch3x3_1 branch3x3_2a branch3x3_2b "
+    "branch3x3dbl_1 branch3x3dbl_2 branch3x3dbl_3a branch3x3dbl_3b branch_pool"
+)
+KERAS_ORDER: tuple[str, ...] = (
+    *("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "Conv2d_3b_1x1", "Conv2d_4a_3x3"),
+    *(
+        f"Mixed_{block}.{branch}"
+        for block, branches in zip(MIXED, (_A, _A, _A, _B, _C, _C, _C, _C, _D, _E, _E), strict=True)
+        for branch in branches.split()
+    ),
+)
 
 
 def keras_arrays(model: InceptionV3, start: int = 0) -> dict[str, dict[str, np.ndarray]]:
@@ -84,6 +108,12 @@ def with_head(layers, *sizes: int):
 def backbone_equal(model: nn.Module, source: nn.Module) -> bool:
     own = model.state_dict()
     return all(torch.equal(own[name], tensor) for name, tensor in source.state_dict().items())
+
+
+def test_counted_convolutions_are_numbered_by_creation(source) -> None:
+    convs = [row for row in keras_layers(source) if row.kind == "Conv2D"]
+    numbers = {row.module: int(row.name[len("conv2d_") :] or 0) for row in convs}
+    assert [numbers[f"{name}.conv"] for name in KERAS_ORDER] == list(range(94)) and len(convs) == 94
 
 
 @pytest.mark.parametrize("root", ["", "model_weights"])

@@ -16,7 +16,7 @@ from flowers_torch.models.densenet import DenseNet, densenet121
 from flowers_torch.models.heads import main_and_auxiliary, set_head
 from flowers_torch.models.inception import googlenet
 from flowers_torch.models.mobilenet import MobileNet, MobileNetV2
-from flowers_torch.models.nasnet import NASNet, nasnet_mobile
+from flowers_torch.models.nasnet import NASNet
 from flowers_torch.models.network import MlpHead, Network
 from flowers_torch.models.resnet import resnet50, resnet101, resnet152, resnext50, resnext101
 from flowers_torch.models.resnet_cifar import cifar_resnet
@@ -34,7 +34,7 @@ class Case(NamedTuple):
 
 CASES = {
     "lenet5": Case(lenet5, (1, 32, 32), (16, 5, 5)),
-    "lenet5_sigmoid": Case(lenet5, (1, 32, 32), (16, 5, 5), {"activation": nn.Sigmoid}),
+    "lenet5_sigmoid": Case(lenet5, (1, 32, 32), (16, 5, 5), {"activation": "sigmoid"}),
     "lenet5_relu": Case(lenet5_relu, (1, 32, 32), (16, 5, 5)),
     "alexnet": Case(alexnet, (3, 67, 67), (256, 1, 1), {"input_size": 67, "response_norm": True}),
     "vgg16": Case(vgg16, (3, 32, 32), (512, 1, 1), {"input_size": 32, "hidden": (96, 64)}),
@@ -60,33 +60,14 @@ CASES = {
     "xception": Case(Xception, (3, 71, 71), (2048, 3, 3)),
     "mobilenet": Case(MobileNet, (3, 33, 40), (256, 1, 1), {"alpha": 0.25, "depth_multiplier": 2}),
     "mobilenet_v2": Case(MobileNetV2, (3, 33, 40), (1280, 2, 2), {"alpha": 0.35}),
-    "densenet_small": Case(partial(DenseNet, (2, 2, 2, 2)), (3, 40, 40), (124, 1, 1)),
+    "densenet_small": Case(partial(DenseNet, (2, 2, 2, 2)), (3, 40, 40), (128, 1, 1)),
     "nasnet_small": Case(partial(NASNet, 1, 192, 8, skip_reduction=False), (3, 40, 37), (192, 2, 2)),
     "nasnet_small_skip": Case(partial(NASNet, 1, 192, 8, skip_reduction=True), (3, 40, 37), (192, 2, 2)),
     "densenet121": Case(densenet121, (3, 40, 40), (1024, 1, 1)),
-    "nasnet_mobile": Case(nasnet_mobile, (3, 40, 40), (1056, 2, 2)),
 }
-LARGE = {
-    "xception",
-    "densenet121",
-    "nasnet_mobile",
-    "vgg19",
-    "resnet101",
-    "resnet152",
-    "resnet101v2",
-    "resnet152v2",
-    "resnext101",
-}
-SMALL = {
-    "mobilenet_v2",
-    "densenet_small",
-    "nasnet_small",
-    "lenet5",
-    "happy_model",
-    "cifar10_net",
-    "cifar_resnet",
-    "cifar_resnet_projection",
-}
+LARGE = {"vgg19", "resnet101", "resnet152", "resnet101v2", "resnet152v2", "resnext101"}
+LARGE |= {"xception", "densenet121"}
+SMALL = {"lenet5", "happy_model", "cifar10_net", "cifar_resnet", "cifar_resnet_projection"}
 
 every = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow if name in LARGE else ()) for name in CASES]
@@ -234,9 +215,17 @@ def test_reset_keeps_dtype_and_mode() -> None:
 
 def test_reset_keeps_hidden_layers_unless_the_pooling_changes() -> None:
     head = MlpHead(4, 3, "flatten", hidden=(8,), map_size=2)
-    assert head.rebuilt(5).dense is head.dense
-    assert head.rebuilt(5, "avg").dense[0].weight.shape == (8, 4)
-    assert head.rebuilt(0, "").rebuilt(5, "flatten").dense[0].weight.shape == (8, 16)
+    hidden = head.dense[0]
+    head.reset(5)
+    assert head.dense[0] is hidden
+    head.reset(5, "avg")
+    assert head.dense[0].weight.shape == (8, 4)
+    head.reset(0, "")
+    assert len(head.dense) == 0
+    with pytest.raises(UsageError, match="without pooling there can be no classifier"):
+        head.reset(5)
+    head.reset(5, "flatten")
+    assert head.dense[0].weight.shape == (8, 16)
 
 
 @pytest.mark.parametrize(

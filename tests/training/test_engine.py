@@ -70,7 +70,7 @@ def test_a_step_equals_plain_pytorch(auxiliary: bool) -> None:
     total.backward()
     nn.utils.clip_grad_norm_(twin.parameters(), 0.05)
     optimizer.step()
-    assert value == pytest.approx(float(loss))
+    assert value == pytest.approx(loss.item())
     assert correct == int((logits.argmax(1) == LABELS).sum())
     for name, parameter in model.named_parameters():
         assert torch.allclose(parameter, twin.get_parameter(name), atol=1e-7), name
