@@ -14,7 +14,12 @@ Array = NDArray[np.float64]
 Colour = Array  # red, green, blue in 0..1
 
 SUPERSAMPLING = 3  # everything is drawn this much larger and averaged down, which smooths the edges
-OUTLINE_POINTS = 9  # along each side of a petal
+OUTLINE_POINTS = 9  # along each side of a petal or leaf
+ALONG = np.linspace(0, 1, OUTLINE_POINTS)  # from base to tip
+THERE_AND_BACK = np.concatenate((np.arange(OUTLINE_POINTS), np.arange(OUTLINE_POINTS - 2, -1, -1)))
+SIDE = np.where(np.arange(len(THERE_AND_BACK)) < OUTLINE_POINTS, 1.0, -1.0)  # one edge, then the other
+BLADE = np.stack((ALONG, np.sin(np.pi * ALONG**0.8)), -1)[THERE_AND_BACK]  # a leaf along x, 1 long and wide
+BLADE[:, 1] *= SIDE
 
 # A petal is drawn as four shapes, one on another: share of its length, width and notch, brightness, and
 # how far its colour goes from tip to throat.
@@ -130,18 +135,15 @@ class Canvas:
 
 def _petals(petal: Petal, azimuth: Array, stretch: Array) -> Array:
     """Outlines (layers, petals, points, 3) of petals that leave the axis at `azimuth`; mid point = tip."""
-    s = np.linspace(0, 1, OUTLINE_POINTS)
     rise, fall = petal.shape
-    half = s**rise * (1 - s) ** fall
-    bend = petal.opening[0] + (petal.opening[1] - petal.opening[0]) * s
+    half = ALONG**rise * (1 - ALONG) ** fall
+    bend = petal.opening[0] + (petal.opening[1] - petal.opening[0]) * ALONG
     out, up = _integral(np.sin(bend)), _integral(np.cos(bend))
-    there_and_back = np.concatenate((np.arange(OUTLINE_POINTS), np.arange(OUTLINE_POINTS - 2, -1, -1)))
-    side = np.where(np.arange(len(there_and_back)) < OUTLINE_POINTS, 1.0, -1.0)
-    at_tip = there_and_back == OUTLINE_POINTS - 1
+    at_tip = THERE_AND_BACK == OUTLINE_POINTS - 1
     layer_length, layer_width, layer_notch = (LAYERS[:, column, None, None] for column in range(3))
     reach = layer_length * petal.length * stretch[:, None] * (1 - petal.notch * layer_notch * at_tip)
-    radius, height = petal.inner + reach * out[there_and_back], reach * up[there_and_back]
-    aside = layer_width * petal.width / half.max() * (half[there_and_back] * side)
+    radius, height = petal.inner + reach * out[THERE_AND_BACK], reach * up[THERE_AND_BACK]
+    aside = layer_width * petal.width / half.max() * (half[THERE_AND_BACK] * SIDE)
     cos, sin = np.cos(azimuth)[:, None], np.sin(azimuth)[:, None]
     return np.stack((radius * cos - aside * sin, radius * sin + aside * cos, height), -1)
 
@@ -154,11 +156,8 @@ def _integral(values: Array) -> Array:
 
 def blade(angle: float, length: float, width: float) -> Array:
     """Outline (points, 2) of a flat leaf from the origin along `angle`."""
-    s = np.linspace(0, 1, OUTLINE_POINTS)
-    half = width * np.sin(np.pi * s**0.8)
-    along, aside = np.concatenate((s, s[::-1])) * length, np.concatenate((half, -half[::-1]))
     cos, sin = np.cos(angle), np.sin(angle)
-    return np.stack((along * cos - aside * sin, -(along * sin + aside * cos)), -1)
+    return BLADE @ np.array([[length * cos, -length * sin], [-width * sin, -width * cos]])
 
 
 def rgb(colour: Colour) -> tuple[int, int, int]:
