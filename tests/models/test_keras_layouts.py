@@ -230,7 +230,7 @@ def test_keras_3(tmp_path: Path, form: str) -> None:
 
 def test_unnamed_layers_match_by_kind_and_keras_order(tmp_path: Path) -> None:
     model = DenseNet((1, 1, 1, 1), 4).eval()
-    layers = random_layers(model) | {"predictions": [normal(124, 4), normal(4)]}
+    layers = random_layers(model) | {"predictions": [normal(model.num_features, 4), normal(4)]}
     load_keras_weights(model, "densenet121", write_legacy(tmp_path / "legacy.h5", layers))
     expected = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     fill(model)
