@@ -75,6 +75,7 @@ class Config:
     batch_size: int = 32  # photos a step
     head_hidden: int = 0  # width of a hidden layer of the head; 1024 in the seed, 0 for none
     dropout: float = 0.0  # of the head's input
+    head_norm: bool = False  # batch norm of the features in front of the head
     model_options: dict[str, Any] = dataclasses.field(default_factory=dict)  # further keywords of the network
     auxiliary_weight: float = 0.4  # of auxiliary classifiers' loss, where the network has them
     label_smoothing: float = 0.0  # 0 .. 1

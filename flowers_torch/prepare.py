@@ -68,6 +68,7 @@ def prepare(config: Config) -> Run:
         preprocessing=preprocessing,
         head_hidden=config.head_hidden,
         dropout=config.dropout,
+        head_norm=config.head_norm,
         model_options=plan.options | config.model_options,
         weights=plan.source,
         licence=plan.licence,
