@@ -98,7 +98,12 @@ def restore_training(training: Training, saved: Saved) -> None:
             f"{printable(saved.path)} trains {strangers[0]}, which this stage does not",
             "resume with the same config",
         )
-    state = {index: states[name] for index, name in enumerate(names) if name in states}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state = {
+        index: {part: _laid_out_like(parameters[index], value) for part, value in states[name].items()}
+        for index, name in enumerate(names)
+        if name in states
+    }
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     training.scaler.load_state_dict(saved.scaler)
     torch.set_rng_state(saved.tensors["random/cpu"])
@@ -163,6 +168,13 @@ def _optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, An
         for name, parameter in zip(group["names"], group["params"], strict=True)
         if parameter in optimizer.state
     }
+
+
+def _laid_out_like(parameter: Tensor, value: Tensor) -> Tensor:
+    """The value in the parameter's memory layout, which fused optimisers take for granted without a check."""
+    if value.shape != parameter.shape:
+        return value
+    return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
