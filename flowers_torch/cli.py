@@ -16,6 +16,9 @@ from flowers_torch.errors import FlowersError, UsageError, printable
 # Verb -> what it does. Each is a module of `flowers_torch.commands`, imported only when it is called.
 VERBS = {
     "train": "train a network on photos in class folders",
+    "check": "find what is wrong with photos: unreadable, twins, blurred, ...",
+    "preview": "save augmented photos to look at",
+    "crossval": "train and test in turn on every part of the photos",
     "predict": "name the class of photos",
     "models": "list the networks",
     "layers": "list a network's layers, with Keras's numbers",
@@ -75,7 +78,11 @@ def guarded(verb: str, arguments: list[str], prog: str | None = None) -> int:
         sys.stdout.flush()
         return code
     except FlowersError as error:
-        return _fail(str(error), error.exit_code, debug)
+        # An error from a DataLoader's worker brings the worker's trace; the message is its last line.
+        message = str(error).strip().splitlines()[-1]
+        if "Original Traceback" in str(error):
+            message = message.partition(": ")[2]
+        return _fail(message, error.exit_code, debug)
     except KeyboardInterrupt:
         return _fail("interrupted", 128 + signal.SIGINT, debug)
     except BrokenPipeError:

@@ -39,7 +39,7 @@ class Stage:
     batch_norm: str = (
         "frozen"  # in frozen layers: "frozen" keeps stored statistics, "adapt" follows the photos
     )
-    augment: str = "light"  # none, light, crop, keras (see data/augment.py)
+    augment: str = "light"  # none, light, crop, keras, alexnet, rand, trivial (see data/augment.py)
 
 
 def default_stages() -> list[Stage]:
@@ -66,20 +66,22 @@ class Config:
     data: str = "flowers17"  # folder, archive, "flowers17" or "demo"
     weights: str = ""  # "imagenet", "offline", "none" or a file; empty: imagenet, for demo none
     split: str = "60/20/20"  # percent train/val/test; for flowers17 also "seed" and "oxford1" .. "oxford3"
+    groups: str = "twins"  # photos kept in one part: twins (the same picture), none, or a table file,group
+    quarantine: str = ""  # quarantine.csv of a check: photos to leave out
+    skip_bad: bool = False  # leave out photos that cannot be read, instead of stopping
     seed: int = 0  # of split, order, augmentation and fresh weights
     size: int = 0  # input side in pixels; 0: the network's own
     resize: str = ""  # "crop" (shorter side, centre crop), "squash" (both sides), empty: the network's own
     batch_size: int = 32  # photos a step
     head_hidden: int = 0  # width of a hidden layer of the head; 1024 in the seed, 0 for none
     dropout: float = 0.0  # of the head's input
+    head_norm: bool = False  # batch norm of the features in front of the head
     model_options: dict[str, Any] = dataclasses.field(default_factory=dict)  # further keywords of the network
     auxiliary_weight: float = 0.4  # of auxiliary classifiers' loss, where the network has them
     label_smoothing: float = 0.0  # 0 .. 1
     class_weights: str = "none"  # "balanced" weighs rare classes up in the loss
+    sampler: str = "none"  # "balanced" draws rare classes as often as common ones
     clip_grad: float = 0.0  # largest norm of the gradient; 0: no clipping
-    ema: float = (
-        0.0  # decay of an average of the weights over steps, used for validation and the result; 0: off
-    )
     precision: str = "auto"  # fp32, bf16, fp16 (CUDA); auto: the fastest that this device computes well
     channels_last: bool = True  # memory layout of the network
     device: str = "auto"  # cpu, cuda, cuda:1, mps; auto: the best that is there
@@ -93,11 +95,12 @@ class Config:
 CHOICES: dict[str, tuple[str, ...]] = {
     "resize": ("", "crop", "squash"),
     "class_weights": ("none", "balanced"),
+    "sampler": ("none", "balanced"),
     "precision": ("auto", "fp32", "bf16", "fp16"),
     "optimizer": ("adamw", "adam", "sgd", "rmsprop"),
     "schedule": ("cosine", "constant"),
     "batch_norm": ("frozen", "adapt"),
-    "augment": ("none", "light", "crop", "keras"),
+    "augment": ("none", "light", "crop", "keras", "alexnet", "rand", "trivial"),
 }
 
 # name: lowest, highest; both allowed

@@ -145,7 +145,7 @@ def _load_safetensors(path: Path, header_bytes: int) -> tuple[dict[str, Tensor],
             f"{printable(path)} is damaged: {_one_line(error)}", "use another copy"
         ) from error
     if HASH_KEY not in texts:
-        return tensors, texts  # a foreign file: its metadata are plain texts
+        return tensors, {}  # a foreign file, or one whose mark is damaged: its metadata are not trusted
     stated = texts.pop(HASH_KEY)
     if stated != json.dumps(_checksum(tensors, texts)):
         raise ModelFileError(f"{printable(path)} is damaged: its checksum does not match", "use another copy")

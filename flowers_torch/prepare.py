@@ -1,6 +1,7 @@
 """From a configuration to everything that a run works on: device, photos, split, network."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from flowers_torch.config import Config, Stage, split_fractions
+from flowers_torch.data.admission import Admission, admit
 from flowers_torch.data.augment import train_transform
 from flowers_torch.data.flowers17 import official_split
 from flowers_torch.data.folder import Photos
 from flowers_torch.data.loaders import PhotoDataset, choose_workers
 from flowers_torch.data.sources import open_photos
-from flowers_torch.data.splits import Split, exact_split, split_photos
+from flowers_torch.data.splits import Split, describe_split, exact_split, split_photos
 from flowers_torch.errors import UsageError
 from flowers_torch.models.classifier import Record, build
 from flowers_torch.models.freeze import Rules, apply_rules, freeze_table, rules_for, set_train_mode
@@ -22,7 +24,7 @@ from flowers_torch.models.zoo import check_size
 from flowers_torch.training.engine import class_weights
 from flowers_torch.training.estimate import estimate
 from flowers_torch.training.monitors import log
-from flowers_torch.training.runtime import Runtime, choose_runtime
+from flowers_torch.training.runtime import Runtime, choose_runtime, probe_precision
 
 SEED_COUNTS = (800, 280, 280)  # of Flowers-17 in the Keras seed, with the 40 photos it left over
 
@@ -38,12 +40,12 @@ class Run:
     record: Record
     model: nn.Module
     folder: Path = Path()
+    bad: dict[str, str] = dataclasses.field(default_factory=dict)  # photos left out: path to reason
 
 
 def prepare(config: Config) -> Run:
     """Device, photos, split and network of a configuration; nothing is written yet."""
     runtime = choose_runtime(config.device, config.precision, config.channels_last, config.threads)
-    log.info(f"device   {runtime.device}, {runtime.precision} ({runtime.reason})")
     weights = config.weights or ("none" if config.data == "demo" else "imagenet")
     plan = plan_weights(config.arch, weights)
     preprocessing = dataclasses.replace(
@@ -53,12 +55,12 @@ def prepare(config: Config) -> Run:
     )
     check_size(config.arch, preprocessing.size)
 
-    photos = open_photos(config.data)
-    for note in photos.notes:
-        log.info(f"note     {note}")
-    split = choose_split(photos, config)
-    counts = ", ".join(f"{len(indices)} {part}" for part, indices in split.items())
-    log.info(f"data     {photos.name}: {len(photos)} photos, {len(photos.classes)} classes; {counts}")
+    admission = admit_photos(config)
+    photos = admission.photos
+    for line in (*photos.notes, *admission.remarks):
+        log.info(f"note     {line}")
+    split = choose_split(photos, config, admission.twins)
+    log.info(f"data     {photos.name}: {describe_split(photos, split)}")
 
     record = Record(
         arch=config.arch,
@@ -66,6 +68,7 @@ def prepare(config: Config) -> Run:
         preprocessing=preprocessing,
         head_hidden=config.head_hidden,
         dropout=config.dropout,
+        head_norm=config.head_norm,
         model_options=plan.options | config.model_options,
         weights=plan.source,
         licence=plan.licence,
@@ -77,7 +80,16 @@ def prepare(config: Config) -> Run:
     log.info(f"network  {config.arch}, {size:,} parameters, input {preprocessing.size} px; {loaded}")
     if plan.licence:
         log.info(f"weights  {plan.source}, licence: {plan.licence}")
-    return Run(config, runtime, photos, split, record, runtime.place(model))
+    runtime = probe_precision(runtime, runtime.place(model), preprocessing.size)
+    log.info(f"device   {runtime.device}, {runtime.precision} ({runtime.reason})")
+    # What was chosen becomes part of the configuration: a resumed or repeated run must not choose anew.
+    config = dataclasses.replace(config, weights=weights, precision=runtime.precision)
+    return Run(config, runtime, photos, split, record, model, bad=admission.bad)
+
+
+def admit_photos(config: Config) -> Admission:
+    """The photos of a configuration that can be trained on."""
+    return admit(open_photos(config.data), config.quarantine, config.groups, config.skip_bad)
 
 
 def dry_run(config: Config) -> None:
@@ -128,16 +140,16 @@ def balanced_weights(run: Run) -> Tensor | None:
     return class_weights(labels, len(run.photos.classes)).to(run.runtime.device)
 
 
-def choose_split(photos: Photos, config: Config) -> Split:
+def choose_split(photos: Photos, config: Config, twins: Sequence[Sequence[int]] = ()) -> Split:
     """Shares of any set, exact for the fixed Flowers-17; by name the seed's and Oxford's own there."""
     shares = split_fractions(config.split)
     if photos.name == "flowers17":
         if config.split.startswith("oxford"):
             return official_split(photos, int(config.split[-1]))
         if shares is None:
-            return exact_split(photos, SEED_COUNTS, config.seed)
+            return exact_split(photos, SEED_COUNTS, config.seed, twins)
         val, test = (round(share * len(photos)) for share in shares[1:])
-        return exact_split(photos, (len(photos) - val - test, val, test), config.seed)
+        return exact_split(photos, (len(photos) - val - test, val, test), config.seed, twins)
     if shares is None:
         raise UsageError(f"--split {config.split} is for flowers17 only", "give shares such as 60/20/20")
-    return split_photos(photos, shares, config.seed)
+    return split_photos(photos, shares, config.seed, twins)

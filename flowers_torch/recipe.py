@@ -5,6 +5,7 @@ This file is the method as one would tell it; each step is a call into a part th
 
 import dataclasses
 import functools
+import json
 import shlex
 import time
 from pathlib import Path
@@ -12,16 +13,23 @@ from typing import Any
 
 from flowers_torch.config import Config, load_config, to_toml
 from flowers_torch.data.loaders import make_loader
-from flowers_torch.data.sources import open_photos
-from flowers_torch.data.splits import load_split, save_split
-from flowers_torch.errors import ModelFileError, printable
+from flowers_torch.data.splits import Split, load_split, save_split
+from flowers_torch.errors import DivergedError, ModelFileError, printable
 from flowers_torch.evaluation.metrics import Scores, score
 from flowers_torch.evaluation.plots import plot_curves
 from flowers_torch.evaluation.summary import describe_epoch, describe_scores, prediction_rows
-from flowers_torch.files import safe_load, write_csv, write_json
+from flowers_torch.files import safe_load, write_csv, write_json, write_text
 from flowers_torch.models.classifier import build
 from flowers_torch.models.freeze import apply_rules, freeze_table, set_train_mode
-from flowers_torch.prepare import Run, balanced_weights, loading, photo_dataset, prepare, stage_rules
+from flowers_torch.prepare import (
+    Run,
+    admit_photos,
+    balanced_weights,
+    loading,
+    photo_dataset,
+    prepare,
+    stage_rules,
+)
 from flowers_torch.run_folder import new_run_folder, write_origin
 from flowers_torch.training.checkpoint import (
     MODEL_FILE,
@@ -48,19 +56,26 @@ class Result:
     history: list[dict[str, Any]]
 
 
-def train(config: Config, overwrite: bool = False, argv: list[str] | None = None) -> Result:
+def train(
+    config: Config, overwrite: bool = False, argv: list[str] | None = None, split: Split | None = None
+) -> Result:
     """Trains from the start and leaves a run folder behind.
 
     Args:
         config: The resolved configuration.
         overwrite: Allow `config.out` to hold an earlier run.
         argv: The command, for the record.
+        split: Parts of the admitted photos, where the configuration's own are not wanted.
     """
     run = prepare(config)
+    run.split = split or run.split
     run.folder = new_run_folder(config.out, run.photos.name, config.arch, overwrite)
     heading = f"{run.photos.name} with {config.arch}; repeat with: flowers-torch train --config config.toml"
-    write_origin(run.folder, to_toml(config, heading), run.photos.classes, argv or [])
+    write_origin(run.folder, to_toml(run.config, heading), run.photos.classes, argv or [])
     save_split(run.split, run.photos, run.folder / "split.json", config.seed)
+    if run.bad:
+        rows = [json.dumps({"file": path, "error": reason}) for path, reason in run.bad.items()]
+        write_text(run.folder / "bad_files.jsonl", "\n".join(rows) + "\n")
     with log_file(run.folder / "log.txt"):
         return _train_and_test(run, Progress())
 
@@ -78,7 +93,8 @@ def resume(folder: Path) -> Result | None:
         raise ModelFileError(f"{printable(folder)} holds no saved state", "start the run anew")
     config = load_config(file=str(folder / "config.toml"))
     runtime = choose_runtime(config.device, config.precision, config.channels_last, config.threads)
-    photos = open_photos(config.data)
+    admission = admit_photos(config)
+    photos = admission.photos
     saved = read_progress(folder / RESUME_FILE)
     model = build(saved.record)
     restore_model(model, saved)
@@ -99,6 +115,7 @@ def _train_and_test(run: Run, progress: Progress, saved: Saved | None = None) ->
         photo_dataset(run, "val", "none"), config.batch_size, shuffle=False, **loading(run)
     )
     saver = Saver(run.folder, progress, run.record, config.checkpoint_minutes)
+    resumed_stage = progress.stage if saved else None
     for number in range(progress.stage, len(config.stages)):
         stage = config.stages[number]
         groups = apply_rules(run.model, stage_rules(run.model, stage))
@@ -112,10 +129,13 @@ def _train_and_test(run: Run, progress: Progress, saved: Saved | None = None) ->
             config.auxiliary_weight,
             config.clip_grad,
         )
-        if saved and number == saved.progress.stage:
+        if saved and number == resumed_stage:
             restore_training(training, saved)
         photos = photo_dataset(run, "train", stage.augment)
-        loader, order = make_loader(photos, config.batch_size, shuffle=True, **loading(run))
+        balanced = config.sampler == "balanced"
+        loader, order = make_loader(
+            photos, config.batch_size, shuffle=True, balanced=balanced, **loading(run)
+        )
         rate = functools.partial(
             learning_rate,
             steps=stage.epochs * len(order),
@@ -164,6 +184,8 @@ def _train_and_test(run: Run, progress: Progress, saved: Saved | None = None) ->
 
 def _finish(run: Run, progress: Progress) -> Result:
     """Tests the best weights once, on photos that decided nothing, and writes the results."""
+    if not progress.best:
+        raise DivergedError("the validation loss was never finite", "lower the learning rates of the stages")
     run.model.load_state_dict(safe_load(run.folder / MODEL_FILE)[0])
     loader, _ = make_loader(
         photo_dataset(run, "test", "none"), run.config.batch_size, shuffle=False, **loading(run)

@@ -24,6 +24,7 @@ FILES = (
     "environment.json",
     "labels.txt",
     "split.json",
+    "bad_files.jsonl",
     "history.csv",
     "metrics.json",
     "predictions.csv",

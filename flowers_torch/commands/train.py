@@ -19,6 +19,8 @@ EXAMPLES = """examples:
 FLAGS: dict[str, tuple[type, str]] = {
     "weights": (str, "imagenet | offline | none | file (.safetensors .pth .h5)"),
     "split": (str, "percent, as 60/20/20; for flowers17 also seed, oxford1"),
+    "groups": (str, "kept in one part: twins | none | table of file,group"),
+    "quarantine": (str, "quarantine.csv of `flowers-torch check`"),
     "size": (int, "input side in pixels (the network's own)"),
     "batch-size": (int, "photos a step"),
     "seed": (int, "of split, order, augmentation and fresh weights"),
@@ -40,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", default="", metavar="FILE", help="TOML with any option; flags win")
     for flag, (kind, text) in FLAGS.items():
         parser.add_argument(f"--{flag}", type=kind, help=text, metavar="N" if kind is int else "X")
+    parser.add_argument("--skip-bad", action="store_true", help="leave out photos that cannot be read")
     parser.add_argument("--epochs", metavar="A,B", help="epochs of each stage, as 2,5")
     parser.add_argument(
         "--set",
@@ -56,14 +59,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Trains, resumes or estimates."""
-    overrides = _overrides(args)
-    if args.resume and (overrides or args.arch or args.data or args.config or args.dry_run or args.overwrite):
+    changes = overrides(args)
+    if args.resume and (changes or args.arch or args.data or args.config or args.dry_run or args.overwrite):
         raise UsageError("--resume goes on with the run's own configuration", "give --resume RUN alone")
     if args.cache:
         os.environ["FLOWERS_TORCH_CACHE"] = args.cache
     from flowers_torch.config import load_config
 
-    config = None if args.resume else load_config(args.arch, args.data, args.config, overrides)
+    config = None if args.resume else load_config(args.arch, args.data, args.config, changes)
 
     from flowers_torch import prepare, recipe  # torch is imported here, after the flags were found right
     from flowers_torch.training.monitors import console
@@ -78,22 +81,24 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _overrides(args: argparse.Namespace) -> dict[str, Any]:
+def overrides(args: argparse.Namespace) -> dict[str, Any]:
     """Changes to the configuration by field name, as the flags ask for."""
     fields = {flag.replace("-", "_"): getattr(args, flag.replace("-", "_")) for flag in FLAGS}
-    overrides = {name: value for name, value in fields.items() if value is not None}
+    changes = {name: value for name, value in fields.items() if value is not None}
+    if args.skip_bad:
+        changes["skip_bad"] = True
     if args.epochs is not None:
         try:
             counts = [int(part) for part in args.epochs.split(",")]
         except ValueError:
             raise UsageError(f"--epochs {printable(args.epochs)} is no list", "use such as 2,5") from None
-        overrides |= {f"stages.{stage}.epochs": count for stage, count in enumerate(counts)}
+        changes |= {f"stages.{stage}.epochs": count for stage, count in enumerate(counts)}
     for assignment in args.set:
         key, equals, text = assignment.partition("=")
         if not equals:
             raise UsageError(f"--set {printable(assignment)} has no =", "use --set KEY=VALUE")
         try:
-            overrides[key.strip()] = tomllib.loads(f"value = {text}")["value"]
+            changes[key.strip()] = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
-            overrides[key.strip()] = text  # a bare word is a string
-    return overrides
+            changes[key.strip()] = text  # a bare word is a string
+    return changes

@@ -5,14 +5,20 @@ Training has a few named policies over the same record. A policy draws from torc
 `loaders.py` seeds that generator for each photo, so a policy needs no seed of its own.
 """
 
+import functools
 import math
+from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode, v2
 
-POLICIES = ("none", "light", "crop", "keras")
+from flowers_torch.data import batch_augment
+from flowers_torch.data.batch_augment import Draws
+
+MAX_ASPECT = 4  # of a longer strip only the middle is used: resized whole, it would fill the memory
+POLICIES = ("none", "light", "crop", "keras", "alexnet", "rand", "trivial")
 
 
 def eval_transform(
@@ -41,7 +47,7 @@ def eval_transform(
         place = [v2.Resize((size, size), interpolation=mode, antialias=True)]
     else:
         shorter = math.floor(size / crop)
-        place = [v2.Resize(shorter, interpolation=mode, antialias=True), v2.CenterCrop(size)]
+        place = [LimitAspect(), v2.Resize(shorter, interpolation=mode, antialias=True), v2.CenterCrop(size)]
     return v2.Compose([*place, *_to_input(mean, std)])
 
 
@@ -60,7 +66,9 @@ def train_transform(
         policy: `none` is the evaluation transform. `light` mirrors and crops a little. `crop` mirrors, crops
             anything from 30% of the area and changes brightness, contrast and colour. `keras` does what the
             seed did: rotation up to 30 degrees, shifts up to 0.2, zoom 0.8 .. 1.2, mirror, border pixels
-            repeated.
+            repeated. `alexnet` crops anywhere, mirrors, shifts RGB and moves colours along their principal
+            axes. `rand` and `trivial` are `crop` with RandAugment or TrivialAugment for the colours; `rand`
+            also erases rectangles.
     """
     mode = InterpolationMode(interpolation)
     if policy == "none":
@@ -79,46 +87,75 @@ def train_transform(
     elif policy == "keras":
         views = [
             v2.Resize((size, size), interpolation=mode),
-            v2.ToImage(),
-            v2.ToDtype(torch.float32, scale=True),
-            RandomKerasAffine(rotation=30, shift=0.2, zoom=0.2),
+            *_to_floats(),
+            OneImage(functools.partial(_keras_affine, rotation=30, shift=0.2, zoom=0.2)),
             v2.RandomHorizontalFlip(),
+        ]
+    elif policy == "alexnet":
+        views = [
+            LimitAspect(),
+            v2.Resize(math.floor(size / crop), interpolation=mode),
+            v2.RandomCrop(size),
+            v2.RandomHorizontalFlip(),
+            *_to_floats(),
+            OneImage(batch_augment.shift_rgb),
+            OneImage(batch_augment.shift_pca_colour),
+        ]
+    elif policy == "rand":
+        views = [
+            v2.RandomResizedCrop(size, scale=(0.3, 1.0), interpolation=mode),
+            v2.RandomHorizontalFlip(),
+            v2.RandAugment(),
+            *_to_floats(),
+            OneImage(batch_augment.erase),
+        ]
+    elif policy == "trivial":
+        views = [
+            v2.RandomResizedCrop(size, scale=(0.3, 1.0), interpolation=mode),
+            v2.RandomHorizontalFlip(),
+            v2.TrivialAugmentWide(),
         ]
     else:
         raise ValueError(f"unknown augmentation policy {policy!r}; there are {', '.join(POLICIES)}")
     return v2.Compose([*views, *_to_input(mean, std)])
 
 
+def _to_floats() -> list[nn.Module]:
+    return [v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
+
+
 def _to_input(mean: tuple[float, ...], std: tuple[float, ...]) -> list[nn.Module]:
-    return [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(mean), list(std))]
+    return [*_to_floats(), v2.Normalize(list(mean), list(std))]
 
 
-class RandomKerasAffine(nn.Module):
-    """Random rotation, shift and zoom with the border repeated, after Keras's `ImageDataGenerator`.
+class LimitAspect(nn.Module):
+    """Cuts the ends off an image whose longer side is more than `MAX_ASPECT` times the shorter."""
 
-    Rotation is uniform within plus and minus `rotation` degrees, shifts within plus and minus `shift` of a
-    side, zoom is drawn for each axis within 1 - `zoom` .. 1 + `zoom` and, as in Keras, a zoom above 1 shows
-    more than the photo. torchvision's `RandomAffine` has no border fill, hence this one.
+    def forward(self, image: Image.Image) -> Image.Image:
+        """The middle of a strip; any other image as it is."""
+        width, height = (min(side, MAX_ASPECT * min(image.size)) for side in image.size)
+        left, top = (image.width - width) // 2, (image.height - height) // 2
+        return image.crop((left, top, left + width, top + height)) if (width, height) != image.size else image
+
+
+class OneImage(nn.Module):
+    """A function of `batch_augment.py` as a transform of one float image (C, H, W).
+
+    Its draws follow from one number of torch's global generator.
     """
 
-    def __init__(self, rotation: float, shift: float, zoom: float) -> None:
+    def __init__(self, function: Callable[[Tensor, Draws], Tensor]) -> None:
         super().__init__()
-        self.rotation, self.shift, self.zoom = rotation, shift, zoom
+        self.function = function
 
     def forward(self, image: Tensor) -> Tensor:
-        """Moves one float image (C, H, W)."""
-        draw = torch.rand(5).mul(2).sub(1).tolist()
-        angle = math.radians(self.rotation * draw[0])
-        shift_x, shift_y = (2 * self.shift * d for d in draw[1:3])  # the grid's side is 2 long
-        zoom_x, zoom_y = (1 + self.zoom * d for d in draw[3:5])
-        height, width = image.shape[-2:]
-        aspect = height / width
-        # Where each output pixel is read from, in grid units; the aspect keeps a rotation rigid.
-        matrix = torch.tensor(
-            [
-                [math.cos(angle) * zoom_x, -math.sin(angle) * zoom_y * aspect, shift_x],
-                [math.sin(angle) * zoom_x / aspect, math.cos(angle) * zoom_y, shift_y],
-            ]
-        )
-        grid = F.affine_grid(matrix[None], [1, *image.shape], align_corners=False)
-        return F.grid_sample(image[None], grid, padding_mode="border", align_corners=False)[0]
+        """Changes the image by chance."""
+        seed = int(torch.randint(1 << 62, ()))
+        return self.function(image[None], Draws(seed, 0, torch.zeros(1, dtype=torch.int64)))[0]
+
+
+def _keras_affine(images: Tensor, draws: Draws, rotation: float, shift: float, zoom: float) -> Tensor:
+    """Rotation, shift and zoom with the border repeated: torchvision's `RandomAffine` has no border fill."""
+    height, width = images.shape[-2:]
+    matrices = batch_augment.draw_affines(draws, height, width, rotation, shift, zoom=zoom)
+    return batch_augment.affine(images, matrices)

@@ -43,6 +43,7 @@ class Photos:
         paths: Relative posix paths, in natural order.
         labels: Class index of each path.
         split: Path to "train", "val" or "test" where the source itself says so, else empty.
+        groups: Path to the name of a group whose photos must stay in one part; photos alone are absent.
         notes: What was ignored or is odd, one line each.
     """
 
@@ -52,6 +53,7 @@ class Photos:
     paths: tuple[str, ...]
     labels: tuple[int, ...]
     split: dict[str, str] = field(default_factory=dict)
+    groups: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -157,8 +159,8 @@ def find_parts(root: Path) -> dict[str, Path]:
     """Folders of a split that is already there, by part; empty unless train and one other are present."""
     folders, _ = list_folder(root)
     parts: dict[str, Path] = {}
-    for part, names in PART_NAMES.items():
-        matching = [name for name in folders if name.lower() in names]
+    for part in PART_NAMES:
+        matching = [name for name in folders if part_of_name(name) == part]
         if len(matching) > 1:
             raise DataError(
                 f"{printable(root)} holds several folders for {part}: {_some(matching)}", "keep one of them"
@@ -166,6 +168,11 @@ def find_parts(root: Path) -> dict[str, Path]:
         if matching:
             parts[part] = root / matching[0]
     return parts if "train" in parts and len(parts) > 1 else {}
+
+
+def part_of_name(name: str) -> str | None:
+    """ "train", "val" or "test" for any of the names that people give these parts, else None."""
+    return next((part for part, names in PART_NAMES.items() if name.strip().lower() in names), None)
 
 
 def _find_split_photos(root: Path, name: str, parts: dict[str, Path]) -> Photos:

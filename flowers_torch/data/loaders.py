@@ -6,6 +6,7 @@ prefetching, or on where an interrupted run stopped: resuming only skips batches
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,14 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from flowers_torch.data.images import load_image
 
-Key = tuple[int, int]  # (epoch, position in the data set)
+MAX_EPOCHS = 1 << 20  # beyond any run: views of repeats start here
+Key = tuple[int, int]  # (view, position in the data set); the view is the epoch, see CountedBatches
 
 
 class PhotoDataset(Dataset[tuple[Tensor, int, int]]):
     """Photos of one part of a split, transformed.
 
-    An item is asked for by (epoch, position) and is `(input (3, H, W), label, position)`.
+    An item is asked for by (view, position) and is `(input (3, H, W), label, position)`.
 
     Args:
         paths: Files.
@@ -40,15 +42,18 @@ class PhotoDataset(Dataset[tuple[Tensor, int, int]]):
         return len(self.paths)
 
     def __getitem__(self, key: Key) -> tuple[Tensor, int, int]:
-        epoch, position = key
+        view, position = key
         image = load_image(self.paths[position])
         with torch.random.fork_rng(devices=[]):  # the process's own stream (dropout) goes on undisturbed
-            torch.manual_seed(counted_seed(self.seed, epoch, position))
+            torch.manual_seed(counted_seed(self.seed, view, position))
             return self.transform(image), self.labels[position], position
 
 
 class CountedBatches(Sampler[list[Key]]):
-    """Batches of (epoch, position) in an order that is a function of (seed, epoch).
+    """Batches of (view, position) in an order that is a function of (seed, epoch).
+
+    Without weights every photo comes once an epoch and its view is the epoch. With weights photos are drawn
+    with replacement, as many as there are, and each repeat within an epoch is another view.
 
     The last, ragged batch is kept. A last batch of a single photo joins the one before, because batch
     norm cannot train on one value per channel.
@@ -58,8 +63,11 @@ class CountedBatches(Sampler[list[Key]]):
         skip: Batches to leave out at the start of the next pass, for resuming.
     """
 
-    def __init__(self, count: int, batch_size: int, seed: int, shuffle: bool) -> None:
+    def __init__(
+        self, count: int, batch_size: int, seed: int, shuffle: bool, weights: Tensor | None = None
+    ) -> None:
         self.count, self.batch_size, self.seed, self.shuffle = count, batch_size, seed, shuffle
+        self.weights = weights
         self.epoch = 0
         self.skip = 0
 
@@ -73,14 +81,23 @@ class CountedBatches(Sampler[list[Key]]):
         return len(self._starts())
 
     def __iter__(self) -> Iterator[list[Key]]:
-        order = torch.arange(self.count)
-        if self.shuffle:
-            generator = torch.Generator().manual_seed(counted_seed(self.seed, self.epoch, -1))
-            order = torch.randperm(self.count, generator=generator)
+        keys = self._keys()
         starts = self._starts()
         ends = [*starts[1:], self.count]
         for start, end in list(zip(starts, ends, strict=True))[self.skip :]:
-            yield [(self.epoch, position) for position in order[start:end].tolist()]
+            yield keys[start:end]
+
+    def _keys(self) -> list[Key]:
+        generator = torch.Generator().manual_seed(counted_seed(self.seed, self.epoch, -1))
+        if self.weights is not None:
+            repeats: Counter[int] = Counter()
+            keys = []
+            for position in torch.multinomial(self.weights, self.count, True, generator=generator).tolist():
+                keys.append((self.epoch + MAX_EPOCHS * repeats[position], position))
+                repeats[position] += 1
+            return keys
+        order = torch.randperm(self.count, generator=generator) if self.shuffle else torch.arange(self.count)
+        return [(self.epoch, position) for position in order.tolist()]
 
 
 def counted_seed(*counters: int) -> int:
@@ -90,18 +107,31 @@ def counted_seed(*counters: int) -> int:
 
 
 def make_loader(
-    dataset: PhotoDataset, batch_size: int, shuffle: bool, workers: int = 0, pin_memory: bool = False
+    dataset: PhotoDataset,
+    batch_size: int,
+    shuffle: bool,
+    workers: int = 0,
+    pin_memory: bool = False,
+    balanced: bool = False,
 ) -> tuple[DataLoader[Any], CountedBatches]:
     """A loader of `(inputs (N, 3, H, W), labels (N,), positions (N,))` and the order that steers it."""
-    order = CountedBatches(len(dataset), batch_size, dataset.seed, shuffle)
+    weights = balanced_draw(dataset.labels) if balanced else None
+    order = CountedBatches(len(dataset), batch_size, dataset.seed, shuffle, weights)
     loader: DataLoader[Any] = DataLoader(
         dataset,
         batch_sampler=order,
         num_workers=workers,
         pin_memory=pin_memory,
         persistent_workers=workers > 0,
+        generator=torch.Generator(),  # else each pass takes a number from the stream that dropout draws from
     )
     return loader, order
+
+
+def balanced_draw(labels: Sequence[int]) -> Tensor:
+    """Weight of each photo in a draw that takes every class equally often."""
+    counts = Counter(labels)
+    return torch.tensor([1 / counts[label] for label in labels], dtype=torch.float64)
 
 
 def choose_workers(wanted: int, on_cpu: bool) -> int:

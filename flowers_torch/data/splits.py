@@ -7,7 +7,7 @@ adding or removing photos moves no other photo, on any machine, and no two parts
 import hashlib
 import json
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,12 @@ def split_number(path: str, seed: int) -> float:
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def split_photos(photos: Photos, fractions: Sequence[float] = (0.6, 0.2, 0.2), seed: int = 0) -> Split:
+def split_photos(
+    photos: Photos,
+    fractions: Sequence[float] = (0.6, 0.2, 0.2),
+    seed: int = 0,
+    groups: Sequence[Sequence[int]] = (),
+) -> Split:
     """Splits every class by these fractions, or as the source itself says.
 
     Where the source is split already, that is kept; a part that it lacks is drawn from its training photos.
@@ -44,6 +49,8 @@ def split_photos(photos: Photos, fractions: Sequence[float] = (0.6, 0.2, 0.2), s
         photos: The set.
         fractions: For train, val and test, summing to 1; test may be 0.
         seed: Another seed gives another split.
+        groups: Photos that must stay together, such as twins, besides the source's own groups; each group
+            goes where the first of its photos would go alone. A split that the source gives is not changed.
 
     Returns:
         Indices into `photos.paths`, ascending, by part.
@@ -63,17 +70,53 @@ def split_photos(photos: Photos, fractions: Sequence[float] = (0.6, 0.2, 0.2), s
     drawn = {part: share for part, share in zip(PARTS, fractions, strict=True) if part not in given}
     drawn["train"] = fractions[0]  # what is drawn comes out of train
     wanted = [part for part in PARTS if part in given or drawn.get(part)]
+    units = group_units(photos, groups)
+    numbers = [split_number(photos.paths[unit], seed) for unit in units]
     parts = [photos.split.get(path, "train") for path in photos.paths]
-    numbers = [split_number(path, seed) for path in photos.paths]
     for index, part in enumerate(parts):
         if part == "train":
             parts[index] = _part_of(numbers[index], drawn)
     for label, name in enumerate(photos.classes):
-        _fill_parts(parts, numbers, [i for i, x in enumerate(photos.labels) if x == label], wanted, name)
+        members = [index for index, own in enumerate(photos.labels) if own == label]
+        _fill_parts(parts, numbers, units, members, wanted, name)
     return {part: [index for index, own in enumerate(parts) if own == part] for part in PARTS}
 
 
-def exact_split(photos: Photos, counts: Sequence[int], seed: int = 0) -> Split:
+def group_units(photos: Photos, groups: Sequence[Sequence[int]] = ()) -> list[int]:
+    """For each photo the first photo of its group; itself where it is in none. Groups that overlap join."""
+    named: dict[str, list[int]] = {}
+    for index, path in enumerate(photos.paths):
+        if path in photos.groups:
+            named.setdefault(photos.groups[path], []).append(index)
+    units = list(range(len(photos)))
+    pairs = [(group[0], other) for group in (*groups, *named.values()) for other in group[1:]]
+    for group in group_pairs(pairs):
+        for index in group:
+            units[index] = group[0]
+    return units
+
+
+def group_pairs(pairs: Iterable[tuple[int, int]]) -> list[list[int]]:
+    """Joins pairs that share a photo into groups, each ascending."""
+    parent: dict[int, int] = {}
+
+    def root(i: int) -> int:
+        while parent.setdefault(i, i) != i:
+            parent[i] = i = parent[parent[i]]
+        return i
+
+    for i, j in pairs:
+        low, high = sorted((root(i), root(j)))
+        parent[high] = low
+    groups: dict[int, list[int]] = {}
+    for i in sorted(parent):
+        groups.setdefault(root(i), []).append(i)
+    return list(groups.values())
+
+
+def exact_split(
+    photos: Photos, counts: Sequence[int], seed: int = 0, groups: Sequence[Sequence[int]] = ()
+) -> Split:
     """Splits into parts of exactly these sizes, each class in proportion; classes of one size differ by
     at most one photo within a part. For fixed sets: here an added photo does move others.
 
@@ -81,20 +124,38 @@ def exact_split(photos: Photos, counts: Sequence[int], seed: int = 0) -> Split:
         photos: The set.
         counts: Photos for train, val and test in all.
         seed: Another seed gives another split.
+        groups: Photos that must stay together; those of several classes cannot be kept so here.
+
+    Raises:
+        DataError: counts that do not fit, or groups that fill no part exactly.
     """
     if len(counts) != 3 or min(counts) < 0 or sum(counts) > len(photos):
         raise DataError(
             f"cannot draw {list(counts)} photos from the {len(photos)} of {printable(photos.name)}",
             "give three counts that fit",
         )
-    quotas = _class_quotas(photos, counts, seed)
+    units = group_units(photos, groups)
     split: Split = {part: [] for part in PARTS}
-    for label, quota in enumerate(quotas):
-        members = [index for index, own in enumerate(photos.labels) if own == label]
-        members.sort(key=lambda index: split_number(photos.paths[index], seed))
+    for label, quota in enumerate(_class_quotas(photos, counts, seed)):
+        members: dict[int, list[int]] = {}
+        for index, own in enumerate(photos.labels):
+            if own == label:
+                members.setdefault(units[index], []).append(index)
+        waiting = sorted(members, key=lambda unit: split_number(photos.paths[unit], seed))
         for part, count in zip(PARTS, quota, strict=True):
-            split[part] += members[:count]
-            members = members[count:]
+            room, left = count, []
+            for unit in waiting:
+                if len(members[unit]) <= room:
+                    split[part] += members[unit]
+                    room -= len(members[unit])
+                else:  # a pair for the last place waits for the next part; a photo alone takes the place
+                    left.append(unit)
+            if room:
+                raise DataError(
+                    f"the groups of {printable(photos.classes[label])} do not fill a part of {count} photos",
+                    "use shares, smaller groups, or --groups none",
+                )
+            waiting = left
     return {part: sorted(indices) for part, indices in split.items()}
 
 
@@ -110,20 +171,25 @@ def _part_of(number: float, shares: Mapping[str, float]) -> str:
 
 
 def _fill_parts(
-    parts: list[str], numbers: list[float], members: list[int], wanted: list[str], name: str
+    parts: list[str], numbers: list[float], units: list[int], members: list[int], wanted: list[str], name: str
 ) -> None:
-    """Gives one photo of a class to each part that got none; edits `parts`."""
-    if len(members) < len(wanted):
+    """Gives one photo of a class, with its group, to each part that got none; edits `parts`."""
+    count = len({units[i] for i in members})
+    if count < len(wanted):
+        grouped = " that are in no group together" if count < len(members) else ""
         raise DataError(
-            f"class {printable(name)} has {len(members)} photo{'s' * (len(members) != 1)}, too few to be in "
+            f"class {printable(name)} has {count} photo{'s' * (count != 1)}{grouped}, too few to be in "
             f"{', '.join(wanted)}",
-            f"add photos until it has at least {len(wanted)}",
+            f"add photos until it has at least {len(wanted)}" + (", or use --groups none" if grouped else ""),
         )
     for part in wanted:
-        by_part = {own: [i for i in members if parts[i] == own] for own in wanted}
+        by_part = {own: sorted({units[i] for i in members if parts[i] == own}) for own in wanted}
         if not by_part[part]:
-            largest = max(by_part.values(), key=len)
-            parts[min(largest, key=lambda i: numbers[i])] = part
+            largest = max(by_part.values(), key=lambda own: len(own))
+            unit = min(largest, key=lambda i: numbers[i])
+            for index, own in enumerate(units):
+                if own == unit:
+                    parts[index] = part
 
 
 def _class_quotas(photos: Photos, counts: Sequence[int], seed: int) -> list[list[int]]:

@@ -49,9 +49,7 @@ class Classifier:
 
     def logits(self, photos: Sequence[Path]) -> Tensor:
         """Logits (N, classes) of photos that can all be read."""
-        transform = eval_transform(**dataclasses.asdict(self.record.preprocessing))
-        images = torch.stack([transform(load_image(photo)) for photo in photos])
-        return predict_logits(self.model, [(images, torch.zeros(len(photos)))], self.runtime)[0]
+        return self._compute([self._read(photo) for photo in photos])
 
     def predict(self, photos: Sequence[Path], top: int = 3, batch_size: int = 32) -> Iterator[Prediction]:
         """Answers for each photo in order; one that cannot be read gets an answer with its error.
@@ -63,18 +61,36 @@ class Classifier:
         """
         top = min(top, len(self.record.classes))
         for start in range(0, len(photos), batch_size):
+            inputs: list[Tensor] = []
+            errors: dict[int, str] = {}
             batch = photos[start : start + batch_size]
-            errors = {photo: _why_unreadable(photo) for photo in batch}
-            good = [photo for photo in batch if not errors[photo]]
-            best = self.logits(good).softmax(1).topk(top) if good else None
-            answered = 0
-            for photo in batch:
-                if best is None or errors[photo]:
-                    yield Prediction(os.fspath(photo), error=errors[photo])
-                    continue
-                names = tuple(self.record.classes[i] for i in best.indices[answered].tolist())
-                yield Prediction(os.fspath(photo), names, tuple(best.values[answered].tolist()))
-                answered += 1
+            for place, photo in enumerate(batch):
+                try:
+                    inputs.append(self._read(photo))
+                except DataError as error:
+                    errors[place] = str(error)
+            answers = self._answers(inputs, top)
+            for place, photo in enumerate(batch):
+                if place in errors:
+                    yield Prediction(os.fspath(photo), error=errors[place])
+                else:
+                    yield Prediction(os.fspath(photo), *next(answers))
+
+    def _answers(self, inputs: list[Tensor], top: int) -> Iterator[tuple[tuple[str, ...], tuple[float, ...]]]:
+        if not inputs:
+            return
+        best = self._compute(inputs).softmax(1).topk(top)
+        for indices, values in zip(best.indices.tolist(), best.values.tolist(), strict=True):
+            yield tuple(self.record.classes[i] for i in indices), tuple(values)
+
+    def _read(self, photo: Path) -> Tensor:
+        transform = eval_transform(**dataclasses.asdict(self.record.preprocessing))
+        image: Tensor = transform(load_image(photo))
+        return image
+
+    def _compute(self, inputs: list[Tensor]) -> Tensor:
+        batch = (torch.stack(inputs), torch.zeros(len(inputs)))
+        return predict_logits(self.model, [batch], self.runtime)[0]
 
 
 def find_files(patterns: Sequence[str]) -> list[Path]:
@@ -96,11 +112,3 @@ def find_files(patterns: Sequence[str]) -> list[Path]:
             raise UsageError(f"no photo at {printable(pattern)}", "name files, folders or globs")
         found |= dict.fromkeys(matches)
     return list(found)
-
-
-def _why_unreadable(photo: Path) -> str:
-    try:
-        load_image(photo)
-    except DataError as error:
-        return str(error)
-    return ""

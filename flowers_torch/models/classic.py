@@ -6,7 +6,7 @@ global_pool="avg" to see other sizes.
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -22,8 +22,8 @@ class LeNet5(Network):
     Args:
         num_classes: Logits; 0 for features.
         in_chans: Channels of the images; 1 for digits.
-        pool: Class of the 2x2 pooling.
-        activation: Class of the activation after every layer but the last.
+        pool: "avg" or "max", over 2x2 windows.
+        activation: "tanh", "sigmoid" or "relu", after every layer but the last.
         input_size: Height and width of the images; 28x28 digits are padded to 32.
         global_pool: As `pool` of `MlpHead`.
 
@@ -35,35 +35,34 @@ class LeNet5(Network):
         self,
         num_classes: int = 10,
         in_chans: int = 1,
-        pool: type[nn.Module] = nn.AvgPool2d,
-        activation: type[nn.Module] = nn.Tanh,
+        pool: Literal["avg", "max"] = "avg",
+        activation: Literal["tanh", "sigmoid", "relu"] = "tanh",
         input_size: int = 32,
         global_pool: str = "flatten",
     ) -> None:
         super().__init__()
+        function = {"tanh": nn.Tanh, "sigmoid": nn.Sigmoid, "relu": nn.ReLU}[activation]
         self.conv1 = nn.Conv2d(in_chans, 6, 5)
-        self.act1 = activation()
-        self.pool1 = pool(2)
         self.conv2 = nn.Conv2d(6, 16, 5)
-        self.act2 = activation()
-        self.pool2 = pool(2)
+        self.activation = function()
+        self.pool = {"avg": nn.AvgPool2d, "max": nn.MaxPool2d}[pool](2)
         glorot_init_(self)
         side = ((input_size - 4) // 2 - 4) // 2
-        self.head = MlpHead(16, num_classes, global_pool, (120, 84), activation=activation, map_size=side)
+        self.head = MlpHead(16, num_classes, global_pool, (120, 84), activation=function, map_size=side)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        x = self.pool1(self.act1(self.conv1(x)))  # N x 6 x 14 x 14
-        return self.pool2(self.act2(self.conv2(x)))  # N x 16 x 5 x 5
+        x = self.pool(self.activation(self.conv1(x)))  # N x 6 x 14 x 14
+        return self.pool(self.activation(self.conv2(x)))  # N x 16 x 5 x 5
 
 
-def lenet5(num_classes: int = 10, *, activation: type[nn.Module] = nn.Tanh, **options: Any) -> LeNet5:
-    """LeNet-5 as in 1998: average pooling and tanh, or `activation=torch.nn.Sigmoid`."""
-    return LeNet5(num_classes, pool=nn.AvgPool2d, activation=activation, **options)
+def lenet5(num_classes: int = 10, **options: Any) -> LeNet5:
+    """LeNet-5 as in 1998: average pooling and tanh, or activation="sigmoid"; options as `LeNet5`."""
+    return LeNet5(num_classes, **options)
 
 
 def lenet5_relu(num_classes: int = 10, **options: Any) -> LeNet5:
-    """LeNet-5 as one would write it today: max pooling and ReLU."""
-    return LeNet5(num_classes, pool=nn.MaxPool2d, activation=nn.ReLU, **options)
+    """LeNet-5 as one would write it today: max pooling and ReLU; options as `LeNet5`."""
+    return LeNet5(num_classes, pool="max", activation="relu", **options)
 
 
 class AlexNet(Network):

@@ -28,6 +28,7 @@ class Record:
     preprocessing: Preprocessing
     head_hidden: int = 0
     dropout: float = 0.0
+    head_norm: bool = False
     model_options: dict[str, Any] = dataclasses.field(default_factory=dict)
     weights: str = "none"  # where training started from
     licence: str = ""  # of those weights
@@ -37,7 +38,7 @@ def build(record: Record) -> nn.Module:
     """The network of a record, with fresh weights."""
     size = record.preprocessing.size
     model = create_model(record.arch, len(record.classes), options=record.model_options, size=size)
-    set_head(model, len(record.classes), record.head_hidden, record.dropout)
+    set_head(model, len(record.classes), record.head_hidden, record.dropout, record.head_norm)
     return model
 
 

@@ -7,7 +7,9 @@ from torch import Tensor, nn
 from flowers_torch.errors import UsageError
 
 
-def set_head(model: nn.Module, num_classes: int, hidden: int = 0, dropout: float = 0.0) -> None:
+def set_head(
+    model: nn.Module, num_classes: int, hidden: int = 0, dropout: float = 0.0, norm: bool = False
+) -> None:
     """Gives a network a fresh classifier for `num_classes`, in place.
 
     Args:
@@ -16,6 +18,8 @@ def set_head(model: nn.Module, num_classes: int, hidden: int = 0, dropout: float
         hidden: Width of a hidden ReLU layer between pooled features and logits; 0 for none. 1024 is the
             head of the Keras seed (global average pooling, Dense 1024 ReLU, Dense n).
         dropout: Share of the classifier's inputs dropped in training.
+        norm: Batch norm of the pooled features in front of it all, for backbones whose features are tiny or
+            of very different size.
 
     Raises:
         UsageError: the network has no linear classifier to replace.
@@ -25,9 +29,12 @@ def set_head(model: nn.Module, num_classes: int, hidden: int = 0, dropout: float
     last = model.get_submodule(name)
     if not isinstance(last, nn.Linear):
         raise UsageError(f"the classifier of {type(model).__name__} is not linear", "choose another network")
-    if not hidden and not dropout:
+    if not hidden and not dropout and not norm:
         return
     layers: list[tuple[str, nn.Module]] = []
+    if norm:
+        layers += [("norm", nn.BatchNorm1d(last.in_features))]
+
     if hidden:
         layers += [("hidden", nn.Linear(last.in_features, hidden)), ("relu", nn.ReLU())]
     if dropout:

@@ -47,36 +47,46 @@ class MlpHead(nn.Module):
         map_size: int = 1,
     ) -> None:
         super().__init__()
-        if pool not in POOLS:
-            raise UsageError(f"unknown global pooling {pool!r}", f"use one of {', '.join(map(repr, POOLS))}")
-        if pool == "" and num_classes:
-            raise UsageError("without pooling there can be no classifier", "use num_classes=0 or a pooling")
         self.in_channels = in_channels
-        self.num_classes = num_classes
         self.hidden = tuple(hidden)
         self.dropout = dropout
         self.activation = activation
         self.map_size = map_size
-        self.pool = pool
-        side = {"flatten": map_size, "avg2x2": map_size // 2}.get(pool, 1)
+        self.pool: str | None = None  # not built yet
+        self.reset(num_classes, pool)
+
+    def reset(self, num_classes: int, pool: str | None = None) -> None:
+        """Starts the classifier anew, and where the pooling changes the dense layers too."""
+        pool = self.pool if pool is None else pool
+        if pool not in POOLS:
+            raise UsageError(f"unknown global pooling {pool!r}", f"use one of {', '.join(map(repr, POOLS))}")
+        if pool == "" and num_classes:
+            raise UsageError("without pooling there can be no classifier", "use num_classes=0 or a pooling")
+        side = {"flatten": self.map_size, "avg2x2": self.map_size // 2}.get(pool, 1)
         if side < 1:
-            raise UsageError(f"a {map_size}x{map_size} map is too small for {pool}", "use larger images")
-        pooling: dict[str, nn.Module] = {
-            "avg": nn.AdaptiveAvgPool2d(1),
-            "max": nn.AdaptiveMaxPool2d(1),
-            "avg2x2": nn.AvgPool2d(2),
-        }
-        self.global_pool = pooling.get(pool, nn.Identity())
-        self.dense = nn.Sequential()
-        width = in_channels * side * side
-        for units in self.hidden if pool else ():
-            self.dense.extend([nn.Linear(width, units), activation(), nn.Dropout(dropout)])
-            width = units
-        if dropout and not self.hidden:
-            self.dense.append(nn.Dropout(dropout))
-        self.num_features = width
-        self.fc = nn.Linear(width, num_classes) if num_classes else nn.Identity()
-        glorot_init_(self)
+            raise UsageError(
+                f"a {self.map_size}x{self.map_size} map is too small for {pool}", "use larger images"
+            )
+        if pool != self.pool:
+            pooling: dict[str, nn.Module] = {
+                "avg": nn.AdaptiveAvgPool2d(1),
+                "max": nn.AdaptiveMaxPool2d(1),
+                "avg2x2": nn.AvgPool2d(2),
+            }
+            self.pool = pool
+            self.global_pool = pooling.get(pool, nn.Identity())
+            self.dense = nn.Sequential()
+            self.num_features = self.in_channels * side * side
+            for units in self.hidden if pool else ():
+                layers = [nn.Linear(self.num_features, units), self.activation(), nn.Dropout(self.dropout)]
+                self.dense.extend(layers)
+                self.num_features = units
+            if self.dropout and not self.hidden:
+                self.dense.append(nn.Dropout(self.dropout))
+            glorot_init_(self.dense)
+        self.num_classes = num_classes
+        self.fc = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+        glorot_init_(self.fc)
 
     def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         if self.pool == "":
@@ -89,16 +99,6 @@ class MlpHead(nn.Module):
             )
         x = self.dense(self.global_pool(x).flatten(1))
         return x if pre_logits else self.fc(x)
-
-    def rebuilt(self, num_classes: int, pool: str | None = None) -> "MlpHead":
-        """A head for other classes; the dense layers are kept unless the pooling changes."""
-        pool = self.pool if pool is None else pool
-        head = MlpHead(
-            self.in_channels, num_classes, pool, self.hidden, self.dropout, self.activation, self.map_size
-        )
-        if pool == self.pool:
-            head.dense = self.dense
-        return head.train(self.training)
 
 
 class Network(nn.Module):
@@ -150,5 +150,5 @@ class Network(nn.Module):
             global_pool: As `pool` of `MlpHead`; another one than before starts the dense layers anew.
         """
         reference = next(self.parameters())
-        head = self.head.rebuilt(num_classes, global_pool)
-        self.head = head.to(reference.device, reference.dtype)
+        self.head.reset(num_classes, global_pool)
+        self.head.to(reference.device, reference.dtype).train(self.head.training)

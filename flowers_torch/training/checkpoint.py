@@ -148,12 +148,12 @@ class Saver:
 
 
 def is_better(row: dict[str, Any], best: dict[str, Any]) -> bool:
-    """Whether an epoch beats the best so far: by validation accuracy, then loss; NaN never does."""
-    if not math.isfinite(row["val_loss"]):
-        return not best and math.isfinite(row["val_accuracy"])
-    if not best or not math.isfinite(best["val_loss"]):
-        return True
-    return bool((row["val_accuracy"], -row["val_loss"]) > (best["val_accuracy"], -best["val_loss"]))
+    """Whether an epoch beats the best so far: by validation loss, where NaN never is best.
+
+    By loss rather than accuracy: on a few hundred photos accuracy moves in steps of several tenths of a
+    percent that are mostly luck.
+    """
+    return math.isfinite(row["val_loss"]) and (not best or bool(row["val_loss"] < best["val_loss"]))
 
 
 def _optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:

@@ -10,6 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 log = logging.getLogger("flowers_torch")
+log.setLevel(logging.INFO)  # its handlers decide who sees the lines; without one nobody does
 
 
 class _ConsoleHandler(logging.Handler):
@@ -24,14 +25,11 @@ class _ConsoleHandler(logging.Handler):
 def console() -> Iterator[None]:
     """Shows the log's lines on stdout inside."""
     handler = _ConsoleHandler()
-    before = log.level
     log.addHandler(handler)
-    log.setLevel(logging.INFO)
     try:
         yield
     finally:
         log.removeHandler(handler)
-        log.setLevel(before)
 
 
 @contextmanager

@@ -43,7 +43,7 @@ def make_optimizer(
         }
         for (multiplier, decay), names in merged.items()
     ]
-    fused = all(parameter.is_cuda for parameter in parameters.values())
+    fused = all(parameter.device.type in ("cpu", "cuda") for parameter in parameters.values())
     if name == "adamw":
         return torch.optim.AdamW(settings, lr=0.0, fused=fused)
     if name == "adam":

@@ -2,11 +2,14 @@
 
 import contextlib
 import dataclasses
+import time
 from collections.abc import Iterator
 
 import torch
+from torch import nn
 
 from flowers_torch.errors import UsageError
+from flowers_torch.models.heads import main_and_auxiliary
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -19,6 +22,7 @@ class Runtime:
     precision: str  # fp32, bf16 or fp16: of the network's arithmetic; parameters stay fp32
     reason: str
     channels_last: bool = True
+    fixed: bool = True  # False: `probe_precision` may still find a faster one for the network at hand
 
     @contextlib.contextmanager
     def autocast(self) -> Iterator[None]:
@@ -36,7 +40,7 @@ class Runtime:
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         return batch.to(self.device, non_blocking=True).contiguous(memory_format=layout)
 
-    def place(self, model: torch.nn.Module) -> torch.nn.Module:
+    def place(self, model: nn.Module) -> nn.Module:
         """Moves a network to the device in the memory layout of the run, in place."""
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         return model.to(self.device, memory_format=layout)  # type: ignore[call-overload]
@@ -68,8 +72,46 @@ def choose_runtime(
             return Runtime(place, "bf16", "this GPU computes bf16", channels_last)
         return Runtime(place, "fp16", "this GPU has no bf16", channels_last)
     if place.type == "cpu" and _cpu_computes_bf16():
-        return Runtime(place, "bf16", "this CPU computes bf16", channels_last)
+        return Runtime(place, "bf16", "this CPU computes bf16", channels_last, fixed=False)
     return Runtime(place, "fp32", f"no fast half precision on this {place.type}", channels_last)
+
+
+def probe_precision(runtime: Runtime, model: nn.Module, size: int, probe: int = 4) -> Runtime:
+    """Times a training step in fp32 and bf16 where that is open, and takes the faster.
+
+    On CPUs neither is faster for all networks: dense convolutions gain from bf16, depthwise ones lose.
+
+    Args:
+        runtime: As chosen for the machine.
+        model: The network, on the device; only batch-norm statistics change, and they are put back.
+        size: Input side in pixels.
+        probe: Images tried at once.
+    """
+    if runtime.fixed:
+        return runtime
+    before = {name: value.clone() for name, value in model.named_buffers()}
+    rates: dict[str, float] = {}
+    model.train()
+    with torch.random.fork_rng(devices=[]):
+        images = runtime.images(torch.randn(probe, 3, size, size))
+        for precision in ("fp32", "bf16"):
+            candidate = dataclasses.replace(runtime, precision=precision)
+            seconds = [_step_seconds(candidate, model, images) for _ in range(3)]
+            rates[precision] = probe / min(seconds[1:])  # the first one chooses kernels
+    model.zero_grad(set_to_none=True)
+    for name, value in model.named_buffers():
+        value.copy_(before[name])
+    best = max(rates, key=lambda precision: rates[precision])
+    figures = ", ".join(f"{precision} {rate:.1f} img/s" for precision, rate in rates.items())
+    return dataclasses.replace(runtime, precision=best, reason=f"fastest tried: {figures}", fixed=True)
+
+
+def _step_seconds(runtime: Runtime, model: nn.Module, images: torch.Tensor) -> float:
+    started = time.perf_counter()
+    with runtime.autocast():
+        logits, _ = main_and_auxiliary(model(images))
+    logits.float().logsumexp(1).sum().backward()
+    return time.perf_counter() - started
 
 
 def _choose_device(name: str) -> torch.device:

@@ -206,3 +206,41 @@ def test_a_photo_in_two_parts_is_refused(stored):
     path.write_text(json.dumps(content))
     with pytest.raises(DataError, match="two parts"):
         load_split(path, photos)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(0, 99),
+    st.lists(st.lists(st.integers(0, 59), min_size=2, max_size=4, unique=True), max_size=4),
+)
+def test_groups_stay_on_one_side(seed, groups):
+    taken: set[int] = set()
+    groups = [g for g in groups if not taken & set(g) and not taken.update(g)]
+    photos = made_up([30, 30])
+    split = split_photos(photos, seed=seed, groups=groups)
+    assert sorted(sum(split.values(), [])) == list(range(60))
+    found = parts_by_path(photos, split)
+    for group in groups:
+        assert len({found[photos.paths[i]] for i in group}) == 1
+    for part in PARTS:
+        assert min(class_counts(photos, split[part])) >= 1
+    grouped = {i for group in groups for i in group}
+    alone = parts_by_path(photos, split_photos(photos, seed=seed))
+    moved = [i for i in range(60) if i not in grouped and found[photos.paths[i]] != alone[photos.paths[i]]]
+    assert moved == []
+
+
+def test_a_class_that_is_one_group_cannot_be_split():
+    with pytest.raises(DataError, match="class0 has 2 photos that are in no group together"):
+        split_photos(made_up([4, 9]), groups=[[0, 1, 2]])
+
+
+def test_exact_split_keeps_groups_whole():
+    photos = made_up([80] * 17)
+    groups = [[i, i + 40] for i in range(0, 1360, 80)] + [[5, 6, 7]]
+    split = exact_split(photos, (800, 280, 280), seed=1, groups=groups)
+    assert [len(split[part]) for part in PARTS] == [800, 280, 280]
+    for group in groups:
+        assert sum(bool(set(group) & set(indices)) for indices in split.values()) == 1
+    with pytest.raises(DataError, match="class0 do not fill"):
+        exact_split(made_up([4, 4]), (2, 2, 4), groups=[[0, 1, 2, 3]])

@@ -34,7 +34,7 @@ class Case(NamedTuple):
 
 CASES = {
     "lenet5": Case(lenet5, (1, 32, 32), (16, 5, 5)),
-    "lenet5_sigmoid": Case(lenet5, (1, 32, 32), (16, 5, 5), {"activation": nn.Sigmoid}),
+    "lenet5_sigmoid": Case(lenet5, (1, 32, 32), (16, 5, 5), {"activation": "sigmoid"}),
     "lenet5_relu": Case(lenet5_relu, (1, 32, 32), (16, 5, 5)),
     "alexnet": Case(alexnet, (3, 67, 67), (256, 1, 1), {"input_size": 67, "response_norm": True}),
     "vgg16": Case(vgg16, (3, 32, 32), (512, 1, 1), {"input_size": 32, "hidden": (96, 64)}),
@@ -215,9 +215,17 @@ def test_reset_keeps_dtype_and_mode() -> None:
 
 def test_reset_keeps_hidden_layers_unless_the_pooling_changes() -> None:
     head = MlpHead(4, 3, "flatten", hidden=(8,), map_size=2)
-    assert head.rebuilt(5).dense is head.dense
-    assert head.rebuilt(5, "avg").dense[0].weight.shape == (8, 4)
-    assert head.rebuilt(0, "").rebuilt(5, "flatten").dense[0].weight.shape == (8, 16)
+    hidden = head.dense[0]
+    head.reset(5)
+    assert head.dense[0] is hidden
+    head.reset(5, "avg")
+    assert head.dense[0].weight.shape == (8, 4)
+    head.reset(0, "")
+    assert len(head.dense) == 0
+    with pytest.raises(UsageError, match="without pooling there can be no classifier"):
+        head.reset(5)
+    head.reset(5, "flatten")
+    assert head.dense[0].weight.shape == (8, 16)
 
 
 @pytest.mark.parametrize(

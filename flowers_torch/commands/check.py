@@ -1,0 +1,81 @@
+"""`flowers-torch check DATA`: what is wrong with a set of photos, worst first."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from flowers_torch.errors import DataError, printable
+
+EXAMPLES = """examples:
+  flowers-torch check photos/                       the to-do list
+  flowers-torch check photos/ --out check/          and gallery.html, quarantine.csv, check.json
+  flowers-torch check photos.zip --json | jq .findings
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's arguments."""
+    parser.epilog, parser.formatter_class = EXAMPLES, argparse.RawDescriptionHelpFormatter
+    parser.add_argument("data", help="folder, archive, CSV of labels, flowers17 or demo")
+    parser.add_argument("--out", type=Path, help="folder for gallery.html, quarantine.csv and check.json")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+    parser.add_argument("--split", type=Path, help="split.json of a run: look for twins across its parts")
+    parser.add_argument("--strict", action="store_true", help="exit 3 for twins across parts or classes too")
+    parser.add_argument("--workers", type=int, help="processes that decode (default: one a core)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the findings; 3 if photos cannot be read, with --strict also for other damage of that degree."""
+    from flowers_torch.data.audit import audit, write_quarantine
+    from flowers_torch.data.gallery import write_gallery
+    from flowers_torch.data.scan import inspect_photos
+    from flowers_torch.data.sources import open_photos
+    from flowers_torch.data.splits import load_split
+    from flowers_torch.files import write_json
+
+    photos = open_photos(args.data)
+    split = load_split(args.split, photos) if args.split else None
+    inspections = inspect_photos(photos, args.workers, progress=_progress(len(photos)))
+    result = audit(photos, inspections, split)
+    if args.out:
+        _check_out(args.out, photos.root)
+        write_gallery(args.out / "gallery.html", result)
+        write_quarantine(args.out / "quarantine.csv", result)
+        write_json(args.out / "check.json", result.as_json())
+    if args.json:
+        print(json.dumps(result.as_json(), indent=1))
+    else:
+        print(f"{printable(photos.name)}: {len(photos)} photos of {len(photos.classes)} classes")
+        for number, finding in enumerate(result.findings, start=1):
+            print(f"{number:3}. [{'!' * finding.damage:3}] {finding.what}; {finding.todo}")
+            for group in finding.groups[:3]:
+                print(f"           {' = '.join(printable(photos.paths[i], 80) for i in group)}")
+            if len(finding.groups) > 3:
+                print(f"           and {len(finding.groups) - 3} more")
+        if not result.findings:
+            print("nothing was found")
+        if args.out:
+            print(f"look at {printable(args.out / 'gallery.html')}")
+    worst = [finding for finding in result.findings if finding.damage == 3]
+    blocking = worst if args.strict else [f for f in worst if f.kind in ("unreadable", "no_readable_photo")]
+    if blocking:
+        where = args.out / "quarantine.csv" if args.out else "quarantine.csv"
+        fix = f"repair them, or leave them out with --quarantine {printable(where)}"
+        raise DataError(f"{printable(photos.name)}: {blocking[0].what}", fix)
+    return 0
+
+
+def _check_out(out: Path, root: Path) -> None:
+    """The results must not become part of the photos."""
+    if out.resolve() == root.resolve() or root.resolve() in out.resolve().parents:
+        raise DataError(f"--out {printable(out)} lies inside the photos", "choose a folder outside of them")
+
+
+def _progress(total: int):  # type: ignore[no-untyped-def]
+    if not sys.stderr.isatty():
+        return None
+    from tqdm import tqdm
+
+    bar = tqdm(total=total, unit="photo", desc="check", leave=False)
+    return lambda done: bar.update(done - bar.n)

@@ -1,0 +1,43 @@
+"""`flowers-torch crossval`: the recipe once a fold, for an honest number from few photos."""
+
+import argparse
+import os
+import sys
+
+from flowers_torch.commands import train
+from flowers_torch.errors import UsageError
+
+EXAMPLES = """examples:
+  flowers-torch crossval --arch tf_efficientnet_lite0 --weights offline --data my_photos/
+  flowers-torch crossval --data my_photos/ --folds 10 --repeats 3
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of training and two more."""
+    train.add_arguments(parser)
+    parser.description = "Train once a fold: every photo is tested by a network that never saw it."
+    parser.epilog = EXAMPLES
+    parser.add_argument("--folds", type=int, default=5, metavar="N", help="parts of the photos (5)")
+    parser.add_argument("--repeats", type=int, default=1, metavar="N", help="times to deal them anew (1)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Trains and tests all folds."""
+    if args.resume or args.overwrite or args.dry_run:
+        raise UsageError("crossval knows no --resume, --overwrite or --dry-run", "leave it out")
+    for flag, value, low, high in (("--folds", args.folds, 3, 100), ("--repeats", args.repeats, 1, 100)):
+        if not low <= value <= high:
+            raise UsageError(f"{flag} {value} is out of range", f"use {low} .. {high}")
+    if args.cache:
+        os.environ["FLOWERS_TORCH_CACHE"] = args.cache
+    from flowers_torch.config import load_config
+
+    config = load_config(args.arch, args.data, args.config, train.overrides(args))
+
+    from flowers_torch.crossval import cross_validate
+    from flowers_torch.training.monitors import console
+
+    with console():
+        cross_validate(config, args.folds, args.repeats, argv=["flowers-torch", "crossval", *sys.argv[1:]])
+    return 0

@@ -1,0 +1,171 @@
+"""Flowers out of petals: a posed blossom, a light, and the canvas they are drawn on.
+
+Lengths in the plane are in picture widths, x to the right and y down. A blossom is built around its own z
+axis in units of its petals' length and brought into the picture by a `Pose`.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+Array = NDArray[np.float64]
+Colour = Array  # red, green, blue in 0..1
+
+SUPERSAMPLING = 3  # everything is drawn this much larger and averaged down, which smooths the edges
+OUTLINE_POINTS = 9  # along each side of a petal or leaf
+ALONG = np.linspace(0, 1, OUTLINE_POINTS)  # from base to tip
+THERE_AND_BACK = np.concatenate((np.arange(OUTLINE_POINTS), np.arange(OUTLINE_POINTS - 2, -1, -1)))
+SIDE = np.where(np.arange(len(THERE_AND_BACK)) < OUTLINE_POINTS, 1.0, -1.0)  # one edge, then the other
+BLADE = np.stack((ALONG, np.sin(np.pi * ALONG**0.8)), -1)[THERE_AND_BACK]  # a leaf along x, 1 long and wide
+BLADE[:, 1] *= SIDE
+
+# A petal is drawn as four shapes, one on another: share of its length, width and notch, brightness, and
+# how far its colour goes from tip to throat.
+LAYERS = np.array(
+    [
+        [1.00, 1.00, 1.0, 0.68, 0.0],  # a dark rim
+        [0.95, 0.80, 1.0, 0.94, 0.0],
+        [0.85, 0.45, 0.0, 1.06, 0.0],  # a lit middle
+        [0.45, 0.50, 0.0, 1.00, 0.6],
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Pose:
+    """Where a blossom sits and how it faces."""
+
+    centre: Array  # of the blossom in the picture
+    scale: float  # picture widths per unit of the blossom
+    tilt: float  # radians between the blossom's axis and the line of sight
+    roll: float  # direction of the tilt in the picture; 0 leans the axis upwards
+
+    def project(self, points: Array) -> tuple[Array, Array]:
+        """Points (..., 3) around the axis to places (..., 2) in the picture and their nearness (...)."""
+        x, y, z = np.moveaxis(points, -1, 0)
+        up = y * np.cos(self.tilt) + z * np.sin(self.tilt)
+        nearness = z * np.cos(self.tilt) - y * np.sin(self.tilt)
+        scale = self.scale / (1 - 0.18 * nearness)
+        right = (x * np.cos(self.roll) + up * np.sin(self.roll)) * scale
+        up = (up * np.cos(self.roll) - x * np.sin(self.roll)) * scale
+        return np.stack((self.centre[0] + right, self.centre[1] - up), -1), nearness
+
+
+@dataclass(frozen=True)
+class Petal:
+    """The petal that a whorl repeats; lengths in units of the blossom, angles in radians."""
+
+    opening: tuple[float, float]  # between axis and petal, at its base and at its tip; pi/2 lies flat
+    tip: Colour
+    throat: Colour
+    length: float = 1.0  # along its curve
+    width: float = 0.3  # half of the greatest
+    inner: float = 0.0  # radius at which it begins
+    shape: tuple[float, float] = (0.6, 0.4)  # exponents of the outline s^a (1 - s)^b; b near 1 is pointed
+    notch: float = 0.0  # depth of a notch in the tip, as a share of the length
+
+
+class Canvas:
+    """A transparent picture with one light, on which petals, centres, stems and leaves are drawn."""
+
+    def __init__(self, size: int, light: float, rng: np.random.Generator) -> None:
+        self.pixels = size * SUPERSAMPLING
+        self.image = Image.new("RGBA", (self.pixels, self.pixels))
+        self.draw = ImageDraw.Draw(self.image)
+        self.light = light  # where it comes from, as an angle in the picture
+        self.rng = rng
+
+    def polygon(self, points: Array, colour: Colour) -> None:
+        """Fills an outline (n, 2)."""
+        self.draw.polygon((points * self.pixels).ravel().tolist(), fill=rgb(colour))
+
+    def dot(self, point: Array, radius: float, colour: Colour) -> None:
+        """A filled circle around a point (2,)."""
+        (x, y), r = point * self.pixels, radius * self.pixels
+        self.draw.ellipse((x - r, y - r, x + r, y + r), fill=rgb(colour))
+
+    def whorl(self, pose: Pose, count: int, petal: Petal, turn: float = 0.0, shade: float = 1.0) -> None:
+        """A ring of `count` petals around the axis, the far ones first, from angle `turn` on."""
+        rng = self.rng
+        azimuth = turn + (np.arange(count) + rng.uniform(-0.12, 0.12, count)) * 2 * np.pi / count
+        outlines, nearness = pose.project(_petals(petal, azimuth, rng.uniform(0.9, 1.06, count)))
+        towards = outlines[0, :, OUTLINE_POINTS - 1] - outlines[0, :, 0]
+        facing = np.cos(np.arctan2(-towards[:, 1], towards[:, 0]) - self.light)
+        lit = shade * (0.92 + 0.12 * facing + rng.uniform(-0.05, 0.05, count))
+        tones = (petal.tip + LAYERS[:, 4, None] * (petal.throat - petal.tip)) * LAYERS[:, 3, None]
+        fills = to_bytes(tones[:, None] * lit[None, :, None]).tolist()
+        corners = (outlines * self.pixels).reshape(len(LAYERS), count, -1).tolist()
+        for number in np.argsort(nearness[0].mean(1)):
+            for layer in range(len(LAYERS)):
+                self.draw.polygon(corners[layer][number], fill=tuple(fills[layer][number]))
+
+    def disc(self, pose: Pose, radius: float, height: float, colour: Colour, florets: int) -> None:
+        """A domed centre, its florets in the spiral of a seed head."""
+        ring = np.linspace(0, 2 * np.pi, 24, endpoint=False)
+        rim = np.stack((radius * np.cos(ring), radius * np.sin(ring), np.full(24, height * 0.4)), -1)
+        self.polygon(pose.project(rim)[0], colour * 0.6)
+        inwards = np.arange(florets)[::-1] + 0.5
+        r, turn = radius * np.sqrt(inwards / florets), inwards * 2.39996  # the golden angle
+        places = np.stack((r * np.cos(turn), r * np.sin(turn), height * (1 - 0.6 * inwards / florets)), -1)
+        for number, point in enumerate(pose.project(places)[0]):
+            shade = 0.75 + 0.45 * number / florets + self.rng.uniform(-0.12, 0.12)
+            self.dot(point, pose.scale * radius * 0.9 / np.sqrt(florets), colour * shade)
+
+    def stem(self, start: Array, end: Array, width: float, green: Colour) -> None:
+        """A bent stalk between two points, with two leaves."""
+        rng = self.rng
+        s = np.linspace(0, 1, 12)[:, None]
+        across = np.array([end[1] - start[1], start[0] - end[0]])
+        path = start + (end - start) * s + across * rng.uniform(-0.15, 0.15) * s * (1 - s)
+        for _ in range(2):
+            base, angle = path[rng.integers(3, 11)], rng.choice([0.5, 2.6]) + rng.uniform(-0.4, 0.4)
+            length, half = rng.uniform(0.15, 0.3), rng.uniform(0.025, 0.05)
+            for share, part, shade in (
+                (1.0, 1.0, 0.8),
+                (0.95, 0.75, 1.05),
+                (0.9, 0.08, 1.3),
+            ):  # rim, leaf, rib
+                self.polygon(base + blade(angle, length * share, half * part), green * shade)
+        side = across / np.hypot(*across) * width
+        self.polygon(np.concatenate((path - side, (path + side)[::-1])), green * 0.75)
+        self.polygon(np.concatenate((path - side * 0.6, (path + side * 0.2)[::-1])), green * 1.15)
+
+
+def _petals(petal: Petal, azimuth: Array, stretch: Array) -> Array:
+    """Outlines (layers, petals, points, 3) of petals that leave the axis at `azimuth`; mid point = tip."""
+    rise, fall = petal.shape
+    half = ALONG**rise * (1 - ALONG) ** fall
+    bend = petal.opening[0] + (petal.opening[1] - petal.opening[0]) * ALONG
+    out, up = _integral(np.sin(bend)), _integral(np.cos(bend))
+    at_tip = THERE_AND_BACK == OUTLINE_POINTS - 1
+    layer_length, layer_width, layer_notch = (LAYERS[:, column, None, None] for column in range(3))
+    reach = layer_length * petal.length * stretch[:, None] * (1 - petal.notch * layer_notch * at_tip)
+    radius, height = petal.inner + reach * out[THERE_AND_BACK], reach * up[THERE_AND_BACK]
+    aside = layer_width * petal.width / half.max() * (half[THERE_AND_BACK] * SIDE)
+    cos, sin = np.cos(azimuth)[:, None], np.sin(azimuth)[:, None]
+    return np.stack((radius * cos - aside * sin, radius * sin + aside * cos, height), -1)
+
+
+def _integral(values: Array) -> Array:
+    """Running trapezoid sum over 0..1, from 0."""
+    steps = (values[1:] + values[:-1]) / (2 * (len(values) - 1))
+    return np.concatenate(([0.0], np.cumsum(steps)))
+
+
+def blade(angle: float, length: float, width: float) -> Array:
+    """Outline (points, 2) of a flat leaf from the origin along `angle`."""
+    cos, sin = np.cos(angle), np.sin(angle)
+    return BLADE @ np.array([[length * cos, -length * sin], [-width * sin, -width * cos]])
+
+
+def rgb(colour: Colour) -> tuple[int, int, int]:
+    """A colour as Pillow wants it."""
+    red, green, blue = to_bytes(colour).tolist()
+    return red, green, blue
+
+
+def to_bytes(values: Array) -> NDArray[np.uint8]:
+    """0..1 to 0..255, clipped."""
+    return (values.clip(0, 1) * 255 + 0.5).astype(np.uint8)

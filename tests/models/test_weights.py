@@ -1,0 +1,137 @@
+"""First weights: every choice of --weights, and what each refuses."""
+
+import http.server
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+
+from flowers_torch.errors import ModelFileError, UsageError
+from flowers_torch.models.classifier import Record, build, save_classifier
+from flowers_torch.models.weights import load_weights, plan_weights
+
+ARCH = "test_resnet"
+
+
+def record(classes: int) -> Record:
+    return Record(ARCH, tuple(map(str, range(classes))), plan_weights(ARCH, "none").preprocessing)
+
+
+def test_none_changes_nothing() -> None:
+    model = build(record(3))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert load_weights(model, ARCH, plan_weights(ARCH, "none")) == "random weights"
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", ["pth", "safetensors", "ours"])
+@pytest.mark.parametrize("classes", [3, 10])
+def test_a_file_fills_the_backbone_and_the_head_where_the_classes_agree(
+    tmp_path: Path, kind: str, classes: int
+) -> None:
+    source, model = build(record(10)), build(record(classes))
+    path = tmp_path / f"w.{kind}"
+    if kind == "pth":
+        torch.save({"state_dict": {f"module.{k}": v for k, v in source.state_dict().items()}}, path)
+    elif kind == "safetensors":
+        safetensors.torch.save_file(source.state_dict(), path)
+    else:
+        save_classifier(source.state_dict(), record(10), path)
+    plan = plan_weights(ARCH, str(path))
+    text = load_weights(model, ARCH, plan)
+    assert torch.equal(model.conv1[0].weight, source.conv1[0].weight)
+    assert text.endswith("head loaded" if classes == 10 else "head fresh")
+    assert torch.equal(model.fc.weight, source.fc.weight) == (classes == 10)
+
+
+def test_a_file_of_another_network_is_refused_with_names(tmp_path: Path) -> None:
+    torch.save(timm.create_model("test_efficientnet").state_dict(), tmp_path / "w.pth")
+    model = build(record(3))
+    before = model.conv1[0].weight.clone()
+    with pytest.raises(ModelFileError, match=r"missing \(.*unexpected \(conv_stem"):
+        load_weights(model, ARCH, plan_weights(ARCH, str(tmp_path / "w.pth")))
+    assert torch.equal(model.conv1[0].weight, before)
+
+
+def test_choices_that_make_no_sense(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--arch tf_efficientnet_lite0"):
+        plan_weights("inception_v3", "offline")
+    with pytest.raises(ModelFileError, match="no weights file"):
+        plan_weights("inception_v3", "imagnet")
+    with pytest.raises(UsageError, match="no network is called 'inception_v4x'.*inception_v4"):
+        plan_weights("inception_v4x", "none")
+
+
+FETCH = """
+import sys, torch, timm
+from flowers_torch.errors import FlowersError
+from flowers_torch.models.weights import fetch_imagenet, load_weights, plan_weights
+from flowers_torch.models.classifier import Record, build
+try:
+    path = fetch_imagenet("test_resnet")
+except FlowersError as error:
+    print(error); sys.exit(error.exit_code)
+plan = plan_weights("test_resnet", "imagenet")
+model = build(Record("test_resnet", ("a", "b"), plan.preprocessing))
+print(load_weights(model, "test_resnet", plan)); print(plan.licence)
+torch.save(model.conv1[0].weight, sys.argv[1])
+"""
+
+
+def run_fetch(home: Path, endpoint: str) -> subprocess.CompletedProcess[str]:
+    """The hub's address is read when its client is imported, hence a process of its own."""
+    own = {"HF_HOME": str(home), "HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+    environment = {**os.environ, **own, "FLOWERS_TORCH_CACHE": str(home)}
+    command = [sys.executable, "-c", FETCH, str(home / "out.pt")]
+    root = Path(__file__).parent.parent.parent
+    return subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, timeout=120)
+
+
+def test_imagenet_weights_without_network(tmp_path: Path) -> None:
+    result = run_fetch(tmp_path, "http://127.0.0.1:9")
+    assert result.returncode == 6, result.stderr
+    assert (
+        "cannot fetch ImageNet weights for test_resnet from http://127.0.0.1:9/timm/test_resnet"
+        in result.stdout
+    )
+    assert "--weights offline" in result.stdout and result.stdout.count("\n") == 1
+
+
+def test_imagenet_weights_from_a_hub(tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    original = timm.create_model(ARCH)
+    content = safetensors.torch.save(original.state_dict())
+
+    class Hub(http.server.BaseHTTPRequestHandler):
+        def log_message(self, *args: object) -> None:
+            pass
+
+        def do_HEAD(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.send_header("ETag", '"0123"')
+            self.send_header("X-Repo-Commit", "0" * 40)
+            self.end_headers()
+
+        def do_GET(self) -> None:
+            self.do_HEAD()
+            self.wfile.write(json.dumps({}).encode() if "/api/" in self.path else content)
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        result = run_fetch(tmp_path, f"http://127.0.0.1:{server.server_port}")
+        server.shutdown()
+        thread.join()
+    assert result.returncode == 0, result.stderr + result.stdout
+    assert "head fresh" in result.stdout and "apache-2.0" in result.stdout
+    assert torch.equal(torch.load(tmp_path / "out.pt", weights_only=True), original.conv1[0].weight)
+    # with the server gone, the cached file is used
+    assert run_fetch(tmp_path, "http://127.0.0.1:9").returncode == 0

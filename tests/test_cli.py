@@ -1,0 +1,176 @@
+"""The command line: one line and the right exit code for every mistake, nothing lost, pipes in order."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from flowers_torch.cli import VERBS, guarded, main
+from flowers_torch.errors import DataError
+from flowers_torch.models.classifier import Record, build, save_classifier
+from flowers_torch.models.zoo import Preprocessing
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def model_file(tmp_path_factory: pytest.TempPathFactory) -> str:
+    record = Record("test_resnet", ("blue", "green", "re\x1b[31md"), Preprocessing(size=32))
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("model") / "model.safetensors"
+    save_classifier(build(record).state_dict(), record, path)
+    return str(path)
+
+
+def one_line(capsys: pytest.CaptureFixture[str]) -> str:
+    out = capsys.readouterr()
+    assert out.err.startswith("flowers-torch: error: ") and out.err.count("\n") == 1 and "; fix: " in out.err
+    assert "\x1b" not in out.err
+    return out.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--arhc", "x"], 2, "use --arch"),
+        (["--batch-size", "many"], 2, "--batch-size"),
+        (["--batch-size", "0"], 2, "batch_size must be within 1"),
+        (["--epochs", "2,x"], 2, "2,x"),
+        (["--epochs", "1,2,3"], 2, "stages.2.epochs"),
+        (["--set", "stages.1.lr"], 2, "has no ="),
+        (["--set", "lr=1"], 2, "unknown field lr"),
+        (["--config", "nowhere.toml"], 2, "nowhere.toml"),
+        (["--resume", "nowhere"], 4, "nowhere"),
+        (["--resume", "nowhere", "--seed", "1"], 2, "--resume"),
+        (["--arch", "inception_v33"], 2, "inception_v3"),
+        (["--data", "no\x1b[31m\nwhere", "--weights", "none"], 3, "does not exist"),
+        (["--data", "demo", "--weights", "no.pth"], 4, "no.pth"),
+        (["--data", "demo", "--device", "cuda:77"], 2, "cuda:77"),
+        (["--data", "demo", "--size", "20"], 2, "--size 20 is too small"),
+    ],
+)
+def test_mistakes_of_training(
+    arguments: list[str],
+    code: int,
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", *arguments]) == code
+    assert message in one_line(capsys)
+    assert not list(tmp_path.iterdir())
+
+
+def test_flowers17_without_network(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FLOWERS_TORCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("flowers_torch.data.flowers17.URL", "http://127.0.0.1:9/17flowers.tgz")
+    assert main(["train", "--arch", "inception_v3", "--weights", "none"]) == 6
+    line = one_line(capsys)
+    for part in (
+        "http://127.0.0.1:9/17flowers.tgz",
+        "--data FOLDER",
+        "--data path/to/17flowers.tgz",
+        "--data demo",
+    ):
+        assert part in line
+
+
+def test_help_fits_one_screen_with_three_examples() -> None:
+    command = [sys.executable, "train.py", "--help"]
+    text = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert len(text.splitlines()) <= 36 and max(map(len, text.splitlines())) <= 100
+    assert text.count("python train.py --arch") == 3
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        guarded(verb, ["--help"])
+    assert caught.value.code == 0 and "usage:" in capsys.readouterr().out
+
+
+def test_verbs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0 and "predict" in capsys.readouterr().out
+    assert main(["--version"]) == 0
+    assert main(["trian"]) == 2
+    assert "use train" in capsys.readouterr().err
+
+
+def test_prediction_as_text_json_and_csv(
+    model_file: str, photo_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo = str(photo_folder / "red" / "3.png")
+    assert main(["predict", model_file, photo, "--top", "2"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith(photo) and text.count("\n") == 1 and "\x1b" not in text
+    assert main(["predict", model_file, photo, "--top", "3", "--json"]) == 0
+    (record,) = json.loads(capsys.readouterr().out)
+    assert record["file"] == photo and len(record["classes"]) == 3
+    assert sum(item["probability"] for item in record["classes"]) == pytest.approx(1)
+    assert main(["predict", model_file, photo, "--top", "3", "--csv"]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [row["class"] for row in rows] == [item["class"] for item in record["classes"]]
+
+
+def test_bad_photos_end_with_3_and_the_good_ones_answered(
+    model_file: str, photo_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bad.jpg").write_bytes(b"x")
+    paths = [str(tmp_path / "bad.jpg"), str(photo_folder / "red" / "3.png")]
+    assert main(["predict", model_file, *paths, "--json"]) == 3
+    bad, good = json.loads(capsys.readouterr().out)
+    assert "bad.jpg" in bad["error"] and good["classes"]
+    assert main(["predict", model_file, *paths, "--csv"]) == 3
+    bad, good = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert bad["error"] and good["class"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [(["--top", "0"], 2), (["--top", "9"], 2), (["--json", "--csv"], 2), (["--batch-size", "-1"], 2)],
+)
+def test_mistakes_of_prediction(
+    arguments: list[str], code: int, model_file: str, photo_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["predict", model_file, str(photo_folder), *arguments]) == code
+    one_line(capsys)
+
+
+def test_a_reader_that_leaves_is_no_error(model_file: str, photo_folder: Path) -> None:
+    command = f"{sys.executable} -m flowers_torch.cli predict {model_file} {photo_folder} | head -1"
+    result = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert result.stdout.count("\n") == 1 and "Traceback" not in result.stderr
+
+
+def test_a_bug_of_ours_is_said_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("flowers_torch.recipe.train", lambda *a, **k: 1 / 0)
+    assert main(["train", "--data", "demo"]) == 1
+    assert "ZeroDivisionError" in one_line(capsys)
+
+
+def test_an_error_from_a_worker_is_one_short_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*arguments: object, **keywords: object) -> None:
+        text = (
+            "Caught DataError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
+        )
+        raise DataError(
+            text + '  File "x.py", line 1\nflowers_torch.errors.DataError: a: b is bad; fix: mend b\n'
+        )
+
+    monkeypatch.setattr("flowers_torch.recipe.train", fails)
+    assert main(["train", "--data", "demo"]) == 3
+    assert one_line(capsys) == "flowers-torch: error: a: b is bad; fix: mend b\n"

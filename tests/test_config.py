@@ -1,0 +1,113 @@
+"""Configuration: precedence, all mistakes at once, and a file that repeats the run."""
+
+from pathlib import Path
+
+import pytest
+
+from flowers_torch.config import Config, Stage, config_folder, load_config, split_fractions, to_toml
+from flowers_torch.errors import UsageError
+
+CONFIGS = sorted(config_folder().rglob("*.toml"))
+
+
+def write(path: Path, text: str) -> str:
+    path.write_text(text)
+    return str(path)
+
+
+def test_flag_beats_file_beats_default(tmp_path: Path) -> None:
+    file = write(tmp_path / "c.toml", "batch_size = 7\nseed = 3\n[[stages]]\nlr = 0.5\n")
+    config = load_config(file=file, overrides={"batch_size": 9, "stages.0.momentum": 0.5})
+    assert (config.batch_size, config.seed, config.split) == (9, 3, Config.split)
+    assert config.stages == [Stage(lr=0.5, momentum=0.5)]
+
+
+def test_presets_go_by_network_and_demo() -> None:
+    assert load_config(arch="inception_v3").head_hidden == 1024
+    assert load_config(arch="resnet50").head_hidden == 0
+    demo = load_config(arch="resnet50", data="demo")
+    assert (demo.arch, demo.data) == ("resnet50", "demo") and demo.size < 128
+    assert load_config(file="inception_v3") == load_config()
+
+
+def test_the_written_file_repeats_the_run(tmp_path: Path) -> None:
+    odd = {
+        "model_options.drop_rate": 0.5,
+        "out": 'é"\\\x1b\x7f',
+        "stages.0.rules": [["fc.*", 1.0], ["*", 0.0]],
+    }
+    config = load_config(overrides=odd)
+    file = write(tmp_path / "c.toml", to_toml(config, "heading\nof two lines"))
+    assert load_config(file=file) == config
+
+
+def test_all_mistakes_are_reported_together(tmp_path: Path) -> None:
+    file = write(tmp_path / "c.toml", 'batchsize = 3\nseed = "x"\n[[stages]]\nlr = -1.0\nepochs = 0\n')
+    with pytest.raises(UsageError) as caught:
+        load_config(file=file)
+    for part in (
+        "2 problems",
+        "unknown field batchsize (did you mean batch_size?)",
+        "seed must be int, not 'x'",
+    ):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("stages.0.lr", 0.0),
+        ("stages.0.lr", -1.0),
+        ("stages.0.lr", float("nan")),
+        ("stages.0.lr", True),
+        ("stages.0.epochs", 0),
+        ("batch_size", 0),
+        ("batch_size", -1),
+        ("size", 10**6),
+        ("size", -1),
+        ("workers", -2),
+        ("split", "0/50/50"),
+        ("split", "100"),
+        ("split", "60/x/20"),
+        ("precision", "fp8"),
+        ("stages.0.optimizer", "adma"),
+        ("stages.5.lr", 0.1),
+        ("model.x", 1),
+        ("stages", []),
+        ("stages.0.rules", [["fc.*"]]),
+        ("stages.0.rules", ["fc.*"]),
+    ],
+)
+def test_values_out_of_range_are_named(key: str, value: object) -> None:
+    with pytest.raises(UsageError, match=key.rpartition(".")[2]):
+        load_config(overrides={key: value})
+
+
+@pytest.mark.parametrize("content", [b"lr = ", b"a = 1\na = 2", b"\xff\xfe", b"x = !!python/object"])
+def test_broken_files_are_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "c.toml").write_bytes(content)
+    with pytest.raises(UsageError, match=r"c\.toml"):
+        load_config(file=str(tmp_path / "c.toml"))
+
+
+def test_a_byte_order_mark_is_fine(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_bytes(b"\xef\xbb\xbfseed = 4\n")
+    assert load_config(file=str(tmp_path / "c.toml")).seed == 4
+
+
+def test_unknown_config_lists_those_there_are() -> None:
+    with pytest.raises(UsageError, match="inception_v3"):
+        load_config(file="no_such_recipe")
+
+
+@pytest.mark.parametrize("text", ["60/20/20", "0.6/0.2/0.2", "3/1/1"])
+def test_shares(text: str) -> None:
+    assert split_fractions(text) == pytest.approx((0.6, 0.2, 0.2))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_opens_with_purpose_command_and_result(path: Path) -> None:
+    load_config(file=str(path))
+    heading = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    assert len(heading) >= 3 and any("train.py" in line for line in heading)
+    assert any(line.startswith("# Expect") for line in heading)

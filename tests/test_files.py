@@ -1,0 +1,218 @@
+"""Files that are whole or absent; tensors that come back as they were, or not at all."""
+
+import functools
+import hashlib
+import http.server
+import json
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from flowers_torch import files
+from flowers_torch.errors import FlowersError, ModelFileError, ResourceError, printable
+from flowers_torch.files import atomic_write, download, safe_load, safe_save, write_json
+
+TENSORS = {
+    "weight": torch.randn(3, 4, generator=torch.Generator().manual_seed(0)),
+    "half": torch.arange(5, dtype=torch.bfloat16),
+    "count": torch.tensor(7),
+    "empty": torch.zeros(0, 2),
+}
+
+
+def test_tensors_and_metadata_come_back(tmp_path: Path) -> None:
+    safe_save(TENSORS, tmp_path / "a.safetensors", {"classes": ["é", "\x1b[31m"], "n": 3})
+    tensors, metadata = safe_load(tmp_path / "a.safetensors")
+    assert metadata == {"classes": ["é", "\x1b[31m"], "n": 3}
+    assert tensors.keys() == TENSORS.keys()
+    for name, tensor in TENSORS.items():
+        assert tensors[name].dtype == tensor.dtype and torch.equal(tensors[name], tensor)
+
+
+def test_every_flipped_byte_is_noticed_or_harmless(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    safe_save(TENSORS, path, {"n": 3})
+    original, content = safe_load(path), bytearray(path.read_bytes())
+    refused = 0
+    for position in range(len(content)):
+        content[position] ^= 0x11
+        path.write_bytes(content)
+        content[position] ^= 0x11
+        try:
+            tensors, metadata = safe_load(path)
+        except ModelFileError:
+            refused += 1
+            continue
+        assert metadata in (original[1], {})  # {}: the name of the checksum was hit
+
+        assert all(torch.equal(tensors[name], tensor) for name, tensor in TENSORS.items())
+    assert refused > 0.9 * len(content)
+
+
+def test_every_cut_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    safe_save(TENSORS, path, {"n": 3})
+    content = path.read_bytes()
+    for length in range(0, len(content), 7):
+        path.write_bytes(content[:length])
+        with pytest.raises(ModelFileError):
+            safe_load(path)
+
+
+def test_foreign_pth_is_unwrapped(tmp_path: Path) -> None:
+    torch.save({"epoch": 3, "state_dict": {"module.a": torch.ones(2)}}, tmp_path / "a.pth")
+    tensors, metadata = safe_load(tmp_path / "a.pth")
+    assert torch.equal(tensors["a"], torch.ones(2)) and metadata == {}
+
+
+class Canary:
+    """Creates a file when unpickled."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (self.path,)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_malicious_pickle_is_refused_without_bad_advice(
+    tmp_path: Path, zipped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    canary = tmp_path / "ran"
+    torch.save({"a": Canary(str(canary))}, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(ModelFileError, match="mkdir") as caught:
+        safe_load(tmp_path / "a.pth")
+    assert not canary.exists()
+    assert "weights_only" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"<html>" * 9, b"\x1f\x8b" * 20, b"\xff" * 7 + b"\x7f{" + b"x" * 40]
+)
+def test_other_files_are_refused_by_name(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "odd.pth").write_bytes(content)
+    with pytest.raises(ModelFileError, match=r"odd\.pth"):
+        safe_load(tmp_path / "odd.pth")
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), atomic_write(path) as file:
+        file.write(b"half of the ne")
+        raise RuntimeError
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_full_disk_is_a_resource_error(tmp_path: Path) -> None:
+    with pytest.raises(ResourceError, match="No space left"), atomic_write(tmp_path / "a"):
+        raise OSError(28, "No space left on device")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_save_writes_syncs_renames_and_syncs_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    real_sync, real_replace = os.fsync, os.replace
+
+    def sync(descriptor: int) -> None:
+        calls.append("folder" if os.path.isdir(f"/proc/self/fd/{descriptor}") else "file")
+        real_sync(descriptor)
+
+    def replace(source: Path, target: Path) -> None:
+        calls.append("rename")
+        real_replace(source, target)
+
+    monkeypatch.setattr(files.os, "fsync", sync)
+    monkeypatch.setattr(files.os, "replace", replace)
+    write_json(tmp_path / "a.json", {"n": 1})
+    assert calls == ["file", "rename", "folder"]
+    assert json.loads((tmp_path / "a.json").read_text()) == {"n": 1}
+
+
+class Handler(http.server.SimpleHTTPRequestHandler):
+    """Serves a folder; understands `Range: bytes=N-`, and cuts the connection after `cut` bytes."""
+
+    cut = 0
+    ranges: list[str] = []
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        path = Path(self.translate_path(self.path))
+        if not path.is_file():
+            return self.send_error(404)
+        content = path.read_bytes()
+        asked = self.headers.get("Range", "")
+        self.ranges.append(asked)
+        start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked else 0
+        self.send_response(206 if asked else 200)
+        self.send_header("Content-Length", str(len(content) - start))
+        self.end_headers()
+        self.wfile.write(content[start:][: self.cut or None])
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[tuple[str, Path, type[Handler]]]:
+    folder = tmp_path / "served"
+    folder.mkdir()
+
+    class Own(Handler):
+        ranges: list[str] = []
+
+    with http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(Own, directory=folder)
+    ) as http_server:
+        thread = threading.Thread(target=http_server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{http_server.server_port}", folder, Own
+        http_server.shutdown()
+        thread.join()
+
+
+def test_a_cut_download_goes_on_where_it_stopped(
+    tmp_path: Path, server: tuple[str, Path, type[Handler]]
+) -> None:
+    address, folder, handler = server
+    content = bytes(range(256)) * 40
+    (folder / "x.bin").write_bytes(content)
+    digest = hashlib.sha256(content).hexdigest()
+    handler.cut = 1000
+    with pytest.raises(ResourceError, match="1000 of 10240"):
+        download(f"{address}/x.bin", tmp_path / "x.bin", digest)
+    assert not (tmp_path / "x.bin").exists()
+    handler.cut = 0
+    assert download(f"{address}/x.bin", tmp_path / "x.bin", digest).read_bytes() == content
+    assert handler.ranges == ["", "bytes=1000-"]
+
+
+def test_a_wrong_checksum_leaves_nothing(tmp_path: Path, server: tuple[str, Path, type[Handler]]) -> None:
+    address, folder, _ = server
+    (folder / "x.bin").write_bytes(b"something else")
+    with pytest.raises(ResourceError, match="sha256"):
+        download(f"{address}/x.bin", tmp_path / "x.bin", "0" * 64)
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_no_network_is_one_line_with_ways_on(tmp_path: Path) -> None:
+    with pytest.raises(ResourceError, match="cannot fetch http://127.0.0.1:9/x .*fix: do this") as caught:
+        download("http://127.0.0.1:9/x", tmp_path / "x", "0", ways_on="do this")
+    assert "\n" not in str(caught.value)
+
+
+def test_names_from_strangers_cannot_reach_the_terminal() -> None:
+    assert printable("a\x1b[31m\nb\udcff") == "a\\x1b[31m\\nb\\udcff"
+    assert len(printable("x" * 10_000)) < 250
+
+
+def test_errors_survive_a_data_loader_worker() -> None:
+    rebuilt = FlowersError("Caught ... in worker 0\nOriginal Traceback")  # how torch re-raises them
+    assert "Original" in str(rebuilt)

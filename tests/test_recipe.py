@@ -1,0 +1,172 @@
+"""The whole way on a few small photos: train, stop, resume, test, predict."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from flowers_torch import prepare, recipe
+from flowers_torch.config import Config, Stage, load_config
+from flowers_torch.errors import ModelFileError, UsageError
+from flowers_torch.files import safe_load
+from flowers_torch.run_folder import FILES, new_run_folder
+
+ROOT = Path(__file__).parent.parent
+
+
+def config(data: Path, out: Path, **changes: Any) -> Config:
+    head = Stage(name="head", epochs=2, train="head", lr=0.01)
+    finetune = Stage(name="finetune", epochs=2, train="layer1", lr=0.01, augment="light")
+    values = {"size": 32, "batch_size": 8, "precision": "fp32", "weights": "none", "device": "cpu"} | changes
+    return Config(arch="test_resnet", data=str(data), out=str(out), stages=[head, finetune], **values)
+
+
+@pytest.fixture(scope="module")
+def finished(photo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> recipe.Result:
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    return recipe.train(config(photo_folder, out, dropout=0.3), argv=["train.py", "--x", "a b"])
+
+
+def test_it_learns_colours(finished: recipe.Result) -> None:
+    assert finished.test.accuracy >= 0.9
+    assert [(row["stage"], row["epoch"]) for row in finished.history] == [
+        ("head", 1),
+        ("head", 2),
+        ("finetune", 1),
+        ("finetune", 2),
+    ]
+
+
+def test_the_run_folder(finished: recipe.Result, photo_folder: Path) -> None:
+    folder = finished.folder
+    found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert found == set(FILES) - {"resume.safetensors", "bad_files.jsonl"}
+    assert (folder / "labels.txt").read_text() == "blue\ngreen\nred\n"
+    assert (folder / "command.txt").read_text() == "train.py --x 'a b'\n"
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["test"]["accuracy"] == finished.test.accuracy
+    assert metrics["best_epoch"] == min(finished.history, key=lambda row: row["val_loss"])
+    with (folder / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    split = json.loads((folder / "split.json").read_text())
+    assert [row["file"] for row in rows] == list(split["parts"]["test"])
+    assert sum(int(row["right"]) for row in rows) == finished.test.correct
+    assert load_config(file=str(folder / "config.toml")) == config(photo_folder, folder, dropout=0.3)
+    assert len((folder / "history.csv").read_text().splitlines()) == 1 + 4
+    assert "test     accuracy" in (folder / "log.txt").read_text()
+
+
+def test_the_same_seed_gives_the_same_weights(
+    finished: recipe.Result, photo_folder: Path, tmp_path: Path
+) -> None:
+    again = recipe.train(config(photo_folder, tmp_path / "again", dropout=0.3, workers=2))
+    other = recipe.train(config(photo_folder, tmp_path / "other", dropout=0.3, seed=1))
+    weights = [safe_load(run.folder / "model.safetensors")[0] for run in (finished, again, other)]
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+    assert not torch.equal(weights[0]["fc.out.weight"], weights[2]["fc.out.weight"])
+
+
+KILL = """
+import os, signal, sys
+from flowers_torch import recipe
+from flowers_torch.config import load_config
+from flowers_torch.training import engine
+real, left = engine.train_step, [int(sys.argv[2])]
+def step(*arguments):
+    left[0] -= 1
+    if left[0] < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(*arguments)
+engine.train_step = step
+recipe.train(load_config(file=sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize("steps", [3, 8, 13])
+def test_a_killed_run_resumes_to_the_same_weights(
+    finished: recipe.Result, photo_folder: Path, tmp_path: Path, steps: int
+) -> None:
+    """SIGKILL within an epoch and within either stage; a save after each step makes the first ones count."""
+    from flowers_torch.config import to_toml
+
+    wanted = config(photo_folder, tmp_path / "killed", dropout=0.3, checkpoint_minutes=0.0)
+    (tmp_path / "c.toml").write_text(to_toml(wanted, "killed on the way"))
+    command = [sys.executable, "-c", KILL, str(tmp_path / "c.toml"), str(steps)]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    killed = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=120)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    assert (tmp_path / "killed" / "resume.safetensors").is_file()
+    result = recipe.resume(tmp_path / "killed")
+    assert result is not None and len(result.history) == 4
+    ours, whole = (safe_load(folder / "model.safetensors")[0] for folder in (result.folder, finished.folder))
+    assert all(torch.equal(value, ours[name]) for name, value in whole.items())
+    assert result.test.correct == finished.test.correct
+
+
+def test_a_finished_run_has_nothing_to_resume(finished: recipe.Result) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.folder.rglob("*")}
+    assert recipe.resume(finished.folder) is None
+    assert before == {path: path.stat().st_mtime_ns for path in finished.folder.rglob("*")}
+
+
+def test_no_saved_state(tmp_path: Path) -> None:
+    with pytest.raises(ModelFileError, match="no saved state"):
+        recipe.resume(tmp_path)
+
+
+def test_an_earlier_run_is_not_overwritten(finished: recipe.Result, photo_folder: Path) -> None:
+    with pytest.raises(UsageError, match="not empty.*--overwrite"):
+        recipe.train(config(photo_folder, finished.folder))
+
+
+def test_overwriting_touches_our_files_only(tmp_path: Path) -> None:
+    for name in ("model.safetensors", "log.txt", "notes_of_mine.txt"):
+        (tmp_path / name).write_text("x")
+    new_run_folder(str(tmp_path), "d", "a", overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes_of_mine.txt"]
+
+
+def test_runs_are_numbered(tmp_path: Path) -> None:
+    names = [new_run_folder("", "my photos/é", "net", root=tmp_path).name for _ in range(3)]
+    assert names == [f"my_photos_é-net-{n}" for n in (1, 2, 3)]
+
+
+def test_class_weights_and_a_last_batch_of_one(photo_folder: Path, tmp_path: Path) -> None:
+    """36 training photos in batches of 5 leave one over; the classes are even, so weights change nothing."""
+    result = recipe.train(config(photo_folder, tmp_path / "r", batch_size=5, class_weights="balanced"))
+    assert result.test.photos >= 3
+
+
+def test_a_dry_run_writes_nothing(
+    photo_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with caplog.at_level("INFO", logger="flowers_torch"):
+        prepare.dry_run(config(photo_folder, tmp_path / "out"))
+    assert not list(tmp_path.iterdir())
+    for part in ("60 photos", "3 classes", "stage 1", "stage 2", "frozen", "minutes", "GiB", "input 32 px"):
+        assert part in caplog.text
+
+
+def test_too_small_an_input_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--size 32 is too small for inception_v3"):
+        prepare.prepare(Config(arch="inception_v3", data=str(tmp_path / "none"), weights="none", size=32))
+
+
+@pytest.mark.slow
+def test_the_demo_run(tmp_path: Path) -> None:
+    """README's first command: at most 90 s on two cores and 0.95 on its own test split."""
+    command = [sys.executable, str(ROOT / "train.py"), "--arch", "inception_v3", "--data", "demo"]
+    started = time.monotonic()
+    subprocess.run(command, cwd=tmp_path, check=True, timeout=600)
+    print(f"{time.monotonic() - started:.1f} s")
+    metrics = json.loads((tmp_path / "runs" / "demo-inception_v3-1" / "metrics.json").read_text())
+    assert metrics["test"]["accuracy"] >= 0.95

@@ -1,0 +1,145 @@
+"""The training step against plain PyTorch, and what it refuses."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from flowers_torch.errors import DivergedError
+from flowers_torch.models.freeze import apply_rules
+from flowers_torch.training.engine import (
+    Sums,
+    Training,
+    class_weights,
+    predict_logits,
+    train_epoch,
+    train_step,
+)
+from flowers_torch.training.optim import make_optimizer
+from flowers_torch.training.runtime import Runtime
+
+FP32 = Runtime(torch.device("cpu"), "fp32", "for a test")
+BF16 = Runtime(torch.device("cpu"), "bf16", "for a test")
+
+
+class Net(nn.Module):
+    """A linear network with timm's `get_classifier`, and auxiliary logits on request."""
+
+    def __init__(self, auxiliary: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.fc = nn.Linear(12, 3)
+        self.extra = nn.Linear(12, 3) if auxiliary else None
+
+    def get_classifier(self) -> nn.Module:
+        return self.fc
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        x = x.flatten(1)
+        return (self.fc(x), self.extra(x)) if self.extra and self.training else self.fc(x)
+
+
+def training(
+    model: nn.Module, optimizer: str = "sgd", runtime: Runtime = FP32, **settings: object
+) -> Training:
+    groups = apply_rules(model, [("*", 1.0)])
+    made = make_optimizer(optimizer, model, groups, momentum=0.0)
+    return Training(model, made, runtime.scaler(), runtime, **settings)  # type: ignore[arg-type]
+
+
+IMAGES = torch.randn(5, 3, 2, 2, generator=torch.Generator().manual_seed(1))
+LABELS = torch.tensor([0, 1, 2, 0, 0])
+
+
+@pytest.mark.parametrize("auxiliary", [False, True])
+def test_a_step_equals_plain_pytorch(auxiliary: bool) -> None:
+    model, twin = Net(auxiliary), Net(auxiliary)
+    weights = torch.tensor([0.5, 1.0, 2.0])
+    settings = {"class_weights": weights, "label_smoothing": 0.1, "auxiliary_weight": 0.3, "clip_grad": 0.05}
+    value, correct = train_step(training(model, **settings), IMAGES, LABELS, lr=0.2)
+
+    optimizer = torch.optim.SGD(twin.parameters(), lr=0.2)
+    output = twin(IMAGES)
+    logits, extra = output if auxiliary else (output, None)
+    loss = F.cross_entropy(logits, LABELS, weight=weights, label_smoothing=0.1)
+    total = (
+        loss + 0.3 * F.cross_entropy(extra, LABELS, weight=weights, label_smoothing=0.1)
+        if auxiliary
+        else loss
+    )
+    total.backward()
+    nn.utils.clip_grad_norm_(twin.parameters(), 0.05)
+    optimizer.step()
+    assert value == pytest.approx(loss.item())
+    assert correct == int((logits.argmax(1) == LABELS).sum())
+    for name, parameter in model.named_parameters():
+        assert torch.allclose(parameter, twin.get_parameter(name), atol=1e-7), name
+
+
+@pytest.mark.parametrize("poison", ["loss", "gradient"])
+def test_numbers_that_are_not_finite_stop_before_the_update(poison: str) -> None:
+    model = Net()
+    state = training(model, "adamw")
+    images = IMAGES.clone()
+    if poison == "loss":
+        images[2, 0, 0, 0] = torch.nan
+    else:
+        model.fc.weight.register_hook(lambda gradient: gradient * torch.inf)
+    before = model.fc.weight.detach().clone()
+    with pytest.raises(DivergedError, match="lower the learning rate"):
+        train_step(state, images, LABELS, lr=0.01)
+    assert torch.equal(model.fc.weight, before)
+
+
+def test_an_epoch_adds_sums_over_photos_not_means_of_batches() -> None:
+    state, sums = training(Net()), Sums()
+    batches = [(IMAGES, LABELS, torch.arange(5)), (IMAGES[:1], LABELS[:1], torch.arange(1))]
+    rates = list(train_epoch(state, batches, sums, 7, lambda step: step * 0.0 + 1e-9))
+    assert len(rates) == 2 and sums.photos == 6
+    with torch.no_grad():
+        logits = Net()(torch.cat([IMAGES, IMAGES[:1]]))
+    expected = F.cross_entropy(logits, torch.cat([LABELS, LABELS[:1]]))
+    assert sums.mean_loss == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_steps_are_numbered_within_the_stage() -> None:
+    seen: list[int] = []
+
+    def rate(step: int) -> float:
+        seen.append(step)
+        return 0.1
+
+    list(train_epoch(training(Net()), [(IMAGES, LABELS, LABELS)] * 3, Sums(), 7, rate))
+    assert seen == [7, 8, 9]
+
+
+@pytest.mark.parametrize("runtime", [FP32, BF16], ids=lambda runtime: runtime.precision)
+def test_mixed_precision_keeps_float32_parameters_and_learns(runtime: Runtime) -> None:
+    model = Net()
+    state = training(model, "adamw", runtime)
+    losses = [train_step(state, IMAGES, LABELS, lr=0.05)[0] for _ in range(40)]
+    assert losses[-1] < 0.3 * losses[0]
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_training_on_cuda(precision: str) -> None:
+    runtime = Runtime(torch.device("cuda"), precision, "for a test")
+    model = runtime.place(Net())
+    state = training(model, "adamw", runtime)
+    losses = [train_step(state, IMAGES, LABELS, lr=0.05)[0] for _ in range(40)]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_prediction_keeps_order_and_leaves_no_graph() -> None:
+    model = Net().train()
+    batches = [(IMAGES[:3], LABELS[:3], LABELS[:3]), (IMAGES[3:], LABELS[3:], LABELS[3:])]
+    logits, labels = predict_logits(model, batches, FP32)
+    assert torch.equal(labels, LABELS) and not logits.requires_grad
+    assert torch.allclose(logits, Net()(IMAGES), atol=1e-6)
+
+
+def test_balanced_class_weights() -> None:
+    assert torch.allclose(class_weights([0, 0, 0, 1], 2), torch.tensor([4 / 6, 4 / 2]))

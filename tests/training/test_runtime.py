@@ -1,0 +1,76 @@
+"""Device and precision: what is chosen, and what is refused."""
+
+import pytest
+import torch
+
+from flowers_torch.errors import UsageError
+from flowers_torch.models.zoo import create_model
+from flowers_torch.training import runtime
+from flowers_torch.training.runtime import Runtime, choose_runtime
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_the_cpu_computes_bf16_only_where_it_is_native(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "_cpu_computes_bf16", lambda: native)
+    assert choose_runtime("cpu").precision == ("bf16" if native else "fp32")
+
+
+@pytest.mark.parametrize(
+    ("device", "precision"),
+    [("cuda:99", "auto"), ("banana", "auto"), ("meta", "auto"), ("cpu", "fp16")],
+)
+def test_what_is_not_there_is_refused(device: str, precision: str) -> None:
+    with pytest.raises(UsageError):
+        choose_runtime(device, precision)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_autocast_follows_the_precision(precision: str) -> None:
+    chosen = Runtime(torch.device("cpu"), precision, "for a test")
+    with chosen.autocast():
+        out = torch.nn.Linear(4, 4)(torch.randn(2, 4))
+    assert out.dtype == {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    assert not chosen.scaler().is_enabled()
+
+
+def test_images_take_the_layout() -> None:
+    images = torch.randn(2, 3, 8, 8)
+    for channels_last in (True, False):
+        chosen = Runtime(torch.device("cpu"), "fp32", "for a test", channels_last)
+        assert chosen.images(images).is_contiguous(memory_format=torch.channels_last) == channels_last
+
+
+def test_threads_are_set() -> None:
+    before = torch.get_num_threads()
+    try:
+        choose_runtime("cpu", threads=1)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("faster", ["fp32", "bf16"])
+def test_the_probe_takes_the_faster_and_changes_nothing(faster: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = create_model("test_resnet", num_classes=3)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    real = runtime._step_seconds
+
+    def seconds(candidate: Runtime, *arguments: object) -> float:
+        real(candidate, *arguments)
+        return 1.0 if candidate.precision == faster else 2.0
+
+    monkeypatch.setattr(runtime, "_step_seconds", seconds)
+    torch.manual_seed(0)
+    draw = torch.rand(1)
+    torch.manual_seed(0)
+    open_choice = Runtime(torch.device("cpu"), "bf16", "for a test", fixed=False)
+    chosen = runtime.probe_precision(open_choice, model, 32)
+    assert chosen.precision == faster and chosen.fixed and "4.0 img/s" in chosen.reason
+    assert torch.equal(torch.rand(1), draw)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_wish_is_not_probed() -> None:
+    asked = choose_runtime("cpu", "fp32")
+    assert runtime.probe_precision(asked, torch.nn.Linear(1, 1), 32) is asked
