@@ -15,10 +15,10 @@ from flowers_torch.config import Config, load_config, to_toml
 from flowers_torch.data.loaders import make_loader
 from flowers_torch.data.splits import Split, load_split, save_split
 from flowers_torch.errors import DivergedError, ModelFileError, printable
+from flowers_torch.evaluation.answers import Answers, collect
 from flowers_torch.evaluation.metrics import Scores, score
-from flowers_torch.evaluation.plots import plot_curves
-from flowers_torch.evaluation.summary import describe_epoch, describe_scores, prediction_rows
-from flowers_torch.files import safe_load, write_csv, write_json, write_text
+from flowers_torch.evaluation.summary import describe_epoch
+from flowers_torch.files import write_text
 from flowers_torch.models.classifier import build
 from flowers_torch.models.freeze import apply_rules, freeze_table, set_train_mode
 from flowers_torch.prepare import (
@@ -30,6 +30,7 @@ from flowers_torch.prepare import (
     prepare,
     stage_rules,
 )
+from flowers_torch.results import write_results
 from flowers_torch.run_folder import new_run_folder, write_origin
 from flowers_torch.training.checkpoint import (
     MODEL_FILE,
@@ -41,7 +42,7 @@ from flowers_torch.training.checkpoint import (
     restore_model,
     restore_training,
 )
-from flowers_torch.training.engine import Training, predict_logits, train_epoch
+from flowers_torch.training.engine import Training, train_epoch
 from flowers_torch.training.monitors import bar, log, log_file
 from flowers_torch.training.optim import learning_rate, make_optimizer
 from flowers_torch.training.runtime import choose_runtime
@@ -116,6 +117,7 @@ def _train_and_test(run: Run, progress: Progress, saved: Saved | None = None) ->
     )
     saver = Saver(run.folder, progress, run.record, config.checkpoint_minutes)
     resumed_stage = progress.stage if saved else None
+    best_answers = None  # to the validation photos, in the best epoch of this process
     for number in range(progress.stage, len(config.stages)):
         stage = config.stages[number]
         groups = apply_rules(run.model, stage_rules(run.model, stage))
@@ -163,7 +165,8 @@ def _train_and_test(run: Run, progress: Progress, saved: Saved | None = None) ->
                         f"loss {progress.sums.mean_loss:.3f}, acc {progress.sums.accuracy:.3f}"
                     )
                     saver.save_if_due(training)
-            val = score(*predict_logits(run.model, validation, run.runtime))
+            answers = collect(run.model, validation, run.runtime)
+            val = score(answers.logits, answers.labels)
             row = {
                 "stage": stage.name,
                 "epoch": progress.epoch + 1,
@@ -177,30 +180,18 @@ def _train_and_test(run: Run, progress: Progress, saved: Saved | None = None) ->
             }
             log.info(describe_epoch(row, stage.epochs))
             saver.end_epoch(row, run.model)
+            if progress.best is row:
+                best_answers = answers
             saver.save_if_due(training, force=progress.epoch == stage.epochs)
         progress.stage, progress.epoch = number + 1, 0
-    return _finish(run, progress)
+    return _finish(run, progress, best_answers)
 
 
-def _finish(run: Run, progress: Progress) -> Result:
+def _finish(run: Run, progress: Progress, validation: Answers | None) -> Result:
     """Tests the best weights once, on photos that decided nothing, and writes the results."""
     if not progress.best:
         raise DivergedError("the validation loss was never finite", "lower the learning rates of the stages")
-    run.model.load_state_dict(safe_load(run.folder / MODEL_FILE)[0])
-    loader, _ = make_loader(
-        photo_dataset(run, "test", "none"), run.config.batch_size, shuffle=False, **loading(run)
-    )
-    logits, labels = predict_logits(run.model, loader, run.runtime)
-    test = score(logits, labels)
-    log.info(describe_scores(test, run.photos.classes))
-    paths = [run.photos.paths[index] for index in run.split["test"]]
-    write_csv(run.folder / "predictions.csv", prediction_rows(paths, logits, labels, run.photos.classes))
-    write_csv(run.folder / "history.csv", progress.history)
-    plot_curves(progress.history, run.folder / "figures" / "curves.png")
-    write_json(
-        run.folder / "metrics.json",
-        {"best_epoch": progress.best, "test": test.to_dict(run.photos.classes)},
-    )
+    test = write_results(run, progress.history, progress.best, validation)
     (run.folder / RESUME_FILE).unlink(missing_ok=True)  # only now is there nothing left to go on with
     size = (run.folder / MODEL_FILE).stat().st_size / 1e6
     log.info(f"model    {printable(run.folder / MODEL_FILE)}, {size:.1f} MB")

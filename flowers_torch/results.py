@@ -1,0 +1,136 @@
+"""From the best weights to a finished run folder: calibration, test, and the files that hold the results."""
+
+import csv
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from flowers_torch.config import load_config
+from flowers_torch.data.loaders import make_loader
+from flowers_torch.data.preview import choose_photos
+from flowers_torch.data.splits import load_split
+from flowers_torch.errors import DataError, printable
+from flowers_torch.evaluation.answers import Answers, collect, save_predictions
+from flowers_torch.evaluation.calibration import fit_temperature
+from flowers_torch.evaluation.metrics import Scores, score
+from flowers_torch.evaluation.plots import plot_curves
+from flowers_torch.evaluation.summary import describe_scores, describe_small_classes, prediction_rows
+from flowers_torch.evaluation.unsure import fit_familiar, make_trust, trade_off
+from flowers_torch.files import safe_load, write_csv, write_json
+from flowers_torch.models.classifier import Record, load_classifier, save_classifier
+from flowers_torch.prepare import Run, admit_photos, loading, photo_dataset
+from flowers_torch.training.checkpoint import MODEL_FILE
+from flowers_torch.training.monitors import log
+from flowers_torch.training.runtime import choose_runtime
+
+REFERENCE_PHOTOS = 256  # of the training photos, whose features say what is familiar
+
+
+def answer(run: Run, part: str) -> Answers:
+    """The network's answers to the photos of a part."""
+    batches, _ = make_loader(
+        photo_dataset(run, part, "none"), run.config.batch_size, shuffle=False, **loading(run)
+    )
+    return collect(run.model, batches, run.runtime)
+
+
+def write_results(
+    run: Run, history: list[dict[str, Any]], best: dict[str, Any], validation: Answers | None = None
+) -> Scores:
+    """Tests the best weights once, on photos that decided nothing, and writes all that came of the run.
+
+    What is fitted here (the temperature, the limits of what the model knows) is fitted on validation and
+    training photos and written into the weights file.
+
+    Args:
+        run: Its folder holds the best weights.
+        history: A row for each epoch.
+        best: The row of the best one.
+        validation: That epoch's answers, if they are at hand; else they are computed anew.
+    """
+    run.model.load_state_dict(safe_load(run.folder / MODEL_FILE)[0])
+    validation = validation or answer(run, "val")
+    run.record = calibrate(run, validation)
+    save_classifier(run.model.state_dict(), run.record, run.folder / MODEL_FILE, best=best)
+
+    answers = answer(run, "test")
+    temperature = run.record.temperature
+    logits, labels, classes = answers.logits / temperature, answers.labels, run.photos.classes
+    test, before = score(logits, labels), score(answers.logits, labels)
+    log.info(describe_scores(test, classes))
+    log.info(
+        f"trust    probabilities at temperature {temperature:.2f}: they are off by "
+        f"{test.calibration_error:.3f} on average, {before.calibration_error:.3f} without it"
+    )
+    if warning := describe_small_classes(test, classes):
+        log.info(f"note     {warning}")
+    parts = {"val": validation, "test": answers}
+    paths = {part: [run.photos.paths[index] for index in run.split[part]] for part in parts}
+    save_predictions(run.folder, classes, temperature, {part: (paths[part], parts[part]) for part in parts})
+    write_csv(run.folder / "predictions.csv", prediction_rows(paths["test"], logits, labels, classes))
+    write_csv(run.folder / "history.csv", history)
+    plot_curves(history, run.folder / "figures" / "curves.png")
+    write_json(
+        run.folder / "metrics.json",
+        {
+            "best_epoch": best,
+            "temperature": temperature,
+            "uncalibrated": {
+                "loss": before.loss,
+                "brier": before.brier,
+                "calibration_error": before.calibration_error,
+            },
+            "test": test.to_dict(classes),
+        },
+    )
+    return test
+
+
+def calibrate(run: Run, validation: Answers) -> Record:
+    """The run's record with its temperature, its trade-off of errors and what it holds for familiar."""
+    temperature = fit_temperature(validation.logits, validation.labels)
+    confidence, predicted = (validation.logits / temperature).softmax(1).max(1)
+    curve = trade_off(confidence, predicted == validation.labels)
+    familiar = None
+    if validation.features.numel():
+        train = set(run.split["train"])
+        chosen = [index for index in choose_photos(run.photos, len(run.photos)) if index in train]
+        few = dataclasses.replace(run, split={"reference": chosen[:REFERENCE_PHOTOS]})
+        reference = answer(few, "reference")
+        familiar = fit_familiar(reference.features, reference.labels, validation.features)
+    return dataclasses.replace(run.record, temperature=temperature, trust=make_trust(curve, familiar))
+
+
+def open_run(folder: Path, device: str = "auto") -> Run:
+    """A finished run as it was: configuration, photos, split, and the network with its best weights.
+
+    Raises:
+        DataError: not a run folder, or its photos are no longer there or have changed.
+        ModelFileError: no weights, or damaged ones.
+    """
+    if not (folder / "config.toml").is_file():
+        raise DataError(f"{printable(folder)} is no run folder", "name the folder that training wrote")
+    config = load_config(file=str(folder / "config.toml"))
+    model, record = load_classifier(folder)
+    photos = admit_photos(config).photos
+    runtime = choose_runtime(device, config.precision, config.channels_last, config.threads)
+    split = load_split(folder / "split.json", photos)
+    return Run(config, runtime, photos, split, record, runtime.place(model), folder)
+
+
+def read_history(folder: Path) -> list[dict[str, Any]]:
+    """The rows of `history.csv`, numbers as numbers; empty where there is none."""
+    path = folder / "history.csv"
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return [{key: _number(value) for key, value in row.items()} for row in csv.DictReader(file)]
+
+
+def _number(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
