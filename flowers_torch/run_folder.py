@@ -102,7 +102,7 @@ def run_lock(folder: Path) -> Iterator[None]:
     with file:
         if fcntl is not None:
             try:
-                # A POSIX lock, not flock: forked DataLoader workers do not inherit it, so it dies with the run.
+                # POSIX locks, unlike flock's, are not inherited by DataLoader workers that outlive a kill.
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except (BlockingIOError, PermissionError):
                 file.seek(0)

@@ -7,6 +7,7 @@ from typing import Any
 
 from flowers_torch.config import Stage
 from flowers_torch.data.loaders import make_loader
+from flowers_torch.data.workers import watched
 from flowers_torch.errors import StoppedError, printable
 from flowers_torch.evaluation.metrics import score
 from flowers_torch.evaluation.summary import describe_epoch
@@ -48,6 +49,7 @@ def train_stage(
     photos = photo_dataset(run, "train", stage.augment)
     balanced = config.sampler == "balanced"
     loader, order = make_loader(photos, config.batch_size, shuffle=True, balanced=balanced, **loading(run))
+    saver.check_space(training)
     steps, warmup = stage.epochs * len(order), round(stage.warmup_epochs * len(order))
     set_train_mode(run.model, stage.batch_norm == "adapt")
     log.info(f"stage {number + 1}  {stage.name}: {stage.epochs} epochs, {stage.optimizer}")
@@ -70,7 +72,10 @@ def train_stage(
         )
         title = f"{stage.name} {progress.epoch + 1}/{stage.epochs}"
         with bar(title, len(photos), progress.sums.photos) as meter:
-            for _ in train_epoch(training, loader, progress.sums, first_step, rate):
+            batches = watched(loader)
+            for _ in train_epoch(
+                training, batches, progress.sums, first_step, rate, photos.paths.__getitem__
+            ):
                 progress.step += 1
                 progress.seconds = time.monotonic() - started
                 meter.update(progress.sums.photos - meter.n)
@@ -79,7 +84,7 @@ def train_stage(
                 saver.save_if_due(training)
                 if stop.time_is_up():
                     break
-        val = score(*predict_logits(training.evaluated, validation, run.runtime, leave_if_asked))
+        val = score(*predict_logits(training.evaluated, watched(validation), run.runtime, leave_if_asked))
         row = {
             "stage": stage.name,
             "epoch": progress.epoch + 1,
@@ -90,6 +95,7 @@ def train_stage(
             "val_accuracy": val.accuracy,
             "seconds": time.monotonic() - started,
             "images_per_second": progress.sums.photos / progress.seconds,
+            "changes": len(progress.changes),
         }
         log.info(describe_epoch(row, stage.epochs))
         if config.tensorboard:

@@ -24,7 +24,7 @@ class Pulse:
     """
 
     def __init__(self, workers: int) -> None:
-        # Memory of the standard library: torch's lies in /dev/shm, whose lack is one of the troubles to tell of.
+        # The standard library's shared memory: torch's needs /dev/shm, whose lack is to be told of, too.
         self.positions = multiprocessing.Array("q", [-1] * workers, lock=False)
         self.times = multiprocessing.Array("d", workers, lock=False)
 
@@ -88,7 +88,11 @@ def worker_errors() -> Iterator[None]:
 def _explained(error: Exception, names: str) -> Exception:
     """Our error for what torch says of its workers; any other error as it is."""
     text = str(error)
-    lacks_memory = ("out of shared memory", "unable to allocate shared memory", "unable to write to file </torch")
+    lacks_memory = (
+        "out of shared memory",
+        "unable to allocate shared memory",
+        "unable to write to file </torch",
+    )
     if any(sign in text for sign in lacks_memory):
         return ResourceError(
             "shared memory (/dev/shm) is too small for the workers",
