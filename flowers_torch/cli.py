@@ -88,14 +88,11 @@ def guarded(verb: str, arguments: list[str], prog: str | None = None) -> int:
         command.add_arguments(parser)
         parser.add_argument("--debug", action="store_true", help="show the trace of an error")
         code: int = command.run(parser.parse_args(arguments))
-        sys.stdout.flush()
+        if sys.stdout is not None:  # closed from the start (`>&-`)
+            sys.stdout.flush()
         return code
     except FlowersError as error:
-        # An error from a DataLoader's worker brings the worker's trace; the message is its last line.
-        message = str(error).strip().splitlines()[-1]
-        if "Original Traceback" in str(error):
-            message = message.partition(": ")[2]
-        return _fail(message, error.exit_code, debug)
+        return _fail(str(error), error.exit_code, debug)
     except Terminated:
         return _fail("stopped by SIGTERM before there was anything to save", 128 + signal.SIGTERM, debug)
     except KeyboardInterrupt:
@@ -107,6 +104,10 @@ def guarded(verb: str, arguments: list[str], prog: str | None = None) -> int:
     except MemoryError:
         return _fail("out of memory; fix: lower --batch-size or --size", 6, debug)
     except Exception as error:
+        if "OutOfMemory" in type(error).__name__ or "can't allocate memory" in str(
+            error
+        ):  # torch's own kinds
+            return _fail("out of memory; fix: lower --batch-size or --size", 6, debug)
         text = f"{type(error).__name__}: {printable(' '.join(str(error).split()), 300)}"
         return _fail(f"{text}; fix: this is our bug, please report it with the output of --debug", 1, debug)
 

@@ -3,12 +3,14 @@
 import dataclasses
 import functools
 import time
+from pathlib import Path
 from typing import Any
 
 from torch.utils.data import DataLoader
 
 from flowers_torch.config import Stage
 from flowers_torch.data.loaders import CountedBatches, make_loader
+from flowers_torch.data.workers import watched
 from flowers_torch.errors import StoppedError, printable
 from flowers_torch.evaluation.metrics import score
 from flowers_torch.evaluation.summary import describe_epoch
@@ -48,6 +50,7 @@ def train_stage(
     training, order = begun.training, begun.order
     if saved:
         restore_training(training, saved)
+    saver.check_space(training)
     steps, warmup = stage.epochs * len(order), round(stage.warmup_epochs * len(order))
 
     def leave_if_asked(_: int = 0) -> None:
@@ -67,7 +70,9 @@ def train_stage(
         )
         title = f"{stage.name} {progress.epoch + 1}/{stage.epochs}"
         with bar(title, order.count, progress.sums.photos) as meter:
-            for _ in train_epoch(training, begun.loader, progress.sums, first_step, rate):
+            batches = watched(begun.loader)
+            names = begun.paths.__getitem__
+            for _ in train_epoch(training, batches, progress.sums, first_step, rate, names):
                 progress.step += 1
                 progress.seconds = time.monotonic() - started
                 meter.update(progress.sums.photos - meter.n)
@@ -76,7 +81,7 @@ def train_stage(
                 saver.save_if_due(training)
                 if stop.time_is_up():
                     break
-        val = score(*predict_logits(training.evaluated, validation, run.runtime, leave_if_asked))
+        val = score(*predict_logits(training.evaluated, watched(validation), run.runtime, leave_if_asked))
         row = {
             "stage": stage.name,
             "epoch": progress.epoch + 1,
@@ -87,6 +92,7 @@ def train_stage(
             "val_accuracy": val.accuracy,
             "seconds": time.monotonic() - started,
             "images_per_second": progress.sums.photos / progress.seconds,
+            "changes": len(progress.changes),
         }
         log.info(describe_epoch(row, stage.epochs))
         if config.tensorboard:
@@ -111,6 +117,7 @@ class Begun:
     training: Training
     loader: DataLoader[Any]
     order: CountedBatches
+    paths: list[Path]  # of the photos, by position
 
 
 def begin_stage(run: Run, stage: Stage) -> Begun:
@@ -134,7 +141,7 @@ def begin_stage(run: Run, stage: Stage) -> Begun:
     )
     photos, balanced = photo_dataset(run, "train", stage.augment), config.sampler == "balanced"
     loader, order = make_loader(photos, config.batch_size, shuffle=True, balanced=balanced, **loading(run))
-    return Begun(training, loader, order)
+    return Begun(training, loader, order, photos.paths)
 
 
 def stage_losses(progress: Progress) -> list[float]:
