@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,14 @@ from flowers_torch.config import load_config
 from flowers_torch.data.loaders import make_loader
 from flowers_torch.data.preview import choose_photos
 from flowers_torch.data.splits import load_split
+from flowers_torch.data.workers import watched
 from flowers_torch.errors import DataError, printable
 from flowers_torch.evaluation.answers import Answers, collect, save_predictions
 from flowers_torch.evaluation.calibration import fit_temperature
 from flowers_torch.evaluation.metrics import Scores, score
 from flowers_torch.evaluation.plots import plot_curves
 from flowers_torch.evaluation.summary import describe_scores, describe_small_classes, prediction_rows
-from flowers_torch.evaluation.unsure import fit_familiar, make_trust, trade_off
+from flowers_torch.evaluation.unsure import REFERENCE_PHOTOS, fit_familiar, make_trust, trade_off
 from flowers_torch.files import safe_load, write_csv, write_json
 from flowers_torch.models.classifier import Record, load_classifier, save_classifier
 from flowers_torch.prepare import Run, admit_photos, loading, photo_dataset
@@ -23,19 +25,21 @@ from flowers_torch.training.checkpoint import MODEL_FILE
 from flowers_torch.training.monitors import log
 from flowers_torch.training.runtime import choose_runtime
 
-REFERENCE_PHOTOS = 256  # of the training photos, whose features say what is familiar
 
-
-def answer(run: Run, part: str) -> Answers:
+def answer(run: Run, part: str, after_batch: Callable[[int], Any] = lambda photos: None) -> Answers:
     """The network's answers to the photos of a part."""
     batches, _ = make_loader(
         photo_dataset(run, part, "none"), run.config.batch_size, shuffle=False, **loading(run)
     )
-    return collect(run.model, batches, run.runtime)
+    return collect(run.model, watched(batches), run.runtime, after_batch)
 
 
 def write_results(
-    run: Run, history: list[dict[str, Any]], best: dict[str, Any], validation: Answers | None = None
+    run: Run,
+    history: list[dict[str, Any]],
+    best: dict[str, Any],
+    changes: list[dict[str, Any]],
+    after_batch: Callable[[int], Any] = lambda photos: None,
 ) -> Scores:
     """Tests the best weights once, on photos that decided nothing, and writes all that came of the run.
 
@@ -46,14 +50,15 @@ def write_results(
         run: Its folder holds the best weights.
         history: A row for each epoch.
         best: The row of the best one.
-        validation: That epoch's answers, if they are at hand; else they are computed anew.
+        changes: What was changed on the way, where a run went on with other options.
+        after_batch: Called with the number of photos of each batch that is answered.
     """
     run.model.load_state_dict(safe_load(run.folder / MODEL_FILE)[0])
-    validation = validation or answer(run, "val")
-    run.record = calibrate(run, validation)
+    validation = run.best_answers or answer(run, "val", after_batch)
+    run.record = calibrate(run, validation, after_batch)
     save_classifier(run.model.state_dict(), run.record, run.folder / MODEL_FILE, best=best)
 
-    answers = answer(run, "test")
+    answers = answer(run, "test", after_batch)
     temperature = run.record.temperature
     logits, labels, classes = answers.logits / temperature, answers.labels, run.photos.classes
     test, before = score(logits, labels), score(answers.logits, labels)
@@ -81,12 +86,15 @@ def write_results(
                 "calibration_error": before.calibration_error,
             },
             "test": test.to_dict(classes),
+            "changes": changes,
         },
     )
     return test
 
 
-def calibrate(run: Run, validation: Answers) -> Record:
+def calibrate(
+    run: Run, validation: Answers, after_batch: Callable[[int], Any] = lambda photos: None
+) -> Record:
     """The run's record with its temperature, its trade-off of errors and what it holds for familiar."""
     temperature = fit_temperature(validation.logits, validation.labels)
     confidence, predicted = (validation.logits / temperature).softmax(1).max(1)
@@ -96,7 +104,7 @@ def calibrate(run: Run, validation: Answers) -> Record:
         train = set(run.split["train"])
         chosen = [index for index in choose_photos(run.photos, len(run.photos)) if index in train]
         few = dataclasses.replace(run, split={"reference": chosen[:REFERENCE_PHOTOS]})
-        reference = answer(few, "reference")
+        reference = answer(few, "reference", after_batch)
         familiar = fit_familiar(reference.features, reference.labels, validation.features)
     return dataclasses.replace(run.record, temperature=temperature, trust=make_trust(curve, familiar))
 

@@ -78,7 +78,8 @@ def _save(folder: Path, device: str) -> int:
 
     opened = open_run(folder, device)
     best = safe_load(folder / "model.safetensors")[1].get("best", {})
-    write_results(opened, read_history(folder), best)
+    old = json.loads((folder / "metrics.json").read_text()) if (folder / "metrics.json").is_file() else {}
+    write_results(opened, read_history(folder), best, old.get("changes", []))
     return 0
 
 

@@ -1,7 +1,7 @@
 """What a network answered to photos, kept so that everything later is computed without running it again."""
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,19 @@ class Answers:
     features: Tensor
 
 
-def collect(model: nn.Module, batches: Iterable[Sequence[Tensor]], runtime: Runtime) -> Answers:
+def collect(
+    model: nn.Module,
+    batches: Iterable[Sequence[Tensor]],
+    runtime: Runtime,
+    after_batch: Callable[[int], Any] = lambda photos: None,
+) -> Answers:
     """The forward pass behind validation and test, which also keeps the input of the classifier.
 
     Args:
         model: A network with timm's contract; left in inference mode.
         batches: `(images, labels, ...)`.
         runtime: Device and precision.
+        after_batch: Called with the number of photos of each batch.
     """
     seen: list[Tensor] = []
 
@@ -41,7 +47,7 @@ def collect(model: nn.Module, batches: Iterable[Sequence[Tensor]], runtime: Runt
     classifier: nn.Module = model.get_classifier()  # type: ignore[operator]
     hook = classifier.register_forward_pre_hook(keep)
     try:
-        logits, labels = predict_logits(model, batches, runtime)
+        logits, labels = predict_logits(model, batches, runtime, after_batch)
     finally:
         hook.remove()
     return Answers(logits, labels, torch.cat(seen) if seen else torch.empty(len(labels), 0))
