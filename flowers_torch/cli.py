@@ -26,6 +26,8 @@ VERBS = {
     "evaluate": "how good a model is on labelled photos",
     "compare": "which of several runs is better, on the same photos",
     "combine": "average the answers or the weights of several runs",
+    "report": "build the report of a run anew",
+    "insight": "doubtful labels, and whether more photos would help",
     "models": "list the networks",
     "layers": "list a network's layers, with Keras's numbers",
     "summary": "print a network's layers as Keras does",

@@ -27,7 +27,7 @@ from flowers_torch.prepare import (
     photo_dataset,
     prepare,
 )
-from flowers_torch.results import write_results
+from flowers_torch.results import report, write_results
 from flowers_torch.resuming import check_exact, run_facts
 from flowers_torch.run_folder import new_run_folder, run_lock, write_origin
 from flowers_torch.stage import train_stage
@@ -152,5 +152,6 @@ def _finish(run: Run, progress: Progress, stop: StopRequest) -> Result:
         path.unlink()
     size = (run.folder / MODEL_FILE).stat().st_size / 1e6
     log.info(f"model    {printable(run.folder / MODEL_FILE)}, {size:.1f} MB")
+    log.info(f"report   {printable(report(run))}")
     log.info(f"next     flowers-torch predict {shlex.quote(printable(run.folder))} PHOTO...")
     return Result(run.folder, test, progress.history)

@@ -15,10 +15,20 @@ ABOVE = {
     "data": {"data"},
     "training": {"training", "models", "data"},
     "evaluation": {"evaluation", "training", "models", "data"},
+    "report": {"report", "evaluation", "training", "models", "data"},
     "deploy": {"deploy", "evaluation", "training", "models", "data"},
 }
 DOORS = {"cli", "commands"}
-CONFIG_READERS = {"config", "prepare", "stage", "recipe", "results", "crossval"} | DOORS
+CONFIG_READERS = {
+    "config",
+    "prepare",
+    "stage",
+    "resuming",
+    "recipe",
+    "results",
+    "insight",
+    "crossval",
+} | DOORS
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -87,7 +87,7 @@ def _as_map(model: nn.Module, tensor: Tensor) -> Tensor:
     return tensor.permute(0, 3, 1, 2) if channels_last else tensor
 
 
-def overlay(image: Image.Image, heat: Tensor, strength: float = 0.55) -> Image.Image:
+def overlay(image: Image.Image, heat: Tensor, strength: float = 0.75) -> Image.Image:
     """Lays a map of influence over the picture that the network saw.
 
     Args:

@@ -56,7 +56,7 @@ def fit_probe(features: Tensor, labels: Tensor, classes: int, l2: float = 1.0) -
         loss.backward()
         return loss
 
-    optimizer.step(closure)  # type: ignore[arg-type]
+    optimizer.step(closure)
     return LinearProbe(mean, scale, weight.detach(), bias.detach())
 
 
