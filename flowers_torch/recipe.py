@@ -13,8 +13,9 @@ from typing import Any
 
 from flowers_torch.config import Config, load_config, to_toml
 from flowers_torch.data.loaders import make_loader
-from flowers_torch.data.splits import Split, load_split, save_split
-from flowers_torch.errors import DivergedError, ModelFileError, printable
+from flowers_torch.data.split_file import load_split, save_split
+from flowers_torch.data.splits import Split
+from flowers_torch.errors import DataError, DivergedError, ModelFileError, printable
 from flowers_torch.evaluation.metrics import Scores, score
 from flowers_torch.evaluation.plots import plot_curves
 from flowers_torch.evaluation.summary import describe_epoch, describe_scores, prediction_rows
@@ -29,6 +30,7 @@ from flowers_torch.prepare import (
     photo_dataset,
     prepare,
     stage_rules,
+    training_batches,
 )
 from flowers_torch.run_folder import new_run_folder, write_origin
 from flowers_torch.training.checkpoint import (
@@ -80,11 +82,17 @@ def train(
         return _train_and_test(run, Progress())
 
 
-def resume(folder: Path) -> Result | None:
+def resume(folder: Path, allow_data_change: bool = False) -> Result | None:
     """Goes on with an interrupted run from its newest saved state; None where it had finished already.
+
+    Args:
+        folder: The run folder.
+        allow_data_change: Go on although photos are missing, edited or new, with those of the run's parts
+            that are still there. The unfinished epoch starts anew and the history counts the change.
 
     Raises:
         ModelFileError: the folder holds no saved state.
+        DataError: the photos are not those that the run began with.
     """
     if not (folder / RESUME_FILE).is_file():
         if (folder / "metrics.json").is_file():
@@ -98,10 +106,16 @@ def resume(folder: Path) -> Result | None:
     saved = read_progress(folder / RESUME_FILE)
     model = build(saved.record)
     restore_model(model, saved)
-    split = load_split(folder / "split.json", photos)
+    split, changes = load_split(folder / "split.json", photos)
     run = Run(config, runtime, photos, split, saved.record, runtime.place(model), folder)
     with log_file(folder / "log.txt"):
         progress = saved.progress
+        if changes:
+            log.info(f"the photos have changed since the run began:\n{changes.table()}")
+            if not allow_data_change:
+                changes.refuse(folder / "split.json", "restore them, or add --allow-data-change")
+            progress.begin_epoch_on_other_photos(changes.counts())
+            save_split(split, photos, folder / "split.json", config.seed)
         stage = config.stages[progress.stage].name
         log.info(
             f"resumed  {printable(folder)}: {stage}, epoch {progress.epoch + 1}, batch {progress.step + 1}"
@@ -131,11 +145,7 @@ def _train_and_test(run: Run, progress: Progress, saved: Saved | None = None) ->
         )
         if saved and number == resumed_stage:
             restore_training(training, saved)
-        photos = photo_dataset(run, "train", stage.augment)
-        balanced = config.sampler == "balanced"
-        loader, order = make_loader(
-            photos, config.batch_size, shuffle=True, balanced=balanced, **loading(run)
-        )
+        batches, order = training_batches(run, stage)
         rate = functools.partial(
             learning_rate,
             steps=stage.epochs * len(order),
@@ -154,16 +164,20 @@ def _train_and_test(run: Run, progress: Progress, saved: Saved | None = None) ->
             order.skip = progress.step
             first_step = progress.epoch * len(order) + progress.step
             title = f"{stage.name} {progress.epoch + 1}/{stage.epochs}"
-            with bar(title, len(photos), progress.sums.photos) as meter:
-                for _ in train_epoch(training, loader, progress.sums, first_step, rate):
-                    progress.step += 1
-                    progress.seconds = time.monotonic() - started
-                    meter.update(progress.sums.photos - meter.n)
-                    meter.set_postfix_str(
-                        f"loss {progress.sums.mean_loss:.3f}, acc {progress.sums.accuracy:.3f}"
-                    )
-                    saver.save_if_due(training)
-            val = score(*predict_logits(run.model, validation, run.runtime))
+            try:
+                with bar(title, order.count, progress.sums.photos) as meter:
+                    for _ in train_epoch(training, batches, progress.sums, first_step, rate):
+                        progress.step += 1
+                        progress.seconds = time.monotonic() - started
+                        meter.update(progress.sums.photos - meter.n)
+                        meter.set_postfix_str(
+                            f"loss {progress.sums.mean_loss:.3f}, acc {progress.sums.accuracy:.3f}"
+                        )
+                        saver.save_if_due(training)
+                val = score(*predict_logits(run.model, validation, run.runtime))
+            except DataError:  # a photo went missing or broke: what is done so far is not lost with it
+                saver.save_if_due(training, force=True)
+                raise
             row = {
                 "stage": stage.name,
                 "epoch": progress.epoch + 1,
@@ -174,6 +188,7 @@ def _train_and_test(run: Run, progress: Progress, saved: Saved | None = None) ->
                 "val_accuracy": val.accuracy,
                 "seconds": time.monotonic() - started,
                 "images_per_second": progress.sums.photos / progress.seconds,
+                "data_changes": len(progress.data_changes),
             }
             log.info(describe_epoch(row, stage.epochs))
             saver.end_epoch(row, run.model)
@@ -199,7 +214,11 @@ def _finish(run: Run, progress: Progress) -> Result:
     plot_curves(progress.history, run.folder / "figures" / "curves.png")
     write_json(
         run.folder / "metrics.json",
-        {"best_epoch": progress.best, "test": test.to_dict(run.photos.classes)},
+        {
+            "best_epoch": progress.best,
+            "test": test.to_dict(run.photos.classes),
+            "data_changes": progress.data_changes,
+        },
     )
     (run.folder / RESUME_FILE).unlink(missing_ok=True)  # only now is there nothing left to go on with
     size = (run.folder / MODEL_FILE).stat().st_size / 1e6

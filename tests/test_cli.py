@@ -47,6 +47,7 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
         (["--config", "nowhere.toml"], 2, "nowhere.toml"),
         (["--resume", "nowhere"], 4, "nowhere"),
         (["--resume", "nowhere", "--seed", "1"], 2, "--resume"),
+        (["--allow-data-change"], 2, "--resume"),
         (["--arch", "inception_v33"], 2, "inception_v3"),
         (["--data", "no\x1b[31m\nwhere", "--weights", "none"], 3, "does not exist"),
         (["--data", "demo", "--weights", "no.pth"], 4, "no.pth"),

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,9 +16,11 @@ import torch
 
 from flowers_torch import prepare, recipe
 from flowers_torch.config import Config, Stage, load_config
-from flowers_torch.errors import ModelFileError, UsageError
+from flowers_torch.data.loaders import CountedBatches
+from flowers_torch.errors import DataError, ModelFileError, UsageError
 from flowers_torch.files import safe_load
 from flowers_torch.run_folder import FILES, new_run_folder
+from flowers_torch.training.checkpoint import read_progress
 
 ROOT = Path(__file__).parent.parent
 
@@ -109,6 +112,63 @@ def test_a_killed_run_resumes_to_the_same_weights(
     ours, whole = (safe_load(folder / "model.safetensors")[0] for folder in (result.folder, finished.folder))
     assert all(torch.equal(value, ours[name]) for name, value in whole.items())
     assert result.test.correct == finished.test.correct
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_photo_that_goes_missing_during_training_costs_no_step(
+    finished: recipe.Result,
+    photo_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    workers: int,
+) -> None:
+    """It is named, what was done is saved, and with the photo back the run ends as it would have."""
+    shutil.copytree(photo_folder, tmp_path / photo_folder.name)
+    wanted = config(tmp_path / photo_folder.name, tmp_path / "run", dropout=0.3, workers=workers)
+    real, steps = recipe.train_epoch, []
+
+    def epoch(*arguments: Any) -> Any:
+        for rate in real(*arguments):
+            steps.append(rate)
+            if len(steps) == 7:
+                gone.rename(tmp_path / "elsewhere.png")
+            yield rate
+
+    photos = prepare.admit_photos(wanted).photos
+    train = prepare.choose_split(photos, wanted)["train"]
+    order = CountedBatches(len(train), 8, seed=0, shuffle=True)
+    order.epoch = 1
+    last = [position for batch in order for _, position in batch][-1]
+    gone = photos.root / photos.paths[train[last]]
+    with monkeypatch.context() as patch:
+        patch.setattr(recipe, "train_epoch", epoch)
+        with pytest.raises(DataError, match=gone.name):
+            recipe.train(wanted)
+    saved = read_progress(tmp_path / "run" / "resume.safetensors").progress
+    assert (saved.epoch, saved.step) == (1, len(order) - 1)  # all but the batch that held the photo
+
+    with (
+        caplog.at_level("INFO", logger="flowers_torch"),
+        pytest.raises(DataError, match="1 missing, 0 edited"),
+    ):
+        recipe.resume(tmp_path / "run")
+    assert "first missing: " in caplog.text
+    shutil.copytree(tmp_path / "run", tmp_path / "allowed")
+    (tmp_path / "elsewhere.png").rename(gone)
+    result = recipe.resume(tmp_path / "run")
+    assert result is not None
+    ours, whole = (safe_load(folder / "model.safetensors")[0] for folder in (result.folder, finished.folder))
+    assert all(torch.equal(value, ours[name]) for name, value in whole.items())
+
+    gone.unlink()
+    allowed = recipe.resume(tmp_path / "allowed", allow_data_change=True)
+    assert allowed is not None
+    assert [row["data_changes"] for row in allowed.history] == [0, 1, 1, 1]
+    metrics = json.loads((tmp_path / "allowed" / "metrics.json").read_text())
+    assert metrics["data_changes"] == [{"stage": 0, "epoch": 1, "missing": 1, "edited": 0, "added": 0}]
+    parts = json.loads((tmp_path / "allowed" / "split.json").read_text())["parts"]
+    assert gone.name not in {Path(name).name for name in parts["train"] if Path(name).parent == gone.parent}
 
 
 def test_a_finished_run_has_nothing_to_resume(finished: recipe.Result) -> None:

@@ -53,6 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--cache", metavar="DIR", help="where downloads are kept")
     parser.add_argument("--resume", metavar="RUN", help="go on with an interrupted run")
+    parser.add_argument(
+        "--allow-data-change", action="store_true", help="go on with --resume though photos have changed"
+    )
     parser.add_argument("--overwrite", action="store_true", help="let --out replace an earlier run")
     parser.add_argument("--dry-run", action="store_true", help="show data, model, stages, memory, time; stop")
 
@@ -62,6 +65,8 @@ def run(args: argparse.Namespace) -> int:
     changes = overrides(args)
     if args.resume and (changes or args.arch or args.data or args.config or args.dry_run or args.overwrite):
         raise UsageError("--resume goes on with the run's own configuration", "give --resume RUN alone")
+    if args.allow_data_change and not args.resume:
+        raise UsageError("--allow-data-change is for --resume", "leave it out")
     if args.cache:
         os.environ["FLOWERS_TORCH_CACHE"] = args.cache
     from flowers_torch.config import load_config
@@ -73,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
 
     with console():
         if config is None:
-            recipe.resume(Path(args.resume).expanduser())
+            recipe.resume(Path(args.resume).expanduser(), args.allow_data_change)
         elif args.dry_run:
             prepare.dry_run(config)
         else:

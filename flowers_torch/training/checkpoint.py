@@ -30,6 +30,13 @@ class Progress:
     seconds: float = 0.0  # spent in this epoch
     history: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # a row for each finished epoch
     best: dict[str, Any] = dataclasses.field(default_factory=dict)  # the row of the best epoch
+    # Changes of the photos between two resumed parts of the run, each with how many and where it happened.
+    data_changes: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+    def begin_epoch_on_other_photos(self, counts: dict[str, int]) -> None:
+        """Notes that the photos changed; the unfinished epoch, whose order is of no use now, starts anew."""
+        self.data_changes.append({"stage": self.stage, "epoch": self.epoch, **counts})
+        self.step, self.seconds, self.sums = 0, 0.0, Sums()
 
 
 @dataclasses.dataclass(frozen=True)
