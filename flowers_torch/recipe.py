@@ -13,7 +13,8 @@ from typing import Any
 
 from flowers_torch.config import Config, load_config, to_toml
 from flowers_torch.data.loaders import make_loader
-from flowers_torch.data.splits import Split, load_split, save_split
+from flowers_torch.data.split_file import load_split, save_split
+from flowers_torch.data.splits import Split
 from flowers_torch.data.workers import watched, worker_errors
 from flowers_torch.errors import DivergedError, ModelFileError, StoppedError, printable
 from flowers_torch.evaluation.metrics import Scores, score
@@ -84,7 +85,10 @@ def train(
 
 
 def resume(
-    folder: Path, changes: dict[str, Any] | None = None, allow_config_change: bool = False
+    folder: Path,
+    changes: dict[str, Any] | None = None,
+    allow_config_change: bool = False,
+    allow_data_change: bool = False,
 ) -> Result | None:
     """Goes on with an interrupted run from its newest saved state; None where it had finished already.
 
@@ -92,10 +96,13 @@ def resume(
         folder: The run folder.
         changes: To its configuration, as `load_config` takes them.
         allow_config_change: Go on though the result will be another one than without the interruption.
+        allow_data_change: Go on although photos are missing, edited or new, with those of the run's parts
+            that are still there. The unfinished epoch starts anew and the history counts the change.
 
     Raises:
         ModelFileError: the folder holds no saved state.
         UsageError: it could not go on exactly, or another run is at work in the folder.
+        DataError: the photos are not those that the run began with.
     """
     if not saved_states(folder):
         if (folder / "metrics.json").is_file():
@@ -113,11 +120,17 @@ def resume(
         photos = admit_photos(config).photos
         model = build(saved.record)
         restore_model(model, saved)
-        split = load_split(folder / "split.json", photos)
+        split, data_change = load_split(folder / "split.json", photos)
         run = Run(config, runtime, photos, split, saved.record, runtime.place(model), folder)
         if change:
             progress.begin_epoch_anew({"options": change})
             write_text(folder / "config.toml", to_toml(config, f"changed on the way: {change}"))
+        if data_change:
+            log.info(f"the photos have changed since the run began:\n{data_change.table()}")
+            if not allow_data_change:
+                data_change.refuse(folder / "split.json", "restore them, or add --allow-data-change")
+            progress.begin_epoch_anew(data_change.counts())
+            save_split(split, photos, folder / "split.json", config.seed)
         names = [*(stage.name for stage in config.stages), "test"]
         place = f"{names[progress.stage]}, epoch {progress.epoch + 1}, batch {progress.step + 1}"
         log.info(f"resumed  {printable(folder)}: {place}")
