@@ -79,6 +79,8 @@ def guarded(verb: str, arguments: list[str], prog: str | None = None) -> int:
             sys.stdout.flush()
         return code
     except FlowersError as error:
+        if error.quiet:
+            return error.exit_code
         return _fail(str(error), error.exit_code, debug)
     except KeyboardInterrupt:
         return _fail("interrupted", 128 + signal.SIGINT, debug)
