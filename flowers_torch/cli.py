@@ -6,8 +6,10 @@ import importlib
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
+from types import FrameType
 from typing import NoReturn
 
 from flowers_torch import __version__
@@ -18,6 +20,7 @@ VERBS = {
     "train": "train a network on photos in class folders",
     "check": "find what is wrong with photos: unreadable, twins, blurred, ...",
     "preview": "save augmented photos to look at",
+    "lr-find": "find the learning rate that a stage can take",
     "crossval": "train and test in turn on every part of the photos",
     "predict": "name the class of photos",
     "models": "list the networks",
@@ -26,6 +29,14 @@ VERBS = {
     "plot": "draw a network",
     "features": "write a layer's features of photos",
 }
+
+
+class Terminated(BaseException):
+    """SIGTERM came: unwinds the stack as KeyboardInterrupt does, so that half-written files are removed."""
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    raise Terminated
 
 
 class Parser(argparse.ArgumentParser):
@@ -62,6 +73,8 @@ def guarded(verb: str, arguments: list[str], prog: str | None = None) -> int:
         prog: Name in usage texts, where it is not `flowers-torch VERB`.
     """
     debug = "--debug" in arguments
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
     try:
         if verb not in VERBS:
             near = difflib.get_close_matches(verb, VERBS, n=1)
@@ -82,6 +95,8 @@ def guarded(verb: str, arguments: list[str], prog: str | None = None) -> int:
         if error.quiet:
             return error.exit_code
         return _fail(str(error), error.exit_code, debug)
+    except Terminated:
+        return _fail("stopped by SIGTERM before there was anything to save", 128 + signal.SIGTERM, debug)
     except KeyboardInterrupt:
         return _fail("interrupted", 128 + signal.SIGINT, debug)
     except BrokenPipeError:

@@ -14,7 +14,7 @@ from typing import Any
 from flowers_torch.config import Config, load_config, to_toml
 from flowers_torch.data.loaders import make_loader
 from flowers_torch.data.splits import Split, load_split, save_split
-from flowers_torch.data.workers import watched, worker_errors
+from flowers_torch.data.workers import worker_errors
 from flowers_torch.errors import DivergedError, ModelFileError, StoppedError, printable
 from flowers_torch.evaluation.metrics import Scores, score
 from flowers_torch.evaluation.plots import plot_curves
@@ -153,7 +153,7 @@ def _finish(run: Run, progress: Progress, stop: StopRequest) -> Result:
             fix = f"go on with --resume {printable(run.folder)}"
             raise StoppedError(f"stopped by {stop.signal_name} before the test was over", fix, stop.number)
 
-    logits, labels = predict_logits(run.model, watched(loader), run.runtime, leave_if_asked)
+    logits, labels = predict_logits(run.model, loader, run.runtime, leave_if_asked)
     test = score(logits, labels)
     log.info(describe_scores(test, run.photos.classes))
     paths = [run.photos.paths[index] for index in run.split["test"]]

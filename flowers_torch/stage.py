@@ -1,17 +1,19 @@
 """One stage of training: its epochs, from wherever it stands to its end."""
 
+import dataclasses
 import functools
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from flowers_torch.config import Stage
-from flowers_torch.data.loaders import make_loader
-from flowers_torch.data.workers import watched
+from flowers_torch.data.loaders import CountedBatches, make_loader
+from flowers_torch.data.workers import PhotoLoader
 from flowers_torch.errors import StoppedError, printable
 from flowers_torch.evaluation.metrics import score
 from flowers_torch.evaluation.summary import describe_epoch
-from flowers_torch.models.freeze import Group, apply_rules, decay_by_layer, freeze_table, set_train_mode
+from flowers_torch.models.freeze import apply_rules, decay_by_layer, freeze_table, set_train_mode
 from flowers_torch.models.heads import classifier_name
 from flowers_torch.prepare import Run, balanced_weights, loading, photo_dataset, stage_rules
 from flowers_torch.training.checkpoint import Progress, Saved, Saver, restore_training
@@ -42,18 +44,13 @@ def train_stage(
     config, progress, number = run.config, saver.progress, saver.progress.stage
     stage = config.stages[number]
     epochs_before = sum(earlier.epochs for earlier in config.stages[:number])
-    groups = decay_by_layer(apply_rules(run.model, stage_rules(run.model, stage)), stage.layer_decay)
-    training = make_training(run, stage, groups)
+    log.info(f"stage {number + 1}  {stage.name}: {stage.epochs} epochs, {stage.optimizer}")
+    begun = begin_stage(run, stage)
+    training, order = begun.training, begun.order
     if saved:
         restore_training(training, saved)
-    photos = photo_dataset(run, "train", stage.augment)
-    balanced = config.sampler == "balanced"
-    loader, order = make_loader(photos, config.batch_size, shuffle=True, balanced=balanced, **loading(run))
     saver.check_space(training)
     steps, warmup = stage.epochs * len(order), round(stage.warmup_epochs * len(order))
-    set_train_mode(run.model, stage.batch_norm == "adapt")
-    log.info(f"stage {number + 1}  {stage.name}: {stage.epochs} epochs, {stage.optimizer}")
-    log.info(freeze_table(run.model, groups, stage.lr))
 
     def leave_if_asked(_: int = 0) -> None:
         if stop.signal_name:
@@ -71,10 +68,9 @@ def train_stage(
             learning_rate, steps=steps, lr=highest, schedule=stage.schedule, warmup=warmup
         )
         title = f"{stage.name} {progress.epoch + 1}/{stage.epochs}"
-        with bar(title, len(photos), progress.sums.photos) as meter:
-            batches = watched(loader)
+        with bar(title, order.count, progress.sums.photos) as meter:
             for _ in train_epoch(
-                training, batches, progress.sums, first_step, rate, photos.paths.__getitem__
+                training, begun.loader, progress.sums, first_step, rate, begun.paths.__getitem__
             ):
                 progress.step += 1
                 progress.seconds = time.monotonic() - started
@@ -84,7 +80,7 @@ def train_stage(
                 saver.save_if_due(training)
                 if stop.time_is_up():
                     break
-        val = score(*predict_logits(training.evaluated, watched(validation), run.runtime, leave_if_asked))
+        val = score(*predict_logits(training.evaluated, validation, run.runtime, leave_if_asked))
         row = {
             "stage": stage.name,
             "epoch": progress.epoch + 1,
@@ -113,10 +109,23 @@ def train_stage(
     progress.stage, progress.epoch = number + 1, 0
 
 
-def make_training(run: Run, stage: Stage, groups: Sequence[Group]) -> Training:
-    """The fresh optimiser of a stage and what else a training step needs."""
+@dataclasses.dataclass(frozen=True)
+class Begun:
+    """What a stage works with."""
+
+    training: Training
+    loader: PhotoLoader
+    order: CountedBatches
+    paths: Sequence[Path]  # of its photos
+
+
+def begin_stage(run: Run, stage: Stage) -> Begun:
+    """Freezes and thaws, says so, and makes the fresh optimiser of a stage and the batches of its photos."""
     config, model = run.config, run.model
-    return Training(
+    groups = decay_by_layer(apply_rules(model, stage_rules(model, stage)), stage.layer_decay)
+    set_train_mode(model, stage.batch_norm == "adapt")
+    log.info(freeze_table(model, groups, stage.lr))
+    training = Training(
         model,
         make_optimizer(stage.optimizer, model, groups, stage.weight_decay, stage.momentum),
         run.runtime.scaler(),
@@ -129,6 +138,9 @@ def make_training(run: Run, stage: Stage, groups: Sequence[Group]) -> Training:
         make_penalty(model, classifier_name(model), stage.l1, stage.l2, stage.l2_sp),
         make_average(model, config.ema),
     )
+    photos, balanced = photo_dataset(run, "train", stage.augment), config.sampler == "balanced"
+    loader, order = make_loader(photos, config.batch_size, shuffle=True, balanced=balanced, **loading(run))
+    return Begun(training, loader, order, photos.paths)
 
 
 def stage_losses(progress: Progress) -> list[float]:

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from flowers_torch import prepare, recipe
+from flowers_torch.cli import guarded
 from flowers_torch.config import Config, Stage, load_config
 from flowers_torch.errors import ModelFileError, StoppedError, UsageError
 from flowers_torch.files import safe_load
@@ -269,3 +270,17 @@ def test_the_demo_run(tmp_path: Path) -> None:
     print(f"{time.monotonic() - started:.1f} s")
     metrics = json.loads((tmp_path / "runs" / "demo-inception_v3-1" / "metrics.json").read_text())
     assert metrics["test"]["accuracy"] >= 0.95
+
+
+def test_lr_find_draws_and_suggests(
+    photo_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from flowers_torch.config import to_toml
+
+    (tmp_path / "c.toml").write_text(to_toml(config(photo_folder, tmp_path / "run"), "for a test"))
+    arguments = ["--config", str(tmp_path / "c.toml"), "--steps", "40", "--plot", str(tmp_path / "sweep.png")]
+    assert guarded("lr-find", [*arguments, "--stage", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert "rate     " in printed and "--set stages.0.lr=" in printed
+    assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG") and not (tmp_path / "run").exists()
+    assert guarded("lr-find", [*arguments, "--stage", "3"]) == 2

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler
 
 from flowers_torch.data.images import load_image
-from flowers_torch.data.workers import POLL_SECONDS, Pulse
+from flowers_torch.data.workers import POLL_SECONDS, PhotoLoader, Pulse
 
 MAX_EPOCHS = 1 << 20  # beyond any run: views of repeats start here
 Key = tuple[int, int]  # (view, position in the data set); the view is the epoch, see CountedBatches
@@ -117,15 +117,12 @@ def make_loader(
     workers: int = 0,
     pin_memory: bool = False,
     balanced: bool = False,
-) -> tuple[DataLoader[Any], CountedBatches]:
-    """A loader of `(inputs (N, 3, H, W), labels (N,), positions (N,))` and the order that steers it.
-
-    With workers, iterate over it through `workers.watched`: it wakes up at times to look after them.
-    """
+) -> tuple[PhotoLoader, CountedBatches]:
+    """A loader of `(inputs (N, 3, H, W), labels (N,), positions (N,))` and the order that steers it."""
     weights = balanced_draw(dataset.labels) if balanced else None
     order = CountedBatches(len(dataset), batch_size, dataset.seed, shuffle, weights)
     dataset.pulse = Pulse(workers) if workers else None
-    loader: DataLoader[Any] = DataLoader(
+    loader = PhotoLoader(
         dataset,
         batch_sampler=order,
         num_workers=workers,

@@ -46,18 +46,21 @@ class Pulse:
         return ", ".join(begun[:4]) or "none yet"
 
 
-def watched(loader: DataLoader[Any]) -> Iterator[Any]:
-    """The loader's batches; what its workers die of becomes an error that names a way on.
+class PhotoLoader(DataLoader[Any]):
+    """A DataLoader of a `PhotoDataset` that turns what its workers die of into an error that names a way on.
 
-    Raises:
+    Its iterator raises:
         ResourceError: a worker was killed, hangs, or found no shared memory.
         FlowersError: what a worker raised, its message as it was there.
     """
-    batches, dataset = iter(loader), loader.dataset
-    while True:
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        return self._watched(super().__iter__())
+
+    def _watched(self, batches: Iterator[Any]) -> Iterator[Any]:
+        dataset: Any = self.dataset
         waiting_since = time.monotonic()
-        batch = None
-        while batch is None:
+        while True:
             try:
                 batch = next(batches)
             except StopIteration:
@@ -65,15 +68,17 @@ def watched(loader: DataLoader[Any]) -> Iterator[Any]:
             except FlowersError as error:
                 raise type(error)(_own_message(error)) from None
             except (RuntimeError, OSError) as error:
-                names = dataset.pulse.names(dataset.paths) if loader.num_workers else ""  # type: ignore[attr-defined]
+                names = dataset.pulse.names(dataset.paths) if dataset.pulse else ""
                 if "timed out after" not in str(error):
                     raise _explained(error, names) from error
-                if dataset.pulse.is_still(waiting_since):  # type: ignore[attr-defined]
+                if dataset.pulse.is_still(waiting_since):
                     raise ResourceError(
                         f"no photo came for {STALL_SECONDS:g} s: the workers hang; they began with {names}",
                         "look at these photos and their disk, or read without workers: --workers 0",
                     ) from None
-        yield batch
+            else:
+                yield batch
+                waiting_since = time.monotonic()
 
 
 @contextlib.contextmanager

@@ -111,8 +111,12 @@ class World:
         for rank, theirs in enumerate(gathered):
             for name, value in gathered[0].items():
                 if theirs.get(name) != value:
-                    what = f"{name} is {printable(value, 60)} in process 0 and {printable(theirs.get(name), 60)}"
-                    self.fail(DistributedError(f"{what} in process {rank}", "start all with the same command"))
+                    what = (
+                        f"{name} is {printable(value, 60)} in process 0 and {printable(theirs.get(name), 60)}"
+                    )
+                    self.fail(
+                        DistributedError(f"{what} in process {rank}", "start all with the same command")
+                    )
 
     def fail(self, error: Exception) -> None:
         """Ends every process for a reason that all know of; the main one says it."""

@@ -13,7 +13,7 @@ from PIL import Image
 
 from flowers_torch.data import workers
 from flowers_torch.data.loaders import PhotoDataset, make_loader
-from flowers_torch.data.workers import watched, worker_errors
+from flowers_torch.data.workers import worker_errors
 from flowers_torch.errors import DataError, ResourceError
 
 
@@ -58,7 +58,7 @@ def test_a_worker_s_end_is_explained(
     loader, _ = make_loader(dataset(tmp_path, do), 2, shuffle=False, workers=2)
     started = time.monotonic()
     with pytest.raises(ResourceError, match=message):
-        list(watched(loader))
+        list(loader)
     assert time.monotonic() - started < 10
     for process in loader._iterator._workers if loader._iterator else ():
         os.kill(process.pid, signal.SIGKILL)  # a stopped one would keep the loader waiting at its end
@@ -72,7 +72,7 @@ def test_slow_is_not_stuck(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     real = photos.transform
     photos.transform = lambda image: (time.sleep(0.2), real(image))[1]
     loader, _ = make_loader(photos, 5, shuffle=False, workers=1)
-    assert [len(batch[1]) for batch in watched(loader)] == [5]
+    assert [len(batch[1]) for batch in loader] == [5]
 
 
 @pytest.mark.parametrize("count", [0, 1])
@@ -81,13 +81,15 @@ def test_a_broken_photo_is_named_as_without_workers(count: int, tmp_path: Path) 
     photos.paths[3].write_bytes(b"\x89PNG\r\n\x1a\n broken")
     loader, _ = make_loader(photos, 2, shuffle=False, workers=count)
     with pytest.raises(DataError, match=r"^[^\n]*3\.png[^\n]*; fix: [^\n]*$"):
-        list(watched(loader))
+        list(loader)
 
 
 def test_death_noticed_in_the_middle_of_something_else() -> None:
     with pytest.raises(ResourceError, match="died"), worker_errors():
         raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed. ")
     with pytest.raises(ResourceError, match="/dev/shm"), worker_errors():
-        raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Bus error. It is out of shared memory")
+        raise RuntimeError(
+            "DataLoader worker (pid 1) is killed by signal: Bus error. It is out of shared memory"
+        )
     with pytest.raises(RuntimeError, match="^other$"), worker_errors():
         raise RuntimeError("other")
