@@ -7,7 +7,7 @@ is what one process would have computed, so the same batch size and learning rat
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -53,6 +53,15 @@ class World:
         """The largest of the processes' values."""
         return self._reduce((value,), dist.ReduceOp.MAX)[0]
 
+    @contextlib.contextmanager
+    def main_first(self) -> Iterator[None]:
+        """The others come in when the main process has come out; should it fail, they never do."""
+        if not self.is_main:
+            self.wait()
+        yield
+        if self.is_main:
+            self.wait()
+
     def _reduce(self, values: Sequence[float], operation: Any) -> list[float]:
         if self.size == 1:
             return list(values)
@@ -94,9 +103,16 @@ class World:
 
     def copy_buffers(self, model: nn.Module) -> None:
         """Takes the main process's buffers, such as batch norm's statistics."""
+        self._copy(model.buffers())
+
+    def copy_model(self, model: nn.Module) -> None:
+        """Takes the main process's weights and buffers."""
+        self._copy(model.state_dict().values())
+
+    def _copy(self, tensors: Iterable[Tensor]) -> None:
         if self.size > 1:
-            for buffer in model.buffers():
-                dist.broadcast(buffer, src=0)
+            for tensor in tensors:
+                dist.broadcast(tensor.detach(), src=0)
 
     def check_same(self, facts: dict[str, str]) -> None:
         """Makes sure that all processes are about to do the same.
@@ -124,6 +140,13 @@ class World:
 
 
 ALONE = World()
+
+
+def exchange_only_at(last: bool, network: nn.Module) -> contextlib.AbstractContextManager[None]:
+    """Gradients add up inside, and are exchanged over the processes only with the last part of a batch."""
+    if last or not isinstance(network, DistributedDataParallel):
+        return contextlib.nullcontext()
+    return network.no_sync()
 
 
 @contextlib.contextmanager
