@@ -2,6 +2,8 @@
 
 import contextlib
 import multiprocessing
+import signal
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -70,8 +72,10 @@ class PhotoLoader(DataLoader[Any]):
             except (RuntimeError, OSError) as error:
                 names = dataset.pulse.names(dataset.paths) if dataset.pulse else ""
                 if "timed out after" not in str(error):
+                    _end_workers(batches)
                     raise _explained(error, names) from error
                 if dataset.pulse.is_still(waiting_since):
+                    _end_workers(batches)
                     raise ResourceError(
                         f"no photo came for {STALL_SECONDS:g} s: the workers hang; they began with {names}",
                         "look at these photos and their disk, or read without workers: --workers 0",
@@ -88,6 +92,17 @@ def worker_errors() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise _explained(error, "") from error
+
+
+def _end_workers(batches: Any) -> None:
+    """Kills what is left of the workers: torch would wait for those that hang, and tell of each once more."""
+    in_main = threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if in_main else None
+    for process in getattr(batches, "_workers", ()):
+        process.kill()
+        process.join()
+    if in_main:
+        signal.signal(signal.SIGCHLD, handler)
 
 
 def _explained(error: Exception, names: str) -> Exception:
