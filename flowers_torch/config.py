@@ -47,6 +47,8 @@ class Stage:
         "frozen"  # in frozen layers: "frozen" keeps stored statistics, "adapt" follows the photos
     )
     augment: str = "light"  # none, light, crop, keras, alexnet, rand, trivial (see data/augment.py)
+    mixup: float = 0.0  # blends pairs of photos, by shares from Beta(mixup, mixup); 0: never
+    cutmix: float = 0.0  # pastes a part of one photo into another, by Beta(cutmix, cutmix); 0: never
 
 
 def default_stages() -> list[Stage]:
@@ -88,6 +90,8 @@ class Config:
     label_smoothing: float = 0.0  # 0 .. 1
     class_weights: str = "none"  # "balanced" weighs rare classes up in the loss
     sampler: str = "none"  # "balanced" draws rare classes as often as common ones
+    # light, crop, keras and alexnet work on whole batches, on the device; false: photo by photo
+    batch_augment: bool = True
     clip_grad: float = 0.0  # largest norm of the gradient; 0: no clipping
     ema: float = 0.0  # decay of a moving average of the weights, which is validated and kept; 0: none
     micro_batch: int = 0  # photos through the network at once, gradients added up; 0: batch_size
@@ -129,6 +133,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "l2": (0, 10),
     "l2_sp": (0, 10),
     "momentum": (0, 0.9999),
+    "mixup": (0, 10),
+    "cutmix": (0, 10),
     "seed": (0, 2**32 - 1),
     "size": (0, 4096),
     "batch_size": (1, 65_536),

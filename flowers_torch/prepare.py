@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from flowers_torch.config import Config, Stage, split_fractions
 from flowers_torch.data.admission import Admission, admit
 from flowers_torch.data.augment import train_transform
+from flowers_torch.data.batches import BATCH_POLICIES, TrainingBatches, batch_policy, canvas_transform
 from flowers_torch.data.flowers17 import official_split
 from flowers_torch.data.folder import Photos
-from flowers_torch.data.loaders import PhotoDataset, choose_workers
+from flowers_torch.data.loaders import PhotoDataset, choose_workers, make_loader
 from flowers_torch.data.sources import open_photos
 from flowers_torch.data.splits import Split, describe_split, exact_split, split_photos
 from flowers_torch.errors import UsageError
@@ -187,12 +188,19 @@ def stage_rules(model: nn.Module, stage: Stage) -> Rules:
     return [(pattern, rate) for pattern, rate in stage.rules] or rules_for(model, stage.train)
 
 
-def photo_dataset(run: Run, part: str, policy: str) -> PhotoDataset:
-    """Photos of a part under an augmentation policy; of those to predict only this process's share."""
+def photo_dataset(run: Run, part: str, policy: str, canvases: bool = False) -> PhotoDataset:
+    """Photos of a part under an augmentation policy, or as the canvases that it takes batch by batch.
+
+    Of the parts that are predicted, a process gets its share only.
+    """
     indices = run.split[part] if part == "train" else run.world.share(run.split[part])
     paths = [run.photos.root / run.photos.paths[index] for index in indices]
     labels = [run.photos.labels[index] for index in indices]
-    transform = train_transform(policy, **dataclasses.asdict(run.record.preprocessing))
+    inputs = run.record.preprocessing
+    if canvases:
+        transform = canvas_transform(policy, inputs.size, inputs.interpolation)
+    else:
+        transform = train_transform(policy, **dataclasses.asdict(inputs))
     return PhotoDataset(paths, labels, transform, run.config.seed)
 
 
@@ -203,6 +211,27 @@ def predict_part(
     count = len(run.split[part])
     logits, labels = predict_logits(model, batches, run.runtime, after_batch)
     return run.world.gather(logits, count), run.world.gather(labels, count)
+
+
+def training_batches(run: Run, stage: Stage) -> TrainingBatches:
+    """The augmented batches of a stage."""
+    config, inputs = run.config, run.record.preprocessing
+    by_batch = config.batch_augment and stage.augment in BATCH_POLICIES
+    dataset = photo_dataset(run, "train", stage.augment, canvases=by_batch)
+    balanced = config.sampler == "balanced"
+    loader, order = make_loader(dataset, config.batch_size, shuffle=True, balanced=balanced, **loading(run))
+    return TrainingBatches(
+        loader,
+        order,
+        config.seed,
+        len(run.photos.classes),
+        run.runtime.device,
+        batch_policy(stage.augment, inputs.size, inputs.crop) if by_batch else None,
+        inputs.mean,
+        inputs.std,
+        stage.mixup,
+        stage.cutmix,
+    )
 
 
 def loading(run: Run) -> dict[str, Any]:

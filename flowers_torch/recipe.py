@@ -15,7 +15,8 @@ from typing import Any
 
 from flowers_torch.config import Config, load_config, to_toml
 from flowers_torch.data.loaders import make_loader
-from flowers_torch.data.splits import Split, load_split, save_split
+from flowers_torch.data.split_file import load_split, save_split
+from flowers_torch.data.splits import Split
 from flowers_torch.data.workers import worker_errors
 from flowers_torch.errors import DivergedError, ModelFileError, StoppedError, printable
 from flowers_torch.evaluation.metrics import Scores, score
@@ -93,7 +94,10 @@ def train(
 
 
 def resume(
-    folder: Path, changes: dict[str, Any] | None = None, allow_config_change: bool = False
+    folder: Path,
+    changes: dict[str, Any] | None = None,
+    allow_config_change: bool = False,
+    allow_data_change: bool = False,
 ) -> Result | None:
     """Goes on with an interrupted run from its newest saved state; None where it had finished already.
 
@@ -101,10 +105,13 @@ def resume(
         folder: The run folder.
         changes: To its configuration, as `load_config` takes them.
         allow_config_change: Go on though the result will be another one than without the interruption.
+        allow_data_change: Go on although photos are missing, edited or new, with those of the run's parts
+            that are still there. The unfinished epoch starts anew and the history counts the change.
 
     Raises:
         ModelFileError: the folder holds no saved state.
         UsageError: it could not go on exactly, or another run is at work in the folder.
+        DataError: the photos are not those that the run began with.
     """
     if not saved_states(folder):
         if (folder / "metrics.json").is_file():
@@ -112,11 +119,15 @@ def resume(
             return None
         raise ModelFileError(f"{printable(folder)} holds no saved state", "start the run anew")
     with joined((changes or {}).get("device", "auto")) as world:
-        return _resume(folder, world, changes, allow_config_change)
+        return _resume(folder, world, changes, allow_config_change, allow_data_change)
 
 
 def _resume(
-    folder: Path, world: World, changes: dict[str, Any] | None = None, allow_config_change: bool = False
+    folder: Path,
+    world: World,
+    changes: dict[str, Any] | None = None,
+    allow_config_change: bool = False,
+    allow_data_change: bool = False,
 ) -> Result:
     with _at_work(folder, world):
         with world.main_first():
@@ -130,14 +141,22 @@ def _resume(
             facts = run_facts(config, runtime, world.size)
             change = check_exact(saved.facts, facts, folder, allow_config_change)
             photos = admit_photos(config).photos
-            split = load_split(folder / "split.json", photos)
+            split, data_change = load_split(folder / "split.json", photos)
+            if data_change:
+                log.info(f"the photos have changed since the run began:\n{data_change.table()}")
+                if not allow_data_change:
+                    data_change.refuse(folder / "split.json", "restore them, or add --allow-data-change")
+                progress.begin_epoch_anew(data_change.counts())
             model = build(saved.record)
             restore_model(model, saved)
         run = Run(config, runtime, photos, split, saved.record, runtime.place(model), folder, world=world)
         if change:
             progress.begin_epoch_anew({"options": change})
-            if world.is_main:
-                write_text(folder / "config.toml", to_toml(config, f"changed on the way: {change}"))
+        world.wait()  # what is written now has been read by all
+        if world.is_main and change:
+            write_text(folder / "config.toml", to_toml(config, f"changed on the way: {change}"))
+        if world.is_main and data_change:
+            save_split(split, photos, folder / "split.json", config.seed)
         names = [*(stage.name for stage in config.stages), "test"]
         place = f"{names[progress.stage]}, epoch {progress.epoch + 1}, batch {progress.step + 1}"
         log.info(f"resumed  {printable(folder)}: {place}")

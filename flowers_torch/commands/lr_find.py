@@ -51,8 +51,8 @@ def run(args: argparse.Namespace) -> int:
     with console():
         run = prepare(config)
         stage = config.stages[number - 1]
-        begun = begin_stage(run, stage)
-        sweep = lr_find(begun.training, begun.loader, args.lowest, args.highest, args.steps)
+        training, batches = begin_stage(run, stage)
+        sweep = lr_find(training, batches, args.lowest, args.highest, args.steps)
         log.info(f"rate     {sweep.suggestion:g}: {sweep.reason}; now {stage.lr:g}")
         if args.plot:
             if not plot_sweep(sweep.rates, sweep.losses, sweep.suggestion, Path(args.plot)):

@@ -9,7 +9,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,10 +22,18 @@ MAX_EPOCHS = 1 << 20  # beyond any run: views of repeats start here
 Key = tuple[int, int]  # (view, position in the data set); the view is the epoch, see CountedBatches
 
 
-class PhotoDataset(Dataset[tuple[Tensor, int, int]]):
-    """Photos of one part of a split, transformed.
+class Item(NamedTuple):
+    """A transformed photo; in a batch each field is a tensor (N, ...)."""
 
-    An item is asked for by (view, position) and is `(input (3, H, W), label, position)`.
+    image: Any  # what the transform made of it: an input, or a canvas for `batches.py`
+    label: Any  # class index
+    position: Any  # in the data set
+    view: Any  # of this photo
+    aspect: Any  # width over height of the upright photo
+
+
+class PhotoDataset(Dataset[Item]):
+    """Photos of one part of a split, transformed. An item is asked for by (view, position).
 
     Args:
         paths: Files.
@@ -43,14 +51,15 @@ class PhotoDataset(Dataset[tuple[Tensor, int, int]]):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, key: Key) -> tuple[Tensor, int, int]:
+    def __getitem__(self, key: Key) -> Item:
         view, position = key
         if self.pulse:
             self.pulse.beat(position)
         image = load_image(self.paths[position])
         with torch.random.fork_rng(devices=[]):  # the process's own stream (dropout) goes on undisturbed
             torch.manual_seed(counted_seed(self.seed, view, position))
-            return self.transform(image), self.labels[position], position
+            transformed = self.transform(image)
+        return Item(transformed, self.labels[position], position, view, image.width / image.height)
 
 
 class CountedBatches(Sampler[list[Key]]):
@@ -134,7 +143,7 @@ def make_loader(
     balanced: bool = False,
     shard: tuple[int, int] = (0, 1),
 ) -> tuple[PhotoLoader, CountedBatches]:
-    """A loader of `(inputs (N, 3, H, W), labels (N,), positions (N,))` and the order that steers it."""
+    """A loader of `Item` batches and the order that steers it."""
     weights = balanced_draw(dataset.labels) if balanced else None
     # In prediction each process has photos of its own instead: its data set holds no others.
     order = CountedBatches(
