@@ -6,15 +6,15 @@ from typing import Any
 
 from flowers_torch.config import Stage
 from flowers_torch.data.batches import TrainingBatches
-from flowers_torch.data.workers import watched
+from flowers_torch.data.loaders import counted_seed
 from flowers_torch.errors import DataError, StoppedError, printable
 from flowers_torch.evaluation.metrics import score
 from flowers_torch.evaluation.summary import describe_epoch
 from flowers_torch.models.freeze import apply_rules, decay_by_layer, freeze_table, set_train_mode
 from flowers_torch.models.heads import classifier_name
-from flowers_torch.prepare import Run, balanced_weights, stage_rules, training_batches
+from flowers_torch.prepare import Run, balanced_weights, predict_part, stage_rules, training_batches
 from flowers_torch.training.checkpoint import Progress, Saved, Saver, restore_training
-from flowers_torch.training.engine import Training, predict_logits, train_epoch
+from flowers_torch.training.engine import Training, train_epoch
 from flowers_torch.training.monitors import bar, log, write_tensorboard
 from flowers_torch.training.optim import learning_rate, make_optimizer
 from flowers_torch.training.plateau import out_of_patience, plateau_multiplier
@@ -50,10 +50,14 @@ def train_stage(
     steps, warmup = stage.epochs * len(order), round(stage.warmup_epochs * len(order))
 
     def leave_if_asked(_: int = 0) -> None:
+        stop.number = int(run.world.most(stop.number))  # all processes leave after the same batch
         if stop.signal_name:
             saver.save(training)
             fix = f"go on with --resume {printable(run.folder)}"
             raise StoppedError(f"stopped by {stop.signal_name}; all is saved", fix, stop.number)
+
+    def time_is_up() -> bool:
+        return config.minutes > 0 and bool(run.world.most(stop.time_is_up()))
 
     while progress.epoch < stage.epochs and not out_of_patience(stage_losses(progress), stage.patience):
         started = time.monotonic() - progress.seconds
@@ -76,9 +80,10 @@ def train_stage(
                     )
                     leave_if_asked()
                     saver.save_if_due(training)
-                    if stop.time_is_up():
+                    if time_is_up():
                         break
-            answers = predict_logits(training.evaluated, watched(validation), run.runtime, leave_if_asked)
+            run.world.copy_buffers(training.evaluated)
+            answers = predict_part(run, "val", training.evaluated, validation, leave_if_asked)
         except DataError:  # a photo went missing or broke: what is done so far is not lost with it
             saver.save(training)
             raise
@@ -96,11 +101,11 @@ def train_stage(
             "changes": len(progress.changes),
         }
         log.info(describe_epoch(row, stage.epochs))
-        if config.tensorboard:
+        if config.tensorboard and run.world.is_main:
             write_tensorboard(run.folder / "tensorboard", row, epochs_before + progress.epoch)
         saver.end_epoch(row, training.evaluated)
         saver.save_if_due(training, force=progress.epoch == stage.epochs)
-        if stop.time_is_up():
+        if time_is_up():
             log.info(f"time     the {config.minutes:g} minutes are used; the best weights so far are tested")
             progress.stage, progress.epoch = len(config.stages), 0
             saver.save(training)
@@ -129,6 +134,9 @@ def begin_stage(run: Run, stage: Stage) -> tuple[Training, TrainingBatches]:
         config.micro_batch,
         make_penalty(model, classifier_name(model), stage.l1, stage.l2, stage.l2_sp),
         make_average(model, config.ema),
+        run.world,
+        run.world.wrap(model),
+        counted_seed(config.seed, config.stages.index(stage)),
     )
     return training, training_batches(run, stage)
 
