@@ -47,7 +47,7 @@ def prepare(config: Config) -> Run:
     """Device, photos, split and network of a configuration; nothing is written yet."""
     runtime = choose_runtime(config.device, config.precision, config.channels_last, config.threads)
     weights = config.weights or ("none" if config.data == "demo" else "imagenet")
-    plan = plan_weights(config.arch, weights)
+    plan = plan_weights(config.arch, weights, config.keras_input)
     preprocessing = dataclasses.replace(
         plan.preprocessing,
         size=config.size or plan.preprocessing.size,
