@@ -68,7 +68,7 @@ def prepare(config: Config, world: World = ALONE) -> Run:
     device = world.device(config.device)
     runtime = choose_runtime(device, config.precision, config.channels_last, config.threads)
     weights = config.weights or ("none" if config.data == "demo" else "imagenet")
-    plan = plan_weights(config.arch, weights)
+    plan = plan_weights(config.arch, weights, config.keras_input)
     preprocessing = dataclasses.replace(
         plan.preprocessing,
         size=config.size or plan.preprocessing.size,
