@@ -5,6 +5,7 @@ never passes raw control characters on to a terminal, because file names come fr
 """
 
 import os
+import signal
 
 
 class FlowersError(Exception):
@@ -64,6 +65,18 @@ class ExportError(FlowersError):
     """An exported model does not compute what the original computes."""
 
     exit_code = 8
+
+
+class StoppedError(FlowersError):
+    """A signal asked the run to stop, and it did, after saving.
+
+    Args:
+        number: Of the signal; the exit code is 128 more, as shells have it.
+    """
+
+    def __init__(self, what: str, fix: str = "", number: int = signal.SIGINT) -> None:
+        super().__init__(what, fix)
+        self.exit_code = 128 + number
 
 
 def printable(path: object, limit: int = 200) -> str:

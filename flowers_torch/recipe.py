@@ -4,8 +4,8 @@ This file is the method as one would tell it; each step is a call into a part th
 """
 
 import dataclasses
-import functools
 import json
+import math
 import shlex
 import time
 from pathlib import Path
@@ -15,24 +15,22 @@ from flowers_torch.config import Config, load_config, to_toml
 from flowers_torch.data.loaders import make_loader
 from flowers_torch.data.split_file import load_split, save_split
 from flowers_torch.data.splits import Split
-from flowers_torch.errors import DataError, DivergedError, ModelFileError, printable
+from flowers_torch.errors import DivergedError, ModelFileError, StoppedError, printable
 from flowers_torch.evaluation.metrics import Scores, score
 from flowers_torch.evaluation.plots import plot_curves
-from flowers_torch.evaluation.summary import describe_epoch, describe_scores, prediction_rows
+from flowers_torch.evaluation.summary import describe_scores, prediction_rows
 from flowers_torch.files import safe_load, write_csv, write_json, write_text
 from flowers_torch.models.classifier import build
-from flowers_torch.models.freeze import apply_rules, freeze_table, set_train_mode
 from flowers_torch.prepare import (
     Run,
     admit_photos,
-    balanced_weights,
+    fit_to_clock,
     loading,
     photo_dataset,
     prepare,
-    stage_rules,
-    training_batches,
 )
 from flowers_torch.run_folder import new_run_folder, write_origin
+from flowers_torch.stage import train_stage
 from flowers_torch.training.checkpoint import (
     MODEL_FILE,
     RESUME_FILE,
@@ -41,12 +39,11 @@ from flowers_torch.training.checkpoint import (
     Saver,
     read_progress,
     restore_model,
-    restore_training,
 )
-from flowers_torch.training.engine import Training, predict_logits, train_epoch
-from flowers_torch.training.monitors import bar, log, log_file
-from flowers_torch.training.optim import learning_rate, make_optimizer
-from flowers_torch.training.runtime import choose_runtime
+from flowers_torch.training.engine import predict_logits
+from flowers_torch.training.monitors import log, log_file
+from flowers_torch.training.runtime import choose_runtime, deterministic
+from flowers_torch.training.stopping import StopRequest, stop_request
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,8 +66,11 @@ def train(
         argv: The command, for the record.
         split: Parts of the admitted photos, where the configuration's own are not wanted.
     """
+    started = time.monotonic()
     run = prepare(config)
     run.split = split or run.split
+    if config.minutes:
+        fit_to_clock(run, started)
     run.folder = new_run_folder(config.out, run.photos.name, config.arch, overwrite)
     heading = f"{run.photos.name} with {config.arch}; repeat with: flowers-torch train --config config.toml"
     write_origin(run.folder, to_toml(run.config, heading), run.photos.classes, argv or [])
@@ -79,7 +79,7 @@ def train(
         rows = [json.dumps({"file": path, "error": reason}) for path, reason in run.bad.items()]
         write_text(run.folder / "bad_files.jsonl", "\n".join(rows) + "\n")
     with log_file(run.folder / "log.txt"):
-        return _train_and_test(run, Progress())
+        return _train_and_test(run, Progress(elapsed=time.monotonic() - started))
 
 
 def resume(folder: Path, allow_data_change: bool = False) -> Result | None:
@@ -116,10 +116,9 @@ def resume(folder: Path, allow_data_change: bool = False) -> Result | None:
                 changes.refuse(folder / "split.json", "restore them, or add --allow-data-change")
             progress.begin_epoch_on_other_photos(changes.counts())
             save_split(split, photos, folder / "split.json", config.seed)
-        stage = config.stages[progress.stage].name
-        log.info(
-            f"resumed  {printable(folder)}: {stage}, epoch {progress.epoch + 1}, batch {progress.step + 1}"
-        )
+        names = [*(stage.name for stage in config.stages), "test"]
+        place = f"{names[progress.stage]}, epoch {progress.epoch + 1}, batch {progress.step + 1}"
+        log.info(f"resumed  {printable(folder)}: {place}")
         return _train_and_test(run, progress, saved)
 
 
@@ -129,75 +128,15 @@ def _train_and_test(run: Run, progress: Progress, saved: Saved | None = None) ->
         photo_dataset(run, "val", "none"), config.batch_size, shuffle=False, **loading(run)
     )
     saver = Saver(run.folder, progress, run.record, config.checkpoint_minutes)
-    resumed_stage = progress.stage if saved else None
-    for number in range(progress.stage, len(config.stages)):
-        stage = config.stages[number]
-        groups = apply_rules(run.model, stage_rules(run.model, stage))
-        training = Training(
-            run.model,
-            make_optimizer(stage.optimizer, run.model, groups, stage.weight_decay, stage.momentum),
-            run.runtime.scaler(),
-            run.runtime,
-            balanced_weights(run),
-            config.label_smoothing,
-            config.auxiliary_weight,
-            config.clip_grad,
-        )
-        if saved and number == resumed_stage:
-            restore_training(training, saved)
-        batches, order = training_batches(run, stage)
-        rate = functools.partial(
-            learning_rate,
-            steps=stage.epochs * len(order),
-            lr=stage.lr,
-            schedule=stage.schedule,
-            warmup=round(stage.warmup_epochs * len(order)),
-        )
-        set_train_mode(run.model, stage.batch_norm == "adapt")
-        log.info(f"stage {number + 1}  {stage.name}: {stage.epochs} epochs, {stage.optimizer}")
-        log.info(freeze_table(run.model, groups, stage.lr))
-
-        while progress.epoch < stage.epochs:
-            started = time.monotonic() - progress.seconds
-            set_train_mode(run.model, stage.batch_norm == "adapt")
-            order.epoch = sum(earlier.epochs for earlier in config.stages[:number]) + progress.epoch
-            order.skip = progress.step
-            first_step = progress.epoch * len(order) + progress.step
-            title = f"{stage.name} {progress.epoch + 1}/{stage.epochs}"
-            try:
-                with bar(title, order.count, progress.sums.photos) as meter:
-                    for _ in train_epoch(training, batches, progress.sums, first_step, rate):
-                        progress.step += 1
-                        progress.seconds = time.monotonic() - started
-                        meter.update(progress.sums.photos - meter.n)
-                        meter.set_postfix_str(
-                            f"loss {progress.sums.mean_loss:.3f}, acc {progress.sums.accuracy:.3f}"
-                        )
-                        saver.save_if_due(training)
-                val = score(*predict_logits(run.model, validation, run.runtime))
-            except DataError:  # a photo went missing or broke: what is done so far is not lost with it
-                saver.save_if_due(training, force=True)
-                raise
-            row = {
-                "stage": stage.name,
-                "epoch": progress.epoch + 1,
-                "lr": rate(first_step),
-                "train_loss": progress.sums.mean_loss,
-                "train_accuracy": progress.sums.accuracy,
-                "val_loss": val.loss,
-                "val_accuracy": val.accuracy,
-                "seconds": time.monotonic() - started,
-                "images_per_second": progress.sums.photos / progress.seconds,
-                "data_changes": len(progress.data_changes),
-            }
-            log.info(describe_epoch(row, stage.epochs))
-            saver.end_epoch(row, run.model)
-            saver.save_if_due(training, force=progress.epoch == stage.epochs)
-        progress.stage, progress.epoch = number + 1, 0
-    return _finish(run, progress)
+    seconds = 60 * config.minutes - progress.elapsed - run.closing_seconds if config.minutes else math.inf
+    with deterministic(config.deterministic), stop_request(seconds) as stop:
+        while progress.stage < len(config.stages):
+            train_stage(run, saver, validation, stop, saved)
+            saved = None  # the stages behind begin afresh
+        return _finish(run, progress, stop)
 
 
-def _finish(run: Run, progress: Progress) -> Result:
+def _finish(run: Run, progress: Progress, stop: StopRequest) -> Result:
     """Tests the best weights once, on photos that decided nothing, and writes the results."""
     if not progress.best:
         raise DivergedError("the validation loss was never finite", "lower the learning rates of the stages")
@@ -205,7 +144,13 @@ def _finish(run: Run, progress: Progress) -> Result:
     loader, _ = make_loader(
         photo_dataset(run, "test", "none"), run.config.batch_size, shuffle=False, **loading(run)
     )
-    logits, labels = predict_logits(run.model, loader, run.runtime)
+
+    def leave_if_asked(_: int) -> None:
+        if stop.number:
+            fix = f"go on with --resume {printable(run.folder)}"
+            raise StoppedError(f"stopped by {stop.signal_name} before the test was over", fix, stop.number)
+
+    logits, labels = predict_logits(run.model, loader, run.runtime, leave_if_asked)
     test = score(logits, labels)
     log.info(describe_scores(test, run.photos.classes))
     paths = [run.photos.paths[index] for index in run.split["test"]]

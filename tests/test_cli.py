@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from flowers_torch.cli import VERBS, guarded, main
-from flowers_torch.errors import DataError
+from flowers_torch.errors import DataError, UsageError
 from flowers_torch.models.classifier import Record, build, save_classifier
 from flowers_torch.models.zoo import Preprocessing
 
@@ -175,3 +175,18 @@ def test_an_error_from_a_worker_is_one_short_line(
     monkeypatch.setattr("flowers_torch.recipe.train", fails)
     assert main(["train", "--data", "demo"]) == 3
     assert one_line(capsys) == "flowers-torch: error: a: b is bad; fix: mend b\n"
+
+
+@pytest.mark.parametrize(("text", "expected"), [("90s", 1.5), ("20m", 20.0), ("1.5h", 90.0)])
+def test_times(text: str, expected: float) -> None:
+    from flowers_torch.commands.train import minutes
+
+    assert minutes(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "20", "m", "20 minutes", "-"])
+def test_no_times(text: str) -> None:
+    from flowers_torch.commands.train import minutes
+
+    with pytest.raises(UsageError, match="use such as 90s, 20m"):
+        minutes(text)

@@ -1,7 +1,9 @@
 """The whole way on a few small photos: train, stop, resume, test, predict."""
 
 import csv
+import dataclasses
 import json
+import math
 import os
 import shutil
 import signal
@@ -14,12 +16,13 @@ from typing import Any
 import pytest
 import torch
 
-from flowers_torch import prepare, recipe
+from flowers_torch import prepare, recipe, stage
 from flowers_torch.config import Config, Stage, load_config
 from flowers_torch.data.loaders import CountedBatches
-from flowers_torch.errors import DataError, ModelFileError, UsageError
+from flowers_torch.errors import DataError, ModelFileError, StoppedError, UsageError
 from flowers_torch.files import safe_load
 from flowers_torch.run_folder import FILES, new_run_folder
+from flowers_torch.training import engine
 from flowers_torch.training.checkpoint import read_progress
 
 ROOT = Path(__file__).parent.parent
@@ -126,7 +129,7 @@ def test_a_photo_that_goes_missing_during_training_costs_no_step(
     """It is named, what was done is saved, and with the photo back the run ends as it would have."""
     shutil.copytree(photo_folder, tmp_path / photo_folder.name)
     wanted = config(tmp_path / photo_folder.name, tmp_path / "run", dropout=0.3, workers=workers)
-    real, steps = recipe.train_epoch, []
+    real, steps = stage.train_epoch, []
 
     def epoch(*arguments: Any) -> Any:
         for rate in real(*arguments):
@@ -142,7 +145,7 @@ def test_a_photo_that_goes_missing_during_training_costs_no_step(
     last = [position for batch in order for _, position in batch][-1]
     gone = photos.root / photos.paths[train[last]]
     with monkeypatch.context() as patch:
-        patch.setattr(recipe, "train_epoch", epoch)
+        patch.setattr(stage, "train_epoch", epoch)
         with pytest.raises(DataError, match=gone.name):
             recipe.train(wanted)
     saved = read_progress(tmp_path / "run" / "resume.safetensors").progress
@@ -219,6 +222,102 @@ def test_a_dry_run_writes_nothing(
 def test_too_small_an_input_is_refused_before_anything_is_read(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--size 32 is too small for inception_v3"):
         prepare.prepare(Config(arch="inception_v3", data=str(tmp_path / "none"), weights="none", size=32))
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, number: signal.Signals, steps: int) -> None:
+    """Has the process signalled in its `steps`-th training step."""
+    real, left = engine.train_step, [steps]
+
+    def step(*arguments: Any) -> tuple[float, int]:
+        left[0] -= 1
+        if not left[0]:
+            os.kill(os.getpid(), number)
+        return real(*arguments)
+
+    monkeypatch.setattr(engine, "train_step", step)
+
+
+EVERYTHING = {"dropout": 0.3, "ema": 0.9, "micro_batch": 3, "label_smoothing": 0.1}
+
+
+def with_everything(data: Path, out: Path) -> Config:
+    """A run in which all that carries state from step to step is on."""
+    wanted = config(data, out, **EVERYTHING)
+    changes = {"l1": 1e-4, "l2": 1e-3, "l2_sp": 1e-2, "layer_decay": 0.5, "patience": 3}
+    plateau = {"schedule": "plateau", "plateau_patience": 1, "plateau_factor": 0.5}
+    wanted.stages = [dataclasses.replace(stage, **changes, **plateau) for stage in wanted.stages]
+    return wanted
+
+
+@pytest.fixture(scope="module")
+def whole_with_everything(photo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> recipe.Result:
+    return recipe.train(with_everything(photo_folder, tmp_path_factory.mktemp("runs") / "everything"))
+
+
+@pytest.mark.parametrize(
+    ("number", "steps"), [(signal.SIGTERM, 3), (signal.SIGINT, 13), (signal.SIGTERM, 20)]
+)
+def test_a_signal_saves_and_the_run_goes_on_as_if_nothing_had_happened(
+    whole_with_everything: recipe.Result,
+    photo_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals,
+    steps: int,
+) -> None:
+    handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patched:
+        stop_after(patched, number, steps)
+        with pytest.raises(StoppedError, match=f"stopped by {number.name}.*--resume") as caught:
+            recipe.train(with_everything(photo_folder, tmp_path / "run"))
+    assert caught.value.exit_code == 128 + number
+    assert handlers == (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT))
+    result = recipe.resume(tmp_path / "run")
+    assert result is not None
+    ours, whole = (safe_load(r.folder / "model.safetensors")[0] for r in (result, whole_with_everything))
+    assert all(torch.equal(value, ours[name]) for name, value in whole.items())
+    timings = ("seconds", "images_per_second")
+    rows = [
+        [{key: value for key, value in row.items() if key not in timings} for row in run.history]
+        for run in (result, whole_with_everything)
+    ]
+    assert rows[0] == rows[1]
+
+
+def test_patience_ends_a_stage_with_its_best_weights(
+    photo_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    wanted = config(photo_folder, tmp_path / "run")
+    hopeless = dataclasses.replace(wanted.stages[0], epochs=9, lr=300.0, schedule="constant", patience=2)
+    wanted.stages = [hopeless, wanted.stages[1]]
+    with caplog.at_level("INFO", logger="flowers_torch"):
+        result = recipe.train(wanted)
+    head = [row["val_loss"] for row in result.history if row["stage"] == "head"]
+    assert len(head) < 9 and head[-2:] == [loss for loss in head[-2:] if loss >= min(head[:-2])]
+    assert "ends early: 2 epochs without" in caplog.text
+
+
+def test_time_takes_epochs_off_and_leaves_a_usable_model(
+    photo_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    wanted = config(photo_folder, tmp_path / "run", minutes=0.05)
+    wanted.stages[1].epochs = 100_000
+    with caplog.at_level("INFO", logger="flowers_torch"):
+        result = recipe.train(wanted)
+    planned = load_config(file=str(result.folder / "config.toml")).stages[1].epochs
+    assert planned < 100_000 and len(result.history) <= 2 + planned
+    assert (result.folder / "model.safetensors").is_file() and not math.isnan(result.test.loss)
+
+
+def test_no_time_at_all_still_ends_in_a_test(photo_folder: Path, tmp_path: Path) -> None:
+    result = recipe.train(config(photo_folder, tmp_path / "run", minutes=1e-6))
+    assert len(result.history) == 1 and result.test.photos > 0
+
+
+def test_tensorboard_gets_each_epoch(photo_folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="needs the extra tensorboard")
+    recipe.train(config(photo_folder, tmp_path / "run", tensorboard=True))
+    assert len(list((tmp_path / "run" / "tensorboard").glob("events*"))) == 4
 
 
 @pytest.mark.slow

@@ -44,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{flag}", type=kind, help=text, metavar="N" if kind is int else "X")
     parser.add_argument("--skip-bad", action="store_true", help="leave out photos that cannot be read")
     parser.add_argument("--epochs", metavar="A,B", help="epochs of each stage, as 2,5")
+    parser.add_argument("--time", metavar="T", help="fit the epochs to this, as 20m or 1.5h")
     parser.add_argument(
         "--set",
         action="append",
@@ -98,6 +99,8 @@ def overrides(args: argparse.Namespace) -> dict[str, Any]:
         except ValueError:
             raise UsageError(f"--epochs {printable(args.epochs)} is no list", "use such as 2,5") from None
         changes |= {f"stages.{stage}.epochs": count for stage, count in enumerate(counts)}
+    if args.time is not None:
+        changes["minutes"] = minutes(args.time)
     for assignment in args.set:
         key, equals, text = assignment.partition("=")
         if not equals:
@@ -107,3 +110,16 @@ def overrides(args: argparse.Namespace) -> dict[str, Any]:
         except tomllib.TOMLDecodeError:
             changes[key.strip()] = text  # a bare word is a string
     return changes
+
+
+def minutes(text: str) -> float:
+    """Minutes from such as `90s`, `20m` or `1.5h`.
+
+    Raises:
+        UsageError: no such text.
+    """
+    units = {"s": 1 / 60, "m": 1.0, "h": 60.0}
+    try:
+        return float(text[:-1]) * units[text[-1:]]
+    except (ValueError, KeyError):
+        raise UsageError(f"--time {printable(text)} is no time", "use such as 90s, 20m or 1.5h") from None

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ class Progress:
     step: int = 0  # batches done in this epoch
     sums: Sums = dataclasses.field(default_factory=Sums)  # of this epoch
     seconds: float = 0.0  # spent in this epoch
+    elapsed: float = 0.0  # seconds of the whole run up to the newest save
     history: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # a row for each finished epoch
     best: dict[str, Any] = dataclasses.field(default_factory=dict)  # the row of the best epoch
     # Changes of the photos between two resumed parts of the run, each with how many and where it happened.
@@ -63,6 +65,10 @@ def save_progress(
         tensors["random/cuda"] = torch.cuda.get_rng_state()
     for name, values in _optimizer_state(training.optimizer).items():
         tensors |= {f"optimizer/{name}/{key}": torch.as_tensor(value) for key, value in values.items()}
+    if training.average:
+        tensors |= {f"average/{name}": value for name, value in training.average.state_dict().items()}
+    if training.penalty:
+        tensors |= {f"start/{name}": value for name, value in training.penalty.start.items()}
     metadata = {"progress": dataclasses.asdict(progress), "record": dataclasses.asdict(record)}
     safe_save(tensors, path, metadata | {"scaler": training.scaler.state_dict()})
 
@@ -88,7 +94,7 @@ def restore_model(model: nn.Module, saved: Saved) -> None:
 
 
 def restore_training(training: Training, saved: Saved) -> None:
-    """Puts the optimiser's state, by parameter name, the loss scaling and the random streams back.
+    """Puts back what a stage has gathered: optimiser state by parameter name, average, random streams.
 
     Raises:
         ModelFileError: the stage trains other parameters than the saved one did.
@@ -112,6 +118,11 @@ def restore_training(training: Training, saved: Saved) -> None:
         if name in states
     }
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    if training.average:
+        load_matching(training.average, _below("average/", saved.tensors), saved.path)
+    if training.penalty:
+        for name, start in _below("start/", saved.tensors).items():
+            training.penalty.start[name].copy_(start)
     training.scaler.load_state_dict(saved.scaler)
     torch.set_rng_state(saved.tensors["random/cpu"])
     if "random/cuda" in saved.tensors and torch.cuda.is_available():
@@ -149,14 +160,22 @@ class Saver:
         """Saves when forced, when the last save is old, or at the end of an epoch that took a while."""
         age = time.monotonic() - self.last_save
         epoch_ended = self.progress.step == 0 and age > SHORT_EPOCH_SECONDS
-        if not (force or epoch_ended or age > 60 * self.minutes):
-            return
+        if force or epoch_ended or age > 60 * self.minutes:
+            self.save(training)
+
+    def save(self, training: Training) -> None:
+        """Writes the best weights where they are new, then the state to resume from."""
         if self.best_weights is not None:
             save_classifier(self.best_weights, self.record, self.folder / MODEL_FILE, best=self.progress.best)
             self.best_weights = None
         write_csv(self.folder / "history.csv", self.progress.history)
-        save_progress(self.folder / RESUME_FILE, self.progress, self.record, training)
+        self.progress.elapsed += time.monotonic() - self.last_save
         self.last_save = time.monotonic()
+        save_progress(self.folder / RESUME_FILE, self.progress, self.record, training)
+
+    def best_so_far(self) -> Mapping[str, Tensor]:
+        """The best weights, from memory or from the folder."""
+        return self.best_weights or safe_load(self.folder / MODEL_FILE)[0]
 
 
 def is_better(row: dict[str, Any], best: dict[str, Any]) -> bool:

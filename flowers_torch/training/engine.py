@@ -8,10 +8,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from flowers_torch.errors import DivergedError
 from flowers_torch.models.heads import main_and_auxiliary
 from flowers_torch.training.optim import set_learning_rate
+from flowers_torch.training.regularize import Penalty
 from flowers_torch.training.runtime import Runtime
 
 
@@ -44,50 +46,87 @@ class Training:
     label_smoothing: float = 0.0
     auxiliary_weight: float = 0.4
     clip_grad: float = 0.0
+    micro_batch: int = 0  # photos that go through the network at once; 0: the whole batch
+    penalty: Penalty | None = None
+    average: AveragedModel | None = None
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network to validate and to keep: the moving average where there is one."""
+        return self.average.module if self.average else self.model
 
 
 def train_step(training: Training, images: Tensor, labels: Tensor, lr: float) -> tuple[float, int]:
-    """One step: forward, loss, backward, clip, update.
+    """One step: forward and backward a micro-batch at a time, clip, update.
 
     Args:
         training: The stage's network, optimiser and settings.
         images: Inputs (N, 3, H, W).
-        labels: Class indices (N,).
+        labels: Class indices (N,), or shares of the classes (N, classes).
         lr: Learning rate of this step.
 
     Returns:
-        Mean loss of the batch and the number of photos classified right.
+        Mean loss of the batch, penalties left out, and the number of photos classified right.
 
     Raises:
         DivergedError: the loss or the gradient is not finite; no parameter was touched.
     """
     set_learning_rate(training.optimizer, lr)
     labels = labels.to(training.runtime.device, non_blocking=True)
-    with training.runtime.autocast():
-        logits, auxiliary = main_and_auxiliary(training.model(training.runtime.images(images)))
-    loss = _loss(training, logits, labels)
-    total = loss + sum(training.auxiliary_weight * _loss(training, extra, labels) for extra in auxiliary)
-    if not math.isfinite(value := float(loss.detach())):
-        raise DivergedError(f"the loss became {value} at learning rate {lr:.3g}", "lower the learning rate")
-    training.scaler.scale(total).backward()
+    # The weighted mean is over the whole batch, so that micro-batches add up to the gradient of one batch.
+    weight = _weight(training.class_weights, labels)
+    # Equal parts, and never a single photo, on which batch norm cannot train.
+    parts = math.ceil(len(images) / (training.micro_batch or len(images)))
+    parts = max(1, min(parts, len(images) // 2))
+    loss, correct = 0.0, 0
+    for some, targets in zip(images.tensor_split(parts), labels.tensor_split(parts), strict=True):
+        with training.runtime.autocast():
+            logits, auxiliary = main_and_auxiliary(training.model(training.runtime.images(some)))
+        main = _loss_sum(training, logits, targets) / weight
+        extra = sum(_loss_sum(training, other, targets) for other in auxiliary) / weight
+        training.scaler.scale(main + training.auxiliary_weight * extra).backward()
+        loss += float(main.detach())
+        correct += int((logits.detach().argmax(1) == _hard(targets)).sum())
+    if training.penalty:
+        training.scaler.scale(training.penalty(training.model)).backward()
+    problem = f"the loss became {loss}" if not math.isfinite(loss) else ""
     training.scaler.unscale_(training.optimizer)
     parameters = [p for group in training.optimizer.param_groups for p in group["params"]]
     norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     # With loss scaling an infinite gradient is part of the method: the scaler skips that step itself.
-    if not training.scaler.is_enabled() and not math.isfinite(norm):
-        raise DivergedError(f"a gradient is not finite at learning rate {lr:.3g}", "lower the learning rate")
+    if not problem and not training.scaler.is_enabled() and not math.isfinite(norm):
+        problem = "a gradient is not finite"
+    if problem:
+        training.optimizer.zero_grad(set_to_none=True)
+        raise DivergedError(f"{problem} at learning rate {lr:.3g}", "lower the learning rate")
     if training.clip_grad:
         nn.utils.clip_grads_with_norm_(parameters, training.clip_grad, norm)
     training.scaler.step(training.optimizer)
     training.scaler.update()
     training.optimizer.zero_grad(set_to_none=True)
-    return value, int((logits.detach().argmax(1) == labels).sum())
+    if training.average:
+        training.average.update_parameters(training.model)
+    return loss, correct
 
 
-def _loss(training: Training, logits: Tensor, labels: Tensor) -> Tensor:
+def _loss_sum(training: Training, logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(
-        logits.float(), labels, weight=training.class_weights, label_smoothing=training.label_smoothing
+        logits.float(),
+        labels,
+        weight=training.class_weights,
+        label_smoothing=training.label_smoothing,
+        reduction="sum",
     )
+
+
+def _weight(class_weights: Tensor | None, labels: Tensor) -> float:
+    if class_weights is None:
+        return float(len(labels))
+    return float(class_weights[labels].sum() if labels.ndim == 1 else (labels @ class_weights).sum())
+
+
+def _hard(labels: Tensor) -> Tensor:
+    return labels if labels.ndim == 1 else labels.argmax(1)
 
 
 def train_epoch(

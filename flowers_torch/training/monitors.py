@@ -9,6 +9,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from flowers_torch.errors import UsageError
+
 log = logging.getLogger("flowers_torch")
 log.setLevel(logging.INFO)  # its handlers decide who sees the lines; without one nobody does
 
@@ -57,3 +59,20 @@ def bar(title: str, total: int, done: int = 0) -> "tqdm[Any]":
         leave=False,
         dynamic_ncols=True,
     )
+
+
+def write_tensorboard(folder: Path, row: dict[str, Any], epoch: int) -> None:
+    """Adds an epoch's numbers to TensorBoard's log of a run.
+
+    Raises:
+        UsageError: TensorBoard is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        fix = 'pip install "flowers-torch[tensorboard]", or tensorboard = false'
+        raise UsageError("tensorboard = true needs the package tensorboard", fix) from error
+    with SummaryWriter(str(folder)) as writer:  # a file an epoch: nothing is open when a run is killed
+        for name, value in row.items():
+            if isinstance(value, float):
+                writer.add_scalar(name, value, epoch)

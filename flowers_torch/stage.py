@@ -1,0 +1,147 @@
+"""One stage of training: its epochs, from wherever it stands to its end."""
+
+import contextlib
+import functools
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from flowers_torch.config import Stage
+from flowers_torch.errors import DataError, StoppedError, printable
+from flowers_torch.evaluation.metrics import score
+from flowers_torch.evaluation.summary import describe_epoch
+from flowers_torch.models.freeze import Group, apply_rules, decay_by_layer, freeze_table, set_train_mode
+from flowers_torch.models.heads import classifier_name
+from flowers_torch.prepare import Run, balanced_weights, stage_rules, training_batches
+from flowers_torch.training.checkpoint import Progress, Saved, Saver, restore_training
+from flowers_torch.training.engine import Training, predict_logits, train_epoch
+from flowers_torch.training.monitors import bar, log, write_tensorboard
+from flowers_torch.training.optim import learning_rate, make_optimizer
+from flowers_torch.training.plateau import out_of_patience, plateau_multiplier
+from flowers_torch.training.regularize import make_average, make_penalty
+from flowers_torch.training.stopping import StopRequest
+
+
+def train_stage(
+    run: Run, saver: Saver, validation: Any, stop: StopRequest, saved: Saved | None = None
+) -> None:
+    """Trains the stage that the progress stands in, and moves the progress to the next one.
+
+    Args:
+        run: What the run works on.
+        saver: Holds the progress, and keeps it.
+        validation: Batches of the validation photos.
+        stop: Looked at after each batch.
+        saved: The state to go on from, where it was saved in this stage.
+
+    Raises:
+        StoppedError: a signal came; everything is saved.
+        DivergedError: the loss or a gradient is not finite.
+    """
+    config, progress, number = run.config, saver.progress, saver.progress.stage
+    stage = config.stages[number]
+    epochs_before = sum(earlier.epochs for earlier in config.stages[:number])
+    groups = decay_by_layer(apply_rules(run.model, stage_rules(run.model, stage)), stage.layer_decay)
+    training = make_training(run, stage, groups)
+    if saved:
+        restore_training(training, saved)
+    batches, order = training_batches(run, stage)
+    steps, warmup = stage.epochs * len(order), round(stage.warmup_epochs * len(order))
+    set_train_mode(run.model, stage.batch_norm == "adapt")
+    log.info(f"stage {number + 1}  {stage.name}: {stage.epochs} epochs, {stage.optimizer}")
+    log.info(freeze_table(run.model, groups, stage.lr))
+
+    def leave_if_asked(_: int = 0) -> None:
+        if stop.signal_name:
+            saver.save(training)
+            fix = f"go on with --resume {printable(run.folder)}"
+            raise StoppedError(f"stopped by {stop.signal_name}; all is saved", fix, stop.number)
+
+    while progress.epoch < stage.epochs and not out_of_patience(stage_losses(progress), stage.patience):
+        started = time.monotonic() - progress.seconds
+        set_train_mode(run.model, stage.batch_norm == "adapt")
+        order.epoch, order.skip = epochs_before + progress.epoch, progress.step
+        first_step = progress.epoch * len(order) + progress.step
+        highest = stage.lr * _plateau(stage, progress)
+        rate = functools.partial(
+            learning_rate, steps=steps, lr=highest, schedule=stage.schedule, warmup=warmup
+        )
+        title = f"{stage.name} {progress.epoch + 1}/{stage.epochs}"
+        with _kept(saver, training), bar(title, order.count, progress.sums.photos) as meter:
+            for _ in train_epoch(training, batches, progress.sums, first_step, rate):
+                progress.step += 1
+                progress.seconds = time.monotonic() - started
+                meter.update(progress.sums.photos - meter.n)
+                meter.set_postfix_str(f"loss {progress.sums.mean_loss:.3f}, acc {progress.sums.accuracy:.3f}")
+                leave_if_asked()
+                saver.save_if_due(training)
+                if stop.time_is_up():
+                    break
+        with _kept(saver, training):
+            val = score(*predict_logits(training.evaluated, validation, run.runtime, leave_if_asked))
+        row = {
+            "stage": stage.name,
+            "epoch": progress.epoch + 1,
+            "lr": rate(progress.epoch * len(order)),
+            "train_loss": progress.sums.mean_loss,
+            "train_accuracy": progress.sums.accuracy,
+            "val_loss": val.loss,
+            "val_accuracy": val.accuracy,
+            "seconds": time.monotonic() - started,
+            "images_per_second": progress.sums.photos / progress.seconds,
+            "data_changes": len(progress.data_changes),
+        }
+        log.info(describe_epoch(row, stage.epochs))
+        if config.tensorboard:
+            write_tensorboard(run.folder / "tensorboard", row, epochs_before + progress.epoch)
+        saver.end_epoch(row, training.evaluated)
+        saver.save_if_due(training, force=progress.epoch == stage.epochs)
+        if stop.time_is_up():
+            log.info(f"time     the {config.minutes:g} minutes are used; the best weights so far are tested")
+            progress.stage, progress.epoch = len(config.stages), 0
+            saver.save(training)
+            return
+    if progress.epoch < stage.epochs:
+        log.info(f"stage {number + 1}  ends early: {stage.patience} epochs without a lower validation loss")
+        run.model.load_state_dict(saver.best_so_far())
+    progress.stage, progress.epoch = number + 1, 0
+
+
+@contextlib.contextmanager
+def _kept(saver: Saver, training: Training) -> Iterator[None]:
+    """A photo that goes missing or breaks during training stops it, but costs none of the steps done."""
+    try:
+        yield
+    except DataError:
+        saver.save(training)
+        raise
+
+
+def make_training(run: Run, stage: Stage, groups: Sequence[Group]) -> Training:
+    """The fresh optimiser of a stage and what else a training step needs."""
+    config, model = run.config, run.model
+    return Training(
+        model,
+        make_optimizer(stage.optimizer, model, groups, stage.weight_decay, stage.momentum),
+        run.runtime.scaler(),
+        run.runtime,
+        balanced_weights(run),
+        config.label_smoothing,
+        config.auxiliary_weight,
+        config.clip_grad,
+        config.micro_batch,
+        make_penalty(model, classifier_name(model), stage.l1, stage.l2, stage.l2_sp),
+        make_average(model, config.ema),
+    )
+
+
+def stage_losses(progress: Progress) -> list[float]:
+    """Validation losses of the stage's finished epochs."""
+    first = len(progress.history) - progress.epoch
+    return [row["val_loss"] for row in progress.history[first:]]
+
+
+def _plateau(stage: Stage, progress: Progress) -> float:
+    if stage.schedule != "plateau":
+        return 1.0
+    return plateau_multiplier(stage_losses(progress), stage.plateau_factor, stage.plateau_patience)
