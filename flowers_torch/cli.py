@@ -97,6 +97,8 @@ def guarded(verb: str, arguments: list[str], prog: str | None = None) -> int:
             sys.stdout.flush()
         return code
     except FlowersError as error:
+        if error.quiet:
+            return error.exit_code
         return _fail(str(error), error.exit_code, debug)
     except Terminated:
         return _fail("stopped by SIGTERM before there was anything to save", 128 + signal.SIGTERM, debug)

@@ -47,6 +47,8 @@ class Stage:
         "frozen"  # in frozen layers: "frozen" keeps stored statistics, "adapt" follows the photos
     )
     augment: str = "light"  # none, light, crop, keras, alexnet, rand, trivial (see data/augment.py)
+    mixup: float = 0.0  # blends pairs of photos, by shares from Beta(mixup, mixup); 0: never
+    cutmix: float = 0.0  # pastes a part of one photo into another, by Beta(cutmix, cutmix); 0: never
 
 
 def default_stages() -> list[Stage]:
@@ -72,6 +74,7 @@ class Config:
     arch: str = "inception_v3"  # a network of the zoo or of timm
     data: str = "flowers17"  # folder, archive, "flowers17" or "demo"
     weights: str = ""  # "imagenet", "offline", "none" or a file; empty: imagenet, for demo none
+    keras_input: str = ""  # photos of a Keras file's network: caffe, tf, torch, unit; empty: as published
     split: str = "60/20/20"  # percent train/val/test; for flowers17 also "seed" and "oxford1" .. "oxford3"
     groups: str = "twins"  # photos kept in one part: twins (the same picture), none, or a table file,group
     quarantine: str = ""  # quarantine.csv of a check: photos to leave out
@@ -88,6 +91,8 @@ class Config:
     label_smoothing: float = 0.0  # 0 .. 1
     class_weights: str = "none"  # "balanced" weighs rare classes up in the loss
     sampler: str = "none"  # "balanced" draws rare classes as often as common ones
+    # light, crop, keras and alexnet work on whole batches, on the device; false: photo by photo
+    batch_augment: bool = True
     clip_grad: float = 0.0  # largest norm of the gradient; 0: no clipping
     ema: float = 0.0  # decay of a moving average of the weights, which is validated and kept; 0: none
     micro_batch: int = 0  # photos through the network at once, gradients added up; 0: batch_size
@@ -105,6 +110,7 @@ class Config:
 
 
 CHOICES: dict[str, tuple[str, ...]] = {
+    "keras_input": ("", "caffe", "tf", "torch", "unit"),
     "resize": ("", "crop", "squash"),
     "class_weights": ("none", "balanced"),
     "sampler": ("none", "balanced"),
@@ -129,6 +135,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "l2": (0, 10),
     "l2_sp": (0, 10),
     "momentum": (0, 0.9999),
+    "mixup": (0, 10),
+    "cutmix": (0, 10),
     "seed": (0, 2**32 - 1),
     "size": (0, 4096),
     "batch_size": (1, 65_536),

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +12,20 @@ from torch import Tensor, nn
 from flowers_torch.config import Config, Stage, split_fractions
 from flowers_torch.data.admission import Admission, admit
 from flowers_torch.data.augment import train_transform
+from flowers_torch.data.batches import BATCH_POLICIES, TrainingBatches, batch_policy, canvas_transform
 from flowers_torch.data.flowers17 import official_split
 from flowers_torch.data.folder import Photos
-from flowers_torch.data.loaders import PhotoDataset, choose_workers
+from flowers_torch.data.loaders import PhotoDataset, choose_workers, make_loader
 from flowers_torch.data.sources import open_photos
 from flowers_torch.data.splits import Split, describe_split, exact_split, split_photos
 from flowers_torch.errors import UsageError
-from flowers_torch.evaluation.answers import Answers
+from flowers_torch.evaluation.answers import Answers, collect
 from flowers_torch.evaluation.unsure import REFERENCE_PHOTOS
 from flowers_torch.models.classifier import Record, build
 from flowers_torch.models.freeze import Rules, apply_rules, freeze_table, rules_for, set_train_mode
 from flowers_torch.models.weights import load_weights, plan_weights
 from flowers_torch.models.zoo import check_size
+from flowers_torch.training.distributed import ALONE, World
 from flowers_torch.training.engine import class_weights
 from flowers_torch.training.estimate import estimate
 from flowers_torch.training.monitors import log
@@ -46,13 +48,30 @@ class Run:
     bad: dict[str, str] = dataclasses.field(default_factory=dict)  # photos left out: path to reason
     best_answers: Answers | None = None  # to the validation photos, in the best epoch of this process
     closing_seconds: float = 0.0  # that a last validation and the test will take; only where time is limited
+    world: World = ALONE  # the processes that share it
 
 
-def prepare(config: Config) -> Run:
+def prepare_together(config: Config, world: World) -> Run:
+    """`prepare` in the main process first: it fetches, decodes, times and refuses for all."""
+    run = prepare(config, world) if world.is_main else None
+    config = world.tell(run.config if run else config)
+    if run is None and world.local_rank == 0:
+        run = prepare(config, world)  # the main one of another machine
+    world.wait()
+    return run or prepare(config, world)
+
+
+def prepare(config: Config, world: World = ALONE) -> Run:
     """Device, photos, split and network of a configuration; nothing is written yet."""
-    runtime = choose_runtime(config.device, config.precision, config.channels_last, config.threads)
+    if config.batch_size < 2 * world.size:
+        raise UsageError(
+            f"--batch-size {config.batch_size} is too small for {world.size} processes",
+            f"use {2 * world.size} or more",
+        )
+    device = world.device(config.device)
+    runtime = choose_runtime(device, config.precision, config.channels_last, config.threads)
     weights = config.weights or ("none" if config.data == "demo" else "imagenet")
-    plan = plan_weights(config.arch, weights)
+    plan = plan_weights(config.arch, weights, config.keras_input)
     preprocessing = dataclasses.replace(
         plan.preprocessing,
         size=config.size or plan.preprocessing.size,
@@ -89,7 +108,7 @@ def prepare(config: Config) -> Run:
     log.info(f"device   {runtime.device}, {runtime.precision} ({runtime.reason})")
     # What was chosen becomes part of the configuration: a resumed or repeated run must not choose anew.
     config = dataclasses.replace(config, weights=weights, precision=runtime.precision)
-    return Run(config, runtime, photos, split, record, model, bad=admission.bad)
+    return Run(config, runtime, photos, split, record, model, bad=admission.bad, world=world)
 
 
 def admit_photos(config: Config) -> Admission:
@@ -174,12 +193,50 @@ def stage_rules(model: nn.Module, stage: Stage) -> Rules:
     return [(pattern, rate) for pattern, rate in stage.rules] or rules_for(model, stage.train)
 
 
-def photo_dataset(run: Run, part: str, policy: str) -> PhotoDataset:
-    """Photos of a part under an augmentation policy."""
-    paths = [run.photos.root / run.photos.paths[index] for index in run.split[part]]
-    labels = [run.photos.labels[index] for index in run.split[part]]
-    transform = train_transform(policy, **dataclasses.asdict(run.record.preprocessing))
+def photo_dataset(run: Run, part: str, policy: str, canvases: bool = False) -> PhotoDataset:
+    """Photos of a part under an augmentation policy, or as the canvases that it takes batch by batch.
+
+    Of the parts that are predicted, a process gets its share only.
+    """
+    indices = run.split[part] if part == "train" else run.world.share(run.split[part])
+    paths = [run.photos.root / run.photos.paths[index] for index in indices]
+    labels = [run.photos.labels[index] for index in indices]
+    inputs = run.record.preprocessing
+    if canvases:
+        transform = canvas_transform(policy, inputs.size, inputs.interpolation)
+    else:
+        transform = train_transform(policy, **dataclasses.asdict(inputs))
     return PhotoDataset(paths, labels, transform, run.config.seed)
+
+
+def predict_part(
+    run: Run, part: str, model: nn.Module, batches: Iterable[Any], after_batch: Callable[[int], Any]
+) -> Answers:
+    """The answers to a part in the order of the split, each photo once, from all processes."""
+    count = len(run.split[part])
+    own = collect(model, batches, run.runtime, after_batch)
+    return Answers(*(run.world.gather(values, count) for values in (own.logits, own.labels, own.features)))
+
+
+def training_batches(run: Run, stage: Stage) -> TrainingBatches:
+    """The augmented batches of a stage."""
+    config, inputs = run.config, run.record.preprocessing
+    by_batch = config.batch_augment and stage.augment in BATCH_POLICIES
+    dataset = photo_dataset(run, "train", stage.augment, canvases=by_batch)
+    balanced = config.sampler == "balanced"
+    loader, order = make_loader(dataset, config.batch_size, shuffle=True, balanced=balanced, **loading(run))
+    return TrainingBatches(
+        loader,
+        order,
+        config.seed,
+        len(run.photos.classes),
+        run.runtime.device,
+        batch_policy(stage.augment, inputs.size, inputs.crop) if by_batch else None,
+        inputs.mean,
+        inputs.std,
+        stage.mixup,
+        stage.cutmix,
+    )
 
 
 def loading(run: Run) -> dict[str, Any]:
@@ -188,6 +245,7 @@ def loading(run: Run) -> dict[str, Any]:
     return {
         "workers": choose_workers(run.config.workers, on_cpu),
         "pin_memory": run.runtime.device.type == "cuda",
+        "shard": (run.world.rank, run.world.size),
     }
 
 

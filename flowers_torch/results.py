@@ -10,19 +10,18 @@ from flowers_torch.data.audit import audit
 from flowers_torch.data.loaders import make_loader
 from flowers_torch.data.preview import choose_photos
 from flowers_torch.data.scan import inspect_photos
-from flowers_torch.data.splits import load_split
-from flowers_torch.data.workers import watched
+from flowers_torch.data.split_file import load_split
 from flowers_torch.errors import DataError, printable
-from flowers_torch.evaluation.answers import Answers, collect, save_predictions
+from flowers_torch.evaluation.answers import Answers, save_predictions
 from flowers_torch.evaluation.calibration import fit_temperature
 from flowers_torch.evaluation.metrics import Scores, score
 from flowers_torch.evaluation.plots import plot_curves
 from flowers_torch.evaluation.projection import MOST, map_photos
 from flowers_torch.evaluation.summary import describe_scores, describe_small_classes, prediction_rows
 from flowers_torch.evaluation.unsure import REFERENCE_PHOTOS, fit_familiar, make_trust, trade_off
-from flowers_torch.files import safe_load, write_csv, write_json
+from flowers_torch.files import write_csv, write_json
 from flowers_torch.models.classifier import Record, load_classifier, save_classifier
-from flowers_torch.prepare import Run, admit_photos, loading, photo_dataset
+from flowers_torch.prepare import Run, admit_photos, loading, photo_dataset, predict_part
 from flowers_torch.report.page import Source, write_report
 from flowers_torch.training.checkpoint import MODEL_FILE
 from flowers_torch.training.monitors import log
@@ -36,7 +35,7 @@ def answer(run: Run, part: str, after_batch: Callable[[int], Any] = lambda photo
     batches, _ = make_loader(
         photo_dataset(run, part, "none"), run.config.batch_size, shuffle=False, **loading(run)
     )
-    return collect(run.model, watched(batches), run.runtime, after_batch)
+    return predict_part(run, part, run.model, batches, after_batch)
 
 
 def write_results(
@@ -52,21 +51,21 @@ def write_results(
     training photos and written into the weights file.
 
     Args:
-        run: Its folder holds the best weights.
+        run: Its network has the best weights.
         history: A row for each epoch.
         best: The row of the best one.
         changes: What was changed on the way, where a run went on with other options.
         after_batch: Called with the number of photos of each batch that is answered.
     """
-    run.model.load_state_dict(safe_load(run.folder / MODEL_FILE)[0])
     validation = run.best_answers or answer(run, "val", after_batch)
     run.record = calibrate(run, validation, after_batch)
-    save_classifier(run.model.state_dict(), run.record, run.folder / MODEL_FILE, best=best)
-
     answers = answer(run, "test", after_batch)
     temperature = run.record.temperature
     logits, labels, classes = answers.logits / temperature, answers.labels, run.photos.classes
     test, before = score(logits, labels), score(answers.logits, labels)
+    if not run.world.is_main:
+        return test
+    save_classifier(run.model.state_dict(), run.record, run.folder / MODEL_FILE, best=best)
     log.info(describe_scores(test, classes))
     log.info(
         f"trust    probabilities at temperature {temperature:.2f}: they are off by "
@@ -138,5 +137,7 @@ def open_run(folder: Path, device: str = "auto") -> Run:
     model, record = load_classifier(folder)
     photos = admit_photos(config).photos
     runtime = choose_runtime(device, config.precision, config.channels_last, config.threads)
-    split = load_split(folder / "split.json", photos)
+    split, changes = load_split(folder / "split.json", photos)
+    if changes:
+        changes.refuse(folder / "split.json", "restore the photos that the run was trained and tested on")
     return Run(config, runtime, photos, split, record, runtime.place(model), folder)

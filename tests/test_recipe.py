@@ -5,6 +5,7 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,13 +16,15 @@ from typing import Any
 import pytest
 import torch
 
-from flowers_torch import prepare, recipe
+from flowers_torch import prepare, recipe, stage
 from flowers_torch.cli import guarded
 from flowers_torch.config import Config, Stage, load_config
-from flowers_torch.errors import ModelFileError, StoppedError, UsageError
+from flowers_torch.data.loaders import CountedBatches
+from flowers_torch.errors import DataError, ModelFileError, StoppedError, UsageError
 from flowers_torch.files import safe_load
 from flowers_torch.run_folder import FILES, new_run_folder
 from flowers_torch.training import engine
+from flowers_torch.training.checkpoint import read_progress
 
 ROOT = Path(__file__).parent.parent
 
@@ -52,7 +55,8 @@ def test_it_learns_colours(finished: recipe.Result) -> None:
 def test_the_run_folder(finished: recipe.Result, photo_folder: Path) -> None:
     folder = finished.folder
     found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    assert found == set(FILES) - {"resume.safetensors", "bad_files.jsonl"}
+    unfinished = {"resume.safetensors", "resume.previous.safetensors", "bad_files.jsonl"}
+    assert found - {".lock"} == set(FILES) - unfinished
     assert (folder / "labels.txt").read_text() == "blue\ngreen\nred\n"
     assert (folder / "command.txt").read_text() == "train.py --x 'a b'\n"
     metrics = json.loads((folder / "metrics.json").read_text())
@@ -115,6 +119,63 @@ def test_a_killed_run_resumes_to_the_same_weights(
     assert result.test.correct == finished.test.correct
 
 
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_photo_that_goes_missing_during_training_costs_no_step(
+    finished: recipe.Result,
+    photo_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    workers: int,
+) -> None:
+    """It is named, what was done is saved, and with the photo back the run ends as it would have."""
+    shutil.copytree(photo_folder, tmp_path / photo_folder.name)
+    wanted = config(tmp_path / photo_folder.name, tmp_path / "run", dropout=0.3, workers=workers)
+    real, steps = stage.train_epoch, []
+
+    def epoch(*arguments: Any) -> Any:
+        for rate in real(*arguments):
+            steps.append(rate)
+            if len(steps) == 7:
+                gone.rename(tmp_path / "elsewhere.png")
+            yield rate
+
+    photos = prepare.admit_photos(wanted).photos
+    train = prepare.choose_split(photos, wanted)["train"]
+    order = CountedBatches(len(train), 8, seed=0, shuffle=True)
+    order.epoch = 1
+    last = [position for batch in order for _, position in batch][-1]
+    gone = photos.root / photos.paths[train[last]]
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "train_epoch", epoch)
+        with pytest.raises(DataError, match=gone.name):
+            recipe.train(wanted)
+    saved = read_progress(tmp_path / "run" / "resume.safetensors").progress
+    assert (saved.epoch, saved.step) == (1, len(order) - 1)  # all but the batch that held the photo
+
+    with (
+        caplog.at_level("INFO", logger="flowers_torch"),
+        pytest.raises(DataError, match="1 missing, 0 edited"),
+    ):
+        recipe.resume(tmp_path / "run")
+    assert "first missing: " in caplog.text
+    shutil.copytree(tmp_path / "run", tmp_path / "allowed")
+    (tmp_path / "elsewhere.png").rename(gone)
+    result = recipe.resume(tmp_path / "run")
+    assert result is not None
+    ours, whole = (safe_load(folder / "model.safetensors")[0] for folder in (result.folder, finished.folder))
+    assert all(torch.equal(value, ours[name]) for name, value in whole.items())
+
+    gone.unlink()
+    allowed = recipe.resume(tmp_path / "allowed", allow_data_change=True)
+    assert allowed is not None
+    assert [row["changes"] for row in allowed.history] == [0, 1, 1, 1]
+    metrics = json.loads((tmp_path / "allowed" / "metrics.json").read_text())
+    assert metrics["changes"] == [{"stage": 0, "epoch": 1, "missing": 1, "edited": 0, "added": 0}]
+    parts = json.loads((tmp_path / "allowed" / "split.json").read_text())["parts"]
+    assert gone.name not in {Path(name).name for name in parts["train"] if Path(name).parent == gone.parent}
+
+
 def test_a_finished_run_has_nothing_to_resume(finished: recipe.Result) -> None:
     before = {path: path.stat().st_mtime_ns for path in finished.folder.rglob("*")}
     assert recipe.resume(finished.folder) is None
@@ -135,7 +196,7 @@ def test_overwriting_touches_our_files_only(tmp_path: Path) -> None:
     for name in ("model.safetensors", "log.txt", "notes_of_mine.txt"):
         (tmp_path / name).write_text("x")
     new_run_folder(str(tmp_path), "d", "a", overwrite=True)
-    assert [path.name for path in tmp_path.iterdir()] == ["notes_of_mine.txt"]
+    assert {path.name for path in tmp_path.iterdir()} - {".lock"} == {"notes_of_mine.txt"}
 
 
 def test_runs_are_numbered(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ EXAMPLES = """examples:
 # Flag -> field of the configuration; their meaning stands in config.py.
 FLAGS: dict[str, tuple[type, str]] = {
     "weights": (str, "imagenet | offline | none | file (.safetensors .pth .h5)"),
+    "keras-input": (str, "what a Keras file's network saw: caffe | tf | torch | unit"),
     "split": (str, "percent, as 60/20/20; for flowers17 also seed, oxford1"),
     "groups": (str, "kept in one part: twins | none | table of file,group"),
     "quarantine": (str, "quarantine.csv of `flowers-torch check`"),
@@ -55,9 +56,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume", metavar="RUN", help="go on with an interrupted run: its folder, or latest"
     )
-    parser.add_argument(
-        "--allow-config-change", action="store_true", help="go on with --resume though the result changes"
-    )
+    # Left out of the help: the refusal that they lift names them.
+    parser.add_argument("--allow-config-change", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--allow-data-change", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument(
         "--from", dest="origin", metavar="RUN", help="begin anew with a run's options and weights"
     )
@@ -77,8 +78,9 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(
             "--from takes the network and the options of its run", "leave out --arch and --config"
         )
-    if args.allow_config_change and not args.resume:
-        raise UsageError("--allow-config-change is for --resume", "leave it out")
+    for flag in ("allow_config_change", "allow_data_change"):
+        if getattr(args, flag) and not args.resume:
+            raise UsageError(f"--{flag.replace('_', '-')} is for --resume", "leave it out")
     if args.cache:
         os.environ["FLOWERS_TORCH_CACHE"] = args.cache
     from flowers_torch.config import load_config
@@ -97,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
 
     with console():
         if config is None:
-            recipe.resume(find_run(args.resume), changes, args.allow_config_change)
+            recipe.resume(find_run(args.resume), changes, args.allow_config_change, args.allow_data_change)
         elif args.dry_run:
             prepare.dry_run(config)
         else:

@@ -73,7 +73,7 @@ def test_the_network_is_left_as_it_was() -> None:
 def test_channels_last_maps_are_understood() -> None:
     """Swin answers with channels last."""
     torch.manual_seed(0)
-    model = create_model("swin_tiny_patch4_window7_224", 2, options={"embed_dim": 12, "depths": (1, 1, 1, 1)})
+    model = create_model("swin_tiny_patch4_window7_224", 2, embed_dim=12, depths=(1, 1, 1, 1))
     assert grad_cam(model, torch.randn(1, 3, 224, 224)).shape == (1, 224, 224)
 
 
