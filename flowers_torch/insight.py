@@ -7,7 +7,6 @@ heart, wrong labels included.
 import dataclasses
 from typing import Any
 
-from flowers_torch.config import Config
 from flowers_torch.data.splits import group_units
 from flowers_torch.evaluation.evaluate import answer_photos
 from flowers_torch.evaluation.probe import learning_curve, more_photos_help, out_of_fold
@@ -32,7 +31,8 @@ def look_into(run: Run) -> dict[str, Any]:
     admission = admit_photos(run.config)
     photos = admission.photos
     model = build(run.record)
-    told = load_weights(model, run.config.arch, plan_weights(run.config.arch, _first_weights(run.config)))
+    plan = plan_weights(run.config.arch, run.config.weights or "imagenet", run.config.keras_input)
+    told = load_weights(model, run.config.arch, plan)
     log.info(f"features of {len(photos)} photos; {told}")
     answers = answer_photos(
         run.runtime.place(model),
@@ -62,7 +62,3 @@ def look_into(run: Run) -> dict[str, Any]:
     }
     write_json(run.folder / INSIGHT_FILE, found)
     return found
-
-
-def _first_weights(config: Config) -> str:
-    return config.weights or "imagenet"

@@ -44,7 +44,7 @@ from flowers_torch.training.checkpoint import (
     saved_states,
 )
 from flowers_torch.training.distributed import World, joined
-from flowers_torch.training.monitors import log, log_file
+from flowers_torch.training.monitors import RESULT, log, log_file
 from flowers_torch.training.runtime import choose_runtime, deterministic
 from flowers_torch.training.stopping import StopRequest, stop_request
 
@@ -223,6 +223,6 @@ def _finish(run: Run, progress: Progress, stop: StopRequest) -> Result:
         path.unlink()
     size = (run.folder / MODEL_FILE).stat().st_size / 1e6
     log.info(f"model    {printable(run.folder / MODEL_FILE)}, {size:.1f} MB")
-    log.info(f"report   {printable(report(run))}")
+    log.log(RESULT, f"report   {printable(report(run))}")
     log.info(f"next     flowers-torch predict {shlex.quote(printable(run.folder))} PHOTO...")
     return Result(run.folder, test, progress.history)

@@ -24,7 +24,7 @@ from flowers_torch.models.classifier import Record, load_classifier, save_classi
 from flowers_torch.prepare import Run, admit_photos, loading, photo_dataset, predict_part
 from flowers_torch.report.page import Source, write_report
 from flowers_torch.training.checkpoint import MODEL_FILE
-from flowers_torch.training.monitors import log
+from flowers_torch.training.monitors import RESULT, log
 from flowers_torch.training.runtime import choose_runtime
 
 MOST_CHECKED = 20_000  # photos whose check, remembered from before training, is shown in the report
@@ -66,7 +66,7 @@ def write_results(
     if not run.world.is_main:
         return test
     save_classifier(run.model.state_dict(), run.record, run.folder / MODEL_FILE, best=best)
-    log.info(describe_scores(test, classes))
+    log.log(RESULT, describe_scores(test, classes))
     log.info(
         f"trust    probabilities at temperature {temperature:.2f}: they are off by "
         f"{test.calibration_error:.3f} on average, {before.calibration_error:.3f} without it"

@@ -1,7 +1,7 @@
 """What a network answered to photos, kept so that everything later is computed without running it again."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,7 @@ def save_predictions(
     folder: Path,
     classes: Sequence[str],
     temperature: float,
-    parts: dict[str, tuple[Sequence[str], Answers]],
+    parts: Mapping[str, tuple[Sequence[str], Answers]],
     places: Tensor | None = None,
 ) -> None:
     """Writes `predictions.safetensors`: paths, logits and labels of each part, and the map of the test."""

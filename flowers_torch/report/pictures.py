@@ -14,7 +14,7 @@ from flowers_torch.data.augment import eval_transform
 from flowers_torch.data.images import load_image
 from flowers_torch.data.preview import variants
 from flowers_torch.errors import DataError, UsageError
-from flowers_torch.evaluation.gradcam import grad_cam, overlay
+from flowers_torch.evaluation.gradcam import grad_cam, overlay, seen_picture
 from flowers_torch.models.zoo import Preprocessing
 from flowers_torch.training.runtime import Runtime
 
@@ -67,7 +67,6 @@ def seen_by(
 ) -> list[Seen | None]:
     """Maps of influence of a few photos; None for one that cannot be read, nothing for a network without."""
     transform = eval_transform(**dataclasses.asdict(preprocessing))
-    mean, std = (torch.tensor(v)[:, None, None] for v in (preprocessing.mean, preprocessing.std))
     found: list[Seen | None] = []
     for path, guess, truth in zip(paths, predicted, true, strict=True):
         try:
@@ -79,8 +78,7 @@ def seen_by(
             continue
         except UsageError:
             return []
-        values = ((pixels * std + mean).clamp(0, 1) * 255).round().to(torch.uint8)
-        picture = Image.fromarray(values.permute(1, 2, 0).numpy())
+        picture = seen_picture(pixels, preprocessing.mean, preprocessing.std)
         found.append(
             Seen(*(data_uri(i, SEEN_SIDE, 80) for i in (picture, *(overlay(picture, h) for h in heat))))
         )
