@@ -19,12 +19,14 @@ from flowers_torch.data.loaders import PhotoDataset, choose_workers, make_loader
 from flowers_torch.data.sources import open_photos
 from flowers_torch.data.splits import Split, describe_split, exact_split, split_photos
 from flowers_torch.errors import UsageError
+from flowers_torch.evaluation.answers import Answers, collect
+from flowers_torch.evaluation.unsure import REFERENCE_PHOTOS
 from flowers_torch.models.classifier import Record, build
 from flowers_torch.models.freeze import Rules, apply_rules, freeze_table, rules_for, set_train_mode
 from flowers_torch.models.weights import load_weights, plan_weights
 from flowers_torch.models.zoo import check_size
 from flowers_torch.training.distributed import ALONE, World
-from flowers_torch.training.engine import class_weights, predict_logits
+from flowers_torch.training.engine import class_weights
 from flowers_torch.training.estimate import estimate
 from flowers_torch.training.monitors import log
 from flowers_torch.training.runtime import Runtime, choose_runtime, probe_precision
@@ -44,6 +46,7 @@ class Run:
     model: nn.Module
     folder: Path = Path()
     bad: dict[str, str] = dataclasses.field(default_factory=dict)  # photos left out: path to reason
+    best_answers: Answers | None = None  # to the validation photos, in the best epoch of this process
     closing_seconds: float = 0.0  # that a last validation and the test will take; only where time is limited
     world: World = ALONE  # the processes that share it
 
@@ -68,7 +71,7 @@ def prepare(config: Config, world: World = ALONE) -> Run:
     device = world.device(config.device)
     runtime = choose_runtime(device, config.precision, config.channels_last, config.threads)
     weights = config.weights or ("none" if config.data == "demo" else "imagenet")
-    plan = plan_weights(config.arch, weights)
+    plan = plan_weights(config.arch, weights, config.keras_input)
     preprocessing = dataclasses.replace(
         plan.preprocessing,
         size=config.size or plan.preprocessing.size,
@@ -131,7 +134,7 @@ class StageCost:
     """What a stage costs on this machine, tried out."""
 
     epoch_seconds: float  # training and validation, photos read in between
-    closing_seconds: float  # a validation and the test
+    closing_seconds: float  # a validation, the test, and some training photos for what is familiar
     memory_bytes: int
 
 
@@ -152,7 +155,9 @@ def stage_cost(run: Run, stage: Stage) -> StageCost:
     train, val, test = (len(run.split[part]) for part in ("train", "val", "test"))
     predict = needs.predict_seconds + reading
     return StageCost(
-        train * (needs.train_seconds + reading) + val * predict, (val + test) * predict, needs.memory_bytes
+        train * (needs.train_seconds + reading) + val * predict,
+        (val + test + min(train, REFERENCE_PHOTOS)) * predict,
+        needs.memory_bytes,
     )
 
 
@@ -206,11 +211,11 @@ def photo_dataset(run: Run, part: str, policy: str, canvases: bool = False) -> P
 
 def predict_part(
     run: Run, part: str, model: nn.Module, batches: Iterable[Any], after_batch: Callable[[int], Any]
-) -> tuple[Tensor, Tensor]:
-    """Logits and labels of a part in the order of the split, each photo once, from all processes."""
+) -> Answers:
+    """The answers to a part in the order of the split, each photo once, from all processes."""
     count = len(run.split[part])
-    logits, labels = predict_logits(model, batches, run.runtime, after_batch)
-    return run.world.gather(logits, count), run.world.gather(labels, count)
+    own = collect(model, batches, run.runtime, after_batch)
+    return Answers(*(run.world.gather(values, count) for values in (own.logits, own.labels, own.features)))
 
 
 def training_batches(run: Run, stage: Stage) -> TrainingBatches:

@@ -19,18 +19,16 @@ from flowers_torch.data.split_file import save_split
 from flowers_torch.data.splits import Split
 from flowers_torch.data.workers import worker_errors
 from flowers_torch.errors import DivergedError, ModelFileError, StoppedError, printable
-from flowers_torch.evaluation.metrics import Scores, score
-from flowers_torch.evaluation.plots import plot_curves
-from flowers_torch.evaluation.summary import describe_scores, prediction_rows
-from flowers_torch.files import safe_load, write_csv, write_json, write_text
+from flowers_torch.evaluation.metrics import Scores
+from flowers_torch.files import safe_load, write_text
 from flowers_torch.prepare import (
     Run,
     fit_to_clock,
     loading,
     photo_dataset,
-    predict_part,
     prepare_together,
 )
+from flowers_torch.results import write_results
 from flowers_torch.resuming import reopen, run_facts
 from flowers_torch.run_folder import folder_of_launch, new_run_folder, run_lock, write_origin
 from flowers_torch.stage import train_stage
@@ -176,9 +174,6 @@ def _finish(run: Run, progress: Progress, stop: StopRequest) -> Result:
     if run.world.is_main:
         run.model.load_state_dict(safe_load(run.folder / MODEL_FILE)[0])
     run.world.copy_model(run.model)
-    loader, _ = make_loader(
-        photo_dataset(run, "test", "none"), run.config.batch_size, shuffle=False, **loading(run)
-    )
 
     def leave_if_asked(_: int) -> None:
         stop.number = int(run.world.most(stop.number))
@@ -186,23 +181,9 @@ def _finish(run: Run, progress: Progress, stop: StopRequest) -> Result:
             fix = f"go on with --resume {printable(run.folder)}"
             raise StoppedError(f"stopped by {stop.signal_name} before the test was over", fix, stop.number)
 
-    logits, labels = predict_part(run, "test", run.model, loader, leave_if_asked)
-    test = score(logits, labels)
+    test = write_results(run, progress.history, progress.best, progress.changes, leave_if_asked)
     if not run.world.is_main:
         return Result(run.folder, test, progress.history)
-    log.info(describe_scores(test, run.photos.classes))
-    paths = [run.photos.paths[index] for index in run.split["test"]]
-    write_csv(run.folder / "predictions.csv", prediction_rows(paths, logits, labels, run.photos.classes))
-    write_csv(run.folder / "history.csv", progress.history)
-    plot_curves(progress.history, run.folder / "figures" / "curves.png")
-    write_json(
-        run.folder / "metrics.json",
-        {
-            "best_epoch": progress.best,
-            "test": test.to_dict(run.photos.classes),
-            "changes": progress.changes,
-        },
-    )
     for path in reversed(saved_states(run.folder)):  # only now is there nothing left to go on with
         path.unlink()
     size = (run.folder / MODEL_FILE).stat().st_size / 1e6

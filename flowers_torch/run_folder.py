@@ -39,6 +39,7 @@ FILES = (
     "history.csv",
     "metrics.json",
     "predictions.csv",
+    "predictions.safetensors",
     "log.txt",
     "figures/curves.png",
 )

@@ -87,7 +87,7 @@ def train_stage(
         except DataError:  # a photo went missing or broke: what is done so far is not lost with it
             saver.save(training)
             raise
-        val = score(*answers)
+        val = score(answers.logits, answers.labels)
         row = {
             "stage": stage.name,
             "epoch": progress.epoch + 1,
@@ -104,6 +104,8 @@ def train_stage(
         if config.tensorboard and run.world.is_main:
             write_tensorboard(run.folder / "tensorboard", row, epochs_before + progress.epoch)
         saver.end_epoch(row, training.evaluated)
+        if progress.best is row:
+            run.best_answers = answers
         saver.save_if_due(training, force=progress.epoch == stage.epochs)
         if time_is_up():
             log.info(f"time     the {config.minutes:g} minutes are used; the best weights so far are tested")

@@ -22,6 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("photos", nargs="+", help="files, folders, globs")
     parser.add_argument("--out", required=True, metavar="FILE", help=".npz or .safetensors")
     parser.add_argument("--weights", default="", help="imagenet | offline | none | file, for a network")
+    parser.add_argument(
+        "--keras-input", default="", metavar="X", help="caffe | tf | torch | unit, for an .h5"
+    )
     parser.add_argument("--layer", default="", help="a name of `flowers-torch layers`; default: the last map")
     parser.add_argument("--pooling", default="avg", help="avg | max | flatten | none")
     parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="photos computed at once")
@@ -39,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     from flowers_torch.data.images import load_image
     from flowers_torch.deploy.predict import find_files
     from flowers_torch.files import atomic_write, safe_save
-    from flowers_torch.models.features import features
+    from flowers_torch.models.features import features, module_name
     from flowers_torch.training.runtime import choose_runtime
 
     out = Path(args.out).expanduser()
@@ -48,15 +51,16 @@ def run(args: argparse.Namespace) -> int:
     if args.batch_size < 1:
         raise UsageError("--batch-size must be 1 or more", "give a positive number")
     photos = find_files(args.photos)
-    model, preprocessing = _open(args.model, args.weights)
+    model, preprocessing = _open(args.model, args.weights, args.keras_input)
     runtime = choose_runtime(args.device, "fp32")
     model = runtime.place(model).eval()
     transform = eval_transform(**dataclasses.asdict(preprocessing))
+    layer = module_name(model, args.layer) if args.layer else ""
     pooling = "" if args.pooling == "none" else args.pooling
     parts = []
     for start in range(0, len(photos), args.batch_size):
         images = torch.stack([transform(load_image(p)) for p in photos[start : start + args.batch_size]])
-        parts.append(features(model, images.to(runtime.device), args.layer, pooling).float().cpu())
+        parts.append(features(model, images.to(runtime.device), layer, pooling).float().cpu())
     result = torch.cat(parts)
     names = [os.fspath(photo) for photo in photos]
     if out.suffix == ".npz":
@@ -71,11 +75,11 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _open(name: str, weights: str) -> "tuple[nn.Module, Preprocessing]":
+def _open(name: str, weights: str, keras_input: str) -> "tuple[nn.Module, Preprocessing]":
     """A trained classifier, or a network of the zoo with the given weights, and how it wants its photos."""
     from flowers_torch.models.classifier import load_classifier
     from flowers_torch.models.weights import load_weights, plan_weights
-    from flowers_torch.models.zoo import create_model
+    from flowers_torch.models.zoo import build_network
 
     if not weights:
         path = Path(name).expanduser()
@@ -85,7 +89,7 @@ def _open(name: str, weights: str) -> "tuple[nn.Module, Preprocessing]":
             )
         model, record = load_classifier(path)
         return model, record.preprocessing
-    plan = plan_weights(name, weights)
-    model = create_model(name, options=plan.options)
+    plan = plan_weights(name, weights, keras_input)
+    model = build_network(name, options=plan.options)
     print(load_weights(model, name, plan))
     return model, plan.preprocessing

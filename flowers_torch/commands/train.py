@@ -17,6 +17,7 @@ EXAMPLES = """examples:
 # Flag -> field of the configuration; their meaning stands in config.py.
 FLAGS: dict[str, tuple[type, str]] = {
     "weights": (str, "imagenet | offline | none | file (.safetensors .pth .h5)"),
+    "keras-input": (str, "what a Keras file's network saw: caffe | tf | torch | unit"),
     "split": (str, "percent, as 60/20/20; for flowers17 also seed, oxford1"),
     "groups": (str, "kept in one part: twins | none | table of file,group"),
     "quarantine": (str, "quarantine.csv of `flowers-torch check`"),

@@ -89,14 +89,13 @@ def train_step(
     set_learning_rate(training.optimizer, lr)
     labels = labels.to(training.runtime.device, non_blocking=True)
     # The weighted mean is over the whole batch, so that micro-batches add up to the gradient of one batch.
-    by_class = training.class_weights is not None and labels.ndim == 1
-    weight = float(training.class_weights[labels].sum()) if by_class else float(len(labels))  # type: ignore[index]
-    weight = training.world.sum(weight)[0] / training.world.size  # DDP takes the mean over the processes
+    # Over the processes too, of whose gradients DDP takes the mean.
+    weight = training.world.sum(_weight(training.class_weights, labels))[0] / training.world.size
     network = training.wrapped or training.model
     # Equal parts, and never a single photo, on which batch norm cannot train.
     parts = math.ceil(len(images) / (training.micro_batch or len(images)))
     parts = max(1, min(parts, len(images) // 2))
-    loss, correct = 0.0, 0
+    loss, correct = 0.0, 0.0
     pairs = zip(images.tensor_split(parts), labels.tensor_split(parts), strict=True)
     for part, (some, targets) in enumerate(pairs, start=1):
         with exchange_only_at(part == parts, network):
@@ -190,6 +189,12 @@ def _loss_sum(training: Training, logits: Tensor, labels: Tensor) -> Tensor:
         label_smoothing=training.label_smoothing,
         reduction="sum",
     )
+
+
+def _weight(class_weights: Tensor | None, labels: Tensor) -> float:
+    if class_weights is None:
+        return float(len(labels))
+    return float(class_weights[labels].sum() if labels.ndim == 1 else (labels @ class_weights).sum())
 
 
 def _hard(labels: Tensor) -> Tensor:

@@ -89,7 +89,7 @@ class Counters:
 
 
 class Child:
-    """A forked process that runs `flowers-torch train ARGUMENTS`, in `processes` of torchrun's where asked."""
+    """A forked process that runs `flowers-torch train ARGUMENTS`, in torchrun's processes where asked."""
 
     def __init__(
         self,

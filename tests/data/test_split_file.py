@@ -51,7 +51,7 @@ def test_changes_are_counted_by_part_and_refused(stored):
     assert changes.counts() == {"missing": 2, "edited": 1, "added": 1}
     with pytest.raises(DataError, match="2 missing, 1 edited, 1 added.*class0/0.jpg.*fix: put them back"):
         changes.refuse(path, "put them back")
-    for text in ("in none           0        0        1", "first missing: class0/0.jpg"):
+    for text in ("in none          0        0        1", "first missing: class0/0.jpg"):
         assert text in changes.table()
     ours = {now.paths[i]: part for part, indices in kept.items() for i in indices}
     assert ours == {p: part for p, part in part_of.items() if p in photos.paths[2:]}
