@@ -24,7 +24,7 @@ class FlowersError(Exception):
 
     def __init__(self, what: str, fix: str = "") -> None:
         if "\nOriginal Traceback" in what:
-            what = what.strip().splitlines()[-1].partition(": ")[2]
+            what = what.strip().splitlines()[-1].partition(": ")[2] or what
         super().__init__(f"{what}; fix: {fix}" if fix else what)
 
 
