@@ -76,8 +76,8 @@ def guarded(verb: str, arguments: list[str], prog: str | None = None) -> int:
         prog: Name in usage texts, where it is not `flowers-torch VERB`.
     """
     debug = "--debug" in arguments
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _terminate)
+    in_main = threading.current_thread() is threading.main_thread()
+    former = signal.signal(signal.SIGTERM, _terminate) if in_main else None
     try:
         if verb not in VERBS:
             near = difflib.get_close_matches(verb, VERBS, n=1)
@@ -109,12 +109,14 @@ def guarded(verb: str, arguments: list[str], prog: str | None = None) -> int:
     except MemoryError:
         return _fail("out of memory; fix: lower --batch-size or --size", 6, debug)
     except Exception as error:
-        if "OutOfMemory" in type(error).__name__ or "can't allocate memory" in str(
-            error
-        ):  # torch's own kinds
+        # Torch's kinds of it, by name: torch may not be loaded.
+        if "OutOfMemory" in type(error).__name__ or "can't allocate memory" in str(error):
             return _fail("out of memory; fix: lower --batch-size or --size", 6, debug)
         text = f"{type(error).__name__}: {printable(' '.join(str(error).split()), 300)}"
         return _fail(f"{text}; fix: this is our bug, please report it with the output of --debug", 1, debug)
+    finally:
+        if in_main:
+            signal.signal(signal.SIGTERM, former)
 
 
 def _fail(message: str, code: int, debug: bool) -> int:

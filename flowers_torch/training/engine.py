@@ -111,7 +111,8 @@ def train_step(
     training.scaler.unscale_(training.optimizer)
     parameters = [p for group in training.optimizer.param_groups for p in group["params"]]
     norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    own_loss, (loss, correct) = loss, training.world.sum(loss, correct)
+    own_loss = loss
+    loss, right = training.world.sum(loss, correct)
     loss /= training.world.size
     if math.isfinite(own_loss) and not math.isfinite(loss):
         raise PeerLostError  # which has seen it on its own photos, and names them
@@ -127,7 +128,7 @@ def train_step(
     training.optimizer.zero_grad(set_to_none=True)
     if training.average:
         training.average.update_parameters(training.model)
-    return loss, int(correct)
+    return loss, int(right)
 
 
 def _problem(training: Training, loss: float, finite_gradient: bool) -> str:
