@@ -49,7 +49,9 @@ def test_timms_own_networks_by_their_names(name: str) -> None:
         assert type(found).__module__.startswith("timm.")
         assert type(create_model(name.partition(".")[0])).__module__.startswith("flowers_torch.")
         assert found.eval()(torch.empty(2, 1, 224, 224)).shape == (2, 5)
-    assert find_entry(theirs).timm_name == name and not find_entry(theirs).timm_names
+    entry = find_entry(theirs)
+    assert entry.timm_name == name and not entry.timm_names
+    assert entry.min_size == find_entry(name.partition(".")[0]).min_size or "." in name
 
 
 @every
