@@ -32,14 +32,23 @@ class Stage:
     )  # [[pattern, lr multiplier], ...]; 0 freezes
     optimizer: str = "adamw"  # adamw, adam, sgd, rmsprop
     lr: float = 1e-3  # highest learning rate
-    schedule: str = "cosine"  # cosine (to zero at the end of the stage) or constant
+    schedule: str = "cosine"  # cosine (to zero at the end of the stage), constant or plateau
     warmup_epochs: float = 0.0  # linear rise of the learning rate from zero
+    plateau_factor: float = 0.1  # of the learning rate at each drop of schedule "plateau"
+    plateau_patience: int = 10  # epochs without a lower validation loss before such a drop
+    patience: int = 0  # epochs without a lower validation loss that end the stage; 0: all epochs run
+    layer_decay: float = 1.0  # a block's learning rate over that of the block behind it
     weight_decay: float = 0.0  # of weights; not of biases and norms
+    l1: float = 0.0  # penalty in the loss on |w|, as Keras adds it
+    l2: float = 0.0  # penalty in the loss on w^2, as Keras adds it
+    l2_sp: float = 0.0  # penalty in the loss on the squared way of backbone weights from the stage's start
     momentum: float = 0.9  # of sgd and rmsprop
     batch_norm: str = (
         "frozen"  # in frozen layers: "frozen" keeps stored statistics, "adapt" follows the photos
     )
     augment: str = "light"  # none, light, crop, keras, alexnet, rand, trivial (see data/augment.py)
+    mixup: float = 0.0  # blends pairs of photos, by shares from Beta(mixup, mixup); 0: never
+    cutmix: float = 0.0  # pastes a part of one photo into another, by Beta(cutmix, cutmix); 0: never
 
 
 def default_stages() -> list[Stage]:
@@ -82,12 +91,19 @@ class Config:
     label_smoothing: float = 0.0  # 0 .. 1
     class_weights: str = "none"  # "balanced" weighs rare classes up in the loss
     sampler: str = "none"  # "balanced" draws rare classes as often as common ones
+    # light, crop, keras and alexnet work on whole batches, on the device; false: photo by photo
+    batch_augment: bool = True
     clip_grad: float = 0.0  # largest norm of the gradient; 0: no clipping
+    ema: float = 0.0  # decay of a moving average of the weights, which is validated and kept; 0: none
+    micro_batch: int = 0  # photos through the network at once, gradients added up; 0: batch_size
+    minutes: float = 0.0  # time for the whole run, to which the epochs are fitted; 0: no limit
     precision: str = "auto"  # fp32, bf16, fp16 (CUDA); auto: the fastest that this device computes well
     channels_last: bool = True  # memory layout of the network
     device: str = "auto"  # cpu, cuda, cuda:1, mps; auto: the best that is there
     workers: int = -1  # processes that decode photos; -1: chosen for the machine
     threads: int = 0  # of computation on the CPU; 0: torch's own choice
+    deterministic: bool = False  # refuse operations that give other bits from run to run (CUDA)
+    tensorboard: bool = False  # also write the history for TensorBoard, into the run folder
     checkpoint_minutes: float = 2.0  # between saves inside an epoch; epochs over 10 s save at their end too
     out: str = ""  # run folder; empty: runs/<data>-<arch>-<n>
     stages: list[Stage] = dataclasses.field(default_factory=default_stages)
@@ -100,7 +116,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "sampler": ("none", "balanced"),
     "precision": ("auto", "fp32", "bf16", "fp16"),
     "optimizer": ("adamw", "adam", "sgd", "rmsprop"),
-    "schedule": ("cosine", "constant"),
+    "schedule": ("cosine", "constant", "plateau"),
     "batch_norm": ("frozen", "adapt"),
     "augment": ("none", "light", "crop", "keras", "alexnet", "rand", "trivial"),
 }
@@ -110,8 +126,17 @@ RANGES: dict[str, tuple[float, float]] = {
     "epochs": (1, 100_000),
     "lr": (1e-12, 1e3),
     "warmup_epochs": (0, 100_000),
+    "plateau_factor": (1e-6, 0.9999),
+    "plateau_patience": (1, 100_000),
+    "patience": (0, 100_000),
+    "layer_decay": (1e-3, 1),
     "weight_decay": (0, 10),
+    "l1": (0, 10),
+    "l2": (0, 10),
+    "l2_sp": (0, 10),
     "momentum": (0, 0.9999),
+    "mixup": (0, 10),
+    "cutmix": (0, 10),
     "seed": (0, 2**32 - 1),
     "size": (0, 4096),
     "batch_size": (1, 65_536),
@@ -120,6 +145,9 @@ RANGES: dict[str, tuple[float, float]] = {
     "auxiliary_weight": (0, 10),
     "label_smoothing": (0, 0.99),
     "clip_grad": (0, 1e9),
+    "ema": (0, 0.999999),
+    "micro_batch": (0, 65_536),
+    "minutes": (0, 1e6),
     "workers": (-1, 256),
     "threads": (0, 1024),
     "checkpoint_minutes": (0, 1e6),

@@ -5,6 +5,7 @@ never passes raw control characters on to a terminal, because file names come fr
 """
 
 import os
+import signal
 
 
 class FlowersError(Exception):
@@ -19,6 +20,7 @@ class FlowersError(Exception):
     """
 
     exit_code = 1
+    quiet = False  # another process says it
 
     def __init__(self, what: str, fix: str = "") -> None:
         super().__init__(f"{what}; fix: {fix}" if fix else what)
@@ -60,10 +62,31 @@ class DistributedError(FlowersError):
     exit_code = 7
 
 
+class PeerLostError(DistributedError):
+    """This process ends because another one did, which has said why."""
+
+    quiet = True
+
+    def __init__(self, what: str = "another process failed", fix: str = "see its error") -> None:
+        super().__init__(what, fix)
+
+
 class ExportError(FlowersError):
     """An exported model does not compute what the original computes."""
 
     exit_code = 8
+
+
+class StoppedError(FlowersError):
+    """A signal asked the run to stop, and it did, after saving.
+
+    Args:
+        number: Of the signal; the exit code is 128 more, as shells have it.
+    """
+
+    def __init__(self, what: str, fix: str = "", number: int = signal.SIGINT) -> None:
+        super().__init__(what, fix)
+        self.exit_code = 128 + number
 
 
 def printable(path: object, limit: int = 200) -> str:

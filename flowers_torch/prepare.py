@@ -1,7 +1,8 @@
 """From a configuration to everything that a run works on: device, photos, split, network."""
 
 import dataclasses
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,20 @@ from torch import Tensor, nn
 from flowers_torch.config import Config, Stage, split_fractions
 from flowers_torch.data.admission import Admission, admit
 from flowers_torch.data.augment import train_transform
+from flowers_torch.data.batches import BATCH_POLICIES, TrainingBatches, batch_policy, canvas_transform
 from flowers_torch.data.flowers17 import official_split
 from flowers_torch.data.folder import Photos
-from flowers_torch.data.loaders import PhotoDataset, choose_workers
+from flowers_torch.data.loaders import PhotoDataset, choose_workers, make_loader
 from flowers_torch.data.sources import open_photos
 from flowers_torch.data.splits import Split, describe_split, exact_split, split_photos
 from flowers_torch.errors import UsageError
+from flowers_torch.evaluation.answers import Answers, collect
+from flowers_torch.evaluation.unsure import REFERENCE_PHOTOS
 from flowers_torch.models.classifier import Record, build
 from flowers_torch.models.freeze import Rules, apply_rules, freeze_table, rules_for, set_train_mode
 from flowers_torch.models.weights import load_weights, plan_weights
 from flowers_torch.models.zoo import check_size
+from flowers_torch.training.distributed import ALONE, World
 from flowers_torch.training.engine import class_weights
 from flowers_torch.training.estimate import estimate
 from flowers_torch.training.monitors import log
@@ -41,11 +46,30 @@ class Run:
     model: nn.Module
     folder: Path = Path()
     bad: dict[str, str] = dataclasses.field(default_factory=dict)  # photos left out: path to reason
+    best_answers: Answers | None = None  # to the validation photos, in the best epoch of this process
+    closing_seconds: float = 0.0  # that a last validation and the test will take; only where time is limited
+    world: World = ALONE  # the processes that share it
 
 
-def prepare(config: Config) -> Run:
+def prepare_together(config: Config, world: World) -> Run:
+    """`prepare` in the main process first: it fetches, decodes, times and refuses for all."""
+    run = prepare(config, world) if world.is_main else None
+    config = world.tell(run.config if run else config)
+    if run is None and world.local_rank == 0:
+        run = prepare(config, world)  # the main one of another machine
+    world.wait()
+    return run or prepare(config, world)
+
+
+def prepare(config: Config, world: World = ALONE) -> Run:
     """Device, photos, split and network of a configuration; nothing is written yet."""
-    runtime = choose_runtime(config.device, config.precision, config.channels_last, config.threads)
+    if config.batch_size < 2 * world.size:
+        raise UsageError(
+            f"--batch-size {config.batch_size} is too small for {world.size} processes",
+            f"use {2 * world.size} or more",
+        )
+    device = world.device(config.device)
+    runtime = choose_runtime(device, config.precision, config.channels_last, config.threads)
     weights = config.weights or ("none" if config.data == "demo" else "imagenet")
     plan = plan_weights(config.arch, weights, config.keras_input)
     preprocessing = dataclasses.replace(
@@ -84,7 +108,7 @@ def prepare(config: Config) -> Run:
     log.info(f"device   {runtime.device}, {runtime.precision} ({runtime.reason})")
     # What was chosen becomes part of the configuration: a resumed or repeated run must not choose anew.
     config = dataclasses.replace(config, weights=weights, precision=runtime.precision)
-    return Run(config, runtime, photos, split, record, model, bad=admission.bad)
+    return Run(config, runtime, photos, split, record, model, bad=admission.bad, world=world)
 
 
 def admit_photos(config: Config) -> Admission:
@@ -100,14 +124,68 @@ def dry_run(config: Config) -> None:
         set_train_mode(run.model, stage.batch_norm == "adapt")
         log.info(f"stage {number}  {stage.name}: {stage.epochs} epochs, {stage.optimizer}, lr {stage.lr:g}")
         log.info(freeze_table(run.model, groups, stage.lr))
-        needs = estimate(
-            run.model, run.record.preprocessing.size, config.batch_size, run.runtime, stage.optimizer
-        )
-        seconds = stage.epochs * (
-            len(run.split["train"]) * needs.train_seconds + len(run.split["val"]) * needs.predict_seconds
-        )
-        memory = needs.memory_bytes / 2**30
-        log.info(f"  about {seconds / 60:.1f} minutes (reading photos not counted) and {memory:.1f} GiB")
+        cost = stage_cost(run, stage)
+        minutes = stage.epochs * cost.epoch_seconds / 60
+        log.info(f"  about {minutes:.1f} minutes and {cost.memory_bytes / 2**30:.1f} GiB")
+
+
+@dataclasses.dataclass(frozen=True)
+class StageCost:
+    """What a stage costs on this machine, tried out."""
+
+    epoch_seconds: float  # training and validation, photos read in between
+    closing_seconds: float  # a validation, the test, and some training photos for what is familiar
+    memory_bytes: int
+
+
+def stage_cost(run: Run, stage: Stage) -> StageCost:
+    """Tries a stage out on a few photos; the network and the random streams are as before afterwards."""
+    buffers = {name: value.clone() for name, value in run.model.named_buffers()}
+    apply_rules(run.model, stage_rules(run.model, stage))
+    set_train_mode(run.model, stage.batch_norm == "adapt")
+    size, batch = run.record.preprocessing.size, run.config.batch_size
+    photos = photo_dataset(run, "train", stage.augment)
+    with torch.random.fork_rng(devices=[]):
+        needs = estimate(run.model, size, batch, run.runtime, stage.optimizer)
+        started = time.monotonic()
+        tried = [photos[0, position] for position in range(min(4, len(photos)))]
+        reading = (time.monotonic() - started) / len(tried) / max(1, loading(run)["workers"])
+    for name, value in run.model.named_buffers():
+        value.copy_(buffers[name])
+    train, val, test = (len(run.split[part]) for part in ("train", "val", "test"))
+    predict = needs.predict_seconds + reading
+    return StageCost(
+        train * (needs.train_seconds + reading) + val * predict,
+        (val + test + min(train, REFERENCE_PHOTOS)) * predict,
+        needs.memory_bytes,
+    )
+
+
+def fit_to_clock(run: Run, started: float) -> None:
+    """Takes epochs off the stages, the longest first, until the run fits into its minutes.
+
+    Each stage keeps an epoch; should even that be too much, training stops at the deadline.
+
+    Args:
+        run: Its configuration gets the new epochs, so that a resumed run has them too.
+        started: When the run began, on the monotonic clock.
+    """
+    costs = [stage_cost(run, stage) for stage in run.config.stages]
+    run.closing_seconds = 1.5 * costs[-1].closing_seconds
+    left = 60 * run.config.minutes - (time.monotonic() - started) - run.closing_seconds
+    epochs = [stage.epochs for stage in run.config.stages]
+
+    def seconds(number: int) -> float:
+        return epochs[number] * costs[number].epoch_seconds
+
+    while sum(map(seconds, range(len(epochs)))) > left and max(epochs) > 1:
+        longest = max((n for n in range(len(epochs)) if epochs[n] > 1), key=seconds)
+        epochs[longest] -= 1
+    pairs = zip(run.config.stages, epochs, strict=True)
+    stages = [dataclasses.replace(stage, epochs=count) for stage, count in pairs]
+    run.config = dataclasses.replace(run.config, stages=stages)
+    planned = ", ".join(f"{stage.name} {stage.epochs}" for stage in stages)
+    log.info(f"time     {run.config.minutes:g} minutes are enough for these epochs: {planned}")
 
 
 def stage_rules(model: nn.Module, stage: Stage) -> Rules:
@@ -115,12 +193,50 @@ def stage_rules(model: nn.Module, stage: Stage) -> Rules:
     return [(pattern, rate) for pattern, rate in stage.rules] or rules_for(model, stage.train)
 
 
-def photo_dataset(run: Run, part: str, policy: str) -> PhotoDataset:
-    """Photos of a part under an augmentation policy."""
-    paths = [run.photos.root / run.photos.paths[index] for index in run.split[part]]
-    labels = [run.photos.labels[index] for index in run.split[part]]
-    transform = train_transform(policy, **dataclasses.asdict(run.record.preprocessing))
+def photo_dataset(run: Run, part: str, policy: str, canvases: bool = False) -> PhotoDataset:
+    """Photos of a part under an augmentation policy, or as the canvases that it takes batch by batch.
+
+    Of the parts that are predicted, a process gets its share only.
+    """
+    indices = run.split[part] if part == "train" else run.world.share(run.split[part])
+    paths = [run.photos.root / run.photos.paths[index] for index in indices]
+    labels = [run.photos.labels[index] for index in indices]
+    inputs = run.record.preprocessing
+    if canvases:
+        transform = canvas_transform(policy, inputs.size, inputs.interpolation)
+    else:
+        transform = train_transform(policy, **dataclasses.asdict(inputs))
     return PhotoDataset(paths, labels, transform, run.config.seed)
+
+
+def predict_part(
+    run: Run, part: str, model: nn.Module, batches: Iterable[Any], after_batch: Callable[[int], Any]
+) -> Answers:
+    """The answers to a part in the order of the split, each photo once, from all processes."""
+    count = len(run.split[part])
+    own = collect(model, batches, run.runtime, after_batch)
+    return Answers(*(run.world.gather(values, count) for values in (own.logits, own.labels, own.features)))
+
+
+def training_batches(run: Run, stage: Stage) -> TrainingBatches:
+    """The augmented batches of a stage."""
+    config, inputs = run.config, run.record.preprocessing
+    by_batch = config.batch_augment and stage.augment in BATCH_POLICIES
+    dataset = photo_dataset(run, "train", stage.augment, canvases=by_batch)
+    balanced = config.sampler == "balanced"
+    loader, order = make_loader(dataset, config.batch_size, shuffle=True, balanced=balanced, **loading(run))
+    return TrainingBatches(
+        loader,
+        order,
+        config.seed,
+        len(run.photos.classes),
+        run.runtime.device,
+        batch_policy(stage.augment, inputs.size, inputs.crop) if by_batch else None,
+        inputs.mean,
+        inputs.std,
+        stage.mixup,
+        stage.cutmix,
+    )
 
 
 def loading(run: Run) -> dict[str, Any]:
@@ -129,6 +245,7 @@ def loading(run: Run) -> dict[str, Any]:
     return {
         "workers": choose_workers(run.config.workers, on_cpu),
         "pin_memory": run.runtime.device.type == "cuda",
+        "shard": (run.world.rank, run.world.size),
     }
 
 

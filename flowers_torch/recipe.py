@@ -3,48 +3,50 @@
 This file is the method as one would tell it; each step is a call into a part that also works alone.
 """
 
+import contextlib
 import dataclasses
-import functools
 import json
+import math
 import shlex
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from flowers_torch.config import Config, load_config, to_toml
 from flowers_torch.data.loaders import make_loader
-from flowers_torch.data.splits import Split, load_split, save_split
-from flowers_torch.errors import DivergedError, ModelFileError, printable
-from flowers_torch.evaluation.metrics import Scores, score
-from flowers_torch.evaluation.plots import plot_curves
-from flowers_torch.evaluation.summary import describe_epoch, describe_scores, prediction_rows
-from flowers_torch.files import safe_load, write_csv, write_json, write_text
+from flowers_torch.data.split_file import load_split, save_split
+from flowers_torch.data.splits import Split
+from flowers_torch.data.workers import worker_errors
+from flowers_torch.errors import DivergedError, ModelFileError, StoppedError, printable
+from flowers_torch.evaluation.metrics import Scores
+from flowers_torch.files import safe_load, write_text
 from flowers_torch.models.classifier import build
-from flowers_torch.models.freeze import apply_rules, freeze_table, set_train_mode
 from flowers_torch.prepare import (
     Run,
     admit_photos,
-    balanced_weights,
+    fit_to_clock,
     loading,
     photo_dataset,
-    prepare,
-    stage_rules,
+    prepare_together,
 )
-from flowers_torch.run_folder import new_run_folder, write_origin
+from flowers_torch.results import write_results
+from flowers_torch.resuming import check_exact, run_facts
+from flowers_torch.run_folder import folder_of_launch, new_run_folder, run_lock, write_origin
+from flowers_torch.stage import train_stage
 from flowers_torch.training.checkpoint import (
     MODEL_FILE,
-    RESUME_FILE,
     Progress,
     Saved,
     Saver,
-    read_progress,
+    read_newest,
     restore_model,
-    restore_training,
+    saved_states,
 )
-from flowers_torch.training.engine import Training, predict_logits, train_epoch
-from flowers_torch.training.monitors import bar, log, log_file
-from flowers_torch.training.optim import learning_rate, make_optimizer
-from flowers_torch.training.runtime import choose_runtime
+from flowers_torch.training.distributed import World, joined
+from flowers_torch.training.monitors import log, log_file
+from flowers_torch.training.runtime import choose_runtime, deterministic
+from flowers_torch.training.stopping import StopRequest, stop_request
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,141 +69,158 @@ def train(
         argv: The command, for the record.
         split: Parts of the admitted photos, where the configuration's own are not wanted.
     """
-    run = prepare(config)
-    run.split = split or run.split
-    run.folder = new_run_folder(config.out, run.photos.name, config.arch, overwrite)
-    heading = f"{run.photos.name} with {config.arch}; repeat with: flowers-torch train --config config.toml"
-    write_origin(run.folder, to_toml(run.config, heading), run.photos.classes, argv or [])
-    save_split(run.split, run.photos, run.folder / "split.json", config.seed)
-    if run.bad:
-        rows = [json.dumps({"file": path, "error": reason}) for path, reason in run.bad.items()]
-        write_text(run.folder / "bad_files.jsonl", "\n".join(rows) + "\n")
-    with log_file(run.folder / "log.txt"):
-        return _train_and_test(run, Progress())
+    started = time.monotonic()
+    with joined(config.device) as world:
+        begun = folder_of_launch(config.out) if world.restarts else None
+        if begun := world.tell(begun):
+            if saved_states(begun):
+                return _resume(begun, world)
+            config, overwrite = dataclasses.replace(config, out=str(begun)), True
+        run = prepare_together(config, world)
+        run.split = split or run.split
+        if config.minutes:
+            if world.is_main:
+                fit_to_clock(run, started)
+            run.config, run.closing_seconds = world.tell((run.config, run.closing_seconds))
+        if world.is_main:
+            run.folder = new_run_folder(config.out, run.photos.name, config.arch, overwrite)
+        run.folder = world.tell(run.folder)
+        with _at_work(run.folder, world):
+            if world.is_main:
+                _write_origin(run, argv or [])
+            return _train_and_test(run, Progress(elapsed=time.monotonic() - started))
 
 
-def resume(folder: Path) -> Result | None:
+def resume(
+    folder: Path,
+    changes: dict[str, Any] | None = None,
+    allow_config_change: bool = False,
+    allow_data_change: bool = False,
+) -> Result | None:
     """Goes on with an interrupted run from its newest saved state; None where it had finished already.
+
+    Args:
+        folder: The run folder.
+        changes: To its configuration, as `load_config` takes them.
+        allow_config_change: Go on though the result will be another one than without the interruption.
+        allow_data_change: Go on although photos are missing, edited or new, with those of the run's parts
+            that are still there. The unfinished epoch starts anew and the history counts the change.
 
     Raises:
         ModelFileError: the folder holds no saved state.
+        UsageError: it could not go on exactly, or another run is at work in the folder.
+        DataError: the photos are not those that the run began with.
     """
-    if not (folder / RESUME_FILE).is_file():
+    if not saved_states(folder):
         if (folder / "metrics.json").is_file():
             log.info(f"nothing to do: {printable(folder)} is finished")
             return None
         raise ModelFileError(f"{printable(folder)} holds no saved state", "start the run anew")
-    config = load_config(file=str(folder / "config.toml"))
-    runtime = choose_runtime(config.device, config.precision, config.channels_last, config.threads)
-    admission = admit_photos(config)
-    photos = admission.photos
-    saved = read_progress(folder / RESUME_FILE)
-    model = build(saved.record)
-    restore_model(model, saved)
-    split = load_split(folder / "split.json", photos)
-    run = Run(config, runtime, photos, split, saved.record, runtime.place(model), folder)
-    with log_file(folder / "log.txt"):
-        progress = saved.progress
-        stage = config.stages[progress.stage].name
-        log.info(
-            f"resumed  {printable(folder)}: {stage}, epoch {progress.epoch + 1}, batch {progress.step + 1}"
-        )
+    with joined((changes or {}).get("device", "auto")) as world:
+        return _resume(folder, world, changes, allow_config_change, allow_data_change)
+
+
+def _resume(
+    folder: Path,
+    world: World,
+    changes: dict[str, Any] | None = None,
+    allow_config_change: bool = False,
+    allow_data_change: bool = False,
+) -> Result:
+    with _at_work(folder, world):
+        with world.main_first():
+            config = load_config(file=str(folder / "config.toml"), overrides=changes)
+            saved = read_newest(folder)
+            progress = saved.progress
+            if progress.best:
+                safe_load(folder / MODEL_FILE)  # were it damaged, all that is still to come would be in vain
+            device = world.device(config.device)
+            runtime = choose_runtime(device, config.precision, config.channels_last, config.threads)
+            facts = run_facts(config, runtime, world.size)
+            change = check_exact(saved.facts, facts, folder, allow_config_change)
+            photos = admit_photos(config).photos
+            split, data_change = load_split(folder / "split.json", photos)
+            if data_change:
+                log.info(f"the photos have changed since the run began:\n{data_change.table()}")
+                if not allow_data_change:
+                    data_change.refuse(folder / "split.json", "restore them, or add --allow-data-change")
+                progress.begin_epoch_anew(data_change.counts())
+            model = build(saved.record)
+            restore_model(model, saved)
+        run = Run(config, runtime, photos, split, saved.record, runtime.place(model), folder, world=world)
+        if change:
+            progress.begin_epoch_anew({"options": change})
+        world.wait()  # what is written now has been read by all
+        if world.is_main and change:
+            write_text(folder / "config.toml", to_toml(config, f"changed on the way: {change}"))
+        if world.is_main and data_change:
+            save_split(split, photos, folder / "split.json", config.seed)
+        names = [*(stage.name for stage in config.stages), "test"]
+        place = f"{names[progress.stage]}, epoch {progress.epoch + 1}, batch {progress.step + 1}"
+        log.info(f"resumed  {printable(folder)}: {place}")
         return _train_and_test(run, progress, saved)
 
 
+@contextlib.contextmanager
+def _at_work(folder: Path, world: World) -> Iterator[None]:
+    """The run folder is this run's and its log is written, by the main process."""
+    if not world.is_main:
+        yield
+        return
+    with run_lock(folder), log_file(folder / "log.txt"):
+        yield
+
+
+def _write_origin(run: Run, argv: list[str]) -> None:
+    heading = (
+        f"{run.photos.name} with {run.config.arch}; repeat with: flowers-torch train --config config.toml"
+    )
+    write_origin(run.folder, to_toml(run.config, heading), run.photos.classes, argv)
+    save_split(run.split, run.photos, run.folder / "split.json", run.config.seed)
+    if run.bad:
+        rows = [json.dumps({"file": path, "error": reason}) for path, reason in run.bad.items()]
+        write_text(run.folder / "bad_files.jsonl", "\n".join(rows) + "\n")
+
+
 def _train_and_test(run: Run, progress: Progress, saved: Saved | None = None) -> Result:
-    config = run.config
+    config, world = run.config, run.world
+    facts = run_facts(config, run.runtime, world.size)
+    world.check_same(facts | {"split": json.dumps(run.split), "photos": json.dumps(run.photos.paths)})
     validation, _ = make_loader(
         photo_dataset(run, "val", "none"), config.batch_size, shuffle=False, **loading(run)
     )
-    saver = Saver(run.folder, progress, run.record, config.checkpoint_minutes)
-    resumed_stage = progress.stage if saved else None
-    for number in range(progress.stage, len(config.stages)):
-        stage = config.stages[number]
-        groups = apply_rules(run.model, stage_rules(run.model, stage))
-        training = Training(
-            run.model,
-            make_optimizer(stage.optimizer, run.model, groups, stage.weight_decay, stage.momentum),
-            run.runtime.scaler(),
-            run.runtime,
-            balanced_weights(run),
-            config.label_smoothing,
-            config.auxiliary_weight,
-            config.clip_grad,
-        )
-        if saved and number == resumed_stage:
-            restore_training(training, saved)
-        photos = photo_dataset(run, "train", stage.augment)
-        balanced = config.sampler == "balanced"
-        loader, order = make_loader(
-            photos, config.batch_size, shuffle=True, balanced=balanced, **loading(run)
-        )
-        rate = functools.partial(
-            learning_rate,
-            steps=stage.epochs * len(order),
-            lr=stage.lr,
-            schedule=stage.schedule,
-            warmup=round(stage.warmup_epochs * len(order)),
-        )
-        set_train_mode(run.model, stage.batch_norm == "adapt")
-        log.info(f"stage {number + 1}  {stage.name}: {stage.epochs} epochs, {stage.optimizer}")
-        log.info(freeze_table(run.model, groups, stage.lr))
-
-        while progress.epoch < stage.epochs:
-            started = time.monotonic() - progress.seconds
-            set_train_mode(run.model, stage.batch_norm == "adapt")
-            order.epoch = sum(earlier.epochs for earlier in config.stages[:number]) + progress.epoch
-            order.skip = progress.step
-            first_step = progress.epoch * len(order) + progress.step
-            title = f"{stage.name} {progress.epoch + 1}/{stage.epochs}"
-            with bar(title, len(photos), progress.sums.photos) as meter:
-                for _ in train_epoch(training, loader, progress.sums, first_step, rate):
-                    progress.step += 1
-                    progress.seconds = time.monotonic() - started
-                    meter.update(progress.sums.photos - meter.n)
-                    meter.set_postfix_str(
-                        f"loss {progress.sums.mean_loss:.3f}, acc {progress.sums.accuracy:.3f}"
-                    )
-                    saver.save_if_due(training)
-            val = score(*predict_logits(run.model, validation, run.runtime))
-            row = {
-                "stage": stage.name,
-                "epoch": progress.epoch + 1,
-                "lr": rate(first_step),
-                "train_loss": progress.sums.mean_loss,
-                "train_accuracy": progress.sums.accuracy,
-                "val_loss": val.loss,
-                "val_accuracy": val.accuracy,
-                "seconds": time.monotonic() - started,
-                "images_per_second": progress.sums.photos / progress.seconds,
-            }
-            log.info(describe_epoch(row, stage.epochs))
-            saver.end_epoch(row, run.model)
-            saver.save_if_due(training, force=progress.epoch == stage.epochs)
-        progress.stage, progress.epoch = number + 1, 0
-    return _finish(run, progress)
+    saver = Saver(run.folder, progress, run.record, config.checkpoint_minutes, facts, world.is_main)
+    seconds = 60 * config.minutes - progress.elapsed - run.closing_seconds if config.minutes else math.inf
+    with (
+        deterministic(config.deterministic),
+        stop_request(seconds, patient=world.size > 1) as stop,
+        worker_errors(),
+    ):
+        while progress.stage < len(config.stages):
+            train_stage(run, saver, validation, stop, saved)
+            saved = None  # the stages behind begin afresh
+        return _finish(run, progress, stop)
 
 
-def _finish(run: Run, progress: Progress) -> Result:
+def _finish(run: Run, progress: Progress, stop: StopRequest) -> Result:
     """Tests the best weights once, on photos that decided nothing, and writes the results."""
     if not progress.best:
         raise DivergedError("the validation loss was never finite", "lower the learning rates of the stages")
-    run.model.load_state_dict(safe_load(run.folder / MODEL_FILE)[0])
-    loader, _ = make_loader(
-        photo_dataset(run, "test", "none"), run.config.batch_size, shuffle=False, **loading(run)
-    )
-    logits, labels = predict_logits(run.model, loader, run.runtime)
-    test = score(logits, labels)
-    log.info(describe_scores(test, run.photos.classes))
-    paths = [run.photos.paths[index] for index in run.split["test"]]
-    write_csv(run.folder / "predictions.csv", prediction_rows(paths, logits, labels, run.photos.classes))
-    write_csv(run.folder / "history.csv", progress.history)
-    plot_curves(progress.history, run.folder / "figures" / "curves.png")
-    write_json(
-        run.folder / "metrics.json",
-        {"best_epoch": progress.best, "test": test.to_dict(run.photos.classes)},
-    )
-    (run.folder / RESUME_FILE).unlink(missing_ok=True)  # only now is there nothing left to go on with
+    if run.world.is_main:
+        run.model.load_state_dict(safe_load(run.folder / MODEL_FILE)[0])
+    run.world.copy_model(run.model)
+
+    def leave_if_asked(_: int) -> None:
+        stop.number = int(run.world.most(stop.number))
+        if stop.number:
+            fix = f"go on with --resume {printable(run.folder)}"
+            raise StoppedError(f"stopped by {stop.signal_name} before the test was over", fix, stop.number)
+
+    test = write_results(run, progress.history, progress.best, progress.changes, leave_if_asked)
+    if not run.world.is_main:
+        return Result(run.folder, test, progress.history)
+    for path in reversed(saved_states(run.folder)):  # only now is there nothing left to go on with
+        path.unlink()
     size = (run.folder / MODEL_FILE).stat().st_size / 1e6
     log.info(f"model    {printable(run.folder / MODEL_FILE)}, {size:.1f} MB")
     log.info(f"next     flowers-torch predict {shlex.quote(printable(run.folder))} PHOTO...")

@@ -1,8 +1,11 @@
 """The whole way on a few small photos: train, stop, resume, test, predict."""
 
 import csv
+import dataclasses
 import json
+import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,11 +16,15 @@ from typing import Any
 import pytest
 import torch
 
-from flowers_torch import prepare, recipe
+from flowers_torch import prepare, recipe, stage
+from flowers_torch.cli import guarded
 from flowers_torch.config import Config, Stage, load_config
-from flowers_torch.errors import ModelFileError, UsageError
+from flowers_torch.data.loaders import CountedBatches
+from flowers_torch.errors import DataError, ModelFileError, StoppedError, UsageError
 from flowers_torch.files import safe_load
 from flowers_torch.run_folder import FILES, new_run_folder
+from flowers_torch.training import engine
+from flowers_torch.training.checkpoint import read_progress
 
 ROOT = Path(__file__).parent.parent
 
@@ -48,7 +55,8 @@ def test_it_learns_colours(finished: recipe.Result) -> None:
 def test_the_run_folder(finished: recipe.Result, photo_folder: Path) -> None:
     folder = finished.folder
     found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    assert found == set(FILES) - {"resume.safetensors", "bad_files.jsonl"}
+    unfinished = {"resume.safetensors", "resume.previous.safetensors", "bad_files.jsonl"}
+    assert found - {".lock"} == set(FILES) - unfinished
     assert (folder / "labels.txt").read_text() == "blue\ngreen\nred\n"
     assert (folder / "command.txt").read_text() == "train.py --x 'a b'\n"
     metrics = json.loads((folder / "metrics.json").read_text())
@@ -111,6 +119,63 @@ def test_a_killed_run_resumes_to_the_same_weights(
     assert result.test.correct == finished.test.correct
 
 
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_photo_that_goes_missing_during_training_costs_no_step(
+    finished: recipe.Result,
+    photo_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    workers: int,
+) -> None:
+    """It is named, what was done is saved, and with the photo back the run ends as it would have."""
+    shutil.copytree(photo_folder, tmp_path / photo_folder.name)
+    wanted = config(tmp_path / photo_folder.name, tmp_path / "run", dropout=0.3, workers=workers)
+    real, steps = stage.train_epoch, []
+
+    def epoch(*arguments: Any) -> Any:
+        for rate in real(*arguments):
+            steps.append(rate)
+            if len(steps) == 7:
+                gone.rename(tmp_path / "elsewhere.png")
+            yield rate
+
+    photos = prepare.admit_photos(wanted).photos
+    train = prepare.choose_split(photos, wanted)["train"]
+    order = CountedBatches(len(train), 8, seed=0, shuffle=True)
+    order.epoch = 1
+    last = [position for batch in order for _, position in batch][-1]
+    gone = photos.root / photos.paths[train[last]]
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "train_epoch", epoch)
+        with pytest.raises(DataError, match=gone.name):
+            recipe.train(wanted)
+    saved = read_progress(tmp_path / "run" / "resume.safetensors").progress
+    assert (saved.epoch, saved.step) == (1, len(order) - 1)  # all but the batch that held the photo
+
+    with (
+        caplog.at_level("INFO", logger="flowers_torch"),
+        pytest.raises(DataError, match="1 missing, 0 edited"),
+    ):
+        recipe.resume(tmp_path / "run")
+    assert "first missing: " in caplog.text
+    shutil.copytree(tmp_path / "run", tmp_path / "allowed")
+    (tmp_path / "elsewhere.png").rename(gone)
+    result = recipe.resume(tmp_path / "run")
+    assert result is not None
+    ours, whole = (safe_load(folder / "model.safetensors")[0] for folder in (result.folder, finished.folder))
+    assert all(torch.equal(value, ours[name]) for name, value in whole.items())
+
+    gone.unlink()
+    allowed = recipe.resume(tmp_path / "allowed", allow_data_change=True)
+    assert allowed is not None
+    assert [row["changes"] for row in allowed.history] == [0, 1, 1, 1]
+    metrics = json.loads((tmp_path / "allowed" / "metrics.json").read_text())
+    assert metrics["changes"] == [{"stage": 0, "epoch": 1, "missing": 1, "edited": 0, "added": 0}]
+    parts = json.loads((tmp_path / "allowed" / "split.json").read_text())["parts"]
+    assert gone.name not in {Path(name).name for name in parts["train"] if Path(name).parent == gone.parent}
+
+
 def test_a_finished_run_has_nothing_to_resume(finished: recipe.Result) -> None:
     before = {path: path.stat().st_mtime_ns for path in finished.folder.rglob("*")}
     assert recipe.resume(finished.folder) is None
@@ -131,7 +196,7 @@ def test_overwriting_touches_our_files_only(tmp_path: Path) -> None:
     for name in ("model.safetensors", "log.txt", "notes_of_mine.txt"):
         (tmp_path / name).write_text("x")
     new_run_folder(str(tmp_path), "d", "a", overwrite=True)
-    assert [path.name for path in tmp_path.iterdir()] == ["notes_of_mine.txt"]
+    assert {path.name for path in tmp_path.iterdir()} - {".lock"} == {"notes_of_mine.txt"}
 
 
 def test_runs_are_numbered(tmp_path: Path) -> None:
@@ -161,6 +226,102 @@ def test_too_small_an_input_is_refused_before_anything_is_read(tmp_path: Path) -
         prepare.prepare(Config(arch="inception_v3", data=str(tmp_path / "none"), weights="none", size=32))
 
 
+def stop_after(monkeypatch: pytest.MonkeyPatch, number: signal.Signals, steps: int) -> None:
+    """Has the process signalled in its `steps`-th training step."""
+    real, left = engine.train_step, [steps]
+
+    def step(*arguments: Any) -> tuple[float, int]:
+        left[0] -= 1
+        if not left[0]:
+            os.kill(os.getpid(), number)
+        return real(*arguments)
+
+    monkeypatch.setattr(engine, "train_step", step)
+
+
+EVERYTHING = {"dropout": 0.3, "ema": 0.9, "micro_batch": 3, "label_smoothing": 0.1}
+
+
+def with_everything(data: Path, out: Path) -> Config:
+    """A run in which all that carries state from step to step is on."""
+    wanted = config(data, out, **EVERYTHING)
+    changes = {"l1": 1e-4, "l2": 1e-3, "l2_sp": 1e-2, "layer_decay": 0.5, "patience": 3}
+    plateau = {"schedule": "plateau", "plateau_patience": 1, "plateau_factor": 0.5}
+    wanted.stages = [dataclasses.replace(stage, **changes, **plateau) for stage in wanted.stages]
+    return wanted
+
+
+@pytest.fixture(scope="module")
+def whole_with_everything(photo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> recipe.Result:
+    return recipe.train(with_everything(photo_folder, tmp_path_factory.mktemp("runs") / "everything"))
+
+
+@pytest.mark.parametrize(
+    ("number", "steps"), [(signal.SIGTERM, 3), (signal.SIGINT, 13), (signal.SIGTERM, 20)]
+)
+def test_a_signal_saves_and_the_run_goes_on_as_if_nothing_had_happened(
+    whole_with_everything: recipe.Result,
+    photo_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals,
+    steps: int,
+) -> None:
+    handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patched:
+        stop_after(patched, number, steps)
+        with pytest.raises(StoppedError, match=f"stopped by {number.name}.*--resume") as caught:
+            recipe.train(with_everything(photo_folder, tmp_path / "run"))
+    assert caught.value.exit_code == 128 + number
+    assert handlers == (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT))
+    result = recipe.resume(tmp_path / "run")
+    assert result is not None
+    ours, whole = (safe_load(r.folder / "model.safetensors")[0] for r in (result, whole_with_everything))
+    assert all(torch.equal(value, ours[name]) for name, value in whole.items())
+    timings = ("seconds", "images_per_second")
+    rows = [
+        [{key: value for key, value in row.items() if key not in timings} for row in run.history]
+        for run in (result, whole_with_everything)
+    ]
+    assert rows[0] == rows[1]
+
+
+def test_patience_ends_a_stage_with_its_best_weights(
+    photo_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    wanted = config(photo_folder, tmp_path / "run")
+    hopeless = dataclasses.replace(wanted.stages[0], epochs=9, lr=300.0, schedule="constant", patience=2)
+    wanted.stages = [hopeless, wanted.stages[1]]
+    with caplog.at_level("INFO", logger="flowers_torch"):
+        result = recipe.train(wanted)
+    head = [row["val_loss"] for row in result.history if row["stage"] == "head"]
+    assert len(head) < 9 and head[-2:] == [loss for loss in head[-2:] if loss >= min(head[:-2])]
+    assert "ends early: 2 epochs without" in caplog.text
+
+
+def test_time_takes_epochs_off_and_leaves_a_usable_model(
+    photo_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    wanted = config(photo_folder, tmp_path / "run", minutes=0.05)
+    wanted.stages[1].epochs = 100_000
+    with caplog.at_level("INFO", logger="flowers_torch"):
+        result = recipe.train(wanted)
+    planned = load_config(file=str(result.folder / "config.toml")).stages[1].epochs
+    assert planned < 100_000 and len(result.history) <= 2 + planned
+    assert (result.folder / "model.safetensors").is_file() and not math.isnan(result.test.loss)
+
+
+def test_no_time_at_all_still_ends_in_a_test(photo_folder: Path, tmp_path: Path) -> None:
+    result = recipe.train(config(photo_folder, tmp_path / "run", minutes=1e-6))
+    assert len(result.history) == 1 and result.test.photos > 0
+
+
+def test_tensorboard_gets_each_epoch(photo_folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="needs the extra tensorboard")
+    recipe.train(config(photo_folder, tmp_path / "run", tensorboard=True))
+    assert len(list((tmp_path / "run" / "tensorboard").glob("events*"))) == 4
+
+
 @pytest.mark.slow
 def test_the_demo_run(tmp_path: Path) -> None:
     """README's first command: at most 90 s on two cores and 0.95 on its own test split."""
@@ -170,3 +331,17 @@ def test_the_demo_run(tmp_path: Path) -> None:
     print(f"{time.monotonic() - started:.1f} s")
     metrics = json.loads((tmp_path / "runs" / "demo-inception_v3-1" / "metrics.json").read_text())
     assert metrics["test"]["accuracy"] >= 0.95
+
+
+def test_lr_find_draws_and_suggests(
+    photo_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from flowers_torch.config import to_toml
+
+    (tmp_path / "c.toml").write_text(to_toml(config(photo_folder, tmp_path / "run"), "for a test"))
+    arguments = ["--config", str(tmp_path / "c.toml"), "--steps", "40", "--plot", str(tmp_path / "sweep.png")]
+    assert guarded("lr-find", [*arguments, "--stage", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert "rate     " in printed and "--set stages.0.lr=" in printed
+    assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG") and not (tmp_path / "run").exists()
+    assert guarded("lr-find", [*arguments, "--stage", "3"]) == 2

@@ -31,11 +31,14 @@ def run(args: argparse.Namespace) -> int:
     from flowers_torch.data.gallery import write_gallery
     from flowers_torch.data.scan import inspect_photos
     from flowers_torch.data.sources import open_photos
-    from flowers_torch.data.splits import load_split
+    from flowers_torch.data.split_file import load_split
     from flowers_torch.files import write_json
 
     photos = open_photos(args.data)
-    split = load_split(args.split, photos) if args.split else None
+    split = None
+    if args.split:
+        split, changes = load_split(args.split, photos)
+        changes.refuse(args.split, "restore them, or leave out --split")
     inspections = inspect_photos(photos, args.workers, progress=_progress(len(photos)))
     result = audit(photos, inspections, split)
     if args.out:

@@ -4,7 +4,6 @@ import argparse
 import os
 import sys
 import tomllib
-from pathlib import Path
 from typing import Any
 
 from flowers_torch.errors import UsageError, printable
@@ -45,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{flag}", type=kind, help=text, metavar="N" if kind is int else "X")
     parser.add_argument("--skip-bad", action="store_true", help="leave out photos that cannot be read")
     parser.add_argument("--epochs", metavar="A,B", help="epochs of each stage, as 2,5")
+    parser.add_argument("--time", metavar="T", help="fit the epochs to this, as 20m or 1.5h")
     parser.add_argument(
         "--set",
         action="append",
@@ -53,7 +53,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="any other option, as stages.1.lr=1e-4",
     )
     parser.add_argument("--cache", metavar="DIR", help="where downloads are kept")
-    parser.add_argument("--resume", metavar="RUN", help="go on with an interrupted run")
+    parser.add_argument(
+        "--resume", metavar="RUN", help="go on with an interrupted run: its folder, or latest"
+    )
+    # Left out of the help: the refusal that they lift names them.
+    parser.add_argument("--allow-config-change", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--allow-data-change", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--from", dest="origin", metavar="RUN", help="begin anew with a run's options and weights"
+    )
     parser.add_argument("--overwrite", action="store_true", help="let --out replace an earlier run")
     parser.add_argument("--dry-run", action="store_true", help="show data, model, stages, memory, time; stop")
 
@@ -61,25 +69,56 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Trains, resumes or estimates."""
     changes = overrides(args)
-    if args.resume and (changes or args.arch or args.data or args.config or args.dry_run or args.overwrite):
-        raise UsageError("--resume goes on with the run's own configuration", "give --resume RUN alone")
+    if args.resume and (args.origin or args.config or args.dry_run or args.overwrite):
+        raise UsageError(
+            "--resume goes on with a run; --from, --config, --dry-run, --overwrite begin one",
+            "give one of them",
+        )
+    if args.origin and (args.config or args.arch):
+        raise UsageError(
+            "--from takes the network and the options of its run", "leave out --arch and --config"
+        )
+    for flag in ("allow_config_change", "allow_data_change"):
+        if getattr(args, flag) and not args.resume:
+            raise UsageError(f"--{flag.replace('_', '-')} is for --resume", "leave it out")
     if args.cache:
         os.environ["FLOWERS_TORCH_CACHE"] = args.cache
     from flowers_torch.config import load_config
 
-    config = None if args.resume else load_config(args.arch, args.data, args.config, changes)
+    if args.resume:
+        config = None
+        changes |= {name: value for name, value in (("arch", args.arch), ("data", args.data)) if value}
+    elif args.origin:
+        config = load_config(data=args.data, **start_from(args.origin, changes))
+    else:
+        config = load_config(args.arch, args.data, args.config, changes)
 
     from flowers_torch import prepare, recipe  # torch is imported here, after the flags were found right
+    from flowers_torch.run_folder import find_run
     from flowers_torch.training.monitors import console
 
     with console():
         if config is None:
-            recipe.resume(Path(args.resume).expanduser())
+            recipe.resume(find_run(args.resume), changes, args.allow_config_change, args.allow_data_change)
         elif args.dry_run:
             prepare.dry_run(config)
         else:
             recipe.train(config, overwrite=args.overwrite, argv=["flowers-torch", "train", *sys.argv[1:]])
     return 0
+
+
+def start_from(run: str, changes: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of `load_config` for a new run with an earlier one's options, from its best weights on."""
+    from flowers_torch.run_folder import find_run
+
+    folder = find_run(run)
+    weights = folder / "model.safetensors"
+    if not weights.is_file() or not (folder / "config.toml").is_file():
+        raise UsageError(f"--from {printable(folder)} is no run with weights", "name the folder of a run")
+    return {
+        "file": str(folder / "config.toml"),
+        "overrides": {"weights": str(weights), "out": ""} | changes,
+    }
 
 
 def overrides(args: argparse.Namespace) -> dict[str, Any]:
@@ -94,6 +133,8 @@ def overrides(args: argparse.Namespace) -> dict[str, Any]:
         except ValueError:
             raise UsageError(f"--epochs {printable(args.epochs)} is no list", "use such as 2,5") from None
         changes |= {f"stages.{stage}.epochs": count for stage, count in enumerate(counts)}
+    if args.time is not None:
+        changes["minutes"] = minutes(args.time)
     for assignment in args.set:
         key, equals, text = assignment.partition("=")
         if not equals:
@@ -103,3 +144,16 @@ def overrides(args: argparse.Namespace) -> dict[str, Any]:
         except tomllib.TOMLDecodeError:
             changes[key.strip()] = text  # a bare word is a string
     return changes
+
+
+def minutes(text: str) -> float:
+    """Minutes from such as `90s`, `20m` or `1.5h`.
+
+    Raises:
+        UsageError: no such text.
+    """
+    units = {"s": 1 / 60, "m": 1.0, "h": 60.0}
+    try:
+        return float(text[:-1]) * units[text[-1:]]
+    except (ValueError, KeyError):
+        raise UsageError(f"--time {printable(text)} is no time", "use such as 90s, 20m or 1.5h") from None

@@ -5,7 +5,6 @@ Training has a few named policies over the same record. A policy draws from torc
 `loaders.py` seeds that generator for each photo, so a policy needs no seed of its own.
 """
 
-import functools
 import math
 from collections.abc import Callable
 
@@ -19,6 +18,12 @@ from flowers_torch.data.batch_augment import Draws
 
 MAX_ASPECT = 4  # of a longer strip only the middle is used: resized whole, it would fill the memory
 POLICIES = ("none", "light", "crop", "keras", "alexnet", "rand", "trivial")
+
+# What the policies draw, here and for whole batches: shares of the area and ratios of width to height of a
+# part; brightness, contrast and saturation; the seed's rotation, shifts and zoom.
+CROPS = {"light": ((0.7, 1.0), (0.85, 1.18)), "crop": ((0.3, 1.0), (3 / 4, 4 / 3))}
+COLOUR = (0.2, 0.2, 0.2)
+KERAS = {"rotation": 30, "shift": 0.2, "zoom": 0.2}
 
 
 def eval_transform(
@@ -73,22 +78,20 @@ def train_transform(
     mode = InterpolationMode(interpolation)
     if policy == "none":
         return eval_transform(size, mean, std, interpolation, crop, squash)
+    cropped = [
+        v2.RandomResizedCrop(size, *CROPS["light" if policy == "light" else "crop"], interpolation=mode),
+        v2.RandomHorizontalFlip(),
+    ]
+    views: list[nn.Module]
     if policy == "light":
-        views = [
-            v2.RandomResizedCrop(size, scale=(0.7, 1.0), ratio=(0.85, 1.18), interpolation=mode),
-            v2.RandomHorizontalFlip(),
-        ]
+        views = cropped
     elif policy == "crop":
-        views = [
-            v2.RandomResizedCrop(size, scale=(0.3, 1.0), interpolation=mode),
-            v2.RandomHorizontalFlip(),
-            v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2),
-        ]
+        views = [*cropped, v2.ColorJitter(*COLOUR)]
     elif policy == "keras":
         views = [
             v2.Resize((size, size), interpolation=mode),
             *_to_floats(),
-            OneImage(functools.partial(_keras_affine, rotation=30, shift=0.2, zoom=0.2)),
+            OneImage(_keras_affine),
             v2.RandomHorizontalFlip(),
         ]
     elif policy == "alexnet":
@@ -102,19 +105,9 @@ def train_transform(
             OneImage(batch_augment.shift_pca_colour),
         ]
     elif policy == "rand":
-        views = [
-            v2.RandomResizedCrop(size, scale=(0.3, 1.0), interpolation=mode),
-            v2.RandomHorizontalFlip(),
-            v2.RandAugment(),
-            *_to_floats(),
-            OneImage(batch_augment.erase),
-        ]
+        views = [*cropped, v2.RandAugment(), *_to_floats(), OneImage(batch_augment.erase)]
     elif policy == "trivial":
-        views = [
-            v2.RandomResizedCrop(size, scale=(0.3, 1.0), interpolation=mode),
-            v2.RandomHorizontalFlip(),
-            v2.TrivialAugmentWide(),
-        ]
+        views = [*cropped, v2.TrivialAugmentWide()]
     else:
         raise ValueError(f"unknown augmentation policy {policy!r}; there are {', '.join(POLICIES)}")
     return v2.Compose([*views, *_to_input(mean, std)])
@@ -154,8 +147,8 @@ class OneImage(nn.Module):
         return self.function(image[None], Draws(seed, 0, torch.zeros(1, dtype=torch.int64)))[0]
 
 
-def _keras_affine(images: Tensor, draws: Draws, rotation: float, shift: float, zoom: float) -> Tensor:
+def _keras_affine(images: Tensor, draws: Draws) -> Tensor:
     """Rotation, shift and zoom with the border repeated: torchvision's `RandomAffine` has no border fill."""
     height, width = images.shape[-2:]
-    matrices = batch_augment.draw_affines(draws, height, width, rotation, shift, zoom=zoom)
+    matrices = batch_augment.draw_affines(draws, height, width, **KERAS)
     return batch_augment.affine(images, matrices)

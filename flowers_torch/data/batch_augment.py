@@ -2,7 +2,7 @@
 
 The third of three layers that agree: `keras_augment.py` (one image, slow, equal to Keras), `augment.py` (one
 image, torchvision) and this. Images are float tensors (N, 3, H, W) in 0..1. Draws come from `Draws`, which is
-a function of (seed, epoch, photo): the same photo gets the same variant in whatever batch it comes.
+a function of (seed, view, photo): the same photo gets the same variant in whatever batch it comes.
 """
 
 import math
@@ -22,18 +22,18 @@ GREY = (0.299, 0.587, 0.114)
 
 
 class Draws:
-    """Random numbers that are counted, not streamed: a function of seed, epoch, photo and the call's number.
+    """Random numbers that are counted, not streamed: a function of seed, view, photo and the call's number.
 
     Args:
         seed: Of the run.
-        epoch: Pass over the photos.
+        views: Pass over the photos, one number or one a photo (N,); see `loaders.CountedBatches`.
         positions: (N,) integers, the photos' places in the data set; the draws live on their device.
     """
 
-    def __init__(self, seed: int, epoch: int, positions: Tensor) -> None:
+    def __init__(self, seed: int, views: int | Tensor, positions: Tensor) -> None:
         keys = positions.to(torch.int64)
-        for counter in (seed, epoch):
-            keys = _mix(keys ^ _mix(torch.full_like(keys, counter)))
+        for counter in (seed, views):
+            keys = _mix(keys ^ _mix(torch.zeros_like(keys) + counter))
         self.keys, self.calls = keys, 0
 
     def uniform(self, count: int, low: float = 0.0, high: float = 1.0) -> Tensor:
@@ -73,8 +73,10 @@ def resized_crop(
     draws: Draws,
     scale: tuple[float, float] = (0.3, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    aspects: Tensor | None = None,
+    attempts: int = 10,
 ) -> Tensor:
-    """A random part of each image, stretched to (size, size).
+    """A random part of each image, stretched to (size, size); the twin of torchvision's `RandomResizedCrop`.
 
     Args:
         images: (N, 3, H, W).
@@ -82,18 +84,54 @@ def resized_crop(
         draws: Of these images.
         scale: Share of the area that the part covers.
         ratio: Its width over its height, drawn by its logarithm.
+        aspects: (N,) width over height of the photos, where the images are squashed ones; W / H if None.
+        attempts: Parts drawn for each image, of which the first that fits is taken. Where none fits it is
+            the largest central part of an allowed ratio.
     """
-    height, width = images.shape[-2:]
-    area = draws.uniform(1, *scale) * height * width
-    aspect = draws.uniform(1, math.log(ratio[0]), math.log(ratio[1])).exp()
-    part_height = (area / aspect).sqrt().clamp(max=height)
-    part_width = (area * aspect).sqrt().clamp(max=width)
-    top = draws.uniform(1) * (height - part_height)
-    left = draws.uniform(1) * (width - part_width)
+    wide = _aspects(images, aspects)  # (N, 1), in photos' heights
+    areas = draws.uniform(attempts, *scale) * wide
+    ratios = draws.uniform(attempts, math.log(ratio[0]), math.log(ratio[1])).exp()
+    heights, widths = (areas / ratios).sqrt(), (areas * ratios).sqrt()
+    fits = (heights <= 1) & (widths <= wide)
+    chosen, any_fits = fits.int().argmax(1, keepdim=True), fits.any(1, keepdim=True)  # argmax: the first one
+    largest_height, largest_width = (wide / ratio[0]).clamp(max=1), wide.clamp(max=ratio[1])
+    height = torch.where(any_fits, heights.gather(1, chosen), largest_height)
+    width = torch.where(any_fits, widths.gather(1, chosen), largest_width)
+    place = torch.where(any_fits, draws.uniform(2), 0.5)
+    return cut(images, size, place[:, :1], place[:, 1:], height, width / wide)
+
+
+def random_crop(
+    images: Tensor, size: int, draws: Draws, share: float, aspects: Tensor | None = None
+) -> Tensor:
+    """A square part of each image, `share` of its photo's shorter side; other arguments as `resized_crop`."""
+    wide = _aspects(images, aspects)
+    side = share * wide.clamp(max=1)
+    place = draws.uniform(2)
+    return cut(images, size, place[:, :1], place[:, 1:], side, side / wide)
+
+
+def _aspects(images: Tensor, aspects: Tensor | None) -> Tensor:
+    if aspects is None:
+        aspects = torch.full((len(images),), images.shape[-1] / images.shape[-2], device=images.device)
+    return aspects.to(images.dtype)[:, None]
+
+
+def cut(images: Tensor, size: int, down: Tensor, across: Tensor, height: Tensor, width: Tensor) -> Tensor:
+    """A part of each image, stretched to (size, size).
+
+    Args:
+        images: (N, 3, H, W).
+        size: Side of the result.
+        down: (N, 1), where the part lies: 0 at the top, 1 at the bottom.
+        across: (N, 1), 0 at the left, 1 at the right.
+        height: (N, 1), of the part, as a share of H.
+        width: (N, 1), as a share of W.
+    """
     steps = (torch.arange(size, device=images.device) + 0.5) / size
-    rows = (top + steps * part_height - 0.5)[:, :, None].expand(-1, -1, size)
-    columns = (left + steps * part_width - 0.5)[:, None, :].expand(-1, size, -1)
-    return sample(images, rows, columns, "nearest")
+    rows = (down * (1 - height) + steps * height) * images.shape[-2] - 0.5
+    columns = (across * (1 - width) + steps * width) * images.shape[-1] - 0.5
+    return sample(images, rows[:, :, None].expand(-1, -1, size), columns[:, None, :].expand(-1, size, -1))
 
 
 def affine(images: Tensor, matrices: Tensor, fill_mode: str = "nearest", cval: float = 0.0) -> Tensor:
@@ -266,25 +304,3 @@ def standardize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> 
     channels = (torch.tensor(values, device=images.device)[:, None, None] for values in (mean, std))
     centre, spread = channels
     return (images - centre) / spread
-
-
-def augment_batch(images: Tensor, size: int, policy: str, draws: Draws) -> Tensor:
-    """The named policies of `augment.py` on a batch; the result is still in 0..1.
-
-    Args:
-        images: Float (N, 3, H, W), a little larger than `size` for the policies that crop.
-        size: Side of the result.
-        policy: "light", "crop" or "keras".
-        draws: Of these images.
-    """
-    if policy == "light":
-        images = resized_crop(images, size, draws, scale=(0.7, 1.0), ratio=(0.85, 1.18))
-        return mirror(images, draws)
-    if policy == "crop":
-        images = mirror(resized_crop(images, size, draws, scale=(0.3, 1.0)), draws)
-        return jitter_colour(images, draws, brightness=0.2, contrast=0.2, saturation=0.2)
-    if policy == "keras":
-        if images.shape[-2:] != (size, size):
-            images = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
-        return mirror(affine(images, draw_affines(draws, size, size, 30, 0.2, zoom=0.2)), draws)
-    raise ValueError(f"unknown augmentation policy {policy!r}; there are light, crop, keras")

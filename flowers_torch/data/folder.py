@@ -11,7 +11,7 @@ import re
 import stat
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -79,7 +79,7 @@ class PhotoFolder(ImageFolder):
         filled = {self.classes[label] for label in self.targets}
         self.empty = [name for name in self.classes if name not in filled]
         if self.litter:
-            self.notes.insert(0, f"ignored hidden or system files and folders: {_counted(self.litter)}")
+            self.notes.insert(0, f"ignored hidden or system files and folders: {counted(self.litter)}")
 
     def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:
         """Class folders in natural order: class2 before class10."""
@@ -108,7 +108,7 @@ class PhotoFolder(ImageFolder):
                     other[os.path.splitext(path)[1].lower() or "no suffix"] += 1
             if other:
                 self.notes.append(
-                    f"{printable(name)}: ignored {other.total()} files that are no photos: {_counted(other)}"
+                    f"{printable(name)}: ignored {other.total()} files that are no photos: {counted(other)}"
                 )
             samples += [(path, label) for path in sorted(paths, key=natural_key)]
         return samples
@@ -181,18 +181,9 @@ def _find_split_photos(root: Path, name: str, parts: dict[str, Path]) -> Photos:
     found = {part: PhotoFolder(folder) for part, folder in parts.items()}
     _check_classes(found["train"], parts["train"])
     classes = found["train"].classes
+    filled = {part: [n for n in folder.classes if n not in folder.empty] for part, folder in found.items()}
+    check_parts(filled, root)
     for part, folder in found.items():
-        filled = [name for name in folder.classes if name not in folder.empty]
-        missing = [name for name in classes if name not in filled]
-        extra = [name for name in filled if name not in classes]
-        if missing or extra:
-            differences = [f"missing {_some(missing)}"] * bool(missing) + [f"extra {_some(extra)}"] * bool(
-                extra
-            )
-            raise DataError(
-                f"classes of {printable(parts[part])} differ from those of train: {', '.join(differences)}",
-                "give every part the same class folders, each with a photo",
-            )
         notes += [f"{part}: {note}" for note in folder.notes]
     for part in PART_NAMES.keys() - parts.keys():
         notes.append(f"no {part} folder: its photos are drawn from train")
@@ -211,6 +202,30 @@ def _find_split_photos(root: Path, name: str, parts: dict[str, Path]) -> Photos:
         split={path: part for path, _, part in rows},
         notes=(*notes, *_similar_names(classes)),
     )
+
+
+def check_parts(classes: Mapping[str, Collection[str]], where: Path) -> None:
+    """Every part of a split that is there already must hold the classes of train, no more and no fewer.
+
+    Args:
+        classes: Names of the classes that have a photo, by part.
+        where: The set, for the error.
+
+    Raises:
+        DataError: no train, or classes that are missing or extra, with their names.
+    """
+    if "train" not in classes:
+        raise DataError(f"{printable(where)} marks no photo as train", "mark those to train on")
+    for part, names in classes.items():
+        missing = [name for name in classes["train"] if name not in names]
+        extra = [name for name in names if name not in classes["train"]]
+        if missing or extra:
+            kinds = (("missing", missing), ("extra", extra))
+            differences = ", ".join(f"{kind} {_some(sorted(names))}" for kind, names in kinds if names)
+            raise DataError(
+                f"classes of {part} in {printable(where)} differ from those of train: {differences}",
+                "give every part the same classes, each with a photo",
+            )
 
 
 def _check_classes(folder: PhotoFolder, root: Path) -> None:
@@ -314,7 +329,8 @@ def _some(names: list[str], most: int = 5) -> str:
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
 
-def _counted(counts: Counter[str]) -> str:
+def counted(counts: Counter[str]) -> str:
+    """What was counted in one line, the most frequent first."""
     return _some(
         [name if count == 1 else f"{name} ({count})" for name, count in counts.most_common()], most=10
     )

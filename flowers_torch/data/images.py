@@ -18,6 +18,7 @@ from typing import IO
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from flowers_torch.data import tar_members
 from flowers_torch.errors import DataError, printable
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # JPEG covers MPO: JPEGs in a row
@@ -73,15 +74,21 @@ def load_image(source: str | os.PathLike[str] | IO[bytes], max_pixels: int = MAX
 def open_regular(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """Opens a regular file for reading; a pipe or device is refused unopened, because opening could block.
 
+    The path may lead into a tar archive; see `tar_members.py`.
+
     Raises:
         DataError: missing, unreadable, or no regular file.
     """
     try:
-        mode = os.stat(path).st_mode
-        if not stat.S_ISREG(mode):
-            kind = "a folder" if stat.S_ISDIR(mode) else "no regular file"
-            raise DataError(f"cannot read {printable(path)}: it is {kind}", "remove it or name a photo")
-        file = open(path, "rb")
+        file: IO[bytes]
+        if inside := tar_members.split_path(Path(path)):
+            file = tar_members.open_member(*inside)
+        else:
+            mode = os.stat(path).st_mode
+            if not stat.S_ISREG(mode):
+                kind = "a folder" if stat.S_ISDIR(mode) else "no regular file"
+                raise DataError(f"cannot read {printable(path)}: it is {kind}", "remove it or name a photo")
+            file = open(path, "rb")
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = error.strerror if isinstance(error, OSError) else error
         raise DataError(

@@ -9,22 +9,31 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler
 
 from flowers_torch.data.images import load_image
+from flowers_torch.data.workers import POLL_SECONDS, PhotoLoader, Pulse
 
 MAX_EPOCHS = 1 << 20  # beyond any run: views of repeats start here
 Key = tuple[int, int]  # (view, position in the data set); the view is the epoch, see CountedBatches
 
 
-class PhotoDataset(Dataset[tuple[Tensor, int, int]]):
-    """Photos of one part of a split, transformed.
+class Item(NamedTuple):
+    """A transformed photo; in a batch each field is a tensor (N, ...)."""
 
-    An item is asked for by (view, position) and is `(input (3, H, W), label, position)`.
+    image: Any  # what the transform made of it: an input, or a canvas for `batches.py`
+    label: Any  # class index
+    position: Any  # in the data set
+    view: Any  # of this photo
+    aspect: Any  # width over height of the upright photo
+
+
+class PhotoDataset(Dataset[Item]):
+    """Photos of one part of a split, transformed. An item is asked for by (view, position).
 
     Args:
         paths: Files.
@@ -37,16 +46,20 @@ class PhotoDataset(Dataset[tuple[Tensor, int, int]]):
         self, paths: Sequence[Path], labels: Sequence[int], transform: Callable[[Any], Tensor], seed: int
     ) -> None:
         self.paths, self.labels, self.transform, self.seed = list(paths), list(labels), transform, seed
+        self.pulse: Pulse | None = None  # where workers read
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, key: Key) -> tuple[Tensor, int, int]:
+    def __getitem__(self, key: Key) -> Item:
         view, position = key
+        if self.pulse:
+            self.pulse.beat(position)
         image = load_image(self.paths[position])
         with torch.random.fork_rng(devices=[]):  # the process's own stream (dropout) goes on undisturbed
             torch.manual_seed(counted_seed(self.seed, view, position))
-            return self.transform(image), self.labels[position], position
+            transformed = self.transform(image)
+        return Item(transformed, self.labels[position], position, view, image.width / image.height)
 
 
 class CountedBatches(Sampler[list[Key]]):
@@ -56,7 +69,15 @@ class CountedBatches(Sampler[list[Key]]):
     with replacement, as many as there are, and each repeat within an epoch is another view.
 
     The last, ragged batch is kept. A last batch of a single photo joins the one before, because batch
-    norm cannot train on one value per channel.
+    norm cannot train on one value per channel; of several processes each needs two photos.
+
+    Args:
+        count: Photos.
+        batch_size: Photos of a batch, over all processes.
+        seed: Of the order.
+        shuffle: For training; else in the order of the data set.
+        weights: Of the photos, where they are drawn.
+        shard: Number of this process and how many there are: each yields its share of every batch.
 
     Attributes:
         epoch: To be set before each pass.
@@ -64,16 +85,22 @@ class CountedBatches(Sampler[list[Key]]):
     """
 
     def __init__(
-        self, count: int, batch_size: int, seed: int, shuffle: bool, weights: Tensor | None = None
+        self,
+        count: int,
+        batch_size: int,
+        seed: int,
+        shuffle: bool,
+        weights: Tensor | None = None,
+        shard: tuple[int, int] = (0, 1),
     ) -> None:
         self.count, self.batch_size, self.seed, self.shuffle = count, batch_size, seed, shuffle
-        self.weights = weights
+        self.weights, self.shard = weights, shard
         self.epoch = 0
         self.skip = 0
 
     def _starts(self) -> list[int]:
         starts = list(range(0, self.count, self.batch_size))
-        if self.shuffle and len(starts) > 1 and self.count - starts[-1] == 1:
+        if self.shuffle and len(starts) > 1 and self.count - starts[-1] < 2 * self.shard[1]:
             starts.pop()
         return starts
 
@@ -85,7 +112,8 @@ class CountedBatches(Sampler[list[Key]]):
         starts = self._starts()
         ends = [*starts[1:], self.count]
         for start, end in list(zip(starts, ends, strict=True))[self.skip :]:
-            yield keys[start:end]
+            rank, size = self.shard
+            yield keys[start:end][rank::size]
 
     def _keys(self) -> list[Key]:
         generator = torch.Generator().manual_seed(counted_seed(self.seed, self.epoch, -1))
@@ -113,14 +141,20 @@ def make_loader(
     workers: int = 0,
     pin_memory: bool = False,
     balanced: bool = False,
-) -> tuple[DataLoader[Any], CountedBatches]:
-    """A loader of `(inputs (N, 3, H, W), labels (N,), positions (N,))` and the order that steers it."""
+    shard: tuple[int, int] = (0, 1),
+) -> tuple[PhotoLoader, CountedBatches]:
+    """A loader of `Item` batches and the order that steers it."""
     weights = balanced_draw(dataset.labels) if balanced else None
-    order = CountedBatches(len(dataset), batch_size, dataset.seed, shuffle, weights)
-    loader: DataLoader[Any] = DataLoader(
+    # In prediction each process has photos of its own instead: its data set holds no others.
+    order = CountedBatches(
+        len(dataset), batch_size, dataset.seed, shuffle, weights, shard if shuffle else (0, 1)
+    )
+    dataset.pulse = Pulse(workers) if workers else None
+    loader = PhotoLoader(
         dataset,
         batch_sampler=order,
         num_workers=workers,
+        timeout=POLL_SECONDS if workers else 0,
         pin_memory=pin_memory,
         persistent_workers=workers > 0,
         generator=torch.Generator(),  # else each pass takes a number from the stream that dropout draws from

@@ -8,6 +8,8 @@ from PIL import Image
 from torchvision.transforms.v2 import functional
 
 from flowers_torch.data.augment import POLICIES, train_transform
+from flowers_torch.data.batch_augment import Draws
+from flowers_torch.data.batches import BATCH_POLICIES, batch_policy, canvas_transform
 from flowers_torch.data.folder import Photos
 from flowers_torch.data.keras_augment import KerasAugment
 from flowers_torch.data.loaders import counted_seed
@@ -27,7 +29,7 @@ PREVIEW_POLICIES = (*POLICIES, "tutorial")
 
 
 def variants(image: Image.Image, policy: str, size: int, count: int, seed: int = 0) -> list[Image.Image]:
-    """Variants of a photo under a policy of training, or under `tutorial`: Keras's own, slow and exact.
+    """Variants of a photo as training sees them, or under `tutorial`: Keras's own, slow and exact.
 
     Args:
         image: RGB.
@@ -40,6 +42,11 @@ def variants(image: Image.Image, policy: str, size: int, count: int, seed: int =
         pixels = np.asarray(image, dtype=np.float32)
         made = [TUTORIAL(pixels, np.random.default_rng((seed, i))) for i in range(count)]
         return [Image.fromarray(np.rint(values).clip(0, 255).astype(np.uint8)) for values in made]
+    if policy in BATCH_POLICIES:
+        canvases = canvas_transform(policy, size)(image).expand(count, -1, -1, -1).float() / 255
+        draws = Draws(seed, torch.arange(count), torch.zeros(count, dtype=torch.int64))
+        inputs = batch_policy(policy, size)(canvases, draws, torch.full((count,), image.width / image.height))
+        return [functional.to_pil_image(picture) for picture in inputs]
     transform = train_transform(policy, size, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     pictures = []
     with torch.random.fork_rng(devices=[]):

@@ -15,6 +15,7 @@ from typing import Any
 
 from flowers_torch.data.folder import Photos
 from flowers_torch.data.inspection import Inspection
+from flowers_torch.data.tar_members import split_path
 from flowers_torch.errors import ResourceError, printable
 from flowers_torch.files import cache_folder, write_json
 
@@ -168,8 +169,9 @@ def _cores() -> int:
 
 def _stamp(path: Path) -> list[int]:
     """Size and time of change; empty for what cannot be looked at, which is then read again."""
+    inside = split_path(path)
     try:
-        status = path.stat()
+        status = (inside[0] if inside else path).stat()
     except OSError:
         return []
     return [status.st_size, status.st_mtime_ns]

@@ -7,13 +7,14 @@ from flowers_torch.data.archives import SUFFIXES, archive_name, extract_to_cache
 from flowers_torch.data.arrays import HDF5_SUFFIXES, cifar10, read_hdf5
 from flowers_torch.data.flowers17 import flowers17, flowers17_folder, is_flowers17
 from flowers_torch.data.folder import Photos, find_parts, find_photos, list_folder
+from flowers_torch.data.shards import find_shards, read_shards
 from flowers_torch.data.tables import read_table
 from flowers_torch.errors import DataError, printable
 from flowers_torch.files import cache_folder
 
 ACCEPTED = (
     "a folder of class folders or with train/val/test, a .tgz, .tar or .zip of one, a .csv of file,label, "
-    "an .h5 of arrays, cifar10, flowers17, or demo"
+    "a folder or pattern of .tar shards, an .h5 of arrays, cifar10, flowers17, or demo"
 )
 DEMO_VERSION = 1  # raise when draw_demo draws something else, so that nobody keeps the old pictures
 
@@ -27,7 +28,8 @@ def open_photos(
 
     Args:
         source: A folder (of class folders, or split already), an archive of one, a table of labels,
-            an HDF5 file, `cifar10`, `flowers17` or `demo`. A folder called so is reached as `./demo`.
+            tar shards (their folder or a pattern), an HDF5 file, `cifar10`, `flowers17` or `demo`. A folder
+            called so is reached as `./demo`.
         cache: Where fetched, unpacked and drawn sets are kept; `files.cache_folder()` if None.
         progress: Called with bytes so far and bytes in all while downloading.
 
@@ -43,6 +45,8 @@ def open_photos(
     if str(source) == "cifar10":
         return cifar10(cache)
     path = Path(source).expanduser()
+    if shards := find_shards(path):
+        return read_shards(shards)
     if path.is_dir():
         return flowers17_folder(path) if is_flowers17(path) else find_photos(path)
     if path.suffix.lower() in (".csv", ".tsv") and path.exists():

@@ -5,20 +5,14 @@ adding or removing photos moves no other photo, on any machine, and no two parts
 """
 
 import hashlib
-import json
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
 
 from flowers_torch.data.folder import Photos
 from flowers_torch.errors import DataError, printable
-from flowers_torch.files import write_json
 
 PARTS = ("train", "val", "test")
-SPLIT_FORMAT = 1
 LOPSIDED = 3  # largest class over smallest from which on it is worth a remark
-EDGE_BYTES = 16384  # read from each end of a photo to notice that it was edited
 
 Split = dict[str, list[int]]
 
@@ -223,92 +217,3 @@ def describe_split(photos: Photos, split: Split) -> str:
             f"{min(counts)} of {printable(photos.classes[counts.index(min(counts))], 40)}"
         )
     return text
-
-
-def fingerprint(path: Path) -> str:
-    """A short digest of a photo's size and of both ends of its bytes: cheap, and edits change it."""
-    try:
-        with path.open("rb") as file:
-            size = file.seek(0, 2)
-            file.seek(0)
-            start = file.read(EDGE_BYTES)
-            file.seek(max(0, size - EDGE_BYTES))
-            end = file.read(EDGE_BYTES)
-    except OSError as error:
-        raise DataError(f"cannot read {printable(path)}: {error.strerror}", "check the path") from error
-    return hashlib.blake2b(b"%d\0" % size + start + end, digest_size=8).hexdigest()
-
-
-def save_split(split: Split, photos: Photos, path: Path, seed: int) -> None:
-    """Writes `split.json`: relative paths and fingerprints by part, for later runs to have the same parts."""
-    write_json(
-        path,
-        {
-            "format": SPLIT_FORMAT,
-            "data": photos.name,
-            "seed": seed,
-            "classes": list(photos.classes),
-            "counts": {part: len(indices) for part, indices in split.items()},
-            "parts": {
-                part: {photos.paths[i]: fingerprint(photos.root / photos.paths[i]) for i in indices}
-                for part, indices in split.items()
-            },
-        },
-    )
-
-
-def load_split(path: Path, photos: Photos, allow_change: bool = False) -> Split:
-    """Reads `split.json` back as indices into `photos.paths`.
-
-    Args:
-        path: The file.
-        photos: The set as it is now.
-        allow_change: Go on with the photos that are still there although some are missing, new or edited;
-            new ones stay out of every part.
-
-    Raises:
-        DataError: no such file, no split, other classes, or photos that changed (how many, and the first).
-    """
-    content = _read_split(path)
-    if content["classes"] != list(photos.classes):
-        raise DataError(
-            f"{printable(path)} was made for other classes than those of {printable(photos.name)}",
-            "use the data that it was made for, or make a new split",
-        )
-    stored = {name: mark for members in content["parts"].values() for name, mark in members.items()}
-    index = {name: i for i, name in enumerate(photos.paths)}
-    changes = {
-        "missing": [name for name in stored if name not in index],
-        "added": [name for name in index if name not in stored],
-        "changed": [n for n, mark in stored.items() if n in index and fingerprint(photos.root / n) != mark],
-    }
-    if any(changes.values()) and not allow_change:
-        counts = ", ".join(f"{len(names)} {kind}" for kind, names in changes.items())
-        first = next(names[0] for names in changes.values() if names)
-        raise DataError(
-            f"the photos are not those of {printable(path)}: {counts} (first: {printable(first)})",
-            "restore them, or allow the change with --allow-data-change",
-        )
-    return {part: sorted(index[n] for n in content["parts"][part] if n in index) for part in PARTS}
-
-
-def _read_split(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"cannot read the split {printable(path)}: {printable(error)}", "make a new split"
-        ) from error
-    parts = content.get("parts") if isinstance(content, dict) else None
-    if not isinstance(parts, dict) or not isinstance(content.get("classes"), list):
-        raise DataError(f"{printable(path)} is no split of this package", "make a new split")
-    if content.get("format") != SPLIT_FORMAT:
-        raise DataError(
-            f"{printable(path)} has format {printable(content.get('format'))}, expected {SPLIT_FORMAT}",
-            "make a new split",
-        )
-    if set(parts) != set(PARTS) or not all(isinstance(members, dict) for members in parts.values()):
-        raise DataError(f"{printable(path)} lacks one of {', '.join(PARTS)}", "make a new split")
-    if sum(map(len, parts.values())) != len(set().union(*parts.values())):
-        raise DataError(f"{printable(path)} lists a photo in two parts", "make a new split")
-    return content

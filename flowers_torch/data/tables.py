@@ -4,7 +4,7 @@ import csv
 import io
 from pathlib import Path, PurePosixPath
 
-from flowers_torch.data.folder import Photos, natural_key, part_of_name
+from flowers_torch.data.folder import Photos, check_parts, natural_key, part_of_name
 from flowers_torch.errors import DataError, printable
 
 MAX_BYTES = 1024**3
@@ -61,6 +61,11 @@ def read_table(path: Path) -> Photos:
     classes = sorted({label for label, _, _ in found.values()}, key=natural_key)
     if len(classes) < 2:
         raise DataError(f"{printable(path)} lists {len(classes)} class only", "list photos of each class")
+    if "split" in columns:
+        by_part: dict[str, set[str]] = {}
+        for label, part, _ in found.values():
+            by_part.setdefault(part, set()).add(label)
+        check_parts(by_part, path)
     paths = sorted(found, key=natural_key)
     index = {name: label for label, name in enumerate(classes)}
     return Photos(

@@ -32,6 +32,8 @@ class Record:
     model_options: dict[str, Any] = dataclasses.field(default_factory=dict)
     weights: str = "none"  # where training started from
     licence: str = ""  # of those weights
+    temperature: float = 1.0  # softmax(logits / temperature) is what the model states as probabilities
+    trust: dict[str, Any] = dataclasses.field(default_factory=dict)  # see evaluation/unsure.py
 
 
 def build(record: Record) -> nn.Module:

@@ -104,6 +104,21 @@ def apply_rules(model: nn.Module, rules: Rules) -> list[Group]:
     return groups
 
 
+def decay_by_layer(groups: Sequence[Group], decay: float) -> list[Group]:
+    """Discriminative learning rates: each block's multiplier times `decay` for each trained block behind it.
+
+    Args:
+        groups: From `apply_rules`.
+        decay: 1 changes nothing; ULMFiT and fastai lower the rate from the head to the stem.
+    """
+    trained = list(dict.fromkeys(group.name for group in groups if group.multiplier))
+    behind = {name: len(trained) - 1 - place for place, name in enumerate(trained)}
+    return [
+        dataclasses.replace(group, multiplier=group.multiplier * decay ** behind.get(group.name, 0))
+        for group in groups
+    ]
+
+
 def set_train_mode(model: nn.Module, adapt_batch_norm: bool = False) -> None:
     """`model.train()` that leaves frozen parts in inference mode; call it instead, every time.
 

@@ -2,20 +2,25 @@
 
 import dataclasses
 import math
+import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from flowers_torch.errors import ModelFileError, printable
+from flowers_torch import __version__
+from flowers_torch.errors import ModelFileError, ResourceError, printable
 from flowers_torch.files import safe_load, safe_save, write_csv
-from flowers_torch.models.classifier import Record, load_matching, read_record, save_classifier
+from flowers_torch.models.classifier import FORMAT, Record, load_matching, read_record, save_classifier
 from flowers_torch.training.engine import Sums, Training
+from flowers_torch.training.monitors import log
 
 MODEL_FILE = "model.safetensors"
 RESUME_FILE = "resume.safetensors"
+PREVIOUS_FILE = "resume.previous.safetensors"  # the state before that one, should it be damaged
 SHORT_EPOCH_SECONDS = 10  # epochs shorter than this are not worth a save each
 
 
@@ -28,8 +33,16 @@ class Progress:
     step: int = 0  # batches done in this epoch
     sums: Sums = dataclasses.field(default_factory=Sums)  # of this epoch
     seconds: float = 0.0  # spent in this epoch
+    elapsed: float = 0.0  # seconds of the whole run up to the newest save
     history: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # a row for each finished epoch
     best: dict[str, Any] = dataclasses.field(default_factory=dict)  # the row of the best epoch
+    # What was changed between two parts of the run, each with where the run stood.
+    changes: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+    def begin_epoch_anew(self, change: dict[str, Any]) -> None:
+        """Notes a change that makes other batches; an unfinished epoch begins anew."""
+        self.changes.append({"stage": self.stage, "epoch": self.epoch, **change})
+        self.step, self.seconds, self.sums = 0, 0.0, Sums()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +54,8 @@ class Saved:
     progress: Progress
     record: Record  # of the network
     scaler: dict[str, Any]  # state of the loss scaling
+    micro_batch: int  # photos through the network at once, which lack of memory may have lowered
+    facts: dict[str, str]  # what the numbers depend on besides the photos
 
 
 def save_progress(
@@ -48,16 +63,37 @@ def save_progress(
     progress: Progress,
     record: Record,
     training: Training,
+    facts: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes network, optimiser, random state and progress, atomically."""
+    """Writes network, optimiser, random state and progress, atomically; the file of before is kept beside.
+
+    Args:
+        path: The file.
+        progress: Where the run stands.
+        record: Of the network.
+        training: The stage's objects.
+        facts: What the numbers depend on besides the photos, for a later comparison.
+    """
     tensors = {f"model/{name}": value for name, value in training.model.state_dict().items()}
     tensors["random/cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors["random/cuda"] = torch.cuda.get_rng_state()
     for name, values in _optimizer_state(training.optimizer).items():
         tensors |= {f"optimizer/{name}/{key}": torch.as_tensor(value) for key, value in values.items()}
-    metadata = {"progress": dataclasses.asdict(progress), "record": dataclasses.asdict(record)}
-    safe_save(tensors, path, metadata | {"scaler": training.scaler.state_dict()})
+    if training.average:
+        tensors |= {f"average/{name}": value for name, value in training.average.state_dict().items()}
+    if training.penalty:
+        tensors |= {f"start/{name}": value for name, value in training.penalty.start.items()}
+    metadata = {
+        "format": FORMAT,
+        "flowers_torch": __version__,
+        "progress": dataclasses.asdict(progress),
+        "record": dataclasses.asdict(record),
+        "scaler": training.scaler.state_dict(),
+        "micro_batch": training.micro_batch,
+        "facts": dict(facts or {}),
+    }
+    safe_save(tensors, path, metadata, previous=path.with_name(PREVIOUS_FILE))
 
 
 def read_progress(path: Path) -> Saved:
@@ -67,12 +103,44 @@ def read_progress(path: Path) -> Saved:
         ModelFileError: missing, damaged, or not a resume file.
     """
     tensors, metadata = safe_load(path)
+    if "progress" not in metadata:
+        raise ModelFileError(f"{printable(path)} is no resume file", "start a new run")
+    record = read_record(metadata, path)
     try:
         values = dict(metadata["progress"])
         progress = Progress(**(values | {"sums": Sums(**values["sums"])}))
+        return Saved(
+            path, tensors, progress, record, metadata["scaler"], metadata["micro_batch"], metadata["facts"]
+        )
     except (KeyError, TypeError) as error:
         raise ModelFileError(f"{printable(path)} is no resume file", "start a new run") from error
-    return Saved(path, tensors, progress, read_record(metadata, path), metadata.get("scaler", {}))
+
+
+def read_newest(folder: Path) -> Saved:
+    """The newest state of a run that is whole. Where that is not the newest of all, the log says so.
+
+    Raises:
+        ModelFileError: the folder holds none.
+    """
+    damaged: ModelFileError | None = None
+    for path in saved_states(folder):
+        try:
+            saved = read_progress(path)
+        except ModelFileError as error:
+            log.warning(f"WARNING  {str(error).partition('; fix: ')[0]}")
+            damaged = error
+            continue
+        if damaged:
+            log.warning(
+                f"WARNING  going on from the state before that; what came after {path.name} is done again"
+            )
+        return saved
+    raise damaged or ModelFileError(f"{printable(folder)} holds no saved state", "start the run anew")
+
+
+def saved_states(folder: Path) -> list[Path]:
+    """The files of a run to go on from, the newest first."""
+    return [path for path in (folder / RESUME_FILE, folder / PREVIOUS_FILE) if path.is_file()]
 
 
 def restore_model(model: nn.Module, saved: Saved) -> None:
@@ -81,7 +149,7 @@ def restore_model(model: nn.Module, saved: Saved) -> None:
 
 
 def restore_training(training: Training, saved: Saved) -> None:
-    """Puts the optimiser's state, by parameter name, the loss scaling and the random streams back.
+    """Puts back what a stage has gathered: optimiser state by parameter name, average, random streams.
 
     Raises:
         ModelFileError: the stage trains other parameters than the saved one did.
@@ -105,7 +173,14 @@ def restore_training(training: Training, saved: Saved) -> None:
         if name in states
     }
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    training.scaler.load_state_dict(saved.scaler)
+    if training.average:
+        load_matching(training.average, _below("average/", saved.tensors), saved.path)
+    if training.penalty:
+        for name, start in _below("start/", saved.tensors).items():
+            training.penalty.start[name].copy_(start)
+    if saved.scaler:
+        training.scaler.load_state_dict(saved.scaler)
+    training.micro_batch = min(filter(None, (training.micro_batch, saved.micro_batch)), default=0)
     torch.set_rng_state(saved.tensors["random/cpu"])
     if "random/cuda" in saved.tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(saved.tensors["random/cuda"])
@@ -122,10 +197,21 @@ class Saver:
         progress: The run's progress; updated at each end of an epoch.
         record: Of the network.
         minutes: Between two saves within an epoch.
+        facts: What the numbers depend on besides the photos; goes into the state.
+        writes: Whether this process does; of several only the main one.
     """
 
-    def __init__(self, folder: Path, progress: Progress, record: Record, minutes: float) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        progress: Progress,
+        record: Record,
+        minutes: float,
+        facts: Mapping[str, str] | None = None,
+        writes: bool = True,
+    ) -> None:
         self.folder, self.progress, self.record, self.minutes = folder, progress, record, minutes
+        self.facts, self.writes = facts, writes
         self.best_weights: dict[str, Tensor] | None = None  # not yet written
         self.last_save = time.monotonic()
 
@@ -142,14 +228,58 @@ class Saver:
         """Saves when forced, when the last save is old, or at the end of an epoch that took a while."""
         age = time.monotonic() - self.last_save
         epoch_ended = self.progress.step == 0 and age > SHORT_EPOCH_SECONDS
-        if not (force or epoch_ended or age > 60 * self.minutes):
+        if force or epoch_ended or age > 60 * self.minutes:
+            self.save(training)
+
+    def save(self, training: Training) -> None:
+        """Writes the best weights where they are new, then the state to resume from.
+
+        Raises:
+            ResourceError: the disk is full, or the folder is gone; what was saved before is as it was.
+        """
+        if not self.writes:
             return
+        self._check_folder()
         if self.best_weights is not None:
             save_classifier(self.best_weights, self.record, self.folder / MODEL_FILE, best=self.progress.best)
             self.best_weights = None
         write_csv(self.folder / "history.csv", self.progress.history)
-        save_progress(self.folder / RESUME_FILE, self.progress, self.record, training)
+        self.progress.elapsed += time.monotonic() - self.last_save
         self.last_save = time.monotonic()
+        save_progress(self.folder / RESUME_FILE, self.progress, self.record, training, self.facts)
+
+    def check_space(self, training: Training) -> None:
+        """Finds out before a stage begins whether its saves will fit on the disk.
+
+        Raises:
+            ResourceError: says how much is missing.
+        """
+        if not self.writes:
+            return
+        self._check_folder()
+        weights = sum(value.nbytes for value in training.model.state_dict().values())
+        trained = sum(p.nbytes for group in training.optimizer.param_groups for p in group["params"])
+        state = weights * (2 if training.average else 1) + 2 * trained  # no optimiser here keeps more
+        there = sum(path.stat().st_size for path in self.folder.glob("*.safetensors"))
+        # Two states and one that is being written, and the best weights.
+        needed = 3 * state + weights - there
+        free = shutil.disk_usage(self.folder).free
+        if free < needed:
+            raise ResourceError(
+                f"{printable(self.folder)} needs {needed / 1e6:,.0f} MB more for its saved states,"
+                f" and {free / 1e6:,.0f} MB are free there",
+                "free space, or choose another folder with --out",
+            )
+
+    def _check_folder(self) -> None:
+        if not self.folder.is_dir():  # not made anew: it may have been on a disk that is not there any more
+            raise ResourceError(
+                f"the run folder {printable(self.folder)} is gone", "look at its disk; start anew"
+            )
+
+    def best_so_far(self) -> Mapping[str, Tensor]:
+        """The best weights, from memory or from the folder."""
+        return self.best_weights or safe_load(self.folder / MODEL_FILE)[0]
 
 
 def is_better(row: dict[str, Any], best: dict[str, Any]) -> bool:

@@ -1,6 +1,8 @@
 """What a person sees while a run goes on: a bar in a terminal, plain lines elsewhere, and a log file."""
 
+import contextlib
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
+
+from flowers_torch.errors import UsageError
 
 log = logging.getLogger("flowers_torch")
 log.setLevel(logging.INFO)  # its handlers decide who sees the lines; without one nobody does
@@ -17,13 +21,23 @@ class _ConsoleHandler(logging.Handler):
     """Prints records on stdout without tearing a bar apart."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(record.getMessage(), file=sys.stdout)
-        sys.stdout.flush()
+        if sys.stdout is None:  # closed from the start (`>&-`)
+            return
+        with contextlib.suppress(BrokenPipeError):  # `| head`: nobody reads on, but the training goes on
+            tqdm.write(record.getMessage(), file=sys.stdout)
+            sys.stdout.flush()
+
+
+def _is_main() -> bool:
+    return os.environ.get("RANK", "0") == "0"  # torchrun's number of this process
 
 
 @contextmanager
 def console() -> Iterator[None]:
-    """Shows the log's lines on stdout inside."""
+    """Shows the log's lines on stdout inside; of several processes only the main one's."""
+    if not _is_main():
+        yield
+        return
     handler = _ConsoleHandler()
     log.addHandler(handler)
     try:
@@ -53,7 +67,24 @@ def bar(title: str, total: int, done: int = 0) -> "tqdm[Any]":
         desc=title,
         unit="img",
         file=sys.stderr,
-        disable=not sys.stderr.isatty(),
+        disable=sys.stderr is None or not sys.stderr.isatty() or not _is_main(),
         leave=False,
         dynamic_ncols=True,
     )
+
+
+def write_tensorboard(folder: Path, row: dict[str, Any], epoch: int) -> None:
+    """Adds an epoch's numbers to TensorBoard's log of a run.
+
+    Raises:
+        UsageError: TensorBoard is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        fix = 'pip install "flowers-torch[tensorboard]", or tensorboard = false'
+        raise UsageError("tensorboard = true needs the package tensorboard", fix) from error
+    with SummaryWriter(str(folder)) as writer:  # a file an epoch: nothing is open when a run is killed
+        for name, value in row.items():
+            if isinstance(value, float):
+                writer.add_scalar(name, value, epoch)

@@ -63,12 +63,12 @@ def learning_rate(step: int, steps: int, lr: float, schedule: str = "cosine", wa
         step: 0 .. steps - 1.
         steps: Of the whole stage.
         lr: Highest value, reached when the warm-up ends.
-        schedule: "cosine" falls to zero at the end of the stage, "constant" stays.
+        schedule: "cosine" falls to zero at the end of the stage, "constant" and "plateau" stay.
         warmup: Steps of linear rise.
     """
     if step < warmup:
         return lr * (step + 1) / (warmup + 1)
-    if schedule == "constant":
+    if schedule in ("constant", "plateau"):  # drops on plateaus come from the history, see plateau.py
         return lr
     if schedule == "cosine":
         share = (step - warmup) / max(1, steps - warmup)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 import time
 from collections.abc import Iterator
 
@@ -74,6 +75,38 @@ def choose_runtime(
     if place.type == "cpu" and _cpu_computes_bf16():
         return Runtime(place, "bf16", "this CPU computes bf16", channels_last, fixed=False)
     return Runtime(place, "fp32", f"no fast half precision on this {place.type}", channels_last)
+
+
+@contextlib.contextmanager
+def deterministic(wanted: bool) -> Iterator[None]:
+    """Refuses operations whose results differ from run to run, inside and where wanted.
+
+    On the CPU runs repeat bit by bit anyway; this is for CUDA. cuBLAS reads its setting when CUDA starts, so
+    a process that has used CUDA before needs `CUBLAS_WORKSPACE_CONFIG=:4096:8` in its environment.
+
+    Raises:
+        UsageError: the network needs an operation that has no deterministic form.
+    """
+    if not wanted:
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    except RuntimeError as error:
+        if "deterministic" not in str(error):
+            raise
+        operation = str(error).split(" does not have", 1)[0]
+        raise UsageError(
+            f"deterministic = true: {operation} has no deterministic form",
+            "use deterministic = false, or another network",
+        ) from error
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.backends.cudnn.benchmark = before[1]
 
 
 def probe_precision(runtime: Runtime, model: nn.Module, size: int, probe: int = 4) -> Runtime:

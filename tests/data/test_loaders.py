@@ -48,7 +48,7 @@ def test_a_resumed_epoch_is_the_rest_of_the_whole_one(files, policy):
 
 def test_epochs_and_seeds_differ(files):
     def order(**options):
-        return torch.cat([positions for _, _, positions in batches(files, **options)]).tolist()
+        return torch.cat([batch.position for batch in batches(files, **options)]).tolist()
 
     assert sorted(order()) == list(range(13))
     assert order() == order() and order() != order(epoch=3) and order() != order(seed=6)
@@ -99,5 +99,5 @@ def test_the_balanced_sampler_draws_classes_equally(files):
     assert list(order) == whole[4:]
     dataset = PhotoDataset(files, [0] * 12 + [1], train_transform("light", 24, (0.5,) * 3, (0.5,) * 3), 0)
     loader, _ = make_loader(dataset, 13, shuffle=True, balanced=True)
-    ((_, drawn, _),) = list(loader)
-    assert 3 <= int(drawn.sum()) <= 10
+    (batch,) = list(loader)
+    assert 3 <= int(batch.label.sum()) <= 10

@@ -1,7 +1,6 @@
 """Splits: disjoint, stratified, the same everywhere, unmoved by added photos."""
 
 import dataclasses
-import json
 from collections import Counter
 from pathlib import Path
 
@@ -14,8 +13,6 @@ from flowers_torch.data.splits import (
     PARTS,
     describe_split,
     exact_split,
-    load_split,
-    save_split,
     split_number,
     split_photos,
 )
@@ -149,63 +146,6 @@ def test_the_description_says_what_is_lopsided():
         "22 photos of 2 classes: 2 train, 1 val, 0 test"
     )
     assert "lopsided: 40 of class1, 10 of class0" in describe_split(made_up([10, 40]), {"train": []})
-
-
-@pytest.fixture
-def stored(tmp_path):
-    photos = made_up([6, 6], root=tmp_path / "data")
-    for path in photos.paths:
-        (photos.root / path).parent.mkdir(parents=True, exist_ok=True)
-        (photos.root / path).write_bytes(path.encode() * 10_000)
-    split = split_photos(photos, seed=2)
-    save_split(split, photos, tmp_path / "split.json", seed=2)
-    return tmp_path / "split.json", photos, split
-
-
-def test_a_saved_split_comes_back(stored):
-    path, photos, split = stored
-    assert load_split(path, photos) == split
-    content = json.loads(path.read_text())
-    assert content["seed"] == 2 and content["counts"] == {part: len(split[part]) for part in PARTS}
-
-
-def test_changed_data_is_refused_with_counts(stored):
-    path, photos, split = stored
-    edited = photos.root / photos.paths[3]
-    edited.write_bytes(edited.read_bytes()[:-1] + b"!")  # of the same size
-    now = dataclasses.replace(
-        photos, paths=(*photos.paths[2:], "class1/new.jpg"), labels=(*photos.labels[2:], 1)
-    )
-    with pytest.raises(DataError, match="2 missing, 1 added, 1 changed.*allow-data-change"):
-        load_split(path, now)
-    allowed = load_split(path, now, allow_change=True)
-    kept = parts_by_path(now, allowed)
-    assert kept == {p: part for p, part in parts_by_path(photos, split).items() if p in photos.paths[2:]}
-
-
-def test_other_classes_are_refused(stored):
-    path, photos, _ = stored
-    with pytest.raises(DataError, match="other classes"):
-        load_split(path, dataclasses.replace(photos, classes=("class1", "class0")))
-
-
-@pytest.mark.parametrize(
-    "text", ["", "{", "[]", "{}", '{"parts": {}, "classes": []}', '{"parts": {}, "classes": [], "format": 1}']
-)
-def test_damaged_splits(stored, text):
-    path, photos, _ = stored
-    path.write_text(text)
-    with pytest.raises(DataError, match="split"):
-        load_split(path, photos)
-
-
-def test_a_photo_in_two_parts_is_refused(stored):
-    path, photos, _ = stored
-    content = json.loads(path.read_text())
-    content["parts"]["val"] |= content["parts"]["train"]
-    path.write_text(json.dumps(content))
-    with pytest.raises(DataError, match="two parts"):
-        load_split(path, photos)
 
 
 @settings(max_examples=40, deadline=None)

@@ -5,7 +5,15 @@ import torch
 from torch import nn
 
 from flowers_torch.errors import UsageError
-from flowers_torch.models.freeze import apply_rules, blocks, freeze_table, rules_for, set_train_mode
+from flowers_torch.models.freeze import (
+    Group,
+    apply_rules,
+    blocks,
+    decay_by_layer,
+    freeze_table,
+    rules_for,
+    set_train_mode,
+)
 from flowers_torch.models.heads import set_head
 from flowers_torch.models.zoo import create_model
 from flowers_torch.training.engine import Sums, Training, train_epoch
@@ -106,3 +114,10 @@ def test_the_table_shows_what_is(model: nn.Module) -> None:
     assert rows[1][-2:] == ["frozen", "stored"]
     assert rows[2][0].startswith("layer4") and rows[2][-2:] == ["0.001", "adapts"]
     assert rows[3][0] == "fc" and rows[3][-2] == "0.01"
+
+
+def test_rates_fall_from_the_head_to_the_stem() -> None:
+    groups = [Group("stem", ("a",), 0.0), Group("one", ("b",), 1.0), Group("two", ("c",), 1.0)]
+    groups += [Group("head", ("d",), 10.0), Group("head", ("e",), 1.0)]
+    assert [group.multiplier for group in decay_by_layer(groups, 0.5)] == [0.0, 0.25, 0.5, 10.0, 1.0]
+    assert decay_by_layer(groups, 1.0) == groups

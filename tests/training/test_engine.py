@@ -16,6 +16,7 @@ from flowers_torch.training.engine import (
     train_step,
 )
 from flowers_torch.training.optim import make_optimizer
+from flowers_torch.training.regularize import make_average, make_penalty
 from flowers_torch.training.runtime import Runtime
 
 FP32 = Runtime(torch.device("cpu"), "fp32", "for a test")
@@ -74,6 +75,21 @@ def test_a_step_equals_plain_pytorch(auxiliary: bool) -> None:
     assert correct == int((logits.argmax(1) == LABELS).sum())
     for name, parameter in model.named_parameters():
         assert torch.allclose(parameter, twin.get_parameter(name), atol=1e-7), name
+
+
+@pytest.mark.parametrize("micro_batch", [0, 2])
+def test_shares_of_one_class_are_that_class(micro_batch: int) -> None:
+    settings = {"class_weights": torch.tensor([0.5, 1.0, 2.0]), "label_smoothing": 0.1}
+    ours, theirs = Net(), Net()
+    shares = F.one_hot(LABELS, 3).float()
+    found = train_step(training(ours, micro_batch=micro_batch, **settings), IMAGES, shares, lr=0.2)
+    assert found == pytest.approx(train_step(training(theirs, **settings), IMAGES, LABELS, lr=0.2))
+    torch.testing.assert_close(ours.fc.weight, theirs.fc.weight)
+    mixed = 0.25 * shares + 0.75 * shares.flip(0)
+    loss, _ = train_step(training(Net()), IMAGES, mixed, lr=0.2)
+    logits = Net()(IMAGES).detach()
+    parts = [F.cross_entropy(logits, labels) for labels in (LABELS, LABELS.flip(0))]
+    assert loss == pytest.approx(float(0.25 * parts[0] + 0.75 * parts[1]))
 
 
 @pytest.mark.parametrize("poison", ["loss", "gradient"])
@@ -143,3 +159,35 @@ def test_prediction_keeps_order_and_leaves_no_graph() -> None:
 
 def test_balanced_class_weights() -> None:
     assert torch.allclose(class_weights([0, 0, 0, 1], 2), torch.tensor([4 / 6, 4 / 2]))
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("micro_batch", [1, 2, 3, 5, 9])
+def test_micro_batches_add_up_to_the_whole_batch(micro_batch: int, weighted: bool) -> None:
+    weights = torch.tensor([0.5, 1.0, 2.0]) if weighted else None
+    whole, parts = Net(), Net()
+    settings = {"class_weights": weights, "label_smoothing": 0.1}
+    first = train_step(training(whole, **settings), IMAGES, LABELS, lr=0.2)
+    second = train_step(training(parts, micro_batch=micro_batch, **settings), IMAGES, LABELS, lr=0.2)
+    assert first == pytest.approx(second)
+    for name, parameter in whole.named_parameters():
+        assert torch.allclose(parameter, parts.get_parameter(name), atol=1e-6), name
+
+
+def test_a_penalty_joins_the_gradient_and_not_the_loss() -> None:
+    plain, drawn = Net(), Net()
+    start = drawn.fc.weight.detach().clone()
+    first = train_step(training(plain), IMAGES, LABELS, lr=0.1)
+    second = train_step(training(drawn, penalty=make_penalty(drawn, "", l2=0.5)), IMAGES, LABELS, lr=0.1)
+    assert first == pytest.approx(second)
+    assert torch.allclose(plain.fc.weight - drawn.fc.weight, 0.1 * start, atol=1e-6)
+
+
+def test_the_average_follows_each_step_and_is_what_counts() -> None:
+    model = Net()
+    made = training(model, average=make_average(model, 0.9))
+    for _ in range(3):
+        train_step(made, IMAGES, LABELS, lr=0.2)
+    assert made.average is not None and int(made.average.n_averaged) == 3
+    assert made.evaluated is made.average.module
+    assert not torch.equal(made.average.module.fc.weight, model.fc.weight)

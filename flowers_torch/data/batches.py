@@ -1,0 +1,137 @@
+"""Training batches: photos are decoded one by one and augmented together, on the device that trains.
+
+A worker reads a photo and shrinks it to a square canvas of bytes. All that is random then happens to the
+batch as tensors, by the named policies of `augment.py`; what torchvision has for single photos only (`rand`,
+`trivial`) stays there. Mixup and cutmix come last. Every draw is a function of (seed, view, photo) or of
+(seed, epoch, batch), so workers and interruptions change nothing.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torchvision.transforms import InterpolationMode, v2
+
+from flowers_torch.data import batch_augment
+from flowers_torch.data.augment import COLOUR, CROPS, KERAS, MAX_ASPECT, LimitAspect
+from flowers_torch.data.batch_augment import Draws
+from flowers_torch.data.loaders import CountedBatches, Item, counted_seed
+
+# Side of the canvas over side of the input. Where parts of it are cut out, the smallest parts are enlarged a
+# little and the largest reduced a little.
+CANVAS = {"light": 1.2, "crop": 1.4, "keras": 1.0, "alexnet": 1.3}
+BATCH_POLICIES = tuple(CANVAS)
+
+BatchPolicy = Callable[[Tensor, Draws, Tensor], Tensor]  # (canvases in 0..1, draws, aspects) -> inputs
+
+
+def canvas_transform(policy: str, size: int, interpolation: str = "bicubic") -> v2.Compose:
+    """Photo to canvas: uint8 (3, side, side), squashed where the photo is not square.
+
+    Args:
+        policy: One of `BATCH_POLICIES`.
+        size: Side of the network's input in pixels.
+        interpolation: "bilinear" or "bicubic", both antialiased.
+    """
+    side = math.ceil(size * CANVAS[policy])
+    mode = InterpolationMode(interpolation)
+    resize = v2.Resize((side, side), interpolation=mode, antialias=True)
+    return v2.Compose([LimitAspect(), resize, v2.PILToTensor()])
+
+
+def batch_policy(policy: str, size: int, crop: float = 0.875) -> BatchPolicy:
+    """A policy of `augment.py` as a function of a batch; its result is still in 0..1.
+
+    Args:
+        policy: One of `BATCH_POLICIES`.
+        size: Side of the results.
+        crop: Share of the shorter side that `alexnet` keeps, as in `augment.train_transform`.
+    """
+    if policy not in CANVAS:
+        raise ValueError(f"no policy {policy!r} for batches; there are {', '.join(BATCH_POLICIES)}")
+    return functools.partial(_augment, policy, size, crop)
+
+
+def _augment(policy: str, size: int, crop: float, images: Tensor, draws: Draws, aspects: Tensor) -> Tensor:
+    if policy == "alexnet":
+        share = size / math.floor(size / crop)
+        images = batch_augment.random_crop(images, size, draws, share, aspects)
+        images = batch_augment.shift_rgb(batch_augment.mirror(images, draws), draws)
+        return batch_augment.shift_pca_colour(images, draws)
+    if policy == "keras":
+        if images.shape[-2:] != (size, size):
+            images = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
+        matrices = batch_augment.draw_affines(draws, size, size, **KERAS)
+        return batch_augment.mirror(batch_augment.affine(images, matrices), draws)
+    scale, ratio = CROPS[policy]
+    images = batch_augment.resized_crop(images, size, draws, scale, ratio, aspects)
+    images = batch_augment.mirror(images, draws)
+    return batch_augment.jitter_colour(images, draws, *COLOUR) if policy == "crop" else images
+
+
+class TrainingBatches:
+    """What a training step takes: `(inputs (N, 3, size, size), targets, positions (N,))` for each batch.
+
+    Targets are class indices (N,), or shares of the classes (N, classes) where photos are mixed.
+
+    Args:
+        loader: From `make_loader`.
+        order: The order that steers it.
+        seed: Of the draws.
+        classes: How many there are.
+        device: That trains, and augments.
+        policy: For canvases; None where the data set's own transform makes inputs already.
+        mean: Of the channels, for canvases.
+        std: Of the channels, for canvases.
+        mixup: Blends pairs of photos, by shares from Beta(mixup, mixup); 0 for never.
+        cutmix: Pastes rectangles, of areas from Beta(cutmix, cutmix); 0 for never. With both, each batch
+            gets one or the other.
+    """
+
+    def __init__(
+        self,
+        loader: DataLoader[Any],
+        order: CountedBatches,
+        seed: int,
+        classes: int,
+        device: torch.device | str = "cpu",
+        policy: BatchPolicy | None = None,
+        mean: tuple[float, ...] = (0.0, 0.0, 0.0),
+        std: tuple[float, ...] = (1.0, 1.0, 1.0),
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+    ) -> None:
+        self.loader, self.order, self.seed, self.classes = loader, order, seed, classes
+        self.device, self.policy, self.mean, self.std = device, policy, mean, std
+        self.mixup, self.cutmix = mixup, cutmix
+        self.paths = loader.dataset.paths  # type: ignore[attr-defined]  # of the photos, by position
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        batch: Item
+        for number, batch in enumerate(self.loader, start=self.order.skip):
+            moved = [values.to(self.device, non_blocking=True) for values in batch]
+            images, labels, positions, views, aspects = moved
+            draws = Draws(self.seed, views, positions)
+            if self.policy is not None:
+                canvases = images.float() / 255
+                images = self.policy(canvases, draws, aspects.clamp(1 / MAX_ASPECT, MAX_ASPECT))
+                images = batch_augment.standardize(images, self.mean, self.std)
+            if self.mixup or self.cutmix:
+                images, labels = self._mix(images, labels, draws, number)
+            yield images, labels, positions
+
+    def _mix(self, images: Tensor, labels: Tensor, draws: Draws, number: int) -> tuple[Tensor, Tensor]:
+        counters = (self.seed, self.order.epoch, number)
+        targets = F.one_hot(labels, self.classes).float()
+        heads = counted_seed(*counters) % 2 == 0  # a tossed coin
+        if self.mixup and (heads or not self.cutmix):
+            return batch_augment.mixup(images, targets, batch_augment.draw_share(self.mixup, *counters))
+        return batch_augment.cutmix(images, targets, batch_augment.draw_share(self.cutmix, *counters), draws)

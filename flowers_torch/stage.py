@@ -1,0 +1,155 @@
+"""One stage of training: its epochs, from wherever it stands to its end."""
+
+import functools
+import time
+from typing import Any
+
+from flowers_torch.config import Stage
+from flowers_torch.data.batches import TrainingBatches
+from flowers_torch.data.loaders import counted_seed
+from flowers_torch.errors import DataError, StoppedError, printable
+from flowers_torch.evaluation.metrics import score
+from flowers_torch.evaluation.summary import describe_epoch
+from flowers_torch.models.freeze import apply_rules, decay_by_layer, freeze_table, set_train_mode
+from flowers_torch.models.heads import classifier_name
+from flowers_torch.prepare import Run, balanced_weights, predict_part, stage_rules, training_batches
+from flowers_torch.training.checkpoint import Progress, Saved, Saver, restore_training
+from flowers_torch.training.engine import Training, train_epoch
+from flowers_torch.training.monitors import bar, log, write_tensorboard
+from flowers_torch.training.optim import learning_rate, make_optimizer
+from flowers_torch.training.plateau import out_of_patience, plateau_multiplier
+from flowers_torch.training.regularize import make_average, make_penalty
+from flowers_torch.training.stopping import StopRequest
+
+
+def train_stage(
+    run: Run, saver: Saver, validation: Any, stop: StopRequest, saved: Saved | None = None
+) -> None:
+    """Trains the stage that the progress stands in, and moves the progress to the next one.
+
+    Args:
+        run: What the run works on.
+        saver: Holds the progress, and keeps it.
+        validation: Batches of the validation photos.
+        stop: Looked at after each batch.
+        saved: The state to go on from, where it was saved in this stage.
+
+    Raises:
+        StoppedError: a signal came; everything is saved.
+        DivergedError: the loss or a gradient is not finite.
+    """
+    config, progress, number = run.config, saver.progress, saver.progress.stage
+    stage = config.stages[number]
+    epochs_before = sum(earlier.epochs for earlier in config.stages[:number])
+    log.info(f"stage {number + 1}  {stage.name}: {stage.epochs} epochs, {stage.optimizer}")
+    training, batches = begin_stage(run, stage)
+    order, names = batches.order, batches.paths.__getitem__
+    if saved:
+        restore_training(training, saved)
+    saver.check_space(training)
+    steps, warmup = stage.epochs * len(order), round(stage.warmup_epochs * len(order))
+
+    def leave_if_asked(_: int = 0) -> None:
+        stop.number = int(run.world.most(stop.number))  # all processes leave after the same batch
+        if stop.signal_name:
+            saver.save(training)
+            fix = f"go on with --resume {printable(run.folder)}"
+            raise StoppedError(f"stopped by {stop.signal_name}; all is saved", fix, stop.number)
+
+    def time_is_up() -> bool:
+        return config.minutes > 0 and bool(run.world.most(stop.time_is_up()))
+
+    while progress.epoch < stage.epochs and not out_of_patience(stage_losses(progress), stage.patience):
+        started = time.monotonic() - progress.seconds
+        set_train_mode(run.model, stage.batch_norm == "adapt")
+        order.epoch, order.skip = epochs_before + progress.epoch, progress.step
+        first_step = progress.epoch * len(order) + progress.step
+        highest = stage.lr * _plateau(stage, progress)
+        rate = functools.partial(
+            learning_rate, steps=steps, lr=highest, schedule=stage.schedule, warmup=warmup
+        )
+        title = f"{stage.name} {progress.epoch + 1}/{stage.epochs}"
+        try:
+            with bar(title, order.count, progress.sums.photos) as meter:
+                for _ in train_epoch(training, batches, progress.sums, first_step, rate, names):
+                    progress.step += 1
+                    progress.seconds = time.monotonic() - started
+                    meter.update(progress.sums.photos - meter.n)
+                    meter.set_postfix_str(
+                        f"loss {progress.sums.mean_loss:.3f}, acc {progress.sums.accuracy:.3f}"
+                    )
+                    leave_if_asked()
+                    saver.save_if_due(training)
+                    if time_is_up():
+                        break
+            run.world.copy_buffers(training.evaluated)
+            answers = predict_part(run, "val", training.evaluated, validation, leave_if_asked)
+        except DataError:  # a photo went missing or broke: what is done so far is not lost with it
+            saver.save(training)
+            raise
+        val = score(answers.logits, answers.labels)
+        row = {
+            "stage": stage.name,
+            "epoch": progress.epoch + 1,
+            "lr": rate(progress.epoch * len(order)),
+            "train_loss": progress.sums.mean_loss,
+            "train_accuracy": progress.sums.accuracy,
+            "val_loss": val.loss,
+            "val_accuracy": val.accuracy,
+            "seconds": time.monotonic() - started,
+            "images_per_second": progress.sums.photos / progress.seconds,
+            "changes": len(progress.changes),
+        }
+        log.info(describe_epoch(row, stage.epochs))
+        if config.tensorboard and run.world.is_main:
+            write_tensorboard(run.folder / "tensorboard", row, epochs_before + progress.epoch)
+        saver.end_epoch(row, training.evaluated)
+        if progress.best is row:
+            run.best_answers = answers
+        saver.save_if_due(training, force=progress.epoch == stage.epochs)
+        if time_is_up():
+            log.info(f"time     the {config.minutes:g} minutes are used; the best weights so far are tested")
+            progress.stage, progress.epoch = len(config.stages), 0
+            saver.save(training)
+            return
+    if progress.epoch < stage.epochs:
+        log.info(f"stage {number + 1}  ends early: {stage.patience} epochs without a lower validation loss")
+        run.model.load_state_dict(saver.best_so_far())
+    progress.stage, progress.epoch = number + 1, 0
+
+
+def begin_stage(run: Run, stage: Stage) -> tuple[Training, TrainingBatches]:
+    """Freezes and thaws, says so, and makes the fresh optimiser of a stage and the batches of its photos."""
+    config, model = run.config, run.model
+    groups = decay_by_layer(apply_rules(model, stage_rules(model, stage)), stage.layer_decay)
+    set_train_mode(model, stage.batch_norm == "adapt")
+    log.info(freeze_table(model, groups, stage.lr))
+    training = Training(
+        model,
+        make_optimizer(stage.optimizer, model, groups, stage.weight_decay, stage.momentum),
+        run.runtime.scaler(),
+        run.runtime,
+        balanced_weights(run),
+        config.label_smoothing,
+        config.auxiliary_weight,
+        config.clip_grad,
+        config.micro_batch,
+        make_penalty(model, classifier_name(model), stage.l1, stage.l2, stage.l2_sp),
+        make_average(model, config.ema),
+        run.world,
+        run.world.wrap(model),
+        counted_seed(config.seed, config.stages.index(stage)),
+    )
+    return training, training_batches(run, stage)
+
+
+def stage_losses(progress: Progress) -> list[float]:
+    """Validation losses of the stage's finished epochs."""
+    first = len(progress.history) - progress.epoch
+    return [row["val_loss"] for row in progress.history[first:]]
+
+
+def _plateau(stage: Stage, progress: Progress) -> float:
+    if stage.schedule != "plateau":
+        return 1.0
+    return plateau_multiplier(stage_losses(progress), stage.plateau_factor, stage.plateau_patience)
