@@ -8,8 +8,8 @@ from flowers_torch.errors import UsageError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of the list."""
     parser.description = (
-        "List networks: the zoo's, then timm's. Parameters are counted with 1000 classes and, where Keras has "
-        "the network, as Keras does; sizes are pixels; the licence is of what --weights imagenet fetches."
+        "List networks: the zoo's, then timm's. Parameters are counted with 1000 classes and, where Keras "
+        "has the network, as Keras does; sizes are pixels; the licence is of what --weights imagenet fetches."
     )
     parser.add_argument("pattern", nargs="?", default="", help="part of the name, or a glob such as 'res*50'")
     parser.add_argument("--keras", action="store_true", help="only those of keras.applications")
