@@ -15,6 +15,7 @@ from flowers_torch.models.weights import load_weights, plan_weights
 from flowers_torch.models.zoo import REGISTRY, check_size, create_model, find_entry, list_models, register
 
 SLOW = {"nasnet_large", "nasnet_mobile", "inception_resnet_v2", "densenet201", "resnet152v2", "resnet152"}
+SLOW |= {"densenet169", "resnet101", "resnet101v2", "resnext101"}
 every = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in REGISTRY]
 )
