@@ -82,6 +82,8 @@ def _open(name: str, weights: str, keras_input: str) -> "tuple[nn.Module, Prepro
     from flowers_torch.models.zoo import build_network
 
     if not weights:
+        if keras_input:
+            raise UsageError("--keras-input is for a Keras file", "add --weights FILE.h5")
         path = Path(name).expanduser()
         if not path.exists():
             raise UsageError(
