@@ -6,8 +6,10 @@ import importlib
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
+from types import FrameType
 from typing import NoReturn
 
 from flowers_torch import __version__
@@ -18,6 +20,7 @@ VERBS = {
     "train": "train a network on photos in class folders",
     "check": "find what is wrong with photos: unreadable, twins, blurred, ...",
     "preview": "save augmented photos to look at",
+    "lr-find": "find the learning rate that a stage can take",
     "crossval": "train and test in turn on every part of the photos",
     "predict": "name the class of photos",
     "models": "list the networks",
@@ -26,6 +29,14 @@ VERBS = {
     "plot": "draw a network",
     "features": "write a layer's features of photos",
 }
+
+
+class Terminated(BaseException):
+    """SIGTERM came: unwinds the stack as KeyboardInterrupt does, so that half-written files are removed."""
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    raise Terminated
 
 
 class Parser(argparse.ArgumentParser):
@@ -62,6 +73,8 @@ def guarded(verb: str, arguments: list[str], prog: str | None = None) -> int:
         prog: Name in usage texts, where it is not `flowers-torch VERB`.
     """
     debug = "--debug" in arguments
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
     try:
         if verb not in VERBS:
             near = difflib.get_close_matches(verb, VERBS, n=1)
@@ -75,14 +88,13 @@ def guarded(verb: str, arguments: list[str], prog: str | None = None) -> int:
         command.add_arguments(parser)
         parser.add_argument("--debug", action="store_true", help="show the trace of an error")
         code: int = command.run(parser.parse_args(arguments))
-        sys.stdout.flush()
+        if sys.stdout is not None:  # closed from the start (`>&-`)
+            sys.stdout.flush()
         return code
     except FlowersError as error:
-        # An error from a DataLoader's worker brings the worker's trace; the message is its last line.
-        message = str(error).strip().splitlines()[-1]
-        if "Original Traceback" in str(error):
-            message = message.partition(": ")[2]
-        return _fail(message, error.exit_code, debug)
+        return _fail(str(error), error.exit_code, debug)
+    except Terminated:
+        return _fail("stopped by SIGTERM before there was anything to save", 128 + signal.SIGTERM, debug)
     except KeyboardInterrupt:
         return _fail("interrupted", 128 + signal.SIGINT, debug)
     except BrokenPipeError:
@@ -92,6 +104,10 @@ def guarded(verb: str, arguments: list[str], prog: str | None = None) -> int:
     except MemoryError:
         return _fail("out of memory; fix: lower --batch-size or --size", 6, debug)
     except Exception as error:
+        if "OutOfMemory" in type(error).__name__ or "can't allocate memory" in str(
+            error
+        ):  # torch's own kinds
+            return _fail("out of memory; fix: lower --batch-size or --size", 6, debug)
         text = f"{type(error).__name__}: {printable(' '.join(str(error).split()), 300)}"
         return _fail(f"{text}; fix: this is our bug, please report it with the output of --debug", 1, debug)
 

@@ -29,11 +29,17 @@ MAX_HEADER_BYTES = 16 * 1024**2
 
 
 @contextlib.contextmanager
-def atomic_write(path: Path) -> Iterator[IO[bytes]]:
+def atomic_write(path: Path, previous: Path | None = None, size: int = 0) -> Iterator[IO[bytes]]:
     """A binary file that appears under `path` complete, or not at all.
 
     The order is write, fsync, rename, fsync of the folder: after a power cut there is the old file or the
     new one, never a mixture. On an error the temporary file is removed and the old file stays.
+
+    Args:
+        path: The file.
+        previous: Where the file of before goes once the new one is complete. A kill between the two renames
+            leaves it there and nothing under `path`.
+        size: Bytes to come where that is known, for the error's text.
 
     Raises:
         ResourceError: the folder cannot be written or the disk is full.
@@ -51,16 +57,21 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
             os.fsync(file.fileno())
         # NamedTemporaryFile makes private files; a result should be as readable as any other new file.
         temporary.chmod(0o666 & ~_umask())
+        if previous is not None:
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(path, previous)
         os.replace(temporary, path)
         _fsync_folder(path.parent)
     except OSError as error:
+        needed = f" ({size:,} bytes)" if size else ""
         raise ResourceError(
-            f"cannot write {printable(path)}: {error.strerror or error}",
+            f"cannot write {printable(path)}{needed}: {error.strerror or error}",
             "free space or choose another folder",
         ) from error
     finally:
         if temporary is not None:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # the disk may have become read-only or gone
+                temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -84,19 +95,22 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     write_text(path, text.getvalue())
 
 
-def safe_save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, Any]) -> None:
+def safe_save(
+    tensors: dict[str, Tensor], path: Path, metadata: dict[str, Any], previous: Path | None = None
+) -> None:
     """Writes tensors with JSON metadata as one .safetensors file, atomically, with a checksum inside.
 
     Args:
         tensors: Name to tensor, any device; stored contiguous.
         path: Target file; replaced only once the new one is complete.
         metadata: Name to anything that JSON can hold.
+        previous: Where the file of before is kept; by default it goes.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     texts = {key: json.dumps(value) for key, value in metadata.items()}
     texts[HASH_KEY] = json.dumps(_checksum(tensors, texts))
     payload = safetensors.torch.save(tensors, texts)
-    with atomic_write(path) as file:
+    with atomic_write(path, previous, len(payload)) as file:
         file.write(payload)
 
 

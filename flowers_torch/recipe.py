@@ -15,6 +15,7 @@ from flowers_torch.config import Config, load_config, to_toml
 from flowers_torch.data.loaders import make_loader
 from flowers_torch.data.split_file import load_split, save_split
 from flowers_torch.data.splits import Split
+from flowers_torch.data.workers import watched, worker_errors
 from flowers_torch.errors import DivergedError, ModelFileError, StoppedError, printable
 from flowers_torch.evaluation.metrics import Scores, score
 from flowers_torch.evaluation.plots import plot_curves
@@ -29,16 +30,17 @@ from flowers_torch.prepare import (
     photo_dataset,
     prepare,
 )
-from flowers_torch.run_folder import new_run_folder, write_origin
+from flowers_torch.resuming import check_exact, run_facts
+from flowers_torch.run_folder import new_run_folder, run_lock, write_origin
 from flowers_torch.stage import train_stage
 from flowers_torch.training.checkpoint import (
     MODEL_FILE,
-    RESUME_FILE,
     Progress,
     Saved,
     Saver,
-    read_progress,
+    read_newest,
     restore_model,
+    saved_states,
 )
 from flowers_torch.training.engine import predict_logits
 from flowers_torch.training.monitors import log, log_file
@@ -73,49 +75,62 @@ def train(
         fit_to_clock(run, started)
     run.folder = new_run_folder(config.out, run.photos.name, config.arch, overwrite)
     heading = f"{run.photos.name} with {config.arch}; repeat with: flowers-torch train --config config.toml"
-    write_origin(run.folder, to_toml(run.config, heading), run.photos.classes, argv or [])
-    save_split(run.split, run.photos, run.folder / "split.json", config.seed)
-    if run.bad:
-        rows = [json.dumps({"file": path, "error": reason}) for path, reason in run.bad.items()]
-        write_text(run.folder / "bad_files.jsonl", "\n".join(rows) + "\n")
-    with log_file(run.folder / "log.txt"):
+    with run_lock(run.folder), log_file(run.folder / "log.txt"):
+        write_origin(run.folder, to_toml(run.config, heading), run.photos.classes, argv or [])
+        save_split(run.split, run.photos, run.folder / "split.json", config.seed)
+        if run.bad:
+            rows = [json.dumps({"file": path, "error": reason}) for path, reason in run.bad.items()]
+            write_text(run.folder / "bad_files.jsonl", "\n".join(rows) + "\n")
         return _train_and_test(run, Progress(elapsed=time.monotonic() - started))
 
 
-def resume(folder: Path, allow_data_change: bool = False) -> Result | None:
+def resume(
+    folder: Path,
+    changes: dict[str, Any] | None = None,
+    allow_config_change: bool = False,
+    allow_data_change: bool = False,
+) -> Result | None:
     """Goes on with an interrupted run from its newest saved state; None where it had finished already.
 
     Args:
         folder: The run folder.
-        allow_data_change: Go on although photos are missing, edited or new, with those of the run's parts
-            that are still there. The unfinished epoch starts anew and the history counts the change.
+        changes: To its configuration, as `load_config` takes them.
+        allow_config_change: Go on though the result will be another one than without the interruption.
+        allow_data_change: Go on though photos are missing, edited or new, with those of the run's parts that
+            are still there.
 
     Raises:
         ModelFileError: the folder holds no saved state.
         DataError: the photos are not those that the run began with.
+        UsageError: it could not go on exactly, or another run is at work in the folder.
     """
-    if not (folder / RESUME_FILE).is_file():
+    if not saved_states(folder):
         if (folder / "metrics.json").is_file():
             log.info(f"nothing to do: {printable(folder)} is finished")
             return None
         raise ModelFileError(f"{printable(folder)} holds no saved state", "start the run anew")
-    config = load_config(file=str(folder / "config.toml"))
-    runtime = choose_runtime(config.device, config.precision, config.channels_last, config.threads)
-    admission = admit_photos(config)
-    photos = admission.photos
-    saved = read_progress(folder / RESUME_FILE)
-    model = build(saved.record)
-    restore_model(model, saved)
-    split, changes = load_split(folder / "split.json", photos)
-    run = Run(config, runtime, photos, split, saved.record, runtime.place(model), folder)
-    with log_file(folder / "log.txt"):
+    with run_lock(folder), log_file(folder / "log.txt"):
+        config = load_config(file=str(folder / "config.toml"), overrides=changes)
+        saved = read_newest(folder)
         progress = saved.progress
-        if changes:
-            log.info(f"the photos have changed since the run began:\n{changes.table()}")
+        if progress.best:
+            safe_load(folder / MODEL_FILE)  # were it damaged, all that is still to come would be in vain
+        runtime = choose_runtime(config.device, config.precision, config.channels_last, config.threads)
+        change = check_exact(saved.facts, run_facts(config, runtime), folder, allow_config_change)
+        photos = admit_photos(config).photos
+        model = build(saved.record)
+        restore_model(model, saved)
+        split, data_changes = load_split(folder / "split.json", photos)
+        run = Run(config, runtime, photos, split, saved.record, runtime.place(model), folder)
+        if data_changes:
+            log.info(f"photos   have changed since the run began:\n{data_changes.table()}")
             if not allow_data_change:
-                changes.refuse(folder / "split.json", "restore them, or add --allow-data-change")
-            progress.begin_epoch_on_other_photos(changes.counts())
+                data_changes.refuse(folder / "split.json", "restore them, or add --allow-data-change")
+            progress.begin_epoch_anew({"photos": data_changes.counts()})
             save_split(split, photos, folder / "split.json", config.seed)
+        if change:
+            progress.begin_epoch_anew({"options": change})
+            write_text(folder / "config.toml", to_toml(config, f"changed on the way: {change}"))
         names = [*(stage.name for stage in config.stages), "test"]
         place = f"{names[progress.stage]}, epoch {progress.epoch + 1}, batch {progress.step + 1}"
         log.info(f"resumed  {printable(folder)}: {place}")
@@ -127,9 +142,10 @@ def _train_and_test(run: Run, progress: Progress, saved: Saved | None = None) ->
     validation, _ = make_loader(
         photo_dataset(run, "val", "none"), config.batch_size, shuffle=False, **loading(run)
     )
-    saver = Saver(run.folder, progress, run.record, config.checkpoint_minutes)
+    facts = run_facts(config, run.runtime)
+    saver = Saver(run.folder, progress, run.record, config.checkpoint_minutes, facts)
     seconds = 60 * config.minutes - progress.elapsed - run.closing_seconds if config.minutes else math.inf
-    with deterministic(config.deterministic), stop_request(seconds) as stop:
+    with deterministic(config.deterministic), stop_request(seconds) as stop, worker_errors():
         while progress.stage < len(config.stages):
             train_stage(run, saver, validation, stop, saved)
             saved = None  # the stages behind begin afresh
@@ -150,7 +166,7 @@ def _finish(run: Run, progress: Progress, stop: StopRequest) -> Result:
             fix = f"go on with --resume {printable(run.folder)}"
             raise StoppedError(f"stopped by {stop.signal_name} before the test was over", fix, stop.number)
 
-    logits, labels = predict_logits(run.model, loader, run.runtime, leave_if_asked)
+    logits, labels = predict_logits(run.model, watched(loader), run.runtime, leave_if_asked)
     test = score(logits, labels)
     log.info(describe_scores(test, run.photos.classes))
     paths = [run.photos.paths[index] for index in run.split["test"]]
@@ -162,10 +178,11 @@ def _finish(run: Run, progress: Progress, stop: StopRequest) -> Result:
         {
             "best_epoch": progress.best,
             "test": test.to_dict(run.photos.classes),
-            "data_changes": progress.data_changes,
+            "changes": progress.changes,
         },
     )
-    (run.folder / RESUME_FILE).unlink(missing_ok=True)  # only now is there nothing left to go on with
+    for path in reversed(saved_states(run.folder)):  # only now is there nothing left to go on with
+        path.unlink()
     size = (run.folder / MODEL_FILE).stat().st_size / 1e6
     log.info(f"model    {printable(run.folder / MODEL_FILE)}, {size:.1f} MB")
     log.info(f"next     flowers-torch predict {shlex.quote(printable(run.folder))} PHOTO...")

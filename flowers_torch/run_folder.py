@@ -1,8 +1,12 @@
 """The folder that a run leaves behind: how to repeat it, what came of it, and the model itself."""
 
+import contextlib
+import os
 import platform
 import shlex
+import socket
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +16,19 @@ import torch
 import torchvision
 
 from flowers_torch import __version__
-from flowers_torch.errors import UsageError, printable
+from flowers_torch.errors import ResourceError, UsageError, printable
 from flowers_torch.files import write_json, write_text
+
+try:
+    import fcntl
+except ImportError:  # Windows: two runs in one folder are not noticed there
+    fcntl = None  # type: ignore[assignment]
 
 # Everything that training writes; --overwrite removes these and nothing else.
 FILES = (
     "model.safetensors",
     "resume.safetensors",
+    "resume.previous.safetensors",
     "config.toml",
     "command.txt",
     "environment.json",
@@ -31,6 +41,7 @@ FILES = (
     "log.txt",
     "figures/curves.png",
 )
+LOCK_FILE = ".lock"
 
 
 def new_run_folder(
@@ -63,10 +74,69 @@ def new_run_folder(
                     f"--out {printable(folder)} is not empty",
                     "add --overwrite, use --resume, or name another",
                 )
-            for name in FILES:
-                (folder / name).unlink(missing_ok=True)
-    folder.mkdir(parents=True, exist_ok=True)
+            with run_lock(folder):
+                for name in FILES:
+                    (folder / name).unlink(missing_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _not_writable(folder, error) from error
     return folder
+
+
+@contextlib.contextmanager
+def run_lock(folder: Path) -> Iterator[None]:
+    """Keeps every other run off a run folder, and clears away what a killed run was writing.
+
+    The lock is the system's: it is free as soon as the process that holds it is dead, however that came. The
+    file stays behind, empty of meaning.
+
+    Raises:
+        UsageError: another run is at work in the folder.
+        ResourceError: the folder cannot be written.
+    """
+    try:
+        file = (folder / LOCK_FILE).open("a+", encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise _not_writable(folder, error) from error
+    with file:
+        if fcntl is not None:
+            try:
+                # POSIX locks, unlike flock's, are not inherited by DataLoader workers that outlive a kill.
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
+                file.seek(0)
+                holder = printable(file.read(200).strip())
+                raise UsageError(
+                    f"{printable(folder)} is in use by {holder}", "wait for it, or name another folder"
+                ) from None
+            except OSError:  # a file system without locks
+                pass
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        for stray in folder.glob(".*.tmp"):
+            stray.unlink(missing_ok=True)
+        yield
+
+
+def find_run(name: str, root: Path = Path("runs")) -> Path:
+    """The run folder that a person means: its path, or `latest` for the one below `root` last written to.
+
+    Raises:
+        UsageError: there is no run for `latest`.
+    """
+    if name != "latest":
+        return Path(name).expanduser()
+    folders = [path.parent for path in root.glob("*/config.toml")]
+    if not folders:
+        raise UsageError(f"no run in {printable(root.absolute())}", "name the run folder")
+    return max(folders, key=lambda folder: max(file.stat().st_mtime_ns for file in folder.iterdir()))
+
+
+def _not_writable(folder: Path, error: OSError) -> ResourceError:
+    reason = error.strerror or error
+    return ResourceError(f"cannot write to {printable(folder)}: {reason}", "choose another folder with --out")
 
 
 def write_origin(folder: Path, config_toml: str, classes: tuple[str, ...], argv: list[str]) -> None:

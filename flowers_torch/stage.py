@@ -1,16 +1,21 @@
 """One stage of training: its epochs, from wherever it stands to its end."""
 
 import contextlib
+import dataclasses
 import functools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from flowers_torch.config import Stage
+from flowers_torch.data.batches import TrainingBatches
+from flowers_torch.data.loaders import CountedBatches
+from flowers_torch.data.workers import watched
 from flowers_torch.errors import DataError, StoppedError, printable
 from flowers_torch.evaluation.metrics import score
 from flowers_torch.evaluation.summary import describe_epoch
-from flowers_torch.models.freeze import Group, apply_rules, decay_by_layer, freeze_table, set_train_mode
+from flowers_torch.models.freeze import apply_rules, decay_by_layer, freeze_table, set_train_mode
 from flowers_torch.models.heads import classifier_name
 from flowers_torch.prepare import Run, balanced_weights, stage_rules, training_batches
 from flowers_torch.training.checkpoint import Progress, Saved, Saver, restore_training
@@ -41,15 +46,13 @@ def train_stage(
     config, progress, number = run.config, saver.progress, saver.progress.stage
     stage = config.stages[number]
     epochs_before = sum(earlier.epochs for earlier in config.stages[:number])
-    groups = decay_by_layer(apply_rules(run.model, stage_rules(run.model, stage)), stage.layer_decay)
-    training = make_training(run, stage, groups)
+    log.info(f"stage {number + 1}  {stage.name}: {stage.epochs} epochs, {stage.optimizer}")
+    begun = begin_stage(run, stage)
+    training, order = begun.training, begun.order
     if saved:
         restore_training(training, saved)
-    batches, order = training_batches(run, stage)
+    saver.check_space(training)
     steps, warmup = stage.epochs * len(order), round(stage.warmup_epochs * len(order))
-    set_train_mode(run.model, stage.batch_norm == "adapt")
-    log.info(f"stage {number + 1}  {stage.name}: {stage.epochs} epochs, {stage.optimizer}")
-    log.info(freeze_table(run.model, groups, stage.lr))
 
     def leave_if_asked(_: int = 0) -> None:
         if stop.signal_name:
@@ -68,7 +71,8 @@ def train_stage(
         )
         title = f"{stage.name} {progress.epoch + 1}/{stage.epochs}"
         with _kept(saver, training), bar(title, order.count, progress.sums.photos) as meter:
-            for _ in train_epoch(training, batches, progress.sums, first_step, rate):
+            names = begun.paths.__getitem__
+            for _ in train_epoch(training, begun.batches, progress.sums, first_step, rate, names):
                 progress.step += 1
                 progress.seconds = time.monotonic() - started
                 meter.update(progress.sums.photos - meter.n)
@@ -78,7 +82,8 @@ def train_stage(
                 if stop.time_is_up():
                     break
         with _kept(saver, training):
-            val = score(*predict_logits(training.evaluated, validation, run.runtime, leave_if_asked))
+            batches = watched(validation)
+            val = score(*predict_logits(training.evaluated, batches, run.runtime, leave_if_asked))
         row = {
             "stage": stage.name,
             "epoch": progress.epoch + 1,
@@ -89,7 +94,7 @@ def train_stage(
             "val_accuracy": val.accuracy,
             "seconds": time.monotonic() - started,
             "images_per_second": progress.sums.photos / progress.seconds,
-            "data_changes": len(progress.data_changes),
+            "changes": len(progress.changes),
         }
         log.info(describe_epoch(row, stage.epochs))
         if config.tensorboard:
@@ -117,10 +122,23 @@ def _kept(saver: Saver, training: Training) -> Iterator[None]:
         raise
 
 
-def make_training(run: Run, stage: Stage, groups: Sequence[Group]) -> Training:
-    """The fresh optimiser of a stage and what else a training step needs."""
+@dataclasses.dataclass(frozen=True)
+class Begun:
+    """What a stage works with."""
+
+    training: Training
+    batches: TrainingBatches
+    order: CountedBatches
+    paths: list[Path]  # of the photos, by position
+
+
+def begin_stage(run: Run, stage: Stage) -> Begun:
+    """Freezes and thaws, says so, and makes the fresh optimiser of a stage and the batches of its photos."""
     config, model = run.config, run.model
-    return Training(
+    groups = decay_by_layer(apply_rules(model, stage_rules(model, stage)), stage.layer_decay)
+    set_train_mode(model, stage.batch_norm == "adapt")
+    log.info(freeze_table(model, groups, stage.lr))
+    training = Training(
         model,
         make_optimizer(stage.optimizer, model, groups, stage.weight_decay, stage.momentum),
         run.runtime.scaler(),
@@ -133,6 +151,8 @@ def make_training(run: Run, stage: Stage, groups: Sequence[Group]) -> Training:
         make_penalty(model, classifier_name(model), stage.l1, stage.l2, stage.l2_sp),
         make_average(model, config.ema),
     )
+    batches, order = training_batches(run, stage)
+    return Begun(training, batches, order, batches.loader.dataset.paths)  # type: ignore[attr-defined]
 
 
 def stage_losses(progress: Progress) -> list[float]:

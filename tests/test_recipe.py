@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from flowers_torch import prepare, recipe, stage
+from flowers_torch.cli import guarded
 from flowers_torch.config import Config, Stage, load_config
 from flowers_torch.data.loaders import CountedBatches
 from flowers_torch.errors import DataError, ModelFileError, StoppedError, UsageError
@@ -167,9 +168,10 @@ def test_a_photo_that_goes_missing_during_training_costs_no_step(
     gone.unlink()
     allowed = recipe.resume(tmp_path / "allowed", allow_data_change=True)
     assert allowed is not None
-    assert [row["data_changes"] for row in allowed.history] == [0, 1, 1, 1]
+    assert [row["changes"] for row in allowed.history] == [0, 1, 1, 1]
     metrics = json.loads((tmp_path / "allowed" / "metrics.json").read_text())
-    assert metrics["data_changes"] == [{"stage": 0, "epoch": 1, "missing": 1, "edited": 0, "added": 0}]
+    counts = {"missing": 1, "edited": 0, "added": 0}
+    assert metrics["changes"] == [{"stage": 0, "epoch": 1, "photos": counts}]
     parts = json.loads((tmp_path / "allowed" / "split.json").read_text())["parts"]
     assert gone.name not in {Path(name).name for name in parts["train"] if Path(name).parent == gone.parent}
 
@@ -329,3 +331,17 @@ def test_the_demo_run(tmp_path: Path) -> None:
     print(f"{time.monotonic() - started:.1f} s")
     metrics = json.loads((tmp_path / "runs" / "demo-inception_v3-1" / "metrics.json").read_text())
     assert metrics["test"]["accuracy"] >= 0.95
+
+
+def test_lr_find_draws_and_suggests(
+    photo_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from flowers_torch.config import to_toml
+
+    (tmp_path / "c.toml").write_text(to_toml(config(photo_folder, tmp_path / "run"), "for a test"))
+    arguments = ["--config", str(tmp_path / "c.toml"), "--steps", "40", "--plot", str(tmp_path / "sweep.png")]
+    assert guarded("lr-find", [*arguments, "--stage", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert "rate     " in printed and "--set stages.0.lr=" in printed
+    assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG") and not (tmp_path / "run").exists()
+    assert guarded("lr-find", [*arguments, "--stage", "3"]) == 2

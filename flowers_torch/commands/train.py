@@ -4,7 +4,6 @@ import argparse
 import os
 import sys
 import tomllib
-from pathlib import Path
 from typing import Any
 
 from flowers_torch.errors import UsageError, printable
@@ -53,9 +52,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="any other option, as stages.1.lr=1e-4",
     )
     parser.add_argument("--cache", metavar="DIR", help="where downloads are kept")
-    parser.add_argument("--resume", metavar="RUN", help="go on with an interrupted run")
+    parser.add_argument(
+        "--resume", metavar="RUN", help="go on with an interrupted run: its folder, or latest"
+    )
+    parser.add_argument(
+        "--allow-config-change", action="store_true", help="go on with --resume though the result changes"
+    )
     parser.add_argument(
         "--allow-data-change", action="store_true", help="go on with --resume though photos have changed"
+    )
+    parser.add_argument(
+        "--from", dest="origin", metavar="RUN", help="begin anew with a run's options and weights"
     )
     parser.add_argument("--overwrite", action="store_true", help="let --out replace an earlier run")
     parser.add_argument("--dry-run", action="store_true", help="show data, model, stages, memory, time; stop")
@@ -64,27 +71,56 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Trains, resumes or estimates."""
     changes = overrides(args)
-    if args.resume and (changes or args.arch or args.data or args.config or args.dry_run or args.overwrite):
-        raise UsageError("--resume goes on with the run's own configuration", "give --resume RUN alone")
-    if args.allow_data_change and not args.resume:
-        raise UsageError("--allow-data-change is for --resume", "leave it out")
+    if args.resume and (args.origin or args.config or args.dry_run or args.overwrite):
+        raise UsageError(
+            "--resume goes on with a run; --from, --config, --dry-run, --overwrite begin one",
+            "give one of them",
+        )
+    if args.origin and (args.config or args.arch):
+        raise UsageError(
+            "--from takes the network and the options of its run", "leave out --arch and --config"
+        )
+    for flag in ("allow_config_change", "allow_data_change"):
+        if getattr(args, flag) and not args.resume:
+            raise UsageError(f"--{flag.replace('_', '-')} is for --resume", "leave it out")
     if args.cache:
         os.environ["FLOWERS_TORCH_CACHE"] = args.cache
     from flowers_torch.config import load_config
 
-    config = None if args.resume else load_config(args.arch, args.data, args.config, changes)
+    if args.resume:
+        config = None
+        changes |= {name: value for name, value in (("arch", args.arch), ("data", args.data)) if value}
+    elif args.origin:
+        config = load_config(data=args.data, **start_from(args.origin, changes))
+    else:
+        config = load_config(args.arch, args.data, args.config, changes)
 
     from flowers_torch import prepare, recipe  # torch is imported here, after the flags were found right
+    from flowers_torch.run_folder import find_run
     from flowers_torch.training.monitors import console
 
     with console():
         if config is None:
-            recipe.resume(Path(args.resume).expanduser(), args.allow_data_change)
+            recipe.resume(find_run(args.resume), changes, args.allow_config_change, args.allow_data_change)
         elif args.dry_run:
             prepare.dry_run(config)
         else:
             recipe.train(config, overwrite=args.overwrite, argv=["flowers-torch", "train", *sys.argv[1:]])
     return 0
+
+
+def start_from(run: str, changes: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of `load_config` for a new run with an earlier one's options, from its best weights on."""
+    from flowers_torch.run_folder import find_run
+
+    folder = find_run(run)
+    weights = folder / "model.safetensors"
+    if not weights.is_file() or not (folder / "config.toml").is_file():
+        raise UsageError(f"--from {printable(folder)} is no run with weights", "name the folder of a run")
+    return {
+        "file": str(folder / "config.toml"),
+        "overrides": {"weights": str(weights), "out": ""} | changes,
+    }
 
 
 def overrides(args: argparse.Namespace) -> dict[str, Any]:

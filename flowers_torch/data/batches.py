@@ -21,6 +21,7 @@ from flowers_torch.data import batch_augment
 from flowers_torch.data.augment import COLOUR, CROPS, KERAS, MAX_ASPECT, LimitAspect
 from flowers_torch.data.batch_augment import Draws
 from flowers_torch.data.loaders import CountedBatches, Item, counted_seed
+from flowers_torch.data.workers import watched
 
 # Side of the canvas over side of the input. Where parts of it are cut out, the smallest parts are enlarged a
 # little and the largest reduced a little.
@@ -66,7 +67,7 @@ def _augment(policy: str, size: int, crop: float, images: Tensor, draws: Draws, 
     if policy == "keras":
         if images.shape[-2:] != (size, size):
             images = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
-        matrices = batch_augment.draw_affines(draws, size, size, **KERAS)
+        matrices = batch_augment.draw_affines(draws, size, size, *KERAS)
         return batch_augment.mirror(batch_augment.affine(images, matrices), draws)
     scale, ratio = CROPS[policy]
     images = batch_augment.resized_crop(images, size, draws, scale, ratio, aspects)
@@ -115,7 +116,7 @@ class TrainingBatches:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         batch: Item
-        for number, batch in enumerate(self.loader, start=self.order.skip):
+        for number, batch in enumerate(watched(self.loader), start=self.order.skip):
             moved = [values.to(self.device, non_blocking=True) for values in batch]
             images, labels, positions, views, aspects = moved
             draws = Draws(self.seed, views, positions)

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from flowers_torch.data.images import load_image
+from flowers_torch.data.workers import POLL_SECONDS, Pulse
 
 MAX_EPOCHS = 1 << 20  # beyond any run: views of repeats start here
 Key = tuple[int, int]  # (view, position in the data set); the view is the epoch, see CountedBatches
@@ -45,12 +46,15 @@ class PhotoDataset(Dataset[Item]):
         self, paths: Sequence[Path], labels: Sequence[int], transform: Callable[[Any], Tensor], seed: int
     ) -> None:
         self.paths, self.labels, self.transform, self.seed = list(paths), list(labels), transform, seed
+        self.pulse: Pulse | None = None  # where workers read
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, key: Key) -> Item:
         view, position = key
+        if self.pulse:
+            self.pulse.beat(position)
         image = load_image(self.paths[position])
         with torch.random.fork_rng(devices=[]):  # the process's own stream (dropout) goes on undisturbed
             torch.manual_seed(counted_seed(self.seed, view, position))
@@ -123,13 +127,18 @@ def make_loader(
     pin_memory: bool = False,
     balanced: bool = False,
 ) -> tuple[DataLoader[Any], CountedBatches]:
-    """A loader of `Item` batches and the order that steers it."""
+    """A loader of `Item` batches and the order that steers it.
+
+    With workers, iterate over it through `workers.watched`: it wakes up at times to look after them.
+    """
     weights = balanced_draw(dataset.labels) if balanced else None
     order = CountedBatches(len(dataset), batch_size, dataset.seed, shuffle, weights)
+    dataset.pulse = Pulse(workers) if workers else None
     loader: DataLoader[Any] = DataLoader(
         dataset,
         batch_sampler=order,
         num_workers=workers,
+        timeout=POLL_SECONDS if workers else 0,
         pin_memory=pin_memory,
         persistent_workers=workers > 0,
         generator=torch.Generator(),  # else each pass takes a number from the stream that dropout draws from

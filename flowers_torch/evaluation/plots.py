@@ -1,5 +1,6 @@
 """Figures as files. Matplotlib is an extra; without it the numbers are still in history.csv."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,30 @@ def plot_curves(history: list[dict[str, Any]], path: Path) -> bool:
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         axes.legend(loc="best")
+    with atomic_write(path) as file:
+        figure.savefig(file, format="png", dpi=120)
+    return True
+
+
+def plot_sweep(rates: Sequence[float], losses: Sequence[float], suggestion: float, path: Path) -> bool:
+    """Draws the loss over growing learning rates, with a line at the one suggested.
+
+    Returns:
+        Whether it drew: False where Matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axes = figure.subplots()
+    axes.semilogx(rates, losses, color="tab:blue")
+    axes.axvline(suggestion, color="black", linewidth=0.8, linestyle=":")
+    axes.text(suggestion, 0.98, f" {suggestion:g}", transform=axes.get_xaxis_transform(), va="top")
+    axes.set_ylim(top=2 * losses[0] - min(losses))  # the blow-up at the end must not flatten the rest
+    axes.set_xlabel("learning rate")
+    axes.set_ylabel("loss, smoothed")
+    axes.grid(alpha=0.3)
     with atomic_write(path) as file:
         figure.savefig(file, format="png", dpi=120)
     return True

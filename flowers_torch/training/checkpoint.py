@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,13 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowers_torch.errors import ModelFileError, printable
+from flowers_torch import __version__
+from flowers_torch.errors import ModelFileError, ResourceError, printable
 from flowers_torch.files import safe_load, safe_save, write_csv
-from flowers_torch.models.classifier import Record, load_matching, read_record, save_classifier
+from flowers_torch.models.classifier import FORMAT, Record, load_matching, read_record, save_classifier
 from flowers_torch.training.engine import Sums, Training
+from flowers_torch.training.monitors import log
 
 MODEL_FILE = "model.safetensors"
 RESUME_FILE = "resume.safetensors"
+PREVIOUS_FILE = "resume.previous.safetensors"  # the state before that one, should it be damaged
 SHORT_EPOCH_SECONDS = 10  # epochs shorter than this are not worth a save each
 
 
@@ -32,12 +36,12 @@ class Progress:
     elapsed: float = 0.0  # seconds of the whole run up to the newest save
     history: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # a row for each finished epoch
     best: dict[str, Any] = dataclasses.field(default_factory=dict)  # the row of the best epoch
-    # Changes of the photos between two resumed parts of the run, each with how many and where it happened.
-    data_changes: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    # What was changed between two parts of the run, each with where the run stood.
+    changes: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
-    def begin_epoch_on_other_photos(self, counts: dict[str, int]) -> None:
-        """Notes that the photos changed; the unfinished epoch, whose order is of no use now, starts anew."""
-        self.data_changes.append({"stage": self.stage, "epoch": self.epoch, **counts})
+    def begin_epoch_anew(self, change: dict[str, Any]) -> None:
+        """Notes a change that makes other batches; an unfinished epoch begins anew."""
+        self.changes.append({"stage": self.stage, "epoch": self.epoch, **change})
         self.step, self.seconds, self.sums = 0, 0.0, Sums()
 
 
@@ -50,6 +54,8 @@ class Saved:
     progress: Progress
     record: Record  # of the network
     scaler: dict[str, Any]  # state of the loss scaling
+    micro_batch: int  # photos through the network at once, which lack of memory may have lowered
+    facts: dict[str, str]  # what the numbers depend on besides the photos
 
 
 def save_progress(
@@ -57,8 +63,17 @@ def save_progress(
     progress: Progress,
     record: Record,
     training: Training,
+    facts: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes network, optimiser, random state and progress, atomically."""
+    """Writes network, optimiser, random state and progress, atomically; the file of before is kept beside.
+
+    Args:
+        path: The file.
+        progress: Where the run stands.
+        record: Of the network.
+        training: The stage's objects.
+        facts: What the numbers depend on besides the photos, for a later comparison.
+    """
     tensors = {f"model/{name}": value for name, value in training.model.state_dict().items()}
     tensors["random/cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
@@ -69,8 +84,16 @@ def save_progress(
         tensors |= {f"average/{name}": value for name, value in training.average.state_dict().items()}
     if training.penalty:
         tensors |= {f"start/{name}": value for name, value in training.penalty.start.items()}
-    metadata = {"progress": dataclasses.asdict(progress), "record": dataclasses.asdict(record)}
-    safe_save(tensors, path, metadata | {"scaler": training.scaler.state_dict()})
+    metadata = {
+        "format": FORMAT,
+        "flowers_torch": __version__,
+        "progress": dataclasses.asdict(progress),
+        "record": dataclasses.asdict(record),
+        "scaler": training.scaler.state_dict(),
+        "micro_batch": training.micro_batch,
+        "facts": dict(facts or {}),
+    }
+    safe_save(tensors, path, metadata, previous=path.with_name(PREVIOUS_FILE))
 
 
 def read_progress(path: Path) -> Saved:
@@ -80,12 +103,44 @@ def read_progress(path: Path) -> Saved:
         ModelFileError: missing, damaged, or not a resume file.
     """
     tensors, metadata = safe_load(path)
+    if "progress" not in metadata:
+        raise ModelFileError(f"{printable(path)} is no resume file", "start a new run")
+    record = read_record(metadata, path)
     try:
         values = dict(metadata["progress"])
         progress = Progress(**(values | {"sums": Sums(**values["sums"])}))
+        return Saved(
+            path, tensors, progress, record, metadata["scaler"], metadata["micro_batch"], metadata["facts"]
+        )
     except (KeyError, TypeError) as error:
         raise ModelFileError(f"{printable(path)} is no resume file", "start a new run") from error
-    return Saved(path, tensors, progress, read_record(metadata, path), metadata.get("scaler", {}))
+
+
+def read_newest(folder: Path) -> Saved:
+    """The newest state of a run that is whole. Where that is not the newest of all, the log says so.
+
+    Raises:
+        ModelFileError: the folder holds none.
+    """
+    damaged: ModelFileError | None = None
+    for path in saved_states(folder):
+        try:
+            saved = read_progress(path)
+        except ModelFileError as error:
+            log.warning(f"WARNING  {str(error).partition('; fix: ')[0]}")
+            damaged = error
+            continue
+        if damaged:
+            log.warning(
+                f"WARNING  going on from the state before that; what came after {path.name} is done again"
+            )
+        return saved
+    raise damaged or ModelFileError(f"{printable(folder)} holds no saved state", "start the run anew")
+
+
+def saved_states(folder: Path) -> list[Path]:
+    """The files of a run to go on from, the newest first."""
+    return [path for path in (folder / RESUME_FILE, folder / PREVIOUS_FILE) if path.is_file()]
 
 
 def restore_model(model: nn.Module, saved: Saved) -> None:
@@ -123,7 +178,9 @@ def restore_training(training: Training, saved: Saved) -> None:
     if training.penalty:
         for name, start in _below("start/", saved.tensors).items():
             training.penalty.start[name].copy_(start)
-    training.scaler.load_state_dict(saved.scaler)
+    if saved.scaler:
+        training.scaler.load_state_dict(saved.scaler)
+    training.micro_batch = min(filter(None, (training.micro_batch, saved.micro_batch)), default=0)
     torch.set_rng_state(saved.tensors["random/cpu"])
     if "random/cuda" in saved.tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(saved.tensors["random/cuda"])
@@ -140,10 +197,19 @@ class Saver:
         progress: The run's progress; updated at each end of an epoch.
         record: Of the network.
         minutes: Between two saves within an epoch.
+        facts: What the numbers depend on besides the photos; goes into the state.
     """
 
-    def __init__(self, folder: Path, progress: Progress, record: Record, minutes: float) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        progress: Progress,
+        record: Record,
+        minutes: float,
+        facts: Mapping[str, str] | None = None,
+    ) -> None:
         self.folder, self.progress, self.record, self.minutes = folder, progress, record, minutes
+        self.facts = facts
         self.best_weights: dict[str, Tensor] | None = None  # not yet written
         self.last_save = time.monotonic()
 
@@ -164,14 +230,46 @@ class Saver:
             self.save(training)
 
     def save(self, training: Training) -> None:
-        """Writes the best weights where they are new, then the state to resume from."""
+        """Writes the best weights where they are new, then the state to resume from.
+
+        Raises:
+            ResourceError: the disk is full, or the folder is gone; what was saved before is as it was.
+        """
+        self._check_folder()
         if self.best_weights is not None:
             save_classifier(self.best_weights, self.record, self.folder / MODEL_FILE, best=self.progress.best)
             self.best_weights = None
         write_csv(self.folder / "history.csv", self.progress.history)
         self.progress.elapsed += time.monotonic() - self.last_save
         self.last_save = time.monotonic()
-        save_progress(self.folder / RESUME_FILE, self.progress, self.record, training)
+        save_progress(self.folder / RESUME_FILE, self.progress, self.record, training, self.facts)
+
+    def check_space(self, training: Training) -> None:
+        """Finds out before a stage begins whether its saves will fit on the disk.
+
+        Raises:
+            ResourceError: says how much is missing.
+        """
+        self._check_folder()
+        weights = sum(value.nbytes for value in training.model.state_dict().values())
+        trained = sum(p.nbytes for group in training.optimizer.param_groups for p in group["params"])
+        state = weights * (2 if training.average else 1) + 2 * trained  # no optimiser here keeps more
+        there = sum(path.stat().st_size for path in self.folder.glob("*.safetensors"))
+        # Two states and one that is being written, and the best weights.
+        needed = 3 * state + weights - there
+        free = shutil.disk_usage(self.folder).free
+        if free < needed:
+            raise ResourceError(
+                f"{printable(self.folder)} needs {needed / 1e6:,.0f} MB more for its saved states,"
+                f" and {free / 1e6:,.0f} MB are free there",
+                "free space, or choose another folder with --out",
+            )
+
+    def _check_folder(self) -> None:
+        if not self.folder.is_dir():  # not made anew: it may have been on a disk that is not there any more
+            raise ResourceError(
+                f"the run folder {printable(self.folder)} is gone", "look at its disk; start anew"
+            )
 
     def best_so_far(self) -> Mapping[str, Tensor]:
         """The best weights, from memory or from the folder."""

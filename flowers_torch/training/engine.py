@@ -1,6 +1,7 @@
 """The training step, an epoch of them, and a pass that only predicts."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -10,11 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from flowers_torch.errors import DivergedError
+from flowers_torch.errors import DivergedError, ResourceError, printable
 from flowers_torch.models.heads import main_and_auxiliary
+from flowers_torch.training.monitors import log
 from flowers_torch.training.optim import set_learning_rate
 from flowers_torch.training.regularize import Penalty
 from flowers_torch.training.runtime import Runtime
+
+MAX_SKIPPED_STEPS = 20  # in a row, by loss scaling, which begins with some
 
 
 @dataclasses.dataclass
@@ -49,6 +53,7 @@ class Training:
     micro_batch: int = 0  # photos that go through the network at once; 0: the whole batch
     penalty: Penalty | None = None
     average: AveragedModel | None = None
+    skipped: int = 0  # steps in a row that loss scaling has skipped
 
     @property
     def evaluated(self) -> nn.Module:
@@ -56,7 +61,9 @@ class Training:
         return self.average.module if self.average else self.model
 
 
-def train_step(training: Training, images: Tensor, labels: Tensor, lr: float) -> tuple[float, int]:
+def train_step(
+    training: Training, images: Tensor, labels: Tensor, lr: float, where: Callable[[], str] = str
+) -> tuple[float, int]:
     """One step: forward and backward a micro-batch at a time, clip, update.
 
     Args:
@@ -64,6 +71,7 @@ def train_step(training: Training, images: Tensor, labels: Tensor, lr: float) ->
         images: Inputs (N, 3, H, W).
         labels: Class indices (N,), or shares of the classes (N, classes).
         lr: Learning rate of this step.
+        where: What else to say of the step should it fail.
 
     Returns:
         Mean loss of the batch, penalties left out, and the number of photos classified right.
@@ -89,16 +97,12 @@ def train_step(training: Training, images: Tensor, labels: Tensor, lr: float) ->
         correct += int((logits.detach().argmax(1) == _hard(targets)).sum())
     if training.penalty:
         training.scaler.scale(training.penalty(training.model)).backward()
-    problem = f"the loss became {loss}" if not math.isfinite(loss) else ""
     training.scaler.unscale_(training.optimizer)
     parameters = [p for group in training.optimizer.param_groups for p in group["params"]]
     norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    # With loss scaling an infinite gradient is part of the method: the scaler skips that step itself.
-    if not problem and not training.scaler.is_enabled() and not math.isfinite(norm):
-        problem = "a gradient is not finite"
-    if problem:
+    if problem := _problem(training, loss, math.isfinite(norm)):
         training.optimizer.zero_grad(set_to_none=True)
-        raise DivergedError(f"{problem} at learning rate {lr:.3g}", "lower the learning rate")
+        raise DivergedError(f"{problem} at learning rate {lr:.3g}{where()}", "lower the learning rate")
     if training.clip_grad:
         nn.utils.clip_grads_with_norm_(parameters, training.clip_grad, norm)
     training.scaler.step(training.optimizer)
@@ -107,6 +111,56 @@ def train_step(training: Training, images: Tensor, labels: Tensor, lr: float) ->
     if training.average:
         training.average.update_parameters(training.model)
     return loss, correct
+
+
+def _problem(training: Training, loss: float, finite_gradient: bool) -> str:
+    """Why a step cannot be taken; empty where it can. Counts the steps that loss scaling skips."""
+    if not math.isfinite(loss):
+        return f"the loss became {loss}"
+    if finite_gradient:
+        training.skipped = 0
+        return ""
+    if not training.scaler.is_enabled():
+        return "a gradient is not finite"
+    # With loss scaling that is part of the method: the scaler skips the step and lowers its factor. But it
+    # would do so for ever, without a word.
+    training.skipped += 1
+    return (
+        f"{training.skipped} steps in a row had gradients beyond fp16"
+        if training.skipped >= MAX_SKIPPED_STEPS
+        else ""
+    )
+
+
+def train_step_in_memory(
+    training: Training, images: Tensor, labels: Tensor, lr: float, where: Callable[[], str] = str
+) -> tuple[float, int]:
+    """`train_step`; where memory is too small, the micro-batch is halved and the step begins again.
+
+    Gradients add up to those of the whole batch, except that batch norm sees fewer photos at once.
+
+    Raises:
+        ResourceError: not even two photos at once fit.
+        DivergedError: as `train_step`.
+    """
+    while True:
+        try:
+            return train_step(training, images, labels, lr, where)
+        except torch.OutOfMemoryError:
+            pass  # what follows must wait until the error and its trace, which hold on to tensors, are gone
+        at_once = min(training.micro_batch or len(images), len(images))
+        if at_once <= 2:
+            raise ResourceError(
+                f"out of memory with {at_once} photos at once", "lower --size, or take a smaller network"
+            )
+        training.optimizer.zero_grad(set_to_none=True)
+        if training.runtime.device.type == "cuda":
+            torch.cuda.empty_cache()
+        training.micro_batch = math.ceil(at_once / 2)
+        log.warning(
+            f"WARNING  out of memory with {at_once} photos at once; from now on {training.micro_batch},"
+            f" with the gradients of {len(images)} added up"
+        )
 
 
 def _loss_sum(training: Training, logits: Tensor, labels: Tensor) -> Tensor:
@@ -135,6 +189,7 @@ def train_epoch(
     sums: Sums,
     first_step: int,
     rate: Callable[[int], float],
+    name_of: Callable[[int], object] = str,
 ) -> Iterator[float]:
     """One pass, or the rest of one, over the training photos, a step at a time.
 
@@ -144,17 +199,24 @@ def train_epoch(
         sums: Added to after each step; not empty when a pass is resumed in its middle.
         first_step: Number of the first batch within the stage.
         rate: Learning rate of a step of the stage.
+        name_of: The file of a photo by its position, for an error's text.
 
     Yields:
         The learning rate of each step, when it is done.
     """
-    for step, (images, labels, _) in enumerate(batches, start=first_step):
+    for step, (images, labels, positions) in enumerate(batches, start=first_step):
         lr = rate(step)
-        loss, correct = train_step(training, images, labels, lr)
+        where = functools.partial(_where, step, positions, name_of)
+        loss, correct = train_step_in_memory(training, images, labels, lr, where)
         sums.loss += loss * len(labels)
         sums.correct += correct
         sums.photos += len(labels)
         yield lr
+
+
+def _where(step: int, positions: Tensor, name_of: Callable[[int], object]) -> str:
+    names = [printable(name_of(position), 80) for position in positions.tolist()]
+    return f" in step {step + 1} of the stage, on {', '.join(names[:64])}"
 
 
 @torch.inference_mode()

@@ -1,5 +1,6 @@
 """What a person sees while a run goes on: a bar in a terminal, plain lines elsewhere, and a log file."""
 
+import contextlib
 import logging
 import sys
 from collections.abc import Iterator
@@ -19,8 +20,11 @@ class _ConsoleHandler(logging.Handler):
     """Prints records on stdout without tearing a bar apart."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(record.getMessage(), file=sys.stdout)
-        sys.stdout.flush()
+        if sys.stdout is None:  # closed from the start (`>&-`)
+            return
+        with contextlib.suppress(BrokenPipeError):  # `| head`: nobody reads on, but the training goes on
+            tqdm.write(record.getMessage(), file=sys.stdout)
+            sys.stdout.flush()
 
 
 @contextmanager
@@ -55,7 +59,7 @@ def bar(title: str, total: int, done: int = 0) -> "tqdm[Any]":
         desc=title,
         unit="img",
         file=sys.stderr,
-        disable=not sys.stderr.isatty(),
+        disable=sys.stderr is None or not sys.stderr.isatty(),
         leave=False,
         dynamic_ncols=True,
     )

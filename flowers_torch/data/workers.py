@@ -1,0 +1,113 @@
+"""Watching over the worker processes that read photos: one that dies or hangs ends the run with a reason."""
+
+import contextlib
+import multiprocessing
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import DataLoader, get_worker_info
+
+from flowers_torch.errors import FlowersError, ResourceError, printable
+
+POLL_SECONDS = 1.0
+STALL_SECONDS = 8.0  # without a sign of life from any worker, while the training waits for one
+START_SECONDS = 60.0  # the same until the first sign: some systems start workers by importing everything anew
+
+
+class Pulse:
+    """Which photo each worker began last, and when, in memory that workers and parent share.
+
+    Args:
+        workers: Their number.
+    """
+
+    def __init__(self, workers: int) -> None:
+        # The standard library's shared memory: torch's needs /dev/shm, whose lack is to be told of, too.
+        self.positions = multiprocessing.Array("q", [-1] * workers, lock=False)
+        self.times = multiprocessing.Array("d", workers, lock=False)
+
+    def beat(self, position: int) -> None:
+        """Called in a worker when it begins with a photo."""
+        if info := get_worker_info():
+            self.positions[info.id] = position
+            self.times[info.id] = time.monotonic()
+
+    def is_still(self, waiting_since: float) -> bool:
+        """Whether no worker has shown life for too long, of which the parent has waited all the time."""
+        last = max(self.times)
+        limit = STALL_SECONDS if last else START_SECONDS
+        return time.monotonic() - max(last, waiting_since) > limit
+
+    def names(self, paths: Sequence[Path]) -> str:
+        """The photos that workers began last."""
+        begun = [printable(paths[position], 120) for position in self.positions if position >= 0]
+        return ", ".join(begun[:4]) or "none yet"
+
+
+def watched(loader: DataLoader[Any]) -> Iterator[Any]:
+    """The loader's batches; what its workers die of becomes an error that names a way on.
+
+    Raises:
+        ResourceError: a worker was killed, hangs, or found no shared memory.
+        FlowersError: what a worker raised, its message as it was there.
+    """
+    batches, dataset = iter(loader), loader.dataset
+    while True:
+        waiting_since = time.monotonic()
+        batch = None
+        while batch is None:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except FlowersError as error:
+                raise type(error)(_own_message(error)) from None
+            except (RuntimeError, OSError) as error:
+                names = dataset.pulse.names(dataset.paths) if loader.num_workers else ""  # type: ignore[attr-defined]
+                if "timed out after" not in str(error):
+                    raise _explained(error, names) from error
+                if dataset.pulse.is_still(waiting_since):  # type: ignore[attr-defined]
+                    raise ResourceError(
+                        f"no photo came for {STALL_SECONDS:g} s: the workers hang; they began with {names}",
+                        "look at these photos and their disk, or read without workers: --workers 0",
+                    ) from None
+        yield batch
+
+
+@contextlib.contextmanager
+def worker_errors() -> Iterator[None]:
+    """Explains the death of a worker that torch's signal handler throws into whatever runs at that moment."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise _explained(error, "") from error
+
+
+def _explained(error: Exception, names: str) -> Exception:
+    """Our error for what torch says of its workers; any other error as it is."""
+    text = str(error)
+    lacks_memory = (
+        "out of shared memory",
+        "unable to allocate shared memory",
+        "unable to write to file </torch",
+    )
+    if any(sign in text for sign in lacks_memory):
+        return ResourceError(
+            "shared memory (/dev/shm) is too small for the workers",
+            "--workers 0, or give more of it (docker run --shm-size=2g)",
+        )
+    if text.startswith("DataLoader worker"):
+        began = f"; the workers began with {names}" if names else ""
+        return ResourceError(
+            f"a process that reads photos died{began}",
+            "free memory, of which the system may have been short, or read without workers: --workers 0",
+        )
+    return error
+
+
+def _own_message(error: FlowersError) -> str:
+    """A worker's message, out of the trace that torch wraps around it."""
+    text = str(error).strip()
+    return text.splitlines()[-1].partition(": ")[2] if "Original Traceback" in text else text

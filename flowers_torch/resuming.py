@@ -1,0 +1,72 @@
+"""Whether a run can go on exactly: what its saved state was made with, against what is there now."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from flowers_torch.config import Config
+from flowers_torch.errors import UsageError, printable
+from flowers_torch.run_folder import environment
+from flowers_torch.training.monitors import log
+from flowers_torch.training.runtime import Runtime
+
+# Options that change no number of the result. Where the photos lie is one: that they are the same is checked.
+HARMLESS = frozenset(("out", "data", "workers", "checkpoint_minutes", "tensorboard"))
+# Compared as what they came to on the machine instead.
+RESOLVED = frozenset(("device", "threads", "stages"))
+# The network and the parts of the split are those of the state, whatever an option says.
+BUILT_IN = frozenset(
+    ("arch", "weights", "size", "resize", "head_hidden", "dropout", "head_norm", "model_options", "split")
+)
+
+
+def run_facts(config: Config, runtime: Runtime, processes: int = 1) -> dict[str, str]:
+    """All that the numbers of a run depend on besides its photos, as text by name."""
+    values = {
+        name: value for name, value in dataclasses.asdict(config).items() if name not in HARMLESS | RESOLVED
+    }
+    for number, stage in enumerate(config.stages):
+        values |= {f"stages.{number}.{name}": value for name, value in dataclasses.asdict(stage).items()}
+    facts = {name: json.dumps(value) for name, value in values.items()}
+    here = environment()
+    on_cpu = runtime.device.type == "cpu"
+    facts["device"] = "cpu" if on_cpu else f"{runtime.device.type} {here['gpu'] or ''}".strip()
+    facts["threads"] = str(torch.get_num_threads()) if on_cpu else "any"
+    facts["processes"] = str(processes)
+    return facts | {name: str(here[name]) for name in ("torch", "torchvision", "pillow")}
+
+
+def check_exact(before: Mapping[str, str], now: Mapping[str, str], folder: Path, allow: bool) -> str:
+    """Refuses to go on where that could not be exact.
+
+    Args:
+        before: Facts of the saved state.
+        now: Facts of the run that is to go on.
+        folder: The run folder, for the error's text.
+        allow: Go on with what may be changed.
+
+    Returns:
+        The differences in one line, empty where there are none.
+
+    Raises:
+        UsageError: there are differences that are not allowed; the table of all is in the log.
+    """
+    names = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
+    if not names:
+        return ""
+    width = max(len(name) for name in names)
+    log.info(f"{'what':{width}}  saved with -> now")
+    for name in names:
+        log.info(f"{name:{width}}  {printable(before.get(name), 60)} -> {printable(now.get(name), 60)}")
+    line = ", ".join(f"{name} {before.get(name)} -> {now.get(name)}" for name in names)
+    what = f"{printable(folder)} cannot go on exactly: {printable(line, 300)}"
+    if fixed := [name for name in names if name in BUILT_IN]:
+        raise UsageError(
+            what, f"leave {', '.join(fixed)} as it was, or begin anew with --from {printable(folder)}"
+        )
+    if not allow:
+        raise UsageError(what, "go on as before, or allow the change with --allow-config-change")
+    return line
