@@ -19,11 +19,15 @@ from torch import nn as _nn
 from flowers_torch.deploy.hub import flowers_classifier
 from flowers_torch.models import inception_v3 as _inception_v3
 from flowers_torch.models.classic import alexnet, lenet5, vgg16, vgg19
+from flowers_torch.models.densenet import densenet121, densenet169, densenet201
 from flowers_torch.models.inception import googlenet
+from flowers_torch.models.mobilenet import mobilenet, mobilenet_v2
+from flowers_torch.models.nasnet import nasnet_large, nasnet_mobile
 from flowers_torch.models.resnet import resnet50, resnet101, resnet152, resnext50, resnext101
 from flowers_torch.models.resnet_cifar import cifar_resnet
 from flowers_torch.models.resnet_v2 import resnet50v2, resnet101v2, resnet152v2
 from flowers_torch.models.small import cifar10_net, happy_model, small_convnet
+from flowers_torch.models.xception import xception
 
 dependencies = ["torch", "torchvision", "timm", "PIL", "numpy", "safetensors"]
 

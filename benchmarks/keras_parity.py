@@ -1,8 +1,10 @@
 """Do the networks here compute what keras.applications computes? Same weights, same picture, both logits.
 
     pip install "flowers-torch[keras]" keras tensorflow-cpu
-    python benchmarks/keras_parity.py            # all, writes docs/keras-parity.md, about ten minutes
-    python benchmarks/keras_parity.py Xception   # one, prints only
+    python benchmarks/keras_parity.py                  # all: TIME
+    python benchmarks/keras_parity.py Xception VGG16   # some
+
+Either way each finished network's line in docs/keras-parity.md is written anew, the others stay.
 
 Each Keras network gets random weights (batch norm statistics too), is saved in all three forms (legacy .h5,
 .weights.h5, .keras) and read here by the package's own loader. The pictures have Keras's usual size and an
@@ -15,6 +17,7 @@ os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import dataclasses
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -24,7 +27,7 @@ import numpy as np
 import torch
 import torch._inductor  # before TensorFlow: two copies of LLVM start well in this order only
 
-from flowers_torch.models.keras_layers import keras_count, keras_layers
+from flowers_torch.models.keras_layers import KerasLayer, keras_count, keras_layers, renumbered
 from flowers_torch.models.keras_weights import keras_options, load_keras_weights
 from flowers_torch.models.zoo import REGISTRY, create_model
 
@@ -37,6 +40,22 @@ ARCHS = {
     if hasattr(keras.applications, entry.keras_name or "-")
 }
 LIMIT = 1e-4  # largest difference of two logits, relative to the largest logit
+PAGE = Path(__file__).parents[1] / "docs" / "keras-parity.md"
+HEADING = f"""# Parity with Keras
+
+Written by `python benchmarks/keras_parity.py` with Keras {keras.__version__} ({keras.backend.backend()}) and
+torch {torch.__version__.partition("+")[0]}, on the CPU in float32.
+
+Same random weights, same picture. The difference is the largest one of the 1000 logits relative to the
+largest logit, over two picture sizes (the usual and an odd one; VGG's dense layers take the usual one only)
+and all three file forms (legacy `.h5`, `.weights.h5`, `.keras`); at most {LIMIT:g} is asked for. Layers:
+whether `flowers-torch layers ARCH --keras` lists what `model.layers` lists, with every class, output shape
+and parameter count, and every name that Keras does not make up by counting. ResNeXt50 and ResNeXt101 are no
+longer part of Keras; the loader's tests have their layout.
+
+| Keras | here | parameters | largest difference | layers |
+|---|---|---|---|---|
+"""
 
 
 @dataclasses.dataclass
@@ -47,14 +66,14 @@ class Row:
     arch: str
     parameters: int
     differences: dict[str, float]  # size and form -> largest difference relative to the largest logit
-    same_layers: bool  # whether the layer lists (name unless counted, parameters) are equal
+    same_layers: bool  # whether the layer lists (names unless counted, shapes, parameters) are equal
 
     @property
     def worst(self) -> float:
         return max(self.differences.values())
 
 
-def compare(name: str, folder: Path, odd: bool = True) -> Row:
+def compare(name: str, folder: Path) -> Row:
     """Compares one network of keras.applications, by its name there, with ours."""
     arch = ARCHS[name]
     size = REGISTRY[arch].preprocessing.size
@@ -67,13 +86,13 @@ def compare(name: str, folder: Path, odd: bool = True) -> Row:
         path = folder / f"{name}{form}"
         theirs.save_weights(path) if form == ".weights.h5" else theirs.save(path)
     for form in FORMS:
-        ours = create_model(arch, 1000, options=keras_options(arch)).eval()
-        report = load_keras_weights(ours, arch, folder / f"{name}{form}", with_head=True, from_bgr=False)
+        ours = create_model(arch, **keras_options(arch)).eval()
+        report = load_keras_weights(ours, arch, folder / f"{name}{form}", with_head=True, keras_input="tf")
         if not report.head_loaded or report.used != len(weights_of(theirs)):
             raise RuntimeError(f"{name}{form}: {report.used} of {len(weights_of(theirs))} arrays used")
         results[f"{size} {form}"] = difference(theirs, ours, size)
     row = Row(name, arch, keras_count(ours), results, same_layers(theirs, ours, size))
-    if odd and not name.startswith("VGG"):  # whose dense layers are made for one size
+    if not name.startswith("VGG"):  # whose dense layers are made for one size
         other = build(name, size // 2 | 1)
         other.set_weights(theirs.get_weights())
         results[f"{size // 2 | 1}"] = difference(other, ours, size // 2 | 1)
@@ -120,56 +139,51 @@ def randomise(model: Any) -> None:
 
 def same_layers(theirs: Any, ours: torch.nn.Module, size: int) -> bool:
     """Whether Keras's list of layers, head excepted, is the one that `keras_layers` works out."""
-    found = keras_layers(ours, size)
-    for layer, expected in zip(found, theirs.layers, strict=False):
-        shape = expected.output.shape[1:]
-        if layer.parameters != expected.count_params() or layer.shape[1:] != tuple(shape):
-            print(
-                f"  layer {layer.name} {layer.shape} {layer.parameters} is {expected.name} {shape} in Keras"
-            )
+    for layer, expected in zip(keras_layers(ours, size), theirs.layers, strict=False):
+        kind, shape = type(expected).__name__, tuple(expected.output.shape[1:])
+        # A sum that is scaled first is a class of its own in keras.applications.
+        found = ("CustomScaleLayer" if kind == "CustomScaleLayer" and layer.kind == "Add" else layer.kind,)
+        found += (layer.shape[1:], layer.parameters, bare_name(layer.name, layer.kind))
+        wanted = (kind, shape, expected.count_params(), bare_name(expected.name, kind))
+        if found != wanted:
+            print(f"  layer {layer.name} {found} is {expected.name} {wanted} in Keras")
             return False
     return True
 
 
-def table(rows: list[Row]) -> str:
-    """The page of the documentation."""
-    lines = [
-        "# Parity with Keras",
-        "",
-        f"Written by `python benchmarks/keras_parity.py` with Keras {keras.__version__} "
-        f"({keras.backend.backend()}), torch {torch.__version__.partition('+')[0]}, on the CPU in float32.",
-        "",
-        "Same random weights, same picture. The difference is the largest one of the 1000 logits relative to "
-        "the largest logit, over two picture sizes (the usual and an odd one) and all three file forms "
-        f"(legacy `.h5`, `.weights.h5`, `.keras`); at most {LIMIT:g} is asked for. "
-        "Layers: whether `flowers-torch layers ARCH --keras` "
-        "lists what `model.layers` lists, with every output shape and parameter count.",
-        "",
-        "| Keras | here | parameters | largest difference | layers |",
-        "|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| {row.name} | `{row.arch}` | {row.parameters:,} | {row.worst:.1e} | "
-        f"{'equal' if row.same_layers else 'DIFFERENT'} |"
-        for row in rows
-    ]
-    return "\n".join(
-        [*lines, "", "ResNeXt50 and ResNeXt101 are no longer part of Keras; see the loader's tests.", ""]
-    )
+def bare_name(name: str, kind: str) -> str:
+    """A layer's name; "" for one that Keras makes up by counting, which differs from session to session."""
+    counted = renumbered([KerasLayer(name, kind, (), 0, "", ())])[0].name
+    return "" if re.fullmatch(rf"{counted}(_\d+)?", name) else name
+
+
+def write_page(measured: dict[str, str]) -> None:
+    """Puts lines of the table, by Keras's name, into the page of the documentation.
+
+    Lines of networks that were measured before stay as they are; all are in the order of the zoo.
+    """
+    old = PAGE.read_text().splitlines() if PAGE.is_file() else []
+    kept = {line.split()[1]: line for line in old if line.startswith("| ")}
+    rows = [line for name in ARCHS if (line := (kept | measured).get(name))]
+    PAGE.write_text(HEADING + "\n".join([*rows, ""]))
+
+
+def line_of(row: Row) -> str:
+    """A network's line of the table."""
+    layers = "equal" if row.same_layers else "DIFFERENT"
+    return f"| {row.name} | `{row.arch}` | {row.parameters:,} | {row.worst:.1e} | {layers} |"
 
 
 def main(names: list[str]) -> int:
     """Compares the named networks, or all; returns 1 where one is off."""
-    rows = []
+    wrong = 0
     with tempfile.TemporaryDirectory() as folder:
         for name in names or ARCHS:
-            rows.append(compare(name, Path(folder)))
-            print(
-                f"{name:20}{rows[-1].worst:.1e} {'' if rows[-1].same_layers else 'layers differ'}", flush=True
-            )
-    if not names:
-        (Path(__file__).parents[1] / "docs" / "keras-parity.md").write_text(table(rows))
-    return int(any(row.worst > LIMIT or not row.same_layers for row in rows))
+            row = compare(name, Path(folder))
+            print(line_of(row), flush=True)
+            write_page({name: line_of(row)})
+            wrong += row.worst > LIMIT or not row.same_layers
+    return int(wrong > 0)
 
 
 if __name__ == "__main__":

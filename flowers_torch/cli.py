@@ -23,6 +23,9 @@ VERBS = {
     "lr-find": "find the learning rate that a stage can take",
     "crossval": "train and test in turn on every part of the photos",
     "predict": "name the class of photos",
+    "evaluate": "how good a model is on labelled photos",
+    "compare": "which of several runs is better, on the same photos",
+    "combine": "average the answers or the weights of several runs",
     "models": "list the networks",
     "layers": "list a network's layers, with Keras's numbers",
     "summary": "print a network's layers as Keras does",
@@ -92,6 +95,8 @@ def guarded(verb: str, arguments: list[str], prog: str | None = None) -> int:
             sys.stdout.flush()
         return code
     except FlowersError as error:
+        if error.quiet:
+            return error.exit_code
         return _fail(str(error), error.exit_code, debug)
     except Terminated:
         return _fail("stopped by SIGTERM before there was anything to save", 128 + signal.SIGTERM, debug)

@@ -74,6 +74,7 @@ class Config:
     arch: str = "inception_v3"  # a network of the zoo or of timm
     data: str = "flowers17"  # folder, archive, "flowers17" or "demo"
     weights: str = ""  # "imagenet", "offline", "none" or a file; empty: imagenet, for demo none
+    keras_input: str = ""  # photos of a Keras file's network: caffe, tf, torch, unit; empty: as published
     split: str = "60/20/20"  # percent train/val/test; for flowers17 also "seed" and "oxford1" .. "oxford3"
     groups: str = "twins"  # photos kept in one part: twins (the same picture), none, or a table file,group
     quarantine: str = ""  # quarantine.csv of a check: photos to leave out
@@ -109,6 +110,7 @@ class Config:
 
 
 CHOICES: dict[str, tuple[str, ...]] = {
+    "keras_input": ("", "caffe", "tf", "torch", "unit"),
     "resize": ("", "crop", "squash"),
     "class_weights": ("none", "balanced"),
     "sampler": ("none", "balanced"),

@@ -20,6 +20,7 @@ class FlowersError(Exception):
     """
 
     exit_code = 1
+    quiet = False  # another process says it
 
     def __init__(self, what: str, fix: str = "") -> None:
         super().__init__(f"{what}; fix: {fix}" if fix else what)
@@ -59,6 +60,15 @@ class DistributedError(FlowersError):
     """A peer process failed or disagrees."""
 
     exit_code = 7
+
+
+class PeerLostError(DistributedError):
+    """This process ends because another one did, which has said why."""
+
+    quiet = True
+
+    def __init__(self, what: str = "another process failed", fix: str = "see its error") -> None:
+        super().__init__(what, fix)
 
 
 class ExportError(FlowersError):

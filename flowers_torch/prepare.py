@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,17 @@ from flowers_torch.data.augment import train_transform
 from flowers_torch.data.batches import BATCH_POLICIES, TrainingBatches, batch_policy, canvas_transform
 from flowers_torch.data.flowers17 import official_split
 from flowers_torch.data.folder import Photos
-from flowers_torch.data.loaders import CountedBatches, PhotoDataset, choose_workers, make_loader
+from flowers_torch.data.loaders import PhotoDataset, choose_workers, make_loader
 from flowers_torch.data.sources import open_photos
 from flowers_torch.data.splits import Split, describe_split, exact_split, split_photos
 from flowers_torch.errors import UsageError
+from flowers_torch.evaluation.answers import Answers, collect
+from flowers_torch.evaluation.unsure import REFERENCE_PHOTOS
 from flowers_torch.models.classifier import Record, build
 from flowers_torch.models.freeze import Rules, apply_rules, freeze_table, rules_for, set_train_mode
 from flowers_torch.models.weights import load_weights, plan_weights
 from flowers_torch.models.zoo import check_size
+from flowers_torch.training.distributed import ALONE, World
 from flowers_torch.training.engine import class_weights
 from flowers_torch.training.estimate import estimate
 from flowers_torch.training.monitors import log
@@ -43,14 +46,32 @@ class Run:
     model: nn.Module
     folder: Path = Path()
     bad: dict[str, str] = dataclasses.field(default_factory=dict)  # photos left out: path to reason
+    best_answers: Answers | None = None  # to the validation photos, in the best epoch of this process
     closing_seconds: float = 0.0  # that a last validation and the test will take; only where time is limited
+    world: World = ALONE  # the processes that share it
 
 
-def prepare(config: Config) -> Run:
+def prepare_together(config: Config, world: World) -> Run:
+    """`prepare` in the main process first: it fetches, decodes, times and refuses for all."""
+    run = prepare(config, world) if world.is_main else None
+    config = world.tell(run.config if run else config)
+    if run is None and world.local_rank == 0:
+        run = prepare(config, world)  # the main one of another machine
+    world.wait()
+    return run or prepare(config, world)
+
+
+def prepare(config: Config, world: World = ALONE) -> Run:
     """Device, photos, split and network of a configuration; nothing is written yet."""
-    runtime = choose_runtime(config.device, config.precision, config.channels_last, config.threads)
+    if config.batch_size < 2 * world.size:
+        raise UsageError(
+            f"--batch-size {config.batch_size} is too small for {world.size} processes",
+            f"use {2 * world.size} or more",
+        )
+    device = world.device(config.device)
+    runtime = choose_runtime(device, config.precision, config.channels_last, config.threads)
     weights = config.weights or ("none" if config.data == "demo" else "imagenet")
-    plan = plan_weights(config.arch, weights)
+    plan = plan_weights(config.arch, weights, config.keras_input)
     preprocessing = dataclasses.replace(
         plan.preprocessing,
         size=config.size or plan.preprocessing.size,
@@ -87,7 +108,7 @@ def prepare(config: Config) -> Run:
     log.info(f"device   {runtime.device}, {runtime.precision} ({runtime.reason})")
     # What was chosen becomes part of the configuration: a resumed or repeated run must not choose anew.
     config = dataclasses.replace(config, weights=weights, precision=runtime.precision)
-    return Run(config, runtime, photos, split, record, model, bad=admission.bad)
+    return Run(config, runtime, photos, split, record, model, bad=admission.bad, world=world)
 
 
 def admit_photos(config: Config) -> Admission:
@@ -113,7 +134,7 @@ class StageCost:
     """What a stage costs on this machine, tried out."""
 
     epoch_seconds: float  # training and validation, photos read in between
-    closing_seconds: float  # a validation and the test
+    closing_seconds: float  # a validation, the test, and some training photos for what is familiar
     memory_bytes: int
 
 
@@ -134,7 +155,9 @@ def stage_cost(run: Run, stage: Stage) -> StageCost:
     train, val, test = (len(run.split[part]) for part in ("train", "val", "test"))
     predict = needs.predict_seconds + reading
     return StageCost(
-        train * (needs.train_seconds + reading) + val * predict, (val + test) * predict, needs.memory_bytes
+        train * (needs.train_seconds + reading) + val * predict,
+        (val + test + min(train, REFERENCE_PHOTOS)) * predict,
+        needs.memory_bytes,
     )
 
 
@@ -171,9 +194,13 @@ def stage_rules(model: nn.Module, stage: Stage) -> Rules:
 
 
 def photo_dataset(run: Run, part: str, policy: str, canvases: bool = False) -> PhotoDataset:
-    """Photos of a part under an augmentation policy, or as the canvases that it takes batch by batch."""
-    paths = [run.photos.root / run.photos.paths[index] for index in run.split[part]]
-    labels = [run.photos.labels[index] for index in run.split[part]]
+    """Photos of a part under an augmentation policy, or as the canvases that it takes batch by batch.
+
+    Of the parts that are predicted, a process gets its share only.
+    """
+    indices = run.split[part] if part == "train" else run.world.share(run.split[part])
+    paths = [run.photos.root / run.photos.paths[index] for index in indices]
+    labels = [run.photos.labels[index] for index in indices]
     inputs = run.record.preprocessing
     if canvases:
         transform = canvas_transform(policy, inputs.size, inputs.interpolation)
@@ -182,14 +209,23 @@ def photo_dataset(run: Run, part: str, policy: str, canvases: bool = False) -> P
     return PhotoDataset(paths, labels, transform, run.config.seed)
 
 
-def training_batches(run: Run, stage: Stage) -> tuple[TrainingBatches, CountedBatches]:
-    """The augmented batches of a stage, and the order that steers them."""
+def predict_part(
+    run: Run, part: str, model: nn.Module, batches: Iterable[Any], after_batch: Callable[[int], Any]
+) -> Answers:
+    """The answers to a part in the order of the split, each photo once, from all processes."""
+    count = len(run.split[part])
+    own = collect(model, batches, run.runtime, after_batch)
+    return Answers(*(run.world.gather(values, count) for values in (own.logits, own.labels, own.features)))
+
+
+def training_batches(run: Run, stage: Stage) -> TrainingBatches:
+    """The augmented batches of a stage."""
     config, inputs = run.config, run.record.preprocessing
     by_batch = config.batch_augment and stage.augment in BATCH_POLICIES
     dataset = photo_dataset(run, "train", stage.augment, canvases=by_batch)
     balanced = config.sampler == "balanced"
     loader, order = make_loader(dataset, config.batch_size, shuffle=True, balanced=balanced, **loading(run))
-    batches = TrainingBatches(
+    return TrainingBatches(
         loader,
         order,
         config.seed,
@@ -201,7 +237,6 @@ def training_batches(run: Run, stage: Stage) -> tuple[TrainingBatches, CountedBa
         stage.mixup,
         stage.cutmix,
     )
-    return batches, order
 
 
 def loading(run: Run) -> dict[str, Any]:
@@ -210,6 +245,7 @@ def loading(run: Run) -> dict[str, Any]:
     return {
         "workers": choose_workers(run.config.workers, on_cpu),
         "pin_memory": run.runtime.device.type == "cuda",
+        "shard": (run.world.rank, run.world.size),
     }
 
 

@@ -3,11 +3,13 @@
 This file is the method as one would tell it; each step is a call into a part that also works alone.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
 import shlex
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,10 @@ from flowers_torch.config import Config, load_config, to_toml
 from flowers_torch.data.loaders import make_loader
 from flowers_torch.data.split_file import load_split, save_split
 from flowers_torch.data.splits import Split
-from flowers_torch.data.workers import watched, worker_errors
+from flowers_torch.data.workers import worker_errors
 from flowers_torch.errors import DivergedError, ModelFileError, StoppedError, printable
-from flowers_torch.evaluation.metrics import Scores, score
-from flowers_torch.evaluation.plots import plot_curves
-from flowers_torch.evaluation.summary import describe_scores, prediction_rows
-from flowers_torch.files import safe_load, write_csv, write_json, write_text
+from flowers_torch.evaluation.metrics import Scores
+from flowers_torch.files import safe_load, write_text
 from flowers_torch.models.classifier import build
 from flowers_torch.prepare import (
     Run,
@@ -28,10 +28,11 @@ from flowers_torch.prepare import (
     fit_to_clock,
     loading,
     photo_dataset,
-    prepare,
+    prepare_together,
 )
+from flowers_torch.results import write_results
 from flowers_torch.resuming import check_exact, run_facts
-from flowers_torch.run_folder import new_run_folder, run_lock, write_origin
+from flowers_torch.run_folder import folder_of_launch, new_run_folder, run_lock, write_origin
 from flowers_torch.stage import train_stage
 from flowers_torch.training.checkpoint import (
     MODEL_FILE,
@@ -42,7 +43,7 @@ from flowers_torch.training.checkpoint import (
     restore_model,
     saved_states,
 )
-from flowers_torch.training.engine import predict_logits
+from flowers_torch.training.distributed import World, joined
 from flowers_torch.training.monitors import log, log_file
 from flowers_torch.training.runtime import choose_runtime, deterministic
 from flowers_torch.training.stopping import StopRequest, stop_request
@@ -69,19 +70,25 @@ def train(
         split: Parts of the admitted photos, where the configuration's own are not wanted.
     """
     started = time.monotonic()
-    run = prepare(config)
-    run.split = split or run.split
-    if config.minutes:
-        fit_to_clock(run, started)
-    run.folder = new_run_folder(config.out, run.photos.name, config.arch, overwrite)
-    heading = f"{run.photos.name} with {config.arch}; repeat with: flowers-torch train --config config.toml"
-    with run_lock(run.folder), log_file(run.folder / "log.txt"):
-        write_origin(run.folder, to_toml(run.config, heading), run.photos.classes, argv or [])
-        save_split(run.split, run.photos, run.folder / "split.json", config.seed)
-        if run.bad:
-            rows = [json.dumps({"file": path, "error": reason}) for path, reason in run.bad.items()]
-            write_text(run.folder / "bad_files.jsonl", "\n".join(rows) + "\n")
-        return _train_and_test(run, Progress(elapsed=time.monotonic() - started))
+    with joined(config.device) as world:
+        begun = folder_of_launch(config.out) if world.restarts else None
+        if begun := world.tell(begun):
+            if saved_states(begun):
+                return _resume(begun, world)
+            config, overwrite = dataclasses.replace(config, out=str(begun)), True
+        run = prepare_together(config, world)
+        run.split = split or run.split
+        if config.minutes:
+            if world.is_main:
+                fit_to_clock(run, started)
+            run.config, run.closing_seconds = world.tell((run.config, run.closing_seconds))
+        if world.is_main:
+            run.folder = new_run_folder(config.out, run.photos.name, config.arch, overwrite)
+        run.folder = world.tell(run.folder)
+        with _at_work(run.folder, world):
+            if world.is_main:
+                _write_origin(run, argv or [])
+            return _train_and_test(run, Progress(elapsed=time.monotonic() - started))
 
 
 def resume(
@@ -96,56 +103,99 @@ def resume(
         folder: The run folder.
         changes: To its configuration, as `load_config` takes them.
         allow_config_change: Go on though the result will be another one than without the interruption.
-        allow_data_change: Go on though photos are missing, edited or new, with those of the run's parts that
-            are still there.
+        allow_data_change: Go on although photos are missing, edited or new, with those of the run's parts
+            that are still there. The unfinished epoch starts anew and the history counts the change.
 
     Raises:
         ModelFileError: the folder holds no saved state.
-        DataError: the photos are not those that the run began with.
         UsageError: it could not go on exactly, or another run is at work in the folder.
+        DataError: the photos are not those that the run began with.
     """
     if not saved_states(folder):
         if (folder / "metrics.json").is_file():
             log.info(f"nothing to do: {printable(folder)} is finished")
             return None
         raise ModelFileError(f"{printable(folder)} holds no saved state", "start the run anew")
-    with run_lock(folder), log_file(folder / "log.txt"):
-        config = load_config(file=str(folder / "config.toml"), overrides=changes)
-        saved = read_newest(folder)
-        progress = saved.progress
-        if progress.best:
-            safe_load(folder / MODEL_FILE)  # were it damaged, all that is still to come would be in vain
-        runtime = choose_runtime(config.device, config.precision, config.channels_last, config.threads)
-        change = check_exact(saved.facts, run_facts(config, runtime), folder, allow_config_change)
-        photos = admit_photos(config).photos
-        model = build(saved.record)
-        restore_model(model, saved)
-        split, data_changes = load_split(folder / "split.json", photos)
-        run = Run(config, runtime, photos, split, saved.record, runtime.place(model), folder)
-        if data_changes:
-            log.info(f"photos   have changed since the run began:\n{data_changes.table()}")
-            if not allow_data_change:
-                data_changes.refuse(folder / "split.json", "restore them, or add --allow-data-change")
-            progress.begin_epoch_anew({"photos": data_changes.counts()})
-            save_split(split, photos, folder / "split.json", config.seed)
+    with joined((changes or {}).get("device", "auto")) as world:
+        return _resume(folder, world, changes, allow_config_change, allow_data_change)
+
+
+def _resume(
+    folder: Path,
+    world: World,
+    changes: dict[str, Any] | None = None,
+    allow_config_change: bool = False,
+    allow_data_change: bool = False,
+) -> Result:
+    with _at_work(folder, world):
+        with world.main_first():
+            config = load_config(file=str(folder / "config.toml"), overrides=changes)
+            saved = read_newest(folder)
+            progress = saved.progress
+            if progress.best:
+                safe_load(folder / MODEL_FILE)  # were it damaged, all that is still to come would be in vain
+            device = world.device(config.device)
+            runtime = choose_runtime(device, config.precision, config.channels_last, config.threads)
+            facts = run_facts(config, runtime, world.size)
+            change = check_exact(saved.facts, facts, folder, allow_config_change)
+            photos = admit_photos(config).photos
+            split, data_change = load_split(folder / "split.json", photos)
+            if data_change:
+                log.info(f"the photos have changed since the run began:\n{data_change.table()}")
+                if not allow_data_change:
+                    data_change.refuse(folder / "split.json", "restore them, or add --allow-data-change")
+                progress.begin_epoch_anew(data_change.counts())
+            model = build(saved.record)
+            restore_model(model, saved)
+        run = Run(config, runtime, photos, split, saved.record, runtime.place(model), folder, world=world)
         if change:
             progress.begin_epoch_anew({"options": change})
+        world.wait()  # what is written now has been read by all
+        if world.is_main and change:
             write_text(folder / "config.toml", to_toml(config, f"changed on the way: {change}"))
+        if world.is_main and data_change:
+            save_split(split, photos, folder / "split.json", config.seed)
         names = [*(stage.name for stage in config.stages), "test"]
         place = f"{names[progress.stage]}, epoch {progress.epoch + 1}, batch {progress.step + 1}"
         log.info(f"resumed  {printable(folder)}: {place}")
         return _train_and_test(run, progress, saved)
 
 
+@contextlib.contextmanager
+def _at_work(folder: Path, world: World) -> Iterator[None]:
+    """The run folder is this run's and its log is written, by the main process."""
+    if not world.is_main:
+        yield
+        return
+    with run_lock(folder), log_file(folder / "log.txt"):
+        yield
+
+
+def _write_origin(run: Run, argv: list[str]) -> None:
+    heading = (
+        f"{run.photos.name} with {run.config.arch}; repeat with: flowers-torch train --config config.toml"
+    )
+    write_origin(run.folder, to_toml(run.config, heading), run.photos.classes, argv)
+    save_split(run.split, run.photos, run.folder / "split.json", run.config.seed)
+    if run.bad:
+        rows = [json.dumps({"file": path, "error": reason}) for path, reason in run.bad.items()]
+        write_text(run.folder / "bad_files.jsonl", "\n".join(rows) + "\n")
+
+
 def _train_and_test(run: Run, progress: Progress, saved: Saved | None = None) -> Result:
-    config = run.config
+    config, world = run.config, run.world
+    facts = run_facts(config, run.runtime, world.size)
+    world.check_same(facts | {"split": json.dumps(run.split), "photos": json.dumps(run.photos.paths)})
     validation, _ = make_loader(
         photo_dataset(run, "val", "none"), config.batch_size, shuffle=False, **loading(run)
     )
-    facts = run_facts(config, run.runtime)
-    saver = Saver(run.folder, progress, run.record, config.checkpoint_minutes, facts)
+    saver = Saver(run.folder, progress, run.record, config.checkpoint_minutes, facts, world.is_main)
     seconds = 60 * config.minutes - progress.elapsed - run.closing_seconds if config.minutes else math.inf
-    with deterministic(config.deterministic), stop_request(seconds) as stop, worker_errors():
+    with (
+        deterministic(config.deterministic),
+        stop_request(seconds, patient=world.size > 1) as stop,
+        worker_errors(),
+    ):
         while progress.stage < len(config.stages):
             train_stage(run, saver, validation, stop, saved)
             saved = None  # the stages behind begin afresh
@@ -156,31 +206,19 @@ def _finish(run: Run, progress: Progress, stop: StopRequest) -> Result:
     """Tests the best weights once, on photos that decided nothing, and writes the results."""
     if not progress.best:
         raise DivergedError("the validation loss was never finite", "lower the learning rates of the stages")
-    run.model.load_state_dict(safe_load(run.folder / MODEL_FILE)[0])
-    loader, _ = make_loader(
-        photo_dataset(run, "test", "none"), run.config.batch_size, shuffle=False, **loading(run)
-    )
+    if run.world.is_main:
+        run.model.load_state_dict(safe_load(run.folder / MODEL_FILE)[0])
+    run.world.copy_model(run.model)
 
     def leave_if_asked(_: int) -> None:
+        stop.number = int(run.world.most(stop.number))
         if stop.number:
             fix = f"go on with --resume {printable(run.folder)}"
             raise StoppedError(f"stopped by {stop.signal_name} before the test was over", fix, stop.number)
 
-    logits, labels = predict_logits(run.model, watched(loader), run.runtime, leave_if_asked)
-    test = score(logits, labels)
-    log.info(describe_scores(test, run.photos.classes))
-    paths = [run.photos.paths[index] for index in run.split["test"]]
-    write_csv(run.folder / "predictions.csv", prediction_rows(paths, logits, labels, run.photos.classes))
-    write_csv(run.folder / "history.csv", progress.history)
-    plot_curves(progress.history, run.folder / "figures" / "curves.png")
-    write_json(
-        run.folder / "metrics.json",
-        {
-            "best_epoch": progress.best,
-            "test": test.to_dict(run.photos.classes),
-            "changes": progress.changes,
-        },
-    )
+    test = write_results(run, progress.history, progress.best, progress.changes, leave_if_asked)
+    if not run.world.is_main:
+        return Result(run.folder, test, progress.history)
     for path in reversed(saved_states(run.folder)):  # only now is there nothing left to go on with
         path.unlink()
     size = (run.folder / MODEL_FILE).stat().st_size / 1e6

@@ -1,6 +1,7 @@
 """The folder that a run leaves behind: how to repeat it, what came of it, and the model itself."""
 
 import contextlib
+import json
 import os
 import platform
 import shlex
@@ -38,6 +39,7 @@ FILES = (
     "history.csv",
     "metrics.json",
     "predictions.csv",
+    "predictions.safetensors",
     "log.txt",
     "figures/curves.png",
 )
@@ -120,6 +122,21 @@ def run_lock(folder: Path) -> Iterator[None]:
         yield
 
 
+def folder_of_launch(out: str, root: Path = Path("runs")) -> Path | None:
+    """The folder of the run that this torchrun began before it restarted its processes, if any."""
+    for folder in [Path(out).expanduser()] if out else sorted(root.glob("*")):
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            if json.loads((folder / "environment.json").read_text())["launch"] == _launch():
+                return folder
+    return None
+
+
+def _launch() -> str:
+    """Names a start of torchrun, the same before and after it restarts its processes; empty without it."""
+    job = os.environ.get("TORCHELASTIC_RUN_ID", "")
+    return f"{socket.gethostname()} {os.getppid()}" if job == "none" else job
+
+
 def find_run(name: str, root: Path = Path("runs")) -> Path:
     """The run folder that a person means: its path, or `latest` for the one below `root` last written to.
 
@@ -161,6 +178,7 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "executable": sys.executable,
+        "launch": _launch(),
     }
 
 

@@ -1,25 +1,20 @@
 """One stage of training: its epochs, from wherever it stands to its end."""
 
-import contextlib
-import dataclasses
 import functools
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from flowers_torch.config import Stage
 from flowers_torch.data.batches import TrainingBatches
-from flowers_torch.data.loaders import CountedBatches
-from flowers_torch.data.workers import watched
+from flowers_torch.data.loaders import counted_seed
 from flowers_torch.errors import DataError, StoppedError, printable
 from flowers_torch.evaluation.metrics import score
 from flowers_torch.evaluation.summary import describe_epoch
 from flowers_torch.models.freeze import apply_rules, decay_by_layer, freeze_table, set_train_mode
 from flowers_torch.models.heads import classifier_name
-from flowers_torch.prepare import Run, balanced_weights, stage_rules, training_batches
+from flowers_torch.prepare import Run, balanced_weights, predict_part, stage_rules, training_batches
 from flowers_torch.training.checkpoint import Progress, Saved, Saver, restore_training
-from flowers_torch.training.engine import Training, predict_logits, train_epoch
+from flowers_torch.training.engine import Training, train_epoch
 from flowers_torch.training.monitors import bar, log, write_tensorboard
 from flowers_torch.training.optim import learning_rate, make_optimizer
 from flowers_torch.training.plateau import out_of_patience, plateau_multiplier
@@ -47,18 +42,22 @@ def train_stage(
     stage = config.stages[number]
     epochs_before = sum(earlier.epochs for earlier in config.stages[:number])
     log.info(f"stage {number + 1}  {stage.name}: {stage.epochs} epochs, {stage.optimizer}")
-    begun = begin_stage(run, stage)
-    training, order = begun.training, begun.order
+    training, batches = begin_stage(run, stage)
+    order, names = batches.order, batches.paths.__getitem__
     if saved:
         restore_training(training, saved)
     saver.check_space(training)
     steps, warmup = stage.epochs * len(order), round(stage.warmup_epochs * len(order))
 
     def leave_if_asked(_: int = 0) -> None:
+        stop.number = int(run.world.most(stop.number))  # all processes leave after the same batch
         if stop.signal_name:
             saver.save(training)
             fix = f"go on with --resume {printable(run.folder)}"
             raise StoppedError(f"stopped by {stop.signal_name}; all is saved", fix, stop.number)
+
+    def time_is_up() -> bool:
+        return config.minutes > 0 and bool(run.world.most(stop.time_is_up()))
 
     while progress.epoch < stage.epochs and not out_of_patience(stage_losses(progress), stage.patience):
         started = time.monotonic() - progress.seconds
@@ -70,20 +69,25 @@ def train_stage(
             learning_rate, steps=steps, lr=highest, schedule=stage.schedule, warmup=warmup
         )
         title = f"{stage.name} {progress.epoch + 1}/{stage.epochs}"
-        with _kept(saver, training), bar(title, order.count, progress.sums.photos) as meter:
-            names = begun.paths.__getitem__
-            for _ in train_epoch(training, begun.batches, progress.sums, first_step, rate, names):
-                progress.step += 1
-                progress.seconds = time.monotonic() - started
-                meter.update(progress.sums.photos - meter.n)
-                meter.set_postfix_str(f"loss {progress.sums.mean_loss:.3f}, acc {progress.sums.accuracy:.3f}")
-                leave_if_asked()
-                saver.save_if_due(training)
-                if stop.time_is_up():
-                    break
-        with _kept(saver, training):
-            batches = watched(validation)
-            val = score(*predict_logits(training.evaluated, batches, run.runtime, leave_if_asked))
+        try:
+            with bar(title, order.count, progress.sums.photos) as meter:
+                for _ in train_epoch(training, batches, progress.sums, first_step, rate, names):
+                    progress.step += 1
+                    progress.seconds = time.monotonic() - started
+                    meter.update(progress.sums.photos - meter.n)
+                    meter.set_postfix_str(
+                        f"loss {progress.sums.mean_loss:.3f}, acc {progress.sums.accuracy:.3f}"
+                    )
+                    leave_if_asked()
+                    saver.save_if_due(training)
+                    if time_is_up():
+                        break
+            run.world.copy_buffers(training.evaluated)
+            answers = predict_part(run, "val", training.evaluated, validation, leave_if_asked)
+        except DataError:  # a photo went missing or broke: what is done so far is not lost with it
+            saver.save(training)
+            raise
+        val = score(answers.logits, answers.labels)
         row = {
             "stage": stage.name,
             "epoch": progress.epoch + 1,
@@ -97,11 +101,13 @@ def train_stage(
             "changes": len(progress.changes),
         }
         log.info(describe_epoch(row, stage.epochs))
-        if config.tensorboard:
+        if config.tensorboard and run.world.is_main:
             write_tensorboard(run.folder / "tensorboard", row, epochs_before + progress.epoch)
         saver.end_epoch(row, training.evaluated)
+        if progress.best is row:
+            run.best_answers = answers
         saver.save_if_due(training, force=progress.epoch == stage.epochs)
-        if stop.time_is_up():
+        if time_is_up():
             log.info(f"time     the {config.minutes:g} minutes are used; the best weights so far are tested")
             progress.stage, progress.epoch = len(config.stages), 0
             saver.save(training)
@@ -112,27 +118,7 @@ def train_stage(
     progress.stage, progress.epoch = number + 1, 0
 
 
-@contextlib.contextmanager
-def _kept(saver: Saver, training: Training) -> Iterator[None]:
-    """A photo that goes missing or breaks during training stops it, but costs none of the steps done."""
-    try:
-        yield
-    except DataError:
-        saver.save(training)
-        raise
-
-
-@dataclasses.dataclass(frozen=True)
-class Begun:
-    """What a stage works with."""
-
-    training: Training
-    batches: TrainingBatches
-    order: CountedBatches
-    paths: list[Path]  # of the photos, by position
-
-
-def begin_stage(run: Run, stage: Stage) -> Begun:
+def begin_stage(run: Run, stage: Stage) -> tuple[Training, TrainingBatches]:
     """Freezes and thaws, says so, and makes the fresh optimiser of a stage and the batches of its photos."""
     config, model = run.config, run.model
     groups = decay_by_layer(apply_rules(model, stage_rules(model, stage)), stage.layer_decay)
@@ -150,9 +136,11 @@ def begin_stage(run: Run, stage: Stage) -> Begun:
         config.micro_batch,
         make_penalty(model, classifier_name(model), stage.l1, stage.l2, stage.l2_sp),
         make_average(model, config.ema),
+        run.world,
+        run.world.wrap(model),
+        counted_seed(config.seed, config.stages.index(stage)),
     )
-    batches, order = training_batches(run, stage)
-    return Begun(training, batches, order, batches.loader.dataset.paths)  # type: ignore[attr-defined]
+    return training, training_batches(run, stage)
 
 
 def stage_losses(progress: Progress) -> list[float]:

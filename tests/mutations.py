@@ -40,6 +40,7 @@ class Mutation:
     test: str
 
 
+LOOSE = '__import__("PIL.ImageFile").ImageFile.LOAD_TRUNCATED_IMAGES = True'
 MUTATIONS = [
     Mutation(
         "D01", "a root that is no folder is refused, with the layout expected", "data/folder.py",
@@ -68,18 +69,17 @@ MUTATIONS = [
     ),
     Mutation(
         "D06", "files of other formats are counted for each class", "data/folder.py",
-        '                    other[os.path.splitext(path)[1].lower() or "no suffix"] += 1', "                    pass",
+        'other[os.path.splitext(path)[1].lower() or "no suffix"] += 1', "pass",
         "data/test_folder.py::test_litter_is_ignored_and_said",
     ),
     Mutation(
         "D07", "suffixes in any case", "data/images.py",
-        "os.path.splitext(str(name))[1].lower() in PHOTO_SUFFIXES", "os.path.splitext(str(name))[1] in PHOTO_SUFFIXES",
+        "os.path.splitext(str(name))[1].lower()", "os.path.splitext(str(name))[1]",
         "data/test_folder.py::test_class_folders",
     ),
     Mutation(
         "D08", "the content decides what a file is, and says so where it is no photo", "data/images.py",
-        "    return next((text for heads, text in kinds.items() if start.startswith(heads)), \"holds something else\")",
-        '    return ""',
+        "next((text for heads, text in kinds.items()", "next((text for heads, text in ()",
         "data/test_images.py::test_what_is_no_photo_is_named",
     ),
     Mutation(
@@ -89,8 +89,8 @@ MUTATIONS = [
     ),
     Mutation(
         "D10", "a cut photo is an error, never a photo with a grey lower half", "data/images.py",
-        "        image.load()\n        orientation", "        ImageFile.LOAD_TRUNCATED_IMAGES = True\n"
         "        image.load()\n        orientation",
+        f"        {LOOSE}\n        image.load()\n        orientation",
         "data/test_images.py::test_a_cut_file_is_an_error_with_its_path",
     ),
     Mutation(
@@ -100,7 +100,7 @@ MUTATIONS = [
     ),
     Mutation(
         "D12", "Pillow's global settings stay as they are", "data/images.py",
-        "BACKGROUND = (255, 255, 255)", "ImageFile.LOAD_TRUNCATED_IMAGES = True\nBACKGROUND = (255, 255, 255)",
+        "BACKGROUND = (", LOOSE + "\nBACKGROUND = (",
         "data/test_images.py::test_our_package_leaves_pillows_settings_alone",
     ),
     Mutation(
@@ -130,7 +130,7 @@ MUTATIONS = [
     ),
     Mutation(
         "D17", "transparent colours of palettes too", "data/images.py",
-        '    if image.has_transparency_data or image.mode in ("La", "RGBa"):\n', '    if image.mode in ("RGBA", "LA"):\n',
+        "    if image.has_transparency_data or image.mode in", "    if image.mode in",
         "data/test_images.py::test_transparent_palette_and_key_colours_show_white",
     ),
     Mutation(
@@ -171,7 +171,7 @@ MUTATIONS = [
     ),
     Mutation(
         "D24", "unreadable folders are named", "data/folder.py",
-        "    except OSError as error:\n        where = error.filename or folder", "    except KeyError as error:\n        where = folder",
+        "except OSError as error:\n        where", "except KeyError as error:\n        where",
         "data/test_folder.py::test_an_unreadable_folder_is_named_even_to_root",
     ),
     Mutation(

@@ -18,7 +18,7 @@ ABOVE = {
     "deploy": {"deploy", "evaluation", "training", "models", "data"},
 }
 DOORS = {"cli", "commands"}
-CONFIG_READERS = {"config", "prepare", "stage", "recipe", "crossval"} | DOORS
+CONFIG_READERS = {"config", "prepare", "stage", "resuming", "recipe", "results", "crossval"} | DOORS
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

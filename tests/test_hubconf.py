@@ -51,10 +51,17 @@ NETWORKS = {
     "alexnet": {},
     "cifar10_net": {},
     "cifar_resnet": {},
+    "densenet121": {},
+    "densenet169": {},
+    "densenet201": {},
     "googlenet": {},
     "happy_model": {},
     "inception_v3": {},
     "lenet5": {"in_chans": 3},
+    "mobilenet": {"alpha": 0.5},
+    "mobilenet_v2": {},
+    "nasnet_large": {},
+    "nasnet_mobile": {},
     "resnet50": {"lineage": "course", "input_size": 224},
     "resnet101": {},
     "resnet152": {},
@@ -66,6 +73,7 @@ NETWORKS = {
     "small_convnet": {},
     "vgg16": {},
     "vgg19": {},
+    "xception": {},
 }
 SIZES = {"cifar10_net": 32, "cifar_resnet": 32, "happy_model": 64, "lenet5": 32, "small_convnet": 150}
 

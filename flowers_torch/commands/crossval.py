@@ -24,8 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Trains and tests all folds."""
-    if args.resume or args.allow_data_change or args.overwrite or args.dry_run:
-        raise UsageError("crossval knows no --resume, --overwrite or --dry-run", "leave it out")
+    if args.resume or args.origin or args.allow_data_change or args.overwrite or args.dry_run:
+        raise UsageError("crossval knows no --resume, --from, --overwrite or --dry-run", "leave it out")
     for flag, value, low, high in (("--folds", args.folds, 3, 100), ("--repeats", args.repeats, 1, 100)):
         if not low <= value <= high:
             raise UsageError(f"{flag} {value} is out of range", f"use {low} .. {high}")

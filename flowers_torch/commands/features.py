@@ -16,6 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("photos", nargs="+", help="files, folders, globs")
     parser.add_argument("--out", required=True, metavar="FILE", help=".npz or .safetensors")
     parser.add_argument("--weights", default="", help="imagenet | offline | none | file, for a network")
+    parser.add_argument(
+        "--keras-input", default="", metavar="X", help="caffe | tf | torch | unit, for an .h5"
+    )
     parser.add_argument("--layer", default="", help="a name of `flowers-torch layers`; default: the last map")
     parser.add_argument("--pooling", default="avg", help="avg | max | flatten | none")
     parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="photos computed at once")
@@ -37,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     if args.batch_size < 1:
         raise UsageError("--batch-size must be 1 or more", "give a positive number")
     photos = find_files(args.photos)
-    model, preprocessing, loaded = open_network(args.model, args.weights)
+    model, preprocessing, loaded = open_network(args.model, args.weights, args.keras_input)
     print(loaded)
     runtime = choose_runtime(args.device, "fp32")
     pooling = "" if args.pooling == "none" else args.pooling

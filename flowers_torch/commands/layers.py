@@ -22,7 +22,7 @@ def run(args: argparse.Namespace) -> int:
     size = args.size or find_entry(args.arch).preprocessing.size
     check_size(args.arch, size)
     with torch.device("meta"):
-        model = create_model(args.arch)
+        model = create_model(args.arch, size=size)
     rows = keras_layers(model, size) if args.keras else layer_rows(model, size)
     if args.keras:
         print("First N layers of Keras's model.layers (without head) = all lines with a number below N.")

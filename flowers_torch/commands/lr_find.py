@@ -27,8 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Sweeps and prints the suggestion with its reason."""
-    if args.resume or args.overwrite or args.dry_run:
-        raise UsageError("lr-find knows no --resume, --overwrite or --dry-run", "leave it out")
+    if args.resume or args.origin or args.overwrite or args.dry_run:
+        raise UsageError("lr-find knows no --resume, --from, --overwrite or --dry-run", "leave it out")
     if not 0 < args.lowest < args.highest <= 1e3:
         raise UsageError(f"--lowest {args.lowest:g} --highest {args.highest:g} is no range", "use 1e-6 and 1")
     if not 10 <= args.steps <= 10_000:
@@ -51,8 +51,8 @@ def run(args: argparse.Namespace) -> int:
     with console():
         run = prepare(config)
         stage = config.stages[number - 1]
-        begun = begin_stage(run, stage)
-        sweep = lr_find(begun.training, begun.batches, args.lowest, args.highest, args.steps)
+        training, batches = begin_stage(run, stage)
+        sweep = lr_find(training, batches, args.lowest, args.highest, args.steps)
         log.info(f"rate     {sweep.suggestion:g}: {sweep.reason}; now {stage.lr:g}")
         if args.plot:
             if not plot_sweep(sweep.rates, sweep.losses, sweep.suggestion, Path(args.plot)):

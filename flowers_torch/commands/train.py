@@ -17,6 +17,7 @@ EXAMPLES = """examples:
 # Flag -> field of the configuration; their meaning stands in config.py.
 FLAGS: dict[str, tuple[type, str]] = {
     "weights": (str, "imagenet | offline | none | file (.safetensors .pth .h5)"),
+    "keras-input": (str, "what a Keras file's network saw: caffe | tf | torch | unit"),
     "split": (str, "percent, as 60/20/20; for flowers17 also seed, oxford1"),
     "groups": (str, "kept in one part: twins | none | table of file,group"),
     "quarantine": (str, "quarantine.csv of `flowers-torch check`"),
@@ -55,12 +56,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume", metavar="RUN", help="go on with an interrupted run: its folder, or latest"
     )
-    parser.add_argument(
-        "--allow-config-change", action="store_true", help="go on with --resume though the result changes"
-    )
-    parser.add_argument(
-        "--allow-data-change", action="store_true", help="go on with --resume though photos have changed"
-    )
+    # Left out of the help: the refusal that they lift names them.
+    parser.add_argument("--allow-config-change", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--allow-data-change", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument(
         "--from", dest="origin", metavar="RUN", help="begin anew with a run's options and weights"
     )

@@ -21,7 +21,6 @@ from flowers_torch.data import batch_augment
 from flowers_torch.data.augment import COLOUR, CROPS, KERAS, MAX_ASPECT, LimitAspect
 from flowers_torch.data.batch_augment import Draws
 from flowers_torch.data.loaders import CountedBatches, Item, counted_seed
-from flowers_torch.data.workers import watched
 
 # Side of the canvas over side of the input. Where parts of it are cut out, the smallest parts are enlarged a
 # little and the largest reduced a little.
@@ -110,13 +109,14 @@ class TrainingBatches:
         self.loader, self.order, self.seed, self.classes = loader, order, seed, classes
         self.device, self.policy, self.mean, self.std = device, policy, mean, std
         self.mixup, self.cutmix = mixup, cutmix
+        self.paths = loader.dataset.paths  # type: ignore[attr-defined]  # of the photos, by position
 
     def __len__(self) -> int:
         return len(self.order)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         batch: Item
-        for number, batch in enumerate(watched(self.loader), start=self.order.skip):
+        for number, batch in enumerate(self.loader, start=self.order.skip):
             moved = [values.to(self.device, non_blocking=True) for values in batch]
             images, labels, positions, views, aspects = moved
             draws = Draws(self.seed, views, positions)

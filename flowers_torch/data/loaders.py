@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler
 
 from flowers_torch.data.images import load_image
-from flowers_torch.data.workers import POLL_SECONDS, Pulse
+from flowers_torch.data.workers import POLL_SECONDS, PhotoLoader, Pulse
 
 MAX_EPOCHS = 1 << 20  # beyond any run: views of repeats start here
 Key = tuple[int, int]  # (view, position in the data set); the view is the epoch, see CountedBatches
@@ -69,7 +69,15 @@ class CountedBatches(Sampler[list[Key]]):
     with replacement, as many as there are, and each repeat within an epoch is another view.
 
     The last, ragged batch is kept. A last batch of a single photo joins the one before, because batch
-    norm cannot train on one value per channel.
+    norm cannot train on one value per channel; of several processes each needs two photos.
+
+    Args:
+        count: Photos.
+        batch_size: Photos of a batch, over all processes.
+        seed: Of the order.
+        shuffle: For training; else in the order of the data set.
+        weights: Of the photos, where they are drawn.
+        shard: Number of this process and how many there are: each yields its share of every batch.
 
     Attributes:
         epoch: To be set before each pass.
@@ -77,16 +85,22 @@ class CountedBatches(Sampler[list[Key]]):
     """
 
     def __init__(
-        self, count: int, batch_size: int, seed: int, shuffle: bool, weights: Tensor | None = None
+        self,
+        count: int,
+        batch_size: int,
+        seed: int,
+        shuffle: bool,
+        weights: Tensor | None = None,
+        shard: tuple[int, int] = (0, 1),
     ) -> None:
         self.count, self.batch_size, self.seed, self.shuffle = count, batch_size, seed, shuffle
-        self.weights = weights
+        self.weights, self.shard = weights, shard
         self.epoch = 0
         self.skip = 0
 
     def _starts(self) -> list[int]:
         starts = list(range(0, self.count, self.batch_size))
-        if self.shuffle and len(starts) > 1 and self.count - starts[-1] == 1:
+        if self.shuffle and len(starts) > 1 and self.count - starts[-1] < 2 * self.shard[1]:
             starts.pop()
         return starts
 
@@ -98,7 +112,8 @@ class CountedBatches(Sampler[list[Key]]):
         starts = self._starts()
         ends = [*starts[1:], self.count]
         for start, end in list(zip(starts, ends, strict=True))[self.skip :]:
-            yield keys[start:end]
+            rank, size = self.shard
+            yield keys[start:end][rank::size]
 
     def _keys(self) -> list[Key]:
         generator = torch.Generator().manual_seed(counted_seed(self.seed, self.epoch, -1))
@@ -126,15 +141,16 @@ def make_loader(
     workers: int = 0,
     pin_memory: bool = False,
     balanced: bool = False,
-) -> tuple[DataLoader[Any], CountedBatches]:
-    """A loader of `Item` batches and the order that steers it.
-
-    With workers, iterate over it through `workers.watched`: it wakes up at times to look after them.
-    """
+    shard: tuple[int, int] = (0, 1),
+) -> tuple[PhotoLoader, CountedBatches]:
+    """A loader of `Item` batches and the order that steers it."""
     weights = balanced_draw(dataset.labels) if balanced else None
-    order = CountedBatches(len(dataset), batch_size, dataset.seed, shuffle, weights)
+    # In prediction each process has photos of its own instead: its data set holds no others.
+    order = CountedBatches(
+        len(dataset), batch_size, dataset.seed, shuffle, weights, shard if shuffle else (0, 1)
+    )
     dataset.pulse = Pulse(workers) if workers else None
-    loader: DataLoader[Any] = DataLoader(
+    loader = PhotoLoader(
         dataset,
         batch_sampler=order,
         num_workers=workers,

@@ -2,6 +2,8 @@
 
 import contextlib
 import multiprocessing
+import signal
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -46,18 +48,21 @@ class Pulse:
         return ", ".join(begun[:4]) or "none yet"
 
 
-def watched(loader: DataLoader[Any]) -> Iterator[Any]:
-    """The loader's batches; what its workers die of becomes an error that names a way on.
+class PhotoLoader(DataLoader[Any]):
+    """A DataLoader of a `PhotoDataset` that turns what its workers die of into an error that names a way on.
 
-    Raises:
+    Its iterator raises:
         ResourceError: a worker was killed, hangs, or found no shared memory.
         FlowersError: what a worker raised, its message as it was there.
     """
-    batches, dataset = iter(loader), loader.dataset
-    while True:
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        return self._watched(super().__iter__())
+
+    def _watched(self, batches: Iterator[Any]) -> Iterator[Any]:
+        dataset: Any = self.dataset
         waiting_since = time.monotonic()
-        batch = None
-        while batch is None:
+        while True:
             try:
                 batch = next(batches)
             except StopIteration:
@@ -65,15 +70,19 @@ def watched(loader: DataLoader[Any]) -> Iterator[Any]:
             except FlowersError as error:
                 raise type(error)(_own_message(error)) from None
             except (RuntimeError, OSError) as error:
-                names = dataset.pulse.names(dataset.paths) if loader.num_workers else ""  # type: ignore[attr-defined]
+                names = dataset.pulse.names(dataset.paths) if dataset.pulse else ""
                 if "timed out after" not in str(error):
+                    _end_workers(batches)
                     raise _explained(error, names) from error
-                if dataset.pulse.is_still(waiting_since):  # type: ignore[attr-defined]
+                if dataset.pulse.is_still(waiting_since):
+                    _end_workers(batches)
                     raise ResourceError(
                         f"no photo came for {STALL_SECONDS:g} s: the workers hang; they began with {names}",
                         "look at these photos and their disk, or read without workers: --workers 0",
                     ) from None
-        yield batch
+            else:
+                yield batch
+                waiting_since = time.monotonic()
 
 
 @contextlib.contextmanager
@@ -83,6 +92,17 @@ def worker_errors() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise _explained(error, "") from error
+
+
+def _end_workers(batches: Any) -> None:
+    """Kills what is left of the workers: torch would wait for those that hang, and tell of each once more."""
+    in_main = threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if in_main else None
+    for process in getattr(batches, "_workers", ()):
+        process.kill()
+        process.join()
+    if in_main:
+        signal.signal(signal.SIGCHLD, handler)
 
 
 def _explained(error: Exception, names: str) -> Exception:

@@ -11,18 +11,19 @@ from flowers_torch.data.augment import eval_transform
 from flowers_torch.data.images import load_image
 from flowers_torch.errors import UsageError, printable
 from flowers_torch.models.classifier import load_classifier
-from flowers_torch.models.features import features
+from flowers_torch.models.features import features, module_name
 from flowers_torch.models.weights import load_weights, plan_weights
-from flowers_torch.models.zoo import Preprocessing, create_model
+from flowers_torch.models.zoo import Preprocessing, build_network
 from flowers_torch.training.runtime import Runtime
 
 
-def open_network(name: str, weights: str = "") -> tuple[nn.Module, Preprocessing, str]:
+def open_network(name: str, weights: str = "", keras_input: str = "") -> tuple[nn.Module, Preprocessing, str]:
     """A trained classifier, or a network of the zoo with weights.
 
     Args:
         name: A run folder or model file; with `weights` the name of a network.
         weights: What `train --weights` takes; empty for a trained classifier.
+        keras_input: How an .h5 file wants its photos; see `plan_weights`.
 
     Returns:
         The network, how it wants its photos, and what was loaded in words.
@@ -32,8 +33,8 @@ def open_network(name: str, weights: str = "") -> tuple[nn.Module, Preprocessing
         ModelFileError: weights that cannot be used.
     """
     if weights:
-        plan = plan_weights(name, weights)
-        model = create_model(name, options=plan.options)
+        plan = plan_weights(name, weights, keras_input)
+        model = build_network(name, options=plan.options)
         return model, plan.preprocessing, load_weights(model, name, plan)
     path = Path(name).expanduser()
     if not path.exists():
@@ -71,6 +72,7 @@ def photo_features(
     """
     model = runtime.place(model).eval()
     transform = eval_transform(**dataclasses.asdict(preprocessing))
+    layer = module_name(model, layer) if layer else ""
     parts = []
     for start in range(0, len(photos), batch_size):
         images = torch.stack([transform(load_image(p)) for p in photos[start : start + batch_size]])

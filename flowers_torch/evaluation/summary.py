@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from flowers_torch.errors import printable
-from flowers_torch.evaluation.metrics import Scores
+from flowers_torch.evaluation.metrics import FEW_PHOTOS, Scores
 
 
 def describe_epoch(row: dict[str, Any], epochs: int) -> str:
@@ -20,21 +20,43 @@ def describe_epoch(row: dict[str, Any], epochs: int) -> str:
     )
 
 
-def describe_scores(scores: Scores, classes: Sequence[str]) -> str:
+def describe_scores(scores: Scores, classes: Sequence[str], part: str = "test") -> str:
     """One line: accuracy with its interval, and the weakest class with what it is taken for."""
     low, high = scores.interval()
     text = (
-        f"test     accuracy {scores.accuracy:.4f} (95% interval {low:.3f} .. {high:.3f}), "
+        f"{part:8} accuracy {scores.accuracy:.4f} (95% interval {low:.3f} .. {high:.3f}), "
         f"{scores.correct} of {scores.photos} photos, loss {scores.loss:.4f}"
     )
-    if scores.correct == scores.photos:
+    weakest = weakest_class(scores)
+    if weakest is None:
         return text
+    label, other = weakest
+    return text + (
+        f"; weakest {printable(classes[label], 40)} {float(scores.recalls()[label]):.2f}, "
+        f"mostly taken for {printable(classes[other], 40)}"
+    )
+
+
+def weakest_class(scores: Scores) -> tuple[int, int] | None:
+    """The class that is recognised least and what it is mostly taken for; None where nothing went wrong."""
+    if scores.correct == scores.photos:
+        return None
     weakest = int(torch.where(scores.recalls().isnan(), 2.0, scores.recalls()).argmin())
     others = scores.confusion[weakest].clone()
     others[weakest] = -1
-    return text + (
-        f"; weakest {printable(classes[weakest], 40)} {float(scores.recalls()[weakest]):.2f}, "
-        f"mostly taken for {printable(classes[int(others.argmax())], 40)}"
+    return weakest, int(others.argmax())
+
+
+def describe_small_classes(scores: Scores, classes: Sequence[str]) -> str:
+    """A warning about classes with too few photos; empty where there is none."""
+    small = scores.small_classes()
+    if not small:
+        return ""
+    named = ", ".join(f"{printable(classes[i], 40)} ({int(scores.supports()[i])})" for i in small[:5])
+    more = f" and {len(small) - 5} more" if len(small) > 5 else ""
+    return (
+        f"{len(small)} of {len(classes)} classes have under {FEW_PHOTOS} photos here, too few for numbers of "
+        f"their own: {named}{more}"
     )
 
 

@@ -14,7 +14,7 @@ from flowers_torch import __version__
 from flowers_torch.errors import ModelFileError, printable
 from flowers_torch.files import safe_load, safe_save
 from flowers_torch.models.heads import set_head
-from flowers_torch.models.zoo import Preprocessing, create_model
+from flowers_torch.models.zoo import Preprocessing, build_network
 
 FORMAT = 1  # raised when a reader of the older form would misread the newer
 
@@ -32,12 +32,14 @@ class Record:
     model_options: dict[str, Any] = dataclasses.field(default_factory=dict)
     weights: str = "none"  # where training started from
     licence: str = ""  # of those weights
+    temperature: float = 1.0  # softmax(logits / temperature) is what the model states as probabilities
+    trust: dict[str, Any] = dataclasses.field(default_factory=dict)  # see evaluation/unsure.py
 
 
 def build(record: Record) -> nn.Module:
     """The network of a record, with fresh weights."""
     size = record.preprocessing.size
-    model = create_model(record.arch, len(record.classes), options=record.model_options, size=size)
+    model = build_network(record.arch, len(record.classes), size=size, options=record.model_options)
     set_head(model, len(record.classes), record.head_hidden, record.dropout, record.head_norm)
     return model
 

@@ -1,12 +1,11 @@
 """Features: what a network's layers answer to pictures, for a classifier or a search of one's own."""
 
-import torch
 from torch import Tensor, nn
 
 from flowers_torch.errors import UsageError
 from flowers_torch.models.keras_layers import keras_layers
 from flowers_torch.models.keras_names import rules_of
-from flowers_torch.models.trace import layer_output
+from flowers_torch.models.trace import at_inference, layer_output
 
 POOLINGS = ("", "avg", "max", "flatten")
 
@@ -29,25 +28,15 @@ def features(model: nn.Module, images: Tensor, layer: str = "", pooling: str = "
     """
     if pooling not in POOLINGS:
         raise UsageError(f"no pooling {pooling!r}", f"use one of {', '.join(map(repr, POOLINGS))}")
+    answer: Tensor
     if layer:
         answer = layer_output(model, images, module_name(model, layer))
     else:
-        answer = _last_map(model, images)
+        with at_inference(model):
+            answer = model.forward_features(images)  # type: ignore[operator]
     if answer.ndim == 4 and pooling in ("avg", "max"):
         return answer.mean((2, 3)) if pooling == "avg" else answer.amax((2, 3))
     return answer.flatten(1) if pooling == "flatten" else answer
-
-
-def _last_map(model: nn.Module, images: Tensor) -> Tensor:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            answer: Tensor = model.forward_features(images)  # type: ignore[operator]
-    finally:
-        for module, training in modes.items():
-            module.training = training
-    return answer
 
 
 def module_name(model: nn.Module, layer: str) -> str:

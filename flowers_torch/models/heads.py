@@ -5,6 +5,7 @@ from collections import OrderedDict
 from torch import Tensor, nn
 
 from flowers_torch.errors import UsageError
+from flowers_torch.models.network import MlpHead, Network
 
 
 def set_head(
@@ -34,7 +35,6 @@ def set_head(
     layers: list[tuple[str, nn.Module]] = []
     if norm:
         layers += [("norm", nn.BatchNorm1d(last.in_features))]
-
     if hidden:
         layers += [("hidden", nn.Linear(last.in_features, hidden)), ("relu", nn.ReLU())]
     if dropout:
@@ -42,6 +42,28 @@ def set_head(
     layers += [("out", nn.Linear(hidden or last.in_features, num_classes))]
     parent, _, attribute = name.rpartition(".")
     setattr(model.get_submodule(parent), attribute, nn.Sequential(OrderedDict(layers)))
+
+
+def remove_head(model: nn.Module, pooling: str = "") -> None:
+    """Leaves a network nothing behind its last feature map but a pooling, in place.
+
+    Dense layers before the classifier, such as those of VGG, go too.
+
+    Args:
+        model: A network with timm's contract.
+        pooling: "avg" or "max" over the map: N x C; "" for the map itself, N x C x h x w.
+
+    Raises:
+        UsageError: the network (one of timm's) cannot do that.
+    """
+    if isinstance(model, Network):
+        model.head = MlpHead(model.num_features, 0, pooling).train(model.training)
+        return
+    try:
+        model.reset_classifier(0, pooling)  # type: ignore[operator]
+    except (TypeError, ValueError, AssertionError, NotImplementedError) as error:
+        what = f"{type(model).__name__} has no pooling {pooling!r} of its features: {error}"
+        raise UsageError(what, "use features() of flowers_torch.models.features") from error
 
 
 def classifier_name(model: nn.Module) -> str:

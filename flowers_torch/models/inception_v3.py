@@ -244,17 +244,9 @@ class InceptionV3(nn.Module):
         self.global_pool, self.head_drop, self.fc = create_classifier(
             self.num_features, num_classes, pool_type=pool_type, drop_rate=self.drop_rate, device=device
         )
+        for module in (self.global_pool, self.head_drop, self.fc):
+            module.train(self.training)  # a fresh dropout would be on, also in a network at inference
         self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
-
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """timm's description of layer groups: the stem in two parts, then every Mixed block."""
-        return {
-            "stem": r"^Conv2d_[12]",
-            "blocks": [
-                (r"^Conv2d_[34]", (0,)),
-                *((rf"^Mixed_{name}", (i,)) for i, name in enumerate(MIXED, 1)),
-            ],
-        }
 
 
 MIXED = ("5b", "5c", "5d", "6a", "6b", "6c", "6d", "6e", "7a", "7b", "7c")

@@ -47,11 +47,6 @@ def is_keras_file(path: Path) -> bool:
         return "model.weights.h5" in archive.namelist()
 
 
-def read_h5(path: Path) -> dict[str, Weights]:
-    """The layers of a Keras weights file; see `read_keras_file`."""
-    return read_keras_file(path).layers
-
-
 def read_keras_file(path: Path) -> KerasFile:
     """Reads weights that Keras saved; which kind of file it is decides its content, not its name.
 

@@ -23,6 +23,7 @@ from flowers_torch.models.mobilenet import MobileNet, MobileNetV2
 from flowers_torch.models.nasnet import NASNet
 from flowers_torch.models.resnet import ResNet
 from flowers_torch.models.resnet_v2 import ResNetV2
+from flowers_torch.models.small import Cifar10Net, HappyModel, SmallConvNet
 from flowers_torch.models.xception import Xception
 
 Template = str | Callable[[re.Match[str]], str]
@@ -243,6 +244,9 @@ VGG_NAMES = Rules(
     ]
 )
 
+HAPPY = Rules([(r"pad", "?"), (r"relu", "?"), (r"(conv0|bn0|max_pool)", r"\1")])
+COUNTED_ALL = Rules([])  # the tutorials' small networks, whose authors named no layer
+
 _BY_CLASS: list[tuple[type[nn.Module], Rules]] = [
     (InceptionV3, INCEPTION_V3),
     (InceptionResnetV2, INCEPTION_RESNET_V2),
@@ -253,6 +257,9 @@ _BY_CLASS: list[tuple[type[nn.Module], Rules]] = [
     (NASNet, NASNET),
     (ResNetV2, RESNET_V2),
     (VGG, VGG_NAMES),
+    (HappyModel, HAPPY),
+    (SmallConvNet, COUNTED_ALL),
+    (Cifar10Net, COUNTED_ALL),
 ]
 
 

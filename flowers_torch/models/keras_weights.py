@@ -17,17 +17,24 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flowers_torch.errors import ModelFileError, printable
+from flowers_torch.errors import ModelFileError, UsageError, printable
 from flowers_torch.models.keras_files import Weights, read_keras_file
 from flowers_torch.models.keras_layers import has_gamma, keras_layers, renumbered
-from flowers_torch.models.keras_names import RESNET_COURSE, current_names, rules_of
+from flowers_torch.models.keras_names import current_names
 from flowers_torch.models.tf_layers import SeparableConv2d
 
 Pairs = list[tuple[str, Weights]]  # (module, weights of its layer)
 
-# How Keras prepares a photo for its published weights. "tf": to -1..1. "torch": ImageNet's mean and standard
-# deviation. "caffe": BGR order, mean colour off, 0..255; loading turns the first convolution round, so that
-# the network here takes RGB like all others.
+# How a photo was prepared for the network of a file. "tf": to -1..1. "torch": ImageNet's mean and standard
+# deviation. "unit": to 0..1, as most tutorials do with networks of their own. "caffe": BGR order, mean colour
+# off, 0..255; loading turns the first convolution round, so that the network here takes RGB like all others.
+MEAN_STD = {
+    "tf": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "torch": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "unit": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+    "caffe": ((123.68 / 255, 116.779 / 255, 103.939 / 255), (1 / 255, 1 / 255, 1 / 255)),
+}
+# What Keras's published weights of a network saw, or the tutorial's own; all others "tf".
 MODES = {
     "vgg16": "caffe",
     "vgg19": "caffe",
@@ -39,11 +46,10 @@ MODES = {
     "densenet121": "torch",
     "densenet169": "torch",
     "densenet201": "torch",
-}
-MEAN_STD = {
-    "tf": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-    "torch": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    "caffe": ((123.68 / 255, 116.779 / 255, 103.939 / 255), (1 / 255, 1 / 255, 1 / 255)),
+    "resnet50_course": "unit",
+    "happy_model": "unit",
+    "small_convnet": "unit",
+    "cifar10_net": "unit",
 }
 
 # Names that Keras makes up by counting. They differ from session to session (conv2d_1 may be called
@@ -71,9 +77,20 @@ def keras_options(arch: str) -> dict[str, Any]:
     return {"count_include_pad": False} if arch == "inception_v3" else {}
 
 
-def keras_mean_std(arch: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of RGB in 0..1 that Keras's published weights of a network want here."""
-    return MEAN_STD[MODES.get(arch, "tf")]
+def input_mode(arch: str, keras_input: str = "") -> str:
+    """How the network of a file saw its photos, a key of `MEAN_STD`.
+
+    Args:
+        arch: Name in the zoo.
+        keras_input: What the user says; empty goes by Keras's published weights of this network.
+
+    Raises:
+        UsageError: no such key.
+    """
+    mode = keras_input or MODES.get(arch, "tf")
+    if mode not in MEAN_STD:
+        raise UsageError(f"unknown keras_input {printable(mode)!r}", f"use one of {', '.join(MEAN_STD)}")
+    return mode
 
 
 def keras_table(model: nn.Module) -> list[tuple[str, str]]:
@@ -86,7 +103,7 @@ def keras_table(model: nn.Module) -> list[tuple[str, str]]:
 
 
 def load_keras_weights(
-    model: nn.Module, arch: str, path: Path, with_head: bool | None = None, from_bgr: bool | None = None
+    model: nn.Module, arch: str, path: Path, with_head: bool | None = None, keras_input: str = ""
 ) -> KerasReport:
     """Loads a Keras weights file into `model`; all of it or nothing.
 
@@ -96,16 +113,18 @@ def load_keras_weights(
         path: Legacy .h5, .weights.h5 or .keras; with or without head.
         with_head: Whether dense layers that the file holds go into the linear layers of the head, in
             order. None takes them where all their shapes fit; what is left out is named in the report.
-        from_bgr: Whether the file's network saw BGR; its first convolution is then turned round. None
-            goes by what Keras's published weights of this network saw.
+        keras_input: How the file's network saw its photos, a key of `MEAN_STD`; empty goes by Keras's
+            published weights of this network. It matters here for "caffe" alone, which is BGR: the first
+            convolution is turned round.
 
     Returns:
         What was used. A file without head leaves the head alone.
 
     Raises:
         ModelFileError: the file does not fit; both sides of the mismatch are listed, nothing is loaded.
-        UsageError: h5py is not installed, or Keras does not have this network.
+        UsageError: h5py is not installed, Keras does not have this network, or an unknown `keras_input`.
     """
+    mode = input_mode(arch, keras_input)
     file = read_keras_file(path)
     layers = dict(zip(current_names(file.layers), file.layers.values(), strict=True))
     body_layers = keras_layers(model)
@@ -145,9 +164,7 @@ def load_keras_weights(
         missing += [f"{module_name}.{name}" for name in sorted(wanted - new.keys())]
     _raise_if_any(path, arch, missing, extra, wrong)
 
-    if from_bgr is None:
-        from_bgr = MODES.get(arch) == "caffe" and rules_of(model) is not RESNET_COURSE
-    if from_bgr:
+    if mode == "caffe":
         first = f"{table[0][1]}.weight"
         tensors[first] = tensors[first].flip(1)
     with torch.no_grad():

@@ -6,6 +6,7 @@ Papers: https://arxiv.org/abs/1704.04861, https://arxiv.org/abs/1801.04381.
 """
 
 from collections import OrderedDict
+from typing import Any
 
 from timm.layers import Conv2dSame
 from torch import Tensor, nn
@@ -89,16 +90,11 @@ class MobileNet(Network):
             )
         )
         glorot_init_(self)
-        self.dropout = nn.Dropout(dropout)
-        self.head = MlpHead(widths[-1], num_classes, global_pool)
+        self.head = MlpHead(widths[-1], num_classes, global_pool, dropout=dropout)
 
     def forward_features(self, x: Tensor) -> Tensor:
         x = self.conv1(x)  # N x 32 alpha x H/2 x W/2
         return self.blocks(x)  # N x 1024 alpha x H/32 x W/32
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        x = self.dropout(self.head(x, pre_logits=True))
-        return x if pre_logits else self.head.fc(x)
 
 
 class InvertedResidual(nn.Module):
@@ -182,3 +178,13 @@ class MobileNetV2(Network):
         x = self.conv1(x)  # N x 32 alpha x H/2 x W/2
         x = self.blocks(x)  # N x 320 alpha x H/32 x W/32
         return self.relu_last(self.bn_last(self.conv_last(x)))  # N x 1280 x H/32 x W/32
+
+
+def mobilenet(num_classes: int = 1000, **options: Any) -> MobileNet:
+    """MobileNet: 4,253,864 parameters as Keras counts them; options as `MobileNet`."""
+    return MobileNet(num_classes, **options)
+
+
+def mobilenet_v2(num_classes: int = 1000, **options: Any) -> MobileNetV2:
+    """MobileNetV2: 3,538,984 parameters as Keras counts them; options as `MobileNetV2`."""
+    return MobileNetV2(num_classes, **options)

@@ -44,6 +44,29 @@ DENSENET_NAMES: Names = (
 )
 
 
+def _xception_names() -> Names:
+    names = []
+    for block in range(12, 0, -1):  # from the last on, because ours are counted from 2 on: block1 is the stem
+        in_middle = 4 <= block <= 11
+        ours = f"middle.block{block + 1}.layers" if in_middle else f"block{block + 1}"
+        for number in range(1, 4 if in_middle else 3):
+            # Activation, convolution and norm by turns; the first block starts without the activation.
+            position = 3 * number - (3 if block == 1 else 2)
+            names.append((rf"^block{block}\.rep\.{position}\.", f"{ours}.sepconv{number}."))
+            names.append((rf"^block{block}\.rep\.{position + 1}\.", f"{ours}.sepconv{number}_bn."))
+        names.append((rf"^block{block}\.skip\.", f"{ours}.residual.conv."))
+        names.append((rf"^block{block}\.skipbn\.", f"{ours}.residual.bn."))
+    for theirs, block, convolution in (
+        (1, 1, "conv1"),
+        (2, 1, "conv2"),
+        (3, 14, "sepconv1"),
+        (4, 14, "sepconv2"),
+    ):
+        names.append((rf"^conv{theirs}\.", f"block{block}.{convolution}."))
+        names.append((rf"^bn{theirs}\.", f"block{block}.{convolution}_bn."))
+    return (*names, (r"\.(sepconv\d)\.conv1\.", r".\1.depthwise."), (r"^fc\.", "head.fc."))
+
+
 def _vgg_names(*depths: int) -> Names:
     names = []
     position = 0  # in their one long sequence of convolutions, ReLUs and poolings
@@ -63,6 +86,7 @@ def _vgg_names(*depths: int) -> Names:
 
 VGG16_NAMES = _vgg_names(2, 2, 3, 3, 3)
 VGG19_NAMES = _vgg_names(2, 2, 4, 4, 4)
+XCEPTION_NAMES = _xception_names()  # of timm's legacy_xception, whose weights are Keras's
 
 
 def renamed(state: Mapping[str, Tensor], names: Names) -> dict[str, Tensor]:

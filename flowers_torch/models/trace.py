@@ -139,24 +139,32 @@ class _Part(nn.Module):
 
 
 @contextmanager
-def _recording(model: nn.Module, recorder: _Recorder) -> Iterator[None]:
-    """Hooks in, inference mode; both undone at the end."""
+def at_inference(model: nn.Module) -> Iterator[None]:
+    """Inference mode without gradients; at the end each module has the mode it had."""
     modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+@contextmanager
+def _recording(model: nn.Module, recorder: _Recorder) -> Iterator[None]:
     hooks = []
     for module in model.modules():
         hooks += [
             module.register_forward_pre_hook(recorder.enter),
             module.register_forward_hook(recorder.leave),
         ]
-    model.eval()
     try:
-        with torch.no_grad(), recorder:
+        with at_inference(model), recorder:
             yield
     finally:
         for hook in hooks:
             hook.remove()
-        for module, training in modes.items():
-            module.training = training
 
 
 def trace(model: nn.Module, size: int, method: str = "forward") -> list[Node]:

@@ -5,7 +5,6 @@ large file, and finds out that something is missing before a photo is read; `loa
 """
 
 import dataclasses
-import os
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -20,10 +19,11 @@ from flowers_torch.files import cache_folder, download, safe_load
 from flowers_torch.models.classifier import load_matching, read_record
 from flowers_torch.models.heads import classifier_name
 from flowers_torch.models.keras_files import is_keras_file
+from flowers_torch.models.keras_weights import MEAN_STD, input_mode, keras_options, load_keras_weights
+from flowers_torch.models.offline_weights import OFFLINE_ARCH, offline_state_dict
 from flowers_torch.models.torch_weights import renamed
-from flowers_torch.models.zoo import Preprocessing, find_entry
+from flowers_torch.models.zoo import Entry, Preprocessing, find_entry
 
-OFFLINE_ARCH = "tf_efficientnet_lite0"
 WAYS_ON = "give --weights FILE, --weights offline (with --arch tf_efficientnet_lite0), or --weights none"
 
 
@@ -37,26 +37,41 @@ class Plan:
     options: dict[str, Any]  # keywords the network must be built with for these weights
     licence: str
     path: Path | None = None
+    keras_input: str = ""  # of a Keras file: how its network saw the photos, where not as published
 
 
-def plan_weights(arch: str, weights: str) -> Plan:
+def plan_weights(arch: str, weights: str, keras_input: str = "") -> Plan:
     """Resolves `--weights` for a network.
 
     Args:
         arch: Name in the zoo.
         weights: imagenet, offline, none, or a .safetensors, .pth or Keras .h5 file.
+        keras_input: Of a Keras file: caffe, tf, torch or unit where its network did not see its photos as
+            Keras's published one did.
 
     Raises:
         UsageError: the pair makes no sense.
         ModelFileError: the file is not there or not readable.
     """
     entry = find_entry(arch)
+    path = Path(weights).expanduser()
+    is_file = weights not in ("none", "imagenet", "offline")
+    if is_file and not path.is_file():
+        raise ModelFileError(
+            f"no weights file {printable(path)}", "use imagenet, offline, none or a file's path"
+        )
+    is_keras = is_file and is_keras_file(path)
+    if keras_input and not is_keras:
+        raise UsageError(
+            f"keras_input={printable(keras_input)} is for files of Keras, {printable(weights)} is none",
+            "leave it out",
+        )
     plan = Plan(weights, weights, entry.preprocessing, {}, entry.licence)
     if weights == "none":
         return dataclasses.replace(plan, licence="")
     if weights == "imagenet":
         if not entry.timm_name:
-            raise UsageError(f"there are no ImageNet weights for {arch}", "give --weights none or a file")
+            raise UsageError(f"there are no ImageNet weights for {arch}", _instead_of_imagenet(entry))
         return dataclasses.replace(plan, options=entry.timm_options)
     if weights == "offline":
         if arch != OFFLINE_ARCH:
@@ -64,18 +79,11 @@ def plan_weights(arch: str, weights: str) -> Plan:
                 f"--weights offline holds {OFFLINE_ARCH}, not {arch}", f"add --arch {OFFLINE_ARCH}"
             )
         return dataclasses.replace(plan, licence="apache-2.0")
-    path = Path(weights).expanduser()
-    if not path.is_file():
-        raise ModelFileError(
-            f"no weights file {printable(path)}", "use imagenet, offline, none or a file's path"
-        )
-    if is_keras_file(path):
-        from flowers_torch.models.keras_weights import keras_mean_std, keras_options
-
+    if is_keras:
         # Keras's networks want their pixels in other ranges than timm's weights for the same network.
-        mean, std = keras_mean_std(arch)
+        mean, std = MEAN_STD[input_mode(arch, keras_input)]
         keras = dataclasses.replace(entry.preprocessing, mean=mean, std=std, interpolation="bilinear")
-        return Plan("keras", path.name, keras, keras_options(arch), "that of the file", path)
+        return Plan("keras", path.name, keras, keras_options(arch), "that of the file", path, keras_input)
     state, metadata = safe_load(path)
     if "record" in metadata:
         record = read_record(metadata, path)
@@ -89,6 +97,15 @@ def plan_weights(arch: str, weights: str) -> Plan:
     return Plan("file", path.name, entry.preprocessing, options, "that of the file", path)
 
 
+def _instead_of_imagenet(entry: Entry) -> str:
+    ways = ["--weights none or a file"]
+    if entry.keras_name:
+        ways = [f"Keras's own {entry.keras_name} as --weights FILE.h5 (docs/keras.md says where it is)"]
+    if entry.near:
+        ways.append(f"--arch {entry.near}, timm's nearest relative")
+    return f"give {', or '.join(ways)}"
+
+
 def load_weights(model: nn.Module, arch: str, plan: Plan) -> str:
     """Fills a network, head excepted where the classes differ, and says in one line what it did.
 
@@ -99,13 +116,9 @@ def load_weights(model: nn.Module, arch: str, plan: Plan) -> str:
     if plan.kind == "none":
         return "random weights"
     if plan.kind == "keras":
-        from flowers_torch.models.keras_weights import load_keras_weights
-
         assert plan.path is not None  # noqa: S101 - an invariant of plan_weights
-        return load_keras_weights(model, arch, plan.path).summary()
+        return load_keras_weights(model, arch, plan.path, keras_input=plan.keras_input).summary()
     if plan.kind == "offline":
-        from flowers_torch.models.offline_weights import offline_state_dict
-
         state, path = offline_state_dict()
     elif plan.kind == "imagenet":
         path = fetch_imagenet(arch)
@@ -166,7 +179,12 @@ def fetch_imagenet(arch: str) -> Path:
 
 
 def _timm_state(arch: str, path: Path) -> dict[str, Tensor]:
-    """Loads through timm, which knows how each of its files has to be renamed."""
-    name = find_entry(arch).timm_name
-    model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"file": os.fspath(path)})
-    return renamed(model.state_dict(), find_entry(arch).timm_names)
+    """Through timm, which knows how each of its files has to be renamed; read by our strict loader."""
+    entry = find_entry(arch)
+    overlay = {"state_dict": safe_load(path)[0]}
+    try:
+        model = timm.create_model(entry.timm_name, pretrained=True, pretrained_cfg_overlay=overlay)
+    except RuntimeError as error:
+        what = f"{printable(path)} does not fit {arch}: {printable(' '.join(str(error).split()))}"
+        raise ModelFileError(what, "delete that file") from error
+    return renamed(model.state_dict(), entry.timm_names)

@@ -1,10 +1,12 @@
 """Xception, exactly as in keras.applications: depthwise separable convolutions with residual connections.
 
-timm's networks of that name pad symmetrically where TensorFlow does not, so Keras's weights do not fit them.
+timm's `legacy_xception` carries Keras's weights too, but pads symmetrically and has batch norm's epsilon at
+1e-5; here they are used as they were trained.
 Paper: Chollet 2017, https://arxiv.org/abs/1610.02357.
 """
 
 from collections import OrderedDict
+from typing import Any
 
 from timm.layers.pool2d_same import MaxPool2dSame
 from torch import Tensor, nn
@@ -117,3 +119,8 @@ class Xception(Network):
         x = self.middle(x)  # N x 728 x 19 x 19
         x = self.block13(x)  # N x 1024 x 10 x 10
         return self.block14(x)  # N x 2048 x 10 x 10
+
+
+def xception(num_classes: int = 1000, **options: Any) -> Xception:
+    """Xception: 22,910,480 parameters as Keras counts them; options as `Xception`."""
+    return Xception(num_classes, **options)

@@ -7,14 +7,15 @@ how to prepare a photo) is a plain record beside it, so that nothing downstream 
 
 import dataclasses
 import difflib
+import logging
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import timm
 from torch import nn
 
-from flowers_torch.errors import ModelFileError, UsageError
+from flowers_torch.errors import ModelFileError, UsageError, printable
 from flowers_torch.models import (
     classic,
     densenet,
@@ -26,9 +27,20 @@ from flowers_torch.models import (
     resnet_v2,
     small,
 )
+from flowers_torch.models.heads import remove_head
 from flowers_torch.models.inception_v3 import InceptionV3
-from flowers_torch.models.torch_weights import DENSENET_NAMES, RESNET_NAMES, VGG16_NAMES, VGG19_NAMES, Names
-from flowers_torch.models.xception import Xception
+from flowers_torch.models.torch_weights import (
+    DENSENET_NAMES,
+    RESNET_NAMES,
+    VGG16_NAMES,
+    VGG19_NAMES,
+    XCEPTION_NAMES,
+    Names,
+)
+from flowers_torch.models.xception import xception
+
+log = logging.getLogger("flowers_torch")
+TIMM = "timm:"  # before a name: timm's network, where the zoo has another variant under the same name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +74,7 @@ class Entry:
     sized: bool = False  # build also takes input_size=, for a head that flattens
     timm_options: dict[str, Any] = dataclasses.field(default_factory=dict)  # of build, for those weights
     timm_names: Names = ()  # timm's parameter names -> ours, where they differ
+    near: str = ""  # timm's nearest network with pretrained weights, where no weights fit this one
 
 
 REGISTRY: dict[str, Entry] = {}
@@ -75,8 +88,8 @@ def register(name: str, entry: Entry) -> None:
 
 
 def list_models() -> list[str]:
-    """Names that `create_model` takes: the registry's, then timm's."""
-    return sorted(REGISTRY) + [name for name in timm.list_models() if name not in REGISTRY]
+    """Names that `create_model` takes: the registry's, then timm's, as `timm:NAME` where both have one."""
+    return sorted(REGISTRY) + [TIMM + name if name in REGISTRY else name for name in timm.list_models()]
 
 
 def find_entry(name: str) -> Entry:
@@ -87,34 +100,93 @@ def find_entry(name: str) -> Entry:
     """
     if name in REGISTRY:
         return REGISTRY[name]
-    if not timm.is_model(name):
+    theirs = name.removeprefix(TIMM)
+    if not timm.is_model(theirs):
         near = difflib.get_close_matches(name, list_models(), n=3, cutoff=0.5)
         raise UsageError(
-            f"no network is called {name!r}", f"use one of {', '.join(near)}" if near else "see list_models()"
+            f"no network is called {printable(name)!r}",
+            f"use one of {', '.join(near)}" if near else "see flowers-torch models",
         )
-    return _timm_entry(name)
+    return _timm_entry(theirs)
 
 
 def create_model(
     name: str,
     num_classes: int = 1000,
     in_chans: int = 3,
-    options: dict[str, Any] | None = None,
+    *,
+    weights: str | None = None,
+    include_top: bool = True,
+    pooling: Literal["avg", "max"] | None = None,
     size: int = 0,
+    keras_input: str = "",
+    **options: Any,
 ) -> nn.Module:
-    """Builds a network with random weights.
+    """Builds a network, pretrained or not, with or without its classifier.
+
+        model = create_model("resnet50", weights="imagenet", include_top=False, pooling="avg")
+        model = create_model("mobilenet", 17, weights="mobilenet_2_5_128_tf_no_top.h5", alpha=0.25)
+
+    How a photo has to be prepared stands in `find_entry(name).preprocessing`, and for pretrained weights in
+    `flowers_torch.models.weights.plan_weights(name, weights).preprocessing`.
 
     Args:
-        name: Registered name or any timm name.
-        num_classes: Outputs of the classifier.
-        in_chans: Channels of the input.
-        options: Further keywords of this network's constructor, such as `aux_logits` of inception_v3.
+        name: Registered name or any timm name; `timm:NAME` is timm's network where the zoo has its own.
+        num_classes: Outputs of the classifier; without meaning where there is none.
+        in_chans: Channels of the input; pretrained weights have 3.
+        weights: None for random ones, "imagenet", "offline", or a .safetensors, .pth or Keras file. A
+            classifier of another number of classes than the file's stays random.
+        include_top: Whether the network ends with its classifier, or with its last feature map.
+        pooling: Without classifier: "avg" or "max" over the map; None leaves the map as it is.
         size: Height and width of the photos, for networks that flatten their last feature map; 0 is the
             network's usual size.
+        keras_input: How the network of a Keras file saw its photos, where not as published: "caffe", "tf",
+            "torch" or "unit" (see `keras_weights.MEAN_STD`).
+        options: Further keywords of this network's constructor, such as `alpha` of mobilenet, `dropout`,
+            `lineage` of resnet50.
 
     Returns:
-        A module that maps (N, in_chans, H, W) to logits (N, num_classes).
+        A module that maps (N, in_chans, H, W) to logits (N, num_classes); without classifier to the map
+        (N, C, h, w) or, pooled, to (N, C).
+
+    Raises:
+        UsageError: unknown name, option, pooling or size.
+        ModelFileError: the weights do not fit.
+        ResourceError: they cannot be fetched.
     """
+    if pooling not in (None, "avg", "max") or (pooling and include_top):
+        raise UsageError(
+            f"pooling={pooling!r} with include_top={include_top}",
+            "give pooling='avg', 'max' or None, the first two together with include_top=False",
+        )
+    if size:
+        check_size(name, size)
+    plan = None
+    if weights is not None:
+        from flowers_torch.models.weights import load_weights, plan_weights  # which need this module
+
+        plan = plan_weights(name, weights, keras_input)
+        options = plan.options | options
+    if not include_top and name in REGISTRY:
+        options = {"global_pool": ""} | options  # so that VGG does not make dense layers to throw away
+    model = build_network(name, num_classes if include_top else 0, in_chans, size, options)
+    if not include_top:
+        remove_head(model, pooling or "")
+    if plan is not None:
+        log.info(f"network  {name}: {load_weights(model, name, plan)}")
+        if plan.licence:
+            log.info(f"weights  {plan.source}, licence: {plan.licence}")
+    return model
+
+
+def build_network(
+    name: str,
+    num_classes: int = 1000,
+    in_chans: int = 3,
+    size: int = 0,
+    options: dict[str, Any] | None = None,
+) -> nn.Module:
+    """A network with random weights; arguments as `create_model`, which does more."""
     entry = find_entry(name)
     keywords = ({"input_size": size} if entry.sized and size else {}) | (options or {})
     try:
@@ -151,23 +223,17 @@ def _timm_entry(name: str) -> Entry:
     )
 
 
-register(
-    "inception_v3",
-    dataclasses.replace(
-        _timm_entry("inception_v3"), build=InceptionV3, min_size=75, keras_name="InceptionV3"
-    ),
-)
-
-
 def _handwritten(
-    build: Callable[..., nn.Module], timm_name: str = "", size: int = 224, min_size: int = 32, **details: Any
+    build: Callable[..., nn.Module],
+    timm_name: str = "",
+    size: int = 224,
+    min_size: int = 32,
+    sized: bool = True,
+    **details: Any,
 ) -> Entry:
     """A network of this package; its photos are prepared as those of timm's weights for it, if any."""
-    if timm_name:
-        known = _timm_entry(timm_name)
-    else:
-        known = Entry(build, Preprocessing(size=size), min_size)
-    return dataclasses.replace(known, build=build, min_size=min_size, sized=True, **details)
+    known = _timm_entry(timm_name) if timm_name else Entry(build, Preprocessing(size=size), min_size)
+    return dataclasses.replace(known, build=build, min_size=min_size, sized=sized, **details)
 
 
 def _unscaled(size: int) -> Preprocessing:
@@ -176,6 +242,7 @@ def _unscaled(size: int) -> Preprocessing:
 
 
 def _register_resnets() -> None:
+    """ResNet in all its forms; the first five take timm's and torchvision's weights."""
     torch_weights: dict[str, Any] = dict(timm_options={"lineage": "torch"}, timm_names=RESNET_NAMES)
     for build, timm_name, keras_name in (
         (resnet.resnet50, "resnet50", "ResNet50"),
@@ -185,15 +252,20 @@ def _register_resnets() -> None:
         (resnet.resnext101, "resnext101_32x4d", "ResNeXt101"),
     ):
         register(build.__name__, _handwritten(build, timm_name, keras_name=keras_name, **torch_weights))
-    register("resnet50v2", _handwritten(resnet_v2.resnet50v2, keras_name="ResNet50V2"))
-    register("resnet101v2", _handwritten(resnet_v2.resnet101v2, keras_name="ResNet101V2"))
-    register("resnet152v2", _handwritten(resnet_v2.resnet152v2, keras_name="ResNet152V2"))
+    # timm's resnetv2 are stacked in another way: the stride in a stage's first block, the stem's padding.
+    for name, build_v2, keras_name, near in (
+        ("resnet50v2", resnet_v2.resnet50v2, "ResNet50V2", "resnetv2_50"),
+        ("resnet101v2", resnet_v2.resnet101v2, "ResNet101V2", "resnetv2_101"),
+        ("resnet152v2", resnet_v2.resnet152v2, "ResNet152V2", ""),
+    ):
+        register(name, _handwritten(build_v2, keras_name=keras_name, near=near))
     course = partial(resnet.resnet50, lineage="course", input_size=64)
     register("resnet50_course", _handwritten(course, min_size=64, preprocessing=_unscaled(64)))
     register("cifar_resnet", _handwritten(resnet_cifar.cifar_resnet, size=32, min_size=8))
 
 
 def _register_classics() -> None:
+    """The networks before shortcuts, and the small ones of the tutorials."""
     vgg = (
         (classic.vgg16, "vgg16", VGG16_NAMES, "VGG16"),
         (classic.vgg19, "vgg19", VGG19_NAMES, "VGG19"),
@@ -210,24 +282,25 @@ def _register_classics() -> None:
 
 
 def _register_keras_networks() -> None:
-    """keras.applications' other networks, which timm has in another variant or not at all."""
-    tf = Preprocessing(299, (0.5,) * 3, (0.5,) * 3, "bilinear")  # -1..1
-    tf_224 = dataclasses.replace(tf, size=224)
-    register("xception", Entry(Xception, tf, 71, keras_name="Xception"))
-    register("mobilenet", Entry(mobilenet.MobileNet, tf_224, 32, keras_name="MobileNet"))
-    register("mobilenet_v2", Entry(mobilenet.MobileNetV2, tf_224, 32, keras_name="MobileNetV2"))
-    register("nasnet_mobile", Entry(nasnet.nasnet_mobile, tf_224, 32, keras_name="NASNetMobile"))
-    large = dataclasses.replace(tf, size=331)
-    register("nasnet_large", Entry(nasnet.nasnet_large, large, 32, keras_name="NASNetLarge"))
-    for build, keras_name in (
-        (densenet.densenet121, "DenseNet121"),
-        (densenet.densenet169, "DenseNet169"),
-        (densenet.densenet201, "DenseNet201"),
-    ):
-        details: dict[str, Any] = dict(timm_options={"epsilon": 1e-5}, timm_names=DENSENET_NAMES)
-        known = _timm_entry(build.__name__)
-        entry = dataclasses.replace(known, build=build, min_size=32, keras_name=keras_name, **details)
-        register(build.__name__, entry)
+    """keras.applications' other networks; none of them flattens its last map."""
+
+    def add(name: str, build: Callable[..., nn.Module], keras_name: str, **details: Any) -> None:
+        register(name, _handwritten(build, keras_name=keras_name, sized=False, **details))
+
+    add("inception_v3", InceptionV3, "InceptionV3", timm_name="inception_v3", min_size=75)
+    names: dict[str, Any] = dict(timm_name="legacy_xception", timm_names=XCEPTION_NAMES)
+    add("xception", xception, "Xception", min_size=71, **names)
+    # timm's MobileNets pad symmetrically, its NASNet leaves the padding out of its means: other networks.
+    tf_224 = Preprocessing(224, (0.5,) * 3, (0.5,) * 3, "bilinear")  # -1..1
+    tf_331 = dataclasses.replace(tf_224, size=331)
+    add("mobilenet", mobilenet.mobilenet, "MobileNet", preprocessing=tf_224, near="mobilenetv1_100")
+    add("mobilenet_v2", mobilenet.mobilenet_v2, "MobileNetV2", preprocessing=tf_224, near="mobilenetv2_100")
+    add("nasnet_mobile", nasnet.nasnet_mobile, "NASNetMobile", preprocessing=tf_224)
+    add("nasnet_large", nasnet.nasnet_large, "NASNetLarge", preprocessing=tf_331, near="nasnetalarge")
+    names = dict(timm_options={"epsilon": 1e-5}, timm_names=DENSENET_NAMES)
+    add("densenet121", densenet.densenet121, "DenseNet121", timm_name="densenet121", **names)
+    add("densenet169", densenet.densenet169, "DenseNet169", timm_name="densenet169", **names)
+    add("densenet201", densenet.densenet201, "DenseNet201", timm_name="densenet201", **names)
     # timm's computes exactly what Keras's does.
     known = _timm_entry("inception_resnet_v2")
     register("inception_resnet_v2", dataclasses.replace(known, min_size=75, keras_name="InceptionResNetV2"))

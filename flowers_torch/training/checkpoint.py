@@ -198,6 +198,7 @@ class Saver:
         record: Of the network.
         minutes: Between two saves within an epoch.
         facts: What the numbers depend on besides the photos; goes into the state.
+        writes: Whether this process does; of several only the main one.
     """
 
     def __init__(
@@ -207,9 +208,10 @@ class Saver:
         record: Record,
         minutes: float,
         facts: Mapping[str, str] | None = None,
+        writes: bool = True,
     ) -> None:
         self.folder, self.progress, self.record, self.minutes = folder, progress, record, minutes
-        self.facts = facts
+        self.facts, self.writes = facts, writes
         self.best_weights: dict[str, Tensor] | None = None  # not yet written
         self.last_save = time.monotonic()
 
@@ -235,6 +237,8 @@ class Saver:
         Raises:
             ResourceError: the disk is full, or the folder is gone; what was saved before is as it was.
         """
+        if not self.writes:
+            return
         self._check_folder()
         if self.best_weights is not None:
             save_classifier(self.best_weights, self.record, self.folder / MODEL_FILE, best=self.progress.best)
@@ -250,6 +254,8 @@ class Saver:
         Raises:
             ResourceError: says how much is missing.
         """
+        if not self.writes:
+            return
         self._check_folder()
         weights = sum(value.nbytes for value in training.model.state_dict().values())
         trained = sum(p.nbytes for group in training.optimizer.param_groups for p in group["params"])

@@ -11,8 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from flowers_torch.errors import DivergedError, ResourceError, printable
+from flowers_torch.data.loaders import counted_seed
+from flowers_torch.errors import DivergedError, PeerLostError, ResourceError, printable
 from flowers_torch.models.heads import main_and_auxiliary
+from flowers_torch.training.distributed import ALONE, World, exchange_only_at
 from flowers_torch.training.monitors import log
 from flowers_torch.training.optim import set_learning_rate
 from flowers_torch.training.regularize import Penalty
@@ -53,6 +55,9 @@ class Training:
     micro_batch: int = 0  # photos that go through the network at once; 0: the whole batch
     penalty: Penalty | None = None
     average: AveragedModel | None = None
+    world: World = ALONE  # the processes that train together
+    wrapped: nn.Module | None = None  # the network as DDP has it, where there are several
+    seed: int = 0  # of dropout, where there are several
     skipped: int = 0  # steps in a row that loss scaling has skipped
 
     @property
@@ -65,6 +70,8 @@ def train_step(
     training: Training, images: Tensor, labels: Tensor, lr: float, where: Callable[[], str] = str
 ) -> tuple[float, int]:
     """One step: forward and backward a micro-batch at a time, clip, update.
+
+    Of several processes each takes its share of the batch; what comes out is that of the whole batch.
 
     Args:
         training: The stage's network, optimiser and settings.
@@ -82,17 +89,21 @@ def train_step(
     set_learning_rate(training.optimizer, lr)
     labels = labels.to(training.runtime.device, non_blocking=True)
     # The weighted mean is over the whole batch, so that micro-batches add up to the gradient of one batch.
-    weight = _weight(training.class_weights, labels)
+    # Over the processes too, of whose gradients DDP takes the mean.
+    weight = training.world.sum(_weight(training.class_weights, labels))[0] / training.world.size
+    network = training.wrapped or training.model
     # Equal parts, and never a single photo, on which batch norm cannot train.
     parts = math.ceil(len(images) / (training.micro_batch or len(images)))
     parts = max(1, min(parts, len(images) // 2))
-    loss, correct = 0.0, 0
-    for some, targets in zip(images.tensor_split(parts), labels.tensor_split(parts), strict=True):
-        with training.runtime.autocast():
-            logits, auxiliary = main_and_auxiliary(training.model(training.runtime.images(some)))
-        main = _loss_sum(training, logits, targets) / weight
-        extra = sum(_loss_sum(training, other, targets) for other in auxiliary) / weight
-        training.scaler.scale(main + training.auxiliary_weight * extra).backward()
+    loss, correct = 0.0, 0.0
+    pairs = zip(images.tensor_split(parts), labels.tensor_split(parts), strict=True)
+    for part, (some, targets) in enumerate(pairs, start=1):
+        with exchange_only_at(part == parts, network):
+            with training.runtime.autocast():
+                logits, auxiliary = main_and_auxiliary(network(training.runtime.images(some)))
+            main = _loss_sum(training, logits, targets) / weight
+            extra = sum(_loss_sum(training, other, targets) for other in auxiliary) / weight
+            training.scaler.scale(main + training.auxiliary_weight * extra).backward()
         loss += float(main.detach())
         correct += int((logits.detach().argmax(1) == _hard(targets)).sum())
     if training.penalty:
@@ -100,9 +111,15 @@ def train_step(
     training.scaler.unscale_(training.optimizer)
     parameters = [p for group in training.optimizer.param_groups for p in group["params"]]
     norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    own_loss, (loss, correct) = loss, training.world.sum(loss, correct)
+    loss /= training.world.size
+    if math.isfinite(own_loss) and not math.isfinite(loss):
+        raise PeerLostError  # which has seen it on its own photos, and names them
     if problem := _problem(training, loss, math.isfinite(norm)):
         training.optimizer.zero_grad(set_to_none=True)
-        raise DivergedError(f"{problem} at learning rate {lr:.3g}{where()}", "lower the learning rate")
+        error = DivergedError(f"{problem} at learning rate {lr:.3g}{where()}", "lower the learning rate")
+        error.quiet = math.isfinite(own_loss) and not training.world.is_main
+        raise error
     if training.clip_grad:
         nn.utils.clip_grads_with_norm_(parameters, training.clip_grad, norm)
     training.scaler.step(training.optimizer)
@@ -110,7 +127,7 @@ def train_step(
     training.optimizer.zero_grad(set_to_none=True)
     if training.average:
         training.average.update_parameters(training.model)
-    return loss, correct
+    return loss, int(correct)
 
 
 def _problem(training: Training, loss: float, finite_gradient: bool) -> str:
@@ -149,7 +166,7 @@ def train_step_in_memory(
         except torch.OutOfMemoryError:
             pass  # what follows must wait until the error and its trace, which hold on to tensors, are gone
         at_once = min(training.micro_batch or len(images), len(images))
-        if at_once <= 2:
+        if at_once <= 2 or training.world.size > 1:  # the others are in the middle of their exchange
             raise ResourceError(
                 f"out of memory with {at_once} photos at once", "lower --size, or take a smaller network"
             )
@@ -206,11 +223,14 @@ def train_epoch(
     """
     for step, (images, labels, positions) in enumerate(batches, start=first_step):
         lr = rate(step)
+        if training.world.size > 1:  # a stream for each process could not be saved by the main one
+            torch.manual_seed(counted_seed(training.seed, step, training.world.rank))
         where = functools.partial(_where, step, positions, name_of)
         loss, correct = train_step_in_memory(training, images, labels, lr, where)
-        sums.loss += loss * len(labels)
+        photos = int(training.world.sum(len(labels))[0])
+        sums.loss += loss * photos
         sums.correct += correct
-        sums.photos += len(labels)
+        sums.photos += photos
         yield lr
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,9 +28,16 @@ class _ConsoleHandler(logging.Handler):
             sys.stdout.flush()
 
 
+def _is_main() -> bool:
+    return os.environ.get("RANK", "0") == "0"  # torchrun's number of this process
+
+
 @contextmanager
 def console() -> Iterator[None]:
-    """Shows the log's lines on stdout inside."""
+    """Shows the log's lines on stdout inside; of several processes only the main one's."""
+    if not _is_main():
+        yield
+        return
     handler = _ConsoleHandler()
     log.addHandler(handler)
     try:
@@ -59,7 +67,7 @@ def bar(title: str, total: int, done: int = 0) -> "tqdm[Any]":
         desc=title,
         unit="img",
         file=sys.stderr,
-        disable=sys.stderr is None or not sys.stderr.isatty(),
+        disable=sys.stderr is None or not sys.stderr.isatty() or not _is_main(),
         leave=False,
         dynamic_ncols=True,
     )

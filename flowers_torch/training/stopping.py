@@ -32,7 +32,7 @@ class StopRequest:
 
 
 @contextmanager
-def stop_request(seconds: float = math.inf) -> Iterator[StopRequest]:
+def stop_request(seconds: float = math.inf, patient: bool = False) -> Iterator[StopRequest]:
     """Notes the first SIGINT or SIGTERM inside; a second one acts at once, as it did before.
 
     The former handlers are back afterwards. Outside the main thread, where Python cannot set handlers, no
@@ -40,6 +40,7 @@ def stop_request(seconds: float = math.inf) -> Iterator[StopRequest]:
 
     Args:
         seconds: Until the deadline.
+        patient: Ignore a second one: torchrun passes on to its processes what a terminal sent them already.
     """
     request = StopRequest(seconds)
     if threading.current_thread() is not threading.main_thread():
@@ -48,7 +49,8 @@ def stop_request(seconds: float = math.inf) -> Iterator[StopRequest]:
 
     def note(number: int, frame: FrameType | None) -> None:
         request.number = number
-        put_back()
+        if not patient:
+            put_back()
 
     def put_back() -> None:
         for number, handler in former.items():

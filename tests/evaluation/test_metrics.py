@@ -1,11 +1,21 @@
-"""Scores against their definitions."""
+"""Scores against their definitions and against scikit-learn."""
 
+import warnings
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from flowers_torch.evaluation.metrics import score, wilson
-from flowers_torch.evaluation.summary import describe_epoch, describe_scores, prediction_rows
+from flowers_torch.evaluation.metrics import Scores, score, wilson
+from flowers_torch.evaluation.summary import (
+    describe_epoch,
+    describe_scores,
+    describe_small_classes,
+    prediction_rows,
+)
 
 LOGITS = torch.tensor([[2.0, 0, 0], [0, 2.0, 0], [0, 2.0, 1], [0, 0, 2.0], [3.0, 0, 1]])
 LABELS = torch.tensor([0, 1, 2, 2, 0])
@@ -16,13 +26,68 @@ def test_scores() -> None:
     assert (scores.photos, scores.correct, scores.accuracy) == (5, 4, 0.8)
     assert scores.confusion.tolist() == [[2, 0, 0], [0, 1, 0], [0, 1, 1]]
     assert scores.recalls().tolist() == [1, 1, 0.5]
+    assert scores.precisions().tolist() == [1, 0.5, 1]
+    assert scores.in_top == (4, 5, 5)
     assert scores.loss == pytest.approx(float(F.cross_entropy(LOGITS, LABELS)))
 
 
 def test_json_of_a_class_without_photos() -> None:
     values = score(LOGITS[:2], LABELS[:2]).to_dict(("a", "b", "c"))
-    assert values["recall"] == {"a": 1.0, "b": 1.0, "c": None}
+    assert values["recall"] == {"a": 1.0, "b": 1.0, "c": None} == values["f1"]
+    assert values["precision"]["c"] == 0 and values["class_photos"]["c"] == 0
     assert values["interval_95"] == [pytest.approx(0.342, abs=1e-3), 1.0]
+    assert values["macro"] == {"precision": 1.0, "recall": 1.0, "f1": 1.0}
+
+
+def random_case(seed: int, classes: int, photos: int) -> tuple[torch.Tensor, torch.Tensor, Scores]:
+    draw = np.random.default_rng(seed)
+    labels = torch.from_numpy(draw.integers(0, classes, photos))
+    logits = torch.from_numpy(draw.normal(0, 3, (photos, classes)))
+    logits[torch.arange(photos), labels] += draw.choice([0.0, 3.0])
+    return logits, labels, score(logits, labels)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 2**32 - 1), st.integers(2, 12), st.integers(1, 80))
+def test_equal_to_scikit_learn(seed: int, classes: int, photos: int) -> None:
+    sklearn = pytest.importorskip("sklearn.metrics")
+    logits, labels, scores = random_case(seed, classes, photos)
+    probabilities = logits.softmax(1).numpy()
+    truth, predicted = labels.numpy(), logits.argmax(1).numpy()
+    every = np.arange(classes)
+    present = np.unique(truth)
+    assert scores.accuracy == pytest.approx(sklearn.accuracy_score(truth, predicted))
+    assert (scores.confusion.numpy() == sklearn.confusion_matrix(truth, predicted, labels=every)).all()
+    assert scores.loss == pytest.approx(sklearn.log_loss(truth, probabilities, labels=every))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # on classes without photos
+        report = sklearn.precision_recall_fscore_support(truth, predicted, labels=every, zero_division=0)
+        for values, expected in zip(
+            (scores.precisions(), scores.recalls(), scores.f1s(), scores.supports()), report, strict=True
+        ):
+            assert values[present].numpy() == pytest.approx(expected[present])
+        for kind in ("macro", "weighted"):
+            expected = sklearn.precision_recall_fscore_support(
+                truth, predicted, labels=present, average=kind, zero_division=0
+            )
+            assert list(scores.averages()[kind].values()) == pytest.approx(expected[:3])
+    for k, count in enumerate(scores.in_top, start=1):
+        best = np.argsort(-probabilities, axis=1)[:, :k]
+        assert count == (best == truth[:, None]).any(1).sum()
+    distances = ((probabilities - np.eye(classes)[truth]) ** 2).sum(1)
+    assert scores.brier == pytest.approx(distances.mean())
+    if classes == 2 and len(present) == 2:
+        assert scores.brier == pytest.approx(2 * sklearn.brier_score_loss(truth, probabilities[:, 1]))
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 2**32 - 1), st.integers(2, 6), st.integers(2, 60))
+def test_the_order_and_the_grouping_of_photos_do_not_matter(seed: int, classes: int, photos: int) -> None:
+    logits, labels, scores = random_case(seed, classes, photos)
+    order = torch.randperm(photos, generator=torch.Generator().manual_seed(seed))
+    again = score(logits[order], labels[order])
+    assert again.correct == scores.correct and torch.equal(again.confusion, scores.confusion)
+    assert again.loss == pytest.approx(scores.loss) and again.brier == pytest.approx(scores.brier)
 
 
 @pytest.mark.parametrize(
@@ -33,10 +98,26 @@ def test_wilson_by_known_values(correct: int, photos: int, low: float, high: flo
     assert wilson(correct, photos) == pytest.approx((low, high), abs=1e-4)
 
 
+@settings(deadline=None, max_examples=50)
+@given(st.integers(1, 500), st.data())
+def test_wilson_equals_scipy(photos: int, data: st.DataObject) -> None:
+    stats = pytest.importorskip("scipy.stats")
+    correct = data.draw(st.integers(0, photos))
+    expected = stats.binomtest(correct, photos).proportion_ci(0.95, method="wilson")
+    assert wilson(correct, photos) == pytest.approx((expected.low, expected.high), abs=1e-4)
+
+
 def test_the_weakest_class_is_named() -> None:
     text = describe_scores(score(LOGITS, LABELS), ("rose", "iris", "tulip\n"))
     assert "0.8000" in text and "weakest tulip\\n 0.50, mostly taken for iris" in text and "\n" not in text
     assert "weakest" not in describe_scores(score(LOGITS[:2], LABELS[:2]), ("a", "b", "c"))
+
+
+def test_small_classes_are_warned_of() -> None:
+    text = describe_small_classes(score(LOGITS, LABELS), ("rose", "iris", "tulip"))
+    assert text.startswith("3 of 3 classes have under 10 photos") and "iris (1)" in text
+    enough = score(LOGITS.repeat(10, 1), LABELS.repeat(10))
+    assert describe_small_classes(enough, ("rose", "iris", "tulip")) == ""
 
 
 def test_rows() -> None:

@@ -1,7 +1,6 @@
 import pytest
 import timm
 import torch
-from timm.models import group_parameters
 
 from flowers_torch.models.inception_v3 import InceptionV3
 
@@ -61,11 +60,7 @@ def test_every_parameter_gets_a_gradient():
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
 
 
-def test_layer_groups_run_from_input_to_output_and_cover_everything():
-    model = InceptionV3(num_classes=3)
-    groups = group_parameters(model, model.group_matcher())
-    assert [len(names) > 0 for names in groups.values()] == [True] * 14  # two stems, 11 blocks, the head
-    assert sorted(name for names in groups.values() for name in names) == sorted(
-        name for name, _ in model.named_parameters()
-    )
-    assert groups[0][0] == "Conv2d_1a_3x3.conv.weight" and groups[13] == ["fc.weight", "fc.bias"]
+def test_a_fresh_head_keeps_the_mode(images):
+    model = InceptionV3(num_classes=3, drop_rate=0.5).eval()
+    model.reset_classifier(7)
+    assert not any(module.training for module in model.modules())

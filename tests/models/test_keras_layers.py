@@ -5,6 +5,7 @@ import json
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -58,9 +59,9 @@ def digest(rows: list[tuple[str, str, int, int]]) -> str:
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
 
 
-def build(name: str, **options: object) -> nn.Module:
+def build(name: str, **options: Any) -> nn.Module:
     with torch.device("meta"):
-        return create_model(ARCHS[name], options=options)
+        return create_model(ARCHS[name], **options)
 
 
 def own_rows(model: nn.Module) -> list[tuple[str, str, int, int]]:

@@ -2,6 +2,7 @@
 
 import io
 import zipfile
+from itertools import pairwise
 from pathlib import Path
 
 import h5py
@@ -10,15 +11,17 @@ import pytest
 import torch
 from torch import nn
 
-from flowers_torch.errors import ModelFileError
+from flowers_torch.errors import ModelFileError, UsageError
 from flowers_torch.models.classic import VGG
 from flowers_torch.models.densenet import DenseNet
 from flowers_torch.models.keras_files import is_keras_file, read_keras_file
 from flowers_torch.models.keras_layers import keras_layers, renumbered
 from flowers_torch.models.keras_names import current_names
-from flowers_torch.models.keras_weights import keras_mean_std, load_keras_weights
+from flowers_torch.models.keras_weights import MEAN_STD, input_mode, load_keras_weights
 from flowers_torch.models.mobilenet import MobileNet
 from flowers_torch.models.resnet import ResNet
+from flowers_torch.models.small import Cifar10Net, HappyModel, SmallConvNet
+from flowers_torch.models.weights import load_weights, plan_weights
 from flowers_torch.models.xception import EntryBlock, Xception
 from flowers_torch.models.zoo import REGISTRY
 
@@ -149,11 +152,11 @@ def test_networks_that_saw_bgr_are_turned_round(tmp_path: Path) -> None:
     keras_input = pixels[:, :, ::-1] - np.array([103.939, 116.779, 123.68])  # keras.applications, "caffe"
     kernel, bias = layers["block1_conv1"]
     expected = np.einsum("hwi,hwio->o", keras_input[:3, :3], kernel) + bias
-    mean, std = keras_mean_std("vgg16")
+    mean, std = MEAN_STD[input_mode("vgg16")]
     ours = torch.from_numpy((pixels / 255 - mean) / std).float().permute(2, 0, 1)[None]
     found = model.block1.conv1(ours)[0, :, 1, 1].detach().numpy()
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-2)
-    load_keras_weights(model, "vgg16", path, from_bgr=False)
+    load_keras_weights(model, "vgg16", path, keras_input="unit")
     assert not np.allclose(model.block1.conv1(ours)[0, :, 1, 1].detach().numpy(), expected, rtol=0.1)
 
 
@@ -175,7 +178,7 @@ def test_the_courses_names_fit_both_lineages(tmp_path: Path) -> None:
     path = write_legacy(tmp_path / "w.h5", layers)
     load_keras_weights(course, "resnet50_course", path)
     keras = ResNet((2, 1, 1, 1), 0)
-    load_keras_weights(keras, "resnet50", path, from_bgr=False)
+    load_keras_weights(keras, "resnet50", path, keras_input="unit")
     state = keras.state_dict()
     assert all(torch.equal(state[name], tensor) for name, tensor in course.state_dict().items())
 
@@ -265,8 +268,62 @@ def test_archives_that_are_something_else(tmp_path: Path) -> None:
 
 
 def test_each_keras_network_has_a_documented_input() -> None:
-    modes = {name: keras_mean_std(name)[0][0] for name, entry in REGISTRY.items() if entry.keras_name}
-    assert {name for name, mean in modes.items() if mean == 0.5} == {
+    modes = {name: input_mode(name) for name, entry in REGISTRY.items() if entry.keras_name}
+    assert {name for name, mode in modes.items() if mode == "tf"} == {
         *("xception", "inception_v3", "inception_resnet_v2", "mobilenet", "mobilenet_v2"),
         *("nasnet_mobile", "nasnet_large", "resnet50v2", "resnet101v2", "resnet152v2"),
     }
+    for name in ("resnet50_course", "happy_model", "small_convnet", "cifar10_net"):
+        assert input_mode(name) == "unit"
+        mean, std = MEAN_STD["unit"]
+        assert (mean, std) == (REGISTRY[name].preprocessing.mean, REGISTRY[name].preprocessing.std)
+    with pytest.raises(UsageError, match="unknown keras_input 'bgr'; fix: use one of tf, torch, unit, caffe"):
+        input_mode("vgg16", "bgr")
+
+
+def test_a_networks_own_input_goes_with_its_file(tmp_path: Path) -> None:
+    """`keras_input` of a configuration: VGG16 trained on RGB in 0..1, as the tutorials do."""
+    model = VGG((1, 1, 1, 1, 1), 0, hidden=(), input_size=32, global_pool="").eval()
+    layers = random_layers(model)
+    path = write_legacy(tmp_path / "w.h5", layers)
+    published, own = plan_weights("vgg16", str(path)), plan_weights("vgg16", str(path), "unit")
+    assert published.preprocessing.std[0] == 1 / 255 and own.preprocessing.std[0] == 1.0
+    kernel = torch.from_numpy(layers["block1_conv1"][0]).permute(3, 2, 0, 1)
+    load_weights(model, "vgg16", own)
+    assert torch.equal(model.block1.conv1.weight, kernel)
+    load_weights(model, "vgg16", published)
+    assert torch.equal(model.block1.conv1.weight, kernel.flip(1))
+    with pytest.raises(ModelFileError, match="no weights file"):
+        plan_weights("vgg16", str(tmp_path / "absent.h5"), "unit")
+
+
+TUTORIALS = {  # network, names of its convolutions and norms, names of its dense layers
+    "happy_model": (HappyModel(2), ["conv0", "bn0"], ["fc"]),
+    "small_convnet": (
+        SmallConvNet(5, input_size=38),
+        [f"conv2d_{i}" for i in (7, 8, 9)],
+        ["dense", "dense_1"],
+    ),
+    "cifar10_net": (Cifar10Net(), ["conv2d", "conv2d_1", "conv2d_2", "conv2d_3"], ["dense_1", "dense_2"]),
+}
+
+
+@pytest.mark.parametrize("name", TUTORIALS)
+def test_small_networks_of_the_tutorials(tmp_path: Path, name: str) -> None:
+    """Whole models with their dense layers; those that nobody named are counted, from any number on."""
+    model, names, dense = TUTORIALS[name]
+    layers = dict(zip(names, random_layers(model).values(), strict=True))
+    side = model.head.map_size
+    widths = [side * side * model.num_features, *model.head.hidden, model.head.num_classes]
+    layers |= {n: [normal(*pair), normal(pair[1])] for n, pair in zip(dense, pairwise(widths), strict=True)}
+    report = load_keras_weights(model.eval(), name, write_legacy(tmp_path / "w.h5", layers))
+    assert report.head_loaded and report.used == sum(map(len, layers.values()))
+    assert torch.equal(next(model.parameters()), torch.from_numpy(layers[names[0]][0]).permute(3, 2, 0, 1))
+    maps = normal(2, side, side, model.num_features)  # channels last, as Keras flattens them
+    answer = maps.reshape(2, -1)
+    for layer in dense:
+        answer = (answer if layer == dense[0] else np.maximum(answer, 0)) @ layers[layer][0] + layers[layer][
+            1
+        ]
+    found = model.forward_head(torch.from_numpy(maps).permute(0, 3, 1, 2)).detach().numpy()
+    np.testing.assert_allclose(found, answer, rtol=1e-3, atol=1e-4 * abs(answer).max())

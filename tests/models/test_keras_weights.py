@@ -9,7 +9,7 @@ from torch import nn
 
 from flowers_torch.errors import ModelFileError
 from flowers_torch.models.inception_v3 import MIXED, InceptionV3
-from flowers_torch.models.keras_files import read_h5
+from flowers_torch.models.keras_files import read_keras_file
 from flowers_torch.models.keras_layers import keras_layers
 from flowers_torch.models.keras_weights import load_keras_weights
 
@@ -209,9 +209,9 @@ def test_files_that_are_something_else(tmp_path, layers):
     names = ("text", "data", "cut", "outward", "bomb", "absent")
     for name in names:
         with pytest.raises(ModelFileError, match=name):
-            read_h5(tmp_path / f"{name}.h5")
+            read_keras_file(tmp_path / f"{name}.h5")
     with pytest.raises(ModelFileError, match="no file|no Keras weights"):
-        read_h5(tmp_path)
+        read_keras_file(tmp_path)
 
 
 def test_layer_names_cut_into_parts_are_put_together(tmp_path):
@@ -221,7 +221,7 @@ def test_layer_names_cut_into_parts_are_put_together(tmp_path):
     with h5py.File(path, "r+") as file:
         del file.attrs["layer_names"]
         file.attrs["layer_names0"], file.attrs["layer_names1"] = [b"a"], [b"b"]
-    assert list(read_h5(path)) == ["a", "b"]
+    assert list(read_keras_file(path).layers) == ["a", "b"]
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The contract, for every handwritten network: one table of constructors, the same checks for all."""
+"""The contract, for every network of the zoo: one table of names, the same checks for all."""
 
 from collections.abc import Callable
 from functools import partial
@@ -12,62 +12,70 @@ from torch import Tensor, nn
 from flowers_torch.errors import UsageError
 from flowers_torch.files import safe_load, safe_save
 from flowers_torch.models.classic import alexnet, lenet5, lenet5_relu, vgg16, vgg19
-from flowers_torch.models.densenet import DenseNet, densenet121
+from flowers_torch.models.densenet import DenseNet
+from flowers_torch.models.freeze import blocks
 from flowers_torch.models.heads import main_and_auxiliary, set_head
-from flowers_torch.models.inception import googlenet
-from flowers_torch.models.mobilenet import MobileNet, MobileNetV2
 from flowers_torch.models.nasnet import NASNet
 from flowers_torch.models.network import MlpHead, Network
-from flowers_torch.models.resnet import resnet50, resnet101, resnet152, resnext50, resnext101
-from flowers_torch.models.resnet_cifar import cifar_resnet
-from flowers_torch.models.resnet_v2 import resnet50v2, resnet101v2, resnet152v2
+from flowers_torch.models.resnet import resnet50
+from flowers_torch.models.resnet_v2 import resnet50v2
 from flowers_torch.models.small import cifar10_net, happy_model, small_convnet
-from flowers_torch.models.xception import Xception
+from flowers_torch.models.zoo import REGISTRY, create_model
 
 
 class Case(NamedTuple):
-    build: Callable[..., Network]
     shape: tuple[int, int, int]  # of an image, as small as the network takes
     features: tuple[int, int, int]  # of the feature map
     options: dict[str, Any] = {}
+    build: Callable[..., nn.Module] | None = None  # where it is not the zoo's network of that name
 
 
+# The first word of a key is the name in the zoo.
 CASES = {
-    "lenet5": Case(lenet5, (1, 32, 32), (16, 5, 5)),
-    "lenet5_sigmoid": Case(lenet5, (1, 32, 32), (16, 5, 5), {"activation": "sigmoid"}),
-    "lenet5_relu": Case(lenet5_relu, (1, 32, 32), (16, 5, 5)),
-    "alexnet": Case(alexnet, (3, 67, 67), (256, 1, 1), {"input_size": 67, "response_norm": True}),
-    "vgg16": Case(vgg16, (3, 32, 32), (512, 1, 1), {"input_size": 32, "hidden": (96, 64)}),
-    "vgg19": Case(vgg19, (3, 32, 32), (512, 1, 1), {"input_size": 32}),
-    "happy_model": Case(happy_model, (3, 64, 64), (32, 32, 32)),
-    "small_convnet": Case(small_convnet, (3, 60, 60), (64, 5, 5), {"input_size": 60}),
-    "cifar10_net": Case(cifar10_net, (3, 32, 32), (64, 6, 6)),
-    "cifar_resnet": Case(cifar_resnet, (3, 32, 32), (64, 8, 8), {"depth": 8}),
-    "cifar_resnet_projection": Case(cifar_resnet, (3, 30, 30), (64, 8, 8), {"shortcut": "projection"}),
-    "cifar_resnet_plain": Case(cifar_resnet, (3, 32, 32), (64, 8, 8), {"depth": 8, "shortcut": "none"}),
-    "googlenet": Case(googlenet, (3, 40, 40), (1024, 2, 2)),
-    "googlenet_aux": Case(googlenet, (3, 64, 64), (1024, 2, 2), {"aux_logits": True, "batch_norm": False}),
-    "resnet50": Case(resnet50, (3, 40, 40), (2048, 2, 2)),
-    "resnet50_torch": Case(resnet50, (3, 40, 40), (2048, 2, 2), {"lineage": "torch"}),
-    "resnet50_course": Case(resnet50, (3, 64, 64), (2048, 2, 2), {"lineage": "course", "input_size": 64}),
-    "resnet50v2": Case(resnet50v2, (3, 40, 40), (2048, 2, 2)),
-    "resnext50": Case(resnext50, (3, 40, 40), (2048, 2, 2)),
-    "resnet101": Case(resnet101, (3, 40, 40), (2048, 2, 2)),
-    "resnet152": Case(resnet152, (3, 40, 40), (2048, 2, 2)),
-    "resnet101v2": Case(resnet101v2, (3, 40, 40), (2048, 2, 2)),
-    "resnet152v2": Case(resnet152v2, (3, 40, 40), (2048, 2, 2)),
-    "resnext101": Case(resnext101, (3, 40, 40), (2048, 2, 2)),
-    "xception": Case(Xception, (3, 71, 71), (2048, 3, 3)),
-    "mobilenet": Case(MobileNet, (3, 33, 40), (256, 1, 1), {"alpha": 0.25, "depth_multiplier": 2}),
-    "mobilenet_v2": Case(MobileNetV2, (3, 33, 40), (1280, 2, 2), {"alpha": 0.35}),
-    "densenet_small": Case(partial(DenseNet, (2, 2, 2, 2)), (3, 40, 40), (128, 1, 1)),
-    "nasnet_small": Case(partial(NASNet, 1, 192, 8, skip_reduction=False), (3, 40, 37), (192, 2, 2)),
-    "nasnet_small_skip": Case(partial(NASNet, 1, 192, 8, skip_reduction=True), (3, 40, 37), (192, 2, 2)),
-    "densenet121": Case(densenet121, (3, 40, 40), (1024, 1, 1)),
+    "lenet5": Case((1, 32, 32), (16, 5, 5)),
+    "lenet5 sigmoid": Case((1, 32, 32), (16, 5, 5), {"activation": "sigmoid"}),
+    "lenet5_relu": Case((1, 32, 32), (16, 5, 5)),
+    "alexnet": Case((3, 67, 67), (256, 1, 1), {"input_size": 67, "response_norm": True}),
+    "vgg16": Case((3, 32, 32), (512, 1, 1), {"input_size": 32, "hidden": (96, 64)}),
+    "vgg19": Case((3, 32, 32), (512, 1, 1), {"input_size": 32}),
+    "happy_model": Case((3, 64, 64), (32, 32, 32)),
+    "small_convnet": Case((3, 60, 60), (64, 5, 5), {"input_size": 60}),
+    "cifar10_net": Case((3, 32, 32), (64, 6, 6)),
+    "cifar_resnet": Case((3, 32, 32), (64, 8, 8), {"depth": 8}),
+    "cifar_resnet projection": Case((3, 30, 30), (64, 8, 8), {"shortcut": "projection"}),
+    "cifar_resnet plain": Case((3, 32, 32), (64, 8, 8), {"depth": 8, "shortcut": "none"}),
+    "googlenet": Case((3, 40, 40), (1024, 2, 2)),
+    "googlenet auxiliary": Case((3, 64, 64), (1024, 2, 2), {"aux_logits": True, "batch_norm": False}),
+    "resnet50": Case((3, 40, 40), (2048, 2, 2)),
+    "resnet50 torch": Case((3, 40, 40), (2048, 2, 2), {"lineage": "torch"}),
+    "resnet50_course": Case((3, 64, 64), (2048, 2, 2)),
+    "resnet50v2": Case((3, 40, 40), (2048, 2, 2)),
+    "resnext50": Case((3, 40, 40), (2048, 2, 2)),
+    "resnet101": Case((3, 40, 40), (2048, 2, 2)),
+    "resnet152": Case((3, 40, 40), (2048, 2, 2)),
+    "resnet101v2": Case((3, 40, 40), (2048, 2, 2)),
+    "resnet152v2": Case((3, 40, 40), (2048, 2, 2)),
+    "resnext101": Case((3, 40, 40), (2048, 2, 2)),
+    "inception_v3": Case((3, 75, 75), (2048, 1, 1)),
+    "inception_resnet_v2": Case((3, 75, 75), (1536, 1, 1)),
+    "xception": Case((3, 71, 71), (2048, 3, 3)),
+    "mobilenet": Case((3, 32, 32), (1024, 1, 1)),
+    "mobilenet narrow": Case((3, 33, 40), (256, 1, 1), {"alpha": 0.25, "depth_multiplier": 2}),
+    "mobilenet_v2": Case((3, 32, 32), (1280, 1, 1)),
+    "mobilenet_v2 narrow": Case((3, 33, 40), (1280, 2, 2), {"alpha": 0.35}),
+    "densenet121": Case((3, 40, 40), (1024, 1, 1)),
+    "densenet169": Case((3, 40, 40), (1664, 1, 1)),
+    "densenet201": Case((3, 40, 40), (1920, 1, 1)),
+    "DenseNet small": Case((3, 40, 40), (128, 1, 1), build=partial(DenseNet, (2, 2, 2, 2))),
+    "nasnet_mobile": Case((3, 32, 32), (1056, 1, 1)),
+    "nasnet_large": Case((3, 32, 32), (4032, 1, 1)),
+    "NASNet small": Case((3, 40, 37), (192, 2, 2), build=partial(NASNet, 1, 192, 8, False)),
+    "NASNet skipping": Case((3, 40, 37), (192, 2, 2), build=partial(NASNet, 1, 192, 8, True)),
 }
-LARGE = {"vgg19", "resnet101", "resnet152", "resnet101v2", "resnet152v2", "resnext101"}
-LARGE |= {"xception", "densenet121"}
-SMALL = {"lenet5", "happy_model", "cifar10_net", "cifar_resnet", "cifar_resnet_projection"}
+LARGE = {"vgg19", "resnet101", "resnet152", "resnet101v2", "resnet152v2", "resnext101", "inception_v3"}
+LARGE |= {"inception_resnet_v2", "xception", "mobilenet", "mobilenet_v2", "nasnet_mobile", "nasnet_large"}
+LARGE |= {"densenet121", "densenet169", "densenet201"}
+SMALL = {"lenet5", "happy_model", "cifar10_net", "cifar_resnet", "cifar_resnet projection"}
 
 every = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow if name in LARGE else ()) for name in CASES]
@@ -77,11 +85,17 @@ small = pytest.mark.parametrize(
 )
 
 
-def build(name: str, num_classes: int = 3) -> tuple[Network, Tensor]:
-    torch.manual_seed(0)
+def build(name: str, seed: int = 0) -> tuple[Any, Tensor]:
+    """The network of a case with three classes, and four pictures for it."""
+    torch.manual_seed(seed)
     case = CASES[name]
-    network = case.build(num_classes=num_classes, in_chans=case.shape[0], **case.options)
+    constructor = case.build or partial(create_model, name.split()[0])
+    network = constructor(num_classes=3, in_chans=case.shape[0], **case.options)
     return network, torch.randn(4, *case.shape)
+
+
+def test_every_network_of_the_zoo_is_tested() -> None:
+    assert set(REGISTRY) <= {name.split()[0] for name in CASES}
 
 
 @every
@@ -122,7 +136,7 @@ def test_features_head_and_reset(name: str) -> None:
         assert network(images).shape == (4, 5)
         network.reset_classifier(0, global_pool="")
         torch.testing.assert_close(network(images), features)
-        assert not network.head.training
+    assert not any(module.training for module in network.modules())
 
 
 @every
@@ -134,16 +148,17 @@ def test_parameters_are_in_forward_order(name: str) -> None:
             layer.register_forward_hook(lambda *_, layer_name=layer_name: called.append(layer_name))
     with torch.inference_mode():
         network.eval()(images)
-    owners = list(dict.fromkeys(key.rpartition(".")[0] for key, _ in network.named_parameters()))
+    keys = [key for key, _ in network.named_parameters()]
+    owners = list(dict.fromkeys(key.rpartition(".")[0] for key in keys))
     assert [owner for owner in owners if "_aux." not in owner] == called
+    assert [key for group in blocks(network).values() for key in group] == keys
 
 
 @small
 def test_file_round_trip(name: str, tmp_path: Path) -> None:
     network, images = build(name)
     safe_save(network.state_dict(), tmp_path / "model.safetensors", {})
-    torch.manual_seed(1)
-    other = CASES[name].build(num_classes=3, in_chans=images.shape[1], **CASES[name].options)
+    other, _ = build(name, seed=1)
     other.load_state_dict(safe_load(tmp_path / "model.safetensors")[0])
     with torch.inference_mode():
         assert torch.equal(other.eval()(images), network.eval()(images))

@@ -1,6 +1,7 @@
 """timm's and torchvision's networks and the handwritten ones give equal logits with equal weights."""
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import timm
@@ -9,10 +10,19 @@ import torchvision
 from torch import nn
 
 from flowers_torch.errors import ModelFileError
-from flowers_torch.models import classic, resnet
+from flowers_torch.models import classic, densenet, resnet
 from flowers_torch.models.classifier import load_matching
 from flowers_torch.models.network import Network
-from flowers_torch.models.torch_weights import RESNET_NAMES, VGG16_NAMES, VGG19_NAMES, Names, renamed
+from flowers_torch.models.torch_weights import (
+    DENSENET_NAMES,
+    RESNET_NAMES,
+    VGG16_NAMES,
+    VGG19_NAMES,
+    XCEPTION_NAMES,
+    Names,
+    renamed,
+)
+from flowers_torch.models.xception import EPSILON, xception
 
 RESNETS = {
     "resnet50": "resnet50",
@@ -71,12 +81,43 @@ def test_vgg_weights(name: str, library: str) -> None:
     assert_same_logits(create(name), *VGGS[name], 224)
 
 
-@pytest.mark.parametrize("name", VGGS)
-@pytest.mark.parametrize("create", [timm.create_model, torchvision.models.get_model])
-def test_every_vgg_tensor_has_a_place(name: str, create: Callable[[str], nn.Module]) -> None:
-    build, names = VGGS[name]
+@pytest.mark.slow
+@pytest.mark.parametrize("library", ["timm", "torchvision"])
+def test_densenet_weights(library: str) -> None:
+    theirs = {"timm": timm.create_model, "torchvision": torchvision.models.get_model}[library]("densenet121")
+    assert_same_logits(theirs, partial(densenet.densenet121, epsilon=1e-5), DENSENET_NAMES, 64)
+
+
+@pytest.mark.slow
+def test_xception_weights_of_timm() -> None:
+    """At 71 pixels every strided layer sees an odd size, where timm's padding is Keras's."""
+    theirs = timm.create_model("legacy_xception")
+    for module in theirs.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = EPSILON
+    assert_same_logits(theirs, xception, XCEPTION_NAMES, 71)
+
+
+TABLES: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module], Names]] = {
+    **{f"{name} of timm": (partial(timm.create_model, name), *rest) for name, rest in VGGS.items()},
+    **{f"{name} of torchvision": (getattr(torchvision.models, name), *rest) for name, rest in VGGS.items()},
+    **{
+        f"densenet{depth}": (
+            getattr(torchvision.models, f"densenet{depth}"),
+            getattr(densenet, f"densenet{depth}"),
+            DENSENET_NAMES,
+        )
+        for depth in (121, 169, 201)
+    },
+    "xception": (partial(timm.create_model, "legacy_xception"), xception, XCEPTION_NAMES),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_tensor_has_a_place(name: str) -> None:
+    theirs_of, ours_of, names = TABLES[name]
     with torch.device("meta"):
-        theirs, ours = create(name).state_dict(), build().state_dict()
+        theirs, ours = theirs_of().state_dict(), ours_of().state_dict()
     found = {key: tensor.shape for key, tensor in renamed(theirs, names).items()}
     assert found == {key: tensor.shape for key, tensor in ours.items()}
 

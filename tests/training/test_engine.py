@@ -174,14 +174,6 @@ def test_micro_batches_add_up_to_the_whole_batch(micro_batch: int, weighted: boo
         assert torch.allclose(parameter, parts.get_parameter(name), atol=1e-6), name
 
 
-def test_shares_of_classes_as_labels() -> None:
-    hard, soft = Net(), Net()
-    first = train_step(training(hard), IMAGES, LABELS, lr=0.2)
-    second = train_step(training(soft), IMAGES, F.one_hot(LABELS, 3).float(), lr=0.2)
-    assert first == pytest.approx(second)
-    assert torch.allclose(hard.fc.weight, soft.fc.weight, atol=1e-6)
-
-
 def test_a_penalty_joins_the_gradient_and_not_the_loss() -> None:
     plain, drawn = Net(), Net()
     start = drawn.fc.weight.detach().clone()

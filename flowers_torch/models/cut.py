@@ -1,0 +1,106 @@
+"""A network cut in two: a front that does not train and can be computed once, and a tail that does."""
+
+import copy
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from flowers_torch.models.freeze import blocks
+from flowers_torch.models.heads import classifier_name
+
+
+@dataclasses.dataclass(frozen=True)
+class Cut:
+    """Both parts of a network; they share its parameters and buffers, nothing is copied."""
+
+    model: nn.Module
+    block: str  # the first one of the tail
+    tail: nn.Module  # what the front answers -> logits
+
+    def front(self, images: Tensor) -> Tensor:
+        """What the tail takes: the input of its first block, (N, ...), without a gradient.
+
+        Args:
+            images: N x 3 x H x W.
+        """
+        caught: list[Tensor] = []
+
+        def catch(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            caught.append(inputs[0])
+            raise _Caught  # what comes behind is not needed
+
+        handle = self.model.get_submodule(self.block).register_forward_pre_hook(catch)
+        try:
+            with torch.no_grad():
+                self.model(images)
+        except _Caught:
+            pass
+        finally:
+            handle.remove()
+        return caught[0]
+
+
+class _Caught(Exception):
+    """The front has computed its answer."""
+
+
+def cut(model: nn.Module, size: int, channels_last: bool = True) -> Cut | None:
+    """Cuts a network in front of the first block that trains.
+
+    Args:
+        model: A network to which `apply_rules` was applied.
+        size: Side of its input in pixels, for the proof.
+        channels_last: Memory layout of its convolutions.
+
+    Returns:
+        None where nothing is frozen in front, or where front and tail in a row do not compute what the
+        network computes, because its forward pass is more than its blocks in a row. This is tried, not
+        believed.
+    """
+    parameters = dict(model.named_parameters())
+    trains = {
+        block: any(parameters[name].requires_grad for name in names) for block, names in blocks(model).items()
+    }
+    first = next(block for block in trains if trains[block])
+    if first == next(iter(trains)) or first in parameters:
+        return None
+    head = classifier_name(model)
+    # The classifier may be a part of a child that pools first, as in timm's `head.fc`.
+    if all(name.startswith(f"{head}.") for name, parameter in parameters.items() if parameter.requires_grad):
+        made = Cut(model, head, model.get_submodule(head))
+    else:
+        made = Cut(model, first, _without(model, first.split(".")))
+    return made if _computes_the_same(made, size, channels_last) else None
+
+
+def _without(module: nn.Module, path: Sequence[str]) -> nn.Module:
+    """A view of a network in which all children in front of the one at `path` pass their input on."""
+    tail = copy.copy(module)
+    tail._modules = dict(module._modules)
+    for name in list(tail._modules):
+        if name == path[0]:
+            break
+        tail._modules[name] = nn.Identity()
+    if len(path) > 1:
+        tail._modules[path[0]] = _without(module.get_submodule(path[0]), path[1:])
+    return tail
+
+
+def _computes_the_same(made: Cut, size: int, channels_last: bool) -> bool:
+    modes = {module: module.training for module in (*made.model.modules(), made.tail)}
+    made.model.eval()
+    made.tail.eval()
+    parameter = next(made.model.parameters())
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        images = torch.randn(2, 3, size, size).to(parameter.device).contiguous(memory_format=layout)
+        try:
+            whole, parts = made.model(images), made.tail(made.front(images))
+            same = whole.shape == parts.shape and torch.allclose(whole, parts, rtol=1e-4, atol=1e-5)
+        except (RuntimeError, IndexError, AttributeError, TypeError):  # the tail cannot do with Identity
+            same = False
+    for module, training in modes.items():
+        module.training = training
+    return same

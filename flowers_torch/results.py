@@ -1,0 +1,145 @@
+"""From the best weights to a finished run folder: calibration, test, and the files that hold the results."""
+
+import csv
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from flowers_torch.config import load_config
+from flowers_torch.data.loaders import make_loader
+from flowers_torch.data.preview import choose_photos
+from flowers_torch.data.split_file import load_split
+from flowers_torch.errors import DataError, printable
+from flowers_torch.evaluation.answers import Answers, save_predictions
+from flowers_torch.evaluation.calibration import fit_temperature
+from flowers_torch.evaluation.metrics import Scores, score
+from flowers_torch.evaluation.plots import plot_curves
+from flowers_torch.evaluation.summary import describe_scores, describe_small_classes, prediction_rows
+from flowers_torch.evaluation.unsure import REFERENCE_PHOTOS, fit_familiar, make_trust, trade_off
+from flowers_torch.files import write_csv, write_json
+from flowers_torch.models.classifier import Record, load_classifier, save_classifier
+from flowers_torch.prepare import Run, admit_photos, loading, photo_dataset, predict_part
+from flowers_torch.training.checkpoint import MODEL_FILE
+from flowers_torch.training.monitors import log
+from flowers_torch.training.runtime import choose_runtime
+
+
+def answer(run: Run, part: str, after_batch: Callable[[int], Any] = lambda photos: None) -> Answers:
+    """The network's answers to the photos of a part."""
+    batches, _ = make_loader(
+        photo_dataset(run, part, "none"), run.config.batch_size, shuffle=False, **loading(run)
+    )
+    return predict_part(run, part, run.model, batches, after_batch)
+
+
+def write_results(
+    run: Run,
+    history: list[dict[str, Any]],
+    best: dict[str, Any],
+    changes: list[dict[str, Any]],
+    after_batch: Callable[[int], Any] = lambda photos: None,
+) -> Scores:
+    """Tests the best weights once, on photos that decided nothing, and writes all that came of the run.
+
+    What is fitted here (the temperature, the limits of what the model knows) is fitted on validation and
+    training photos and written into the weights file.
+
+    Args:
+        run: Its network has the best weights.
+        history: A row for each epoch.
+        best: The row of the best one.
+        changes: What was changed on the way, where a run went on with other options.
+        after_batch: Called with the number of photos of each batch that is answered.
+    """
+    validation = run.best_answers or answer(run, "val", after_batch)
+    run.record = calibrate(run, validation, after_batch)
+    answers = answer(run, "test", after_batch)
+    temperature = run.record.temperature
+    logits, labels, classes = answers.logits / temperature, answers.labels, run.photos.classes
+    test, before = score(logits, labels), score(answers.logits, labels)
+    if not run.world.is_main:
+        return test
+    save_classifier(run.model.state_dict(), run.record, run.folder / MODEL_FILE, best=best)
+    log.info(describe_scores(test, classes))
+    log.info(
+        f"trust    probabilities at temperature {temperature:.2f}: they are off by "
+        f"{test.calibration_error:.3f} on average, {before.calibration_error:.3f} without it"
+    )
+    if warning := describe_small_classes(test, classes):
+        log.info(f"note     {warning}")
+    parts = {"val": validation, "test": answers}
+    paths = {part: [run.photos.paths[index] for index in run.split[part]] for part in parts}
+    save_predictions(run.folder, classes, temperature, {part: (paths[part], parts[part]) for part in parts})
+    write_csv(run.folder / "predictions.csv", prediction_rows(paths["test"], logits, labels, classes))
+    write_csv(run.folder / "history.csv", history)
+    plot_curves(history, run.folder / "figures" / "curves.png")
+    write_json(
+        run.folder / "metrics.json",
+        {
+            "best_epoch": best,
+            "temperature": temperature,
+            "uncalibrated": {
+                "loss": before.loss,
+                "brier": before.brier,
+                "calibration_error": before.calibration_error,
+            },
+            "test": test.to_dict(classes),
+            "changes": changes,
+        },
+    )
+    return test
+
+
+def calibrate(
+    run: Run, validation: Answers, after_batch: Callable[[int], Any] = lambda photos: None
+) -> Record:
+    """The run's record with its temperature, its trade-off of errors and what it holds for familiar."""
+    temperature = fit_temperature(validation.logits, validation.labels)
+    confidence, predicted = (validation.logits / temperature).softmax(1).max(1)
+    curve = trade_off(confidence, predicted == validation.labels)
+    familiar = None
+    if validation.features.numel():
+        train = set(run.split["train"])
+        chosen = [index for index in choose_photos(run.photos, len(run.photos)) if index in train]
+        few = dataclasses.replace(run, split={"reference": chosen[:REFERENCE_PHOTOS]})
+        reference = answer(few, "reference", after_batch)
+        familiar = fit_familiar(reference.features, reference.labels, validation.features)
+    return dataclasses.replace(run.record, temperature=temperature, trust=make_trust(curve, familiar))
+
+
+def open_run(folder: Path, device: str = "auto") -> Run:
+    """A finished run as it was: configuration, photos, split, and the network with its best weights.
+
+    Raises:
+        DataError: not a run folder, or its photos are no longer there or have changed.
+        ModelFileError: no weights, or damaged ones.
+    """
+    if not (folder / "config.toml").is_file():
+        raise DataError(f"{printable(folder)} is no run folder", "name the folder that training wrote")
+    config = load_config(file=str(folder / "config.toml"))
+    model, record = load_classifier(folder)
+    photos = admit_photos(config).photos
+    runtime = choose_runtime(device, config.precision, config.channels_last, config.threads)
+    split, changes = load_split(folder / "split.json", photos)
+    if changes:
+        changes.refuse(folder / "split.json", "restore the photos that the run was trained and tested on")
+    return Run(config, runtime, photos, split, record, runtime.place(model), folder)
+
+
+def read_history(folder: Path) -> list[dict[str, Any]]:
+    """The rows of `history.csv`, numbers as numbers; empty where there is none."""
+    path = folder / "history.csv"
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return [{key: _number(value) for key, value in row.items()} for row in csv.DictReader(file)]
+
+
+def _number(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text

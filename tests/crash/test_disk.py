@@ -1,0 +1,170 @@
+"""Full, read-only and vanished disks; the order of the calls that make a save safe."""
+
+import contextlib
+import os
+import random
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flowers_torch import files
+from flowers_torch.training import checkpoint
+
+pytestmark = pytest.mark.slow
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small disk, which needs root")
+
+
+@contextlib.contextmanager
+def small_disk(place: Path, size: int) -> Iterator[Path]:
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", place], check=True)
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", place], check=True)
+        place.rmdir()
+
+
+def fill_after(saves: int, disk: Path, room: int) -> Callable[[], None]:
+    """Leaves that much room on the disk after so many saves."""
+
+    def hook() -> None:
+        real, left = checkpoint.safe_save, [saves]
+
+        def save(*arguments: Any, **keywords: Any) -> None:
+            real(*arguments, **keywords)
+            left[0] -= 1
+            if left[0] == 0:
+                with (disk / "balloon").open("wb") as file:
+                    file.write(bytes(max(0, shutil.disk_usage(disk).free - room)))
+
+        checkpoint.safe_save = save
+
+    return hook
+
+
+def one_error(child: Any) -> str:
+    lines = [line for line in child.text().splitlines() if line.startswith("flowers-torch: error:")]
+    assert len(lines) == 1, child.text()
+    assert "Traceback" not in child.text()
+    return lines[0]
+
+
+def names(folder: Path) -> list[str]:
+    return [path.name for path in folder.rglob("*")]
+
+
+@needs_root
+def test_a_disk_that_fills_up(
+    toy: Any, moments: random.Random, tmp_path: Path, report: Callable[[str], None]
+) -> None:
+    """At 20 sizes between nothing and almost enough: exit 6, and the state before still loads."""
+    cut = 0
+    for number in range(20):
+        with small_disk(tmp_path / "disk", 12 * toy.state_bytes) as disk:
+            room = moments.randint(0, toy.state_bytes - 1)
+            child, folder = toy.start(fill_after(2 + number % 6, disk, room), disk / "run")
+            assert child.wait() == 6, child.text()
+            line = one_error(child)
+            assert "No space left" in line and "bytes" in line
+            assert not [name for name in names(folder) if name.endswith(".tmp")]
+            before = checkpoint.read_progress(checkpoint.saved_states(folder)[0]).progress
+            cut += "resume.safetensors" in line
+            (disk / "balloon").unlink()
+            second = toy.resume(folder)
+            assert second.wait() == 0, second.text()
+            assert toy.outcome(folder) == toy.expected
+            assert child.counters["steps"] + second.counters["steps"] <= toy.steps + 1, before
+    report(f"20 sizes of a full disk, {cut} of them cut the state: exit 6 each, all bit-identical afterwards")
+
+
+@needs_root
+def test_a_disk_that_is_too_small_from_the_start(toy: Any, tmp_path: Path) -> None:
+    for share in (0.05, 0.5, 2.0):
+        with small_disk(tmp_path / "disk", int(share * toy.state_bytes)) as disk:
+            child, folder = toy.start(folder=disk / "run")
+            assert child.wait() == 6 and child.counters["steps"] == 0, child.text()
+            assert one_error(child)
+            assert not [name for name in names(disk) if name.endswith(".tmp")]
+
+
+@needs_root
+def test_a_folder_that_becomes_read_only(toy: Any) -> None:
+    child, folder = toy.start()
+    assert child.wait_for(lambda: child.counters["saves_ended"] >= 3), child.text()
+    subprocess.run(["mount", "--bind", folder, folder], check=True)
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", folder], check=True)
+        assert child.wait() == 6, child.text()
+    finally:
+        subprocess.run(["umount", folder], check=True)
+    assert "Read-only file system" in one_error(child)
+    toy.finish(folder)
+
+
+def test_a_folder_that_vanishes(toy: Any) -> None:
+    child, folder = toy.start()
+    assert child.wait_for(lambda: child.counters["saves_ended"] >= 3), child.text()
+    away = folder.with_name(f"{folder.name}.away")
+    folder.rename(away)
+    assert child.wait() == 6, child.text()
+    assert one_error(child) and not folder.exists()
+    away.rename(folder)
+    toy.finish(folder)
+
+
+def test_the_order_of_calls_at_each_save(toy: Any, tmp_path: Path, report: Callable[[str], None]) -> None:
+    """Of the whole run: write, fsync, rename (the old one, then the new one), fsync of the folder."""
+    trace = tmp_path / "trace"
+
+    def hook() -> None:
+        real = {name: getattr(os, name) for name in ("fsync", "replace")}
+        real_temporary = files.tempfile.NamedTemporaryFile
+
+        def tell(text: str) -> None:
+            with trace.open("a") as file:
+                file.write(f"{text}\n")
+
+        def fsync(descriptor: int) -> None:
+            name = os.readlink(f"/proc/self/fd/{descriptor}")
+            tell("fsync folder" if os.path.isdir(name) else f"fsync {os.stat(name).st_size}")
+            real["fsync"](descriptor)
+
+        def replace(source: Path, target: Path) -> None:
+            tell(f"rename {Path(source).suffix} {Path(target).name}")
+            real["replace"](source, target)
+
+        def temporary(*arguments: Any, **keywords: Any) -> Any:
+            file = real_temporary(*arguments, **keywords)
+            real_write = file.write
+
+            def write(data: bytes) -> None:
+                tell(f"write {len(data)}")
+                real_write(data)
+
+            file.write = write
+            return file
+
+        files.os.fsync, files.os.replace, files.tempfile.NamedTemporaryFile = fsync, replace, temporary
+
+    child, _ = toy.start(hook)
+    assert child.wait() == 0, child.text()
+    calls = trace.read_text().splitlines()
+    saves = 0
+    for place, call in enumerate(calls):
+        if call != "rename .tmp resume.safetensors":
+            continue
+        saves += 1
+        first = place - 1
+        if saves > 1:
+            assert calls[first] == "rename .safetensors resume.previous.safetensors"
+            first -= 1
+        written = calls[first - 1].removeprefix("write ")
+        assert int(written) > 10_000 and calls[first] == f"fsync {written}"
+        assert calls[place + 1] == "fsync folder"
+    report(f"order of calls right at each of {saves} saves of the state")
+    assert saves >= toy.steps

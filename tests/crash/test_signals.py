@@ -1,0 +1,122 @@
+"""SIGTERM and SIGINT: the step is finished, all is saved, and nothing is done twice."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flowers_torch import files, prepare, stage
+from flowers_torch.training import checkpoint, engine
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.mark.parametrize(("number", "times"), [(signal.SIGTERM, 40), (signal.SIGINT, 20)])
+def test_one_signal(
+    number: signal.Signals, times: int, toy: Any, moments: random.Random, report: Callable[[str], None]
+) -> None:
+    done, redone, longest = 0, 0, 0.0
+    while done < times:
+        child, folder = toy.start()
+        aim = moments.randint(1, toy.steps)
+        child.wait_for(lambda child=child, aim=aim: child.counters["steps"] >= aim)
+        time.sleep(moments.uniform(0, toy.seconds / toy.steps))
+        child.kill(number)
+        sent = time.monotonic()
+        code = child.wait()
+        if code == 0:  # it was at its end already
+            shutil.rmtree(folder)
+            continue
+        longest = max(longest, time.monotonic() - sent)
+        assert code == 128 + number, child.text()
+        lines = [line for line in child.text().splitlines() if line.startswith("flowers-torch: error:")]
+        assert len(lines) == 1 and number.name in lines[0] and "--resume" in lines[0], lines
+        steps = child.counters["steps"]
+        assert toy.global_step(folder) == steps
+        saved, second = toy.finish(folder)
+        assert saved
+        redone = max(redone, steps + second.counters["steps"] - toy.steps)
+        done += 1
+    report(f"{done} x {number.name}: exit {128 + number}, at most {longest:.2f} s, {redone} steps done twice")
+    assert redone <= 1 and longest < 10
+
+
+MOMENTS: dict[str, tuple[Any, str]] = {
+    "first step": (engine, "train_step"),
+    "save": (checkpoint, "safe_save"),
+    "validation": (prepare, "predict_logits"),
+    "stage's beginning": (stage, "begin_stage"),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_signal_at_a_certain_moment(moment: str, toy: Any) -> None:
+    module, name = MOMENTS[moment]
+
+    def hook() -> None:
+        real, left = getattr(module, name), [1]
+
+        def signalled(*arguments: Any, **keywords: Any) -> Any:
+            left[0] -= 1
+            if left[0] == 0:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return real(*arguments, **keywords)
+
+        setattr(module, name, signalled)
+
+    child, folder = toy.start(hook)
+    assert child.wait() == 128 + signal.SIGTERM, child.text()
+    saved, second = toy.finish(folder)
+    assert saved and child.counters["steps"] + second.counters["steps"] <= toy.steps + 1
+
+
+def test_a_second_signal_leaves_at_once(toy: Any, report: Callable[[str], None]) -> None:
+    """In the middle of a save that takes two seconds."""
+
+    def very_slow() -> None:
+        toy.slow_writes()
+        real = os.fsync
+
+        def fsync(descriptor: int) -> None:
+            time.sleep(1)
+            real(descriptor)
+
+        files.os.fsync = fsync
+
+    longest = 0.0
+    for first, second in [(signal.SIGTERM, signal.SIGTERM), (signal.SIGINT, signal.SIGINT)] * 3:
+        child, folder = toy.start(very_slow)
+        assert child.wait_for(lambda child=child: child.counters.inside_a_save)
+        child.kill(first)
+        time.sleep(0.1)
+        child.kill(second)
+        sent = time.monotonic()
+        code = child.wait()
+        longest = max(longest, time.monotonic() - sent)
+        assert code in (128 + second, -second), child.text()
+        toy.finish(folder)
+    report(f"6 second signals: gone within {longest:.2f} s, all bit-identical afterwards")
+    assert longest < 1
+
+
+def test_nobody_reads_what_it_prints(toy: Any, tmp_path: Path) -> None:
+    """`train.py ... | head -1`: the training goes on to its end, without a trace."""
+    command = [sys.executable, str(ROOT / "train.py"), "--config", str(toy.root / "toy.toml"), "--out"]
+    process = subprocess.Popen(
+        [*command, str(tmp_path / "run")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout and process.stderr
+    process.stdout.readline()
+    process.stdout.close()
+    errors = process.stderr.read()
+    assert process.wait(120) == 0 and not errors, errors
+    assert (tmp_path / "run" / "metrics.json").is_file()
