@@ -20,10 +20,10 @@ MAX_ASPECT = 4  # of a longer strip only the middle is used: resized whole, it w
 POLICIES = ("none", "light", "crop", "keras", "alexnet", "rand", "trivial")
 
 # What the policies draw, here and for whole batches: shares of the area and ratios of width to height of a
-# part; brightness, contrast and saturation; the seed's rotation, shifts and zoom.
+# part; brightness, contrast and saturation; the seed's rotation, shift, shear and zoom.
 CROPS = {"light": ((0.7, 1.0), (0.85, 1.18)), "crop": ((0.3, 1.0), (3 / 4, 4 / 3))}
 COLOUR = (0.2, 0.2, 0.2)
-KERAS = {"rotation": 30, "shift": 0.2, "zoom": 0.2}
+KERAS = (30, 0.2, 0, 0.2)
 
 
 def eval_transform(
@@ -153,6 +153,5 @@ class OneImage(nn.Module):
 
 def _keras_affine(images: Tensor, draws: Draws) -> Tensor:
     """Rotation, shift and zoom with the border repeated: torchvision's `RandomAffine` has no border fill."""
-    height, width = images.shape[-2:]
-    matrices = batch_augment.draw_affines(draws, height, width, **KERAS)
+    matrices = batch_augment.draw_affines(draws, images.shape[-2], images.shape[-1], *KERAS)
     return batch_augment.affine(images, matrices)

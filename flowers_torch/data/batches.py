@@ -76,7 +76,7 @@ def _augment(policy: str, size: int, crop: float, images: Tensor, draws: Draws, 
     if policy == "keras":
         if images.shape[-2:] != (size, size):
             images = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
-        matrices = batch_augment.draw_affines(draws, size, size, **KERAS)
+        matrices = batch_augment.draw_affines(draws, size, size, *KERAS)
         return batch_augment.mirror(batch_augment.affine(images, matrices), draws)
     scale, ratio = CROPS[policy]
     images = batch_augment.resized_crop(images, size, draws, scale, ratio, aspects)
