@@ -1,6 +1,7 @@
 """From a configuration to everything that a run works on: device, photos, split, network."""
 
 import dataclasses
+import platform
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flowers_torch import __version__
 from flowers_torch.config import Config, Stage, split_fractions
 from flowers_torch.data.admission import Admission, admit
 from flowers_torch.data.augment import train_transform
@@ -63,6 +65,7 @@ def prepare_together(config: Config, world: World) -> Run:
 
 def prepare(config: Config, world: World = ALONE) -> Run:
     """Device, photos, split and network of a configuration; nothing is written yet."""
+    log.info(f"flowers_torch {__version__}, torch {torch.__version__}, Python {platform.python_version()}")
     if config.batch_size < 2 * world.size:
         raise UsageError(
             f"--batch-size {config.batch_size} is too small for {world.size} processes",
@@ -106,6 +109,8 @@ def prepare(config: Config, world: World = ALONE) -> Run:
         log.info(f"weights  {plan.source}, licence: {plan.licence}")
     runtime = probe_precision(runtime, runtime.place(model), preprocessing.size)
     log.info(f"device   {runtime.device}, {runtime.precision} ({runtime.reason})")
+    stages = ", ".join(f"{stage.name} {stage.epochs} x ({stage.train})" for stage in config.stages)
+    log.info(f"plan     {stages}; each pass over {len(split['train'])} photos, {config.batch_size} a step")
     # What was chosen becomes part of the configuration: a resumed or repeated run must not choose anew.
     config = dataclasses.replace(config, weights=weights, precision=runtime.precision)
     return Run(config, runtime, photos, split, record, model, bad=admission.bad, world=world)

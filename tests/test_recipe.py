@@ -56,8 +56,9 @@ def test_it_learns_colours(finished: recipe.Result) -> None:
 def test_the_run_folder(finished: recipe.Result, photo_folder: Path) -> None:
     folder = finished.folder
     found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    unfinished = {"resume.safetensors", "resume.previous.safetensors", "bad_files.jsonl"}
-    assert found - {".lock"} == set(FILES) - unfinished
+    elsewhere = {"resume.safetensors", "resume.previous.safetensors", "bad_files.jsonl"}
+    elsewhere |= {"insight.json", "figures/more_photos.svg"}  # `flowers-torch report` writes them
+    assert found - {".lock"} == set(FILES) - elsewhere
     assert (folder / "labels.txt").read_text() == "blue\ngreen\nred\n"
     assert (folder / "command.txt").read_text() == "train.py --x 'a b'\n"
     metrics = json.loads((folder / "metrics.json").read_text())

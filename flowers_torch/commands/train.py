@@ -43,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", default="", metavar="FILE", help="TOML with any option; flags win")
     for flag, (kind, text) in FLAGS.items():
         parser.add_argument(f"--{flag}", type=kind, help=text, metavar="N" if kind is int else "X")
+    parser.add_argument("--quiet", action="store_true", help="print the result and the report's place only")
     parser.add_argument("--skip-bad", action="store_true", help="leave out photos that cannot be read")
     parser.add_argument("--head-only", action="store_true", help="fit a linear head in seconds, no more")
     parser.add_argument("--epochs", metavar="A,B", help="epochs of each stage, as 2,5")
@@ -99,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
     from flowers_torch.run_folder import find_run
     from flowers_torch.training.monitors import console
 
-    with console():
+    with console(args.quiet):
         if config is None:
             recipe.resume(find_run(args.resume), changes, args.allow_config_change, args.allow_data_change)
         elif args.dry_run:
