@@ -85,8 +85,8 @@ def guarded(verb: str, arguments: list[str], prog: str | None = None) -> int:
     """
     debug = "--debug" in arguments
     as_json = "--json" in arguments and verb in JSON_VERBS
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _terminate)
+    in_main = threading.current_thread() is threading.main_thread()
+    former = signal.signal(signal.SIGTERM, _terminate) if in_main else None
     try:
         if verb not in VERBS:
             near = difflib.get_close_matches(verb, VERBS, n=1)
@@ -120,14 +120,15 @@ def guarded(verb: str, arguments: list[str], prog: str | None = None) -> int:
     except MemoryError:
         return _fail("out of memory; fix: lower --batch-size or --size", 6, debug, as_json)
     except Exception as error:
-        if "OutOfMemory" in type(error).__name__ or "can't allocate memory" in str(
-            error
-        ):  # torch's own kinds
+        # Torch's kinds of it, by name: torch may not be loaded.
+        if "OutOfMemory" in type(error).__name__ or "can't allocate memory" in str(error):
             return _fail("out of memory; fix: lower --batch-size or --size", 6, debug, as_json)
         text = f"{type(error).__name__}: {printable(' '.join(str(error).split()), 300)}"
-        return _fail(
-            f"{text}; fix: this is our bug, please report it with the output of --debug", 1, debug, as_json
-        )
+        fix = "this is our bug, please report it with the output of --debug"
+        return _fail(f"{text}; fix: {fix}", 1, debug, as_json)
+    finally:
+        if in_main:
+            signal.signal(signal.SIGTERM, former)
 
 
 def _fail(message: str, code: int, debug: bool, as_json: bool = False) -> int:

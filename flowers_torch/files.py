@@ -15,6 +15,7 @@ import re
 import tempfile
 import urllib.error
 import urllib.request
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -27,6 +28,7 @@ from flowers_torch.errors import ModelFileError, ResourceError, printable
 
 HASH_KEY = "sha256"
 MAX_HEADER_BYTES = 16 * 1024**2
+SAFE_TORCH = (2, 10)  # older ones could be made to run code in spite of weights_only
 
 
 @contextlib.contextmanager
@@ -168,6 +170,14 @@ def _load_safetensors(path: Path, header_bytes: int) -> tuple[dict[str, Tensor],
 
 
 def _load_pth(path: Path) -> dict[str, Tensor]:
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < SAFE_TORCH:
+        raise ModelFileError(
+            f"torch {torch.__version__} cannot read {printable(path)} safely", "pip install -U torch"
+        )
+    if kind := _other_zip(path):
+        raise ModelFileError(
+            f"{printable(path)} is {kind}, expected .safetensors or .pth weights", "save those"
+        )
     try:
         # weights_only is passed explicitly, so that no environment variable can turn it off.
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -191,6 +201,23 @@ def _load_pth(path: Path) -> dict[str, Tensor]:
             f"{printable(path)} holds no state dict of tensors", "save model.state_dict() there"
         )
     return {name.removeprefix("module.").removeprefix("_orig_mod."): value for name, value in content.items()}
+
+
+def _other_zip(path: Path) -> str:
+    """What a zip archive is, if not one of `torch.save`; empty for those, and for what is no archive."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return ""
+    names = {member.filename.rpartition("/")[2] for member in members}
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        return "a compressed archive"  # torch writes none: a small file could fill the memory
+    if "constants.pkl" in names:
+        return "a TorchScript program"
+    if "archive_format" in names:
+        return "an exported program (.pt2)"
+    return "" if "data.pkl" in names else "a zip archive without weights"
 
 
 def _checksum(tensors: dict[str, Tensor], texts: dict[str, str]) -> str:

@@ -208,7 +208,7 @@ def photo_dataset(run: Run, part: str, policy: str, canvases: bool = False) -> P
     labels = [run.photos.labels[index] for index in indices]
     inputs = run.record.preprocessing
     if canvases:
-        transform = canvas_transform(policy, inputs.size, inputs.interpolation)
+        transform = canvas_transform(policy, inputs.size, inputs.interpolation, inputs.crop, inputs.squash)
     else:
         transform = train_transform(policy, **dataclasses.asdict(inputs))
     return PhotoDataset(paths, labels, transform, run.config.seed)
@@ -224,23 +224,35 @@ def predict_part(
 
 
 def training_batches(run: Run, stage: Stage) -> TrainingBatches:
-    """The augmented batches of a stage."""
+    """The augmented batches of a stage, shuffled."""
+    return part_batches(run, "train", stage.augment, True, stage.mixup, stage.cutmix)
+
+
+def part_batches(
+    run: Run,
+    part: str,
+    policy: str = "none",
+    shuffle: bool = False,
+    mixup: float = 0.0,
+    cutmix: float = 0.0,
+) -> TrainingBatches:
+    """Batches of a part under an augmentation policy."""
     config, inputs = run.config, run.record.preprocessing
-    by_batch = config.batch_augment and stage.augment in BATCH_POLICIES
-    dataset = photo_dataset(run, "train", stage.augment, canvases=by_batch)
-    balanced = config.sampler == "balanced"
-    loader, order = make_loader(dataset, config.batch_size, shuffle=True, balanced=balanced, **loading(run))
+    by_batch = config.batch_augment and policy in BATCH_POLICIES
+    dataset = photo_dataset(run, part, policy, canvases=by_batch)
+    balanced = shuffle and config.sampler == "balanced"
+    loader, order = make_loader(dataset, config.batch_size, shuffle, balanced=balanced, **loading(run))
     return TrainingBatches(
         loader,
         order,
         config.seed,
         len(run.photos.classes),
         run.runtime.device,
-        batch_policy(stage.augment, inputs.size, inputs.crop) if by_batch else None,
+        batch_policy(policy, inputs.size, inputs.crop) if by_batch else None,
         inputs.mean,
         inputs.std,
-        stage.mixup,
-        stage.cutmix,
+        mixup,
+        cutmix,
     )
 
 

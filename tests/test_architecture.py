@@ -19,16 +19,8 @@ ABOVE = {
     "deploy": {"deploy", "evaluation", "training", "models", "data"},
 }
 DOORS = {"cli", "commands"}
-CONFIG_READERS = {
-    "config",
-    "prepare",
-    "stage",
-    "resuming",
-    "recipe",
-    "results",
-    "insight",
-    "crossval",
-} | DOORS
+TOP = "config prepare front stage resuming recipe results insight crossval"
+CONFIG_READERS = {*TOP.split(), *DOORS}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -93,7 +94,7 @@ def test_flowers17_without_network(
 def test_help_fits_one_screen_with_three_examples() -> None:
     command = [sys.executable, "train.py", "--help"]
     text = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert len(text.splitlines()) <= 38 and max(map(len, text.splitlines())) <= 100
+    assert len(text.splitlines()) <= 40 and max(map(len, text.splitlines())) <= 100
     assert text.count("python train.py --arch") == 3
 
 
@@ -216,6 +217,24 @@ def test_a_bug_of_ours_is_said_so(
     monkeypatch.setattr("flowers_torch.recipe.train", lambda *a, **k: 1 / 0)
     assert main(["train", "--data", "demo"]) == 1
     assert "ZeroDivisionError" in one_line(capsys)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory"), torch.OutOfMemoryError()],
+)
+def test_lack_of_memory_is_said(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def fail(args: object) -> int:
+        raise error
+
+    monkeypatch.setattr("flowers_torch.commands.models.run", fail)
+    assert main(["models"]) == 6
+    assert "out of memory; fix: lower --batch-size" in one_line(capsys)
+    assert signal.getsignal(signal.SIGTERM) is handler
 
 
 @pytest.mark.parametrize(("text", "expected"), [("90s", 1.5), ("20m", 20.0), ("1.5h", 90.0)])
