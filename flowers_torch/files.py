@@ -7,6 +7,7 @@ one way to fetch (`download`). Nothing else in the package touches weights or th
 import contextlib
 import csv
 import hashlib
+import http.client
 import io
 import json
 import os
@@ -277,6 +278,30 @@ def download(
     os.replace(part, path)
     _fsync_folder(path.parent)
     return path
+
+
+def fetch_bytes(url: str, most: int = 64 << 20, timeout: float = 30) -> bytes:
+    """What an http(s) address answers, for content that needs no checksum because it is looked at at once.
+
+    Args:
+        url: The address.
+        most: Bytes from which on it is refused.
+        timeout: Seconds without an answer.
+
+    Raises:
+        ResourceError: no network, a refused request, or too much.
+    """
+    try:
+        with urllib.request.urlopen(url, timeout=timeout) as response:
+            content: bytes = response.read(most + 1)
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", None) or error
+        raise ResourceError(
+            f"cannot fetch {printable(url)}: {_one_line(reason)}", "check the address and the network"
+        ) from error
+    if len(content) > most:
+        raise ResourceError(f"{printable(url)} holds more than {most >> 20} MB", "give a smaller photo")
+    return content
 
 
 def _fetch(url: str, part: Path, progress: Callable[[int, int], None] | None) -> None:

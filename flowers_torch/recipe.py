@@ -28,7 +28,7 @@ from flowers_torch.prepare import (
     photo_dataset,
     prepare_together,
 )
-from flowers_torch.results import write_results
+from flowers_torch.results import report, write_results
 from flowers_torch.resuming import reopen, run_facts
 from flowers_torch.run_folder import folder_of_launch, new_run_folder, run_lock, write_origin
 from flowers_torch.stage import train_stage
@@ -40,7 +40,7 @@ from flowers_torch.training.checkpoint import (
     saved_states,
 )
 from flowers_torch.training.distributed import World, joined
-from flowers_torch.training.monitors import log, log_file
+from flowers_torch.training.monitors import RESULT, log, log_file
 from flowers_torch.training.runtime import deterministic
 from flowers_torch.training.stopping import StopRequest, stop_request
 
@@ -188,5 +188,6 @@ def _finish(run: Run, progress: Progress, stop: StopRequest) -> Result:
         path.unlink()
     size = (run.folder / MODEL_FILE).stat().st_size / 1e6
     log.info(f"model    {printable(run.folder / MODEL_FILE)}, {size:.1f} MB")
+    log.log(RESULT, f"report   {printable(report(run))}")
     log.info(f"next     flowers-torch predict {shlex.quote(printable(run.folder))} PHOTO...")
     return Result(run.folder, test, progress.history)

@@ -3,14 +3,25 @@
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from flowers_torch.errors import DataError, printable
+from flowers_torch.errors import DataError, UsageError, printable
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import nn
+
+    from flowers_torch.data.folder import Photos
+    from flowers_torch.data.inspection import Inspection
+    from flowers_torch.models.zoo import Preprocessing
 
 EXAMPLES = """examples:
   flowers-torch check photos/                       the to-do list
   flowers-torch check photos/ --out check/          and gallery.html, quarantine.csv, check.json
   flowers-torch check photos.zip --json | jq .findings
+  flowers-torch check photos/ --embed tf_efficientnet_lite0 --weights offline    finds more twins
 """
 
 
@@ -22,6 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     parser.add_argument("--split", type=Path, help="split.json of a run: look for twins across its parts")
     parser.add_argument("--strict", action="store_true", help="exit 3 for twins across parts or classes too")
+    parser.add_argument(
+        "--embed", metavar="NET", help="also find twins by a network: a run folder, or a name with --weights"
+    )
+    parser.add_argument("--weights", default="", help="of --embed: imagenet | offline | file")
     parser.add_argument("--workers", type=int, help="processes that decode (default: one a core)")
 
 
@@ -34,13 +49,17 @@ def run(args: argparse.Namespace) -> int:
     from flowers_torch.data.split_file import load_split
     from flowers_torch.files import write_json
 
+    if args.weights and not args.embed:
+        raise UsageError("--weights is for --embed", "name a network with --embed")
+    network = _open_network(args.embed, args.weights) if args.embed else None
     photos = open_photos(args.data)
     split = None
     if args.split:
         split, changes = load_split(args.split, photos)
         changes.refuse(args.split, "restore them, or leave out --split")
     inspections = inspect_photos(photos, args.workers, progress=_progress(len(photos)))
-    result = audit(photos, inspections, split)
+    features = _features(network, photos, inspections) if network else None
+    result = audit(photos, inspections, split, features)
     if args.out:
         _check_out(args.out, photos.root)
         write_gallery(args.out / "gallery.html", result)
@@ -67,6 +86,31 @@ def run(args: argparse.Namespace) -> int:
         fix = f"repair them, or leave them out with --quarantine {printable(where)}"
         raise DataError(f"{printable(photos.name)}: {blocking[0].what}", fix)
     return 0
+
+
+def _open_network(name: str, weights: str) -> "tuple[nn.Module, Preprocessing]":
+    from flowers_torch.deploy.features import open_network
+
+    model, preprocessing, loaded = open_network(name, weights)
+    print(loaded, file=sys.stderr)
+    return model, preprocessing
+
+
+def _features(
+    network: "tuple[nn.Module, Preprocessing]", photos: "Photos", inspections: "Sequence[Inspection]"
+) -> "np.ndarray":
+    """A row for each photo; zeros for those that cannot be read."""
+    import numpy as np
+
+    from flowers_torch.deploy.features import photo_features
+    from flowers_torch.training.runtime import choose_runtime
+
+    good = [index for index, seen in enumerate(inspections) if not seen.error]
+    paths = [photos.root / photos.paths[index] for index in good]
+    found = photo_features(*network, paths, choose_runtime("auto", "fp32"), progress=_progress(len(good)))
+    features = np.zeros((len(photos), found.shape[1]), dtype=np.float32)
+    features[good] = found.numpy()
+    return features
 
 
 def _check_out(out: Path, root: Path) -> None:

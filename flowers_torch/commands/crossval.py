@@ -38,6 +38,6 @@ def run(args: argparse.Namespace) -> int:
     from flowers_torch.crossval import cross_validate
     from flowers_torch.training.monitors import console
 
-    with console():
+    with console(args.quiet):
         cross_validate(config, args.folds, args.repeats, argv=["flowers-torch", "crossval", *sys.argv[1:]])
     return 0

@@ -2,14 +2,8 @@
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from flowers_torch.errors import UsageError, printable
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from flowers_torch.models.zoo import Preprocessing
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,16 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Computes and writes the features; a photo that cannot be read ends it with exit code 3."""
-    import dataclasses
     import os
 
-    import torch
-
-    from flowers_torch.data.augment import eval_transform
-    from flowers_torch.data.images import load_image
+    from flowers_torch.deploy.features import open_network, photo_features
     from flowers_torch.deploy.predict import find_files
     from flowers_torch.files import atomic_write, safe_save
-    from flowers_torch.models.features import features, module_name
     from flowers_torch.training.runtime import choose_runtime
 
     out = Path(args.out).expanduser()
@@ -51,17 +40,11 @@ def run(args: argparse.Namespace) -> int:
     if args.batch_size < 1:
         raise UsageError("--batch-size must be 1 or more", "give a positive number")
     photos = find_files(args.photos)
-    model, preprocessing = _open(args.model, args.weights, args.keras_input)
+    model, preprocessing, loaded = open_network(args.model, args.weights, args.keras_input)
+    print(loaded)
     runtime = choose_runtime(args.device, "fp32")
-    model = runtime.place(model).eval()
-    transform = eval_transform(**dataclasses.asdict(preprocessing))
-    layer = module_name(model, args.layer) if args.layer else ""
     pooling = "" if args.pooling == "none" else args.pooling
-    parts = []
-    for start in range(0, len(photos), args.batch_size):
-        images = torch.stack([transform(load_image(p)) for p in photos[start : start + args.batch_size]])
-        parts.append(features(model, images.to(runtime.device), layer, pooling).float().cpu())
-    result = torch.cat(parts)
+    result = photo_features(model, preprocessing, photos, runtime, args.layer, pooling, args.batch_size)
     names = [os.fspath(photo) for photo in photos]
     if out.suffix == ".npz":
         import numpy as np
@@ -73,23 +56,3 @@ def run(args: argparse.Namespace) -> int:
         safe_save({"features": result}, out, metadata)
     print(f"features {' x '.join(map(str, result.shape))} of {len(photos)} photos in {printable(out)}")
     return 0
-
-
-def _open(name: str, weights: str, keras_input: str) -> "tuple[nn.Module, Preprocessing]":
-    """A trained classifier, or a network of the zoo with the given weights, and how it wants its photos."""
-    from flowers_torch.models.classifier import load_classifier
-    from flowers_torch.models.weights import load_weights, plan_weights
-    from flowers_torch.models.zoo import build_network
-
-    if not weights:
-        path = Path(name).expanduser()
-        if not path.exists():
-            raise UsageError(
-                f"no model at {printable(name)}", "name a run folder, or add --weights to a network's name"
-            )
-        model, record = load_classifier(path)
-        return model, record.preprocessing
-    plan = plan_weights(name, weights, keras_input)
-    model = build_network(name, options=plan.options)
-    print(load_weights(model, name, plan))
-    return model, plan.preprocessing

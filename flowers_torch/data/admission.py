@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from flowers_torch.data.audit import audit, leave_out, read_quarantine
+from flowers_torch.data.audit import Finding, audit, leave_out, read_quarantine
 from flowers_torch.data.folder import Photos
 from flowers_torch.data.scan import inspect_photos
 from flowers_torch.data.tables import read_groups
@@ -64,10 +64,22 @@ def admit(
     if groups not in ("twins", "none"):
         photos = dataclasses.replace(photos, groups=read_groups(Path(groups).expanduser(), photos))
     result = audit(photos, inspections)
-    remarks = [finding.what for finding in result.findings if finding.damage >= HARMFUL]
+    remarks = [
+        _remark(photos, finding)
+        for finding in result.findings
+        if finding.damage >= HARMFUL or finding.kind == "several_frames"
+    ]
     if bad:
         remarks.insert(0, f"{len(bad)} photos cannot be used and are left out: {_first(bad)}")
     return Admission(photos, result.twins if groups == "twins" else [], bad, remarks)
+
+
+def _remark(photos: Photos, finding: Finding) -> str:
+    """What was found, with the first of the pairs where it is about twins."""
+    pairs = [group for group in finding.groups if len(group) > 1]
+    if not pairs:
+        return finding.what
+    return f"{finding.what} (first: {' = '.join(printable(photos.paths[i], 60) for i in pairs[0])})"
 
 
 def _first(bad: dict[str, str], most: int = 3) -> str:

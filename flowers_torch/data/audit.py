@@ -36,6 +36,7 @@ SUFFIX_FORMATS = {
     "BMP": ".bmp .dib",
     "GIF": ".gif",
     "WEBP": ".webp",
+    "HEIF": ".heic .heif .hif",
 }
 
 

@@ -18,26 +18,32 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import InterpolationMode, v2
 
 from flowers_torch.data import batch_augment
-from flowers_torch.data.augment import COLOUR, CROPS, KERAS, MAX_ASPECT, LimitAspect
+from flowers_torch.data.augment import COLOUR, CROPS, KERAS, MAX_ASPECT, LimitAspect, eval_place
 from flowers_torch.data.batch_augment import Draws
 from flowers_torch.data.loaders import CountedBatches, Item, counted_seed
 
 # Side of the canvas over side of the input. Where parts of it are cut out, the smallest parts are enlarged a
 # little and the largest reduced a little.
-CANVAS = {"light": 1.2, "crop": 1.4, "keras": 1.0, "alexnet": 1.3}
+CANVAS = {"mirror": 1.0, "light": 1.2, "crop": 1.4, "keras": 1.0, "alexnet": 1.3}
 BATCH_POLICIES = tuple(CANVAS)
 
 BatchPolicy = Callable[[Tensor, Draws, Tensor], Tensor]  # (canvases in 0..1, draws, aspects) -> inputs
 
 
-def canvas_transform(policy: str, size: int, interpolation: str = "bicubic") -> v2.Compose:
+def canvas_transform(
+    policy: str, size: int, interpolation: str = "bicubic", crop: float = 0.875, squash: bool = False
+) -> v2.Compose:
     """Photo to canvas: uint8 (3, side, side), squashed where the photo is not square.
 
     Args:
         policy: One of `BATCH_POLICIES`.
         size: Side of the network's input in pixels.
         interpolation: "bilinear" or "bicubic", both antialiased.
+        crop: Of the evaluation transform, which `mirror` starts from.
+        squash: The same.
     """
+    if policy == "mirror":
+        return v2.Compose([*eval_place(size, interpolation, crop, squash), v2.PILToTensor()])
     side = math.ceil(size * CANVAS[policy])
     mode = InterpolationMode(interpolation)
     resize = v2.Resize((side, side), interpolation=mode, antialias=True)
@@ -46,6 +52,8 @@ def canvas_transform(policy: str, size: int, interpolation: str = "bicubic") -> 
 
 def batch_policy(policy: str, size: int, crop: float = 0.875) -> BatchPolicy:
     """A policy of `augment.py` as a function of a batch; its result is still in 0..1.
+
+    `mirror` is here only: photos as prediction sees them, mirrored in every second view.
 
     Args:
         policy: One of `BATCH_POLICIES`.
@@ -58,6 +66,8 @@ def batch_policy(policy: str, size: int, crop: float = 0.875) -> BatchPolicy:
 
 
 def _augment(policy: str, size: int, crop: float, images: Tensor, draws: Draws, aspects: Tensor) -> Tensor:
+    if policy == "mirror":
+        return torch.where(draws.views.reshape(-1, 1, 1, 1) % 2 == 1, images.flip(3), images)
     if policy == "alexnet":
         share = size / math.floor(size / crop)
         images = batch_augment.random_crop(images, size, draws, share, aspects)
@@ -66,7 +76,7 @@ def _augment(policy: str, size: int, crop: float, images: Tensor, draws: Draws, 
     if policy == "keras":
         if images.shape[-2:] != (size, size):
             images = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
-        matrices = batch_augment.draw_affines(draws, size, size, **KERAS)
+        matrices = batch_augment.draw_affines(draws, size, size, *KERAS)
         return batch_augment.mirror(batch_augment.affine(images, matrices), draws)
     scale, ratio = CROPS[policy]
     images = batch_augment.resized_crop(images, size, draws, scale, ratio, aspects)
@@ -109,7 +119,8 @@ class TrainingBatches:
         self.loader, self.order, self.seed, self.classes = loader, order, seed, classes
         self.device, self.policy, self.mean, self.std = device, policy, mean, std
         self.mixup, self.cutmix = mixup, cutmix
-        self.paths = loader.dataset.paths  # type: ignore[attr-defined]  # of the photos, by position
+        dataset: Any = loader.dataset
+        self.paths, self.labels = dataset.paths, dataset.labels  # of the photos, by position
 
     def __len__(self) -> int:
         return len(self.order)

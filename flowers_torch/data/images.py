@@ -23,8 +23,10 @@ from flowers_torch.errors import DataError, printable
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # JPEG covers MPO: JPEGs in a row
 PHOTO_SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .mpo .png .apng .webp .bmp .dib .gif .tif .tiff .ppm .pgm .pbm .pnm".split()
+    """.jpg .jpeg .jpe .jfif .mpo .png .apng .webp .bmp .dib .gif .tif .tiff .ppm .pgm .pbm .pnm
+    .heic .heif .hif""".split()
 )
+HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 BACKGROUND = (255, 255, 255)  # what shows through transparent pixels, everywhere
 
 # Pillow warns above this size and refuses above twice of it; a warning is too late for 268 MB of memory.
@@ -104,9 +106,12 @@ def open_header(file: IO[bytes], name: str, max_pixels: int = MAX_PIXELS) -> Ima
     start = file.read(64)
     if not start:
         raise DataError(f"{name} is empty (0 bytes)", "replace or remove it")
+    formats: tuple[str, ...] = FORMATS
+    if start[4:8] == b"ftyp" and start[8:12] in HEIF_BRANDS:
+        formats = _heif(name)
     try:
         with _quiet():
-            image = Image.open(file, formats=FORMATS)
+            image = Image.open(file, formats=formats)
     except UnidentifiedImageError as error:
         raise DataError(
             f"{name} is not an image of an accepted format: it {_describe(start)}",
@@ -120,6 +125,19 @@ def open_header(file: IO[bytes], name: str, max_pixels: int = MAX_PIXELS) -> Ima
     if image.width * image.height > max_pixels:
         raise _too_large(name, f"{image.width}x{image.height}", max_pixels)
     return image
+
+
+def _heif(name: str) -> tuple[str, ...]:
+    """The format of iPhones' photos, which an optional package adds to Pillow."""
+    try:
+        import pillow_heif
+    except ImportError as error:
+        raise DataError(
+            f'{name} is a HEIC photo; reading those takes pip install "flowers-torch[heic]"',
+            "install that, or convert it to JPEG",
+        ) from error
+    pillow_heif.register_heif_opener()
+    return ("HEIF",)
 
 
 def _decode(file: IO[bytes], name: str, max_pixels: int) -> Image.Image:
@@ -228,7 +246,7 @@ def _describe(start: bytes) -> str:
     }
     if start[4:8] == b"ftyp":
         brand = start[8:12].decode("latin-1")
-        return "holds AVIF" if brand.startswith("avi") else f"holds HEIC or video ({printable(brand)})"
+        return "holds AVIF" if brand.startswith("avi") else f"holds a video or the like ({printable(brand)})"
     start = start.removeprefix(b"\xef\xbb\xbf").lstrip()
     return next((text for heads, text in kinds.items() if start.startswith(heads)), "holds something else")
 

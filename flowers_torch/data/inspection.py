@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageFilter
+from PIL import Image
 
 from flowers_torch.data.images import load_image, open_header, open_regular
 from flowers_torch.errors import DataError, printable
@@ -87,10 +87,7 @@ def _measure(image: Image.Image) -> dict[str, Any]:
     image = image.reduce(max(1, max(image.size) // MEASURE_SIDE))
     grey = image.convert("L")
     contrast = _spread(grey)
-    edges = grey.filter(ImageFilter.FIND_EDGES)
-    if min(edges.size) > 2:  # the filter leaves the border as it is
-        edges = edges.crop((1, 1, edges.width - 1, edges.height - 1))
-    sharpness = _spread(edges) / (contrast + 1)
+    sharpness = _edges(np.asarray(grey)) / (contrast + 1)
     tiny = image.resize((HASH_SIDE, HASH_SIDE), Image.Resampling.BOX, reducing_gap=1.0)
     rgb = np.asarray(tiny, dtype=np.float32)
     upright, mirrored = perceptual_hashes(rgb.mean(axis=2))
@@ -109,6 +106,21 @@ def _spread(grey: Image.Image) -> float:
     levels = np.arange(256)
     mean = (counts @ levels) / counts.sum()
     return float(np.sqrt((counts @ (levels - mean) ** 2) / counts.sum()))
+
+
+def _edges(grey: np.ndarray) -> float:
+    """Standard deviation of what a pixel has more than its eight neighbours together, 0..255 (H, W).
+
+    The filter is Pillow's `FIND_EDGES`; whole rows of small integers are five times as fast.
+    """
+    values = grey.astype(np.int16)
+    if min(values.shape) < 3:
+        return 0.0
+    rows = values[:-2] + values[1:-1] + values[2:]
+    squares = rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]
+    edges = (9 * values[1:-1, 1:-1] - squares).clip(0, 255).astype(np.float32).ravel()
+    mean = float(edges.mean())
+    return float(np.sqrt(max(0.0, float(edges @ edges) / len(edges) - mean * mean)))
 
 
 def perceptual_hashes(grey: np.ndarray) -> tuple[int, int]:

@@ -87,7 +87,14 @@ def _as_map(model: nn.Module, tensor: Tensor) -> Tensor:
     return tensor.permute(0, 3, 1, 2) if channels_last else tensor
 
 
-def overlay(image: Image.Image, heat: Tensor, strength: float = 0.55) -> Image.Image:
+def seen_picture(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Image.Image:
+    """A network's input (3, H, W) as the picture that it stands for."""
+    scale, centre = (torch.tensor(values)[:, None, None] for values in (std, mean))
+    values = ((pixels * scale + centre).clamp(0, 1) * 255).round().to(torch.uint8)
+    return Image.fromarray(values.permute(1, 2, 0).contiguous().numpy())
+
+
+def overlay(image: Image.Image, heat: Tensor, strength: float = 0.75) -> Image.Image:
     """Lays a map of influence over the picture that the network saw.
 
     Args:

@@ -107,7 +107,10 @@ def find_entry(name: str) -> Entry:
             f"no network is called {printable(name)!r}",
             f"use one of {', '.join(near)}" if near else "see flowers-torch models",
         )
-    return _timm_entry(theirs)
+    entry = _timm_entry(theirs)
+    if theirs in REGISTRY:  # timm seldom knows how small a picture may be
+        entry = dataclasses.replace(entry, min_size=REGISTRY[theirs].min_size)
+    return entry
 
 
 def create_model(

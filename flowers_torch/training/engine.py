@@ -56,7 +56,7 @@ class Training:
     penalty: Penalty | None = None
     average: AveragedModel | None = None
     world: World = ALONE  # the processes that train together
-    wrapped: nn.Module | None = None  # the network as DDP has it, where there are several
+    called: nn.Module | None = None  # what a step calls, where it is not the network: its tail, or DDP's wrap
     seed: int = 0  # of dropout, where there are several
     skipped: int = 0  # steps in a row that loss scaling has skipped
 
@@ -91,7 +91,7 @@ def train_step(
     # The weighted mean is over the whole batch, so that micro-batches add up to the gradient of one batch.
     # Over the processes too, of whose gradients DDP takes the mean.
     weight = training.world.sum(_weight(training.class_weights, labels))[0] / training.world.size
-    network = training.wrapped or training.model
+    network = training.called or training.model
     # Equal parts, and never a single photo, on which batch norm cannot train.
     parts = math.ceil(len(images) / (training.micro_batch or len(images)))
     parts = max(1, min(parts, len(images) // 2))

@@ -28,8 +28,16 @@ def test_good_photos_with_their_twins(photos):
     assert admission.photos is photos and admission.bad == {}
     (group,) = admission.twins
     assert {photos.paths[i] for i in group} == {"a/0.png", "a/again.bmp"}
-    assert any("more than once" in line for line in admission.remarks)
+    assert any("more than once" in s and "(first: a/0.png = a/again.bmp)" in s for s in admission.remarks)
     assert admit(photos, groups="none").twins == []
+
+
+def test_animations_are_noted_once(photos):
+    assert not any("hold several pictures" in line for line in admit(photos).remarks)
+    first, second = (Image.new("RGB", (70, 70), colour) for colour in ("red", "blue"))
+    for name in ("a/4.png", "b/5.png"):
+        first.save(photos.root / name, "GIF", save_all=True, append_images=[second])
+    assert sum("2 photos hold several pictures" in line for line in admit(photos).remarks) == 1
 
 
 def test_bad_photos_stop_or_are_skipped(photos):

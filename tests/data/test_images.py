@@ -61,7 +61,8 @@ def test_reads_an_open_file_and_leaves_none_open():
         (b"%PDF-1.7 ", "PDF"),
         (b"8BPS\0\1", "Photoshop"),
         (b"%!PS-Adobe-3.0 EPSF", "PostScript"),
-        (b"\0\0\0\x20ftypheic", "HEIC"),
+        (b"\0\0\0\x20ftypavif", "AVIF"),
+        (b"\0\0\0\x20ftypisom", "a video"),
         (b"just words", "something else"),
     ],
 )
@@ -70,6 +71,31 @@ def test_what_is_no_photo_is_named(tmp_path, content, says):
     path.write_bytes(content)
     with pytest.raises(DataError, match=f"photo.jpg.*{says}"):
         load_image(path)
+
+
+def test_heic_needs_its_package_and_says_so(tmp_path, monkeypatch):
+    path = tmp_path / "phone.heic"
+    path.write_bytes(b"\0\0\0\x20ftypheic\0\0\0\0mif1heic" + bytes(40))
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(DataError, match=r'phone\.heic is a HEIC photo.*pip install "flowers-torch\[heic\]"'):
+        load_image(path)
+
+
+def test_heic_photos(tmp_path):
+    heif = pytest.importorskip("pillow_heif")
+    exif = Image.Exif()
+    exif[274] = 6
+    stored = picture(64, 48).transpose(Image.Transpose.ROTATE_90)
+    file = heif.from_pillow(stored)
+    file.save(tmp_path / "phone.jpg", quality=95, exif=exif.tobytes())
+    image = load_image(tmp_path / "phone.jpg")
+    assert image.size == (64, 48) and difference(image, picture(64, 48)) < 4
+    content = (tmp_path / "phone.jpg").read_bytes()
+    (tmp_path / "cut.heic").write_bytes(content[: len(content) // 2])
+    with pytest.raises(DataError, match="cut.heic"):
+        load_image(tmp_path / "cut.heic")
+    with pytest.raises(DataError, match="too large"):
+        load_image(tmp_path / "phone.jpg", max_pixels=1000)
 
 
 def test_formats_outside_the_list_are_refused_though_pillow_reads_them(tmp_path):
@@ -268,6 +294,13 @@ def test_pipes_and_devices_are_never_opened(tmp_path):
         load_image("/dev/zero")
     with pytest.raises(DataError, match="a folder"):
         load_image(tmp_path)
+
+
+def test_what_is_not_regular_is_not_opened(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "photo.jpg")
+    monkeypatch.setattr("builtins.open", lambda *_: pytest.fail("was opened"))
+    with pytest.raises(DataError, match="no regular file"):
+        load_image(tmp_path / "photo.jpg")
 
 
 def test_missing_and_unreadable_files_are_named(tmp_path):

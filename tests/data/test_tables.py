@@ -46,10 +46,10 @@ def test_tables_as_they_come(root, text):
 
 
 def test_split_and_group_columns(root):
-    text = "file,label,split,group\nin/1.jpg,a,Train,p\nin/2.jpg,b,validation,\n"
-    text += "in/10.jpg,a,test,p\na b.jpg,b,dev,q\n"
+    text = "file,label,split,group\nin/1.jpg,a,Train,p\nin/2.jpg,b,training,\n"
+    text += "in/10.jpg,a,validation,p\na b.jpg,b,dev,q\n"
     photos = read_table(table(root, text))
-    assert photos.split == {"a b.jpg": "val", "in/1.jpg": "train", "in/2.jpg": "val", "in/10.jpg": "test"}
+    assert photos.split == {"a b.jpg": "val", "in/1.jpg": "train", "in/2.jpg": "train", "in/10.jpg": "val"}
     assert photos.groups == {"in/1.jpg": "p", "in/10.jpg": "p", "a b.jpg": "q"}
     assert group_units(photos) == [0, 1, 2, 1] and group_units(photos, [[0, 3]]) == [0, 0, 2, 0]
 
@@ -72,6 +72,8 @@ def test_split_and_group_columns(root):
         ("file,label,split\nin/1.jpg,a,train\nin/2.jpg,b,later\n", "line 3: split 'later'"),
         ("file,label,split\nin/1.jpg,a,train\nin/2.jpg,b,\n", "line 3: split ''"),
         ('file,label\n"in/1.jpg,a\n', "line"),
+        ("file,label,split\nin/1.jpg,a,train\nin/2.jpg,b,train\nin/10.jpg,a,val\n", "val.*missing b"),
+        ("file,label,split\nin/1.jpg,a,test\nin/2.jpg,b,test\n", "no photo as train"),
     ],
 )
 def test_mistakes_are_named_with_their_line(root, text, says):

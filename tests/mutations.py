@@ -1,0 +1,398 @@
+"""Takes each protection away, one at a time, and sees that its test fails. Run by name:
+
+    python tests/mutations.py                 all of them; exit code 1 if a test did not notice
+    python tests/mutations.py D13 D35         some
+    python tests/mutations.py --table         the table of docs/faults.md, without running anything
+
+A mutation replaces one place of the source in a temporary copy. The named tests must pass in the untouched
+copy and fail in the mutated one. PyTorch is imported once and each run is a fork of that.
+"""
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """A protection and the test that guards it.
+
+    Attributes:
+        fault: Id of the fault, unique together with `protection`.
+        protection: What is done about it, in words.
+        file: Below flowers_torch/, where the protection is.
+        old: Text there, which occurs once.
+        new: What removes the protection.
+        test: Below tests/, as pytest takes it.
+    """
+
+    fault: str
+    protection: str
+    file: str
+    old: str
+    new: str
+    test: str
+
+
+LOOSE = '__import__("PIL.ImageFile").ImageFile.LOAD_TRUNCATED_IMAGES = True'
+MUTATIONS = [
+    Mutation(
+        "D01", "a root that is no folder is refused, with the layout expected", "data/folder.py",
+        "    if not root.is_dir():\n        what", "    if False:\n        what",
+        "data/test_folder.py::test_missing_file_or_empty_root",
+    ),
+    Mutation(
+        "D02", "class folders one level too deep: the right root is suggested", "data/folder.py",
+        "    if deeper is not None:", "    if False:",
+        "data/test_folder.py::test_photos_at_the_wrong_depth",
+    ),
+    Mutation(
+        "D03", "empty class folders are refused, all named at once", "data/folder.py",
+        "    if folder.empty:\n", "    if False:\n",
+        "data/test_folder.py::test_all_empty_classes_are_named_at_once",
+    ),
+    Mutation(
+        "D04", "dot-folders and system folders are no classes", "data/folder.py",
+        'entry.name.startswith(".") or entry.name.lower() in LITTER_FOLDERS | LITTER_FILES', "False",
+        "data/test_folder.py::test_litter_is_ignored_and_said",
+    ),
+    Mutation(
+        "D05", "AppleDouble and other system files are ignored and counted", "data/folder.py",
+        'litter[entry.name if len(entry.name) < 30 else "other hidden names"] += 1', "pass",
+        "data/test_folder.py::test_litter_is_ignored_and_said",
+    ),
+    Mutation(
+        "D06", "files of other formats are counted for each class", "data/folder.py",
+        'other[os.path.splitext(path)[1].lower() or "no suffix"] += 1', "pass",
+        "data/test_folder.py::test_litter_is_ignored_and_said",
+    ),
+    Mutation(
+        "D07", "suffixes in any case", "data/images.py",
+        "os.path.splitext(str(name))[1].lower()", "os.path.splitext(str(name))[1]",
+        "data/test_folder.py::test_class_folders",
+    ),
+    Mutation(
+        "D08", "the content decides what a file is, and says so where it is no photo", "data/images.py",
+        "next((text for heads, text in kinds.items()", "next((text for heads, text in ()",
+        "data/test_images.py::test_what_is_no_photo_is_named",
+    ),
+    Mutation(
+        "D09", "empty files are named as such", "data/images.py",
+        "    if not start:\n", "    if False:\n",
+        "data/test_images.py::test_what_is_no_photo_is_named",
+    ),
+    Mutation(
+        "D10", "a cut photo is an error, never a photo with a grey lower half", "data/images.py",
+        "        image.load()\n        orientation",
+        f"        {LOOSE}\n        image.load()\n        orientation",
+        "data/test_images.py::test_a_cut_file_is_an_error_with_its_path",
+    ),
+    Mutation(
+        "D11", "checksums and the end of a PNG are checked", "data/images.py",
+        '        if image.format == "PNG":\n', "        if False:\n",
+        "data/test_images.py::test_png_checksums_and_end_are_checked",
+    ),
+    Mutation(
+        "D12", "Pillow's global settings stay as they are", "data/images.py",
+        "BACKGROUND = (", LOOSE + "\nBACKGROUND = (",
+        "data/test_images.py::test_our_package_leaves_pillows_settings_alone",
+    ),
+    Mutation(
+        "D13", "pixels are counted before any is decoded, by a limit of our own", "data/images.py",
+        "    if image.width * image.height > max_pixels:\n", "    if False:\n",
+        "data/test_images.py::test_a_bomb_is_refused_before_decoding",
+    ),
+    Mutation(
+        "D14", "only the listed decoders ever run", "data/images.py",
+        "image = Image.open(file, formats=formats)", "image = Image.open(file)",
+        "data/test_images.py::test_formats_outside_the_list_are_refused_though_pillow_reads_them",
+    ),
+    Mutation(
+        "D15", "16 bits are scaled, not clipped", "data/images.py",
+        "((values + 128) // 257).astype(np.uint8)", "values.clip(0, 255).astype(np.uint8)",
+        "data/test_images.py::test_16_bit_grey_is_scaled_not_clipped",
+    ),
+    Mutation(
+        "D16", "print colours become RGB", "data/images.py",
+        'return image.copy() if image.mode == "RGB" else image.convert("RGB")', "return image.copy()",
+        "data/test_images.py::test_one_bit_and_cmyk",
+    ),
+    Mutation(
+        "D17", "transparency lies on white", "data/images.py",
+        '    if image.has_transparency_data or image.mode in ("La", "RGBa"):\n', "    if False:\n",
+        "data/test_images.py::test_transparency_shows_white",
+    ),
+    Mutation(
+        "D17", "transparent colours of palettes too", "data/images.py",
+        "    if image.has_transparency_data or image.mode in", "    if image.mode in",
+        "data/test_images.py::test_transparent_palette_and_key_colours_show_white",
+    ),
+    Mutation(
+        "D18", "pixel types without a range are refused by name", "data/images.py",
+        '    if image.mode == "F":\n        raise DataError', '    if False:\n        raise DataError',
+        "data/test_images.py::test_pixel_types_without_a_defined_range_are_refused_by_name",
+    ),
+    Mutation(
+        "D19", "of several pictures the first counts, which is said once", "data/admission.py",
+        ' or finding.kind == "several_frames"', "",
+        "data/test_admission.py::test_animations_are_noted_once",
+    ),
+    Mutation(
+        "D20", "photos are turned upright", "data/images.py",
+        "return rgb.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else rgb", "return rgb",
+        "data/test_images.py::test_all_orientations_load_upright",
+    ),
+    Mutation(
+        "D21", "malformed EXIF costs only the EXIF", "data/images.py",
+        "    except Exception:  # malformed EXIF", "    except KeyboardInterrupt:  # malformed EXIF",
+        "data/test_images.py::test_malformed_exif_costs_only_the_exif",
+    ),
+    Mutation(
+        "D22", "of a long strip only the middle is used", "data/augment.py",
+        "place = [LimitAspect(), v2.Resize(shorter", "place = [v2.Resize(shorter",
+        "data/test_augment.py::test_any_shape_becomes_an_input",
+    ),
+    Mutation(
+        "D23", "circles of links end, a folder linked twice counts once", "data/folder.py",
+        "            if identity not in seen:\n", "            if True:\n",
+        "data/test_folder.py::test_links",
+    ),
+    Mutation(
+        "D23", "dangling links are reported", "data/folder.py",
+        '                except FileNotFoundError:\n                    other["dangling link"] += 1\n',
+        "                except FileNotFoundError:\n",
+        "data/test_folder.py::test_links",
+    ),
+    Mutation(
+        "D24", "unreadable folders are named", "data/folder.py",
+        "except OSError as error:\n        where", "except KeyError as error:\n        where",
+        "data/test_folder.py::test_an_unreadable_folder_is_named_even_to_root",
+    ),
+    Mutation(
+        "D25", "control characters of names never reach the terminal", "errors.py",
+        'c if c.isprintable() else c.encode("unicode_escape").decode()', "c",
+        "data/test_images.py::test_control_characters_in_names_stay_out_of_messages",
+    ),
+    Mutation(
+        "D25", "names that are no UTF-8 survive in files", "files.py",
+        'file.write(text.encode("utf-8", "surrogateescape"))', 'file.write(text.encode("utf-8"))',
+        "data/test_audit.py::test_hostile_names_in_every_output",
+    ),
+    Mutation(
+        "D26", "pipes and devices are never opened", "data/images.py",
+        "            if not stat.S_ISREG(mode):\n", "            if stat.S_ISCHR(mode):\n",
+        "data/test_images.py::test_what_is_not_regular_is_not_opened",
+    ),
+    Mutation(
+        "D26", "pipes and sockets are no photos of a class", "data/folder.py",
+        "                elif stat.S_ISREG(mode):\n", "                elif True:\n",
+        "data/test_folder.py::test_pipes_and_sockets_are_left_out",
+    ),
+    Mutation(
+        "D27", "the same picture under two labels or in two parts is found", "data/audit.py",
+        "    if contradicting:\n", "    if False:\n",
+        "data/test_audit.py::test_each_planted_trouble_is_found_and_nothing_else",
+    ),
+    Mutation(
+        "D27", "twins across the parts of a split are found", "data/audit.py",
+        "    if leaking:\n", "    if False:\n",
+        "data/test_audit.py::test_twins_across_the_parts_of_a_split",
+    ),
+    Mutation(
+        "D28", "parts with other classes than train are refused with the difference", "data/folder.py",
+        "        if missing or extra:\n", "        if False:\n",
+        "data/test_folder.py::test_classes_that_differ_between_parts_are_an_error",
+    ),
+    Mutation(
+        "D29", "Rose and rose are said to be two classes", "data/folder.py",
+        "        if len(names) > 1\n", "        if False\n",
+        "data/test_folder.py::test_nearly_equal_class_names_are_said",
+    ),
+    Mutation(
+        "D30", "one class is not enough", "data/folder.py",
+        "    if len(folder.classes) < 2:\n", "    if False:\n",
+        "data/test_folder.py::test_one_class_only",
+    ),
+    Mutation(
+        "D30", "a class with fewer photos than parts is refused", "data/splits.py",
+        "    if count < len(wanted):\n", "    if False:\n",
+        "data/test_splits.py::test_a_class_too_small_for_the_parts_is_named",
+    ),
+    Mutation(
+        "D30", "the ragged last batch is trained on", "data/loaders.py",
+        "list(range(0, self.count, self.batch_size))",
+        "list(range(0, self.count - self.batch_size + 1, self.batch_size))",
+        "data/test_loaders.py::test_no_photo_is_dropped_and_none_is_alone",
+    ),
+    Mutation(
+        "D31", "photos that changed since a run began are refused with counts", "recipe.py",
+        "            if not allow_data_change:\n", "            if False:\n",
+        "test_recipe.py::test_a_photo_that_goes_missing_during_training_costs_no_step",
+    ),
+    Mutation(
+        "D31", "an edit is noticed even where the size stays", "data/split_file.py",
+        "b\"%d\\0\" % size + start + end", 'b"%d\\0" % size',
+        "data/test_split_file.py::test_changes_are_counted_by_part_and_refused",
+    ),
+    Mutation(
+        "D32", "a photo that goes missing during training costs no step", "stage.py",
+        "    except DataError:\n        saver.save(training)\n", "    except DataError:\n",
+        "test_recipe.py::test_a_photo_that_goes_missing_during_training_costs_no_step",
+    ),
+    Mutation(
+        "D33", "a class whose photos are all bad is named", "data/audit.py",
+        "    if empty:\n        what = f\"the quarantine", "    if False:\n        what = f\"the quarantine",
+        "data/test_admission.py::test_all_of_a_class_bad",
+    ),
+    Mutation(
+        "D34", "a photo that crashes its decoder costs only itself", "data/scan.py",
+        "except (BrokenPipeError, EOFError, TimeoutError):", "except (BrokenPipeError, TimeoutError):",
+        "data/test_audit.py::test_a_photo_that_kills_or_stalls_the_decoder_costs_only_itself",
+    ),
+    Mutation(
+        "D34", "a photo that stalls its decoder too", "data/scan.py",
+        "            if not selector.select(seconds):\n                raise TimeoutError\n",
+        "            selector.select(min(seconds, 5))\n",
+        "data/test_audit.py::test_a_photo_that_kills_or_stalls_the_decoder_costs_only_itself",
+    ),
+    Mutation(
+        "D35", "paths that lead out of an archive's folder are refused", "data/archives.py",
+        'if not parts or parts[0] == "/" or ".." in parts or ":" in parts[0] or "\\0" in name:', "if False:",
+        "data/test_archives.py::test_paths_that_lead_outside",
+    ),
+    Mutation(
+        "D35", "paths that lead out of a shard are refused", "data/tar_members.py",
+        'if name.is_absolute() or ".." in name.parts or not name.parts or "\\0" in member.name:', "if False:",
+        "data/test_shards.py::test_shards_that_cannot_be_used",
+    ),
+    Mutation(
+        "D36", "links and devices in a tar are refused", "data/archives.py",
+        'raise target.refuse(f"holds a link, device or sparse file: {printable(member.name)}")', "pass",
+        "data/test_archives.py::test_links_and_devices_in_a_tar",
+    ),
+    Mutation(
+        "D36", "links in a zip are refused", "data/archives.py",
+        "            if kind not in (0, stat.S_IFREG, stat.S_IFDIR):\n", "            if False:\n",
+        "data/test_archives.py::test_links_in_a_zip",
+    ),
+    Mutation(
+        "D37", "archives that unpack to too much are refused", "data/archives.py",
+        "                if self.bytes > self.max_bytes:\n", "                if False:\n",
+        "data/test_archives.py::test_bombs",
+    ),
+    Mutation(
+        "D37", "archives of too many members are refused", "data/archives.py",
+        "        if self.members > self.max_members:\n", "        if False:\n",
+        "data/test_archives.py::test_bombs",
+    ),
+    Mutation(
+        "D38", "a download with a wrong checksum is deleted", "files.py",
+        "    if not found.startswith(digest):\n", "    if False:\n",
+        "data/test_flowers17.py::test_a_wrong_checksum_leaves_nothing",
+    ),
+    Mutation(
+        "D38", "a cut download is noticed and continued", "files.py",
+        "    if total and have < total:\n", "    if False:\n",
+        "data/test_flowers17.py::test_a_cut_download_is_continued",
+    ),
+    Mutation(
+        "D38", "a web page instead of an archive is named", "data/archives.py",
+        '"is a web page, not an archive" if start.lstrip()[:1] == b"<" else "is no tar or zip archive"',
+        '"is no tar or zip archive"',
+        "data/test_archives.py::test_what_is_no_archive",
+    ),
+    Mutation(
+        "D39", "what was being unpacked when a run was killed never counts as ready", "data/archives.py",
+        "staging = Path(tempfile.mkdtemp(dir=folder.parent, prefix=prefix, suffix=\".partial\"))",
+        "folder.mkdir(exist_ok=True); staging = folder",
+        "data/test_archives.py::test_killed_while_unpacking_counts_as_nothing",
+    ),
+]  # fmt: skip
+
+
+def table() -> str:
+    """The page's table: fault, protection, test."""
+    rows = [f"| {m.fault} | {m.protection} | `{m.test}` |" for m in MUTATIONS]
+    return "\n".join(["| id | protection | test that fails without it |", "|---|---|---|", *rows])
+
+
+def copy_project(target: Path) -> None:
+    """The package, its recipes and its tests."""
+    for name in ("flowers_torch", "tests", "configs"):
+        shutil.copytree(ROOT / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "train.py", "hubconf.py"):
+        shutil.copy(ROOT / name, target / name)
+
+
+def run_test(project: Path, test: str, log: Path) -> int:
+    """pytest's exit code for a test, in a forked process whose package is that of `project`."""
+    if child := os.fork():
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    code = 70
+    try:
+        os.chdir(project)
+        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        sys.path.insert(0, str(project))
+        os.environ["PYTHONPATH"] = str(project)  # for programs that the tests start
+        sys.dont_write_bytecode = True
+        import pytest
+
+        # With hypothesis's database and pytest's cache off, no run leaves anything for another.
+        code = pytest.main(["-q", "-x", "-p", "no:cacheprovider", "--rootdir", str(project), f"tests/{test}"])
+    finally:
+        os._exit(int(code))
+
+
+def main() -> int:
+    """Runs the mutations that are asked for."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("faults", nargs="*", help="ids, as D13; all without")
+    parser.add_argument("--table", action="store_true", help="print the table of docs/faults.md")
+    args = parser.parse_args()
+    if args.table:
+        print(table())
+        return 0
+    chosen = [m for m in MUTATIONS if not args.faults or m.fault in args.faults]
+    import numpy  # noqa: F401 - imported once, here, for all forks
+    import pytest  # noqa: F401
+    import torchvision  # noqa: F401
+
+    failures = []
+    with tempfile.TemporaryDirectory() as temporary:
+        project, log = Path(temporary) / "project", Path(temporary) / "log.txt"
+        copy_project(project)
+        for test in dict.fromkeys(m.test for m in chosen):
+            if run_test(project, test, log):
+                failures.append(f"{test} fails without any mutation")
+                print(log.read_text()[-3000:])
+        for m in chosen:
+            path = project / "flowers_torch" / m.file
+            text = path.read_text(encoding="utf-8")
+            if text.count(m.old) != 1:
+                verdict = f"the text to replace is there {text.count(m.old)} times"
+            else:
+                log.unlink(missing_ok=True)
+                path.write_text(text.replace(m.old, m.new), encoding="utf-8")
+                code = run_test(project, m.test, log)
+                path.write_text(text, encoding="utf-8")
+                verdict = {0: "NOT NOTICED", 1: "noticed"}.get(code, f"pytest ended with {code}")
+            print(f"{m.fault}  {verdict:12}  {m.protection}", flush=True)
+            if verdict != "noticed":
+                failures.append(f"{m.fault} ({m.protection}): {verdict}")
+                print(log.read_text()[-2000:] if log.exists() else "")
+    print(f"{len(chosen)} mutations, {len(failures)} problems", *failures, sep="\n")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
