@@ -44,7 +44,7 @@ def figure(facts: Facts, photo: int, embed: dict[int, str]) -> str:
     source = f' src="{uri}"' if uri else ""
     wrong = int(facts.probabilities[photo].argmax()) != int(facts.labels[photo])
     return (
-        f'<figure><img data-photo="{photo}"{source} alt="{text(facts.paths[photo])}" loading="lazy">'
+        f'<figure><img data-photo="{photo}"{source} alt="{text(facts.paths[photo])}">'
         f"<figcaption><span{' class=bad' if wrong else ''}>{text(told_of(facts, photo))}</span><br>"
         f"<small>{text(facts.paths[photo], 80)}</small></figcaption></figure>"
     )
