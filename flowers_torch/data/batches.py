@@ -24,7 +24,7 @@ from flowers_torch.data.loaders import CountedBatches, Item, counted_seed
 
 # Side of the canvas over side of the input. Where parts of it are cut out, the smallest parts are enlarged a
 # little and the largest reduced a little.
-CANVAS = {"mirror": 1.0, "light": 1.2, "crop": 1.4, "keras": 1.0, "alexnet": 1.3}
+CANVAS = {"none": 1.0, "mirror": 1.0, "light": 1.2, "crop": 1.4, "keras": 1.0, "alexnet": 1.3}
 BATCH_POLICIES = tuple(CANVAS)
 
 BatchPolicy = Callable[[Tensor, Draws, Tensor], Tensor]  # (canvases in 0..1, draws, aspects) -> inputs
@@ -39,15 +39,20 @@ def canvas_transform(
         policy: One of `BATCH_POLICIES`.
         size: Side of the network's input in pixels.
         interpolation: "bilinear" or "bicubic", both antialiased.
-        crop: Of the evaluation transform, which `mirror` starts from.
+        crop: Of the evaluation transform, which `none` and `mirror` start from.
         squash: The same.
     """
-    if policy == "mirror":
+    if policy in ("none", "mirror"):
         return v2.Compose([*eval_place(size, interpolation, crop, squash), v2.PILToTensor()])
-    side = math.ceil(size * CANVAS[policy])
+    side = canvas_side(policy, size)
     mode = InterpolationMode(interpolation)
     resize = v2.Resize((side, side), interpolation=mode, antialias=True)
     return v2.Compose([LimitAspect(), resize, v2.PILToTensor()])
+
+
+def canvas_side(policy: str, size: int) -> int:
+    """Side of a policy's canvases for inputs of a size, in pixels."""
+    return math.ceil(size * CANVAS[policy])
 
 
 def batch_policy(policy: str, size: int, crop: float = 0.875) -> BatchPolicy:
@@ -66,6 +71,8 @@ def batch_policy(policy: str, size: int, crop: float = 0.875) -> BatchPolicy:
 
 
 def _augment(policy: str, size: int, crop: float, images: Tensor, draws: Draws, aspects: Tensor) -> Tensor:
+    if policy == "none":
+        return images
     if policy == "mirror":
         return torch.where(draws.views.reshape(-1, 1, 1, 1) % 2 == 1, images.flip(3), images)
     if policy == "alexnet":

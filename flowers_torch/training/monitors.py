@@ -72,10 +72,21 @@ def console(quiet: bool = False) -> Iterator[None]:
         _state["quiet"] = False
 
 
+class _FileHandler(logging.FileHandler):
+    """Leaves it to the next save to speak of a full disk; logging would print a trace for each line."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            super().close()
+
+
 @contextmanager
 def log_file(path: Path) -> Iterator[None]:
     """Appends the log's lines, with the time, to a file inside."""
-    handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+    handler = _FileHandler(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     log.addHandler(handler)
     try:

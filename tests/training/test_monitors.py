@@ -46,3 +46,10 @@ def test_of_several_processes_one_talks(
         with console():
             log.info(f"from {rank}")
     assert capsys.readouterr().out == "from 0\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_is_left_to_the_save(capsys: pytest.CaptureFixture[str]) -> None:
+    with log_file(Path("/dev/full")):
+        log.info("one line")
+    assert capsys.readouterr() == ("", "")
