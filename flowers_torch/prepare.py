@@ -26,7 +26,7 @@ from flowers_torch.data.folder import Photos
 from flowers_torch.data.kept import keep_images
 from flowers_torch.data.loaders import PhotoDataset, choose_workers, make_loader
 from flowers_torch.data.sources import open_photos
-from flowers_torch.data.splits import Split, describe_split, exact_split, split_photos
+from flowers_torch.data.splits import Split, describe_split, exact_split, is_lopsided, split_photos
 from flowers_torch.errors import UsageError
 from flowers_torch.evaluation.answers import Answers, collect
 from flowers_torch.evaluation.unsure import REFERENCE_PHOTOS
@@ -98,6 +98,8 @@ def prepare(config: Config, world: World = ALONE) -> Run:
         log.info(f"note     {line}")
     split = choose_split(photos, config, admission.twins)
     log.info(f"data     {photos.name}: {describe_split(photos, split)}")
+    if is_lopsided(photos) and config.class_weights == config.sampler == "none":
+        log.info('note     rare classes are not weighed up: class_weights and sampler could be "balanced"')
 
     record = Record(
         arch=config.arch,
@@ -117,7 +119,8 @@ def prepare(config: Config, world: World = ALONE) -> Run:
     log.info(f"network  {config.arch}, {size:,} parameters, input {preprocessing.size} px; {loaded}")
     if plan.licence:
         log.info(f"weights  {plan.source}, licence: {plan.licence}")
-    runtime = probe_precision(runtime, runtime.place(model), preprocessing.size)
+    more_than_head = any(stage.train != "head" or stage.rules for stage in config.stages)
+    runtime = probe_precision(runtime, runtime.place(model), preprocessing.size, more_than_head)
     log.info(f"device   {runtime.device}, {runtime.precision} ({runtime.reason})")
     stages = ", ".join(f"{stage.name} {stage.epochs} x ({stage.train})" for stage in config.stages)
     log.info(f"plan     {stages}; each pass over {len(split['train'])} photos, {config.batch_size} a step")

@@ -57,6 +57,13 @@ def test_workers_change_nothing(files, workers):
     assert equal(batches(files, **mixing), batches(files, workers=workers, **mixing))
 
 
+def test_how_many_are_augmented_at_a_time_changes_nothing(files, monkeypatch):
+    whole = batches(files)
+    monkeypatch.setattr("flowers_torch.data.batches.CPU_PHOTOS", 3)
+    for (ours, *_), (theirs, *_) in zip(whole, batches(files), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+
+
 def test_repeats_of_the_balanced_sampler_are_different_views(files):
     ours = batches(files, balanced=True)
     positions = torch.cat([p for _, _, p in ours]).tolist()
