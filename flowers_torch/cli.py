@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import importlib
+import json
 import os
 import signal
 import sys
@@ -26,12 +27,19 @@ VERBS = {
     "evaluate": "how good a model is on labelled photos",
     "compare": "which of several runs is better, on the same photos",
     "combine": "average the answers or the weights of several runs",
+    "doctor": "what is installed, and what a run would use here",
+    "report": "build the report of a run anew",
+    "insight": "doubtful labels, and whether more photos would help",
     "models": "list the networks",
     "layers": "list a network's layers, with Keras's numbers",
     "summary": "print a network's layers as Keras does",
     "plot": "draw a network",
     "features": "write a layer's features of photos",
 }
+
+
+# These print one JSON text at their very end, or else the error as one, so that it is always valid.
+JSON_VERBS = ("predict", "evaluate", "compare", "insight", "doctor")
 
 
 class Terminated(BaseException):
@@ -76,8 +84,9 @@ def guarded(verb: str, arguments: list[str], prog: str | None = None) -> int:
         prog: Name in usage texts, where it is not `flowers-torch VERB`.
     """
     debug = "--debug" in arguments
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _terminate)
+    as_json = "--json" in arguments and verb in JSON_VERBS
+    in_main = threading.current_thread() is threading.main_thread()
+    former = signal.signal(signal.SIGTERM, _terminate) if in_main else None
     try:
         if verb not in VERBS:
             near = difflib.get_close_matches(verb, VERBS, n=1)
@@ -97,30 +106,38 @@ def guarded(verb: str, arguments: list[str], prog: str | None = None) -> int:
     except FlowersError as error:
         if error.quiet:
             return error.exit_code
-        return _fail(str(error), error.exit_code, debug)
+        return _fail(str(error), error.exit_code, debug, as_json)
     except Terminated:
-        return _fail("stopped by SIGTERM before there was anything to save", 128 + signal.SIGTERM, debug)
+        return _fail(
+            "stopped by SIGTERM before there was anything to save", 128 + signal.SIGTERM, debug, as_json
+        )
     except KeyboardInterrupt:
-        return _fail("interrupted", 128 + signal.SIGINT, debug)
+        return _fail("interrupted", 128 + signal.SIGINT, debug, as_json)
     except BrokenPipeError:
         # The reader of a pipe (`| head`) has gone; a second failure while Python closes stdout is avoided.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except MemoryError:
-        return _fail("out of memory; fix: lower --batch-size or --size", 6, debug)
+        return _fail("out of memory; fix: lower --batch-size or --size", 6, debug, as_json)
     except Exception as error:
-        if "OutOfMemory" in type(error).__name__ or "can't allocate memory" in str(
-            error
-        ):  # torch's own kinds
-            return _fail("out of memory; fix: lower --batch-size or --size", 6, debug)
+        # Torch's kinds of it, by name: torch may not be loaded.
+        if "OutOfMemory" in type(error).__name__ or "can't allocate memory" in str(error):
+            return _fail("out of memory; fix: lower --batch-size or --size", 6, debug, as_json)
         text = f"{type(error).__name__}: {printable(' '.join(str(error).split()), 300)}"
-        return _fail(f"{text}; fix: this is our bug, please report it with the output of --debug", 1, debug)
+        fix = "this is our bug, please report it with the output of --debug"
+        return _fail(f"{text}; fix: {fix}", 1, debug, as_json)
+    finally:
+        if in_main:
+            signal.signal(signal.SIGTERM, former)
 
 
-def _fail(message: str, code: int, debug: bool) -> int:
+def _fail(message: str, code: int, debug: bool, as_json: bool = False) -> int:
     if debug:
         traceback.print_exc()
-    print(f"flowers-torch: error: {' '.join(message.split())}", file=sys.stderr)
+    message = " ".join(message.split())
+    if as_json and sys.stdout is not None:
+        print(json.dumps({"error": message, "exit_code": code}), flush=True)
+    print(f"flowers-torch: error: {message}", file=sys.stderr)
     return code
 
 

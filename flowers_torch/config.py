@@ -30,7 +30,7 @@ class Stage:
     rules: list[list[Any]] = dataclasses.field(
         default_factory=list
     )  # [[pattern, lr multiplier], ...]; 0 freezes
-    optimizer: str = "adamw"  # adamw, adam, sgd, rmsprop
+    optimizer: str = "adamw"  # adamw, adam, sgd, rmsprop; lbfgs fits a linear head to its optimum at once
     lr: float = 1e-3  # highest learning rate
     schedule: str = "cosine"  # cosine (to zero at the end of the stage), constant or plateau
     warmup_epochs: float = 0.0  # linear rise of the learning rate from zero
@@ -46,7 +46,10 @@ class Stage:
     batch_norm: str = (
         "frozen"  # in frozen layers: "frozen" keeps stored statistics, "adapt" follows the photos
     )
-    augment: str = "light"  # none, light, crop, keras, alexnet, rand, trivial (see data/augment.py)
+    # Views of a photo for which the frozen front is computed once and stored; 0: it runs in every epoch;
+    # -1: 2 where only the head trains, else 0.
+    views: int = -1
+    augment: str = "light"  # none, mirror, light, crop, keras, alexnet, rand, trivial (see data/augment.py)
     mixup: float = 0.0  # blends pairs of photos, by shares from Beta(mixup, mixup); 0: never
     cutmix: float = 0.0  # pastes a part of one photo into another, by Beta(cutmix, cutmix); 0: never
 
@@ -99,6 +102,7 @@ class Config:
     minutes: float = 0.0  # time for the whole run, to which the epochs are fitted; 0: no limit
     precision: str = "auto"  # fp32, bf16, fp16 (CUDA); auto: the fastest that this device computes well
     channels_last: bool = True  # memory layout of the network
+    store_gib: float = 2.0  # memory for photos and for what the frozen front answers; beyond it a file
     device: str = "auto"  # cpu, cuda, cuda:1, mps; auto: the best that is there
     workers: int = -1  # processes that decode photos; -1: chosen for the machine
     threads: int = 0  # of computation on the CPU; 0: torch's own choice
@@ -115,15 +119,17 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "class_weights": ("none", "balanced"),
     "sampler": ("none", "balanced"),
     "precision": ("auto", "fp32", "bf16", "fp16"),
-    "optimizer": ("adamw", "adam", "sgd", "rmsprop"),
+    "optimizer": ("adamw", "adam", "sgd", "rmsprop", "lbfgs"),
     "schedule": ("cosine", "constant", "plateau"),
     "batch_norm": ("frozen", "adapt"),
-    "augment": ("none", "light", "crop", "keras", "alexnet", "rand", "trivial"),
+    "augment": ("none", "mirror", "light", "crop", "keras", "alexnet", "rand", "trivial"),
 }
 
 # name: lowest, highest; both allowed
 RANGES: dict[str, tuple[float, float]] = {
     "epochs": (1, 100_000),
+    "views": (-1, 1000),
+    "store_gib": (0, 1e6),
     "lr": (1e-12, 1e3),
     "warmup_epochs": (0, 100_000),
     "plateau_factor": (1e-6, 0.9999),
@@ -151,6 +157,15 @@ RANGES: dict[str, tuple[float, float]] = {
     "workers": (-1, 256),
     "threads": (0, 1024),
     "checkpoint_minutes": (0, 1e6),
+}
+
+
+# What --head-only asks for: a linear head on the photo and its mirror image, and nothing else.
+HEAD_ONLY: dict[str, Any] = {
+    "stages": [{"name": "head", "train": "head", "optimizer": "lbfgs", "views": 2, "augment": "mirror"}],
+    "head_hidden": 0,
+    "head_norm": False,
+    "dropout": 0.0,
 }
 
 
@@ -315,6 +330,10 @@ def _check(config: Config, problems: list[str]) -> None:
                 problems.append(
                     f"stages.{i}.rules needs [pattern, multiplier >= 0], not {printable(rule, 60)}"
                 )
+        if stage.optimizer == "lbfgs" and (
+            stage.train != "head" or config.head_hidden or config.head_norm or config.dropout
+        ):
+            problems.append(f"stages.{i}.optimizer lbfgs needs train = head and a head of one linear layer")
     if not config.stages:
         problems.append("stages must not be empty")
     if split_fractions(config.split) is None and config.split not in (

@@ -16,13 +16,15 @@ class FlowersError(Exception):
         fix: What the user can do about it; empty where nothing useful can be said.
 
     A single-string message also survives a trip through a `DataLoader` worker, which rebuilds an
-    exception from its text alone.
+    exception from its text alone, with the worker's trace around it: the message is the last line of that.
     """
 
     exit_code = 1
     quiet = False  # another process says it
 
     def __init__(self, what: str, fix: str = "") -> None:
+        if "\nOriginal Traceback" in what:
+            what = what.strip().splitlines()[-1].partition(": ")[2] or what
         super().__init__(f"{what}; fix: {fix}" if fix else what)
 
 

@@ -7,6 +7,7 @@ one way to fetch (`download`). Nothing else in the package touches weights or th
 import contextlib
 import csv
 import hashlib
+import http.client
 import io
 import json
 import os
@@ -14,6 +15,7 @@ import re
 import tempfile
 import urllib.error
 import urllib.request
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -26,6 +28,7 @@ from flowers_torch.errors import ModelFileError, ResourceError, printable
 
 HASH_KEY = "sha256"
 MAX_HEADER_BYTES = 16 * 1024**2
+SAFE_TORCH = (2, 10)  # older ones could be made to run code in spite of weights_only
 
 
 @contextlib.contextmanager
@@ -167,6 +170,14 @@ def _load_safetensors(path: Path, header_bytes: int) -> tuple[dict[str, Tensor],
 
 
 def _load_pth(path: Path) -> dict[str, Tensor]:
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < SAFE_TORCH:
+        raise ModelFileError(
+            f"torch {torch.__version__} cannot read {printable(path)} safely", "pip install -U torch"
+        )
+    if kind := _other_zip(path):
+        raise ModelFileError(
+            f"{printable(path)} is {kind}, expected .safetensors or .pth weights", "save those"
+        )
     try:
         # weights_only is passed explicitly, so that no environment variable can turn it off.
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -190,6 +201,23 @@ def _load_pth(path: Path) -> dict[str, Tensor]:
             f"{printable(path)} holds no state dict of tensors", "save model.state_dict() there"
         )
     return {name.removeprefix("module.").removeprefix("_orig_mod."): value for name, value in content.items()}
+
+
+def _other_zip(path: Path) -> str:
+    """What a zip archive is, if not one of `torch.save`; empty for those, and for what is no archive."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return ""
+    names = {member.filename.rpartition("/")[2] for member in members}
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        return "a compressed archive"  # torch writes none: a small file could fill the memory
+    if "constants.pkl" in names:
+        return "a TorchScript program"
+    if "archive_format" in names:
+        return "an exported program (.pt2)"
+    return "" if "data.pkl" in names else "a zip archive without weights"
 
 
 def _checksum(tensors: dict[str, Tensor], texts: dict[str, str]) -> str:
@@ -250,6 +278,30 @@ def download(
     os.replace(part, path)
     _fsync_folder(path.parent)
     return path
+
+
+def fetch_bytes(url: str, most: int = 64 << 20, timeout: float = 30) -> bytes:
+    """What an http(s) address answers, for content that needs no checksum because it is looked at at once.
+
+    Args:
+        url: The address.
+        most: Bytes from which on it is refused.
+        timeout: Seconds without an answer.
+
+    Raises:
+        ResourceError: no network, a refused request, or too much.
+    """
+    try:
+        with urllib.request.urlopen(url, timeout=timeout) as response:
+            content: bytes = response.read(most + 1)
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", None) or error
+        raise ResourceError(
+            f"cannot fetch {printable(url)}: {_one_line(reason)}", "check the address and the network"
+        ) from error
+    if len(content) > most:
+        raise ResourceError(f"{printable(url)} holds more than {most >> 20} MB", "give a smaller photo")
+    return content
 
 
 def _fetch(url: str, part: Path, progress: Callable[[int, int], None] | None) -> None:

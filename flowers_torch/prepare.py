@@ -1,6 +1,7 @@
 """From a configuration to everything that a run works on: device, photos, split, network."""
 
 import dataclasses
+import platform
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -9,19 +10,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flowers_torch import __version__
 from flowers_torch.config import Config, Stage, split_fractions
 from flowers_torch.data.admission import Admission, admit
 from flowers_torch.data.augment import train_transform
-from flowers_torch.data.batches import BATCH_POLICIES, TrainingBatches, batch_policy, canvas_transform
+from flowers_torch.data.batches import (
+    BATCH_POLICIES,
+    TrainingBatches,
+    batch_policy,
+    canvas_side,
+    canvas_transform,
+)
 from flowers_torch.data.flowers17 import official_split
 from flowers_torch.data.folder import Photos
+from flowers_torch.data.kept import keep_images
 from flowers_torch.data.loaders import PhotoDataset, choose_workers, make_loader
 from flowers_torch.data.sources import open_photos
 from flowers_torch.data.splits import Split, describe_split, exact_split, is_lopsided, split_photos
 from flowers_torch.errors import UsageError
 from flowers_torch.evaluation.answers import Answers, collect
 from flowers_torch.evaluation.unsure import REFERENCE_PHOTOS
+from flowers_torch.files import cache_folder
 from flowers_torch.models.classifier import Record, build
+from flowers_torch.models.cut import Cut
 from flowers_torch.models.freeze import Rules, apply_rules, freeze_table, rules_for, set_train_mode
 from flowers_torch.models.weights import load_weights, plan_weights
 from flowers_torch.models.zoo import check_size
@@ -46,6 +57,7 @@ class Run:
     model: nn.Module
     folder: Path = Path()
     bad: dict[str, str] = dataclasses.field(default_factory=dict)  # photos left out: path to reason
+    pooled: Cut | None = None  # where only the head has been trained: features may be known from disk
     best_answers: Answers | None = None  # to the validation photos, in the best epoch of this process
     closing_seconds: float = 0.0  # that a last validation and the test will take; only where time is limited
     world: World = ALONE  # the processes that share it
@@ -63,6 +75,7 @@ def prepare_together(config: Config, world: World) -> Run:
 
 def prepare(config: Config, world: World = ALONE) -> Run:
     """Device, photos, split and network of a configuration; nothing is written yet."""
+    log.info(f"flowers_torch {__version__}, torch {torch.__version__}, Python {platform.python_version()}")
     if config.batch_size < 2 * world.size:
         raise UsageError(
             f"--batch-size {config.batch_size} is too small for {world.size} processes",
@@ -108,6 +121,8 @@ def prepare(config: Config, world: World = ALONE) -> Run:
         log.info(f"weights  {plan.source}, licence: {plan.licence}")
     runtime = probe_precision(runtime, runtime.place(model), preprocessing.size)
     log.info(f"device   {runtime.device}, {runtime.precision} ({runtime.reason})")
+    stages = ", ".join(f"{stage.name} {stage.epochs} x ({stage.train})" for stage in config.stages)
+    log.info(f"plan     {stages}; each pass over {len(split['train'])} photos, {config.batch_size} a step")
     # What was chosen becomes part of the configuration: a resumed or repeated run must not choose anew.
     config = dataclasses.replace(config, weights=weights, precision=runtime.precision)
     return Run(config, runtime, photos, split, record, model, bad=admission.bad, world=world)
@@ -205,7 +220,7 @@ def photo_dataset(run: Run, part: str, policy: str, canvases: bool = False) -> P
     labels = [run.photos.labels[index] for index in indices]
     inputs = run.record.preprocessing
     if canvases:
-        transform = canvas_transform(policy, inputs.size, inputs.interpolation)
+        transform = canvas_transform(policy, inputs.size, inputs.interpolation, inputs.crop, inputs.squash)
     else:
         transform = train_transform(policy, **dataclasses.asdict(inputs))
     return PhotoDataset(paths, labels, transform, run.config.seed)
@@ -221,23 +236,40 @@ def predict_part(
 
 
 def training_batches(run: Run, stage: Stage) -> TrainingBatches:
-    """The augmented batches of a stage."""
+    """The augmented batches of a stage, shuffled."""
+    return part_batches(run, "train", stage.augment, True, stage.mixup, stage.cutmix)
+
+
+def part_batches(
+    run: Run,
+    part: str,
+    policy: str = "none",
+    shuffle: bool = False,
+    mixup: float = 0.0,
+    cutmix: float = 0.0,
+) -> TrainingBatches:
+    """Batches of a part under an augmentation policy."""
     config, inputs = run.config, run.record.preprocessing
-    by_batch = config.batch_augment and stage.augment in BATCH_POLICIES
-    dataset = photo_dataset(run, "train", stage.augment, canvases=by_batch)
-    balanced = config.sampler == "balanced"
-    loader, order = make_loader(dataset, config.batch_size, shuffle=True, balanced=balanced, **loading(run))
+    by_batch = config.batch_augment and policy in BATCH_POLICIES
+    dataset = photo_dataset(run, part, policy, canvases=by_batch)
+    how = loading(run)
+    if by_batch:
+        memory, shared = int(config.store_gib * 2**30), how["workers"] > 0
+        side = canvas_side(policy, inputs.size)
+        dataset.kept = keep_images(len(dataset), side, memory, cache_folder(), shared)
+    balanced = shuffle and config.sampler == "balanced"
+    loader, order = make_loader(dataset, config.batch_size, shuffle, balanced=balanced, **how)
     return TrainingBatches(
         loader,
         order,
         config.seed,
         len(run.photos.classes),
         run.runtime.device,
-        batch_policy(stage.augment, inputs.size, inputs.crop) if by_batch else None,
+        batch_policy(policy, inputs.size, inputs.crop) if by_batch else None,
         inputs.mean,
         inputs.std,
-        stage.mixup,
-        stage.cutmix,
+        mixup,
+        cutmix,
     )
 
 

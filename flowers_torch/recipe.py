@@ -13,25 +13,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from flowers_torch.config import Config, load_config, to_toml
-from flowers_torch.data.loaders import make_loader
-from flowers_torch.data.split_file import load_split, save_split
+from flowers_torch.config import Config, to_toml
+from flowers_torch.data.split_file import save_split
 from flowers_torch.data.splits import Split
 from flowers_torch.data.workers import worker_errors
 from flowers_torch.errors import DivergedError, ModelFileError, StoppedError, printable
 from flowers_torch.evaluation.metrics import Scores
 from flowers_torch.files import safe_load, write_text
-from flowers_torch.models.classifier import build
 from flowers_torch.prepare import (
     Run,
-    admit_photos,
     fit_to_clock,
-    loading,
-    photo_dataset,
+    part_batches,
     prepare_together,
 )
-from flowers_torch.results import write_results
-from flowers_torch.resuming import check_exact, run_facts
+from flowers_torch.results import report, write_results
+from flowers_torch.resuming import reopen, run_facts
 from flowers_torch.run_folder import folder_of_launch, new_run_folder, run_lock, write_origin
 from flowers_torch.stage import train_stage
 from flowers_torch.training.checkpoint import (
@@ -39,13 +35,11 @@ from flowers_torch.training.checkpoint import (
     Progress,
     Saved,
     Saver,
-    read_newest,
-    restore_model,
     saved_states,
 )
 from flowers_torch.training.distributed import World, joined
-from flowers_torch.training.monitors import log, log_file
-from flowers_torch.training.runtime import choose_runtime, deterministic
+from flowers_torch.training.monitors import RESULT, log, log_file
+from flowers_torch.training.runtime import deterministic
 from flowers_torch.training.stopping import StopRequest, stop_request
 
 
@@ -120,42 +114,11 @@ def resume(
         return _resume(folder, world, changes, allow_config_change, allow_data_change)
 
 
-def _resume(
-    folder: Path,
-    world: World,
-    changes: dict[str, Any] | None = None,
-    allow_config_change: bool = False,
-    allow_data_change: bool = False,
-) -> Result:
+def _resume(folder: Path, world: World, *changes: Any) -> Result:
     with _at_work(folder, world):
-        with world.main_first():
-            config = load_config(file=str(folder / "config.toml"), overrides=changes)
-            saved = read_newest(folder)
-            progress = saved.progress
-            if progress.best:
-                safe_load(folder / MODEL_FILE)  # were it damaged, all that is still to come would be in vain
-            device = world.device(config.device)
-            runtime = choose_runtime(device, config.precision, config.channels_last, config.threads)
-            facts = run_facts(config, runtime, world.size)
-            change = check_exact(saved.facts, facts, folder, allow_config_change)
-            photos = admit_photos(config).photos
-            split, data_change = load_split(folder / "split.json", photos)
-            if data_change:
-                log.info(f"the photos have changed since the run began:\n{data_change.table()}")
-                if not allow_data_change:
-                    data_change.refuse(folder / "split.json", "restore them, or add --allow-data-change")
-                progress.begin_epoch_anew(data_change.counts())
-            model = build(saved.record)
-            restore_model(model, saved)
-        run = Run(config, runtime, photos, split, saved.record, runtime.place(model), folder, world=world)
-        if change:
-            progress.begin_epoch_anew({"options": change})
-        world.wait()  # what is written now has been read by all
-        if world.is_main and change:
-            write_text(folder / "config.toml", to_toml(config, f"changed on the way: {change}"))
-        if world.is_main and data_change:
-            save_split(split, photos, folder / "split.json", config.seed)
-        names = [*(stage.name for stage in config.stages), "test"]
+        run, saved = reopen(folder, world, *changes)
+        progress = saved.progress
+        names = [*(stage.name for stage in run.config.stages), "test"]
         place = f"{names[progress.stage]}, epoch {progress.epoch + 1}, batch {progress.step + 1}"
         log.info(f"resumed  {printable(folder)}: {place}")
         return _train_and_test(run, progress, saved)
@@ -186,9 +149,7 @@ def _train_and_test(run: Run, progress: Progress, saved: Saved | None = None) ->
     config, world = run.config, run.world
     facts = run_facts(config, run.runtime, world.size)
     world.check_same(facts | {"split": json.dumps(run.split), "photos": json.dumps(run.photos.paths)})
-    validation, _ = make_loader(
-        photo_dataset(run, "val", "none"), config.batch_size, shuffle=False, **loading(run)
-    )
+    validation = part_batches(run, "val")
     saver = Saver(run.folder, progress, run.record, config.checkpoint_minutes, facts, world.is_main)
     seconds = 60 * config.minutes - progress.elapsed - run.closing_seconds if config.minutes else math.inf
     with (
@@ -223,5 +184,6 @@ def _finish(run: Run, progress: Progress, stop: StopRequest) -> Result:
         path.unlink()
     size = (run.folder / MODEL_FILE).stat().st_size / 1e6
     log.info(f"model    {printable(run.folder / MODEL_FILE)}, {size:.1f} MB")
+    log.log(RESULT, f"report   {printable(report(run))}")
     log.info(f"next     flowers-torch predict {shlex.quote(printable(run.folder))} PHOTO...")
     return Result(run.folder, test, progress.history)

@@ -1,36 +1,40 @@
 """From the best weights to a finished run folder: calibration, test, and the files that hold the results."""
 
-import csv
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from flowers_torch.config import load_config
-from flowers_torch.data.loaders import make_loader
+from flowers_torch.data.audit import audit
 from flowers_torch.data.preview import choose_photos
+from flowers_torch.data.scan import inspect_photos
 from flowers_torch.data.split_file import load_split
 from flowers_torch.errors import DataError, printable
 from flowers_torch.evaluation.answers import Answers, save_predictions
 from flowers_torch.evaluation.calibration import fit_temperature
 from flowers_torch.evaluation.metrics import Scores, score
 from flowers_torch.evaluation.plots import plot_curves
+from flowers_torch.evaluation.projection import MOST, map_photos
 from flowers_torch.evaluation.summary import describe_scores, describe_small_classes, prediction_rows
 from flowers_torch.evaluation.unsure import REFERENCE_PHOTOS, fit_familiar, make_trust, trade_off
 from flowers_torch.files import write_csv, write_json
+from flowers_torch.front import stored_part
 from flowers_torch.models.classifier import Record, load_classifier, save_classifier
-from flowers_torch.prepare import Run, admit_photos, loading, photo_dataset, predict_part
+from flowers_torch.prepare import Run, admit_photos, part_batches, predict_part
+from flowers_torch.report.page import Source, write_report
 from flowers_torch.training.checkpoint import MODEL_FILE
-from flowers_torch.training.monitors import log
+from flowers_torch.training.monitors import RESULT, log
 from flowers_torch.training.runtime import choose_runtime
+
+MOST_CHECKED = 20_000  # photos whose check, remembered from before training, is shown in the report
 
 
 def answer(run: Run, part: str, after_batch: Callable[[int], Any] = lambda photos: None) -> Answers:
     """The network's answers to the photos of a part."""
-    batches, _ = make_loader(
-        photo_dataset(run, part, "none"), run.config.batch_size, shuffle=False, **loading(run)
-    )
-    return predict_part(run, part, run.model, batches, after_batch)
+    if run.pooled and (stored := stored_part(run, run.pooled, part, after_batch)):
+        return predict_part(run, part, run.pooled.tail, stored, after_batch)
+    return predict_part(run, part, run.model, part_batches(run, part), after_batch)
 
 
 def write_results(
@@ -61,7 +65,7 @@ def write_results(
     if not run.world.is_main:
         return test
     save_classifier(run.model.state_dict(), run.record, run.folder / MODEL_FILE, best=best)
-    log.info(describe_scores(test, classes))
+    log.log(RESULT, describe_scores(test, classes))
     log.info(
         f"trust    probabilities at temperature {temperature:.2f}: they are off by "
         f"{test.calibration_error:.3f} on average, {before.calibration_error:.3f} without it"
@@ -70,7 +74,10 @@ def write_results(
         log.info(f"note     {warning}")
     parts = {"val": validation, "test": answers}
     paths = {part: [run.photos.paths[index] for index in run.split[part]] for part in parts}
-    save_predictions(run.folder, classes, temperature, {part: (paths[part], parts[part]) for part in parts})
+    mappable = answers.features.numel() and 4 <= len(labels)
+    places = map_photos(answers.features[:: -(-len(labels) // MOST)]) if mappable else None
+    kept = {part: (paths[part], parts[part]) for part in parts}
+    save_predictions(run.folder, classes, temperature, kept, places)
     write_csv(run.folder / "predictions.csv", prediction_rows(paths["test"], logits, labels, classes))
     write_csv(run.folder / "history.csv", history)
     plot_curves(history, run.folder / "figures" / "curves.png")
@@ -108,6 +115,14 @@ def calibrate(
     return dataclasses.replace(run.record, temperature=temperature, trust=make_trust(curve, familiar))
 
 
+def report(run: Run) -> Path:
+    """Builds `report.html` from the run folder, with pictures and the findings of the check."""
+    findings = []
+    if len(run.photos) <= MOST_CHECKED:
+        findings = audit(run.photos, inspect_photos(run.photos), run.split).findings
+    return write_report(run.folder, run.record, Source(run.photos, findings, run.model, run.runtime))
+
+
 def open_run(folder: Path, device: str = "auto") -> Run:
     """A finished run as it was: configuration, photos, split, and the network with its best weights.
 
@@ -125,21 +140,3 @@ def open_run(folder: Path, device: str = "auto") -> Run:
     if changes:
         changes.refuse(folder / "split.json", "restore the photos that the run was trained and tested on")
     return Run(config, runtime, photos, split, record, runtime.place(model), folder)
-
-
-def read_history(folder: Path) -> list[dict[str, Any]]:
-    """The rows of `history.csv`, numbers as numbers; empty where there is none."""
-    path = folder / "history.csv"
-    if not path.is_file():
-        return []
-    with path.open(encoding="utf-8", newline="") as file:
-        return [{key: _number(value) for key, value in row.items()} for row in csv.DictReader(file)]
-
-
-def _number(text: str) -> Any:
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text

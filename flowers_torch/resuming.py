@@ -1,17 +1,24 @@
-"""Whether a run can go on exactly: what its saved state was made with, against what is there now."""
+"""Reopening a run: whether it can go on exactly, and everything as it was."""
 
 import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from flowers_torch.config import Config
+from flowers_torch.config import Config, load_config, to_toml
+from flowers_torch.data.split_file import load_split, save_split
 from flowers_torch.errors import UsageError, printable
+from flowers_torch.files import safe_load, write_text
+from flowers_torch.models.classifier import build
+from flowers_torch.prepare import Run, admit_photos
 from flowers_torch.run_folder import environment
+from flowers_torch.training.checkpoint import MODEL_FILE, Saved, read_newest, restore_model
+from flowers_torch.training.distributed import World
 from flowers_torch.training.monitors import log
-from flowers_torch.training.runtime import Runtime
+from flowers_torch.training.runtime import Runtime, choose_runtime
 
 # Options that change no number of the result. Where the photos lie is one: that they are the same is checked.
 HARMLESS = frozenset(("out", "data", "workers", "checkpoint_minutes", "tensorboard"))
@@ -21,6 +28,42 @@ RESOLVED = frozenset(("device", "threads", "stages"))
 BUILT_IN = frozenset(
     ("arch", "weights", "size", "resize", "head_hidden", "dropout", "head_norm", "model_options", "split")
 )
+
+
+def reopen(
+    folder: Path,
+    world: World,
+    changes: dict[str, Any] | None = None,
+    allow_config_change: bool = False,
+    allow_data_change: bool = False,
+) -> tuple[Run, Saved]:
+    """A run with its newest state that is whole, the network filled from it; arguments as `recipe.resume`."""
+    with world.main_first():
+        config = load_config(file=str(folder / "config.toml"), overrides=changes)
+        saved = read_newest(folder)
+        if saved.progress.best:
+            safe_load(folder / MODEL_FILE)  # were it damaged, all that is still to come would be in vain
+        device = world.device(config.device)
+        runtime = choose_runtime(device, config.precision, config.channels_last, config.threads)
+        facts = run_facts(config, runtime, world.size)
+        change = check_exact(saved.facts, facts, folder, allow_config_change)
+        photos = admit_photos(config).photos
+        split, data_change = load_split(folder / "split.json", photos)
+        if data_change:
+            log.info(f"the photos have changed since the run began:\n{data_change.table()}")
+            if not allow_data_change:
+                data_change.refuse(folder / "split.json", "restore them, or add --allow-data-change")
+            saved.progress.begin_epoch_anew(data_change.counts())
+        if change:
+            saved.progress.begin_epoch_anew({"options": change})
+        model = build(saved.record)
+        restore_model(model, saved)
+    world.wait()  # what is written now has been read by all
+    if world.is_main and change:
+        write_text(folder / "config.toml", to_toml(config, f"changed on the way: {change}"))
+    if world.is_main and data_change:
+        save_split(split, photos, folder / "split.json", config.seed)
+    return Run(config, runtime, photos, split, saved.record, runtime.place(model), folder, world=world), saved
 
 
 def run_facts(config: Config, runtime: Runtime, processes: int = 1) -> dict[str, str]:

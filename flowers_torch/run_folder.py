@@ -41,7 +41,10 @@ FILES = (
     "predictions.csv",
     "predictions.safetensors",
     "log.txt",
+    "report.html",
+    "insight.json",
     "figures/curves.png",
+    *(f"figures/{name}.svg" for name in ("loss", "accuracy", "rate", "reliability", "unsure", "more_photos")),
 )
 LOCK_FILE = ".lock"
 

@@ -1,20 +1,27 @@
 """One stage of training: its epochs, from wherever it stands to its end."""
 
+import dataclasses
 import functools
 import time
 from typing import Any
 
+import torch
+from torch import nn
+
 from flowers_torch.config import Stage
 from flowers_torch.data.batches import TrainingBatches
 from flowers_torch.data.loaders import counted_seed
-from flowers_torch.errors import DataError, StoppedError, printable
+from flowers_torch.data.stored import StoredBatches
+from flowers_torch.errors import DataError, StoppedError, UsageError, printable
 from flowers_torch.evaluation.metrics import score
 from flowers_torch.evaluation.summary import describe_epoch
+from flowers_torch.front import compute_front
 from flowers_torch.models.freeze import apply_rules, decay_by_layer, freeze_table, set_train_mode
 from flowers_torch.models.heads import classifier_name
 from flowers_torch.prepare import Run, balanced_weights, predict_part, stage_rules, training_batches
 from flowers_torch.training.checkpoint import Progress, Saved, Saver, restore_training
 from flowers_torch.training.engine import Training, train_epoch
+from flowers_torch.training.linear import choose_probe
 from flowers_torch.training.monitors import bar, log, write_tensorboard
 from flowers_torch.training.optim import learning_rate, make_optimizer
 from flowers_torch.training.plateau import out_of_patience, plateau_multiplier
@@ -40,14 +47,15 @@ def train_stage(
     """
     config, progress, number = run.config, saver.progress, saver.progress.stage
     stage = config.stages[number]
+    if stage.optimizer == "lbfgs":
+        return fit_head(run, saver, stop)
     epochs_before = sum(earlier.epochs for earlier in config.stages[:number])
     log.info(f"stage {number + 1}  {stage.name}: {stage.epochs} epochs, {stage.optimizer}")
-    training, batches = begin_stage(run, stage)
-    order, names = batches.order, batches.paths.__getitem__
+    batches: TrainingBatches | StoredBatches
+    training, batches = begin_stage(run, stage, number)
     if saved:
         restore_training(training, saved)
     saver.check_space(training)
-    steps, warmup = stage.epochs * len(order), round(stage.warmup_epochs * len(order))
 
     def leave_if_asked(_: int = 0) -> None:
         stop.number = int(run.world.most(stop.number))  # all processes leave after the same batch
@@ -56,12 +64,20 @@ def train_stage(
             fix = f"go on with --resume {printable(run.folder)}"
             raise StoppedError(f"stopped by {stop.signal_name}; all is saved", fix, stop.number)
 
+    front = compute_front(run, stage, leave_if_asked)
+    run.pooled = front.made if front and front.is_pooled else None
+    if front:
+        training.called, validation = front.made.tail, front.validation
+        batches = StoredBatches(front.training, batches.labels, batches.order, batches.paths)
+    order, names = batches.order, batches.paths.__getitem__
+    steps, warmup = stage.epochs * len(order), round(stage.warmup_epochs * len(order))
+
     def time_is_up() -> bool:
         return config.minutes > 0 and bool(run.world.most(stop.time_is_up()))
 
     while progress.epoch < stage.epochs and not out_of_patience(stage_losses(progress), stage.patience):
         started = time.monotonic() - progress.seconds
-        set_train_mode(run.model, stage.batch_norm == "adapt")
+        set_train_mode(training.called or run.model, stage.batch_norm == "adapt")
         order.epoch, order.skip = epochs_before + progress.epoch, progress.step
         first_step = progress.epoch * len(order) + progress.step
         highest = stage.lr * _plateau(stage, progress)
@@ -83,7 +99,8 @@ def train_stage(
                     if time_is_up():
                         break
             run.world.copy_buffers(training.evaluated)
-            answers = predict_part(run, "val", training.evaluated, validation, leave_if_asked)
+            network = front.tail_of(training.evaluated) if front else training.evaluated
+            answers = predict_part(run, "val", network, validation, leave_if_asked)
         except DataError:  # a photo went missing or broke: what is done so far is not lost with it
             saver.save(training)
             raise
@@ -118,8 +135,66 @@ def train_stage(
     progress.stage, progress.epoch = number + 1, 0
 
 
-def begin_stage(run: Run, stage: Stage) -> tuple[Training, TrainingBatches]:
-    """Freezes and thaws, says so, and makes the fresh optimiser of a stage and the batches of its photos."""
+def fit_head(run: Run, saver: Saver, stop: StopRequest) -> None:
+    """A stage that fits a linear head to its optimum, on stored features, instead of by steps.
+
+    Raises:
+        StoppedError: a signal came; features of the photos seen so far are kept.
+        UsageError: the features cannot be stored.
+    """
+    progress, started = saver.progress, time.monotonic()
+    stage = run.config.stages[progress.stage]
+    log.info(f"stage {progress.stage + 1}  {stage.name}: a linear head, fitted by L-BFGS")
+
+    def leave_if_asked(_: int = 0) -> None:
+        if stop.number:
+            raise StoppedError(f"stopped by {stop.signal_name}", "start again", stop.number)
+
+    training, batches = begin_stage(run, dataclasses.replace(stage, optimizer="sgd"), progress.stage)
+    front = compute_front(run, stage, leave_if_asked)
+    if front is None:
+        raise UsageError(
+            "optimizer lbfgs cannot store the features here", "use adamw, or a single process and more room"
+        )
+    labels = torch.tensor(batches.labels).repeat(len(front.training) // len(batches.labels))
+    probe, l2 = choose_probe(
+        (front.training, labels),
+        (front.validation.values, front.validation.labels),
+        len(run.photos.classes),
+        training.class_weights.cpu() if training.class_weights is not None else None,
+        run.config.label_smoothing,
+    )
+    head: nn.Linear = run.model.get_classifier()  # type: ignore[operator]
+    with torch.no_grad():
+        for parameter, value in zip((head.weight, head.bias), probe.layer(), strict=True):
+            parameter.copy_(value)
+    fitted = score(probe.logits(front.training), labels)
+    answers = predict_part(run, "val", front.made.tail, front.validation, leave_if_asked)
+    val = score(answers.logits, answers.labels)
+    seconds = time.monotonic() - started
+    row = {
+        "stage": stage.name,
+        "epoch": 1,
+        "lr": 0.0,
+        "train_loss": fitted.loss,
+        "train_accuracy": fitted.accuracy,
+        "val_loss": val.loss,
+        "val_accuracy": val.accuracy,
+        "seconds": seconds,
+        "images_per_second": len(labels) / seconds,
+        "changes": len(progress.changes),
+    }
+    run.pooled = front.made
+    log.info(f"{describe_epoch(row, 1)}, penalty {l2:g}")
+    saver.end_epoch(row, run.model)
+    if progress.best is row:
+        run.best_answers = answers
+    progress.stage, progress.epoch = progress.stage + 1, 0
+    saver.save(training)
+
+
+def begin_stage(run: Run, stage: Stage, number: int) -> tuple[Training, TrainingBatches]:
+    """Freezes and thaws, says so, and makes the fresh optimiser and the batches of a stage."""
     config, model = run.config, run.model
     groups = decay_by_layer(apply_rules(model, stage_rules(model, stage)), stage.layer_decay)
     set_train_mode(model, stage.batch_norm == "adapt")
@@ -138,7 +213,7 @@ def begin_stage(run: Run, stage: Stage) -> tuple[Training, TrainingBatches]:
         make_average(model, config.ema),
         run.world,
         run.world.wrap(model),
-        counted_seed(config.seed, config.stages.index(stage)),
+        counted_seed(config.seed, number),
     )
     return training, training_batches(run, stage)
 

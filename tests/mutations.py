@@ -155,7 +155,7 @@ MUTATIONS = [
     ),
     Mutation(
         "D22", "of a long strip only the middle is used", "data/augment.py",
-        "place = [LimitAspect(), v2.Resize(shorter", "place = [v2.Resize(shorter",
+        "return [LimitAspect(), v2.Resize(shorter", "return [v2.Resize(shorter",
         "data/test_augment.py::test_any_shape_becomes_an_input",
     ),
     Mutation(
@@ -231,7 +231,7 @@ MUTATIONS = [
         "data/test_loaders.py::test_no_photo_is_dropped_and_none_is_alone",
     ),
     Mutation(
-        "D31", "photos that changed since a run began are refused with counts", "recipe.py",
+        "D31", "photos that changed since a run began are refused with counts", "resuming.py",
         "            if not allow_data_change:\n", "            if False:\n",
         "test_recipe.py::test_a_photo_that_goes_missing_during_training_costs_no_step",
     ),
@@ -312,6 +312,261 @@ MUTATIONS = [
         "staging = Path(tempfile.mkdtemp(dir=folder.parent, prefix=prefix, suffix=\".partial\"))",
         "folder.mkdir(exist_ok=True); staging = folder",
         "data/test_archives.py::test_killed_while_unpacking_counts_as_nothing",
+    ),
+]  # fmt: skip
+
+# Checkpoints (C), runtime (R), configuration and command line (K), several processes (T). What only a kill, a
+# signal or a disk can show is in tests/crash.
+MUTATIONS += [
+    Mutation(
+        "C01", "an empty or cut file is refused as such", "files.py",
+        "    if len(start) < 16:\n", "    if False:\n",
+        "test_files.py::test_other_files_are_refused_by_name",
+    ),
+    Mutation(
+        "C03", "a checksum of our own over all that a file holds", "files.py",
+        "    if stated != json.dumps(_checksum(tensors, texts)):", "    if False:",
+        "test_files.py::test_every_flipped_byte_is_noticed_or_harmless",
+    ),
+    Mutation(
+        "C04", "no code is run from a pickle, and no way around it is recommended", "files.py",
+        "weights_only=True)", "weights_only=False)",
+        "test_files.py::test_malicious_pickle_is_refused_without_bad_advice",
+    ),
+    Mutation(
+        "C05", "there is no other loader in the package", "files.py",
+        "weights_only=True)", "**{'weights_only': True})",
+        "test_architecture.py::test_nothing_that_runs_foreign_code_is_called",
+    ),
+    Mutation(
+        "C06", "the environment cannot make torch unsafe", "files.py",
+        "weights_only=True)", "weights_only=None)",
+        "test_files.py::test_malicious_pickle_is_refused_without_bad_advice",
+    ),
+    Mutation(
+        "C07", "a torch that is not safe opens no .pth", "files.py",
+        "SAFE_TORCH = (2, 10)", "SAFE_TORCH = (0, 0)",
+        "test_files.py::test_a_torch_too_old_to_be_safe_opens_no_pth",
+    ),
+    Mutation(
+        "C08", "other archives are called what they are", "files.py",
+        "    if kind := _other_zip(path):\n", "    if kind := '':\n",
+        "test_files.py::test_other_archives_are_refused_by_name",
+    ),
+    Mutation(
+        "C09", "an archive that grows when it is read is refused", "files.py",
+        "    if any(member.compress_type != zipfile.ZIP_STORED for member in members):\n", "    if False:\n",
+        "test_files.py::test_greedy_files_are_refused_cheaply",
+    ),
+    Mutation(
+        "C10", "weights that do not fit are refused whole, with names", "models/classifier.py",
+        "    if said:\n", "    if False:\n",
+        "models/test_classifier.py::test_weights_that_do_not_fit_are_listed_and_not_loaded",
+    ),
+    Mutation(
+        "C11", "prefixes of DataParallel and torch.compile are dropped", "files.py",
+        'name.removeprefix("module.")', "name",
+        "test_files.py::test_foreign_pth_is_unwrapped",
+    ),
+    Mutation(
+        "C12", "weights that are not finite are refused", "models/classifier.py",
+        "if not bool(value.isfinite().all())", "if False",
+        "models/test_classifier.py::test_nan_is_refused",
+    ),
+    Mutation(
+        "C13", "weights of a newer format ask for an update", "models/classifier.py",
+        '    if metadata.get("format", 0) > FORMAT:\n', "    if False:\n",
+        "models/test_classifier.py::test_a_newer_format_asks_for_an_update",
+    ),
+    Mutation(
+        "C13", "so do saved states", "training/checkpoint.py",
+        '        "format": FORMAT,\n', "",
+        "training/test_checkpoint.py::test_a_state_of_a_newer_version_is_refused",
+    ),
+    Mutation(
+        "C15", "names from strangers cannot reach the terminal", "errors.py",
+        'c.encode("unicode_escape").decode()', "c",
+        "test_files.py::test_names_from_strangers_cannot_reach_the_terminal",
+    ),
+    Mutation(
+        "C16", "a folder that cannot be written is found before anything is trained", "run_folder.py",
+        "        folder.mkdir(parents=True, exist_ok=True)\n    except OSError as error:",
+        "        folder.mkdir(parents=True, exist_ok=True)\n    except ZeroDivisionError as error:",
+        "test_run_folder.py::test_a_folder_that_cannot_be_written",
+    ),
+    Mutation(
+        "C16", "so is a disk too small for the saves", "training/checkpoint.py",
+        "        if free < needed:\n", "        if False:\n",
+        "training/test_checkpoint.py::test_room_for_the_saves_is_looked_for_before_a_stage",
+    ),
+    Mutation(
+        "C17", "a write that fails leaves nothing behind", "files.py",
+        "                temporary.unlink(missing_ok=True)\n", "                pass\n",
+        "test_files.py::test_a_failed_write_leaves_the_old_file_and_no_other",
+    ),
+    Mutation(
+        "C17", "a full disk is left to the save; the log does not flood the terminal", "training/monitors.py",
+        "    def handleError(self, record: logging.LogRecord) -> None:\n        pass\n", "",
+        "training/test_monitors.py::test_a_full_disk_is_left_to_the_save",
+    ),
+    Mutation(
+        "C18", "what a killed run was writing is cleared away", "run_folder.py",
+        "            stray.unlink(missing_ok=True)\n", "            pass\n",
+        "test_run_folder.py::test_a_second_run_is_refused_until_the_first_is_dead",
+    ),
+    Mutation(
+        "C19", "a file is on the disk before it takes its name", "files.py",
+        "            file.flush()\n            os.fsync(file.fileno())\n        # Named", "        # Named",
+        "test_files.py::test_a_save_writes_syncs_renames_and_syncs_the_folder",
+    ),
+    Mutation(
+        "C20", "one run at a time in a folder; a dead one's lock is free", "run_folder.py",
+        "                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)\n", "                pass\n",
+        "test_run_folder.py::test_a_second_run_is_refused_until_the_first_is_dead",
+    ),
+    Mutation(
+        "C21", "the state before the newest is kept", "training/checkpoint.py",
+        ", previous=path.with_name(PREVIOUS_FILE))", ")",
+        "training/test_checkpoint.py::test_the_state_before_is_kept_and_found_where_the_newest_is_damaged",
+    ),
+    Mutation(
+        "R01", "the first signal is noted and acted on after the step", "training/stopping.py",
+        "        request.number = number\n", "        pass\n",
+        "training/test_stopping.py::test_the_first_signal_is_noted_and_the_second_acts",
+    ),
+    Mutation(
+        "R04", "handlers are put back", "training/stopping.py",
+        "    finally:\n        put_back()\n", "    finally:\n        pass\n",
+        "training/test_stopping.py::test_handlers_come_back_after_an_error",
+    ),
+    Mutation(
+        "R05", "a reader that leaves does not end the training", "training/monitors.py",
+        "contextlib.suppress(BrokenPipeError)", "contextlib.suppress(ZeroDivisionError)",
+        "training/test_monitors.py::test_nobody_reads_and_nowhere_to_write",
+    ),
+    Mutation(
+        "R06", "a loss or gradient that is not finite stops before the update", "training/engine.py",
+        "    if problem := _problem(training, loss, math.isfinite(norm)):\n", "    if problem := '':\n",
+        "training/test_engine.py::test_numbers_that_are_not_finite_stop_before_the_update",
+    ),
+    Mutation(
+        "R06", "step and photos are named", "training/engine.py",
+        "at learning rate {lr:.3g}{where()}", "at learning rate {lr:.3g}",
+        "training/test_engine.py::test_divergence_names_the_step_and_the_photos",
+    ),
+    Mutation(
+        "R07", "loss scaling that skips for ever is noticed", "training/engine.py",
+        "    training.skipped += 1\n", "",
+        "training/test_engine.py::test_loss_scaling_that_skips_for_ever_is_noticed",
+    ),
+    Mutation(
+        "R08", "NaN is never best", "training/checkpoint.py",
+        'return math.isfinite(row["val_loss"]) and (', "return (",
+        "training/test_checkpoint.py::test_best_is_by_loss_and_nan_never_is",
+    ),
+    Mutation(
+        "R09", "lack of GPU memory halves the micro-batch", "training/engine.py",
+        "        except torch.OutOfMemoryError:\n", "        except ZeroDivisionError:\n",
+        "training/test_engine.py::test_out_of_memory_halves_the_micro_batch_and_changes_no_gradient",
+    ),
+    Mutation(
+        "R10", "which is remembered", "training/checkpoint.py",
+        "min(filter(None, (training.micro_batch, saved.micro_batch)), default=0)", "training.micro_batch",
+        "training/test_checkpoint.py::test_a_micro_batch_that_memory_allowed_is_kept",
+    ),
+    Mutation(
+        "R12", "the death of a worker is explained", "data/workers.py",
+        '    if text.startswith("DataLoader worker"):\n', "    if False:\n",
+        "data/test_workers.py::test_a_worker_s_end_is_explained",
+    ),
+    Mutation(
+        "R13", "so is a lack of shared memory", "data/workers.py",
+        "    if any(sign in text for sign in lacks_memory):\n", "    if False:\n",
+        "data/test_workers.py::test_a_worker_s_end_is_explained",
+    ),
+    Mutation(
+        "R14",
+        "workers that hang end the run, with the photos they began; slow ones do not", "data/workers.py",
+        '                if "timed out after" not in str(error):\n', "                if True:\n",
+        "data/test_workers.py::test_slow_is_not_stuck",
+    ),
+    Mutation(
+        "R15", "an error of a worker keeps its message", "errors.py",
+        '        if "\\nOriginal Traceback" in what:\n', "        if False:\n",
+        "test_files.py::test_errors_survive_a_data_loader_worker",
+    ),
+    Mutation(
+        "R18", "a precision that the device has not is refused", "training/runtime.py",
+        '    if precision == "fp16" and place.type != "cuda":\n', "    if False:\n",
+        "training/test_runtime.py::test_what_is_not_there_is_refused",
+    ),
+    Mutation(
+        "R20", "what makes going on inexact is refused with a table", "resuming.py",
+        "    if not allow:\n", "    if False:\n",
+        "test_resuming.py::test_what_does_is_refused_with_a_table_or_allowed_by_a_flag",
+    ),
+    Mutation(
+        "R21", "a finished run has nothing to resume", "recipe.py",
+        '        if (folder / "metrics.json").is_file():\n', "        if False:\n",
+        "test_recipe.py::test_a_finished_run_has_nothing_to_resume",
+    ),
+    Mutation(
+        "R23", "a damaged newest state falls back to the one before", "training/checkpoint.py",
+        "            damaged = error\n            continue\n", "            raise\n",
+        "training/test_checkpoint.py::test_the_state_before_is_kept_and_found_where_the_newest_is_damaged",
+    ),
+    Mutation(
+        "R24", "a state of another stage's parameters is refused", "training/checkpoint.py",
+        "    if strangers:\n", "    if False:\n",
+        "training/test_checkpoint.py::test_another_stage_s_optimiser_is_refused",
+    ),
+    Mutation(
+        "K02", "values out of range are refused, with the range", "config.py",
+        "            if name in RANGES and not low <= value <= high:\n", "            if False:\n",
+        "test_config.py::test_values_out_of_range_are_named",
+    ),
+    Mutation(
+        "K04", "a folder that holds another run is left alone", "run_folder.py",
+        "            if not overwrite:\n", "            if False:\n",
+        "test_recipe.py::test_an_earlier_run_is_not_overwritten",
+    ),
+    Mutation(
+        "K05", "flags that contradict each other are refused", "commands/train.py",
+        "    if args.resume and (args.origin or args.config or args.dry_run or args.overwrite):\n",
+        "    if False:\n",
+        "test_cli.py::test_mistakes_of_training",
+    ),
+    Mutation(
+        "T02", "when one process is lost the others end, and are quiet", "training/distributed.py",
+        "            raise PeerLostError() from error\n", "            raise\n",
+        "training/test_distributed.py::test_a_lost_process_ends_the_others",
+    ),
+    Mutation(
+        "T03", "validation counts every photo once", "training/distributed.py",
+        ".flatten(0, 1)[:count]", ".flatten(0, 1)",
+        "training/test_distributed.py::test_shares_cover_everything_and_are_gathered_in_order",
+    ),
+    Mutation(
+        "T05", "processes that are about to do different things do not begin", "training/distributed.py",
+        "                if theirs.get(name) != value:\n", "                if False:\n",
+        "training/test_distributed.py::test_different_facts_are_refused_by_the_main_process",
+    ),
+    Mutation(
+        "T08", "another number of processes is not exact", "resuming.py",
+        '    facts["processes"] = str(processes)\n', "",
+        "test_resuming.py::test_the_machine_counts",
+    ),
+    Mutation(
+        "T09", "half an environment of torchrun is refused", "training/distributed.py",
+        "    if missing := [name for name in ENVIRONMENT if name not in os.environ]:\n",
+        "    if missing := []:\n",
+        "training/test_distributed.py::test_half_an_environment_is_refused",
+    ),
+    Mutation(
+        "T10", "processes of one machine listen on its loopback only", "training/distributed.py",
+        'os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)',
+        'os.environ.setdefault("GLOO_SOCKET_IFNAME", "")',
+        "training/test_distributed.py::test_the_main_process_goes_first_and_tells",
     ),
 ]  # fmt: skip
 

@@ -15,10 +15,12 @@ ABOVE = {
     "data": {"data"},
     "training": {"training", "models", "data"},
     "evaluation": {"evaluation", "training", "models", "data"},
+    "report": {"report", "evaluation", "training", "models", "data"},
     "deploy": {"deploy", "evaluation", "training", "models", "data"},
 }
 DOORS = {"cli", "commands"}
-CONFIG_READERS = {"config", "prepare", "stage", "resuming", "recipe", "results", "crossval"} | DOORS
+TOP = "config prepare front stage resuming recipe results insight crossval"
+CONFIG_READERS = {*TOP.split(), *DOORS}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -93,7 +94,7 @@ def test_flowers17_without_network(
 def test_help_fits_one_screen_with_three_examples() -> None:
     command = [sys.executable, "train.py", "--help"]
     text = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert len(text.splitlines()) <= 38 and max(map(len, text.splitlines())) <= 100
+    assert len(text.splitlines()) <= 40 and max(map(len, text.splitlines())) <= 100
     assert text.count("python train.py --arch") == 3
 
 
@@ -142,6 +143,59 @@ def test_bad_photos_end_with_3_and_the_good_ones_answered(
 
 @pytest.mark.parametrize(
     ("arguments", "code"),
+    [
+        (["--jsno"], 2),
+        (["--top", "0"], 2),
+        (["--max-error", "2%"], 2),
+        (["--max-error", "150%"], 2),
+        (["--device", "cuda:77"], 2),
+    ],
+)
+def test_json_is_valid_in_every_failure(
+    arguments: list[str], code: int, model_file: str, photo_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["predict", model_file, str(photo_folder), *arguments, "--json"]) == code
+    failure = json.loads(capsys.readouterr().out)
+    assert failure["error"] and failure["exit_code"] == code
+    for command in (["nowhere", str(photo_folder)], [model_file, "nowhere"]):
+        assert main(["predict", *command, "--json"]) in (2, 4)
+        assert "nowhere" in json.loads(capsys.readouterr().out)["error"]
+
+
+def test_json_of_a_bug(
+    model_file: str,
+    photo_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("flowers_torch.deploy.predict.find_inputs", lambda patterns: 1 / 0)
+    assert main(["predict", model_file, str(photo_folder), "--json"]) == 1
+    assert "ZeroDivisionError" in json.loads(capsys.readouterr().out)["error"]
+
+
+def test_sorting_and_explaining(
+    model_file: str, photo_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo = str(photo_folder / "red" / "3.png")
+    flags = ["--sort-into", str(tmp_path / "sorted"), "--gradcam", str(tmp_path / "maps"), "--json"]
+    assert main(["predict", model_file, photo, *flags]) == 0
+    (record,) = json.loads(capsys.readouterr().out)
+    assert Path(record["sorted"]).resolve() == Path(photo).resolve()
+    assert Path(record["gradcam"]).read_bytes()[:2] == b"\xff\xd8"
+    assert record["unsure"] is False
+
+
+def test_the_doctor(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["packages"]["torch"] and found["machine"]["device"] and found["ok"]
+    assert main(["doctor"]) == 0
+    text = capsys.readouterr().out
+    assert "precision" in text and "all that is needed is there" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
     [(["--top", "0"], 2), (["--top", "9"], 2), (["--json", "--csv"], 2), (["--batch-size", "-1"], 2)],
 )
 def test_mistakes_of_prediction(
@@ -163,6 +217,24 @@ def test_a_bug_of_ours_is_said_so(
     monkeypatch.setattr("flowers_torch.recipe.train", lambda *a, **k: 1 / 0)
     assert main(["train", "--data", "demo"]) == 1
     assert "ZeroDivisionError" in one_line(capsys)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory"), torch.OutOfMemoryError()],
+)
+def test_lack_of_memory_is_said(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def fail(args: object) -> int:
+        raise error
+
+    monkeypatch.setattr("flowers_torch.commands.models.run", fail)
+    assert main(["models"]) == 6
+    assert "out of memory; fix: lower --batch-size" in one_line(capsys)
+    assert signal.getsignal(signal.SIGTERM) is handler
 
 
 @pytest.mark.parametrize(("text", "expected"), [("90s", 1.5), ("20m", 20.0), ("1.5h", 90.0)])

@@ -3,9 +3,16 @@
 import functools
 import hashlib
 import http.server
+import io
 import json
 import os
+import pickle
+import resource
+import struct
 import threading
+import time
+import zipfile
+from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -214,5 +221,91 @@ def test_names_from_strangers_cannot_reach_the_terminal() -> None:
 
 
 def test_errors_survive_a_data_loader_worker() -> None:
-    rebuilt = FlowersError("Caught ... in worker 0\nOriginal Traceback")  # how torch re-raises them
-    assert "Original" in str(rebuilt)
+    trace = 'Original Traceback (most recent call last):\n  File "x.py", line 1\nFlowersError: a: b; fix: c\n'
+    rebuilt = FlowersError(f"Caught FlowersError in DataLoader worker process 0.\n{trace}")  # as torch does
+    assert str(rebuilt) == "a: b; fix: c"
+
+
+@pytest.mark.parametrize(
+    ("member", "kind"),
+    [
+        ("a/code/constants.pkl", "a TorchScript program"),
+        ("a/archive_format", "an exported program"),
+        ("photo.jpg", "a zip archive without weights"),
+    ],
+)
+def test_other_archives_are_refused_by_name(member: str, kind: str, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.pth", "w") as archive:
+        archive.writestr(member, b"x" * 99)
+    with pytest.raises(ModelFileError, match=f"a.pth is {kind}.*, expected .safetensors or .pth"):
+        safe_load(tmp_path / "a.pth")
+
+
+def test_a_torch_too_old_to_be_safe_opens_no_pth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save({"a": torch.ones(2)}, tmp_path / "a.pth")
+    monkeypatch.setattr(torch, "__version__", "2.9.1+cpu")
+    with pytest.raises(ModelFileError, match="torch 2.9.1.cpu cannot read"):
+        safe_load(tmp_path / "a.pth")
+
+
+class Storage:
+    """Stands for a tensor's storage while a hostile file is being made."""
+
+
+class Huge:
+    """Pickles as a tensor of so many floats, whatever the file holds of them."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return torch._utils._rebuild_tensor_v2, (Storage(), 0, (self.count,), (1,), False, OrderedDict())
+
+
+def huge_pickle(count: int) -> bytes:
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, value: object) -> object:
+            return ("storage", torch.FloatStorage, "0", "cpu", count) if isinstance(value, Storage) else None
+
+    stream = io.BytesIO()
+    Pickler(stream, protocol=2).dump({"weight": Huge(count)})
+    return stream.getvalue()
+
+
+def greedy_files(folder: Path) -> Iterator[Path]:
+    """Small files that want much memory or time."""
+
+    def archive(name: str, count: int, method: int, data: bytes) -> Path:
+        with zipfile.ZipFile(folder / name, "w", method) as file:
+            file.writestr("a/data.pkl", huge_pickle(count))
+            file.writestr("a/byteorder", "little")
+            file.writestr("a/data/0", data)
+        return folder / name
+
+    def safetensors(name: str, header: object, data: bytes) -> Path:
+        text = json.dumps(header).encode()
+        (folder / name).write_bytes(struct.pack("<Q", len(text)) + text + data)
+        return folder / name
+
+    yield archive("terabyte.pth", 2**38, zipfile.ZIP_STORED, b"\0" * 64)
+    yield archive("bomb.pth", 2**22, zipfile.ZIP_DEFLATED, bytes(2**24))
+    (folder / "deep.pth").write_bytes(b"\x80\x02" + b"(" * 200_000 + b"t" * 200_000 + b".")
+    yield folder / "deep.pth"
+    (folder / "header.safetensors").write_bytes(struct.pack("<Q", 2**63) + b"{" + b" " * 99)
+    yield folder / "header.safetensors"
+    both = {"a": [0, 16], "b": [8, 24]}
+    overlap = {n: {"dtype": "F32", "shape": [4], "data_offsets": where} for n, where in both.items()}
+    yield safetensors("overlap.safetensors", overlap, bytes(24))
+    far = {"a": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}
+    yield safetensors("far.safetensors", far, bytes(24))
+    wrap = {"a": {"dtype": "F32", "shape": [2**62, 4], "data_offsets": [0, 16]}}
+    yield safetensors("wrap.safetensors", wrap, bytes(16))
+
+
+def test_greedy_files_are_refused_cheaply(tmp_path: Path) -> None:
+    for path in greedy_files(tmp_path):
+        started, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        with pytest.raises(ModelFileError, match=path.name):
+            safe_load(path)
+        assert time.process_time() - started < 2, path.name
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000, path.name  # KiB

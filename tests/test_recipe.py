@@ -18,6 +18,7 @@ import torch
 
 from flowers_torch import prepare, recipe, stage
 from flowers_torch.cli import guarded
+from flowers_torch.commands.train import start_from
 from flowers_torch.config import Config, Stage, load_config
 from flowers_torch.data.loaders import CountedBatches
 from flowers_torch.errors import DataError, ModelFileError, StoppedError, UsageError
@@ -30,7 +31,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def config(data: Path, out: Path, **changes: Any) -> Config:
-    head = Stage(name="head", epochs=2, train="head", lr=0.01)
+    head = Stage(name="head", epochs=2, train="head", lr=0.01, views=0)
     finetune = Stage(name="finetune", epochs=2, train="layer1", lr=0.01, augment="light")
     values = {"size": 32, "batch_size": 8, "precision": "fp32", "weights": "none", "device": "cpu"} | changes
     return Config(arch="test_resnet", data=str(data), out=str(out), stages=[head, finetune], **values)
@@ -55,8 +56,9 @@ def test_it_learns_colours(finished: recipe.Result) -> None:
 def test_the_run_folder(finished: recipe.Result, photo_folder: Path) -> None:
     folder = finished.folder
     found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    unfinished = {"resume.safetensors", "resume.previous.safetensors", "bad_files.jsonl"}
-    assert found - {".lock"} == set(FILES) - unfinished
+    elsewhere = {"resume.safetensors", "resume.previous.safetensors", "bad_files.jsonl"}
+    elsewhere |= {"insight.json", "figures/more_photos.svg"}  # `flowers-torch report` writes them
+    assert found - {".lock"} == set(FILES) - elsewhere
     assert (folder / "labels.txt").read_text() == "blue\ngreen\nred\n"
     assert (folder / "command.txt").read_text() == "train.py --x 'a b'\n"
     metrics = json.loads((folder / "metrics.json").read_text())
@@ -147,6 +149,7 @@ def test_a_photo_that_goes_missing_during_training_costs_no_step(
     last = [position for batch in order for _, position in batch][-1]
     gone = photos.root / photos.paths[train[last]]
     with monkeypatch.context() as patch:
+        patch.setattr(prepare, "keep_images", lambda *arguments: None)  # each epoch reads the files again
         patch.setattr(stage, "train_epoch", epoch)
         with pytest.raises(DataError, match=gone.name):
             recipe.train(wanted)
@@ -246,6 +249,7 @@ def with_everything(data: Path, out: Path) -> Config:
     """A run in which all that carries state from step to step is on."""
     wanted = config(data, out, **EVERYTHING)
     changes = {"l1": 1e-4, "l2": 1e-3, "l2_sp": 1e-2, "layer_decay": 0.5, "patience": 3}
+    changes["views"] = 1  # what the front answers is computed once, and again on resuming
     plateau = {"schedule": "plateau", "plateau_patience": 1, "plateau_factor": 0.5}
     wanted.stages = [dataclasses.replace(stage, **changes, **plateau) for stage in wanted.stages]
     return wanted
@@ -284,6 +288,60 @@ def test_a_signal_saves_and_the_run_goes_on_as_if_nothing_had_happened(
         for run in (result, whole_with_everything)
     ]
     assert rows[0] == rows[1]
+
+
+def test_going_on_with_other_options(
+    finished: recipe.Result,
+    photo_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """What changes nothing is taken; what changes the result is refused, or allowed and noted."""
+    with monkeypatch.context() as patched:
+        stop_after(patched, signal.SIGTERM, 8)
+        with pytest.raises(StoppedError):
+            recipe.train(config(photo_folder, tmp_path / "run", dropout=0.3))
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    result = recipe.resume(tmp_path / "run", {"workers": 2})
+    assert result is not None
+    ours, whole = (safe_load(r.folder / "model.safetensors")[0] for r in (result, finished))
+    assert all(torch.equal(value, ours[name]) for name, value in whole.items())
+
+    with caplog.at_level("INFO", "flowers_torch"), pytest.raises(UsageError, match="--allow-config-change"):
+        recipe.resume(tmp_path / "copy", {"batch_size": 6})
+    assert "batch_size  8 -> 6" in caplog.text
+    other = recipe.resume(tmp_path / "copy", {"batch_size": 6}, allow_config_change=True)
+    assert other is not None
+    assert [row["changes"] for row in other.history] == [0, 1, 1, 1]  # the second epoch was begun anew
+    noted = json.loads((tmp_path / "copy" / "metrics.json").read_text())["changes"]
+    assert noted == [{"stage": 0, "epoch": 1, "options": "batch_size 8 -> 6"}]
+    assert load_config(file=str(tmp_path / "copy" / "config.toml")).batch_size == 6
+
+
+def test_damaged_best_weights_are_found_before_the_rest_is_trained(
+    photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        stop_after(patched, signal.SIGTERM, 13)
+        with pytest.raises(StoppedError):
+            recipe.train(config(photo_folder, tmp_path / "run"))
+    (tmp_path / "run" / "model.safetensors").write_bytes(b"x" * 99)
+    monkeypatch.setattr(engine, "train_step", None)
+    with pytest.raises(ModelFileError, match="model.safetensors"):
+        recipe.resume(tmp_path / "run")
+
+
+def test_beginning_anew_from_the_weights_of_a_run(finished: recipe.Result, tmp_path: Path) -> None:
+    wanted = load_config(**start_from(str(finished.folder), {"out": str(tmp_path / "run"), "seed": 3}))
+    assert wanted == dataclasses.replace(
+        load_config(file=str(finished.folder / "config.toml")),
+        weights=str(finished.folder / "model.safetensors"),
+        out=str(tmp_path / "run"),
+        seed=3,
+    )
+    result = recipe.train(wanted)
+    assert result.history[0]["train_loss"] < finished.history[0]["train_loss"]
 
 
 def test_patience_ends_a_stage_with_its_best_weights(

@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     from flowers_torch.crossval import cross_validate, resume
     from flowers_torch.training.monitors import console
 
-    with console():
+    with console(args.quiet):
         if config is None:
             resume(Path(args.resume).expanduser())
             return 0

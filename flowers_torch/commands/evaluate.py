@@ -74,7 +74,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _save(folder: Path, device: str) -> int:
     from flowers_torch.files import safe_load
-    from flowers_torch.results import open_run, read_history, write_results
+    from flowers_torch.report.facts import read_history
+    from flowers_torch.results import open_run, write_results
 
     opened = open_run(folder, device)
     best = safe_load(folder / "model.safetensors")[1].get("best", {})

@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     with console():
         run = prepare(config)
         stage = config.stages[number - 1]
-        training, batches = begin_stage(run, stage)
+        training, batches = begin_stage(run, stage, number - 1)
         sweep = lr_find(training, batches, args.lowest, args.highest, args.steps)
         log.info(f"rate     {sweep.suggestion:g}: {sweep.reason}; now {stage.lr:g}")
         if args.plot:

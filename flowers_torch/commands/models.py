@@ -7,7 +7,10 @@ from flowers_torch.errors import UsageError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of the list."""
-    parser.description = "List networks: the zoo's, then timm's."
+    parser.description = (
+        "List networks: the zoo's, then timm's. Parameters are counted with 1000 classes and, where Keras "
+        "has the network, as Keras does; sizes are pixels; the licence is of what --weights imagenet fetches."
+    )
     parser.add_argument("pattern", nargs="?", default="", help="part of the name, or a glob such as 'res*50'")
     parser.add_argument("--keras", action="store_true", help="only those of keras.applications")
     parser.add_argument("--timm", action="store_true", help="timm's too (with a pattern they always are)")
@@ -32,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"no network matches {args.pattern!r}", "leave the pattern out to see them all")
     width = max(map(len, names))
     head = f"{'name':{width}} {'parameters':>12} {'size':>5} {'min':>4}  {'mean':20}{'std':20}"
-    print(f"{head}{'weights':18}keras")
+    print(f"{head}{'licence':18}keras")
     for name in names:
         entry = find_entry(name)
         known = entry.preprocessing

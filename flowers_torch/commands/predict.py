@@ -5,20 +5,32 @@ import csv
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from flowers_torch.errors import UsageError, printable
+from flowers_torch.errors import DataError, UsageError, printable
 
 if TYPE_CHECKING:
-    from flowers_torch.deploy.predict import Prediction
+    from flowers_torch.deploy.predict import Classifier, Photo, Prediction
+
+EXAMPLES = """examples:
+  flowers-torch predict runs/photos-inception_v3-1 new.jpg --top 3
+  flowers-torch predict runs/photos-inception_v3-1 holiday/ --max-error 2% --sort-into sorted/
+  flowers-torch predict model.safetensors https://example.org/rose.jpg --json
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of prediction."""
     parser.description = "Name the class of photos with a trained model."
+    parser.epilog = EXAMPLES
     parser.add_argument("model", help="run folder or model.safetensors")
-    parser.add_argument("photos", nargs="+", help="files, folders, globs")
+    parser.add_argument("photos", nargs="+", help="files, folders, globs, addresses")
     parser.add_argument("--top", type=int, default=1, metavar="K", help="classes to print for each photo")
+    parser.add_argument("--max-error", metavar="P", help="rather say unsure than err more often, as 2%%")
+    parser.add_argument("--sort-into", type=Path, metavar="DIR", help="link the photos into folders by class")
+    parser.add_argument(
+        "--gradcam", type=Path, metavar="DIR", help="write pictures of where the network looked"
+    )
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print a JSON list")
     form.add_argument("--csv", action="store_true", help="print a CSV table")
@@ -31,44 +43,96 @@ def run(args: argparse.Namespace) -> int:
     """Prints an answer for each photo; exit code 3 where some could not be read."""
     if args.top < 1 or args.batch_size < 1:
         raise UsageError("--top and --batch-size must be 1 or more", "give a positive number")
+    max_error = _share(args.max_error) if args.max_error is not None else None
 
-    from flowers_torch.deploy.predict import Classifier, find_files
+    from flowers_torch.deploy.predict import Classifier, find_inputs
+    from flowers_torch.deploy.sort import check_folder, sort_into
+    from flowers_torch.training.monitors import bar
     from flowers_torch.training.runtime import choose_runtime
 
-    photos = find_files(args.photos)
+    photos = find_inputs(args.photos)
+    if args.sort_into:
+        check_folder(args.sort_into, [photo for photo in photos if isinstance(photo, Path)])
     classifier = Classifier.load(Path(args.model).expanduser(), choose_runtime(args.device, args.precision))
     classes = len(classifier.record.classes)
     if args.top > classes:
         raise UsageError(f"--top {args.top}: the model knows {classes} classes", f"use --top {classes}")
-    answers = classifier.predict(photos, args.top, args.batch_size)
+    least = 0.0
+    if max_error is not None:
+        threshold = classifier.threshold(max_error)
+        least = threshold.probability
+        print(f"flowers-torch: {threshold.describe()}", file=sys.stderr)
 
     failed = 0
     records = []
     table = csv.writer(sys.stdout, lineterminator="\n")
     if args.csv:
-        table.writerow(["file", "rank", "class", "probability", "error"])
-    for answer in answers:
-        failed += bool(answer.error)
-        pairs = list(zip(answer.classes, answer.probabilities, strict=True))
-        if args.json:
-            records.append(_to_json(answer, pairs))
-        elif args.csv:
-            file = answer.file.encode("utf-8", "backslashreplace").decode()
-            rows = [[file, rank, name, f"{p:.6f}", ""] for rank, (name, p) in enumerate(pairs, start=1)]
-            table.writerows(rows or [[file, "", "", "", answer.error]])
-        elif answer.error:
-            print(f"flowers-torch: {answer.error}", file=sys.stderr)
-        else:
-            text = ", ".join(f"{printable(name, 60)} {p:.3f}" for name, p in pairs)
-            print(f"{printable(answer.file)}: {text}")
+        table.writerow(["file", "rank", "class", "probability", "doubt", "error"])
+    with bar("predict", len(photos)) as meter:
+        answers = classifier.predict(photos, args.top, args.batch_size, least)
+        for number, (photo, answer) in enumerate(zip(photos, answers, strict=True)):
+            failed += bool(answer.error)
+            extra: dict[str, Any] = {}
+            if args.sort_into:
+                extra["sorted"] = str(sort_into(args.sort_into, answer))
+            if args.gradcam and not answer.error:
+                extra["gradcam"] = str(_explain(classifier, photo, args.gradcam, number))
+            if args.json:
+                records.append(_to_json(answer) | extra)
+            elif args.csv:
+                table.writerows(_to_rows(answer))
+            elif answer.error:
+                meter.write(f"flowers-torch: {answer.error}", file=sys.stderr)
+            else:
+                meter.write(_to_text(answer, unsure=max_error is not None), file=sys.stdout)
+            meter.update()
     if args.json:
         print(json.dumps(records, indent=1))
     if failed:
         print(f"flowers-torch: {failed} of {len(photos)} photos could not be read", file=sys.stderr)
-    return 3 if failed else 0
+    return DataError.exit_code if failed else 0
 
 
-def _to_json(answer: "Prediction", pairs: list[tuple[str, float]]) -> dict[str, object]:
+def _share(text: str) -> float:
+    """2% or 0.02 as 0.02."""
+    try:
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1:
+        raise UsageError(f"--max-error {printable(text, 40)} is no share of answers", "give such as 2%")
+    return value
+
+
+def _explain(classifier: "Classifier", photo: "Photo", folder: Path, number: int) -> Path:
+    from flowers_torch.files import atomic_write
+
+    picture = classifier.explain(photo)
+    path = folder / f"{number:04d}-{Path(str(photo)).stem[:80]}.jpg"
+    with atomic_write(path) as file:
+        picture.save(file, "JPEG", quality=90)
+    return path
+
+
+def _to_text(answer: "Prediction", unsure: bool) -> str:
+    pairs = zip(answer.classes, answer.probabilities, strict=True)
+    text = ", ".join(f"{printable(name, 60)} {p:.3f}" for name, p in pairs)
+    if answer.doubt:
+        text = f"unsure ({answer.doubt}; {text})" if unsure else f"{text} ({answer.doubt})"
+    return f"{printable(answer.file)}: {text}"
+
+
+def _to_rows(answer: "Prediction") -> list[list[object]]:
+    file = answer.file.encode("utf-8", "backslashreplace").decode()
+    if answer.error:
+        return [[file, "", "", "", "", answer.error]]
+    pairs = zip(answer.classes, answer.probabilities, strict=True)
+    return [[file, rank, name, f"{p:.6f}", answer.doubt, ""] for rank, (name, p) in enumerate(pairs, start=1)]
+
+
+def _to_json(answer: "Prediction") -> dict[str, object]:
     if answer.error:
         return {"file": answer.file, "error": answer.error}
-    return {"file": answer.file, "classes": [{"class": n, "probability": p} for n, p in pairs]}
+    pairs = zip(answer.classes, answer.probabilities, strict=True)
+    classes = [{"class": name, "probability": p} for name, p in pairs]
+    return {"file": answer.file, "classes": classes, "unsure": bool(answer.doubt), "doubt": answer.doubt}

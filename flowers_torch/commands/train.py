@@ -6,6 +6,7 @@ import sys
 import tomllib
 from typing import Any
 
+from flowers_torch.config import HEAD_ONLY
 from flowers_torch.errors import UsageError, printable
 
 EXAMPLES = """examples:
@@ -42,7 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", default="", metavar="FILE", help="TOML with any option; flags win")
     for flag, (kind, text) in FLAGS.items():
         parser.add_argument(f"--{flag}", type=kind, help=text, metavar="N" if kind is int else "X")
+    parser.add_argument("--quiet", action="store_true", help="print the result and the report's place only")
     parser.add_argument("--skip-bad", action="store_true", help="leave out photos that cannot be read")
+    parser.add_argument("--head-only", action="store_true", help="fit a linear head in seconds, no more")
     parser.add_argument("--epochs", metavar="A,B", help="epochs of each stage, as 2,5")
     parser.add_argument("--time", metavar="T", help="fit the epochs to this, as 20m or 1.5h")
     parser.add_argument(
@@ -97,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
     from flowers_torch.run_folder import find_run
     from flowers_torch.training.monitors import console
 
-    with console():
+    with console(args.quiet):
         if config is None:
             recipe.resume(find_run(args.resume), changes, args.allow_config_change, args.allow_data_change)
         elif args.dry_run:
@@ -127,6 +130,8 @@ def overrides(args: argparse.Namespace) -> dict[str, Any]:
     changes = {name: value for name, value in fields.items() if value is not None}
     if args.skip_bad:
         changes["skip_bad"] = True
+    if args.head_only:
+        changes |= HEAD_ONLY
     if args.epochs is not None:
         try:
             counts = [int(part) for part in args.epochs.split(",")]

@@ -47,13 +47,16 @@ def eval_transform(
     Returns:
         Transform of an RGB `PIL.Image` to a float tensor (3, size, size).
     """
+    return v2.Compose([*eval_place(size, interpolation, crop, squash), *_to_input(mean, std)])
+
+
+def eval_place(size: int, interpolation: str, crop: float, squash: bool) -> list[nn.Module]:
+    """The part of `eval_transform` that changes places, not values."""
     mode = InterpolationMode(interpolation)
     if squash:
-        place = [v2.Resize((size, size), interpolation=mode, antialias=True)]
-    else:
-        shorter = math.floor(size / crop)
-        place = [LimitAspect(), v2.Resize(shorter, interpolation=mode, antialias=True), v2.CenterCrop(size)]
-    return v2.Compose([*place, *_to_input(mean, std)])
+        return [v2.Resize((size, size), interpolation=mode, antialias=True)]
+    shorter = math.floor(size / crop)
+    return [LimitAspect(), v2.Resize(shorter, interpolation=mode, antialias=True), v2.CenterCrop(size)]
 
 
 def train_transform(
@@ -68,7 +71,8 @@ def train_transform(
     """Photo to network input under a training policy; arguments and result as `eval_transform`.
 
     Args:
-        policy: `none` is the evaluation transform. `light` mirrors and crops a little. `crop` mirrors, crops
+        policy: `none` is the evaluation transform; `mirror` is for batches only (see `batches.py`). `light`
+            mirrors and crops a little. `crop` mirrors, crops
             anything from 30% of the area and changes brightness, contrast and colour. `keras` does what the
             seed did: rotation up to 30 degrees, shifts up to 0.2, zoom 0.8 .. 1.2, mirror, border pixels
             repeated. `alexnet` crops anywhere, mirrors, shifts RGB and moves colours along their principal

@@ -35,6 +35,7 @@ class Draws:
         for counter in (seed, views):
             keys = _mix(keys ^ _mix(torch.zeros_like(keys) + counter))
         self.keys, self.calls = keys, 0
+        self.views = torch.zeros_like(keys) + views
 
     def uniform(self, count: int, low: float = 0.0, high: float = 1.0) -> Tensor:
         """(N, count) floats in [low, high)."""

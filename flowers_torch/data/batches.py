@@ -18,35 +18,48 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import InterpolationMode, v2
 
 from flowers_torch.data import batch_augment
-from flowers_torch.data.augment import COLOUR, CROPS, KERAS, MAX_ASPECT, LimitAspect
+from flowers_torch.data.augment import COLOUR, CROPS, KERAS, MAX_ASPECT, LimitAspect, eval_place
 from flowers_torch.data.batch_augment import Draws
 from flowers_torch.data.loaders import CountedBatches, Item, counted_seed
 
 # Side of the canvas over side of the input. Where parts of it are cut out, the smallest parts are enlarged a
 # little and the largest reduced a little.
-CANVAS = {"light": 1.2, "crop": 1.4, "keras": 1.0, "alexnet": 1.3}
+CANVAS = {"none": 1.0, "mirror": 1.0, "light": 1.2, "crop": 1.4, "keras": 1.0, "alexnet": 1.3}
 BATCH_POLICIES = tuple(CANVAS)
 CPU_PHOTOS = 8  # augmented at a time on a CPU
 
 BatchPolicy = Callable[[Tensor, Draws, Tensor], Tensor]  # (canvases in 0..1, draws, aspects) -> inputs
 
 
-def canvas_transform(policy: str, size: int, interpolation: str = "bicubic") -> v2.Compose:
+def canvas_transform(
+    policy: str, size: int, interpolation: str = "bicubic", crop: float = 0.875, squash: bool = False
+) -> v2.Compose:
     """Photo to canvas: uint8 (3, side, side), squashed where the photo is not square.
 
     Args:
         policy: One of `BATCH_POLICIES`.
         size: Side of the network's input in pixels.
         interpolation: "bilinear" or "bicubic", both antialiased.
+        crop: Of the evaluation transform, which `none` and `mirror` start from.
+        squash: The same.
     """
-    side = math.ceil(size * CANVAS[policy])
+    if policy in ("none", "mirror"):
+        return v2.Compose([*eval_place(size, interpolation, crop, squash), v2.PILToTensor()])
+    side = canvas_side(policy, size)
     mode = InterpolationMode(interpolation)
     resize = v2.Resize((side, side), interpolation=mode, antialias=True)
     return v2.Compose([LimitAspect(), resize, v2.PILToTensor()])
 
 
+def canvas_side(policy: str, size: int) -> int:
+    """Side of a policy's canvases for inputs of a size, in pixels."""
+    return math.ceil(size * CANVAS[policy])
+
+
 def batch_policy(policy: str, size: int, crop: float = 0.875) -> BatchPolicy:
     """A policy of `augment.py` as a function of a batch; its result is still in 0..1.
+
+    `mirror` is here only: photos as prediction sees them, mirrored in every second view.
 
     Args:
         policy: One of `BATCH_POLICIES`.
@@ -59,6 +72,10 @@ def batch_policy(policy: str, size: int, crop: float = 0.875) -> BatchPolicy:
 
 
 def _augment(policy: str, size: int, crop: float, images: Tensor, draws: Draws, aspects: Tensor) -> Tensor:
+    if policy == "none":
+        return images
+    if policy == "mirror":
+        return torch.where(draws.views.reshape(-1, 1, 1, 1) % 2 == 1, images.flip(3), images)
     if policy == "alexnet":
         share = size / math.floor(size / crop)
         images = batch_augment.random_crop(images, size, draws, share, aspects)
@@ -110,7 +127,8 @@ class TrainingBatches:
         self.loader, self.order, self.seed, self.classes = loader, order, seed, classes
         self.device, self.policy, self.mean, self.std = device, policy, mean, std
         self.mixup, self.cutmix = mixup, cutmix
-        self.paths = loader.dataset.paths  # type: ignore[attr-defined]  # of the photos, by position
+        dataset: Any = loader.dataset
+        self.paths, self.labels = dataset.paths, dataset.labels  # of the photos, by position
 
     def __len__(self) -> int:
         return len(self.order)

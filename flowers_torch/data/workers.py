@@ -11,7 +11,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader, get_worker_info
 
-from flowers_torch.errors import FlowersError, ResourceError, printable
+from flowers_torch.errors import ResourceError, printable
 
 POLL_SECONDS = 1.0
 STALL_SECONDS = 8.0  # without a sign of life from any worker, while the training waits for one
@@ -53,7 +53,6 @@ class PhotoLoader(DataLoader[Any]):
 
     Its iterator raises:
         ResourceError: a worker was killed, hangs, or found no shared memory.
-        FlowersError: what a worker raised, its message as it was there.
     """
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
@@ -67,8 +66,6 @@ class PhotoLoader(DataLoader[Any]):
                 batch = next(batches)
             except StopIteration:
                 return
-            except FlowersError as error:
-                raise type(error)(_own_message(error)) from None
             except (RuntimeError, OSError) as error:
                 names = dataset.pulse.names(dataset.paths) if dataset.pulse else ""
                 if "timed out after" not in str(error):
@@ -125,9 +122,3 @@ def _explained(error: Exception, names: str) -> Exception:
             "free memory, of which the system may have been short, or read without workers: --workers 0",
         )
     return error
-
-
-def _own_message(error: FlowersError) -> str:
-    """A worker's message, out of the trace that torch wraps around it."""
-    text = str(error).strip()
-    return text.splitlines()[-1].partition(": ")[2] if "Original Traceback" in text else text

@@ -36,6 +36,8 @@ def open_network(name: str, weights: str = "", keras_input: str = "") -> tuple[n
         plan = plan_weights(name, weights, keras_input)
         model = build_network(name, options=plan.options)
         return model, plan.preprocessing, load_weights(model, name, plan)
+    if keras_input:
+        raise UsageError("--keras-input is for a Keras file", "add --weights FILE.h5")
     path = Path(name).expanduser()
     if not path.exists():
         raise UsageError(

@@ -2,19 +2,30 @@
 
 import dataclasses
 import glob
+import io
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from flowers_torch.data.augment import eval_transform
 from flowers_torch.data.images import is_photo_name, load_image
-from flowers_torch.errors import DataError, UsageError, printable
+from flowers_torch.errors import DataError, ResourceError, UsageError, printable
+from flowers_torch.evaluation.answers import collect
+from flowers_torch.evaluation.gradcam import grad_cam, overlay, seen_picture
+from flowers_torch.evaluation.unsure import Threshold, choose_threshold, read_curve, read_familiar
+from flowers_torch.files import fetch_bytes
 from flowers_torch.models.classifier import Record, load_classifier
 from flowers_torch.training.engine import predict_logits
 from flowers_torch.training.runtime import Runtime
+
+Photo = Path | str  # a file, or an http(s) address
+
+STRANGE = "unlike the training photos"
+IMPROBABLE = "too improbable"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +35,7 @@ class Prediction:
     file: str
     classes: tuple[str, ...] = ()  # the likeliest first
     probabilities: tuple[float, ...] = ()
+    doubt: str = ""  # why not to believe it: STRANGE or IMPROBABLE
     error: str = ""  # why there is no answer
 
 
@@ -33,13 +45,16 @@ class Classifier:
 
     Attributes:
         model: In inference mode, on the device of `runtime`.
-        record: Class names and preprocessing.
+        record: Class names, preprocessing, temperature, and the limits of what the network knows.
         runtime: Device and precision.
     """
 
     model: nn.Module
     record: Record
     runtime: Runtime
+
+    def __post_init__(self) -> None:
+        self.familiar = read_familiar(self.record.trust)
 
     @classmethod
     def load(cls, path: Path, runtime: Runtime) -> "Classifier":
@@ -48,16 +63,28 @@ class Classifier:
         return cls(runtime.place(model), record, runtime)
 
     def logits(self, photos: Sequence[Path]) -> Tensor:
-        """Logits (N, classes) of photos that can all be read."""
-        return self._compute([self._read(photo) for photo in photos])
+        """Logits (N, classes) of photos that can all be read, as the network computes them."""
+        batch = self._batch([self._read(photo) for photo in photos])
+        return predict_logits(self.model, [batch], self.runtime)[0]
 
-    def predict(self, photos: Sequence[Path], top: int = 3, batch_size: int = 32) -> Iterator[Prediction]:
+    def threshold(self, max_error: float) -> Threshold:
+        """The probability from which on validation erred no more often than in this share of answers.
+
+        Raises:
+            UsageError: the file knows no trade-off, or even its surest answers erred more often.
+        """
+        return choose_threshold(read_curve(self.record.trust), max_error)
+
+    def predict(
+        self, photos: Sequence[Photo], top: int = 3, batch_size: int = 32, least: float = 0.0
+    ) -> Iterator[Prediction]:
         """Answers for each photo in order; one that cannot be read gets an answer with its error.
 
         Args:
-            photos: Files.
+            photos: Files and addresses.
             top: Classes in each answer.
             batch_size: Photos computed at once.
+            least: Probability below which an answer is in doubt.
         """
         top = min(top, len(self.record.classes))
         for start in range(0, len(photos), batch_size):
@@ -67,30 +94,74 @@ class Classifier:
             for place, photo in enumerate(batch):
                 try:
                     inputs.append(self._read(photo))
-                except DataError as error:
+                except (DataError, ResourceError) as error:
                     errors[place] = str(error)
-            answers = self._answers(inputs, top)
+            answers = self._answers(inputs, top, least)
             for place, photo in enumerate(batch):
                 if place in errors:
                     yield Prediction(os.fspath(photo), error=errors[place])
                 else:
                     yield Prediction(os.fspath(photo), *next(answers))
 
-    def _answers(self, inputs: list[Tensor], top: int) -> Iterator[tuple[tuple[str, ...], tuple[float, ...]]]:
+    def explain(self, photo: Photo) -> Image.Image:
+        """What the network sees of a photo, yellow where it speaks for the likeliest class (Grad-CAM).
+
+        Raises:
+            DataError: the photo cannot be read.
+            UsageError: the network has no map of places.
+        """
+        pixels = self._read(photo)
+        heat = grad_cam(self.model, self.runtime.images(pixels[None]))[0]
+        preprocessing = self.record.preprocessing
+        return overlay(seen_picture(pixels, preprocessing.mean, preprocessing.std), heat)
+
+    def _answers(
+        self, inputs: list[Tensor], top: int, least: float
+    ) -> Iterator[tuple[tuple[str, ...], tuple[float, ...], str]]:
         if not inputs:
             return
-        best = self._compute(inputs).softmax(1).topk(top)
-        for indices, values in zip(best.indices.tolist(), best.values.tolist(), strict=True):
-            yield tuple(self.record.classes[i] for i in indices), tuple(values)
+        answers = collect(self.model, [self._batch(inputs)], self.runtime)
+        best = (answers.logits / self.record.temperature).softmax(1).topk(top)
+        strange = [False] * len(inputs)
+        if self.familiar is not None:
+            strange = (self.familiar.distance(answers.features) > self.familiar.limit).tolist()
+        for indices, values, far in zip(best.indices.tolist(), best.values.tolist(), strange, strict=True):
+            doubt = STRANGE if far else IMPROBABLE if values[0] < least else ""
+            yield tuple(self.record.classes[i] for i in indices), tuple(values), doubt
 
-    def _read(self, photo: Path) -> Tensor:
+    def _read(self, photo: Photo) -> Tensor:
         transform = eval_transform(**dataclasses.asdict(self.record.preprocessing))
-        image: Tensor = transform(load_image(photo))
+        image: Tensor = transform(_open(photo))
         return image
 
-    def _compute(self, inputs: list[Tensor]) -> Tensor:
-        batch = (torch.stack(inputs), torch.zeros(len(inputs)))
-        return predict_logits(self.model, [batch], self.runtime)[0]
+    @staticmethod
+    def _batch(inputs: list[Tensor]) -> tuple[Tensor, Tensor]:
+        return torch.stack(inputs), torch.zeros(len(inputs), dtype=torch.long)
+
+
+def is_address(photo: Photo) -> bool:
+    """Whether it is an http(s) address."""
+    return isinstance(photo, str) and photo.lower().startswith(("http://", "https://"))
+
+
+def _open(photo: Photo) -> Image.Image:
+    if not is_address(photo):
+        return load_image(photo)
+    content = io.BytesIO(fetch_bytes(str(photo)))
+    content.name = str(photo)  # for the message, should it be no photo
+    return load_image(content)
+
+
+def find_inputs(patterns: Sequence[str]) -> list[Photo]:
+    """Photos named by addresses, files, folders (searched through) and globs, each once, in order.
+
+    Raises:
+        UsageError: nothing of that name, or no photo there.
+    """
+    found: dict[Photo, None] = {}
+    for pattern in patterns:
+        found |= dict.fromkeys([pattern] if is_address(pattern) else find_files([pattern]))
+    return list(found)
 
 
 def find_files(patterns: Sequence[str]) -> list[Path]:

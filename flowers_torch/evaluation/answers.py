@@ -1,7 +1,7 @@
 """What a network answered to photos, kept so that everything later is computed without running it again."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,7 @@ class Predictions:
     paths: dict[str, tuple[str, ...]]
     logits: dict[str, Tensor]
     labels: dict[str, Tensor]
+    places: Tensor | None = None  # of every nth test photo on a map of their features (M, 2)
 
     def calibrated(self, part: str) -> Tensor:
         """Logits whose softmax is what the model states as probabilities."""
@@ -72,10 +73,11 @@ def save_predictions(
     folder: Path,
     classes: Sequence[str],
     temperature: float,
-    parts: dict[str, tuple[Sequence[str], Answers]],
+    parts: Mapping[str, tuple[Sequence[str], Answers]],
+    places: Tensor | None = None,
 ) -> None:
-    """Writes `predictions.safetensors`: of each part its paths, logits and labels."""
-    tensors: dict[str, Tensor] = {}
+    """Writes `predictions.safetensors`: paths, logits and labels of each part, and the map of the test."""
+    tensors: dict[str, Tensor] = {} if places is None else {"test/places": places}
     for part, (_, answers) in parts.items():
         tensors |= {f"{part}/logits": answers.logits, f"{part}/labels": answers.labels}
     metadata: dict[str, Any] = {"classes": list(classes), "temperature": temperature}
@@ -105,6 +107,7 @@ def load_predictions(folder: Path) -> Predictions:
             paths,
             {part: tensors[f"{part}/logits"] for part in paths},
             {part: tensors[f"{part}/labels"] for part in paths},
+            tensors.get("test/places"),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{printable(path)} is no predictions file", "train or evaluate again") from error

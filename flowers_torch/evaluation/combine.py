@@ -57,8 +57,9 @@ def mix(states: Sequence[State], shares: Sequence[float]) -> State:
     shapes = [{name: tensor.shape for name, tensor in state.items()} for state in states]
     if any(other != shapes[0] for other in shapes):
         raise ModelFileError("the runs have different networks", "average weights of one network only")
+    weights = torch.tensor(shares)
     return {
-        name: torch.stack([share * state[name] for share, state in zip(shares, states, strict=True)]).sum(0)
+        name: torch.tensordot(weights.to(value.dtype), torch.stack([state[name] for state in states]), 1)
         if value.is_floating_point()
         else value
         for name, value in states[0].items()

@@ -88,20 +88,19 @@ def select(run: Predictions, part: str, paths: list[str]) -> tuple[Tensor, Tenso
 def compare(first: Predictions, second: Predictions, seed: int = 0) -> Comparison:
     """Compares two runs on the test photos that they share."""
     paths = common_photos([first, second])
-    right = []
-    for run in (first, second):
-        logits, labels = select(run, "test", paths)
-        right.append(logits.argmax(1) == labels)
-    only_first, only_second = (
-        [path for path, mine, other in zip(paths, a.tolist(), b.tolist(), strict=True) if mine and not other]
-        for a, b in ((right[0], right[1]), (right[1], right[0]))
-    )
+    (first_logits, labels), (second_logits, _) = (select(run, "test", paths) for run in (first, second))
+    first_right, second_right = first_logits.argmax(1) == labels, second_logits.argmax(1) == labels
+
+    def named(which: Tensor) -> list[str]:
+        return [paths[i] for i in which.nonzero()[:, 0].tolist()]
+
+    only_first, only_second = named(first_right & ~second_right), named(second_right & ~first_right)
     return Comparison(
         len(paths),
-        int(right[0].sum()),
-        int(right[1].sum()),
+        int(first_right.sum()),
+        int(second_right.sum()),
         only_first,
         only_second,
         mcnemar(len(only_first), len(only_second)),
-        bootstrap_difference(right[0], right[1], seed),
+        bootstrap_difference(first_right, second_right, seed),
     )

@@ -1,63 +1,19 @@
-"""A linear classifier on features that are at hand: seconds where training a network takes minutes.
+"""What a linear classifier on features that are at hand can tell about the photos.
 
-It answers what needs many trainings: probabilities of every photo from a model that never saw it, and what
-more photos would bring.
+It answers what would need many trainings of the network: probabilities of every photo from a model that never
+saw it, and what more photos would bring.
 """
 
 import dataclasses
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from flowers_torch.evaluation.metrics import wilson
+from flowers_torch.training.linear import fit_probe
 
 SHARES = (0.1, 0.25, 0.5, 1.0)  # of the training photos, for the learning curve
-STEPS = 60  # of L-BFGS, at most
-
-
-@dataclasses.dataclass(frozen=True)
-class LinearProbe:
-    """Multinomial logistic regression on standardised features."""
-
-    mean: Tensor
-    scale: Tensor
-    weight: Tensor  # (classes, D)
-    bias: Tensor
-
-    def logits(self, features: Tensor) -> Tensor:
-        """Logits (N, classes) of features (N, D)."""
-        return (features - self.mean) / self.scale @ self.weight.T + self.bias
-
-
-def fit_probe(features: Tensor, labels: Tensor, classes: int, l2: float = 1.0) -> LinearProbe:
-    """Fits a probe by L-BFGS; the same features give the same probe.
-
-    Args:
-        features: (N, D).
-        labels: (N,).
-        classes: Of the probe; those without a photo get low probabilities.
-        l2: Penalty, l2 / (2 N) times the squared weights, as scikit-learn's with C = 1 / l2.
-    """
-    mean = features.mean(0)
-    scale = (
-        (features - mean).square().mean().sqrt().clamp(min=1e-12)
-    )  # one for all: small features stay small
-    inputs = (features - mean) / scale
-    weight = torch.zeros(classes, features.shape[1], requires_grad=True)
-    bias = torch.zeros(classes, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weight, bias], max_iter=STEPS, line_search_fn="strong_wolfe")
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = F.cross_entropy(inputs @ weight.T + bias, labels)
-        loss = loss + l2 / (2 * len(labels)) * weight.square().sum()
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
-    return LinearProbe(mean, scale, weight.detach(), bias.detach())
 
 
 def fold_of(labels: Tensor, folds: int, units: Sequence[int] = (), seed: int = 0) -> Tensor:

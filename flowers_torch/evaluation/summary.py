@@ -11,12 +11,14 @@ from flowers_torch.evaluation.metrics import FEW_PHOTOS, Scores
 
 
 def describe_epoch(row: dict[str, Any], epochs: int) -> str:
-    """One line for an epoch of the history."""
+    """One line for an epoch of the history, with the time that the rest of its stage will take."""
+    left = (epochs - row["epoch"]) * row["seconds"]
+    still = f"{left / 60:.0f} min" if left >= 90 else f"{left:.0f} s"
     return (
         f"  {row['stage']} {row['epoch']}/{epochs}  "
         f"train loss {row['train_loss']:.4f} acc {row['train_accuracy']:.4f}  "
         f"val loss {row['val_loss']:.4f} acc {row['val_accuracy']:.4f}  "
-        f"{row['seconds']:.1f} s, {row['images_per_second']:.1f} img/s"
+        f"{row['seconds']:.1f} s, {row['images_per_second']:.1f} img/s" + (f", {still} left" if left else "")
     )
 
 

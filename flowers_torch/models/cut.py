@@ -67,12 +67,34 @@ def cut(model: nn.Module, size: int, channels_last: bool = True) -> Cut | None:
     if first == next(iter(trains)) or first in parameters:
         return None
     head = classifier_name(model)
+    trained = [name for name, parameter in parameters.items() if parameter.requires_grad]
     # The classifier may be a part of a child that pools first, as in timm's `head.fc`.
-    if all(name.startswith(f"{head}.") for name, parameter in parameters.items() if parameter.requires_grad):
-        made = Cut(model, head, model.get_submodule(head))
-    else:
-        made = Cut(model, first, _without(model, first.split(".")))
+    made = cut_at(model, head if all(name.startswith(f"{head}.") for name in trained) else first)
     return made if _computes_the_same(made, size, channels_last) else None
+
+
+def cut_at(model: nn.Module, block: str) -> Cut:
+    """Cuts a network in front of a block, without looking whether it stays the same network."""
+    if block == classifier_name(model):
+        return Cut(model, block, ClassifierAlone(model.get_submodule(block)))
+    return Cut(model, block, _without(model, block.split(".")))
+
+
+class ClassifierAlone(nn.Module):
+    """A network that is its classifier: pooled features (N, features) -> logits (N, classes)."""
+
+    def __init__(self, classifier: nn.Module) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def get_classifier(self) -> nn.Module:
+        """The classifier, as timm's networks have it."""
+        return self.classifier
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits of pooled features."""
+        logits: Tensor = self.classifier(features)
+        return logits
 
 
 def _without(module: nn.Module, path: Sequence[str]) -> nn.Module:

@@ -190,7 +190,8 @@ class GoogLeNet(Network):
         for auxiliary in (self.lower_aux, self.middle_aux):
             if auxiliary is not None:
                 auxiliary.fc = nn.Linear(1024, num_classes) if num_classes else nn.Identity()
-                auxiliary.fc.to(auxiliary.dense.weight.device, auxiliary.dense.weight.dtype)
+                reference = auxiliary.dense.weight
+                auxiliary.fc.to(reference.device, reference.dtype).train(self.training)
                 glorot_init_(auxiliary.fc)
 
 

@@ -12,6 +12,7 @@ from flowers_torch.files import atomic_write
 from flowers_torch.models.keras_layers import KerasLayer
 
 COLOURS = (  # of boxes, by what the kind contains
+    ("padding", "#f2f3f5"),  # no "add"
     ("conv", "#cfe3f6"),
     ("norm", "#e6e0f2"),
     ("pool", "#f9dfc8"),

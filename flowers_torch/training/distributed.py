@@ -7,6 +7,7 @@ is what one process would have computed, so the same batch size and learning rat
 import contextlib
 import dataclasses
 import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -171,8 +172,9 @@ def joined(device: str = "auto") -> Iterator[World]:
         )
     rank, size, local_rank = (int(os.environ[name]) for name in ENVIRONMENT[:3])
     if os.environ.get("LOCAL_WORLD_SIZE") == str(size):  # all on one machine: nobody else needs to reach them
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-        os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
+        loopback = "lo0" if sys.platform == "darwin" else "lo"
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", loopback)
     on_gpu = device != "cpu" and torch.cuda.is_available()
     if on_gpu:
         torch.cuda.set_device(local_rank)

@@ -56,7 +56,7 @@ class Training:
     penalty: Penalty | None = None
     average: AveragedModel | None = None
     world: World = ALONE  # the processes that train together
-    wrapped: nn.Module | None = None  # the network as DDP has it, where there are several
+    called: nn.Module | None = None  # what a step calls, where it is not the network: its tail, or DDP's wrap
     seed: int = 0  # of dropout, where there are several
     skipped: int = 0  # steps in a row that loss scaling has skipped
 
@@ -91,7 +91,7 @@ def train_step(
     # The weighted mean is over the whole batch, so that micro-batches add up to the gradient of one batch.
     # Over the processes too, of whose gradients DDP takes the mean.
     weight = training.world.sum(_weight(training.class_weights, labels))[0] / training.world.size
-    network = training.wrapped or training.model
+    network = training.called or training.model
     # Equal parts, and never a single photo, on which batch norm cannot train.
     parts = math.ceil(len(images) / (training.micro_batch or len(images)))
     parts = max(1, min(parts, len(images) // 2))
@@ -111,7 +111,8 @@ def train_step(
     training.scaler.unscale_(training.optimizer)
     parameters = [p for group in training.optimizer.param_groups for p in group["params"]]
     norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    own_loss, (loss, correct) = loss, training.world.sum(loss, correct)
+    own_loss = loss
+    loss, right = training.world.sum(loss, correct)
     loss /= training.world.size
     if math.isfinite(own_loss) and not math.isfinite(loss):
         raise PeerLostError  # which has seen it on its own photos, and names them
@@ -127,7 +128,7 @@ def train_step(
     training.optimizer.zero_grad(set_to_none=True)
     if training.average:
         training.average.update_parameters(training.model)
-    return loss, int(correct)
+    return loss, int(right)
 
 
 def _problem(training: Training, loss: float, finite_gradient: bool) -> str:

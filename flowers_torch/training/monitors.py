@@ -15,6 +15,13 @@ from flowers_torch.errors import UsageError
 
 log = logging.getLogger("flowers_torch")
 log.setLevel(logging.INFO)  # its handlers decide who sees the lines; without one nobody does
+RESULT = logging.INFO + 5  # level of the lines that --quiet leaves
+
+# Escape sequences for the word that a line begins with; any other word stays as it is.
+COLOURS = {"test": "1;32", "report": "1;32", "next": "1;32", "note": "33", "trust": "36", "plan": "36"}
+PLAIN_WORDS = ("data", "network", "weights", "device", "stage", "model", "resumed", "fold", "folds", "time")
+COLOURS |= dict.fromkeys(PLAIN_WORDS, "1")
+_state = {"quiet": False}
 
 
 class _ConsoleHandler(logging.Handler):
@@ -24,7 +31,8 @@ class _ConsoleHandler(logging.Handler):
         if sys.stdout is None:  # closed from the start (`>&-`)
             return
         with contextlib.suppress(BrokenPipeError):  # `| head`: nobody reads on, but the training goes on
-            tqdm.write(record.getMessage(), file=sys.stdout)
+            message = record.getMessage()
+            tqdm.write(coloured(message) if may_colour() else message, file=sys.stdout)
             sys.stdout.flush()
 
 
@@ -32,24 +40,53 @@ def _is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"  # torchrun's number of this process
 
 
+def may_colour() -> bool:
+    """Whether a person looks at a terminal that shows colours and has not asked for none (no-color.org)."""
+    dumb = os.environ.get("TERM", "") in ("", "dumb")
+    return not os.environ.get("NO_COLOR") and not dumb and sys.stdout is not None and sys.stdout.isatty()
+
+
+def coloured(message: str) -> str:
+    """A line with its first word in colour."""
+    word = message.split(" ", 1)[0]
+    return f"\x1b[{COLOURS[word]}m{word}\x1b[0m{message[len(word) :]}" if word in COLOURS else message
+
+
 @contextmanager
-def console() -> Iterator[None]:
-    """Shows the log's lines on stdout inside; of several processes only the main one's."""
+def console(quiet: bool = False) -> Iterator[None]:
+    """Shows the log's lines on stdout inside; of several processes only the main one's.
+
+    Args:
+        quiet: Show the results only, and no bars.
+    """
     if not _is_main():
         yield
         return
-    handler = _ConsoleHandler()
+    handler = _ConsoleHandler(RESULT if quiet else logging.INFO)
     log.addHandler(handler)
+    _state["quiet"] = quiet
     try:
         yield
     finally:
         log.removeHandler(handler)
+        _state["quiet"] = False
+
+
+class _FileHandler(logging.FileHandler):
+    """Leaves it to the next save to speak of a full disk; logging would print a trace for each line."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            super().close()
 
 
 @contextmanager
 def log_file(path: Path) -> Iterator[None]:
     """Appends the log's lines, with the time, to a file inside."""
-    handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+    handler = _FileHandler(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     log.addHandler(handler)
     try:
@@ -61,13 +98,14 @@ def log_file(path: Path) -> Iterator[None]:
 
 def bar(title: str, total: int, done: int = 0) -> "tqdm[Any]":
     """A bar on stderr that counts photos and shows speed and time left; silent where nobody looks."""
+    nobody_looks = sys.stderr is None or not sys.stderr.isatty()
     return tqdm(
         total=total,
         initial=done,
         desc=title,
         unit="img",
         file=sys.stderr,
-        disable=sys.stderr is None or not sys.stderr.isatty() or not _is_main(),
+        disable=nobody_looks or _state["quiet"] or not _is_main(),
         leave=False,
         dynamic_ncols=True,
     )

@@ -38,7 +38,8 @@ class Runtime:
 
     def images(self, batch: torch.Tensor) -> torch.Tensor:
         """Moves a batch of images to the device in the network's memory layout."""
-        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        maps = batch.ndim == 4  # and no pooled features
+        layout = torch.channels_last if self.channels_last and maps else torch.contiguous_format
         return batch.to(self.device, non_blocking=True).contiguous(memory_format=layout)
 
     def place(self, model: nn.Module) -> nn.Module:

@@ -13,7 +13,7 @@ from flowers_torch.files import safe_load
 def test_models(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models", "mobilenet_v2"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["name", "parameters", "size", "min", "mean", "std", "weights", "keras"]
+    assert lines[0].split() == ["name", "parameters", "size", "min", "mean", "std", "licence", "keras"]
     assert "mobilenet_v2 3,538,984 224 32 0.5,0.5,0.5 0.5,0.5,0.5 - MobileNetV2" == " ".join(lines[1].split())
     assert main(["models", "nothing_like_it"]) == 2
     assert "no network matches 'nothing_like_it'" in capsys.readouterr().err
@@ -62,3 +62,5 @@ def test_features(tmp_path: Path, suffix: str, capsys: pytest.CaptureFixture[str
         assert tensors["features"].shape == (3, 64) and metadata["layer"] == "conv_pw_1_relu"
     assert main([*arguments, "--out", str(tmp_path / "x.csv")]) == 2
     assert main(["features", "mobilenet", str(tmp_path), "--out", str(out)]) == 2  # no weights named
+    unneeded = ["features", str(tmp_path), str(tmp_path), "--out", str(out), "--keras-input", "tf"]
+    assert main(unneeded) == 2 and "--keras-input is for a Keras file" in capsys.readouterr().err

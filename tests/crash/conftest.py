@@ -29,8 +29,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from flowers_torch import cli, files
+from flowers_torch import cli, files, results
 from flowers_torch.files import safe_load
 from flowers_torch.training import checkpoint, engine
 
@@ -67,7 +69,7 @@ weight_decay = 0.05
 class Counters:
     """Numbers in memory that a child goes on writing and that outlive it."""
 
-    NAMES = ("steps", "saves_begun", "saves_ended")
+    NAMES = ("steps", "saves_begun", "saves_ended", "pid0", "pid1")
 
     def __init__(self) -> None:
         self._memory = mmap.mmap(-1, 8 * len(self.NAMES))
@@ -75,10 +77,11 @@ class Counters:
     def __getitem__(self, name: str) -> int:
         return struct.unpack_from("q", self._memory, 8 * self.NAMES.index(name))[0]
 
-    def add(self, name: str) -> int:
-        value = self[name] + 1
+    def put(self, name: str, value: int) -> None:
         struct.pack_into("q", self._memory, 8 * self.NAMES.index(name), value)
-        return value
+
+    def add(self, name: str) -> None:
+        self.put(name, self[name] + 1)
 
     @property
     def inside_a_save(self) -> bool:
@@ -86,21 +89,34 @@ class Counters:
 
 
 class Child:
-    """A forked process that runs `flowers-torch train ARGUMENTS`."""
+    """A forked process that runs `flowers-torch train ARGUMENTS`, in torchrun's processes where asked."""
 
-    def __init__(self, arguments: list[str], output: Path, before: Callable[[], Any] | None = None) -> None:
+    def __init__(
+        self,
+        arguments: list[str],
+        output: Path,
+        before: Callable[[], Any] | None = None,
+        processes: int = 0,
+        restarts: int = 0,
+    ) -> None:
         self.output, self.counters = output, Counters()
         self.started = time.monotonic()
         self.pid = os.fork()
         if self.pid == 0:
             code = 70  # of this harness failing
             try:
-                self._become(arguments, before)
-                code = cli.guarded("train", arguments)
+                self._become()
+                if processes:
+                    code = launch(processes, restarts, arguments, self.counters, before)
+                else:
+                    count_in_child(self.counters)
+                    if before:
+                        before()
+                    code = cli.guarded("train", arguments)
             finally:
                 os._exit(code)
 
-    def _become(self, arguments: list[str], before: Callable[[], Any] | None) -> None:
+    def _become(self) -> None:
         os.setpgid(0, 0)
         file = os.open(self.output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         for target in (1, 2):
@@ -109,9 +125,7 @@ class Child:
         sys.stderr = os.fdopen(2, "w", buffering=1)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        count_in_child(self.counters)
-        if before:
-            before()
+        results.plot_curves = lambda *arguments: None  # half of a toy run's time, and no part of this
 
     def wait(self, seconds: float = 120) -> int:
         """Exit code, or minus the number of the signal that ended it; a child that hangs fails the test."""
@@ -141,6 +155,46 @@ class Child:
 
     def text(self) -> str:
         return self.output.read_text(errors="replace") if self.output.exists() else ""
+
+
+def launch(
+    processes: int,
+    restarts: int,
+    arguments: list[str],
+    counters: Counters,
+    before: Callable[[], Any] | None,
+) -> int:
+    """torchrun's own agent, with processes that it forks instead of starting an interpreter for each."""
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id="none",
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        local_addr="localhost",
+        max_restarts=restarts,
+        monitor_interval=0.1,
+        start_method="fork",
+    )
+    try:
+        elastic_launch(config, one_of_several)(arguments, counters, before)
+    except ChildFailedError as error:
+        print(f"torchrun: {error.get_first_failure()[1].exitcode}")
+        return 1
+    return 0
+
+
+def one_of_several(arguments: list[str], counters: Counters, before: Callable[[], Any] | None) -> None:
+    """What the agent runs as each process."""
+    torch.set_num_threads(1)
+    rank = int(os.environ["RANK"])
+    counters.put(f"pid{rank}", os.getpid())
+    if rank == 0:
+        count_in_child(counters)
+    if before:
+        before()
+    sys.exit(cli.guarded("train", arguments))
 
 
 def count_in_child(counters: Counters) -> None:
@@ -272,18 +326,21 @@ class Toy:
         self.seconds = min(self.seconds, time.monotonic() - again.started)
 
     def start(
-        self, before: Callable[[], Any] | None = None, folder: Path | None = None
+        self, before: Callable[[], Any] | None = None, folder: Path | None = None, **torchrun: int
     ) -> tuple[Child, Path]:
         """Starts the run in a fresh folder, or anew in the given one."""
         self.number += 1
         folder = folder or self.root / f"run{self.number}"
         arguments = ["--config", str(self.root / "toy.toml"), "--out", str(folder), "--overwrite"]
-        return Child(arguments, self.root / f"{self.number}.output", before), folder
+        return Child(arguments, self.root / f"{self.number}.output", before, **torchrun), folder
 
-    def resume(self, folder: Path, before: Callable[[], Any] | None = None) -> Child:
+    def resume(
+        self, folder: Path, before: Callable[[], Any] | None = None, *flags: str, **torchrun: int
+    ) -> Child:
         """Goes on with a run."""
         self.number += 1
-        return Child(["--resume", str(folder)], self.root / f"{self.number}.output", before)
+        arguments = ["--resume", str(folder), *flags]
+        return Child(arguments, self.root / f"{self.number}.output", before, **torchrun)
 
     def finish(self, folder: Path) -> tuple[bool, Child]:
         """Brings an interrupted run to its end; whether it had saved anything to go on from."""

@@ -10,8 +10,10 @@ from PIL import Image
 
 from flowers_torch.data.augment import train_transform
 from flowers_torch.data.loaders import PhotoDataset, make_loader
-from flowers_torch.deploy.predict import Classifier, find_files
-from flowers_torch.errors import UsageError
+from flowers_torch.deploy.predict import IMPROBABLE, STRANGE, Classifier, find_files, find_inputs
+from flowers_torch.errors import ResourceError, UsageError
+from flowers_torch.evaluation.answers import collect
+from flowers_torch.evaluation.unsure import fit_familiar, make_trust
 from flowers_torch.models.classifier import Record, build, save_classifier
 from flowers_torch.models.zoo import Preprocessing
 from flowers_torch.training.engine import predict_logits
@@ -76,3 +78,56 @@ def test_files_folders_and_globs(photo_folder: Path, tmp_path: Path) -> None:
     for nothing in (str(tmp_path), f"{red}/*.gif", "no_such_file.jpg"):
         with pytest.raises(UsageError, match="no photo at"):
             find_files([nothing])
+
+
+def test_the_temperature_of_the_file_is_honoured(photo_folder: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    path = tmp_path / "model.safetensors"
+    record = dataclasses.replace(RECORD, temperature=0.5)
+    save_classifier(build(record).state_dict(), record, path)
+    classifier = Classifier.load(path, FP32)
+    photo = photo_folder / "red" / "3.png"
+    (answer,) = classifier.predict([photo], top=3)
+    expected = (classifier.logits([photo])[0] / 0.5).softmax(0).sort(descending=True).values
+    assert answer.probabilities == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+def test_what_it_says_unsure_to(photo_folder: Path, model_file: Path) -> None:
+    """It is told of red and green photos: blue ones are strange to it."""
+    model = Classifier.load(model_file, FP32).model
+    known = [*sorted((photo_folder / "red").glob("*.png")), *sorted((photo_folder / "green").glob("*.png"))]
+    labels = torch.arange(2).repeat_interleave(20)
+    transform = train_transform("none", **dataclasses.asdict(RECORD.preprocessing))
+    loader, _ = make_loader(PhotoDataset(known, labels.tolist(), transform, seed=0), 20, shuffle=False)
+    features = collect(model, loader, FP32).features
+    familiar = fit_familiar(features[::2], labels[::2], features[1::2])
+    familiar = dataclasses.replace(familiar, limit=familiar.limit + 0.1)
+    trust = make_trust([(0.9, 10, 0), (0.5, 20, 4)], familiar)
+    classifier = Classifier(model, dataclasses.replace(RECORD, trust=trust), FP32)
+    assert {answer.doubt for answer in classifier.predict(known)} == {""}
+    strange = classifier.predict(sorted((photo_folder / "blue").glob("*.png")))
+    assert {answer.doubt for answer in strange} == {STRANGE}
+    assert next(classifier.predict(known[:1], least=0.999)).doubt == IMPROBABLE
+    assert classifier.threshold(0.05).probability == pytest.approx(0.9)
+
+
+def test_an_explanation_is_a_picture_of_what_the_network_sees(photo_folder: Path, model_file: Path) -> None:
+    picture = Classifier.load(model_file, FP32).explain(photo_folder / "red" / "3.png")
+    assert picture.size == (64, 64) and np.asarray(picture).std() > 1
+
+
+def test_addresses_are_fetched_and_failures_are_answers(
+    photo_folder: Path, model_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photo = photo_folder / "red" / "3.png"
+
+    def fetch(url: str) -> bytes:
+        if "gone" in url:
+            raise ResourceError(f"cannot fetch {url}: not found")
+        return photo.read_bytes() if url.endswith(".png") else b"<html>"
+
+    monkeypatch.setattr("flowers_torch.deploy.predict.fetch_bytes", fetch)
+    inputs = find_inputs(["https://x.org/a.png", str(photo), "http://x.org/gone.png", "https://x.org/page"])
+    web, local, gone, page = Classifier.load(model_file, FP32).predict(inputs)
+    assert web.probabilities == pytest.approx(local.probabilities, abs=1e-6) and web.file.endswith("a.png")
+    assert "not found" in gone.error and "https://x.org/page is not an image" in page.error

@@ -136,4 +136,5 @@ def test_an_epoch_s_line() -> None:
         "val_accuracy": 0.25,
     }
     text = describe_epoch(row | {"seconds": 3.0, "images_per_second": 7.0}, 2)
-    assert "head 1/2" in text and "acc 0.2500" in text and "7.0 img/s" in text
+    assert "head 1/2" in text and "acc 0.2500" in text and "7.0 img/s, 3 s left" in text
+    assert "left" not in describe_epoch(row | {"seconds": 3.0, "images_per_second": 7.0}, 1)

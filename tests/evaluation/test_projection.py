@@ -1,24 +1,35 @@
 """The map of photos."""
 
+import pytest
 import torch
 
-from flowers_torch.evaluation.projection import project
+from flowers_torch.evaluation.projection import map_photos
 
 
-def test_classes_lie_apart_and_the_map_is_always_the_same() -> None:
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.arange(90) % 3
-    centres = torch.zeros(3, 20)
-    centres[[0, 1, 2], [4, 9, 14]] = 8.0
-    features = centres[labels] + torch.randn(90, 20, generator=generator)
-    places = project(features, labels)
-    assert places.shape == (90, 2)
-    means = torch.stack([places[labels == c].mean(0) for c in range(3)])
-    inside = max(float((places[labels == c] - means[c]).norm(dim=1).mean()) for c in range(3))
-    assert float(torch.pdist(means).min()) > 4 * inside
-    assert torch.allclose(project(features + 5, labels), places, atol=1e-4)  # the origin does not matter
+def groups(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(100) % 5
+    centres = 4 * torch.randn(5, 20, generator=generator)
+    return centres[labels] + torch.randn(100, 20, generator=generator), labels
 
 
-def test_two_classes_and_flat_features() -> None:
-    assert project(torch.randn(6, 5), torch.tensor([0, 1] * 3)).shape == (6, 2)
-    assert torch.isfinite(project(torch.zeros(4, 5), torch.tensor([0, 1, 2, 3]))).all()
+def test_groups_lie_apart_and_the_map_is_always_the_same() -> None:
+    features, labels = groups()
+    places = map_photos(features)
+    assert places.shape == (100, 2) and torch.isfinite(places).all()
+    nearest = (torch.cdist(places, places) + 1e9 * torch.eye(100)).argmin(1)
+    assert (labels[nearest] == labels).float().mean() > 0.97
+    assert torch.equal(map_photos(features), places)
+
+
+def test_neighbours_stay_neighbours_as_with_scikit_learn() -> None:
+    manifold = pytest.importorskip("sklearn.manifold")
+    features, _ = groups(1)
+    ours = manifold.trustworthiness(features.numpy(), map_photos(features).numpy(), n_neighbors=10)
+    flat = manifold.trustworthiness(features.numpy(), features[:, :2].numpy(), n_neighbors=10)
+    assert ours > 0.9 > flat
+
+
+def test_few_and_flat_features() -> None:
+    assert map_photos(torch.randn(6, 1)).shape == (6, 2)
+    assert torch.isfinite(map_photos(torch.zeros(5, 5))).all()

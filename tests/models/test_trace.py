@@ -1,3 +1,6 @@
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import timm
 import torch
@@ -153,3 +156,12 @@ def test_plot(tmp_path, model: Forked, suffix: str) -> None:
     assert path.read_bytes().lstrip()[:5] == {"svg": b"<?xml", "png": b"\x89PNG\r"}[suffix]
     with pytest.raises(UsageError, match=r"ends in .svg or .png"):
         plot(layer_rows(model, 8), tmp_path / "graph.jpg")
+
+
+def test_colours_follow_the_kind(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    rows = [replace(row("a"), kind="ZeroPadding2D"), replace(row("b", "a"), kind="Conv2D")]
+    plot(rows, tmp_path / "padded.svg")
+    plot([*rows, replace(row("c", "a", "b"), kind="Add")], tmp_path / "added.svg")
+    colours = [(tmp_path / name).read_text().count("#fbf3c0") for name in ("padded.svg", "added.svg")]
+    assert colours == [0, 1]

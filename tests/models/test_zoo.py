@@ -15,6 +15,7 @@ from flowers_torch.models.weights import load_weights, plan_weights
 from flowers_torch.models.zoo import REGISTRY, check_size, create_model, find_entry, list_models, register
 
 SLOW = {"nasnet_large", "nasnet_mobile", "inception_resnet_v2", "densenet201", "resnet152v2", "resnet152"}
+SLOW |= {"densenet169", "resnet101", "resnet101v2", "resnext101"}
 every = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in REGISTRY]
 )
@@ -49,7 +50,9 @@ def test_timms_own_networks_by_their_names(name: str) -> None:
         assert type(found).__module__.startswith("timm.")
         assert type(create_model(name.partition(".")[0])).__module__.startswith("flowers_torch.")
         assert found.eval()(torch.empty(2, 1, 224, 224)).shape == (2, 5)
-    assert find_entry(theirs).timm_name == name and not find_entry(theirs).timm_names
+    entry = find_entry(theirs)
+    assert entry.timm_name == name and not entry.timm_names
+    assert entry.min_size == find_entry(name.partition(".")[0]).min_size or "." in name
 
 
 @every

@@ -1,22 +1,25 @@
 """Progress on disk: what is written comes back; what is best; when it is written."""
 
+import types
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from flowers_torch.errors import ModelFileError
+from flowers_torch.errors import ModelFileError, ResourceError
 from flowers_torch.models.classifier import Record, load_classifier
 from flowers_torch.models.freeze import Group
 from flowers_torch.models.zoo import Preprocessing, create_model
 from flowers_torch.training import checkpoint
 from flowers_torch.training.checkpoint import (
     MODEL_FILE,
+    PREVIOUS_FILE,
     RESUME_FILE,
     Progress,
     Saver,
     is_better,
+    read_newest,
     read_progress,
     restore_model,
     restore_training,
@@ -119,3 +122,92 @@ def test_a_weights_file_is_no_resume_file(tmp_path: Path) -> None:
     torch.save(nn.Linear(1, 1).state_dict(), tmp_path / "x")
     with pytest.raises(ModelFileError, match="no resume file"):
         read_progress(tmp_path / "x")
+
+
+def saved_twice(folder: Path) -> Training:
+    """A folder with two states, of the steps 1 and 2."""
+    state = training()
+    for number in (1, 2):
+        step(state)
+        save_progress(folder / RESUME_FILE, Progress(step=number), RECORD, state, {"batch_size": "8"})
+    return state
+
+
+def test_the_state_before_is_kept_and_found_where_the_newest_is_damaged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    saved_twice(tmp_path)
+    assert read_newest(tmp_path).progress.step == 2 and not caplog.text
+    assert read_newest(tmp_path).facts == {"batch_size": "8"}
+    content = bytearray((tmp_path / RESUME_FILE).read_bytes())
+    content[-1] ^= 1
+    (tmp_path / RESUME_FILE).write_bytes(content)
+    assert read_newest(tmp_path).progress.step == 1
+    assert "checksum" in caplog.text and PREVIOUS_FILE in caplog.text and "WARNING" in caplog.text
+    (tmp_path / RESUME_FILE).unlink()  # killed between the two renames of a save
+    assert read_newest(tmp_path).progress.step == 1
+    (tmp_path / PREVIOUS_FILE).write_bytes(b"")
+    with pytest.raises(ModelFileError, match="empty or cut off"):
+        read_newest(tmp_path)
+    (tmp_path / PREVIOUS_FILE).unlink()
+    with pytest.raises(ModelFileError, match="no saved state"):
+        read_newest(tmp_path)
+
+
+def test_a_state_of_a_newer_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "FORMAT", 99)
+    saved_twice(tmp_path)
+    with pytest.raises(ModelFileError, match="update: pip install"):
+        read_newest(tmp_path)
+
+
+def test_a_micro_batch_that_memory_allowed_is_kept(tmp_path: Path) -> None:
+    state = training()
+    state.micro_batch = 4
+    save_progress(tmp_path / RESUME_FILE, Progress(), RECORD, state)
+    for wanted, then in ((0, 4), (8, 4), (2, 2)):
+        other = training()
+        other.micro_batch = wanted
+        restore_training(other, read_newest(tmp_path))
+        assert other.micro_batch == then
+
+
+def test_a_folder_that_is_gone_is_not_made_anew(tmp_path: Path) -> None:
+    saver = Saver(tmp_path / "run", Progress(step=1), RECORD, minutes=0)
+    for save in (saver.save, saver.check_space):
+        with pytest.raises(ResourceError, match="is gone"):
+            save(training())
+    assert not list(tmp_path.iterdir())
+
+
+def test_room_for_the_saves_is_looked_for_before_a_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = saved_twice(tmp_path)
+    saver = Saver(tmp_path, Progress(), RECORD, minutes=1)
+    weights = sum(value.nbytes for value in state.model.state_dict().values())
+    there = sum(path.stat().st_size for path in tmp_path.iterdir())
+
+    def room(free: float) -> None:
+        monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: types.SimpleNamespace(free=free))
+
+    room(4.2 * weights - there)  # three states, whose optimiser is that of a small head, and the best weights
+    saver.check_space(state)
+    room(3.9 * weights - there)
+    with pytest.raises(ResourceError, match="MB more for its saved states"):
+        saver.check_space(state)
+
+
+def test_of_several_processes_one_writes(tmp_path: Path) -> None:
+    saver = Saver(tmp_path, Progress(), RECORD, minutes=0, writes=False)
+    state = training()
+    saver.end_epoch(row(0.5), state.model)
+    saver.save(state)
+    assert not list(tmp_path.iterdir()) and saver.best_so_far().keys() == state.model.state_dict().keys()
+
+
+def test_a_change_begins_the_epoch_anew_and_is_noted() -> None:
+    progress = Progress(stage=1, epoch=2, step=3, sums=Sums(1.0, 2, 3), seconds=4.0)
+    progress.begin_epoch_anew({"options": "seed 0 -> 1"})
+    assert progress.changes == [{"stage": 1, "epoch": 2, "options": "seed 0 -> 1"}]
+    assert (progress.step, progress.sums, progress.seconds) == (0, Sums(), 0.0)

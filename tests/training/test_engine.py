@@ -5,15 +5,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from flowers_torch.errors import DivergedError
+from flowers_torch.errors import DivergedError, ResourceError
 from flowers_torch.models.freeze import apply_rules
 from flowers_torch.training.engine import (
+    MAX_SKIPPED_STEPS,
     Sums,
     Training,
     class_weights,
     predict_logits,
     train_epoch,
     train_step,
+    train_step_in_memory,
 )
 from flowers_torch.training.optim import make_optimizer
 from flowers_torch.training.regularize import make_average, make_penalty
@@ -191,3 +193,67 @@ def test_the_average_follows_each_step_and_is_what_counts() -> None:
     assert made.average is not None and int(made.average.n_averaged) == 3
     assert made.evaluated is made.average.module
     assert not torch.equal(made.average.module.fc.weight, model.fc.weight)
+
+
+def test_divergence_names_the_step_and_the_photos() -> None:
+    images = IMAGES.clone()
+    images[2] = torch.nan
+    batches = [(IMAGES, LABELS, torch.arange(5)), (images, LABELS, torch.arange(5, 10))]
+    names = [f"{n}.jpg" for n in range(10)]
+    epoch = train_epoch(training(Net()), batches, Sums(), 7, lambda step: 1e-3, names.__getitem__)
+    assert next(epoch) == 1e-3
+    with pytest.raises(
+        DivergedError, match=r"learning rate 0\.001 in step 9 of the stage, on 5\.jpg, 6\.jpg"
+    ):
+        next(epoch)
+
+
+def test_loss_scaling_that_skips_for_ever_is_noticed() -> None:
+    model = Net()
+    state = training(model, "adamw")
+    state.scaler = torch.amp.GradScaler("cpu")
+    before = model.fc.weight.detach().clone()
+    spoil = model.fc.weight.register_hook(lambda gradient: gradient * torch.inf)
+    for _ in range(MAX_SKIPPED_STEPS - 1):
+        train_step(state, IMAGES, LABELS, lr=0.01)
+    assert torch.equal(model.fc.weight, before)
+    spoil.remove()
+    train_step(state, IMAGES, LABELS, lr=0.01)
+    assert state.skipped == 0 and not torch.equal(model.fc.weight, before)
+    model.fc.weight.register_hook(lambda gradient: gradient * torch.inf)
+    for _ in range(MAX_SKIPPED_STEPS - 1):
+        train_step(state, IMAGES, LABELS, lr=0.01)
+    with pytest.raises(DivergedError, match="20 steps in a row had gradients beyond fp16"):
+        train_step(state, IMAGES, LABELS, lr=0.01)
+
+
+class Cramped(Net):
+    """Has memory for so many images at once."""
+
+    room = 3
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        if len(x) > self.room and self.training:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return super().forward(x)
+
+
+def test_out_of_memory_halves_the_micro_batch_and_changes_no_gradient(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    images = torch.randn(8, 3, 2, 2, generator=torch.Generator().manual_seed(3))
+    labels = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
+    cramped, roomy = training(Cramped()), training(Net())
+    result = train_step_in_memory(cramped, images, labels, 0.1)
+    assert result == pytest.approx(train_step(roomy, images, labels, 0.1))
+    for name, parameter in cramped.model.named_parameters():
+        assert torch.allclose(parameter, roomy.model.get_parameter(name), atol=1e-6), name
+    assert cramped.micro_batch == 2  # 8, 4, 2
+    assert caplog.text.count("out of memory") == 2 and "gradients of 8 added up" in caplog.text
+
+
+def test_out_of_memory_for_two_photos_is_the_end() -> None:
+    model = Cramped()
+    model.room = 1
+    with pytest.raises(ResourceError, match="out of memory with 2 photos at once; fix: lower --size"):
+        train_step_in_memory(training(model), IMAGES[:4], LABELS[:4], 0.1)

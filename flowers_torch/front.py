@@ -1,0 +1,190 @@
+"""What the frozen front of a network answers to the photos, computed once instead of in every epoch.
+
+A stage whose first blocks are frozen asks them the same question again and again. Here they answer to a few
+augmented views of each training photo and to each validation photo, and only the tail is trained, on the
+stored answers. The pooled features in front of a classifier are kept on disk too, by everything that they
+depend on: weights, preprocessing, precision, view and the bytes of the photo.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flowers_torch.config import Stage
+from flowers_torch.data.batches import TrainingBatches
+from flowers_torch.data.images import open_regular
+from flowers_torch.data.kept import allocate
+from flowers_torch.data.stored import StoredBatches
+from flowers_torch.errors import ModelFileError
+from flowers_torch.files import cache_folder, safe_load, safe_save
+from flowers_torch.models.cut import Cut, cut, cut_at
+from flowers_torch.models.heads import classifier_name
+from flowers_torch.prepare import Run, part_batches
+from flowers_torch.training.monitors import bar, log
+
+HEAD_VIEWS = 2  # of each photo, where only the head trains and nothing else was asked for
+Check = Callable[[int], Any]  # called with the number of photos of each batch; may raise to stop
+
+
+@dataclasses.dataclass(frozen=True)
+class Front:
+    """A cut network, and what its front answers to each view of the photos."""
+
+    made: Cut
+    training: Tensor  # (views * photos, ...)
+    validation: StoredBatches
+
+    @property
+    def is_pooled(self) -> bool:
+        """Whether the tail is the classifier alone."""
+        return self.training.ndim == 2
+
+    def tail_of(self, model: nn.Module) -> nn.Module:
+        """The tail of the network, or of its moving average, which has a front just like it."""
+        return self.made.tail if model is self.made.model else cut_at(model, self.made.block).tail
+
+
+def views_of(stage: Stage) -> int:
+    """How many views of a photo a stage stores; 0 where it stores nothing."""
+    wanted = stage.views
+    if wanted < 0:
+        wanted = HEAD_VIEWS if stage.train == "head" and not stage.rules else 0
+    mixes = stage.mixup > 0 or stage.cutmix > 0  # these blend photos, not answers
+    if mixes or stage.batch_norm == "adapt":
+        return 0
+    return wanted if stage.optimizer == "lbfgs" else min(wanted, stage.epochs)
+
+
+def compute_front(run: Run, stage: Stage, check: Check) -> Front | None:
+    """Runs the front over the photos, or reads what it answered before; None where nothing is to be gained.
+
+    Several processes get None: each would need the others' answers.
+
+    Args:
+        run: Its network is frozen as the stage wants it.
+        stage: About to begin.
+        check: Called after each batch.
+    """
+    views = views_of(stage)
+    if not views or run.world.size > 1:
+        return None
+    made = cut(run.model, run.record.preprocessing.size, run.runtime.channels_last)
+    if made is None:
+        log.info("store    this network cannot be cut in front of what trains; all of it runs in every epoch")
+        return None
+    train = answers(run, made, "train", stage.augment, views, check)
+    validation = stored_part(run, made, "val", check)
+    if train is None or validation is None:
+        log.info("store    no room for what the frozen part answers; it runs in every epoch")
+        return None
+    size = train.numel() * train.dtype.itemsize / 2**20
+    log.info(f"store    {views} views of each photo as {made.block} sees them, {size:.0f} MiB")
+    return Front(made, train, validation)
+
+
+def stored_part(run: Run, made: Cut, part: str, check: Check) -> StoredBatches | None:
+    """What the front answers to the photos of a part as prediction sees them, in their order."""
+    values = answers(run, made, part, "none", 1, check)
+    if values is None:
+        return None
+    batches = part_batches(run, part)
+    return StoredBatches(values, batches.labels, batches.order, batches.paths)
+
+
+def answers(run: Run, made: Cut, part: str, policy: str, views: int, check: Check) -> Tensor | None:
+    """The front's answers (views * photos, ...) to a part under an augmentation policy.
+
+    Pooled features are float32; maps are bfloat16 with the channels last, and None without room for them.
+    """
+    if made.block == classifier_name(made.model):
+        return torch.cat([_features(run, made, part, policy, view, check) for view in range(views)])
+    batches = part_batches(run, part, policy)
+    count, store = len(batches.labels), None
+    for view in range(views):
+        for first, values in _compute(run, made, batches, view, check):
+            if store is None:
+                shape = (views * count, *values.shape[1:])
+                memory = int(run.config.store_gib * 2**30)
+                store = allocate(shape, torch.bfloat16, memory, cache_folder())
+            if store is None:
+                return None
+            store[view * count + first :][: len(values)] = values
+    return store
+
+
+def _features(run: Run, made: Cut, part: str, policy: str, view: int, check: Check) -> Tensor:
+    """Pooled features (photos, D) of a view: known ones from disk, the others computed and added there.
+
+    The file is for one view under one front and holds a row for each photo that was ever asked for, by the
+    hash of its bytes. So another split, seed or fold asks for nothing twice.
+    """
+    photos = run.split[part]
+    codes = [_hash_file(run.photos.root / run.photos.paths[index]) for index in photos]
+    shown = _shown(policy, view)
+    if not shown:  # a view by chance depends on the photo's place among the others
+        shown = repr((policy, run.config.batch_augment, run.config.seed, view, codes))
+        codes = [f"{code}{place:08x}" for place, code in enumerate(codes)]
+    settings = (_hash_front(made), run.record.preprocessing, run.runtime.precision, shown, torch.__version__)
+    name = hashlib.sha256(repr(settings).encode()).hexdigest()[:32]
+    path = cache_folder() / "features" / f"{name}.safetensors"
+    known, features = _read(path)
+    missing = {code: index for code, index in zip(codes, photos, strict=True) if code not in known}
+    if missing:
+        batches = part_batches(dataclasses.replace(run, split={part: list(missing.values())}), part, policy)
+        computed = [values for _, values in _compute(run, made, batches, view, check)]
+        features = torch.cat([features, *computed] if known else computed)
+        known = [*known, *missing]
+        safe_save({"features": features}, path, {"photos": known})
+    row = {code: number for number, code in enumerate(known)}
+    return features[[row[code] for code in codes]]
+
+
+def _shown(policy: str, view: int) -> str:
+    """What a view shows where chance has no part in it, else nothing."""
+    if policy == "none" or (policy == "mirror" and view % 2 == 0):
+        return "the photo"
+    return "the photo mirrored" if policy == "mirror" else ""
+
+
+def _compute(
+    run: Run, made: Cut, batches: TrainingBatches, view: int, check: Check
+) -> Iterator[tuple[int, Tensor]]:
+    """Runs the front over a view, batch by batch: (place of the first photo, answers)."""
+    made.model.eval()
+    batches.order.epoch, done = view, 0
+    with bar(f"view {view + 1}", len(batches.labels)) as meter:
+        for images, _, _ in batches:
+            with run.runtime.autocast():
+                values = made.front(run.runtime.images(images)).float().cpu()
+            yield done, values.permute(0, 2, 3, 1) if values.ndim == 4 else values
+            done += len(values)
+            meter.update(len(values))
+            check(len(values))
+
+
+def _hash_front(made: Cut) -> str:
+    digest = hashlib.blake2b(f"{type(made.model).__name__} {made.block}".encode())
+    for name, value in sorted(made.model.state_dict().items()):
+        if not name.startswith(f"{made.block}."):
+            digest.update(f"{name} {tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _hash_file(path: Path) -> str:
+    with open_regular(path) as file:
+        return hashlib.blake2b(file.read(), digest_size=16).hexdigest()
+
+
+def _read(path: Path) -> tuple[list[str], Tensor]:
+    """Photos and features of a file; none where it is missing or damaged: it will be written anew."""
+    try:
+        tensors, metadata = safe_load(path)
+        return list(metadata["photos"]), tensors["features"]
+    except (ModelFileError, KeyError):
+        return [], torch.empty(0)

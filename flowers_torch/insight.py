@@ -1,0 +1,64 @@
+"""What the features of all photos tell about the data: doubtful labels, and what more photos would bring.
+
+The features come from the network as it was before training. After training it knows its training photos by
+heart, wrong labels included.
+"""
+
+import dataclasses
+from typing import Any
+
+from flowers_torch.data.splits import group_units
+from flowers_torch.evaluation.evaluate import answer_photos
+from flowers_torch.evaluation.probe import learning_curve, more_photos_help, out_of_fold
+from flowers_torch.evaluation.suspects import find_suspects
+from flowers_torch.files import write_json
+from flowers_torch.models.classifier import build
+from flowers_torch.models.weights import load_weights, plan_weights
+from flowers_torch.prepare import Run, admit_photos
+from flowers_torch.report.facts import INSIGHT_FILE
+from flowers_torch.training.monitors import log
+
+
+def look_into(run: Run) -> dict[str, Any]:
+    """Computes the features of all photos once and writes `insight.json` into the run folder.
+
+    Args:
+        run: Finished, from `results.open_run`.
+
+    Returns:
+        `curve` and `more_photos` (would they help?), `suspects` (most doubtful first), `photos` (in all).
+    """
+    admission = admit_photos(run.config)
+    photos = admission.photos
+    model = build(run.record)
+    plan = plan_weights(run.config.arch, run.config.weights or "imagenet", run.config.keras_input)
+    told = load_weights(model, run.config.arch, plan)
+    log.info(f"features of {len(photos)} photos; {told}")
+    answers = answer_photos(
+        run.runtime.place(model),
+        run.record.preprocessing,
+        [photos.root / path for path in photos.paths],
+        photos.labels,
+        run.runtime,
+        batch_size=run.config.batch_size,
+    )
+    units, classes = group_units(photos, admission.twins), len(photos.classes)
+    curve = learning_curve(answers.features, answers.labels, classes, units=units)
+    probabilities = out_of_fold(answers.features, answers.labels, classes, units=units)
+    found = {
+        "photos": len(photos),
+        "curve": [dataclasses.asdict(point) for point in curve],
+        "more_photos": more_photos_help(curve),
+        "suspects": [
+            {
+                "file": photos.paths[suspect.index],
+                "label": photos.classes[suspect.label],
+                "looks_like": photos.classes[suspect.better],
+                "probability": suspect.other,
+                "probability_of_label": suspect.own,
+            }
+            for suspect in find_suspects(probabilities, answers.labels)
+        ],
+    }
+    write_json(run.folder / INSIGHT_FILE, found)
+    return found

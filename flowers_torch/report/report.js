@@ -1,0 +1,77 @@
+"use strict";
+const photos = JSON.parse(document.getElementById("photos").textContent);
+const cells = JSON.parse(document.getElementById("cells").textContent);
+const dialog = document.getElementById("dialog");
+
+// Every photo is in the page once: in a figure, or here. Figures that show it again take it from there.
+function source(id) {
+  const shown = document.querySelector(`img[data-photo="${id}"][src]`);
+  return shown ? shown.src : photos[id].src;
+}
+for (const image of document.querySelectorAll("img[data-photo]:not([src])")) {
+  const uri = source(image.dataset.photo);
+  if (uri) image.src = uri;
+}
+
+function figure(id) {
+  const photo = photos[id], made = document.createElement("figure"), uri = source(id);
+  const picture = document.createElement(uri ? "img" : "div");
+  if (uri) { picture.src = uri; picture.alt = photo.file; } else { picture.className = "none"; picture.textContent = "no picture"; }
+  const caption = document.createElement("figcaption"), verdict = document.createElement("span"), name = document.createElement("small");
+  verdict.textContent = photo.told;
+  if (photo.wrong) verdict.className = "bad";
+  name.textContent = photo.file;
+  caption.append(verdict, document.createElement("br"), name);
+  made.append(picture, caption);
+  return made;
+}
+function show(title, ids, count) {
+  dialog.querySelector("h2").textContent = title;
+  dialog.querySelector("p").textContent = ids.length < count ? `${ids.length} of ${count} photos` : "";
+  dialog.querySelector(".photos").replaceChildren(...ids.map(figure));
+  dialog.showModal();
+  dialog.scrollTop = 0;
+}
+dialog.addEventListener("click", event => { if (event.target === dialog) dialog.close(); });
+
+const matrix = document.querySelector(".matrix");
+if (matrix) {
+  const buttons = [...matrix.querySelectorAll("button")];
+  matrix.addEventListener("click", event => {
+    const button = event.target.closest("button");
+    if (button) show(button.title, cells[button.dataset.cell], Number(button.textContent));
+  });
+  // Arrow keys go to the next cell that can be opened, in the row or in the column.
+  matrix.addEventListener("keydown", event => {
+    const step = { ArrowRight: [0, 1], ArrowLeft: [0, -1], ArrowDown: [1, 0], ArrowUp: [-1, 0] }[event.key];
+    const here = event.target.closest("button");
+    if (!step || !here) return;
+    event.preventDefault();
+    const [row, column] = here.dataset.cell.split(",").map(Number);
+    const ahead = buttons.map(button => {
+      const [r, c] = button.dataset.cell.split(",").map(Number);
+      const along = (r - row) * step[0] + (c - column) * step[1];
+      const beside = Math.abs((r - row) * step[1]) + Math.abs((c - column) * step[0]);
+      return { button, along, beside };
+    }).filter(other => other.along > 0).sort((a, b) => a.beside * 100 + a.along - b.beside * 100 - b.along);
+    if (ahead.length) ahead[0].button.focus();
+  });
+}
+
+const map = document.querySelector(".map");
+if (map) {
+  map.addEventListener("click", event => {
+    const id = event.target.dataset.photoDot;
+    if (id !== undefined) show(photos[id].file, [Number(id)], 1);
+  });
+  for (const button of document.querySelectorAll(".legend button")) {
+    button.addEventListener("click", () => {
+      button.setAttribute("aria-pressed", button.getAttribute("aria-pressed") !== "true");
+      const picked = [...document.querySelectorAll('.legend button[aria-pressed="true"]')].map(b => b.dataset.label);
+      map.classList.toggle("picked", picked.length > 0);
+      for (const dot of map.querySelectorAll(".dot")) {
+        dot.classList.toggle("on", picked.some(label => dot.classList.contains(`k${label}`)));
+      }
+    });
+  }
+}

@@ -1,0 +1,136 @@
+"""Several processes under torchrun's agent: one dies, one errs, all are stopped, one too many dies."""
+
+import os
+import random
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flowers_torch.data import loaders
+from flowers_torch.errors import DataError, ResourceError
+from flowers_torch.training import checkpoint
+
+pytestmark = pytest.mark.slow
+TWO = {"processes": 2, "restarts": 0}
+
+
+@pytest.fixture(scope="module")
+def whole(toy: Any) -> dict[str, Any]:
+    """What an uninterrupted run of two processes comes to."""
+    child, folder = toy.start(**TWO)
+    assert child.wait() == 0, child.text()
+    assert child.text().count("stage 1") == 1  # one of them talks
+    return toy.outcome(folder)
+
+
+def our_errors(child: Any) -> list[str]:
+    return [line for line in child.text().splitlines() if "flowers-torch: error:" in line]
+
+
+def test_one_of_two_is_killed_and_torchrun_starts_both_again(
+    toy: Any, whole: dict[str, Any], moments: random.Random, report: Callable[[str], None]
+) -> None:
+    kills, longest = [0, 0], 0.0
+    while sum(kills) < 20:
+        child, folder = toy.start(processes=2, restarts=1)
+        aim, rank = moments.randint(1, toy.steps - 1), moments.randrange(2)
+        assert child.wait_for(lambda child=child, aim=aim: child.counters["steps"] >= aim), child.text()
+        time.sleep(moments.uniform(0, 0.02))
+        os.kill(child.counters[f"pid{rank}"], signal.SIGKILL)
+        started = time.monotonic()
+        assert child.wait() == 0, child.text()
+        longest = max(longest, time.monotonic() - started)
+        assert "resumed" in child.text() and not our_errors(child)
+        assert toy.outcome(folder) == whole
+        shutil.rmtree(folder)
+        kills[rank] += 1
+    report(
+        f"kill -9 of one of two processes, {kills[0]} x the main one, {kills[1]} x the other: restarted,"
+        f" resumed and bit-identical to the uninterrupted run each time, at its end {longest:.1f} s later"
+    )
+
+
+def test_a_photo_that_only_one_process_cannot_read(toy: Any) -> None:
+    def spoil() -> None:
+        real, left = loaders.load_image, [12]
+
+        def load_image(path: Path) -> Any:
+            left[0] -= 1
+            if os.environ["RANK"] == "1" and left[0] == 0:
+                raise DataError(f"{path} is cut off", "replace or remove it")
+            return real(path)
+
+        loaders.load_image = load_image
+
+    child, folder = toy.start(spoil, **TWO)
+    started = time.monotonic()
+    assert child.wait(60) != 0
+    assert time.monotonic() - started < 60
+    assert len(our_errors(child)) == 1 and "is cut off" in our_errors(child)[0], child.text()
+    assert "torchrun: 3" in child.text() or "torchrun: 7" in child.text()
+    shutil.rmtree(folder)
+
+
+def test_the_main_process_cannot_save(toy: Any) -> None:
+    def spoil() -> None:
+        real, left = checkpoint.safe_save, [3]
+
+        def save(*arguments: Any, **keywords: Any) -> None:
+            left[0] -= 1
+            if left[0] == 0:
+                raise ResourceError("cannot write: No space left on device", "free space")
+            real(*arguments, **keywords)
+
+        checkpoint.safe_save = save
+
+    child, folder = toy.start(spoil, **TWO)
+    assert child.wait(60) != 0
+    assert len(our_errors(child)) == 1 and "No space left" in our_errors(child)[0], child.text()
+    assert checkpoint.read_newest(folder).progress.step == 2
+
+
+def test_more_deaths_than_restarts(toy: Any, whole: dict[str, Any]) -> None:
+    child, folder = toy.start(processes=2, restarts=1)
+    first = 0
+    for aim in (2, 6):
+        assert child.wait_for(
+            lambda aim=aim, first=first: child.counters["steps"] >= aim and child.counters["pid1"] != first
+        ), child.text()
+        first = child.counters["pid1"]
+        os.kill(first, signal.SIGKILL)
+    assert child.wait(60) != 0
+    again = toy.resume(folder, **TWO)
+    assert again.wait() == 0, again.text()
+    assert toy.outcome(folder) == whole
+
+
+def test_sigterm_to_torchrun_saves_in_every_process_s_name(toy: Any, whole: dict[str, Any]) -> None:
+    child, folder = toy.start(**TWO)
+    assert child.wait_for(lambda: child.counters["steps"] >= 3), child.text()
+    child.kill(signal.SIGTERM)
+    started = time.monotonic()
+    child.wait()
+    assert time.monotonic() - started < 30
+    assert len(our_errors(child)) == 1 and "--resume" in our_errors(child)[0], child.text()
+    assert toy.global_step(folder) == child.counters["steps"]
+    again = toy.resume(folder, **TWO)
+    assert again.wait() == 0, again.text()
+    assert again.counters["steps"] + child.counters["steps"] == toy.steps
+    assert toy.outcome(folder) == whole
+
+
+def test_another_number_of_processes_is_not_exact(toy: Any) -> None:
+    child, folder = toy.start(**TWO)
+    assert child.wait_for(lambda: child.counters["steps"] >= 3), child.text()
+    child.kill(signal.SIGTERM)
+    child.wait()
+    alone = toy.resume(folder)
+    assert alone.wait() == 2 and "processes 2 -> 1" in our_errors(alone)[0]
+    allowed = toy.resume(folder, None, "--allow-config-change")
+    assert allowed.wait() == 0, allowed.text()
+    assert "processes 2 -> 1" in (folder / "metrics.json").read_text()

@@ -1,0 +1,60 @@
+"""Sorting photos by what they were named."""
+
+from pathlib import Path
+
+import pytest
+
+from flowers_torch.deploy.predict import STRANGE, Prediction
+from flowers_torch.deploy.sort import check_folder, folder_name, sort_into
+from flowers_torch.errors import UsageError
+
+
+def test_links_by_class_and_again(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "1.jpg").write_text(folder)
+    out = tmp_path / "out"
+    answers = [
+        Prediction(str(tmp_path / "a" / "1.jpg"), ("rose",), (0.9,)),
+        Prediction(str(tmp_path / "b" / "1.jpg"), ("rose",), (0.9,)),
+        Prediction(str(tmp_path / "b" / "1.jpg"), ("iris",), (0.4,), doubt=STRANGE),
+        Prediction("https://example.org/x/2.jpg", ("iris",), (0.8,)),
+        Prediction(str(tmp_path / "a" / "gone.jpg"), error="it is gone"),
+    ]
+    places = [sort_into(out, answer) for answer in answers]
+    assert [str(place.relative_to(out)) for place in places] == [
+        "rose/1.jpg",
+        "rose/1-2.jpg",
+        "unsure/1.jpg",
+        "iris/2.jpg.txt",
+        "unreadable/gone.jpg",
+    ]
+    assert places[1].read_text() == "b" and places[1].is_symlink()
+    assert places[3].read_text() == "https://example.org/x/2.jpg\n"
+    assert [sort_into(out, answer) for answer in answers[:2]] == places[:2]  # nothing is linked twice
+
+
+@pytest.mark.parametrize(
+    ("label", "name"),
+    [
+        ("rose", "rose"),
+        ("../../etc", "_.._etc"),
+        ("a/b\x1b", "a_b_"),
+        ("unsure", "unsure_class"),
+        ("..", "_"),
+        ("Lílium ×", "Lílium ×"),
+    ],
+)
+def test_class_names_stay_inside_the_folder(label: str, name: str, tmp_path: Path) -> None:
+    assert folder_name(label) == name
+    place = sort_into(tmp_path, Prediction(__file__, (label,), (1.0,)))
+    assert place.parent.parent == tmp_path and ".." not in place.relative_to(tmp_path).parts
+
+
+def test_the_photos_own_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "1.jpg").write_text("x")
+    with pytest.raises(UsageError, match="the photos themselves"):
+        check_folder(tmp_path, [tmp_path / "1.jpg"])
+    with pytest.raises(UsageError, match="is a file"):
+        check_folder(tmp_path / "1.jpg", [])
+    check_folder(tmp_path / "sorted", [tmp_path / "1.jpg"])

@@ -1,0 +1,110 @@
+"""The report in a real browser: Debian's chromium, headless, driven by selenium (`pip install selenium`)."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    webdriver = pytest.importorskip("selenium.webdriver")
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not chromium or not driver:
+        pytest.skip("needs chromium and chromedriver (apt-get install chromium chromium-driver)")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    opened = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield opened
+    opened.quit()
+
+
+def look(browser: Any, page: Any, width: int, scheme: str = "light") -> None:
+    """Opens the page from its file at a width, in a colour scheme."""
+    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    browser.get(page.as_uri())
+
+
+@pytest.mark.parametrize("width", [360, 1400])
+def test_it_opens_without_error_request_or_sideways_scrolling(
+    browser: Any, finished: Any, width: int
+) -> None:
+    browser.get_log("performance"), browser.get_log("browser")
+    look(browser, finished.page, width)
+    assert browser.get_log("browser") == []
+    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    sent = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
+    assert sent and not [url for url in sent if not url.startswith(("file://", "data:"))]
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    assert browser.execute_script("return window.hacked") is None
+    broken = "return [...document.images].filter(i => i.complete && !i.naturalWidth && i.src).length"
+    assert browser.execute_script(broken) == 0
+
+
+def test_a_cell_opens_its_photos_by_mouse_and_keyboard(browser: Any, finished: Any) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    look(browser, finished.page, 1400)
+    cell = browser.find_element("css selector", ".matrix button.miss")
+    count = int(cell.text)
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", cell)
+    cell.click()
+    dialog = browser.find_element("css selector", "dialog[open]")
+    images = dialog.find_elements("css selector", "img")
+    assert len(images) == count and dialog.find_element("css selector", "h2").text == cell.get_attribute(
+        "title"
+    )
+    assert all(browser.execute_script("return arguments[0].naturalWidth", image) for image in images)
+    browser.switch_to.active_element.send_keys(Keys.ESCAPE)
+    assert not browser.find_elements("css selector", "dialog[open]")
+
+    first = browser.find_element("css selector", ".matrix button")
+    first.send_keys(Keys.ARROW_RIGHT)
+    second = browser.switch_to.active_element
+    columns = [int(button.get_attribute("data-cell").split(",")[1]) for button in (first, second)]
+    assert columns[1] > columns[0]
+    second.send_keys(Keys.ENTER)
+    assert browser.find_elements("css selector", "dialog[open]")
+    assert browser.execute_script("return window.hacked") is None
+
+
+def test_classes_can_be_picked_on_the_map(browser: Any, finished: Any) -> None:
+    look(browser, finished.page, 1400)
+    button = browser.find_element("css selector", '.legend button[data-label="1"]')
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", button)
+    button.click()
+    shown = browser.execute_script(
+        "return [...document.querySelectorAll('.map .on')].map(d => d.classList.value)"
+    )
+    assert shown and all("k1" in value for value in shown)
+    button.click()
+    assert not browser.find_elements("css selector", ".map .on")
+
+
+def test_light_and_dark(browser: Any, finished: Any) -> None:
+    papers = {}
+    for scheme in ("light", "dark"):
+        look(browser, finished.page, 1400, scheme)
+        script = "return getComputedStyle(document.body).backgroundColor"
+        papers[scheme] = sum(map(int, browser.execute_script(script)[4:-1].split(",")))
+    assert papers["light"] > 700 > 150 > papers["dark"]
+
+
+def test_everything_can_be_reached_by_keyboard(browser: Any, finished: Any) -> None:
+    """Every control takes the focus and shows it."""
+    look(browser, finished.page, 1400)
+    script = """return [...document.querySelectorAll('nav a, main button, summary, .scroll')].filter(e => {
+        e.focus({focusVisible: true});
+        return document.activeElement !== e || getComputedStyle(e).outlineStyle === 'none';
+    }).map(e => e.outerHTML.slice(0, 80))"""
+    assert browser.execute_script(script) == []

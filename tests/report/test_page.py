@@ -1,0 +1,145 @@
+"""The report as a file: complete, self-contained, and harmless whatever the names are."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flowers_torch.errors import DataError
+from flowers_torch.files import write_json
+from flowers_torch.report.facts import read_facts
+from flowers_torch.report.page import write_report
+
+HOSTILE_CLASS = '"><img src=x onerror=window.hacked=1>'  # as in conftest.py
+
+
+class Elements(HTMLParser):
+    """Every element with its attributes, and the text of scripts."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: list[str] = []
+        self.inside = False
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+        self.inside = tag == "script"
+
+    def handle_endtag(self, tag: str) -> None:
+        self.inside = self.inside and tag != "script"
+
+    def handle_data(self, data: str) -> None:
+        if self.inside:
+            self.scripts.append(data)
+
+
+@pytest.fixture(scope="module")
+def elements(finished: Any) -> Elements:
+    return Elements(finished.page.read_text(encoding="utf-8"))
+
+
+def test_every_section_is_there(elements: Elements) -> None:
+    sections = [attributes["id"] for tag, attributes in elements.found if tag == "section"]
+    assert sections == [
+        "summary", "learning", "classes", "confusion", "mistakes", "sure", "trust", "map", "insight", "data",
+        "network", "repeat", "card",
+    ]  # fmt: skip
+    links = {attributes["href"] for tag, attributes in elements.found if tag == "a"}
+    assert links == {f"#{name}" for name in sections}
+
+
+def test_nothing_is_fetched_and_nothing_foreign_runs(elements: Elements, finished: Any) -> None:
+    for tag, attributes in elements.found:
+        assert not [name for name in attributes if name.startswith("on")], (tag, attributes)
+        assert tag in ("script", "img", "svg") or "src" not in attributes
+        assert (attributes.get("src") or "data:image/jpeg;base64,").startswith("data:image/jpeg;base64,")
+        assert tag not in ("link", "iframe", "object", "base", "form") or attributes.get("method") == "dialog"
+    assert len(elements.scripts) == 3
+    page = finished.page.read_text(encoding="utf-8")
+    assert "default-src 'none'" in page and "@import" not in page and "url(" not in page
+    assert not re.search(r"https?://(?!www\.w3\.org)", page)
+    assert len(page) < 5e6 and "\u202e" not in page
+
+
+def test_names_are_escaped_but_legible(elements: Elements, finished: Any) -> None:
+    page = finished.page.read_text(encoding="utf-8")
+    assert HOSTILE_CLASS not in page and "<svg onload" not in page and "<b>photos" not in page
+    assert "<script>1" not in page and "&lt;script&gt;1&lt;/script&gt;" in page
+    titles = [attributes.get("title") or "" for _, attributes in elements.found]
+    assert any(HOSTILE_CLASS in title for title in titles)
+
+
+def embedded(elements: Elements) -> tuple[dict[str, Any], dict[str, list[int]]]:
+    photos, cells, _ = elements.scripts
+    return json.loads(photos), json.loads(cells)
+
+
+def test_every_cell_of_the_matrix_has_its_photos(elements: Elements, finished: Any) -> None:
+    photos, cells = embedded(elements)
+    facts = read_facts(finished.folder)
+    counts = {
+        attributes["data-cell"]: attributes for tag, attributes in elements.found if "data-cell" in attributes
+    }
+    assert counts.keys() == cells.keys()
+    assert sum(len(members) for members in cells.values()) == len(facts.paths) == len(photos)
+    for cell, members in cells.items():
+        label, guess = map(int, cell.split(","))
+        assert all(int(facts.labels[i]) == label for i in members)
+        assert all(int(facts.probabilities[i].argmax()) == guess for i in members)
+        assert all(photos[str(i)]["wrong"] == (label != guess) for i in members)
+
+
+def test_each_picture_stands_once(elements: Elements, finished: Any) -> None:
+    photos, _ = embedded(elements)
+    shown = {
+        a["data-photo"] for tag, a in elements.found if tag == "img" and "data-photo" in a and "src" in a
+    }
+    listed = {number for number, photo in photos.items() if photo["src"]}
+    assert not shown & listed
+    assert shown | listed == set(photos)  # every test photo can be seen
+
+
+def test_the_worst_mistakes_come_with_maps(finished: Any) -> None:
+    page = finished.page.read_text(encoding="utf-8")
+    assert page.count("as the network sees it") == 6
+
+
+def test_charts_are_files_too(finished: Any) -> None:
+    from xml.etree import ElementTree
+
+    names = {path.name for path in (finished.folder / "figures").iterdir()}
+    assert names == {"loss.svg", "accuracy.svg", "rate.svg", "reliability.svg", "unsure.svg"}
+    for name in names:
+        root = ElementTree.parse(finished.folder / "figures" / name).getroot()
+        assert root.tag == "{http://www.w3.org/2000/svg}svg"
+
+
+def test_without_its_photos(finished: Any, tmp_path: Path) -> None:
+    for name in ("config.toml", "metrics.json", "split.json", "history.csv", "predictions.safetensors"):
+        (tmp_path / name).write_bytes((finished.folder / name).read_bytes())
+    page = write_report(tmp_path, finished.record, None).read_text(encoding="utf-8")
+    assert "data:image" not in page and "Confusion" in page
+
+
+def test_insight_is_shown_where_it_was_gained(finished: Any, tmp_path: Path) -> None:
+    for name in ("config.toml", "metrics.json", "split.json", "history.csv", "predictions.safetensors"):
+        (tmp_path / name).write_bytes((finished.folder / name).read_bytes())
+    curve = [{"photos": n, "accuracy": 0.5 + n / 100, "low": 0.4, "high": 0.9} for n in (3, 10, 30)]
+    suspect = {"file": "iris/0.png", "label": "iris", "looks_like": "<i>rose", "probability": 0.93}
+    write_json(
+        tmp_path / "insight.json",
+        {"photos": 90, "curve": curve, "more_photos": "more photos would <u>help", "suspects": [suspect]},
+    )
+    page = write_report(tmp_path, finished.record, finished.source).read_text(encoding="utf-8")
+    assert "Labels to check: 1" in page and "looks like <b>&lt;i&gt;rose</b> (93.0%)" in page
+    assert "more photos would &lt;u&gt;help" in page and (tmp_path / "figures" / "more_photos.svg").is_file()
+
+
+def test_an_unfinished_run(tmp_path: Path, finished: Any) -> None:
+    with pytest.raises(DataError, match="lacks config.toml"):
+        write_report(tmp_path, finished.record, None)

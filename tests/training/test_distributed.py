@@ -1,0 +1,188 @@
+"""Several processes compute what one computes, and end together."""
+
+import json
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from flowers_torch.data.loaders import CountedBatches
+from flowers_torch.errors import DistributedError, DivergedError, FlowersError, PeerLostError, UsageError
+from flowers_torch.models.freeze import apply_rules
+from flowers_torch.training.distributed import ALONE, World, joined
+from flowers_torch.training.engine import Sums, Training, train_epoch
+from flowers_torch.training.optim import make_optimizer
+from flowers_torch.training.runtime import Runtime
+
+RUNTIME = Runtime(torch.device("cpu"), "fp32", "for a test")
+
+
+def together(folder: Path, work: Callable[[World], Any], size: int = 2) -> list[Any]:
+    """What each of some forked processes in contact comes to; an error as [its name, text]."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children = []
+    for rank in range(size):
+        child = os.fork()
+        if child == 0:
+            torch.set_num_threads(1)
+            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
+            os.environ |= {"LOCAL_WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1"}
+            os.environ["MASTER_PORT"] = str(port)
+            try:
+                try:
+                    with joined("cpu") as world:
+                        result = work(world)
+                except FlowersError as error:
+                    result = [type(error).__name__, str(error)]
+                (folder / f"{rank}.json").write_text(json.dumps(result))
+            finally:
+                os._exit(0)
+        children.append(child)
+    for child in children:
+        os.waitpid(child, 0)
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(size)]
+
+
+def test_without_torchrun_there_is_one_process() -> None:
+    with joined() as world:
+        assert world is ALONE and world.is_main
+    assert world.sum(1.5, 2) == [1.5, 2] and world.most(3) == 3 and world.tell("x") == "x"
+    assert world.share([4, 5, 6]) == [4, 5, 6]
+    model = nn.Linear(1, 1)
+    assert world.wrap(model) is model
+
+
+def test_half_an_environment_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with (
+        pytest.raises(UsageError, match="RANK, WORLD_SIZE but not LOCAL_RANK, MASTER_ADDR.*torchrun"),
+        joined(),
+    ):
+        pass
+
+
+def test_a_port_in_use_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        values = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+        for name, value in (values | {"MASTER_PORT": str(taken.getsockname()[1])}).items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(UsageError, match="cannot meet at 127.0.0.1:.*--master-port"), joined("cpu"):
+            pass
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_shares_cover_everything_and_are_gathered_in_order(size: int, tmp_path: Path) -> None:
+    def work(world: World) -> Any:
+        share = torch.tensor(world.share(list(range(7))), dtype=torch.float32)
+        return [len(share), world.gather(share[:, None] * 10, 7).flatten().tolist()]
+
+    for length, gathered in together(tmp_path, work, size):
+        assert length == -(-7 // size) and gathered == [0, 10, 20, 30, 40, 50, 60]
+
+
+def test_each_process_takes_its_share_of_the_same_batches() -> None:
+    whole = CountedBatches(30, 8, seed=0, shuffle=True)
+    parts = [CountedBatches(30, 8, 0, True, shard=(rank, 2)) for rank in range(2)]
+    for order in (whole, *parts):
+        order.epoch, order.skip = 3, 1
+    for batch, first, second in zip(whole, *parts, strict=True):
+        assert sorted(first + second) == sorted(batch) and abs(len(first) - len(second)) <= 1
+    # A last batch with fewer than two photos for each process joins the one before.
+    assert [len(batch) for batch in CountedBatches(19, 8, 0, True, shard=(0, 2))] == [4, 6]
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4 * 36, 3)
+
+    def get_classifier(self) -> nn.Module:
+        return self.fc
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.conv(x).relu().flatten(1))
+
+
+def losses(world: World, micro_batch: int = 0, poison: int | None = None) -> list[float]:
+    """Mean losses of three epochs of 19 images in batches of 8, and a weight at the end."""
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(21, 3, 8, 8, generator=generator)
+    labels = torch.randint(3, (21,), generator=generator)
+    if poison is not None:
+        images[poison] = torch.nan
+    model = Net()
+    optimizer = make_optimizer("sgd", model, apply_rules(model, [("*", 1.0)]), momentum=0.9)
+    training = Training(model, optimizer, RUNTIME.scaler(), RUNTIME, torch.tensor([0.5, 1.0, 3.0]))
+    training.clip_grad, training.micro_batch, training.world = 0.5, micro_batch, world
+    training.wrapped = world.wrap(model)
+    order = CountedBatches(21, 8, 0, True, shard=(world.rank, world.size))
+    found = []
+    for order.epoch in range(3):
+        indices = [torch.tensor([position for _, position in batch]) for batch in order]
+        batches = [(images[index], labels[index], index) for index in indices]
+        sums = Sums()
+        for _ in train_epoch(
+            training, batches, sums, 0, lambda step: 0.1, lambda position: f"{position}.jpg"
+        ):
+            pass
+        assert sums.photos == 21
+        found.append(sums.mean_loss)
+    return [*found, float(model.fc.weight[0, 0].detach()), sums.accuracy]
+
+
+@pytest.mark.parametrize("micro_batch", [0, 2])
+def test_two_processes_learn_what_one_learns(micro_batch: int, tmp_path: Path) -> None:
+    """Class weights, clipping, momentum and a ragged last batch included; to the rounding of float32."""
+    alone = losses(ALONE)
+    for found in together(tmp_path, lambda world: losses(world, micro_batch)):
+        assert found == pytest.approx(alone, rel=1e-5)
+
+
+def test_one_process_says_why_all_end(tmp_path: Path) -> None:
+    """A photo that spoils the loss is in one share only; its process names it, the other is quiet."""
+    results = sorted(together(tmp_path, lambda world: losses(world, poison=5)))
+    assert results[0][0] == DivergedError.__name__ and "5.jpg" in results[0][1]
+    assert results[1][0] == PeerLostError.__name__
+
+
+def test_a_lost_process_ends_the_others(tmp_path: Path) -> None:
+    def work(world: World) -> Any:
+        if not world.is_main:
+            os._exit(0)
+        return world.sum(1)
+
+    (tmp_path / "1.json").write_text("null")
+    assert together(tmp_path, work)[0][0] == PeerLostError.__name__
+
+
+def test_different_facts_are_refused_by_the_main_process(tmp_path: Path) -> None:
+    def work(world: World) -> Any:
+        world.check_same({"batch_size": "8", "seed": str(world.rank)})
+
+    first, second = together(tmp_path, work)
+    text = "seed is 0 in process 0 and 1 in process 1; fix: start all with the same command"
+    assert first == [DistributedError.__name__, text]
+    assert second[0] == PeerLostError.__name__
+
+
+def test_the_main_process_goes_first_and_tells(tmp_path: Path) -> None:
+    def work(world: World) -> Any:
+        with world.main_first():
+            if world.is_main:
+                (tmp_path / "fetched").write_text("x")
+            there = (tmp_path / "fetched").exists()
+        network = os.environ["GLOO_SOCKET_IFNAME"][:2]  # of one machine: the loopback
+        return [there, network, world.tell(world.rank), world.most(world.rank), world.sum(world.rank, 1)]
+
+    assert together(tmp_path, work) == [[True, "lo", 0, 1, [1, 2]]] * 2
