@@ -119,7 +119,8 @@ def prepare(config: Config, world: World = ALONE) -> Run:
     log.info(f"network  {config.arch}, {size:,} parameters, input {preprocessing.size} px; {loaded}")
     if plan.licence:
         log.info(f"weights  {plan.source}, licence: {plan.licence}")
-    runtime = probe_precision(runtime, runtime.place(model), preprocessing.size)
+    more_than_head = any(stage.train != "head" or stage.rules for stage in config.stages)
+    runtime = probe_precision(runtime, runtime.place(model), preprocessing.size, more_than_head)
     log.info(f"device   {runtime.device}, {runtime.precision} ({runtime.reason})")
     stages = ", ".join(f"{stage.name} {stage.epochs} x ({stage.train})" for stage in config.stages)
     log.info(f"plan     {stages}; each pass over {len(split['train'])} photos, {config.batch_size} a step")

@@ -4,7 +4,6 @@ import contextlib
 import multiprocessing
 import signal
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,14 @@ from torch.utils.data import DataLoader, get_worker_info
 from flowers_torch.errors import ResourceError, printable
 
 POLL_SECONDS = 1.0
-STALL_SECONDS = 8.0  # without a sign of life from any worker, while the training waits for one
-START_SECONDS = 60.0  # the same until the first sign: some systems start workers by importing everything anew
+# Polls without a sign of life from any worker, while the training waits for one, after which they hang. Polls
+# rather than a clock, which goes on while the whole run is suspended.
+STALL_POLLS = 8
+START_POLLS = 60  # the same until the first sign: some systems start workers by importing everything anew
 
 
 class Pulse:
-    """Which photo each worker began last, and when, in memory that workers and parent share.
+    """Which photo each worker began last, and how many in all, in memory that workers and parent share.
 
     Args:
         workers: Their number.
@@ -28,19 +29,13 @@ class Pulse:
     def __init__(self, workers: int) -> None:
         # The standard library's shared memory: torch's needs /dev/shm, whose lack is to be told of, too.
         self.positions = multiprocessing.Array("q", [-1] * workers, lock=False)
-        self.times = multiprocessing.Array("d", workers, lock=False)
+        self.counts = multiprocessing.Array("q", workers, lock=False)
 
     def beat(self, position: int) -> None:
         """Called in a worker when it begins with a photo."""
         if info := get_worker_info():
             self.positions[info.id] = position
-            self.times[info.id] = time.monotonic()
-
-    def is_still(self, waiting_since: float) -> bool:
-        """Whether no worker has shown life for too long, of which the parent has waited all the time."""
-        last = max(self.times)
-        limit = STALL_SECONDS if last else START_SECONDS
-        return time.monotonic() - max(last, waiting_since) > limit
+            self.counts[info.id] += 1
 
     def names(self, paths: Sequence[Path]) -> str:
         """The photos that workers began last."""
@@ -60,7 +55,7 @@ class PhotoLoader(DataLoader[Any]):
 
     def _watched(self, batches: Iterator[Any]) -> Iterator[Any]:
         dataset: Any = self.dataset
-        waiting_since = time.monotonic()
+        begun, polls = 0, 0  # photos by all workers, and polls since that number grew
         while True:
             try:
                 batch = next(batches)
@@ -70,16 +65,20 @@ class PhotoLoader(DataLoader[Any]):
                 names = dataset.pulse.names(dataset.paths) if dataset.pulse else ""
                 if "timed out after" not in str(error):
                     _end_workers(batches)
-                    raise _explained(error, names) from error
-                if dataset.pulse.is_still(waiting_since):
+                    if (explained := _explained(error, names)) is error:
+                        raise
+                    raise explained from error
+                now = sum(dataset.pulse.counts)
+                begun, polls = now, polls + 1 if now == begun else 0
+                if polls >= (STALL_POLLS if begun else START_POLLS):
                     _end_workers(batches)
                     raise ResourceError(
-                        f"no photo came for {STALL_SECONDS:g} s: the workers hang; they began with {names}",
+                        f"no photo came for {polls * POLL_SECONDS:g} s: the workers hang; they began {names}",
                         "look at these photos and their disk, or read without workers: --workers 0",
                     ) from None
             else:
                 yield batch
-                waiting_since = time.monotonic()
+                polls = 0
 
 
 @contextlib.contextmanager
@@ -88,7 +87,9 @@ def worker_errors() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise _explained(error, "") from error
+        if (explained := _explained(error, "")) is error:
+            raise
+        raise explained from error
 
 
 def _end_workers(batches: Any) -> None:

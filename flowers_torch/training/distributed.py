@@ -161,10 +161,10 @@ def joined(device: str = "auto") -> Iterator[World]:
         UsageError: the environment is set by half, or the processes cannot meet.
         PeerLostError: another process failed, and has said why, or was killed.
     """
-    there = [name for name in ENVIRONMENT if name in os.environ]
-    if not there or there == ["MASTER_ADDR"]:
+    if "RANK" not in os.environ and "WORLD_SIZE" not in os.environ:
         yield ALONE
         return
+    there = [name for name in ENVIRONMENT if name in os.environ]
     if missing := [name for name in ENVIRONMENT if name not in os.environ]:
         raise UsageError(
             f"the environment has {', '.join(there)} but not {', '.join(missing)}",

@@ -127,7 +127,7 @@ class Child:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         results.plot_curves = lambda *arguments: None  # half of a toy run's time, and no part of this
 
-    def wait(self, seconds: float = 120) -> int:
+    def wait(self, seconds: float = 300) -> int:
         """Exit code, or minus the number of the signal that ended it; a child that hangs fails the test."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:

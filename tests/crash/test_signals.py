@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from flowers_torch import files, prepare, stage
+from flowers_torch import files, stage
 from flowers_torch.training import checkpoint, engine
 
 pytestmark = pytest.mark.slow
@@ -53,7 +53,7 @@ def test_one_signal(
 MOMENTS: dict[str, tuple[Any, str]] = {
     "first step": (engine, "train_step"),
     "save": (checkpoint, "safe_save"),
-    "validation": (prepare, "predict_logits"),
+    "validation": (stage, "predict_part"),
     "stage's beginning": (stage, "begin_stage"),
 }
 

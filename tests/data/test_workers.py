@@ -47,14 +47,14 @@ def without_memory() -> None:
     ("do", "message"),
     [
         (killed, "a process that reads photos died.*--workers 0"),
-        (stopped, r"no photo came for 1 s: the workers hang.*5\.png.*--workers 0"),
+        (stopped, r"no photo came for 1 s: the workers hang; they began .*5\.png.*--workers 0"),
         (without_memory, "/dev/shm.*--workers 0"),
     ],
 )
 def test_a_worker_s_end_is_explained(
     do: Callable[[], None], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(workers, "STALL_SECONDS", 1)
+    monkeypatch.setattr(workers, "STALL_POLLS", 1)
     loader, _ = make_loader(dataset(tmp_path, do), 2, shuffle=False, workers=2)
     started = time.monotonic()
     with pytest.raises(ResourceError, match=message):
@@ -64,13 +64,13 @@ def test_a_worker_s_end_is_explained(
 
 def test_slow_is_not_stuck(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A batch may take longer than the limit as long as photos are being begun."""
-    monkeypatch.setattr(workers, "STALL_SECONDS", 0.5)
+    monkeypatch.setattr(workers, "STALL_POLLS", 10)
     monkeypatch.setattr("flowers_torch.data.loaders.POLL_SECONDS", 0.1)
-    photos = dataset(tmp_path, lambda: None, number=5)
+    photos = dataset(tmp_path, lambda: None)
     real = photos.transform
-    photos.transform = lambda image: (time.sleep(0.2), real(image))[1]
-    loader, _ = make_loader(photos, 5, shuffle=False, workers=1)
-    assert [len(batch[1]) for batch in loader] == [5]
+    photos.transform = lambda image: (time.sleep(0.25), real(image))[1]
+    loader, _ = make_loader(photos, 6, shuffle=False, workers=1)
+    assert [len(batch[1]) for batch in loader] == [6]
 
 
 @pytest.mark.parametrize("count", [0, 1])

@@ -103,7 +103,8 @@ def test_light_and_dark(browser: Any, finished: Any) -> None:
 def test_everything_can_be_reached_by_keyboard(browser: Any, finished: Any) -> None:
     """Every control takes the focus and shows it."""
     look(browser, finished.page, 1400)
-    script = """return [...document.querySelectorAll('nav a, main button, summary, .scroll')].filter(e => {
+    script = """return [...document.querySelectorAll('nav a, main button, summary, .scroll[tabindex]')]
+        .filter(e => e.checkVisibility()).filter(e => {
         e.focus({focusVisible: true});
         return document.activeElement !== e || getComputedStyle(e).outlineStyle === 'none';
     }).map(e => e.outerHTML.slice(0, 80))"""
