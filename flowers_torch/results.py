@@ -13,6 +13,7 @@ from flowers_torch.data.split_file import load_split
 from flowers_torch.errors import DataError, printable
 from flowers_torch.evaluation.answers import Answers, save_predictions
 from flowers_torch.evaluation.calibration import fit_temperature
+from flowers_torch.evaluation.diagnosis import diagnose
 from flowers_torch.evaluation.metrics import Scores, score
 from flowers_torch.evaluation.plots import plot_curves
 from flowers_torch.evaluation.projection import MOST, map_photos
@@ -72,6 +73,10 @@ def write_results(
     )
     if warning := describe_small_classes(test, classes):
         log.info(f"note     {warning}")
+    stages = [dataclasses.asdict(stage) for stage in run.config.stages]
+    val_photos, pretrained = len(run.split["val"]), run.record.weights != "none"
+    for advice in diagnose(history, stages, len(classes), val_photos, pretrained):
+        log.info(f"try      {advice.what}: {advice.flags}")
     parts = {"val": validation, "test": answers}
     paths = {part: [run.photos.paths[index] for index in run.split[part]] for part in parts}
     mappable = answers.features.numel() and 4 <= len(labels)

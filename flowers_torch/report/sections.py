@@ -112,7 +112,7 @@ def class_table(facts: Facts) -> str:
                 f"{f1s[i]:.3f}",
             ]
         )
-    header = ["class", "recognised, with the 95% interval", "photos", "recall", "precision", "F1"]
+    header = ["class", "recognised (95% interval)", "photos", "recall", "precision", "F1"]
     averages = scores.averages()
     note = (
         f"<p>Mean over classes: recall {percent(averages['macro']['recall'])}, precision "

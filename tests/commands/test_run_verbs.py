@@ -58,8 +58,10 @@ def test_evaluating_on_other_photos(
     runs: list[str], photo_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     weights = str(Path(runs[0]) / "model.safetensors")
-    found = run_json(capsys, "evaluate", weights, str(photo_folder), "--out", str(tmp_path / "out"))
-    assert found["photos"] == 60 and (tmp_path / "out" / "predictions.csv").is_file()
+    assert main(["evaluate", weights, str(photo_folder), "--out", str(tmp_path / "out"), "--json"]) == 0
+    shown = capsys.readouterr()
+    assert "of these 60 photos trained the model" in shown.err and json.loads(shown.out)["photos"] == 60
+    assert (tmp_path / "out" / "predictions.csv").is_file()
     (tmp_path / "p" / "red").mkdir(parents=True)
     (tmp_path / "p" / "mauve").mkdir()
     for folder in ("red", "mauve"):
