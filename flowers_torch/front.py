@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flowers_torch import __version__
 from flowers_torch.config import Stage
 from flowers_torch.data.batches import TrainingBatches
 from flowers_torch.data.images import open_regular
@@ -27,6 +28,7 @@ from flowers_torch.models.heads import classifier_name
 from flowers_torch.prepare import Run, part_batches
 from flowers_torch.training.monitors import bar, log
 
+FORMAT = 1  # of features on disk; raised whenever photos come out otherwise at the front than before
 HEAD_VIEWS = 2  # of each photo, where only the head trains and nothing else was asked for
 Check = Callable[[int], Any]  # called with the number of photos of each batch; may raise to stop
 
@@ -129,7 +131,8 @@ def _features(run: Run, made: Cut, part: str, policy: str, view: int, check: Che
     if not shown:  # a view by chance depends on the photo's place among the others
         shown = repr((policy, run.config.batch_augment, run.config.seed, view, codes))
         codes = [f"{code}{place:08x}" for place, code in enumerate(codes)]
-    settings = (_hash_front(made), run.record.preprocessing, run.runtime.precision, shown, torch.__version__)
+    how = (run.record.preprocessing, run.runtime.precision, run.runtime.device.type)
+    settings = (_hash_front(made), *how, shown, FORMAT, __version__, torch.__version__)
     name = hashlib.sha256(repr(settings).encode()).hexdigest()[:32]
     path = cache_folder() / "features" / f"{name}.safetensors"
     known, features = _read(path)

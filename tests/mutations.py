@@ -155,7 +155,7 @@ MUTATIONS = [
     ),
     Mutation(
         "D22", "of a long strip only the middle is used", "data/augment.py",
-        "place = [LimitAspect(), v2.Resize(shorter", "place = [v2.Resize(shorter",
+        "return [LimitAspect(), v2.Resize(shorter", "return [v2.Resize(shorter",
         "data/test_augment.py::test_any_shape_becomes_an_input",
     ),
     Mutation(
