@@ -108,4 +108,4 @@ def test_wrong_labels_planted_in_flowers17(shared: Path, tmp_path: Path) -> None
     ):
         precision, recall = len(found & wrong) / len(found), len(found & wrong) / len(wrong)
         print(f"{name}: {len(found)} found, precision {precision:.3f}, recall {recall:.3f}")
-        assert recall > 0.85 and precision > 0.5, name
+        assert recall > 0.7 and precision > 0.7, name
