@@ -67,8 +67,9 @@ def run(args: argparse.Namespace) -> int:
         if one.problem:
             print(f"{one.arch:{width}}  not tried: {one.problem}")
             continue
+        licence = one.licence or "that of the file"
         print(
             f"{one.arch:{width}}  {one.accuracy:8.4f}  {one.low:.3f} .. {one.high:.3f}"
-            f"  {one.images_per_second:8.0f}  {one.parameters:10,}  {one.weights}, {one.licence or 'that of the file'}"
+            f"  {one.images_per_second:8.0f}  {one.parameters:10,}  {one.weights}, {licence}"
         )
     return 0
