@@ -1,7 +1,7 @@
 """Do the networks here compute what keras.applications computes? Same weights, same picture, both logits.
 
     pip install "flowers-torch[keras]" keras tensorflow-cpu
-    python benchmarks/keras_parity.py                  # all: TIME
+    python benchmarks/keras_parity.py                  # all: about 7 minutes of one core
     python benchmarks/keras_parity.py Xception VGG16   # some
 
 Either way each finished network's line in docs/keras-parity.md is written anew, the others stay.
@@ -44,7 +44,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "keras-parity.md"
 HEADING = f"""# Parity with Keras
 
 Written by `python benchmarks/keras_parity.py` with Keras {keras.__version__} ({keras.backend.backend()}) and
-torch {torch.__version__.partition("+")[0]}, on the CPU in float32.
+torch {torch.__version__.partition("+")[0]}, on one core of an Intel Xeon with AMX, in float32.
 
 Same random weights, same picture. The difference is the largest one of the 1000 logits relative to the
 largest logit, over two picture sizes (the usual and an odd one; VGG's dense layers take the usual one only)

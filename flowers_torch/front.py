@@ -2,23 +2,25 @@
 
 A stage whose first blocks are frozen asks them the same question again and again. Here they answer to a few
 augmented views of each training photo and to each validation photo, and only the tail is trained, on the
-stored answers. The pooled features in front of a classifier are kept on disk too, under a key of everything
-that they depend on: weights, photos, preprocessing, views, precision.
+stored answers. The pooled features in front of a classifier are kept on disk too, by everything that they
+depend on: weights, preprocessing, precision, view and the bytes of the photo.
 """
 
 import dataclasses
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from flowers_torch import __version__
 from flowers_torch.config import Stage
 from flowers_torch.data.batches import TrainingBatches
 from flowers_torch.data.images import open_regular
-from flowers_torch.data.stored import StoredBatches, allocate
+from flowers_torch.data.kept import allocate
+from flowers_torch.data.stored import StoredBatches
 from flowers_torch.errors import ModelFileError
 from flowers_torch.files import cache_folder, safe_load, safe_save
 from flowers_torch.models.cut import Cut, cut, cut_at
@@ -26,6 +28,7 @@ from flowers_torch.models.heads import classifier_name
 from flowers_torch.prepare import Run, part_batches
 from flowers_torch.training.monitors import bar, log
 
+FORMAT = 1  # of features on disk; raised whenever photos come out otherwise at the front than before
 HEAD_VIEWS = 2  # of each photo, where only the head trains and nothing else was asked for
 Check = Callable[[int], Any]  # called with the number of photos of each batch; may raise to stop
 
@@ -37,6 +40,11 @@ class Front:
     made: Cut
     training: Tensor  # (views * photos, ...)
     validation: StoredBatches
+
+    @property
+    def is_pooled(self) -> bool:
+        """Whether the tail is the classifier alone."""
+        return self.training.ndim == 2
 
     def tail_of(self, model: nn.Module) -> nn.Module:
         """The tail of the network, or of its moving average, which has a front just like it."""
@@ -91,39 +99,65 @@ def stored_part(run: Run, made: Cut, part: str, check: Check) -> StoredBatches |
 
 
 def answers(run: Run, made: Cut, part: str, policy: str, views: int, check: Check) -> Tensor | None:
-    """The front's answers (views * photos, ...) to a part under an augmentation policy; None without room.
+    """The front's answers (views * photos, ...) to a part under an augmentation policy.
 
-    Pooled features are float32, maps bfloat16 with the channels last.
+    Pooled features are float32; maps are bfloat16 with the channels last, and None without room for them.
     """
+    if made.block == classifier_name(made.model):
+        return torch.cat([_features(run, made, part, policy, view, check) for view in range(views)])
     batches = part_batches(run, part, policy)
-    pooled = made.block == classifier_name(made.model)
-    folder = cache_folder() / "features"
-    weights = _weights_key(made) if pooled else ""
-    photos = _photos_key(batches.paths) if pooled else ""
-    store: Tensor | None = None
+    count, store = len(batches.labels), None
     for view in range(views):
-        place = slice(view * len(batches.labels), (view + 1) * len(batches.labels))
-        settings = (run.record.preprocessing, run.runtime.precision, _view_key(run, policy, view))
-        key = hashlib.sha256(repr((weights, photos, settings, torch.__version__)).encode()).hexdigest()
-        path = folder / f"{key[:32]}.safetensors"
-        known = _read(path) if pooled else None
-        if known is None:
-            computed = _compute(run, made, batches, view, check)
-        for start, values in [(0, known)] if known is not None else computed:
+        for first, values in _compute(run, made, batches, view, check):
             if store is None:
-                shape = (views * len(batches.labels), *values.shape[1:])
+                shape = (views * count, *values.shape[1:])
                 memory = int(run.config.store_gib * 2**30)
-                store = allocate(shape, torch.float32 if pooled else torch.bfloat16, memory, folder)
+                store = allocate(shape, torch.bfloat16, memory, cache_folder())
             if store is None:
                 return None
-            store[place][start : start + len(values)] = values
-        if pooled and known is None and store is not None:
-            safe_save({"answers": store[place]}, path, {})
+            store[view * count + first :][: len(values)] = values
     return store
 
 
-def _compute(run: Run, made: Cut, batches: TrainingBatches, view: int, check: Check) -> Any:
-    """Yields (position of the first, answers) batch by batch."""
+def _features(run: Run, made: Cut, part: str, policy: str, view: int, check: Check) -> Tensor:
+    """Pooled features (photos, D) of a view: known ones from disk, the others computed and added there.
+
+    The file is for one view under one front and holds a row for each photo that was ever asked for, by the
+    hash of its bytes. So another split, seed or fold asks for nothing twice.
+    """
+    photos = run.split[part]
+    codes = [_hash_file(run.photos.root / run.photos.paths[index]) for index in photos]
+    shown = _shown(policy, view)
+    if not shown:  # a view by chance depends on the photo's place among the others
+        shown = repr((policy, run.config.batch_augment, run.config.seed, view, codes))
+        codes = [f"{code}{place:08x}" for place, code in enumerate(codes)]
+    how = (run.record.preprocessing, run.runtime.precision, run.runtime.device.type)
+    settings = (_hash_front(made), *how, shown, FORMAT, __version__, torch.__version__)
+    name = hashlib.sha256(repr(settings).encode()).hexdigest()[:32]
+    path = cache_folder() / "features" / f"{name}.safetensors"
+    known, features = _read(path)
+    missing = {code: index for code, index in zip(codes, photos, strict=True) if code not in known}
+    if missing:
+        batches = part_batches(dataclasses.replace(run, split={part: list(missing.values())}), part, policy)
+        computed = [values for _, values in _compute(run, made, batches, view, check)]
+        features = torch.cat([features, *computed] if known else computed)
+        known = [*known, *missing]
+        safe_save({"features": features}, path, {"photos": known})
+    row = {code: number for number, code in enumerate(known)}
+    return features[[row[code] for code in codes]]
+
+
+def _shown(policy: str, view: int) -> str:
+    """What a view shows where chance has no part in it, else nothing."""
+    if policy == "none" or (policy == "mirror" and view % 2 == 0):
+        return "the photo"
+    return "the photo mirrored" if policy == "mirror" else ""
+
+
+def _compute(
+    run: Run, made: Cut, batches: TrainingBatches, view: int, check: Check
+) -> Iterator[tuple[int, Tensor]]:
+    """Runs the front over a view, batch by batch: (place of the first photo, answers)."""
     made.model.eval()
     batches.order.epoch, done = view, 0
     with bar(f"view {view + 1}", len(batches.labels)) as meter:
@@ -136,15 +170,8 @@ def _compute(run: Run, made: Cut, batches: TrainingBatches, view: int, check: Ch
             check(len(values))
 
 
-def _view_key(run: Run, policy: str, view: int) -> Any:
-    """What a view shows; the first view of `mirror` is the plain photo, whatever the seed."""
-    if policy == "none" or (policy == "mirror" and view % 2 == 0):
-        return "plain"
-    return "mirrored" if policy == "mirror" else (policy, run.config.batch_augment, run.config.seed, view)
-
-
-def _weights_key(made: Cut) -> str:
-    digest = hashlib.blake2b(type(made.model).__name__.encode())
+def _hash_front(made: Cut) -> str:
+    digest = hashlib.blake2b(f"{type(made.model).__name__} {made.block}".encode())
     for name, value in sorted(made.model.state_dict().items()):
         if not name.startswith(f"{made.block}."):
             digest.update(f"{name} {tuple(value.shape)}".encode())
@@ -152,16 +179,15 @@ def _weights_key(made: Cut) -> str:
     return digest.hexdigest()
 
 
-def _photos_key(paths: list[Path]) -> str:
-    digest = hashlib.blake2b()
-    for path in paths:
-        with open_regular(path) as file:
-            digest.update(hashlib.blake2b(file.read()).digest())
-    return digest.hexdigest()
+def _hash_file(path: Path) -> str:
+    with open_regular(path) as file:
+        return hashlib.blake2b(file.read(), digest_size=16).hexdigest()
 
 
-def _read(path: Path) -> Tensor | None:
+def _read(path: Path) -> tuple[list[str], Tensor]:
+    """Photos and features of a file; none where it is missing or damaged: it will be written anew."""
     try:
-        return safe_load(path)[0]["answers"] if path.exists() else None
+        tensors, metadata = safe_load(path)
+        return list(metadata["photos"]), tensors["features"]
     except (ModelFileError, KeyError):
-        return None  # damaged: computed anew and written again
+        return [], torch.empty(0)

@@ -14,16 +14,25 @@ from flowers_torch import __version__
 from flowers_torch.config import Config, Stage, split_fractions
 from flowers_torch.data.admission import Admission, admit
 from flowers_torch.data.augment import train_transform
-from flowers_torch.data.batches import BATCH_POLICIES, TrainingBatches, batch_policy, canvas_transform
+from flowers_torch.data.batches import (
+    BATCH_POLICIES,
+    TrainingBatches,
+    batch_policy,
+    canvas_side,
+    canvas_transform,
+)
 from flowers_torch.data.flowers17 import official_split
 from flowers_torch.data.folder import Photos
+from flowers_torch.data.kept import keep_images
 from flowers_torch.data.loaders import PhotoDataset, choose_workers, make_loader
 from flowers_torch.data.sources import open_photos
-from flowers_torch.data.splits import Split, describe_split, exact_split, split_photos
+from flowers_torch.data.splits import Split, describe_split, exact_split, is_lopsided, split_photos
 from flowers_torch.errors import UsageError
 from flowers_torch.evaluation.answers import Answers, collect
 from flowers_torch.evaluation.unsure import REFERENCE_PHOTOS
+from flowers_torch.files import cache_folder
 from flowers_torch.models.classifier import Record, build
+from flowers_torch.models.cut import Cut
 from flowers_torch.models.freeze import Rules, apply_rules, freeze_table, rules_for, set_train_mode
 from flowers_torch.models.weights import load_weights, plan_weights
 from flowers_torch.models.zoo import check_size
@@ -48,6 +57,7 @@ class Run:
     model: nn.Module
     folder: Path = Path()
     bad: dict[str, str] = dataclasses.field(default_factory=dict)  # photos left out: path to reason
+    pooled: Cut | None = None  # where only the head has been trained: features may be known from disk
     best_answers: Answers | None = None  # to the validation photos, in the best epoch of this process
     closing_seconds: float = 0.0  # that a last validation and the test will take; only where time is limited
     world: World = ALONE  # the processes that share it
@@ -88,6 +98,8 @@ def prepare(config: Config, world: World = ALONE) -> Run:
         log.info(f"note     {line}")
     split = choose_split(photos, config, admission.twins)
     log.info(f"data     {photos.name}: {describe_split(photos, split)}")
+    if is_lopsided(photos) and config.class_weights == config.sampler == "none":
+        log.info('note     rare classes are not weighed up: class_weights and sampler could be "balanced"')
 
     record = Record(
         arch=config.arch,
@@ -107,7 +119,8 @@ def prepare(config: Config, world: World = ALONE) -> Run:
     log.info(f"network  {config.arch}, {size:,} parameters, input {preprocessing.size} px; {loaded}")
     if plan.licence:
         log.info(f"weights  {plan.source}, licence: {plan.licence}")
-    runtime = probe_precision(runtime, runtime.place(model), preprocessing.size)
+    more_than_head = any(stage.train != "head" or stage.rules for stage in config.stages)
+    runtime = probe_precision(runtime, runtime.place(model), preprocessing.size, more_than_head)
     log.info(f"device   {runtime.device}, {runtime.precision} ({runtime.reason})")
     stages = ", ".join(f"{stage.name} {stage.epochs} x ({stage.train})" for stage in config.stages)
     log.info(f"plan     {stages}; each pass over {len(split['train'])} photos, {config.batch_size} a step")
@@ -240,8 +253,13 @@ def part_batches(
     config, inputs = run.config, run.record.preprocessing
     by_batch = config.batch_augment and policy in BATCH_POLICIES
     dataset = photo_dataset(run, part, policy, canvases=by_batch)
+    how = loading(run)
+    if by_batch:
+        memory, shared = int(config.store_gib * 2**30), how["workers"] > 0
+        side = canvas_side(policy, inputs.size)
+        dataset.kept = keep_images(len(dataset), side, memory, cache_folder(), shared)
     balanced = shuffle and config.sampler == "balanced"
-    loader, order = make_loader(dataset, config.batch_size, shuffle, balanced=balanced, **loading(run))
+    loader, order = make_loader(dataset, config.batch_size, shuffle, balanced=balanced, **how)
     return TrainingBatches(
         loader,
         order,

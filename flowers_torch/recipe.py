@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from flowers_torch.config import Config, to_toml
-from flowers_torch.data.loaders import make_loader
 from flowers_torch.data.split_file import save_split
 from flowers_torch.data.splits import Split
 from flowers_torch.data.workers import worker_errors
@@ -24,8 +23,7 @@ from flowers_torch.files import safe_load, write_text
 from flowers_torch.prepare import (
     Run,
     fit_to_clock,
-    loading,
-    photo_dataset,
+    part_batches,
     prepare_together,
 )
 from flowers_torch.results import report, write_results
@@ -151,9 +149,7 @@ def _train_and_test(run: Run, progress: Progress, saved: Saved | None = None) ->
     config, world = run.config, run.world
     facts = run_facts(config, run.runtime, world.size)
     world.check_same(facts | {"split": json.dumps(run.split), "photos": json.dumps(run.photos.paths)})
-    validation, _ = make_loader(
-        photo_dataset(run, "val", "none"), config.batch_size, shuffle=False, **loading(run)
-    )
+    validation = part_batches(run, "val")
     saver = Saver(run.folder, progress, run.record, config.checkpoint_minutes, facts, world.is_main)
     seconds = 60 * config.minutes - progress.elapsed - run.closing_seconds if config.minutes else math.inf
     with (

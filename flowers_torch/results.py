@@ -7,21 +7,22 @@ from typing import Any
 
 from flowers_torch.config import load_config
 from flowers_torch.data.audit import audit
-from flowers_torch.data.loaders import make_loader
 from flowers_torch.data.preview import choose_photos
 from flowers_torch.data.scan import inspect_photos
 from flowers_torch.data.split_file import load_split
 from flowers_torch.errors import DataError, printable
 from flowers_torch.evaluation.answers import Answers, save_predictions
 from flowers_torch.evaluation.calibration import fit_temperature
+from flowers_torch.evaluation.diagnosis import diagnose
 from flowers_torch.evaluation.metrics import Scores, score
 from flowers_torch.evaluation.plots import plot_curves
 from flowers_torch.evaluation.projection import MOST, map_photos
 from flowers_torch.evaluation.summary import describe_scores, describe_small_classes, prediction_rows
 from flowers_torch.evaluation.unsure import REFERENCE_PHOTOS, fit_familiar, make_trust, trade_off
 from flowers_torch.files import write_csv, write_json
+from flowers_torch.front import stored_part
 from flowers_torch.models.classifier import Record, load_classifier, save_classifier
-from flowers_torch.prepare import Run, admit_photos, loading, photo_dataset, predict_part
+from flowers_torch.prepare import Run, admit_photos, part_batches, predict_part
 from flowers_torch.report.page import Source, write_report
 from flowers_torch.training.checkpoint import MODEL_FILE
 from flowers_torch.training.monitors import RESULT, log
@@ -32,10 +33,9 @@ MOST_CHECKED = 20_000  # photos whose check, remembered from before training, is
 
 def answer(run: Run, part: str, after_batch: Callable[[int], Any] = lambda photos: None) -> Answers:
     """The network's answers to the photos of a part."""
-    batches, _ = make_loader(
-        photo_dataset(run, part, "none"), run.config.batch_size, shuffle=False, **loading(run)
-    )
-    return predict_part(run, part, run.model, batches, after_batch)
+    if run.pooled and (stored := stored_part(run, run.pooled, part, after_batch)):
+        return predict_part(run, part, run.pooled.tail, stored, after_batch)
+    return predict_part(run, part, run.model, part_batches(run, part), after_batch)
 
 
 def write_results(
@@ -73,6 +73,10 @@ def write_results(
     )
     if warning := describe_small_classes(test, classes):
         log.info(f"note     {warning}")
+    stages = [dataclasses.asdict(stage) for stage in run.config.stages]
+    val_photos, pretrained = len(run.split["val"]), run.record.weights != "none"
+    for advice in diagnose(history, stages, len(classes), val_photos, pretrained):
+        log.info(f"try      {advice.what}: {advice.flags}")
     parts = {"val": validation, "test": answers}
     paths = {part: [run.photos.paths[index] for index in run.split[part]] for part in parts}
     mappable = answers.features.numel() and 4 <= len(labels)

@@ -65,6 +65,7 @@ def train_stage(
             raise StoppedError(f"stopped by {stop.signal_name}; all is saved", fix, stop.number)
 
     front = compute_front(run, stage, leave_if_asked)
+    run.pooled = front.made if front and front.is_pooled else None
     if front:
         training.called, validation = front.made.tail, front.validation
         batches = StoredBatches(front.training, batches.labels, batches.order, batches.paths)
@@ -183,6 +184,7 @@ def fit_head(run: Run, saver: Saver, stop: StopRequest) -> None:
         "images_per_second": len(labels) / seconds,
         "changes": len(progress.changes),
     }
+    run.pooled = front.made
     log.info(f"{describe_epoch(row, 1)}, penalty {l2:g}")
     saver.end_epoch(row, run.model)
     if progress.best is row:

@@ -1,6 +1,7 @@
 """Photos and networks small enough for a test, and an empty place for caches."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,13 @@ from PIL import Image
 torch.set_num_threads(min(2, torch.get_num_threads()))
 
 
-@pytest.fixture(autouse=True)
-def private_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test reads or writes the user's cache, or reaches a hub."""
-    monkeypatch.setenv("FLOWERS_TORCH_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+@pytest.fixture(scope="session", autouse=True)
+def private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test, nor a fixture of a whole module, reads or writes the user's cache, or reaches a hub."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FLOWERS_TORCH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        yield
 
 
 @pytest.fixture(scope="session")

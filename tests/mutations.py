@@ -155,7 +155,7 @@ MUTATIONS = [
     ),
     Mutation(
         "D22", "of a long strip only the middle is used", "data/augment.py",
-        "place = [LimitAspect(), v2.Resize(shorter", "place = [v2.Resize(shorter",
+        "return [LimitAspect(), v2.Resize(shorter", "return [v2.Resize(shorter",
         "data/test_augment.py::test_any_shape_becomes_an_input",
     ),
     Mutation(
@@ -242,7 +242,7 @@ MUTATIONS = [
     ),
     Mutation(
         "D32", "a photo that goes missing during training costs no step", "stage.py",
-        "    except DataError:\n        saver.save(training)\n", "    except DataError:\n",
+        "            saver.save(training)\n            raise\n        val", "            raise\n        val",
         "test_recipe.py::test_a_photo_that_goes_missing_during_training_costs_no_step",
     ),
     Mutation(
@@ -585,8 +585,8 @@ def copy_project(target: Path) -> None:
         shutil.copy(ROOT / name, target / name)
 
 
-def run_test(project: Path, test: str, log: Path) -> int:
-    """pytest's exit code for a test, in a forked process whose package is that of `project`."""
+def run_tests(project: Path, tests: list[str], log: Path) -> int:
+    """pytest's exit code for tests, in a forked process whose package is that of `project`."""
     if child := os.fork():
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     code = 70
@@ -600,8 +600,8 @@ def run_test(project: Path, test: str, log: Path) -> int:
         sys.dont_write_bytecode = True
         import pytest
 
-        # With hypothesis's database and pytest's cache off, no run leaves anything for another.
-        code = pytest.main(["-q", "-x", "-p", "no:cacheprovider", "--rootdir", str(project), f"tests/{test}"])
+        options = ["-q", "-x", "-p", "no:cacheprovider", "--rootdir", str(project)]
+        code = pytest.main([*options, *(f"tests/{test}" for test in tests)])
     finally:
         os._exit(int(code))
 
@@ -626,10 +626,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         project, log = Path(temporary) / "project", Path(temporary) / "log.txt"
         copy_project(project)
-        for test in dict.fromkeys(m.test for m in chosen):
-            if run_test(project, test, log):
-                failures.append(f"{test} fails without any mutation")
-                print(log.read_text()[-3000:])
+        if run_tests(project, list(dict.fromkeys(m.test for m in chosen)), log):
+            failures.append("a test fails without any mutation")
+            print(log.read_text()[-3000:])
         for m in chosen:
             path = project / "flowers_torch" / m.file
             text = path.read_text(encoding="utf-8")
@@ -638,7 +637,7 @@ def main() -> int:
             else:
                 log.unlink(missing_ok=True)
                 path.write_text(text.replace(m.old, m.new), encoding="utf-8")
-                code = run_test(project, m.test, log)
+                code = run_tests(project, [m.test], log)
                 path.write_text(text, encoding="utf-8")
                 verdict = {0: "NOT NOTICED", 1: "noticed"}.get(code, f"pytest ended with {code}")
             print(f"{m.fault}  {verdict:12}  {m.protection}", flush=True)

@@ -53,6 +53,8 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--weights is for --embed", "name a network with --embed")
     network = _open_network(args.embed, args.weights) if args.embed else None
     photos = open_photos(args.data)
+    if args.out:
+        _check_out(args.out, photos.root)
     split = None
     if args.split:
         split, changes = load_split(args.split, photos)
@@ -61,7 +63,6 @@ def run(args: argparse.Namespace) -> int:
     features = _features(network, photos, inspections) if network else None
     result = audit(photos, inspections, split, features)
     if args.out:
-        _check_out(args.out, photos.root)
         write_gallery(args.out / "gallery.html", result)
         write_quarantine(args.out / "quarantine.csv", result)
         write_json(args.out / "check.json", result.as_json())

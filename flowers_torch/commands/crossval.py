@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from pathlib import Path
 
 from flowers_torch.commands import train
 from flowers_torch.errors import UsageError
@@ -10,6 +11,7 @@ from flowers_torch.errors import UsageError
 EXAMPLES = """examples:
   flowers-torch crossval --arch tf_efficientnet_lite0 --weights offline --data my_photos/
   flowers-torch crossval --data my_photos/ --folds 10 --repeats 3
+  flowers-torch crossval --resume runs/my_photos-inception_v3-crossval-1
 """
 
 
@@ -24,8 +26,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Trains and tests all folds."""
-    if args.resume or args.origin or args.allow_data_change or args.overwrite or args.dry_run:
-        raise UsageError("crossval knows no --resume, --from, --overwrite or --dry-run", "leave it out")
+    if args.origin or args.allow_data_change or args.allow_config_change or args.overwrite or args.dry_run:
+        raise UsageError(
+            "crossval knows no --from, --allow-data-change, --allow-config-change, --overwrite or --dry-run",
+            "leave it out",
+        )
     for flag, value, low, high in (("--folds", args.folds, 3, 100), ("--repeats", args.repeats, 1, 100)):
         if not low <= value <= high:
             raise UsageError(f"{flag} {value} is out of range", f"use {low} .. {high}")
@@ -33,11 +38,17 @@ def run(args: argparse.Namespace) -> int:
         os.environ["FLOWERS_TORCH_CACHE"] = args.cache
     from flowers_torch.config import load_config
 
-    config = load_config(args.arch, args.data, args.config, train.overrides(args))
+    changes = train.overrides(args)
+    if args.resume and (changes or args.arch or args.data or args.config):
+        raise UsageError("--resume goes on with the folder's own configuration", "give --resume FOLDER alone")
+    config = None if args.resume else load_config(args.arch, args.data, args.config, changes)
 
-    from flowers_torch.crossval import cross_validate
+    from flowers_torch.crossval import cross_validate, resume
     from flowers_torch.training.monitors import console
 
     with console(args.quiet):
+        if config is None:
+            resume(Path(args.resume).expanduser())
+            return 0
         cross_validate(config, args.folds, args.repeats, argv=["flowers-torch", "crossval", *sys.argv[1:]])
     return 0

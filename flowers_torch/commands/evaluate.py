@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,6 +109,13 @@ def _evaluate(args: argparse.Namespace, model: Path) -> tuple[dict[str, Any], di
         chosen = [i for i, path in enumerate(photos.paths) if args.part in ("", photos.split.get(path))]
         if not chosen:
             raise DataError(f"{printable(args.data)} has no {args.part} photos", "leave out --part")
+        if known := trained_on(model, photos, chosen):
+            print(
+                f"flowers-torch: {known} of these {len(chosen)} photos trained the model or chose its "
+                "weights, "
+                "so the numbers flatter it",
+                file=sys.stderr,
+            )
     labels = translate_labels(photos, record.classes)
 
     def answers(indices: list[int], views: str) -> "Answers":
@@ -153,6 +161,19 @@ def _evaluate(args: argparse.Namespace, model: Path) -> tuple[dict[str, Any], di
     logits = final.logits / temperature
     rows = prediction_rows([photos.paths[i] for i in chosen], logits, final.labels, record.classes)
     return {"scores": score(logits, final.labels), "classes": record.classes}, choice, rows
+
+
+def trained_on(model: Path, photos: "Photos", chosen: list[int]) -> int:
+    """How many of the chosen photos the run saw before its test, by path and content; 0 for a bare file."""
+    from flowers_torch.data.split_file import fingerprint
+
+    path = (model if model.is_dir() else model.parent) / "split.json"
+    if not path.is_file():
+        return 0
+    parts = json.loads(path.read_text(encoding="utf-8"))["parts"]
+    seen = parts["train"] | parts["val"]
+    names = [photos.paths[i] for i in chosen]
+    return sum(fingerprint(photos.root / name) == seen[name] for name in names if name in seen)
 
 
 def translate_labels(photos: "Photos", classes: tuple[str, ...]) -> list[int]:

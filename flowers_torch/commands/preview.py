@@ -26,7 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Writes the pictures; each row of the sheet is a photo and variants of it."""
-    from flowers_torch.data.images import load_image
+    from flowers_torch.data.images import is_photo_name, load_image
+    from flowers_torch.data.loaders import counted_seed
     from flowers_torch.data.preview import PREVIEW_POLICIES, choose_photos, contact_sheet, variants
     from flowers_torch.data.sources import open_photos
     from flowers_torch.files import atomic_write
@@ -40,8 +41,7 @@ def run(args: argparse.Namespace) -> int:
     if args.out.is_dir() and any(args.out.iterdir()):
         raise UsageError(f"{printable(args.out)} is not empty", "name a new folder")
     source = Path(args.data).expanduser()
-    suffix = source.suffix.lower()
-    if source.is_file() and suffix not in (".csv", ".tsv", ".zip", ".tar", ".tgz", ".gz", ".h5", ".hdf5"):
+    if source.is_file() and is_photo_name(source):
         rows = [(source, args.n)]
     else:
         photos = open_photos(args.data)
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     sheet = []
     for number, (path, count) in enumerate(rows):
         photo = load_image(path)
-        made = variants(photo, args.policy, args.size, count, args.seed)
+        made = variants(photo, args.policy, args.size, count, counted_seed(args.seed, number))
         for index, picture in enumerate(made):
             with atomic_write(args.out / f"{number:03d}_{index:02d}.jpg") as file:
                 picture.save(file, "JPEG", quality=92)

@@ -129,10 +129,12 @@ def cut(images: Tensor, size: int, down: Tensor, across: Tensor, height: Tensor,
         height: (N, 1), of the part, as a share of H.
         width: (N, 1), as a share of W.
     """
-    steps = (torch.arange(size, device=images.device) + 0.5) / size
-    rows = (down * (1 - height) + steps * height) * images.shape[-2] - 0.5
-    columns = (across * (1 - width) + steps * width) * images.shape[-1] - 0.5
-    return sample(images, rows[:, :, None].expand(-1, -1, size), columns[:, None, :].expand(-1, size, -1))
+    # grid_sample counts from -1 to 1 between the outer edges of the image.
+    steps = (2 * torch.arange(size, device=images.device) + 1) / size
+    rows = 2 * down * (1 - height) + steps * height - 1
+    columns = 2 * across * (1 - width) + steps * width - 1
+    grid = torch.stack(torch.broadcast_tensors(columns[:, None, :], rows[:, :, None]), dim=-1)
+    return F.grid_sample(images, grid.to(images.dtype), align_corners=False, padding_mode="border")
 
 
 def affine(images: Tensor, matrices: Tensor, fill_mode: str = "nearest", cval: float = 0.0) -> Tensor:
@@ -222,12 +224,17 @@ def jitter_colour(
 
 def adjust_colour(images: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor) -> Tensor:
     """The same by given factors (N, 1, 1, 1), as torchvision's `adjust_brightness` and so on."""
-    weights = torch.tensor(GREY, device=images.device, dtype=images.dtype)[:, None, None]
-    images = (images * brightness).clamp(0, 1)
-    mean = (images * weights).sum(1, keepdim=True).mean((2, 3), keepdim=True)
-    images = torch.lerp(mean, images, contrast).clamp(0, 1)
-    grey = (images * weights).sum(1, keepdim=True)
-    return torch.lerp(grey.expand_as(images), images, saturation).clamp(0, 1)
+    # Only the first line makes a new large tensor: on a CPU their memory costs more than the sums.
+    images = (images * brightness).clamp_(0, 1)
+    mean = _grey(images).mean((2, 3), keepdim=True)
+    images.sub_(mean).mul_(contrast).add_(mean).clamp_(0, 1)
+    grey = _grey(images)
+    return images.sub_(grey).mul_(saturation).add_(grey).clamp_(0, 1)
+
+
+def _grey(images: Tensor) -> Tensor:
+    red, green, blue = images.split(1, dim=1)
+    return (red * GREY[0]).add_(green, alpha=GREY[1]).add_(blue, alpha=GREY[2])
 
 
 def shift_rgb(images: Tensor, draws: Draws, amount: float = 0.08) -> Tensor:
@@ -304,4 +311,4 @@ def standardize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> 
     """Subtracts the channels' mean and divides by their deviation: the network's input."""
     channels = (torch.tensor(values, device=images.device)[:, None, None] for values in (mean, std))
     centre, spread = channels
-    return (images - centre) / spread
+    return (images - centre).div_(spread)

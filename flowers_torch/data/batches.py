@@ -24,8 +24,9 @@ from flowers_torch.data.loaders import CountedBatches, Item, counted_seed
 
 # Side of the canvas over side of the input. Where parts of it are cut out, the smallest parts are enlarged a
 # little and the largest reduced a little.
-CANVAS = {"mirror": 1.0, "light": 1.2, "crop": 1.4, "keras": 1.0, "alexnet": 1.3}
+CANVAS = {"none": 1.0, "mirror": 1.0, "light": 1.2, "crop": 1.4, "keras": 1.0, "alexnet": 1.3}
 BATCH_POLICIES = tuple(CANVAS)
+CPU_PHOTOS = 8  # augmented at a time on a CPU
 
 BatchPolicy = Callable[[Tensor, Draws, Tensor], Tensor]  # (canvases in 0..1, draws, aspects) -> inputs
 
@@ -39,15 +40,20 @@ def canvas_transform(
         policy: One of `BATCH_POLICIES`.
         size: Side of the network's input in pixels.
         interpolation: "bilinear" or "bicubic", both antialiased.
-        crop: Of the evaluation transform, which `mirror` starts from.
+        crop: Of the evaluation transform, which `none` and `mirror` start from.
         squash: The same.
     """
-    if policy == "mirror":
+    if policy in ("none", "mirror"):
         return v2.Compose([*eval_place(size, interpolation, crop, squash), v2.PILToTensor()])
-    side = math.ceil(size * CANVAS[policy])
+    side = canvas_side(policy, size)
     mode = InterpolationMode(interpolation)
     resize = v2.Resize((side, side), interpolation=mode, antialias=True)
     return v2.Compose([LimitAspect(), resize, v2.PILToTensor()])
+
+
+def canvas_side(policy: str, size: int) -> int:
+    """Side of a policy's canvases for inputs of a size, in pixels."""
+    return math.ceil(size * CANVAS[policy])
 
 
 def batch_policy(policy: str, size: int, crop: float = 0.875) -> BatchPolicy:
@@ -66,6 +72,8 @@ def batch_policy(policy: str, size: int, crop: float = 0.875) -> BatchPolicy:
 
 
 def _augment(policy: str, size: int, crop: float, images: Tensor, draws: Draws, aspects: Tensor) -> Tensor:
+    if policy == "none":
+        return images
     if policy == "mirror":
         return torch.where(draws.views.reshape(-1, 1, 1, 1) % 2 == 1, images.flip(3), images)
     if policy == "alexnet":
@@ -130,14 +138,27 @@ class TrainingBatches:
         for number, batch in enumerate(self.loader, start=self.order.skip):
             moved = [values.to(self.device, non_blocking=True) for values in batch]
             images, labels, positions, views, aspects = moved
-            draws = Draws(self.seed, views, positions)
             if self.policy is not None:
-                canvases = images.float() / 255
-                images = self.policy(canvases, draws, aspects.clamp(1 / MAX_ASPECT, MAX_ASPECT))
-                images = batch_augment.standardize(images, self.mean, self.std)
+                images = self._augment(self.policy, images, positions, views, aspects)
             if self.mixup or self.cutmix:
+                draws = Draws(counted_seed(self.seed, number), views, positions)
                 images, labels = self._mix(images, labels, draws, number)
             yield images, labels, positions
+
+    def _augment(
+        self, policy: BatchPolicy, canvases: Tensor, positions: Tensor, views: Tensor, aspects: Tensor
+    ) -> Tensor:
+        """Inputs from canvases; on a CPU a few at a time, because its caches hold these."""
+        parts = [slice(0, len(canvases))]
+        if canvases.device.type == "cpu":
+            parts = [slice(start, start + CPU_PHOTOS) for start in range(0, len(canvases), CPU_PHOTOS)]
+        aspects = aspects.clamp(1 / MAX_ASPECT, MAX_ASPECT)
+        made = []
+        for part in parts:
+            draws = Draws(self.seed, views[part], positions[part])
+            images = policy(canvases[part].float().div_(255), draws, aspects[part])
+            made.append(batch_augment.standardize(images, self.mean, self.std))
+        return torch.cat(made)
 
     def _mix(self, images: Tensor, labels: Tensor, draws: Draws, number: int) -> tuple[Tensor, Tensor]:
         counters = (self.seed, self.order.epoch, number)

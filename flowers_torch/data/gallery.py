@@ -13,7 +13,7 @@ from flowers_torch.errors import DataError, printable
 from flowers_torch.files import write_text
 
 THUMBNAIL_SIDE = 160
-MOST_GROUPS = 60  # of a finding; the rest is in the JSON
+MOST_GROUPS = 200  # of a finding; the rest is in the JSON
 DAMAGE = {3: "spoils the result", 2: "harms the result", 1: "worth a look"}
 
 PAGE = """<!DOCTYPE html>

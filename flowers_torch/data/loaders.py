@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from flowers_torch.data.images import load_image
+from flowers_torch.data.kept import KeptImages
 from flowers_torch.data.workers import POLL_SECONDS, PhotoLoader, Pulse
 
 MAX_EPOCHS = 1 << 20  # beyond any run: views of repeats start here
@@ -47,6 +48,7 @@ class PhotoDataset(Dataset[Item]):
     ) -> None:
         self.paths, self.labels, self.transform, self.seed = list(paths), list(labels), transform, seed
         self.pulse: Pulse | None = None  # where workers read
+        self.kept: KeptImages | None = None  # where the transform makes bytes, and makes them without chance
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -55,11 +57,16 @@ class PhotoDataset(Dataset[Item]):
         view, position = key
         if self.pulse:
             self.pulse.beat(position)
+        if self.kept and (known := self.kept.find(position)):
+            return Item(known[0], self.labels[position], position, view, known[1])
         image = load_image(self.paths[position])
         with torch.random.fork_rng(devices=[]):  # the process's own stream (dropout) goes on undisturbed
             torch.manual_seed(counted_seed(self.seed, view, position))
             transformed = self.transform(image)
-        return Item(transformed, self.labels[position], position, view, image.width / image.height)
+        aspect = image.width / image.height
+        if self.kept:
+            self.kept.keep(position, transformed, aspect)
+        return Item(transformed, self.labels[position], position, view, aspect)
 
 
 class CountedBatches(Sampler[list[Key]]):

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torchvision.transforms.v2 import functional
 
 from flowers_torch.data.augment import POLICIES, train_transform
@@ -75,7 +75,5 @@ def contact_sheet(rows: Sequence[Sequence[Image.Image]], side: int = 160) -> Ima
     sheet = Image.new("RGB", (columns * step + GAP, len(rows) * step + GAP), "white")
     for y, row in enumerate(rows):
         for x, picture in enumerate(row):
-            small = picture.copy()
-            small.thumbnail((side, side))
-            sheet.paste(small, (GAP + x * step, GAP + y * step))
+            sheet.paste(ImageOps.contain(picture, (side, side)), (GAP + x * step, GAP + y * step))
     return sheet

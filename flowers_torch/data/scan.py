@@ -64,7 +64,7 @@ def inspect_photos(
 def _inspect_all(
     paths: list[Path], workers: int, seconds: float, progress: Callable[[int], None] | None
 ) -> Iterator[Inspection]:
-    idle: SimpleQueue[_Worker] = SimpleQueue()
+    idle: SimpleQueue[Worker] = SimpleQueue()
     done = 0
 
     def inspect(path: Path) -> Inspection:
@@ -80,7 +80,7 @@ def _inspect_all(
             if progress is not None:
                 progress(done)
 
-    pool = [_Worker() for _ in range(workers)]
+    pool = [Worker() for _ in range(workers)]
     for worker in pool:
         idle.put(worker)
     try:
@@ -91,7 +91,7 @@ def _inspect_all(
             worker.stop()
 
 
-class _Worker:
+class Worker:
     """One `inspection` process, started again after each photo that it did not survive."""
 
     def __init__(self) -> None:

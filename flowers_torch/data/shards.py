@@ -10,6 +10,7 @@ package, whose order is that of a stream.
 import json
 import re
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from flowers_torch.data.folder import Photos, check_parts, counted, list_folder, natural_key, part_of_name
@@ -60,7 +61,7 @@ def read_shards(shards: list[Path]) -> Photos:
 
     A photo's label is in `KEY.cls` or `KEY.json` beside `KEY.jpg`, else the name of its folder in the shard.
     Labels that are numbers are named by `classes.txt` beside the shards, where there is one. Shards whose
-    names hold train, val or test make a split.
+    names hold train, val or test make a split, and so do folders of these names above the class folders.
 
     Raises:
         DataError: unreadable shards, photos without a label, one class only, parts whose classes differ.
@@ -70,13 +71,15 @@ def read_shards(shards: list[Path]) -> Photos:
     other: Counter[str] = Counter()
     unlabelled: list[str] = []
     for shard in shards:
-        part = next(filter(None, map(part_of_name, re.split(r"[^A-Za-z]+", shard.stem))), "")
+        part_of_shard = _part(re.split(r"[^A-Za-z]+", shard.stem))
         names = members(shard)
         labels = {_key(name): name for name in names if name.lower().endswith((".cls", ".json"))}
         for name in names:
             path = f"{shard.name}/{name}"
             if is_photo_name(name) and not PurePosixPath(name).name.startswith("."):
                 label = _label(shard, labels.get(_key(name))) or PurePosixPath(name).parent.name
+                # Above the class folder a shard may hold folders of parts, as an archive of a split set does.
+                part = part_of_shard or _part(PurePosixPath(name).parts[:-2])
                 rows.append((path, label, part))
                 if not label:
                     unlabelled.append(path)
@@ -124,6 +127,11 @@ def read_shards(shards: list[Path]) -> Photos:
         split,
         notes=tuple(notes),
     )
+
+
+def _part(words: Iterable[str]) -> str:
+    """ "train", "val" or "test" where one of the words names that part, else nothing."""
+    return next(filter(None, map(part_of_name, words)), "")
 
 
 def _key(name: str) -> str:

@@ -206,12 +206,18 @@ def _class_quotas(photos: Photos, counts: Sequence[int], seed: int) -> list[list
     return [quota[: len(PARTS)] for quota in quotas]
 
 
+def is_lopsided(photos: Photos) -> bool:
+    """Whether the largest class has several times the photos of the smallest."""
+    counts = photos.counts()
+    return max(counts) >= LOPSIDED * max(1, min(counts))
+
+
 def describe_split(photos: Photos, split: Split) -> str:
     """One line: how many photos of how many classes, how they are split, and how lopsided the set is."""
     counts = photos.counts()
     parts = ", ".join(f"{len(indices)} {part}" for part, indices in split.items())
     text = f"{len(photos)} photos of {len(photos.classes)} classes: {parts}"
-    if max(counts) >= LOPSIDED * max(1, min(counts)):
+    if is_lopsided(photos):
         text += (
             f"; lopsided: {max(counts)} of {printable(photos.classes[counts.index(max(counts))], 40)}, "
             f"{min(counts)} of {printable(photos.classes[counts.index(min(counts))], 40)}"

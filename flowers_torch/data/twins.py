@@ -21,7 +21,7 @@ MIN_CONTRAST = 4.0  # the hash of a blank picture says nothing
 # On Flowers-17 true pairs have 0.995 and more, the nearest false one 0.90.
 MIN_CORRELATION = 0.98
 COMPARE_SIDE = 32
-MIN_COSINE = 0.97  # of a backbone's features
+MIN_COSINE = 0.93  # of a backbone's features
 
 
 def exact_twins(inspections: Sequence[Inspection]) -> list[list[int]]:

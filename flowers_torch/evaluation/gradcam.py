@@ -27,7 +27,7 @@ def grad_cam(model: nn.Module, images: Tensor, targets: Tensor | None = None) ->
         targets: Class for each image (N,); the likeliest one if None.
 
     Returns:
-        Maps (N, H, W) on the CPU, each between 0 and 1; all 0 where nothing speaks for the class.
+        Maps (N, H, W) on the CPU, each from 0 to 1; all 0 where no place speaks for the class.
 
     Raises:
         UsageError: the network has no map of places.
@@ -48,6 +48,7 @@ def grad_cam(model: nn.Module, images: Tensor, targets: Tensor | None = None) ->
     weights = slopes.mean((2, 3), keepdim=True)
     heat = (weights * maps).sum(1, keepdim=True).relu()
     heat = F.interpolate(heat, size=images.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
+    heat = heat - heat.amin((1, 2), keepdim=True)  # what speaks for it everywhere points nowhere
     return (heat / heat.amax((1, 2), keepdim=True).clamp(min=1e-12)).cpu()
 
 
@@ -110,6 +111,6 @@ def overlay(image: Image.Image, heat: Tensor, strength: float = 0.75) -> Image.I
     low = place.floor().long().clamp(max=len(COLOURS) - 2)
     colours = torch.lerp(COLOURS[low], COLOURS[low + 1], (place - low)[:, None])
     pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).float().view(-1, 3)
-    opacity = strength * (values.float() / 255)[:, None].sqrt()
+    opacity = strength * (values.float() / 255)[:, None]
     mixed = torch.lerp(pixels, colours, opacity).round().to(torch.uint8)
     return Image.frombytes("RGB", image.size, mixed.numpy().tobytes())

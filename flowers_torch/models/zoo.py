@@ -255,7 +255,7 @@ def _register_resnets() -> None:
         (resnet.resnext101, "resnext101_32x4d", "ResNeXt101"),
     ):
         register(build.__name__, _handwritten(build, timm_name, keras_name=keras_name, **torch_weights))
-    # timm's resnetv2 are stacked in another way: the stride in a stage's first block, the stem's padding.
+    # timm's resnetv2 have a stage's stride in its first block, Keras's in its last: other networks.
     for name, build_v2, keras_name, near in (
         ("resnet50v2", resnet_v2.resnet50v2, "ResNet50V2", "resnetv2_50"),
         ("resnet101v2", resnet_v2.resnet101v2, "ResNet101V2", "resnetv2_101"),

@@ -9,6 +9,7 @@ from flowers_torch.report.markup import percent, text
 
 WIDTH, HEIGHT = 360, 230
 LEFT, RIGHT, TOP, BOTTOM = 46, 52, 14, 34  # margins
+STEEP = 40  # highest over lowest loss from which on their axis is logarithmic
 
 # The style of charts that leave the page as files of their own; within the page its variables rule.
 STYLE = (
@@ -269,8 +270,10 @@ def history_charts(history: Sequence[dict[str, float]], stages: Sequence[str]) -
     losses = [line("train", "train_loss", "a"), line("val", "val_loss", "b")]
     accuracies = [line("train", "train_accuracy", "a"), line("val", "val_accuracy", "b")]
     lowest = min(y for s in accuracies for _, y in s.points)
+    heights = [y for s in losses for _, y in s.points]
+    steep = min(heights) > 0 and max(heights) > STEEP * min(heights)
     charts = {
-        "loss": line_chart("Loss", losses, "epoch", marks=marks),
+        "loss": line_chart("Loss", losses, "epoch", marks=marks, log_y=steep),
         "accuracy": line_chart(
             "Accuracy", accuracies, "epoch", (math.floor(lowest * 10) / 10, 1.0), percent_tick, marks
         ),

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import datetime
+import functools
 import json
 import tomllib
 from pathlib import Path
@@ -37,7 +38,7 @@ class Facts:
     def classes(self) -> tuple[str, ...]:
         return self.predictions.classes
 
-    @property
+    @functools.cached_property
     def probabilities(self) -> Tensor:
         """Of the test photos (N, classes)."""
         return self.predictions.calibrated("test").softmax(1)

@@ -16,11 +16,11 @@ from flowers_torch.evaluation.diagnosis import Advice, diagnose
 from flowers_torch.files import write_text
 from flowers_torch.models.classifier import Record
 from flowers_torch.models.freeze import apply_rules, decay_by_layer, freeze_table, rules_for, set_train_mode
-from flowers_torch.report import origin, sections
+from flowers_torch.report import looks, origin, sections
 from flowers_torch.report.charts import standalone
 from flowers_torch.report.facts import Facts, read_facts
 from flowers_torch.report.markup import script_json, text
-from flowers_torch.report.pictures import augmentation_sheet, seen_by, thumbnails
+from flowers_torch.report.pictures import Seen, augmentation_sheet, seen_by, thumbnails
 from flowers_torch.training.runtime import Runtime
 
 REPORT_FILE = "report.html"
@@ -55,10 +55,10 @@ def write_report(folder: Path, record: Record, source: Source | None) -> Path:
         DataError: not a finished run.
     """
     facts = read_facts(folder)
-    worst = sections.worst_photos(facts, WORST)
+    worst = looks.worst_photos(facts, WORST)
     shown = _choose_pictures(facts, worst)
     embed: dict[int, str] = {}
-    seen: list[sections.Seen | None] = []
+    seen: list[Seen | None] = []
     if source:
         root = source.photos.root
         made = thumbnails([root / facts.paths[photo] for photo in shown])
@@ -77,16 +77,16 @@ def write_report(folder: Path, record: Record, source: Source | None) -> Path:
     cells_html, members = sections.confusion(facts)
     learning_html, charts = sections.learning(facts)
     trust_html, trust_charts = sections.trust(facts)
-    insight_html, insight_charts = sections.insight(facts, _suspects(facts, source))
+    insight_html, insight_charts = looks.insight(facts, _suspects(facts, source))
     parts = [
         ("summary", "Summary", sections.summary(facts, advise(facts, record))),
         ("learning", "Learning", learning_html),
         ("classes", "Classes", sections.class_table(facts)),
         ("confusion", "Confusion", cells_html),
-        ("mistakes", "Mistakes", sections.mistakes(facts, worst, seen, embed)),
-        ("sure", "Sure and unsure", sections.sure(facts, embed)),
+        ("mistakes", "Mistakes", looks.mistakes(facts, worst, seen, embed)),
+        ("sure", "Sure and unsure", looks.sure(facts, embed)),
         ("trust", "Trust", trust_html),
-        ("map", "Map", sections.photo_map(facts)),
+        ("map", "Map", looks.photo_map(facts)),
         ("insight", "Insight", insight_html),
         ("data", "Data", _data(facts, source)),
         ("network", "Network", origin.network(record, _tables(facts, source))),
@@ -97,7 +97,7 @@ def write_report(folder: Path, record: Record, source: Source | None) -> Path:
         photo: {
             "src": embed.get(photo, ""),  # empty where a section shows it
             "file": printable(facts.paths[photo]),  # the page sets these as text, never as HTML
-            "told": printable(sections.told_of(facts, photo)),
+            "told": printable(looks.told_of(facts, photo)),
             "wrong": int(facts.probabilities[photo].argmax()) != int(facts.labels[photo]),
         }
         for photo in range(len(facts.paths))
@@ -157,7 +157,7 @@ def _file(name: str) -> str:
 def _choose_pictures(facts: Facts, worst: Sequence[int]) -> list[int]:
     """Test photos that get a picture: mistakes, the surest and least sure, then every class in turn."""
     order = facts.probabilities.amax(1).argsort().tolist()
-    chosen = dict.fromkeys([*worst, *order[: sections.ENDS], *order[::-1][: sections.ENDS]])
+    chosen = dict.fromkeys([*worst, *order[: looks.ENDS], *order[::-1][: looks.ENDS]])
     turn: dict[int, int] = {}
     turns = []
     for photo, label in enumerate(facts.labels.tolist()):

@@ -62,7 +62,7 @@ const map = document.querySelector(".map");
 if (map) {
   map.addEventListener("click", event => {
     const id = event.target.dataset.photoDot;
-    if (id !== undefined) show(photos[id].file, [Number(id)], 1);
+    if (photos[id]) show(photos[id].file, [Number(id)], 1);
   });
   for (const button of document.querySelectorAll(".legend button")) {
     button.addEventListener("click", () => {

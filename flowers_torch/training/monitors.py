@@ -18,7 +18,15 @@ log.setLevel(logging.INFO)  # its handlers decide who sees the lines; without on
 RESULT = logging.INFO + 5  # level of the lines that --quiet leaves
 
 # Escape sequences for the word that a line begins with; any other word stays as it is.
-COLOURS = {"test": "1;32", "report": "1;32", "next": "1;32", "note": "33", "trust": "36", "plan": "36"}
+COLOURS = {
+    "test": "1;32",
+    "report": "1;32",
+    "next": "1;32",
+    "note": "33",
+    "trust": "36",
+    "plan": "36",
+    "try": "33",
+}
 PLAIN_WORDS = ("data", "network", "weights", "device", "stage", "model", "resumed", "fold", "folds", "time")
 COLOURS |= dict.fromkeys(PLAIN_WORDS, "1")
 _state = {"quiet": False}

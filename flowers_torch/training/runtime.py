@@ -110,7 +110,9 @@ def deterministic(wanted: bool) -> Iterator[None]:
         torch.backends.cudnn.benchmark = before[1]
 
 
-def probe_precision(runtime: Runtime, model: nn.Module, size: int, probe: int = 4) -> Runtime:
+def probe_precision(
+    runtime: Runtime, model: nn.Module, size: int, backward: bool = True, probe: int = 4
+) -> Runtime:
     """Times a training step in fp32 and bf16 where that is open, and takes the faster.
 
     On CPUs neither is faster for all networks: dense convolutions gain from bf16, depthwise ones lose.
@@ -119,18 +121,19 @@ def probe_precision(runtime: Runtime, model: nn.Module, size: int, probe: int = 
         runtime: As chosen for the machine.
         model: The network, on the device; only batch-norm statistics change, and they are put back.
         size: Input side in pixels.
+        backward: Time a training step; else the forward pass, of a backbone that stays frozen.
         probe: Images tried at once.
     """
     if runtime.fixed:
         return runtime
     before = {name: value.clone() for name, value in model.named_buffers()}
     rates: dict[str, float] = {}
-    model.train()
+    model.train(backward)
     with torch.random.fork_rng(devices=[]):
         images = runtime.images(torch.randn(probe, 3, size, size))
         for precision in ("fp32", "bf16"):
             candidate = dataclasses.replace(runtime, precision=precision)
-            seconds = [_step_seconds(candidate, model, images) for _ in range(3)]
+            seconds = [_step_seconds(candidate, model, images, backward) for _ in range(3)]
             rates[precision] = probe / min(seconds[1:])  # the first one chooses kernels
     model.zero_grad(set_to_none=True)
     for name, value in model.named_buffers():
@@ -140,11 +143,12 @@ def probe_precision(runtime: Runtime, model: nn.Module, size: int, probe: int = 
     return dataclasses.replace(runtime, precision=best, reason=f"fastest tried: {figures}", fixed=True)
 
 
-def _step_seconds(runtime: Runtime, model: nn.Module, images: torch.Tensor) -> float:
+def _step_seconds(runtime: Runtime, model: nn.Module, images: torch.Tensor, backward: bool) -> float:
     started = time.perf_counter()
-    with runtime.autocast():
+    with torch.set_grad_enabled(backward), runtime.autocast():
         logits, _ = main_and_auxiliary(model(images))
-    logits.float().logsumexp(1).sum().backward()
+    if backward:
+        logits.float().logsumexp(1).sum().backward()
     return time.perf_counter() - started
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageFilter
 
 from flowers_torch.commands import check
@@ -19,7 +20,7 @@ from flowers_torch.data.inspection import Inspection, inspect_photo
 from flowers_torch.data.scan import inspect_photos
 from flowers_torch.data.splits import group_pairs
 from flowers_torch.data.twins import hash_candidates, near_twins
-from flowers_torch.errors import DataError, ResourceError
+from flowers_torch.errors import DataError, ResourceError, UsageError
 
 
 def scene(seed: int, width: int = 200, height: int = 160) -> Image.Image:
@@ -101,7 +102,7 @@ def test_each_planted_trouble_is_found_and_nothing_else(result, kind, paths):
 def test_the_worst_comes_first(result):
     damages = [finding.damage for finding in result.findings]
     assert damages == sorted(damages, reverse=True) and result.findings[0].kind == "unreadable"
-    assert any(finding.kind == "left_out" and "notes.txt" not in finding.what for finding in result.findings)
+    assert any(finding.kind == "note" and "notes.txt" not in finding.what for finding in result.findings)
     assert all(finding.todo and "\n" not in finding.what for finding in result.findings)
 
 
@@ -293,6 +294,41 @@ def test_the_command(planted, tmp_path, monkeypatch, capsys):
     with pytest.raises(DataError):
         run(planted.root)
     assert "1. [!!!] 2 photos cannot be read" in capsys.readouterr().out
+
+
+def test_twins_by_a_network(tmp_path, monkeypatch, capsys):
+    """A crop moves the hash; the features of a network on constant colours tell what is alike."""
+    monkeypatch.setenv("FLOWERS_TORCH_CACHE", str(tmp_path / "cache"))
+    for i in range(6):
+        path = tmp_path / f"set/{'ab'[i % 2]}/{i}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scene(i).save(path)
+    scene(4).crop((40, 30, 160, 130)).save(tmp_path / "set/a/crop.jpg")
+    (tmp_path / "set/b/bad.jpg").write_bytes(b"")
+    photos = find_photos(tmp_path / "set")
+    index = {path: i for i, path in enumerate(photos.paths)}
+    seen = []
+
+    def features(model, preprocessing, paths, runtime, **_):
+        seen.extend(paths)
+        rows = np.eye(len(paths), dtype=np.float32)
+        names = [path.name for path in paths]
+        rows[names.index("crop.jpg")] = rows[names.index("4.jpg")] + 0.01
+        return torch.from_numpy(rows)
+
+    monkeypatch.setattr("flowers_torch.deploy.features.photo_features", features)
+    monkeypatch.setattr(
+        "flowers_torch.deploy.features.open_network", lambda *words: (None, None, f"loaded {words}")
+    )
+    with pytest.raises(DataError, match="1 photo cannot be read"):
+        run(photos.root, "--embed", "some_net", "--weights", "offline", "--json")
+    out, err = capsys.readouterr()
+    assert "loaded ('some_net', 'offline')" in err
+    found = {finding["kind"]: finding["groups"] for finding in json.loads(out)["findings"]}
+    assert found["near_twins"] == [[photos.paths[index["a/4.jpg"]], "a/crop.jpg"]]
+    assert photos.root / "b/bad.jpg" not in seen and len(seen) == 7
+    with pytest.raises(UsageError, match="--weights is for --embed"):
+        run(photos.root, "--weights", "offline")
 
 
 def test_a_clean_set_passes(tmp_path, monkeypatch, capsys):

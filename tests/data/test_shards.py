@@ -120,6 +120,9 @@ def test_shards_that_are_split_already(tmp_path):
     write_tar(tmp_path / "mine-more.tar", {"a/1.jpg": jpeg(1)})
     with pytest.raises(DataError, match="not clear"):
         open_photos(tmp_path)
+    files = {f"{part}/{name}/1.jpg": jpeg(1) for part in ("Train", "dev") for name in "ab"}
+    write_tar(tmp_path / "one/set.tar", files)
+    assert sorted(open_photos(tmp_path / "one").split.values()) == ["train", "train", "val", "val"]
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from flowers_torch.data.splits import (
     PARTS,
     describe_split,
     exact_split,
+    is_lopsided,
     split_number,
     split_photos,
 )
@@ -138,6 +139,10 @@ def test_exact_split_sums_and_stays_in_proportion(sizes, data):
 def test_exact_split_asks_for_too_many():
     with pytest.raises(DataError, match="20"):
         exact_split(made_up([10, 10]), (15, 5, 5))
+
+
+def test_what_is_lopsided():
+    assert is_lopsided(made_up([30, 10])) and not is_lopsided(made_up([29, 10]))
 
 
 def test_the_description_says_what_is_lopsided():

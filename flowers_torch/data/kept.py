@@ -1,0 +1,82 @@
+"""Room for what is computed once: in memory, or in a file that the system pages in and out."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+DISK_SHARE = 0.5  # of the free space, which a store may take at most
+
+
+class KeptImages:
+    """Photos as bytes, kept from their first decoding on. Forked workers share them.
+
+    Args:
+        images: Room for all, uint8 (N, 3, height, width).
+        aspects: Width over height of each photo as it was, float32 (N,); 0 where it is not here yet.
+    """
+
+    def __init__(self, images: Tensor, aspects: Tensor) -> None:
+        self.images, self.aspects = images, aspects
+
+    def find(self, position: int) -> tuple[Tensor, float] | None:
+        """A photo and its aspect, where it was decoded before."""
+        aspect = float(self.aspects[position])
+        return (self.images[position], aspect) if aspect else None
+
+    def keep(self, position: int, image: Tensor, aspect: float) -> None:
+        """Keeps a photo."""
+        self.images[position] = image
+        self.aspects[position] = aspect  # last: another process that sees it may read the image
+
+
+def keep_images(count: int, side: int, memory_bytes: int, folder: Path, shared: bool) -> KeptImages | None:
+    """Room for square photos; None where there is none.
+
+    Args:
+        count: Of the photos.
+        side: In pixels.
+        memory_bytes: What they may take of the memory.
+        folder: For the file beyond that.
+        shared: With worker processes, which see a mapped file but not this process's memory.
+    """
+    shape = (count, 3, side, side)
+    memory = 0 if shared else memory_bytes
+    images = allocate(shape, torch.uint8, memory, folder)
+    aspects = allocate((count,), torch.float32, memory, folder)
+    if images is None or aspects is None:
+        return None
+    return KeptImages(images, aspects.zero_())
+
+
+def allocate(shape: Sequence[int], dtype: torch.dtype, memory_bytes: int, folder: Path) -> Tensor | None:
+    """An uninitialised tensor in memory where it fits, else in a file that vanishes with the process.
+
+    Args:
+        shape: Of the tensor.
+        dtype: Of the tensor.
+        memory_bytes: What it may take of the memory.
+        folder: For the file.
+
+    Returns:
+        None where neither memory nor half of the free disk is enough.
+    """
+    size = torch.Size(shape)
+    needed = size.numel() * dtype.itemsize
+    if needed <= memory_bytes:
+        return torch.empty(size, dtype=dtype)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if needed > DISK_SHARE * shutil.disk_usage(folder).free:
+            return None
+        descriptor, name = tempfile.mkstemp(dir=folder, prefix="store.", suffix=".tmp")
+    except OSError:  # a cache folder that cannot be written: then everything is computed anew each time
+        return None
+    os.close(descriptor)
+    store = torch.from_file(name, shared=True, size=size.numel(), dtype=dtype).view(size)
+    os.unlink(name)  # the mapping keeps it alive; nothing is left behind, not even by a kill
+    return store

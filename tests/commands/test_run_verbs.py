@@ -1,0 +1,129 @@
+"""Verbs that look at finished runs: evaluate, compare, combine, insight, report."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from flowers_torch import recipe
+from flowers_torch.cli import main
+from flowers_torch.config import Config, Stage
+from flowers_torch.files import safe_load
+from flowers_torch.models.classifier import load_classifier
+
+
+@pytest.fixture(scope="module")
+def runs(photo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Two short trainings on the same parts of the photos."""
+    root = tmp_path_factory.mktemp("runs")
+    for name, lr in (("a", 0.01), ("b", 0.003)):
+        config = Config(arch="test_resnet", data=str(photo_folder), weights="none", size=32, device="cpu")
+        stages = [Stage(epochs=2, lr=lr)]
+        config = dataclasses.replace(
+            config, precision="fp32", batch_size=8, out=str(root / name), stages=stages
+        )
+        recipe.train(config, argv=["flowers-torch", "train"])
+    return [str(root / "a"), str(root / "b")]
+
+
+def run_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, object]:
+    assert main([*arguments, "--json"]) == 0
+    found: dict[str, object] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_training_leaves_a_report_and_a_calibrated_model(runs: list[str]) -> None:
+    folder = Path(runs[0])
+    page = (folder / "report.html").read_text()
+    assert "Confusion" in page and "data:image/jpeg" in page
+    metrics = json.loads((folder / "metrics.json").read_text())
+    record = load_classifier(folder)[1]
+    assert record.temperature == metrics["temperature"] != 1
+    assert record.trust["curve"] and record.trust["familiar"]["features"] == 96
+
+
+def test_evaluating_a_run_gives_its_own_test(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    found = run_json(capsys, "evaluate", runs[0])
+    metrics = json.loads((Path(runs[0]) / "metrics.json").read_text())["test"]
+    assert found["confusion"] == metrics["confusion"] and found["loss"] == pytest.approx(
+        metrics["loss"], 1e-4
+    )
+    assert main(["evaluate", runs[0]]) == 0
+    text = capsys.readouterr().out
+    assert "95% interval" in text and "macro F1" in text and "too few for numbers of their own" in text
+
+
+def test_evaluating_on_other_photos(
+    runs: list[str], photo_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = str(Path(runs[0]) / "model.safetensors")
+    assert main(["evaluate", weights, str(photo_folder), "--out", str(tmp_path / "out"), "--json"]) == 0
+    shown = capsys.readouterr()
+    assert "of these 60 photos trained the model" in shown.err and json.loads(shown.out)["photos"] == 60
+    assert (tmp_path / "out" / "predictions.csv").is_file()
+    (tmp_path / "p" / "red").mkdir(parents=True)
+    (tmp_path / "p" / "mauve").mkdir()
+    for folder in ("red", "mauve"):
+        (tmp_path / "p" / folder / "1.png").write_bytes((photo_folder / "red" / "1.png").read_bytes())
+    assert main(["evaluate", weights, str(tmp_path / "p")]) == 3
+    assert "no class mauve" in capsys.readouterr().err
+
+
+def test_views_are_chosen_on_validation(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    found = run_json(capsys, "evaluate", runs[0], "--tta", "auto")
+    tried = found["validation"]
+    assert isinstance(tried, dict) and set(tried) == {"none", "flip", "scales", "crop5", "crop10"}
+    assert found["views"] == min(tried, key=lambda name: tried[name]["loss"])
+    assert "one_view" in found
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--tta", "crop7"], 2, "crop10"),
+        (["--part", "tset"], 2, "train, val or test"),
+        (["--save", "--json"], 2, "alone"),
+        (["--batch-size", "0"], 2, "batch-size"),
+    ],
+)
+def test_mistakes(
+    arguments: list[str], code: int, message: str, runs: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", runs[0], *arguments]) == code
+    assert message in capsys.readouterr().err
+
+
+def test_comparing(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    found = run_json(capsys, "compare", *runs)
+    (pair,) = found["pairs"]  # type: ignore[misc]
+    assert pair["photos"] == found["photos"] > 5 and 0 <= pair["p_value"] <= 1
+    assert main(["compare", *runs]) == 0 and "bootstrap" in capsys.readouterr().out
+    assert main(["compare", runs[0]]) == 2
+
+
+def test_combining_writes_a_model_that_predicts(
+    runs: list[str], photo_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    soup = tmp_path / "soup.safetensors"
+    assert main(["combine", *runs, "--out", str(soup)]) == 0
+    text = capsys.readouterr().out
+    assert "answers: mean of all" in text and "0.5 of a, 0.5 of b" in text and "* best on validation" in text
+    state = safe_load(soup)[0]
+    assert state and all(value.isfinite().all() for value in state.values())
+    assert main(["predict", str(soup), str(photo_folder / "red" / "1.png")]) == 0
+
+
+def test_insight_joins_the_report(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    found = run_json(capsys, "insight", runs[1])
+    assert found["photos"] == 60 and len(found["curve"]) == 4  # type: ignore[arg-type]
+    assert "Would more photos help?" in (Path(runs[1]) / "report.html").read_text()
+
+
+def test_the_report_is_rebuilt(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    page = Path(runs[0]) / "report.html"
+    before = page.read_text()
+    page.unlink()
+    assert main(["report", runs[0]]) == 0 and page.read_text() == before
+    assert main(["report", runs[0], "--no-photos"]) == 0 and "data:image" not in page.read_text()
+    assert "report.html" in capsys.readouterr().out

@@ -1,0 +1,33 @@
+"""Features of many photos are those of one photo at a time."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from flowers_torch.deploy.features import open_network, photo_features
+from flowers_torch.errors import DataError, UsageError
+from flowers_torch.training.runtime import choose_runtime
+
+
+def test_batches_change_nothing_and_bad_photos_are_named(tmp_path: Path) -> None:
+    photos = [tmp_path / f"{i}.png" for i in range(5)]
+    for i, photo in enumerate(photos):
+        Image.effect_noise((50 + i, 40), 60).convert("RGB").save(photo)
+    torch.manual_seed(0)
+    model, preprocessing, loaded = open_network("test_resnet", "none")
+    assert loaded
+    runtime, done = choose_runtime("cpu", "fp32"), []
+    whole = photo_features(model, preprocessing, photos, runtime, batch_size=2, progress=done.append)
+    assert done == [2, 4, 5] and whole.shape[0] == 5 and whole.ndim == 2
+    single = photo_features(model, preprocessing, photos[3:4], runtime)
+    torch.testing.assert_close(whole[3], single[0], atol=1e-5, rtol=1e-4)
+    photos[1].write_bytes(b"")
+    with pytest.raises(DataError, match="1.png"):
+        photo_features(model, preprocessing, photos, runtime)
+
+
+def test_a_model_that_is_not_there() -> None:
+    with pytest.raises(UsageError, match="nowhere.*--weights"):
+        open_network("nowhere")
