@@ -154,9 +154,9 @@ MUTATIONS = [
         "data/test_images.py::test_malformed_exif_costs_only_the_exif",
     ),
     Mutation(
-        "D22", "of a long strip only the middle is used", "data/augment.py",
+        "D22", "of a long strip only the middle is used, and never the whole resized", "data/augment.py",
         "return [LimitAspect(), v2.Resize(shorter", "return [v2.Resize(shorter",
-        "data/test_augment.py::test_any_shape_becomes_an_input",
+        "data/test_augment.py::test_a_strip_is_never_resized_whole",
     ),
     Mutation(
         "D23", "circles of links end, a folder linked twice counts once", "data/folder.py",

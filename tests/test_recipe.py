@@ -207,10 +207,17 @@ def test_runs_are_numbered(tmp_path: Path) -> None:
     assert names == [f"my_photos_é-net-{n}" for n in (1, 2, 3)]
 
 
-def test_class_weights_and_a_last_batch_of_one(photo_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("batch_augment", [True, False])
+def test_class_weights_mixed_photos_and_a_last_batch_of_one(
+    photo_folder: Path, tmp_path: Path, batch_augment: bool
+) -> None:
     """36 training photos in batches of 5 leave one over; the classes are even, so weights change nothing."""
-    result = recipe.train(config(photo_folder, tmp_path / "r", batch_size=5, class_weights="balanced"))
-    assert result.test.photos >= 3
+    wanted = config(
+        photo_folder, tmp_path / "r", batch_size=5, class_weights="balanced", batch_augment=batch_augment
+    )
+    wanted.stages[1] = dataclasses.replace(wanted.stages[1], mixup=0.4, cutmix=1.0)
+    result = recipe.train(wanted)
+    assert result.test.photos >= 3 and result.test.accuracy >= 0.8
 
 
 def test_a_dry_run_writes_nothing(

@@ -73,7 +73,8 @@ def read_shards(shards: list[Path]) -> Photos:
     for shard in shards:
         part_of_shard = _part(re.split(r"[^A-Za-z]+", shard.stem))
         names = members(shard)
-        labels = {_key(name): name for name in names if name.lower().endswith((".cls", ".json"))}
+        beside = {name for name in names if name.lower().endswith((".cls", ".json"))}
+        labels = {_key(name): name for name in beside}
         for name in names:
             path = f"{shard.name}/{name}"
             if is_photo_name(name) and not PurePosixPath(name).name.startswith("."):
@@ -83,7 +84,7 @@ def read_shards(shards: list[Path]) -> Photos:
                 rows.append((path, label, part))
                 if not label:
                     unlabelled.append(path)
-            elif name not in labels.values():
+            elif name not in beside:
                 other[PurePosixPath(name).suffix.lower() or "no suffix"] += 1
     if unlabelled:
         raise DataError(

@@ -103,20 +103,20 @@ def test_a_second_signal_leaves_at_once(toy: Any, report: Callable[[str], None])
         code = child.wait()
         longest = max(longest, time.monotonic() - sent)
         assert code in (128 + second, -second), child.text()
+        assert child.counters.inside_a_save  # which it did not wait for
         toy.finish(folder)
     report(f"6 second signals: gone within {longest:.2f} s, all bit-identical afterwards")
-    assert longest < 1
+    assert longest < 10
 
 
 def test_nobody_reads_what_it_prints(toy: Any, tmp_path: Path) -> None:
     """`train.py ... | head -1`: the training goes on to its end, without a trace."""
     command = [sys.executable, str(ROOT / "train.py"), "--config", str(toy.root / "toy.toml"), "--out"]
-    process = subprocess.Popen(
-        [*command, str(tmp_path / "run")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stdout and process.stderr
-    process.stdout.readline()
-    process.stdout.close()
-    errors = process.stderr.read()
-    assert process.wait(120) == 0 and not errors, errors
+    errors = tmp_path / "errors"
+    with errors.open("w") as stderr:
+        with subprocess.Popen([*command, tmp_path / "run"], stdout=subprocess.PIPE, stderr=stderr) as process:
+            assert process.stdout
+            process.stdout.readline()
+            process.stdout.close()
+            assert process.wait(300) == 0 and not errors.read_text(), errors.read_text()
     assert (tmp_path / "run" / "metrics.json").is_file()

@@ -45,6 +45,18 @@ def test_only_the_middle_of_a_strip_is_used():
     assert inputs[0, :, 16].min() > 0.9
 
 
+def test_a_strip_is_never_resized_whole(monkeypatch):
+    """10,000 x 2 pixels brought to 36 on the shorter side would be 6.5 million; at 1 x 10,000 gigabytes."""
+    sizes, real = [], Image.Image.resize
+    monkeypatch.setattr(
+        Image.Image,
+        "resize",
+        lambda image, size, *rest, **more: sizes.append(size) or real(image, size, *rest, **more),
+    )
+    assert eval_transform(32, **NEUTRAL)(Image.new("RGB", (10_000, 2))).shape == (3, 32, 32)
+    assert sizes and all(width * height <= 36 * 36 * 4 for width, height in sizes)
+
+
 @pytest.mark.parametrize("policy", POLICIES)
 def test_policies_are_functions_of_the_seed(policy):
     transform = train_transform(policy, 32, **NEUTRAL)

@@ -264,7 +264,7 @@ def test_all_orientations_load_upright(tmp_path, kind, orientation):
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("damage", ["cut", "garbage", "type"])
+@pytest.mark.parametrize("damage", ["cut", "garbage", "type", "word"])
 def test_malformed_exif_costs_only_the_exif(tmp_path, damage):
     exif = Image.Exif()
     exif[274] = 6
@@ -274,6 +274,7 @@ def test_malformed_exif_costs_only_the_exif(tmp_path, damage):
         "cut": raw[:20],
         "garbage": raw[:6] + b"MM\0*" + b"\xff" * 30,
         "type": raw.replace(struct.pack(">HHI", 274, 3, 1), struct.pack(">HHI", 274, 2, 9)),
+        "word": raw.replace(struct.pack(">HHIH", 274, 3, 1, 6), struct.pack(">HHI2s", 274, 2, 4, b"up")),
     }[damage]
     assert raw != exif.tobytes()
     (tmp_path / "photo.jpg").write_bytes(encoded(picture(), "JPEG", exif=raw, quality=100))

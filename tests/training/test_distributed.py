@@ -125,7 +125,7 @@ def losses(world: World, micro_batch: int = 0, poison: int | None = None) -> lis
     optimizer = make_optimizer("sgd", model, apply_rules(model, [("*", 1.0)]), momentum=0.9)
     training = Training(model, optimizer, RUNTIME.scaler(), RUNTIME, torch.tensor([0.5, 1.0, 3.0]))
     training.clip_grad, training.micro_batch, training.world = 0.5, micro_batch, world
-    training.wrapped = world.wrap(model)
+    training.called = world.wrap(model)
     order = CountedBatches(21, 8, 0, True, shard=(world.rank, world.size))
     found = []
     for order.epoch in range(3):
