@@ -9,6 +9,7 @@ from flowers_torch.config import CHOICES
 from flowers_torch.data import batch_augment
 from flowers_torch.data.augment import POLICIES, LimitAspect, OneImage, eval_transform, train_transform
 from flowers_torch.data.batch_augment import Draws
+from flowers_torch.data.batches import BATCH_POLICIES
 
 NEUTRAL = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 
@@ -75,7 +76,7 @@ def test_policies_are_functions_of_the_seed(policy):
 
 
 def test_every_policy_can_be_configured():
-    assert CHOICES["augment"] == POLICIES
+    assert set(CHOICES["augment"]) == {*POLICIES, *BATCH_POLICIES}
 
 
 def test_unknown_policy():
