@@ -38,7 +38,7 @@ def our_errors(child: Any) -> list[str]:
 
 
 def torchrun(toy: Any, folder: Path, log: Path) -> subprocess.Popen[bytes]:
-    """The real thing, each process an interpreter of its own: an agent that forks cannot be trusted to restart."""
+    """The real thing, each process an interpreter of its own: restarts by forking are not reliable."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command += ["--max-restarts=1", str(ROOT / "train.py"), "--config", str(toy.root / "toy.toml")]
     with log.open("wb") as output:
