@@ -22,6 +22,7 @@ VERBS = {
     "check": "find what is wrong with photos: unreadable, twins, blurred, ...",
     "preview": "save augmented photos to look at",
     "lr-find": "find the learning rate that a stage can take",
+    "shortlist": "rank networks on your photos, in seconds each",
     "crossval": "train and test in turn on every part of the photos",
     "predict": "name the class of photos",
     "evaluate": "how good a model is on labelled photos",

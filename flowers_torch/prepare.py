@@ -57,6 +57,7 @@ class Run:
     model: nn.Module
     folder: Path = Path()
     bad: dict[str, str] = dataclasses.field(default_factory=dict)  # photos left out: path to reason
+    twins: list[list[int]] = dataclasses.field(default_factory=list)  # photos that show the same picture
     pooled: Cut | None = None  # where only the head has been trained: features may be known from disk
     best_answers: Answers | None = None  # to the validation photos, in the best epoch of this process
     closing_seconds: float = 0.0  # that a last validation and the test will take; only where time is limited
@@ -126,7 +127,17 @@ def prepare(config: Config, world: World = ALONE) -> Run:
     log.info(f"plan     {stages}; each pass over {len(split['train'])} photos, {config.batch_size} a step")
     # What was chosen becomes part of the configuration: a resumed or repeated run must not choose anew.
     config = dataclasses.replace(config, weights=weights, precision=runtime.precision)
-    return Run(config, runtime, photos, split, record, model, bad=admission.bad, world=world)
+    return Run(
+        config,
+        runtime,
+        photos,
+        split,
+        record,
+        model,
+        bad=admission.bad,
+        twins=admission.twins,
+        world=world,
+    )
 
 
 def admit_photos(config: Config) -> Admission:

@@ -17,7 +17,7 @@ from flowers_torch.errors import UsageError
 from flowers_torch.evaluation.metrics import wilson
 
 CURVE_POINTS = 1000  # of the stored trade-off between answering and erring
-REFERENCE_PHOTOS = 256  # of the training photos, whose features say what is familiar
+REFERENCE_PHOTOS = 128  # of training, whose features say what is familiar; each costs a forward pass
 KEPT_SHARE = 0.99  # of validation photos that count as like the training photos
 MAX_VALUES = 1 << 21  # class means larger than this are not stored: they would not fit a file's header
 
