@@ -321,7 +321,7 @@ MUTATIONS += [
     Mutation(
         "C01", "an empty or cut file is refused as such", "files.py",
         "    if len(start) < 16:\n", "    if False:\n",
-        "test_files.py::test_other_files_are_refused_by_name",
+        "training/test_checkpoint.py::test_the_state_before_is_kept_and_found_where_the_newest_is_damaged",
     ),
     Mutation(
         "C03", "a checksum of our own over all that a file holds", "files.py",

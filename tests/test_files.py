@@ -279,6 +279,7 @@ def greedy_files(folder: Path) -> Iterator[Path]:
         with zipfile.ZipFile(folder / name, "w", method) as file:
             file.writestr("a/data.pkl", huge_pickle(count))
             file.writestr("a/byteorder", "little")
+            file.writestr("a/version", "3\n")
             file.writestr("a/data/0", data)
         return folder / name
 

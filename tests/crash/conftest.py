@@ -97,7 +97,6 @@ class Child:
         output: Path,
         before: Callable[[], Any] | None = None,
         processes: int = 0,
-        restarts: int = 0,
     ) -> None:
         self.output, self.counters = output, Counters()
         self.started = time.monotonic()
@@ -107,7 +106,7 @@ class Child:
             try:
                 self._become()
                 if processes:
-                    code = launch(processes, restarts, arguments, self.counters, before)
+                    code = launch(processes, arguments, self.counters, before)
                 else:
                     count_in_child(self.counters)
                     if before:
@@ -159,7 +158,6 @@ class Child:
 
 def launch(
     processes: int,
-    restarts: int,
     arguments: list[str],
     counters: Counters,
     before: Callable[[], Any] | None,
@@ -173,7 +171,7 @@ def launch(
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         local_addr="localhost",
-        max_restarts=restarts,
+        max_restarts=0,
         monitor_interval=0.1,
         start_method="fork",
     )
