@@ -45,15 +45,15 @@ def planted(photos: int = 400, classes: int = 5) -> tuple[torch.Tensor, torch.Te
     truth = torch.arange(photos) % classes
     noise = torch.randn(photos, 3 * classes, generator=torch.Generator().manual_seed(4))
     labels, wrong = spoil(truth, classes)
-    return 2.2 * torch.eye(classes).repeat(1, 3)[truth] + noise, labels, wrong
+    return 3.0 * torch.eye(classes).repeat(1, 3)[truth] + noise, labels, wrong
 
 
 def test_planted_wrong_labels_are_found() -> None:
     features, labels, wrong = planted()
     found = find_suspects(out_of_fold(features, labels, 5), labels)
     first = {s.index for s in found[: len(wrong)]}
-    assert len(first & wrong) >= 0.8 * len(wrong)
-    assert len({s.index for s in found} & wrong) >= 0.8 * len(found)
+    assert len(first & wrong) >= 0.75 * len(wrong)
+    assert len({s.index for s in found} & wrong) >= 0.9 * len(found)
     assert all(a.own - a.other <= b.own - b.other for a, b in zip(found, found[1:], strict=False))
     assert isinstance(found[0], Suspect)
 
