@@ -66,17 +66,17 @@ def make_average(model: nn.Module, decay: float) -> AveragedModel | None:
     """A moving average of the weights (EMA), or None where the decay is zero.
 
     The decay of the n-th update is `min(decay, (1 + n) / (10 + n))`, TensorFlow's warm-up, so that a short
-    run is not averaged with its start. Buffers (batch norm's statistics) are copied.
+    run is not averaged with its start. Batch norm's statistics are averaged like the weights: those of the
+    newest weights would not fit the average.
     """
     if not decay:
         return None
 
-    def average(
-        averaged: Sequence[Tensor],
-        current: Sequence[Tensor],
-        updates: Tensor | int,
-    ) -> None:
+    def average(averaged: Sequence[Tensor], current: Sequence[Tensor], updates: Tensor | int) -> None:
+        if not averaged[0].is_floating_point():  # counters
+            torch._foreach_copy_(list(averaged), list(current))
+            return
         count = int(updates)
         torch._foreach_lerp_(list(averaged), list(current), 1 - min(decay, (1 + count) / (10 + count)))
 
-    return AveragedModel(model, multi_avg_fn=average)
+    return AveragedModel(model, multi_avg_fn=average, use_buffers=True)

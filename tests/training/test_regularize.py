@@ -56,19 +56,23 @@ def test_the_average_warms_up(decay: float) -> None:
     model = Net()
     average = make_average(model, decay)
     assert average is not None
-    expected = torch.empty(0)
+    expected, statistics = torch.empty(0), torch.empty(0)
     for update in range(5):
         with torch.no_grad():
             model.body.weight.mul_(0.5)
             model.norm.running_mean += 1
+            model.norm.num_batches_tracked += 1
         average.update_parameters(model)
         if update == 0:
             expected = model.body.weight.detach().clone()  # the first values are taken as they are
+            statistics = model.norm.running_mean.clone()
         else:
             kept = min(decay, (1 + update) / (10 + update))
             expected = kept * expected + (1 - kept) * model.body.weight.detach()
+            statistics = kept * statistics + (1 - kept) * model.norm.running_mean
     assert torch.allclose(average.module.body.weight, expected)
-    assert torch.equal(average.module.norm.running_mean, model.norm.running_mean)
+    assert torch.allclose(average.module.norm.running_mean, statistics)
+    assert int(average.module.norm.num_batches_tracked) == 5
 
 
 def test_no_average_without_decay() -> None:
