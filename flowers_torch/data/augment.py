@@ -47,7 +47,7 @@ def eval_transform(
     Returns:
         Transform of an RGB `PIL.Image` to a float tensor (3, size, size).
     """
-    return v2.Compose([*eval_place(size, interpolation, crop, squash), *_to_input(mean, std)])
+    return v2.Compose([*eval_place(size, interpolation, crop, squash), *to_input(mean, std)])
 
 
 def eval_place(size: int, interpolation: str, crop: float, squash: bool) -> list[nn.Module]:
@@ -114,14 +114,15 @@ def train_transform(
         views = [*cropped, v2.TrivialAugmentWide()]
     else:
         raise ValueError(f"unknown augmentation policy {policy!r}; there are {', '.join(POLICIES)}")
-    return v2.Compose([*views, *_to_input(mean, std)])
+    return v2.Compose([*views, *to_input(mean, std)])
 
 
 def _to_floats() -> list[nn.Module]:
     return [v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
 
 
-def _to_input(mean: tuple[float, ...], std: tuple[float, ...]) -> list[nn.Module]:
+def to_input(mean: tuple[float, ...], std: tuple[float, ...]) -> list[nn.Module]:
+    """The part of `eval_transform` that changes values, not places: scale to 0..1, then normalise."""
     return [*_to_floats(), v2.Normalize(list(mean), list(std))]
 
 

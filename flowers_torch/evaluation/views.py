@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional
 
-from flowers_torch.data.augment import LimitAspect, eval_transform
+from flowers_torch.data.augment import LimitAspect, eval_transform, to_input
 from flowers_torch.errors import UsageError
 from flowers_torch.evaluation.answers import Answers, collect
 from flowers_torch.training.runtime import Runtime
@@ -39,9 +39,7 @@ def view_transform(
         raise UsageError(f"no test-time views are called {name!r}", f"use one of {', '.join(VIEWS)}")
     plain = eval_transform(size, mean, std, interpolation, crop, squash)
     mode = InterpolationMode(interpolation)
-    to_input = v2.Compose(
-        [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(mean), list(std))]
-    )
+    values = v2.Compose(to_input(mean, std))
 
     def resized(side: int) -> v2.Compose:
         if squash:
@@ -59,13 +57,13 @@ def view_transform(
 
         def views(image: Image.Image) -> list[Tensor]:
             larger = [functional.center_crop(place(image), [size, size]) for place in enlarge]
-            return [plain(image), *map(to_input, larger)]
+            return [plain(image), *map(values, larger)]
 
     else:
         whole = resized(math.floor(size / (CORNER_MARGIN if squash or crop > CORNER_MARGIN else crop)))
 
         def views(image: Image.Image) -> list[Tensor]:
-            return [to_input(part) for part in functional.five_crop(whole(image), [size, size])]
+            return [values(part) for part in functional.five_crop(whole(image), [size, size])]
 
     mirrored = name in ("flip", "crop10")
 
