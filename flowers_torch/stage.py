@@ -13,7 +13,7 @@ from flowers_torch.data.batches import TrainingBatches
 from flowers_torch.data.loaders import counted_seed
 from flowers_torch.data.stored import StoredBatches
 from flowers_torch.errors import DataError, StoppedError, UsageError, printable
-from flowers_torch.evaluation.metrics import score
+from flowers_torch.evaluation.metrics import Scores, score
 from flowers_torch.evaluation.summary import describe_epoch
 from flowers_torch.front import compute_front
 from flowers_torch.models.freeze import apply_rules, decay_by_layer, freeze_table, set_train_mode
@@ -105,18 +105,10 @@ def train_stage(
             saver.save(training)
             raise
         val = score(answers.logits, answers.labels)
-        row = {
-            "stage": stage.name,
-            "epoch": progress.epoch + 1,
-            "lr": rate(progress.epoch * len(order)),
-            "train_loss": progress.sums.mean_loss,
-            "train_accuracy": progress.sums.accuracy,
-            "val_loss": val.loss,
-            "val_accuracy": val.accuracy,
-            "seconds": time.monotonic() - started,
-            "images_per_second": progress.sums.photos / progress.seconds,
-            "changes": len(progress.changes),
-        }
+        sums, seconds = progress.sums, time.monotonic() - started
+        speed = sums.photos / progress.seconds
+        lr = rate(progress.epoch * len(order))
+        row = _row(stage, progress, lr, sums.mean_loss, sums.accuracy, val, seconds, speed)
         log.info(describe_epoch(row, stage.epochs))
         if config.tensorboard and run.world.is_main:
             write_tensorboard(run.folder / "tensorboard", row, epochs_before + progress.epoch)
@@ -172,18 +164,7 @@ def fit_head(run: Run, saver: Saver, stop: StopRequest) -> None:
     answers = predict_part(run, "val", front.made.tail, front.validation, leave_if_asked)
     val = score(answers.logits, answers.labels)
     seconds = time.monotonic() - started
-    row = {
-        "stage": stage.name,
-        "epoch": 1,
-        "lr": 0.0,
-        "train_loss": fitted.loss,
-        "train_accuracy": fitted.accuracy,
-        "val_loss": val.loss,
-        "val_accuracy": val.accuracy,
-        "seconds": seconds,
-        "images_per_second": len(labels) / seconds,
-        "changes": len(progress.changes),
-    }
+    row = _row(stage, progress, 0.0, fitted.loss, fitted.accuracy, val, seconds, len(labels) / seconds)
     run.pooled = front.made
     log.info(f"{describe_epoch(row, 1)}, penalty {l2:g}")
     saver.end_epoch(row, run.model)
@@ -216,6 +197,31 @@ def begin_stage(run: Run, stage: Stage, number: int) -> tuple[Training, Training
         counted_seed(config.seed, number),
     )
     return training, training_batches(run, stage)
+
+
+def _row(
+    stage: Stage,
+    progress: Progress,
+    lr: float,
+    loss: float,
+    accuracy: float,
+    val: Scores,
+    seconds: float,
+    speed: float,
+) -> dict[str, Any]:
+    """An epoch's row of the history; loss and accuracy are those of the training photos."""
+    return {
+        "stage": stage.name,
+        "epoch": progress.epoch + 1,
+        "lr": lr,
+        "train_loss": loss,
+        "train_accuracy": accuracy,
+        "val_loss": val.loss,
+        "val_accuracy": val.accuracy,
+        "seconds": seconds,
+        "images_per_second": speed,
+        "changes": len(progress.changes),
+    }
 
 
 def stage_losses(progress: Progress) -> list[float]:
