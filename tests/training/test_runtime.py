@@ -6,7 +6,7 @@ import torch
 from flowers_torch.errors import UsageError
 from flowers_torch.models.zoo import create_model
 from flowers_torch.training import runtime
-from flowers_torch.training.runtime import Runtime, choose_runtime
+from flowers_torch.training.runtime import Runtime, choose_runtime, deterministic
 
 
 @pytest.mark.parametrize("native", [True, False])
@@ -74,3 +74,13 @@ def test_the_probe_takes_the_faster_and_changes_nothing(faster: str, monkeypatch
 def test_a_wish_is_not_probed() -> None:
     asked = choose_runtime("cpu", "fp32")
     assert runtime.probe_precision(asked, torch.nn.Linear(1, 1), 32) is asked
+
+
+def test_an_operation_without_a_deterministic_form_is_named() -> None:
+    before = torch.are_deterministic_algorithms_enabled()
+    with pytest.raises(UsageError, match="deterministic = true: put_ has no deterministic form"):
+        with deterministic(True):
+            torch.zeros(3).put_(torch.tensor([0]), torch.ones(1))
+    assert torch.are_deterministic_algorithms_enabled() == before
+    with deterministic(False):
+        torch.zeros(3).put_(torch.tensor([0]), torch.ones(1))
