@@ -49,7 +49,8 @@ class Stage:
     # Views of a photo for which the frozen front is computed once and stored; 0: it runs in every epoch;
     # -1: 2 where only the head trains, else 0.
     views: int = -1
-    augment: str = "light"  # none, mirror, light, crop, keras, alexnet, rand, trivial (see data/augment.py)
+    # none, mirror, light, crop, keras, keras_zoom, keras_shift, alexnet, rand, trivial (see data/augment.py)
+    augment: str = "light"
     mixup: float = 0.0  # blends pairs of photos, by shares from Beta(mixup, mixup); 0: never
     cutmix: float = 0.0  # pastes a part of one photo into another, by Beta(cutmix, cutmix); 0: never
 
@@ -89,6 +90,7 @@ class Config:
     head_hidden: int = 0  # width of a hidden layer of the head; 1024 in the seed, 0 for none
     dropout: float = 0.0  # of the head's input
     head_norm: bool = False  # batch norm of the features in front of the head
+    head: str = "softmax"  # softmax (an output for each class) or sigmoid (one output for two classes)
     model_options: dict[str, Any] = dataclasses.field(default_factory=dict)  # further keywords of the network
     auxiliary_weight: float = 0.4  # of auxiliary classifiers' loss, where the network has them
     label_smoothing: float = 0.0  # 0 .. 1
@@ -116,13 +118,17 @@ class Config:
 CHOICES: dict[str, tuple[str, ...]] = {
     "keras_input": ("", "caffe", "tf", "torch", "unit"),
     "resize": ("", "crop", "squash"),
+    "head": ("softmax", "sigmoid"),
     "class_weights": ("none", "balanced"),
     "sampler": ("none", "balanced"),
     "precision": ("auto", "fp32", "bf16", "fp16"),
     "optimizer": ("adamw", "adam", "sgd", "rmsprop", "lbfgs"),
     "schedule": ("cosine", "constant", "plateau"),
     "batch_norm": ("frozen", "adapt"),
-    "augment": ("none", "mirror", "light", "crop", "keras", "alexnet", "rand", "trivial"),
+    "augment": (
+        *("none", "mirror", "light", "crop", "keras", "keras_zoom", "keras_shift"),
+        *("alexnet", "rand", "trivial"),
+    ),
 }
 
 # name: lowest, highest; both allowed
@@ -166,6 +172,7 @@ HEAD_ONLY: dict[str, Any] = {
     "head_hidden": 0,
     "head_norm": False,
     "dropout": 0.0,
+    "head": "softmax",
 }
 
 
@@ -331,7 +338,11 @@ def _check(config: Config, problems: list[str]) -> None:
                     f"stages.{i}.rules needs [pattern, multiplier >= 0], not {printable(rule, 60)}"
                 )
         if stage.optimizer == "lbfgs" and (
-            stage.train != "head" or config.head_hidden or config.head_norm or config.dropout
+            stage.train != "head"
+            or config.head_hidden
+            or config.head_norm
+            or config.dropout
+            or config.head == "sigmoid"
         ):
             problems.append(f"stages.{i}.optimizer lbfgs needs train = head and a head of one linear layer")
     if not config.stages:

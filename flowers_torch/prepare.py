@@ -111,6 +111,7 @@ def prepare(config: Config, world: World = ALONE) -> Run:
         head_hidden=config.head_hidden,
         dropout=config.dropout,
         head_norm=config.head_norm,
+        head=config.head,
         model_options=plan.options | config.model_options,
         weights=plan.source,
         licence=plan.licence,

@@ -53,7 +53,9 @@ def run(args: argparse.Namespace) -> int:
 
     files = [safe_load(folder / "model.safetensors") for folder in folders]
     records = [read_record(metadata, folder) for (_, metadata), folder in zip(files, folders, strict=True)]
-    alike = len({(r.arch, r.head_hidden, str(r.model_options), r.preprocessing) for r in records}) == 1
+    alike = (
+        len({(r.arch, r.head_hidden, r.head, str(r.model_options), r.preprocessing) for r in records}) == 1
+    )
     if alike and not args.no_weights:
         opened = open_run(folders[0], args.device)
         place = {path: i for i, path in enumerate(opened.photos.paths)}
