@@ -25,11 +25,15 @@ class Runtime:
     channels_last: bool = True
     fixed: bool = True  # False: `probe_precision` may still find a faster one for the network at hand
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the network's arithmetic."""
+        return DTYPES[self.precision]
+
     @contextlib.contextmanager
     def autocast(self) -> Iterator[None]:
         """Mixed precision inside, where the precision asks for it."""
-        dtype = DTYPES[self.precision]
-        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not torch.float32):
+        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.precision != "fp32"):
             yield
 
     def scaler(self) -> torch.amp.GradScaler:
