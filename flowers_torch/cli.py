@@ -25,6 +25,7 @@ VERBS = {
     "shortlist": "rank networks on your photos, in seconds each",
     "crossval": "train and test in turn on every part of the photos",
     "predict": "name the class of photos",
+    "serve": "a page in the browser, and an endpoint, to ask a model",
     "evaluate": "how good a model is on labelled photos",
     "compare": "which of several runs is better, on the same photos",
     "combine": "average the answers or the weights of several runs",
