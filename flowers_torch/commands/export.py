@@ -26,7 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", default="onnx", metavar="F", help=" | ".join(SUFFIXES))
     parser.add_argument("--out", type=Path, metavar="FILE", help="instead of exported/ beside the weights")
     parser.add_argument(
-        "--with-preprocessing", action="store_true", help="onnx, torch-export: take bytes of photos of any size"
+        "--with-preprocessing",
+        action="store_true",
+        help="onnx, torch-export: take bytes of photos of any size",
     )
     parser.add_argument("--int8", action="store_true", help="onnx, page: eight bits, a quarter of the size")
     parser.add_argument(
@@ -35,7 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--runtime", default="", metavar="PATH", help="page: onnxruntime-web from npm, folder or .tgz"
     )
-    parser.add_argument("--folder", action="store_true", help="page: a folder of files even where one would do")
+    parser.add_argument(
+        "--folder", action="store_true", help="page: a folder of files even where one would do"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -16,7 +16,9 @@ from flowers_torch.errors import ExportError, printable
 BATCHES = (1, 2, 17)
 PHOTOS = sum(BATCHES)
 TOLERANCE = 1e-4  # of the logits, as a share of the largest of them: other kernels, other order of sums
-PHOTO_TOLERANCE = 0.01  # of the same, where the graph resizes the photos: by one grey level otherwise than Pillow
+PHOTO_TOLERANCE = (
+    0.01  # of the same, where the graph resizes the photos: by one grey level otherwise than Pillow
+)
 
 Exported = Callable[[NDArray[Any]], dict[str, NDArray[np.float32]]]
 
