@@ -1,5 +1,7 @@
 """Device and precision: what is chosen, and what is refused."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -69,6 +71,19 @@ def test_the_probe_takes_the_faster_and_changes_nothing(faster: str, monkeypatch
     assert torch.equal(torch.rand(1), draw)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_precision_that_computes_something_else_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = create_model("test_resnet", num_classes=3)
+    real = runtime._answer
+
+    def answer(candidate: Runtime, *arguments: Any) -> torch.Tensor:
+        return real(candidate, *arguments) * (1.5 if candidate.precision == "bf16" else 1.0)
+
+    monkeypatch.setattr(runtime, "_answer", answer)
+    open_choice = Runtime(torch.device("cpu"), "bf16", "for a test", fixed=False)
+    chosen = runtime.probe_precision(open_choice, model, 32)
+    assert chosen.precision == "fp32" and "bf16 deviates by 0.5" in chosen.reason and chosen.rate > 0
 
 
 def test_a_wish_is_not_probed() -> None:
