@@ -24,6 +24,7 @@ VERBS = {
     "lr-find": "find the learning rate that a stage can take",
     "shortlist": "rank networks on your photos, in seconds each",
     "crossval": "train and test in turn on every part of the photos",
+    "reproduce": "run a tutorial's recipe and print its figure beside ours",
     "predict": "name the class of photos",
     "evaluate": "how good a model is on labelled photos",
     "compare": "which of several runs is better, on the same photos",
