@@ -1,11 +1,12 @@
-"""A recipe on several stratified splits of Flowers-17, 40/20/20 photos a class, and what each ingredient gives.
+"""A recipe on stratified splits of Flowers-17, 40/20/20 photos a class, and what each ingredient gives.
 
-    python benchmarks/flowers17_contest.py 17flowers.tgz                                the best recipe, 3 x 3 runs
+    python benchmarks/flowers17_contest.py 17flowers.tgz                        the best recipe, 3 x 3 runs
     python benchmarks/flowers17_contest.py 17flowers.tgz --recipe flowers17_lite0_fast --splits 9 --seeds 1
-    python benchmarks/flowers17_contest.py 17flowers.tgz --ablate --splits 1            one ingredient left out each
+    python benchmarks/flowers17_contest.py 17flowers.tgz --ablate --splits 1    one ingredient left out each
 
-Each finished run is a line of --results and is not run again; `--keep` keeps the run folders too. With views, the
-photo and its mirror image are asked. A linear head fitted to its optimum is the same for every seed: give it splits.
+Each finished run is a line of --results and is not run again; `--keep` keeps the run folders too. With views,
+the photo and its mirror image are asked. A linear head fitted to its optimum is the same for every seed, so
+give it splits.
 """
 
 import argparse

@@ -57,8 +57,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         known = [flag for action in self._actions for flag in action.option_strings]
-        unknown = [word for word in message.split() if word.startswith("-")]
-        near = difflib.get_close_matches(unknown[0], known, n=1) if "unrecognized" in message else []
+        unknown = [word for word in message.split() if word.startswith("-") and "unrecognized" in message]
+        near = difflib.get_close_matches(unknown[0], known, n=1) if unknown else []
         raise UsageError(printable(message), f"use {near[0]}" if near else f"see {self.prog} --help")
 
 
