@@ -10,7 +10,7 @@ from flowers_torch import load, predict, train
 
 PHOTOS = sys.argv[1] if len(sys.argv) > 1 else "demo"
 
-# %% Train. A small network from random weights, because the demo must not need a download; for your own photos
+# %% Train. A small network from random weights, because the demo must not need a download; for your photos
 # take `train(PHOTOS, "tf_efficientnet_lite0", "offline")`, or `train(PHOTOS)` for InceptionV3.
 result = train(PHOTOS, "small_convnet", "none", size=48, epochs=(1, 3), quiet=True)
 
