@@ -17,6 +17,7 @@ from typing import Any
 from flowers_torch.errors import UsageError, printable
 
 MAX_FILE_BYTES = 1024**2
+HEAD_VIEWS = 2  # of each photo, where only the head trains and nothing else was asked for
 
 
 @dataclasses.dataclass
@@ -53,6 +54,16 @@ class Stage:
     augment: str = "light"
     mixup: float = 0.0  # blends pairs of photos, by shares from Beta(mixup, mixup); 0: never
     cutmix: float = 0.0  # pastes a part of one photo into another, by Beta(cutmix, cutmix); 0: never
+
+    def stored_views(self) -> int:
+        """Views of a photo that the frozen front answers to beforehand; 0 where it runs in every epoch."""
+        wanted = self.views
+        if wanted < 0:
+            wanted = HEAD_VIEWS if self.train == "head" and not self.rules else 0
+        mixes = self.mixup > 0 or self.cutmix > 0  # these blend photos, not answers
+        if mixes or self.batch_norm == "adapt":
+            return 0
+        return wanted if self.optimizer == "lbfgs" else min(wanted, self.epochs)
 
 
 def default_stages() -> list[Stage]:

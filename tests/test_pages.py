@@ -131,11 +131,6 @@ def workplace(photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 # A device, processes, a download, or more time than a test should take: parsed only.
 NEEDS_MORE = ("cuda", "torchrun", "cifar10", "--set stages.1.", "crossval")
-    "cuda",
-    "torchrun",
-    "cifar10",
-    "--set stages.1.",
-)  # a device, processes, a download: parsed only
 
 
 def test_every_line_of_the_keras_table_runs(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
