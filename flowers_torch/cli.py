@@ -31,6 +31,7 @@ VERBS = {
     "compare": "which of several runs is better, on the same photos",
     "combine": "average the answers or the weights of several runs",
     "export": "write a model for other programs, or as a page to try it",
+    "pack": "make a folder to give away, with model card and checksums",
     "doctor": "what is installed, and what a run would use here",
     "report": "build the report of a run anew",
     "insight": "doubtful labels, and whether more photos would help",

@@ -16,7 +16,7 @@ ABOVE = {
     "training": {"training", "models", "data"},
     "evaluation": {"evaluation", "training", "models", "data"},
     "report": {"report", "evaluation", "training", "models", "data"},
-    "deploy": {"deploy", "evaluation", "training", "models", "data"},
+    "deploy": {"deploy", "report", "evaluation", "training", "models", "data"},
 }
 DOORS = {"api", "cli", "commands"}
 TOP = "config prepare front stage resuming recipe results insight crossval shortlist reproduction"

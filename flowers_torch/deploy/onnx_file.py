@@ -1,7 +1,7 @@
 """Models as .onnx files: written by PyTorch's exporter into one file, and read with suspicion.
 
-What is needed to use a file is in its metadata, each entry JSON: see `describe`. Numbers of a network stay what
-they are in the file; nothing is loaded from beside it, whatever it says.
+What is needed to use a file is in its metadata, each entry JSON: see `describe`. Nothing is loaded from beside a
+file, whatever it says.
 """
 
 import dataclasses
@@ -78,7 +78,7 @@ def describe(record: Record, photos: bool) -> dict[str, Any]:
         "input": "photos" if photos else "images",
         "temperature": record.temperature,
         "trust": trust,
-        "weights": record.weights,
+        "weights": Path(record.weights).name,  # where it is a file, its place is nobody's business
         "licence": record.licence,
     }
 
@@ -89,12 +89,18 @@ def trace(answers: Answers) -> ExportedProgram:
     # Of two photos: the exporter takes a size of 1 for a constant.
     example = torch.zeros(2, 40, 50, 3, dtype=torch.uint8) if photos else torch.zeros(2, 3, size, size)
     free = {0: Dim.DYNAMIC, 1: Dim.DYNAMIC, 2: Dim.DYNAMIC} if photos else {0: Dim.DYNAMIC}
-    with torch.inference_mode(False), torch.no_grad():
-        return torch.export.export(answers, (example,), dynamic_shapes=(free,))
+    with torch.no_grad():
+        program = torch.export.export(answers, (example,), dynamic_shapes=(free,))
+    for module in program.graph_module.modules():
+        for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
+            node.meta.pop("stack_trace", None)  # paths of this machine, which would travel with the file
+    return program
 
 
 def to_onnx(answers: Answers, metadata: dict[str, Any]) -> bytes:
     """The .onnx file of a model, with all weights inside.
+
+    PyTorch's own way to save puts the weights into a second file, which is lost when the first is copied.
 
     Raises:
         UsageError: a package is missing.
@@ -107,7 +113,6 @@ def to_onnx(answers: Answers, metadata: dict[str, Any]) -> bytes:
         input_names=[metadata["input"]],
         output_names=answers.outputs,
         opset_version=OPSET,
-        external_data=False,
         verbose=False,
     )
     if program is None:

@@ -3,7 +3,7 @@
 const store = {};
 function part(name, text) { (store[name] ??= []).push(text); }
 
-const TOP = 3, MOST_FILE = 64 << 20, MOST_PIXELS = 24e6;
+const TOP = 3, LEAST_SHOWN = 0.005, MOST_FILE = 64 << 20, MOST_PIXELS = 24e6;
 const $ = id => document.getElementById(id);
 const facts = JSON.parse($("facts").textContent);
 const photos = [];  // {file, card, outputs, error} in the order of their coming
@@ -45,11 +45,13 @@ function describe() {
   const licence = facts.licence ? ` The licence of the weights it began with: ${facts.licence}.` : "";
   $("about").textContent = `It names one of these classes whatever a photo shows. Network: ${facts.network}, ` +
     `${facts.size}.${licence}`;
+  $("knows").open = facts.classes.length <= 40;
   $("names").replaceChildren(...facts.classes.map(name => element("li", name)));
   const curve = facts.trust.curve ?? [];
   for (const most of [0.1, 0.05, 0.02, 0.01, 0]) {
     const fitting = curve.filter(([, answered, wrong]) => wrong <= most * answered);
-    if (fitting.length) $("care").append(new Option(`with at most ${most * 100}% wrong`, most));
+    const all = fitting.includes(curve.at(-1));  // then it answers every photo anyway
+    if (fitting.length && !all) $("care").append(new Option(`with at most ${most * 100}% wrong`, most));
   }
 }
 
@@ -60,7 +62,7 @@ function threshold() {
   const all = curve.at(-1)[1];
   const [least, answered, wrong] = curve.filter(([, n, w]) => w <= most * n).reduce((a, b) => b[1] > a[1] ? b : a);
   const share = (100 * (all - answered) / all).toFixed(0);
-  return {least: answered === all ? 0 : least, told: `In validation ${wrong} of ${answered} answers were wrong, ` +
+  return {least, told: `In validation ${wrong} of ${answered} answers were wrong, ` +
     `and it was unsure of ${share}% of photos.`};
 }
 
@@ -91,6 +93,7 @@ function add(files) {
     queue = queue.then(() => answer(photo));
   }
   document.body.classList.toggle("full", photos.length > 0);
+  if (photos.length) $("knows").open = false;
   $("tools").hidden = !photos.length;
 }
 
@@ -109,8 +112,7 @@ async function answer(photo) {
   }
   show(photo);
   const done = photos.filter(p => p.outputs || p.error).length;
-  say(done < photos.length ? `${done} of ${photos.length} photos.`
-    : `${done} ${done === 1 ? "photo" : "photos"}, the last in ${Math.round(performance.now() - began)} ms.`);
+  say(`${done} of ${photos.length} photos.${photo.error ? "" : ` One takes ${Math.round(performance.now() - began)} ms.`}`);
 }
 
 // An upright photo on white as bytes R, G, B, as the package's own reader gives it; colour profiles are ignored.
@@ -154,16 +156,16 @@ function show(photo) {
     body.append(element("p", photo.error, "fault"));
     return;
   }
-  const best = ranked(photo).slice(0, TOP), why = doubt(photo, threshold().least);
+  const [first, ...others] = ranked(photo).slice(0, TOP), why = doubt(photo, threshold().least);
   card.classList.toggle("unsure", !!why);
-  card.firstChild.alt = why ? "unsure" : best[0].name;
+  card.firstChild.alt = why ? "unsure" : first.name;
   if (why) body.append(element("span", `unsure: ${why}`, "doubt"));
-  body.append(element("h2", why ? `perhaps ${best[0].name}` : best[0].name));
   const list = element("dl");
-  for (const {name, value} of best) {
-    const bar = element("i");
+  for (const {name, value} of [first, ...others.filter(other => other.value >= LEAST_SHOWN)]) {
+    const bar = element("i"), title = element("dt");
     bar.style.setProperty("--share", `${100 * value}%`);
-    list.append(element("dt", name), element("dd", percent(value)), bar);
+    title.append(name === first.name ? element("h2", why ? `perhaps ${name}` : name) : name);
+    list.append(title, element("dd", percent(value)), bar);
   }
   body.append(list);
 }

@@ -68,7 +68,8 @@ def quantize(content: bytes, inputs: Iterable[NDArray[Any]]) -> Any:
         path, inferred = Path(folder) / "int8.onnx", Path(folder) / "inferred.onnx"
         # Without shapes ONNX Runtime says on the log that it would like them.
         shapes = need("onnxruntime.quantization.shape_inference")
-        shapes.quant_pre_process(onnx.load_model_from_string(content), inferred, skip_symbolic_shape=True)
+        whole = onnx.load_model_from_string(content)
+        shapes.quant_pre_process(whole, inferred, skip_optimization=True, skip_symbolic_shape=True)
         model = onnx.load_model(inferred)
         quantization.quantize_static(
             model,

@@ -224,5 +224,7 @@ fetch("/api/model").then((response) => response.json()).then((told) => {
   find("#model").textContent = `${told.name} (${told.arch}) knows ${told.classes.length} classes${careful}`;
   find("#known summary").textContent = `What it can tell apart (${told.classes.length})`;
   find("#known ul").append(...told.classes.map((name) => part("li", name)));
+  find("#promise").textContent = `It ${told.unsure}.`;
+  find("#promise").hidden = !told.unsure;
   find("#known").hidden = false;
 }).catch(() => notify("The server does not answer."));
