@@ -1,7 +1,7 @@
 """Models as .onnx files: written by PyTorch's exporter into one file, and read with suspicion.
 
-What is needed to use a file is in its metadata, each entry JSON: see `describe`. Nothing is loaded from beside a
-file, whatever it says.
+What is needed to use a file is in its metadata, each entry JSON: see `describe`. Nothing is loaded from
+beside a file, whatever it says.
 """
 
 import dataclasses
@@ -66,7 +66,9 @@ def describe(record: Record, photos: bool) -> dict[str, Any]:
     """
     trust = {"curve": record.trust["curve"]} if record.trust.get("curve") else {}
     if familiar := record.trust.get("familiar"):
-        trust["limit"] = familiar["limit"]  # of strangeness, above which a photo is unlike the training photos
+        trust["limit"] = familiar[
+            "limit"
+        ]  # of strangeness, above which a photo is unlike the training photos
     return {
         "format": FORMAT,
         "flowers_torch": __version__,
@@ -161,7 +163,8 @@ def parse_onnx(content: bytes, path: Path, threads: int = 0) -> OnnxModel:
         outside = next(_files_outside(model), None)
         if outside is not None:
             raise ModelFileError(
-                f"{printable(path)} wants to read the file {printable(outside)}", "use an export of this package"
+                f"{printable(path)} wants to read the file {printable(outside)}",
+                "use an export of this package",
             )
         onnx.checker.check_model(model)
         texts = {entry.key: entry.value for entry in model.metadata_props}
@@ -187,7 +190,9 @@ def _files_outside(message: Any) -> Any:
     """Names of files that any tensor anywhere in a model refers to."""
     if message.DESCRIPTOR.name == "TensorProto":
         if message.external_data or message.data_location == 1:
-            yield next((entry.value for entry in message.external_data if entry.key == "location"), "(unnamed)")
+            yield next(
+                (entry.value for entry in message.external_data if entry.key == "location"), "(unnamed)"
+            )
         return
     for field, value in message.ListFields():
         if field.message_type is not None:

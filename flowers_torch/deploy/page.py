@@ -1,8 +1,8 @@
-"""A model as a web page that works offline: it opens from a file, classifies in the browser and sends nothing.
+"""A model as a web page that works offline: it classifies in the browser and sends nothing.
 
-ONNX Runtime's WebAssembly build runs the .onnx file that takes photos, so that the page prepares them as every
-other export does. Where the whole is small it is one .html file; else a folder, whose parts are scripts, because
-a page opened from a file may load scripts from beside it and nothing else.
+ONNX Runtime's WebAssembly build runs the .onnx file that takes photos, so the page prepares them as every
+other export does. Where the whole is small it is one .html file; else a folder, whose parts are scripts,
+because a page opened from a file may load scripts from beside it and nothing else.
 """
 
 import base64
@@ -120,7 +120,8 @@ def write_page(path: Path, model: bytes, runtime: Runtime, as_folder: bool = Fal
     _write(folder / "index.html", build_page(facts, scripts, f"{POLICY} 'self' file:"))
     reason = "" if as_folder else f", more than the {MOST_ONE_FILE >> 20} MB that one file may have"
     return [
-        f"export   {printable(folder / 'index.html')} with {len(calls)} files beside it, {megabytes(total)}{reason}"
+        f"export   {printable(folder / 'index.html')} with {len(calls)} files beside it, "
+        f"{megabytes(total)}{reason}"
     ]
 
 

@@ -87,7 +87,11 @@ def quantize(content: bytes, inputs: Iterable[NDArray[Any]]) -> Any:
 
 
 def cost(
-    before: OnnxModel, after: OnnxModel, paths: Sequence[Path], labels: Sequence[int], preprocessing: Preprocessing
+    before: OnnxModel,
+    after: OnnxModel,
+    paths: Sequence[Path],
+    labels: Sequence[int],
+    preprocessing: Preprocessing,
 ) -> Cost:
     """Compares two models on labelled photos.
 

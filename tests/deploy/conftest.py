@@ -46,7 +46,8 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
     save_classifier(build(record).state_dict(), record, file)
     draw = np.random.default_rng(0)
     photos = [
-        Image.fromarray(draw.integers(0, 256, (40 + i % 3, 50 - i % 2, 3), dtype=np.uint8)) for i in range(PHOTOS)
+        Image.fromarray(draw.integers(0, 256, (40 + i % 3, 50 - i % 2, 3), dtype=np.uint8))
+        for i in range(PHOTOS)
     ]
     return Small(file, record, load_classifier(file)[0], Trial(photos, "noise"))
 
