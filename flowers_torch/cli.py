@@ -24,7 +24,9 @@ VERBS = {
     "lr-find": "find the learning rate that a stage can take",
     "shortlist": "rank networks on your photos, in seconds each",
     "crossval": "train and test in turn on every part of the photos",
+    "reproduce": "run a tutorial's recipe and print its figure beside ours",
     "predict": "name the class of photos",
+    "serve": "a page in the browser, and an endpoint, to ask a model",
     "evaluate": "how good a model is on labelled photos",
     "compare": "which of several runs is better, on the same photos",
     "combine": "average the answers or the weights of several runs",
@@ -58,8 +60,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         known = [flag for action in self._actions for flag in action.option_strings]
-        unknown = [word for word in message.split() if word.startswith("-")]
-        near = difflib.get_close_matches(unknown[0], known, n=1) if "unrecognized" in message else []
+        unknown = [word for word in message.split() if word.startswith("-") and "unrecognized" in message]
+        near = difflib.get_close_matches(unknown[0], known, n=1) if unknown else []
         raise UsageError(printable(message), f"use {near[0]}" if near else f"see {self.prog} --help")
 
 

@@ -23,7 +23,7 @@ from flowers_torch.data.batches import (
 )
 from flowers_torch.data.flowers17 import official_split
 from flowers_torch.data.folder import Photos
-from flowers_torch.data.kept import keep_images
+from flowers_torch.data.kept import KeptImages, keep_images
 from flowers_torch.data.loaders import PhotoDataset, choose_workers, make_loader
 from flowers_torch.data.sources import open_photos
 from flowers_torch.data.splits import Split, describe_split, exact_split, is_lopsided, split_photos
@@ -58,6 +58,8 @@ class Run:
     folder: Path = Path()
     bad: dict[str, str] = dataclasses.field(default_factory=dict)  # photos left out: path to reason
     twins: list[list[int]] = dataclasses.field(default_factory=list)  # photos that show the same picture
+    # Photos as bytes for all parts, by how they lie on their canvas (see `part_batches`).
+    kept: dict[tuple[bool, int], KeptImages | None] = dataclasses.field(default_factory=dict)
     pooled: Cut | None = None  # where only the head has been trained: features may be known from disk
     best_answers: Answers | None = None  # to the validation photos, in the best epoch of this process
     closing_seconds: float = 0.0  # that a last validation and the test will take; only where time is limited
@@ -109,6 +111,7 @@ def prepare(config: Config, world: World = ALONE) -> Run:
         head_hidden=config.head_hidden,
         dropout=config.dropout,
         head_norm=config.head_norm,
+        head=config.head,
         model_options=plan.options | config.model_options,
         weights=plan.source,
         licence=plan.licence,
@@ -124,7 +127,10 @@ def prepare(config: Config, world: World = ALONE) -> Run:
     runtime = probe_precision(runtime, runtime.place(model), preprocessing.size, more_than_head)
     log.info(f"device   {runtime.device}, {runtime.precision} ({runtime.reason})")
     stages = ", ".join(f"{stage.name} {stage.epochs} x ({stage.train})" for stage in config.stages)
-    log.info(f"plan     {stages}; each pass over {len(split['train'])} photos, {config.batch_size} a step")
+    log.info(
+        f"plan     {stages}; each pass over {len(split['train'])} photos, {config.batch_size} a step"
+        + _about(config, split, runtime.rate, more_than_head)
+    )
     # What was chosen becomes part of the configuration: a resumed or repeated run must not choose anew.
     config = dataclasses.replace(config, weights=weights, precision=runtime.precision)
     return Run(
@@ -138,6 +144,21 @@ def prepare(config: Config, world: World = ALONE) -> Run:
         twins=admission.twins,
         world=world,
     )
+
+
+def _about(config: Config, split: Split, rate: float, more_than_head: bool) -> str:
+    """How long the stages will take, by the step that was timed; what is stored or frozen makes it less."""
+    if not rate:
+        return ""
+    trained, seen = rate, (3 if more_than_head else 1) * rate  # a forward pass is a third of a step
+    seconds = 0.0
+    for stage in config.stages:
+        if views := stage.stored_views():
+            seconds += (views * len(split["train"]) + len(split["val"])) / seen
+        else:
+            seconds += stage.epochs * (len(split["train"]) / trained + len(split["val"]) / seen)
+    seconds += len(split["test"]) / seen
+    return f"; about {seconds / 60:.0f} minutes" if seconds > 90 else f"; about {seconds:.0f} seconds"
 
 
 def admit_photos(config: Config) -> Admission:
@@ -227,7 +248,7 @@ def photo_dataset(run: Run, part: str, policy: str, canvases: bool = False) -> P
 
     Of the parts that are predicted, a process gets its share only.
     """
-    indices = run.split[part] if part == "train" else run.world.share(run.split[part])
+    indices = _own_share(run, part)
     paths = [run.photos.root / run.photos.paths[index] for index in indices]
     labels = [run.photos.labels[index] for index in indices]
     inputs = run.record.preprocessing
@@ -236,6 +257,21 @@ def photo_dataset(run: Run, part: str, policy: str, canvases: bool = False) -> P
     else:
         transform = train_transform(policy, **dataclasses.asdict(inputs))
     return PhotoDataset(paths, labels, transform, run.config.seed)
+
+
+def _own_share(run: Run, part: str) -> Sequence[int]:
+    return run.split[part] if part == "train" else run.world.share(run.split[part])
+
+
+def _kept_photos(run: Run, policy: str, shared: bool) -> KeptImages | None:
+    """Room for all photos as a policy wants them; what one part or stage decoded serves the next."""
+    as_predicted = policy in ("none", "mirror")  # cut out as for prediction; else the whole photo
+    side = canvas_side(policy, run.record.preprocessing.size)
+    if (as_predicted, side) not in run.kept:
+        used = sum(kept.images.nbytes for kept in run.kept.values() if kept)
+        memory = max(0, int(run.config.store_gib * 2**30) - used)
+        run.kept[as_predicted, side] = keep_images(len(run.photos), side, memory, cache_folder(), shared)
+    return run.kept[as_predicted, side]
 
 
 def predict_part(
@@ -265,10 +301,8 @@ def part_batches(
     by_batch = config.batch_augment and policy in BATCH_POLICIES
     dataset = photo_dataset(run, part, policy, canvases=by_batch)
     how = loading(run)
-    if by_batch:
-        memory, shared = int(config.store_gib * 2**30), how["workers"] > 0
-        side = canvas_side(policy, inputs.size)
-        dataset.kept = keep_images(len(dataset), side, memory, cache_folder(), shared)
+    if by_batch and (kept := _kept_photos(run, policy, how["workers"] > 0)):
+        dataset.kept = kept.part(_own_share(run, part))
     balanced = shuffle and config.sampler == "balanced"
     loader, order = make_loader(dataset, config.batch_size, shuffle, balanced=balanced, **how)
     return TrainingBatches(

@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     if path.is_dir() and args.format != "page":
         raise UsageError(f"--out {printable(path)} is a folder", "name a file in it")
     if args.format == "page":
-        from flowers_torch.deploy.page import find_runtime, write_page
+        from flowers_torch.deploy.offline_page import find_runtime, write_page
 
         runtime = find_runtime(args.runtime)  # before minutes are spent on the rest
     trial = find_trial(model, args.int8)

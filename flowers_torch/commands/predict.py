@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     """Prints an answer for each photo; exit code 3 where some could not be read."""
     if args.top < 1 or args.batch_size < 1:
         raise UsageError("--top and --batch-size must be 1 or more", "give a positive number")
-    max_error = _share(args.max_error) if args.max_error is not None else None
+    max_error = share(args.max_error) if args.max_error is not None else None
 
     from flowers_torch.deploy.predict import Classifier, find_inputs
     from flowers_torch.deploy.sort import check_folder, sort_into
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
             if args.gradcam and not answer.error:
                 extra["gradcam"] = str(_explain(classifier, photo, args.gradcam, number))
             if args.json:
-                records.append(_to_json(answer) | extra)
+                records.append(answer.to_dict() | extra)
             elif args.csv:
                 table.writerows(_to_rows(answer))
             elif answer.error:
@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
     return DataError.exit_code if failed else 0
 
 
-def _share(text: str) -> float:
+def share(text: str) -> float:
     """2% or 0.02 as 0.02."""
     try:
         value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
@@ -128,11 +128,3 @@ def _to_rows(answer: "Prediction") -> list[list[object]]:
         return [[file, "", "", "", "", answer.error]]
     pairs = zip(answer.classes, answer.probabilities, strict=True)
     return [[file, rank, name, f"{p:.6f}", answer.doubt, ""] for rank, (name, p) in enumerate(pairs, start=1)]
-
-
-def _to_json(answer: "Prediction") -> dict[str, object]:
-    if answer.error:
-        return {"file": answer.file, "error": answer.error}
-    pairs = zip(answer.classes, answer.probabilities, strict=True)
-    classes = [{"class": name, "probability": p} for name, p in pairs]
-    return {"file": answer.file, "classes": classes, "unsure": bool(answer.doubt), "doubt": answer.doubt}

@@ -18,20 +18,27 @@ class KeptImages:
     Args:
         images: Room for all, uint8 (N, 3, height, width).
         aspects: Width over height of each photo as it was, float32 (N,); 0 where it is not here yet.
+        rows: Of the photos of a part among these, in its order.
     """
 
-    def __init__(self, images: Tensor, aspects: Tensor) -> None:
-        self.images, self.aspects = images, aspects
+    def __init__(self, images: Tensor, aspects: Tensor, rows: Sequence[int]) -> None:
+        self.images, self.aspects, self.rows = images, aspects, rows
+
+    def part(self, rows: Sequence[int]) -> "KeptImages":
+        """The same room for some of the photos, which a part counts from 0."""
+        return KeptImages(self.images, self.aspects, rows)
 
     def find(self, position: int) -> tuple[Tensor, float] | None:
         """A photo and its aspect, where it was decoded before."""
-        aspect = float(self.aspects[position])
-        return (self.images[position], aspect) if aspect else None
+        row = self.rows[position]
+        aspect = float(self.aspects[row])
+        return (self.images[row], aspect) if aspect else None
 
     def keep(self, position: int, image: Tensor, aspect: float) -> None:
         """Keeps a photo."""
-        self.images[position] = image
-        self.aspects[position] = aspect  # last: another process that sees it may read the image
+        row = self.rows[position]
+        self.images[row] = image
+        self.aspects[row] = aspect  # last: another process that sees it may read the image
 
 
 def keep_images(count: int, side: int, memory_bytes: int, folder: Path, shared: bool) -> KeptImages | None:
@@ -50,7 +57,7 @@ def keep_images(count: int, side: int, memory_bytes: int, folder: Path, shared: 
     aspects = allocate((count,), torch.float32, memory, folder)
     if images is None or aspects is None:
         return None
-    return KeptImages(images, aspects.zero_())
+    return KeptImages(images, aspects.zero_(), range(count))
 
 
 def allocate(shape: Sequence[int], dtype: torch.dtype, memory_bytes: int, folder: Path) -> Tensor | None:

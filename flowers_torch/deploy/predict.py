@@ -6,6 +6,7 @@ import io
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -37,6 +38,14 @@ class Prediction:
     probabilities: tuple[float, ...] = ()
     doubt: str = ""  # why not to believe it: STRANGE or IMPROBABLE
     error: str = ""  # why there is no answer
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON wants it."""
+        if self.error:
+            return {"file": self.file, "error": self.error}
+        pairs = zip(self.classes, self.probabilities, strict=True)
+        classes = [{"class": name, "probability": p} for name, p in pairs]
+        return {"file": self.file, "classes": classes, "unsure": bool(self.doubt), "doubt": self.doubt}
 
 
 @dataclasses.dataclass
@@ -86,7 +95,6 @@ class Classifier:
             batch_size: Photos computed at once.
             least: Probability below which an answer is in doubt.
         """
-        top = min(top, len(self.record.classes))
         for start in range(0, len(photos), batch_size):
             inputs: list[Tensor] = []
             errors: dict[int, str] = {}
@@ -96,12 +104,12 @@ class Classifier:
                     inputs.append(self._read(photo))
                 except (DataError, ResourceError) as error:
                     errors[place] = str(error)
-            answers = self._answers(inputs, top, least)
+            answers = iter(self.answer(inputs, top, least))
             for place, photo in enumerate(batch):
                 if place in errors:
                     yield Prediction(os.fspath(photo), error=errors[place])
                 else:
-                    yield Prediction(os.fspath(photo), *next(answers))
+                    yield dataclasses.replace(next(answers), file=os.fspath(photo))
 
     def explain(self, photo: Photo) -> Image.Image:
         """What the network sees of a photo, yellow where it speaks for the likeliest class (Grad-CAM).
@@ -110,33 +118,49 @@ class Classifier:
             DataError: the photo cannot be read.
             UsageError: the network has no map of places.
         """
-        pixels = self._read(photo)
-        heat = grad_cam(self.model, self.runtime.images(pixels[None]))[0]
-        preprocessing = self.record.preprocessing
-        return overlay(seen_picture(pixels, preprocessing.mean, preprocessing.std), heat)
+        return self.explain_inputs([self._read(photo)])[0]
 
-    def _answers(
-        self, inputs: list[Tensor], top: int, least: float
-    ) -> Iterator[tuple[tuple[str, ...], tuple[float, ...], str]]:
+    def explain_inputs(self, inputs: Sequence[Tensor]) -> list[Image.Image]:
+        """As `explain`, of photos that are prepared already."""
+        heat = grad_cam(self.model, self.runtime.images(torch.stack(list(inputs))))
+        mean, std = self.record.preprocessing.mean, self.record.preprocessing.std
+        return [overlay(seen_picture(p, mean, std), h) for p, h in zip(inputs, heat, strict=True)]
+
+    def prepare(self, image: Image.Image) -> Tensor:
+        """A photo, upright RGB, as the network wants it (3, H, W)."""
+        transform = eval_transform(**dataclasses.asdict(self.record.preprocessing))
+        pixels: Tensor = transform(image)
+        return pixels
+
+    def answer(self, inputs: Sequence[Tensor], top: int = 3, least: float = 0.0) -> list[Prediction]:
+        """Answers to photos that are prepared already, without their files; all computed at once.
+
+        Args:
+            inputs: From `prepare`.
+            top: Classes in each answer.
+            least: Probability below which an answer is in doubt.
+        """
         if not inputs:
-            return
+            return []
         answers = collect(self.model, [self._batch(inputs)], self.runtime)
-        best = (answers.logits / self.record.temperature).softmax(1).topk(top)
+        probabilities = (answers.logits / self.record.temperature).softmax(1)
+        best = probabilities.topk(min(top, probabilities.shape[1]))
         strange = [False] * len(inputs)
         if self.familiar is not None:
             strange = (self.familiar.distance(answers.features) > self.familiar.limit).tolist()
+        found = []
         for indices, values, far in zip(best.indices.tolist(), best.values.tolist(), strange, strict=True):
             doubt = STRANGE if far else IMPROBABLE if values[0] < least else ""
-            yield tuple(self.record.classes[i] for i in indices), tuple(values), doubt
+            names = tuple(self.record.classes[i] for i in indices)
+            found.append(Prediction("", names, tuple(values), doubt))
+        return found
 
     def _read(self, photo: Photo) -> Tensor:
-        transform = eval_transform(**dataclasses.asdict(self.record.preprocessing))
-        image: Tensor = transform(_open(photo))
-        return image
+        return self.prepare(_open(photo))
 
     @staticmethod
-    def _batch(inputs: list[Tensor]) -> tuple[Tensor, Tensor]:
-        return torch.stack(inputs), torch.zeros(len(inputs), dtype=torch.long)
+    def _batch(inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        return torch.stack(list(inputs)), torch.zeros(len(inputs), dtype=torch.long)
 
 
 def is_address(photo: Photo) -> bool:

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from flowers_torch.cli import main
-from flowers_torch.deploy import page
-from flowers_torch.deploy.page import Runtime, find_runtime, write_page
+from flowers_torch.deploy import offline_page as page
+from flowers_torch.deploy.offline_page import Runtime, find_runtime, write_page
 from flowers_torch.errors import ModelFileError, ResourceError, UsageError
 
 RUNTIME = Runtime("9.9.9", b"1 // </script><script>window.hacked=1</script>", b"\0asm" + bytes(5000))
@@ -51,7 +51,7 @@ def test_names_of_classes_cannot_become_markup(onnx_bytes: bytes, small: Any, tm
 
 
 def test_the_script_writes_text_never_markup() -> None:
-    script = page._file("page.js")
+    script = page._file("offline_page.js")
     for way in (
         "innerHTML",
         "outerHTML",

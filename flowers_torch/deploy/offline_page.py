@@ -133,14 +133,14 @@ def build_page(facts: dict[str, object], scripts: list[str], policy: str) -> str
         '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{text(policy, 400)}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>Which of {count} classes?</title><style>{_file('page.css')}</style></head><body>"
+        f"<title>Which of {count} classes?</title><style>{_file('offline_page.css')}</style></head><body>"
         f"<header><h1>Which of {count} classes is it?</h1>"
         '<p id="status" role="status">The model is loading.</p></header>'
-        f"{_file('page.html')}"
+        f"{_file('offline_page.html')}"
         f"<footer>Made by flowers_torch {__version__} with ONNX Runtime (MIT, Microsoft). "
         "Photos stay on this device: the page sends nothing.</footer>"
         f'<script type="application/json" id="facts">{script_json(facts)}</script>'
-        f"<script>{_file('page.js')}</script>{''.join(scripts)}<script>start()</script></body></html>\n"
+        f"<script>{_file('offline_page.js')}</script>{''.join(scripts)}<script>start()</script></body></html>\n"
     )
 
 

@@ -1,0 +1,74 @@
+"""What waits is computed together, in order, and nothing that fails takes the rest with it."""
+
+import threading
+from collections.abc import Sequence
+
+import pytest
+
+from flowers_torch.deploy.batching import Batcher
+from flowers_torch.errors import ResourceError
+
+
+class Network:
+    """Doubles numbers once it is let go, and notes the batches."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.begun = threading.Event()
+        self.go = threading.Event()
+
+    def __call__(self, items: Sequence[int]) -> list[int]:
+        self.batches.append(list(items))
+        self.begun.set()
+        assert self.go.wait(10)
+        if -1 in items:
+            raise ValueError("a bad one")
+        return [2 * item for item in items]
+
+
+def test_what_waits_is_computed_together() -> None:
+    network = Network()
+    batcher = Batcher(network, most=4)
+    first = batcher.submit(1)
+    assert network.begun.wait(10)
+    rest = [batcher.submit(n) for n in range(2, 8)]
+    network.go.set()
+    assert [future.result(10) for future in (first, *rest)] == [2, 4, 6, 8, 10, 12, 14]
+    assert network.batches == [[1], [2, 3, 4, 5], [6, 7]]
+    batcher.close()
+
+
+def test_a_batch_that_fails_costs_only_itself() -> None:
+    network = Network()
+    network.go.set()
+    batcher = Batcher(network, most=4)
+    with pytest.raises(ValueError, match="a bad one"):
+        batcher.submit(-1).result(10)
+    assert batcher.alive and batcher.submit(5).result(10) == 10
+    batcher.close()
+
+
+def test_closing_finishes_what_waits_and_takes_no_more() -> None:
+    network = Network()
+    batcher = Batcher(network, most=1)
+    futures = [batcher.submit(n) for n in range(3)]
+    assert network.begun.wait(10)
+    closing = threading.Thread(target=batcher.close)
+    closing.start()
+    network.go.set()
+    closing.join(10)
+    assert [future.result(0) for future in futures] == [0, 2, 4] and not batcher.alive
+    with pytest.raises(ResourceError, match="stopping"):
+        batcher.submit(1)
+
+
+def test_who_has_gone_is_left_out() -> None:
+    network = Network()
+    batcher = Batcher(network, most=4)
+    first = batcher.submit(1)
+    assert network.begun.wait(10)
+    gone, stays = batcher.submit(2), batcher.submit(3)
+    assert gone.cancel()
+    network.go.set()
+    assert (first.result(10), stays.result(10)) == (2, 6) and network.batches == [[1], [3]]
+    batcher.close()

@@ -1,0 +1,122 @@
+"""Folded copies answer as their networks do, and a network that cannot be folded stays as it is."""
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+from flowers_torch.models.fold import FusedConv2d, fold
+from flowers_torch.models.zoo import create_model
+
+
+def settled(model: nn.Module) -> nn.Module:
+    """In inference mode, with statistics of batch norm that folding must not overlook."""
+    generator = torch.Generator().manual_seed(1)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None and module.running_var is not None
+            module.running_mean.copy_(torch.randn(module.running_mean.shape, generator=generator) / 10)
+            module.running_var.copy_(torch.rand(module.running_var.shape, generator=generator) + 0.5)
+    return model.eval().to(memory_format=torch.channels_last)
+
+
+def noise(size: int = 64) -> Tensor:
+    images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+def count(model: nn.Module, kind: type[nn.Module]) -> int:
+    return sum(isinstance(module, kind) for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("arch", "size"),
+    [("resnet50", 64), ("mobilenet", 64), ("tf_efficientnet_lite0", 64), ("inception_v3", 96)],
+)
+def test_the_copy_answers_the_same(arch: str, size: int) -> None:
+    model, images = settled(create_model(arch, num_classes=3)), noise(size)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    made = fold(model, lambda network: network(images))
+    with torch.no_grad():
+        torch.testing.assert_close(made(images), model(images), rtol=1e-3, atol=1e-5)
+    assert made is not model and count(made, nn.BatchNorm2d) == 0
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_activations_of_timm_and_of_sequences_are_fused() -> None:
+    images = noise()
+    ours = settled(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(inplace=True)))
+    made = fold(ours, lambda network: network(images))
+    assert [type(module) for module in made] == [FusedConv2d, nn.Identity, nn.Identity]  # type: ignore[arg-type]
+    theirs = settled(timm.create_model("tf_efficientnet_lite0"))
+    folded = fold(theirs, lambda network: network(images))
+    assert count(folded, FusedConv2d) == count(theirs, nn.Conv2d)
+    assert count(folded, nn.ReLU6) == 0
+
+
+def test_bf16_is_as_near_as_bf16_is() -> None:
+    model, images = settled(timm.create_model("tf_efficientnet_lite0")), noise()
+    made = fold(model, lambda network: network(images), torch.bfloat16)
+    with torch.no_grad():
+        answer, expected = made(images), model(images)
+    if count(made, FusedConv2d):  # not where the processor has no bf16
+        assert 1e-4 < (answer.float() - expected).norm() / expected.norm() < 5e-2
+        assert {m.weight.dtype for m in made.modules() if isinstance(m, FusedConv2d)} == {torch.bfloat16}
+
+
+class Shortcut(nn.Module):
+    """The output of its convolution goes around the norm too, which nothing but the answer tells."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.conv(images)
+        return maps + self.norm(maps)
+
+
+class Again(nn.Module):
+    """One activation serves two places, and one of two convolutions is called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 3, 3), nn.Conv2d(3, 4, 3)
+        self.norm1, self.norm2, self.relu = nn.BatchNorm2d(3), nn.BatchNorm2d(4), nn.ReLU()
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.relu(self.norm1(self.first(self.first(images))) - 1)
+        return self.relu(self.norm2(self.second(maps)))
+
+
+def test_a_shortcut_around_the_norm_keeps_the_network() -> None:
+    model, images = settled(Shortcut()), noise()
+    assert fold(model, lambda network: network(images)) is model
+
+
+def test_what_is_used_twice_stays() -> None:
+    model, images = settled(Again()), noise()
+    made = fold(model, lambda network: network(images))
+    assert isinstance(made.norm1, nn.BatchNorm2d) and isinstance(made.relu, nn.ReLU)
+    assert isinstance(made.second, FusedConv2d) and isinstance(made.norm2, nn.Identity)
+    with torch.no_grad():
+        torch.testing.assert_close(made(images), model(images), rtol=1e-4, atol=1e-6)
+
+
+def test_a_norm_without_statistics_stays() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False)).eval()
+    images = noise()
+    made = fold(model, lambda network: network(images))
+    assert isinstance(made[1], nn.BatchNorm2d)  # type: ignore[index]
+
+
+def test_without_onednn_it_is_folded_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: FusedConv2d, maps: Tensor) -> Tensor:
+        raise RuntimeError("no mkldnn")
+
+    monkeypatch.setattr(FusedConv2d, "forward", refuse)
+    model, images = settled(timm.create_model("tf_efficientnet_lite0")), noise()
+    made = fold(model, lambda network: network(images), torch.bfloat16)
+    assert count(made, nn.BatchNorm2d) == count(made, FusedConv2d) == 0
+    with torch.no_grad():
+        torch.testing.assert_close(made(images), model(images), rtol=1e-3, atol=1e-4)
