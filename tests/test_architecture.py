@@ -19,7 +19,7 @@ ABOVE = {
     "deploy": {"deploy", "evaluation", "training", "models", "data"},
 }
 DOORS = {"cli", "commands"}
-TOP = "config prepare front stage resuming recipe results insight crossval shortlist"
+TOP = "config prepare front stage resuming recipe results insight crossval shortlist update"
 CONFIG_READERS = {*TOP.split(), *DOORS}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
