@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from flowers_torch.api import load, predict, train
     from flowers_torch.models.blocks import BasicBlock, ConvolutionalBlock, IdentityBlock, PreActivationBlock
     from flowers_torch.models.resnet import resnet50, resnet101, resnet152
     from flowers_torch.models.zoo import create_model, list_models
@@ -16,6 +17,9 @@ _HOMES = {
     "ConvolutionalBlock": "flowers_torch.models.blocks",
     "IdentityBlock": "flowers_torch.models.blocks",
     "PreActivationBlock": "flowers_torch.models.blocks",
+    "load": "flowers_torch.api",
+    "predict": "flowers_torch.api",
+    "train": "flowers_torch.api",
     "resnet50": "flowers_torch.models.resnet",
     "resnet101": "flowers_torch.models.resnet",
     "resnet152": "flowers_torch.models.resnet",
@@ -31,9 +35,12 @@ __all__ = [
     "__version__",
     "create_model",
     "list_models",
+    "load",
+    "predict",
     "resnet50",
     "resnet101",
     "resnet152",
+    "train",
 ]
 
 

@@ -24,12 +24,15 @@ VERBS = {
     "lr-find": "find the learning rate that a stage can take",
     "shortlist": "rank networks on your photos, in seconds each",
     "crossval": "train and test in turn on every part of the photos",
+    "reproduce": "run a tutorial's recipe and print its figure beside ours",
     "predict": "name the class of photos",
     "serve": "a page in the browser, and an endpoint, to ask a model",
     "evaluate": "how good a model is on labelled photos",
     "update": "train a model further with new photos or classes",
     "compare": "which of several runs is better, on the same photos",
     "combine": "average the answers or the weights of several runs",
+    "export": "write a model for other programs, or as a page to try it",
+    "pack": "make a folder to give away, with model card and checksums",
     "doctor": "what is installed, and what a run would use here",
     "report": "build the report of a run anew",
     "insight": "doubtful labels, and whether more photos would help",
@@ -58,8 +61,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         known = [flag for action in self._actions for flag in action.option_strings]
-        unknown = [word for word in message.split() if word.startswith("-")]
-        near = difflib.get_close_matches(unknown[0], known, n=1) if "unrecognized" in message else []
+        unknown = [word for word in message.split() if word.startswith("-") and "unrecognized" in message]
+        near = difflib.get_close_matches(unknown[0], known, n=1) if unknown else []
         raise UsageError(printable(message), f"use {near[0]}" if near else f"see {self.prog} --help")
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from flowers_torch.errors import UsageError, printable
 
 MAX_FILE_BYTES = 1024**2
+HEAD_VIEWS = 2  # of each photo, where only the head trains and nothing else was asked for
 
 
 @dataclasses.dataclass
@@ -49,9 +50,20 @@ class Stage:
     # Views of a photo for which the frozen front is computed once and stored; 0: it runs in every epoch;
     # -1: 2 where only the head trains, else 0.
     views: int = -1
-    augment: str = "light"  # none, mirror, light, crop, keras, alexnet, rand, trivial (see data/augment.py)
+    # none, mirror, light, crop, keras, keras_zoom, keras_shift, alexnet, rand, trivial (see data/augment.py)
+    augment: str = "light"
     mixup: float = 0.0  # blends pairs of photos, by shares from Beta(mixup, mixup); 0: never
     cutmix: float = 0.0  # pastes a part of one photo into another, by Beta(cutmix, cutmix); 0: never
+
+    def stored_views(self) -> int:
+        """Views of a photo that the frozen front answers to beforehand; 0 where it runs in every epoch."""
+        wanted = self.views
+        if wanted < 0:
+            wanted = HEAD_VIEWS if self.train == "head" and not self.rules else 0
+        mixes = self.mixup > 0 or self.cutmix > 0  # these blend photos, not answers
+        if mixes or self.batch_norm == "adapt":
+            return 0
+        return wanted if self.optimizer == "lbfgs" else min(wanted, self.epochs)
 
 
 def default_stages() -> list[Stage]:
@@ -89,6 +101,7 @@ class Config:
     head_hidden: int = 0  # width of a hidden layer of the head; 1024 in the seed, 0 for none
     dropout: float = 0.0  # of the head's input
     head_norm: bool = False  # batch norm of the features in front of the head
+    head: str = "softmax"  # softmax (an output for each class) or sigmoid (one output for two classes)
     model_options: dict[str, Any] = dataclasses.field(default_factory=dict)  # further keywords of the network
     auxiliary_weight: float = 0.4  # of auxiliary classifiers' loss, where the network has them
     label_smoothing: float = 0.0  # 0 .. 1
@@ -116,13 +129,17 @@ class Config:
 CHOICES: dict[str, tuple[str, ...]] = {
     "keras_input": ("", "caffe", "tf", "torch", "unit"),
     "resize": ("", "crop", "squash"),
+    "head": ("softmax", "sigmoid"),
     "class_weights": ("none", "balanced"),
     "sampler": ("none", "balanced"),
     "precision": ("auto", "fp32", "bf16", "fp16"),
     "optimizer": ("adamw", "adam", "sgd", "rmsprop", "lbfgs"),
     "schedule": ("cosine", "constant", "plateau"),
     "batch_norm": ("frozen", "adapt"),
-    "augment": ("none", "mirror", "light", "crop", "keras", "alexnet", "rand", "trivial"),
+    "augment": (
+        *("none", "mirror", "light", "crop", "keras", "keras_zoom", "keras_shift"),
+        *("alexnet", "rand", "trivial"),
+    ),
 }
 
 # name: lowest, highest; both allowed
@@ -166,6 +183,7 @@ HEAD_ONLY: dict[str, Any] = {
     "head_hidden": 0,
     "head_norm": False,
     "dropout": 0.0,
+    "head": "softmax",
 }
 
 
@@ -331,7 +349,11 @@ def _check(config: Config, problems: list[str]) -> None:
                     f"stages.{i}.rules needs [pattern, multiplier >= 0], not {printable(rule, 60)}"
                 )
         if stage.optimizer == "lbfgs" and (
-            stage.train != "head" or config.head_hidden or config.head_norm or config.dropout
+            stage.train != "head"
+            or config.head_hidden
+            or config.head_norm
+            or config.dropout
+            or config.head == "sigmoid"
         ):
             problems.append(f"stages.{i}.optimizer lbfgs needs train = head and a head of one linear layer")
     if not config.stages:

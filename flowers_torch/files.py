@@ -235,6 +235,18 @@ def file_digest(path: Path, algorithm: str = "sha256") -> str:
         return hashlib.file_digest(file, algorithm).hexdigest()
 
 
+def check_digest(path: Path, digest: str, algorithm: str = "sha256") -> None:
+    """Sees whether a file that was fetched earlier is still what it was.
+
+    Raises:
+        ResourceError: it is not.
+    """
+    found = file_digest(path, algorithm)
+    if not found.startswith(digest):
+        what = f"{printable(path)} is damaged: its {algorithm} is {found}, expected {digest}"
+        raise ResourceError(what, "delete it, so that it is fetched anew")
+
+
 def download(
     url: str,
     path: Path,
@@ -247,7 +259,7 @@ def download(
 
     Args:
         url: http(s) or file address.
-        path: Where the verified file goes; an existing file is returned untouched.
+        path: Where the verified file goes; an existing file is checked and returned.
         digest: Expected hexadecimal digest, or its start where the source states no more.
         algorithm: Of the digest, as `hashlib` calls it.
         ways_on: What a user without network can do, for the error's text.
@@ -259,6 +271,7 @@ def download(
     """
     path = Path(path)
     if path.exists():
+        check_digest(path, digest, algorithm)
         return path
     part = path.with_name(path.name + ".part")
     try:

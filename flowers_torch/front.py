@@ -29,7 +29,6 @@ from flowers_torch.prepare import Run, part_batches
 from flowers_torch.training.monitors import bar, log
 
 FORMAT = 2  # of features on disk; raised whenever photos come out otherwise at the front than before
-HEAD_VIEWS = 2  # of each photo, where only the head trains and nothing else was asked for
 Check = Callable[[int], Any]  # called with the number of photos of each batch; may raise to stop
 
 
@@ -51,17 +50,6 @@ class Front:
         return self.made.tail if model is self.made.model else cut_at(model, self.made.block).tail
 
 
-def views_of(stage: Stage) -> int:
-    """How many views of a photo a stage stores; 0 where it stores nothing."""
-    wanted = stage.views
-    if wanted < 0:
-        wanted = HEAD_VIEWS if stage.train == "head" and not stage.rules else 0
-    mixes = stage.mixup > 0 or stage.cutmix > 0  # these blend photos, not answers
-    if mixes or stage.batch_norm == "adapt":
-        return 0
-    return wanted if stage.optimizer == "lbfgs" else min(wanted, stage.epochs)
-
-
 def compute_front(run: Run, stage: Stage, check: Check) -> Front | None:
     """Runs the front over the photos, or reads what it answered before; None where nothing is to be gained.
 
@@ -72,7 +60,7 @@ def compute_front(run: Run, stage: Stage, check: Check) -> Front | None:
         stage: About to begin.
         check: Called after each batch.
     """
-    views = views_of(stage)
+    views = stage.stored_views()
     if not views or run.world.size > 1:
         return None
     made = cut(run.model, run.record.preprocessing.size, run.runtime.channels_last)

@@ -111,6 +111,7 @@ def prepare(config: Config, world: World = ALONE) -> Run:
         head_hidden=config.head_hidden,
         dropout=config.dropout,
         head_norm=config.head_norm,
+        head=config.head,
         model_options=plan.options | config.model_options,
         weights=plan.source,
         licence=plan.licence,
@@ -126,7 +127,10 @@ def prepare(config: Config, world: World = ALONE) -> Run:
     runtime = probe_precision(runtime, runtime.place(model), preprocessing.size, more_than_head)
     log.info(f"device   {runtime.device}, {runtime.precision} ({runtime.reason})")
     stages = ", ".join(f"{stage.name} {stage.epochs} x ({stage.train})" for stage in config.stages)
-    log.info(f"plan     {stages}; each pass over {len(split['train'])} photos, {config.batch_size} a step")
+    log.info(
+        f"plan     {stages}; each pass over {len(split['train'])} photos, {config.batch_size} a step"
+        + _about(config, split, runtime.rate, more_than_head)
+    )
     # What was chosen becomes part of the configuration: a resumed or repeated run must not choose anew.
     config = dataclasses.replace(config, weights=weights, precision=runtime.precision)
     return Run(
@@ -140,6 +144,21 @@ def prepare(config: Config, world: World = ALONE) -> Run:
         twins=admission.twins,
         world=world,
     )
+
+
+def _about(config: Config, split: Split, rate: float, more_than_head: bool) -> str:
+    """How long the stages will take, by the step that was timed; what is stored or frozen makes it less."""
+    if not rate:
+        return ""
+    trained, seen = rate, (3 if more_than_head else 1) * rate  # a forward pass is a third of a step
+    seconds = 0.0
+    for stage in config.stages:
+        if views := stage.stored_views():
+            seconds += (views * len(split["train"]) + len(split["val"])) / seen
+        else:
+            seconds += stage.epochs * (len(split["train"]) / trained + len(split["val"]) / seen)
+    seconds += len(split["test"]) / seen
+    return f"; about {seconds / 60:.0f} minutes" if seconds > 90 else f"; about {seconds:.0f} seconds"
 
 
 def admit_photos(config: Config) -> Admission:

@@ -26,7 +26,18 @@ HARMLESS = frozenset(("out", "data", "workers", "checkpoint_minutes", "tensorboa
 RESOLVED = frozenset(("device", "threads", "stages"))
 # The network and the parts of the split are those of the state, whatever an option says.
 BUILT_IN = frozenset(
-    ("arch", "weights", "size", "resize", "head_hidden", "dropout", "head_norm", "model_options", "split")
+    (
+        "arch",
+        "weights",
+        "size",
+        "resize",
+        "head_hidden",
+        "dropout",
+        "head_norm",
+        "head",
+        "model_options",
+        "split",
+    )
 )
 
 

@@ -51,7 +51,7 @@ def shortlist(config: Config, archs: Sequence[str]) -> list[Candidate]:
     for arch in archs:
         stages = [Stage(**stage) for stage in HEAD_ONLY["stages"]]
         own = dataclasses.replace(
-            config, arch=arch, stages=stages, head_hidden=0, head_norm=False, dropout=0.0
+            config, arch=arch, stages=stages, head_hidden=0, head_norm=False, dropout=0.0, head="softmax"
         )
         try:
             found.append(_judge(prepare(own)))

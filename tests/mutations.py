@@ -293,7 +293,7 @@ MUTATIONS = [
     ),
     Mutation(
         "D38", "a download with a wrong checksum is deleted", "files.py",
-        "    if not found.startswith(digest):\n", "    if False:\n",
+        "    if not found.startswith(digest):\n        part.unlink()", "    if False:\n        part.unlink()",
         "data/test_flowers17.py::test_a_wrong_checksum_leaves_nothing",
     ),
     Mutation(
@@ -435,6 +435,12 @@ MUTATIONS += [
         "training/test_stopping.py::test_the_first_signal_is_noted_and_the_second_acts",
     ),
     Mutation(
+        "R02", "a second signal acts at once", "training/stopping.py",
+        "        if not patient:\n            put_back()\n",
+        "        pass\n",
+        "training/test_stopping.py::test_the_first_signal_is_noted_and_the_second_acts",
+    ),
+    Mutation(
         "R04", "handlers are put back", "training/stopping.py",
         "    finally:\n        put_back()\n", "    finally:\n        pass\n",
         "training/test_stopping.py::test_handlers_come_back_after_an_error",
@@ -475,6 +481,12 @@ MUTATIONS += [
         "training/test_checkpoint.py::test_a_micro_batch_that_memory_allowed_is_kept",
     ),
     Mutation(
+        "R11", "of several processes one without memory ends all", "training/engine.py",
+        "if at_once <= 2 or training.world.size > 1:",
+        "if at_once <= 2:",
+        "training/test_engine.py::test_out_of_memory_in_one_of_several_processes_ends_it",
+    ),
+    Mutation(
         "R12", "the death of a worker is explained", "data/workers.py",
         '    if text.startswith("DataLoader worker"):\n', "    if False:\n",
         "data/test_workers.py::test_a_worker_s_end_is_explained",
@@ -496,9 +508,27 @@ MUTATIONS += [
         "test_files.py::test_errors_survive_a_data_loader_worker",
     ),
     Mutation(
+        "R16", "weights that cannot be fetched end the run with ways on", "models/weights.py",
+        "        raise ResourceError(\n            f\"cannot fetch ImageNet",
+        "        raise ModelFileError(\n            f\"cannot fetch ImageNet",
+        "models/test_weights.py::test_imagenet_weights_without_network",
+    ),
+    Mutation(
+        "R17", "what was fetched earlier is checked again", "files.py",
+        "    if not found.startswith(digest):\n        what =",
+        "    if False:\n        what =",
+        "test_files.py::test_a_file_that_was_fetched_earlier_is_checked",
+    ),
+    Mutation(
         "R18", "a precision that the device has not is refused", "training/runtime.py",
         '    if precision == "fp16" and place.type != "cuda":\n', "    if False:\n",
         "training/test_runtime.py::test_what_is_not_there_is_refused",
+    ),
+    Mutation(
+        "R19", "an operation without a deterministic form is named", "training/runtime.py",
+        "        if \"deterministic\" not in str(error):\n",
+        "        if True:\n",
+        "training/test_runtime.py::test_an_operation_without_a_deterministic_form_is_named",
     ),
     Mutation(
         "R20", "what makes going on inexact is refused with a table", "resuming.py",
@@ -511,6 +541,12 @@ MUTATIONS += [
         "test_recipe.py::test_a_finished_run_has_nothing_to_resume",
     ),
     Mutation(
+        "R22", "a resumed epoch goes on behind the last step", "data/loaders.py",
+        "[self.skip :]:",
+        "[:]:",
+        "data/test_loaders.py::test_a_resumed_epoch_is_the_rest_of_the_whole_one",
+    ),
+    Mutation(
         "R23", "a damaged newest state falls back to the one before", "training/checkpoint.py",
         "            damaged = error\n            continue\n", "            raise\n",
         "training/test_checkpoint.py::test_the_state_before_is_kept_and_found_where_the_newest_is_damaged",
@@ -521,9 +557,21 @@ MUTATIONS += [
         "training/test_checkpoint.py::test_another_stage_s_optimiser_is_refused",
     ),
     Mutation(
+        "K01", "unknown flags get their nearest name", "cli.py",
+        "near = difflib.get_close_matches(unknown[0], known, n=1) if unknown else []",
+        "near: list[str] = []",
+        "test_cli.py::test_mistakes_of_training",
+    ),
+    Mutation(
         "K02", "values out of range are refused, with the range", "config.py",
         "            if name in RANGES and not low <= value <= high:\n", "            if False:\n",
         "test_config.py::test_values_out_of_range_are_named",
+    ),
+    Mutation(
+        "K03", "a file that is no TOML is named, with the place", "config.py",
+        "    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:",
+        "    except UnicodeDecodeError as error:",
+        "test_config.py::test_broken_files_are_named",
     ),
     Mutation(
         "K04", "a folder that holds another run is left alone", "run_folder.py",
@@ -535,6 +583,30 @@ MUTATIONS += [
         "    if args.resume and (args.origin or args.config or args.dry_run or args.overwrite):\n",
         "    if False:\n",
         "test_cli.py::test_mistakes_of_training",
+    ),
+    Mutation(
+        "K06", "~ in a path is the home folder", "data/sources.py",
+        "path = Path(source).expanduser()",
+        "path = Path(source)",
+        "data/test_sources.py::test_paths_as_people_type_them",
+    ),
+    Mutation(
+        "K07", "nothing to predict is a mistake", "deploy/predict.py",
+        "        if not matches:\n            raise",
+        "        if False:\n            raise",
+        "deploy/test_predict.py::test_files_folders_and_globs",
+    ),
+    Mutation(
+        "K08", "photos that cannot be read end prediction with 3, the others answered", "commands/predict.py",
+        "return DataError.exit_code if failed else 0",
+        "return 0",
+        "test_cli.py::test_bad_photos_end_with_3_and_the_good_ones_answered",
+    ),
+    Mutation(
+        "K09", "--json is JSON in every failure", "cli.py",
+        "    if as_json and sys.stdout is not None:",
+        "    if False:",
+        "test_cli.py::test_json_is_valid_in_every_failure",
     ),
     Mutation(
         "T02", "when one process is lost the others end, and are quiet", "training/distributed.py",
@@ -550,6 +622,12 @@ MUTATIONS += [
         "T05", "processes that are about to do different things do not begin", "training/distributed.py",
         "                if theirs.get(name) != value:\n", "                if False:\n",
         "training/test_distributed.py::test_different_facts_are_refused_by_the_main_process",
+    ),
+    Mutation(
+        "T06", "each epoch has its own order, which an interruption does not change", "data/loaders.py",
+        "counted_seed(self.seed, self.epoch, -1)",
+        "counted_seed(self.seed, 0, -1)",
+        "data/test_loaders.py::test_epochs_and_seeds_differ",
     ),
     Mutation(
         "T08", "another number of processes is not exact", "resuming.py",

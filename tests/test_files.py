@@ -209,6 +209,15 @@ def test_a_wrong_checksum_leaves_nothing(tmp_path: Path, server: tuple[str, Path
     assert list(tmp_path.iterdir()) == [folder]
 
 
+def test_a_file_that_was_fetched_earlier_is_checked(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"good")
+    digest = hashlib.sha256(b"good").hexdigest()
+    assert download("http://127.0.0.1:9/x", tmp_path / "x", digest).read_bytes() == b"good"
+    (tmp_path / "x").write_bytes(b"goof")
+    with pytest.raises(ResourceError, match="x is damaged: its sha256 is .*fix: delete it"):
+        download("http://127.0.0.1:9/x", tmp_path / "x", digest)
+
+
 def test_no_network_is_one_line_with_ways_on(tmp_path: Path) -> None:
     with pytest.raises(ResourceError, match="cannot fetch http://127.0.0.1:9/x .*fix: do this") as caught:
         download("http://127.0.0.1:9/x", tmp_path / "x", "0", ways_on="do this")

@@ -137,7 +137,7 @@ def test_without_room_the_front_runs_in_every_epoch(
     ],
 )
 def test_views(changes: dict[str, Any], expected: int) -> None:
-    assert front.views_of(Stage(**({"train": "head", "epochs": 9} | changes))) == expected
+    assert Stage(**({"train": "head", "epochs": 9} | changes)).stored_views() == expected
 
 
 def test_mirrored_views_are_the_photo_and_its_mirror_image(photo_folder: Path, tmp_path: Path) -> None:

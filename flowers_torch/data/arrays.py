@@ -263,13 +263,23 @@ def _read_entries(path: Path) -> dict[str, np.ndarray]:
     return found
 
 
-def cifar10(cache: Path | None = None) -> Photos:
-    """CIFAR-10 through torchvision, which downloads it or uses `cifar-10-batches-py` in the cache.
+def is_cifar10(folder: Path) -> bool:
+    """Whether a folder is laid out as `cifar-10-batches-py`."""
+    return (folder / "data_batch_1").is_file() and (folder / "batches.meta").is_file()
+
+
+def cifar10(cache: Path | None = None, source: Path | None = None) -> Photos:
+    """CIFAR-10 through torchvision, which unpickles only batches with the original's checksums.
+
+    Args:
+        cache: Where the pictures are written once; `files.cache_folder()` if None.
+        source: A folder `cifar-10-batches-py`; if None it is looked for in the cache, or downloaded.
 
     Returns:
         60000 pictures of 32 x 32, split 50000 train and 10000 test by the source.
 
     Raises:
+        DataError: the files of `source` are not the original's.
         ResourceError: neither there nor to be fetched.
     """
     from torchvision.datasets import CIFAR10
@@ -278,11 +288,17 @@ def cifar10(cache: Path | None = None) -> Photos:
     folder = cache / "cifar10"
     if folder.is_dir():
         return write_pictures(folder, {}, name="cifar10")
+    files = type("Files", (CIFAR10,), {"base_folder": source.name}) if source else CIFAR10
     sets = {}
     for part in ("train", "test"):
         try:
-            sets[part] = CIFAR10(cache, train=part == "train", download=True)
+            sets[part] = files(source.parent if source else cache, part == "train", download=source is None)
         except (OSError, RuntimeError) as error:  # URLError is an OSError; a wrong checksum a RuntimeError
+            if source:
+                raise DataError(
+                    f"{printable(source)} does not hold CIFAR-10's own files: {printable(error)}",
+                    "unpack cifar-10-python.tar.gz again",
+                ) from error
             raise ResourceError(
                 f"cannot fetch CIFAR-10 to {printable(cache)}: {printable(error)}",
                 "put cifar-10-python.tar.gz there, or its folder cifar-10-batches-py",

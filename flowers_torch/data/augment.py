@@ -5,6 +5,7 @@ Training has a few named policies over the same record. A policy draws from torc
 `loaders.py` seeds that generator for each photo, so a policy needs no seed of its own.
 """
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -17,13 +18,17 @@ from flowers_torch.data import batch_augment
 from flowers_torch.data.batch_augment import Draws
 
 MAX_ASPECT = 4  # of a longer strip only the middle is used: resized whole, it would fill the memory
-POLICIES = ("none", "light", "crop", "keras", "alexnet", "rand", "trivial")
+POLICIES = ("none", "light", "crop", "keras", "keras_zoom", "keras_shift", "alexnet", "rand", "trivial")
 
 # What the policies draw, here and for whole batches: shares of the area and ratios of width to height of a
-# part; brightness, contrast and saturation; the seed's rotation, shift, shear and zoom.
+# part; brightness, contrast and saturation; the tutorials' rotation, shift, shear (degrees) and zoom.
 CROPS = {"light": ((0.7, 1.0), (0.85, 1.18)), "crop": ((0.3, 1.0), (3 / 4, 4 / 3))}
 COLOUR = (0.2, 0.2, 0.2)
-KERAS = (30, 0.2, 0, 0.2)
+KERAS = {
+    "keras": (30, 0.2, 0, 0.2),  # of Flowers-17
+    "keras_zoom": (0, 0, 0.2, 0.2),  # of "very little data" and the five animals
+    "keras_shift": (0, 0.1, 0, 0),  # of CIFAR-10
+}
 
 
 def eval_transform(
@@ -75,7 +80,8 @@ def train_transform(
             mirrors and crops a little. `crop` mirrors, crops
             anything from 30% of the area and changes brightness, contrast and colour. `keras` does what the
             seed did: rotation up to 30 degrees, shifts up to 0.2, zoom 0.8 .. 1.2, mirror, border pixels
-            repeated. `alexnet` crops anywhere, mirrors, shifts RGB and moves colours along their principal
+            repeated; `keras_zoom` and `keras_shift` are those of two other tutorials, see `KERAS`.
+            `alexnet` crops anywhere, mirrors, shifts RGB and moves colours along their principal
             axes. `rand` and `trivial` are `crop` with RandAugment or TrivialAugment for the colours; `rand`
             also erases rectangles.
     """
@@ -91,11 +97,11 @@ def train_transform(
         views = cropped
     elif policy == "crop":
         views = [*cropped, v2.ColorJitter(*COLOUR)]
-    elif policy == "keras":
+    elif policy in KERAS:
         views = [
             v2.Resize((size, size), interpolation=mode),
             *_to_floats(),
-            OneImage(_keras_affine),
+            OneImage(functools.partial(_keras_affine, KERAS[policy])),
             v2.RandomHorizontalFlip(),
         ]
     elif policy == "alexnet":
@@ -152,7 +158,7 @@ class OneImage(nn.Module):
         return self.function(image[None], Draws(seed, 0, torch.zeros(1, dtype=torch.int64)))[0]
 
 
-def _keras_affine(images: Tensor, draws: Draws) -> Tensor:
+def _keras_affine(ranges: tuple[float, float, float, float], images: Tensor, draws: Draws) -> Tensor:
     """Rotation, shift and zoom with the border repeated: torchvision's `RandomAffine` has no border fill."""
-    matrices = batch_augment.draw_affines(draws, images.shape[-2], images.shape[-1], *KERAS)
+    matrices = batch_augment.draw_affines(draws, images.shape[-2], images.shape[-1], *ranges)
     return batch_augment.affine(images, matrices)

@@ -24,7 +24,7 @@ from flowers_torch.data.loaders import CountedBatches, Item, counted_seed
 
 # Side of the canvas over side of the input. Where parts of it are cut out, the smallest parts are enlarged a
 # little and the largest reduced a little.
-CANVAS = {"none": 1.0, "mirror": 1.0, "light": 1.2, "crop": 1.4, "keras": 1.0, "alexnet": 1.3}
+CANVAS = {"none": 1.0, "mirror": 1.0, "light": 1.2, "crop": 1.4, "alexnet": 1.3} | dict.fromkeys(KERAS, 1.0)
 BATCH_POLICIES = tuple(CANVAS)
 CPU_PHOTOS = 8  # augmented at a time on a CPU
 
@@ -81,10 +81,10 @@ def _augment(policy: str, size: int, crop: float, images: Tensor, draws: Draws, 
         images = batch_augment.random_crop(images, size, draws, share, aspects)
         images = batch_augment.shift_rgb(batch_augment.mirror(images, draws), draws)
         return batch_augment.shift_pca_colour(images, draws)
-    if policy == "keras":
+    if policy in KERAS:
         if images.shape[-2:] != (size, size):
             images = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
-        matrices = batch_augment.draw_affines(draws, size, size, *KERAS)
+        matrices = batch_augment.draw_affines(draws, size, size, *KERAS[policy])
         return batch_augment.mirror(batch_augment.affine(images, matrices), draws)
     scale, ratio = CROPS[policy]
     images = batch_augment.resized_crop(images, size, draws, scale, ratio, aspects)

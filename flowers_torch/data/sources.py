@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from flowers_torch.data.archives import SUFFIXES, archive_name, extract_to_cache, staged_folder
-from flowers_torch.data.arrays import HDF5_SUFFIXES, cifar10, read_hdf5
+from flowers_torch.data.arrays import HDF5_SUFFIXES, cifar10, is_cifar10, read_hdf5
 from flowers_torch.data.flowers17 import flowers17, flowers17_folder, is_flowers17
 from flowers_torch.data.folder import Photos, find_parts, find_photos, list_folder
 from flowers_torch.data.shards import find_shards, read_shards
@@ -14,8 +14,9 @@ from flowers_torch.files import cache_folder
 
 ACCEPTED = (
     "a folder of class folders or with train/val/test, a .tgz, .tar or .zip of one, a .csv of file,label, "
-    "a folder or pattern of .tar shards, an .h5 of arrays, cifar10, flowers17, or demo"
+    "a folder or pattern of .tar shards, an .h5 of arrays, CIFAR-10's folder, cifar10, flowers17, or demo"
 )
+CIFAR10_FOLDER = "cifar-10-batches-py"  # in cifar-10-python.tar.gz
 DEMO_VERSION = 1  # raise when draw_demo draws something else, so that nobody keeps the old pictures
 
 
@@ -29,8 +30,8 @@ def open_photos(
 
     Args:
         source: A folder (of class folders, or split already), an archive of one, a table of labels,
-            tar shards (their folder or a pattern), an HDF5 file, `cifar10`, `flowers17` or `demo`. A folder
-            called so is reached as `./demo`.
+            tar shards (their folder or a pattern), an HDF5 file, CIFAR-10's folder or archive, `cifar10`,
+            `flowers17` or `demo`. A folder called so is reached as `./demo`.
         cache: Where fetched, unpacked and drawn sets are kept; `files.cache_folder()` if None.
         progress: Called with bytes so far and bytes in all while downloading.
         fewest: Classes that a folder must hold.
@@ -47,6 +48,8 @@ def open_photos(
     if str(source) == "cifar10":
         return cifar10(cache)
     path = Path(source).expanduser()
+    if is_cifar10(path):
+        return cifar10(cache, path.resolve())
     if shards := find_shards(path):
         return read_shards(shards)
     if path.is_dir():
@@ -65,6 +68,8 @@ def _archive(path: Path, cache: Path) -> Photos:
     folder = extract_to_cache(path, cache)
     if is_flowers17(folder):
         return flowers17(path, cache)
+    if is_cifar10(folder / CIFAR10_FOLDER):
+        return cifar10(cache, folder / CIFAR10_FOLDER)
     while not find_parts(folder):  # most archives hold one folder that holds everything
         folders, _ = list_folder(folder)
         inner = list_folder(folder / folders[0])[0] if len(folders) == 1 else []

@@ -29,6 +29,7 @@ class Record:
     head_hidden: int = 0
     dropout: float = 0.0
     head_norm: bool = False
+    head: str = "softmax"  # or "sigmoid": one output for two classes
     model_options: dict[str, Any] = dataclasses.field(default_factory=dict)
     weights: str = "none"  # where training started from
     licence: str = ""  # of those weights
@@ -40,7 +41,14 @@ def build(record: Record) -> nn.Module:
     """The network of a record, with fresh weights."""
     size = record.preprocessing.size
     model = build_network(record.arch, len(record.classes), size=size, options=record.model_options)
-    set_head(model, len(record.classes), record.head_hidden, record.dropout, record.head_norm)
+    set_head(
+        model,
+        len(record.classes),
+        record.head_hidden,
+        record.dropout,
+        record.head_norm,
+        record.head == "sigmoid",
+    )
     return model
 
 

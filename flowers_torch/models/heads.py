@@ -1,15 +1,33 @@
-"""Classifier heads: the network's own linear one, or the seed's hidden layer in front of it."""
+"""Classifier heads: a linear layer, a hidden one in front of it as in the seed, or one sigmoid output."""
 
 from collections import OrderedDict
 
+import torch
 from torch import Tensor, nn
 
 from flowers_torch.errors import UsageError
 from flowers_torch.models.network import MlpHead, Network
 
 
+class TwoLogits(nn.Module):
+    """The one output z of a sigmoid head as the logits of two classes: (N, 1) -> (N, 2).
+
+    Their softmax is (1 - sigmoid(z), sigmoid(z)) and their cross-entropy the binary one of z, so that nothing
+    downstream has to know of the head. Half of z to either side gives both classes a gradient.
+    """
+
+    def forward(self, z: Tensor) -> Tensor:
+        """(-z/2, z/2)."""
+        return torch.cat([-z / 2, z / 2], dim=-1)
+
+
 def set_head(
-    model: nn.Module, num_classes: int, hidden: int = 0, dropout: float = 0.0, norm: bool = False
+    model: nn.Module,
+    num_classes: int,
+    hidden: int = 0,
+    dropout: float = 0.0,
+    norm: bool = False,
+    sigmoid: bool = False,
 ) -> None:
     """Gives a network a fresh classifier for `num_classes`, in place.
 
@@ -21,16 +39,19 @@ def set_head(
         dropout: Share of the classifier's inputs dropped in training.
         norm: Batch norm of the pooled features in front of it all, for backbones whose features are tiny or
             of very different size.
+        sigmoid: One output for two classes, as `Dense(1, activation="sigmoid")`, instead of one for each.
 
     Raises:
-        UsageError: the network has no linear classifier to replace.
+        UsageError: the network has no linear classifier to replace, or a sigmoid for other than two classes.
     """
     model.reset_classifier(num_classes)  # type: ignore[operator]
     name = classifier_name(model)
     last = model.get_submodule(name)
     if not isinstance(last, nn.Linear):
         raise UsageError(f"the classifier of {type(model).__name__} is not linear", "choose another network")
-    if not hidden and not dropout and not norm:
+    if sigmoid and num_classes != 2:
+        raise UsageError(f"a sigmoid head tells two classes apart, not {num_classes}", 'use head = "softmax"')
+    if not hidden and not dropout and not norm and not sigmoid:
         return
     layers: list[tuple[str, nn.Module]] = []
     if norm:
@@ -39,7 +60,9 @@ def set_head(
         layers += [("hidden", nn.Linear(last.in_features, hidden)), ("relu", nn.ReLU())]
     if dropout:
         layers += [("drop", nn.Dropout(dropout))]
-    layers += [("out", nn.Linear(hidden or last.in_features, num_classes))]
+    layers += [("out", nn.Linear(hidden or last.in_features, 1 if sigmoid else num_classes))]
+    if sigmoid:
+        layers += [("two_logits", TwoLogits())]
     parent, _, attribute = name.rpartition(".")
     setattr(model.get_submodule(parent), attribute, nn.Sequential(OrderedDict(layers)))
 

@@ -16,7 +16,7 @@ import timm.models
 from torch import Tensor, nn
 
 from flowers_torch.errors import ModelFileError, ResourceError, UsageError, printable
-from flowers_torch.files import cache_folder, download, safe_load
+from flowers_torch.files import cache_folder, check_digest, download, safe_load
 from flowers_torch.models.classifier import load_matching, read_record
 from flowers_torch.models.heads import classifier_name
 from flowers_torch.models.keras_files import is_keras_file
@@ -205,6 +205,9 @@ def fetch_imagenet(arch: str) -> Path:
     for name in ("model.safetensors", "pytorch_model.bin"):
         cached = huggingface_hub.try_to_load_from_cache(repository, name)
         if isinstance(cached, str):
+            blob = Path(cached).resolve()
+            if len(blob.name) == 64:  # large files lie there under their sha256
+                check_digest(blob, blob.name)
             return Path(cached)
     url = f"{constants.ENDPOINT}/{repository}"
     try:

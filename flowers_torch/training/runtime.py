@@ -12,6 +12,8 @@ from torch import nn
 from flowers_torch.errors import UsageError
 from flowers_torch.models.heads import main_and_auxiliary
 
+PROBE_SECONDS = 2.0
+MOST_DEVIATION = 0.1  # of a network's answers in half precision, relative to those in fp32 (L2)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -23,6 +25,7 @@ class Runtime:
     precision: str  # fp32, bf16 or fp16: of the network's arithmetic; parameters stay fp32
     reason: str
     channels_last: bool = True
+    rate: float = 0.0  # images/s of the step that `probe_precision` timed; 0: none
     fixed: bool = True  # False: `probe_precision` may still find a faster one for the network at hand
 
     @property
@@ -117,7 +120,7 @@ def deterministic(wanted: bool) -> Iterator[None]:
 def probe_precision(
     runtime: Runtime, model: nn.Module, size: int, backward: bool = True, probe: int = 4
 ) -> Runtime:
-    """Times a training step in fp32 and bf16 where that is open, and takes the faster.
+    """Times a training step in fp32 and bf16 where that is open, and takes the faster one that computes well.
 
     On CPUs neither is faster for all networks: dense convolutions gain from bf16, depthwise ones lose.
 
@@ -130,24 +133,41 @@ def probe_precision(
     """
     if runtime.fixed:
         return runtime
+    deadline = time.perf_counter() + PROBE_SECONDS
     before = {name: value.clone() for name, value in model.named_buffers()}
     rates: dict[str, float] = {}
-    model.train(backward)
+    remarks: list[str] = []
     with torch.random.fork_rng(devices=[]):
         images = runtime.images(torch.randn(probe, 3, size, size))
-        for precision in ("fp32", "bf16"):
-            candidate = dataclasses.replace(runtime, precision=precision)
-            seconds = [_step_seconds(candidate, model, images, backward) for _ in range(3)]
-            rates[precision] = probe / min(seconds[1:])  # the first one chooses kernels
+        candidates = [dataclasses.replace(runtime, precision=precision) for precision in ("fp32", "bf16")]
+        answers = [_answer(candidate, model, images) for candidate in candidates]  # before a step moves it
+        for candidate, answer in zip(candidates, answers, strict=True):
+            deviation = float((answer - answers[0]).norm() / answers[0].norm().clamp(min=1e-12))
+            if not deviation <= MOST_DEVIATION:
+                remarks.append(f"{candidate.precision} deviates by {deviation:.2g}")
+                continue
+            seconds = [_step_seconds(candidate, model, images, backward)]
+            while len(seconds) < 3 and time.perf_counter() < deadline:
+                seconds.append(_step_seconds(candidate, model, images, backward))
+            rates[candidate.precision] = probe / min(seconds)
     model.zero_grad(set_to_none=True)
     for name, value in model.named_buffers():
         value.copy_(before[name])
     best = max(rates, key=lambda precision: rates[precision])
-    figures = ", ".join(f"{precision} {rate:.1f} img/s" for precision, rate in rates.items())
-    return dataclasses.replace(runtime, precision=best, reason=f"fastest tried: {figures}", fixed=True)
+    figures = ", ".join([*(f"{precision} {rate:.1f} img/s" for precision, rate in rates.items()), *remarks])
+    reason = f"fastest tried: {figures}"
+    return dataclasses.replace(runtime, precision=best, reason=reason, fixed=True, rate=rates[best])
+
+
+def _answer(runtime: Runtime, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    model.eval()
+    with torch.no_grad(), runtime.autocast():
+        answer: torch.Tensor = model(images)
+    return answer.float()
 
 
 def _step_seconds(runtime: Runtime, model: nn.Module, images: torch.Tensor, backward: bool) -> float:
+    model.train(backward)
     started = time.perf_counter()
     with torch.set_grad_enabled(backward), runtime.autocast():
         logits, _ = main_and_auxiliary(model(images))

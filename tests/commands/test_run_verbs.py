@@ -114,6 +114,23 @@ def test_combining_writes_a_model_that_predicts(
     assert main(["predict", str(soup), str(photo_folder / "red" / "1.png")]) == 0
 
 
+def test_folds_together_on_photos_that_none_has_seen(
+    runs: list[str], photo_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folds = [Path(run).name for run in runs]
+    folder = Path(runs[0]).parent
+    (folder / "crossval.json").write_text(json.dumps({"runs": [{"folder": name} for name in folds]}))
+    assert main(["combine", str(folder), "--data", str(photo_folder)]) == 0
+    out, err = capsys.readouterr()
+    assert "of these 60 photos trained a run" in err
+    rows = {line[:20].strip(): line.split() for line in out.splitlines()[2:]}
+    assert list(rows) == [*folds, "answers: mean of all", "weights: mean of all"]
+    accuracies = [float(row[-4]) for row in rows.values()]
+    assert all(0.3 < accuracy <= 1 for accuracy in accuracies)
+    assert main(["combine", str(folder), "--data", str(photo_folder), "--out", str(tmp_path / "x")]) == 2
+    (folder / "crossval.json").unlink()
+
+
 def test_insight_joins_the_report(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     found = run_json(capsys, "insight", runs[1])
     assert found["photos"] == 60 and len(found["curve"]) == 4  # type: ignore[arg-type]

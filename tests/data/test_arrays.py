@@ -1,7 +1,12 @@
 """Arrays as people bring them: what is meant is converted and said, what cannot be meant is an error."""
 
+import hashlib
+import pickle
+import tarfile
+
 import numpy as np
 import pytest
+from torchvision.datasets import CIFAR10
 
 from flowers_torch.data.arrays import check_arrays, cifar10, read_hdf5, write_pictures
 from flowers_torch.data.images import load_image
@@ -172,6 +177,46 @@ def test_cifar10_comes_from_torchvision_once(tmp_path, monkeypatch):
     photos = open_photos("cifar10", tmp_path)
     assert photos.classes == ("airplane", "bird", "automobile") and len(photos) == 18
     assert cifar10(tmp_path) == photos and calls == [(tmp_path, True, True), (tmp_path, False, True)]
+
+
+def write_cifar10(folder, monkeypatch=None):
+    """Batches in the form of the original ones, which torchvision takes for them by their sums."""
+    folder.mkdir()
+    flat = np.random.default_rng(0).integers(0, 256, (12, 3072), dtype=np.uint8)
+    contents = {f"data_batch_{i + 1}": {"data": flat[2 * i : 2 * i + 2], "labels": [0, 1]} for i in range(5)}
+    contents["test_batch"] = {"data": flat[10:], "labels": [1, 0]}
+    contents["batches.meta"] = {"label_names": ["airplane", "automobile"]}
+    for name, content in contents.items():
+        (folder / name).write_bytes(pickle.dumps(content))
+    if monkeypatch:
+        sums = {name: hashlib.md5((folder / name).read_bytes()).hexdigest() for name in contents}
+        train = [[name, sums[name]] for name in sums if name.startswith("data")]
+        monkeypatch.setattr(CIFAR10, "train_list", train)
+        monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", sums["test_batch"]]])
+        monkeypatch.setattr(CIFAR10, "meta", CIFAR10.meta | {"md5": sums["batches.meta"]})
+    return flat
+
+
+def test_cifar10_s_own_files_as_a_folder_and_as_an_archive(tmp_path, monkeypatch):
+    flat = write_cifar10(tmp_path / "cifar-10-batches-py", monkeypatch)
+    photos = open_photos(tmp_path / "cifar-10-batches-py", tmp_path / "cache")
+    assert photos.classes == ("airplane", "automobile")
+    assert sorted(photos.split.values()) == ["test"] * 2 + ["train"] * 10
+    where = {path: index for index, path in enumerate(photos.paths)}
+    picture = np.asarray(load_image(photos.root / "test" / "automobile" / "000000.png"))
+    assert np.array_equal(picture, flat[10].reshape(3, 32, 32).transpose(1, 2, 0))
+    assert photos.labels[where["test/automobile/000000.png"]] == 1
+    with tarfile.open(tmp_path / "cifar-10-python.tar.gz", "w:gz") as archive:
+        archive.add(tmp_path / "cifar-10-batches-py", "cifar-10-batches-py")
+    unpacked = open_photos(tmp_path / "cifar-10-python.tar.gz", tmp_path / "other")
+    assert unpacked.paths == photos.paths and unpacked.labels == photos.labels
+
+
+def test_batches_with_other_checksums_are_never_unpickled(tmp_path, monkeypatch):
+    write_cifar10(tmp_path / "cifar")
+    monkeypatch.setattr("pickle.load", lambda *_, **__: pytest.fail("unpickled"))
+    with pytest.raises(DataError, match="does not hold CIFAR-10's own files"):
+        open_photos(tmp_path / "cifar", tmp_path / "cache")
 
 
 def test_cifar10_without_network(tmp_path, monkeypatch):

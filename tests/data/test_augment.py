@@ -32,7 +32,9 @@ def test_evaluation_takes_the_centre_and_normalises():
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 10_000), (10_000, 1), (3000, 7)])
-@pytest.mark.parametrize("policy", ["light", "crop", "keras", "alexnet", "rand", "trivial", "none"])
+@pytest.mark.parametrize(
+    "policy", ["light", "crop", "keras", "keras_zoom", "alexnet", "rand", "trivial", "none"]
+)
 def test_any_shape_becomes_an_input(size, policy):
     inputs = train_transform(policy, 24, **NEUTRAL)(Image.new("RGB", size, (80, 90, 100)))
     assert inputs.shape == (3, 24, 24) and bool(torch.isfinite(inputs).all())

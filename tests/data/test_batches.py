@@ -137,7 +137,7 @@ def test_one_kind_of_mixing_alone(files, mixing, wanted, monkeypatch):
 
 
 def test_unknown_policy():
-    with pytest.raises(ValueError, match="light, crop, keras, alexnet"):
+    with pytest.raises(ValueError, match="light, crop, alexnet, keras"):
         batch_policy("rand", SIZE)
 
 

@@ -38,7 +38,7 @@ def test_workers_change_nothing(files, workers):
         assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
-@pytest.mark.parametrize("policy", ["light", "keras", "alexnet"])
+@pytest.mark.parametrize("policy", ["light", "keras", "keras_shift", "alexnet"])
 def test_a_resumed_epoch_is_the_rest_of_the_whole_one(files, policy):
     whole, rest = batches(files, policy=policy), batches(files, policy=policy, skip=2)
     assert len(rest) == len(whole) - 2

@@ -65,3 +65,15 @@ def test_unknown_sources_say_what_is_accepted(tmp_path):
     }.items():
         with pytest.raises(DataError, match=f"{name} .*{what}.*flowers17, or demo"):
             open_photos(tmp_path / name)
+
+
+def test_paths_as_people_type_them(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for name in ("my photos", "-odd", "fünf & mehr"):
+        class_folders(tmp_path / name)
+    for typed in ("my photos", "my photos/", "~/my photos", "./my photos//", "-odd", "fünf & mehr"):
+        assert len(open_photos(typed)) == 2, typed
+    with pytest.raises(DataError, match=r"a\\x00b does not exist") as caught:
+        open_photos("a\0b")
+    assert "\0" not in str(caught.value)

@@ -55,3 +55,21 @@ def test_plain_networks_get_harder_to_train_and_residual_ones_do_not(tmp_path: P
     assert error["residual", 44] < error["residual", 8] + 0.05
     with Image.open(plot) as picture:
         assert picture.size[0] > 800
+
+
+def test_the_notebook_runs_cell_by_cell(
+    photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["notebook.py", str(photo_folder)])
+    cells = (EXAMPLES / "notebook.py").read_text().split("# %%")
+    assert len(cells) >= 6
+    load("notebook")
+    printed = capsys.readouterr().out
+    assert "accuracy" in printed and "('blue', 'green', 'red')" in printed and "0.png" in printed
+
+
+def test_a_research_network_from_the_blocks_learns(capsys: pytest.CaptureFixture[str]) -> None:
+    load("residual_net")
+    losses = [float(line.split()[-1]) for line in capsys.readouterr().out.splitlines()]
+    assert losses[0] > 1 and losses[-1] < 0.1

@@ -1,6 +1,7 @@
 """First weights: every choice of --weights, and what each refuses."""
 
 import dataclasses
+import hashlib
 import http.server
 import json
 import os
@@ -136,6 +137,7 @@ def test_imagenet_weights_from_a_hub(tmp_path: Path) -> None:
     torch.manual_seed(5)
     original = timm.create_model(ARCH)
     content = safetensors.torch.save(original.state_dict())
+    digest = hashlib.sha256(content).hexdigest()
 
     class Hub(http.server.BaseHTTPRequestHandler):
         def log_message(self, *args: object) -> None:
@@ -144,7 +146,7 @@ def test_imagenet_weights_from_a_hub(tmp_path: Path) -> None:
         def do_HEAD(self) -> None:
             self.send_response(200)
             self.send_header("Content-Length", str(len(content)))
-            self.send_header("ETag", '"0123"')
+            self.send_header("ETag", f'"{digest}"')
             self.send_header("X-Repo-Commit", "0" * 40)
             self.end_headers()
 
@@ -161,5 +163,9 @@ def test_imagenet_weights_from_a_hub(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr + result.stdout
     assert "head fresh" in result.stdout and "apache-2.0" in result.stdout
     assert torch.equal(torch.load(tmp_path / "out.pt", weights_only=True), original.conv1[0].weight)
-    # with the server gone, the cached file is used
+    # with the server gone, the cached file is used, but not once it is damaged
     assert run_fetch(tmp_path, "http://127.0.0.1:9").returncode == 0
+    (blob,) = tmp_path.rglob(digest)
+    blob.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    damaged = run_fetch(tmp_path, "http://127.0.0.1:9")
+    assert damaged.returncode == 6 and "is damaged: its sha256 is" in damaged.stdout

@@ -7,6 +7,7 @@ from torch import nn
 
 from flowers_torch.errors import DivergedError, ResourceError
 from flowers_torch.models.freeze import apply_rules
+from flowers_torch.training.distributed import World
 from flowers_torch.training.engine import (
     MAX_SKIPPED_STEPS,
     Sums,
@@ -257,3 +258,17 @@ def test_out_of_memory_for_two_photos_is_the_end() -> None:
     model.room = 1
     with pytest.raises(ResourceError, match="out of memory with 2 photos at once; fix: lower --size"):
         train_step_in_memory(training(model), IMAGES[:4], LABELS[:4], 0.1)
+
+
+class Two(World):
+    """One of two processes, whose partner answers as it does."""
+
+    def _reduce(self, values: tuple[float, ...], operation: object) -> list[float]:
+        return [2 * value for value in values]
+
+
+def test_out_of_memory_in_one_of_several_processes_ends_it() -> None:
+    cramped = training(Cramped())
+    cramped.world = Two(size=2)
+    with pytest.raises(ResourceError, match="out of memory with 4 photos at once"):
+        train_step_in_memory(cramped, IMAGES[:4], LABELS[:4], 0.1)

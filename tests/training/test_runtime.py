@@ -1,12 +1,14 @@
 """Device and precision: what is chosen, and what is refused."""
 
+from typing import Any
+
 import pytest
 import torch
 
 from flowers_torch.errors import UsageError
 from flowers_torch.models.zoo import create_model
 from flowers_torch.training import runtime
-from flowers_torch.training.runtime import Runtime, choose_runtime
+from flowers_torch.training.runtime import Runtime, choose_runtime, deterministic
 
 
 @pytest.mark.parametrize("native", [True, False])
@@ -71,6 +73,29 @@ def test_the_probe_takes_the_faster_and_changes_nothing(faster: str, monkeypatch
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+def test_a_precision_that_computes_something_else_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = create_model("test_resnet", num_classes=3)
+    real = runtime._answer
+
+    def answer(candidate: Runtime, *arguments: Any) -> torch.Tensor:
+        return real(candidate, *arguments) * (1.5 if candidate.precision == "bf16" else 1.0)
+
+    monkeypatch.setattr(runtime, "_answer", answer)
+    open_choice = Runtime(torch.device("cpu"), "bf16", "for a test", fixed=False)
+    chosen = runtime.probe_precision(open_choice, model, 32)
+    assert chosen.precision == "fp32" and "bf16 deviates by 0.5" in chosen.reason and chosen.rate > 0
+
+
 def test_a_wish_is_not_probed() -> None:
     asked = choose_runtime("cpu", "fp32")
     assert runtime.probe_precision(asked, torch.nn.Linear(1, 1), 32) is asked
+
+
+def test_an_operation_without_a_deterministic_form_is_named() -> None:
+    before = torch.are_deterministic_algorithms_enabled()
+    with pytest.raises(UsageError, match="deterministic = true: put_ has no deterministic form"):
+        with deterministic(True):
+            torch.zeros(3).put_(torch.tensor([0]), torch.ones(1))
+    assert torch.are_deterministic_algorithms_enabled() == before
+    with deterministic(False):
+        torch.zeros(3).put_(torch.tensor([0]), torch.ones(1))

@@ -1,0 +1,118 @@
+"""Exports every network of the zoo to ONNX and times it against PyTorch, one photo at a time on one core.
+
+    python benchmarks/export_zoo.py --results zoo.jsonl              all that the file does not hold yet
+    python benchmarks/export_zoo.py --results zoo.jsonl resnet50     some
+    python benchmarks/export_zoo.py --results zoo.jsonl --table      writes the table into docs/export.md
+
+Random weights and 17 classes at each network's usual size. The check is that of `flowers-torch export`, on drawn
+flowers in batches of 1, 2 and 17.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from flowers_torch.data.demo import FORMS, draw_picture
+from flowers_torch.deploy.graph import Answers
+from flowers_torch.deploy.onnx_file import describe, parse_onnx, to_onnx
+from flowers_torch.deploy.parity import PHOTOS, compare
+from flowers_torch.models.classifier import Record, build
+from flowers_torch.models.zoo import REGISTRY
+
+PAGE = Path(__file__).parents[1] / "docs" / "export.md"
+MARKS = ("<!-- zoo -->", "<!-- /zoo -->")
+
+
+def median_ms(run: Callable[[], Any], seconds: float = 3.0) -> float:
+    """Median time of a call in milliseconds, after two calls that do not count."""
+    run(), run()
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(times) < 5 or (time.perf_counter() < end and len(times) < 100):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return 1000 * statistics.median(times)
+
+
+def measure(name: str) -> dict[str, Any]:
+    """One row of the table."""
+    torch.manual_seed(0)
+    record = Record(name, tuple(f"class {i}" for i in range(17)), REGISTRY[name].preprocessing)
+    network = build(record).eval()
+    answers = Answers(network, record).eval()
+    start = time.perf_counter()
+    content = to_onnx(answers, describe(record, photos=False))
+    seconds = time.perf_counter() - start
+    model = parse_onnx(content, Path(name), threads=1)
+    forms = list(FORMS)
+    photos = [draw_picture(forms[i % 6], 200, np.random.default_rng(i)) for i in range(PHOTOS)]
+    parity = compare(answers, model, photos)
+    size = record.preprocessing.size
+    image = torch.randn(1, 3, size, size)
+    with torch.inference_mode():
+        eager = median_ms(lambda: network(image))
+    return {
+        "network": name,
+        "pixels": size,
+        "megabytes": len(content) / 1e6,
+        "torch_ms": eager,
+        "onnxruntime_ms": median_ms(lambda: model(image.numpy())),
+        "difference": parity.logits / max(1.0, parity.largest),
+        "holds": parity.holds,
+        "export_seconds": seconds,
+    }
+
+
+def table(rows: dict[str, dict[str, Any]]) -> str:
+    """Markdown, with every network of the zoo in it."""
+    lines = ["| network | pixels | file, MB | torch, ms | onnxruntime, ms | largest difference |"]
+    lines.append("|---|---:|---:|---:|---:|---:|")
+    for name in sorted(REGISTRY):
+        if name not in rows:
+            lines.append(f"| {name} | {REGISTRY[name].preprocessing.size} | not measured | | | |")
+            continue
+        row = rows[name]
+        lines.append(
+            f"| {name} | {row['pixels']} | {row['megabytes']:.1f} | {row['torch_ms']:.1f} | "
+            f"{row['onnxruntime_ms']:.1f} | {row['difference']:.0e}{'' if row['holds'] else ' too much'} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Measures, or writes the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("networks", nargs="*", help="names; all without")
+    parser.add_argument("--results", type=Path, required=True, help="a line of JSON for each network")
+    parser.add_argument("--table", action="store_true", help="write the table into docs/export.md")
+    args = parser.parse_args()
+    lines = args.results.read_text().splitlines() if args.results.is_file() else []
+    rows = {row["network"]: row for row in map(json.loads, lines)}
+    if args.table:
+        text = PAGE.read_text()
+        before, _, rest = text.partition(MARKS[0])
+        after = rest.partition(MARKS[1])[2]
+        PAGE.write_text(f"{before}{MARKS[0]}\n{table(rows)}\n{MARKS[1]}{after}")
+        return 0
+    torch.set_num_threads(1)
+    for name in args.networks or [name for name in sorted(REGISTRY) if name not in rows]:
+        row = measure(name)
+        with args.results.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        print(row, flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

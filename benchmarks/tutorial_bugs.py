@@ -1,0 +1,166 @@
+"""What the tutorials' mistakes do to their numbers, measured on Flowers-17; for docs/tutorial-bugs.md.
+
+    python benchmarks/tutorial_bugs.py 17flowers.tgz [--signs train_signs.h5] [--happy RUN]
+
+A linear head is fitted, by the same procedure each time, on the features of EfficientNet-Lite0 (ImageNet
+weights from pip); the nearest neighbour among the training photos stands for a network that knows its photos by
+heart. --signs takes the HDF5 pair or its stand-in, --happy a finished run of the recipe happy_house.
+"""
+
+import argparse
+import dataclasses
+import math
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from flowers_torch.config import load_config
+from flowers_torch.data.keras_augment import preprocess_input
+from flowers_torch.data.splits import exact_split
+from flowers_torch.evaluation.metrics import wilson
+from flowers_torch.front import answers
+from flowers_torch.models.cut import cut
+from flowers_torch.models.freeze import apply_rules, rules_for
+from flowers_torch.prepare import Run, part_batches, predict_part, prepare
+from flowers_torch.results import open_run
+from flowers_torch.stage import begin_stage
+from flowers_torch.training.engine import train_step
+from flowers_torch.training.linear import fit_probe
+
+SEEDS = range(5)
+L2 = 30.0  # of the linear head; what validation chooses most often
+Parts = tuple[Sequence[int], Sequence[int], Sequence[int]]
+
+
+def main() -> None:
+    """Prints a line for each mistake."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", help="17flowers.tgz, or anything else that is Flowers-17")
+    parser.add_argument("--signs", default="", help="train_signs.h5")
+    parser.add_argument("--happy", type=Path, help="finished run of happy_house")
+    args = parser.parse_args()
+
+    settings = {"weights": "offline", "workers": 0}
+    run = prepare(load_config("tf_efficientnet_lite0", args.data, overrides=settings))
+    labels = torch.tensor(run.photos.labels)
+    features = compute(run, range(len(labels)), "none")
+
+    trials = [the_tutorials_parts(len(labels), seed) for seed in SEEDS]
+    shared = [len(set(train) & set(test)) / len(test) for train, _, test in trials]
+    print(f"test photos that are training photos too: {statistics.fmean(shared):.3f}")
+    report("parts drawn anew, overlapping", features, labels, trials)
+    counts, twins = (800, 280, 280), run.twins
+    disjoint = [exact_split(run.photos, counts, seed, twins) for seed in SEEDS]
+    honest = [(split["train"], split["val"], split["test"]) for split in disjoint]
+    report("disjoint, twins together", features, labels, honest)
+    listed = [torch.tensor(np.random.RandomState(seed).permutation(labels.numpy())) for seed in SEEDS]
+    found = [accuracies(features, scrambled, parts) for scrambled, parts in zip(listed, honest, strict=True)]
+    print(f"files in another order than their names: linear {spread([linear for linear, _ in found])}")
+
+    probe = fit_probe(features[honest[0][0]], labels[honest[0][0]], 17, L2)
+    for policy in ("none", "keras"):
+        val = compute(run, honest[0][1], policy)
+        right = int((probe.logits(val).argmax(1) == labels[honest[0][1]]).sum())
+        print(f"validation photos augmented by {policy}: {right / len(val):.4f} of {len(val)}")
+    print(f"62 of 64 right, 95% interval: {wilson(62, 64)[0]:.3f} .. {wilson(62, 64)[1]:.3f}")
+
+    uniform = -(0.2 * math.log(0.2) + 0.8 * math.log(0.8))
+    print(f"5 outputs of 0.2: binary accuracy 0.8, binary cross-entropy {uniform:.4f}")
+    overwritten(features, labels)
+    if args.signs:
+        for momentum in (0.01, 0.1):
+            print(f"SIGNS, batch norm's averages follow with {momentum}: {signs(args.signs, momentum)}")
+    if args.happy:
+        happy(args.happy)
+
+
+def compute(run: Run, photos: Sequence[int], policy: str) -> Tensor:
+    """Pooled features of photos under an augmentation."""
+    apply_rules(run.model, rules_for(run.model, "head"))
+    made = cut(run.model, run.record.preprocessing.size, run.runtime.channels_last)
+    some = dataclasses.replace(run, split={"some": list(photos)})
+    values = made and answers(some, made, "some", policy, 1, lambda done: None)
+    if values is None:
+        raise SystemExit("the network cannot be cut in front of its head")
+    return values
+
+
+def the_tutorials_parts(photos: int, seed: int) -> Parts:
+    """Its three calls shuffle all photos anew and take 800, 260 and 260 from different places."""
+    random = np.random.RandomState(seed)
+    train, val, test = (random.permutation(photos).tolist() for _ in range(3))
+    return train[:800], val[800:1060], test[1060:1320]
+
+
+def report(name: str, features: Tensor, labels: Tensor, trials: Sequence[Parts]) -> None:
+    """A line with both classifiers' test accuracies."""
+    found = [accuracies(features, labels, parts) for parts in trials]
+    linear, nearest = zip(*found, strict=True)
+    print(f"{name}: linear {spread(linear)}, nearest neighbour {spread(nearest)}")
+
+
+def accuracies(features: Tensor, labels: Tensor, parts: Parts) -> tuple[float, float]:
+    """Test accuracy of a linear head and of the nearest neighbour."""
+    train, _, test = (torch.tensor(part) for part in parts)
+    probe = fit_probe(features[train], labels[train], 17, L2)
+    linear = probe.logits(features[test]).argmax(1) == labels[test]
+    units = nn.functional.normalize(features - features[train].mean(0))
+    nearest = labels[train][(units[test] @ units[train].T).argmax(1)] == labels[test]
+    return float(linear.float().mean()), float(nearest.float().mean())
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and range."""
+    return f"{statistics.fmean(values):.4f} ({min(values):.4f} .. {max(values):.4f})"
+
+
+def overwritten(features: Tensor, labels: Tensor) -> None:
+    """Labels of 500 training photos put on the features of 100 others, which come round five times."""
+    five = [[i for i, label in enumerate(labels.tolist()) if label == kind] for kind in range(5)]
+    train, val = ([i for kind in five for i in part(kind)] for part in (lambda k: k[:60], lambda k: k[60:]))
+    truth = labels[val]
+    for name, source in (("of the training photos", train), ("of the others, as printed", val)):
+        shown = [source[i % len(source)] for i in range(len(train))]
+        probe = fit_probe(features[shown], labels[train], 5, L2)
+        right = float((probe.logits(features[val]).argmax(1) == truth).float().mean())
+        print(f"five classes, features {name}: {right:.4f} of {len(val)} validation photos")
+
+
+def signs(data: str, momentum: float) -> str:
+    """The recipe signs_resnet50, with another pace of batch norm's averages."""
+    run = prepare(load_config(data=data, file="signs_resnet50"))
+    for module in run.model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = momentum
+    training, batches = begin_stage(run, run.config.stages[0], 0)
+    for epoch in range(2):
+        batches.order.epoch = epoch
+        run.model.train()
+        right = sum(train_step(training, images, labels, 1e-3)[1] for images, labels, _ in batches)
+    test = predict_part(run, "test", run.model, part_batches(run, "test"), lambda done: None)
+    share = float((test.logits.argmax(1) == test.labels).float().mean())
+    return f"{right / len(run.split['train']):.4f} in the last epoch of training, {share:.4f} on the test"
+
+
+def happy(folder: Path) -> None:
+    """Test photos prepared as in training, and as ImageNet's networks want them."""
+    run = open_run(folder, "cpu")
+    for name in ("as in training", "by preprocess_input"):
+        right = 0
+        for images, labels, _ in part_batches(run, "test"):
+            if name == "by preprocess_input":
+                levels = preprocess_input((255 * images).permute(0, 2, 3, 1).numpy(), "caffe")
+                images = torch.from_numpy(np.ascontiguousarray(levels)).permute(0, 3, 1, 2)
+            with torch.inference_mode(), run.runtime.autocast():
+                right += int((run.model(run.runtime.images(images)).argmax(1) == labels).sum())
+        print(f"HappyModel, photos prepared {name}: {right} of {len(run.split['test'])} right")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""`flowers-torch export RUN|WEIGHTS`: the model for other programs, checked before the file gets its name."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flowers_torch.errors import FlowersError, UsageError, printable
+
+if TYPE_CHECKING:
+    from flowers_torch.deploy.export import Trial
+
+SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2", "safetensors": ".safetensors", "page": ".html"}
+EXAMPLES = """examples:
+  flowers-torch export runs/photos-inception_v3-1                            an .onnx file
+  flowers-torch export runs/photos-inception_v3-1 --with-preprocessing --int8
+  flowers-torch export runs/photos-inception_v3-1 --format page              to try it in a browser
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of the export."""
+    parser.description = "Write a trained model for other programs, compared with the network on photos."
+    parser.epilog = EXAMPLES
+    parser.add_argument("model", help="run folder or model.safetensors")
+    parser.add_argument("--format", default="onnx", metavar="F", help=" | ".join(SUFFIXES))
+    parser.add_argument("--out", type=Path, metavar="FILE", help="instead of exported/ beside the weights")
+    parser.add_argument(
+        "--with-preprocessing",
+        action="store_true",
+        help="onnx, torch-export: take bytes of photos of any size",
+    )
+    parser.add_argument("--int8", action="store_true", help="onnx, page: eight bits, a quarter of the size")
+    parser.add_argument(
+        "--max-loss", default="2%", metavar="P", help="share of accuracy that --int8 may lose (default 2%%)"
+    )
+    parser.add_argument(
+        "--runtime", default="", metavar="PATH", help="page: onnxruntime-web from npm, folder or .tgz"
+    )
+    parser.add_argument(
+        "--folder", action="store_true", help="page: a folder of files even where one would do"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Writes the file; exit code 8 and no file where it does not compute what the network does."""
+    if args.format not in SUFFIXES:
+        raise UsageError(f"--format {printable(args.format)} is unknown", f"use {', '.join(SUFFIXES)}")
+    for flag, given, formats in (
+        ("--with-preprocessing", args.with_preprocessing, ("onnx", "torch-export")),
+        ("--int8", args.int8, ("onnx", "page")),
+        ("--runtime", args.runtime, ("page",)),
+        ("--folder", args.folder, ("page",)),
+    ):
+        if given and args.format not in formats:
+            raise UsageError(f"{flag} with --format {args.format}", f"use it with {' or '.join(formats)}")
+    most_lost = _share(args.max_loss)
+
+    from flowers_torch.deploy import export
+    from flowers_torch.deploy.onnx_file import need
+    from flowers_torch.models.classifier import load_classifier
+
+    if args.format in ("onnx", "page"):
+        for package in ("onnx", "onnxscript", "onnxruntime"):
+            need(package)
+    model = Path(args.model).expanduser()
+    network, record = load_classifier(model)
+    name = f"model{'.int8' if args.int8 else ''}{SUFFIXES[args.format]}"
+    path = (args.out or (model if model.is_dir() else model.parent) / "exported" / name).expanduser()
+    if path.is_dir() and args.format != "page":
+        raise UsageError(f"--out {printable(path)} is a folder", "name a file in it")
+    trial = find_trial(model, args.int8)
+    if args.format == "page":
+        from flowers_torch.deploy.page import find_runtime, write_page
+
+        runtime = find_runtime(args.runtime)
+        made = export.make_onnx(network, record, trial, path, True, args.int8, most_lost)
+        lines = [*write_page(path, made.content, runtime, args.folder), *made.lines]
+    elif args.format == "onnx":
+        photos = args.with_preprocessing
+        lines = export.make_onnx(network, record, trial, path, photos, args.int8, most_lost).write(path)
+    elif args.format == "torch-export":
+        lines = export.make_program(network, record, trial, path, args.with_preprocessing).write(path)
+    else:
+        lines = export.make_weights(network, record, trial, path).write(path)
+    print("\n".join(lines))
+    return 0
+
+
+def find_trial(model: Path, int8: bool = False) -> "Trial":
+    """Validation photos of a run; drawings where there is no run or its photos are gone.
+
+    Raises:
+        UsageError: `int8` without photos of a run.
+    """
+    import numpy as np
+
+    from flowers_torch.data.demo import FORMS, draw_picture
+    from flowers_torch.data.images import load_image
+    from flowers_torch.deploy.export import Trial
+    from flowers_torch.deploy.parity import PHOTOS
+    from flowers_torch.deploy.quantize import CALIBRATION_PHOTOS
+
+    reason = "a weights file alone has no photos"
+    if model.is_dir():
+        from flowers_torch.results import open_run
+
+        try:
+            opened = open_run(model, "cpu")
+        except FlowersError as error:
+            reason = str(error)
+        else:
+            root, names, labels = opened.photos.root, opened.photos.paths, opened.photos.labels
+            train, val = opened.split["train"], opened.split["val"]
+            tried = [root / names[val[i * len(val) // PHOTOS]] for i in range(PHOTOS)]
+            step = max(1, len(train) // CALIBRATION_PHOTOS)
+            return Trial(
+                [load_image(path) for path in tried],
+                "validation photos",
+                [root / names[i] for i in train[::step][:CALIBRATION_PHOTOS]],
+                [root / names[i] for i in val],
+                [labels[i] for i in val],
+            )
+    if int8:
+        raise UsageError(f"--int8 needs photos of the run: {reason}", "leave out --int8")
+    print(f"flowers-torch: compared on drawings: {reason}", file=sys.stderr)
+    forms = list(FORMS)
+    drawings = [
+        draw_picture(forms[i % len(forms)], 160 + 8 * i, np.random.default_rng([0, i])) for i in range(PHOTOS)
+    ]
+    return Trial(drawings, "drawings")
+
+
+def _share(text: str) -> float:
+    """2% or 0.02 as 0.02."""
+    try:
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise UsageError(f"--max-loss {printable(text, 40)} is no share of photos", "give such as 2%")
+    return value

@@ -1,0 +1,168 @@
+"""A model as a web page that works offline: it opens from a file, classifies in the browser and sends nothing.
+
+ONNX Runtime's WebAssembly build runs the .onnx file that takes photos, so that the page prepares them as every
+other export does. Where the whole is small it is one .html file; else a folder, whose parts are scripts, because
+a page opened from a file may load scripts from beside it and nothing else.
+"""
+
+import base64
+import dataclasses
+import gzip
+import importlib.resources
+import json
+import tarfile
+from pathlib import Path
+
+from flowers_torch import __version__
+from flowers_torch.deploy.export import megabytes
+from flowers_torch.deploy.onnx_file import parse_onnx
+from flowers_torch.errors import UsageError, printable
+from flowers_torch.files import atomic_write, cache_folder, download
+from flowers_torch.report.markup import script_json, text
+
+RUNTIME_VERSION = "1.30.0"
+RUNTIME_FILE = f"onnxruntime-web-{RUNTIME_VERSION}.tgz"
+RUNTIME_URL = f"https://registry.npmjs.org/onnxruntime-web/-/{RUNTIME_FILE}"
+RUNTIME_SHA256 = "d2228df7e4616bc3348bf504ee888f3bec43789a273f0a63f3e68d203ce3bf71"
+SCRIPT, WASM = "dist/ort.wasm.bundle.min.mjs", "dist/ort-wasm-simd-threaded.wasm"
+MOST_RUNTIME_BYTES = 64 << 20  # of either of these
+WAYS_ON = f"elsewhere: npm pack onnxruntime-web@{RUNTIME_VERSION}; here: --runtime {RUNTIME_FILE}"
+
+MOST_ONE_FILE = 48 << 20  # bytes of a page that phones still open
+PART_BYTES = 12 << 20  # of a script in a folder; a multiple of 3, so that parts decode one by one
+
+# No request but for the folder's own scripts; the runtime is started from memory (blob:).
+POLICY = (
+    "default-src 'none'; img-src blob:; style-src 'unsafe-inline'; "
+    "script-src 'unsafe-inline' 'wasm-unsafe-eval' blob:"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Runtime:
+    """ONNX Runtime for browsers: an ES module and the program that it starts."""
+
+    version: str
+    script: bytes
+    wasm: bytes
+
+
+def find_runtime(where: str = "") -> Runtime:
+    """The runtime from npm's package `onnxruntime-web`.
+
+    Args:
+        where: The unpacked package or its .tgz, as `npm pack onnxruntime-web` makes it; empty for the version
+            that this package was tested with, fetched once and checked.
+
+    Raises:
+        UsageError: no such package there.
+        ResourceError: it cannot be fetched.
+    """
+    if not where:
+        path = download(RUNTIME_URL, cache_folder() / RUNTIME_FILE, RUNTIME_SHA256, ways_on=WAYS_ON)
+    else:
+        path = Path(where).expanduser()
+    names = ("package.json", SCRIPT, WASM)
+    try:
+        if path.is_dir():
+            found = [(path / name).read_bytes() for name in names]
+        else:
+            with tarfile.open(path, "r:gz") as archive:
+                found = [_member(archive, f"package/{name}") for name in names]
+        version = str(json.loads(found[0])["version"])
+    except (OSError, KeyError, TypeError, ValueError, tarfile.TarError, EOFError) as error:
+        raise UsageError(
+            f"--runtime {printable(path)} is no onnxruntime-web: {printable(error)}",
+            f"npm pack onnxruntime-web@{RUNTIME_VERSION}, then --runtime {RUNTIME_FILE}",
+        ) from error
+    return Runtime(version, found[1], found[2])
+
+
+def write_page(path: Path, model: bytes, runtime: Runtime, as_folder: bool = False) -> list[str]:
+    """Writes the page of a model and returns lines about it.
+
+    Args:
+        path: The .html file. A page too large for one file becomes a folder of that name without the suffix,
+            with `index.html` in it.
+        model: An .onnx file that takes photos.
+        runtime: Of the browser.
+        as_folder: Even where one file would do.
+    """
+    metadata = parse_onnx(model, path).metadata
+    parts = {
+        "runtime": _encode(runtime.script),
+        "wasm": _encode(gzip.compress(runtime.wasm, 9, mtime=0)),
+        "model": _encode(model),
+    }
+    facts = {
+        "classes": [printable(name, 80) for name in metadata["classes"]],
+        "trust": metadata["trust"],
+        "network": f"{metadata['arch']}, {metadata['preprocessing']['size']} pixels",
+        "licence": printable(metadata["licence"], 200),
+        "size": megabytes(len(model)),
+    }
+    calls = {
+        f"{name}-{number}.js": f'part("{name}","{value}")'
+        for name, values in parts.items()
+        for number, value in enumerate(values)
+    }
+    total = sum(map(len, calls.values()))
+    if total <= MOST_ONE_FILE and not as_folder:
+        html = build_page(facts, [f"<script>{call}</script>" for call in calls.values()], POLICY)
+        _write(path, html)
+        size = megabytes(path.stat().st_size)
+        return [f"export   {printable(path)}, {size}: one file, opens in any browser without network"]
+    folder = path.with_suffix("") if path.suffix == ".html" else path
+    for name, call in calls.items():
+        _write(folder / name, call)
+    scripts = [f'<script src="{name}"></script>' for name in calls]
+    # 'self' is for servers; a page from a file has no origin of its own.
+    _write(folder / "index.html", build_page(facts, scripts, f"{POLICY} 'self' file:"))
+    reason = "" if as_folder else f", more than the {MOST_ONE_FILE >> 20} MB that one file may have"
+    return [
+        f"export   {printable(folder / 'index.html')} with {len(calls)} files beside it, {megabytes(total)}{reason}"
+    ]
+
+
+def build_page(facts: dict[str, object], scripts: list[str], policy: str) -> str:
+    """The HTML around the scripts that hold model and runtime."""
+    classes = facts["classes"]
+    count = len(classes) if isinstance(classes, list) else 0
+    return (
+        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{text(policy, 400)}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>Which of {count} classes?</title><style>{_file('page.css')}</style></head><body>"
+        f"<header><h1>Which of {count} classes is it?</h1>"
+        '<p id="status" role="status">The model is loading.</p></header>'
+        f"{_file('page.html')}"
+        f"<footer>Made by flowers_torch {__version__} with ONNX Runtime (MIT, Microsoft). "
+        "Photos stay on this device: the page sends nothing.</footer>"
+        f'<script type="application/json" id="facts">{script_json(facts)}</script>'
+        f"<script>{_file('page.js')}</script>{''.join(scripts)}<script>start()</script></body></html>\n"
+    )
+
+
+def _encode(content: bytes) -> list[str]:
+    starts = range(0, len(content), PART_BYTES)
+    return [base64.b64encode(content[start : start + PART_BYTES]).decode() for start in starts]
+
+
+def _member(archive: tarfile.TarFile, name: str) -> bytes:
+    file = archive.extractfile(name)
+    if file is None:
+        raise KeyError(f"{name} is no file")
+    content = file.read(MOST_RUNTIME_BYTES + 1)
+    if len(content) > MOST_RUNTIME_BYTES:
+        raise ValueError(f"{name} is too large")
+    return content
+
+
+def _write(path: Path, content: str) -> None:
+    data = content.encode()
+    with atomic_write(path, size=len(data)) as file:
+        file.write(data)
+
+
+def _file(name: str) -> str:
+    return (importlib.resources.files("flowers_torch.deploy") / name).read_text(encoding="utf-8")

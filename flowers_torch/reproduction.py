@@ -1,0 +1,295 @@
+"""A tutorial's figure beside ours: one run as lines to read, all recorded runs as docs/reproduction.md."""
+
+import dataclasses
+import datetime
+import json
+import shlex
+import statistics
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from flowers_torch.config import Config, default_stages, load_config
+from flowers_torch.errors import DataError, UsageError, printable
+from flowers_torch.files import write_text
+from flowers_torch.report.facts import read_history
+from flowers_torch.tutorials import EXACT, TUTORIALS, Tutorial
+
+NOT_MEASURED = "not measured"
+# Chosen for the photos or the machine, or said elsewhere in a row.
+NO_MATTER = set("data out seed threads workers device precision checkpoint_minutes store_gib".split())
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What one run of a recipe came to; a line of the results file."""
+
+    recipe: str
+    data: str  # name of the photos
+    stand_in: bool  # other photos than the tutorial's
+    seed: int
+    correct: int
+    photos: int
+    low: float
+    high: float
+    train_seconds: float
+    changes: tuple[str, ...]  # of the recipe's own options
+    machine: str
+    versions: str
+    date: str
+
+    @property
+    def accuracy(self) -> float:
+        return self.correct / self.photos
+
+
+def find_tutorial(recipe: str) -> Tutorial:
+    """What a recipe repeats.
+
+    Raises:
+        UsageError: no recipe of that name repeats a tutorial.
+    """
+    if recipe not in TUTORIALS:
+        raise UsageError(f"no tutorial is called {printable(recipe)}", f"use one of {', '.join(TUTORIALS)}")
+    return TUTORIALS[recipe]
+
+
+def read_outcome(folder: Path, recipe: str, stand_in: bool = False) -> Outcome:
+    """What a finished run came to.
+
+    Args:
+        folder: The run folder.
+        recipe: That it ran.
+        stand_in: Whether on other photos than the tutorial's.
+
+    Raises:
+        DataError: no finished run.
+    """
+    try:
+        test = json.loads((folder / "metrics.json").read_text())["test"]
+        low, high = test["interval_95"]
+        environment = json.loads((folder / "environment.json").read_text())
+        config = load_config(file=str(folder / "config.toml"))
+        history = read_history(folder)
+    except (OSError, KeyError, ValueError) as error:
+        raise DataError(f"{printable(folder)} is no finished run", "name the folder of one") from error
+    threads = config.threads or environment["threads"]
+    place = environment["gpu"] or f"{environment['processor']}, {threads} thread{'s' * (threads > 1)}"
+    return Outcome(
+        recipe,
+        Path(config.data).name,
+        stand_in,
+        config.seed,
+        test["correct"],
+        test["photos"],
+        low,
+        high,
+        sum(float(row["seconds"]) for row in history),
+        tuple(differences(config, load_config(file=recipe))),
+        place,
+        f"torch {environment['torch']}, flowers_torch {environment['flowers_torch']}",
+        datetime.date.fromtimestamp((folder / "metrics.json").stat().st_mtime).isoformat(),
+    )
+
+
+def recipe_of(folder: Path) -> str:
+    """The recipe that a run's command named, else nothing."""
+    try:
+        words = shlex.split((folder / "command.txt").read_text())
+    except (OSError, ValueError):
+        return ""
+    named = [after for flag, after in zip(words, words[1:], strict=False) if flag == "--config"]
+    return named[0] if named and named[0] in TUTORIALS else ""
+
+
+def with_our_defaults(config: Config) -> Config:
+    """A tutorial's recipe with this package's own defaults in place of its schedule.
+
+    The network, head, photos, stages and their epochs stay; optimiser, rate, schedule, augmentation, batch
+    size and weighing of classes become the default ones.
+    """
+    head, rest = default_stages()
+    stages = [
+        dataclasses.replace(
+            head if stage.train == "head" else rest, name=stage.name, epochs=stage.epochs, train=stage.train
+        )
+        for stage in config.stages
+    ]
+    return dataclasses.replace(
+        config, stages=stages, batch_size=Config.batch_size, class_weights=Config.class_weights
+    )
+
+
+def differences(config: Config, other: Config) -> list[str]:
+    """Options of a configuration that differ from another's, as `--set` takes them: `stages.0.lr=0.01`.
+
+    Left out are those that change no result, and what is chosen for the machine.
+    """
+    ours, theirs = (_flat(dataclasses.asdict(one)) for one in (config, other))
+    for values in (ours, theirs):  # a finished run has its weights resolved
+        values["weights"] = Path(values["weights"] or "imagenet").name
+    changed = [key for key, value in ours.items() if value != theirs.get(key) and key not in NO_MATTER]
+    return [f"{key}={ours[key]}" for key in changed]
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(values, dict):
+        pairs: Iterable[tuple[Any, Any]] = values.items()
+    elif prefix == "stages.":
+        pairs = enumerate(values)
+    else:
+        return {prefix.rstrip("."): values}
+    return {k: v for key, value in pairs for k, v in _flat(value, f"{prefix}{key}.").items()}
+
+
+def describe(recipe: str, outcome: Outcome) -> str:
+    """The tutorial's figure, ours, what differs on purpose, and what our defaults would change."""
+    tutorial, config = find_tutorial(recipe), load_config(file=recipe)
+    photos = f"{outcome.photos} test photos of {outcome.data}{' (a stand-in)' if outcome.stand_in else ''}"
+    ours = f"{outcome.accuracy:.4f} ({outcome.low:.3f} .. {outcome.high:.3f}) on {photos}"
+    lines = [
+        f"recipe   {recipe}: {tutorial.title} ({tutorial.rows})",
+        f"there    {tutorial.figure or NOT_MEASURED} ({tutorial.source})",
+        f"here     {ours}, seed {outcome.seed}, {outcome.train_seconds:.0f} s on {outcome.machine}",
+    ]
+    if tutorial.accuracy is not None and not outcome.stand_in:
+        lines.append(f"gap      {outcome.accuracy - tutorial.accuracy:+.4f}")
+    lines += [f"differs  {text}" for text in tutorial.differs]
+    lines += [f"changed  {text}" for text in outcome.changes]
+    wanted = dict(text.split("=", 1) for text in differences(with_our_defaults(config), config))
+    theirs = {key: str(value) for key, value in _flat(dataclasses.asdict(config)).items()}
+    lines += [f"default  {key} {value} instead of {theirs[key]}" for key, value in wanted.items()]
+    return "\n".join(lines)
+
+
+def read_results(path: Path) -> list[Outcome]:
+    """Outcomes of a results file, one JSON object a line; none where it is not there."""
+    if not path.is_file():
+        return []
+    try:
+        rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+        return [Outcome(**row | {"changes": tuple(row["changes"])}) for row in rows]
+    except (ValueError, TypeError, KeyError) as error:
+        raise DataError(
+            f"{printable(path)} is no results file: {printable(error)}", "name another"
+        ) from error
+
+
+def add_result(path: Path, outcome: Outcome) -> None:
+    """Adds an outcome to a results file; the same run again replaces its line."""
+
+    def key(one: Outcome) -> tuple[Any, ...]:
+        return one.recipe, one.data, one.seed, one.changes
+
+    kept = [one for one in read_results(path) if key(one) != key(outcome)]
+    lines = [json.dumps(dataclasses.asdict(one)) for one in [*kept, outcome]]
+    write_text(path, "".join(f"{line}\n" for line in lines))
+
+
+def page(outcomes: list[Outcome]) -> str:
+    """docs/reproduction.md: every row, its command, the tutorial's figure, ours."""
+    trained = [_trained_row(recipe, outcomes) for recipe in TUTORIALS]
+    exact = [f"| {e.row} | {e.what} | {_code(e.command)} | {e.figure} | `{e.test}` |" for e in EXACT]
+    more = [
+        f"| `{one[0].recipe}` | {', '.join(f'`{text}`' for text in one[0].changes)} | {_figures(one)} |"
+        for one in _groups([o for o in outcomes if o.changes])
+    ]
+    where = [f"- `{recipe}`: {tutorial.data}." for recipe, tutorial in TUTORIALS.items()]
+    differs = [
+        f"- `{recipe}`: {text}." for recipe, tutorial in TUTORIALS.items() for text in tutorial.differs
+    ]
+    machines = sorted({f"{one.machine}; {one.versions}" for one in outcomes})
+    return PAGE.format(
+        trained="\n".join(trained),
+        more="\n".join(more),
+        exact="\n".join(exact),
+        where="\n".join(where),
+        differs="\n".join(differs),
+        machines="; ".join(machines),
+    )
+
+
+def _trained_row(recipe: str, outcomes: list[Outcome]) -> str:
+    tutorial = TUTORIALS[recipe]
+    command = f"python train.py --config {recipe}"
+    own = _groups([one for one in outcomes if one.recipe == recipe and not one.changes])
+    figures = " <br> ".join(_figures(group) for group in own) or f"{NOT_MEASURED} | | "
+    there = tutorial.figure or "no figure"
+    return f"| {tutorial.rows} | {tutorial.title} | `{command}` | {there} | {figures} |"
+
+
+def _groups(outcomes: list[Outcome]) -> list[list[Outcome]]:
+    groups: dict[tuple[Any, ...], list[Outcome]] = {}
+    for one in outcomes:
+        groups.setdefault((one.recipe, one.data, one.changes), []).append(one)
+    return list(groups.values())
+
+
+def _figures(runs: list[Outcome]) -> str:
+    """Mean and range over the seeds, photos, seeds, time: three cells."""
+    found = [one.accuracy for one in runs]
+    spread = f" ({min(found):.3f} .. {max(found):.3f})" if len(found) > 1 else ""
+    if len(found) == 1:
+        spread = f" (95% interval {runs[0].low:.3f} .. {runs[0].high:.3f})"
+    kind = "stand-in " if runs[0].stand_in else ""
+    mean = statistics.fmean(found)
+    seconds = statistics.fmean(one.train_seconds for one in runs)
+    seeds = ", ".join(str(one.seed) for one in sorted(runs, key=lambda one: one.seed))
+    return (
+        f"{mean:.4f}{spread} on {runs[0].photos} photos of {kind}`{runs[0].data}` | {seeds} | {seconds:.0f} s"
+    )
+
+
+def _code(command: str) -> str:
+    return command if command.startswith("see ") else f"`{command}`"
+
+
+PAGE = """\
+# The tutorials' figures, and ours
+
+Written by `flowers-torch reproduce --page docs/reproduction.md`; change the facts in
+`flowers_torch/tutorials.py`, the figures in `benchmarks/reproduction.jsonl`, not this page.
+
+`flowers-torch reproduce happy_house --data train_happy.h5` runs a recipe and prints the tutorial's figure,
+ours, and what differs; `--run FOLDER` reads a finished run instead; `--defaults` runs the same network,
+photos and epochs with this package's defaults in place of the tutorial's optimiser, rates and augmentation;
+`--record` keeps the result for this page.
+
+## Trained
+
+Test accuracy here; with several seeds the mean and the range. Where the tutorial's photos cannot be had,
+the recipe ran on a stand-in of about the same size, form and number of classes (`benchmarks/stand_ins.py`
+makes them of Flowers-17): such a figure says that the recipe works, not that it reaches the tutorial's.
+Time is that of the epochs. Machine: {machines}.
+
+| row | what | command | there | here | seeds | time |
+|---|---|---|---|---|---|---|
+{trained}
+
+With other options than the recipe's:
+
+| recipe | options | here | seeds | time |
+|---|---|---|---|---|
+{more}
+
+## Figures that training does not change
+
+Each is proved by a test below `tests/`.
+
+| row | what | command | figure | test |
+|---|---|---|---|---|
+{exact}
+
+## Where the photos are
+
+{where}
+
+Class folders are `DATA/train/<class>/*.jpg` and `DATA/validation/<class>/*.jpg`; of an HDF5 pair name one
+file, the other is found beside it.
+
+## What differs on purpose
+
+{differs}
+
+The tutorials' mistakes, and what each does to the numbers: [tutorial-bugs.md](tutorial-bugs.md).
+"""

@@ -1,0 +1,73 @@
+"""The graph that is exported: photos prepared as everywhere else, and answers as `predict` gives them."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from flowers_torch.data.augment import eval_transform
+from flowers_torch.deploy.graph import Answers, Prepare
+from flowers_torch.evaluation.unsure import fit_familiar, make_trust, read_familiar
+from flowers_torch.models.classifier import Record, build
+from flowers_torch.models.zoo import Preprocessing
+
+USUAL = Preprocessing(size=48, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4), crop=0.8)
+
+
+def picture(width: int, height: int) -> Image.Image:
+    """Waves and noise: what resizing does to it depends on the filter and on every place."""
+    rows, columns = np.mgrid[0:height, 0:width]
+    waves = 127 + 100 * np.sin(columns / 7) * np.cos(rows / 11)
+    noise = np.random.default_rng(0).normal(0, 25, (height, width, 3))
+    return Image.fromarray(np.clip(waves[..., None] + noise, 0, 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize("size", [(100, 75), (75, 100), (61, 60), (60, 60), (300, 40), (31, 400), (1, 9), (7, 5)])
+@pytest.mark.parametrize(
+    "preprocessing",
+    [
+        USUAL,
+        dataclasses.replace(USUAL, interpolation="bilinear", crop=0.875),
+        dataclasses.replace(USUAL, size=33, crop=1.0),
+        dataclasses.replace(USUAL, squash=True),
+    ],
+    ids=["usual", "bilinear", "odd", "squash"],
+)
+def test_photos_are_prepared_as_for_validation(size: tuple[int, int], preprocessing: Preprocessing) -> None:
+    """Two grey levels is how far PyTorch's filter on bytes is from Pillow's at most; a shift of one pixel is 50."""
+    photo = picture(*size)
+    expected = eval_transform(**dataclasses.asdict(preprocessing))(photo)
+    found = Prepare(preprocessing)(torch.from_numpy(np.array(photo)[None]))[0]
+    levels = (found - expected).abs() * torch.tensor(preprocessing.std)[:, None, None] * 255
+    assert found.shape == expected.shape
+    assert float(levels.max()) < 2.01 and float(levels.mean()) < 0.5
+
+
+def test_logits_are_the_network_s_and_probabilities_those_of_predict() -> None:
+    torch.manual_seed(0)
+    record = Record("cifar_resnet", ("a", "b", "c"), USUAL, temperature=0.5, model_options={"depth": 8})
+    network = build(record).eval()
+    images = torch.randn(3, 3, 48, 48)
+    with torch.inference_mode():
+        logits, probabilities = Answers(network, record)(images)
+        assert torch.equal(logits, network(images))
+    torch.testing.assert_close(probabilities, (logits * 2).softmax(1))
+    assert Answers(network, record).outputs == ["logits", "probabilities"]
+
+
+def test_strangeness_is_the_distance_that_predict_goes_by() -> None:
+    torch.manual_seed(0)
+    features, labels = torch.randn(8, 64), torch.arange(8) % 2
+    trust = make_trust([(0.9, 4, 0)], fit_familiar(features, labels, torch.randn(8, 64)))
+    record = Record("cifar_resnet", ("a", "b"), USUAL, trust=trust, model_options={"depth": 8})
+    network = build(record).eval()
+    images = torch.randn(3, 3, 48, 48)
+    answers = Answers(network, record)
+    with torch.inference_mode():
+        outputs = dict(zip(answers.outputs, answers(images), strict=True))
+        seen = network.forward_head(network.forward_features(images), pre_logits=True).flatten(1)  # type: ignore[operator]
+    familiar = read_familiar(trust)
+    assert familiar is not None
+    torch.testing.assert_close(outputs["strangeness"], familiar.distance(seen))

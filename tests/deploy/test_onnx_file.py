@@ -1,0 +1,104 @@
+"""Exported .onnx files: complete in one file, self-explaining, and read with suspicion."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from flowers_torch.cli import main
+from flowers_torch.deploy.graph import Answers
+from flowers_torch.deploy.onnx_file import attach, describe, need, open_onnx, parse_onnx
+from flowers_torch.errors import ModelFileError, UsageError
+from flowers_torch.models.zoo import Preprocessing
+
+
+def test_a_lone_file_is_complete(onnx_bytes: bytes, small: Any, tmp_path: Path) -> None:
+    """Weights in a second file would be lost with the first copy."""
+    path = tmp_path / "alone.onnx"
+    path.write_bytes(onnx_bytes)
+    model = open_onnx(path, threads=1)
+    photos = np.stack([np.asarray(photo.crop((0, 0, 40, 40))) for photo in small.trial.photos[:2]])
+    found = model(photos)
+    with torch.inference_mode():
+        expected = Answers(small.network, small.record, photos=True)(torch.from_numpy(photos))
+    assert list(found) == ["logits", "probabilities", "strangeness"]
+    for value, wanted in zip(found.values(), expected, strict=True):
+        np.testing.assert_allclose(value, wanted.numpy(), atol=2e-2)
+
+
+@pytest.mark.parametrize("count", [1, 2, 17])
+@pytest.mark.parametrize(("height", "width"), [(40, 50), (64, 33), (200, 20)])
+def test_any_number_of_photos_of_any_size(onnx_bytes: bytes, count: int, height: int, width: int) -> None:
+    model = parse_onnx(onnx_bytes, Path("x.onnx"), threads=1)
+    photos = np.random.default_rng(0).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
+    together = model(photos)["logits"]
+    assert together.shape == (count, 3)
+    np.testing.assert_allclose(together[-1:], model(photos[-1:])["logits"], atol=1e-4)
+
+
+def test_the_metadata_say_all_that_is_needed(onnx_bytes: bytes, small: Any) -> None:
+    found = parse_onnx(onnx_bytes, Path("x.onnx")).metadata
+    assert tuple(found["classes"]) == small.record.classes
+    assert Preprocessing.from_dict(found["preprocessing"]) == small.record.preprocessing
+    assert found["temperature"] == 0.5 and found["input"] == "photos"
+    assert found["trust"]["curve"] == [[0.9, 4, 0], [0.4, 10, 2]]
+    assert found["trust"]["limit"] == small.record.trust["familiar"]["limit"]
+    assert found["check"]["photos"] == 20 and found["weights"] == "secret.h5" and found["licence"] == "mit"
+    assert "\\ud800" in json.dumps(found["classes"])  # stored as it is, though no file system's idea of text
+    assert b"/home/somebody" not in onnx_bytes and str(Path(__file__).parents[2]).encode() not in onnx_bytes
+
+
+def test_cut_and_altered_files(onnx_bytes: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    for content in (b"", onnx_bytes[:100], onnx_bytes[: len(onnx_bytes) // 2], onnx_bytes[:-1], b"\x08" * 4096):
+        path.write_bytes(content)
+        with pytest.raises(ModelFileError, match="model.onnx (is damaged|does not say)"):
+            open_onnx(path)
+    with pytest.raises(ModelFileError, match="no such file"):
+        open_onnx(tmp_path / "nothing.onnx")
+
+
+@pytest.mark.parametrize("location", ["../../etc/passwd", "/etc/passwd", "weights.bin"])
+def test_weights_outside_of_the_file_are_refused(onnx_bytes: bytes, location: str) -> None:
+    onnx = need("onnx")
+    model = onnx.load_model_from_string(onnx_bytes)
+    weights = model.graph.initializer[0]
+    weights.ClearField("raw_data")
+    weights.data_location = onnx.TensorProto.EXTERNAL
+    weights.external_data.add(key="location", value=location)
+    with pytest.raises(ModelFileError, match=f"wants to read the file {location}"):
+        parse_onnx(model.SerializeToString(), Path("x.onnx"))
+
+
+def test_weights_outside_are_found_in_constants_and_functions(onnx_bytes: bytes) -> None:
+    onnx = need("onnx")
+    model = onnx.load_model_from_string(onnx_bytes)
+    tensor = onnx.TensorProto(data_location=onnx.TensorProto.EXTERNAL)
+    node = onnx.helper.make_node("Constant", [], ["c"], value=tensor)
+    model.functions.add(name="f", domain="d").node.append(node)
+    with pytest.raises(ModelFileError, match="wants to read the file"):
+        parse_onnx(model.SerializeToString(), Path("x.onnx"))
+
+
+def test_files_of_others_are_not_taken_for_ours(onnx_bytes: bytes, small: Any) -> None:
+    model = need("onnx").load_model_from_string(onnx_bytes)
+    metadata = describe(small.record, photos=True)
+    del metadata["temperature"]
+    with pytest.raises(ModelFileError, match="does not say its temperature"):
+        parse_onnx(attach(model, metadata), Path("x.onnx"))
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
+def test_a_missing_package_is_named_with_its_install_line(
+    package: str, small: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UsageError, match=f'ONNX needs {package}; fix: pip install "flowers-torch'):
+        need(package)
+    assert main(["export", str(small.file)]) == 2
+    assert 'pip install "flowers-torch[onnx]"' in capsys.readouterr().err
+    assert not (small.file.parent / "exported").exists()

@@ -1,0 +1,159 @@
+"""README and docs: each command is one that the program takes, code is run, links lead somewhere."""
+
+import re
+import shlex
+import shutil
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from flowers_torch import cli
+from flowers_torch.commands.train import overrides
+from flowers_torch.config import load_config
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+OURS = re.compile(r"(python train\.py|flowers-torch [a-z]|torchrun .*train\.py)")
+
+
+def blocks(text: str) -> Iterator[tuple[str, str]]:
+    """(language, code) of each fenced or indented block."""
+    for language, code in re.findall(r"^```(\w*)\n(.*?)^```$", text, re.M | re.S):
+        yield language, code
+    bare = re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
+    for code in re.findall(r"(?:^    .*\n)+", bare, re.M):
+        yield "", "\n".join(line[4:] for line in code.splitlines())
+
+
+def commands(page: Path) -> list[str]:
+    """Our commands in blocks and in backticks, one a string."""
+    text = page.read_text()
+    lines = [line for _, code in blocks(text) for line in code.replace("\\\n", " ").splitlines()]
+    lines = [part.strip() for line in lines for part in line.split("&&")]
+    lines += re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S))
+    # Placeholders and sketches are for people: `flowers-torch VERB`, `torchrun ... train.py --resume runs/a`.
+    found = [line for line in lines if OURS.match(line) and "..." not in line and "VERB" not in line]
+    return [re.split(r"\s{3,}", line)[0] for line in found if "$" not in line]  # what follows explains
+
+
+def words_of(command: str) -> tuple[str, list[str]]:
+    """Verb and arguments."""
+    words = shlex.split(command, comments=True)
+    if "train.py" in words:
+        return "train", words[words.index("train.py") + 1 :]
+    return words[1], words[2:]
+
+
+def parse(command: str) -> Any:
+    verb, words = words_of(command)
+    assert verb in cli.VERBS, command
+    parser = cli.Parser(prog=verb, allow_abbrev=False)
+    module = import_module(f"flowers_torch.commands.{verb.replace('-', '_')}")
+    module.add_arguments(parser)
+    return parser.parse_args(words)
+
+
+ALL = [(page, command) for page in PAGES for command in commands(page)]
+
+
+@pytest.mark.parametrize(("page", "command"), ALL, ids=[f"{p.name}: {c[:60]}" for p, c in ALL])
+def test_every_command_is_one_that_the_program_takes(page: Path, command: str) -> None:
+    args = parse(command)
+    if words_of(command)[0] in ("train", "crossval") and not args.resume:
+        load_config(args.arch, args.data, args.config if args.config != "FILE" else "", overrides(args))
+
+
+def test_many_commands_are_found() -> None:
+    assert len(ALL) > 60 and len({page for page, _ in ALL}) >= 8
+
+
+def anchors(page: Path) -> set[str]:
+    titles = re.findall(r"^#+ (.*)$", page.read_text(), re.M)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if target.startswith("http"):
+            continue
+        file, _, anchor = target.partition("#")
+        other = (page.parent / file).resolve() if file else page
+        assert other.exists(), target
+        assert not anchor or anchor in anchors(other), target
+
+
+def test_readme_links_every_page() -> None:
+    linked = set(re.findall(r"\]\((docs/[^)#]+)", (ROOT / "README.md").read_text()))
+    reached = linked | {
+        f"docs/{name}" for page in linked if page.endswith(".md")
+        for name in re.findall(r"\]\(([\w-]+\.md)", (ROOT / page).read_text())
+    }  # fmt: skip
+    assert {f"docs/{page.name}" for page in PAGES[1:]} <= reached
+
+
+@pytest.fixture
+def workplace(photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder as the pages assume it."""
+    shutil.copytree(photo_folder, tmp_path / "photos")
+    for name in ("my_photos", "new_photos"):
+        shutil.copytree(photo_folder, tmp_path / name, ignore=shutil.ignore_patterns("1?.png", "[5-9].png"))
+    for name in ("blue", "green"):
+        shutil.copytree(photo_folder / name, tmp_path / "two" / name)
+    draw = np.random.default_rng(0)
+    shapes = {
+        "conv0": [(7, 7, 3, 32), (32,)],
+        "bn0": [(32,), (32,), (32,), (32,)],
+        "fc": [(32 * 32 * 32, 1), (1,)],
+    }
+    names = {2: ["kernel:0", "bias:0"], 4: ["gamma:0", "beta:0", "moving_mean:0", "moving_variance:0"]}
+    with h5py.File(tmp_path / "happy.h5", "w") as file:
+        file.attrs["layer_names"] = [name.encode() for name in shapes]
+        for layer, arrays in shapes.items():
+            group = file.create_group(layer)
+            weights = [f"{layer}/{name}" for name in names[len(arrays)]]
+            group.attrs["weight_names"] = [name.encode() for name in weights]
+            for name, shape in zip(weights, arrays, strict=True):
+                group[name] = draw.uniform(0.1, 1, shape).astype(np.float32)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    return tmp_path
+
+
+NEEDS_MORE = (
+    "cuda",
+    "torchrun",
+    "cifar10",
+    "--set stages.1.",
+)  # a device, processes, a download: parsed only
+
+
+def test_every_line_of_the_keras_table_runs(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = (ROOT / "docs/from-keras.md").read_text()
+    names: dict[str, Any] = {}
+    exec(next(code for language, code in blocks(page) if language == "python"), names)
+    rows = re.findall(r"^\| (.+?) \| `(.+?)`[^|]*\|$", page, re.M)
+    assert len(rows) > 45 and all(keras for keras, _ in rows)
+    for _, line in rows:
+        if not OURS.match(line):
+            exec(line, names)
+        elif not any(text in line for text in NEEDS_MORE):
+            verb, words = words_of(line)
+            assert cli.main([verb, *words]) == 0, f"{line}: {capsys.readouterr().err}"
+    assert (workplace / "look/contact_sheet.jpg").is_file() and (workplace / "model.svg").is_file()
+    assert len(names["answers"]) == 20 and names["happy"](names["images"][:, :, :64, :64]).shape[1] == 2
+
+
+def test_readme_s_python_runs(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    readme = (ROOT / "README.md").read_text()
+    ran = 0
+    for language, code in blocks(readme):
+        if language == "python" and "torch.hub" not in code:
+            exec(code, {})
+            ran += 1
+    assert ran == 2 and "report in runs" in capsys.readouterr().out

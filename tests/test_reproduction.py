@@ -1,0 +1,125 @@
+"""The tutorials' figures beside ours: facts, one run's comparison, the results file, the page."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+
+from flowers_torch.cli import main
+from flowers_torch.config import config_folder, load_config
+from flowers_torch.errors import DataError, UsageError
+from flowers_torch.reproduction import (
+    Outcome,
+    add_result,
+    differences,
+    page,
+    read_results,
+    with_our_defaults,
+)
+from flowers_torch.tutorials import EXACT, TUTORIALS
+
+ROOT = Path(__file__).parent.parent
+ROWS = "A1 A2 A3 A4 A5 A6 A7 B1 B2 B3 B4 B5 B6 B7 B8 B9 B10 B11 C1 C2 C3 C4 C5 C6 C7 C8 C9 C10 D1 D2 D3 D4 D5"
+RUN = Outcome(
+    *("happy_house", "train_happy.h5", True, 0, 132, 150, 0.82, 0.92, 40.0, ()),
+    *("a processor, 1 thread", "torch 2", "2026-01-01"),
+)
+
+
+def test_every_row_and_every_recipe_of_a_tutorial_is_there() -> None:
+    shown = {row for t in TUTORIALS.values() for row in t.rows.split()}
+    shown |= {row for exact in EXACT for row in exact.row.split()}
+    assert shown == set(ROWS.split())
+    general = {"demo", "inception_v3", "tf_efficientnet_lite0"}
+    assert set(TUTORIALS) == {path.stem for path in config_folder().rglob("*.toml")} - general
+
+
+@pytest.mark.parametrize("exact", EXACT, ids=lambda exact: exact.what)
+def test_the_proof_of_a_figure_exists(exact) -> None:
+    file, name = exact.test.split("::")
+    assert f"def {name}(" in (ROOT / "tests" / file).read_text()
+    if exact.command.startswith("see "):
+        assert (ROOT / exact.command.removeprefix("see ")).is_file()
+
+
+def test_printed_figures_are_those_that_are_compared() -> None:
+    for tutorial in TUTORIALS.values():
+        figures = [float(text) for text in re.findall(r"0\.\d+", tutorial.figure)]
+        if tutorial.accuracy is None:
+            assert not figures
+        else:
+            assert tutorial.accuracy in figures or min(figures) <= tutorial.accuracy <= max(figures)
+
+
+def test_our_defaults_change_the_schedule_and_nothing_else() -> None:
+    config = load_config(file="little_data_finetune_vgg16")
+    ours = with_our_defaults(config)
+    assert [(s.name, s.epochs, s.train) for s in ours.stages] == [
+        (s.name, s.epochs, s.train) for s in config.stages
+    ]
+    changed = differences(ours, config)
+    assert "stages.1.optimizer=adamw" in changed and "stages.1.lr=0.0003" in changed
+    assert all(text.startswith(("stages.", "batch_size")) for text in changed)
+    assert differences(config, config) == []
+    assert differences(dataclasses.replace(config, seed=3, out="x", weights="imagenet"), config) == []
+
+
+def test_results_are_kept_once_for_each_run(tmp_path: Path) -> None:
+    file = tmp_path / "results.jsonl"
+    assert read_results(file) == []
+    add_result(file, dataclasses.replace(RUN, correct=1))
+    add_result(file, dataclasses.replace(RUN, seed=1))
+    add_result(file, RUN)
+    assert read_results(file) == [dataclasses.replace(RUN, seed=1), RUN]
+    file.write_text('{"recipe": 1}')
+    with pytest.raises(DataError, match="is no results file"):
+        read_results(file)
+
+
+def test_the_page_has_every_row_and_says_what_is_not_measured() -> None:
+    text = page(
+        [RUN, dataclasses.replace(RUN, seed=1, correct=141), dataclasses.replace(RUN, changes=("ema=0.9",))]
+    )
+    for recipe in TUTORIALS:
+        assert f"`python train.py --config {recipe}`" in text
+    assert "0.9100 (0.880 .. 0.940) on 150 photos of stand-in `train_happy.h5` | 0, 1 | 40 s" in text
+    assert "| `happy_house` | `ema=0.9` | 0.8800 (95% interval 0.820 .. 0.920)" in text
+    assert text.count("not measured") == len(TUTORIALS) - 1
+
+
+def test_the_committed_page_is_the_one_of_the_committed_results() -> None:
+    written = (ROOT / "docs/reproduction.md").read_text()
+    assert written == page(read_results(ROOT / "benchmarks/reproduction.jsonl"))
+
+
+def test_the_command_runs_compares_and_records(
+    photo_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--data", str(photo_folder), "--set", "size=24", "--epochs", "1", "--device", "cpu", "--quiet"]
+    flags += ["--out", str(tmp_path / "run"), "--results", str(tmp_path / "results.jsonl")]
+    assert main(["reproduce", "five_animals_convnet", *flags, "--defaults", "--stand-in", "--record"]) == 0
+    printed = capsys.readouterr().out
+    assert "there    0.9599 on 100 validation photos" in printed and "(a stand-in)" in printed
+    assert "default  stages.0.optimizer adamw instead of rmsprop" in printed
+    assert "changed  stages.0.epochs=1" in printed and "gap " not in printed
+    (kept,) = read_results(tmp_path / "results.jsonl")
+    assert kept.recipe == "five_animals_convnet" and "stages.0.lr=0.0003" in kept.changes
+    assert main(["reproduce", "five_animals_convnet", "--run", str(tmp_path / "run")]) == 0
+    assert "gap      " in capsys.readouterr().out
+    assert main(["reproduce", "--page", str(tmp_path / "page.md"), "--results", flags[-1]]) == 0
+    assert "five_animals_convnet" in (tmp_path / "page.md").read_text()
+
+
+def test_the_list(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["reproduce"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == len(TUTORIALS)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["no_such"], ["happy_house", "--resume", "x"], ["happy_house", "--page", "x"], ["--run", "nowhere"]],
+)
+def test_mistakes(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["reproduce", *words]) == UsageError.exit_code
+    assert len(capsys.readouterr().err.splitlines()) == 1
