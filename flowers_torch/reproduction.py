@@ -5,7 +5,7 @@ import datetime
 import json
 import shlex
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -150,8 +150,14 @@ def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
     return {k: v for key, value in pairs for k, v in _flat(value, f"{prefix}{key}.").items()}
 
 
-def describe(recipe: str, outcome: Outcome) -> str:
-    """The tutorial's figure, ours, what differs on purpose, and what our defaults would change."""
+def describe(recipe: str, outcome: Outcome, recorded: Sequence[Outcome] = ()) -> str:
+    """The tutorial's figure, ours, what differs on purpose, and what our defaults would change.
+
+    Args:
+        recipe: Its name.
+        outcome: Of the run to describe.
+        recorded: Earlier ones, of which those on the same photos are shown beside it.
+    """
     tutorial, config = find_tutorial(recipe), load_config(file=recipe)
     photos = f"{outcome.photos} test photos of {outcome.data}{' (a stand-in)' if outcome.stand_in else ''}"
     ours = f"{outcome.accuracy:.4f} ({outcome.low:.3f} .. {outcome.high:.3f}) on {photos}"
@@ -168,6 +174,10 @@ def describe(recipe: str, outcome: Outcome) -> str:
     wanted = dict(text.split("=", 1) for text in differences(with_our_defaults(config), config))
     theirs = {key: str(value) for key, value in _flat(dataclasses.asdict(config)).items()}
     lines += [f"default  {key} {value} instead of {theirs[key]}" for key, value in wanted.items()]
+    for one in recorded:
+        if (one.recipe, one.data) == (recipe, outcome.data) and one != outcome:
+            changes = ", ".join(one.changes) or "the recipe as it is"
+            lines.append(f"recorded {one.accuracy:.4f} of {one.photos} photos, seed {one.seed}: {changes}")
     return "\n".join(lines)
 
 
