@@ -115,7 +115,7 @@ def test_classifier_from_an_address_with_its_hash(checkpoint: Saved, own_cache: 
     checkpoint.file.unlink()  # the second time it comes from the cache
     hub_load("flowers_classifier", checkpoint=address, sha256=checkpoint.sha256)
     cached.write_bytes(b"damaged")
-    with pytest.raises(ModelFileError, match="has sha256 .* expected"):
+    with pytest.raises(ResourceError, match="its sha256 is .* expected"):
         hub_load("flowers_classifier", checkpoint=address, sha256=checkpoint.sha256)
 
 

@@ -24,7 +24,9 @@ def picture(width: int, height: int) -> Image.Image:
     return Image.fromarray(np.clip(waves[..., None] + noise, 0, 255).astype(np.uint8))
 
 
-@pytest.mark.parametrize("size", [(100, 75), (75, 100), (61, 60), (60, 60), (300, 40), (31, 400), (1, 9), (7, 5)])
+@pytest.mark.parametrize(
+    "size", [(100, 75), (75, 100), (61, 60), (60, 60), (300, 40), (31, 400), (1, 9), (7, 5)]
+)
 @pytest.mark.parametrize(
     "preprocessing",
     [
@@ -36,7 +38,7 @@ def picture(width: int, height: int) -> Image.Image:
     ids=["usual", "bilinear", "odd", "squash"],
 )
 def test_photos_are_prepared_as_for_validation(size: tuple[int, int], preprocessing: Preprocessing) -> None:
-    """Two grey levels is how far PyTorch's filter on bytes is from Pillow's at most; a shift of one pixel is 50."""
+    """PyTorch's filter on bytes is within two grey levels of Pillow's; a shift of one pixel is 50."""
     photo = picture(*size)
     expected = eval_transform(**dataclasses.asdict(preprocessing))(photo)
     found = Prepare(preprocessing)(torch.from_numpy(np.array(photo)[None]))[0]
