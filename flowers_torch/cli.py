@@ -28,6 +28,7 @@ VERBS = {
     "predict": "name the class of photos",
     "serve": "a page in the browser, and an endpoint, to ask a model",
     "evaluate": "how good a model is on labelled photos",
+    "update": "train a model further with new photos or classes",
     "compare": "which of several runs is better, on the same photos",
     "combine": "average the answers or the weights of several runs",
     "export": "write a model for other programs, or as a page to try it",

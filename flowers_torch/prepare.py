@@ -118,7 +118,7 @@ def prepare(config: Config, world: World = ALONE) -> Run:
     )
     torch.manual_seed(config.seed)
     model = build(record)
-    loaded = load_weights(model, config.arch, plan)
+    loaded = load_weights(model, config.arch, plan, photos.classes)
     size = sum(parameter.numel() for parameter in model.parameters())
     log.info(f"network  {config.arch}, {size:,} parameters, input {preprocessing.size} px; {loaded}")
     if plan.licence:

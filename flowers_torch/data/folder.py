@@ -124,16 +124,17 @@ class PhotoFolder(ImageFolder):
                 yield from self._walk(folder / name, seen, other)
 
 
-def find_photos(root: Path | str, name: str | None = None) -> Photos:
+def find_photos(root: Path | str, name: str | None = None, fewest: int = 2) -> Photos:
     """Finds the photos of a folder of class folders, split already or not.
 
     Args:
         root: The folder.
         name: What to call the set; the folder's own name if None.
+        fewest: Classes that there must be.
 
     Raises:
         DataError: no such folder, nothing in it, photos at the wrong depth (the right root is suggested),
-            classes without a photo (all of them named), parts whose classes differ, fewer than two classes.
+            classes without a photo (all of them named), parts whose classes differ, too few classes.
     """
     root = Path(root).expanduser()
     if not root.is_dir():
@@ -144,7 +145,7 @@ def find_photos(root: Path | str, name: str | None = None) -> Photos:
     if parts:
         return _find_split_photos(root, name, parts)
     folder = PhotoFolder(root)
-    _check_classes(folder, root)
+    _check_classes(folder, root, fewest)
     return Photos(
         name,
         root,
@@ -228,7 +229,7 @@ def check_parts(classes: Mapping[str, Collection[str]], where: Path) -> None:
             )
 
 
-def _check_classes(folder: PhotoFolder, root: Path) -> None:
+def _check_classes(folder: PhotoFolder, root: Path, fewest: int = 2) -> None:
     if not folder.classes:
         where = "holds photos but no class folders" if _has_photos(root) else "holds no photos"
         raise DataError(f"{printable(root)} {where}; {LAYOUT}", "put the photos of each class in a folder")
@@ -243,7 +244,7 @@ def _check_classes(folder: PhotoFolder, root: Path) -> None:
             f"{_some(folder.empty, most=50)}",
             "add photos or remove these folders",
         )
-    if len(folder.classes) < 2:
+    if len(folder.classes) < fewest:
         raise DataError(
             f"{printable(root)} holds one class only: {printable(folder.classes[0])}",
             "add a folder for each other class",

@@ -24,6 +24,7 @@ def open_photos(
     source: str | Path,
     cache: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
+    fewest: int = 2,
 ) -> Photos:
     """Finds the photos of any source.
 
@@ -33,6 +34,7 @@ def open_photos(
             `flowers17` or `demo`. A folder called so is reached as `./demo`.
         cache: Where fetched, unpacked and drawn sets are kept; `files.cache_folder()` if None.
         progress: Called with bytes so far and bytes in all while downloading.
+        fewest: Classes that a folder must hold.
 
     Raises:
         DataError: nothing of that name, or nothing usable in it.
@@ -51,7 +53,7 @@ def open_photos(
     if shards := find_shards(path):
         return read_shards(shards)
     if path.is_dir():
-        return flowers17_folder(path) if is_flowers17(path) else find_photos(path)
+        return flowers17_folder(path) if is_flowers17(path) else find_photos(path, fewest=fewest)
     if path.suffix.lower() in (".csv", ".tsv") and path.exists():
         return read_table(path)
     if path.suffix.lower() in HDF5_SUFFIXES and path.is_file():

@@ -109,7 +109,7 @@ def load_split(path: Path, photos: Photos) -> tuple[Split, Changes]:
     Raises:
         DataError: no such file, no split, other classes, or a part of which no photo is left.
     """
-    content = _read_split(path)
+    content = read_split(path)
     if content["classes"] != list(photos.classes):
         raise DataError(
             f"{printable(path)} was made for other classes than those of {printable(photos.name)}",
@@ -140,7 +140,12 @@ def load_split(path: Path, photos: Photos) -> tuple[Split, Changes]:
     return split, changes
 
 
-def _read_split(path: Path) -> dict[str, Any]:
+def read_split(path: Path) -> dict[str, Any]:
+    """What `split.json` holds: `parts` by name, each from path to fingerprint, `classes`, `seed`, `data`.
+
+    Raises:
+        DataError: no such file, or no split.
+    """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -69,7 +69,7 @@ def split_photos(
     parts = [photos.split.get(path, "train") for path in photos.paths]
     for index, part in enumerate(parts):
         if part == "train":
-            parts[index] = _part_of(numbers[index], drawn)
+            parts[index] = part_of(numbers[index], drawn)
     for label, name in enumerate(photos.classes):
         members = [index for index, own in enumerate(photos.labels) if own == label]
         _fill_parts(parts, numbers, units, members, wanted, name)
@@ -153,8 +153,8 @@ def exact_split(
     return {part: sorted(indices) for part, indices in split.items()}
 
 
-def _part_of(number: float, shares: Mapping[str, float]) -> str:
-    """The part whose interval holds the number; `train` has the first one."""
+def part_of(number: float, shares: Mapping[str, float]) -> str:
+    """The part whose interval holds the number of a photo, by the shares of the parts; `train` is first."""
     total = sum(shares.values())
     edge = 0.0
     for part in PARTS:

@@ -266,7 +266,7 @@ def make_app(service: Service, names: Sequence[str] = ()) -> Starlette:
         Route("/healthz", service.health),
         Route("/metrics", service.metrics),
     ]
-    folder = importlib.resources.files("flowers_torch.deploy") / "page"
+    folder = importlib.resources.files("flowers_torch.deploy") / "serve_page"
     routes = [
         *(_asset(path, (folder / name).read_bytes(), kind) for path, (name, kind) in PAGE.items()),
         *endpoints,

@@ -7,6 +7,7 @@ large file, and finds out that something is missing before a photo is read; `loa
 import dataclasses
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ class Plan:
     licence: str
     path: Path | None = None
     keras_input: str = ""  # of a Keras file: how its network saw the photos, where not as published
+    classes: tuple[str, ...] = ()  # of a file of ours: what the rows of its head stand for
 
 
 def plan_weights(arch: str, weights: str, keras_input: str = "") -> Plan:
@@ -91,7 +93,15 @@ def plan_weights(arch: str, weights: str, keras_input: str = "") -> Plan:
             raise ModelFileError(
                 f"{printable(path)} holds {record.arch}, not {arch}", f"add --arch {record.arch}"
             )
-        return Plan("file", path.name, record.preprocessing, record.model_options, record.licence, path)
+        return Plan(
+            "file",
+            path.name,
+            record.preprocessing,
+            record.model_options,
+            record.licence,
+            path,
+            classes=record.classes,
+        )
     from_timm = renamed(state, entry.timm_names).keys() != state.keys()
     options = entry.timm_options if from_timm else {}
     return Plan("file", path.name, entry.preprocessing, options, "that of the file", path)
@@ -106,8 +116,15 @@ def _instead_of_imagenet(entry: Entry) -> str:
     return f"give {', or '.join(ways)}"
 
 
-def load_weights(model: nn.Module, arch: str, plan: Plan) -> str:
-    """Fills a network, head excepted where the classes differ, and says in one line what it did.
+def load_weights(model: nn.Module, arch: str, plan: Plan, classes: Sequence[str] = ()) -> str:
+    """Fills a network, head excepted where it does not fit, and says in one line what it did.
+
+    Args:
+        model: Built for these weights.
+        arch: Its name.
+        plan: From `plan_weights`.
+        classes: What the network's logits are to stand for. Where the file says the same of its own, the
+            head's rows go by the names: those of classes that it knows are carried over, new ones stay fresh.
 
     Raises:
         ModelFileError: the weights do not fit; nothing was loaded.
@@ -126,7 +143,31 @@ def load_weights(model: nn.Module, arch: str, plan: Plan) -> str:
     else:
         path = plan.path or Path()
         state = renamed(safe_load(path)[0], find_entry(arch).timm_names)
-    return _load_backbone(model, state, path)
+    if not plan.classes or not classes or plan.classes == tuple(classes):
+        return _load_backbone(model, state, path)
+    known = sum(name in plan.classes for name in classes)
+    state = _rows_by_name(model, state, plan.classes, classes)
+    return f"{_load_backbone(model, state, path)}, {known} of its {len(classes)} classes known from before"
+
+
+def _rows_by_name(
+    model: nn.Module, state: dict[str, Tensor], theirs: Sequence[str], ours: Sequence[str]
+) -> dict[str, Tensor]:
+    """The file's tensors with the rows of its classifiers as the network counts its own classes."""
+    head = classifier_name(model)
+    modules = dict(model.named_modules())
+    linear = [name for name, module in modules.items() if isinstance(module, nn.Linear)]
+    last = [name for name in linear if name == head or name.startswith(f"{head}.")][-1:]
+    last += [name for name in linear if name.endswith("_aux.fc")]  # GoogLeNet's
+    own, place = model.state_dict(), {name: row for row, name in enumerate(theirs)}
+    found = dict(state)
+    for name in (f"{layer}.{kind}" for layer in last for kind in ("weight", "bias")):
+        if name in state and len(state[name]) == len(theirs):
+            found[name] = own[name].clone()
+            for row, label in enumerate(ours):
+                if label in place:
+                    found[name][row] = state[name][place[label]]
+    return found
 
 
 def _load_backbone(model: nn.Module, state: dict[str, Tensor], path: Path) -> str:

@@ -1,5 +1,6 @@
 """First weights: every choice of --weights, and what each refuses."""
 
+import dataclasses
 import hashlib
 import http.server
 import json
@@ -50,6 +51,33 @@ def test_a_file_fills_the_backbone_and_the_head_where_the_classes_agree(
     assert torch.equal(model.conv1[0].weight, source.conv1[0].weight)
     assert text.endswith("head loaded" if classes == 10 else "head fresh")
     assert torch.equal(model.fc.weight, source.fc.weight) == (classes == 10)
+
+
+@pytest.mark.parametrize("hidden", [0, 3])  # as wide as there are classes: its rows are none of theirs
+def test_the_head_s_rows_go_by_the_names_of_the_classes(tmp_path: Path, hidden: int) -> None:
+    before = dataclasses.replace(record(0), classes=("iris", "rose", "tulip"), head_hidden=hidden)
+    after = dataclasses.replace(before, classes=("lily", "rose", "tulip", "iris"))
+    source, model = build(before), build(after)
+    fresh = last_layer(model).weight.clone()
+    save_classifier(source.state_dict(), before, tmp_path / "w")
+    text = load_weights(model, ARCH, plan_weights(ARCH, str(tmp_path / "w")), after.classes)
+    assert text.endswith("head loaded, 3 of its 4 classes known from before")
+    for kind in ("weight", "bias"):
+        ours, theirs = (getattr(last_layer(network), kind) for network in (model, source))
+        assert torch.equal(ours[1:], theirs[[1, 2, 0]])
+    assert torch.equal(last_layer(model).weight[0], fresh[0])
+    if hidden:
+        assert torch.equal(model.fc.hidden.weight, source.fc.hidden.weight)
+
+    others = dataclasses.replace(before, classes=("a", "b", "c"))  # as many, but none of them the same
+    stranger = build(others)
+    fresh = last_layer(stranger).weight.clone()
+    load_weights(stranger, ARCH, plan_weights(ARCH, str(tmp_path / "w")), others.classes)
+    assert torch.equal(last_layer(stranger).weight, fresh)
+
+
+def last_layer(model: torch.nn.Module) -> torch.nn.Linear:
+    return [module for module in model.fc.modules() if isinstance(module, torch.nn.Linear)][-1]
 
 
 def test_a_file_of_another_network_is_refused_with_names(tmp_path: Path) -> None:

@@ -1,0 +1,62 @@
+"""`flowers-torch update RUN NEWDATA`: a trained model learns more photos or classes."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from flowers_torch.commands import train
+from flowers_torch.errors import UsageError
+
+EXAMPLES = """examples:
+  flowers-torch update runs/garden-inception_v3-1 new_photos/         more photos of the classes it knows
+  flowers-torch update runs/garden-inception_v3-1 orchids/            orchids/orchid/*.jpg: one class more
+  flowers-torch update runs/garden-inception_v3-1 --resume runs/garden-inception_v3-2
+"""
+FLAGS = ("batch-size", "precision", "device", "workers", "threads", "out")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of updating: those of training that make sense for it."""
+    parser.description = (
+        "Train a model further with new photos or classes, and compare it with what it was, on test photos "
+        "that neither has seen."
+    )
+    parser.epilog = EXAMPLES
+    parser.add_argument("run", help="folder of the finished run")
+    parser.add_argument("data", nargs="?", default="", help="new photos; the known ones may be among them")
+    parser.set_defaults(**{flag.replace("-", "_"): None for flag in train.FLAGS})
+    for flag in FLAGS:
+        kind, text = train.FLAGS[flag]
+        parser.add_argument(f"--{flag}", type=kind, help=text, metavar="N" if kind is int else "X")
+    parser.add_argument("--quiet", action="store_true", help="print the result and the report's place only")
+    parser.add_argument("--skip-bad", action="store_true", help="leave out photos that cannot be read")
+    parser.add_argument("--head-only", action="store_true", help="fit a linear head in seconds, no more")
+    parser.add_argument("--epochs", metavar="A,B", help="epochs of each stage, as 1,3")
+    parser.add_argument("--time", metavar="T", help="fit the epochs to this, as 20m or 1.5h")
+    parser.add_argument("--set", action="append", default=[], metavar="K=V", help="as train --set")
+    parser.add_argument("--resume", metavar="NEW", help="go on with an interrupted update: its folder")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Trains and compares."""
+    if bool(args.data) == bool(args.resume):
+        raise UsageError(
+            "update takes new photos, or --resume with the folder of an update", "give one of them"
+        )
+    changes = train.overrides(args)
+    if args.resume and changes:
+        raise UsageError("--resume goes on with the options that the update began with", "give it alone")
+
+    from flowers_torch import recipe
+    from flowers_torch.run_folder import find_run
+    from flowers_torch.training.monitors import console
+    from flowers_torch.update import hold_against, update
+
+    folder = find_run(args.run)
+    with console(args.quiet):
+        if args.resume:
+            recipe.resume(Path(args.resume).expanduser())
+            hold_against(folder, Path(args.resume).expanduser())
+        else:
+            update(folder, args.data, changes, argv=["flowers-torch", "update", *sys.argv[1:]])
+    return 0
