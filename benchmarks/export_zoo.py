@@ -46,7 +46,7 @@ def median_ms(run: Callable[[], Any], seconds: float = 2.0) -> float:
 
 
 def settle(network: torch.nn.Module, size: int) -> None:
-    """Gives batch norm the statistics of some pictures: at random weights the logits would fade to nothing."""
+    """Gives batch norm the statistics of some pictures: with its first ones the logits fade to nothing."""
     network.train()
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):

@@ -122,7 +122,8 @@ def to_onnx(answers: Answers, metadata: dict[str, Any]) -> bytes:
         raise ExportError(
             f"{weights >> 20} MB of weights do not fit into one .onnx file", "use --format torch-export"
         )
-    return attach(program.model_proto, metadata)
+    model = program.model_proto
+    return attach(model, metadata)
 
 
 def attach(model: Any, metadata: dict[str, Any]) -> bytes:
