@@ -158,7 +158,8 @@ def _about(config: Config, split: Split, rate: float, more_than_head: bool) -> s
         else:
             seconds += stage.epochs * (len(split["train"]) / trained + len(split["val"]) / seen)
     seconds += len(split["test"]) / seen
-    return f"; about {seconds / 60:.0f} minutes" if seconds > 90 else f"; about {seconds:.0f} seconds"
+    span = f"{seconds / 60:.0f} minutes" if seconds > 90 else f"{seconds:.0f} seconds"
+    return f"; at most about {span}"
 
 
 def admit_photos(config: Config) -> Admission:
