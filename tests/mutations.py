@@ -216,7 +216,7 @@ MUTATIONS = [
     ),
     Mutation(
         "D30", "one class is not enough", "data/folder.py",
-        "    if len(folder.classes) < 2:\n", "    if False:\n",
+        "    if len(folder.classes) < fewest:\n", "    if False:\n",
         "data/test_folder.py::test_one_class_only",
     ),
     Mutation(
