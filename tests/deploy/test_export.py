@@ -53,7 +53,9 @@ def test_parity_sees_the_worst_photo_of_all_batches(small: Any) -> None:
 
     off = compare(answers, wrong, small.trial.photos)
     assert calls == [1, 2, 17] and off.logits == pytest.approx(0.5, abs=1e-4) and not off.holds
-    nan = compare(answers, lambda x: {k: v * np.nan for k, v in eager(answers)(x).items()}, small.trial.photos)
+    nan = compare(
+        answers, lambda x: {k: v * np.nan for k, v in eager(answers)(x).items()}, small.trial.photos
+    )
     assert not nan.holds
 
 
@@ -96,12 +98,16 @@ def test_torch_export(small: Any, tmp_path: Path, photos: bool) -> None:
     program = torch.export.load(path, extra_files=files).module()
     assert tuple(json.loads(files[METADATA_FILE])["classes"]) == small.record.classes
     with zipfile.ZipFile(path) as archive:  # where it was made stays private
-        assert not any(str(Path(__file__).parents[2]).encode() in archive.read(name) for name in archive.namelist())
+        assert not any(
+            str(Path(__file__).parents[2]).encode() in archive.read(name) for name in archive.namelist()
+        )
     for count in (1, 2, 17):
         shape = (count, 41, 53, 3) if photos else (count, 3, 32, 32)
         inputs = torch.randint(0, 256, shape, dtype=torch.uint8) if photos else torch.randn(shape)
         with torch.inference_mode():
-            torch.testing.assert_close(program(inputs)[0], Answers(small.network, small.record, photos)(inputs)[0])
+            torch.testing.assert_close(
+                program(inputs)[0], Answers(small.network, small.record, photos)(inputs)[0]
+            )
 
 
 def test_safetensors(small: Any, tmp_path: Path) -> None:
@@ -157,7 +163,9 @@ def test_eight_bits(small: Any, photo_folder: Path, tmp_path: Path) -> None:
     assert len(eight.content) < 0.6 * len(whole.content)
     model = parse_onnx(eight.content, path)
     told = model.metadata["int8"]
-    assert told["photos"] == 30 and told["agree"] >= 25 and any("accuracy on 30" in line for line in eight.lines)
+    assert (
+        told["photos"] == 30 and told["agree"] >= 25 and any("accuracy on 30" in line for line in eight.lines)
+    )
     assert model.session.get_inputs()[0].type == "tensor(uint8)"
     images = np.stack([np.asarray(photo.crop((0, 0, 40, 40))) for photo in small.trial.photos])
     outputs, expected = model(images), parse_onnx(whole.content, path)(images)

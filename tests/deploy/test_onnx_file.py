@@ -54,7 +54,13 @@ def test_the_metadata_say_all_that_is_needed(onnx_bytes: bytes, small: Any) -> N
 
 def test_cut_and_altered_files(onnx_bytes: bytes, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
-    for content in (b"", onnx_bytes[:100], onnx_bytes[: len(onnx_bytes) // 2], onnx_bytes[:-1], b"\x08" * 4096):
+    for content in (
+        b"",
+        onnx_bytes[:100],
+        onnx_bytes[: len(onnx_bytes) // 2],
+        onnx_bytes[:-1],
+        b"\x08" * 4096,
+    ):
         path.write_bytes(content)
         with pytest.raises(ModelFileError, match="model.onnx (is damaged|does not say)"):
             open_onnx(path)

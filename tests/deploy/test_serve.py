@@ -95,6 +95,12 @@ def test_bad_photos_have_their_reason_and_good_ones_their_answer(served: Any, ph
     assert served.ask("GET", "/healthz")[0] == 200
 
 
+def test_pixels_are_counted_by_the_server_s_own_limit(serve_with: Any, photos: list[Path]) -> None:
+    with serve_with(pixels=40 * 48 - 1) as small:
+        (record,) = small.send(("a.png", photos[0].read_bytes()))[2]["photos"]
+    assert "too large: 48x40, at most 1,919 pixels" in record["error"]
+
+
 def test_hostile_names_come_back_harmless(served: Any, photos: list[Path]) -> None:
     hostile = "../../<svg onload=alert(1)>\x1b[2J\u202e\u009b2Jgnp.png" + "x" * 500
     status, headers, found = served.send((hostile, b"nothing"), (hostile, photos[0].read_bytes()))
