@@ -4,8 +4,8 @@
     python benchmarks/export_zoo.py --results zoo.jsonl resnet50     some
     python benchmarks/export_zoo.py --results zoo.jsonl --table      writes the table into docs/export.md
 
-Random weights and 17 classes at each network's usual size. The check is that of `flowers-torch export`, on drawn
-flowers in batches of 1, 2 and 17.
+Random weights and 17 classes at each network's usual size. The check is that of `flowers-torch export`, on
+drawn flowers in batches of 1, 2 and 17.
 """
 
 import argparse

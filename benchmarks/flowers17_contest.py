@@ -4,8 +4,8 @@
     python benchmarks/flowers17_contest.py 17flowers.tgz --recipe flowers17_lite0_fast --splits 9 --seeds 1
     python benchmarks/flowers17_contest.py 17flowers.tgz --ablate --splits 1    one ingredient left out each
 
-Each finished run is a line of --results and is not run again; `--keep` keeps the run folders too. With views,
-the photo and its mirror image are asked. A linear head fitted to its optimum is the same for every seed, so
+Each finished run is a line of --results and is not run again; `--keep` keeps the run folders too; `--views`
+asks the photo and its mirror image as well. A linear head fitted to its optimum is the same for every seed, so
 give it splits.
 """
 
@@ -47,6 +47,7 @@ def main() -> None:
     parser.add_argument("--splits", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--ablate", action="store_true", help="also leave out each ingredient in turn")
+    parser.add_argument("--views", action="store_true", help="test with the mirror image too")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--results", type=Path, default=Path("contest.jsonl"))
     parser.add_argument("--keep", type=Path, help="folder for the run folders")
@@ -61,13 +62,15 @@ def main() -> None:
                     continue
                 settings = {"data": args.data, "seed": seed, "threads": args.threads, "weights": "offline"}
                 config = load_config(file=args.recipe, overrides=changes | settings)
-                row = key | run(config, split, args.keep)
+                row = key | run(config, split, args.keep, args.views)
                 with args.results.open("a") as file:
                     file.write(json.dumps(row) + "\n")
                 print(row, flush=True)
         rows = [r for r in read(args.results) if (r["recipe"], r["without"]) == (args.recipe, name)]
         for kind in ("correct", "correct_with_views"):
-            found = [row[kind] / row["photos"] for row in rows]
+            found = [row[kind] / row["photos"] for row in rows if kind in row]
+            if not found:
+                continue
             spread = statistics.stdev(found) if len(found) > 1 else 0.0
             print(
                 f"{args.recipe}{' without ' * bool(name)}{name}, {kind}: mean {statistics.fmean(found):.4f}, "
@@ -75,7 +78,7 @@ def main() -> None:
             )
 
 
-def run(config: Config, number: int, keep: Path | None) -> dict[str, Any]:
+def run(config: Config, number: int, keep: Path | None, views: bool) -> dict[str, Any]:
     """Trains and tests on one split."""
     admission = admit_photos(config)
     split = exact_split(admission.photos, SIZES, seed=number, groups=admission.twins)
@@ -84,12 +87,14 @@ def run(config: Config, number: int, keep: Path | None) -> dict[str, Any]:
     config.out = str(folder)
     result = recipe.train(config, overwrite=True, split=split)
     seconds = time.monotonic() - started
-    flowers_torch(["evaluate", str(folder), "--tta", "flip", "--out", str(folder / "views")])
-    views = json.loads((folder / "views" / "metrics.json").read_text())
+    row = {"correct": result.test.correct, "photos": result.test.photos, "seconds": round(seconds, 1)}
+    if views:
+        flowers_torch(["evaluate", str(folder), "--tta", "flip", "--out", str(folder / "views")])
+        found = json.loads((folder / "views" / "metrics.json").read_text())
+        row["correct_with_views"] = found["correct"]
     if not keep:
         shutil.rmtree(folder)
-    photos = {"correct": result.test.correct, "correct_with_views": views["correct"]}
-    return photos | {"photos": result.test.photos, "seconds": round(seconds, 1)}
+    return row
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -2,8 +2,8 @@
 
     python benchmarks/tutorial_bugs.py 17flowers.tgz [--signs train_signs.h5] [--happy RUN]
 
-A linear head is fitted, by the same procedure each time, on the features of EfficientNet-Lite0 (ImageNet
-weights from pip); the nearest neighbour among the training photos stands for a network that knows its photos by
+A linear head is fitted, the same way each time, on the features of EfficientNet-Lite0 (ImageNet weights
+from pip); the nearest neighbour among the training photos stands for a network that knows its photos by
 heart. --signs takes the HDF5 pair or its stand-in, --happy a finished run of the recipe happy_house.
 """
 

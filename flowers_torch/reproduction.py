@@ -6,6 +6,7 @@ import json
 import shlex
 import statistics
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -93,13 +94,20 @@ def read_outcome(folder: Path, recipe: str, stand_in: bool = False) -> Outcome:
 
 
 def recipe_of(folder: Path) -> str:
-    """The recipe that a run's command named, else nothing."""
+    """The recipe that a run's command named.
+
+    Raises:
+        UsageError: it named none that repeats a tutorial.
+    """
     try:
         words = shlex.split((folder / "command.txt").read_text())
     except (OSError, ValueError):
-        return ""
-    named = [after for flag, after in zip(words, words[1:], strict=False) if flag == "--config"]
-    return named[0] if named and named[0] in TUTORIALS else ""
+        words = []
+    named = [after for word, after in pairwise(words) if word in ("--config", "reproduce")]
+    if not named or named[0] not in TUTORIALS:
+        what = f"{printable(folder)} does not say which recipe it ran"
+        raise UsageError(what, f"name it before --run: one of {', '.join(TUTORIALS)}")
+    return named[0]
 
 
 def with_our_defaults(config: Config) -> Config:
@@ -149,7 +157,7 @@ def describe(recipe: str, outcome: Outcome) -> str:
     ours = f"{outcome.accuracy:.4f} ({outcome.low:.3f} .. {outcome.high:.3f}) on {photos}"
     lines = [
         f"recipe   {recipe}: {tutorial.title} ({tutorial.rows})",
-        f"there    {tutorial.figure or NOT_MEASURED} ({tutorial.source})",
+        f"there    {tutorial.figure or 'no figure'} ({tutorial.source})",
         f"here     {ours}, seed {outcome.seed}, {outcome.train_seconds:.0f} s on {outcome.machine}",
     ]
     if tutorial.accuracy is not None and not outcome.stand_in:
@@ -188,7 +196,7 @@ def add_result(path: Path, outcome: Outcome) -> None:
 
 def page(outcomes: list[Outcome]) -> str:
     """docs/reproduction.md: every row, its command, the tutorial's figure, ours."""
-    trained = [_trained_row(recipe, outcomes) for recipe in TUTORIALS]
+    trained = [row for recipe in TUTORIALS for row in _trained_rows(recipe, outcomes)]
     exact = [f"| {e.row} | {e.what} | {_code(e.command)} | {e.figure} | `{e.test}` |" for e in EXACT]
     more = [
         f"| `{one[0].recipe}` | {', '.join(f'`{text}`' for text in one[0].changes)} | {_figures(one)} |"
@@ -209,13 +217,14 @@ def page(outcomes: list[Outcome]) -> str:
     )
 
 
-def _trained_row(recipe: str, outcomes: list[Outcome]) -> str:
+def _trained_rows(recipe: str, outcomes: list[Outcome]) -> list[str]:
+    """A row for each set of photos that the recipe ran on as it is; one that says so where there is none."""
     tutorial = TUTORIALS[recipe]
     command = f"python train.py --config {recipe}"
     own = _groups([one for one in outcomes if one.recipe == recipe and not one.changes])
-    figures = " <br> ".join(_figures(group) for group in own) or f"{NOT_MEASURED} | | "
+    figures = [_figures(group) for group in own] or [f"{NOT_MEASURED} | |"]
     there = tutorial.figure or "no figure"
-    return f"| {tutorial.rows} | {tutorial.title} | `{command}` | {there} | {figures} |"
+    return [f"| {tutorial.rows} | {tutorial.title} | `{command}` | {there} | {cells} |" for cells in figures]
 
 
 def _groups(outcomes: list[Outcome]) -> list[list[Outcome]]:
@@ -260,7 +269,8 @@ photos and epochs with this package's defaults in place of the tutorial's optimi
 Test accuracy here; with several seeds the mean and the range. Where the tutorial's photos cannot be had,
 the recipe ran on a stand-in of about the same size, form and number of classes (`benchmarks/stand_ins.py`
 makes them of Flowers-17): such a figure says that the recipe works, not that it reaches the tutorial's.
-Time is that of the epochs. Machine: {machines}.
+Time is that of the epochs; the
+machine had other work, so that times are upper bounds. Machine: {machines}.
 
 | row | what | command | there | here | seeds | time |
 |---|---|---|---|---|---|---|

@@ -44,6 +44,10 @@ FILES = (
     "report.html",
     "insight.json",
     "figures/curves.png",
+    *(
+        f"exported/model{kind}"
+        for kind in (".onnx", ".int8.onnx", ".pt2", ".safetensors", ".html", ".int8.html")
+    ),
     *(f"figures/{name}.svg" for name in ("loss", "accuracy", "rate", "reliability", "unsure", "more_photos")),
 )
 LOCK_FILE = ".lock"

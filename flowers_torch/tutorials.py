@@ -150,7 +150,7 @@ TUTORIALS: dict[str, Tutorial] = {
             NO_TEST,
             LAST_EPOCH,
             VGG_INPUT,
-            "features of the training photos; there the generator was overwritten and they were the others'",
+            "features of the training photos; the code there overwrites their generator",
         ),
     ),
     "cifar10_cnn": Tutorial(

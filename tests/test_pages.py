@@ -3,6 +3,7 @@
 import re
 import shlex
 import shutil
+import signal
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -12,7 +13,7 @@ import h5py
 import numpy as np
 import pytest
 
-from flowers_torch import cli
+from flowers_torch import cli, errors
 from flowers_torch.commands.train import overrides
 from flowers_torch.config import load_config
 
@@ -51,7 +52,6 @@ def words_of(command: str) -> tuple[str, list[str]]:
 
 def parse(command: str) -> Any:
     verb, words = words_of(command)
-    assert verb in cli.VERBS, command
     parser = cli.Parser(prog=verb, allow_abbrev=False)
     module = import_module(f"flowers_torch.commands.{verb.replace('-', '_')}")
     module.add_arguments(parser)
@@ -63,8 +63,12 @@ ALL = [(page, command) for page in PAGES for command in commands(page)]
 
 @pytest.mark.parametrize(("page", "command"), ALL, ids=[f"{p.name}: {c[:60]}" for p, c in ALL])
 def test_every_command_is_one_that_the_program_takes(page: Path, command: str) -> None:
+    verb, words = words_of(command)
+    assert verb in cli.VERBS
+    if not words:  # the verb is only spoken of
+        return
     args = parse(command)
-    if words_of(command)[0] in ("train", "crossval") and not args.resume:
+    if verb in ("train", "crossval") and not args.resume:
         load_config(args.arch, args.data, args.config if args.config != "FILE" else "", overrides(args))
 
 
@@ -125,12 +129,8 @@ def workplace(photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     return tmp_path
 
 
-NEEDS_MORE = (
-    "cuda",
-    "torchrun",
-    "cifar10",
-    "--set stages.1.",
-)  # a device, processes, a download: parsed only
+# A device, processes, a download, or more time than a test should take: parsed only.
+NEEDS_MORE = ("cuda", "torchrun", "cifar10", "--set stages.1.", "crossval")
 
 
 def test_every_line_of_the_keras_table_runs(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -147,6 +147,21 @@ def test_every_line_of_the_keras_table_runs(workplace: Path, capsys: pytest.Capt
             assert cli.main([verb, *words]) == 0, f"{line}: {capsys.readouterr().err}"
     assert (workplace / "look/contact_sheet.jpg").is_file() and (workplace / "model.svg").is_file()
     assert len(names["answers"]) == 20 and names["happy"](names["images"][:, :, :64, :64]).shape[1] == 2
+
+
+def test_research_code_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    for language, code in blocks((ROOT / "docs/research.md").read_text()):
+        assert language == "python"
+        exec(code, {})
+    assert "frozen" in capsys.readouterr().out
+
+
+def test_every_exit_code_is_explained() -> None:
+    listed = re.findall(r"^\| ([\d, ]+) \|", (ROOT / "docs/errors.md").read_text(), re.M)
+    codes = {int(code) for cell in listed for code in cell.split(",")}
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
+    ours = {kind.exit_code for kind in kinds if issubclass(kind, errors.FlowersError)}
+    assert codes == ours | {0, 128 + signal.SIGINT, 128 + signal.SIGTERM}
 
 
 def test_readme_s_python_runs(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -78,13 +78,15 @@ def test_results_are_kept_once_for_each_run(tmp_path: Path) -> None:
 
 
 def test_the_page_has_every_row_and_says_what_is_not_measured() -> None:
-    text = page(
-        [RUN, dataclasses.replace(RUN, seed=1, correct=141), dataclasses.replace(RUN, changes=("ema=0.9",))]
-    )
+    elsewhere = dataclasses.replace(RUN, data="x", stand_in=False)
+    changed = dataclasses.replace(RUN, changes=("ema=0.9",))
+    text = page([RUN, dataclasses.replace(RUN, seed=1, correct=141), elsewhere, changed])
     for recipe in TUTORIALS:
         assert f"`python train.py --config {recipe}`" in text
     assert "0.9100 (0.880 .. 0.940) on 150 photos of stand-in `train_happy.h5` | 0, 1 | 40 s" in text
     assert "| `happy_house` | `ema=0.9` | 0.8800 (95% interval 0.820 .. 0.920)" in text
+    assert "of `x` | 0 | 40 s |" in text
+    assert {row.count("|") for row in text.splitlines() if "train.py --config" in row} <= {6, 8}
     assert text.count("not measured") == len(TUTORIALS) - 1
 
 
@@ -105,7 +107,8 @@ def test_the_command_runs_compares_and_records(
     assert "changed  stages.0.epochs=1" in printed and "gap " not in printed
     (kept,) = read_results(tmp_path / "results.jsonl")
     assert kept.recipe == "five_animals_convnet" and "stages.0.lr=0.0003" in kept.changes
-    assert main(["reproduce", "five_animals_convnet", "--run", str(tmp_path / "run")]) == 0
+    (tmp_path / "run" / "command.txt").write_text("flowers-torch reproduce five_animals_convnet --quiet\n")
+    assert main(["reproduce", "--run", str(tmp_path / "run")]) == 0
     assert "gap      " in capsys.readouterr().out
     assert main(["reproduce", "--page", str(tmp_path / "page.md"), "--results", flags[-1]]) == 0
     assert "five_animals_convnet" in (tmp_path / "page.md").read_text()

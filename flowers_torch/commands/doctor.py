@@ -17,6 +17,7 @@ NEEDED = ("torch", "torchvision", "timm", "pillow", "numpy", "tqdm", "safetensor
 EXTRAS = {
     "h5py": "keras",
     "onnx": "onnx",
+    "onnxscript": "onnx",
     "onnxruntime": "onnx",
     "matplotlib": "plots",
     "tensorboard": "tensorboard",

@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--with-preprocessing",
         action="store_true",
-        help="onnx, torch-export: take bytes of photos of any size",
+        help="onnx, torch-export: take photos of any size",
     )
     parser.add_argument("--int8", action="store_true", help="onnx, page: eight bits, a quarter of the size")
     parser.add_argument(
@@ -37,9 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--runtime", default="", metavar="PATH", help="page: onnxruntime-web from npm, folder or .tgz"
     )
-    parser.add_argument(
-        "--folder", action="store_true", help="page: a folder of files even where one would do"
-    )
+    parser.add_argument("--folder", action="store_true", help="page: a folder even where one file would do")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -69,11 +67,12 @@ def run(args: argparse.Namespace) -> int:
     path = (args.out or (model if model.is_dir() else model.parent) / "exported" / name).expanduser()
     if path.is_dir() and args.format != "page":
         raise UsageError(f"--out {printable(path)} is a folder", "name a file in it")
+    if args.format == "page":
+        from flowers_torch.deploy.offline_page import find_runtime, write_page
+
+        runtime = find_runtime(args.runtime)  # before minutes are spent on the rest
     trial = find_trial(model, args.int8)
     if args.format == "page":
-        from flowers_torch.deploy.page import find_runtime, write_page
-
-        runtime = find_runtime(args.runtime)
         made = export.make_onnx(network, record, trial, path, True, args.int8, most_lost)
         lines = [*write_page(path, made.content, runtime, args.folder), *made.lines]
     elif args.format == "onnx":

@@ -58,7 +58,6 @@ def run(args: argparse.Namespace) -> int:
         find_tutorial(args.recipe)
     folder = Path(args.run).expanduser() if args.run else _train(args)
     recipe = args.recipe or recipe_of(folder)
-    find_tutorial(recipe)
     outcome = read_outcome(folder, recipe, args.stand_in)
     print(describe(recipe, outcome))
     if args.record:

@@ -1,4 +1,4 @@
-"""A trained classifier in the formats of other programs. A file gets its name only once it has been checked."""
+"""A trained classifier in the formats of other programs; a file gets its name once it has been checked."""
 
 import dataclasses
 import io

@@ -4,6 +4,7 @@ One module for every format, so that an .onnx, a .pt2 and the page in a browser 
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,8 @@ from flowers_torch.data.augment import MAX_ASPECT
 from flowers_torch.evaluation.unsure import read_familiar
 from flowers_torch.models.classifier import Record
 from flowers_torch.models.zoo import Preprocessing
+
+Size = Any  # an int, or one that is not known before the graph runs
 
 
 class Answers(nn.Module):
@@ -94,6 +97,8 @@ class Prepare(nn.Module):
             pixels = self._resize(pixels, size, size)
         else:
             pixels = _middle_of_strip(pixels)
+            height: Size
+            width: Size
             height, width = pixels.shape[2:]
             shorter, target = torch.sym_min(height, width), math.floor(size / self.preprocessing.crop)
             height, width = target * height // shorter, target * width // shorter
@@ -114,12 +119,12 @@ def _middle_of_strip(pixels: Tensor) -> Tensor:
     return _cut(pixels, (height - kept_height) // 2, kept_height, (width - kept_width) // 2, kept_width)
 
 
-def _cut(pixels: Tensor, top: int, height: int, left: int, width: int) -> Tensor:
+def _cut(pixels: Tensor, top: Size, height: Size, left: Size, width: Size) -> Tensor:
     rows = torch.arange(height, device=pixels.device) + top
     columns = torch.arange(width, device=pixels.device) + left
     return pixels.index_select(2, rows).index_select(3, columns)
 
 
-def _half_to_even(number: int) -> int:
+def _half_to_even(number: Size) -> Size:
     """number / 2, rounded as torchvision's centre crop rounds it: Python's way, a half to the even side."""
     return number // 2 + (number % 2) * ((number // 2) % 2)

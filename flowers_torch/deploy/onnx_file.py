@@ -1,7 +1,7 @@
 """Models as .onnx files: written by PyTorch's exporter into one file, and read with suspicion.
 
-What is needed to use a file is in its metadata, each entry JSON: see `describe`. Nothing is loaded from beside a
-file, whatever it says.
+What is needed to use a file is in its metadata, each entry JSON: see `describe`. Nothing is loaded from
+beside a file, whatever it says.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""A trained model as a folder to give away or upload: weights, a card that tells the truth, a hubconf, checksums."""
+"""A trained model as a folder to give away or upload: weights, a card, a hubconf.py and checksums."""
 
 from pathlib import Path
 
@@ -43,9 +43,9 @@ print(network.classes[probabilities.argmax()], float(probabilities.max()))
 ```
 
 From the command line: `flowers-torch predict path/to/this/folder photo.jpg`."""
-CARD_LIMITS = """It names one of its classes whatever a photo shows; `flowers-torch predict --max-error 2%` makes it
-say "unsure". The numbers hold for photos like those it was tested on: other cameras, seasons or surroundings can be
-worse. It was not tested for decisions about people or health."""
+CARD_LIMITS = """It names one of its classes whatever a photo shows; `flowers-torch predict --max-error 2%`
+makes it say "unsure". The numbers hold for photos like those it was tested on: other cameras, seasons or
+surroundings can be worse. It was not tested for decisions about people or health."""
 
 
 def pack(model: Path, folder: Path) -> list[Path]:
@@ -66,7 +66,9 @@ def pack(model: Path, folder: Path) -> list[Path]:
         try:
             facts = read_facts(model)
         except DataError as error:
-            raise DataError(f"the card needs a finished run: {error}", f"pack {printable(weights)} alone") from error
+            raise DataError(
+                f"the card needs a finished run: {error}", f"pack {weights.name} alone"
+            ) from error
     names = (MODEL, CARD, HUBCONF, SUMS)
     if folder.exists() and (not folder.is_dir() or {path.name for path in folder.iterdir()} - set(names)):
         raise UsageError(f"{printable(folder)} holds other things", "name a new folder with --out")
@@ -130,7 +132,7 @@ def _numbers(record: Record, facts: Facts) -> str:
             "|---|---:|",
             f"| accuracy | {scores.accuracy:.4f} |",
             f"| 95% interval of it | {low:.3f} .. {high:.3f} |",
-            f"| calibration error, at temperature {record.temperature:.2f} | {scores.calibration_error:.3f} |",
+            f"| calibration error (temperature {record.temperature:.2f}) | {scores.calibration_error:.3f} |",
             "",
             f"The lowest recalls: {weakest}.",
         ]

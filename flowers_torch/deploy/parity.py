@@ -49,8 +49,9 @@ class Parity:
     def describe(self) -> str:
         """One line."""
         return (
-            f"{self.photos} photos in batches of {', '.join(map(str, BATCHES))}: logits up to {self.largest:.3g} "
-            f"differ by at most {self.logits:.2g}, probabilities by {self.probabilities:.2g}"
+            f"{self.photos} photos in batches of {', '.join(map(str, BATCHES))}: logits up to "
+            f"{self.largest:.3g} differ by at most {self.logits:.2g}, "
+            f"probabilities by {self.probabilities:.2g}"
         )
 
 
@@ -75,18 +76,18 @@ def compare(answers: Answers, exported: Exported, photos: Sequence[Image.Image])
             batch = [photo.crop((0, 0, width, height)) for photo in batch]
         inputs = torch.stack([transform(photo) for photo in batch])
         with torch.inference_mode():
-            logits = answers.network(inputs)
-        expected.append((logits, (logits / answers.temperature).softmax(1)))
+            answer = answers.network(inputs)
+        expected.append((answer, (answer / answers.temperature).softmax(1)))
         given = np.stack([np.asarray(photo) for photo in batch]) if answers.photos else inputs.numpy()
         outputs = exported(given)
         found.append(tuple(torch.from_numpy(outputs[name]) for name in ("logits", "probabilities")))
-    differences = [
+    logits, probabilities = (
         float(torch.cat([(a[i] - b[i]).abs().flatten() for a, b in zip(found, expected, strict=True)]).max())
         for i in (0, 1)
-    ]
-    largest = max(float(logits.abs().max()) for logits, _ in expected)
+    )
+    largest = max(float(value.abs().max()) for value, _ in expected)
     tolerance = PHOTO_TOLERANCE if answers.photos else TOLERANCE
-    return Parity(*differences, largest, sum(BATCHES), tolerance)
+    return Parity(logits, probabilities, largest, sum(BATCHES), tolerance)
 
 
 def require(parity: Parity, path: object) -> None:

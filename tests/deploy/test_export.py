@@ -38,8 +38,8 @@ def eager(answers: Answers) -> Any:
 
 
 def test_parity_sees_the_worst_photo_of_all_batches(small: Any) -> None:
-    answers = Answers(small.network, small.record)
-    exact = compare(answers, eager(answers), small.trial.photos)
+    answers, photos = Answers(small.network, small.record), small.trial.photos
+    exact = compare(answers, eager(answers), photos)
     assert exact.holds and exact.logits < 1e-5 and exact.photos == PHOTOS
     calls = []
 
@@ -51,7 +51,7 @@ def test_parity_sees_the_worst_photo_of_all_batches(small: Any) -> None:
             outputs["logits"][16, 2] += 0.5
         return outputs
 
-    off = compare(answers, wrong, small.trial.photos)
+    off = compare(answers, wrong, photos)
     assert calls == [1, 2, 17] and off.logits == pytest.approx(0.5, abs=1e-4) and not off.holds
     nan = compare(
         answers, lambda x: {k: v * np.nan for k, v in eager(answers)(x).items()}, small.trial.photos
@@ -105,9 +105,8 @@ def test_torch_export(small: Any, tmp_path: Path, photos: bool) -> None:
         shape = (count, 41, 53, 3) if photos else (count, 3, 32, 32)
         inputs = torch.randint(0, 256, shape, dtype=torch.uint8) if photos else torch.randn(shape)
         with torch.inference_mode():
-            torch.testing.assert_close(
-                program(inputs)[0], Answers(small.network, small.record, photos)(inputs)[0]
-            )
+            expected = Answers(small.network, small.record, photos)(inputs)
+            torch.testing.assert_close(program(inputs), expected)
 
 
 def test_safetensors(small: Any, tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def picture(width: int, height: int) -> Image.Image:
     ids=["usual", "bilinear", "odd", "squash"],
 )
 def test_photos_are_prepared_as_for_validation(size: tuple[int, int], preprocessing: Preprocessing) -> None:
-    """Two grey levels is how far PyTorch's filter on bytes is from Pillow's at most; a shift of one pixel is 50."""
+    """PyTorch's filter on bytes is within two grey levels of Pillow's; a shift of one pixel is 50."""
     photo = picture(*size)
     expected = eval_transform(**dataclasses.asdict(preprocessing))(photo)
     found = Prepare(preprocessing)(torch.from_numpy(np.array(photo)[None]))[0]

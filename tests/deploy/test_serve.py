@@ -281,10 +281,12 @@ def test_it_listens_on_this_machine_only_unless_told() -> None:
 
 
 def test_names_of_the_machine_count_on_the_network_only() -> None:
-    from flowers_torch.deploy.guard import host_names
+    from flowers_torch.deploy.guard import Guard, host_names
 
     assert host_names("127.0.0.1") == host_names("::1") == set()
     assert {"0.0.0.0", socket.gethostname()} <= host_names("0.0.0.0")
+    named = Guard(lambda *_: None, ["Photos.example.org"], lambda *_: None)  # type: ignore[arg-type]
+    assert named.knows("photos.example.org:443") and not named.knows("example.org")
 
 
 def test_without_the_extra_the_install_line_is_named(

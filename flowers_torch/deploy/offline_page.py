@@ -1,8 +1,8 @@
-"""A model as a web page that works offline: it opens from a file, classifies in the browser and sends nothing.
+"""A model as a web page that works offline: it classifies in the browser and sends nothing.
 
-ONNX Runtime's WebAssembly build runs the .onnx file that takes photos, so that the page prepares them as every
-other export does. Where the whole is small it is one .html file; else a folder, whose parts are scripts, because
-a page opened from a file may load scripts from beside it and nothing else.
+ONNX Runtime's WebAssembly build runs the .onnx file that takes photos, so the page prepares them as every
+other export does. Where the whole is small it is one .html file; else a folder, whose parts are scripts,
+because a page opened from a file may load scripts from beside it and nothing else.
 """
 
 import base64
@@ -120,7 +120,8 @@ def write_page(path: Path, model: bytes, runtime: Runtime, as_folder: bool = Fal
     _write(folder / "index.html", build_page(facts, scripts, f"{POLICY} 'self' file:"))
     reason = "" if as_folder else f", more than the {MOST_ONE_FILE >> 20} MB that one file may have"
     return [
-        f"export   {printable(folder / 'index.html')} with {len(calls)} files beside it, {megabytes(total)}{reason}"
+        f"export   {printable(folder / 'index.html')} with {len(calls)} files beside it, "
+        f"{megabytes(total)}{reason}"
     ]
 
 
@@ -132,14 +133,14 @@ def build_page(facts: dict[str, object], scripts: list[str], policy: str) -> str
         '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{text(policy, 400)}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>Which of {count} classes?</title><style>{_file('page.css')}</style></head><body>"
+        f"<title>Which of {count} classes?</title><style>{_file('offline_page.css')}</style></head><body>"
         f"<header><h1>Which of {count} classes is it?</h1>"
         '<p id="status" role="status">The model is loading.</p></header>'
-        f"{_file('page.html')}"
+        f"{_file('offline_page.html')}"
         f"<footer>Made by flowers_torch {__version__} with ONNX Runtime (MIT, Microsoft). "
         "Photos stay on this device: the page sends nothing.</footer>"
         f'<script type="application/json" id="facts">{script_json(facts)}</script>'
-        f"<script>{_file('page.js')}</script>{''.join(scripts)}<script>start()</script></body></html>\n"
+        f"<script>{_file('offline_page.js')}</script>{''.join(scripts)}<script>start()</script></body></html>\n"
     )
 
 

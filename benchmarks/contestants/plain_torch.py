@@ -1,0 +1,104 @@
+"""A contestant: the loop that one writes by hand, with timm, AdamW and a cosine; --bf16 for a fast CPU."""
+
+import json
+
+import timm
+import torch
+from PIL import Image
+from told import arguments, pair, tell, tell_rate
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
+
+parser = arguments(__doc__)
+parser.add_argument("--bf16", action="store_true", help="autocast and channels_last")
+args = parser.parse_args()
+torch.manual_seed(args.seed)
+options = {"aux_logits": False} if args.arch == "inception_v3" else {}
+layout = torch.channels_last if args.bf16 else torch.contiguous_format
+
+
+def autocast():
+    return torch.autocast("cpu", torch.bfloat16, enabled=args.bf16)
+
+
+def network(classes):
+    model = timm.create_model(args.arch, num_classes=classes, **options)
+    if args.weights:
+        model.load_state_dict(torch.load(args.weights, weights_only=True), strict=False)
+    return model.to(memory_format=layout)
+
+
+if args.steps:
+    model = network(17)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-4)
+    images = torch.randn(args.batch_size, 3, args.size, args.size).to(memory_format=layout)
+    labels = torch.arange(args.batch_size) % 17
+
+    def train():
+        with autocast():
+            loss = torch.nn.functional.cross_entropy(model(images).float(), labels)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def predict():
+        with torch.inference_mode(), autocast():
+            model(images)
+
+    model.train(not args.forward)
+    tell_rate(predict if args.forward else train, args.batch_size, args.steps)
+    raise SystemExit
+
+told = json.load(open(args.photos))
+to_input = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5] * 3, [0.5] * 3)]
+crop = [v2.RandomResizedCrop(args.size, (0.3, 1.0)), v2.RandomHorizontalFlip(), v2.ColorJitter(0.2, 0.2, 0.2)]
+middle = [v2.Resize(int(args.size / 0.875)), v2.CenterCrop(args.size)]
+views = {"train": v2.Compose(crop + to_input), "val": v2.Compose(middle + to_input)}
+
+
+class Photos(Dataset):
+    def __init__(self, part):
+        self.rows, self.view = told[part], views["train" if part == "train" else "val"]
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        path, label = self.rows[index]
+        return self.view(Image.open(path).convert("RGB")), label
+
+
+parts = {
+    part: DataLoader(Photos(part), args.batch_size, shuffle=part == "train")
+    for part in ("train", "val", "test")
+}
+model = network(len(told["classes"]))
+
+
+def accuracy(part):
+    model.eval()
+    right = 0
+    with torch.inference_mode(), autocast():
+        for images, labels in parts[part]:
+            right += int((model(images.to(memory_format=layout)).argmax(1) == labels).sum())
+    return right / len(told[part])
+
+
+head = set(model.get_classifier().parameters())
+for stage, (epochs, lr) in enumerate(zip(pair(args.epochs, int), pair(args.lr), strict=True)):
+    for parameter in model.parameters():
+        parameter.requires_grad = stage == 1 or parameter in head
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, epochs * len(parts["train"])))
+    for epoch in range(epochs):
+        model.train()
+        for images, labels in parts["train"]:
+            with autocast():
+                logits = model(images.to(memory_format=layout)).float()
+            torch.nn.functional.cross_entropy(logits, labels, label_smoothing=0.1).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
+        tell(stage=stage, epoch=epoch + 1, val_accuracy=accuracy("val"))
+tell(test_accuracy=accuracy("test"))
