@@ -722,6 +722,76 @@ MUTATIONS += [
     ),
 ]  # fmt: skip
 
+# Updating (D), torch.hub and the server (H).
+MUTATIONS += [
+    Mutation(
+        "D27", "new photos that would spoil the test of a trained model are refused", "data/growth.py",
+        "        if wanted not in (None, member.part) or member.part != ours[0].part:\n",
+        "        if False:\n",
+        "data/test_growth.py::test_what_would_spoil_a_test_is_refused",
+    ),
+    Mutation(
+        "D28", "the rows of a head go by the names of its classes", "models/weights.py",
+        "found[name][row] = state[name][place[label]]", "found[name][row] = state[name][row % len(theirs)]",
+        "models/test_weights.py::test_the_head_s_rows_go_by_the_names_of_the_classes",
+    ),
+    Mutation(
+        "H06", "the server listens on this machine only", "commands/serve.py",
+        'default="127.0.0.1"', 'default="0.0.0.0"',
+        "deploy/test_serve.py::test_it_listens_on_this_machine_only_unless_told",
+    ),
+    Mutation(
+        "H06", "under no name that a site of strangers could point to it", "deploy/guard.py",
+        "        if not self.knows(host):\n", "        if False:\n",
+        "deploy/test_serve.py::test_other_sites_are_turned_away",
+    ),
+    Mutation(
+        "H06", "and to no page of another site", "deploy/guard.py",
+        '        elif origin not in (None, f"http://{host}", f"https://{host}"):\n', "        elif False:\n",
+        "deploy/test_serve.py::test_other_sites_are_turned_away",
+    ),
+    Mutation(
+        "H06", "a body too large is refused before it is read", "deploy/guard.py",
+        "        if received > most:\n", "        if False:\n",
+        "deploy/test_serve.py::test_a_body_too_large_is_refused_before_it_is_read",
+    ),
+    Mutation(
+        "H06", "so is a photo too large", "deploy/serve.py",
+        "small = file.size is not None and file.size <= most", "small = True",
+        "deploy/test_serve.py::test_bad_photos_have_their_reason_and_good_ones_their_answer",
+    ),
+    Mutation(
+        "H06", "and one of too many pixels", "deploy/serve.py",
+        "load_image(file, self.limits.pixels)", "load_image(file)",
+        "deploy/test_serve.py::test_pixels_are_counted_by_the_server_s_own_limit",
+    ),
+    Mutation(
+        "H06", "a full queue says so instead of growing", "deploy/serve.py",
+        "            if self.held + photos > self.limits.waiting:\n", "            if False:\n",
+        "deploy/test_serve.py::test_a_full_queue_says_so",
+    ),
+    Mutation(
+        "H06", "names from strangers are escaped and cut in answers", "deploy/serve.py",
+        "photos.append((printable(file.filename),", "photos.append((str(file.filename),",
+        "deploy/test_serve.py::test_hostile_names_come_back_harmless",
+    ),
+    Mutation(
+        "H07", "a bad photo is an answer with its reason", "deploy/serve.py",
+        "        except FlowersError as error:\n", "        except ZeroDivisionError as error:\n",
+        "deploy/test_serve.py::test_bad_photos_have_their_reason_and_good_ones_their_answer",
+    ),
+    Mutation(
+        "H07", "a batch that fails costs only itself", "deploy/batching.py",
+        "            except Exception as error:", "            except ZeroDivisionError as error:",
+        "deploy/test_batching.py::test_a_batch_that_fails_costs_only_itself",
+    ),
+    Mutation(
+        "H08", "a fixed table of files can be reached and nothing else", "deploy/serve.py",
+        "    return Route(path, give)\n", '    return Route("/{path:path}", give)\n',
+        "deploy/test_serve.py::test_only_the_page_s_own_files_can_be_reached",
+    ),
+]  # fmt: skip
+
 
 def table() -> str:
     """The page's table: fault, protection, test."""
