@@ -242,7 +242,8 @@ MUTATIONS = [
     ),
     Mutation(
         "D32", "a photo that goes missing during training costs no step", "stage.py",
-        "            saver.save(training)\n            raise\n        sums", "            raise\n        sums",
+        "            saver.save(training)\n            raise\n        sums",
+        "            raise\n        sums",
         "test_recipe.py::test_a_photo_that_goes_missing_during_training_costs_no_step",
     ),
     Mutation(
