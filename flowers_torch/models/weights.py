@@ -167,6 +167,9 @@ def _rows_by_name(
             for row, label in enumerate(ours):
                 if label in place:
                     found[name][row] = state[name][place[label]]
+        elif name in state and len(state[name]) == 1:  # a sigmoid's one output speaks for the second class
+            turned = tuple(ours) == tuple(reversed(theirs))
+            found[name] = -state[name] if turned else own[name].clone()
     return found
 
 

@@ -76,6 +76,16 @@ def test_the_head_s_rows_go_by_the_names_of_the_classes(tmp_path: Path, hidden: 
     assert torch.equal(last_layer(stranger).weight, fresh)
 
 
+@pytest.mark.parametrize(("after", "sign"), [(("cat", "dog"), 1), (("dog", "cat"), -1), (("dog", "elk"), 0)])
+def test_a_sigmoid_s_one_output_keeps_its_meaning(tmp_path: Path, after: tuple[str, str], sign: int) -> None:
+    before = dataclasses.replace(record(0), classes=("cat", "dog"), head="sigmoid")
+    source, model = build(before), build(dataclasses.replace(before, classes=after))
+    fresh = last_layer(model).weight.clone()
+    save_classifier(source.state_dict(), before, tmp_path / "w")
+    load_weights(model, ARCH, plan_weights(ARCH, str(tmp_path / "w")), after)
+    assert torch.equal(last_layer(model).weight, sign * last_layer(source).weight if sign else fresh)
+
+
 def last_layer(model: torch.nn.Module) -> torch.nn.Linear:
     return [module for module in model.fc.modules() if isinstance(module, torch.nn.Linear)][-1]
 
