@@ -1,13 +1,14 @@
 """Entry points for torch.hub; importing this file reads and writes nothing.
 
     import torch
-    network = torch.hub.load("OWNER/REPOSITORY", "resnet50", num_classes=6, lineage="course", input_size=64)
-    flowers = torch.hub.load("OWNER/REPOSITORY", "flowers_classifier", checkpoint="model.safetensors")
+    network = torch.hub.load("OWNER/REPOSITORY", "resnet50", trust_repo=True, num_classes=6)
+    file = "model.safetensors"
+    flowers = torch.hub.load("OWNER/REPOSITORY", "flowers_classifier", trust_repo=True, checkpoint=file)
     logits = flowers(flowers.transform(photo)[None])    # photo: an RGB PIL image
     name = flowers.classes[logits.argmax()]
 
-torch.hub.list and torch.hub.help show the names and what they take. All networks but `flowers_classifier`
-come with random weights.
+Without trust_repo=True torch asks on the terminal whether to go on. torch.hub.list and torch.hub.help show
+the names and what they take. All networks but `flowers_classifier` come with random weights.
 """
 
 # ruff: noqa: F401 - to be imported here is what makes a function an entry point

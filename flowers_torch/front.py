@@ -8,7 +8,7 @@ depend on: weights, preprocessing, precision, view and the bytes of the photo.
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from flowers_torch.data.stored import StoredBatches
 from flowers_torch.errors import ModelFileError
 from flowers_torch.files import cache_folder, safe_load, safe_save
 from flowers_torch.models.cut import Cut, cut, cut_at
+from flowers_torch.models.freeze import apply_rules, rules_for, set_train_mode
 from flowers_torch.models.heads import classifier_name
 from flowers_torch.prepare import Run, part_batches
 from flowers_torch.training.monitors import bar, log
@@ -75,6 +76,24 @@ def compute_front(run: Run, stage: Stage, check: Check) -> Front | None:
     size = train.numel() * train.dtype.itemsize / 2**20
     log.info(f"store    {views} views of each photo as {made.block} sees them, {size:.0f} MiB")
     return Front(made, train, validation)
+
+
+def pooled_features(run: Run, photos: Sequence[int]) -> Tensor | None:
+    """What the classifier sees of photos (N, D) while all in front of it is frozen; known ones are read.
+
+    Args:
+        run: Its network gets frozen.
+        photos: By number in `run.photos`.
+
+    Returns:
+        None where the network cannot be cut in front of its classifier.
+    """
+    apply_rules(run.model, rules_for(run.model, "head"))
+    set_train_mode(run.model)
+    made = cut(run.model, run.record.preprocessing.size, run.runtime.channels_last)
+    if made is None:
+        return None
+    return answers(dataclasses.replace(run, split={"asked": list(photos)}), made, "asked", "none", 1, str)
 
 
 def stored_part(run: Run, made: Cut, part: str, check: Check) -> StoredBatches | None:

@@ -7,11 +7,14 @@ heart, wrong labels included.
 import dataclasses
 from typing import Any
 
+import torch
+
 from flowers_torch.data.splits import group_units
-from flowers_torch.evaluation.evaluate import answer_photos
+from flowers_torch.errors import UsageError
 from flowers_torch.evaluation.probe import learning_curve, more_photos_help, out_of_fold
 from flowers_torch.evaluation.suspects import find_suspects
 from flowers_torch.files import write_json
+from flowers_torch.front import pooled_features
 from flowers_torch.models.classifier import build
 from flowers_torch.models.weights import load_weights, plan_weights
 from flowers_torch.prepare import Run, admit_photos
@@ -30,21 +33,19 @@ def look_into(run: Run) -> dict[str, Any]:
     """
     admission = admit_photos(run.config)
     photos = admission.photos
+    torch.manual_seed(run.config.seed)  # fresh weights as training began with
     model = build(run.record)
     plan = plan_weights(run.config.arch, run.config.weights or "imagenet", run.config.keras_input)
     told = load_weights(model, run.config.arch, plan)
     log.info(f"features of {len(photos)} photos; {told}")
-    answers = answer_photos(
-        run.runtime.place(model),
-        run.record.preprocessing,
-        [photos.root / path for path in photos.paths],
-        photos.labels,
-        run.runtime,
-        batch_size=run.config.batch_size,
-    )
+    untrained = dataclasses.replace(run, model=run.runtime.place(model), photos=photos)
+    features, labels = pooled_features(untrained, range(len(photos))), torch.tensor(photos.labels)
+    if features is None:
+        what = f"{run.record.arch} cannot be cut in front of its classifier"
+        raise UsageError(what, "train another network on these photos")
     units, classes = group_units(photos, admission.twins), len(photos.classes)
-    curve = learning_curve(answers.features, answers.labels, classes, units=units)
-    probabilities = out_of_fold(answers.features, answers.labels, classes, units=units)
+    curve = learning_curve(features, labels, classes, units=units)
+    probabilities = out_of_fold(features, labels, classes, units=units)
     found = {
         "photos": len(photos),
         "curve": [dataclasses.asdict(point) for point in curve],
@@ -57,7 +58,7 @@ def look_into(run: Run) -> dict[str, Any]:
                 "probability": suspect.other,
                 "probability_of_label": suspect.own,
             }
-            for suspect in find_suspects(probabilities, answers.labels)
+            for suspect in find_suspects(probabilities, labels)
         ],
     }
     write_json(run.folder / INSIGHT_FILE, found)

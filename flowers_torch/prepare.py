@@ -1,6 +1,7 @@
 """From a configuration to everything that a run works on: device, photos, split, network."""
 
 import dataclasses
+import math
 import platform
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -158,7 +159,8 @@ def _about(config: Config, split: Split, rate: float, more_than_head: bool) -> s
         else:
             seconds += stage.epochs * (len(split["train"]) / trained + len(split["val"]) / seen)
     seconds += len(split["test"]) / seen
-    return f"; about {seconds / 60:.0f} minutes" if seconds > 90 else f"; about {seconds:.0f} seconds"
+    span = f"{seconds / 60:.0f} minutes" if seconds > 90 else f"{math.ceil(seconds)} seconds"
+    return f"; at most about {span}"
 
 
 def admit_photos(config: Config) -> Admission:

@@ -44,10 +44,8 @@ FILES = (
     "report.html",
     "insight.json",
     "figures/curves.png",
-    *(
-        f"exported/model{kind}"
-        for kind in (".onnx", ".int8.onnx", ".pt2", ".safetensors", ".html", ".int8.html")
-    ),
+    *(f"exported/model.{kind}" for kind in "onnx int8.onnx pt2 safetensors html int8.html".split()),
+    *(f"packed/{name}" for name in ("model.safetensors", "README.md", "hubconf.py", "SHA256SUMS")),
     *(f"figures/{name}.svg" for name in ("loss", "accuracy", "rate", "reliability", "unsure", "more_photos")),
 )
 LOCK_FILE = ".lock"

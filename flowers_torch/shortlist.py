@@ -11,9 +11,7 @@ from flowers_torch.data.splits import group_units
 from flowers_torch.errors import FlowersError, UsageError
 from flowers_torch.evaluation.metrics import wilson
 from flowers_torch.evaluation.probe import out_of_fold
-from flowers_torch.front import answers
-from flowers_torch.models.cut import cut
-from flowers_torch.models.freeze import apply_rules, rules_for, set_train_mode
+from flowers_torch.front import pooled_features
 from flowers_torch.prepare import Run, prepare
 from flowers_torch.training.monitors import log
 
@@ -64,16 +62,10 @@ def shortlist(config: Config, archs: Sequence[str]) -> list[Candidate]:
 
 def _judge(run: Run) -> Candidate:
     model, record = run.model, run.record
-    apply_rules(model, rules_for(model, "head"))
-    set_train_mode(model)
-    made = cut(model, record.preprocessing.size, run.runtime.channels_last)
-    if made is None:
-        raise UsageError(f"{record.arch} cannot be cut in front of its classifier", "choose another network")
     photos = [*run.split["train"], *run.split["val"]]
-    known = dataclasses.replace(run, split={"known": photos})
-    features = answers(known, made, "known", "none", 1, lambda count: None)
+    features = pooled_features(run, photos)
     if features is None:
-        raise UsageError(f"no room for the features of {record.arch}", "raise store_gib")
+        raise UsageError(f"{record.arch} cannot be cut in front of its classifier", "choose another network")
     labels = torch.tensor([run.photos.labels[index] for index in photos])
     groups = group_units(run.photos, run.twins)
     units = [groups[index] for index in photos]

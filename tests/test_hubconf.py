@@ -1,5 +1,6 @@
 """The entry points through torch.hub itself, from this folder."""
 
+import ast
 import dataclasses
 import hashlib
 import subprocess
@@ -149,6 +150,24 @@ def test_pickled_code_is_not_run(tmp_path: Path) -> None:
     torch.save({"model": torch.nn.Linear(2, 2)}, file)  # a whole module, which only pickle can load
     with pytest.raises(ModelFileError, match="holds more than tensors"):
         hub_load("flowers_classifier", checkpoint=str(file))
+
+
+def test_hubconf_imports_and_defines_and_no_more() -> None:
+    docstring, *rest = ast.parse((REPOSITORY / "hubconf.py").read_text()).body
+    assert isinstance(docstring, ast.Expr) and isinstance(docstring.value, ast.Constant)
+    assert all(isinstance(node, ast.Import | ast.ImportFrom | ast.FunctionDef | ast.Assign) for node in rest)
+    (assigned,) = [node for node in rest if isinstance(node, ast.Assign)]
+    assert ast.unparse(assigned.targets[0]) == "dependencies"
+    assert {"torch", "timm", "safetensors"} <= set(ast.literal_eval(assigned.value))
+
+
+def test_no_command_that_we_show_asks_whom_to_trust() -> None:
+    """torch.hub asks for a repository of GitHub unless told; with stdin closed that is an EOFError."""
+    pages = [REPOSITORY / "README.md", REPOSITORY / "hubconf.py", *(REPOSITORY / "docs").glob("*.md")]
+    calls = [part for page in pages for part in page.read_text().split("torch.hub.load(")[1:]]
+    assert len(calls) >= 3
+    for call in calls:
+        assert 'source="local"' in call[:200] or "trust_repo=True" in call[:200]
 
 
 class Canary:

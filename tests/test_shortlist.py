@@ -2,14 +2,17 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from torch import Tensor
 
 from flowers_torch import shortlist as module
 from flowers_torch.cli import guarded
 from flowers_torch.config import Config
 from flowers_torch.errors import UsageError
+from flowers_torch.prepare import Run
 from flowers_torch.shortlist import shortlist
 
 
@@ -29,13 +32,13 @@ def test_networks_are_ranked_and_one_that_fails_comes_last(photo_folder: Path) -
 
 def test_the_test_photos_are_not_looked_at(photo_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
-    real = module.answers
+    real = module.pooled_features
 
-    def noted(run, made, part, *others):  # type: ignore[no-untyped-def]
-        asked.extend(run.split[part])
-        return real(run, made, part, *others)
+    def noted(run: Run, photos: Sequence[int]) -> Tensor | None:
+        asked.extend(photos)
+        return real(run, photos)
 
-    monkeypatch.setattr(module, "answers", noted)
+    monkeypatch.setattr(module, "pooled_features", noted)
     shortlist(config(photo_folder), ["test_resnet"])
     assert len(asked) == len(set(asked)) == 50  # of 60: 39 to train on and 11 to validate
 

@@ -75,8 +75,8 @@ class Prepare(nn.Module):
     """The evaluation transform on bytes of photos (N, H, W, 3) of one size: (N, 3, size, size).
 
     It is `data.augment.eval_transform` but for one thing: the photo is resized by PyTorch's or ONNX Runtime's
-    antialiased filter on bytes, not by Pillow's. The three round differently, by one grey level of 255 in
-    few pixels; docs/export.md has what was measured. A photo's EXIF orientation, transparency and colour
+    antialiased filter on bytes, not by Pillow's. The three round differently, by one grey level of 255,
+    two at most; docs/export.md has what was measured. A photo's EXIF orientation, transparency and colour
     space are for the reader of the file to deal with, as `data.images.load_image` does.
 
     Places are computed without comparing sizes, which would bind the graph to photos of one shape.

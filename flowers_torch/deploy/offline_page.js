@@ -110,6 +110,7 @@ async function answer(photo) {
   } catch (error) {
     photo.error = `This photo cannot be read: ${error.message || error}`;
   }
+  if (!photos.includes(photo)) return;
   show(photo);
   const done = photos.filter(p => p.outputs || p.error).length;
   say(`${done} of ${photos.length} photos.${photo.error ? "" : ` One takes ${Math.round(performance.now() - began)} ms.`}`);

@@ -103,10 +103,14 @@ def to_onnx(answers: Answers, metadata: dict[str, Any]) -> bytes:
     PyTorch's own way to save puts the weights into a second file, which is lost when the first is copied.
 
     Raises:
-        UsageError: a package is missing.
-        ExportError: the model is larger than such a file can be.
+        UsageError: a package is missing, or the model is larger than such a file can be.
     """
     need("onnx"), need("onnxscript")
+    weights = sum(value.numel() * value.element_size() for value in answers.state_dict().values())
+    if weights > MOST_BYTES - (1 << 24):
+        raise UsageError(
+            f"{weights >> 20} MB of weights do not fit into one .onnx file", "use --format torch-export"
+        )
     program = torch.onnx.export(
         trace(answers),
         dynamo=True,
@@ -117,12 +121,8 @@ def to_onnx(answers: Answers, metadata: dict[str, Any]) -> bytes:
     )
     if program is None:
         raise ExportError("PyTorch exported nothing", "report it with the network's name")
-    weights = sum(value.numel() * value.element_size() for value in answers.state_dict().values())
-    if weights > MOST_BYTES - (1 << 24):
-        raise ExportError(
-            f"{weights >> 20} MB of weights do not fit into one .onnx file", "use --format torch-export"
-        )
-    return attach(program.model_proto, metadata)
+    model = program.model_proto
+    return attach(model, metadata)
 
 
 def attach(model: Any, metadata: dict[str, Any]) -> bytes:

@@ -44,7 +44,7 @@ class Parity:
     @property
     def holds(self) -> bool:
         """Whether the difference is within the tolerance; NaN is not."""
-        return self.logits <= self.tolerance * max(1.0, self.largest)
+        return self.logits <= self.tolerance * self.largest
 
     def describe(self) -> str:
         """One line."""
@@ -97,7 +97,7 @@ def require(parity: Parity, path: object) -> None:
         ExportError: the difference is above the tolerance.
     """
     if not parity.holds:
-        allowed = parity.tolerance * max(1.0, parity.largest)
+        allowed = parity.tolerance * parity.largest
         raise ExportError(
             f"{printable(path)} was not written, it would not compute what the network does: "
             f"{parity.describe()}, allowed {allowed:.2g}",

@@ -11,7 +11,7 @@ import torch
 
 from flowers_torch.cli import main
 from flowers_torch.deploy.graph import Answers
-from flowers_torch.deploy.onnx_file import attach, describe, need, open_onnx, parse_onnx
+from flowers_torch.deploy.onnx_file import attach, describe, need, open_onnx, parse_onnx, relabel
 from flowers_torch.errors import ModelFileError, UsageError
 from flowers_torch.models.zoo import Preprocessing
 
@@ -28,6 +28,19 @@ def test_a_lone_file_is_complete(onnx_bytes: bytes, small: Any, tmp_path: Path) 
     assert list(found) == ["logits", "probabilities", "strangeness"]
     for value, wanted in zip(found.values(), expected, strict=True):
         np.testing.assert_allclose(value, wanted.numpy(), atol=2e-2)
+
+
+def test_the_page_s_own_lines_run(
+    onnx_bytes: bytes, small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8")
+    code = page.split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(tmp_path)
+    Path("model.onnx").write_bytes(relabel(onnx_bytes, describe(small.record, True) | {"classes": ["a"] * 3}))
+    small.trial.photos[0].save("photo.jpg")
+    exec(code, {})
+    name, probability = capsys.readouterr().out.split()
+    assert name == "a" and 1 / 3 < float(probability) <= 1
 
 
 @pytest.mark.parametrize("count", [1, 2, 17])
