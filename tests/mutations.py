@@ -723,12 +723,11 @@ MUTATIONS += [
     ),
 ]  # fmt: skip
 
-# Updating (D), torch.hub and the server (H).
+# Updating (D) and the server (H).
 MUTATIONS += [
     Mutation(
         "D27", "new photos that would spoil the test of a trained model are refused", "data/growth.py",
-        "        if wanted not in (None, member.part) or member.part != ours[0].part:\n",
-        "        if False:\n",
+        "                if wanted != other.part:\n", "                if False:\n",
         "data/test_growth.py::test_what_would_spoil_a_test_is_refused",
     ),
     Mutation(

@@ -124,6 +124,17 @@ def test_only_the_page_s_own_files_can_be_reached(served: Any) -> None:
     assert served.ask("GET", "/api/predict")[0] == served.ask("POST", "/")[0] == 405
 
 
+def test_the_page_sets_text_only_and_names_no_other_place(served: Any) -> None:
+    """What the browser tests show of some names holds for all: nothing is ever parsed as HTML."""
+    page = {path: served.ask("GET", path)[2].decode() for path in ("/", "/page.css", "/page.js", "/icon.svg")}
+    assert page["/page.js"].count("textContent") > 10
+    for word in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "DOMParser"):
+        assert word not in page["/page.js"]
+    whole = "".join(page.values()).replace("http://www.w3.org/2000/svg", "")
+    assert "http:" not in whole and "https:" not in whole and "url(" not in whole
+    assert "<style" not in page["/"] and " style=" not in page["/"]
+
+
 def test_other_sites_are_turned_away(served: Any, photos: list[Path]) -> None:
     body = photos[0].read_bytes()
     own = f"127.0.0.1:{served.port}"
