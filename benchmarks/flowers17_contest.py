@@ -5,7 +5,7 @@
     python benchmarks/flowers17_contest.py 17flowers.tgz --ablate --splits 1    one ingredient left out each
 
 Each finished run is a line of --results and is not run again; `--keep` keeps the run folders too; `--views`
-asks the photo and its mirror image as well. A linear head fitted to its optimum is the same for every seed, so
+asks the photo and its mirror image as well. A linear head fitted to its optimum is the same for every seed:
 give it splits.
 """
 

@@ -5,7 +5,7 @@ import datetime
 import json
 import shlex
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ class Outcome:
     photos: int
     low: float
     high: float
-    train_seconds: float
+    train_seconds: float | None  # of the epochs; None where other work made it meaningless
     changes: tuple[str, ...]  # of the recipe's own options
     machine: str
     versions: str
@@ -150,15 +150,22 @@ def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
     return {k: v for key, value in pairs for k, v in _flat(value, f"{prefix}{key}.").items()}
 
 
-def describe(recipe: str, outcome: Outcome) -> str:
-    """The tutorial's figure, ours, what differs on purpose, and what our defaults would change."""
+def describe(recipe: str, outcome: Outcome, recorded: Sequence[Outcome] = ()) -> str:
+    """The tutorial's figure, ours, what differs on purpose, and what our defaults would change.
+
+    Args:
+        recipe: Its name.
+        outcome: Of the run to describe.
+        recorded: Earlier ones, of which those on the same photos are shown beside it.
+    """
     tutorial, config = find_tutorial(recipe), load_config(file=recipe)
     photos = f"{outcome.photos} test photos of {outcome.data}{' (a stand-in)' if outcome.stand_in else ''}"
     ours = f"{outcome.accuracy:.4f} ({outcome.low:.3f} .. {outcome.high:.3f}) on {photos}"
+    seconds = _seconds([outcome])
     lines = [
         f"recipe   {recipe}: {tutorial.title} ({tutorial.rows})",
         f"there    {tutorial.figure or 'no figure'} ({tutorial.source})",
-        f"here     {ours}, seed {outcome.seed}, {outcome.train_seconds:.0f} s on {outcome.machine}",
+        f"here     {ours}, seed {outcome.seed}, {seconds} on {outcome.machine}",
     ]
     if tutorial.accuracy is not None and not outcome.stand_in:
         lines.append(f"gap      {outcome.accuracy - tutorial.accuracy:+.4f}")
@@ -167,6 +174,10 @@ def describe(recipe: str, outcome: Outcome) -> str:
     wanted = dict(text.split("=", 1) for text in differences(with_our_defaults(config), config))
     theirs = {key: str(value) for key, value in _flat(dataclasses.asdict(config)).items()}
     lines += [f"default  {key} {value} instead of {theirs[key]}" for key, value in wanted.items()]
+    for one in recorded:
+        if (one.recipe, one.data) == (recipe, outcome.data) and one != outcome:
+            changes = ", ".join(one.changes) or "the recipe as it is"
+            lines.append(f"recorded {one.accuracy:.4f} of {one.photos} photos, seed {one.seed}: {changes}")
     return "\n".join(lines)
 
 
@@ -200,7 +211,7 @@ def page(outcomes: list[Outcome]) -> str:
     exact = [f"| {e.row} | {e.what} | {_code(e.command)} | {e.figure} | `{e.test}` |" for e in EXACT]
     more = [
         f"| `{one[0].recipe}` | {', '.join(f'`{text}`' for text in one[0].changes)} | {_figures(one)} |"
-        for one in _groups([o for o in outcomes if o.changes])
+        for one in _groups([one for one in outcomes if not _as_it_is(one)])
     ]
     where = [f"- `{recipe}`: {tutorial.data}." for recipe, tutorial in TUTORIALS.items()]
     differs = [
@@ -221,10 +232,15 @@ def _trained_rows(recipe: str, outcomes: list[Outcome]) -> list[str]:
     """A row for each set of photos that the recipe ran on as it is; one that says so where there is none."""
     tutorial = TUTORIALS[recipe]
     command = f"python train.py --config {recipe}"
-    own = _groups([one for one in outcomes if one.recipe == recipe and not one.changes])
+    own = _groups([one for one in outcomes if one.recipe == recipe and _as_it_is(one)])
     figures = [_figures(group) for group in own] or [f"{NOT_MEASURED} | |"]
     there = tutorial.figure or "no figure"
     return [f"| {tutorial.rows} | {tutorial.title} | `{command}` | {there} | {cells} |" for cells in figures]
+
+
+def _as_it_is(outcome: Outcome) -> bool:
+    """Whether nothing but the weights was other than in the recipe."""
+    return all(text.startswith("weights=") for text in outcome.changes)
 
 
 def _groups(outcomes: list[Outcome]) -> list[list[Outcome]]:
@@ -242,11 +258,16 @@ def _figures(runs: list[Outcome]) -> str:
         spread = f" (95% interval {runs[0].low:.3f} .. {runs[0].high:.3f})"
     kind = "stand-in " if runs[0].stand_in else ""
     mean = statistics.fmean(found)
-    seconds = statistics.fmean(one.train_seconds for one in runs)
     seeds = ", ".join(str(one.seed) for one in sorted(runs, key=lambda one: one.seed))
-    return (
-        f"{mean:.4f}{spread} on {runs[0].photos} photos of {kind}`{runs[0].data}` | {seeds} | {seconds:.0f} s"
-    )
+    photos = f"{runs[0].photos} photos of {kind}`{runs[0].data}`"
+    if runs[0].changes and _as_it_is(runs[0]):
+        photos += f", {runs[0].changes[0].replace('=', ' ')}"
+    return f"{mean:.4f}{spread} on {photos} | {seeds} | {_seconds(runs)}"
+
+
+def _seconds(runs: list[Outcome]) -> str:
+    known = [one.train_seconds for one in runs if one.train_seconds is not None]
+    return f"{statistics.fmean(known):.0f} s" if known else NOT_MEASURED
 
 
 def _code(command: str) -> str:

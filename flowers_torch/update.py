@@ -65,6 +65,7 @@ def update(
         "weights": str((folder / MODEL_FILE).absolute()),
         "out": "",
         "quarantine": "",
+        "keras_input": "",
         "groups": "twins",
     }
     config = load_config(file=str(folder / "config.toml"), overrides=overrides | (changes or {}))
@@ -116,7 +117,7 @@ def former_photos(folder: Path, photos: Photos) -> list[Member]:
             "restore them, or begin a new run",
         )
     return [
-        Member(photos.root / name, photos.classes[label[name]], part, name)
+        Member(photos.root / name, photos.classes[label[name]], part, name, photos.groups.get(name, ""))
         for part, members in parts.items()
         for name in members
     ]

@@ -242,7 +242,8 @@ MUTATIONS = [
     ),
     Mutation(
         "D32", "a photo that goes missing during training costs no step", "stage.py",
-        "            saver.save(training)\n            raise\n        val", "            raise\n        val",
+        "            saver.save(training)\n            raise\n        sums",
+        "            raise\n        sums",
         "test_recipe.py::test_a_photo_that_goes_missing_during_training_costs_no_step",
     ),
     Mutation(
@@ -541,7 +542,7 @@ MUTATIONS += [
     ),
     Mutation(
         "R08", "NaN is never best", "training/checkpoint.py",
-        'return math.isfinite(row["val_loss"]) and (', "return (",
+        'return math.isfinite(loss) and (', "return (",
         "training/test_checkpoint.py::test_best_is_by_loss_and_nan_never_is",
     ),
     Mutation(
@@ -719,6 +720,75 @@ MUTATIONS += [
         'os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)',
         'os.environ.setdefault("GLOO_SOCKET_IFNAME", "")',
         "training/test_distributed.py::test_the_main_process_goes_first_and_tells",
+    ),
+]  # fmt: skip
+
+# Updating (D) and the server (H).
+MUTATIONS += [
+    Mutation(
+        "D27", "new photos that would spoil the test of a trained model are refused", "data/growth.py",
+        "                if wanted != other.part:\n", "                if False:\n",
+        "data/test_growth.py::test_what_would_spoil_a_test_is_refused",
+    ),
+    Mutation(
+        "D28", "the rows of a head go by the names of its classes", "models/weights.py",
+        "found[name][row] = state[name][place[label]]", "found[name][row] = state[name][row % len(theirs)]",
+        "models/test_weights.py::test_the_head_s_rows_go_by_the_names_of_the_classes",
+    ),
+    Mutation(
+        "H06", "the server listens on this machine only", "commands/serve.py",
+        'default="127.0.0.1"', 'default="0.0.0.0"',
+        "deploy/test_serve.py::test_it_listens_on_this_machine_only_unless_told",
+    ),
+    Mutation(
+        "H06", "under no name that a site of strangers could point to it", "deploy/guard.py",
+        "        if not self.knows(host):\n", "        if False:\n",
+        "deploy/test_serve.py::test_other_sites_are_turned_away",
+    ),
+    Mutation(
+        "H06", "and to no page of another site", "deploy/guard.py",
+        '        elif origin not in (None, f"http://{host}", f"https://{host}"):\n', "        elif False:\n",
+        "deploy/test_serve.py::test_other_sites_are_turned_away",
+    ),
+    Mutation(
+        "H06", "a body too large is refused before it is read", "deploy/guard.py",
+        "        if received > most:\n", "        if False:\n",
+        "deploy/test_serve.py::test_a_body_too_large_is_refused_before_it_is_read",
+    ),
+    Mutation(
+        "H06", "so is a photo too large", "deploy/serve.py",
+        "small = file.size is not None and file.size <= most", "small = True",
+        "deploy/test_serve.py::test_bad_photos_have_their_reason_and_good_ones_their_answer",
+    ),
+    Mutation(
+        "H06", "and one of too many pixels", "deploy/serve.py",
+        "load_image(file, self.limits.pixels)", "load_image(file)",
+        "deploy/test_serve.py::test_pixels_are_counted_by_the_server_s_own_limit",
+    ),
+    Mutation(
+        "H06", "a full queue says so instead of growing", "deploy/serve.py",
+        "            if self.held + photos > self.limits.waiting:\n", "            if False:\n",
+        "deploy/test_serve.py::test_a_full_queue_says_so",
+    ),
+    Mutation(
+        "H06", "names from strangers are escaped and cut in answers", "deploy/serve.py",
+        "photos.append((printable(file.filename),", "photos.append((str(file.filename),",
+        "deploy/test_serve.py::test_hostile_names_come_back_harmless",
+    ),
+    Mutation(
+        "H07", "a bad photo is an answer with its reason", "deploy/serve.py",
+        "        except FlowersError as error:\n", "        except ZeroDivisionError as error:\n",
+        "deploy/test_serve.py::test_bad_photos_have_their_reason_and_good_ones_their_answer",
+    ),
+    Mutation(
+        "H07", "a batch that fails costs only itself", "deploy/batching.py",
+        "            except Exception as error:", "            except ZeroDivisionError as error:",
+        "deploy/test_batching.py::test_a_batch_that_fails_costs_only_itself",
+    ),
+    Mutation(
+        "H08", "a fixed table of files can be reached and nothing else", "deploy/serve.py",
+        "    return Route(path, give)\n", '    return Route("/{path:path}", give)\n',
+        "deploy/test_serve.py::test_only_the_page_s_own_files_can_be_reached",
     ),
 ]  # fmt: skip
 

@@ -109,7 +109,11 @@ def test_the_command_runs_compares_and_records(
     assert kept.recipe == "five_animals_convnet" and "stages.0.lr=0.0003" in kept.changes
     (tmp_path / "run" / "command.txt").write_text("flowers-torch reproduce five_animals_convnet --quiet\n")
     assert main(["reproduce", "--run", str(tmp_path / "run")]) == 0
-    assert "gap      " in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "gap      " in printed and "recorded" not in printed
+    assert main(["reproduce", "--run", str(tmp_path / "run"), *flags[-2:]]) == 0
+    recorded = [line for line in capsys.readouterr().out.splitlines() if line.startswith("recorded")]
+    assert len(recorded) == 1 and "stages.0.optimizer=adamw" in recorded[0]
     assert main(["reproduce", "--page", str(tmp_path / "page.md"), "--results", flags[-1]]) == 0
     assert "five_animals_convnet" in (tmp_path / "page.md").read_text()
 

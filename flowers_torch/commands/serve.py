@@ -29,6 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="run folder or model.safetensors")
     parser.add_argument("--port", type=int, default=8000, metavar="N", help="0 takes a free one (8000)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (127.0.0.1)")
+    parser.add_argument(
+        "--name", action="append", default=[], help="a host name that it may be called by, as a proxy's"
+    )
     parser.add_argument("--max-error", metavar="P", help="rather say unsure than err more often, as 2%%")
     parser.add_argument("--max-upload", type=int, default=10, metavar="MB", help="size of a photo (10)")
     parser.add_argument("--queue", type=int, default=128, metavar="N", help="photos that may wait (128)")
@@ -84,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
             )
         address = f"[{host}]" if ":" in host else host
         print(f"serving  http://{address}:{port}/ (Ctrl-C stops)", flush=True)
-        serve(make_server(make_app(service, sorted(host_names(args.host)))), listener)
+        serve(make_server(make_app(service, {*host_names(args.host), *args.name})), listener)
     print("stopped  all requests are answered")
     return 0
 

@@ -120,7 +120,7 @@ def start_from(run: str, changes: dict[str, Any]) -> dict[str, Any]:
         raise UsageError(f"--from {printable(folder)} is no run with weights", "name the folder of a run")
     return {
         "file": str(folder / "config.toml"),
-        "overrides": {"weights": str(weights), "out": ""} | changes,
+        "overrides": {"weights": str(weights), "keras_input": "", "out": ""} | changes,
     }
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from flowers_torch.data.folder import Photos
 from flowers_torch.data.inspection import Inspection
-from flowers_torch.data.splits import PARTS, part_of, split_number, split_photos
+from flowers_torch.data.splits import PARTS, group_pairs, part_of, split_number, split_photos
 from flowers_torch.data.twins import near_twins
 from flowers_torch.errors import DataError, printable
 
@@ -24,6 +24,7 @@ class Member:
     label: str
     part: str
     name: str  # in its own set
+    group: str = ""  # as its source names it; photos of a group stay in one part
 
 
 def grow(
@@ -54,24 +55,28 @@ def grow(
     fresh = [i for i, path in enumerate(new.paths) if (new.root / path).resolve() not in known]
     files = [*(member.file for member in old), *(new.root / new.paths[i] for i in fresh)]
     seen = [*old_inspections, *(new_inspections[i] for i in fresh)]
-    groups = near_twins(_as_set(files), seen)
+    names = [*(member.group for member in old), *(new.groups.get(new.paths[i], "") for i in fresh)]
     parts = {i: new.split[new.paths[i]] for i in fresh if new.paths[i] in new.split}
     copies: set[int] = set()
     together: dict[int, int] = {}  # new photo -> the first one of its group
-    for group in groups:
+    for group in _groups(near_twins(_as_set(files), seen), names):
         ours = [old[place] for place in group if place < len(old)]
         theirs = [fresh[place - len(old)] for place in group if place >= len(old)]
-        if not ours or not theirs:
-            together |= {i: theirs[0] for i in theirs}
-            continue
+        first = ours[0] if ours else Member(Path(), "", parts.get(theirs[0], ""), new.paths[theirs[0]])
+        together |= {i: theirs[0] for i in theirs}
         for i in theirs:
-            twin = _twin(ours, parts.get(i), new.paths[i])
-            parts[i] = twin.part
+            wanted = parts.get(i, first.part)
+            for other in (*ours, first):
+                if wanted != other.part:
+                    raise _spoiled(new.paths[i], parts.get(i, "new"), other)
+            if not ours:
+                continue
+            parts[i] = first.part
             if any(_same_bytes(new_inspections[i], seen[place]) for place in group if place < len(old)):
                 if new.classes[new.labels[i]] not in {member.label for member in ours}:
                     name = printable(new.paths[i])
                     raise DataError(
-                        f"{name} is {printable(twin.name)}, known as {printable(twin.label)}",
+                        f"{name} is {printable(first.name)}, known as {printable(first.label)}",
                         "decide for one class, and remove it from the other",
                     )
                 copies.add(i)
@@ -83,20 +88,21 @@ def grow(
     ]
 
 
-def _twin(ours: Sequence[Member], wanted: str | None, name: str) -> Member:
-    """The known picture that decides the part of a new photo.
+def _groups(twins: Sequence[Sequence[int]], names: Sequence[str]) -> list[list[int]]:
+    """Photos that must stay in one part: twins, and those whose groups have one name."""
+    named: dict[str, list[int]] = {}
+    for place, name in enumerate(names):
+        if name:
+            named.setdefault(name, []).append(place)
+    return group_pairs((group[0], other) for group in (*twins, *named.values()) for other in group[1:])
 
-    Raises:
-        DataError: its source puts it into another part, or the known ones are in several.
-    """
-    for member in ours:
-        if wanted not in (None, member.part) or member.part != ours[0].part:
-            raise DataError(
-                f"{printable(name)} ({wanted or 'new'}) shows the same picture as {printable(member.name)}, "
-                f"which the run had in its {member.part} part: the test would be spoiled",
-                "leave it out, or give it that part",
-            )
-    return ours[0]
+
+def _spoiled(name: str, part: str, other: Member) -> DataError:
+    return DataError(
+        f"{printable(name)} ({part}) belongs with {printable(other.name)} ({other.part}), being the same "
+        "picture or of one group: the test would be spoiled",
+        "leave one out, or give both the same part",
+    )
 
 
 def _draw(
@@ -126,7 +132,9 @@ def _draw(
     for place, i in enumerate(strangers):
         groups.setdefault(together.get(i, i), []).append(place)
     split = split_photos(alone, shares, seed, list(groups.values()))
-    return parts | {strangers[place]: part for part, places in split.items() for place in places}
+    parts |= {strangers[place]: part for part, places in split.items() for place in places}
+    # A group of several classes, drawn apart, goes where its first photo went.
+    return {i: parts.get(together.get(i, i), part) for i, part in parts.items()}
 
 
 def _as_set(files: Sequence[Path]) -> Photos:

@@ -16,7 +16,7 @@ import io
 import json
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -253,7 +253,7 @@ class Service:
         self.readers.shutdown()
 
 
-def make_app(service: Service, names: Sequence[str] = ()) -> Starlette:
+def make_app(service: Service, names: Collection[str] = ()) -> Starlette:
     """The ASGI application of a service.
 
     Args:

@@ -43,10 +43,11 @@ def inspected(photos: Photos) -> list[Inspection]:
 PARTS = ("train", "train", "val", "val", "test", "test")
 
 
-def grown(known: Photos, new: Photos) -> dict[str, str]:
+def grown(known: Photos, new: Photos, groups: dict[str, str] | None = None) -> dict[str, str]:
     """Part of each photo that is added."""
+    of = groups or {}
     old = [
-        Member(known.root / path, known.classes[known.labels[i]], PARTS[i % 6], path)
+        Member(known.root / path, known.classes[known.labels[i]], PARTS[i % 6], path, of.get(path, ""))
         for i, path in enumerate(known.paths)
     ]
     added = grow(old, inspected(known), new, inspected(new), SHARES, seed=3)
@@ -92,9 +93,28 @@ def test_what_would_spoil_a_test_is_refused(
         picture(seed).resize((120, 120)).save(place)
     new = find_photos(tmp_path / wanted, fewest=1)
     new = dataclasses.replace(new, split=dict.fromkeys(new.paths, wanted))
-    same = rf"leak.png \({wanted}\) shows the same picture as rose/{seed}.png"
-    with pytest.raises(DataError, match=f"{same}, which the run had in its {PARTS[seed]} part"):
+    with pytest.raises(
+        DataError, match=rf"leak.png \({wanted}\) belongs with rose/{seed}.png \({PARTS[seed]}\)"
+    ):
         grown(known, new)
+
+
+def test_new_photos_that_spoil_their_own_test_are_refused(known: Photos, tmp_path: Path) -> None:
+    draw(tmp_path, rose=range(700, 703))
+    picture(700).resize((64, 64)).save(tmp_path / "rose" / "twin.png")
+    new = find_photos(tmp_path, fewest=1)
+    apart = dict.fromkeys(new.paths, "train") | {"rose/twin.png": "test"}
+    with pytest.raises(DataError, match=r"twin.png \(test\) belongs with rose/700.png \(train\)"):
+        grown(known, dataclasses.replace(new, split=apart))
+    assert grown(known, dataclasses.replace(new, split=dict.fromkeys(new.paths, "test")))
+
+
+def test_groups_of_the_source_stay_together(known: Photos, tmp_path: Path) -> None:
+    new = find_photos(draw(tmp_path, rose=range(800, 812)), fewest=1)
+    groups = {path: f"bush{i % 2}" for i, path in enumerate(new.paths)}
+    found = grown(known, dataclasses.replace(new, groups=groups), {"rose/2.png": "bush0"})
+    assert {found[path] for path in new.paths[::2]} == {"val"}
+    assert len({found[path] for path in new.paths[1::2]}) == 1
 
 
 def test_a_known_photo_under_another_class_is_refused(known: Photos, tmp_path: Path) -> None:

@@ -95,6 +95,12 @@ def test_bad_photos_have_their_reason_and_good_ones_their_answer(served: Any, ph
     assert served.ask("GET", "/healthz")[0] == 200
 
 
+def test_pixels_are_counted_by_the_server_s_own_limit(serve_with: Any, photos: list[Path]) -> None:
+    with serve_with(pixels=40 * 48 - 1) as small:
+        (record,) = small.send(("a.png", photos[0].read_bytes()))[2]["photos"]
+    assert "too large: 48x40, at most 1,919 pixels" in record["error"]
+
+
 def test_hostile_names_come_back_harmless(served: Any, photos: list[Path]) -> None:
     hostile = "../../<svg onload=alert(1)>\x1b[2J\u202e\u009b2Jgnp.png" + "x" * 500
     status, headers, found = served.send((hostile, b"nothing"), (hostile, photos[0].read_bytes()))
@@ -116,6 +122,17 @@ def test_only_the_page_s_own_files_can_be_reached(served: Any) -> None:
     ):  # fmt: skip
         assert served.ask("GET", path)[0] == 404, path
     assert served.ask("GET", "/api/predict")[0] == served.ask("POST", "/")[0] == 405
+
+
+def test_the_page_sets_text_only_and_names_no_other_place(served: Any) -> None:
+    """What the browser tests show of some names holds for all: nothing is ever parsed as HTML."""
+    page = {path: served.ask("GET", path)[2].decode() for path in ("/", "/page.css", "/page.js", "/icon.svg")}
+    assert page["/page.js"].count("textContent") > 10
+    for word in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "DOMParser"):
+        assert word not in page["/page.js"]
+    whole = "".join(page.values()).replace("http://www.w3.org/2000/svg", "")
+    assert "http:" not in whole and "https:" not in whole and "url(" not in whole
+    assert "<style" not in page["/"] and " style=" not in page["/"]
 
 
 def test_other_sites_are_turned_away(served: Any, photos: list[Path]) -> None:
@@ -275,10 +292,12 @@ def test_it_listens_on_this_machine_only_unless_told() -> None:
 
 
 def test_names_of_the_machine_count_on_the_network_only() -> None:
-    from flowers_torch.deploy.guard import host_names
+    from flowers_torch.deploy.guard import Guard, host_names
 
     assert host_names("127.0.0.1") == host_names("::1") == set()
     assert {"0.0.0.0", socket.gethostname()} <= host_names("0.0.0.0")
+    named = Guard(lambda *_: None, ["Photos.example.org"], lambda *_: None)  # type: ignore[arg-type]
+    assert named.knows("photos.example.org:443") and not named.knows("example.org")
 
 
 def test_without_the_extra_the_install_line_is_named(
