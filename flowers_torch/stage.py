@@ -13,7 +13,9 @@ from flowers_torch.data.batches import TrainingBatches
 from flowers_torch.data.loaders import counted_seed
 from flowers_torch.data.stored import StoredBatches
 from flowers_torch.errors import DataError, StoppedError, UsageError, printable
-from flowers_torch.evaluation.metrics import Scores, score
+from flowers_torch.evaluation.answers import Answers
+from flowers_torch.evaluation.calibration import fit_temperature
+from flowers_torch.evaluation.metrics import score
 from flowers_torch.evaluation.summary import describe_epoch
 from flowers_torch.front import compute_front
 from flowers_torch.models.freeze import apply_rules, decay_by_layer, freeze_table, set_train_mode
@@ -104,11 +106,10 @@ def train_stage(
         except DataError:  # a photo went missing or broke: what is done so far is not lost with it
             saver.save(training)
             raise
-        val = score(answers.logits, answers.labels)
         sums, seconds = progress.sums, time.monotonic() - started
         speed = sums.photos / progress.seconds
         lr = rate(progress.epoch * len(order))
-        row = _row(stage, progress, lr, sums.mean_loss, sums.accuracy, val, seconds, speed)
+        row = _row(stage, progress, lr, sums.mean_loss, sums.accuracy, answers, seconds, speed)
         log.info(describe_epoch(row, stage.epochs))
         if config.tensorboard and run.world.is_main:
             write_tensorboard(run.folder / "tensorboard", row, epochs_before + progress.epoch)
@@ -162,9 +163,8 @@ def fit_head(run: Run, saver: Saver, stop: StopRequest) -> None:
             parameter.copy_(value)
     fitted = score(probe.logits(front.training), labels)
     answers = predict_part(run, "val", front.made.tail, front.validation, leave_if_asked)
-    val = score(answers.logits, answers.labels)
     seconds = time.monotonic() - started
-    row = _row(stage, progress, 0.0, fitted.loss, fitted.accuracy, val, seconds, len(labels) / seconds)
+    row = _row(stage, progress, 0.0, fitted.loss, fitted.accuracy, answers, seconds, len(labels) / seconds)
     run.pooled = front.made
     log.info(f"{describe_epoch(row, 1)}, penalty {l2:g}")
     saver.end_epoch(row, run.model)
@@ -205,11 +205,13 @@ def _row(
     lr: float,
     loss: float,
     accuracy: float,
-    val: Scores,
+    validation: Answers,
     seconds: float,
     speed: float,
 ) -> dict[str, Any]:
     """An epoch's row of the history; loss and accuracy are those of the training photos."""
+    val = score(validation.logits, validation.labels)
+    temperature = fit_temperature(validation.logits, validation.labels)
     return {
         "stage": stage.name,
         "epoch": progress.epoch + 1,
@@ -217,6 +219,7 @@ def _row(
         "train_loss": loss,
         "train_accuracy": accuracy,
         "val_loss": val.loss,
+        "val_calibrated_loss": score(validation.logits / temperature, validation.labels).loss,
         "val_accuracy": val.accuracy,
         "seconds": seconds,
         "images_per_second": speed,

@@ -7,7 +7,7 @@ many classes and on bottleneck features.
 
 import dataclasses
 
-LAST_EPOCH = "the epoch with the lowest validation loss is tested; there it was the last one"
+LAST_EPOCH = "the epoch with the lowest calibrated validation loss is tested; there it was the last one"
 NO_TEST = "tested on photos that decided nothing; the figure there is of the photos validated on"
 VGG_INPUT = "photos as VGG16's weights want them (BGR, mean colour off); there RGB in 0..1"
 NESTEROV = "momentum is Nesterov's; there plain"

@@ -242,7 +242,8 @@ MUTATIONS = [
     ),
     Mutation(
         "D32", "a photo that goes missing during training costs no step", "stage.py",
-        "            saver.save(training)\n            raise\n        val", "            raise\n        val",
+        "            saver.save(training)\n            raise\n        sums",
+        "            raise\n        sums",
         "test_recipe.py::test_a_photo_that_goes_missing_during_training_costs_no_step",
     ),
     Mutation(
@@ -541,7 +542,7 @@ MUTATIONS += [
     ),
     Mutation(
         "R08", "NaN is never best", "training/checkpoint.py",
-        'return math.isfinite(row["val_loss"]) and (', "return (",
+        'return math.isfinite(loss) and (', "return (",
         "training/test_checkpoint.py::test_best_is_by_loss_and_nan_never_is",
     ),
     Mutation(

@@ -58,12 +58,15 @@ def test_the_run_folder(finished: recipe.Result, photo_folder: Path) -> None:
     found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     elsewhere = {"resume.safetensors", "resume.previous.safetensors", "bad_files.jsonl"}
     elsewhere |= {"insight.json", "figures/more_photos.svg"}  # `flowers-torch report` writes them
+    elsewhere |= {
+        name for name in FILES if name.startswith(("exported/", "packed/"))
+    }  # and these export, pack
     assert found - {".lock"} == set(FILES) - elsewhere
     assert (folder / "labels.txt").read_text() == "blue\ngreen\nred\n"
     assert (folder / "command.txt").read_text() == "train.py --x 'a b'\n"
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["test"]["accuracy"] == finished.test.accuracy
-    assert metrics["best_epoch"] == min(finished.history, key=lambda row: row["val_loss"])
+    assert metrics["best_epoch"] == min(finished.history, key=lambda row: row["val_calibrated_loss"])
     with (folder / "predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
     split = json.loads((folder / "split.json").read_text())

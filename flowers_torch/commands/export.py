@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flowers_torch.commands.predict import share
 from flowers_torch.errors import FlowersError, UsageError, printable
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     ):
         if given and args.format not in formats:
             raise UsageError(f"{flag} with --format {args.format}", f"use it with {' or '.join(formats)}")
-    most_lost = _share(args.max_loss)
+    most_lost = share(args.max_loss, "--max-loss")
 
     from flowers_torch.deploy import export
     from flowers_torch.deploy.onnx_file import need
@@ -128,14 +129,3 @@ def find_trial(model: Path, int8: bool = False) -> "Trial":
         draw_picture(forms[i % len(forms)], 160 + 8 * i, np.random.default_rng([0, i])) for i in range(PHOTOS)
     ]
     return Trial(drawings, "drawings")
-
-
-def _share(text: str) -> float:
-    """2% or 0.02 as 0.02."""
-    try:
-        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1:
-        raise UsageError(f"--max-loss {printable(text, 40)} is no share of photos", "give such as 2%")
-    return value

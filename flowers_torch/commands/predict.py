@@ -93,14 +93,14 @@ def run(args: argparse.Namespace) -> int:
     return DataError.exit_code if failed else 0
 
 
-def share(text: str) -> float:
-    """2% or 0.02 as 0.02."""
+def share(text: str, flag: str = "--max-error") -> float:
+    """2% or 0.02, given to a flag, as 0.02."""
     try:
         value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError:
         value = -1.0
     if not 0 <= value < 1:
-        raise UsageError(f"--max-error {printable(text, 40)} is no share of answers", "give such as 2%")
+        raise UsageError(f"{flag} {printable(text, 40)} is no share of answers", "give such as 2%")
     return value
 
 

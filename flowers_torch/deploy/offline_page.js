@@ -51,7 +51,8 @@ function describe() {
   for (const most of [0.1, 0.05, 0.02, 0.01, 0]) {
     const fitting = curve.filter(([, answered, wrong]) => wrong <= most * answered);
     const all = fitting.includes(curve.at(-1));  // then it answers every photo anyway
-    if (fitting.length && !all) $("care").append(new Option(`with at most ${most * 100}% wrong`, most));
+    const promise = most ? `with at most ${most * 100}% wrong` : "with none wrong";
+    if (fitting.length && !all) $("care").append(new Option(promise, most));
   }
 }
 

@@ -283,12 +283,14 @@ class Saver:
 
 
 def is_better(row: dict[str, Any], best: dict[str, Any]) -> bool:
-    """Whether an epoch beats the best so far: by validation loss, where NaN never is best.
+    """Whether an epoch beats the best so far: by calibrated validation loss, where NaN never is best.
 
     By loss rather than accuracy: on a few hundred photos accuracy moves in steps of several tenths of a
-    percent that are mostly luck.
+    percent that are mostly luck. Calibrated, because that is how the weights will answer: under mixed photos
+    and smoothed labels the bare loss tells more about how modest an epoch's network is than how good.
     """
-    return math.isfinite(row["val_loss"]) and (not best or bool(row["val_loss"] < best["val_loss"]))
+    loss = row["val_calibrated_loss"]
+    return math.isfinite(loss) and (not best or bool(loss < best["val_calibrated_loss"]))
 
 
 def _optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:
