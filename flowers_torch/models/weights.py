@@ -162,11 +162,15 @@ def _rows_by_name(
     own, place = model.state_dict(), {name: row for row, name in enumerate(theirs)}
     found = dict(state)
     for name in (f"{layer}.{kind}" for layer in last for kind in ("weight", "bias")):
-        if name in state and len(state[name]) == len(theirs):
+        if name not in state:
+            continue
+        if (len(state[name]), len(own[name])) == (len(theirs), len(ours)):
             found[name] = own[name].clone()
             for row, label in enumerate(ours):
                 if label in place:
                     found[name][row] = state[name][place[label]]
+        elif state[name].shape == own[name].shape:  # the one row of a sigmoid, which stands for two classes
+            found[name] = own[name]
     return found
 
 

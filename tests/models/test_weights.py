@@ -76,6 +76,17 @@ def test_the_head_s_rows_go_by_the_names_of_the_classes(tmp_path: Path, hidden: 
     assert torch.equal(last_layer(stranger).weight, fresh)
 
 
+def test_a_sigmoid_s_row_is_of_its_own_two_classes(tmp_path: Path) -> None:
+    before = dataclasses.replace(record(0), classes=("cat", "dog"), head="sigmoid")
+    source = build(before)
+    save_classifier(source.state_dict(), before, tmp_path / "w")
+    for classes, kept in ((("cat", "dog"), True), (("cat", "eel"), False)):
+        model = build(dataclasses.replace(before, classes=classes))
+        load_weights(model, ARCH, plan_weights(ARCH, str(tmp_path / "w")), classes)
+        assert torch.equal(last_layer(model).weight, last_layer(source).weight) == kept
+        assert torch.equal(model.conv1[0].weight, source.conv1[0].weight)
+
+
 def last_layer(model: torch.nn.Module) -> torch.nn.Linear:
     return [module for module in model.fc.modules() if isinstance(module, torch.nn.Linear)][-1]
 
