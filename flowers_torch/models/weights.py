@@ -162,15 +162,14 @@ def _rows_by_name(
     own, place = model.state_dict(), {name: row for row, name in enumerate(theirs)}
     found = dict(state)
     for name in (f"{layer}.{kind}" for layer in last for kind in ("weight", "bias")):
-        if name not in state:
-            continue
-        if (len(state[name]), len(own[name])) == (len(theirs), len(ours)):
+        if name in state and len(state[name]) == len(theirs):
             found[name] = own[name].clone()
             for row, label in enumerate(ours):
                 if label in place:
                     found[name][row] = state[name][place[label]]
-        elif state[name].shape == own[name].shape:  # the one row of a sigmoid, which stands for two classes
-            found[name] = own[name]
+        elif name in state and len(state[name]) == 1:  # a sigmoid's one output speaks for the second class
+            turned = tuple(ours) == tuple(reversed(theirs))
+            found[name] = -state[name] if turned else own[name].clone()
     return found
 
 
