@@ -171,22 +171,30 @@ def joined(device: str = "auto") -> Iterator[World]:
             "start with torchrun, or unset them",
         )
     rank, size, local_rank = (int(os.environ[name]) for name in ENVIRONMENT[:3])
-    if os.environ.get("LOCAL_WORLD_SIZE") == str(size):  # all on one machine: nobody else needs to reach them
+    one_machine = os.environ.get("LOCAL_WORLD_SIZE") == str(size)
+    if one_machine:  # nobody else needs to reach them
         loopback = "lo0" if sys.platform == "darwin" else "lo"
         os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
         os.environ.setdefault("NCCL_SOCKET_IFNAME", loopback)
     on_gpu = device != "cpu" and torch.cuda.is_available()
     if on_gpu:
         torch.cuda.set_device(local_rank)
+    restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
+        # torchrun keeps one store for all restarts (pytorch issue 135712). Under the names of before, a
+        # process could read the address of one that is dead by now, and wait for it for half an hour.
+        # Several machines count restarts each for itself, so there the names must stay.
+        store, _, _ = next(dist.rendezvous("env://"))
+        own = dist.PrefixStore(f"restart {restarts if one_machine else 0}", store)
+        backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
+        dist.init_process_group(backend, store=own, rank=rank, world_size=size)
     except (RuntimeError, ValueError) as error:
         raise UsageError(
             f"the processes cannot meet at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}:"
             f" {printable(' '.join(str(error).split()))}",
             "choose another --master-port of torchrun",
         ) from error
-    world = World(rank, size, local_rank, int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)))
+    world = World(rank, size, local_rank, restarts)
     try:
         yield world
         dist.destroy_process_group()
