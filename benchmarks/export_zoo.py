@@ -96,8 +96,8 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
             continue
         row = rows[name]
         lines.append(
-            f"| {name} | {row['pixels']} | {row['megabytes']:.1f} | {row['torch_ms']:.1f} | "
-            f"{row['onnxruntime_ms']:.1f} | {row['difference']:.0e}{'' if row['holds'] else ' too much'} |"
+            f"| {name} | {row['pixels']} | {row['megabytes']:.1f} | {row['torch_ms']:.3g} | "
+            f"{row['onnxruntime_ms']:.3g} | {row['difference']:.0e}{'' if row['holds'] else ' too much'} |"
         )
     return "\n".join(lines)
 

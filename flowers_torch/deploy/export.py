@@ -17,7 +17,7 @@ from torch import nn
 from flowers_torch.deploy.graph import Answers
 from flowers_torch.deploy.onnx_file import attach, describe, parse_onnx, relabel, to_onnx, trace
 from flowers_torch.deploy.parity import compare, require
-from flowers_torch.deploy.quantize import Cost, cost, quantize, reader, require_accuracy
+from flowers_torch.deploy.quantize import cost, quantize, reader, require_accuracy
 from flowers_torch.errors import printable
 from flowers_torch.files import atomic_write
 from flowers_torch.models.classifier import Record, load_classifier, save_classifier
@@ -93,13 +93,11 @@ def make_onnx(
         return Made(relabel(content, metadata), lines)
     read = reader(photos, record.preprocessing)
     small = quantize(content, map(read, trial.calibration))
-    told: Cost | None = None
-    if trial.validation:
-        before, after = parse_onnx(content, path), parse_onnx(attach(small, metadata), path)
-        told = cost(before, after, trial.validation, trial.labels, record.preprocessing)
-        require_accuracy(told, most_lost, path)
-        metadata["int8"] = dataclasses.asdict(told)
-        lines.append(f"int8     {told.describe()}; {megabytes(len(content))} before")
+    before, after = parse_onnx(content, path), parse_onnx(attach(small, metadata), path)
+    told = cost(before, after, trial.validation, trial.labels, record.preprocessing)
+    require_accuracy(told, most_lost, path)
+    metadata["int8"] = dataclasses.asdict(told)
+    lines.append(f"int8     {told.describe()}; {megabytes(len(content))} before")
     return Made(attach(small, metadata), lines)
 
 

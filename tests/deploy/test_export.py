@@ -73,14 +73,26 @@ def test_a_network_that_exports_wrong_leaves_no_file(
     assert not out.parent.exists()
 
 
-def test_export_by_command_from_a_weights_file(small: Any, tmp_path: Path, capsys: Any) -> None:
+def test_the_command_writes_what_was_checked(
+    small: Any, onnx_bytes: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(export, "to_onnx", lambda answers, metadata: onnx_bytes)
+    out = tmp_path / "flowers.onnx"
+    assert main(["export", str(small.file), "--with-preprocessing", "--out", str(out)]) == 0
+    captured = capsys.readouterr()
+    assert (
+        f"export   {out}, 0." in captured.out and "drawings: 20 photos in batches of 1, 2, 17" in captured.out
+    )
+    assert "compared on drawings: a weights file alone has no photos" in captured.err
+    assert [path.name for path in tmp_path.iterdir()] == ["flowers.onnx"]
+    assert open_onnx(out).metadata["check"]["photos"] == 20
+
+
+@pytest.mark.slow
+def test_export_of_network_inputs(small: Any, tmp_path: Path) -> None:
     pytest.importorskip("onnx", reason="needs the extra onnx")
     out = tmp_path / "flowers.onnx"
     assert main(["export", str(small.file), "--out", str(out)]) == 0
-    captured = capsys.readouterr()
-    assert f"export   {out}, 0." in captured.out and "20 photos in batches of 1, 2, 17" in captured.out
-    assert "compared on drawings: a weights file alone has no photos" in captured.err
-    assert [path.name for path in tmp_path.iterdir()] == ["flowers.onnx"]
     images = torch.randn(3, 3, 32, 32)
     with torch.inference_mode():
         expected = small.network(images)
