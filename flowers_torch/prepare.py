@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import platform
-import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,16 +29,14 @@ from flowers_torch.data.sources import open_photos
 from flowers_torch.data.splits import Split, describe_split, exact_split, is_lopsided, split_photos
 from flowers_torch.errors import UsageError
 from flowers_torch.evaluation.answers import Answers, collect
-from flowers_torch.evaluation.unsure import REFERENCE_PHOTOS
 from flowers_torch.files import cache_folder
 from flowers_torch.models.classifier import Record, build
 from flowers_torch.models.cut import Cut
-from flowers_torch.models.freeze import Rules, apply_rules, freeze_table, rules_for, set_train_mode
+from flowers_torch.models.freeze import Rules, rules_for
 from flowers_torch.models.weights import load_weights, plan_weights
 from flowers_torch.models.zoo import check_size
 from flowers_torch.training.distributed import ALONE, World
 from flowers_torch.training.engine import class_weights
-from flowers_torch.training.estimate import estimate
 from flowers_torch.training.monitors import log
 from flowers_torch.training.runtime import Runtime, choose_runtime, probe_precision
 
@@ -166,78 +163,6 @@ def _about(config: Config, split: Split, rate: float, more_than_head: bool) -> s
 def admit_photos(config: Config) -> Admission:
     """The photos of a configuration that can be trained on."""
     return admit(open_photos(config.data), config.quarantine, config.groups, config.skip_bad)
-
-
-def dry_run(config: Config) -> None:
-    """Shows data, network, stages, memory and time of a configuration, and writes nothing."""
-    run = prepare(config)
-    for number, stage in enumerate(config.stages, start=1):
-        groups = apply_rules(run.model, stage_rules(run.model, stage))
-        set_train_mode(run.model, stage.batch_norm == "adapt")
-        log.info(f"stage {number}  {stage.name}: {stage.epochs} epochs, {stage.optimizer}, lr {stage.lr:g}")
-        log.info(freeze_table(run.model, groups, stage.lr))
-        cost = stage_cost(run, stage)
-        minutes = stage.epochs * cost.epoch_seconds / 60
-        log.info(f"  about {minutes:.1f} minutes and {cost.memory_bytes / 2**30:.1f} GiB")
-
-
-@dataclasses.dataclass(frozen=True)
-class StageCost:
-    """What a stage costs on this machine, tried out."""
-
-    epoch_seconds: float  # training and validation, photos read in between
-    closing_seconds: float  # a validation, the test, and some training photos for what is familiar
-    memory_bytes: int
-
-
-def stage_cost(run: Run, stage: Stage) -> StageCost:
-    """Tries a stage out on a few photos; the network and the random streams are as before afterwards."""
-    buffers = {name: value.clone() for name, value in run.model.named_buffers()}
-    apply_rules(run.model, stage_rules(run.model, stage))
-    set_train_mode(run.model, stage.batch_norm == "adapt")
-    size, batch = run.record.preprocessing.size, run.config.batch_size
-    photos = photo_dataset(run, "train", stage.augment)
-    with torch.random.fork_rng(devices=[]):
-        needs = estimate(run.model, size, batch, run.runtime, stage.optimizer)
-        started = time.monotonic()
-        tried = [photos[0, position] for position in range(min(4, len(photos)))]
-        reading = (time.monotonic() - started) / len(tried) / max(1, loading(run)["workers"])
-    for name, value in run.model.named_buffers():
-        value.copy_(buffers[name])
-    train, val, test = (len(run.split[part]) for part in ("train", "val", "test"))
-    predict = needs.predict_seconds + reading
-    return StageCost(
-        train * (needs.train_seconds + reading) + val * predict,
-        (val + test + min(train, REFERENCE_PHOTOS)) * predict,
-        needs.memory_bytes,
-    )
-
-
-def fit_to_clock(run: Run, started: float) -> None:
-    """Takes epochs off the stages, the longest first, until the run fits into its minutes.
-
-    Each stage keeps an epoch; should even that be too much, training stops at the deadline.
-
-    Args:
-        run: Its configuration gets the new epochs, so that a resumed run has them too.
-        started: When the run began, on the monotonic clock.
-    """
-    costs = [stage_cost(run, stage) for stage in run.config.stages]
-    run.closing_seconds = 1.5 * costs[-1].closing_seconds
-    left = 60 * run.config.minutes - (time.monotonic() - started) - run.closing_seconds
-    epochs = [stage.epochs for stage in run.config.stages]
-
-    def seconds(number: int) -> float:
-        return epochs[number] * costs[number].epoch_seconds
-
-    while sum(map(seconds, range(len(epochs)))) > left and max(epochs) > 1:
-        longest = max((n for n in range(len(epochs)) if epochs[n] > 1), key=seconds)
-        epochs[longest] -= 1
-    pairs = zip(run.config.stages, epochs, strict=True)
-    stages = [dataclasses.replace(stage, epochs=count) for stage, count in pairs]
-    run.config = dataclasses.replace(run.config, stages=stages)
-    planned = ", ".join(f"{stage.name} {stage.epochs}" for stage in stages)
-    log.info(f"time     {run.config.minutes:g} minutes are enough for these epochs: {planned}")
 
 
 def stage_rules(model: nn.Module, stage: Stage) -> Rules:

@@ -20,9 +20,9 @@ from flowers_torch.data.workers import worker_errors
 from flowers_torch.errors import DivergedError, ModelFileError, StoppedError, printable
 from flowers_torch.evaluation.metrics import Scores
 from flowers_torch.files import safe_load, write_text
+from flowers_torch.planning import fit_to_clock
 from flowers_torch.prepare import (
     Run,
-    fit_to_clock,
     part_batches,
     prepare_together,
 )

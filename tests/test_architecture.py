@@ -19,7 +19,8 @@ ABOVE = {
     "deploy": {"deploy", "report", "evaluation", "training", "models", "data"},
 }
 DOORS = {"api", "cli", "commands"}
-TOP = "config prepare front stage resuming recipe results insight crossval shortlist reproduction update"
+TOP = """config prepare planning front stage resuming recipe results insight crossval shortlist
+    reproduction update"""
 CONFIG_READERS = {*TOP.split(), *DOORS}
 FILES = sorted(PACKAGE.rglob("*.py"))
 

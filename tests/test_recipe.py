@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from flowers_torch import prepare, recipe, stage
+from flowers_torch import planning, prepare, recipe, stage
 from flowers_torch.cli import guarded
 from flowers_torch.commands.train import start_from
 from flowers_torch.config import Config, Stage, load_config
@@ -228,7 +228,7 @@ def test_a_dry_run_writes_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with caplog.at_level("INFO", logger="flowers_torch"):
-        prepare.dry_run(config(photo_folder, tmp_path / "out"))
+        planning.dry_run(config(photo_folder, tmp_path / "out"))
     assert not list(tmp_path.iterdir())
     for part in ("60 photos", "3 classes", "stage 1", "stage 2", "frozen", "minutes", "GiB", "input 32 px"):
         assert part in caplog.text

@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         config = load_config(args.arch, args.data, args.config, changes)
 
-    from flowers_torch import prepare, recipe  # torch is imported here, after the flags were found right
+    from flowers_torch import planning, recipe  # torch is imported here, after the flags were found right
     from flowers_torch.run_folder import find_run
     from flowers_torch.training.monitors import console
 
@@ -104,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
         if config is None:
             recipe.resume(find_run(args.resume), changes, args.allow_config_change, args.allow_data_change)
         elif args.dry_run:
-            prepare.dry_run(config)
+            planning.dry_run(config)
         else:
             recipe.train(config, overwrite=args.overwrite, argv=["flowers-torch", "train", *sys.argv[1:]])
     return 0
