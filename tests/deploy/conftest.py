@@ -147,7 +147,7 @@ def served_classifier(served_file: Path) -> Classifier:
     return Classifier.load(served_file, Runtime(torch.device("cpu"), "fp32", "for a test"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def served(served_classifier: Classifier) -> Iterator[Served]:
     with serving(served_classifier, photo_bytes=1 << 20) as running:
         yield running
