@@ -83,7 +83,7 @@ def learning(facts: Facts) -> tuple[str, dict[str, str]]:
     best = facts.metrics.get("best_epoch", {})
     said = (
         f"Kept are the weights after epoch {best.get('epoch')} of stage {text(best.get('stage'))}, where the "
-        "validation loss was least. "
+        "calibrated validation loss was least. "
         * bool(best)
         + "A dotted line is where a stage begins, with the part of the network that trains from there on."
     )
