@@ -102,7 +102,8 @@ def test_the_best_weights_are_those_of_the_best_epoch(tmp_path: Path) -> None:
 
 def test_when_it_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
-    monkeypatch.setattr(checkpoint, "time", types.SimpleNamespace(monotonic=lambda: clock[0]))  # not everybody's
+    # Its own clock, not everybody's.
+    monkeypatch.setattr(checkpoint, "time", types.SimpleNamespace(monotonic=lambda: clock[0]))
     saver = Saver(tmp_path, Progress(step=1), RECORD, minutes=2)
     state, path = training(), tmp_path / RESUME_FILE
 
