@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 import tomllib
+from collections.abc import Sequence
 from typing import Any
 
 from flowers_torch.config import HEAD_ONLY
@@ -41,7 +42,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--arch", default="", metavar="NAME", help="network, of the zoo or of timm")
     parser.add_argument("--data", default="", help="folder | archive | flowers17 | demo")
     parser.add_argument("--config", default="", metavar="FILE", help="TOML with any option; flags win")
-    for flag, (kind, text) in FLAGS.items():
+    add_options(parser, tuple(FLAGS))
+    parser.add_argument("--cache", metavar="DIR", help="where downloads are kept")
+    parser.add_argument(
+        "--resume", metavar="RUN", help="go on with an interrupted run: its folder, or latest"
+    )
+    # Left out of the help: the refusal that they lift names them.
+    parser.add_argument("--allow-config-change", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--allow-data-change", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--from", dest="origin", metavar="RUN", help="begin anew with a run's options and weights"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="let --out replace an earlier run")
+    parser.add_argument("--dry-run", action="store_true", help="show data, model, stages, memory, time; stop")
+
+
+def add_options(parser: argparse.ArgumentParser, flags: Sequence[str]) -> None:
+    """Adds what `overrides` reads: these of `FLAGS`, and the flags that stand for several options."""
+    for flag in flags:
+        kind, text = FLAGS[flag]
         parser.add_argument(f"--{flag}", type=kind, help=text, metavar="N" if kind is int else "X")
     parser.add_argument("--quiet", action="store_true", help="print the result and the report's place only")
     parser.add_argument("--skip-bad", action="store_true", help="leave out photos that cannot be read")
@@ -55,18 +74,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="K=V",
         help="any other option, as stages.1.lr=1e-4",
     )
-    parser.add_argument("--cache", metavar="DIR", help="where downloads are kept")
-    parser.add_argument(
-        "--resume", metavar="RUN", help="go on with an interrupted run: its folder, or latest"
-    )
-    # Left out of the help: the refusal that they lift names them.
-    parser.add_argument("--allow-config-change", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--allow-data-change", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument(
-        "--from", dest="origin", metavar="RUN", help="begin anew with a run's options and weights"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="let --out replace an earlier run")
-    parser.add_argument("--dry-run", action="store_true", help="show data, model, stages, memory, time; stop")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -25,15 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", help="folder of the finished run")
     parser.add_argument("data", nargs="?", default="", help="new photos; the known ones may be among them")
     parser.set_defaults(**{flag.replace("-", "_"): None for flag in train.FLAGS})
-    for flag in FLAGS:
-        kind, text = train.FLAGS[flag]
-        parser.add_argument(f"--{flag}", type=kind, help=text, metavar="N" if kind is int else "X")
-    parser.add_argument("--quiet", action="store_true", help="print the result and the report's place only")
-    parser.add_argument("--skip-bad", action="store_true", help="leave out photos that cannot be read")
-    parser.add_argument("--head-only", action="store_true", help="fit a linear head in seconds, no more")
-    parser.add_argument("--epochs", metavar="A,B", help="epochs of each stage, as 1,3")
-    parser.add_argument("--time", metavar="T", help="fit the epochs to this, as 20m or 1.5h")
-    parser.add_argument("--set", action="append", default=[], metavar="K=V", help="as train --set")
+    train.add_options(parser, FLAGS)
     parser.add_argument("--resume", metavar="NEW", help="go on with an interrupted update: its folder")
 
 
