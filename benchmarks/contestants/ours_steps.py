@@ -1,23 +1,37 @@
-"""A contestant: this package's own training step on resident noise, in the precision that its probe takes."""
+"""A contestant: this package's own training step on resident noise, in the precision that its probe takes.
+
+With --forward --folded the network runs as the frozen front of a stage does: batch norm folded, activations
+fused.
+"""
 
 import torch
 from told import arguments, tell_rate
 
+from flowers_torch.models.fold import fold
 from flowers_torch.models.freeze import apply_rules, rules_for, set_train_mode
 from flowers_torch.models.zoo import create_model
 from flowers_torch.training.engine import Training, predict_logits, train_step
 from flowers_torch.training.optim import make_optimizer
 from flowers_torch.training.runtime import choose_runtime, probe_precision
 
-args = arguments(__doc__).parse_args()
+parser = arguments(__doc__)
+parser.add_argument("--folded", action="store_true")
+args = parser.parse_args()
 runtime = choose_runtime()
 model = runtime.place(create_model(args.arch, num_classes=17))
 runtime = probe_precision(runtime, model, args.size, backward=not args.forward)
-images = torch.randn(args.batch_size, 3, args.size, args.size)
+images = runtime.images(torch.randn(args.batch_size, 3, args.size, args.size))
 labels = torch.arange(args.batch_size) % 17
 groups = apply_rules(model, rules_for(model, "all"))
 set_train_mode(model)
 training = Training(model, make_optimizer("adamw", model, groups), runtime.scaler(), runtime)
+if args.folded:
+
+    def on_noise(network):
+        with torch.no_grad():
+            return network(images[:2])
+
+    model = fold(model.eval(), on_noise, runtime.dtype)
 
 
 def step():

@@ -25,6 +25,8 @@ def arguments(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=0, help="time so many steps on resident noise, and end")
     parser.add_argument("--forward", action="store_true", help="with --steps: forward passes only")
+    parser.add_argument("--bf16", action="store_true", help="mixed precision in bfloat16")
+    parser.add_argument("--workers", type=int, default=0, help="of PyTorch's data loaders")
     return parser
 
 
