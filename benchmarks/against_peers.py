@@ -222,7 +222,7 @@ def print_how_soon(runs: dict[str, list[dict[str, Any]]]) -> None:
 
 
 def reached(run: dict[str, Any], level: float) -> float | None:
-    """Seconds until validation accuracy first was at a level; a millionth may be lost in printing."""
+    """Seconds until validation accuracy first was at a level; ours is printed with four digits."""
     return next((seconds for seconds, accuracy in run["epochs"] if accuracy >= level - 1e-4), None)
 
 

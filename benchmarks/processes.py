@@ -7,6 +7,7 @@ import re
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -18,8 +19,8 @@ import torch
 Command = tuple[list[str], dict[str, str]]  # with additions to the environment
 TRAIN = str(Path(__file__).parent.parent / "train.py")
 
-# What `train.py` prints of an epoch, of the front's answers, and of the test.
-EPOCH = re.compile(r"^\s+(?P<stage>\S+) \d+/\d+ .* val loss \S+ acc (?P<val>[\d.]+)  (?P<seconds>[\d.]+) s")
+# What `train.py` prints of an epoch and of the test.
+EPOCH = re.compile(r"^\s+(?P<stage>\S+) \d+/\d+ .* val loss \S+ acc (?P<val>[\d.]+)")
 TEST = re.compile(r"^test\s+accuracy ([\d.]+)")
 POLL_SECONDS = 0.02
 
@@ -34,42 +35,48 @@ def told(command: Command) -> Iterator[tuple[float, dict[str, Any]]]:
     """
     started = time.time()
     environment = os.environ | {"PYTHONUNBUFFERED": "1"} | command[1] | {"BENCHMARK_STARTED": str(started)}
-    process = subprocess.Popen(
-        command[0], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    own, errors = [0], [""]
-    watch = threading.Thread(target=_watch_memory, args=(process.pid, own), daemon=True)
-    drain = threading.Thread(target=lambda: errors.append(process.stderr.read()), daemon=True)  # type: ignore[union-attr]
-    watch.start(), drain.start()
-    for line in process.stdout or ():
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(
+            command[0], env=environment, stdout=subprocess.PIPE, stderr=errors, text=True
+        ) as process,
+    ):
+        own = [0]
+        watch = threading.Thread(target=_watch_memory, args=(process.pid, own), daemon=True)
+        watch.start()
+        for line in process.stdout or ():
+            seconds = time.time() - started
+            if line.startswith("{"):
+                yield seconds, json.loads(line)
+            elif match := EPOCH.match(line):
+                yield seconds, {"stage": match["stage"], "val_accuracy": float(match["val"])}
+            elif match := TEST.match(line):
+                yield seconds, {"test_accuracy": float(match[1])}
+        _, status, used = os.wait4(process.pid, 0)
         seconds = time.time() - started
-        if line.startswith("{"):
-            yield seconds, json.loads(line)
-        elif match := EPOCH.match(line):
-            yield seconds, {"stage": match["stage"], "val_accuracy": float(match["val"])}
-        elif match := TEST.match(line):
-            yield seconds, {"test_accuracy": float(match[1])}
-    _, status, used = os.wait4(process.pid, 0)
-    seconds = time.time() - started
-    process.returncode = os.waitstatus_to_exitcode(status)
-    watch.join(), drain.join()
-    if status:
-        print(f"  {' '.join(command[0][:4])} ... failed:\n{errors[-1][-2000:]}", file=sys.stderr, flush=True)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        watch.join()
+        if status:
+            errors.seek(0)
+            text = errors.read()[-2000:]
+            print(f"  {' '.join(command[0][:4])} ... failed:\n{text}", file=sys.stderr, flush=True)
     cpu = used.ru_utime + used.ru_stime
     ended = {"status": process.returncode, "cpu_seconds": cpu, "own_bytes": own[0]}
     yield seconds, ended | {"bytes": used.ru_maxrss * 1024}
 
 
-def run_training(flags: Sequence[str], cache: Path, program: Sequence[str] = (TRAIN,)) -> dict[str, Any]:
+def run_training(flags: Sequence[str], cache: Path, program: Sequence[str] = ()) -> dict[str, Any]:
     """A whole run of ours: seconds, memory, the epochs' (seconds, validation accuracy), test accuracy.
 
     Args:
         flags: Of `train.py`.
         cache: Where it keeps what it computes once; an empty folder for a first run.
-        program: Python's arguments in front of the flags.
+        program: Python's arguments in front of the flags, where they are not `train.py`.
     """
     result: dict[str, Any] = {"epochs": [], "test_accuracy": None}
-    for seconds, row in told(([sys.executable, *program, *flags], {"FLOWERS_TORCH_CACHE": str(cache)})):
+    for seconds, row in told(
+        ([sys.executable, *(program or (TRAIN,)), *flags], {"FLOWERS_TORCH_CACHE": str(cache)})
+    ):
         if "val_accuracy" in row:
             result["epochs"].append((seconds, row["val_accuracy"]))
         result |= {key: value for key, value in row.items() if key not in ("stage", "val_accuracy")}
