@@ -110,12 +110,10 @@ def steps(args: argparse.Namespace, folder: Path) -> None:
     if args.forward:
         contestants["ours, folded"] = ([*own, "--folded"], package)
     contestants = chosen(contestants | peers(args, folder, [*flags, "--photos", str(photos)]), args.only)
-    rates: dict[str, list[float]] = {name: [] for name in contestants}
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in contestants}
     for _ in range(args.rounds):
         for name, command in contestants.items():
-            rates[name] += [
-                row["images_per_second"] for _, row in told(command) if "images_per_second" in row
-            ]
+            rows[name] += [row for _, row in told(command) if "images_per_second" in row]
     multiplied = sum(
         count_multiplications(create_model(args.arch, 17).eval(), (3, args.size, args.size)).values()
     )
@@ -123,11 +121,14 @@ def steps(args: argparse.Namespace, folder: Path) -> None:
     kind = "forward" if args.forward else "training"
     print(f"{args.arch} at {args.size}, batch {args.batch_size}, {kind}\n")
     print("| contestant | images/s |\n|---|---|")
-    for name, values in rates.items():
-        if values:
-            print(f"| {name} | {spread(values)} |")
+    for name, measured in rows.items():
+        if measured:
+            rates = [row["images_per_second"] for row in measured]
+            chosen_ones = sorted({row["precision"] for row in measured if "precision" in row})
+            how = f" ({', '.join(chosen_ones)} by its probe)" if chosen_ones else ""
+            print(f"| {name}{how} | {spread(rates)} |")
             size = {"arch": args.arch, "size": args.size, "batch_size": args.batch_size}
-            record(args.results, what="steps", kind=kind, **size, name=name, images_per_second=values)
+            record(args.results, what="steps", kind=kind, **size, name=name + how, images_per_second=rates)
     for dtype in (torch.float32, torch.bfloat16):
         peak = matmul_peak(dtype)
         print(f"| ceiling, {str(dtype)[6:]}: {peak / 1e9:.0f} G/s in a product | {peak / work:.1f} |")
@@ -198,7 +199,7 @@ def print_runs(runs: dict[str, list[dict[str, Any]]]) -> None:
         tests = [row["test_accuracy"] for row in rows if row["test_accuracy"] is not None]
         cells = [name, str(len(rows)), spread([row["seconds"] for row in rows], 0)]
         cells += [in_words([reached(row, level) for row in rows]) for level in (0.95, 0.97)]
-        cells += [spread(tests, 4) if tests else "", gib(max(row["bytes"] for row in rows))]
+        cells += [spread(tests, 4) if tests else "", gib(max(row["own_bytes"] for row in rows))]
         print(f"| {' | '.join(cells)} |")
 
 

@@ -59,4 +59,5 @@ if __name__ == "__main__":
     step = make_step(args.arch, args.size, args.forward, args.folded)
     images = step.runtime.images(torch.randn(args.batch_size, 3, args.size, args.size))
     labels = torch.arange(args.batch_size) % CLASSES
-    tell_rate(lambda: step.do(images, labels), args.batch_size, args.steps)
+    chosen = step.runtime.precision
+    tell_rate(lambda: step.do(images, labels), args.batch_size, args.steps, precision=chosen)

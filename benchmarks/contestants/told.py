@@ -43,10 +43,10 @@ def tell(**values: Any) -> None:
     print(json.dumps({"seconds": time.time() - started, "bytes": most} | values), flush=True)
 
 
-def tell_rate(step: Any, images: int, steps: int) -> None:
+def tell_rate(step: Any, images: int, steps: int, **more: Any) -> None:
     """Images a second of a function that does one step; the first two calls choose kernels."""
     step(), step()
     started = time.perf_counter()
     for _ in range(steps):
         step()
-    tell(images_per_second=images * steps / (time.perf_counter() - started))
+    tell(images_per_second=images * steps / (time.perf_counter() - started), **more)
