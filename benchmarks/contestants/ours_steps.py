@@ -5,9 +5,10 @@ from told import arguments, tell_rate
 
 from flowers_torch.models.freeze import apply_rules, rules_for, set_train_mode
 from flowers_torch.models.zoo import create_model
-from flowers_torch.training.engine import Training, predict_logits, train_step
+from flowers_torch.training.engine import predict_logits, train_step
 from flowers_torch.training.optim import make_optimizer
 from flowers_torch.training.runtime import choose_runtime, probe_precision
+from flowers_torch.training.steps import Training
 
 args = arguments(__doc__).parse_args()
 runtime = choose_runtime()
