@@ -24,12 +24,13 @@ from flowers_torch.models.fuse import fuse
 from flowers_torch.models.heads import classifier_name
 from flowers_torch.prepare import Run, balanced_weights, predict_part, stage_rules, training_batches
 from flowers_torch.training.checkpoint import Progress, Saved, Saver, restore_training
-from flowers_torch.training.engine import Training, train_epoch
+from flowers_torch.training.engine import train_epoch
 from flowers_torch.training.linear import choose_probe
 from flowers_torch.training.monitors import bar, log, write_tensorboard
 from flowers_torch.training.optim import learning_rate, make_optimizer
 from flowers_torch.training.plateau import out_of_patience, plateau_multiplier
 from flowers_torch.training.regularize import make_average, make_penalty
+from flowers_torch.training.steps import Training, read_every, read_steps
 from flowers_torch.training.stopping import StopRequest
 
 
@@ -106,7 +107,9 @@ def train_stage(
                     leave_if_asked()
                     saver.save_if_due(training)
                     if time_is_up():
+                        read_steps(training)
                         break
+            progress.seconds = time.monotonic() - started  # a GPU's last steps have been waited for
             run.world.copy_buffers(training.evaluated)
             answers = predict_part(run, "val", network, validation, leave_if_asked)
         except DataError:  # a photo went missing or broke: what is done so far is not lost with it
@@ -196,9 +199,10 @@ def begin_stage(run: Run, stage: Stage, number: int) -> tuple[Training, Training
     groups = decay_by_layer(apply_rules(model, stage_rules(model, stage)), stage.layer_decay)
     set_train_mode(model, stage.batch_norm)
     log.info(freeze_table(model, groups, stage.lr))
+    optimizer = make_optimizer(stage.optimizer, model, groups, stage.weight_decay, stage.momentum)
     training = Training(
         model,
-        make_optimizer(stage.optimizer, model, groups, stage.weight_decay, stage.momentum),
+        optimizer,
         run.runtime.scaler(),
         run.runtime,
         balanced_weights(run),
@@ -211,6 +215,7 @@ def begin_stage(run: Run, stage: Stage, number: int) -> tuple[Training, Training
         run.world,
         run.world.wrap(model),
         counted_seed(config.seed, number),
+        read_every=read_every(optimizer, run.runtime.device),
     )
     return training, training_batches(run, stage)
 

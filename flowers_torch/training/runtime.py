@@ -33,6 +33,11 @@ class Runtime:
         """Of the network's arithmetic."""
         return DTYPES[self.precision]
 
+    @property
+    def wide(self) -> torch.dtype:
+        """The widest floats of the device, to add up in."""
+        return torch.float32 if self.device.type == "mps" else torch.float64
+
     @contextlib.contextmanager
     def autocast(self) -> Iterator[None]:
         """Mixed precision inside, where the precision asks for it."""

@@ -16,9 +16,10 @@ from flowers_torch.models.freeze import (
 )
 from flowers_torch.models.heads import set_head
 from flowers_torch.models.zoo import create_model
-from flowers_torch.training.engine import Sums, Training, train_epoch
+from flowers_torch.training.engine import train_epoch
 from flowers_torch.training.optim import make_optimizer
 from flowers_torch.training.runtime import choose_runtime
+from flowers_torch.training.steps import Sums, Training
 
 
 @pytest.fixture
