@@ -183,7 +183,7 @@ def photo_dataset(run: Run, part: str, policy: str, canvases: bool = False) -> P
         transform = canvas_transform(policy, inputs.size, inputs.interpolation, inputs.crop, inputs.squash)
     else:
         transform = train_transform(policy, **dataclasses.asdict(inputs))
-    return PhotoDataset(paths, labels, transform, run.config.seed)
+    return PhotoDataset(paths, labels, transform, run.config.seed, draws=not canvases)
 
 
 def _own_share(run: Run, part: str) -> Sequence[int]:
@@ -251,6 +251,7 @@ def loading(run: Run) -> dict[str, Any]:
     on_cpu = run.runtime.device.type == "cpu"
     return {
         "workers": choose_workers(run.config.workers, on_cpu),
+        "threads": torch.get_num_threads() if on_cpu else 1,
         "pin_memory": run.runtime.device.type == "cuda",
         "shard": (run.world.rank, run.world.size),
     }
