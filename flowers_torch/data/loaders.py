@@ -71,7 +71,7 @@ class PhotoDataset(Dataset[Item]):
         return self._item(key, self._read(key))
 
     def __getitems__(self, keys: list[Key]) -> list[Item]:
-        """A batch; torch's loader asks for it in one call. Pillow decodes and resizes outside of Python's lock."""
+        """A batch, as torch's loader asks for it. Pillow decodes and resizes outside of Python's lock."""
         if self.draws or self.threads == 1:
             return [self[key] for key in keys]
         with ThreadPoolExecutor(self.threads) as pool:

@@ -40,7 +40,7 @@ def picture(width: int, height: int) -> Image.Image:
 def test_photos_are_prepared_as_for_validation(size: tuple[int, int], preprocessing: Preprocessing) -> None:
     """PyTorch's filter on bytes is within two grey levels of Pillow's; a shift of one pixel is 50.
 
-    Of tall photos Pillow resizes the columns first, and both clip in between: then noise differs at some places.
+    Of tall photos Pillow resizes the columns first, and both clip in between: some noise differs more.
     """
     photo = picture(*size)
     expected = eval_transform(**dataclasses.asdict(preprocessing))(photo)
