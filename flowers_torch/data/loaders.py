@@ -43,6 +43,7 @@ class PhotoDataset(Dataset[Item]):
         transform: `PIL.Image` to tensor; may draw from torch's global generator.
         seed: Of the draws.
         draws: Whether the transform draws. Photos of one that does not can be read by several threads.
+        at_least: Pixels of a photo's shorter side that are enough; 0 for all there are.
 
     Attributes:
         pulse: Where workers read.
@@ -57,9 +58,10 @@ class PhotoDataset(Dataset[Item]):
         transform: Callable[[Any], Tensor],
         seed: int,
         draws: bool = True,
+        at_least: int = 0,
     ) -> None:
         self.paths, self.labels, self.transform, self.seed = list(paths), list(labels), transform, seed
-        self.draws = draws
+        self.draws, self.at_least = draws, at_least
         self.pulse: Pulse | None = None
         self.kept: KeptImages | None = None
         self.threads = 1
@@ -85,7 +87,7 @@ class PhotoDataset(Dataset[Item]):
             self.pulse.beat(position)
         if self.kept and (known := self.kept.find(position)):
             return known
-        image = load_image(self.paths[position])
+        image = load_image(self.paths[position], at_least=self.at_least)
         if not self.draws:
             return self.transform(image), image.width / image.height
         with torch.random.fork_rng(devices=[]):  # the process's own stream (dropout) goes on undisturbed

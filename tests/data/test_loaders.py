@@ -54,7 +54,7 @@ def test_threads_read_together_and_change_nothing(files, monkeypatch, tmp_path):
     files, real, together = files[:12], loaders.load_image, threading.Barrier(2, timeout=10)
     expected = canvases(files, 1)
     # Each photo waits for another one that is being read: with one thread for ever.
-    monkeypatch.setattr(loaders, "load_image", lambda path: (together.wait(), real(path))[1])
+    monkeypatch.setattr(loaders, "load_image", lambda path, **_: (together.wait(), real(path))[1])
     kept = keep_images(12, canvas_side("crop", 24), 1 << 20, tmp_path, shared=False)
     for found in (canvases(files, 2), canvases(files, 2, kept), canvases(files, 2, kept)):
         for ours, theirs in zip(found, expected, strict=True):
