@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from flowers_torch import __version__
 from flowers_torch.config import Config, Stage, split_fractions
 from flowers_torch.data.admission import Admission, admit
-from flowers_torch.data.augment import train_transform
+from flowers_torch.data.augment import enough_side, train_transform
 from flowers_torch.data.batches import (
     BATCH_POLICIES,
     TrainingBatches,
@@ -186,8 +186,9 @@ def photo_dataset(run: Run, part: str, policy: str, canvases: bool = False) -> P
     inputs = run.record.preprocessing
     if canvases:
         transform = canvas_transform(policy, inputs.size, inputs.interpolation, inputs.crop, inputs.squash)
-    else:
-        transform = train_transform(policy, **dataclasses.asdict(inputs))
+        enough = enough_side(canvas_side(policy, inputs.size), inputs.crop)
+        return PhotoDataset(paths, labels, transform, run.config.seed, draws=False, at_least=enough)
+    transform = train_transform(policy, **dataclasses.asdict(inputs))
     return PhotoDataset(paths, labels, transform, run.config.seed)
 
 
@@ -256,6 +257,7 @@ def loading(run: Run) -> dict[str, Any]:
     on_cpu = run.runtime.device.type == "cpu"
     return {
         "workers": choose_workers(run.config.workers, on_cpu),
+        "threads": torch.get_num_threads() if on_cpu else 1,
         "pin_memory": run.runtime.device.type == "cuda",
         "shard": (run.world.rank, run.world.size),
     }
