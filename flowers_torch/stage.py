@@ -71,7 +71,8 @@ def train_stage(
     run.pooled = front.made if front and front.is_pooled else None
     if front:
         training.called, validation = front.made.tail, front.validation
-        batches = StoredBatches(front.training, batches.labels, batches.order, batches.paths)
+        device = run.runtime.device
+        batches = StoredBatches(front.training, batches.labels, batches.order, batches.paths, device)
     order, names = batches.order, batches.paths.__getitem__
     steps, warmup = stage.epochs * len(order), round(stage.warmup_epochs * len(order))
 
