@@ -103,7 +103,7 @@ def stored_part(run: Run, made: Cut, part: str, check: Check) -> StoredBatches |
     if values is None:
         return None
     batches = part_batches(run, part)
-    return StoredBatches(values, batches.labels, batches.order, batches.paths)
+    return StoredBatches(values, batches.labels, batches.order, batches.paths, run.runtime.device)
 
 
 def answers(run: Run, made: Cut, part: str, policy: str, views: int, check: Check) -> Tensor | None:

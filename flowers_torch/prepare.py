@@ -249,6 +249,7 @@ def part_batches(
         inputs.std,
         mixup,
         cutmix,
+        log.info if shuffle else str,
     )
 
 

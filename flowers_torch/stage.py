@@ -72,8 +72,8 @@ def train_stage(
     front = compute_front(run, stage, leave_if_asked)
     run.pooled = front.made if front and front.is_pooled else None
     if front:
-        validation = front.validation
-        batches = StoredBatches(front.training, batches.labels, batches.order, batches.paths)
+        validation, device = front.validation, run.runtime.device
+        batches = StoredBatches(front.training, batches.labels, batches.order, batches.paths, device)
     set_train_mode(run.model, stage.batch_norm)
     network = fast_network(run, training.evaluated, front)
     if run.world.size == 1:

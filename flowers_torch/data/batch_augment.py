@@ -5,8 +5,10 @@ image, torchvision) and this. Images are float tensors (N, 3, H, W) in 0..1. Dra
 a function of (seed, view, photo): the same photo gets the same variant in whatever batch it comes.
 """
 
+import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -244,8 +246,7 @@ def shift_rgb(images: Tensor, draws: Draws, amount: float = 0.08) -> Tensor:
 
 def shift_pca_colour(images: Tensor, draws: Draws, std: float = 0.1) -> Tensor:
     """AlexNet's colour augmentation: moves all pixels along the principal axes of natural RGB values."""
-    values = torch.tensor(PCA_VALUES, device=images.device)
-    vectors = torch.tensor(PCA_VECTORS, device=images.device)
+    values, vectors = _constant(PCA_VALUES, images.device), _constant(PCA_VECTORS, images.device)
     shifts = (draws.normal(3) * std * values) @ vectors.T  # (N, 3)
     return (images + shifts[:, :, None, None]).clamp(0, 1)
 
@@ -309,6 +310,12 @@ def draw_share(alpha: float, *counters: int) -> float:
 
 def standardize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Subtracts the channels' mean and divides by their deviation: the network's input."""
-    channels = (torch.tensor(values, device=images.device)[:, None, None] for values in (mean, std))
-    centre, spread = channels
+    centre, spread = (_constant(tuple(values), images.device)[:, None, None] for values in (mean, std))
     return (images - centre).div_(spread)
+
+
+@functools.cache
+def _constant(values: tuple[Any, ...], device: torch.device) -> Tensor:
+    """A tensor of them on the device, put there once: the copy waits for all that a GPU has to do."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, device=device)

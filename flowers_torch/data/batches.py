@@ -6,6 +6,7 @@ batch as tensors, by the named policies of `augment.py`; what torchvision has fo
 (seed, epoch, batch), so workers and interruptions change nothing.
 """
 
+import contextlib
 import functools
 import math
 from collections.abc import Callable, Iterator
@@ -20,7 +21,9 @@ from torchvision.transforms import InterpolationMode, v2
 from flowers_torch.data import batch_augment
 from flowers_torch.data.augment import COLOUR, CROPS, KERAS, MAX_ASPECT, LimitAspect, eval_place
 from flowers_torch.data.batch_augment import Draws
-from flowers_torch.data.loaders import CountedBatches, Item, counted_seed
+from flowers_torch.data.kept import KeptImages
+from flowers_torch.data.loaders import CountedBatches, counted_seed
+from flowers_torch.data.resident import Resident, copied, room_on
 
 # Side of the canvas over side of the input. Where parts of it are cut out, the smallest parts are enlarged a
 # little and the largest reduced a little.
@@ -109,6 +112,7 @@ class TrainingBatches:
         mixup: Blends pairs of photos, by shares from Beta(mixup, mixup); 0 for never.
         cutmix: Pastes rectangles, of areas from Beta(cutmix, cutmix); 0 for never. With both, each batch
             gets one or the other.
+        say: Told in one line where the photos are, once that is decided, where there is a choice.
     """
 
     def __init__(
@@ -123,10 +127,13 @@ class TrainingBatches:
         std: tuple[float, ...] = (1.0, 1.0, 1.0),
         mixup: float = 0.0,
         cutmix: float = 0.0,
+        say: Callable[[str], Any] = str,
     ) -> None:
         self.loader, self.order, self.seed, self.classes = loader, order, seed, classes
         self.device, self.policy, self.mean, self.std = device, policy, mean, std
-        self.mixup, self.cutmix = mixup, cutmix
+        self.mixup, self.cutmix, self.say = mixup, cutmix, say
+        self.resident: Resident | None = None
+        self.decided = False  # whether the photos stay on the device
         dataset: Any = loader.dataset
         self.paths, self.labels = dataset.paths, dataset.labels  # of the photos, by position
 
@@ -134,16 +141,30 @@ class TrainingBatches:
         return len(self.order)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        batch: Item
-        for number, batch in enumerate(self.loader, start=self.order.skip):
-            moved = [values.to(self.device, non_blocking=True) for values in batch]
-            images, labels, positions, views, aspects = moved
+        self._decide()
+        items = self.resident.batches(self.order) if self.resident else copied(self.loader, self.device)
+        for number, item in enumerate(items, start=self.order.skip):
+            images, labels, positions, views, aspects = item
             if self.policy is not None:
                 images = self._augment(self.policy, images, positions, views, aspects)
             if self.mixup or self.cutmix:
                 draws = Draws(counted_seed(self.seed, number), views, positions)
                 images, labels = self._mix(images, labels, draws, number)
             yield images, labels, positions
+
+    def _decide(self) -> None:
+        """Puts all photos on the device once they are decoded, if they fit beside what training needs."""
+        kept: KeptImages | None = self.loader.dataset.kept  # type: ignore[attr-defined]
+        room = room_on(self.device)
+        if self.decided or not room or not kept or not kept.is_complete():
+            return
+        self.decided, size = True, kept.nbytes()
+        if size <= room:
+            with contextlib.suppress(torch.OutOfMemoryError):
+                self.resident = Resident(kept, self.labels, self.device)
+        where = f"stay on {self.device}" if self.resident else f"are copied to {self.device} batch by batch"
+        compared = f"{size / 2**20:,.0f} MiB of at most {room / 2**20:,.0f}"
+        self.say(f"photos   {len(self.labels)} {where}: {compared}, which is half of what is free")
 
     def _augment(
         self, policy: BatchPolicy, canvases: Tensor, positions: Tensor, views: Tensor, aspects: Tensor

@@ -28,6 +28,14 @@ class KeptImages:
         """The same room for some of the photos, which a part counts from 0."""
         return KeptImages(self.images, self.aspects, rows)
 
+    def is_complete(self) -> bool:
+        """Whether every photo of the part was decoded."""
+        return bool(self.aspects[torch.tensor(self.rows)].all())
+
+    def nbytes(self) -> int:
+        """Of the part's photos."""
+        return len(self.rows) * self.images[0].nbytes
+
     def find(self, position: int) -> tuple[Tensor, float] | None:
         """A photo and its aspect, where it was decoded before."""
         row = self.rows[position]

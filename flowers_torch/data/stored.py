@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from flowers_torch.data.loaders import CountedBatches
+from flowers_torch.data.resident import move, room_on
 
 
 class StoredBatches:
@@ -17,13 +18,20 @@ class StoredBatches:
         labels: Class index of each photo.
         order: Of the batches; a view that it asks for is taken modulo the number of views stored.
         paths: Of the photos, by position.
+        device: That trains; the values stay there where they fit.
     """
 
     def __init__(
-        self, values: Tensor, labels: Sequence[int], order: CountedBatches, paths: Sequence[Path]
+        self,
+        values: Tensor,
+        labels: Sequence[int],
+        order: CountedBatches,
+        paths: Sequence[Path],
+        device: torch.device | str = "cpu",
     ) -> None:
         self.values, self.labels, self.order, self.paths = values, torch.tensor(labels), order, list(paths)
-        self.views = len(values) // len(labels)
+        self.views, self.device = len(values) // len(labels), device
+        self.near = values.to(device) if values.nbytes <= room_on(device) else values
 
     def __len__(self) -> int:
         return len(self.order)
@@ -31,6 +39,7 @@ class StoredBatches:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         for keys in self.order:
             views, positions = torch.tensor(keys).unbind(1)
-            values = self.values[views % self.views * len(self.labels) + positions].float()
+            rows = views % self.views * len(self.labels) + positions
+            values = move(self.near[move(rows, self.near.device)], self.device).float()
             inputs = values.permute(0, 3, 1, 2) if values.ndim == 4 else values
-            yield inputs, self.labels[positions], positions
+            yield inputs, move(self.labels[positions], self.device), positions

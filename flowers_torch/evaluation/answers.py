@@ -42,7 +42,7 @@ def collect(
     seen: list[Tensor] = []
 
     def keep(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        seen.append(inputs[0].flatten(1).float().cpu())
+        seen.append(inputs[0].flatten(1).float())
 
     classifier: nn.Module = model.get_classifier()  # type: ignore[operator]
     hook = classifier.register_forward_pre_hook(keep)
@@ -50,7 +50,7 @@ def collect(
         logits, labels = predict_logits(model, batches, runtime, after_batch)
     finally:
         hook.remove()
-    return Answers(logits, labels, torch.cat(seen) if seen else torch.empty(len(labels), 0))
+    return Answers(logits, labels, torch.cat(seen).cpu() if seen else torch.empty(len(labels), 0))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -206,10 +206,10 @@ def predict_logits(
     logits, labels = [], []
     for images, targets, *_ in batches:
         with runtime.autocast():
-            logits.append(model(runtime.images(images)).float().cpu())
+            logits.append(model(runtime.images(images)).float())
         labels.append(targets)
         after_batch(len(targets))
-    return torch.cat(logits), torch.cat(labels)
+    return torch.cat(logits).cpu(), torch.cat(labels).cpu()
 
 
 def class_weights(labels: Sequence[int], classes: int) -> Tensor:
