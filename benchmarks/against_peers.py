@@ -109,6 +109,8 @@ def steps(args: argparse.Namespace, folder: Path) -> None:
     contestants = {"ours": (own, package)}
     if args.forward:
         contestants["ours, folded"] = ([*own, "--folded"], package)
+    else:
+        contestants["ours, stored batch norm"] = ([*own, "--stored"], package)
     contestants = chosen(contestants | peers(args, folder, [*flags, "--photos", str(photos)]), args.only)
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in contestants}
     for _ in range(args.rounds):

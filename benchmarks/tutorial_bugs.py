@@ -143,7 +143,7 @@ def signs(data: str, momentum: float) -> str:
     for epoch in range(round(SIGNS_STEPS / len(batches.order))):
         batches.order.epoch = epoch
         run.model.train()
-        right = sum(train_step(training, images, labels, 1e-3)[1] for images, labels, _ in batches)
+        right = sum(train_step(training, images, labels, 1e-3).correct for images, labels, _ in batches)
     test = predict_part(run, "test", run.model, part_batches(run, "test"), lambda done: None)
     share = float((test.logits.argmax(1) == test.labels).float().mean())
     return f"{right / len(run.split['train']):.4f} in the last epoch of training, {share:.4f} on the test"

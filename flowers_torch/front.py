@@ -24,6 +24,7 @@ from flowers_torch.data.stored import StoredBatches
 from flowers_torch.errors import ModelFileError
 from flowers_torch.files import cache_folder, safe_load, safe_save
 from flowers_torch.models.cut import Cut, cut, cut_at
+from flowers_torch.models.fold import noise
 from flowers_torch.models.freeze import apply_rules, rules_for, set_train_mode
 from flowers_torch.models.heads import classifier_name
 from flowers_torch.prepare import Run, part_batches
@@ -166,9 +167,7 @@ def _compute(
 ) -> Iterator[tuple[int, Tensor]]:
     """Runs the front over a view, batch by batch: (place of the first photo, answers)."""
     made.model.eval()
-    size = run.record.preprocessing.size
-    noise = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
-    made.speed_up(run.runtime.images(noise), run.runtime.dtype)
+    made.speed_up(run.runtime.images(noise(run.record.preprocessing.size)), run.runtime.dtype)
     batches.order.epoch, done = view, 0
     with bar(f"view {view + 1}", len(batches.labels)) as meter:
         for images, _, _ in batches:

@@ -526,17 +526,17 @@ MUTATIONS += [
         "training/test_monitors.py::test_nobody_reads_and_nowhere_to_write",
     ),
     Mutation(
-        "R06", "a loss or gradient that is not finite stops before the update", "training/engine.py",
-        "    if problem := _problem(training, loss, math.isfinite(norm)):\n", "    if problem := '':\n",
+        "R06", "a loss or gradient that is not finite stops before the update", "training/steps.py",
+        "    if problem := _problem(training, loss, bool(finite_gradient)):\n", "    if problem := '':\n",
         "training/test_engine.py::test_numbers_that_are_not_finite_stop_before_the_update",
     ),
     Mutation(
-        "R06", "step and photos are named", "training/engine.py",
-        "at learning rate {lr:.3g}{where()}", "at learning rate {lr:.3g}",
+        "R06", "step and photos are named", "training/steps.py",
+        "at learning rate {outcome.lr:.3g}{outcome.where()}", "at learning rate {outcome.lr:.3g}",
         "training/test_engine.py::test_divergence_names_the_step_and_the_photos",
     ),
     Mutation(
-        "R07", "loss scaling that skips for ever is noticed", "training/engine.py",
+        "R07", "loss scaling that skips for ever is noticed", "training/steps.py",
         "    training.skipped += 1\n", "",
         "training/test_engine.py::test_loss_scaling_that_skips_for_ever_is_noticed",
     ),

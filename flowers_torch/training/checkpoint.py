@@ -15,8 +15,8 @@ from flowers_torch import __version__
 from flowers_torch.errors import ModelFileError, ResourceError, printable
 from flowers_torch.files import safe_load, safe_save, write_csv
 from flowers_torch.models.classifier import FORMAT, Record, load_matching, read_record, save_classifier
-from flowers_torch.training.engine import Sums, Training
 from flowers_torch.training.monitors import log
+from flowers_torch.training.steps import Sums, Training, read_steps
 
 MODEL_FILE = "model.safetensors"
 RESUME_FILE = "resume.safetensors"
@@ -225,7 +225,12 @@ class Saver:
         progress.epoch, progress.step, progress.seconds, progress.sums = progress.epoch + 1, 0, 0.0, Sums()
 
     def save_if_due(self, training: Training, force: bool = False) -> None:
-        """Saves when forced, when the last save is old, or at the end of an epoch that took a while."""
+        """Saves when forced, when the last save is old, or at the end of an epoch that took a while.
+
+        While steps wait to be read it does not: all processes read after the same one, but each has a clock.
+        """
+        if training.pending:
+            return
         age = time.monotonic() - self.last_save
         epoch_ended = self.progress.step == 0 and age > SHORT_EPOCH_SECONDS
         if force or epoch_ended or age > 60 * self.minutes:
@@ -236,7 +241,9 @@ class Saver:
 
         Raises:
             ResourceError: the disk is full, or the folder is gone; what was saved before is as it was.
+            DivergedError: one of the steps that were not yet read failed; likewise.
         """
+        read_steps(training)
         if not self.writes:
             return
         self._check_folder()

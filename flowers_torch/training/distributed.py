@@ -46,13 +46,21 @@ class World:
             return f"cuda:{self.local_rank}"
         return wanted
 
-    def sum(self, *values: float) -> list[float]:
-        """Sums over the processes."""
-        return self._reduce(values, dist.ReduceOp.SUM)
+    def sum(self, values: Tensor) -> Tensor:
+        """Sums over the processes, on the device of the values: nothing here waits for a GPU."""
+        if self.size == 1:
+            return values
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
 
     def most(self, value: float) -> float:
         """The largest of the processes' values."""
-        return self._reduce((value,), dist.ReduceOp.MAX)[0]
+        if self.size == 1:
+            return value
+        largest = torch.tensor(value, dtype=torch.float64)
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+        return largest.item()
 
     @contextlib.contextmanager
     def main_first(self) -> Iterator[None]:
@@ -62,13 +70,6 @@ class World:
         yield
         if self.is_main:
             self.wait()
-
-    def _reduce(self, values: Sequence[float], operation: Any) -> list[float]:
-        if self.size == 1:
-            return list(values)
-        reduced = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(reduced, operation)
-        return reduced.tolist()
 
     def tell(self, value: T) -> T:
         """The main process's value, in every process."""

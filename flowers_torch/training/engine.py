@@ -1,6 +1,5 @@
 """The training step, an epoch of them, and a pass that only predicts."""
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -9,66 +8,21 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from flowers_torch.data.loaders import counted_seed
-from flowers_torch.errors import DivergedError, PeerLostError, ResourceError, printable
+from flowers_torch.errors import ResourceError, printable
 from flowers_torch.models.heads import main_and_auxiliary
-from flowers_torch.training.distributed import ALONE, World, exchange_only_at
+from flowers_torch.training.distributed import exchange_only_at
 from flowers_torch.training.monitors import log
 from flowers_torch.training.optim import set_learning_rate
-from flowers_torch.training.regularize import Penalty
+from flowers_torch.training.regularize import update_average
 from flowers_torch.training.runtime import Runtime
-
-MAX_SKIPPED_STEPS = 20  # in a row, by loss scaling, which begins with some
-
-
-@dataclasses.dataclass
-class Sums:
-    """What an epoch has added up so far; means are taken once, at its end."""
-
-    loss: float = 0.0
-    correct: int = 0
-    photos: int = 0
-
-    @property
-    def mean_loss(self) -> float:
-        return self.loss / max(1, self.photos)
-
-    @property
-    def accuracy(self) -> float:
-        return self.correct / max(1, self.photos)
-
-
-@dataclasses.dataclass
-class Training:
-    """The objects of a stage that a training step works on; plain data, no behaviour of its own."""
-
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
-    runtime: Runtime
-    class_weights: Tensor | None = None
-    label_smoothing: float = 0.0
-    auxiliary_weight: float = 0.4
-    clip_grad: float = 0.0
-    micro_batch: int = 0  # photos that go through the network at once; 0: the whole batch
-    penalty: Penalty | None = None
-    average: AveragedModel | None = None
-    world: World = ALONE  # the processes that train together
-    called: nn.Module | None = None  # what a step calls, where it is not the network: its tail, or DDP's wrap
-    seed: int = 0  # of dropout, where there are several
-    skipped: int = 0  # steps in a row that loss scaling has skipped
-
-    @property
-    def evaluated(self) -> nn.Module:
-        """The network to validate and to keep: the moving average where there is one."""
-        return self.average.module if self.average else self.model
+from flowers_torch.training.steps import Outcome, Sums, Training, check_step, read_steps
 
 
 def train_step(
     training: Training, images: Tensor, labels: Tensor, lr: float, where: Callable[[], str] = str
-) -> tuple[float, int]:
+) -> Outcome:
     """One step: forward and backward a micro-batch at a time, clip, update.
 
     Of several processes each takes its share of the batch; what comes out is that of the whole batch.
@@ -80,22 +34,20 @@ def train_step(
         lr: Learning rate of this step.
         where: What else to say of the step should it fail.
 
-    Returns:
-        Mean loss of the batch, penalties left out, and the number of photos classified right.
-
     Raises:
-        DivergedError: the loss or the gradient is not finite; no parameter was touched.
+        DivergedError: the loss or the gradient is not finite; no parameter was touched. With `read_every`
+            above 1 nothing is touched either, from that step on, and `read_steps` raises.
     """
     set_learning_rate(training.optimizer, lr)
     labels = labels.to(training.runtime.device, non_blocking=True)
     # The weighted mean is over the whole batch, so that micro-batches add up to the gradient of one batch.
     # Over the processes too, of whose gradients DDP takes the mean.
-    weight = training.world.sum(_weight(training.class_weights, labels))[0] / training.world.size
+    weight = (training.world.sum(_weight(training, labels)) / training.world.size).float()
     network = training.called or training.model
     # Equal parts, and never a single photo, on which batch norm cannot train.
     parts = math.ceil(len(images) / (training.micro_batch or len(images)))
     parts = max(1, min(parts, len(images) // 2))
-    loss, correct = 0.0, 0.0
+    loss, correct = weight.new_zeros((), dtype=training.runtime.wide), weight.new_zeros((), dtype=torch.int64)
     pairs = zip(images.tensor_split(parts), labels.tensor_split(parts), strict=True)
     for part, (some, targets) in enumerate(pairs, start=1):
         with exchange_only_at(part == parts, network):
@@ -104,55 +56,46 @@ def train_step(
             main = _loss_sum(training, logits, targets) / weight
             extra = sum(_loss_sum(training, other, targets) for other in auxiliary) / weight
             training.scaler.scale(main + training.auxiliary_weight * extra).backward()
-        loss += float(main.detach())
-        correct += int((logits.detach().argmax(1) == _hard(targets)).sum())
+        loss += main.detach()
+        correct += (logits.detach().argmax(1) == _hard(targets)).sum()
     if training.penalty:
         training.scaler.scale(training.penalty(training.model)).backward()
     training.scaler.unscale_(training.optimizer)
     parameters = [p for group in training.optimizer.param_groups for p in group["params"]]
     norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    own_loss = loss
-    loss, right = training.world.sum(loss, correct)
-    loss /= training.world.size
-    if math.isfinite(own_loss) and not math.isfinite(loss):
-        raise PeerLostError  # which has seen it on its own photos, and names them
-    if problem := _problem(training, loss, math.isfinite(norm)):
-        training.optimizer.zero_grad(set_to_none=True)
-        error = DivergedError(f"{problem} at learning rate {lr:.3g}{where()}", "lower the learning rate")
-        error.quiet = math.isfinite(own_loss) and not training.world.is_main
-        raise error
+    shared = torch.stack([loss / training.world.size, correct, torch.full_like(loss, len(images))])
+    numbers = torch.cat([training.world.sum(shared), loss[None], norm.isfinite()[None]])
+    outcome = Outcome(numbers.cpu() if training.read_every == 1 else numbers, lr, where)
+    if training.read_every == 1:
+        check_step(training, outcome, outcome.numbers.tolist())
     if training.clip_grad:
         nn.utils.clip_grads_with_norm_(parameters, training.clip_grad, norm)
-    training.scaler.step(training.optimizer)
-    training.scaler.update()
+    _update(training, numbers)
     training.optimizer.zero_grad(set_to_none=True)
     if training.average:
-        training.average.update_parameters(training.model)
-    return loss, int(right)
+        update_average(training.average, training.model)
+    return outcome
 
 
-def _problem(training: Training, loss: float, finite_gradient: bool) -> str:
-    """Why a step cannot be taken; empty where it can. Counts the steps that loss scaling skips."""
-    if not math.isfinite(loss):
-        return f"the loss became {loss}"
-    if finite_gradient:
-        training.skipped = 0
-        return ""
-    if not training.scaler.is_enabled():
-        return "a gradient is not finite"
-    # With loss scaling that is part of the method: the scaler skips the step and lowers its factor. But it
-    # would do so for ever, without a word.
-    training.skipped += 1
-    return (
-        f"{training.skipped} steps in a row had gradients beyond fp16"
-        if training.skipped >= MAX_SKIPPED_STEPS
-        else ""
-    )
+def _update(training: Training, numbers: Tensor) -> None:
+    """The optimiser's step; where steps are not read one by one, the device decides what is left out."""
+    if training.read_every == 1:
+        training.scaler.step(training.optimizer)
+    else:
+        loss_is_wrong, gradient_is_wrong = ~numbers[0].isfinite(), numbers[4] == 0
+        # Loss scaling goes on after a gradient beyond fp16; nothing else does.
+        fails = loss_is_wrong if training.scaler.is_enabled() else loss_is_wrong | gradient_is_wrong
+        training.failed = fails if training.failed is None else training.failed | fails
+        # What GradScaler does with its own finding, which it would put in the place of ours.
+        training.optimizer.found_inf = (training.failed | gradient_is_wrong).float()  # type: ignore[attr-defined]
+        training.optimizer.step()
+        del training.optimizer.found_inf  # type: ignore[attr-defined]
+    training.scaler.update()
 
 
 def train_step_in_memory(
     training: Training, images: Tensor, labels: Tensor, lr: float, where: Callable[[], str] = str
-) -> tuple[float, int]:
+) -> Outcome:
     """`train_step`; where memory is too small, the micro-batch is halved and the step begins again.
 
     Gradients add up to those of the whole batch, except that batch norm sees fewer photos at once.
@@ -191,10 +134,11 @@ def _loss_sum(training: Training, logits: Tensor, labels: Tensor) -> Tensor:
     )
 
 
-def _weight(class_weights: Tensor | None, labels: Tensor) -> float:
-    if class_weights is None:
-        return float(len(labels))
-    return float(class_weights[labels].sum() if labels.ndim == 1 else (labels @ class_weights).sum())
+def _weight(training: Training, labels: Tensor) -> Tensor:
+    if training.class_weights is None:
+        return torch.full((), float(len(labels)), dtype=training.runtime.wide, device=labels.device)
+    weights = training.class_weights[labels] if labels.ndim == 1 else labels @ training.class_weights
+    return weights.sum().to(training.runtime.wide)
 
 
 def _hard(labels: Tensor) -> Tensor:
@@ -214,7 +158,7 @@ def train_epoch(
     Args:
         training: As `train_step`; its network is in the training mode that the stage wants.
         batches: `(images, labels, positions)`.
-        sums: Added to after each step; not empty when a pass is resumed in its middle.
+        sums: Added to after each step that is read; not empty when a pass is resumed in its middle.
         first_step: Number of the first batch within the stage.
         rate: Learning rate of a step of the stage.
         name_of: The file of a photo by its position, for an error's text.
@@ -222,17 +166,17 @@ def train_epoch(
     Yields:
         The learning rate of each step, when it is done.
     """
+    training.sums = sums
     for step, (images, labels, positions) in enumerate(batches, start=first_step):
         lr = rate(step)
         if training.world.size > 1:  # a stream for each process could not be saved by the main one
             torch.manual_seed(counted_seed(training.seed, step, training.world.rank))
         where = functools.partial(_where, step, positions, name_of)
-        loss, correct = train_step_in_memory(training, images, labels, lr, where)
-        photos = int(training.world.sum(len(labels))[0])
-        sums.loss += loss * photos
-        sums.correct += correct
-        sums.photos += photos
+        training.pending.append(train_step_in_memory(training, images, labels, lr, where))
+        if len(training.pending) >= training.read_every:
+            read_steps(training)
         yield lr
+    read_steps(training)
 
 
 def _where(step: int, positions: Tensor, name_of: Callable[[int], object]) -> str:

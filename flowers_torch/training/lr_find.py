@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from flowers_torch.errors import DivergedError
-from flowers_torch.training.engine import Training, train_step
+from flowers_torch.training.engine import train_step
+from flowers_torch.training.steps import Training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +42,7 @@ def lr_find(
     Raises:
         DivergedError: the loss rose from the first steps on, so no rate in the range can be recommended.
     """
+    training = dataclasses.replace(training, read_every=1)  # each loss decides whether to go on
     factor = (highest / lowest) ** (1 / (steps - 1))
     endless: Any = itertools.chain.from_iterable(itertools.repeat(batches))
     rates: list[float] = []
@@ -49,7 +51,7 @@ def lr_find(
     for step, (images, labels, *_) in enumerate(itertools.islice(endless, steps), start=1):
         rate = lowest * factor ** (step - 1)
         try:
-            loss, _ = train_step(training, images, labels, rate)
+            loss = train_step(training, images, labels, rate).loss
         except DivergedError:
             break
         average = 0.9 * average + 0.1 * loss

@@ -49,7 +49,12 @@ def make_optimizer(
     if name == "adam":
         return torch.optim.Adam(settings, lr=0.0, fused=fused)
     if name == "sgd":
-        return torch.optim.SGD(settings, lr=0.0, momentum=momentum, nesterov=momentum > 0, fused=fused)
+        made = torch.optim.SGD(settings, lr=0.0, momentum=momentum, nesterov=momentum > 0, fused=fused)
+        # Else the first step makes them without values, and leaves them so if it is skipped on the device.
+        trained = [parameter for setting in made.param_groups for parameter in setting["params"]]
+        for parameter in trained if momentum > 0 and fused else ():
+            made.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return made
     if name == "rmsprop":
         # Keras's denominator sits outside the root too, with 1e-7; torch's default 1e-8 is kept.
         return torch.optim.RMSprop(settings, lr=0.0, alpha=0.9, momentum=momentum)

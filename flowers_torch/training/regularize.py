@@ -1,6 +1,7 @@
 """What holds the weights back: penalties on their size or on their way from the start, and their average."""
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -80,3 +81,23 @@ def make_average(model: nn.Module, decay: float) -> AveragedModel | None:
         torch._foreach_lerp_(list(averaged), list(current), 1 - min(decay, (1 + count) / (10 + count)))
 
     return AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+
+
+@torch.no_grad()
+def update_average(average: AveragedModel, model: nn.Module) -> None:
+    """`average.update_parameters(model)`, which moves its count to the device and waits for that each time.
+
+    Args:
+        average: From `make_average`; its count stays on the CPU.
+        model: The network that it follows.
+    """
+    both = [itertools.chain(network.parameters(), network.buffers()) for network in (average.module, model)]
+    pairs = list(zip(*both, strict=True))
+    count = int(average.n_averaged)
+    for dtype in {mine.dtype for mine, _ in pairs}:
+        mine, theirs = zip(*(pair for pair in pairs if pair[0].dtype == dtype), strict=True)
+        if count == 0:
+            torch._foreach_copy_(mine, theirs)
+        else:
+            average.multi_avg_fn(mine, theirs, count)  # type: ignore[misc]
+    average.n_averaged += 1

@@ -33,6 +33,11 @@ class Runtime:
         """Of the network's arithmetic."""
         return DTYPES[self.precision]
 
+    @property
+    def wide(self) -> torch.dtype:
+        """The widest floats of the device, to add up in."""
+        return torch.float32 if self.device.type == "mps" else torch.float64
+
     @contextlib.contextmanager
     def autocast(self) -> Iterator[None]:
         """Mixed precision inside, where the precision asks for it."""
@@ -126,7 +131,8 @@ def probe_precision(
 
     Args:
         runtime: As chosen for the machine.
-        model: The network, on the device; only batch-norm statistics change, and they are put back.
+        model: The network, on the device, in the modes of its training. Batch-norm statistics change, and are
+            put back.
         size: Input side in pixels.
         backward: Time a training step; else the forward pass, of a backbone that stays frozen.
         probe: Images tried at once.
@@ -134,13 +140,17 @@ def probe_precision(
     if runtime.fixed:
         return runtime
     deadline = time.perf_counter() + PROBE_SECONDS
+    modes = {module: module.training for module in model.modules()}
     before = {name: value.clone() for name, value in model.named_buffers()}
     rates: dict[str, float] = {}
     remarks: list[str] = []
     with torch.random.fork_rng(devices=[]):
         images = runtime.images(torch.randn(probe, 3, size, size))
         candidates = [dataclasses.replace(runtime, precision=precision) for precision in ("fp32", "bf16")]
+        model.eval()
         answers = [_answer(candidate, model, images) for candidate in candidates]  # before a step moves it
+        for module in modes if backward else ():
+            module.training = modes[module]
         for candidate, answer in zip(candidates, answers, strict=True):
             deviation = float((answer - answers[0]).norm() / answers[0].norm().clamp(min=1e-12))
             if not deviation <= MOST_DEVIATION:
@@ -153,6 +163,8 @@ def probe_precision(
     model.zero_grad(set_to_none=True)
     for name, value in model.named_buffers():
         value.copy_(before[name])
+    for module in modes:
+        module.training = modes[module]
     best = max(rates, key=lambda precision: rates[precision])
     figures = ", ".join([*(f"{precision} {rate:.1f} img/s" for precision, rate in rates.items()), *remarks])
     reason = f"fastest tried: {figures}"
@@ -160,14 +172,12 @@ def probe_precision(
 
 
 def _answer(runtime: Runtime, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    model.eval()
     with torch.no_grad(), runtime.autocast():
         answer: torch.Tensor = model(images)
     return answer.float()
 
 
 def _step_seconds(runtime: Runtime, model: nn.Module, images: torch.Tensor, backward: bool) -> float:
-    model.train(backward)
     started = time.perf_counter()
     with torch.set_grad_enabled(backward), runtime.autocast():
         logits, _ = main_and_auxiliary(model(images))

@@ -25,9 +25,10 @@ from flowers_torch.training.checkpoint import (
     restore_training,
     save_progress,
 )
-from flowers_torch.training.engine import Sums, Training, train_step
+from flowers_torch.training.engine import train_step
 from flowers_torch.training.optim import make_optimizer
 from flowers_torch.training.runtime import Runtime
+from flowers_torch.training.steps import Sums, Training
 
 RECORD = Record("test_resnet", ("a", "b"), Preprocessing(size=32))
 RUNTIME = Runtime(torch.device("cpu"), "fp32", "for a test")

@@ -15,9 +15,10 @@ from flowers_torch.data.loaders import CountedBatches
 from flowers_torch.errors import DistributedError, DivergedError, FlowersError, PeerLostError, UsageError
 from flowers_torch.models.freeze import apply_rules
 from flowers_torch.training.distributed import ALONE, World, joined
-from flowers_torch.training.engine import Sums, Training, train_epoch
+from flowers_torch.training.engine import train_epoch
 from flowers_torch.training.optim import make_optimizer
 from flowers_torch.training.runtime import Runtime
+from flowers_torch.training.steps import Sums, Training
 
 RUNTIME = Runtime(torch.device("cpu"), "fp32", "for a test")
 
@@ -53,7 +54,7 @@ def together(folder: Path, work: Callable[[World], Any], size: int = 2) -> list[
 def test_without_torchrun_there_is_one_process() -> None:
     with joined() as world:
         assert world is ALONE and world.is_main
-    assert world.sum(1.5, 2) == [1.5, 2] and world.most(3) == 3 and world.tell("x") == "x"
+    assert world.sum(torch.ones(2)).tolist() == [1, 1] and world.most(3) == 3 and world.tell("x") == "x"
     assert world.share([4, 5, 6]) == [4, 5, 6]
     model = nn.Linear(1, 1)
     assert world.wrap(model) is model
@@ -160,7 +161,7 @@ def test_a_lost_process_ends_the_others(tmp_path: Path) -> None:
     def work(world: World) -> Any:
         if not world.is_main:
             os._exit(0)
-        return world.sum(1)
+        return world.sum(torch.ones(())).tolist()
 
     (tmp_path / "1.json").write_text("null")
     assert together(tmp_path, work)[0][0] == PeerLostError.__name__
@@ -183,6 +184,7 @@ def test_the_main_process_goes_first_and_tells(tmp_path: Path) -> None:
                 (tmp_path / "fetched").write_text("x")
             there = (tmp_path / "fetched").exists()
         network = os.environ["GLOO_SOCKET_IFNAME"][:2]  # of one machine: the loopback
-        return [there, network, world.tell(world.rank), world.most(world.rank), world.sum(world.rank, 1)]
+        summed = world.sum(torch.tensor([world.rank, 1])).tolist()
+        return [there, network, world.tell(world.rank), world.most(world.rank), summed]
 
     assert together(tmp_path, work) == [[True, "lo", 0, 1, [1, 2]]] * 2

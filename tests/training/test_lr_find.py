@@ -6,10 +6,10 @@ from torch import nn
 
 from flowers_torch.errors import DivergedError
 from flowers_torch.models.freeze import apply_rules
-from flowers_torch.training.engine import Training
 from flowers_torch.training.lr_find import lr_find
 from flowers_torch.training.optim import make_optimizer
 from flowers_torch.training.runtime import Runtime
+from flowers_torch.training.steps import Training
 
 RUNTIME = Runtime(torch.device("cpu"), "fp32", "for a test")
 

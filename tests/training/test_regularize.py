@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from flowers_torch.training.regularize import make_average, make_penalty
+from flowers_torch.training.regularize import make_average, make_penalty, update_average
 
 
 class Net(nn.Module):
@@ -77,3 +77,18 @@ def test_the_average_warms_up(decay: float) -> None:
 
 def test_no_average_without_decay() -> None:
     assert make_average(Net(), 0.0) is None
+
+
+def test_our_update_of_the_average_is_torch_s() -> None:
+    model = Net()
+    ours, theirs = make_average(model, 0.9), make_average(model, 0.9)
+    assert ours is not None and theirs is not None
+    for _ in range(4):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter))
+            model.norm.num_batches_tracked += 1
+        update_average(ours, model)
+        theirs.update_parameters(model)
+    pairs = zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True)
+    assert all(torch.equal(one, two) for one, two in pairs)

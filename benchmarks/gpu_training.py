@@ -1,0 +1,360 @@
+"""Training images a second on a GPU: ours, timm's loop, torchvision's recipe, and what the machine could do.
+
+    python benchmarks/gpu_training.py --results gpu.jsonl
+    python benchmarks/gpu_training.py --device cpu --size 64 --steps 2 --rounds 2 --photos 64 --batch-size 8
+
+InceptionV3 at 299 px and ResNet50 at 224 px, everything trains, from random weights. `noise` is a batch that
+stays on the device; `jpegs` are files, made by this script unless --data names a folder of class folders.
+The contestants take turns, round by round, each in its own best reasonable way: timm as its train.py with
+--amp --channels-last, torchvision as its references/classification with --amp. Both read the loss in each
+step. Of ours the first pass over the JPEGs, which decodes them, is told apart from the later ones.
+
+The ceilings: a large matrix product in the precision of ours over the operations of a step; and a copy within
+the device over the least that a step must move: each layer's output and its gradient, written and read once.
+"""
+
+import argparse
+import functools
+import itertools
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import timm
+import timm.data
+import timm.optim
+import torch
+import torchvision
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.transforms import v2
+
+from flowers_torch import __version__
+from flowers_torch.config import Config, Stage
+from flowers_torch.prepare import prepare
+from flowers_torch.stage import begin_stage
+from flowers_torch.training.engine import train_epoch
+from flowers_torch.training.monitors import console
+from flowers_torch.training.runtime import DTYPES, choose_runtime
+from flowers_torch.training.steps import Sums
+
+NETWORKS = {"inception_v3": (299, 75), "resnet50": (224, 32)}  # usual and least side in pixels
+CLASSES = 17
+Run = Callable[[int], int]  # trains so many steps, returns how many photos that were
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--arch", default=",".join(NETWORKS))
+    parser.add_argument("--size", type=int, default=0, help="side in pixels (each network's usual one)")
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--steps", type=int, default=50, help="of a round")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--data", default="", help="folder of class folders (JPEGs made by this script)")
+    parser.add_argument("--photos", type=int, default=4096, help="how many to make")
+    parser.add_argument("--only", default="noise,jpegs")
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="K=V", help="an option of ours, in JSON"
+    )
+    parser.add_argument("--results", type=Path, default=Path("gpu_training.jsonl"))
+    args = parser.parse_args()
+    torch.backends.cudnn.benchmark = args.device != "cpu"  # as both of the others' scripts have it
+    with tempfile.TemporaryDirectory() as folder, console():
+        photos = Path(args.data) if args.data else make_photos(Path(folder) / "photos", args.photos)
+        for arch in args.arch.split(","):
+            usual, least = NETWORKS[arch]
+            compare(args, arch, max(args.size, least) if args.size else usual, photos)
+
+
+def compare(args: argparse.Namespace, arch: str, size: int, photos: Path) -> None:
+    """Measures one network and writes a line for each contestant, beside the ceilings."""
+    ours = Ours(args, arch, size, photos)
+    precision = ours.run.runtime.precision
+    limits = ceilings(ours.run.model, size, torch.device(args.device), precision)
+    print(f"\n{arch} at {size} px, batches of {args.batch_size}, {precision}, images/s")
+    for name, value in limits.items():
+        print(f"  {name:36}{value:12,.1f}")
+    for data in args.only.split(","):
+        if data == "noise":
+            others = [
+                functools.partial(make, args, arch, size, None) for make in (timm_loop, torchvision_loop)
+            ]
+            runs = {"ours": ours.on_noise, "timm": others[0](), "torchvision": others[1]()}
+        else:
+            others = [
+                functools.partial(make, args, arch, size, photos) for make in (timm_loop, torchvision_loop)
+            ]
+            first, rest = ours.on_photos()
+            record(args, limits, arch, size, "jpegs", "ours, first pass", [rate(args, first, ours.steps)])
+            runs = {"ours": rest, "timm": others[0](), "torchvision": others[1]()}
+        rates: dict[str, list[float]] = {name: [] for name in runs}
+        for run in runs.values():
+            run(min(5, args.steps))  # kernels are chosen, workers started
+        for _ in range(args.rounds):
+            for name, run in runs.items():
+                rates[name].append(rate(args, run, args.steps))
+        for name, found in rates.items():
+            record(args, limits, arch, size, data, name, found, reason=ours.run.runtime.reason)
+
+
+class Ours:
+    """The package as `train` uses it: its probe, its batches, its step."""
+
+    def __init__(self, args: argparse.Namespace, arch: str, size: int, photos: Path) -> None:
+        stage = Stage("all", epochs=10_000, lr=1e-5, weight_decay=0.05, augment="crop")
+        options = {key: json.loads(value) for key, _, value in (text.partition("=") for text in args.set)}
+        config = Config(
+            arch,
+            str(photos),
+            "none",
+            groups="none",
+            size=size,
+            batch_size=args.batch_size,
+            device=args.device,
+        )
+        config.split, config.stages, config.store_gib = "90/5/5", [stage], 16.0
+        for key, value in options.items():
+            setattr(config, key, value)
+        self.run = prepare(config)
+        self.training, self.batches = begin_stage(self.run, stage, 0)
+        self.steps = len(self.batches)
+        device = self.run.runtime.device
+        images = self.run.runtime.images(torch.randn(args.batch_size, 3, size, size, device=device))
+        labels = torch.arange(args.batch_size, device=device) % CLASSES
+        self.noise = (images, labels, labels)
+
+    def on_noise(self, steps: int) -> int:
+        """Trains on a batch that stays on the device."""
+        sums = Sums()
+        for _ in train_epoch(self.training, [self.noise] * steps, sums, 0, lambda step: 1e-5):
+            pass
+        return sums.photos
+
+    def on_photos(self) -> tuple[Run, Run]:
+        """Two functions over the same endless batches, for the first pass and for those behind."""
+        counted = Sums()
+
+        def endless() -> Iterator[tuple[Tensor, ...]]:
+            for self.batches.order.epoch in itertools.count():
+                yield from self.batches
+
+        batches = endless()
+
+        def run(steps: int) -> int:
+            before, some = counted.photos, itertools.islice(batches, steps)
+            for _ in train_epoch(self.training, some, counted, 0, lambda step: 1e-5):
+                pass
+            return counted.photos - before
+
+        return run, run
+
+
+def timm_loop(args: argparse.Namespace, arch: str, size: int, photos: Path | None) -> Run:
+    """As timm's train.py trains with --amp --amp-dtype bfloat16 --channels-last --opt adamw."""
+    device = torch.device(args.device)
+    options = {"aux_logits": False} if arch == "inception_v3" else {}
+    model = timm.create_model(arch, num_classes=CLASSES, **options).to(
+        device, memory_format=torch.channels_last
+    )
+    optimizer = timm.optim.create_optimizer_v2(model, "adamw", lr=1e-5, weight_decay=0.05)
+    amp = device.type == "cuda" or choose_runtime(args.device).precision == "bf16"
+    batches: Iterator[Any] = noise(args, size, device)
+    if photos:
+        config = timm.data.resolve_data_config({}, model=model)
+        loader = timm.data.create_loader(
+            timm.data.create_dataset("", root=str(photos)),
+            (3, size, size),
+            args.batch_size,
+            is_training=True,
+            interpolation="random",
+            mean=config["mean"],
+            std=config["std"],
+            num_workers=args.workers,
+            pin_memory=device.type == "cuda",
+            device=device,
+            use_prefetcher=device.type == "cuda",
+            persistent_workers=args.workers > 0,
+        )
+        batches = itertools.chain.from_iterable(itertools.repeat(loader))
+    criterion = nn.CrossEntropyLoss().to(device)
+    model.train()
+
+    def run(steps: int) -> int:
+        seen, total = 0, 0.0
+        for images, labels in itertools.islice(batches, steps):
+            images, labels = images.to(device), labels.to(device)
+            images = images.contiguous(memory_format=torch.channels_last)
+            with torch.autocast(device.type, torch.bfloat16, enabled=amp):
+                loss = criterion(model(images), labels)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            total += loss.item()
+            seen += len(images)
+        return seen
+
+    return run
+
+
+def torchvision_loop(args: argparse.Namespace, arch: str, size: int, photos: Path | None) -> Run:
+    """As torchvision's references/classification/train.py trains with --amp."""
+    device = torch.device(args.device)
+    options = {"aux_logits": False, "init_weights": False} if arch == "inception_v3" else {}
+    model = torchvision.models.get_model(arch, num_classes=CLASSES, **options).to(device)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-5, momentum=0.9, weight_decay=1e-4)
+    amp = device.type == "cuda"  # its float16 is for GPUs
+    scaler = torch.amp.GradScaler(device.type, enabled=amp)
+    batches: Iterator[Any] = noise(args, size, device)
+    if photos:
+        views = [
+            v2.RandomResizedCrop(size, antialias=True),
+            v2.RandomHorizontalFlip(),
+            v2.PILToTensor(),
+            v2.ToDtype(torch.float, scale=True),
+            v2.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+            v2.ToPureTensor(),
+        ]
+        dataset = torchvision.datasets.ImageFolder(str(photos), v2.Compose(views))
+        loader: Any = torch.utils.data.DataLoader(
+            dataset,
+            args.batch_size,
+            sampler=torch.utils.data.RandomSampler(dataset),
+            num_workers=args.workers,
+            pin_memory=device.type == "cuda",
+        )
+        batches = itertools.chain.from_iterable(itertools.repeat(loader))
+    criterion = nn.CrossEntropyLoss()
+    model.train()
+
+    def run(steps: int) -> int:
+        seen = 0
+        for images, labels in itertools.islice(batches, steps):
+            images, labels = images.to(device), labels.to(device)
+            with torch.autocast(device.type, torch.float16 if amp else torch.bfloat16, enabled=amp):
+                output = model(images)
+                loss = criterion(output, labels)
+            optimizer.zero_grad()
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            loss.item(), (output.argmax(1) == labels).sum().item()
+            seen += len(images)
+        return seen
+
+    return run
+
+
+def noise(args: argparse.Namespace, size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """One batch, for ever."""
+    images = torch.randn(args.batch_size, 3, size, size, device=device)
+    images = images.contiguous(memory_format=torch.channels_last)
+    return itertools.repeat((images, torch.arange(args.batch_size, device=device) % CLASSES))
+
+
+def rate(args: argparse.Namespace, run: Run, steps: int) -> float:
+    """Photos a second, the device's last work included."""
+    wait(args.device)
+    started = time.perf_counter()
+    seen = run(steps)
+    wait(args.device)
+    return seen / (time.perf_counter() - started)
+
+
+def wait(device: torch.device | str) -> None:
+    """Until the device has done all that it was given."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def ceilings(model: nn.Module, size: int, device: torch.device, precision: str) -> dict[str, float]:
+    """What this device could do at most, in images a second, and the measurements behind it."""
+    large, dtype = device.type == "cuda", DTYPES[precision]
+    side, elements = (8192, 2**29) if large else (1024, 2**24)
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    operations = 2 * side**3 / best(lambda: a @ b, device)
+    source = torch.empty(elements, device=device, dtype=torch.uint8)
+    target = torch.empty_like(source)
+    bytes_moved = 2 * elements / best(lambda: target.copy_(source), device)
+    limits = {"matrix product, TFLOP/s": operations / 1e12, "copy, GB/s read and written": bytes_moved / 1e9}
+    if large:
+        pinned = torch.empty(elements, dtype=torch.uint8, pin_memory=True)
+        seconds = best(lambda: target.copy_(pinned, non_blocking=True), device)
+        limits["copy from pinned memory, GB/s"] = elements / 1e9 / seconds
+    outputs: list[int] = []
+
+    def count(module: nn.Module, inputs: Any, output: Any) -> None:
+        outputs.append(output.numel() * dtype.itemsize)
+
+    leaves = [module for module in model.modules() if not list(module.children())]
+    hooks = [module.register_forward_hook(count) for module in leaves]
+    images = torch.randn(2, 3, size, size, device=device)
+    with FlopCounterMode(display=False) as counter:
+        model(images).logsumexp(1).sum().backward()
+    for hook in hooks:
+        hook.remove()
+    model.zero_grad(set_to_none=True)
+    limits["ceiling by arithmetic, images/s"] = 2 * operations / counter.get_total_flops()
+    limits["ceiling by bandwidth, images/s"] = 2 * bytes_moved / (4 * sum(outputs))
+    return limits
+
+
+def best(function: Callable[[], Any], device: torch.device, tries: int = 8) -> float:
+    """Seconds of the fastest of some calls."""
+    times = []
+    for _ in range(tries):
+        wait(device)
+        started = time.perf_counter()
+        function()
+        wait(device)
+        times.append(time.perf_counter() - started)
+    return min(times[1:])
+
+
+def make_photos(folder: Path, count: int) -> Path:
+    """JPEGs of 500 x 375 in class folders, each a soft picture with some grain."""
+    for number in range(count):
+        place = folder / f"class{number % CLASSES:02}"
+        place.mkdir(parents=True, exist_ok=True)
+        soft = Image.effect_noise((10, 8), 120).convert("RGB").resize((500, 375), Image.Resampling.BICUBIC)
+        grain = Image.effect_noise((500, 375), 30).convert("RGB")
+        Image.blend(soft, grain, 0.3).save(place / f"{number}.jpg", quality=90)
+    return folder
+
+
+def record(
+    args: argparse.Namespace,
+    limits: dict[str, float],
+    arch: str,
+    size: int,
+    data: str,
+    name: str,
+    rates: list[float],
+    **more: Any,
+) -> None:
+    """A line on the screen, and one of the results."""
+    middle, low, high = statistics.median(rates), min(rates), max(rates)
+    print(f"  {data:8}{name:28}{middle:12,.1f}  ({low:,.1f} .. {high:,.1f}, {len(rates)} rounds)")
+    on_gpu = torch.device(args.device).type == "cuda"
+    machine = torch.cuda.get_device_name(args.device) if on_gpu else platform.processor()
+    versions = {"flowers_torch": __version__, "torch": torch.__version__, "timm": timm.__version__}
+    versions |= {"torchvision": torchvision.__version__, "cudnn": str(torch.backends.cudnn.version())}
+    what = {"arch": arch, "size": size, "batch_size": args.batch_size, "data": data, "contestant": name}
+    found = {"images_per_second": middle, "rates": rates, "steps": args.steps, "options": args.set}
+    line = {"machine": machine, "cores": args.workers, **versions, **what, **found, **more, "limits": limits}
+    with args.results.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+if __name__ == "__main__":
+    main()
