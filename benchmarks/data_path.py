@@ -5,9 +5,9 @@
 
 Ours in its first epoch, ours later, when photos lie in memory as bytes, and ours photo by photo, beside
 torchvision's `ImageFolder` with its transforms in a `DataLoader`, on Pillow images and on tensors. Each for
-training (random crops, mirror, colours) and as prediction sees photos (centre crops), alone and feeding the
-network. The share is of the network's speed on resident batches. All in turn, --rounds times; medians with
-range. Rows are appended to --results.
+training (random crops, mirror, colours) and as prediction sees photos (centre crops), which the frozen front
+of a stage takes; alone, and feeding the network. The share is of the network's speed on resident batches.
+All in turn, --rounds times; medians with range. Rows are appended to --results.
 """
 
 import argparse
@@ -82,7 +82,7 @@ def measure(args: argparse.Namespace, photos: list[Path], policy: str, step: Ste
             seconds[name].append(timed(make(), step, feed=False))
             seconds[f"{name}, fed"].append(timed(make(), step))
     rates = {name: [len(photos) / value for value in values] for name, values in seconds.items()}
-    use = "training" if policy == "crop" else "forward, folded"
+    use = "training" if policy == "crop" else "a frozen front"
     print(f"\n{use}: {step.runtime.precision}, resident batches {spread(rates['resident'])} images/s\n")
     print("| path | images/s | feeding the network | share of its own speed |\n|---|---|---|---|")
     for name in makers:

@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("--arch", default="tf_efficientnet_lite0")
     parser.add_argument("--weights", default="offline")
     parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--batch-size", type=int, default=16, help="several of them in the smallest set")
     parser.add_argument("--epochs", default="1,1", help="of the run that trains everything")
     parser.add_argument("--views", type=int, default=0, help="stored for its second stage; 0: none")
     parser.add_argument("--store-gib", type=float, default=0.05)
@@ -48,7 +49,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("growth.jsonl"))
     args = parser.parse_args()
     every = ["--arch", args.arch, "--weights", args.weights, "--size", str(args.size), "--groups", "none"]
-    every += ["--set", f"store_gib={args.store_gib}"]
+    every += ["--set", f"store_gib={args.store_gib}", "--batch-size", str(args.batch_size)]
     full = ["--epochs", args.epochs, "--set", f"stages.1.views={args.views}"]
     kinds = {"head only": [*every, "--head-only"], "everything": [*every, *full]}
     runs: dict[tuple[str, int], list[dict[str, Any]]] = defaultdict(list)

@@ -52,6 +52,9 @@ VARIANTS: dict[str, dict[str, list[str] | str]] = {
         "first stage not stored": ["--set", "stages.0.views=0"],
         "second stage stored, 2 views": ["--set", "stages.1.views=2"],
         "all blocks trained": ["--set", "stages.1.train=all"],
+        "steps not fused": "fusing",
+        "batch norm follows the photos": ["--set", "stages.1.batch_norm=trained"],
+        "batch norm stored": ["--set", "stages.1.batch_norm=none"],
         **SAME,
     },
 }
@@ -62,6 +65,14 @@ def without_folding() -> None:
     from flowers_torch.models import cut
 
     mock.patch.object(cut, "fold", lambda model, forward, dtype: model).start()
+
+
+def without_fusing() -> None:
+    """Training steps and validation run the network as it is."""
+    from flowers_torch import prepare, stage
+
+    for module in (prepare, stage):
+        mock.patch.object(module, "fuse", lambda model, inputs: model).start()
 
 
 def without_kept_photos() -> None:
@@ -82,6 +93,7 @@ def without_features() -> None:
 
 WITHOUT: dict[str, Callable[[], None]] = {
     "folding": without_folding,
+    "fusing": without_fusing,
     "kept photos": without_kept_photos,
     "features": without_features,
 }
