@@ -3,7 +3,7 @@
     python benchmarks/flowers17_contest.py 17flowers.tgz                        the best recipe, 3 x 3 runs
     python benchmarks/flowers17_contest.py 17flowers.tgz --recipe flowers17_lite0_fast --splits 9 --seeds 1
     python benchmarks/flowers17_contest.py 17flowers.tgz --ablate --splits 1    one ingredient left out each
-    python benchmarks/flowers17_contest.py 17flowers.tgz --more                 58 photos a class train, 2 validate
+    python benchmarks/flowers17_contest.py 17flowers.tgz --more                 58 photos a class to train on
 
 Each finished run is a line of --results and is not run again; `--keep` keeps the run folders too; `--views`
 asks the photo and its mirror image as well. A linear head fitted to its optimum is the same for every seed:
@@ -86,9 +86,10 @@ def main() -> None:
             if not found:
                 continue
             spread = statistics.stdev(found) if len(found) > 1 else 0.0
+            variant = f"{args.recipe}{' without ' * bool(name)}{name}{', more photos' * args.more}, {kind}"
             print(
-                f"{args.recipe}{' without ' * bool(name)}{name}{', more photos' * args.more}, {kind}: mean {statistics.fmean(found):.4f}, "
-                f"deviation {spread:.4f}, {min(found):.4f} .. {max(found):.4f}, {len(found)} runs"
+                f"{variant}: mean {statistics.fmean(found):.4f}, deviation {spread:.4f}, "
+                f"{min(found):.4f} .. {max(found):.4f}, {len(found)} runs"
             )
 
 
