@@ -123,14 +123,17 @@ def prepare(config: Config, world: World = ALONE) -> Run:
         log.info(f"weights  {plan.source}, licence: {plan.licence}")
     more_than_head = any(stage.train != "head" or stage.rules for stage in config.stages)
     runtime = probe_precision(runtime, runtime.place(model), preprocessing.size, more_than_head)
-    log.info(f"device   {runtime.device}, {runtime.precision} ({runtime.reason})")
+    layout = "" if runtime.channels_last == config.channels_last else ", channels first"
+    log.info(f"device   {runtime.device}, {runtime.precision}{layout} ({runtime.reason})")
     stages = ", ".join(f"{stage.name} {stage.epochs} x ({stage.train})" for stage in config.stages)
     log.info(
         f"plan     {stages}; each pass over {len(split['train'])} photos, {config.batch_size} a step"
         + _about(config, split, runtime.rate, more_than_head)
     )
     # What was chosen becomes part of the configuration: a resumed or repeated run must not choose anew.
-    config = dataclasses.replace(config, weights=weights, precision=runtime.precision)
+    config = dataclasses.replace(
+        config, weights=weights, precision=runtime.precision, channels_last=runtime.channels_last
+    )
     return Run(
         config,
         runtime,
