@@ -7,27 +7,27 @@
 
 `steps` times training steps (or forward passes) on resident noise; the median of the rounds is shown with
 the lowest and the highest. `train` times whole processes from start to test on the same photos of the same
-split: seconds until validation first reached 95% and 97% and, for each peer, its own best; with `--tutorial`
-the Keras tutorial's 2 + 2 epochs at batch 64. The peers live in Pythons of their own, named by FASTAI_PYTHON
-(`pip install fastai timm`) and KERAS_PYTHON (`pip install keras tensorflow-cpu torch`); those not named
-are left out. Rows are appended to --results as JSON lines.
+split: seconds until validation first reached 95% and 97%, and how soon ours reached what each peer came to;
+with `--tutorial` the Keras tutorial's 2 + 2 epochs at batch 64. Ours begins with an empty cache, checks its
+photos and writes its report within its time; the peers do neither.
+
+The peers live in Pythons of their own, named by FASTAI_PYTHON (`pip install fastai timm`) and KERAS_PYTHON
+(`pip install keras tensorflow-cpu torch`); those not named are left out. Rows are appended to --results.
 """
 
 import argparse
 import json
 import os
-import platform
-import re
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from processes import TRAIN, Command, gib, record, spread, told
 
 from flowers_torch.config import load_config
 from flowers_torch.models.multiplications import count_multiplications
@@ -36,9 +36,7 @@ from flowers_torch.models.zoo import create_model
 from flowers_torch.prepare import admit_photos, choose_split
 
 HERE = Path(__file__).parent
-EPOCH = re.compile(r"^\s+\S+ \d+/\d+ .* val loss \S+ acc ([\d.]+)")
-TEST = re.compile(r"^test\s+accuracy ([\d.]+)")
-Command = tuple[list[str], dict[str, str]]  # with additions to the environment
+IN_KERAS = ("inception_v3", "resnet50")
 
 
 def main() -> None:
@@ -55,9 +53,11 @@ def main() -> None:
     parser.add_argument("--forward", action="store_true")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--epochs", default="1,8", help="of the peers")
+    parser.add_argument("--epochs", default="1,5", help="of the peers")
     parser.add_argument("--seeds", default="0")
-    parser.add_argument("--tutorial", action="store_true")
+    parser.add_argument("--tutorial", nargs="?", const="2,2", default="", metavar="EPOCHS")
+    parser.add_argument("--xla", action="store_true", help="compile Keras's network")
+    parser.add_argument("--workers", type=int, default=0, help="of the peers' data loaders")
     parser.add_argument("--only", default="", help="names of contestants, with semicolons")
     parser.add_argument("--results", type=Path, default=Path("against_peers.jsonl"))
     args = parser.parse_args()
@@ -69,6 +69,7 @@ def main() -> None:
 def peers(args: argparse.Namespace, folder: Path, flags: list[str]) -> dict[str, Command]:
     """The contestants that are not ours, by name."""
     shared = ["--arch", args.arch, "--size", str(args.size), "--batch-size", str(args.batch_size), *flags]
+    shared += ["--workers", str(args.workers)]
 
     def script(python: str, name: str, *more: str, **environment: str) -> Command:
         return [python, str(HERE / "contestants" / name), *shared, *more], environment
@@ -81,17 +82,18 @@ def peers(args: argparse.Namespace, folder: Path, flags: list[str]) -> dict[str,
         torch_weights = ["--weights", str(folder / "lite0.pth")]
     if args.arch == "inception_v3" and args.weights:
         keras_weights = ["--weights", str(args.weights)]
-    if torch_weights or args.what == "steps":
-        found["plain loop"] = script(sys.executable, "plain_torch.py", *torch_weights)
-        found["plain loop, bf16"] = script(sys.executable, "plain_torch.py", *torch_weights, "--bf16")
-        if python := os.environ.get("FASTAI_PYTHON"):
-            found["fastai"] = script(python, "fastai_learner.py", *torch_weights)
-    if (python := os.environ.get("KERAS_PYTHON")) and args.arch == "inception_v3":
-        for backend in ("tensorflow", "torch"):
-            if subprocess.run([python, "-c", f"import {backend}"], capture_output=True).returncode == 0:
-                for more in ([], ["--bf16"]):
-                    name = f"Keras, {backend}" + (", bf16" if more else "")
-                    found[name] = script(python, "keras_fit.py", *keras_weights, *more, KERAS_BACKEND=backend)
+    for half, more in (("", []), (", bf16", ["--bf16"])):
+        if torch_weights or args.what == "steps":
+            found[f"plain loop{half}"] = script(sys.executable, "plain_torch.py", *torch_weights, *more)
+            if python := os.environ.get("FASTAI_PYTHON"):
+                found[f"fastai{half}"] = script(python, "fastai_learner.py", *torch_weights, *more)
+        if (python := os.environ.get("KERAS_PYTHON")) and args.arch in IN_KERAS:
+            for backend in ("tensorflow", "torch"):
+                if subprocess.run([python, "-c", f"import {backend}"], capture_output=True).returncode == 0:
+                    keras = [*keras_weights, *more, *(["--xla"] if args.xla else [])]
+                    found[f"Keras, {backend}{half}"] = script(
+                        python, "keras_fit.py", *keras, KERAS_BACKEND=backend
+                    )
     return found
 
 
@@ -101,87 +103,137 @@ def steps(args: argparse.Namespace, folder: Path) -> None:
     photos = folder / "photos.json"
     some = [[str(noise_photo(folder, i)), i % 17] for i in range(64)]
     photos.write_text(json.dumps({"classes": list(range(17)), "train": some, "val": some[:17], "test": []}))
-    found = peers(args, folder, [*flags, "--photos", str(photos)])
-    ours = [sys.executable, str(HERE / "contestants" / "ours_steps.py"), "--arch", args.arch]
-    ours += ["--size", str(args.size), "--batch-size", str(args.batch_size), *flags]
-    contestants = chosen({"ours": (ours, {"PYTHONPATH": str(HERE.parent)})} | found, args.only)
-    rates: dict[str, list[float]] = {name: [] for name in contestants}
+    own = [sys.executable, str(HERE / "contestants" / "ours_steps.py"), "--arch", args.arch]
+    own += ["--size", str(args.size), "--batch-size", str(args.batch_size), *flags]
+    package = {"PYTHONPATH": str(HERE.parent)}
+    contestants = {"ours": (own, package)}
+    if args.forward:
+        contestants["ours, folded"] = ([*own, "--folded"], package)
+    else:
+        contestants["ours, stored batch norm"] = ([*own, "--stored"], package)
+    contestants = chosen(contestants | peers(args, folder, [*flags, "--photos", str(photos)]), args.only)
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in contestants}
     for _ in range(args.rounds):
         for name, command in contestants.items():
-            rates[name] += [
-                row["images_per_second"] for _, row in lines(command) if "images_per_second" in row
-            ]
+            rows[name] += [row for _, row in told(command) if "images_per_second" in row]
     multiplied = sum(
         count_multiplications(create_model(args.arch, 17).eval(), (3, args.size, args.size)).values()
     )
     work = 2 * multiplied * (1 if args.forward else 3)
-    print(f"{args.arch} at {args.size}, batch {args.batch_size}, {'forward' if args.forward else 'training'}")
-    for name, values in rates.items():
-        if values:
-            median = statistics.median(values)
-            print(f"  {name:24} {median:7.1f} img/s ({min(values):.1f} .. {max(values):.1f})")
-            record(args, name=name, images_per_second=median, all=values)
-    for kind in (torch.float32, torch.bfloat16):
-        peak = matmul_peak(kind)
-        print(f"  ceiling, {str(kind)[6:]:15} {peak / work:7.1f} img/s, by {peak / 1e9:.0f} G/s in a product")
+    kind = "forward" if args.forward else "training"
+    print(f"{args.arch} at {args.size}, batch {args.batch_size}, {kind}\n")
+    print("| contestant | images/s |\n|---|---|")
+    for name, measured in rows.items():
+        if measured:
+            rates = [row["images_per_second"] for row in measured]
+            chosen_ones = sorted({row["precision"] for row in measured if "precision" in row})
+            how = f" ({', '.join(chosen_ones)} by its probe)" if chosen_ones else ""
+            print(f"| {name}{how} | {spread(rates)} |")
+            size = {"arch": args.arch, "size": args.size, "batch_size": args.batch_size}
+            record(args.results, what="steps", kind=kind, **size, name=name + how, images_per_second=rates)
+    for dtype in (torch.float32, torch.bfloat16):
+        peak = matmul_peak(dtype)
+        print(f"| ceiling, {str(dtype)[6:]}: {peak / 1e9:.0f} G/s in a product | {peak / work:.1f} |")
 
 
 def train(args: argparse.Namespace, folder: Path) -> None:
-    """Whole processes on the same photos."""
+    """Whole processes on the same photos, a seed after the other."""
+    runs: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for seed in map(int, args.seeds.split(",")):
         config = load_config(arch=args.arch, data=args.data, overrides={"seed": seed})
+        os.environ["FLOWERS_TORCH_CACHE"] = str(folder / "cache")  # where the peers' photos lie
         admission = admit_photos(config)
         known, parts = admission.photos, choose_split(admission.photos, config, admission.twins)
-        told: dict[str, Any] = {"classes": list(known.classes)}
+        photos: dict[str, Any] = {"classes": list(known.classes)}
         for part, rows in parts.items():
-            told[part] = [[str(known.root / known.paths[i]), known.labels[i]] for i in rows]
-        (folder / "photos.json").write_text(json.dumps(told))
+            photos[part] = [[str(known.root / known.paths[i]), known.labels[i]] for i in rows]
+        (folder / "photos.json").write_text(json.dumps(photos))
         flags = ["--photos", str(folder / "photos.json"), "--seed", str(seed), "--epochs", args.epochs]
-        ours = [sys.executable, str(HERE.parent / "train.py"), "--data", args.data, "--seed", str(seed)]
         if args.tutorial:
             args.batch_size = 64
-            flags[-1:] = ["2,2", "--lr", "0.01,1e-4"]
-            ours += ["--config", "flowers17_seed", "--split", config.split]
-        else:
-            ours += ["--arch", args.arch]
-        ours += ["--weights", str(args.weights or "offline"), "--out", str(folder / f"ours{seed}")]
-        contestants = {"ours": (ours, {})} | peers(args, folder, flags)
-        if args.arch == "tf_efficientnet_lite0":
-            head_only = [*ours[:-1], str(folder / f"head{seed}"), "--head-only"]
-            contestants["ours, head only"] = (head_only, {})
+            flags[-1:] = [args.tutorial, "--lr", "0.01,1e-4"]
+        contestants = ours(args, folder / f"seed{seed}", seed) | peers(args, folder, flags)
         for name, command in chosen(contestants, args.only).items():
-            epochs: list[tuple[float, float]] = []
-            test = most = 0.0
-            for seconds, row in lines(command):
-                most = max(most, row.get("bytes", 0))
-                test = row.get("test_accuracy", test)
+            run: dict[str, Any] = {"name": name, "seed": seed, "epochs": [], "test_accuracy": None}
+            for seconds, row in told(command):
                 if "val_accuracy" in row:
-                    epochs.append((seconds, row["val_accuracy"]))
-            reached = {
-                f"to_{level}": next((s for s, a in epochs if a >= level / 100), None) for level in (95, 97)
-            }
-            whole = {"name": name, "seed": seed, "seconds": seconds, "test_accuracy": test, "bytes": most}
-            record(args, **whole, **reached, epochs=epochs)
-            print(f"  {name:24} seed {seed}: {seconds:6.0f} s, test {test:.4f}, {reached}", flush=True)
+                    run["epochs"].append((seconds, row["val_accuracy"]))
+                run |= {key: value for key, value in row.items() if key != "val_accuracy"}
+            run["seconds"] = seconds
+            runs[name].append(run)
+            record(args.results, what="train", arch=args.arch, batch_size=args.batch_size, **run)
+            epochs = ", ".join(f"{accuracy:.3f} at {at:.0f}" for at, accuracy in run["epochs"])
+            print(
+                f"  {name}, seed {seed}: {seconds:.0f} s, test {run['test_accuracy']}; {epochs}", flush=True
+            )
+    finished = {name: ended for name, rows in runs.items() if (ended := [r for r in rows if r["epochs"]])}
+    print_runs(finished)
+    print_how_soon(finished)
 
 
-def lines(command: Command) -> Iterator[tuple[float, dict[str, Any]]]:
-    """What a contestant tells, with the seconds since its start; ours is read off its console."""
-    started = time.time()
-    environment = os.environ | command[1] | {"BENCHMARK_STARTED": str(started)}
-    process = subprocess.Popen(command[0], env=environment, stdout=subprocess.PIPE, text=True)
-    for line in process.stdout or ():
-        seconds = time.time() - started
-        if line.startswith("{"):
-            yield seconds, json.loads(line)
-        elif match := EPOCH.match(line):
-            yield seconds, {"val_accuracy": float(match[1])}
-        elif match := TEST.match(line):
-            yield seconds, {"test_accuracy": float(match[1])}
-    _, status, used = os.wait4(process.pid, 0)
-    if status:
-        print(f"  {command[0][1]} ended with status {status}", file=sys.stderr)
-    yield time.time() - started, {"bytes": used.ru_maxrss * 1024}
+def ours(args: argparse.Namespace, folder: Path, seed: int) -> dict[str, Command]:
+    """This package's own runs, by name."""
+    weights = str(args.weights or "offline")
+    flags = ["--data", args.data, "--seed", str(seed), "--weights", weights, "--out"]
+
+    def run(cache: str, *more: str) -> Command:
+        out = folder / "-".join(["run", cache, *more]).replace("/", "_")
+        environment = {"FLOWERS_TORCH_CACHE": str(folder / cache)}
+        return [sys.executable, TRAIN, *flags, str(out), *more], environment
+
+    if args.tutorial:
+        split = load_config(arch=args.arch).split  # the peers'
+        more = ["--config", "flowers17_seed", "--split", split, "--epochs", args.tutorial]
+        return {"ours": run("full", *more)}
+    found = {"ours": run("full", "--arch", args.arch)}
+    if args.arch == "tf_efficientnet_lite0":
+        head = ["--arch", args.arch, "--head-only"]
+        found["ours, head only"] = run("head", *head)
+        found["ours, head only, photos known"] = run("head", *head, "--overwrite")
+    return found
+
+
+def print_runs(runs: dict[str, list[dict[str, Any]]]) -> None:
+    """A row for each contestant, over its seeds."""
+    print("| contestant | seeds | whole process, s | to 95% of validation | to 97% | test accuracy | GiB |")
+    print("|---|---|---|---|---|---|---|")
+    for name, rows in runs.items():
+        tests = [row["test_accuracy"] for row in rows if row["test_accuracy"] is not None]
+        cells = [name, str(len(rows)), spread([row["seconds"] for row in rows], 0)]
+        cells += [in_words([reached(row, level) for row in rows]) for level in (0.95, 0.97)]
+        cells += [spread(tests, 4) if tests else "", gib(max(row["own_bytes"] for row in rows))]
+        print(f"| {' | '.join(cells)} |")
+
+
+def print_how_soon(runs: dict[str, list[dict[str, Any]]]) -> None:
+    """When ours had what each peer came to at its end, and in its best epoch."""
+    print("\n| peer | its validation accuracy | after, s | run of ours | had that after, s | times sooner |")
+    print("|---|---|---|---|---|---|")
+    for peer in (name for name in runs if not name.startswith("ours")):
+        for own in (name for name in runs if name.startswith("ours")):
+            pairs = [(a, b) for a in runs[peer] for b in runs[own] if a["seed"] == b["seed"]]
+            for word, choose in (
+                ("last", lambda epochs: epochs[-1][1]),
+                ("best", lambda e: max(v for _, v in e)),
+            ):
+                levels = [choose(theirs["epochs"]) for theirs, _ in pairs]
+                their = [reached(row, level) for (row, _), level in zip(pairs, levels, strict=True)]
+                mine = [reached(row, level) for (_, row), level in zip(pairs, levels, strict=True)]
+                sooner = [a / b for a, b in zip(their, mine, strict=True) if a and b]
+                cells = [peer, f"{word} {spread(levels, 3)}", in_words(their), own, in_words(mine)]
+                print(f"| {' | '.join(cells)} | {spread(sooner) if sooner else ''} |")
+
+
+def reached(run: dict[str, Any], level: float) -> float | None:
+    """Seconds until validation accuracy first was at a level; ours is printed with four digits."""
+    return next((seconds for seconds, accuracy in run["epochs"] if accuracy >= level - 1e-4), None)
+
+
+def in_words(seconds: list[float | None]) -> str:
+    """Median and range, where all arrived."""
+    arrived = [value for value in seconds if value is not None]
+    text = spread(arrived, 0) if arrived else "never"
+    return text if len(arrived) in (0, len(seconds)) else f"{text}, {len(arrived)} of {len(seconds)}"
 
 
 def chosen(contestants: dict[str, Command], only: str) -> dict[str, Command]:
@@ -208,14 +260,6 @@ def matmul_peak(dtype: torch.dtype, side: int = 2048) -> float:
         a @ b
         times.append(time.perf_counter() - started)
     return 2 * side**3 / min(times[1:])
-
-
-def record(args: argparse.Namespace, **values: Any) -> None:
-    """A line of the results."""
-    what = {"what": args.what, "arch": args.arch, "size": args.size, "forward": args.forward}
-    where = {"machine": platform.processor(), "threads": torch.get_num_threads(), "torch": torch.__version__}
-    with args.results.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(what | where | values) + "\n")
 
 
 if __name__ == "__main__":

@@ -44,9 +44,9 @@ class Stage:
     l2: float = 0.0  # penalty in the loss on w^2, as Keras adds it
     l2_sp: float = 0.0  # penalty in the loss on the squared way of backbone weights from the stage's start
     momentum: float = 0.9  # of sgd and rmsprop
-    batch_norm: str = (
-        "frozen"  # in frozen layers: "frozen" keeps stored statistics, "adapt" follows the photos
-    )
+    # Layers whose batch norm follows the photos: "trained" ones, "all", or "none", which keeps the stored
+    # statistics of all of them (in Keras's words: calls the network with training=False).
+    batch_norm: str = "trained"
     # Views of a photo for which the frozen front is computed once and stored; 0: it runs in every epoch;
     # -1: 2 where only the head trains, else 0.
     views: int = -1
@@ -61,7 +61,7 @@ class Stage:
         if wanted < 0:
             wanted = HEAD_VIEWS if self.train == "head" and not self.rules else 0
         mixes = self.mixup > 0 or self.cutmix > 0  # these blend photos, not answers
-        if mixes or self.batch_norm == "adapt":
+        if mixes or self.batch_norm == "all":
             return 0
         return wanted if self.optimizer == "lbfgs" else min(wanted, self.epochs)
 
@@ -135,7 +135,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "precision": ("auto", "fp32", "bf16", "fp16"),
     "optimizer": ("adamw", "adam", "sgd", "rmsprop", "lbfgs"),
     "schedule": ("cosine", "constant", "plateau"),
-    "batch_norm": ("frozen", "adapt"),
+    "batch_norm": ("trained", "all", "none"),
     "augment": (
         *("none", "mirror", "light", "crop", "keras", "keras_zoom", "keras_shift"),
         *("alexnet", "rand", "trivial"),

@@ -17,19 +17,20 @@ from torch import Tensor, nn
 
 from flowers_torch import __version__
 from flowers_torch.config import Stage
-from flowers_torch.data.batches import TrainingBatches
+from flowers_torch.data.batches import CPU_PHOTOS, TrainingBatches
 from flowers_torch.data.images import open_regular
 from flowers_torch.data.kept import allocate
 from flowers_torch.data.stored import StoredBatches
 from flowers_torch.errors import ModelFileError
 from flowers_torch.files import cache_folder, safe_load, safe_save
 from flowers_torch.models.cut import Cut, cut, cut_at
+from flowers_torch.models.fold import noise
 from flowers_torch.models.freeze import apply_rules, rules_for, set_train_mode
 from flowers_torch.models.heads import classifier_name
 from flowers_torch.prepare import Run, part_batches
 from flowers_torch.training.monitors import bar, log
 
-FORMAT = 2  # of features on disk; raised whenever photos come out otherwise at the front than before
+FORMAT = 3  # of features on disk; raised whenever photos come out otherwise at the front than before
 Check = Callable[[int], Any]  # called with the number of photos of each batch; may raise to stop
 
 
@@ -166,14 +167,15 @@ def _compute(
 ) -> Iterator[tuple[int, Tensor]]:
     """Runs the front over a view, batch by batch: (place of the first photo, answers)."""
     made.model.eval()
-    size = run.record.preprocessing.size
-    noise = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
-    made.speed_up(run.runtime.images(noise), run.runtime.dtype)
+    made.speed_up(run.runtime.images(noise(run.record.preprocessing.size)), run.runtime.dtype)
     batches.order.epoch, done = view, 0
     with bar(f"view {view + 1}", len(batches.labels)) as meter:
         for images, _, _ in batches:
+            # On a CPU a few at a time: its caches hold these, and no layer has to ask for fresh memory.
+            parts = images.split(CPU_PHOTOS) if run.runtime.device.type == "cpu" else [images]
             with run.runtime.autocast():
-                values = made.front(run.runtime.images(images)).float().cpu()
+                fronts = [made.front(run.runtime.images(part)) for part in parts]
+            values = torch.cat(fronts).float().cpu()
             yield done, values.permute(0, 2, 3, 1) if values.ndim == 4 else values
             done += len(values)
             meter.update(len(values))

@@ -7,7 +7,9 @@ import torch
 
 from flowers_torch.config import Config, Stage
 from flowers_torch.evaluation.unsure import REFERENCE_PHOTOS
+from flowers_torch.models.fold import noise
 from flowers_torch.models.freeze import apply_rules, freeze_table, set_train_mode
+from flowers_torch.models.fuse import fuse
 from flowers_torch.prepare import Run, loading, photo_dataset, prepare, stage_rules
 from flowers_torch.training.estimate import estimate
 from flowers_torch.training.monitors import log
@@ -18,7 +20,7 @@ def dry_run(config: Config) -> None:
     run = prepare(config)
     for number, stage in enumerate(config.stages, start=1):
         groups = apply_rules(run.model, stage_rules(run.model, stage))
-        set_train_mode(run.model, stage.batch_norm == "adapt")
+        set_train_mode(run.model, stage.batch_norm)
         log.info(f"stage {number}  {stage.name}: {stage.epochs} epochs, {stage.optimizer}, lr {stage.lr:g}")
         log.info(freeze_table(run.model, groups, stage.lr))
         cost = stage_cost(run, stage)
@@ -39,11 +41,12 @@ def stage_cost(run: Run, stage: Stage) -> StageCost:
     """Tries a stage out on a few photos; the network and the random streams are as before afterwards."""
     buffers = {name: value.clone() for name, value in run.model.named_buffers()}
     apply_rules(run.model, stage_rules(run.model, stage))
-    set_train_mode(run.model, stage.batch_norm == "adapt")
+    set_train_mode(run.model, stage.batch_norm)
     size, batch = run.record.preprocessing.size, run.config.batch_size
     photos = photo_dataset(run, "train", stage.augment)
     with torch.random.fork_rng(devices=[]):
-        needs = estimate(run.model, size, batch, run.runtime, stage.optimizer)
+        step = fuse(run.model, run.runtime.images(noise(size)))
+        needs = estimate(step, size, batch, run.runtime, stage.optimizer)
         started = time.monotonic()
         tried = [photos[0, position] for position in range(min(4, len(photos)))]
         reading = (time.monotonic() - started) / len(tried) / max(1, loading(run)["workers"])

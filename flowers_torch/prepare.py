@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from flowers_torch import __version__
 from flowers_torch.config import Config, Stage, split_fractions
 from flowers_torch.data.admission import Admission, admit
-from flowers_torch.data.augment import train_transform
+from flowers_torch.data.augment import enough_side, train_transform
 from flowers_torch.data.batches import (
     BATCH_POLICIES,
     TrainingBatches,
@@ -32,7 +32,9 @@ from flowers_torch.evaluation.answers import Answers, collect
 from flowers_torch.files import cache_folder
 from flowers_torch.models.classifier import Record, build
 from flowers_torch.models.cut import Cut
-from flowers_torch.models.freeze import Rules, rules_for
+from flowers_torch.models.fold import noise
+from flowers_torch.models.freeze import Rules, apply_rules, rules_for, set_train_mode
+from flowers_torch.models.fuse import fuse
 from flowers_torch.models.weights import load_weights, plan_weights
 from flowers_torch.models.zoo import check_size
 from flowers_torch.training.distributed import ALONE, World
@@ -121,14 +123,18 @@ def prepare(config: Config, world: World = ALONE) -> Run:
     log.info(f"network  {config.arch}, {size:,} parameters, input {preprocessing.size} px; {loaded}")
     if plan.licence:
         log.info(f"weights  {plan.source}, licence: {plan.licence}")
-    more_than_head = any(stage.train != "head" or stage.rules for stage in config.stages)
-    runtime = probe_precision(runtime, runtime.place(model), preprocessing.size, more_than_head)
+    beyond_head = [stage for stage in config.stages if stage.train != "head" or stage.rules]
+    stage = (beyond_head or config.stages)[-1]
+    apply_rules(runtime.place(model), stage_rules(model, stage))
+    set_train_mode(model, stage.batch_norm)
+    step = model if world.size > 1 else fuse(model, runtime.images(noise(preprocessing.size)))
+    runtime = probe_precision(runtime, step, preprocessing.size, bool(beyond_head))
     layout = "" if runtime.channels_last == config.channels_last else ", channels first"
     log.info(f"device   {runtime.device}, {runtime.precision}{layout} ({runtime.reason})")
     stages = ", ".join(f"{stage.name} {stage.epochs} x ({stage.train})" for stage in config.stages)
     log.info(
         f"plan     {stages}; each pass over {len(split['train'])} photos, {config.batch_size} a step"
-        + _about(config, split, runtime.rate, more_than_head)
+        + _about(config, split, runtime.rate)
     )
     # What was chosen becomes part of the configuration: a resumed or repeated run must not choose anew.
     config = dataclasses.replace(
@@ -147,18 +153,17 @@ def prepare(config: Config, world: World = ALONE) -> Run:
     )
 
 
-def _about(config: Config, split: Split, rate: float, more_than_head: bool) -> str:
-    """How long the stages will take, by the step that was timed; what is stored or frozen makes it less."""
+def _about(config: Config, split: Split, rate: float) -> str:
+    """How long the stages will take by the step that was timed, which stored answers make less."""
     if not rate:
         return ""
-    trained, seen = rate, (3 if more_than_head else 1) * rate  # a forward pass is a third of a step
     seconds = 0.0
     for stage in config.stages:
         if views := stage.stored_views():
-            seconds += (views * len(split["train"]) + len(split["val"])) / seen
+            seconds += (views * len(split["train"]) + len(split["val"])) / rate
         else:
-            seconds += stage.epochs * (len(split["train"]) / trained + len(split["val"]) / seen)
-    seconds += len(split["test"]) / seen
+            seconds += stage.epochs * (len(split["train"]) + len(split["val"])) / rate
+    seconds += len(split["test"]) / rate
     span = f"{seconds / 60:.0f} minutes" if seconds > 90 else f"{math.ceil(seconds)} seconds"
     return f"; at most about {span}"
 
@@ -184,8 +189,9 @@ def photo_dataset(run: Run, part: str, policy: str, canvases: bool = False) -> P
     inputs = run.record.preprocessing
     if canvases:
         transform = canvas_transform(policy, inputs.size, inputs.interpolation, inputs.crop, inputs.squash)
-    else:
-        transform = train_transform(policy, **dataclasses.asdict(inputs))
+        enough = enough_side(canvas_side(policy, inputs.size), inputs.crop)
+        return PhotoDataset(paths, labels, transform, run.config.seed, draws=False, at_least=enough)
+    transform = train_transform(policy, **dataclasses.asdict(inputs))
     return PhotoDataset(paths, labels, transform, run.config.seed)
 
 
@@ -255,6 +261,7 @@ def loading(run: Run) -> dict[str, Any]:
     on_cpu = run.runtime.device.type == "cpu"
     return {
         "workers": choose_workers(run.config.workers, on_cpu),
+        "threads": torch.get_num_threads() if on_cpu else 1,
         "pin_memory": run.runtime.device.type == "cuda",
         "shard": (run.world.rank, run.world.size),
     }

@@ -155,7 +155,7 @@ MUTATIONS = [
     ),
     Mutation(
         "D22", "of a long strip only the middle is used, and never the whole resized", "data/augment.py",
-        "return [LimitAspect(), v2.Resize(shorter", "return [v2.Resize(shorter",
+        "            LimitAspect(),\n            v2.Resize(math", "            v2.Resize(math",
         "data/test_augment.py::test_a_strip_is_never_resized_whole",
     ),
     Mutation(

@@ -133,7 +133,7 @@ def test_without_room_the_front_runs_in_every_epoch(
         ({"views": 0}, 0),
         ({"train": "layer2", "views": 4}, 4),
         ({"mixup": 0.2}, 0),
-        ({"batch_norm": "adapt"}, 0),
+        ({"batch_norm": "all"}, 0),
     ],
 )
 def test_views(changes: dict[str, Any], expected: int) -> None:

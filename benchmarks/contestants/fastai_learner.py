@@ -1,14 +1,21 @@
-"""A contestant: fastai's `vision_learner(...).fine_tune(...)`, as its book shows it."""
+"""A contestant: fastai's `vision_learner(...).fine_tune(...)`, as its book shows it, with its defaults.
+
+Its own mixed precision is for CUDA only (`autocast("cuda")` in 2.8), so --bf16 brings a callback.
+"""
 
 import json
 
+import pandas as pd
 import torch
+from fastai.callback.channelslast import ChannelsLast
 from fastai.vision.all import (
     Callback,
     CategoryBlock,
+    ColReader,
+    ColSplitter,
     DataBlock,
     ImageBlock,
-    LabelSmoothingCrossEntropy,
+    Normalize,
     Resize,
     accuracy,
     aug_transforms,
@@ -20,25 +27,25 @@ from told import arguments, pair, tell, tell_rate
 args = arguments(__doc__).parse_args()
 set_seed(args.seed)
 told = json.load(open(args.photos))
-rows = [(path, label, part) for part in ("train", "val") for path, label in told[part]]
+rows = pd.DataFrame(
+    [(path, label, part) for part in ("train", "val", "test") for path, label in told[part]],
+    columns=["path", "label", "part"],
+)
+rows["is_valid"] = rows["part"] == "val"
 block = DataBlock(
     (ImageBlock, CategoryBlock(vocab=list(range(len(told["classes"]))))),
-    get_x=lambda row: row[0],
-    get_y=lambda row: row[1],
-    splitter=lambda rows: tuple(
-        [i for i, row in enumerate(rows) if row[2] == part] for part in ("train", "val")
-    ),
+    get_x=ColReader("path"),
+    get_y=ColReader("label"),
+    splitter=ColSplitter(),
     item_tfms=Resize(int(args.size / 0.875)),
-    batch_tfms=aug_transforms(size=args.size, min_scale=0.3),
+    batch_tfms=[
+        *aug_transforms(size=args.size, min_scale=0.75),
+        Normalize.from_stats([0.5] * 3, [0.5] * 3, cuda=False),  # of the weights; fastai's is for its own
+    ],
 )
-loaders = block.dataloaders(rows, bs=args.batch_size, num_workers=0)
+loaders = block.dataloaders(rows[rows["part"] != "test"], bs=args.batch_size, num_workers=args.workers)
 learner = vision_learner(
-    loaders,
-    args.arch,
-    pretrained=False,
-    loss_func=LabelSmoothingCrossEntropy(),
-    metrics=accuracy,
-    normalize=False,
+    loaders, args.arch, pretrained=False, metrics=accuracy, normalize=False, cbs=ChannelsLast()
 )
 if args.weights:  # of the body, which fastai keeps as timm made it
     body = learner.model[0].model
@@ -48,24 +55,44 @@ if args.weights:  # of the body, which fastai keeps as timm made it
     body.load_state_dict(state)
 learner.freeze()
 
+
+def autocast():
+    return torch.autocast("cpu", torch.bfloat16, enabled=args.bf16)
+
+
 if args.steps:
     learner.unfreeze()
     learner.create_opt()
-    images = torch.randn(args.batch_size, 3, args.size, args.size)
+    learner.model.to(memory_format=torch.channels_last)
+    images = torch.randn(args.batch_size, 3, args.size, args.size).to(memory_format=torch.channels_last)
     labels = torch.arange(args.batch_size) % len(told["classes"])
     learner.model.train(not args.forward)
 
     def train():
-        learner.loss_func(learner.model(images), labels).backward()
+        with autocast():
+            logits = learner.model(images).float()
+        learner.loss_func(logits, labels).backward()
         learner.opt.step()
         learner.opt.zero_grad()
 
     def predict():
-        with torch.inference_mode():
+        with torch.inference_mode(), autocast():
             learner.model(images)
 
     tell_rate(predict if args.forward else train, args.batch_size, args.steps)
     raise SystemExit
+
+
+class HalfPrecision(Callback):
+    """The network's forward pass in bfloat16."""
+
+    def before_batch(self):
+        self.context = autocast()
+        self.context.__enter__()
+
+    def after_pred(self):
+        self.context.__exit__(None, None, None)
+        self.learn.pred = self.pred.float()
 
 
 class Teller(Callback):
@@ -79,6 +106,6 @@ class Teller(Callback):
 
 frozen, free = pair(args.epochs, int)
 with learner.no_bar(), learner.no_logging():
-    learner.fine_tune(free, base_lr=pair(args.lr)[0], freeze_epochs=frozen, cbs=Teller())
-    test = learner.dls.test_dl([(path, label, "test") for path, label in told["test"]], with_labels=True)
+    learner.fine_tune(free, freeze_epochs=frozen, cbs=[HalfPrecision(), Teller()])
+    test = learner.dls.test_dl(rows[rows["part"] == "test"], with_labels=True)
     tell(test_accuracy=float(learner.validate(dl=test)[1]))

@@ -1,6 +1,7 @@
-"""A contestant: Keras 3 as the tutorial has it, InceptionV3 without top, average pooling, two dense layers.
+"""A contestant: Keras 3 as the tutorial has it, a network without top, average pooling, two dense layers.
 
 The backend is what KERAS_BACKEND says. Photos are decoded once and kept; Keras's own layers augment them.
+With --steps nothing is augmented.
 """
 
 import json
@@ -12,7 +13,7 @@ import numpy as np
 from told import arguments, pair, tell, tell_rate
 
 parser = arguments(__doc__)
-parser.add_argument("--bf16", action="store_true", help="Keras's mixed precision")
+parser.add_argument("--xla", action="store_true", help="jit_compile")
 args = parser.parse_args()
 keras.utils.set_random_seed(args.seed)
 if args.bf16:
@@ -21,7 +22,10 @@ if args.bf16:
 
 def network(classes):
     shape = (args.size, args.size, 3)
-    base = keras.applications.InceptionV3(include_top=False, weights=None, input_shape=shape)
+    make = {"inception_v3": keras.applications.InceptionV3, "resnet50": keras.applications.ResNet50}[
+        args.arch
+    ]
+    base = make(include_top=False, weights=None, input_shape=shape)
     if args.weights:
         base.load_weights(args.weights)
     views = [
@@ -30,7 +34,8 @@ def network(classes):
         keras.layers.RandomRotation(0.08),
     ]
     inputs = keras.Input(shape)
-    x = keras.layers.Rescaling(1 / 127.5, offset=-1)(keras.Sequential(views)(inputs))
+    x = inputs if args.steps else keras.Sequential(views)(inputs)
+    x = keras.layers.Rescaling(1 / 127.5, offset=-1)(x)
     x = keras.layers.GlobalAveragePooling2D()(base(x))
     x = keras.layers.Dense(1024, "relu")(x)
     outputs = keras.layers.Dense(classes, "softmax", dtype="float32")(x)
@@ -38,7 +43,8 @@ def network(classes):
 
 
 def compiled(model, optimizer):
-    model.compile(optimizer, "sparse_categorical_crossentropy", metrics=["accuracy"])
+    loss = "sparse_categorical_crossentropy"
+    model.compile(optimizer, loss, metrics=["accuracy"], jit_compile=args.xla)
 
 
 if args.steps:

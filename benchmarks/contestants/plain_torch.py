@@ -1,4 +1,4 @@
-"""A contestant: the loop that one writes by hand, with timm, AdamW and a cosine; --bf16 for a fast CPU."""
+"""A contestant: the loop that one writes by hand, with timm, channels_last, AdamW and a cosine."""
 
 import json
 
@@ -9,12 +9,10 @@ from told import arguments, pair, tell, tell_rate
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-parser = arguments(__doc__)
-parser.add_argument("--bf16", action="store_true", help="autocast and channels_last")
-args = parser.parse_args()
+args = arguments(__doc__).parse_args()
 torch.manual_seed(args.seed)
 options = {"aux_logits": False} if args.arch == "inception_v3" else {}
-layout = torch.channels_last if args.bf16 else torch.contiguous_format
+layout = torch.channels_last  # a fifth faster in both precisions
 
 
 def autocast():
@@ -69,7 +67,7 @@ class Photos(Dataset):
 
 
 parts = {
-    part: DataLoader(Photos(part), args.batch_size, shuffle=part == "train")
+    part: DataLoader(Photos(part), args.batch_size, shuffle=part == "train", num_workers=args.workers)
     for part in ("train", "val", "test")
 }
 model = network(len(told["classes"]))

@@ -25,6 +25,8 @@ def arguments(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=0, help="time so many steps on resident noise, and end")
     parser.add_argument("--forward", action="store_true", help="with --steps: forward passes only")
+    parser.add_argument("--bf16", action="store_true", help="mixed precision in bfloat16")
+    parser.add_argument("--workers", type=int, default=0, help="of PyTorch's data loaders")
     return parser
 
 
@@ -41,10 +43,10 @@ def tell(**values: Any) -> None:
     print(json.dumps({"seconds": time.time() - started, "bytes": most} | values), flush=True)
 
 
-def tell_rate(step: Any, images: int, steps: int) -> None:
+def tell_rate(step: Any, images: int, steps: int, **more: Any) -> None:
     """Images a second of a function that does one step; the first two calls choose kernels."""
     step(), step()
     started = time.perf_counter()
     for _ in range(steps):
         step()
-    tell(images_per_second=images * steps / (time.perf_counter() - started))
+    tell(images_per_second=images * steps / (time.perf_counter() - started), **more)

@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
 
     from flowers_torch.evaluation.plots import plot_sweep
     from flowers_torch.prepare import prepare
-    from flowers_torch.stage import begin_stage
+    from flowers_torch.stage import begin_stage, fast_network
     from flowers_torch.training.lr_find import lr_find
     from flowers_torch.training.monitors import console, log
 
@@ -52,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
         run = prepare(config)
         stage = config.stages[number - 1]
         training, batches = begin_stage(run, stage, number - 1)
+        training.called = fast_network(run, run.model)
         sweep = lr_find(training, batches, args.lowest, args.highest, args.steps)
         log.info(f"rate     {sweep.suggestion:g}: {sweep.reason}; now {stage.lr:g}")
         if args.plot:

@@ -61,7 +61,17 @@ def eval_place(size: int, interpolation: str, crop: float, squash: bool) -> list
     if squash:
         return [v2.Resize((size, size), interpolation=mode, antialias=True)]
     shorter = math.floor(size / crop)
-    return [LimitAspect(), v2.Resize(shorter, interpolation=mode, antialias=True), v2.CenterCrop(size)]
+    return [LimitAspect(), ResizedCentre(shorter, size, Image.Resampling[interpolation.upper()])]
+
+
+def enough_side(size: int, crop: float) -> int:
+    """Shorter side that a photo needs for an input of `size` pixels: twice what it is resized to.
+
+    A larger JPEG may be decoded at a half of its size or less (`load_image`). The resizing behind it still
+    decides what the network sees: of photos of 2 and of 12 million pixels its bytes change by 0.3 on average
+    and 3 at most.
+    """
+    return 2 * math.floor(size / crop)
 
 
 def train_transform(
@@ -130,6 +140,32 @@ def _to_floats() -> list[nn.Module]:
 def to_input(mean: tuple[float, ...], std: tuple[float, ...]) -> list[nn.Module]:
     """The part of `eval_transform` that changes values, not places: scale to 0..1, then normalise."""
     return [*_to_floats(), v2.Normalize(list(mean), list(std))]
+
+
+class ResizedCentre(nn.Module):
+    """The middle of an image resized with antialiasing; the pixels that would be cut off are not computed.
+
+    As torchvision's `Resize` and `CenterCrop` in a row, but for rounding: on photos 1 of 255. (On noise more:
+    Pillow may resize rows or columns first, and clips in between.)
+
+    Args:
+        shorter: Side of the resized image, in pixels.
+        size: Side of the square middle, at most `shorter`.
+        resample: Pillow's filter.
+    """
+
+    def __init__(self, shorter: int, size: int, resample: Image.Resampling) -> None:
+        super().__init__()
+        self.shorter, self.size, self.resample = shorter, size, resample
+
+    def forward(self, image: Image.Image) -> Image.Image:
+        """The middle, of any shape of image."""
+        box = []  # left, top, right, bottom of the middle, in the image's own pixels
+        for side in image.size:
+            resized = int(self.shorter * side / min(image.size))
+            start = round((resized - self.size) / 2)
+            box += [start * side / resized, (start + self.size) * side / resized]
+        return image.resize((self.size, self.size), self.resample, (box[0], box[2], box[1], box[3]))
 
 
 class LimitAspect(nn.Module):

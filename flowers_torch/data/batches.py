@@ -29,7 +29,7 @@ from flowers_torch.data.resident import Resident, copied, room_on
 # little and the largest reduced a little.
 CANVAS = {"none": 1.0, "mirror": 1.0, "light": 1.2, "crop": 1.4, "alexnet": 1.3} | dict.fromkeys(KERAS, 1.0)
 BATCH_POLICIES = tuple(CANVAS)
-CPU_PHOTOS = 8  # augmented at a time on a CPU
+CPU_PHOTOS = 8  # augmented, or seen by a frozen network, at a time on a CPU
 
 BatchPolicy = Callable[[Tensor, Draws, Tensor], Tensor]  # (canvases in 0..1, draws, aspects) -> inputs
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from flowers_torch.data.images import load_image, open_header, open_regular
+from flowers_torch.data.images import load_image, open_header, open_regular, read_orientation
 from flowers_torch.errors import DataError, printable
 
 HASH_SIDE = 32  # pixels that the perceptual hash looks at
@@ -66,20 +66,24 @@ def inspect_photo(path: Path | str) -> Inspection:
         with open_regular(path) as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
             header = open_header(file, printable(path))
+            turned = read_orientation(header) >= 5
             stored: dict[str, Any] = {
                 "format": header.format or "JPEG",
                 "mode": header.mode,
                 "alpha": header.has_transparency_data,
                 "frames": int(getattr(header, "n_frames", 1)),
             }
-        image = load_image(path)
+        image = load_image(path, at_least=2 * MEASURE_SIDE)
     except DataError as error:
         return Inspection(error=str(error))
     except Exception as error:  # counting frames walks the whole file and can fail in any way
         return Inspection(
             error=f"{printable(path)} is damaged: {printable(error)}; fix: replace or remove it"
         )
-    return Inspection(sha256=sha256, width=image.width, height=image.height, **stored, **_measure(image))
+    width, height = image.size
+    if max(width, height) < max(header.size):  # it was decoded at a part of its size
+        width, height = reversed(header.size) if turned else header.size
+    return Inspection(sha256=sha256, width=width, height=height, **stored, **_measure(image))
 
 
 def _measure(image: Image.Image) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,32 +42,63 @@ class PhotoDataset(Dataset[Item]):
         labels: Class index of each file.
         transform: `PIL.Image` to tensor; may draw from torch's global generator.
         seed: Of the draws.
+        draws: Whether the transform draws. Photos of one that does not can be read by several threads.
+        at_least: Pixels of a photo's shorter side that are enough; 0 for all there are.
+
+    Attributes:
+        pulse: Where workers read.
+        kept: Room for photos, where the transform makes bytes, and makes them without drawing.
+        threads: That read a batch.
     """
 
     def __init__(
-        self, paths: Sequence[Path], labels: Sequence[int], transform: Callable[[Any], Tensor], seed: int
+        self,
+        paths: Sequence[Path],
+        labels: Sequence[int],
+        transform: Callable[[Any], Tensor],
+        seed: int,
+        draws: bool = True,
+        at_least: int = 0,
     ) -> None:
         self.paths, self.labels, self.transform, self.seed = list(paths), list(labels), transform, seed
-        self.pulse: Pulse | None = None  # where workers read
-        self.kept: KeptImages | None = None  # where the transform makes bytes, and makes them without chance
+        self.draws, self.at_least = draws, at_least
+        self.pulse: Pulse | None = None
+        self.kept: KeptImages | None = None
+        self.threads = 1
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, key: Key) -> Item:
+        return self._item(key, self._read(key))
+
+    def __getitems__(self, keys: list[Key]) -> list[Item]:
+        """A batch, as torch's loader asks for it. Pillow decodes and resizes outside of Python's lock."""
+        if self.draws or self.threads == 1:
+            return [self[key] for key in keys]
+        with ThreadPoolExecutor(self.threads) as pool:
+            # What is torch's stays in this thread: in another one, torch would start threads of its own.
+            return [self._item(key, read) for key, read in zip(keys, pool.map(self._read, keys), strict=True)]
+
+    def _read(self, key: Key) -> tuple[Tensor, float]:
+        """What the transform makes of a photo, or made of it before, and the photo's aspect."""
         view, position = key
         if self.pulse:
             self.pulse.beat(position)
         if self.kept and (known := self.kept.find(position)):
-            return Item(known[0], self.labels[position], position, view, known[1])
-        image = load_image(self.paths[position])
+            return known
+        image = load_image(self.paths[position], at_least=self.at_least)
+        if not self.draws:
+            return self.transform(image), image.width / image.height
         with torch.random.fork_rng(devices=[]):  # the process's own stream (dropout) goes on undisturbed
             torch.manual_seed(counted_seed(self.seed, view, position))
-            transformed = self.transform(image)
-        aspect = image.width / image.height
-        if self.kept:
-            self.kept.keep(position, transformed, aspect)
-        return Item(transformed, self.labels[position], position, view, aspect)
+            return self.transform(image), image.width / image.height
+
+    def _item(self, key: Key, read: tuple[Tensor, float]) -> Item:
+        view, position = key
+        if self.kept and not self.kept.find(position):
+            self.kept.keep(position, *read)
+        return Item(read[0], self.labels[position], position, view, read[1])
 
 
 class CountedBatches(Sampler[list[Key]]):
@@ -149,14 +181,16 @@ def make_loader(
     pin_memory: bool = False,
     balanced: bool = False,
     shard: tuple[int, int] = (0, 1),
+    threads: int = 1,
 ) -> tuple[PhotoLoader, CountedBatches]:
-    """A loader of `Item` batches and the order that steers it."""
+    """A loader of `Item` batches and the order that steers it; `threads` read where there are no workers."""
     weights = balanced_draw(dataset.labels) if balanced else None
     # In prediction each process has photos of its own instead: its data set holds no others.
     order = CountedBatches(
         len(dataset), batch_size, dataset.seed, shuffle, weights, shard if shuffle else (0, 1)
     )
     dataset.pulse = Pulse(workers) if workers else None
+    dataset.threads = 1 if workers else threads
     loader = PhotoLoader(
         dataset,
         batch_sampler=order,
@@ -178,8 +212,8 @@ def balanced_draw(labels: Sequence[int]) -> Tensor:
 def choose_workers(wanted: int, on_cpu: bool) -> int:
     """Worker processes for decoding: as wanted, or chosen for the machine where `wanted` is negative.
 
-    When the CPU itself computes, workers would fight it over the cores; decoding a batch in between takes
-    a few percent of a training step there.
+    When the CPU itself computes, workers would fight it over the cores; threads decode a batch in between,
+    which takes a few percent of a training step there.
     """
     if wanted >= 0:
         return wanted

@@ -19,7 +19,7 @@ from flowers_torch.data.tar_members import split_path
 from flowers_torch.errors import ResourceError, printable
 from flowers_torch.files import cache_folder, write_json
 
-CACHE_FORMAT = 2
+CACHE_FORMAT = 3
 SECONDS_TO_START = 120.0
 SECONDS_PER_PHOTO = 20.0  # a photo that takes longer to decode is refused
 

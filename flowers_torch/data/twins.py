@@ -101,7 +101,7 @@ def correlation(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _thumbnail(photos: Photos, index: int) -> np.ndarray:
-    image = load_image(photos.root / photos.paths[index])
+    image = load_image(photos.root / photos.paths[index], at_least=2 * COMPARE_SIDE)
     return np.asarray(image.resize((COMPARE_SIDE, COMPARE_SIDE), Image.Resampling.BOX), dtype=np.float32)
 
 

@@ -76,8 +76,9 @@ class Prepare(nn.Module):
 
     It is `data.augment.eval_transform` but for one thing: the photo is resized by PyTorch's or ONNX Runtime's
     antialiased filter on bytes, not by Pillow's. The three round differently, by one grey level of 255,
-    two at most; docs/export.md has what was measured. A photo's EXIF orientation, transparency and colour
-    space are for the reader of the file to deal with, as `data.images.load_image` does.
+    two at most (some more in the noise of tall photos, whose columns Pillow resizes first); docs/export.md
+    has what was measured. A photo's EXIF orientation, transparency and colour space are for the reader of
+    the file to deal with, as `data.images.load_image` does.
 
     Places are computed without comparing sizes, which would bind the graph to photos of one shape.
     """

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from flowers_torch.data.augment import eval_transform
+from flowers_torch.data.augment import enough_side, eval_transform
 from flowers_torch.data.images import is_photo_name, load_image
 from flowers_torch.errors import DataError, ResourceError, UsageError, printable
 from flowers_torch.evaluation.answers import collect
@@ -111,6 +111,11 @@ class Classifier:
                 else:
                     yield dataclasses.replace(next(answers), file=os.fspath(photo))
 
+    @property
+    def enough_side(self) -> int:
+        """Shorter side that a photo needs, for `load_image`."""
+        return enough_side(self.record.preprocessing.size, self.record.preprocessing.crop)
+
     def explain(self, photo: Photo) -> Image.Image:
         """What the network sees of a photo, yellow where it speaks for the likeliest class (Grad-CAM).
 
@@ -156,7 +161,7 @@ class Classifier:
         return found
 
     def _read(self, photo: Photo) -> Tensor:
-        return self.prepare(_open(photo))
+        return self.prepare(_open(photo, self.enough_side))
 
     @staticmethod
     def _batch(inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -168,12 +173,12 @@ def is_address(photo: Photo) -> bool:
     return isinstance(photo, str) and photo.lower().startswith(("http://", "https://"))
 
 
-def _open(photo: Photo) -> Image.Image:
+def _open(photo: Photo, at_least: int) -> Image.Image:
     if not is_address(photo):
-        return load_image(photo)
+        return load_image(photo, at_least=at_least)
     content = io.BytesIO(fetch_bytes(str(photo)))
     content.name = str(photo)  # for the message, should it be no photo
-    return load_image(content)
+    return load_image(content, at_least=at_least)
 
 
 def find_inputs(patterns: Sequence[str]) -> list[Photo]:

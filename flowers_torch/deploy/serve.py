@@ -223,7 +223,7 @@ class Service:
         """A photo's bytes as the network wants them; in a reader's thread."""
         file = io.BytesIO(content)
         file.name = name
-        return self.classifier.prepare(load_image(file, self.limits.pixels))
+        return self.classifier.prepare(load_image(file, self.limits.pixels, self.classifier.enough_side))
 
     async def model(self, request: Request) -> Response:
         """What the page says of the model, and the limits that it keeps to."""

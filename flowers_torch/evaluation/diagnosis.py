@@ -122,7 +122,7 @@ def _did_not_learn(
         return Advice(
             f"{what}, while training reached {last['train_accuracy']:.2f}: batch-norm statistics that do not "
             "fit the photos, or labels that differ between the parts",
-            f"--set stages.{number}.batch_norm=adapt",
+            f"--set stages.{number}.batch_norm=all",
         )
     losses = [row["train_loss"] for row in history]
     if losses[-1] > losses[0] * 1.05:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
-from flowers_torch.data.augment import eval_transform
+from flowers_torch.data.augment import enough_side, eval_transform
 from flowers_torch.data.loaders import PhotoDataset, choose_workers, make_loader
 from flowers_torch.evaluation.answers import Answers, collect
 from flowers_torch.evaluation.views import VIEWS, collect_views, view_transform
@@ -35,8 +35,11 @@ def answer_photos(
         batch_size: Pictures computed at once.
     """
     keywords = dataclasses.asdict(preprocessing)
-    transform = eval_transform(**keywords) if views == "none" else view_transform(views, **keywords)
-    photos = PhotoDataset(paths, labels, transform, seed=0)
+    if views == "none":
+        enough = enough_side(preprocessing.size, preprocessing.crop)
+        photos = PhotoDataset(paths, labels, eval_transform(**keywords), 0, draws=False, at_least=enough)
+    else:
+        photos = PhotoDataset(paths, labels, view_transform(views, **keywords), 0, draws=False)
     on_cpu = runtime.device.type == "cpu"
     loader, _ = make_loader(
         photos, max(1, batch_size // VIEWS[views]), shuffle=False, workers=choose_workers(-1, on_cpu)

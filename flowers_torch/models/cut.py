@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from flowers_torch.models.fold import fold
+from flowers_torch.models.fold import fold, noise
 from flowers_torch.models.freeze import blocks
 from flowers_torch.models.heads import classifier_name
 
@@ -130,8 +130,8 @@ def _computes_the_same(made: Cut, size: int, channels_last: bool) -> bool:
     made.tail.eval()
     parameter = next(made.model.parameters())
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        images = torch.randn(2, 3, size, size).to(parameter.device).contiguous(memory_format=layout)
+    with torch.no_grad():
+        images = noise(size).to(parameter.device).contiguous(memory_format=layout)
         try:
             whole, parts = made.model(images), made.tail(made.front(images))
             same = whole.shape == parts.shape and torch.allclose(whole, parts, rtol=1e-4, atol=1e-5)

@@ -27,20 +27,58 @@ FUSED: dict[type[nn.Module], tuple[str, list[float]]] = {
 ALLOWED = {torch.float32: 1e-4, torch.bfloat16: 5e-2}  # relative deviation (L2) of the answers to noise
 
 
+def noise(size: int) -> Tensor:
+    """Two images (2, 3, size, size) to try networks out with, the same ones each time."""
+    return torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
 @dataclasses.dataclass
-class _Unit:
-    """A convolution, the batch norm that takes its output, and what takes that."""
+class Unit:
+    """A convolution, the batch norm that takes its output, and what takes that; by their names."""
 
     conv: str
     norm: str
     activation: str = ""  # a module behind the norm; empty: the norm's own, or none
 
 
+@dataclasses.dataclass(frozen=True)
+class Geometry:
+    """How a convolution lies on its maps, as oneDNN wants to be told."""
+
+    padding: list[int]
+    stride: list[int]
+    dilation: list[int]
+    groups: int
+    same: list[int] | None  # kernel size, where the padding follows from the map (TensorFlow's `same`)
+
+    @classmethod
+    def of(cls, conv: nn.Conv2d) -> "Geometry":
+        """Of a convolution that `is_fusable`."""
+        same = list(conv.kernel_size) if isinstance(conv, Conv2dSame) else None
+        padding = [0, 0] if same else [int(side) for side in conv.padding]
+        return cls(padding, list(conv.stride), list(conv.dilation), conv.groups, same)
+
+    def pad(self, maps: Tensor) -> Tensor:
+        """Maps with the padding that is not left to oneDNN."""
+        return pad_same(maps, self.same, self.stride, self.dilation) if self.same else maps
+
+
+def convolve(
+    maps: Tensor, weight: Tensor, bias: Tensor | None, where: Geometry, activation: type[nn.Module]
+) -> Tensor:
+    """Convolution, bias and activation in one call of oneDNN, without a gradient; all of one type."""
+    name, bounds = FUSED[activation]
+    convolution: Any = torch.ops.mkldnn._convolution_pointwise  # what torch.compile's CPU kernels call too
+    settings = (where.padding, where.stride, where.dilation, where.groups)
+    answer: Tensor = convolution(maps, weight, bias, *settings, name, bounds, "")
+    return answer
+
+
 class FusedConv2d(nn.Module):
-    """Convolution, bias and activation in one call of oneDNN.
+    """Convolution, bias and activation in one call.
 
     Args:
-        conv: With bias; `padding_mode` zeros.
+        conv: With bias; one that `is_fusable`.
         activation: One of `FUSED`.
         dtype: Of the arithmetic and of the output.
     """
@@ -50,21 +88,13 @@ class FusedConv2d(nn.Module):
         weight = conv.weight.detach().to(dtype).contiguous(memory_format=torch.channels_last)
         self.register_buffer("weight", weight)
         self.register_buffer("bias", conv.bias.detach().to(dtype) if conv.bias is not None else None)
-        self.kernel, self.stride = list(conv.kernel_size), list(conv.stride)
-        self.dilation, self.groups = list(conv.dilation), conv.groups
-        self.same = isinstance(conv, Conv2dSame)
-        self.padding = [0, 0] if self.same else [int(side) for side in conv.padding]
-        self.activation, self.bounds = FUSED[type(activation)]
+        self.where, self.activation = Geometry.of(conv), type(activation)
 
     def forward(self, maps: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C', H', W')."""
-        maps = maps.to(self.weight.dtype)  # type: ignore[arg-type]
-        if self.same:
-            maps = pad_same(maps, self.kernel, self.stride, self.dilation)
-        convolve: Any = torch.ops.mkldnn._convolution_pointwise  # what torch.compile's CPU kernels call too
-        where = (self.padding, self.stride, self.dilation, self.groups)
-        answer: Tensor = convolve(maps, self.weight, self.bias, *where, self.activation, self.bounds, "")
-        return answer
+        weight: Any = self.weight
+        bias: Any = self.bias
+        return convolve(self.where.pad(maps.to(weight.dtype)), weight, bias, self.where, self.activation)
 
 
 def fold(
@@ -83,25 +113,28 @@ def fold(
     """
     on_cpu = next(model.parameters()).device.type == "cpu"
     with torch.no_grad():
-        units, expected = _record(model, forward)
-        for fused in (True, False) if on_cpu and dtype in ALLOWED else (False,):
-            made = _replace(model, units, dtype if fused else None)
+        units, expected = find_units(model, forward)
+        apart = [Unit(unit.conv, unit.norm) for unit in units]
+        fused = [(dtype, units), (dtype, apart)] if on_cpu and dtype in ALLOWED else []
+        for kind, some in (*fused, (None, units)):
+            made = _replace(model, some, kind)
             try:
                 answer = forward(made).float()
             except RuntimeError:  # this processor or build of torch does not fuse
                 continue
             deviation = (answer - expected).norm() / expected.norm().clamp(min=1e-12)
-            if deviation <= ALLOWED[dtype if fused else torch.float32]:
+            if deviation <= ALLOWED[kind or torch.float32]:
                 return made
     return model
 
 
-def _record(model: nn.Module, forward: Callable[[nn.Module], Tensor]) -> tuple[list[_Unit], Tensor]:
-    """Convolutions whose output a batch norm takes, and the answer."""
+def find_units(model: nn.Module, forward: Callable[[nn.Module], Tensor]) -> tuple[list[Unit], Tensor]:
+    """Convolutions whose output a batch norm takes, each used once, and the network's answer in float32."""
     calls: Counter[str] = Counter()
+    takers: Counter[str] = Counter()  # of a norm's output
     makers: dict[int, str] = {}  # id of an output -> name of its maker
     alive: list[Tensor] = []  # a dead tensor's id would be used again
-    units: dict[str, _Unit] = {}  # by the name of the norm
+    units: dict[str, Unit] = {}  # by the name of the norm
     names = {module: name for name, module in model.named_modules()}
 
     def seen(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
@@ -109,14 +142,15 @@ def _record(model: nn.Module, forward: Callable[[nn.Module], Tensor]) -> tuple[l
         calls[name] += 1
         if isinstance(module, nn.BatchNorm2d):
             if maker and isinstance(model.get_submodule(maker), nn.Conv2d):
-                units[name] = _Unit(maker, name)
-        elif maker in units and not isinstance(module, nn.Conv2d):
-            units[maker].activation = name
+                units[name] = Unit(maker, name)
+        elif maker in units:
+            takers[maker] += 1
+            units[maker].activation = "" if isinstance(module, nn.Conv2d) else name
         makers[id(output)] = name
         alive.append(output)
 
     kinds = (nn.Conv2d, nn.BatchNorm2d, *FUSED)
-    layers = [module for module in model.modules() if isinstance(module, kinds)]
+    layers = [m for m in model.modules() if isinstance(m, kinds) and not isinstance(m, nn.Identity)]
     hooks = [module.register_forward_hook(seen) for module in layers]
     try:
         answer = forward(model).float()
@@ -124,40 +158,57 @@ def _record(model: nn.Module, forward: Callable[[nn.Module], Tensor]) -> tuple[l
         for hook in hooks:
             hook.remove()
     for unit in units.values():
-        if calls[unit.activation] > 1:
+        if calls[unit.activation] > 1 or takers[unit.norm] > 1:
             unit.activation = ""
     return [unit for unit in units.values() if calls[unit.conv] == calls[unit.norm] == 1], answer
 
 
-def _replace(model: nn.Module, units: list[_Unit], dtype: torch.dtype | None) -> nn.Module:
+def parts(model: nn.Module, unit: Unit) -> tuple[nn.Conv2d, nn.BatchNorm2d, nn.Module, str] | None:
+    """Convolution, norm, activation and the name of its place; None where there is nothing to fold."""
+    conv, norm = model.get_submodule(unit.conv), model.get_submodule(unit.norm)
+    if not isinstance(conv, nn.Conv2d) or not isinstance(norm, nn.BatchNorm2d):
+        return None
+    if norm.running_mean is None:
+        return None  # it follows the batch
+    if isinstance(norm, BatchNormAct2d) and type(norm.drop) is not nn.Identity:
+        return None  # in training it does more than can be seen here
+    # timm's norm has its activation inside; others have it behind, or a function that is not seen.
+    activation: nn.Module = norm.act if isinstance(norm, BatchNormAct2d) else nn.Identity()
+    if type(activation) is nn.Identity and unit.activation:
+        return conv, norm, model.get_submodule(unit.activation), unit.activation
+    return conv, norm, activation, unit.norm
+
+
+def statistics(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Stored mean and variance."""
+    kept: Any = norm.running_mean, norm.running_var
+    return kept
+
+
+def _replace(model: nn.Module, units: list[Unit], dtype: torch.dtype | None) -> nn.Module:
     """The copy: folded, and with a type of arithmetic also fused."""
     made = copy.deepcopy(model)
     for unit in units:
-        conv, norm = made.get_submodule(unit.conv), made.get_submodule(unit.norm)
-        if not isinstance(conv, nn.Conv2d) or not isinstance(norm, nn.BatchNorm2d):
+        if not (found := parts(made, unit)):
             continue
-        if norm.running_mean is None or norm.running_var is None:
-            continue  # it follows the batch
+        conv, norm, activation, where = found
         conv.weight, conv.bias = fuse_conv_bn_weights(
-            conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+            conv.weight, conv.bias, *statistics(norm), norm.eps, norm.weight, norm.bias
         )
-        # timm's norm has its activation inside; others have it behind, or a function that is not seen.
-        activation: nn.Module = norm.act if isinstance(norm, BatchNormAct2d) else nn.Identity()
-        _set(made, unit.norm, activation)
-        where = unit.norm
-        if type(activation) is nn.Identity and unit.activation:
-            where, activation = unit.activation, made.get_submodule(unit.activation)
-        if dtype and type(activation) in FUSED and _fusable(conv):
-            _set(made, unit.conv, FusedConv2d(conv, activation, dtype))
-            _set(made, where, nn.Identity())
+        put(made, unit.norm, activation if where == unit.norm else nn.Identity())
+        if dtype and type(activation) in FUSED and is_fusable(conv):
+            put(made, unit.conv, FusedConv2d(conv, activation, dtype))
+            put(made, where, nn.Identity())
     return made
 
 
-def _fusable(conv: nn.Conv2d) -> bool:
+def is_fusable(conv: nn.Conv2d) -> bool:
+    """Whether oneDNN's call can stand for it."""
     plain = type(conv) is nn.Conv2d and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
     return plain or type(conv) is Conv2dSame
 
 
-def _set(model: nn.Module, path: str, module: nn.Module) -> None:
+def put(model: nn.Module, path: str, module: nn.Module) -> None:
+    """Sets the submodule of that name."""
     parent, _, name = path.rpartition(".")
     setattr(model.get_submodule(parent), name, module)

@@ -119,7 +119,7 @@ def decay_by_layer(groups: Sequence[Group], decay: float) -> list[Group]:
     ]
 
 
-def set_train_mode(model: nn.Module, adapt_batch_norm: bool = False) -> None:
+def set_train_mode(model: nn.Module, batch_norm: str = "trained") -> None:
     """`model.train()` that leaves frozen parts in inference mode; call it instead, every time.
 
     A module whose parameters are all frozen runs as at inference: batch norm uses and keeps its stored
@@ -127,17 +127,17 @@ def set_train_mode(model: nn.Module, adapt_batch_norm: bool = False) -> None:
 
     Args:
         model: A network to which `apply_rules` was applied.
-        adapt_batch_norm: Let batch norm of frozen layers follow the photos all the same.
+        batch_norm: Layers whose batch norm follows the photos: `trained` ones, `all` or `none`.
     """
     model.train()
     for module in model.modules():
         parameters = list(module.parameters())
         if parameters and not any(parameter.requires_grad for parameter in parameters):
             module.eval()
-    if adapt_batch_norm:
+    if batch_norm != "trained":
         for module in model.modules():
             if isinstance(module, BATCH_NORMS):
-                module.train()
+                module.train(batch_norm == "all")
 
 
 def freeze_table(model: nn.Module, groups: Sequence[Group], lr: float) -> str:

@@ -40,7 +40,7 @@ def thumbnails(paths: Sequence[Path]) -> list[str]:
         uri = ""
         if total < BYTES:
             try:
-                uri = data_uri(load_image(path), SIDE)
+                uri = data_uri(load_image(path, at_least=SIDE), SIDE)
             except DataError:  # moved or edited since the run
                 uri = ""
         total += len(uri)

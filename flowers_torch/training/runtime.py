@@ -148,17 +148,19 @@ def probe_precision(runtime: Runtime, model: nn.Module, size: int, backward: boo
 
     Args:
         runtime: As chosen for the machine.
-        model: The network, on the device. It takes the layout that is chosen; nothing else of it changes.
+        model: The network, on the device, in the modes of its training. It takes the layout that is chosen;
+            what else changes on the way is put back.
         size: Input side in pixels.
         backward: Time a training step; else the forward pass, of a backbone that stays frozen.
     """
     if runtime.fixed:
         return runtime
     deadline = time.perf_counter() + PROBE_SECONDS
+    modes = {module: module.training for module in model.modules()}
     before = {name: value.clone() for name, value in model.named_buffers()}
     rates: dict[Runtime, float] = {}
     remarks: list[str] = []
-    kind = runtime.device.type
+    kind, placed = runtime.device.type, runtime
     with torch.random.fork_rng(devices=[runtime.device] if kind == "cuda" else []):
         noise = torch.randn(PROBE_PHOTOS.get(kind, 4), 3, size, size)
         in_fp32 = dataclasses.replace(runtime, precision="fp32")
@@ -167,13 +169,17 @@ def probe_precision(runtime: Runtime, model: nn.Module, size: int, backward: boo
             if len(rates) > 1 and time.perf_counter() > deadline:
                 remarks.append(f"no time for {_name(candidate, runtime)}")
                 continue
-            candidate.place(model)
+            if candidate.channels_last != placed.channels_last:
+                placed = candidate
+                placed.place(model)
             images = candidate.images(noise)
-            deviation = float((_answer(candidate, model, images) - expected).norm())
-            deviation /= max(float(expected.norm()), 1e-12)
+            answer = expected if candidate == in_fp32 else _answer(candidate, model, images)
+            deviation = float((answer - expected).norm() / expected.norm().clamp(min=1e-12))
             if not deviation <= MOST_DEVIATION:
                 remarks.append(f"{_name(candidate, runtime)} deviates by {deviation:.2g}")
                 continue
+            for module in modes if backward else ():
+                module.training = modes[module]
             if kind == "cuda":
                 _step_seconds(candidate, model, images, backward)  # loads and chooses kernels
             seconds = [_step_seconds(candidate, model, images, backward)]
@@ -183,11 +189,14 @@ def probe_precision(runtime: Runtime, model: nn.Module, size: int, backward: boo
             model.zero_grad(set_to_none=True)
             for name, value in model.named_buffers():
                 value.copy_(before[name])
+    for module in modes:
+        module.training = modes[module]
     best = next(iter(rates))
     for candidate, rate in rates.items():
         if rate > GAIN.get(kind, 1.0) * rates[best]:
             best = candidate
-    best.place(model)
+    if best.channels_last != placed.channels_last:
+        best.place(model)
     figures = [f"{_name(candidate, runtime)} {rate:.1f} img/s" for candidate, rate in rates.items()]
     reason = f"fastest tried: {', '.join([*figures, *remarks])}"
     return dataclasses.replace(best, reason=reason, fixed=True, rate=rates[best])
@@ -221,7 +230,6 @@ def _answer(runtime: Runtime, model: nn.Module, images: torch.Tensor) -> torch.T
 
 def _step_seconds(runtime: Runtime, model: nn.Module, images: torch.Tensor, backward: bool) -> float:
     """Of a step, on a GPU of one among several that are handed over in a row, as in training."""
-    model.train(backward)
     steps = PROBE_STEPS.get(runtime.device.type, 1)
     _finish(runtime.device)
     started = time.perf_counter()

@@ -258,6 +258,15 @@ def test_pipes_are_not_waited_for(tmp_path):
     assert "no regular file" in inspect_photo(tmp_path / "x.jpg").error
 
 
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_the_size_is_that_of_the_upright_photo_however_it_is_decoded(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.effect_noise((2500, 1300), 60).convert("RGB").save(tmp_path / "large.jpg", exif=exif)
+    seen = inspect_photo(tmp_path / "large.jpg")
+    assert (seen.width, seen.height) == ((1300, 2500) if orientation == 6 else (2500, 1300))
+
+
 def test_the_hash_survives_what_the_eye_does(tmp_path):
     base = scene(1, 300, 240)
     darker = base.point(lambda v: int(v * 0.7))

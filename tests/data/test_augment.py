@@ -4,10 +4,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import InterpolationMode, v2
 
 from flowers_torch.config import CHOICES
 from flowers_torch.data import batch_augment
-from flowers_torch.data.augment import POLICIES, LimitAspect, OneImage, eval_transform, train_transform
+from flowers_torch.data.augment import (
+    POLICIES,
+    LimitAspect,
+    OneImage,
+    ResizedCentre,
+    eval_transform,
+    train_transform,
+)
 from flowers_torch.data.batch_augment import Draws
 from flowers_torch.data.batches import BATCH_POLICIES
 
@@ -31,6 +39,15 @@ def test_evaluation_takes_the_centre_and_normalises():
     assert squashed[0, :, 0].max() < 0.03 and squashed[0, :, -1].min() > 0.97
 
 
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("shape", [(500, 375), (333, 500), (100, 101), (640, 170), (37, 30)])
+def test_the_middle_is_that_of_the_whole_resized(shape, interpolation):
+    whole = v2.Compose([v2.Resize(256, InterpolationMode(interpolation), antialias=True), v2.CenterCrop(224)])
+    expected = np.asarray(whole(photo(*shape)), dtype=int)
+    middle = ResizedCentre(256, 224, Image.Resampling[interpolation.upper()])(photo(*shape))
+    assert np.abs(np.asarray(middle, dtype=int) - expected).max() <= 1
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 10_000), (10_000, 1), (3000, 7)])
 @pytest.mark.parametrize(
     "policy", ["light", "crop", "keras", "keras_zoom", "alexnet", "rand", "trivial", "none"]
@@ -48,7 +65,8 @@ def test_only_the_middle_of_a_strip_is_used():
     assert inputs[0, :, 16].min() > 0.9
 
 
-def test_a_strip_is_never_resized_whole(monkeypatch):
+@pytest.mark.parametrize("policy", ["none", "alexnet"])
+def test_a_strip_is_never_resized_whole(policy, monkeypatch):
     """10,000 x 2 pixels brought to 36 on the shorter side would be 6.5 million; at 1 x 10,000 gigabytes."""
     sizes, real = [], Image.Image.resize
     monkeypatch.setattr(
@@ -56,7 +74,8 @@ def test_a_strip_is_never_resized_whole(monkeypatch):
         "resize",
         lambda image, size, *rest, **more: sizes.append(size) or real(image, size, *rest, **more),
     )
-    assert eval_transform(32, **NEUTRAL)(Image.new("RGB", (10_000, 2))).shape == (3, 32, 32)
+    transform = train_transform(policy, 32, **NEUTRAL)
+    assert transform(Image.new("RGB", (10_000, 2))).shape == (3, 32, 32)
     assert sizes and all(width * height <= 36 * 36 * 4 for width, height in sizes)
 
 

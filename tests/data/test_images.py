@@ -15,6 +15,7 @@ import pytest
 from PIL import Image, ImageFile
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
+from flowers_torch.data.augment import enough_side, eval_transform
 from flowers_torch.data.images import MAX_PIXELS, load_image
 from flowers_torch.errors import DataError
 
@@ -117,6 +118,23 @@ def test_a_cut_file_is_an_error_with_its_path(tmp_path, kind, share):
     with pytest.raises(DataError, match=r"photo\.img.*fix: "):
         load_image(path)
     assert ImageFile.LOAD_TRUNCATED_IMAGES is False
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "MPO"])
+def test_a_large_jpeg_comes_smaller_where_that_is_enough(tmp_path, kind):
+    large = picture(1600, 1200)
+    (tmp_path / "large.jpg").write_bytes(encoded(large, kind, quality=95))
+    for at_least, size in ((0, (1600, 1200)), (601, (1600, 1200)), (600, (800, 600)), (100, (200, 150))):
+        assert load_image(tmp_path / "large.jpg", at_least=at_least).size == size
+    transform = eval_transform(224, (0.0,) * 3, (1.0,) * 3)
+    whole = transform(load_image(tmp_path / "large.jpg"))
+    less = transform(load_image(tmp_path / "large.jpg", at_least=enough_side(224, 0.875)))
+    levels = (whole - less).abs() * 255
+    assert 0 < float(levels.mean()) < 0.5 and float(levels.max()) <= 3.01
+    content = encoded(large, kind)
+    (tmp_path / "large.jpg").write_bytes(content[: len(content) // 2])
+    with pytest.raises(DataError, match=r"large\.jpg is cut off or damaged"):
+        load_image(tmp_path / "large.jpg", at_least=100)
 
 
 def test_png_checksums_and_end_are_checked(tmp_path):

