@@ -49,12 +49,11 @@ VARIANTS: dict[str, dict[str, list[str] | str]] = {
         "no folding": "folding",
         "photos not kept as bytes": "kept photos",
         "bf16, no probe": ["--precision", "bf16"],
-        "first stage not stored": ["--set", "stages.0.views=0"],
+        "AdamW for L-BFGS, nothing stored": [*ADAMW, "--set", "stages.0.views=0"],
         "second stage stored, 2 views": ["--set", "stages.1.views=2"],
         "all blocks trained": ["--set", "stages.1.train=all"],
         "steps not fused": "fusing",
         "batch norm follows the photos": ["--set", "stages.1.batch_norm=trained"],
-        "batch norm stored": ["--set", "stages.1.batch_norm=none"],
         **SAME,
     },
 }
