@@ -35,7 +35,7 @@ def answer(run: Run, part: str, after_batch: Callable[[int], Any] = lambda photo
     """The network's answers to the photos of a part."""
     if run.pooled and (stored := stored_part(run, run.pooled, part, after_batch)):
         return predict_part(run, part, run.pooled.tail, stored, after_batch)
-    return predict_part(run, part, run.model, part_batches(run, part), after_batch)
+    return predict_part(run, part, run.answering(), part_batches(run, part), after_batch)
 
 
 def write_results(
