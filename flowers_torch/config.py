@@ -115,7 +115,7 @@ class Config:
     micro_batch: int = 0  # photos through the network at once, gradients added up; 0: batch_size
     minutes: float = 0.0  # time for the whole run, to which the epochs are fitted; 0: no limit
     precision: str = "auto"  # fp32, bf16, fp16 (CUDA); auto: the fastest that this device computes well
-    channels_last: bool = True  # memory layout of the network
+    channels_last: bool = True  # memory layout of the network; on CUDA only where it is faster
     store_gib: float = 2.0  # memory for photos and for what the frozen front answers; beyond it a file
     device: str = "auto"  # cpu, cuda, cuda:1, mps; auto: the best that is there
     workers: int = -1  # processes that decode photos; -1: chosen for the machine

@@ -129,14 +129,17 @@ def prepare(config: Config, world: World = ALONE) -> Run:
     set_train_mode(model, stage.batch_norm)
     step = model if world.size > 1 else fuse(model, runtime.images(noise(preprocessing.size)))
     runtime = probe_precision(runtime, step, preprocessing.size, bool(beyond_head))
-    log.info(f"device   {runtime.device}, {runtime.precision} ({runtime.reason})")
+    layout = "" if runtime.channels_last == config.channels_last else ", channels first"
+    log.info(f"device   {runtime.device}, {runtime.precision}{layout} ({runtime.reason})")
     stages = ", ".join(f"{stage.name} {stage.epochs} x ({stage.train})" for stage in config.stages)
     log.info(
         f"plan     {stages}; each pass over {len(split['train'])} photos, {config.batch_size} a step"
         + _about(config, split, runtime.rate)
     )
     # What was chosen becomes part of the configuration: a resumed or repeated run must not choose anew.
-    config = dataclasses.replace(config, weights=weights, precision=runtime.precision)
+    config = dataclasses.replace(
+        config, weights=weights, precision=runtime.precision, channels_last=runtime.channels_last
+    )
     return Run(
         config,
         runtime,

@@ -92,7 +92,7 @@ def _machine() -> dict[str, str]:
 
     runtime = choose_runtime()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    later = "" if runtime.fixed else ", unless fp32 is faster for the network"
+    later = "" if runtime.fixed else ", unless another one is faster for the network"
     found = {
         "system": platform.platform(),
         "python": platform.python_version(),

@@ -16,7 +16,7 @@ from flowers_torch.training.distributed import exchange_only_at
 from flowers_torch.training.monitors import log
 from flowers_torch.training.optim import set_learning_rate
 from flowers_torch.training.regularize import update_average
-from flowers_torch.training.runtime import Runtime
+from flowers_torch.training.runtime import Runtime, search_kernels
 from flowers_torch.training.steps import Outcome, Sums, Training, check_step, read_steps
 
 
@@ -166,9 +166,10 @@ def train_epoch(
     Yields:
         The learning rate of each step, when it is done.
     """
-    training.sums = sums
+    training.sums, usual = sums, 0
     for step, (images, labels, positions) in enumerate(batches, start=first_step):
-        lr = rate(step)
+        lr, usual = rate(step), usual or len(images)
+        search_kernels(training.runtime.device, len(images) == usual)
         if training.world.size > 1:  # a stream for each process could not be saved by the main one
             torch.manual_seed(counted_seed(training.seed, step, training.world.rank))
         where = functools.partial(_where, step, positions, name_of)
@@ -203,6 +204,7 @@ def predict_logits(
         Float32 logits (N, classes) and labels (N,), on the CPU, in the order of the batches.
     """
     model.eval()
+    search_kernels(runtime.device, False)  # which may be for a single batch
     logits, labels = [], []
     for images, targets, *_ in batches:
         with runtime.autocast():

@@ -13,6 +13,8 @@ from flowers_torch.errors import UsageError
 from flowers_torch.models.heads import main_and_auxiliary
 
 PROBE_SECONDS = 2.0
+PROBE_PHOTOS, PROBE_STEPS = {"cuda": 16}, {"cuda": 4}  # at once, and in a row; else 4 and 1
+GAIN = {"cuda": 1.05}  # that a choice must bring over one that is tried before it, where timings waver
 MOST_DEVIATION = 0.1  # of a network's answers in half precision, relative to those in fp32 (L2)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -79,12 +81,16 @@ def choose_runtime(
     place = _choose_device(device)
     if precision == "fp16" and place.type != "cuda":
         raise UsageError("--precision fp16 needs a CUDA device", "use --precision bf16 or fp32")
+    if place.type == "cuda":
+        # By the older of torch's two names for it: setting the newer one breaks torch.compile (issue 166387).
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     if precision != "auto":
-        return Runtime(place, precision, "as asked", channels_last)
+        tf32 = ", TF32 inside" if place.type == "cuda" and precision == "fp32" else ""
+        return Runtime(place, precision, f"as asked{tf32}", channels_last)
     if place.type == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
-            return Runtime(place, "bf16", "this GPU computes bf16", channels_last)
-        return Runtime(place, "fp16", "this GPU has no bf16", channels_last)
+            return Runtime(place, "bf16", "this GPU computes bf16", channels_last, fixed=False)
+        return Runtime(place, "fp16", "this GPU has no bf16", channels_last, fixed=False)
     if place.type == "cpu" and _cpu_computes_bf16():
         return Runtime(place, "bf16", "this CPU computes bf16", channels_last, fixed=False)
     return Runtime(place, "fp32", f"no fast half precision on this {place.type}", channels_last)
@@ -122,68 +128,123 @@ def deterministic(wanted: bool) -> Iterator[None]:
         torch.backends.cudnn.benchmark = before[1]
 
 
-def probe_precision(
-    runtime: Runtime, model: nn.Module, size: int, backward: bool = True, probe: int = 4
-) -> Runtime:
-    """Times a training step in fp32 and bf16 where that is open, and takes the faster one that computes well.
+def search_kernels(device: torch.device, repeated: bool) -> None:
+    """Lets cuDNN time its kernels for each new shape, which takes a while and pays where it comes again.
 
-    On CPUs neither is faster for all networks: dense convolutions gain from bf16, depthwise ones lose.
+    Args:
+        device: That computes.
+        repeated: Whether the shapes of what comes next will come again.
+    """
+    if device.type == "cuda" and not torch.are_deterministic_algorithms_enabled():
+        torch.backends.cudnn.benchmark = repeated
+
+
+def probe_precision(runtime: Runtime, model: nn.Module, size: int, backward: bool = True) -> Runtime:
+    """Times a step in each precision and layout that is open, and takes the fastest that computes well.
+
+    On CPUs neither fp32 nor bf16 is faster for all networks: dense convolutions gain from bf16, depthwise
+    ones lose. On GPUs bf16, fp16 and fp32 (with TF32) are tried, with the channels last and, where time is
+    left, first.
 
     Args:
         runtime: As chosen for the machine.
-        model: The network, on the device, in the modes of its training. Batch-norm statistics change, and are
-            put back.
+        model: The network, on the device, in the modes of its training. It takes the layout that is chosen;
+            what else changes on the way is put back.
         size: Input side in pixels.
         backward: Time a training step; else the forward pass, of a backbone that stays frozen.
-        probe: Images tried at once.
     """
     if runtime.fixed:
         return runtime
     deadline = time.perf_counter() + PROBE_SECONDS
     modes = {module: module.training for module in model.modules()}
     before = {name: value.clone() for name, value in model.named_buffers()}
-    rates: dict[str, float] = {}
+    rates: dict[Runtime, float] = {}
     remarks: list[str] = []
-    with torch.random.fork_rng(devices=[]):
-        images = runtime.images(torch.randn(probe, 3, size, size))
-        candidates = [dataclasses.replace(runtime, precision=precision) for precision in ("fp32", "bf16")]
-        model.eval()
-        answers = [_answer(candidate, model, images) for candidate in candidates]  # before a step moves it
-        for module in modes if backward else ():
-            module.training = modes[module]
-        for candidate, answer in zip(candidates, answers, strict=True):
-            deviation = float((answer - answers[0]).norm() / answers[0].norm().clamp(min=1e-12))
-            if not deviation <= MOST_DEVIATION:
-                remarks.append(f"{candidate.precision} deviates by {deviation:.2g}")
+    kind, placed = runtime.device.type, runtime
+    with torch.random.fork_rng(devices=[runtime.device] if kind == "cuda" else []):
+        noise = torch.randn(PROBE_PHOTOS.get(kind, 4), 3, size, size)
+        in_fp32 = dataclasses.replace(runtime, precision="fp32")
+        expected = _answer(in_fp32, model, in_fp32.images(noise))
+        for candidate in _candidates(runtime):
+            if len(rates) > 1 and time.perf_counter() > deadline:
+                remarks.append(f"no time for {_name(candidate, runtime)}")
                 continue
+            if candidate.channels_last != placed.channels_last:
+                placed = candidate
+                placed.place(model)
+            images = candidate.images(noise)
+            answer = expected if candidate == in_fp32 else _answer(candidate, model, images)
+            deviation = float((answer - expected).norm() / expected.norm().clamp(min=1e-12))
+            if not deviation <= MOST_DEVIATION:
+                remarks.append(f"{_name(candidate, runtime)} deviates by {deviation:.2g}")
+                continue
+            for module in modes if backward else ():
+                module.training = modes[module]
+            if kind == "cuda":
+                _step_seconds(candidate, model, images, backward)  # loads and chooses kernels
             seconds = [_step_seconds(candidate, model, images, backward)]
             while len(seconds) < 3 and time.perf_counter() < deadline:
                 seconds.append(_step_seconds(candidate, model, images, backward))
-            rates[candidate.precision] = probe / min(seconds)
-    model.zero_grad(set_to_none=True)
-    for name, value in model.named_buffers():
-        value.copy_(before[name])
+            rates[candidate] = len(noise) / min(seconds)
+            model.zero_grad(set_to_none=True)
+            for name, value in model.named_buffers():
+                value.copy_(before[name])
     for module in modes:
         module.training = modes[module]
-    best = max(rates, key=lambda precision: rates[precision])
-    figures = ", ".join([*(f"{precision} {rate:.1f} img/s" for precision, rate in rates.items()), *remarks])
-    reason = f"fastest tried: {figures}"
-    return dataclasses.replace(runtime, precision=best, reason=reason, fixed=True, rate=rates[best])
+    best = next(iter(rates))
+    for candidate, rate in rates.items():
+        if rate > GAIN.get(kind, 1.0) * rates[best]:
+            best = candidate
+    if best.channels_last != placed.channels_last:
+        best.place(model)
+    figures = [f"{_name(candidate, runtime)} {rate:.1f} img/s" for candidate, rate in rates.items()]
+    reason = f"fastest tried: {', '.join([*figures, *remarks])}"
+    return dataclasses.replace(best, reason=reason, fixed=True, rate=rates[best])
+
+
+def _candidates(runtime: Runtime) -> list[Runtime]:
+    """Precisions and layouts to try, the likeliest first."""
+    precisions, layouts = ["fp32", "bf16"], [runtime.channels_last]
+    if runtime.device.type == "cuda":
+        precisions = ["bf16", "fp16", "fp32"] if runtime.precision == "bf16" else ["fp16", "fp32"]
+        layouts = [True, False] if runtime.channels_last else [False]
+    return [
+        dataclasses.replace(runtime, precision=precision, channels_last=layout)
+        for layout in layouts
+        for precision in precisions
+    ]
+
+
+def _name(candidate: Runtime, runtime: Runtime) -> str:
+    tf32 = " (TF32)" if (candidate.device.type, candidate.precision) == ("cuda", "fp32") else ""
+    layout = "" if candidate.channels_last == runtime.channels_last else " channels first"
+    return f"{candidate.precision}{tf32}{layout}"
 
 
 def _answer(runtime: Runtime, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    model.eval()
     with torch.no_grad(), runtime.autocast():
         answer: torch.Tensor = model(images)
     return answer.float()
 
 
 def _step_seconds(runtime: Runtime, model: nn.Module, images: torch.Tensor, backward: bool) -> float:
+    """Of a step, on a GPU of one among several that are handed over in a row, as in training."""
+    steps = PROBE_STEPS.get(runtime.device.type, 1)
+    _finish(runtime.device)
     started = time.perf_counter()
-    with torch.set_grad_enabled(backward), runtime.autocast():
-        logits, _ = main_and_auxiliary(model(images))
-    if backward:
-        logits.float().logsumexp(1).sum().backward()
-    return time.perf_counter() - started
+    for _ in range(steps):
+        with torch.set_grad_enabled(backward), runtime.autocast():
+            logits, _ = main_and_auxiliary(model(images))
+        if backward:
+            logits.float().logsumexp(1).sum().backward()
+    _finish(runtime.device)
+    return (time.perf_counter() - started) / steps
+
+
+def _finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _choose_device(name: str) -> torch.device:

@@ -1,5 +1,6 @@
 """Device and precision: what is chosen, and what is refused."""
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -84,6 +85,85 @@ def test_a_precision_that_computes_something_else_is_not_taken(monkeypatch: pyte
     open_choice = Runtime(torch.device("cpu"), "bf16", "for a test", fixed=False)
     chosen = runtime.probe_precision(open_choice, model, 32)
     assert chosen.precision == "fp32" and "bf16 deviates by 0.5" in chosen.reason and chosen.rate > 0
+
+
+@pytest.mark.parametrize(("half", "tried"), [("bf16", ["bf16", "fp16", "fp32"]), ("fp16", ["fp16", "fp32"])])
+def test_what_a_gpu_tries(half: str, tried: list[str]) -> None:
+    both = runtime._candidates(Runtime(torch.device("cuda"), half, "", fixed=False))
+    first = runtime._candidates(Runtime(torch.device("cuda"), half, "", channels_last=False, fixed=False))
+    assert [(c.precision, c.channels_last) for c in both] == [
+        *((precision, True) for precision in tried),
+        *((precision, False) for precision in tried),
+    ]
+    assert [(c.precision, c.channels_last) for c in first] == [(precision, False) for precision in tried]
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_the_layout_is_tried_too_and_the_network_takes_it(
+    channels_last: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kernel(model: torch.nn.Module) -> torch.Tensor:
+        return next(p for p in model.parameters() if p.ndim == 4 and p.shape[1] > 1 and p.shape[2] > 1)
+
+    def candidates(start: Runtime) -> list[Runtime]:
+        return [dataclasses.replace(start, channels_last=layout) for layout in (True, False)]
+
+    def seconds(candidate: Runtime, model: torch.nn.Module, images: torch.Tensor, backward: bool) -> float:
+        layout = torch.channels_last if candidate.channels_last else torch.contiguous_format
+        assert images.is_contiguous(memory_format=layout)
+        assert kernel(model).is_contiguous(memory_format=layout)
+        return 1.0 if candidate.channels_last == channels_last else 2.0
+
+    monkeypatch.setattr(runtime, "_candidates", candidates)
+    monkeypatch.setattr(runtime, "_step_seconds", seconds)
+    open_choice = Runtime(torch.device("cpu"), "fp32", "for a test", fixed=False)
+    model = open_choice.place(create_model("test_resnet", num_classes=3))
+    chosen = runtime.probe_precision(open_choice, model, 32)
+    assert chosen.channels_last == channels_last and "fp32 channels first" in chosen.reason
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    assert kernel(model).is_contiguous(memory_format=layout)
+
+
+def test_two_are_tried_whatever_the_clock_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    layouts = (True, True, False)
+    monkeypatch.setattr(runtime, "PROBE_SECONDS", 0.0)
+    monkeypatch.setattr(
+        runtime,
+        "_candidates",
+        lambda start: [
+            dataclasses.replace(start, precision=precision, channels_last=layout)
+            for precision, layout in zip(("fp32", "bf16", "fp32"), layouts, strict=True)
+        ],
+    )
+    open_choice = Runtime(torch.device("cpu"), "bf16", "for a test", fixed=False)
+    chosen = runtime.probe_precision(open_choice, create_model("test_resnet", num_classes=3), 32)
+    assert chosen.reason.count("img/s") == 2 and "no time for fp32 channels first" in chosen.reason
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_probe_on_a_gpu() -> None:
+    open_choice = choose_runtime("cuda")
+    assert not open_choice.fixed and torch.backends.cuda.matmul.allow_tf32
+    model = open_choice.place(create_model("resnet50", num_classes=3))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    chosen = runtime.probe_precision(open_choice, model, 224)
+    assert chosen.fixed and chosen.rate > 0 and "bf16" in chosen.reason + open_choice.reason
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_kernels_are_searched_on_a_gpu_only_and_not_where_runs_must_repeat(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    runtime.search_kernels(torch.device("cpu"), True)
+    assert not torch.backends.cudnn.benchmark
+    with deterministic(True):
+        runtime.search_kernels(torch.device("cuda"), True)
+        assert not torch.backends.cudnn.benchmark
+    for wanted in (True, False):
+        runtime.search_kernels(torch.device("cuda"), wanted)
+        assert torch.backends.cudnn.benchmark == wanted
 
 
 def test_a_wish_is_not_probed() -> None:
