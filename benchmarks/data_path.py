@@ -27,14 +27,21 @@ from torchvision.datasets import ImageFolder
 from torchvision.io import decode_image
 from torchvision.transforms import v2
 
-from flowers_torch.data.augment import train_transform
-from flowers_torch.data.batches import TrainingBatches, batch_policy, canvas_side, canvas_transform
+from flowers_torch.data.augment import enough_side, train_transform
+from flowers_torch.data.batches import (
+    CPU_PHOTOS,
+    TrainingBatches,
+    batch_policy,
+    canvas_side,
+    canvas_transform,
+)
 from flowers_torch.data.kept import keep_images
 from flowers_torch.data.loaders import PhotoDataset, make_loader
 from flowers_torch.data.preview import choose_photos
 from flowers_torch.data.sources import open_photos
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+CROP = 0.875
 STORE_BYTES = 2 << 30
 Batches = Iterable[Any]  # (images, labels, ...)
 
@@ -65,7 +72,8 @@ def main() -> None:
             links.append(link)
         print(f"{len(links)} photos of {photos.name}, {args.arch} at {args.size} px, {args.workers} workers")
         for policy, forward in (("crop", False), ("none", True)):
-            measure(args, links, policy, make_step(args.arch, args.size, forward, forward, args.device))
+            step = make_step(args.arch, args.size, forward, forward, args.device, stored=True)  # the fastest
+            measure(args, links, policy, step)
 
 
 def measure(args: argparse.Namespace, photos: list[Path], policy: str, step: Step) -> None:
@@ -76,11 +84,13 @@ def measure(args: argparse.Namespace, photos: list[Path], policy: str, step: Ste
         (batch[0].to(step.runtime.device), batch[1]) for batch in makers["ours, later epochs"]()
     ]  # which also brings the files into the system's cache
     seconds: dict[str, list[float]] = defaultdict(list)
+    on_cpu = step.runtime.device.type == "cpu"
+    at_once = CPU_PHOTOS if policy == "none" and on_cpu else args.batch_size  # as front.py has it
     for _ in range(args.rounds):
-        seconds["resident"].append(timed(resident, step))
+        seconds["resident"].append(timed(resident, step, at_once))
         for name, make in makers.items():
-            seconds[name].append(timed(make(), step, feed=False))
-            seconds[f"{name}, fed"].append(timed(make(), step))
+            seconds[name].append(timed(make(), step, at_once, feed=False))
+            seconds[f"{name}, fed"].append(timed(make(), step, at_once))
     rates = {name: [len(photos) / value for value in values] for name, values in seconds.items()}
     use = "training" if policy == "crop" else "a frozen front"
     print(f"\n{use}: {step.runtime.precision}, resident batches {spread(rates['resident'])} images/s\n")
@@ -94,13 +104,14 @@ def measure(args: argparse.Namespace, photos: list[Path], policy: str, step: Ste
     record(args.results, policy=policy, folder=root.name, **how, images_per_second=rates)
 
 
-def timed(batches: Batches, step: Step, feed: bool = True) -> float:
-    """Seconds to go through batches, with or without the network."""
+def timed(batches: Batches, step: Step, at_once: int, feed: bool = True) -> float:
+    """Seconds to go through batches, with or without the network, which sees so many photos at once."""
     started = time.perf_counter()
     for images, labels, *_ in batches:
         images = step.runtime.images(images)
         if feed:
-            step.do(images, labels)
+            for some, classes in zip(images.split(at_once), labels.split(at_once), strict=True):
+                step.do(some, classes)
     if step.runtime.device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - started
@@ -116,11 +127,11 @@ def paths(args: argparse.Namespace, photos: list[Path], policy: str) -> dict[str
         augment = batch_policy(policy, size) if by_batch else None
         return TrainingBatches(loader, order, 0, CLASSES, args.device, augment, MEAN, STD)
 
-    def dataset(kept: bool) -> PhotoDataset:
-        made = PhotoDataset(photos, labels, canvas_transform(policy, size), seed=0)
-        if kept:
-            side, folder = canvas_side(policy, size), photos[0].parent.parent
-            made.kept = keep_images(len(photos), side, STORE_BYTES, folder, shared=args.workers > 0)
+    def canvases() -> PhotoDataset:
+        side, folder = canvas_side(policy, size), photos[0].parent.parent
+        enough, view = enough_side(side, CROP), canvas_transform(policy, size)
+        made = PhotoDataset(photos, labels, view, seed=0, draws=False, at_least=enough)
+        made.kept = keep_images(len(photos), side, STORE_BYTES, folder, shared=args.workers > 0)
         return made
 
     def torchvision(**options: Any) -> Batches:
@@ -133,13 +144,13 @@ def paths(args: argparse.Namespace, photos: list[Path], policy: str) -> dict[str
             pin_memory=how["pin_memory"],
         )
 
-    known = dataset(kept=True)
+    known = canvases()
     for _ in ours(known, by_batch=True):
         pass
     one_by_one = PhotoDataset(photos, labels, train_transform(policy, size, MEAN, STD), seed=0)
     views = torchvision_transform(policy, size)
     return {
-        "ours, first epoch": lambda: ours(dataset(kept=True), by_batch=True),
+        "ours, first epoch": lambda: ours(canvases(), by_batch=True),
         "ours, later epochs": lambda: ours(known, by_batch=True),
         "ours, photo by photo": lambda: ours(one_by_one, by_batch=False),
         "ImageFolder, Pillow": lambda: torchvision(transform=views),
@@ -155,7 +166,7 @@ def decoded(path: str) -> Tensor:
 def torchvision_transform(policy: str, size: int) -> v2.Compose:
     """The same in torchvision's layers."""
     bicubic = v2.InterpolationMode.BICUBIC
-    views = [v2.Resize(int(size / 0.875), bicubic), v2.CenterCrop(size)]
+    views = [v2.Resize(int(size / CROP), bicubic), v2.CenterCrop(size)]
     if policy == "crop":
         crop = v2.RandomResizedCrop(size, (0.3, 1.0), interpolation=bicubic)
         views = [crop, v2.RandomHorizontalFlip(), v2.ColorJitter(0.2, 0.2, 0.2)]

@@ -3,9 +3,9 @@
     python benchmarks/techniques.py 17flowers.tgz --photos 340 --seeds 0,1,2
     python benchmarks/techniques.py 17flowers.tgz --photos 340 --only "no folding;fp32"
 
-Head-only and a short fine-tuning of EfficientNet-Lite0, whole processes, each with an empty cache, in turn, a
-seed after the other. What has no option is taken away by replacing a function of the package in that process
-(`WITHOUT`); the package knows nothing of it. Rows are appended to --results.
+Head-only and a short fine-tuning (two epochs) of EfficientNet-Lite0, whole processes, each with an empty
+cache, in turn, a seed after the other. What has no option is taken away by replacing a function of the
+package in that process (`WITHOUT`); the package knows nothing of it. Rows are appended to --results.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from unittest import mock
 
 from processes import gib, record, run_training, spread
 
+KINDS = {"head only": ["--head-only"], "fine-tuning": ["--epochs", "1,2"]}
 # Name: flags of `train.py`, or what to take away.
 SAME = {
     "channels first": ["--set", "channels_last=false"],
@@ -49,12 +50,11 @@ VARIANTS: dict[str, dict[str, list[str] | str]] = {
         "no folding": "folding",
         "photos not kept as bytes": "kept photos",
         "bf16, no probe": ["--precision", "bf16"],
-        "first stage not stored": ["--set", "stages.0.views=0"],
+        "AdamW for L-BFGS, nothing stored": [*ADAMW, "--set", "stages.0.views=0"],
         "second stage stored, 2 views": ["--set", "stages.1.views=2"],
         "all blocks trained": ["--set", "stages.1.train=all"],
         "steps not fused": "fusing",
         "batch norm follows the photos": ["--set", "stages.1.batch_norm=trained"],
-        "batch norm stored": ["--set", "stages.1.batch_norm=none"],
         **SAME,
     },
 }
@@ -109,21 +109,19 @@ def main() -> None:
     parser.add_argument("--arch", default="tf_efficientnet_lite0")
     parser.add_argument("--weights", default="offline")
     parser.add_argument("--size", type=int, default=0, help="input side; 0: the network's own")
-    parser.add_argument("--epochs", default="1,2", help="of the fine-tuning")
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--runs", default=";".join(VARIANTS), help="kinds, with semicolons")
     parser.add_argument("--only", default="", help="variants beside `as it is`, with semicolons")
     parser.add_argument("--results", type=Path, default=Path("techniques.jsonl"))
     args = parser.parse_args()
     runs: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
-    kinds = {kind: args.epochs if kind == "fine-tuning" else "" for kind in args.runs.split(";")}
+    kinds = {kind: KINDS[kind] for kind in args.runs.split(";")}
     with tempfile.TemporaryDirectory() as temporary:
         data = some_photos(args.data, args.photos, Path(temporary) / "photos") if args.photos else args.data
         for seed in args.seeds.split(","):
-            for kind, epochs in kinds.items():
+            for kind, flags_of_kind in kinds.items():
                 every = ["--data", data, "--arch", args.arch, "--weights", args.weights, "--seed", seed]
-                every += ["--epochs", epochs] if epochs else ["--head-only"]
-                every += ["--size", str(args.size)] if args.size else []
+                every += [*flags_of_kind, *(["--size", str(args.size)] if args.size else [])]
                 before = Path()
                 for number, (name, how) in enumerate(VARIANTS[kind].items()):
                     if args.only and name not in ("as it is", *args.only.split(";")):

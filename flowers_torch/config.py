@@ -4,6 +4,7 @@ Precedence: flag > file > default. All mistakes of a configuration are reported 
 is downloaded or built. Below `recipe.py` nothing knows these classes; everything takes plain arguments.
 """
 
+import copy
 import dataclasses
 import difflib
 import json
@@ -296,7 +297,7 @@ def _override(values: dict[str, Any], key: str, value: Any, problems: list[str])
     if not isinstance(place, dict):
         problems.append(f"no field {key!r}")
         return
-    place[last] = value
+    place[last] = copy.deepcopy(value)  # `stages.0.lr` behind `stages` must not reach the caller's
 
 
 def _build(cls: Any, values: Any, where: str, problems: list[str]) -> Any:

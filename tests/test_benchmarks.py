@@ -1,15 +1,18 @@
 """The benchmarks run, and read off a run's console what it prints."""
 
+import argparse
 import json
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 
+from flowers_torch.config import load_config
 from flowers_torch.evaluation.metrics import score
 from flowers_torch.evaluation.summary import describe_epoch, describe_scores
 
@@ -88,6 +91,40 @@ def test_how_soon_ours_had_what_a_peer_came_to(
     ]
 
 
+def test_techniques_can_still_be_taken_away(processes: ModuleType) -> None:
+    import techniques  # type: ignore[import-not-found]
+
+    from flowers_torch import front, prepare, stage
+    from flowers_torch.models import cut
+
+    places = [(cut, "fold"), (prepare, "fuse"), (stage, "fuse"), (prepare, "keep_images"), (front, "_read")]
+    before = [getattr(module, name) for module, name in places]
+    try:
+        for take_away in techniques.WITHOUT.values():
+            take_away()
+        assert all(
+            getattr(module, name) is not old for (module, name), old in zip(places, before, strict=True)
+        )
+    finally:
+        mock.patch.stopall()
+
+
+def test_every_variant_is_a_configuration(processes: ModuleType) -> None:
+    import techniques
+
+    from flowers_torch.commands import train
+
+    for kind, variants in techniques.VARIANTS.items():
+        every = ["--arch", "tf_efficientnet_lite0", *techniques.KINDS[kind]]
+        assert variants["as it is"] == []
+        for how in variants.values():
+            parser = argparse.ArgumentParser()
+            train.add_arguments(parser)
+            args = parser.parse_args([*every, *(how if isinstance(how, list) else [])])
+            load_config(args.arch, "photos", overrides=train.overrides(args))
+            assert isinstance(how, list) or how in (*techniques.WITHOUT, "again")
+
+
 COMMANDS = {
     "data_path": ["--arch", "tf_efficientnet_lite0", "--size", "32", "--photos", "16", "--rounds", "1"],
     "growth": [
@@ -95,7 +132,7 @@ COMMANDS = {
         *("--views", "1", "--allowance", "1"),
     ],
     "techniques": [
-        *("--size", "32", "--weights", "none", "--epochs", "1,1"),
+        *("--size", "32", "--weights", "none", "--runs", "head only"),
         *("--only", "again, features known;no folding;photos not kept as bytes;features not kept"),
     ],
 }
@@ -109,9 +146,9 @@ def test_a_small_run_of_each(name: str, photo_folder: Path, tmp_path: Path) -> N
     ended = subprocess.run([*command, "--results", str(results)], capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     rows = [json.loads(line) for line in results.read_text().splitlines()]
-    assert len(rows) == {"data_path": 2, "growth": 4, "techniques": 8}[name]
+    assert len(rows) == {"data_path": 2, "growth": 4, "techniques": 5}[name]
     table = [line for line in ended.stdout.splitlines() if line.startswith("|")]
-    assert len(table) == {"data_path": 14, "growth": 6, "techniques": 9}[name]
+    assert len(table) == {"data_path": 14, "growth": 6, "techniques": 7}[name]
 
 
 @pytest.mark.slow

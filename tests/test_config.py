@@ -4,7 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from flowers_torch.config import Config, Stage, config_folder, load_config, split_fractions, to_toml
+from flowers_torch.config import (
+    HEAD_ONLY,
+    Config,
+    Stage,
+    config_folder,
+    load_config,
+    split_fractions,
+    to_toml,
+)
 from flowers_torch.errors import UsageError
 
 CONFIGS = sorted(config_folder().rglob("*.toml"))
@@ -20,6 +28,12 @@ def test_flag_beats_file_beats_default(tmp_path: Path) -> None:
     config = load_config(file=file, overrides={"batch_size": 9, "stages.0.momentum": 0.5})
     assert (config.batch_size, config.seed, config.split) == (9, 3, Config.split)
     assert config.stages == [Stage(lr=0.5, momentum=0.5)]
+
+
+def test_overrides_stay_the_callers() -> None:
+    wanted = HEAD_ONLY | {"stages.0.views": 1}
+    assert load_config(overrides=wanted).stages[0].views == 1
+    assert HEAD_ONLY["stages"][0]["views"] == load_config(overrides=HEAD_ONLY).stages[0].views == 2
 
 
 def test_presets_go_by_network_and_demo() -> None:

@@ -7,6 +7,7 @@ import tomllib
 from collections.abc import Sequence
 from typing import Any
 
+from flowers_torch.commands import importing_torch
 from flowers_torch.config import HEAD_ONLY
 from flowers_torch.errors import UsageError, printable
 
@@ -104,9 +105,10 @@ def run(args: argparse.Namespace) -> int:
     else:
         config = load_config(args.arch, args.data, args.config, changes)
 
-    from flowers_torch import planning, recipe  # torch is imported here, after the flags were found right
-    from flowers_torch.run_folder import find_run
-    from flowers_torch.training.monitors import console
+    with importing_torch():  # not before the flags were found right
+        from flowers_torch import planning, recipe
+        from flowers_torch.run_folder import find_run
+        from flowers_torch.training.monitors import console
 
     with console(args.quiet):
         if config is None:
