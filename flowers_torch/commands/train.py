@@ -66,6 +66,7 @@ def add_options(parser: argparse.ArgumentParser, flags: Sequence[str]) -> None:
     parser.add_argument("--quiet", action="store_true", help="print the result and the report's place only")
     parser.add_argument("--skip-bad", action="store_true", help="leave out photos that cannot be read")
     parser.add_argument("--head-only", action="store_true", help="fit a linear head in seconds, no more")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the steps: for long runs")
     parser.add_argument("--epochs", metavar="A,B", help="epochs of each stage, as 2,5")
     parser.add_argument("--time", metavar="T", help="fit the epochs to this, as 20m or 1.5h")
     parser.add_argument(
@@ -139,6 +140,8 @@ def overrides(args: argparse.Namespace) -> dict[str, Any]:
     changes = {name: value for name, value in fields.items() if value is not None}
     if args.skip_bad:
         changes["skip_bad"] = True
+    if args.compile:
+        changes["compile"] = True
     if args.head_only:
         changes |= HEAD_ONLY
     if args.epochs is not None:
