@@ -39,7 +39,7 @@ from torchvision.transforms import v2
 from flowers_torch import __version__
 from flowers_torch.config import Config, Stage
 from flowers_torch.prepare import prepare
-from flowers_torch.stage import begin_stage
+from flowers_torch.stage import begin_stage, quicken_step
 from flowers_torch.training.engine import train_epoch
 from flowers_torch.training.monitors import console
 from flowers_torch.training.runtime import DTYPES, choose_runtime
@@ -128,6 +128,7 @@ class Ours:
             setattr(config, key, value)
         self.run = prepare(config)
         self.training, self.batches = begin_stage(self.run, stage, 0)
+        quicken_step(self.run, self.training)  # with --set compile=true or --set cuda_graph=true
         self.steps = len(self.batches)
         device = self.run.runtime.device
         images = self.run.runtime.images(torch.randn(args.batch_size, 3, size, size, device=device))

@@ -116,6 +116,8 @@ class Config:
     minutes: float = 0.0  # time for the whole run, to which the epochs are fitted; 0: no limit
     precision: str = "auto"  # fp32, bf16, fp16 (CUDA); auto: the fastest that this device computes well
     channels_last: bool = True  # memory layout of the network; on CUDA only where it is faster
+    compile: bool = False  # training steps by torch.compile: a minute or so a stage, for long runs on CUDA
+    cuda_graph: bool = False  # training steps as CUDA graphs: for small batches, where Python is the brake
     store_gib: float = 2.0  # memory for photos and for what the frozen front answers; beyond it a file
     device: str = "auto"  # cpu, cuda, cuda:1, mps; auto: the best that is there
     workers: int = -1  # processes that decode photos; -1: chosen for the machine
@@ -357,6 +359,8 @@ def _check(config: Config, problems: list[str]) -> None:
             or config.head == "sigmoid"
         ):
             problems.append(f"stages.{i}.optimizer lbfgs needs train = head and a head of one linear layer")
+    if config.compile and config.cuda_graph:
+        problems.append("compile and cuda_graph exclude each other")
     if not config.stages:
         problems.append("stages must not be empty")
     if split_fractions(config.split) is None and config.split not in (

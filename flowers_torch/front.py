@@ -112,7 +112,8 @@ def answers(run: Run, made: Cut, part: str, policy: str, views: int, check: Chec
     Pooled features are float32; maps are bfloat16 with the channels last, and None without room for them.
     """
     if made.block == classifier_name(made.model):
-        return torch.cat([_features(run, made, part, policy, view, check) for view in range(views)])
+        codes = [_hash_file(run.photos.root / run.photos.paths[index]) for index in run.split[part]]
+        return torch.cat([_features(run, made, part, codes, policy, view, check) for view in range(views)])
     batches = part_batches(run, part, policy)
     count, store = len(batches.labels), None
     for view in range(views):
@@ -127,14 +128,15 @@ def answers(run: Run, made: Cut, part: str, policy: str, views: int, check: Chec
     return store
 
 
-def _features(run: Run, made: Cut, part: str, policy: str, view: int, check: Check) -> Tensor:
+def _features(
+    run: Run, made: Cut, part: str, codes: list[str], policy: str, view: int, check: Check
+) -> Tensor:
     """Pooled features (photos, D) of a view: known ones from disk, the others computed and added there.
 
     The file is for one view under one front and holds a row for each photo that was ever asked for, by the
-    hash of its bytes. So another split, seed or fold asks for nothing twice.
+    hash of its bytes (`codes`). So another split, seed or fold asks for nothing twice.
     """
     photos = run.split[part]
-    codes = [_hash_file(run.photos.root / run.photos.paths[index]) for index in photos]
     shown = _shown(policy, view)
     if not shown:  # a view by chance depends on the photo's place among the others
         shown = repr((policy, run.config.batch_augment, run.config.seed, view, codes))

@@ -64,6 +64,14 @@ class Run:
     best_answers: Answers | None = None  # to the validation photos, in the best epoch of this process
     closing_seconds: float = 0.0  # that a last validation and the test will take; only where time is limited
     world: World = ALONE  # the processes that share it
+    _fused: nn.Module | None = dataclasses.field(default=None, init=False)
+
+    def answering(self) -> nn.Module:
+        """The network in inference mode, or a view of it that answers sooner."""
+        self.model.eval()
+        if self._fused is None:
+            self._fused = fuse(self.model, self.runtime.images(noise(self.record.preprocessing.size)))
+        return self._fused
 
 
 def prepare_together(config: Config, world: World) -> Run:

@@ -35,7 +35,7 @@ def answer(run: Run, part: str, after_batch: Callable[[int], Any] = lambda photo
     """The network's answers to the photos of a part."""
     if run.pooled and (stored := stored_part(run, run.pooled, part, after_batch)):
         return predict_part(run, part, run.pooled.tail, stored, after_batch)
-    return predict_part(run, part, run.model, part_batches(run, part), after_batch)
+    return predict_part(run, part, run.answering(), part_batches(run, part), after_batch)
 
 
 def write_results(
@@ -85,7 +85,8 @@ def write_results(
     save_predictions(run.folder, classes, temperature, kept, places)
     write_csv(run.folder / "predictions.csv", prediction_rows(paths["test"], logits, labels, classes))
     write_csv(run.folder / "history.csv", history)
-    plot_curves(history, run.folder / "figures" / "curves.png")
+    if len(history) > 1:  # one epoch makes no curve, and Matplotlib a second's wait
+        plot_curves(history, run.folder / "figures" / "curves.png")
     write_json(
         run.folder / "metrics.json",
         {
@@ -124,7 +125,8 @@ def report(run: Run) -> Path:
     """Builds `report.html` from the run folder, with pictures and the findings of the check."""
     findings = []
     if len(run.photos) <= MOST_CHECKED:
-        findings = audit(run.photos, inspect_photos(run.photos), run.split).findings
+        inspections = inspect_photos(run.photos)
+        findings = audit(run.photos, inspections, run.split, twins=run.twins or None).findings
     return write_report(run.folder, run.record, Source(run.photos, findings, run.model, run.runtime))
 
 

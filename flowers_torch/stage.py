@@ -29,6 +29,7 @@ from flowers_torch.training.linear import choose_probe
 from flowers_torch.training.monitors import bar, log, write_tensorboard
 from flowers_torch.training.optim import learning_rate, make_optimizer
 from flowers_torch.training.plateau import out_of_patience, plateau_multiplier
+from flowers_torch.training.quick import quicken
 from flowers_torch.training.regularize import make_average, make_penalty
 from flowers_torch.training.steps import Training, read_every, read_steps
 from flowers_torch.training.stopping import StopRequest
@@ -79,6 +80,8 @@ def train_stage(
     if run.world.size == 1:
         same = training.evaluated is run.model
         training.called = network if same else fast_network(run, run.model, front)
+    if not run.pooled:
+        quicken_step(run, training, front)
     order, names = batches.order, batches.paths.__getitem__
     steps, warmup = stage.epochs * len(order), round(stage.warmup_epochs * len(order))
 
@@ -145,6 +148,22 @@ def fast_network(run: Run, model: nn.Module, front: Front | None = None) -> nn.M
     if front:
         model, inputs = front.tail_of(model), front.made.front(inputs).float()
     return fuse(model, inputs)
+
+
+def quicken_step(run: Run, training: Training, front: Front | None = None) -> None:
+    """Has the step compiled, or captured as a CUDA graph, where the configuration wants that."""
+    config = run.config
+    training.quick = quicken(
+        front.tail_of(run.model) if front else run.model,  # not fused: that is for oneDNN, not for compilers
+        run.runtime,
+        config.batch_size,
+        training.micro_batch,
+        run.world.size,
+        config.compile,
+        config.cuda_graph,
+    )
+    if training.quick:
+        training.called = training.quick.network
 
 
 def fit_head(run: Run, saver: Saver, stop: StopRequest) -> None:

@@ -7,6 +7,7 @@ import tomllib
 from collections.abc import Sequence
 from typing import Any
 
+from flowers_torch.commands import importing_torch
 from flowers_torch.config import HEAD_ONLY
 from flowers_torch.errors import UsageError, printable
 
@@ -65,6 +66,7 @@ def add_options(parser: argparse.ArgumentParser, flags: Sequence[str]) -> None:
     parser.add_argument("--quiet", action="store_true", help="print the result and the report's place only")
     parser.add_argument("--skip-bad", action="store_true", help="leave out photos that cannot be read")
     parser.add_argument("--head-only", action="store_true", help="fit a linear head in seconds, no more")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the steps: for long runs")
     parser.add_argument("--epochs", metavar="A,B", help="epochs of each stage, as 2,5")
     parser.add_argument("--time", metavar="T", help="fit the epochs to this, as 20m or 1.5h")
     parser.add_argument(
@@ -103,9 +105,10 @@ def run(args: argparse.Namespace) -> int:
     else:
         config = load_config(args.arch, args.data, args.config, changes)
 
-    from flowers_torch import planning, recipe  # torch is imported here, after the flags were found right
-    from flowers_torch.run_folder import find_run
-    from flowers_torch.training.monitors import console
+    with importing_torch():  # not before the flags were found right
+        from flowers_torch import planning, recipe
+        from flowers_torch.run_folder import find_run
+        from flowers_torch.training.monitors import console
 
     with console(args.quiet):
         if config is None:
@@ -137,6 +140,8 @@ def overrides(args: argparse.Namespace) -> dict[str, Any]:
     changes = {name: value for name, value in fields.items() if value is not None}
     if args.skip_bad:
         changes["skip_bad"] = True
+    if args.compile:
+        changes["compile"] = True
     if args.head_only:
         changes |= HEAD_ONLY
     if args.epochs is not None:

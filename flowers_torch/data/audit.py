@@ -99,6 +99,7 @@ def audit(
     inspections: list[Inspection],
     split: Split | None = None,
     features: np.ndarray | None = None,
+    twins: list[list[int]] | None = None,
 ) -> Audit:
     """Judges a set of photos.
 
@@ -107,12 +108,14 @@ def audit(
         inspections: One a photo, from `scan.inspect_photos`.
         split: Parts, to find twins across them; the source's own split if None.
         features: Of a backbone (N, D), to find twins that a hash misses.
+        twins: What `twins.near_twins` finds, where that is known.
     """
     part = dict(photos.split)
     if split is not None:
         part = {photos.paths[i]: name for name, indices in split.items() for i in indices}
     exact = exact_twins(inspections)
-    twins = near_twins(photos, inspections, features)
+    if twins is None:
+        twins = near_twins(photos, inspections, features)
     findings = [
         *_unreadable(inspections),
         *_twins(photos, exact, twins, part),

@@ -20,6 +20,8 @@ from flowers_torch.evaluation.gradcam import grad_cam, overlay, seen_picture
 from flowers_torch.evaluation.unsure import Threshold, choose_threshold, read_curve, read_familiar
 from flowers_torch.files import fetch_bytes
 from flowers_torch.models.classifier import Record, load_classifier
+from flowers_torch.models.fold import noise
+from flowers_torch.models.fuse import fuse
 from flowers_torch.training.engine import predict_logits
 from flowers_torch.training.runtime import Runtime
 
@@ -56,6 +58,7 @@ class Classifier:
         model: In inference mode, on the device of `runtime`.
         record: Class names, preprocessing, temperature, and the limits of what the network knows.
         runtime: Device and precision.
+        answering: The model, or a view of it that answers sooner.
     """
 
     model: nn.Module
@@ -64,6 +67,7 @@ class Classifier:
 
     def __post_init__(self) -> None:
         self.familiar = read_familiar(self.record.trust)
+        self.answering = fuse(self.model.eval(), self.runtime.images(noise(self.record.preprocessing.size)))
 
     @classmethod
     def load(cls, path: Path, runtime: Runtime) -> "Classifier":
@@ -74,7 +78,7 @@ class Classifier:
     def logits(self, photos: Sequence[Path]) -> Tensor:
         """Logits (N, classes) of photos that can all be read, as the network computes them."""
         batch = self._batch([self._read(photo) for photo in photos])
-        return predict_logits(self.model, [batch], self.runtime)[0]
+        return predict_logits(self.answering, [batch], self.runtime)[0]
 
     def threshold(self, max_error: float) -> Threshold:
         """The probability from which on validation erred no more often than in this share of answers.
@@ -147,7 +151,7 @@ class Classifier:
         """
         if not inputs:
             return []
-        answers = collect(self.model, [self._batch(inputs)], self.runtime)
+        answers = collect(self.answering, [self._batch(inputs)], self.runtime)
         probabilities = (answers.logits / self.record.temperature).softmax(1)
         best = probabilities.topk(min(top, probabilities.shape[1]))
         strange = [False] * len(inputs)

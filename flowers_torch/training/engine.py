@@ -44,6 +44,7 @@ def train_step(
     # Over the processes too, of whose gradients DDP takes the mean.
     weight = (training.world.sum(_weight(training, labels)) / training.world.size).float()
     network = training.called or training.model
+    call = training.quick or network
     # Equal parts, and never a single photo, on which batch norm cannot train.
     parts = math.ceil(len(images) / (training.micro_batch or len(images)))
     parts = max(1, min(parts, len(images) // 2))
@@ -52,7 +53,7 @@ def train_step(
     for part, (some, targets) in enumerate(pairs, start=1):
         with exchange_only_at(part == parts, network):
             with training.runtime.autocast():
-                logits, auxiliary = main_and_auxiliary(network(training.runtime.images(some)))
+                logits, auxiliary = main_and_auxiliary(call(training.runtime.images(some)))
             main = _loss_sum(training, logits, targets) / weight
             extra = sum(_loss_sum(training, other, targets) for other in auxiliary) / weight
             training.scaler.scale(main + training.auxiliary_weight * extra).backward()

@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from flowers_torch.errors import DivergedError, PeerLostError
 from flowers_torch.training.distributed import ALONE, World
+from flowers_torch.training.quick import Quick
 from flowers_torch.training.regularize import Penalty
 from flowers_torch.training.runtime import Runtime
 
@@ -82,6 +83,7 @@ class Training:
     pending: list[Outcome] = dataclasses.field(default_factory=list)  # steps that are not yet read
     sums: Sums = dataclasses.field(default_factory=Sums)  # to which they are added
     failed: Tensor | None = None  # 1 on the device from a failed step on, after which none is taken
+    quick: Quick | None = None  # calls what a step calls, faster
 
     @property
     def evaluated(self) -> nn.Module:

@@ -40,8 +40,10 @@ def test_validation_prediction_and_plain_pytorch_agree(photo_folder: Path, model
 
     transform = train_transform("none", **dataclasses.asdict(RECORD.preprocessing))
     loader, _ = make_loader(PhotoDataset(photos, [0] * 7, transform, seed=0), 7, shuffle=False)
-    validated, _ = predict_logits(classifier.model, loader, FP32)
+    validated, _ = predict_logits(classifier.answering, loader, FP32)
     assert torch.equal(predicted, validated)
+    unfused, _ = predict_logits(classifier.model, loader, FP32)
+    torch.testing.assert_close(predicted, unfused, rtol=1e-4, atol=1e-5)
 
     torch.manual_seed(0)
     network = build(RECORD).eval()
