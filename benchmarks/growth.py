@@ -26,8 +26,6 @@ from flowers_torch.data.images import load_image
 from flowers_torch.data.preview import choose_photos
 from flowers_torch.data.sources import open_photos
 
-TIMES = (1, 4, 16)
-
 
 def main() -> None:
     """Runs all sizes in turn and prints a table."""
@@ -36,7 +34,8 @@ def main() -> None:
     )
     parser.add_argument("data", help="anything that `train --data` takes")
     parser.add_argument("--photos", type=int, default=85, help="of the smallest set")
-    parser.add_argument("--times", default=",".join(map(str, TIMES)))
+    parser.add_argument("--times", default="1,4,16")
+    parser.add_argument("--runs", default="head only;everything", help="kinds, with semicolons")
     parser.add_argument("--arch", default="tf_efficientnet_lite0")
     parser.add_argument("--weights", default="offline")
     parser.add_argument("--size", type=int, default=224)
@@ -58,11 +57,11 @@ def main() -> None:
         sizes = {times: folder / f"photos{times}" for times in map(int, args.times.split(","))}
         counts = {times: multiply(args, times, place) for times, place in sizes.items()}
         for number in range(args.rounds):
-            for kind, flags in kinds.items():
+            for kind in args.runs.split(";"):
                 for times, photos in sizes.items():
                     name = f"{kind.split()[0]}-{times}-{number}"
                     where = ["--data", str(photos), "--out", str(folder / name)]
-                    run = run_training([*where, *flags], folder / f"cache-{name}")
+                    run = run_training([*where, *kinds[kind]], folder / f"cache-{name}")
                     if run["status"]:
                         sys.exit(f"{kind} with {counts[times]} photos failed")
                     runs[kind, times].append(run)

@@ -1,7 +1,7 @@
 """What each technique brings: the same run with one of them taken away, time and accuracy.
 
     python benchmarks/techniques.py 17flowers.tgz --photos 340 --seeds 0,1,2
-    python benchmarks/techniques.py 17flowers.tgz --photos 340 --only "no folding;fp32"
+    python benchmarks/techniques.py 17flowers.tgz --photos 340 --only "no folding;channels first"
 
 Head-only and a short fine-tuning (two epochs) of EfficientNet-Lite0, whole processes, each with an empty
 cache, in turn, a seed after the other. What has no option is taken away by replacing a function of the
@@ -116,6 +116,10 @@ def main() -> None:
     args = parser.parse_args()
     runs: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     kinds = {kind: KINDS[kind] for kind in args.runs.split(";")}
+    names = {name for kind in kinds for name in VARIANTS[kind]}
+    wanted = {"as it is", *args.only.split(";")} if args.only else names
+    if unknown := wanted - names:
+        parser.error(f"no variant {', '.join(unknown)}; there are {'; '.join(sorted(names))}")
     with tempfile.TemporaryDirectory() as temporary:
         data = some_photos(args.data, args.photos, Path(temporary) / "photos") if args.photos else args.data
         for seed in args.seeds.split(","):
@@ -124,7 +128,7 @@ def main() -> None:
                 every += [*flags_of_kind, *(["--size", str(args.size)] if args.size else [])]
                 before = Path()
                 for number, (name, how) in enumerate(VARIANTS[kind].items()):
-                    if args.only and name not in ("as it is", *args.only.split(";")):
+                    if name not in wanted:
                         continue
                     folder = Path(temporary) / f"{kind}-{seed}-{number}"
                     cache = before if how == "again" else folder / "cache"

@@ -768,7 +768,7 @@ MUTATIONS += [
     ),
     Mutation(
         "H06", "and one of too many pixels", "deploy/serve.py",
-        "load_image(file, self.limits.pixels)", "load_image(file)",
+        "load_image(file, self.limits.pixels,", "load_image(file, MAX_PIXELS,",
         "deploy/test_serve.py::test_pixels_are_counted_by_the_server_s_own_limit",
     ),
     Mutation(

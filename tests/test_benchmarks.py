@@ -46,7 +46,7 @@ def test_reads_what_a_run_prints(processes: ModuleType) -> None:
     test = describe_scores(score(torch.eye(2).repeat(4, 1), torch.tensor([0, 1, 0, 1, 0, 1, 1, 1])), "ab")
     told = list(processes.told(python(f"print({epoch!r}); print({test!r}); print('other')")))
     assert [row for _, row in told[:-1]] == [
-        {"stage": "finetune", "val_accuracy": 0.9706},
+        {"val_accuracy": 0.9706},
         {"test_accuracy": 0.875},
     ]
     assert told[-1][1]["status"] == 0
