@@ -20,6 +20,7 @@ from flowers_torch import planning, prepare, recipe, stage
 from flowers_torch.cli import guarded
 from flowers_torch.commands.train import start_from
 from flowers_torch.config import Config, Stage, load_config
+from flowers_torch.data import batches
 from flowers_torch.data.loaders import CountedBatches
 from flowers_torch.errors import DataError, ModelFileError, StoppedError, UsageError
 from flowers_torch.files import safe_load
@@ -413,3 +414,37 @@ def test_lr_find_draws_and_suggests(
     assert "rate     " in printed and "--set stages.0.lr=" in printed
     assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG") and not (tmp_path / "run").exists()
     assert guarded("lr-find", [*arguments, "--stage", "3"]) == 2
+
+
+def test_a_run_as_on_a_gpu_is_the_same_run(
+    finished: recipe.Result, photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Photos stay on the device, steps are read three at a time, and a signal comes between two readings."""
+    monkeypatch.setattr(stage, "read_every", lambda optimizer, device: 3)
+    monkeypatch.setattr(batches, "room_on", lambda device: 1 << 30)
+    with monkeypatch.context() as patch, pytest.raises(StoppedError):
+        stop_after(patch, signal.SIGTERM, 8)
+        recipe.train(config(photo_folder, tmp_path / "run", dropout=0.3))
+    saved = read_progress(tmp_path / "run" / "resume.safetensors").progress
+    assert (saved.epoch, saved.step, saved.sums.photos) == (1, 3, 24)
+    result = recipe.resume(tmp_path / "run")
+    assert result is not None and "stay on cpu" in (tmp_path / "run" / "log.txt").read_text()
+    ours, whole = (safe_load(folder / "model.safetensors")[0] for folder in (result.folder, finished.folder))
+    assert all(torch.equal(value, ours[name]) for name, value in whole.items())
+    losses = [[row["train_loss"] for row in run.history] for run in (result, finished)]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"precision": "fp16", "ema": 0.9, "clip_grad": 1.0}, {"precision": "auto"}, {"cuda_graph": True}],
+    ids=str,
+)
+def test_a_run_on_a_gpu(options: dict[str, Any], photo_folder: Path, tmp_path: Path) -> None:
+    result = recipe.train(config(photo_folder, tmp_path / "run", **{"device": "cuda", **options}))
+    assert len(result.history) == 4 and result.test.accuracy >= 0.8
+    assert all(math.isfinite(row["train_loss"]) for row in result.history)
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert "stay on cuda" in log and ("captured" in log) == ("cuda_graph" in options)

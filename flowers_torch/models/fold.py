@@ -5,10 +5,11 @@ away (its scale and shift become weights and bias); oneDNN then computes a convo
 one pass.
 """
 
+import contextlib
 import copy
 import dataclasses
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -112,7 +113,7 @@ def fold(
             elsewhere batch norm is folded, and autocast chooses the type.
     """
     on_cpu = next(model.parameters()).device.type == "cpu"
-    with torch.no_grad():
+    with torch.no_grad(), _without_tf32():
         units, expected = find_units(model, forward)
         apart = [Unit(unit.conv, unit.norm) for unit in units]
         fused = [(dtype, units), (dtype, apart)] if on_cpu and dtype in ALLOWED else []
@@ -126,6 +127,20 @@ def fold(
             if deviation <= ALLOWED[kind or torch.float32]:
                 return made
     return model
+
+
+@contextlib.contextmanager
+def _without_tf32() -> Iterator[None]:
+    """Full float32 on a GPU inside: with ten bits of mantissa no copy would answer the same."""
+    places: list[Any] = [torch.backends.cudnn, torch.backends.cuda.matmul]
+    before = [place.allow_tf32 for place in places]
+    for place in places:
+        place.allow_tf32 = False
+    try:
+        yield
+    finally:
+        for place, allowed in zip(places, before, strict=True):
+            place.allow_tf32 = allowed
 
 
 def find_units(model: nn.Module, forward: Callable[[nn.Module], Tensor]) -> tuple[list[Unit], Tensor]:

@@ -43,7 +43,8 @@ class Quick:
         self.made = self.make(self.network, images)
         answer = self.made(images)
         seconds = time.perf_counter() - started
-        log.info(f"quick    {self.done} for batches of {self.photos} photos, in {seconds:.1f} s")
+        if self.made is not self.network:  # else it was said why not
+            log.info(f"quick    {self.done} for batches of {self.photos} photos, in {seconds:.1f} s")
         return answer
 
 

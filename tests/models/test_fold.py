@@ -120,3 +120,26 @@ def test_without_onednn_it_is_folded_alone(monkeypatch: pytest.MonkeyPatch) -> N
     assert count(made, nn.BatchNorm2d) == count(made, FusedConv2d) == 0
     with torch.no_grad():
         torch.testing.assert_close(made(images), model(images), rtol=1e-3, atol=1e-4)
+
+
+def test_the_copy_is_tried_out_in_full_float32() -> None:
+    """A GPU's ten bits of mantissa would make every folded copy a liar."""
+    seen, places = [], (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [place.allow_tf32 for place in places]  # type: ignore[union-attr]
+
+    def forward(network: nn.Module) -> Tensor:
+        seen.append([place.allow_tf32 for place in places])  # type: ignore[union-attr]
+        return network(noise())
+
+    model = settled(create_model("test_resnet"))
+    assert fold(model, forward) is not model
+    assert seen and not any(map(any, seen))
+    assert [place.allow_tf32 for place in places] == before  # type: ignore[union-attr]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_batch_norm_is_folded_on_a_gpu() -> None:
+    model = settled(create_model("test_resnet")).cuda()
+    made = fold(model, lambda network: network(noise().cuda()), torch.bfloat16)
+    assert made is not model and count(made, nn.BatchNorm2d) < count(model, nn.BatchNorm2d)
