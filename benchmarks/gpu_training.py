@@ -69,7 +69,6 @@ def main() -> None:
     )
     parser.add_argument("--results", type=Path, default=Path("gpu_training.jsonl"))
     args = parser.parse_args()
-    torch.backends.cudnn.benchmark = args.device != "cpu"  # as both of the others' scripts have it
     with tempfile.TemporaryDirectory() as folder, console():
         photos = Path(args.data) if args.data else make_photos(Path(folder) / "photos", args.photos)
         for arch in args.arch.split(","):
@@ -100,7 +99,7 @@ def compare(args: argparse.Namespace, arch: str, size: int, photos: Path) -> Non
             runs = {"ours": rest, "timm": others[0](), "torchvision": others[1]()}
         rates: dict[str, list[float]] = {name: [] for name in runs}
         for run in runs.values():
-            run(min(5, args.steps))  # kernels are chosen, workers started
+            rate(args, run, min(5, args.steps))  # kernels are chosen, workers started
         for _ in range(args.rounds):
             for name, run in runs.items():
                 rates[name].append(rate(args, run, args.steps))
@@ -265,6 +264,7 @@ def noise(args: argparse.Namespace, size: int, device: torch.device) -> Iterator
 
 def rate(args: argparse.Namespace, run: Run, steps: int) -> float:
     """Photos a second, the device's last work included."""
+    torch.backends.cudnn.benchmark = True  # as both of the others have it; ours sets it in each step
     wait(args.device)
     started = time.perf_counter()
     seen = run(steps)

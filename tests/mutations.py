@@ -531,6 +531,12 @@ MUTATIONS += [
         "training/test_engine.py::test_numbers_that_are_not_finite_stop_before_the_update",
     ),
     Mutation(
+        "R06", "where steps are read now and then, a failed one and those behind it touch nothing",
+        "training/engine.py",
+        "(training.failed | gradient_is_wrong).float()", "(training.failed & gradient_is_wrong).float()",
+        "training/test_steps.py::test_sound_steps_behind_a_failed_one_touch_nothing_either",
+    ),
+    Mutation(
         "R06", "step and photos are named", "training/steps.py",
         "at learning rate {outcome.lr:.3g}{outcome.where()}", "at learning rate {outcome.lr:.3g}",
         "training/test_engine.py::test_divergence_names_the_step_and_the_photos",
@@ -762,7 +768,7 @@ MUTATIONS += [
     ),
     Mutation(
         "H06", "and one of too many pixels", "deploy/serve.py",
-        "load_image(file, self.limits.pixels)", "load_image(file)",
+        "load_image(file, self.limits.pixels,", "load_image(file, MAX_PIXELS,",
         "deploy/test_serve.py::test_pixels_are_counted_by_the_server_s_own_limit",
     ),
     Mutation(

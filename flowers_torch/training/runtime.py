@@ -82,6 +82,8 @@ def choose_runtime(
     if precision == "fp16" and place.type != "cuda":
         raise UsageError("--precision fp16 needs a CUDA device", "use --precision bf16 or fp32")
     if place.type == "cuda":
+        if place.index is not None:  # streams, graphs and random numbers are those of the current device
+            torch.cuda.set_device(place)
         # By the older of torch's two names for it: setting the newer one breaks torch.compile (issue 166387).
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     if precision != "auto":
