@@ -134,7 +134,8 @@ def main() -> None:
                     cache = before if how == "again" else folder / "cache"
                     before = cache
                     flags = [*every, "--out", str(folder / "run"), *(how if isinstance(how, list) else [])]
-                    program = [__file__, "--without", how] if how in WITHOUT else []
+                    taken_away = isinstance(how, str) and how in WITHOUT
+                    program = [__file__, "--without", how] if taken_away else []
                     run = run_training(flags, cache, program)
                     if run["status"]:
                         sys.exit(f"{kind}, {name} failed")
