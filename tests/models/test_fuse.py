@@ -72,6 +72,7 @@ SLOW = [
     ("arch", "size"), [*QUICK, *(pytest.param(*network, marks=pytest.mark.slow) for network in SLOW)]
 )
 def test_gradients_and_statistics_are_those_of_the_network(arch: str, size: int, batch_norm: str) -> None:
+    torch.manual_seed(0)
     model = settled(create_model(arch, 3))
     apply_rules(model, rules_for(model, "all"))
     set_train_mode(model, batch_norm)
