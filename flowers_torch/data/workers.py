@@ -56,13 +56,18 @@ class PhotoLoader(DataLoader[Any]):
     def _watched(self, batches: Iterator[Any]) -> Iterator[Any]:
         dataset: Any = self.dataset
         begun, polls = 0, 0  # photos by all workers, and polls since that number grew
+        watch = _Watch(getattr(batches, "_workers", ()), dataset.pulse)
         while True:
             try:
-                batch = next(batches)
+                with watch:
+                    batch = next(batches)
             except StopIteration:
                 return
-            except (RuntimeError, OSError) as error:
+            except (RuntimeError, OSError, EOFError) as error:
                 names = dataset.pulse.names(dataset.paths) if dataset.pulse else ""
+                if watch.polls_of_hanging:
+                    _end_workers(batches)
+                    raise _hanging(watch.polls_of_hanging, names) from None
                 if "timed out after" not in str(error):
                     _end_workers(batches)
                     if (explained := _explained(error, names)) is error:
@@ -72,13 +77,48 @@ class PhotoLoader(DataLoader[Any]):
                 begun, polls = now, polls + 1 if now == begun else 0
                 if polls >= (STALL_POLLS if begun else START_POLLS):
                     _end_workers(batches)
-                    raise ResourceError(
-                        f"no photo came for {polls * POLL_SECONDS:g} s: the workers hang; they began {names}",
-                        "look at these photos and their disk, or read without workers: --workers 0",
-                    ) from None
+                    raise _hanging(polls, names) from None
             else:
                 yield batch
                 polls = 0
+
+
+class _Watch:
+    """Kills workers that hang while one of them is handing over a batch, for which torch waits without end.
+
+    Entered while a batch is waited for; a thread then looks, as seldom as the loader's own polls and with
+    twice their patience, whether photos are being begun.
+    """
+
+    def __init__(self, workers: Sequence[Any], pulse: Pulse | None) -> None:
+        self.workers, self.pulse = workers, pulse
+        self.polls_of_hanging = 0  # above 0 once it has killed
+
+    def __enter__(self) -> None:
+        self.over = threading.Event()
+        if self.pulse and self.workers:
+            threading.Thread(target=self._look, args=(self.pulse, self.over), daemon=True).start()
+
+    def __exit__(self, *error: object) -> None:
+        self.over.set()
+
+    def _look(self, pulse: Pulse, over: threading.Event) -> None:
+        begun, polls = sum(pulse.counts), 0
+        while not over.wait(POLL_SECONDS):
+            now = sum(pulse.counts)
+            begun, polls = now, polls + 1 if now == begun else 0
+            if polls >= 2 * (STALL_POLLS if begun else START_POLLS):
+                self.polls_of_hanging = polls
+                for process in self.workers:
+                    process.kill()
+                return
+
+
+def _hanging(polls: int, names: str) -> ResourceError:
+    return ResourceError(
+        f"no photo came for {polls * POLL_SECONDS:g} s: the workers hang; they began {names}",
+        "look at these photos and their disk, or read without workers: --workers 0",
+    )
 
 
 @contextlib.contextmanager

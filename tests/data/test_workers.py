@@ -1,9 +1,11 @@
 """Workers that die, hang or find no shared memory end the pass with our message, soon."""
 
+import multiprocessing
 import os
 import signal
 import time
 from collections.abc import Callable
+from multiprocessing import resource_sharer
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +62,25 @@ def test_a_worker_s_end_is_explained(
     with pytest.raises(ResourceError, match=message):
         list(loader)
     assert time.monotonic() - started < 10
+
+
+def test_a_worker_that_stops_while_it_hands_over_a_batch_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch asks the worker for the memory of its batch, and waits for the answer without end."""
+    monkeypatch.setattr(workers, "STALL_POLLS", 1)
+    monkeypatch.setattr(workers, "POLL_SECONDS", 0.2)
+    loader, _ = make_loader(dataset(tmp_path, lambda: None), 2, shuffle=False, workers=1)
+    real = resource_sharer.DupFd.detach
+
+    def asked_too_late(self: resource_sharer.DupFd) -> int:
+        for process in multiprocessing.active_children():
+            os.kill(process.pid, signal.SIGSTOP)  # type: ignore[arg-type]
+        return real(self)
+
+    monkeypatch.setattr(resource_sharer.DupFd, "detach", asked_too_late)
+    with pytest.raises(ResourceError, match="the workers hang; they began .*--workers 0"):
+        list(loader)
 
 
 def test_slow_is_not_stuck(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
