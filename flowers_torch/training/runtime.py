@@ -145,8 +145,8 @@ def probe_precision(runtime: Runtime, model: nn.Module, size: int, backward: boo
     """Times a step in each precision and layout that is open, and takes the fastest that computes well.
 
     On CPUs neither fp32 nor bf16 is faster for all networks: dense convolutions gain from bf16, depthwise
-    ones lose. On GPUs bf16, fp16 and fp32 (with TF32) are tried, with the channels last and, where time is
-    left, first.
+    ones only where they are fused (`models/fuse.py`). On GPUs bf16, fp16 and fp32 (with TF32) are tried, with
+    the channels last and, where time is left, first.
 
     Args:
         runtime: As chosen for the machine.
