@@ -40,7 +40,7 @@ from flowers_torch.models.zoo import check_size
 from flowers_torch.training.distributed import ALONE, World
 from flowers_torch.training.engine import class_weights
 from flowers_torch.training.monitors import log
-from flowers_torch.training.runtime import Runtime, choose_runtime, probe_precision
+from flowers_torch.training.runtime import Runtime, choose_runtime, keep_freed_memory, probe_precision
 
 SEED_COUNTS = (800, 280, 280)  # of Flowers-17 in the Keras seed, with the 40 photos it left over
 
@@ -94,6 +94,8 @@ def prepare(config: Config, world: World = ALONE) -> Run:
         )
     device = world.device(config.device)
     runtime = choose_runtime(device, config.precision, config.channels_last, config.threads)
+    if runtime.device.type == "cpu":
+        keep_freed_memory()
     weights = config.weights or ("none" if config.data == "demo" else "imagenet")
     plan = plan_weights(config.arch, weights, config.keras_input)
     preprocessing = dataclasses.replace(

@@ -1,10 +1,12 @@
 """What the machine offers: device, numeric precision, threads. Each choice comes with its reason."""
 
 import contextlib
+import ctypes
 import dataclasses
 import os
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,6 +15,7 @@ from flowers_torch.errors import UsageError
 from flowers_torch.models.heads import main_and_auxiliary
 
 PROBE_SECONDS = 2.0
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 PROBE_PHOTOS, PROBE_STEPS = {"cuda": 16}, {"cuda": 4}  # at once, and in a row; else 4 and 1
 GAIN = {"cuda": 1.05}  # that a choice must bring over one that is tried before it, where timings waver
 MOST_DEVIATION = 0.1  # of a network's answers in half precision, relative to those in fp32 (L2)
@@ -128,6 +131,21 @@ def deterministic(wanted: bool) -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(before[0])
         torch.backends.cudnn.benchmark = before[1]
+
+
+def keep_freed_memory() -> bool:
+    """Has the process keep large blocks that were freed, for the next ones; whether this system knows how.
+
+    On a CPU each layer asks for megabytes and frees them again. The C library of Linux gives them back to the
+    system, which hands them out anew page by page, filled with zeros: a quarter of a training step. What is
+    kept above the last block in use is at most 2 GiB; between blocks it is used again.
+    Source: mallopt(3), M_MMAP_MAX and M_TRIM_THRESHOLD.
+    """
+    try:
+        mallopt: Any = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):  # another system, or another C library
+        return False
+    return bool(mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
 
 
 def search_kernels(device: torch.device, repeated: bool) -> None:

@@ -1,6 +1,9 @@
 """Device and precision: what is chosen, and what is refused."""
 
 import dataclasses
+import platform
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -10,6 +13,23 @@ from flowers_torch.errors import UsageError
 from flowers_torch.models.zoo import create_model
 from flowers_torch.training import runtime
 from flowers_torch.training.runtime import Runtime, choose_runtime, deterministic
+
+
+def test_freed_memory_is_kept_where_the_system_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    if platform.libc_ver()[0] == "glibc":
+        code = (
+            "import resource; from flowers_torch.training import runtime; import torch\n"
+            "def faults():\n"
+            "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+            "    for _ in range(20): torch.empty(2**24).fill_(1)\n"
+            "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n"
+            "first = faults(); assert runtime.keep_freed_memory(); faults(); print(first, faults())"
+        )
+        run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        given_back, kept = map(int, run.stdout.split())
+        assert kept < given_back / 10
+    monkeypatch.setattr(runtime.ctypes, "CDLL", lambda name: object())
+    assert not runtime.keep_freed_memory()
 
 
 @pytest.mark.parametrize("native", [True, False])
