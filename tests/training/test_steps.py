@@ -1,7 +1,6 @@
 """Steps that are read now and then: the same numbers, and nothing is touched by one that fails."""
 
 import functools
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from flowers_torch.data.loaders import CountedBatches
 from flowers_torch.errors import DivergedError, PeerLostError
@@ -191,34 +189,6 @@ def test_another_process_names_its_own_photos() -> None:
 def test_only_fused_optimisers_on_a_gpu_are_read_seldom(optimizer: str, device: str, steps: int) -> None:
     made = training(1, optimizer).optimizer
     assert read_every(made, torch.device(device)) == steps
-
-
-def test_a_step_asks_a_gpu_for_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a GPU that is made up, whose tensors have no values: they raise when asked, or mixed with others."""
-
-    def backward(loss: torch.Tensor) -> None:  # needs a real one
-        assert loss.device.type == "cuda"
-        for parameter in state.model.parameters():
-            parameter.grad = torch.zeros_like(parameter)
-
-    def update(optimizer: Any) -> None:
-        assert optimizer.found_inf.device.type == "cuda"
-
-    monkeypatch.setattr(torch.Tensor, "backward", backward)
-    monkeypatch.setattr(torch.optim.AdamW, "step", update)
-    monkeypatch.setattr(Runtime, "place", lambda self, model: model)
-    runtime = Runtime(torch.device("cuda:0"), "fp32", "for a test")
-    with FakeTensorMode(), torch.device("cuda:0"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that there is no GPU
-        settings = {"class_weights": torch.ones(3), "clip_grad": 1.0, "micro_batch": 2}
-        state = training(READ_EVERY, "adamw", runtime, **settings)
-        state.average = None  # its count would not be on the CPU here
-        images, labels = torch.randn(4, 3, 6, 6), torch.zeros(4, dtype=torch.int64)
-        for _ in range(2):
-            outcome = train_step(state, images, labels, lr=0.01)
-        assert outcome.numbers.device.type == "cuda"
-        with pytest.raises(DataDependentOutputException):
-            outcome.loss  # noqa: B018
 
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
