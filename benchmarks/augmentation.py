@@ -16,7 +16,8 @@ import torch
 
 from flowers_torch.data.augment import POLICIES, train_transform
 from flowers_torch.data.batch_augment import Draws, standardize
-from flowers_torch.data.batches import BATCH_POLICIES, batch_policy, canvas_transform
+from flowers_torch.data.batches import BATCH_POLICIES, batch_policy
+from flowers_torch.data.canvas import canvas_transform
 from flowers_torch.data.images import load_image
 from flowers_torch.data.preview import choose_photos
 from flowers_torch.data.sources import open_photos

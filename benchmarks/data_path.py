@@ -28,13 +28,8 @@ from torchvision.io import decode_image
 from torchvision.transforms import v2
 
 from flowers_torch.data.augment import enough_side, train_transform
-from flowers_torch.data.batches import (
-    CPU_PHOTOS,
-    TrainingBatches,
-    batch_policy,
-    canvas_side,
-    canvas_transform,
-)
+from flowers_torch.data.batches import CPU_PHOTOS, TrainingBatches, batch_policy
+from flowers_torch.data.canvas import canvas_side, canvas_transform
 from flowers_torch.data.kept import keep_images
 from flowers_torch.data.loaders import PhotoDataset, make_loader
 from flowers_torch.data.preview import choose_photos

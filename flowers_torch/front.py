@@ -30,7 +30,7 @@ from flowers_torch.models.heads import classifier_name
 from flowers_torch.prepare import Run, part_batches
 from flowers_torch.training.monitors import bar, log
 
-FORMAT = 3  # of features on disk; raised whenever photos come out otherwise at the front than before
+FORMAT = 4  # of features on disk; raised whenever photos come out otherwise at the front than before
 Check = Callable[[int], Any]  # called with the number of photos of each batch; may raise to stop
 
 

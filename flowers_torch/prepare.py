@@ -14,13 +14,8 @@ from flowers_torch import __version__
 from flowers_torch.config import Config, Stage, split_fractions
 from flowers_torch.data.admission import Admission, admit
 from flowers_torch.data.augment import enough_side, train_transform
-from flowers_torch.data.batches import (
-    BATCH_POLICIES,
-    TrainingBatches,
-    batch_policy,
-    canvas_side,
-    canvas_transform,
-)
+from flowers_torch.data.batches import BATCH_POLICIES, TrainingBatches, batch_policy
+from flowers_torch.data.canvas import canvas_side, canvas_transform
 from flowers_torch.data.flowers17 import official_split
 from flowers_torch.data.folder import Photos
 from flowers_torch.data.kept import KeptImages, keep_images

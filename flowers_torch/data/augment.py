@@ -52,16 +52,11 @@ def eval_transform(
     Returns:
         Transform of an RGB `PIL.Image` to a float tensor (3, size, size).
     """
-    return v2.Compose([*eval_place(size, interpolation, crop, squash), *to_input(mean, std)])
-
-
-def eval_place(size: int, interpolation: str, crop: float, squash: bool) -> list[nn.Module]:
-    """The part of `eval_transform` that changes places, not values."""
     mode = InterpolationMode(interpolation)
     if squash:
-        return [v2.Resize((size, size), interpolation=mode, antialias=True)]
-    shorter = math.floor(size / crop)
-    return [LimitAspect(), ResizedCentre(shorter, size, Image.Resampling[interpolation.upper()])]
+        return v2.Compose([v2.Resize((size, size), interpolation=mode, antialias=True), *to_input(mean, std)])
+    middle = ResizedCentre(math.floor(size / crop), size, Image.Resampling[interpolation.upper()])
+    return v2.Compose([LimitAspect(), middle, *to_input(mean, std)])
 
 
 def enough_side(size: int, crop: float) -> int:

@@ -16,47 +16,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
-from torchvision.transforms import InterpolationMode, v2
 
 from flowers_torch.data import batch_augment
-from flowers_torch.data.augment import COLOUR, CROPS, KERAS, MAX_ASPECT, LimitAspect, eval_place
+from flowers_torch.data.augment import COLOUR, CROPS, KERAS, MAX_ASPECT
 from flowers_torch.data.batch_augment import Draws
+from flowers_torch.data.canvas import CANVAS
 from flowers_torch.data.kept import KeptImages
 from flowers_torch.data.loaders import CountedBatches, counted_seed
 from flowers_torch.data.resident import Resident, copied, room_on
 
-# Side of the canvas over side of the input. Where parts of it are cut out, the smallest parts are enlarged a
-# little and the largest reduced a little.
-CANVAS = {"none": 1.0, "mirror": 1.0, "light": 1.2, "crop": 1.4, "alexnet": 1.3} | dict.fromkeys(KERAS, 1.0)
 BATCH_POLICIES = tuple(CANVAS)
 CPU_PHOTOS = 8  # augmented, or seen by a frozen network, at a time on a CPU
 
 BatchPolicy = Callable[[Tensor, Draws, Tensor], Tensor]  # (canvases in 0..1, draws, aspects) -> inputs
-
-
-def canvas_transform(
-    policy: str, size: int, interpolation: str = "bicubic", crop: float = 0.875, squash: bool = False
-) -> v2.Compose:
-    """Photo to canvas: uint8 (3, side, side), squashed where the photo is not square.
-
-    Args:
-        policy: One of `BATCH_POLICIES`.
-        size: Side of the network's input in pixels.
-        interpolation: "bilinear" or "bicubic", both antialiased.
-        crop: Of the evaluation transform, which `none` and `mirror` start from.
-        squash: The same.
-    """
-    if policy in ("none", "mirror"):
-        return v2.Compose([*eval_place(size, interpolation, crop, squash), v2.PILToTensor()])
-    side = canvas_side(policy, size)
-    mode = InterpolationMode(interpolation)
-    resize = v2.Resize((side, side), interpolation=mode, antialias=True)
-    return v2.Compose([LimitAspect(), resize, v2.PILToTensor()])
-
-
-def canvas_side(policy: str, size: int) -> int:
-    """Side of a policy's canvases for inputs of a size, in pixels."""
-    return math.ceil(size * CANVAS[policy])
 
 
 def batch_policy(policy: str, size: int, crop: float = 0.875) -> BatchPolicy:

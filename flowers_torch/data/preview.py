@@ -9,7 +9,8 @@ from torchvision.transforms.v2 import functional
 
 from flowers_torch.data.augment import POLICIES, train_transform
 from flowers_torch.data.batch_augment import Draws
-from flowers_torch.data.batches import BATCH_POLICIES, batch_policy, canvas_transform
+from flowers_torch.data.batches import BATCH_POLICIES, batch_policy
+from flowers_torch.data.canvas import canvas_transform
 from flowers_torch.data.folder import Photos
 from flowers_torch.data.keras_augment import KerasAugment
 from flowers_torch.data.loaders import counted_seed

@@ -8,7 +8,7 @@ from PIL import Image
 
 from flowers_torch.data import loaders
 from flowers_torch.data.augment import train_transform
-from flowers_torch.data.batches import canvas_side, canvas_transform
+from flowers_torch.data.canvas import canvas_side, canvas_transform
 from flowers_torch.data.kept import keep_images
 from flowers_torch.data.loaders import (
     CountedBatches,

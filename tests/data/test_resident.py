@@ -9,7 +9,8 @@ from PIL import Image
 
 from flowers_torch.data import batches as batches_module
 from flowers_torch.data import stored
-from flowers_torch.data.batches import TrainingBatches, batch_policy, canvas_side, canvas_transform
+from flowers_torch.data.batches import TrainingBatches, batch_policy
+from flowers_torch.data.canvas import canvas_side, canvas_transform
 from flowers_torch.data.kept import keep_images
 from flowers_torch.data.loaders import PhotoDataset, make_loader
 from flowers_torch.data.resident import Resident, copied, move, room_on
