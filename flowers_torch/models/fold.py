@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from timm.layers import BatchNormAct2d, Conv2dSame, pad_same
+import torch.nn.functional as F
+from timm.layers import BatchNormAct2d, Conv2dSame, get_same_padding, pad_same
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
@@ -90,12 +91,30 @@ class FusedConv2d(nn.Module):
         self.register_buffer("weight", weight)
         self.register_buffer("bias", conv.bias.detach().to(dtype) if conv.bias is not None else None)
         self.where, self.activation = Geometry.of(conv), type(activation)
+        wider = F.pad(weight, (1, 0, 1, 0)) if self.where.same and conv.dilation == (1, 1) else None
+        self.register_buffer("wider", wider)
 
     def forward(self, maps: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C', H', W')."""
-        weight: Any = self.weight
+        where, weight = self._without_padding(maps)
         bias: Any = self.bias
-        return convolve(self.where.pad(maps.to(weight.dtype)), weight, bias, self.where, self.activation)
+        return convolve(where.pad(maps.to(weight.dtype)), weight, bias, where, self.activation)
+
+    def _without_padding(self, maps: Tensor) -> tuple[Geometry, Any]:
+        """Geometry and weight that need no padded copy of the maps, where there are such.
+
+        Uneven `same` padding has a row and a column more behind the maps than in front. With zeros in front
+        of the kernel it is even padding, which oneDNN does on the way.
+        """
+        if self.where.same is None:
+            return self.where, self.weight
+        how = (self.where.same, self.where.stride, self.where.dilation)
+        totals = {get_same_padding(*sides) for sides in zip(maps.shape[2:], *how, strict=True)}
+        total = totals.pop()
+        if totals or (total % 2 and self.wider is None):
+            return self.where, self.weight
+        even = dataclasses.replace(self.where, padding=[(total + 1) // 2] * 2, same=None)
+        return even, self.wider if total % 2 else self.weight
 
 
 def fold(

@@ -3,6 +3,7 @@
 import pytest
 import timm
 import torch
+from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
 from flowers_torch.models.fold import FusedConv2d, fold
@@ -52,6 +53,30 @@ def test_activations_of_timm_and_of_sequences_are_fused() -> None:
     folded = fold(theirs, lambda network: network(images))
     assert count(folded, FusedConv2d) == count(theirs, nn.Conv2d)
     assert count(folded, nn.ReLU6) == 0
+
+
+@pytest.mark.parametrize(("height", "width"), [(12, 12), (13, 13), (12, 13), (3, 2)])
+@pytest.mark.parametrize("dilation", [1, 2])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("kernel", [2, 3, 5])
+def test_same_padding_on_the_way_is_that_of_timm(
+    kernel: int, stride: int, dilation: int, height: int, width: int
+) -> None:
+    torch.manual_seed(0)
+    conv = Conv2dSame(4, 4, kernel, stride, groups=4, dilation=dilation)
+    images = torch.randn(2, 4, height, width).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        made = FusedConv2d(conv, nn.ReLU(), torch.float32)(images)
+        torch.testing.assert_close(made, conv(images).relu())
+
+
+def test_maps_are_not_copied_to_be_padded(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = noise()
+    model = settled(timm.create_model("tf_efficientnet_lite0"))
+    made = fold(model, lambda network: network(images))
+    monkeypatch.setattr("flowers_torch.models.fold.pad_same", None)
+    with torch.no_grad():
+        torch.testing.assert_close(made(images), model(images), rtol=1e-3, atol=1e-5)
 
 
 def test_bf16_is_as_near_as_bf16_is() -> None:
