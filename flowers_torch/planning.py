@@ -7,9 +7,7 @@ import torch
 
 from flowers_torch.config import Config, Stage
 from flowers_torch.evaluation.unsure import REFERENCE_PHOTOS
-from flowers_torch.models.fold import noise
 from flowers_torch.models.freeze import apply_rules, freeze_table, set_train_mode
-from flowers_torch.models.fuse import fuse
 from flowers_torch.prepare import Run, loading, photo_dataset, prepare, stage_rules
 from flowers_torch.training.estimate import estimate
 from flowers_torch.training.monitors import log
@@ -45,7 +43,7 @@ def stage_cost(run: Run, stage: Stage) -> StageCost:
     size, batch = run.record.preprocessing.size, run.config.batch_size
     photos = photo_dataset(run, "train", stage.augment)
     with torch.random.fork_rng(devices=[]):
-        step = fuse(run.model, run.runtime.images(noise(size)))
+        step = run.runtime.fused(run.model, size)
         needs = estimate(step, size, batch, run.runtime, stage.optimizer)
         started = time.monotonic()
         tried = [photos[0, position] for position in range(min(4, len(photos)))]

@@ -19,7 +19,7 @@ from flowers_torch.data.canvas import canvas_side, canvas_transform
 from flowers_torch.data.flowers17 import official_split
 from flowers_torch.data.folder import Photos
 from flowers_torch.data.kept import KeptImages, keep_images
-from flowers_torch.data.loaders import PhotoDataset, choose_workers, make_loader
+from flowers_torch.data.loaders import PhotoDataset, choose_reading, make_loader
 from flowers_torch.data.sources import open_photos
 from flowers_torch.data.splits import Split, describe_split, exact_split, is_lopsided, split_photos
 from flowers_torch.errors import UsageError
@@ -27,9 +27,7 @@ from flowers_torch.evaluation.answers import Answers, collect
 from flowers_torch.files import cache_folder
 from flowers_torch.models.classifier import Record, build
 from flowers_torch.models.cut import Cut
-from flowers_torch.models.fold import noise
 from flowers_torch.models.freeze import Rules, apply_rules, rules_for, set_train_mode
-from flowers_torch.models.fuse import fuse
 from flowers_torch.models.weights import load_weights, plan_weights
 from flowers_torch.models.zoo import check_size
 from flowers_torch.training.distributed import ALONE, World
@@ -65,7 +63,7 @@ class Run:
         """The network in inference mode, or a view of it that answers sooner."""
         self.model.eval()
         if self._fused is None:
-            self._fused = fuse(self.model, self.runtime.images(noise(self.record.preprocessing.size)))
+            self._fused = self.runtime.fused(self.model, self.record.preprocessing.size)
         return self._fused
 
 
@@ -132,7 +130,7 @@ def prepare(config: Config, world: World = ALONE) -> Run:
     stage = (beyond_head or config.stages)[-1]
     apply_rules(runtime.place(model), stage_rules(model, stage))
     set_train_mode(model, stage.batch_norm)
-    step = model if world.size > 1 else fuse(model, runtime.images(noise(preprocessing.size)))
+    step = model if world.size > 1 else runtime.fused(model, preprocessing.size)
     runtime = probe_precision(runtime, step, preprocessing.size, bool(beyond_head))
     layout = "" if runtime.channels_last == config.channels_last else ", channels first"
     log.info(f"device   {runtime.device}, {runtime.precision}{layout} ({runtime.reason})")
@@ -263,13 +261,8 @@ def part_batches(
 
 def loading(run: Run) -> dict[str, Any]:
     """How batches are read on this machine: keywords of `make_loader`."""
-    on_cpu = run.runtime.device.type == "cpu"
-    return {
-        "workers": choose_workers(run.config.workers, on_cpu),
-        "threads": torch.get_num_threads() if on_cpu else 1,
-        "pin_memory": run.runtime.device.type == "cuda",
-        "shard": (run.world.rank, run.world.size),
-    }
+    how = choose_reading(run.config.workers, run.runtime.device)
+    return how | {"shard": (run.world.rank, run.world.size)}
 
 
 def balanced_weights(run: Run) -> Tensor | None:

@@ -144,10 +144,10 @@ def fast_network(run: Run, model: nn.Module, front: Front | None = None) -> nn.M
     """What a step calls in place of a network in its training modes: its tail behind a front, fused."""
     if front and front.is_pooled:
         return front.tail_of(model)
-    inputs = run.runtime.images(noise(run.record.preprocessing.size))
-    if front:
-        model, inputs = front.tail_of(model), front.made.front(inputs).float()
-    return fuse(model, inputs)
+    size = run.record.preprocessing.size
+    if not front:
+        return run.runtime.fused(model, size)
+    return fuse(front.tail_of(model), front.made.front(run.runtime.images(noise(size))).float())
 
 
 def quicken_step(run: Run, training: Training, front: Front | None = None) -> None:

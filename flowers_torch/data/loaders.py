@@ -209,6 +209,16 @@ def balanced_draw(labels: Sequence[int]) -> Tensor:
     return torch.tensor([1 / counts[label] for label in labels], dtype=torch.float64)
 
 
+def choose_reading(wanted: int, device: torch.device) -> dict[str, Any]:
+    """How batches for a device are read here: keywords of `make_loader`; `wanted` as in `choose_workers`."""
+    on_cpu = device.type == "cpu"
+    return {
+        "workers": choose_workers(wanted, on_cpu),
+        "threads": torch.get_num_threads() if on_cpu else 1,
+        "pin_memory": device.type == "cuda",
+    }
+
+
 def choose_workers(wanted: int, on_cpu: bool) -> int:
     """Worker processes for decoding: as wanted, or chosen for the machine where `wanted` is negative.
 

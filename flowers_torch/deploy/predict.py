@@ -20,8 +20,6 @@ from flowers_torch.evaluation.gradcam import grad_cam, overlay, seen_picture
 from flowers_torch.evaluation.unsure import Threshold, choose_threshold, read_curve, read_familiar
 from flowers_torch.files import fetch_bytes
 from flowers_torch.models.classifier import Record, load_classifier
-from flowers_torch.models.fold import noise
-from flowers_torch.models.fuse import fuse
 from flowers_torch.training.engine import predict_logits
 from flowers_torch.training.runtime import Runtime
 
@@ -67,7 +65,7 @@ class Classifier:
 
     def __post_init__(self) -> None:
         self.familiar = read_familiar(self.record.trust)
-        self.answering = fuse(self.model.eval(), self.runtime.images(noise(self.record.preprocessing.size)))
+        self.answering = self.runtime.fused(self.model.eval(), self.record.preprocessing.size)
 
     @classmethod
     def load(cls, path: Path, runtime: Runtime) -> "Classifier":

@@ -4,15 +4,12 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from flowers_torch.data.augment import enough_side, eval_transform
-from flowers_torch.data.loaders import PhotoDataset, choose_workers, make_loader
+from flowers_torch.data.loaders import PhotoDataset, choose_reading, make_loader
 from flowers_torch.evaluation.answers import Answers, collect
 from flowers_torch.evaluation.views import VIEWS, collect_views, view_transform
-from flowers_torch.models.fold import noise
-from flowers_torch.models.fuse import fuse
 from flowers_torch.models.zoo import Preprocessing
 from flowers_torch.training.runtime import Runtime
 
@@ -43,13 +40,7 @@ def answer_photos(
         photos = PhotoDataset(paths, labels, eval_transform(**keywords), 0, draws=False, at_least=enough)
     else:
         photos = PhotoDataset(paths, labels, view_transform(views, **keywords), 0, draws=False)
-    on_cpu = runtime.device.type == "cpu"
-    loader, _ = make_loader(
-        photos,
-        max(1, batch_size // VIEWS[views]),
-        shuffle=False,
-        workers=choose_workers(-1, on_cpu),
-        threads=torch.get_num_threads() if on_cpu else 1,
-    )
-    network = fuse(model.eval(), runtime.images(noise(preprocessing.size)))
+    at_once, how = max(1, batch_size // VIEWS[views]), choose_reading(-1, runtime.device)
+    loader, _ = make_loader(photos, at_once, shuffle=False, **how)
+    network = runtime.fused(model.eval(), preprocessing.size)
     return (collect if views == "none" else collect_views)(network, loader, runtime)
