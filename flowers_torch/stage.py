@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from flowers_torch.config import Stage
 from flowers_torch.data.batches import TrainingBatches
@@ -18,12 +18,14 @@ from flowers_torch.evaluation.calibration import fit_temperature
 from flowers_torch.evaluation.metrics import score
 from flowers_torch.evaluation.summary import describe_epoch
 from flowers_torch.front import Front, compute_front
+from flowers_torch.models.cut import Cut
 from flowers_torch.models.fold import noise
 from flowers_torch.models.freeze import apply_rules, decay_by_layer, freeze_table, set_train_mode
 from flowers_torch.models.fuse import fuse
 from flowers_torch.models.heads import classifier_name
 from flowers_torch.prepare import Run, balanced_weights, predict_part, stage_rules, training_batches
 from flowers_torch.training.checkpoint import Progress, Saved, Saver, restore_training, saved_states
+from flowers_torch.training.distributed import ALONE
 from flowers_torch.training.engine import train_epoch
 from flowers_torch.training.linear import choose_probe
 from flowers_torch.training.monitors import bar, log, write_tensorboard
@@ -169,33 +171,51 @@ def quicken_step(run: Run, training: Training, front: Front | None = None) -> No
 def fit_head(run: Run, saver: Saver, stop: StopRequest) -> None:
     """A stage that fits a linear head to its optimum, on stored features, instead of by steps.
 
+    Of several processes the main one does that for all.
+
     Raises:
         StoppedError: a signal came; views that were finished are known when the stage begins anew.
         UsageError: the features cannot be stored.
     """
-    progress, started = saver.progress, time.monotonic()
-    stage = run.config.stages[progress.stage]
+    progress, stage = saver.progress, run.config.stages[saver.progress.stage]
     log.info(f"stage {progress.stage + 1}  {stage.name}: a linear head, fitted by L-BFGS")
+    training, _ = begin_stage(run, dataclasses.replace(stage, optimizer="sgd"), progress.stage)
+    row: dict[str, Any] = {}
+    if run.world.is_main:
+        alone = dataclasses.replace(run, world=ALONE)
+        row, answers, made = _fitted(alone, stage, progress, training.class_weights, stop)
+    run.world.copy_model(run.model)
+    row = run.world.tell(row)
+    saver.end_epoch(row, run.model)
+    if run.world.size == 1:  # several answer again later, each its share
+        run.pooled = made
+        run.best_answers = answers if progress.best is row else run.best_answers
+    progress.stage, progress.epoch = progress.stage + 1, 0
+    saver.save(training)
+
+
+def _fitted(
+    run: Run, stage: Stage, progress: Progress, class_weights: Tensor | None, stop: StopRequest
+) -> tuple[dict[str, Any], Answers, Cut]:
+    """Fits the head of the run's network; the history's row, answers to the validation photos, the cut."""
+    started = time.monotonic()
 
     def leave_if_asked(_: int = 0) -> None:
         if stop.number:
-            fix = (
-                f"go on with --resume {printable(run.folder)}" if saved_states(run.folder) else "start again"
-            )
+            saved = saved_states(run.folder)
+            fix = f"go on with --resume {printable(run.folder)}" if saved else "start again"
             raise StoppedError(f"stopped by {stop.signal_name}", fix, stop.number)
 
-    training, batches = begin_stage(run, dataclasses.replace(stage, optimizer="sgd"), progress.stage)
     front = compute_front(run, stage, leave_if_asked)
     if front is None:
-        raise UsageError(
-            "optimizer lbfgs cannot store the features here", "use adamw, or a single process and more room"
-        )
-    labels = torch.tensor(batches.labels).repeat(len(front.training) // len(batches.labels))
+        raise UsageError("optimizer lbfgs cannot store the features here", "use adamw, or make more room")
+    photos = torch.tensor([run.photos.labels[index] for index in run.split["train"]])
+    labels = photos.repeat(len(front.training) // len(photos))
     probe, l2 = choose_probe(
         (front.training, labels),
         (front.validation.values, front.validation.labels),
         len(run.photos.classes),
-        training.class_weights.cpu() if training.class_weights is not None else None,
+        class_weights.cpu() if class_weights is not None else None,
         run.config.label_smoothing,
     )
     head: nn.Linear = run.model.get_classifier()  # type: ignore[operator]
@@ -206,13 +226,8 @@ def fit_head(run: Run, saver: Saver, stop: StopRequest) -> None:
     answers = predict_part(run, "val", front.made.tail, front.validation, leave_if_asked)
     seconds = time.monotonic() - started
     row = _row(stage, progress, 0.0, fitted.loss, fitted.accuracy, answers, seconds, len(labels) / seconds)
-    run.pooled = front.made
     log.info(f"{describe_epoch(row, 1)}, penalty {l2:g}")
-    saver.end_epoch(row, run.model)
-    if progress.best is row:
-        run.best_answers = answers
-    progress.stage, progress.epoch = progress.stage + 1, 0
-    saver.save(training)
+    return row, answers, front.made
 
 
 def begin_stage(run: Run, stage: Stage, number: int) -> tuple[Training, TrainingBatches]:

@@ -3,6 +3,8 @@
 import json
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from torch import nn
 
 from flowers_torch.data.loaders import CountedBatches
 from flowers_torch.errors import DistributedError, DivergedError, FlowersError, PeerLostError, UsageError
+from flowers_torch.files import safe_load
 from flowers_torch.models.freeze import apply_rules
 from flowers_torch.training.distributed import ALONE, World, joined
 from flowers_torch.training.engine import train_epoch
@@ -188,3 +191,21 @@ def test_the_main_process_goes_first_and_tells(tmp_path: Path) -> None:
         return [there, network, world.tell(world.rank), world.most(world.rank), summed]
 
     assert together(tmp_path, work) == [[True, "lo", 0, 1, [1, 2]]] * 2
+
+
+@pytest.mark.slow
+def test_two_processes_fit_the_head_that_one_fits(photo_folder: Path, tmp_path: Path) -> None:
+    """The main process fits it by L-BFGS; the second stage then trains on from it in both."""
+    root = Path(__file__).parent.parent.parent
+    options = ["--arch", "test_resnet", "--weights", "none", "--data", str(photo_folder), "--device", "cpu"]
+    options += ["--size", "32", "--precision", "fp32", "--threads", "1", "--head-only"]
+    two = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}  # which torchrun would set for its processes alone
+    for name, how in (("one", []), ("two", two)):
+        command = [sys.executable, *how, str(root / "train.py"), *options, "--out", str(tmp_path / name)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stdout + done.stderr
+    one, both = (safe_load(tmp_path / name / "model.safetensors")[0] for name in ("one", "two"))
+    assert all(torch.equal(value, one[name]) for name, value in both.items())
+    tests = [json.loads((tmp_path / name / "metrics.json").read_text())["test"] for name in ("one", "two")]
+    assert tests[0]["correct"] == tests[1]["correct"]
