@@ -31,7 +31,7 @@ from flowers_torch.data.augment import enough_side, train_transform
 from flowers_torch.data.batches import CPU_PHOTOS, TrainingBatches, batch_policy
 from flowers_torch.data.canvas import canvas_side, canvas_transform
 from flowers_torch.data.kept import keep_images
-from flowers_torch.data.loaders import PhotoDataset, make_loader
+from flowers_torch.data.loaders import PhotoDataset, choose_reading, make_loader
 from flowers_torch.data.preview import choose_photos
 from flowers_torch.data.sources import open_photos
 
@@ -115,10 +115,10 @@ def timed(batches: Batches, step: Step, at_once: int, feed: bool = True) -> floa
 def paths(args: argparse.Namespace, photos: list[Path], policy: str) -> dict[str, Callable[[], Batches]]:
     """Ways from the files to batches, by name; each call begins an epoch."""
     size, labels = args.size, [int(path.parent.name) for path in photos]
-    how = {"workers": args.workers, "pin_memory": args.device != "cpu"}
 
     def ours(dataset: PhotoDataset, by_batch: bool) -> Batches:
-        loader, order = make_loader(dataset, args.batch_size, shuffle=True, **how)
+        reading = choose_reading(args.workers, torch.device(args.device))
+        loader, order = make_loader(dataset, args.batch_size, shuffle=True, **reading)
         augment = batch_policy(policy, size) if by_batch else None
         return TrainingBatches(loader, order, 0, CLASSES, args.device, augment, MEAN, STD)
 
@@ -136,7 +136,7 @@ def paths(args: argparse.Namespace, photos: list[Path], policy: str) -> dict[str
             args.batch_size,
             shuffle=True,
             num_workers=args.workers,
-            pin_memory=how["pin_memory"],
+            pin_memory=args.device != "cpu",
         )
 
     known = canvases()

@@ -2,7 +2,7 @@
 
     python benchmarks/flowers17_contest.py 17flowers.tgz                        the best recipe, 3 x 3 runs
     python benchmarks/flowers17_contest.py 17flowers.tgz --recipe flowers17_lite0_fast --splits 9 --seeds 1
-    python benchmarks/flowers17_contest.py 17flowers.tgz --ablate --splits 1    one ingredient left out each
+    python benchmarks/flowers17_contest.py 17flowers.tgz --ablate --splits 1 --seeds 1     one left out each
     python benchmarks/flowers17_contest.py 17flowers.tgz --more                 58 photos a class to train on
 
 Each finished run is a line of --results and is not run again; `--keep` keeps the run folders too; `--views`
@@ -26,11 +26,8 @@ from flowers_torch.data.splits import exact_split
 from flowers_torch.prepare import admit_photos
 
 SIZES = (680, 340, 340)  # Oxford's
-MORE = (
-    986,
-    34,
-    340,
-)  # nearly all photos that are not tested; two a class remain to choose the epoch and calibrate
+# Nearly all photos that are not tested; two a class remain to choose the epoch and to calibrate.
+MORE = (986, 34, 340)
 # What the best recipe has above a plain one, each taken away alone.
 INGREDIENTS: dict[str, dict[str, Any]] = {
     "larger photos": {"size": 224},
@@ -50,6 +47,7 @@ def main() -> None:
     )
     parser.add_argument("data", help="17flowers.tgz, or anything else that is Flowers-17")
     parser.add_argument("--recipe", default="flowers17_best_lite0")
+    parser.add_argument("--weights", default="offline", help="as `train --weights`")
     parser.add_argument("--splits", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--ablate", action="store_true", help="also leave out each ingredient in turn")
@@ -73,7 +71,7 @@ def main() -> None:
                 }
                 if any(row.items() >= key.items() for row in read(args.results)):
                     continue
-                settings = {"data": args.data, "seed": seed, "threads": args.threads, "weights": "offline"}
+                settings = {"data": args.data, "seed": seed, "threads": args.threads, "weights": args.weights}
                 config = load_config(file=args.recipe, overrides=changes | settings)
                 row = key | run(config, split, args.keep, args.views, MORE if args.more else SIZES)
                 with args.results.open("a") as file:

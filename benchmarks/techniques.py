@@ -69,9 +69,10 @@ def without_folding() -> None:
 
 def without_fusing() -> None:
     """Training steps and validation run the network as it is."""
-    from flowers_torch import prepare, stage
+    from flowers_torch import stage
+    from flowers_torch.training import runtime
 
-    for module in (prepare, stage):
+    for module in (runtime, stage):
         mock.patch.object(module, "fuse", lambda model, inputs: model).start()
 
 

@@ -8,11 +8,14 @@ depend on: weights, preprocessing, precision, view and the bytes of the photo.
 
 import dataclasses
 import hashlib
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import PIL
 import torch
+import torchvision
 from torch import Tensor, nn
 
 from flowers_torch import __version__
@@ -21,7 +24,7 @@ from flowers_torch.data.batches import CPU_PHOTOS, TrainingBatches
 from flowers_torch.data.images import open_regular
 from flowers_torch.data.kept import allocate
 from flowers_torch.data.stored import StoredBatches
-from flowers_torch.errors import ModelFileError
+from flowers_torch.errors import ModelFileError, ResourceError
 from flowers_torch.files import cache_folder, safe_load, safe_save
 from flowers_torch.models.cut import Cut, cut, cut_at
 from flowers_torch.models.fold import noise
@@ -120,10 +123,10 @@ def answers(run: Run, made: Cut, part: str, policy: str, views: int, check: Chec
         for first, values in _compute(run, made, batches, view, check):
             if store is None:
                 shape = (views * count, *values.shape[1:])
-                memory = int(run.config.store_gib * 2**30)
-                store = allocate(shape, torch.bfloat16, memory, cache_folder())
-            if store is None:
-                return None
+                store = allocate(shape, torch.bfloat16, run.room(), cache_folder())
+                if store is None:
+                    return None
+                run.stores.append(weakref.ref(store))
             store[view * count + first :][: len(values)] = values
     return store
 
@@ -139,10 +142,13 @@ def _features(
     photos = run.split[part]
     shown = _shown(policy, view)
     if not shown:  # a view by chance depends on the photo's place among the others
-        shown = repr((policy, run.config.batch_augment, run.config.seed, view, codes))
+        shown = repr((policy, run.config.seed, view, codes))
         codes = [f"{code}{place:08x}" for place, code in enumerate(codes)]
-    how = (run.record.preprocessing, run.runtime.precision, run.runtime.device.type)
-    settings = (_hash_front(made), *how, shown, FORMAT, __version__, torch.__version__)
+    record, runtime = run.record, run.runtime
+    network = (_hash_front(made), record.arch, sorted(record.model_options.items()), record.preprocessing)
+    how = (runtime.precision, runtime.device.type, runtime.channels_last, run.config.batch_augment)
+    software = (FORMAT, __version__, torch.__version__, torchvision.__version__, PIL.__version__)
+    settings = (network, how, shown, software)
     name = hashlib.sha256(repr(settings).encode()).hexdigest()[:32]
     path = cache_folder() / "features" / f"{name}.safetensors"
     known, features = _read(path)
@@ -152,7 +158,10 @@ def _features(
         computed = [values for _, values in _compute(run, made, batches, view, check)]
         features = torch.cat([features, *computed] if known else computed)
         known = [*known, *missing]
-        safe_save({"features": features}, path, {"photos": known})
+        try:
+            safe_save({"features": features}, path, {"photos": known})
+        except ResourceError as error:  # the cache is there to save time, not to end a run
+            log.info(f"note     features are not kept for next time: {error}")
     row = {code: number for number, code in enumerate(known)}
     return features[[row[code] for code in codes]]
 
@@ -169,7 +178,8 @@ def _compute(
 ) -> Iterator[tuple[int, Tensor]]:
     """Runs the front over a view, batch by batch: (place of the first photo, answers)."""
     made.model.eval()
-    made.speed_up(run.runtime.images(noise(run.record.preprocessing.size)), run.runtime.dtype)
+    images = run.runtime.images(noise(run.record.preprocessing.size))
+    made.speed_up(images, run.runtime.dtype, weights=_hash_front(made))
     batches.order.epoch, done = view, 0
     with bar(f"view {view + 1}", len(batches.labels)) as meter:
         for images, _, _ in batches:

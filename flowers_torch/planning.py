@@ -8,7 +8,7 @@ import torch
 from flowers_torch.config import Config, Stage
 from flowers_torch.evaluation.unsure import REFERENCE_PHOTOS
 from flowers_torch.models.freeze import apply_rules, freeze_table, set_train_mode
-from flowers_torch.prepare import Run, loading, photo_dataset, prepare, stage_rules
+from flowers_torch.prepare import Run, augments_batches, loading, photo_dataset, prepare, stage_rules
 from flowers_torch.training.estimate import estimate
 from flowers_torch.training.monitors import log
 
@@ -22,7 +22,7 @@ def dry_run(config: Config) -> None:
         log.info(f"stage {number}  {stage.name}: {stage.epochs} epochs, {stage.optimizer}, lr {stage.lr:g}")
         log.info(freeze_table(run.model, groups, stage.lr))
         cost = stage_cost(run, stage)
-        minutes = stage.epochs * cost.epoch_seconds / 60
+        minutes = (cost.front_seconds + stage.epochs * cost.epoch_seconds) / 60
         log.info(f"  about {minutes:.1f} minutes and {cost.memory_bytes / 2**30:.1f} GiB")
 
 
@@ -30,6 +30,7 @@ def dry_run(config: Config) -> None:
 class StageCost:
     """What a stage costs on this machine, tried out."""
 
+    front_seconds: float  # before the first epoch: what the frozen front answers, where that is stored
     epoch_seconds: float  # training and validation, photos read in between
     closing_seconds: float  # a validation, the test, and some training photos for what is familiar
     memory_bytes: int
@@ -41,7 +42,7 @@ def stage_cost(run: Run, stage: Stage) -> StageCost:
     apply_rules(run.model, stage_rules(run.model, stage))
     set_train_mode(run.model, stage.batch_norm)
     size, batch = run.record.preprocessing.size, run.config.batch_size
-    photos = photo_dataset(run, "train", stage.augment)
+    photos = photo_dataset(run, "train", stage.augment, augments_batches(run.config, stage.augment))
     with torch.random.fork_rng(devices=[]):
         step = run.runtime.fused(run.model, size)
         needs = estimate(step, size, batch, run.runtime, stage.optimizer)
@@ -52,11 +53,12 @@ def stage_cost(run: Run, stage: Stage) -> StageCost:
         value.copy_(buffers[name])
     train, val, test = (len(run.split[part]) for part in ("train", "val", "test"))
     predict = needs.predict_seconds + reading
-    return StageCost(
-        train * (needs.train_seconds + reading) + val * predict,
-        (val + test + min(train, REFERENCE_PHOTOS)) * predict,
-        needs.memory_bytes,
-    )
+    closing = (val + test + min(train, REFERENCE_PHOTOS)) * predict
+    if views := stage.stored_views():  # an epoch is then the tail's, which is what is not the front's
+        tail = max(0.0, needs.train_seconds - needs.predict_seconds)
+        return StageCost((views * train + val) * predict, train * tail, closing, needs.memory_bytes)
+    epoch = train * (needs.train_seconds + reading) + val * predict
+    return StageCost(0.0, epoch, closing, needs.memory_bytes)
 
 
 def fit_to_clock(run: Run, started: float) -> None:
@@ -71,6 +73,7 @@ def fit_to_clock(run: Run, started: float) -> None:
     costs = [stage_cost(run, stage) for stage in run.config.stages]
     run.closing_seconds = 1.5 * costs[-1].closing_seconds
     left = 60 * run.config.minutes - (time.monotonic() - started) - run.closing_seconds
+    left -= sum(cost.front_seconds for cost in costs)
     epochs = [stage.epochs for stage in run.config.stages]
 
     def seconds(number: int) -> float:

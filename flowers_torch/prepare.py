@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import platform
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,7 @@ class Run:
     best_answers: Answers | None = None  # to the validation photos, in the best epoch of this process
     closing_seconds: float = 0.0  # that a last validation and the test will take; only where time is limited
     world: World = ALONE  # the processes that share it
+    stores: list[weakref.ref[Tensor]] = dataclasses.field(default_factory=list)  # what fronts answered
     _fused: nn.Module | None = dataclasses.field(default=None, init=False)
 
     def answering(self) -> nn.Module:
@@ -65,6 +67,12 @@ class Run:
         if self._fused is None:
             self._fused = self.runtime.fused(self.model, self.record.preprocessing.size)
         return self._fused
+
+    def room(self) -> int:
+        """Bytes left of the budget for photos and for what fronts answer (`store_gib`)."""
+        held = [kept.images for kept in self.kept.values() if kept]
+        held += [store for reference in self.stores if (store := reference()) is not None]
+        return max(0, int(self.config.store_gib * 2**30) - sum(tensor.nbytes for tensor in held))
 
 
 def prepare_together(config: Config, world: World) -> Run:
@@ -181,6 +189,11 @@ def stage_rules(model: nn.Module, stage: Stage) -> Rules:
     return [(pattern, rate) for pattern, rate in stage.rules] or rules_for(model, stage.train)
 
 
+def augments_batches(config: Config, policy: str) -> bool:
+    """Whether a policy works on whole batches here; `mirror` always does."""
+    return policy == "mirror" or (config.batch_augment and policy in BATCH_POLICIES)
+
+
 def photo_dataset(run: Run, part: str, policy: str, canvases: bool = False) -> PhotoDataset:
     """Photos of a part under an augmentation policy, or as the canvases that it takes batch by batch.
 
@@ -207,9 +220,7 @@ def _kept_photos(run: Run, policy: str, shared: bool) -> KeptImages | None:
     as_predicted = policy in ("none", "mirror")  # cut out as for prediction; else the whole photo
     side = canvas_side(policy, run.record.preprocessing.size)
     if (as_predicted, side) not in run.kept:
-        used = sum(kept.images.nbytes for kept in run.kept.values() if kept)
-        memory = max(0, int(run.config.store_gib * 2**30) - used)
-        run.kept[as_predicted, side] = keep_images(len(run.photos), side, memory, cache_folder(), shared)
+        run.kept[as_predicted, side] = keep_images(len(run.photos), side, run.room(), cache_folder(), shared)
     return run.kept[as_predicted, side]
 
 
@@ -237,7 +248,7 @@ def part_batches(
 ) -> TrainingBatches:
     """Batches of a part under an augmentation policy."""
     config, inputs = run.config, run.record.preprocessing
-    by_batch = config.batch_augment and policy in BATCH_POLICIES
+    by_batch = augments_batches(config, policy)
     dataset = photo_dataset(run, part, policy, canvases=by_batch)
     how = loading(run)
     if by_batch and (kept := _kept_photos(run, policy, how["workers"] > 0)):

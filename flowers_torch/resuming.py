@@ -18,7 +18,7 @@ from flowers_torch.run_folder import environment
 from flowers_torch.training.checkpoint import MODEL_FILE, Saved, read_newest, restore_model
 from flowers_torch.training.distributed import World
 from flowers_torch.training.monitors import log
-from flowers_torch.training.runtime import Runtime, choose_runtime
+from flowers_torch.training.runtime import Runtime, choose_runtime, keep_freed_memory
 
 # Options that change no number of the result. Where the photos lie is one: that they are the same is checked.
 HARMLESS = frozenset(("out", "data", "workers", "checkpoint_minutes", "tensorboard"))
@@ -56,6 +56,8 @@ def reopen(
             safe_load(folder / MODEL_FILE)  # were it damaged, all that is still to come would be in vain
         device = world.device(config.device)
         runtime = choose_runtime(device, config.precision, config.channels_last, config.threads)
+        if runtime.device.type == "cpu":
+            keep_freed_memory()
         facts = run_facts(config, runtime, world.size)
         change = check_exact(saved.facts, facts, folder, allow_config_change)
         photos = admit_photos(config).photos

@@ -23,7 +23,7 @@ from flowers_torch.models.freeze import apply_rules, decay_by_layer, freeze_tabl
 from flowers_torch.models.fuse import fuse
 from flowers_torch.models.heads import classifier_name
 from flowers_torch.prepare import Run, balanced_weights, predict_part, stage_rules, training_batches
-from flowers_torch.training.checkpoint import Progress, Saved, Saver, restore_training
+from flowers_torch.training.checkpoint import Progress, Saved, Saver, restore_training, saved_states
 from flowers_torch.training.engine import train_epoch
 from flowers_torch.training.linear import choose_probe
 from flowers_torch.training.monitors import bar, log, write_tensorboard
@@ -170,7 +170,7 @@ def fit_head(run: Run, saver: Saver, stop: StopRequest) -> None:
     """A stage that fits a linear head to its optimum, on stored features, instead of by steps.
 
     Raises:
-        StoppedError: a signal came; features of the photos seen so far are kept.
+        StoppedError: a signal came; views that were finished are known when the stage begins anew.
         UsageError: the features cannot be stored.
     """
     progress, started = saver.progress, time.monotonic()
@@ -179,7 +179,10 @@ def fit_head(run: Run, saver: Saver, stop: StopRequest) -> None:
 
     def leave_if_asked(_: int = 0) -> None:
         if stop.number:
-            raise StoppedError(f"stopped by {stop.signal_name}", "start again", stop.number)
+            fix = (
+                f"go on with --resume {printable(run.folder)}" if saved_states(run.folder) else "start again"
+            )
+            raise StoppedError(f"stopped by {stop.signal_name}", fix, stop.number)
 
     training, batches = begin_stage(run, dataclasses.replace(stage, optimizer="sgd"), progress.stage)
     front = compute_front(run, stage, leave_if_asked)

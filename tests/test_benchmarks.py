@@ -15,6 +15,7 @@ import torch
 from flowers_torch.config import load_config
 from flowers_torch.evaluation.metrics import score
 from flowers_torch.evaluation.summary import describe_epoch, describe_scores
+from flowers_torch.models.zoo import create_model
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 
@@ -96,8 +97,9 @@ def test_techniques_can_still_be_taken_away(processes: ModuleType) -> None:
 
     from flowers_torch import front, prepare, stage
     from flowers_torch.models import cut
+    from flowers_torch.training import runtime
 
-    places = [(cut, "fold"), (prepare, "fuse"), (stage, "fuse"), (prepare, "keep_images"), (front, "_read")]
+    places = [(cut, "fold"), (runtime, "fuse"), (stage, "fuse"), (prepare, "keep_images"), (front, "_read")]
     before = [getattr(module, name) for module, name in places]
     try:
         for take_away in techniques.WITHOUT.values():
@@ -105,6 +107,8 @@ def test_techniques_can_still_be_taken_away(processes: ModuleType) -> None:
         assert all(
             getattr(module, name) is not old for (module, name), old in zip(places, before, strict=True)
         )
+        model = create_model("tf_efficientnet_lite0", 2).eval()
+        assert runtime.choose_runtime("cpu").fused(model, 32) is model
     finally:
         mock.patch.stopall()
 

@@ -1,5 +1,7 @@
 """Answers of a frozen front: the same training as without them, in less time, and never stale ones."""
 
+import dataclasses
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,12 @@ from torch import Tensor, nn
 from flowers_torch import front, recipe
 from flowers_torch.cli import guarded
 from flowers_torch.config import Config, Stage, load_config
-from flowers_torch.errors import UsageError
+from flowers_torch.errors import ResourceError, UsageError
 from flowers_torch.files import safe_load
-from flowers_torch.models.cut import Cut
-from flowers_torch.prepare import prepare
+from flowers_torch.models.cut import Cut, cut
+from flowers_torch.models.freeze import apply_rules, rules_for
+from flowers_torch.planning import stage_cost
+from flowers_torch.prepare import part_batches, prepare
 
 STAGE = {"lr": 0.01, "augment": "light"}
 
@@ -106,10 +110,100 @@ def test_answers_are_found_again_and_only_while_they_hold(
     assert asked_by("damaged", head()) == first
 
 
-def test_a_store_beyond_the_memory_is_a_file_that_leaves_nothing(photo_folder: Path, tmp_path: Path) -> None:
+def test_features_are_those_of_the_network_and_the_same_when_read(photo_folder: Path, tmp_path: Path) -> None:
+    run = prepare(config(photo_folder, tmp_path / "run", head()))
+    photos = [*range(0, 60, 7)]
+    computed = front.pooled_features(run, photos)
+    assert computed is not None
+    batches = part_batches(dataclasses.replace(run, split={"asked": photos}), "asked")
+    with torch.no_grad():
+        images = torch.cat([images for images, _, _ in batches])
+        expected = run.model.eval().forward_head(run.model.forward_features(images), pre_logits=True)
+    assert float((computed - expected).norm() / expected.norm()) < 1e-5
+    again = front.pooled_features(prepare(config(photo_folder, tmp_path / "run", head())), photos)
+    assert again is not None and torch.equal(again, computed)
+
+
+def test_features_of_other_weights_or_options_are_computed_anew(
+    photo_folder: Path, tmp_path: Path, fronts_asked: list[int]
+) -> None:
+    """Also by a front that was folded before its weights changed."""
+    run = prepare(config(photo_folder, tmp_path / "run", head()))
+    apply_rules(run.model, rules_for(run.model, "head"))
+    made = cut(run.model, 32)
+    assert made is not None
+    asked = dataclasses.replace(run, split={"asked": [0, 1, 2]})
+
+    def answers() -> Tensor:
+        fronts_asked.clear()
+        found = front.answers(asked, made, "asked", "none", 1, str)
+        assert found is not None
+        return found
+
+    first = answers()
+    assert sum(fronts_asked) == 3 and torch.equal(answers(), first) and not fronts_asked
+    other = dataclasses.replace(run.record, model_options={"output_stride": 16})
+    asked = dataclasses.replace(asked, record=other)  # the same tensors in another network
+    assert torch.equal(answers(), first) and sum(fronts_asked) == 3
+    with torch.no_grad():
+        next(run.model.parameters()).mul_(1.5)
+    changed = answers()
+    assert sum(fronts_asked) == 3
+    made = cut(run.model, 32)  # not folded yet
+    (tmp_path / "cache" / "features").rename(tmp_path / "elsewhere")
+    assert torch.equal(answers(), changed) and not torch.allclose(changed, first)
+
+
+def test_a_cache_that_cannot_be_written_ends_no_run(
+    photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*arguments: Any) -> None:
+        raise ResourceError("no space left", "make room")
+
+    monkeypatch.setattr(front, "safe_save", full)
+    with caplog.at_level("INFO", logger="flowers_torch"):
+        result = recipe.train(config(photo_folder, tmp_path / "run", head()))
+    assert result.test.photos == 10
+    assert "features are not kept for next time: no space left" in caplog.text
+
+
+def test_photos_and_answers_share_one_budget(photo_folder: Path, tmp_path: Path) -> None:
+    run = prepare(config(photo_folder, tmp_path / "run", head()))
+    assert run.room() == 2 * 2**30
+    part_batches(run, "val")
+    photos = 60 * 3 * 32 * 32
+    assert run.room() == 2 * 2**30 - photos
+    store = torch.empty(1000, dtype=torch.bfloat16)
+    run.stores.append(weakref.ref(store))
+    assert run.room() == 2 * 2**30 - photos - 2000
+    del store
+    assert run.room() == 2 * 2**30 - photos
+
+
+@pytest.mark.parametrize("augment", ["mirror", "light"])
+def test_a_stored_stage_can_be_planned_and_augmented_photo_by_photo(
+    photo_folder: Path, tmp_path: Path, augment: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    for stage in (head(augment=augment), head(augment=augment, optimizer="lbfgs", views=2)):
+        wanted = config(photo_folder, tmp_path / stage.optimizer, stage, batch_augment=False)
+        cost = stage_cost(prepare(wanted), stage)
+        assert cost.front_seconds > cost.epoch_seconds >= 0 and cost.memory_bytes > 0
+        assert recipe.train(wanted).test.photos == 10
+
+
+def test_a_store_beyond_the_memory_is_a_file_that_leaves_nothing(
+    photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files: list[str] = []
+    real = torch.from_file
+    monkeypatch.setattr(
+        torch, "from_file", lambda name, **options: (files.append(name), real(name, **options))[1]
+    )
     tail = head(train="layer2")
     within = recipe.train(config(photo_folder, tmp_path / "within", tail))
+    assert not files
     beyond = recipe.train(config(photo_folder, tmp_path / "beyond", tail, store_gib=0.0))
+    assert len(files) >= 2
     theirs = weights(within)
     assert all(torch.equal(value, theirs[name]) for name, value in weights(beyond).items())
     assert not list((tmp_path / "cache").rglob("*.tmp"))

@@ -32,15 +32,17 @@ def test_networks_are_ranked_and_one_that_fails_comes_last(photo_folder: Path) -
 
 def test_the_test_photos_are_not_looked_at(photo_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
+    tested: list[int] = []
     real = module.pooled_features
 
     def noted(run: Run, photos: Sequence[int]) -> Tensor | None:
         asked.extend(photos)
+        tested.extend(run.split["test"])
         return real(run, photos)
 
     monkeypatch.setattr(module, "pooled_features", noted)
     shortlist(config(photo_folder), ["test_resnet"])
-    assert len(asked) == len(set(asked)) == 50  # of 60: 39 to train on and 11 to validate
+    assert len(asked) == len(set(asked)) == 50 and not set(asked) & set(tested)
 
 
 def test_nothing_to_try(photo_folder: Path) -> None:

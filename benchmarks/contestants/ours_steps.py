@@ -16,7 +16,7 @@ from flowers_torch.models.fuse import fuse
 from flowers_torch.models.zoo import create_model
 from flowers_torch.training.engine import predict_logits, train_step
 from flowers_torch.training.optim import make_optimizer
-from flowers_torch.training.runtime import Runtime, choose_runtime, probe_precision
+from flowers_torch.training.runtime import Runtime, choose_runtime, keep_freed_memory, probe_precision
 from flowers_torch.training.steps import Training
 
 CLASSES = 17
@@ -35,6 +35,8 @@ def make_step(
 ) -> Step:
     """A training step of all of a network, or its forward pass."""
     runtime = choose_runtime(device)
+    if device == "cpu":
+        keep_freed_memory()
     model = runtime.place(create_model(arch, CLASSES))
     groups = apply_rules(model, rules_for(model, "all"))
     set_train_mode(model, "none" if stored else "trained")

@@ -91,7 +91,12 @@ def allocate(shape: Sequence[int], dtype: torch.dtype, memory_bytes: int, folder
         descriptor, name = tempfile.mkstemp(dir=folder, prefix="store.", suffix=".tmp")
     except OSError:  # a cache folder that cannot be written: then everything is computed anew each time
         return None
-    os.close(descriptor)
-    store = torch.from_file(name, shared=True, size=size.numel(), dtype=dtype).view(size)
-    os.unlink(name)  # the mapping keeps it alive; nothing is left behind, not even by a kill
-    return store
+    try:
+        if hasattr(os, "posix_fallocate"):  # a disk that fills up under a mapped file kills the process
+            os.posix_fallocate(descriptor, 0, needed)
+        return torch.from_file(name, shared=True, size=size.numel(), dtype=dtype).view(size)
+    except OSError:  # the disk is full
+        return None
+    finally:
+        os.close(descriptor)
+        os.unlink(name)  # the mapping keeps it alive; nothing is left behind, not even by a kill

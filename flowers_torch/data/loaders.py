@@ -20,7 +20,7 @@ from flowers_torch.data.images import load_image
 from flowers_torch.data.kept import KeptImages
 from flowers_torch.data.workers import POLL_SECONDS, PhotoLoader, Pulse
 
-MAX_EPOCHS = 1 << 20  # beyond any run: views of repeats start here
+MAX_EPOCHS = (1 << 20) + 1  # beyond any run: views of repeats start here; odd, see `stored.py`
 Key = tuple[int, int]  # (view, position in the data set); the view is the epoch, see CountedBatches
 
 
@@ -73,11 +73,12 @@ class PhotoDataset(Dataset[Item]):
         return self._item(key, self._read(key))
 
     def __getitems__(self, keys: list[Key]) -> list[Item]:
-        """A batch, as torch's loader asks for it. Pillow decodes and resizes outside of Python's lock."""
+        """A batch, as torch's loader asks for it. Photos are decoded and resized outside of Python's lock."""
         if self.draws or self.threads == 1:
             return [self[key] for key in keys]
         with ThreadPoolExecutor(self.threads) as pool:
-            # What is torch's stays in this thread: in another one, torch would start threads of its own.
+            # Copies stay in this thread: in another one torch would share them out to threads of its own,
+            # as it does not with the resizing of bytes.
             return [self._item(key, read) for key, read in zip(keys, pool.map(self._read, keys), strict=True)]
 
     def _read(self, key: Key) -> tuple[Tensor, float]:
@@ -227,4 +228,7 @@ def choose_workers(wanted: int, on_cpu: bool) -> int:
     """
     if wanted >= 0:
         return wanted
-    return 0 if on_cpu else min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4)
+    if on_cpu:
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4
+    return max(1, min(16, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))  # shared under torchrun

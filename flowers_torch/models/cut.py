@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from flowers_torch.models.fold import fold, noise
+from flowers_torch.models.fold import fold, noise, without_tf32
 from flowers_torch.models.freeze import blocks
 from flowers_torch.models.heads import classifier_name
 
@@ -20,16 +20,19 @@ class Cut:
     block: str  # the first one of the tail
     tail: nn.Module  # what the front answers -> logits
     folded: nn.Module | None = None  # a copy that answers as the frozen front does, sooner
+    folded_from: str = ""  # which weights it was made of
 
-    def speed_up(self, images: Tensor, dtype: torch.dtype) -> None:
-        """Folds batch norm into the front, once; see `fold.py`.
+    def speed_up(self, images: Tensor, dtype: torch.dtype, weights: str = "") -> None:
+        """Folds batch norm into the front, once for the same weights; see `fold.py`.
 
         Args:
             images: A few of any content, N x 3 x H x W.
             dtype: That it shall compute in.
+            weights: A name of the front's weights as they are.
         """
-        if self.folded is None:
+        if self.folded is None or self.folded_from != weights:
             self.folded = fold(self.model, lambda model: self.front(images, model), dtype)
+            self.folded_from = weights
 
     def front(self, images: Tensor, model: nn.Module | None = None) -> Tensor:
         """What the tail takes: the input of its first block, (N, ...), without a gradient.
@@ -130,7 +133,7 @@ def _computes_the_same(made: Cut, size: int, channels_last: bool) -> bool:
     made.tail.eval()
     parameter = next(made.model.parameters())
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    with torch.no_grad():
+    with torch.no_grad(), without_tf32():
         images = noise(size).to(parameter.device).contiguous(memory_format=layout)
         try:
             whole, parts = made.model(images), made.tail(made.front(images))

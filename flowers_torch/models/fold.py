@@ -129,17 +129,20 @@ def fold(
         forward: Runs a network, this one or its copy, over the same few images. What it does not reach stays
             unfolded.
         dtype: That the convolutions shall compute in. On a CPU they are fused for float32 and bfloat16;
-            elsewhere batch norm is folded, and autocast chooses the type.
+            elsewhere batch norm is folded, and autocast chooses the type. A copy for bfloat16 is to be
+            called under autocast, for the layers that are not fused.
     """
     on_cpu = next(model.parameters()).device.type == "cpu"
-    with torch.no_grad(), _without_tf32():
+    with torch.no_grad(), without_tf32():
         units, expected = find_units(model, forward)
         apart = [Unit(unit.conv, unit.norm) for unit in units]
         fused = [(dtype, units), (dtype, apart)] if on_cpu and dtype in ALLOWED else []
         for kind, some in (*fused, (None, units)):
             made = _replace(model, some, kind)
             try:
-                answer = forward(made).float()
+                # Layers that are not fused take the others' bf16 under autocast, as they will in use.
+                with torch.autocast("cpu", dtype, enabled=kind is torch.bfloat16):
+                    answer = forward(made).float()
             except RuntimeError:  # this processor or build of torch does not fuse
                 continue
             deviation = (answer - expected).norm() / expected.norm().clamp(min=1e-12)
@@ -149,7 +152,7 @@ def fold(
 
 
 @contextlib.contextmanager
-def _without_tf32() -> Iterator[None]:
+def without_tf32() -> Iterator[None]:
     """Full float32 on a GPU inside: with ten bits of mantissa no copy would answer the same."""
     places: list[Any] = [torch.backends.cudnn, torch.backends.cuda.matmul]
     before = [place.allow_tf32 for place in places]

@@ -10,7 +10,8 @@ from torch import nn
 from flowers_torch.models.heads import main_and_auxiliary
 from flowers_torch.training.runtime import Runtime
 
-OPTIMIZER_COPIES = {"adamw": 2, "adam": 2, "sgd": 1, "rmsprop": 2}  # state tensors for each parameter
+# State tensors for each parameter; L-BFGS remembers a hundred steps, twice.
+OPTIMIZER_COPIES = {"adamw": 2, "adam": 2, "sgd": 1, "rmsprop": 2, "lbfgs": 200}
 
 
 @dataclasses.dataclass(frozen=True)

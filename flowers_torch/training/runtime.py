@@ -188,9 +188,9 @@ def probe_precision(runtime: Runtime, model: nn.Module, size: int, backward: boo
     remarks: list[str] = []
     kind, placed = runtime.device.type, runtime
     with torch.random.fork_rng(devices=[runtime.device] if kind == "cuda" else []):
-        noise = torch.randn(PROBE_PHOTOS.get(kind, 4), 3, size, size)
+        photos = torch.randn(PROBE_PHOTOS.get(kind, 4), 3, size, size)
         in_fp32 = dataclasses.replace(runtime, precision="fp32")
-        expected = _answer(in_fp32, model, in_fp32.images(noise))
+        expected = _answer(in_fp32, model, in_fp32.images(photos))
         for candidate in _candidates(runtime):
             if len(rates) > 1 and time.perf_counter() > deadline:
                 remarks.append(f"no time for {_name(candidate, runtime)}")
@@ -198,7 +198,7 @@ def probe_precision(runtime: Runtime, model: nn.Module, size: int, backward: boo
             if candidate.channels_last != placed.channels_last:
                 placed = candidate
                 placed.place(model)
-            images = candidate.images(noise)
+            images = candidate.images(photos)
             answer = expected if candidate == in_fp32 else _answer(candidate, model, images)
             deviation = float((answer - expected).norm() / expected.norm().clamp(min=1e-12))
             if not deviation <= MOST_DEVIATION:
@@ -211,7 +211,7 @@ def probe_precision(runtime: Runtime, model: nn.Module, size: int, backward: boo
             seconds = [_step_seconds(candidate, model, images, backward)]
             while len(seconds) < 3 and time.perf_counter() < deadline:
                 seconds.append(_step_seconds(candidate, model, images, backward))
-            rates[candidate] = len(noise) / min(seconds)
+            rates[candidate] = len(photos) / min(seconds)
             model.zero_grad(set_to_none=True)
             for name, value in model.named_buffers():
                 value.copy_(before[name])

@@ -104,10 +104,12 @@ def test_a_bad_photo_is_named_from_a_worker_too(files, tmp_path, workers):
         batches([*files, bad], workers)
 
 
-def test_workers_are_chosen_for_the_machine():
+def test_workers_are_chosen_for_the_machine(monkeypatch):
     assert choose_workers(3, on_cpu=True) == 3
     assert choose_workers(-1, on_cpu=True) == 0
-    assert choose_workers(-1, on_cpu=False) >= 1
+    alone = choose_workers(-1, on_cpu=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")  # torchrun's number of processes on this machine
+    assert 1 <= choose_workers(-1, on_cpu=False) == max(1, alone // 2)
 
 
 def test_the_balanced_sampler_draws_classes_equally(files):
