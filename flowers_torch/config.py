@@ -238,11 +238,11 @@ def to_toml(config: Config, heading: str) -> str:
     values = dataclasses.asdict(config)
     stages, options = values.pop("stages"), values.pop("model_options")
     lines = [f"# {line}" for line in heading.splitlines()]
-    lines += [f"{key} = {_toml_value(value)}" for key, value in values.items()]
+    lines += [f"{key} = {toml_value(value)}" for key, value in values.items()]
     if options:
-        lines += ["", "[model_options]", *(f"{key} = {_toml_value(value)}" for key, value in options.items())]
+        lines += ["", "[model_options]", *(f"{key} = {toml_value(value)}" for key, value in options.items())]
     for stage in stages:
-        lines += ["", "[[stages]]", *(f"{key} = {_toml_value(value)}" for key, value in stage.items())]
+        lines += ["", "[[stages]]", *(f"{key} = {toml_value(value)}" for key, value in stage.items())]
     return "\n".join(lines) + "\n"
 
 
@@ -372,8 +372,11 @@ def _check(config: Config, problems: list[str]) -> None:
         problems.append(f"split must be three shares such as 60/20/20, not {printable(config.split, 40)}")
 
 
-def _toml_value(value: Any) -> str:
+def toml_value(value: Any) -> str:
+    """A value as TOML writes it; a table stands in a line."""
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key} = {toml_value(item)}' for key, item in value.items())}}}"
     if isinstance(value, list):
-        return f"[{', '.join(_toml_value(item) for item in value)}]"
+        return f"[{', '.join(toml_value(item) for item in value)}]"
     # JSON's literals are TOML's too, except that TOML knows no surrogate pairs: keep characters as they are.
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

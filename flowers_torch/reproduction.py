@@ -5,16 +5,17 @@ import datetime
 import json
 import shlex
 import statistics
+import string
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from flowers_torch.config import Config, default_stages, load_config
+from flowers_torch.config import Config, Stage, default_stages, load_config, toml_value
 from flowers_torch.errors import DataError, UsageError, printable
 from flowers_torch.files import write_text
 from flowers_torch.report.facts import read_history
-from flowers_torch.tutorials import EXACT, TUTORIALS, Tutorial
+from flowers_torch.tutorials import DOCUMENTS, EXACT, TUTORIALS, Exact, Tutorial
 
 NOT_MEASURED = "not measured"
 # Chosen for the photos or the machine, or said elsewhere in a row.
@@ -131,13 +132,29 @@ def with_our_defaults(config: Config) -> Config:
 def differences(config: Config, other: Config) -> list[str]:
     """Options of a configuration that differ from another's, as `--set` takes them: `stages.0.lr=0.01`.
 
-    Left out are those that change no result, and what is chosen for the machine.
+    A table of options that lost a key (`model_options={}`), or a list of stages that has not as many, is
+    given as a whole. Left out are those that change no result, and what is chosen for the machine.
     """
     ours, theirs = (_flat(dataclasses.asdict(one)) for one in (config, other))
     for values in (ours, theirs):  # a finished run has its weights resolved
         values["weights"] = Path(values["weights"] or "imagenet").name
-    changed = [key for key, value in ours.items() if value != theirs.get(key) and key not in NO_MATTER]
-    return [f"{key}={ours[key]}" for key in changed]
+    whole: dict[str, Any] = {}
+    if set(other.model_options) - set(config.model_options):
+        whole["model_options"] = config.model_options
+    if len(config.stages) != len(other.stages):
+        plain = dataclasses.asdict(Stage())
+        stages = [dataclasses.asdict(stage) for stage in config.stages]
+        whole["stages"] = [{k: v for k, v in stage.items() if v != plain[k]} for stage in stages]
+    changed = {
+        key: value
+        for key, value in ours.items()
+        if value != theirs.get(key) and key not in NO_MATTER and key.split(".")[0] not in whole
+    }
+    return [f"{key}={_as_typed(value)}" for key, value in (changed | whole).items()]
+
+
+def _as_typed(value: Any) -> str:
+    return value if isinstance(value, str) else toml_value(value)
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
@@ -198,7 +215,7 @@ def add_result(path: Path, outcome: Outcome) -> None:
     """Adds an outcome to a results file; the same run again replaces its line."""
 
     def key(one: Outcome) -> tuple[Any, ...]:
-        return one.recipe, one.data, one.seed, one.changes
+        return one.recipe, one.data, one.stand_in, one.seed, one.changes, one.machine
 
     kept = [one for one in read_results(path) if key(one) != key(outcome)]
     lines = [json.dumps(dataclasses.asdict(one)) for one in [*kept, outcome]]
@@ -207,35 +224,61 @@ def add_result(path: Path, outcome: Outcome) -> None:
 
 def page(outcomes: list[Outcome]) -> str:
     """docs/reproduction.md: every row, its command, the tutorial's figure, ours."""
-    trained = [row for recipe in TUTORIALS for row in _trained_rows(recipe, outcomes)]
-    exact = [f"| {e.row} | {e.what} | {_code(e.command)} | {e.figure} | `{e.test}` |" for e in EXACT]
-    more = [
-        f"| `{one[0].recipe}` | {', '.join(f'`{text}`' for text in one[0].changes)} | {_figures(one)} |"
-        for one in _groups([one for one in outcomes if not _as_it_is(one)])
-    ]
+    letters = _letters(outcomes)
+    trained = [row for recipe in TUTORIALS for row in _trained_rows(recipe, outcomes, letters)]
+    more = []
+    for group in _groups([one for one in outcomes if not _as_it_is(one)]):
+        options = ", ".join(f"`{text}`" for text in group[0].changes)
+        more.append(f"| `{group[0].recipe}` | {options} | {_figures(group, letters)} |")
     where = [f"- `{recipe}`: {tutorial.data}." for recipe, tutorial in TUTORIALS.items()]
     differs = [
         f"- `{recipe}`: {text}." for recipe, tutorial in TUTORIALS.items() for text in tutorial.differs
     ]
-    machines = sorted({f"{one.machine}; {one.versions}" for one in outcomes})
     return PAGE.format(
+        documents="\n".join(f"- {letter}: {text}." for letter, text in DOCUMENTS.items()),
         trained="\n".join(trained),
         more="\n".join(more),
-        exact="\n".join(exact),
+        exact="\n".join(_exact_row(exact) for exact in EXACT),
         where="\n".join(where),
         differs="\n".join(differs),
-        machines="; ".join(machines),
+        machines="\n".join(f"- {letter}: {'; '.join(kind)}." for kind, letter in letters.items()),
     )
 
 
-def _trained_rows(recipe: str, outcomes: list[Outcome]) -> list[str]:
+def _letters(outcomes: list[Outcome]) -> dict[tuple[str, str], str]:
+    """(machine without its threads, versions) to the letter that stands for it in the tables."""
+    kinds = sorted({(_place(one)[0], one.versions) for one in outcomes})
+    return dict(zip(kinds, string.ascii_uppercase, strict=False))
+
+
+def _place(outcome: Outcome) -> tuple[str, str]:
+    """The machine and "1 thread of "; of a GPU its name and nothing."""
+    name, _, threads = outcome.machine.rpartition(", ")
+    return (name, f"{threads} of ") if "thread" in threads else (outcome.machine, "")
+
+
+def _exact_row(exact: Exact) -> str:
+    command = exact.command if exact.command.startswith("see ") else f"`{exact.command}`"
+    tests = ", ".join(f"`{test}`" for test in exact.tests) + " (only with `-m slow`)" * exact.slow
+    return f"| {exact.row} | {exact.what} | {command} | {exact.figure} | {tests} |"
+
+
+def _trained_rows(recipe: str, outcomes: list[Outcome], letters: dict[tuple[str, str], str]) -> list[str]:
     """A row for each set of photos that the recipe ran on as it is; one that says so where there is none."""
     tutorial = TUTORIALS[recipe]
-    command = f"python train.py --config {recipe}"
-    own = _groups([one for one in outcomes if one.recipe == recipe and _as_it_is(one)])
-    figures = [_figures(group) for group in own] or [f"{NOT_MEASURED} | |"]
+    head = f"{tutorial.rows} | {tutorial.title}"
     there = tutorial.figure or "no figure"
-    return [f"| {tutorial.rows} | {tutorial.title} | `{command}` | {there} | {cells} |" for cells in figures]
+    own = _groups([one for one in outcomes if one.recipe == recipe and _as_it_is(one)])
+    if not own:
+        return [f"| {head} | `python train.py --config {recipe}` | {there} | {NOT_MEASURED} | | | |"]
+    return [f"| {head} | `{_command(group[0])}` | {there} | {_figures(group, letters)} |" for group in own]
+
+
+def _command(outcome: Outcome) -> str:
+    """What repeats a run of a recipe as it is, but for the seed."""
+    data = "" if outcome.data == load_config(file=outcome.recipe).data else f" --data {outcome.data}"
+    weights = "".join(f" --{text.replace('=', ' ')}" for text in outcome.changes)
+    return f"python train.py --config {outcome.recipe}{data}{weights}"
 
 
 def _as_it_is(outcome: Outcome) -> bool:
@@ -244,14 +287,16 @@ def _as_it_is(outcome: Outcome) -> bool:
 
 
 def _groups(outcomes: list[Outcome]) -> list[list[Outcome]]:
+    """Runs that differ in their seed alone."""
     groups: dict[tuple[Any, ...], list[Outcome]] = {}
     for one in outcomes:
-        groups.setdefault((one.recipe, one.data, one.changes), []).append(one)
+        key = (one.recipe, one.data, one.stand_in, one.changes, one.machine, one.versions)
+        groups.setdefault(key, []).append(one)
     return list(groups.values())
 
 
-def _figures(runs: list[Outcome]) -> str:
-    """Mean and range over the seeds, photos, seeds, time: three cells."""
+def _figures(runs: list[Outcome], letters: dict[tuple[str, str], str]) -> str:
+    """Mean and range over the seeds with the photos, seeds, time, machine: four cells."""
     found = [one.accuracy for one in runs]
     spread = f" ({min(found):.3f} .. {max(found):.3f})" if len(found) > 1 else ""
     if len(found) == 1:
@@ -260,18 +305,14 @@ def _figures(runs: list[Outcome]) -> str:
     mean = statistics.fmean(found)
     seeds = ", ".join(str(one.seed) for one in sorted(runs, key=lambda one: one.seed))
     photos = f"{runs[0].photos} photos of {kind}`{runs[0].data}`"
-    if runs[0].changes and _as_it_is(runs[0]):
-        photos += f", {runs[0].changes[0].replace('=', ' ')}"
-    return f"{mean:.4f}{spread} on {photos} | {seeds} | {_seconds(runs)}"
+    name, threads = _place(runs[0])
+    machine = f"{threads}{letters[name, runs[0].versions]}"
+    return f"{mean:.4f}{spread} on {photos} | {seeds} | {_seconds(runs)} | {machine}"
 
 
 def _seconds(runs: list[Outcome]) -> str:
     known = [one.train_seconds for one in runs if one.train_seconds is not None]
     return f"{statistics.fmean(known):.0f} s" if known else NOT_MEASURED
-
-
-def _code(command: str) -> str:
-    return command if command.startswith("see ") else f"`{command}`"
 
 
 PAGE = """\
@@ -280,34 +321,50 @@ PAGE = """\
 Written by `flowers-torch reproduce --page docs/reproduction.md`; change the facts in
 `flowers_torch/tutorials.py`, the figures in `benchmarks/reproduction.jsonl`, not this page.
 
+## What the rows name
+
+The tutorials are four texts about Keras 2; each thing that one of them builds or prints is a row here, by
+the letter of the text and a number (A1, B8, ...):
+
+{documents}
+
+## How to run one
+
 `flowers-torch reproduce happy_house --data train_happy.h5` runs a recipe and prints the tutorial's figure,
-ours, and what differs; `--run FOLDER` reads a finished run instead; `--defaults` runs the same network,
-photos and epochs with this package's defaults in place of the tutorial's optimiser, rates and augmentation;
-`--record` keeps the result for this page.
+ours, and what differs; `--run FOLDER` reads a finished run instead; `--record` keeps the result for this
+page. `--stand-in` says that the photos are others than the tutorial's: the result is then marked, and never
+held against the tutorial's figure.
+
+`flowers-torch reproduce NAME` also lists each option in which this package's defaults differ from the
+recipe (`default stages.0.lr 0.0003 instead of 0.001`). `--defaults` measures them as a whole: the same
+network, photos and epochs with our optimiser, rates and augmentation. What a single option gives was not
+measured; `--set` with one of the listed options does that.
 
 ## Trained
 
 Test accuracy here; with several seeds the mean and the range. Where the tutorial's photos cannot be had,
-the recipe ran on a stand-in of about the same size, form and number of classes (`benchmarks/stand_ins.py`
-makes them of Flowers-17): such a figure says that the recipe works, not that it reaches the tutorial's.
-Time is that of the epochs; the
-machine had other work, so that times are upper bounds. Machine: {machines}.
+the recipe ran on a stand-in of the same form and number of classes, mostly smaller
+(`benchmarks/stand_ins.py` makes them of Flowers-17): such a figure says that the recipe works, not that it
+reaches the tutorial's. Time is that of the epochs; the machines had other work, so that times are upper
+bounds. A command is that of the figure; `--seed` changes the seed. Machines:
 
-| row | what | command | there | here | seeds | time |
-|---|---|---|---|---|---|---|
+{machines}
+
+| row | what | command | there | here | seeds | time | machine |
+|---|---|---|---|---|---|---|---|
 {trained}
 
-With other options than the recipe's:
+With other options than the recipe's, each as `--set` takes it:
 
-| recipe | options | here | seeds | time |
-|---|---|---|---|---|
+| recipe | options | here | seeds | time | machine |
+|---|---|---|---|---|---|
 {more}
 
 ## Figures that training does not change
 
-Each is proved by a test below `tests/`.
+Each is proved by the tests named, below `tests/`.
 
-| row | what | command | figure | test |
+| row | what | command | figure | tests |
 |---|---|---|---|---|
 {exact}
 

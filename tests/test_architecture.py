@@ -87,5 +87,12 @@ def test_train_py_is_short() -> None:
 
 def test_readme_s_layout_names_every_module() -> None:
     layout = (ROOT / "README.md").read_text().split("## Layout")[1]
-    listed = layout.split("```")[1].split()
-    assert not [path.name for path in FILES if path.name != "__init__.py" and path.name not in listed]
+    listed, folder = [], ""
+    for line in layout.split("```")[1].splitlines():
+        if not line.startswith(" "):
+            folder = line.split(" ")[0].rstrip("/")
+        elif line.strip():
+            listed.append((folder, line.split()[0]))
+            assert len(line.split()) > 1, f"{line} says nothing"
+    files = [(path.parent.relative_to(ROOT).as_posix(), path.name) for path in FILES]
+    assert sorted(listed) == sorted(file for file in files if file[1] != "__init__.py")

@@ -1,9 +1,15 @@
 """Configuration: precedence, all mistakes at once, and a file that repeats the run."""
 
+import shlex
+import shutil
+import tomllib
 from pathlib import Path
 
 import pytest
 
+from flowers_torch import config as config_module
+from flowers_torch.cli import Parser
+from flowers_torch.commands import train
 from flowers_torch.config import (
     HEAD_ONLY,
     Config,
@@ -14,6 +20,8 @@ from flowers_torch.config import (
     to_toml,
 )
 from flowers_torch.errors import UsageError
+
+ROOT = Path(__file__).parent.parent
 
 CONFIGS = sorted(config_folder().rglob("*.toml"))
 
@@ -121,7 +129,35 @@ def test_shares(text: str) -> None:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_opens_with_purpose_command_and_result(path: Path) -> None:
-    load_config(file=str(path))
+    config = load_config(file=str(path))
     heading = [line for line in path.read_text().splitlines() if line.startswith("#")]
-    assert len(heading) >= 3 and any("train.py" in line for line in heading)
-    assert any(line.startswith("# Expect") for line in heading)
+    assert heading[0].startswith("# Purpose: ")
+    (command,) = [line.removeprefix("# Command: ") for line in heading if line.startswith("# Command: ")]
+    (expected,) = [line.removeprefix("# Expect: ") for line in heading if line.startswith("# Expect: ")]
+    assert expected.strip()
+    start, program, *words = shlex.split(command)
+    assert (start, program) == ("python", "train.py")
+    parser = Parser(allow_abbrev=False)
+    train.add_arguments(parser)
+    args = parser.parse_args(words)
+    if path.stem == "demo":  # chosen by its photos, whatever the network
+        assert args.data == "demo" and not args.config
+    else:
+        assert path.stem in (args.config, args.arch)
+    changed = load_config(args.arch, args.data, args.config, train.overrides(args))
+    assert changed.stages == config.stages and changed.arch == config.arch
+
+
+def test_an_installed_package_finds_its_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There they lie inside the package, with no folder beside it, as pyproject.toml has them copied."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    copied = project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
+    assert copied == {"configs": "flowers_torch/configs"}
+    installed = tmp_path / "site-packages" / "flowers_torch"
+    shutil.copytree(ROOT / "configs", tmp_path / "site-packages" / copied["configs"])
+    monkeypatch.setattr(config_module, "__file__", str(installed / "config.py"))
+    assert config_folder() == installed / "configs"
+    (installed / "configs" / "happy_house.toml").write_text('arch = "resnet50"\n')
+    assert load_config(file="happy_house").arch == "resnet50"
+    shutil.rmtree(installed / "configs")
+    assert config_folder() == tmp_path / "site-packages" / "configs"

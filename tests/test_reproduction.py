@@ -1,5 +1,6 @@
 """The tutorials' figures beside ours: facts, one run's comparison, the results file, the page."""
 
+import argparse
 import dataclasses
 import re
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from flowers_torch.cli import main
+from flowers_torch.commands import train
 from flowers_torch.config import config_folder, load_config
 from flowers_torch.errors import DataError, UsageError
 from flowers_torch.reproduction import (
@@ -17,10 +19,11 @@ from flowers_torch.reproduction import (
     read_results,
     with_our_defaults,
 )
-from flowers_torch.tutorials import EXACT, TUTORIALS
+from flowers_torch.tutorials import DOCUMENTS, EXACT, TUTORIALS
 
 ROOT = Path(__file__).parent.parent
 ROWS = "A1 A2 A3 A4 A5 A6 A7 B1 B2 B3 B4 B5 B6 B7 B8 B9 B10 B11 C1 C2 C3 C4 C5 C6 C7 C8 C9 C10 D1 D2 D3 D4 D5"
+RESULTS = read_results(ROOT / "benchmarks/reproduction.jsonl")
 RUN = Outcome(
     *("happy_house", "train_happy.h5", True, 0, 132, 150, 0.82, 0.92, 40.0, ()),
     *("a processor, 1 thread", "torch 2", "2026-01-01"),
@@ -37,8 +40,11 @@ def test_every_row_and_every_recipe_of_a_tutorial_is_there() -> None:
 
 @pytest.mark.parametrize("exact", EXACT, ids=lambda exact: exact.what)
 def test_the_proof_of_a_figure_exists(exact) -> None:
-    file, name = exact.test.split("::")
-    assert f"def {name}(" in (ROOT / "tests" / file).read_text()
+    for test in exact.tests:
+        file, name = test.split("::")
+        before, found, _ = (ROOT / "tests" / file).read_text().partition(f"\ndef {name}(")
+        assert found, test
+        assert before.endswith("@pytest.mark.slow") == exact.slow, test
     if exact.command.startswith("see "):
         assert (ROOT / exact.command.removeprefix("see ")).is_file()
 
@@ -65,34 +71,83 @@ def test_our_defaults_change_the_schedule_and_nothing_else() -> None:
     assert differences(dataclasses.replace(config, seed=3, out="x", weights="imagenet"), config) == []
 
 
+def test_options_that_an_override_took_away_are_told() -> None:
+    """What is told repeats the run, by `--set`."""
+    recipe = load_config(file="five_animals_bottleneck")
+    assert recipe.model_options
+    wanted = ["model_options={}", "arch=tf_efficientnet_lite0", "dropout=0.8", "head_norm=true"]
+    for texts in (
+        wanted,
+        ['model_options={global_pool = "avg"}'],
+        ["model_options.global_pool=avg", 'stages.0.rules=[["*", 1.0]]'],
+        ['stages=[{name = "a", lr = 0.5}, {name = "b", optimizer = "sgd"}]', "batch_size=4"],
+    ):
+        changed = load_config(file="five_animals_bottleneck", overrides=overrides_of(texts))
+        told = differences(changed, recipe)
+        assert sorted(told) == sorted(texts)
+        assert load_config(file="five_animals_bottleneck", overrides=overrides_of(told)) == changed
+
+
+def overrides_of(texts: list[str]) -> dict[str, object]:
+    parser = argparse.ArgumentParser()
+    train.add_arguments(parser)
+    return train.overrides(parser.parse_args([word for text in texts for word in ("--set", text)]))
+
+
+@pytest.mark.parametrize("one", [one for one in RESULTS if one.changes], ids=lambda one: one.recipe)
+def test_recorded_options_are_a_whole_configuration(one: Outcome) -> None:
+    """Those of another network take the recipe's options for its own network away."""
+    config = load_config(file=one.recipe, overrides=overrides_of(list(one.changes)))
+    assert sorted(differences(config, load_config(file=one.recipe))) == sorted(one.changes)
+    if config.arch != load_config(file=one.recipe).arch:
+        assert config.model_options == {}
+
+
 def test_results_are_kept_once_for_each_run(tmp_path: Path) -> None:
     file = tmp_path / "results.jsonl"
     assert read_results(file) == []
     add_result(file, dataclasses.replace(RUN, correct=1))
     add_result(file, dataclasses.replace(RUN, seed=1))
     add_result(file, RUN)
-    assert read_results(file) == [dataclasses.replace(RUN, seed=1), RUN]
+    others = [
+        dataclasses.replace(RUN, seed=1),
+        dataclasses.replace(RUN, stand_in=False),
+        dataclasses.replace(RUN, machine="a GPU"),
+    ]
+    for one in others[1:]:
+        add_result(file, one)
+    assert read_results(file) == [others[0], RUN, *others[1:]]
     file.write_text('{"recipe": 1}')
     with pytest.raises(DataError, match="is no results file"):
         read_results(file)
 
 
 def test_the_page_has_every_row_and_says_what_is_not_measured() -> None:
-    elsewhere = dataclasses.replace(RUN, data="x", stand_in=False)
+    elsewhere = dataclasses.replace(
+        RUN, data="x", stand_in=False, machine="a GPU", changes=("weights=own.h5",)
+    )
     changed = dataclasses.replace(RUN, changes=("ema=0.9",))
     text = page([RUN, dataclasses.replace(RUN, seed=1, correct=141), elsewhere, changed])
     for recipe in TUTORIALS:
-        assert f"`python train.py --config {recipe}`" in text
-    assert "0.9100 (0.880 .. 0.940) on 150 photos of stand-in `train_happy.h5` | 0, 1 | 40 s" in text
+        assert f"| `python train.py --config {recipe}` |" in text
+    seeds = (
+        "0.9100 (0.880 .. 0.940) on 150 photos of stand-in `train_happy.h5` | 0, 1 | 40 s | 1 thread of B |"
+    )
+    assert seeds in text and "- A: a GPU; torch 2.\n- B: a processor; torch 2.\n" in text
     assert "| `happy_house` | `ema=0.9` | 0.8800 (95% interval 0.820 .. 0.920)" in text
-    assert "of `x` | 0 | 40 s |" in text
-    assert {row.count("|") for row in text.splitlines() if "train.py --config" in row} <= {6, 8}
+    (other,) = [line for line in text.splitlines() if "of `x`" in line]
+    assert other.endswith("| 0 | 40 s | A |")
+    assert "| `python train.py --config happy_house --data x --weights own.h5` |" in other
+    trained = text.partition("## Trained")[2].partition("## Figures")[0]
+    rows = [line for line in trained.splitlines() if "train.py --config" in line]
+    assert {row.count("|") for row in rows} == {9} and len(rows) == len(TUTORIALS) + 1
+    assert {row[2] for row in rows} <= set(DOCUMENTS) and all(f"\n- {d}: " in text for d in DOCUMENTS)
     assert text.count("not measured") == len(TUTORIALS) - 1
 
 
 def test_the_committed_page_is_the_one_of_the_committed_results() -> None:
     written = (ROOT / "docs/reproduction.md").read_text()
-    assert written == page(read_results(ROOT / "benchmarks/reproduction.jsonl"))
+    assert written == page(RESULTS)
 
 
 def test_the_command_runs_compares_and_records(

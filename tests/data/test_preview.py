@@ -1,6 +1,7 @@
 """The preview shows what the policies do, and writes nothing but what it says."""
 
 import argparse
+import dataclasses
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ from PIL import Image
 
 from flowers_torch.commands import preview
 from flowers_torch.data.folder import find_photos
-from flowers_torch.data.preview import PREVIEW_POLICIES, choose_photos, contact_sheet, variants
+from flowers_torch.data.keras_augment import KerasAugment
+from flowers_torch.data.preview import PREVIEW_POLICIES, TUTORIAL, choose_photos, contact_sheet, variants
 from flowers_torch.errors import UsageError
 
 
@@ -36,6 +38,23 @@ def test_variants(policy):
     assert all(np.array_equal(a, b) for a, b in zip(made, again, strict=True))
     different = {picture.tobytes() for picture in made}
     assert len(different) == (1 if policy == "none" else 4)
+
+
+def test_the_tutorial_s_ranges():
+    """Rotation 40 degrees, shifts, shear and zoom 0.2, mirror, the nearest pixel outside."""
+    asked = {field.name: getattr(TUTORIAL, field.name) for field in dataclasses.fields(TUTORIAL)}
+    changed = {name: value for name, value in asked.items() if value != getattr(KerasAugment(), name)}
+    assert changed == {
+        "rotation_range": 40,
+        "width_shift_range": 0.2,
+        "height_shift_range": 0.2,
+        "shear_range": 0.2,
+        "zoom_range": TUTORIAL.zoom_range,
+        "horizontal_flip": True,
+    }
+    assert TUTORIAL.fill_mode == "nearest"
+    zooms = [TUTORIAL.draw_affine(np.random.default_rng(seed), 10, 10).zx for seed in range(50)]
+    assert 0.8 <= min(zooms) < 0.85 and 1.15 < max(zooms) <= 1.2
 
 
 def test_the_choice_takes_each_class_in_turn(folder):

@@ -106,12 +106,21 @@ def test_digests_are_of_keras_own_lists(name: str) -> None:
 
 
 def test_mobilenet_widths() -> None:
-    """Published sizes of the widths (Howard et al., table 6): 0.25 has 0.5 and 0.75 has 2.6 million."""
-    assert round(keras_count(build("MobileNet", alpha=0.25)) / 1e6, 1) == 0.5
-    assert round(keras_count(build("MobileNet", alpha=0.75)) / 1e6, 1) == 2.6
+    """Keras 3.15's own counts, with top."""
+    counts = {alpha: keras_count(build("MobileNet", alpha=alpha)) for alpha in (0.25, 0.5, 0.75)}
+    assert counts == {0.25: 475_544, 0.5: 1_342_536, 0.75: 2_601_976}
+    assert keras_count(build("MobileNet", alpha=0.25, depth_multiplier=2)) == 687_888
     assert keras_count(build("MobileNetV2", alpha=1.4)) == 6_156_712
     deep = build("MobileNet", depth_multiplier=2)
     assert deep.blocks.block3.dw.weight.shape == (256, 1, 3, 3)
+
+
+@pytest.mark.parametrize("rate", [1e-3, 0.5])
+def test_mobilenet_dropout(rate: float) -> None:
+    drops = [
+        module.p for module in build("MobileNet", dropout=rate).modules() if isinstance(module, nn.Dropout)
+    ]
+    assert drops == [rate]
 
 
 def test_first_249_layers_are_all_but_the_last_two_blocks() -> None:

@@ -14,6 +14,7 @@ from flowers_torch.models.mobilenet import MobileNet
 from flowers_torch.models.plot import layout, plot
 from flowers_torch.models.summary import layer_rows, summary
 from flowers_torch.models.trace import layer_output, trace
+from flowers_torch.models.zoo import create_model
 
 
 class Forked(nn.Module):
@@ -118,6 +119,20 @@ def test_features_by_our_name_by_keras_name_and_of_the_last_map() -> None:
         features(model, images, "conv_pw_99")
     with pytest.raises(UsageError, match="no pooling 'mean'"):
         features(model, images, pooling="mean")
+
+
+def test_vgg19_s_block4_pool() -> None:
+    model = create_model("vgg19", 2, size=32, hidden=()).eval()
+    images = torch.randn(1, 3, 32, 32)
+    found = features(model, images, "block4_pool")
+    pools, expected = 0, images
+    for layer in model.modules():
+        if pools < 4 and isinstance(layer, nn.Conv2d | nn.MaxPool2d):
+            expected = layer(expected)
+            pools += isinstance(layer, nn.MaxPool2d)
+            expected = expected.relu()  # changes nothing behind a pooling
+    assert found.shape == (1, 512, 2, 2)
+    torch.testing.assert_close(found, expected)
 
 
 def test_decode_predictions() -> None:
