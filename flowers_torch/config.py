@@ -19,6 +19,7 @@ from flowers_torch.errors import UsageError, printable
 
 MAX_FILE_BYTES = 1024**2
 HEAD_VIEWS = 2  # of each photo, where only the head trains and nothing else was asked for
+MANY_PHOTOS = 20_000  # to train on, beyond which a single view is enough
 
 
 @dataclasses.dataclass
@@ -56,11 +57,12 @@ class Stage:
     mixup: float = 0.0  # blends pairs of photos, by shares from Beta(mixup, mixup); 0: never
     cutmix: float = 0.0  # pastes a part of one photo into another, by Beta(cutmix, cutmix); 0: never
 
-    def stored_views(self) -> int:
-        """Views of a photo that the frozen front answers to beforehand; 0 where it runs in every epoch."""
+    def stored_views(self, photos: int) -> int:
+        """Views of each of so many photos that the frozen front answers to beforehand; 0: none."""
         wanted = self.views
         if wanted < 0:
-            wanted = HEAD_VIEWS if self.train == "head" and not self.rules else 0
+            few = HEAD_VIEWS if photos <= MANY_PHOTOS else 1
+            wanted = few if self.train == "head" and not self.rules else 0
         mixes = self.mixup > 0 or self.cutmix > 0  # these blend photos, not answers
         if mixes or self.batch_norm == "all":
             return 0

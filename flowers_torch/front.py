@@ -65,7 +65,7 @@ def compute_front(run: Run, stage: Stage, check: Check) -> Front | None:
         stage: About to begin.
         check: Called after each batch.
     """
-    views = stage.stored_views()
+    views = stage.stored_views(len(run.split["train"]))
     if not views or run.world.size > 1:
         return None
     made = cut(run.model, run.record.preprocessing.size, run.runtime.channels_last)
@@ -112,9 +112,13 @@ def stored_part(run: Run, made: Cut, part: str, check: Check) -> StoredBatches |
 def answers(run: Run, made: Cut, part: str, policy: str, views: int, check: Check) -> Tensor | None:
     """The front's answers (views * photos, ...) to a part under an augmentation policy.
 
-    Pooled features are float32; maps are bfloat16 with the channels last, and None without room for them.
+    Pooled features are float32, in memory; maps are bfloat16 with the channels last, in memory or in a file.
+    None without room for them.
     """
     if made.block == classifier_name(made.model):
+        # Without looking at what photos take: these fit into a file as well, features do not.
+        if 4 * made.width * views * len(run.split[part]) > run.budget():
+            return None
         codes = [_hash_file(run.photos.root / run.photos.paths[index]) for index in run.split[part]]
         return torch.cat([_features(run, made, part, codes, policy, view, check) for view in range(views)])
     batches = part_batches(run, part, policy)

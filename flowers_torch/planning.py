@@ -54,7 +54,7 @@ def stage_cost(run: Run, stage: Stage) -> StageCost:
     train, val, test = (len(run.split[part]) for part in ("train", "val", "test"))
     predict = needs.predict_seconds + reading
     closing = (val + test + min(train, REFERENCE_PHOTOS)) * predict
-    if views := stage.stored_views():  # an epoch is then the tail's, which is what is not the front's
+    if views := stage.stored_views(train):  # an epoch is then the tail's, which is what is not the front's
         tail = max(0.0, needs.train_seconds - needs.predict_seconds)
         return StageCost((views * train + val) * predict, train * tail, closing, needs.memory_bytes)
     epoch = train * (needs.train_seconds + reading) + val * predict

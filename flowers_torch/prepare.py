@@ -68,11 +68,16 @@ class Run:
             self._fused = self.runtime.fused(self.model, self.record.preprocessing.size)
         return self._fused
 
+    def budget(self) -> int:
+        """Bytes of memory for photos and for what fronts answer (`store_gib`)."""
+        return int(self.config.store_gib * 2**30)
+
     def room(self) -> int:
-        """Bytes left of the budget for photos and for what fronts answer (`store_gib`)."""
+        """Bytes left of the budget."""
         held = [kept.images for kept in self.kept.values() if kept]
         held += [store for reference in self.stores if (store := reference()) is not None]
-        return max(0, int(self.config.store_gib * 2**30) - sum(tensor.nbytes for tensor in held))
+        in_memory = [tensor.nbytes for tensor in held if tensor.untyped_storage().filename is None]
+        return max(0, self.budget() - sum(in_memory))
 
 
 def prepare_together(config: Config, world: World) -> Run:
@@ -170,7 +175,7 @@ def _about(config: Config, split: Split, rate: float) -> str:
         return ""
     seconds = 0.0
     for stage in config.stages:
-        if views := stage.stored_views():
+        if views := stage.stored_views(len(split["train"])):
             seconds += (views * len(split["train"]) + len(split["val"])) / rate
         else:
             seconds += stage.epochs * (len(split["train"]) + len(split["val"])) / rate

@@ -208,7 +208,7 @@ def _fitted(
 
     front = compute_front(run, stage, leave_if_asked)
     if front is None:
-        raise UsageError("optimizer lbfgs cannot store the features here", "use adamw, or make more room")
+        raise UsageError("optimizer lbfgs cannot store the features here", "raise store_gib, or use adamw")
     photos = torch.tensor([run.photos.labels[index] for index in run.split["train"]])
     labels = photos.repeat(len(front.training) // len(photos))
     probe, l2 = choose_probe(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from flowers_torch import front, recipe
 from flowers_torch.cli import guarded
 from flowers_torch.config import Config, Stage, load_config
+from flowers_torch.data.kept import allocate
 from flowers_torch.errors import ResourceError, UsageError
 from flowers_torch.files import safe_load
 from flowers_torch.models.cut import Cut, cut
@@ -178,6 +179,10 @@ def test_photos_and_answers_share_one_budget(photo_folder: Path, tmp_path: Path)
     assert run.room() == 2 * 2**30 - photos - 2000
     del store
     assert run.room() == 2 * 2**30 - photos
+    in_a_file = allocate((1000,), torch.bfloat16, 0, tmp_path)
+    assert in_a_file is not None
+    run.stores.append(weakref.ref(in_a_file))
+    assert run.room() == 2 * 2**30 - photos
 
 
 @pytest.mark.parametrize("augment", ["mirror", "light"])
@@ -231,7 +236,19 @@ def test_without_room_the_front_runs_in_every_epoch(
     ],
 )
 def test_views(changes: dict[str, Any], expected: int) -> None:
-    assert Stage(**({"train": "head", "epochs": 9} | changes)).stored_views() == expected
+    stage = Stage(**({"train": "head", "epochs": 9} | changes))
+    assert stage.stored_views(1000) == expected
+    assert stage.stored_views(1_000_000) == (expected if "views" in changes else min(expected, 1))
+
+
+def test_features_that_exceed_the_budget_are_not_stored(
+    photo_folder: Path, tmp_path: Path, fronts_asked: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", logger="flowers_torch"):
+        recipe.train(config(photo_folder, tmp_path / "steps", head(views=2), store_gib=0.0))
+    assert "no room for what the frozen part answers" in caplog.text and sum(fronts_asked) == 2
+    with pytest.raises(UsageError, match="lbfgs cannot store the features here; fix: raise store_gib"):
+        recipe.train(config(photo_folder, tmp_path / "head", head(optimizer="lbfgs"), store_gib=0.0))
 
 
 def test_mirrored_views_are_the_photo_and_its_mirror_image(photo_folder: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ class KeptImages:
     """Photos as bytes, kept from their first decoding on. Forked workers share them.
 
     Args:
-        images: Room for all, uint8 (N, 3, height, width).
+        images: Room for all, uint8 (N, 3, height, width), in memory with the channels last.
         aspects: Width over height of each photo as it was, float32 (N,); 0 where it is not here yet.
         rows: Of the photos of a part among these, in its order.
     """
@@ -45,7 +45,8 @@ class KeptImages:
     def keep(self, position: int, image: Tensor, aspect: float) -> None:
         """Keeps a photo."""
         row = self.rows[position]
-        self.images[row] = image
+        # By NumPy: torch would share out the copy to threads that then spin where photos are being decoded.
+        self.images.numpy()[row] = image.numpy()
         self.aspects[row] = aspect  # last: another process that sees it may read the image
 
 
@@ -59,13 +60,13 @@ def keep_images(count: int, side: int, memory_bytes: int, folder: Path, shared: 
         folder: For the file beyond that.
         shared: With worker processes, which see a mapped file but not this process's memory.
     """
-    shape = (count, 3, side, side)
+    shape = (count, side, side, 3)
     memory = 0 if shared else memory_bytes
     images = allocate(shape, torch.uint8, memory, folder)
     aspects = allocate((count,), torch.float32, memory, folder)
     if images is None or aspects is None:
         return None
-    return KeptImages(images, aspects.zero_(), range(count))
+    return KeptImages(images.permute(0, 3, 1, 2), aspects.zero_(), range(count))
 
 
 def allocate(shape: Sequence[int], dtype: torch.dtype, memory_bytes: int, folder: Path) -> Tensor | None:

@@ -12,9 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset, Sampler, default_collate
 
 from flowers_torch.data.images import load_image
 from flowers_torch.data.kept import KeptImages
@@ -77,8 +78,6 @@ class PhotoDataset(Dataset[Item]):
         if self.draws or self.threads == 1:
             return [self[key] for key in keys]
         with ThreadPoolExecutor(self.threads) as pool:
-            # Copies stay in this thread: in another one torch would share them out to threads of its own,
-            # as it does not with the resizing of bytes.
             return [self._item(key, read) for key, read in zip(keys, pool.map(self._read, keys), strict=True)]
 
     def _read(self, key: Key) -> tuple[Tensor, float]:
@@ -90,15 +89,16 @@ class PhotoDataset(Dataset[Item]):
             return known
         image = load_image(self.paths[position], at_least=self.at_least)
         if not self.draws:
-            return self.transform(image), image.width / image.height
+            made = self.transform(image), image.width / image.height
+            if self.kept:
+                self.kept.keep(position, *made)
+            return made
         with torch.random.fork_rng(devices=[]):  # the process's own stream (dropout) goes on undisturbed
             torch.manual_seed(counted_seed(self.seed, view, position))
             return self.transform(image), image.width / image.height
 
     def _item(self, key: Key, read: tuple[Tensor, float]) -> Item:
         view, position = key
-        if self.kept and not self.kept.find(position):
-            self.kept.keep(position, *read)
         return Item(read[0], self.labels[position], position, view, read[1])
 
 
@@ -196,12 +196,23 @@ def make_loader(
         dataset,
         batch_sampler=order,
         num_workers=workers,
+        collate_fn=_collate if not workers else None,
         timeout=POLL_SECONDS if workers else 0,
         pin_memory=pin_memory,
         persistent_workers=workers > 0,
         generator=torch.Generator(),  # else each pass takes a number from the stream that dropout draws from
     )
     return loader, order
+
+
+def _collate(items: list[Item]) -> Item:
+    """A batch; bytes are stacked by NumPy, for the reason that `KeptImages.keep` has."""
+    if items[0].image.dtype != torch.uint8:
+        batch: Item = default_collate(items)
+        return batch
+    canvases = np.stack([item.image.permute(1, 2, 0).numpy() for item in items])
+    rest = default_collate([item._replace(image=0) for item in items])
+    return rest._replace(image=torch.from_numpy(canvases).permute(0, 3, 1, 2))
 
 
 def balanced_draw(labels: Sequence[int]) -> Tensor:

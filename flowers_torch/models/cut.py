@@ -19,6 +19,7 @@ class Cut:
     model: nn.Module
     block: str  # the first one of the tail
     tail: nn.Module  # what the front answers -> logits
+    width: int = 0  # channels of what the front answers
     folded: nn.Module | None = None  # a copy that answers as the frozen front does, sooner
     folded_from: str = ""  # which weights it was made of
 
@@ -136,7 +137,9 @@ def _computes_the_same(made: Cut, size: int, channels_last: bool) -> bool:
     with torch.no_grad(), without_tf32():
         images = noise(size).to(parameter.device).contiguous(memory_format=layout)
         try:
-            whole, parts = made.model(images), made.tail(made.front(images))
+            answer = made.front(images)
+            made.width = answer.shape[1]
+            whole, parts = made.model(images), made.tail(answer)
             same = whole.shape == parts.shape and torch.allclose(whole, parts, rtol=1e-4, atol=1e-5)
         except (RuntimeError, IndexError, AttributeError, TypeError):  # the tail cannot do with Identity
             same = False

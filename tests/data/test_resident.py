@@ -29,7 +29,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 def training(files: list[Path], device: str = "cpu", workers: int = 0, **options: Any) -> TrainingBatches:
     """Over eleven photos, in room for two more in front of them."""
-    dataset = PhotoDataset(files[:11], [i % 3 for i in range(11)], canvas_transform("crop", SIZE), 5)
+    labels, transform = [i % 3 for i in range(11)], canvas_transform("crop", SIZE)
+    dataset = PhotoDataset(files[:11], labels, transform, 5, draws=False)
     kept = keep_images(len(files), canvas_side("crop", SIZE), 1 << 30, files[0].parent, workers > 0)
     assert kept is not None
     dataset.kept = kept.part(range(2, 13))
