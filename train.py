@@ -10,7 +10,7 @@ The same command is `flowers-torch train` once the package is installed.
 
 import sys
 
-from flowers_torch.cli import guarded
+from flowers_torch.cli import guarded, leave
 
 if __name__ == "__main__":
-    sys.exit(guarded("train", sys.argv[1:], prog="python train.py"))
+    leave(guarded("train", sys.argv[1:], prog="python train.py"))

@@ -250,3 +250,12 @@ def test_no_times(text: str) -> None:
 
     with pytest.raises(UsageError, match="use such as 90s, 20m"):
         minutes(text)
+
+
+def test_leaving_keeps_the_code_the_output_and_what_was_registered(tmp_path: Path) -> None:
+    code = "import atexit, sys; from flowers_torch.cli import leave; "
+    code += f"atexit.register(open({str(tmp_path / 'cleaned')!r}, 'w').write, 'x'); "
+    code += "print('said'); sys.stderr.write('and this'); leave(3)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stdout, done.stderr) == (3, "said\n", "and this")
+    assert (tmp_path / "cleaned").is_file()
