@@ -1,7 +1,7 @@
 """A linear classifier on features at hand, fitted to its optimum: seconds where epochs take minutes."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +9,7 @@ from torch import Tensor
 
 STEPS = 60  # of L-BFGS, at most
 L2_GRID = (1000.0, 300.0, 100.0, 30.0, 10.0, 3.0, 1.0, 0.3, 0.1)  # from the strongest on
+FIRST = 100.0  # of these, tried first
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +80,8 @@ def choose_probe(
 ) -> tuple[LinearProbe, float]:
     """The probe with the lowest validation loss over a grid of penalties, and its penalty.
 
-    The penalty falls until the loss has risen twice in a row; the weaker ones would only fit longer.
+    From `FIRST` on the penalty falls until the loss has risen twice in a row: weaker ones would only fit
+    longer. Where the first was the best, stronger ones are tried likewise.
 
     Args:
         train: Features (N, D) and labels (N,).
@@ -89,11 +91,21 @@ def choose_probe(
         label_smoothing: Of the loss that is fitted.
         grid: Penalties, from the strongest on.
     """
-    tried: list[tuple[float, LinearProbe, float]] = []
-    for l2 in grid:
-        probe = fit_probe(*train, classes, l2, class_weights, label_smoothing)
-        tried.append((float(F.cross_entropy(probe.logits(validation[0]), validation[1])), probe, l2))
-        lowest = min(range(len(tried)), key=lambda i: tried[i][0])
-        if lowest == len(tried) - 3:
-            break
-    return tried[lowest][1:]
+    tried: dict[int, tuple[float, LinearProbe]] = {}
+
+    def best() -> int:
+        return min(tried, key=lambda place: tried[place][0])
+
+    def walk(places: Iterable[int]) -> None:
+        for place in places:
+            probe = fit_probe(*train, classes, grid[place], class_weights, label_smoothing)
+            loss = float(F.cross_entropy(probe.logits(validation[0]), validation[1]))
+            tried[place] = loss, probe
+            if abs(place - best()) == 2:
+                return
+
+    first = grid.index(FIRST) if FIRST in grid else 0
+    walk(range(first, len(grid)))
+    if best() == first:
+        walk(range(first - 1, -1, -1))
+    return tried[best()][1], grid[best()]

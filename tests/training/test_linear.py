@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from flowers_torch.training import linear
 from flowers_torch.training.linear import choose_probe, fit_probe
 
 
@@ -51,3 +52,21 @@ def test_class_weights_and_smoothing_are_in_the_loss() -> None:
     smooth = fit_probe(features, labels, 3, l2=0.01, label_smoothing=0.2).logits(features)
     sure = fit_probe(features, labels, 3, l2=0.01).logits(features)
     assert smooth.softmax(1).max(1).values.mean() < sure.softmax(1).max(1).values.mean()
+
+
+@pytest.mark.parametrize(("noise", "stronger"), [(0.2, False), (3.0, True)])
+def test_the_penalty_is_looked_for_in_both_directions(
+    noise: float, stronger: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    labels = torch.arange(400) % 4
+    features = F.one_hot(labels, 40).float() + noise * torch.randn(400, 40)
+    parts = (features[:200], labels[:200]), (features[200:], labels[200:])
+    every = [fit_probe(*parts[0], 4, l2) for l2 in linear.L2_GRID]
+    losses = [float(F.cross_entropy(probe.logits(parts[1][0]), parts[1][1])) for probe in every]
+    asked: list[float] = []
+    real = linear.fit_probe
+    monkeypatch.setattr(linear, "fit_probe", lambda *given: (asked.append(given[3]), real(*given))[1])
+    _, l2 = choose_probe(*parts, 4)
+    assert l2 == linear.L2_GRID[losses.index(min(losses))]
+    assert (l2 > linear.FIRST) == stronger and asked[0] == linear.FIRST and len(asked) < len(every)
