@@ -11,8 +11,8 @@ split: seconds until validation first reached 95% and 97%, and how soon ours rea
 with `--tutorial` the Keras tutorial's 2 + 2 epochs at batch 64. Ours begins with an empty cache, checks its
 photos and writes its report within its time; the peers do neither.
 
-The peers live in Pythons of their own, named by FASTAI_PYTHON (`pip install fastai timm`) and KERAS_PYTHON
-(`pip install keras tensorflow-cpu torch`); those not named are left out. Rows are appended to --results.
+The peers live in Pythons of their own, named by FASTAI_PYTHON (`pip install -e ".[peer-fastai]"`) and
+KERAS_PYTHON (`pip install -e ".[peer-keras]"`); those not named are left out. Rows are appended to --results.
 """
 
 import argparse

@@ -80,7 +80,13 @@ TUTORIALS: dict[str, Tutorial] = {
         "A6", "Flowers-17 in seconds, EfficientNet-Lite0", "", None, "A has no such recipe", FLOWERS
     ),
     "flowers17_best_lite0": Tutorial(
-        "A6", "Flowers-17 as for a contest, EfficientNet-Lite0", "", None, "A has no such recipe", FLOWERS
+        "A6",
+        "Flowers-17 as for a contest, EfficientNet-Lite0",
+        "",
+        None,
+        "A has no such recipe",
+        FLOWERS,
+        ("three of nine runs, one for each of three splits; all nine came to 0.9856 on average",),
     ),
     "happy_house": Tutorial(
         "B8 B11",
