@@ -90,7 +90,7 @@ def pooled_features(run: Run, photos: Sequence[int]) -> Tensor | None:
         photos: By number in `run.photos`.
 
     Returns:
-        None where the network cannot be cut in front of its classifier.
+        None where the network cannot be cut in front of its classifier, or they exceed the budget.
     """
     apply_rules(run.model, rules_for(run.model, "head"))
     set_train_mode(run.model)

@@ -41,7 +41,7 @@ def look_into(run: Run) -> dict[str, Any]:
     untrained = dataclasses.replace(run, model=run.runtime.place(model), photos=photos)
     features, labels = pooled_features(untrained, range(len(photos))), torch.tensor(photos.labels)
     if features is None:
-        what = f"{run.record.arch} cannot be cut in front of its classifier"
+        what = f"{run.record.arch} cannot be cut in front of its classifier, or features exceed store_gib"
         raise UsageError(what, "train another network on these photos")
     units, classes = group_units(photos, admission.twins), len(photos.classes)
     curve = learning_curve(features, labels, classes, units=units)

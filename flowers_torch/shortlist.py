@@ -65,7 +65,8 @@ def _judge(run: Run) -> Candidate:
     photos = [*run.split["train"], *run.split["val"]]
     features = pooled_features(run, photos)
     if features is None:
-        raise UsageError(f"{record.arch} cannot be cut in front of its classifier", "choose another network")
+        what = f"{record.arch} cannot be cut in front of its classifier, or its features exceed store_gib"
+        raise UsageError(what, "choose another network, or raise store_gib")
     labels = torch.tensor([run.photos.labels[index] for index in photos])
     groups = group_units(run.photos, run.twins)
     units = [groups[index] for index in photos]
