@@ -6,7 +6,9 @@ from pathlib import Path
 
 from torch import nn
 
-from flowers_torch.data.augment import enough_side, eval_transform
+from flowers_torch.data.augment import enough_side
+from flowers_torch.data.batches import TrainingBatches, batch_policy
+from flowers_torch.data.canvas import canvas_side, canvas_transform
 from flowers_torch.data.loaders import PhotoDataset, choose_reading, make_loader
 from flowers_torch.evaluation.answers import Answers, collect
 from flowers_torch.evaluation.views import VIEWS, collect_views, view_transform
@@ -34,13 +36,19 @@ def answer_photos(
         views: Key of `VIEWS`; other than `none` the logits are those of the mean probability.
         batch_size: Pictures computed at once.
     """
-    keywords = dataclasses.asdict(preprocessing)
-    if views == "none":
-        enough = enough_side(preprocessing.size, preprocessing.crop)
-        photos = PhotoDataset(paths, labels, eval_transform(**keywords), 0, draws=False, at_least=enough)
-    else:
-        photos = PhotoDataset(paths, labels, view_transform(views, **keywords), 0, draws=False)
-    at_once, how = max(1, batch_size // VIEWS[views]), choose_reading(-1, runtime.device)
-    loader, _ = make_loader(photos, at_once, shuffle=False, **how)
     network = runtime.fused(model.eval(), preprocessing.size)
-    return (collect if views == "none" else collect_views)(network, loader, runtime)
+    at_once, how = max(1, batch_size // VIEWS[views]), choose_reading(-1, runtime.device)
+    if views != "none":
+        transform = view_transform(views, **dataclasses.asdict(preprocessing))
+        photos = PhotoDataset(paths, labels, transform, 0, draws=False)
+        loader, _ = make_loader(photos, at_once, shuffle=False, **how)
+        return collect_views(network, loader, runtime)
+    # By way of canvases, as in the run that trained it.
+    size, crop = preprocessing.size, preprocessing.crop
+    canvas = canvas_transform("none", size, preprocessing.interpolation, crop, preprocessing.squash)
+    enough = enough_side(canvas_side("none", size), crop)
+    photos = PhotoDataset(paths, labels, canvas, 0, draws=False, at_least=enough)
+    loader, order = make_loader(photos, at_once, shuffle=False, **how)
+    policy, channels = batch_policy("none", size, crop), (preprocessing.mean, preprocessing.std)
+    batches = TrainingBatches(loader, order, 0, 0, runtime.device, policy, *channels)
+    return collect(network, batches, runtime)
