@@ -93,11 +93,11 @@ def test_a_photo_that_only_one_process_cannot_read(toy: Any) -> None:
     def spoil() -> None:
         real, left = loaders.load_image, [12]
 
-        def load_image(path: Path) -> Any:
+        def load_image(path: Path, **options: Any) -> Any:
             left[0] -= 1
             if os.environ["RANK"] == "1" and left[0] == 0:
                 raise DataError(f"{path} is cut off", "replace or remove it")
-            return real(path)
+            return real(path, **options)
 
         loaders.load_image = load_image
 
