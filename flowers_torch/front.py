@@ -115,16 +115,18 @@ def answers(run: Run, made: Cut, part: str, policy: str, views: int, check: Chec
     Pooled features are float32, in memory; maps are bfloat16 with the channels last, in memory or in a file.
     None without room for them.
     """
+    weights = _hash_front(made)
     if made.block == classifier_name(made.model):
         # Without looking at what photos take: these fit into a file as well, features do not.
         if 4 * made.width * views * len(run.split[part]) > run.budget():
             return None
         codes = [_hash_file(run.photos.root / run.photos.paths[index]) for index in run.split[part]]
-        return torch.cat([_features(run, made, part, codes, policy, view, check) for view in range(views)])
+        found = [_features(run, made, weights, part, codes, policy, view, check) for view in range(views)]
+        return torch.cat(found)
     batches = part_batches(run, part, policy)
     count, store = len(batches.labels), None
     for view in range(views):
-        for first, values in _compute(run, made, batches, view, check):
+        for first, values in _compute(run, made, weights, batches, view, check):
             if store is None:
                 shape = (views * count, *values.shape[1:])
                 store = allocate(shape, torch.bfloat16, run.room(), cache_folder())
@@ -136,7 +138,7 @@ def answers(run: Run, made: Cut, part: str, policy: str, views: int, check: Chec
 
 
 def _features(
-    run: Run, made: Cut, part: str, codes: list[str], policy: str, view: int, check: Check
+    run: Run, made: Cut, weights: str, part: str, codes: list[str], policy: str, view: int, check: Check
 ) -> Tensor:
     """Pooled features (photos, D) of a view: known ones from disk, the others computed and added there.
 
@@ -149,7 +151,7 @@ def _features(
         shown = repr((policy, run.config.seed, view, codes))
         codes = [f"{code}{place:08x}" for place, code in enumerate(codes)]
     record, runtime = run.record, run.runtime
-    network = (_hash_front(made), record.arch, sorted(record.model_options.items()), record.preprocessing)
+    network = (weights, record.arch, sorted(record.model_options.items()), record.preprocessing)
     how = (runtime.precision, runtime.device.type, runtime.channels_last, run.config.batch_augment)
     software = (FORMAT, __version__, torch.__version__, torchvision.__version__, PIL.__version__)
     settings = (network, how, shown, software)
@@ -159,7 +161,7 @@ def _features(
     missing = {code: index for code, index in zip(codes, photos, strict=True) if code not in known}
     if missing:
         batches = part_batches(dataclasses.replace(run, split={part: list(missing.values())}), part, policy)
-        computed = [values for _, values in _compute(run, made, batches, view, check)]
+        computed = [values for _, values in _compute(run, made, weights, batches, view, check)]
         features = torch.cat([features, *computed] if known else computed)
         known = [*known, *missing]
         try:
@@ -178,12 +180,12 @@ def _shown(policy: str, view: int) -> str:
 
 
 def _compute(
-    run: Run, made: Cut, batches: TrainingBatches, view: int, check: Check
+    run: Run, made: Cut, weights: str, batches: TrainingBatches, view: int, check: Check
 ) -> Iterator[tuple[int, Tensor]]:
     """Runs the front over a view, batch by batch: (place of the first photo, answers)."""
     made.model.eval()
     images = run.runtime.images(noise(run.record.preprocessing.size))
-    made.speed_up(images, run.runtime.dtype, weights=_hash_front(made))
+    made.speed_up(images, run.runtime.dtype, weights)
     batches.order.epoch, done = view, 0
     with bar(f"view {view + 1}", len(batches.labels)) as meter:
         for images, _, _ in batches:
