@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from flowers_torch import __version__
 from flowers_torch.config import Config, Stage, split_fractions
 from flowers_torch.data.admission import Admission, admit
-from flowers_torch.data.augment import enough_side, train_transform
+from flowers_torch.data.augment import train_transform
 from flowers_torch.data.batches import BATCH_POLICIES, TrainingBatches, batch_policy
-from flowers_torch.data.canvas import canvas_side, canvas_transform
+from flowers_torch.data.canvas import canvas_dataset, canvas_side
 from flowers_torch.data.flowers17 import official_split
 from flowers_torch.data.folder import Photos
 from flowers_torch.data.kept import KeptImages, keep_images
@@ -209,9 +209,8 @@ def photo_dataset(run: Run, part: str, policy: str, canvases: bool = False) -> P
     labels = [run.photos.labels[index] for index in indices]
     inputs = run.record.preprocessing
     if canvases:
-        transform = canvas_transform(policy, inputs.size, inputs.interpolation, inputs.crop, inputs.squash)
-        enough = enough_side(canvas_side(policy, inputs.size), inputs.crop)
-        return PhotoDataset(paths, labels, transform, run.config.seed, draws=False, at_least=enough)
+        how = (policy, inputs.size, inputs.interpolation, inputs.crop, inputs.squash)
+        return canvas_dataset(paths, labels, run.config.seed, *how)
     transform = train_transform(policy, **dataclasses.asdict(inputs))
     return PhotoDataset(paths, labels, transform, run.config.seed)
 

@@ -6,14 +6,16 @@ differ by 4 of 255 at most on photos, by 0.02 on average.
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from flowers_torch.data.augment import KERAS, LimitAspect
+from flowers_torch.data.augment import KERAS, LimitAspect, enough_side
+from flowers_torch.data.loaders import PhotoDataset
 
 # Side of the canvas over side of the input. Where parts of it are cut out, the smallest parts are enlarged a
 # little and the largest reduced a little.
@@ -37,6 +39,22 @@ def canvas_transform(
     if squash:
         return functools.partial(_resized, (size, size), interpolation)
     return functools.partial(_middle, math.floor(size / crop), size, interpolation)
+
+
+def canvas_dataset(
+    paths: Sequence[Path],
+    labels: Sequence[int],
+    seed: int,
+    policy: str,
+    size: int,
+    interpolation: str,
+    crop: float,
+    squash: bool,
+) -> PhotoDataset:
+    """Photos as the canvases of a policy; arguments as `PhotoDataset` and `canvas_transform` have them."""
+    transform = canvas_transform(policy, size, interpolation, crop, squash)
+    enough = enough_side(canvas_side(policy, size), crop)
+    return PhotoDataset(paths, labels, transform, seed, draws=False, at_least=enough)
 
 
 def canvas_side(policy: str, size: int) -> int:

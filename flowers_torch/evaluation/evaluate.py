@@ -6,9 +6,8 @@ from pathlib import Path
 
 from torch import nn
 
-from flowers_torch.data.augment import enough_side
 from flowers_torch.data.batches import TrainingBatches, batch_policy
-from flowers_torch.data.canvas import canvas_side, canvas_transform
+from flowers_torch.data.canvas import canvas_dataset
 from flowers_torch.data.loaders import PhotoDataset, choose_reading, make_loader
 from flowers_torch.evaluation.answers import Answers, collect
 from flowers_torch.evaluation.views import VIEWS, collect_views, view_transform
@@ -45,9 +44,9 @@ def answer_photos(
         return collect_views(network, loader, runtime)
     # By way of canvases, as in the run that trained it.
     size, crop = preprocessing.size, preprocessing.crop
-    canvas = canvas_transform("none", size, preprocessing.interpolation, crop, preprocessing.squash)
-    enough = enough_side(canvas_side("none", size), crop)
-    photos = PhotoDataset(paths, labels, canvas, 0, draws=False, at_least=enough)
+    photos = canvas_dataset(
+        paths, labels, 0, "none", size, preprocessing.interpolation, crop, preprocessing.squash
+    )
     loader, order = make_loader(photos, at_once, shuffle=False, **how)
     policy, channels = batch_policy("none", size, crop), (preprocessing.mean, preprocessing.std)
     batches = TrainingBatches(loader, order, 0, 0, runtime.device, policy, *channels)
