@@ -1,0 +1,189 @@
+"""Five tiny runs through the real command end in the same weights, splits and predictions as they always have.
+
+The digests in golden/runs.json are exact for the versions of torch, torchvision, timm and Pillow named there.
+With other versions the arithmetic may differ in the last bits, so the weights are compared by their norm and
+the predictions by their classes. Run this file as a script to record the digests for the versions installed.
+"""
+
+import csv
+import hashlib
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+import pytest
+import safetensors.torch
+import timm
+import torch
+import torchvision
+from PIL import Image
+
+GOLDEN = Path(__file__).parent / "golden" / "runs.json"
+VERSIONS = " ".join(
+    f"{package.__name__}={package.__version__.partition('+')[0]}"
+    for package in (torch, torchvision, timm, PIL)
+)
+# The oldest instruction sets: every x86-64 processor computes the same bits.
+SAME_BITS = {
+    "OMP_NUM_THREADS": "1",
+    "ATEN_CPU_CAPABILITY": "default",
+    "ONEDNN_MAX_CPU_ISA": "SSE41",
+    "MKL_CBWR": "COMPATIBLE",
+}
+OPTIONS = """
+arch = "test_resnet"
+weights = "none"
+size = 32
+batch_size = 8
+precision = "fp32"
+device = "cpu"
+threads = 1
+workers = 0
+seed = 7
+"""
+TWO_STAGES = """
+[[stages]]
+name = "head"
+epochs = 2
+train = "head"
+lr = 0.01
+
+[[stages]]
+name = "finetune"
+epochs = 3
+train = "all"
+lr = 0.003
+augment = "crop"
+warmup_epochs = 0.5
+weight_decay = 0.05
+"""
+RUNS: dict[str, tuple[str, list[str]]] = {  # options beside OPTIONS, and flags
+    "head_only": ("", ["--head-only"]),
+    "two_stages": (TWO_STAGES, []),
+    "resumed": (TWO_STAGES, []),
+    "ema_mixup": ("ema = 0.9\n" + TWO_STAGES.replace('"crop"', '"light"\nmixup = 0.2'), []),
+    "crossval": (TWO_STAGES, ["--folds", "3"]),
+}
+
+
+def draw_images(root: Path) -> Path:
+    """Four classes of 15 small images that differ in colour and in the direction of a gradient."""
+    draw = np.random.default_rng(11)
+    ramp = np.linspace(-60, 60, 40)
+    for label, name in enumerate(("ash", "beech", "cedar", "date")):
+        (root / name).mkdir(parents=True)
+        slope = ramp[:, None, None] if label % 2 else ramp[None, :, None]
+        colour = np.array([120, 90 + 50 * (label // 2), 140 - 40 * (label // 2)])
+        for number in range(15):
+            pixels = colour + slope + draw.normal(0, 30, (40, 40, 3))
+            Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(root / name / f"{number}.png")
+    return root
+
+
+def command(folder: Path, *words: str) -> "subprocess.Popen[str]":
+    environment = os.environ | SAME_BITS | {"FLOWERS_TORCH_CACHE": str(folder / "cache")}
+    return subprocess.Popen(
+        [sys.executable, "-m", "flowers_torch.cli", *words],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process: "subprocess.Popen[str]", code: int = 0) -> str:
+    output = process.communicate(timeout=240)[0]
+    assert process.returncode == code, output
+    return output
+
+
+def train(name: str, folder: Path, images: Path) -> list[Path]:
+    """Runs the command of a golden run; the folders with results that it leaves."""
+    options, flags = RUNS[name]
+    (folder / "options.toml").write_text(OPTIONS + options)
+    verb = "crossval" if name == "crossval" else "train"
+    words = [verb, "--config", "options.toml", "--data", str(images), "--out", "out", *flags]
+    process = command(folder, *words)
+    if name == "resumed":
+        assert process.stdout
+        for line in process.stdout:
+            if re.match(r"stage\b.*finetune", line):
+                process.send_signal(signal.SIGTERM)
+                break
+        finish(process, 143)
+        process = command(folder, "train", "--resume", "out")
+    finish(process)
+    return sorted(path.parent for path in (folder / "out").rglob("metrics.json"))
+
+
+def digest(parts: Sequence[bytes]) -> str:
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+
+
+def results(folders: Sequence[Path]) -> dict[str, Any]:
+    """What the run folders hold, as short texts: exact digests, and figures that other versions share."""
+    weights: list[bytes] = []
+    split: list[bytes] = []
+    predictions: list[bytes] = []
+    classes: list[str] = []
+    square = 0.0
+    for folder in folders:
+        for tensor_name, tensor in sorted(safetensors.torch.load_file(folder / "model.safetensors").items()):
+            weights += [tensor_name.encode(), tensor.numpy().tobytes()]
+            square += float(tensor.double().square().sum())
+        for members in json.loads((folder / "split.json").read_text())[SPLITS_KEY].values():
+            split += [name.encode() for name in members] + [b"|"]
+        with (folder / "predictions.csv").open(newline="") as file:
+            rows = list(csv.reader(file))[1:]
+        predictions += [",".join(row).encode() for row in rows]
+        classes += [row[2] for row in rows]
+    exact = {"weights": digest(weights), "split": digest(split), "predictions": digest(predictions)}
+    return exact | {"norm": math.sqrt(square), "classes": digest([name.encode() for name in classes])}
+
+
+SPLITS_KEY = "parts"
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_ends_as_it_always_has(name: str, tmp_path: Path) -> None:
+    golden = json.loads(GOLDEN.read_text())
+    found = results(train(name, tmp_path, draw_images(tmp_path / "images")))
+    known = golden.get(VERSIONS)
+    if known:
+        exact = ("weights", "split", "predictions")
+        assert {key: found[key] for key in exact} == {key: known[name][key] for key in exact}
+        return
+    known = next(iter(golden.values()))[name]
+    assert found["split"] == known["split"]
+    assert found["norm"] == pytest.approx(known["norm"], rel=1e-3)
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one() -> None:
+    for runs in json.loads(GOLDEN.read_text()).values():
+        assert runs["resumed"] == runs["two_stages"]
+
+
+def record() -> None:
+    golden = json.loads(GOLDEN.read_text()) if GOLDEN.is_file() else {}
+    golden[VERSIONS] = {}
+    for name in RUNS:
+        with tempfile.TemporaryDirectory() as folder:
+            place = Path(folder)
+            golden[VERSIONS][name] = results(train(name, place, draw_images(place / "images")))
+            print(name, golden[VERSIONS][name])
+    GOLDEN.write_text(json.dumps(golden, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    record()
