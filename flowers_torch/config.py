@@ -182,6 +182,14 @@ RANGES: dict[str, tuple[float, float]] = {
 }
 
 
+# Fields that hold a path, and the values of them that are names instead.
+PATHS: dict[str, tuple[str, ...]] = {
+    "data": ("demo", "flowers17", "cifar10"),
+    "weights": ("", "imagenet", "offline", "none"),
+    "groups": ("twins", "none"),
+    "quarantine": ("",),
+}
+
 # What --head-only asks for: a linear head on the photo and its mirror image, and nothing else.
 HEAD_ONLY: dict[str, Any] = {
     "stages": [{"name": "head", "train": "head", "optimizer": "lbfgs", "views": 2, "augment": "mirror"}],
@@ -220,6 +228,21 @@ def load_config(
         count = f"{len(problems)} problems{where}: " if len(problems) > 1 else ""
         raise UsageError(f"{count}{'; '.join(problems)}", "correct these and start again")
     return config
+
+
+def with_absolute_paths(config: Config) -> Config:
+    """The configuration with paths that hold in every working directory; names such as `demo` stay."""
+    found = {field: getattr(config, field) for field in PATHS}
+    absolute: dict[str, Any] = {
+        field: _absolute(path) for field, path in found.items() if path not in PATHS[field]
+    }
+    return dataclasses.replace(config, **absolute)
+
+
+def _absolute(path: str) -> str:
+    # A link stays a link, so that its target can move. Behind `..` only the target says which folder it is.
+    absolute = Path(path).expanduser().absolute()
+    return str(absolute.resolve() if ".." in absolute.parts else absolute)
 
 
 def split_fractions(split: str) -> tuple[float, float, float] | None:

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from flowers_torch import recipe
-from flowers_torch.config import Config, load_config, to_toml
+from flowers_torch.config import Config, load_config, to_toml, with_absolute_paths
 from flowers_torch.data.admission import Admission
 from flowers_torch.data.folds import fold_photos
 from flowers_torch.data.split_file import load_split
 from flowers_torch.data.splits import Split
 from flowers_torch.errors import DataError, UsageError, printable
 from flowers_torch.files import write_csv, write_json, write_text
-from flowers_torch.prepare import admit_photos
+from flowers_torch.prepare import admit_photos, photos_of
 from flowers_torch.run_folder import new_run_folder
 from flowers_torch.training.checkpoint import saved_states
 from flowers_torch.training.monitors import log
@@ -37,6 +37,7 @@ def cross_validate(
     Returns:
         What `crossval.json` holds: mean, standard deviation and n of the test accuracies, and each run.
     """
+    config = with_absolute_paths(config)
     admission = admit_photos(config)
     fold_photos(admission.photos, folds, config.seed, admission.twins)  # its errors come before any folder
     out = new_run_folder(config.out, admission.photos.name, f"{config.arch}-crossval")
@@ -46,11 +47,12 @@ def cross_validate(
     return _train_folds(config, admission, out, folds, repeats, argv or [])
 
 
-def resume(out: Path) -> dict[str, Any]:
+def resume(out: Path, data: str = "") -> dict[str, Any]:
     """Goes on with an interrupted cross-validation: finished folds are kept, the one begun is resumed.
 
     Args:
         out: The folder of the cross-validation.
+        data: The place of its photos now; empty where they have not moved.
 
     Raises:
         UsageError: the folder is none.
@@ -62,8 +64,10 @@ def resume(out: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         what = f"{printable(out)} holds no cross-validation"
         raise UsageError(what, f"name a folder with {SUMMARY_FILE} in it") from error
-    config = load_config(file=str(out / "config.toml"))
-    return _train_folds(config, admit_photos(config), out, folds, repeats, [])
+    config = with_absolute_paths(load_config(data=data, file=str(out / "config.toml")))
+    with photos_of(out, config):
+        admission = admit_photos(config)
+    return _train_folds(config, admission, out, folds, repeats, [])
 
 
 def _train_folds(
@@ -81,7 +85,7 @@ def _train_folds(
         folder = out / f"seed{seed}-fold{fold}"
         log.info(f"fold     {fold + 1} of {folds}, seed {seed}")
         if saved_states(folder):
-            recipe.resume(folder)
+            recipe.resume(folder, {"data": config.data})
         elif not (folder / "metrics.json").is_file():  # a fold stopped before its first save begins anew
             own = dataclasses.replace(config, seed=seed, out=str(folder))
             recipe.train(own, overwrite=True, argv=argv, split=split)

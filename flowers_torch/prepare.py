@@ -1,10 +1,11 @@
 """From a configuration to everything that a run works on: device, photos, split, network."""
 
+import contextlib
 import dataclasses
 import math
 import platform
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from flowers_torch import __version__
-from flowers_torch.config import Config, Stage, split_fractions
+from flowers_torch.config import Config, Stage, split_fractions, with_absolute_paths
 from flowers_torch.data.admission import Admission, admit
 from flowers_torch.data.augment import train_transform
 from flowers_torch.data.batches import BATCH_POLICIES, TrainingBatches, batch_policy
@@ -23,7 +24,7 @@ from flowers_torch.data.kept import KeptImages, keep_images
 from flowers_torch.data.loaders import PhotoDataset, choose_reading, make_loader
 from flowers_torch.data.sources import open_photos
 from flowers_torch.data.splits import Split, describe_split, exact_split, is_lopsided, split_photos
-from flowers_torch.errors import UsageError
+from flowers_torch.errors import DataError, UsageError, printable
 from flowers_torch.evaluation.answers import Answers, collect
 from flowers_torch.files import cache_folder
 from flowers_torch.models.classifier import Record, build
@@ -154,7 +155,9 @@ def prepare(config: Config, world: World = ALONE) -> Run:
     )
     # What was chosen becomes part of the configuration: a resumed or repeated run must not choose anew.
     config = dataclasses.replace(
-        config, weights=weights, precision=runtime.precision, channels_last=runtime.channels_last
+        with_absolute_paths(dataclasses.replace(config, weights=weights)),
+        precision=runtime.precision,
+        channels_last=runtime.channels_last,
     )
     return Run(
         config,
@@ -187,6 +190,24 @@ def _about(config: Config, split: Split, rate: float) -> str:
 def admit_photos(config: Config) -> Admission:
     """The photos of a configuration that can be trained on."""
     return admit(open_photos(config.data), config.quarantine, config.groups, config.skip_bad)
+
+
+@contextlib.contextmanager
+def photos_of(folder: Path, config: Config) -> Iterator[None]:
+    """Inside, an error about photos that are no longer where the run had them says how to give their place.
+
+    Raises:
+        DataError: the photos have moved.
+    """
+    try:
+        yield
+    except DataError as error:
+        place = Path(config.data)
+        there = place.parent if set("*{") & set(place.name) else place  # of tar shards a pattern
+        if not place.is_absolute() or there.exists():
+            raise
+        what = f"the photos of {printable(folder)} are not at {printable(place)}"
+        raise DataError(what, "name the place where they are now with --data") from error
 
 
 def stage_rules(model: nn.Module, stage: Stage) -> Rules:

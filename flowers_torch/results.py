@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from flowers_torch.config import load_config
+from flowers_torch.config import load_config, with_absolute_paths
 from flowers_torch.data.audit import audit
 from flowers_torch.data.preview import choose_photos
 from flowers_torch.data.scan import inspect_photos
@@ -22,7 +22,7 @@ from flowers_torch.evaluation.unsure import REFERENCE_PHOTOS, fit_familiar, make
 from flowers_torch.files import write_csv, write_json
 from flowers_torch.front import stored_part
 from flowers_torch.models.classifier import Record, load_classifier, save_classifier
-from flowers_torch.prepare import Run, admit_photos, part_batches, predict_part
+from flowers_torch.prepare import Run, admit_photos, part_batches, photos_of, predict_part
 from flowers_torch.report.page import Source, write_report
 from flowers_torch.training.checkpoint import MODEL_FILE
 from flowers_torch.training.monitors import RESULT, log
@@ -130,8 +130,13 @@ def report(run: Run) -> Path:
     return write_report(run.folder, run.record, Source(run.photos, findings, run.model, run.runtime))
 
 
-def open_run(folder: Path, device: str = "auto") -> Run:
+def open_run(folder: Path, device: str = "auto", data: str = "") -> Run:
     """A finished run as it was: configuration, photos, split, and the network with its best weights.
+
+    Args:
+        folder: The run folder.
+        device: Where to compute.
+        data: The place of its photos now; empty where they have not moved.
 
     Raises:
         DataError: not a run folder, or its photos are no longer there or have changed.
@@ -139,9 +144,10 @@ def open_run(folder: Path, device: str = "auto") -> Run:
     """
     if not (folder / "config.toml").is_file():
         raise DataError(f"{printable(folder)} is no run folder", "name the folder that training wrote")
-    config = load_config(file=str(folder / "config.toml"))
+    config = with_absolute_paths(load_config(data=data, file=str(folder / "config.toml")))
     model, record = load_classifier(folder)
-    photos = admit_photos(config).photos
+    with photos_of(folder, config):
+        photos = admit_photos(config).photos
     runtime = choose_runtime(device, config.precision, config.channels_last, config.threads)
     split, changes = load_split(folder / "split.json", photos)
     if changes:

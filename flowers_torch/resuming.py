@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from flowers_torch.config import Config, load_config, to_toml
+from flowers_torch.config import Config, load_config, to_toml, with_absolute_paths
 from flowers_torch.data.split_file import load_split, save_split
 from flowers_torch.errors import UsageError, printable
 from flowers_torch.files import safe_load, write_text
 from flowers_torch.models.classifier import build
-from flowers_torch.prepare import Run, admit_photos
+from flowers_torch.prepare import Run, admit_photos, photos_of
 from flowers_torch.run_folder import environment
 from flowers_torch.training.checkpoint import MODEL_FILE, Saved, read_newest, restore_model
 from flowers_torch.training.distributed import World
@@ -50,7 +50,8 @@ def reopen(
 ) -> tuple[Run, Saved]:
     """A run with its newest state that is whole, the network filled from it; arguments as `recipe.resume`."""
     with world.main_first():
-        config = load_config(file=str(folder / "config.toml"), overrides=changes)
+        config = with_absolute_paths(load_config(file=str(folder / "config.toml"), overrides=changes))
+        moved = config.data != load_config(file=str(folder / "config.toml")).data
         saved = read_newest(folder)
         if saved.progress.best:
             safe_load(folder / MODEL_FILE)  # were it damaged, all that is still to come would be in vain
@@ -60,7 +61,8 @@ def reopen(
             keep_freed_memory()
         facts = run_facts(config, runtime, world.size)
         change = check_exact(saved.facts, facts, folder, allow_config_change)
-        photos = admit_photos(config).photos
+        with photos_of(folder, config):
+            photos = admit_photos(config).photos
         split, data_change = load_split(folder / "split.json", photos)
         if data_change:
             log.info(f"the photos have changed since the run began:\n{data_change.table()}")
@@ -72,7 +74,8 @@ def reopen(
         model = build(saved.record)
         restore_model(model, saved)
     world.wait()  # what is written now has been read by all
-    if world.is_main and change:
+    if world.is_main and (change or moved):
+        change = change or f"the photos are at {printable(config.data, 1000)} now"
         write_text(folder / "config.toml", to_toml(config, f"changed on the way: {change}"))
     if world.is_main and data_change:
         save_split(split, photos, folder / "split.json", config.seed)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from flowers_torch import recipe
-from flowers_torch.config import Config, load_config, split_fractions
+from flowers_torch.config import Config, load_config, split_fractions, with_absolute_paths
 from flowers_torch.data.admission import admit
 from flowers_torch.data.folder import Photos
 from flowers_torch.data.growth import Member, grow
@@ -31,6 +31,7 @@ from flowers_torch.evaluation.compare import Comparison, compare
 from flowers_torch.evaluation.evaluate import answer_photos
 from flowers_torch.files import write_json
 from flowers_torch.models.classifier import load_classifier
+from flowers_torch.prepare import photos_of
 from flowers_torch.run_folder import new_run_folder
 from flowers_torch.training.checkpoint import MODEL_FILE
 from flowers_torch.training.monitors import RESULT, log
@@ -41,7 +42,11 @@ UPDATE_FILE = "update.json"
 
 
 def update(
-    folder: Path, source: str, changes: dict[str, Any] | None = None, argv: list[str] | None = None
+    folder: Path,
+    source: str,
+    changes: dict[str, Any] | None = None,
+    argv: list[str] | None = None,
+    data: str = "",
 ) -> Path:
     """Trains a run's model further with more photos, and compares the two.
 
@@ -50,6 +55,7 @@ def update(
         source: New photos, as `open_photos` takes them; those that the run knows may be among them.
         changes: To the run's configuration, as `load_config` takes them.
         argv: The command, for the record.
+        data: The place of the run's own photos now; empty where they have not moved.
 
     Returns:
         The new run's folder, with the comparison in `update.json`.
@@ -60,7 +66,7 @@ def update(
     """
     if not (folder / MODEL_FILE).is_file() or not (folder / "config.toml").is_file():
         raise UsageError(f"{printable(folder)} is no run with weights", "name the folder of a finished run")
-    former = load_config(file=str(folder / "config.toml"))
+    former = with_absolute_paths(load_config(data=data, file=str(folder / "config.toml")))
     overrides = {
         "weights": str((folder / MODEL_FILE).absolute()),
         "out": "",
@@ -72,7 +78,8 @@ def update(
     shares = split_fractions(former.split) or split_fractions(Config.split) or ()
     if not split_fractions(config.split):  # named splits are those of Flowers-17 alone
         config = dataclasses.replace(config, split=Config.split)
-    known = open_photos(former.data)
+    with photos_of(folder, former):
+        known = open_photos(former.data)
     old = former_photos(folder, known)
     found = open_photos(source, fewest=1)
     quarantine = former.quarantine if found.root.resolve() == known.root.resolve() else ""

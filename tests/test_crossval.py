@@ -78,7 +78,7 @@ def test_a_fold_is_resumed_from_its_saved_state(
     shutil.copytree(finished, out)
     (out / "seed0-fold2" / "resume.safetensors").write_bytes(b"")
     resumed: list[Path] = []
-    monkeypatch.setattr(crossval.recipe, "resume", resumed.append)
+    monkeypatch.setattr(crossval.recipe, "resume", lambda folder, changes: resumed.append(folder))
     crossval.resume(out)
     assert resumed == [out / "seed0-fold2"]
 

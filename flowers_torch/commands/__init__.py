@@ -1,5 +1,6 @@
 """The verbs of the `flowers-torch` command, one file each: `add_arguments(parser)` and `run(args)`."""
 
+import argparse
 import contextlib
 import gc
 import sys
@@ -17,3 +18,9 @@ def importing_torch() -> Iterator[None]:
         yield
     finally:
         gc.enable()
+
+
+def add_data(parser: argparse.ArgumentParser, flag: str = "--data") -> None:
+    """Adds the flag that says where the photos of a run are now."""
+    text = "the place of the run's own photos, where they have moved"
+    parser.add_argument(flag, dest="moved", default="", metavar="DATA", help=text)

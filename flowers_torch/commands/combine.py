@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flowers_torch.commands import add_data
 from flowers_torch.errors import DataError, UsageError, printable
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "runs", nargs="+", metavar="RUN", help="run folders, two or more; or that of a cross-validation"
     )
     parser.add_argument("--data", metavar="DATA", help="labelled photos that no run has seen, to try it on")
+    add_data(parser, "--run-data")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the best averaged weights there")
     parser.add_argument("--no-weights", action="store_true", help="average answers only, which takes no time")
     parser.add_argument("--device", default="auto", help="auto | cpu | cuda | cuda:1 | mps")
@@ -69,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     records = [read_record(metadata, folder) for (_, metadata), folder in zip(files, folders, strict=True)]
     alike = _are_alike(records)
     if alike and not args.no_weights:
-        opened = open_run(folders[0], args.device)
+        opened = open_run(folders[0], args.device, args.moved)
         place = {path: i for i, path in enumerate(opened.photos.paths)}
 
         def predict(state: State) -> Logits:

@@ -39,8 +39,11 @@ def run(args: argparse.Namespace) -> int:
     from flowers_torch.config import load_config
 
     changes = train.overrides(args)
-    if args.resume and (changes or args.arch or args.data or args.config):
-        raise UsageError("--resume goes on with the folder's own configuration", "give --resume FOLDER alone")
+    if args.resume and (changes or args.arch or args.config):
+        raise UsageError(
+            "--resume goes on with the folder's own configuration",
+            "give --resume FOLDER, and --data where the photos have moved",
+        )
     config = None if args.resume else load_config(args.arch, args.data, args.config, changes)
 
     from flowers_torch.crossval import cross_validate, resume
@@ -48,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
 
     with console(args.quiet):
         if config is None:
-            resume(Path(args.resume).expanduser())
+            resume(Path(args.resume).expanduser(), args.data)
             return 0
         cross_validate(config, args.folds, args.repeats, argv=["flowers-torch", "crossval", *sys.argv[1:]])
     return 0

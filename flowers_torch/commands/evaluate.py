@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flowers_torch.commands import add_data
 from flowers_torch.errors import DataError, UsageError, printable
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLES
     parser.add_argument("model", help="run folder or model.safetensors")
     parser.add_argument("data", nargs="?", help="labelled photos; of a run folder also: its own test photos")
+    add_data(parser)
     parser.add_argument(
         "--part", default="", metavar="P", help="train | val | test: photos of that part only"
     )
@@ -56,7 +58,9 @@ def run(args: argparse.Namespace) -> int:
         if args.data or args.part or args.tta != "none" or args.out or args.json:
             raise UsageError("--save tests the run as training does", "give --save and the run alone")
         with console():
-            return _save(model, args.device)
+            return _save(model, args.device, args.moved)
+    if args.moved and args.data:
+        raise UsageError("--data is where the photos of a run are; others stand alone", "give one of them")
     if args.data is None and not model.is_dir():
         raise UsageError("a weights file alone has no test photos", "name labelled photos after it")
     scores, choice, rows = _evaluate(args, model)
@@ -73,12 +77,12 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _save(folder: Path, device: str) -> int:
+def _save(folder: Path, device: str, data: str) -> int:
     from flowers_torch.files import safe_load
     from flowers_torch.report.facts import read_history
     from flowers_torch.results import open_run, write_results
 
-    opened = open_run(folder, device)
+    opened = open_run(folder, device, data)
     best = safe_load(folder / "model.safetensors")[1].get("best", {})
     old = json.loads((folder / "metrics.json").read_text()) if (folder / "metrics.json").is_file() else {}
     write_results(opened, read_history(folder), best, old.get("changes", []))
@@ -98,7 +102,7 @@ def _evaluate(args: argparse.Namespace, model: Path) -> tuple[dict[str, Any], di
 
     own = None
     if args.data is None:
-        own = open_run(model, args.device)
+        own = open_run(model, args.device, args.moved)
         network, record, runtime, photos = own.model, own.record, own.runtime, own.photos
         chosen = own.split[args.part or "test"]
     else:

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flowers_torch.commands import add_data
 from flowers_torch.commands.predict import share
 from flowers_torch.errors import FlowersError, UsageError, printable
 
@@ -24,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = "Write a trained model for other programs, compared with the network on photos."
     parser.epilog = EXAMPLES
     parser.add_argument("model", help="run folder or model.safetensors")
+    add_data(parser)
     parser.add_argument("--format", default="onnx", metavar="F", help=" | ".join(SUFFIXES))
     parser.add_argument("--out", type=Path, metavar="FILE", help="instead of exported/ beside the weights")
     parser.add_argument(
@@ -72,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
         from flowers_torch.deploy.offline_page import find_runtime, write_page
 
         runtime = find_runtime(args.runtime)  # before minutes are spent on the rest
-    trial = find_trial(model, args.int8)
+    trial = find_trial(model, args.int8, args.moved)
     if args.format == "page":
         made = export.make_onnx(network, record, trial, path, True, args.int8, most_lost)
         lines = [*write_page(path, made.content, runtime, args.folder), *made.lines]
@@ -87,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def find_trial(model: Path, int8: bool = False) -> "Trial":
+def find_trial(model: Path, int8: bool = False, data: str = "") -> "Trial":
     """Validation photos of a run; drawings where there is no run or its photos are gone.
 
     Raises:
@@ -106,7 +108,7 @@ def find_trial(model: Path, int8: bool = False) -> "Trial":
         from flowers_torch.results import open_run
 
         try:
-            opened = open_run(model, "cpu")
+            opened = open_run(model, "cpu", data)
         except FlowersError as error:
             reason = str(error)
         else:

@@ -4,6 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
+from flowers_torch.commands import add_data
 from flowers_torch.errors import printable
 
 SHOWN = 10  # suspects named on the console
@@ -16,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "labels are doubtful, and would more photos help? Writes insight.json and the report."
     )
     parser.add_argument("run", help="run folder")
+    add_data(parser)
     parser.add_argument("--json", action="store_true", help="print the answers as JSON")
 
 
@@ -24,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     from flowers_torch.insight import look_into
     from flowers_torch.results import open_run, report
 
-    opened = open_run(Path(args.run).expanduser())
+    opened = open_run(Path(args.run).expanduser(), data=args.moved)
     found = look_into(opened)
     path = report(opened)
     if args.json:

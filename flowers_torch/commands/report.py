@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from flowers_torch.commands import add_data
 from flowers_torch.errors import printable
 
 
@@ -12,6 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Build report.html of a finished run anew, from what its folder holds and its photos."
     )
     parser.add_argument("run", help="run folder")
+    add_data(parser)
     parser.add_argument(
         "--no-photos", action="store_true", help="leave the pictures out: the photos are gone or private"
     )
@@ -27,6 +29,6 @@ def run(args: argparse.Namespace) -> int:
     if args.no_photos:
         path = write_report(folder, load_classifier(folder)[1], None)
     else:
-        path = report(open_run(folder))
+        path = report(open_run(folder, data=args.moved))
     print(f"report   {printable(path)}, {path.stat().st_size / 1e6:.1f} MB")
     return 0

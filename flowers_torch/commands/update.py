@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from flowers_torch.commands import train
+from flowers_torch.commands import add_data, train
 from flowers_torch.errors import UsageError
 
 EXAMPLES = """examples:
@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLES
     parser.add_argument("run", help="folder of the finished run")
     parser.add_argument("data", nargs="?", default="", help="new photos; the known ones may be among them")
+    add_data(parser)
     parser.set_defaults(**{flag.replace("-", "_"): None for flag in train.FLAGS})
     train.add_options(parser, FLAGS)
     parser.add_argument("--resume", metavar="NEW", help="go on with an interrupted update: its folder")
@@ -47,8 +48,10 @@ def run(args: argparse.Namespace) -> int:
     folder = find_run(args.run)
     with console(args.quiet):
         if args.resume:
-            recipe.resume(Path(args.resume).expanduser())
+            recipe.resume(Path(args.resume).expanduser(), {"data": args.moved} if args.moved else None)
             hold_against(folder, Path(args.resume).expanduser())
         else:
-            update(folder, args.data, changes, argv=["flowers-torch", "update", *sys.argv[1:]])
+            update(
+                folder, args.data, changes, argv=["flowers-torch", "update", *sys.argv[1:]], data=args.moved
+            )
     return 0
