@@ -26,7 +26,7 @@ from flowers_torch.prepare import Run, admit_photos, part_batches, photos_of, pr
 from flowers_torch.report.page import Source, write_report
 from flowers_torch.training.checkpoint import MODEL_FILE
 from flowers_torch.training.monitors import RESULT, log
-from flowers_torch.training.runtime import choose_runtime
+from flowers_torch.training.runtime import runtime_of_run
 
 MOST_CHECKED = 20_000  # photos whose check, remembered from before training, is shown in the report
 
@@ -148,7 +148,7 @@ def open_run(folder: Path, device: str = "auto", data: str = "") -> Run:
     model, record = load_classifier(folder)
     with photos_of(folder, config):
         photos = admit_photos(config).photos
-    runtime = choose_runtime(device, config.precision, config.channels_last, config.threads)
+    runtime = runtime_of_run(device, config.precision, config.channels_last)
     split, changes = load_split(folder / "split.json", photos)
     if changes:
         changes.refuse(folder / "split.json", "restore the photos that the run was trained and tested on")

@@ -35,7 +35,7 @@ from flowers_torch.prepare import photos_of
 from flowers_torch.run_folder import new_run_folder
 from flowers_torch.training.checkpoint import MODEL_FILE
 from flowers_torch.training.monitors import RESULT, log
-from flowers_torch.training.runtime import choose_runtime
+from flowers_torch.training.runtime import choose_runtime, runtime_of_run
 
 PHOTOS_FOLDER = "photos"  # of links, in the new run
 UPDATE_FILE = "update.json"
@@ -67,17 +67,8 @@ def update(
     if not (folder / MODEL_FILE).is_file() or not (folder / "config.toml").is_file():
         raise UsageError(f"{printable(folder)} is no run with weights", "name the folder of a finished run")
     former = with_absolute_paths(load_config(data=data, file=str(folder / "config.toml")))
-    overrides = {
-        "weights": str((folder / MODEL_FILE).absolute()),
-        "out": "",
-        "quarantine": "",
-        "keras_input": "",
-        "groups": "twins",
-    }
-    config = load_config(file=str(folder / "config.toml"), overrides=overrides | (changes or {}))
+    config = _config_of_update(folder, former, changes or {})
     shares = split_fractions(former.split) or split_fractions(Config.split) or ()
-    if not split_fractions(config.split):  # named splits are those of Flowers-17 alone
-        config = dataclasses.replace(config, split=Config.split)
     with photos_of(folder, former):
         known = open_photos(former.data)
     old = former_photos(folder, known)
@@ -98,6 +89,26 @@ def update(
     recipe.train(config, overwrite=True, argv=argv)
     hold_against(folder, out, config.device)
     return out
+
+
+def _config_of_update(folder: Path, former: Config, changes: dict[str, Any]) -> Config:
+    """The former run's options, except for what this machine or the new photos decide."""
+    here = runtime_of_run(changes.get("device", "auto"), former.precision, former.channels_last)
+    overrides = {
+        "weights": str((folder / MODEL_FILE).absolute()),
+        "out": "",
+        "quarantine": "",
+        "keras_input": "",
+        "groups": "twins",
+        "device": "auto",
+        "threads": 0,
+        "precision": here.precision,
+        "channels_last": here.channels_last,
+    }
+    config = load_config(file=str(folder / "config.toml"), overrides=overrides | changes)
+    if not split_fractions(config.split):  # named splits are those of Flowers-17 alone
+        config = dataclasses.replace(config, split=Config.split)
+    return config
 
 
 def former_photos(folder: Path, photos: Photos) -> list[Member]:

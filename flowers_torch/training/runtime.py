@@ -107,6 +107,24 @@ def choose_runtime(
     return Runtime(place, "fp32", f"no fast half precision on this {place.type}", channels_last)
 
 
+def runtime_of_run(device: str, precision: str, channels_last: bool) -> Runtime:
+    """The runtime for a finished run: as it was trained where this machine is as fast in it, else in fp32.
+
+    Args:
+        device: auto, cpu, cuda, cuda:N or mps.
+        precision: That the run was trained in, perhaps on another machine.
+        channels_last: Its memory layout, chosen for the same machine.
+
+    Raises:
+        UsageError: the device is not there.
+    """
+    here = choose_runtime(device)
+    halves = {here.precision, "fp16"} if here.device.type == "cuda" else {here.precision}
+    if precision in halves | {"fp32"}:
+        return choose_runtime(device, precision, channels_last)
+    return choose_runtime(device, "fp32")
+
+
 @contextlib.contextmanager
 def deterministic(wanted: bool) -> Iterator[None]:
     """Refuses operations whose results differ from run to run, inside and where wanted.

@@ -1,14 +1,16 @@
-"""A run works from every working directory, and where its photos have moved."""
+"""A run works from every working directory, on every machine, and where its photos have moved."""
 
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from flowers_torch.cli import main
 from flowers_torch.config import load_config
+from flowers_torch.results import open_run
 
 FLAGS = (
     "--arch test_resnet --weights none --size 32 --epochs 1,1 --device cpu --precision fp32 --quiet".split()
@@ -69,17 +71,14 @@ def test_every_working_directory_will_do(
     assert capsys.readouterr().err.count("error") == 0
 
 
-def test_photos_that_have_moved(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_photos_that_have_moved(
+    place: Path, new_photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """They are asked for in one line, and found where --data says."""
     now = ["--data", str(place / "moved")]
     (place / "photos").rename(place / "moved")
     crossval = ["crossval", "--resume", str(interrupted(place, tmp_path / "cv"))]
-    new = tmp_path / "new" / "violet"
-    new.mkdir(parents=True)
-    for number in range(6):
-        pixels = np.random.default_rng(number).integers(60, 255, (40, 48, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(new / f"{number}.png")
-    update = ["update", str(place / "runs" / "a"), str(new.parent), "--out", str(tmp_path / "run")]
+    update = ["update", str(place / "runs" / "a"), str(new_photos), "--out", str(tmp_path / "run")]
     try:
         for command in [*commands(place / "runs", []), crossval, update]:
             assert main(command) == 3, command
@@ -98,3 +97,32 @@ def test_other_photos_are_refused(place: Path, tmp_path: Path, capsys: pytest.Ca
     edited.write_bytes(edited.read_bytes() + b"x")
     assert main(["evaluate", str(place / "runs" / "a"), "--data", str(tmp_path / "photos")]) == 3
     assert "1 edited" in capsys.readouterr().err
+
+
+@pytest.fixture
+def new_photos(tmp_path: Path) -> Path:
+    """A class that no run knows."""
+    folder = tmp_path / "new" / "violet"
+    folder.mkdir(parents=True)
+    for number in range(6):
+        pixels = np.random.default_rng(number).integers(60, 255, (40, 48, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    return folder.parent
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine that does not compute fp16")
+def test_a_run_of_another_machine_opens_here(place: Path, new_photos: Path, tmp_path: Path) -> None:
+    """One of a GPU without bf16: fp16, channels first, with more threads than there are here."""
+    runs = tmp_path / "runs"
+    shutil.copytree(place / "runs", runs)
+    for name in "ab":
+        file = runs / name / "config.toml"
+        text = file.read_text().replace('precision = "fp32"', 'precision = "fp16"')
+        text = text.replace('device = "cpu"', 'device = "cuda:1"').replace("threads = 0", "threads = 3")
+        file.write_text(text.replace("channels_last = true", "channels_last = false"))
+    opened = open_run(runs / "a")
+    assert (opened.runtime.device.type, opened.runtime.precision) == ("cpu", "fp32")
+    assert opened.runtime.channels_last and torch.get_num_threads() != 3
+    update = ["update", str(runs / "a"), str(new_photos), "--out", str(tmp_path / "updated")]
+    for command in [*commands(runs, []), update]:
+        assert main(command) == 0, command
