@@ -107,6 +107,7 @@ def guarded(verb: str, arguments: list[str], prog: str | None = None) -> int:
         )
         command.add_arguments(parser)
         parser.add_argument("--debug", action="store_true", help="show the trace of an error")
+        parser.set_defaults(command=["flowers-torch", verb, *arguments])  # as it can be typed again
         code: int = command.run(parser.parse_args(arguments))
         if sys.stdout is not None:  # closed from the start (`>&-`)
             sys.stdout.flush()

@@ -17,6 +17,7 @@ from flowers_torch.errors import DataError, UsageError, printable
 from flowers_torch.files import write_csv, write_json, write_text
 from flowers_torch.prepare import admit_photos, photos_of
 from flowers_torch.run_folder import new_run_folder
+from flowers_torch.shell import command_line
 from flowers_torch.training.checkpoint import saved_states
 from flowers_torch.training.monitors import log
 
@@ -41,10 +42,11 @@ def cross_validate(
     admission = admit_photos(config)
     fold_photos(admission.photos, folds, config.seed, admission.twins)  # its errors come before any folder
     out = new_run_folder(config.out, admission.photos.name, f"{config.arch}-crossval")
-    heading = f"{folds} folds, {repeats} repeats; go on with: flowers-torch crossval --resume FOLDER"
+    resume_it = command_line("flowers-torch", "crossval", "--resume", out.absolute())
+    heading = f"{folds} folds, {repeats} repeats; go on with: {resume_it}"
     write_text(out / "config.toml", to_toml(dataclasses.replace(config, out=""), heading))
     write_json(out / SUMMARY_FILE, _summary([], folds, repeats))
-    return _train_folds(config, admission, out, folds, repeats, argv or [])
+    return _train_folds(config, admission, out, folds, repeats, argv)
 
 
 def resume(out: Path, data: str = "") -> dict[str, Any]:
@@ -67,12 +69,14 @@ def resume(out: Path, data: str = "") -> dict[str, Any]:
     config = with_absolute_paths(load_config(data=data, file=str(out / "config.toml")))
     with photos_of(out, config):
         admission = admit_photos(config)
-    return _train_folds(config, admission, out, folds, repeats, [])
+    return _train_folds(config, admission, out, folds, repeats, None)
 
 
 def _train_folds(
-    config: Config, admission: Admission, out: Path, folds: int, repeats: int, argv: list[str]
+    config: Config, admission: Admission, out: Path, folds: int, repeats: int, argv: list[str] | None
 ) -> dict[str, Any]:
+    counts_of_folds = ["--folds", str(folds), "--repeats", str(repeats)]
+    again = ["flowers-torch", "crossval", "--config", str((out / "config.toml").absolute()), *counts_of_folds]
     plan: dict[tuple[int, int], Split] = {}
     for seed in range(config.seed, config.seed + repeats):
         splits = fold_photos(admission.photos, folds, seed, admission.twins)
@@ -88,7 +92,7 @@ def _train_folds(
             recipe.resume(folder, {"data": config.data})
         elif not (folder / "metrics.json").is_file():  # a fold stopped before its first save begins anew
             own = dataclasses.replace(config, seed=seed, out=str(folder))
-            recipe.train(own, overwrite=True, argv=argv, split=split)
+            recipe.train(own, overwrite=True, argv=argv or again, split=split)
         test = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["test"]
         counts = {key: test[key] for key in ("accuracy", "correct", "photos")}
         runs.append({"seed": seed, "fold": fold, "folder": folder.name, **counts})

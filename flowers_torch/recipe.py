@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import json
 import math
-import shlex
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +28,7 @@ from flowers_torch.prepare import (
 from flowers_torch.results import report, write_results
 from flowers_torch.resuming import reopen, run_facts
 from flowers_torch.run_folder import folder_of_launch, new_run_folder, run_lock, write_origin
+from flowers_torch.shell import command_line, repeat_command
 from flowers_torch.stage import train_stage
 from flowers_torch.training.checkpoint import (
     MODEL_FILE,
@@ -60,7 +60,7 @@ def train(
     Args:
         config: The resolved configuration.
         overwrite: Allow `config.out` to hold an earlier run.
-        argv: The command, for the record.
+        argv: The command, for the record; None for the one that repeats the run from its configuration.
         split: Parts of the admitted photos, where the configuration's own are not wanted.
     """
     started = time.monotonic()
@@ -81,7 +81,7 @@ def train(
         run.folder = world.tell(run.folder)
         with _at_work(run.folder, world):
             if world.is_main:
-                _write_origin(run, argv or [])
+                _write_origin(run, argv)
             return _train_and_test(run, Progress(elapsed=time.monotonic() - started))
 
 
@@ -134,11 +134,12 @@ def _at_work(folder: Path, world: World) -> Iterator[None]:
         yield
 
 
-def _write_origin(run: Run, argv: list[str]) -> None:
-    heading = (
-        f"{run.photos.name} with {run.config.arch}; repeat with: flowers-torch train --config config.toml"
-    )
-    write_origin(run.folder, to_toml(run.config, heading), run.photos.classes, argv)
+def _write_origin(run: Run, argv: list[str] | None) -> None:
+    repeat = repeat_command(run.folder)
+    heading = f"{printable(run.photos.name)} with {run.config.arch}; repeat with: {repeat}"
+    config = dataclasses.replace(run.config, out="")  # to repeat the run into a folder of its own
+    command = command_line(*argv) if argv else repeat
+    write_origin(run.folder, to_toml(config, heading), run.photos.classes, command)
     save_split(run.split, run.photos, run.folder / "split.json", run.config.seed)
     if run.bad:
         rows = [json.dumps({"file": path, "error": reason}) for path, reason in run.bad.items()]
@@ -174,7 +175,7 @@ def _finish(run: Run, progress: Progress, stop: StopRequest) -> Result:
     def leave_if_asked(_: int) -> None:
         stop.number = int(run.world.most(stop.number))
         if stop.number:
-            fix = f"go on with --resume {printable(run.folder)}"
+            fix = f"go on with {command_line('flowers-torch', 'train', '--resume', run.folder)}"
             raise StoppedError(f"stopped by {stop.signal_name} before the test was over", fix, stop.number)
 
     test = write_results(run, progress.history, progress.best, progress.changes, leave_if_asked)
@@ -185,5 +186,5 @@ def _finish(run: Run, progress: Progress, stop: StopRequest) -> Result:
     size = (run.folder / MODEL_FILE).stat().st_size / 1e6
     log.info(f"model    {printable(run.folder / MODEL_FILE)}, {size:.1f} MB")
     log.log(RESULT, f"report   {printable(report(run))}")
-    log.info(f"next     flowers-torch predict {shlex.quote(printable(run.folder))} PHOTO...")
+    log.info(f"next     {command_line('flowers-torch', 'predict', run.folder, 'PHOTO...')}")
     return Result(run.folder, test, progress.history)

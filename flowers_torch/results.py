@@ -24,6 +24,7 @@ from flowers_torch.front import stored_part
 from flowers_torch.models.classifier import Record, load_classifier, save_classifier
 from flowers_torch.prepare import Run, admit_photos, part_batches, photos_of, predict_part
 from flowers_torch.report.page import Source, write_report
+from flowers_torch.shell import repeat_command
 from flowers_torch.training.checkpoint import MODEL_FILE
 from flowers_torch.training.monitors import RESULT, log
 from flowers_torch.training.runtime import runtime_of_run
@@ -76,7 +77,8 @@ def write_results(
     stages = [dataclasses.asdict(stage) for stage in run.config.stages]
     val_photos, pretrained = len(run.split["val"]), run.record.weights != "none"
     for advice in diagnose(history, stages, len(classes), val_photos, pretrained):
-        log.info(f"try      {advice.what}: {advice.flags}")
+        command = repeat_command(run.folder, advice.flags)
+        log.info(f"try      {advice.what}: {command}")
     parts = {"val": validation, "test": answers}
     paths = {part: [run.photos.paths[index] for index in run.split[part]] for part in parts}
     mappable = answers.features.numel() and 4 <= len(labels)

@@ -15,6 +15,7 @@ from flowers_torch.files import safe_load, write_text
 from flowers_torch.models.classifier import build
 from flowers_torch.prepare import Run, admit_photos, photos_of
 from flowers_torch.run_folder import environment
+from flowers_torch.shell import command_line
 from flowers_torch.training.checkpoint import MODEL_FILE, Saved, read_newest, restore_model
 from flowers_torch.training.distributed import World
 from flowers_torch.training.monitors import log
@@ -124,7 +125,7 @@ def check_exact(before: Mapping[str, str], now: Mapping[str, str], folder: Path,
     what = f"{printable(folder)} cannot go on exactly: {printable(line, 300)}"
     if fixed := [name for name in names if name in BUILT_IN]:
         raise UsageError(
-            what, f"leave {', '.join(fixed)} as it was, or begin anew with --from {printable(folder)}"
+            what, f"leave {', '.join(fixed)} as it was, or begin anew with {command_line('--from', folder)}"
         )
     if not allow:
         raise UsageError(what, "go on as before, or allow the change with --allow-config-change")

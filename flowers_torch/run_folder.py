@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import platform
-import shlex
 import socket
 import sys
 from collections.abc import Iterator
@@ -161,10 +160,10 @@ def _not_writable(folder: Path, error: OSError) -> ResourceError:
     return ResourceError(f"cannot write to {printable(folder)}: {reason}", "choose another folder with --out")
 
 
-def write_origin(folder: Path, config_toml: str, classes: tuple[str, ...], argv: list[str]) -> None:
+def write_origin(folder: Path, config_toml: str, classes: tuple[str, ...], command: str) -> None:
     """Writes what repeats the run: resolved configuration, command, class names, versions."""
     write_text(folder / "config.toml", config_toml)
-    write_text(folder / "command.txt", shlex.join(argv) + "\n")
+    write_text(folder / "command.txt", command + "\n")
     write_text(folder / "labels.txt", "".join(f"{name}\n" for name in classes))
     write_json(folder / "environment.json", environment())
 

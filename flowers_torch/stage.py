@@ -12,7 +12,7 @@ from flowers_torch.config import Stage
 from flowers_torch.data.batches import TrainingBatches
 from flowers_torch.data.loaders import counted_seed
 from flowers_torch.data.stored import StoredBatches
-from flowers_torch.errors import DataError, StoppedError, UsageError, printable
+from flowers_torch.errors import DataError, StoppedError, UsageError
 from flowers_torch.evaluation.answers import Answers
 from flowers_torch.evaluation.calibration import fit_temperature
 from flowers_torch.evaluation.metrics import score
@@ -24,6 +24,7 @@ from flowers_torch.models.freeze import apply_rules, decay_by_layer, freeze_tabl
 from flowers_torch.models.fuse import fuse
 from flowers_torch.models.heads import classifier_name
 from flowers_torch.prepare import Run, balanced_weights, predict_part, stage_rules, training_batches
+from flowers_torch.shell import command_line
 from flowers_torch.training.checkpoint import Progress, Saved, Saver, restore_training, saved_states
 from flowers_torch.training.distributed import ALONE
 from flowers_torch.training.engine import train_epoch
@@ -69,7 +70,7 @@ def train_stage(
         stop.number = int(run.world.most(stop.number))  # all processes leave after the same batch
         if stop.signal_name:
             saver.save(training)
-            fix = f"go on with --resume {printable(run.folder)}"
+            fix = f"go on with {command_line('flowers-torch', 'train', '--resume', run.folder)}"
             raise StoppedError(f"stopped by {stop.signal_name}; all is saved", fix, stop.number)
 
     front = compute_front(run, stage, leave_if_asked)
@@ -203,7 +204,11 @@ def _fitted(
     def leave_if_asked(_: int = 0) -> None:
         if stop.number:
             saved = saved_states(run.folder)
-            fix = f"go on with --resume {printable(run.folder)}" if saved else "start again"
+            fix = (
+                f"go on with {command_line('flowers-torch', 'train', '--resume', run.folder)}"
+                if saved
+                else "start again"
+            )
             raise StoppedError(f"stopped by {stop.signal_name}", fix, stop.number)
 
     front = compute_front(run, stage, leave_if_asked)

@@ -86,7 +86,13 @@ def update(
     classes = f"; new classes: {printable(', '.join(fresh))}" if fresh else ""
     log.info(f"data     {len(added)} new photos ({counts}) beside the {len(old)} of the run{classes}")
     config = dataclasses.replace(config, data=str(out / PHOTOS_FOLDER), out=str(out))
-    recipe.train(config, overwrite=True, argv=argv)
+    again = [
+        "flowers-torch",
+        "update",
+        str(folder.absolute()),
+        with_absolute_paths(dataclasses.replace(former, data=source)).data,
+    ]
+    recipe.train(config, overwrite=True, argv=argv or again)
     hold_against(folder, out, config.device)
     return out
 

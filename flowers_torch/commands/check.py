@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flowers_torch.errors import DataError, UsageError, printable
+from flowers_torch.shell import command_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -84,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     blocking = worst if args.strict else [f for f in worst if f.kind in ("unreadable", "no_readable_photo")]
     if blocking:
         where = args.out / "quarantine.csv" if args.out else "quarantine.csv"
-        fix = f"repair them, or leave them out with --quarantine {printable(where)}"
+        fix = f"repair them, or leave them out with {command_line('--quarantine', where)}"
         raise DataError(f"{printable(photos.name)}: {blocking[0].what}", fix)
     return 0
 

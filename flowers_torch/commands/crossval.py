@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import sys
 from pathlib import Path
 
 from flowers_torch.commands import train
@@ -53,5 +52,5 @@ def run(args: argparse.Namespace) -> int:
         if config is None:
             resume(Path(args.resume).expanduser(), args.data)
             return 0
-        cross_validate(config, args.folds, args.repeats, argv=["flowers-torch", "crossval", *sys.argv[1:]])
+        cross_validate(config, args.folds, args.repeats, argv=args.command)
     return 0

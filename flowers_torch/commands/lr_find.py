@@ -6,6 +6,7 @@ from pathlib import Path
 
 from flowers_torch.commands import train
 from flowers_torch.errors import UsageError, printable
+from flowers_torch.shell import command_line
 
 EXAMPLES = """examples:
   flowers-torch lr-find --arch tf_efficientnet_lite0 --weights offline --data my_photos/
@@ -18,6 +19,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     train.add_arguments(parser)
     parser.description = "Train a few steps at growing learning rates and say which rate to try."
     parser.epilog = EXAMPLES
+    _add_sweep(parser)
+
+
+def _add_sweep(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that training does not have."""
     parser.add_argument("--stage", type=int, default=0, metavar="N", help="1, 2, ... (the last)")
     parser.add_argument("--lowest", type=float, default=1e-6, metavar="LR", help="first rate (1e-6)")
     parser.add_argument("--highest", type=float, default=1.0, metavar="LR", help="last rate (1)")
@@ -59,5 +65,13 @@ def run(args: argparse.Namespace) -> int:
             if not plot_sweep(sweep.rates, sweep.losses, sweep.suggestion, Path(args.plot)):
                 raise UsageError("--plot needs Matplotlib", 'pip install "flowers-torch[plots]"')
             log.info(f"plot     {printable(args.plot)}")
-        log.info(f"next     flowers-torch train ... --set stages.{number - 1}.lr={sweep.suggestion:g}")
+        rate = ("--set", f"stages.{number - 1}.lr={sweep.suggestion:g}")
+        log.info(f"next     {command_line('flowers-torch', 'train', *_of_training(args.command[2:]), *rate)}")
     return 0
+
+
+def _of_training(arguments: list[str]) -> list[str]:
+    """The arguments without those of the sweep."""
+    sweep = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    _add_sweep(sweep)
+    return sweep.parse_known_args(arguments)[1]

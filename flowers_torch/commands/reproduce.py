@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import sys
 from pathlib import Path
 
 from flowers_torch.commands import train
@@ -85,8 +84,7 @@ def _train(args: argparse.Namespace) -> Path:
     if args.defaults:
         config = with_our_defaults(config)
     with console(args.quiet):
-        command = ["flowers-torch", "reproduce", *sys.argv[2:]]
-        return recipe.train(config, overwrite=args.overwrite, argv=command).folder
+        return recipe.train(config, overwrite=args.overwrite, argv=args.command).folder
 
 
 def _write_page(args: argparse.Namespace) -> int:

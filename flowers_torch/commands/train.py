@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import sys
 import tomllib
 from collections.abc import Sequence
 from typing import Any
@@ -116,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
         elif args.dry_run:
             planning.dry_run(config)
         else:
-            recipe.train(config, overwrite=args.overwrite, argv=["flowers-torch", "train", *sys.argv[1:]])
+            recipe.train(config, overwrite=args.overwrite, argv=args.command)
     return 0
 
 

@@ -1,7 +1,6 @@
 """`flowers-torch update RUN NEWDATA`: a trained model learns more photos or classes."""
 
 import argparse
-import sys
 from pathlib import Path
 
 from flowers_torch.commands import add_data, train
@@ -51,7 +50,5 @@ def run(args: argparse.Namespace) -> int:
             recipe.resume(Path(args.resume).expanduser(), {"data": args.moved} if args.moved else None)
             hold_against(folder, Path(args.resume).expanduser())
         else:
-            update(
-                folder, args.data, changes, argv=["flowers-torch", "update", *sys.argv[1:]], data=args.moved
-            )
+            update(folder, args.data, changes, argv=args.command, data=args.moved)
     return 0

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from flowers_torch.errors import DataError, printable
 from flowers_torch.files import safe_load, safe_save
+from flowers_torch.shell import command_line
 from flowers_torch.training.engine import predict_logits
 from flowers_torch.training.runtime import Runtime
 
@@ -94,10 +95,9 @@ def load_predictions(folder: Path) -> Predictions:
     """
     path = Path(folder) / PREDICTIONS_FILE
     if not path.is_file():
-        raise DataError(
-            f"{printable(folder)} holds no {PREDICTIONS_FILE}",
-            f"finish the run, or write it with: flowers-torch evaluate {printable(folder)} --save",
-        )
+        command = command_line("flowers-torch", "evaluate", folder, "--save")
+        what = f"{printable(folder)} holds no {PREDICTIONS_FILE}"
+        raise DataError(what, f"finish the run, or write it with: {command}")
     tensors, metadata = safe_load(path)
     try:
         paths = {part: tuple(names) for part, names in metadata["paths"].items()}

@@ -7,8 +7,9 @@ import torch
 from flowers_torch.evaluation.probe import CurvePoint
 from flowers_torch.report.charts import Point, Series, hue, line_chart, map_chart, percent_tick
 from flowers_torch.report.facts import Facts
-from flowers_torch.report.markup import percent, text
+from flowers_torch.report.markup import MOST_COMMAND, percent, text
 from flowers_torch.report.pictures import Seen
+from flowers_torch.shell import command_line
 
 ENDS = 8  # photos shown as surest and least sure
 
@@ -119,11 +120,11 @@ def insight(facts: Facts, pictures: dict[str, str]) -> tuple[str, dict[str, str]
     """Suspect labels and the curve of more photos, where `flowers-torch insight` was run."""
     found = facts.insight
     if not found:
-        command = f"flowers-torch insight {facts.folder.name}"
+        command = command_line("flowers-torch", "insight", facts.folder.absolute())
         return (
             "<p>Are there photos in the wrong class, and would more photos help? This takes one pass "
             "over all photos:"
-            f"</p><pre>{text(command, 300)}</pre>",
+            f"</p><pre>{text(command, MOST_COMMAND)}</pre>",
             {},
         )
     points = [CurvePoint(**point) for point in found["curve"]]

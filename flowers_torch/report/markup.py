@@ -6,6 +6,8 @@ from typing import Any
 
 from flowers_torch.errors import printable
 
+MOST_COMMAND = 10_000  # characters: a command that is cut short does not run
+
 
 def text(value: object, limit: int = 200) -> str:
     """A name or message from outside as HTML text or attribute value: escaped, printable, bounded."""

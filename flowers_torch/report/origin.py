@@ -1,13 +1,13 @@
 """The sections about where a model comes from: photos, network, settings, and its card."""
 
-import shlex
 from collections.abc import Sequence
 from typing import Any
 
 from flowers_torch.data.audit import Finding
 from flowers_torch.models.classifier import Record
 from flowers_torch.report.facts import Facts
-from flowers_torch.report.markup import plural, preformatted, table, text
+from flowers_torch.report.markup import MOST_COMMAND, plural, preformatted, table, text
+from flowers_torch.shell import repeat_command
 
 DAMAGE = {3: "spoils the result", 2: "harms the result", 1: "worth a look"}
 
@@ -72,12 +72,12 @@ def network(record: Record, tables: Sequence[tuple[str, str]]) -> str:
 
 def repeat(facts: Facts) -> str:
     """The commands that repeat the run, its settings and the versions that it ran with."""
-    again = f"flowers-torch train --config {shlex.quote(str(facts.folder / 'config.toml'))} --out NEW"
+    again = repeat_command(facts.folder, "--out NEW")
     settings = {k: v for k, v in facts.config.items() if k not in ("stages", "model_options")}
     stages = facts.config.get("stages", [])
     names = list(dict.fromkeys(key for stage in stages for key in stage))
     stage_rows = [[text(name), *(_setting(stage.get(name, "")) for stage in stages)] for name in names]
-    commands = f"<pre>{text(facts.command, 2000)}</pre>" if facts.command else ""
+    commands = f"<pre>{text(facts.command, MOST_COMMAND)}</pre>" if facts.command else ""
     folded = {
         "Stages": table(["", *("" for _ in stages)], stage_rows),
         "Other settings": _pairs(settings),
@@ -86,7 +86,7 @@ def repeat(facts: Facts) -> str:
     return (
         "<p>As it was started, and as it can be repeated from the settings that it resolved "
         f"to:</p>{commands}"
-        f"<pre>{text(again, 1000)}</pre>"
+        f"<pre>{text(again, MOST_COMMAND)}</pre>"
     ) + "".join(
         f"<details><summary>{title}</summary><div class=settings>{body}</div></details>"
         for title, body in folded.items()

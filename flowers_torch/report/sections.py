@@ -16,7 +16,8 @@ from flowers_torch.report.charts import (
     reliability_chart,
 )
 from flowers_torch.report.facts import Facts
-from flowers_torch.report.markup import percent, plural, table, text
+from flowers_torch.report.markup import MOST_COMMAND, percent, plural, table, text
+from flowers_torch.shell import command_line, repeat_command
 
 MATRIX_CLASSES = 40  # with more the matrix is a list of the commonest confusions
 
@@ -52,14 +53,14 @@ def summary(facts: Facts, advice: Sequence[Advice]) -> str:
             f"fewer than {FEW_PHOTOS} test photos. What is said of them alone can be luck.</p></div>"
         )
     for item in advice:
-        command = f"flowers-torch train --config {facts.folder.name}/config.toml --out NEW {item.flags}"
+        command = repeat_command(facts.folder, f"--out NEW {item.flags}")
         parts.append(
             '<div class="advice"><p><b>Worth trying.</b> '
             f"{text(item.what[0].upper() + item.what[1:], 400)}.</p>"
-            f"<pre>{text(command, 400)}</pre></div>"
+            f"<pre>{text(command, MOST_COMMAND)}</pre></div>"
         )
-    use = f"flowers-torch predict {facts.folder.name} PHOTO..."
-    parts.append(f"<h3>Use it</h3><pre>{text(use, 400)}</pre>")
+    use = command_line("flowers-torch", "predict", facts.folder.absolute(), "PHOTO...")
+    parts.append(f"<h3>Use it</h3><pre>{text(use, MOST_COMMAND)}</pre>")
     bar = interval_bar(low, scores.accuracy, high)
     return (
         f'<div class="hero"><div><div class="figure">{percent(scores.accuracy)}</div>'
@@ -209,6 +210,7 @@ def trust(facts: Facts) -> tuple[str, dict[str, str]]:
         x_format=percent_tick,
         x_ticks=(0.0, 0.25, 0.5, 0.75, 1.0),
     )
+    ask = command_line("flowers-torch", "predict", facts.folder.absolute(), "PHOTO...", "--max-error", "1%")
     return (
         f"<p>{said}. Bars at the dashed line mean: when it says 80%, it is right 80% of the time.</p>"
         '<div class="charts">'
@@ -216,6 +218,6 @@ def trust(facts: Facts) -> tuple[str, dict[str, str]]:
         "<figure><figcaption><b>Errors if it answers only what it is sure of</b></figcaption>"
         f"{charts['unsure']}</figure></div>"
         "<p>Let it say <i>unsure</i> rather than err: the probability to ask for is chosen in validation.</p>"
-        f"<pre>{text(f'flowers-torch predict {facts.folder.name} PHOTO... --max-error 1%', 300)}</pre>",
+        f"<pre>{text(ask, MOST_COMMAND)}</pre>",
         charts,
     )

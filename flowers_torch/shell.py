@@ -1,0 +1,27 @@
+"""Commands that are printed or stored for people to copy: they run when pasted into a shell."""
+
+import os
+import shlex
+from pathlib import Path
+
+
+def command_line(*words: str | Path) -> str:
+    """Words as a line for the shell, safe to print whatever they hold."""
+    return " ".join(_quoted(os.fspath(word)) for word in words)
+
+
+def repeat_command(folder: Path, flags: str = "") -> str:
+    """The command that trains a run again from its configuration; `flags` are quoted already."""
+    command = command_line("flowers-torch", "train", "--config", (folder / "config.toml").absolute())
+    return f"{command} {flags}" if flags else command
+
+
+def _quoted(word: str) -> str:
+    if word.isprintable():
+        return shlex.quote(word)
+    # Control characters and bytes that are no text: as bash, zsh and POSIX 2024 write them.
+    plain = word.replace("\\", "\\\\").replace("'", "\\'")
+    escaped = (
+        "".join(f"\\{byte:03o}" for byte in os.fsencode(c)) if not c.isprintable() else c for c in plain
+    )
+    return f"$'{''.join(escaped)}'"
