@@ -31,12 +31,12 @@ MORE = (986, 34, 340)
 # What the best recipe has above a plain one, each taken away alone.
 INGREDIENTS: dict[str, dict[str, Any]] = {
     "larger photos": {"size": 224},
-    "strong crops": {"stages.1.augment": "light"},
-    "mixup": {"stages.1.mixup": 0.0},
-    "rates that fall towards the stem": {"stages.1.layer_decay": 1.0},
+    "strong crops": {"stages.finetune.augment": "light"},
+    "mixup": {"stages.finetune.mixup": 0.0},
+    "rates that fall towards the stem": {"stages.finetune.layer_decay": 1.0},
     "average of the weights": {"ema": 0.0},
     "label smoothing": {"label_smoothing": 0.0},
-    "stored batch norm": {"stages.1.batch_norm": "trained"},
+    "stored batch norm": {"stages.finetune.batch_norm": "trained"},
 }
 
 

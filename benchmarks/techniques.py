@@ -28,7 +28,7 @@ SAME = {
     "augmented photo by photo": ["--set", "batch_augment=false"],
     "two workers that decode": ["--workers", "2"],
 }
-ADAMW = ["--set", "stages.0.optimizer=adamw", "--set", "stages.0.lr=3e-3"]
+ADAMW = ["--set", "stages.head.optimizer=adamw", "--set", "stages.head.lr=3e-3"]
 VARIANTS: dict[str, dict[str, list[str] | str]] = {
     "head only": {
         "as it is": [],
@@ -37,11 +37,11 @@ VARIANTS: dict[str, dict[str, list[str] | str]] = {
         "photos not kept as bytes": "kept photos",
         "features not kept": "features",
         "fp32, no probe": ["--precision", "fp32"],
-        "one view of each photo": ["--set", "stages.0.views=1"],
-        "AdamW for L-BFGS, 8 epochs": [*ADAMW, "--set", "stages.0.epochs=8"],
+        "one view of each photo": ["--set", "stages.head.views=1"],
+        "AdamW for L-BFGS, 8 epochs": [*ADAMW, "--set", "stages.head.epochs=8"],
         "AdamW, 2 epochs, nothing stored": [
             *ADAMW,
-            *("--set", "stages.0.epochs=2", "--set", "stages.0.views=0"),
+            *("--set", "stages.head.epochs=2", "--set", "stages.head.views=0"),
         ],
         **SAME,
     },
@@ -50,11 +50,11 @@ VARIANTS: dict[str, dict[str, list[str] | str]] = {
         "no folding": "folding",
         "photos not kept as bytes": "kept photos",
         "bf16, no probe": ["--precision", "bf16"],
-        "AdamW for L-BFGS, nothing stored": [*ADAMW, "--set", "stages.0.views=0"],
-        "second stage stored, 2 views": ["--set", "stages.1.views=2"],
-        "all blocks trained": ["--set", "stages.1.train=all"],
+        "AdamW for L-BFGS, nothing stored": [*ADAMW, "--set", "stages.head.views=0"],
+        "second stage stored, 2 views": ["--set", "stages.finetune.views=2"],
+        "all blocks trained": ["--set", "stages.finetune.train=all"],
         "steps not fused": "fusing",
-        "batch norm follows the photos": ["--set", "stages.1.batch_norm=trained"],
+        "batch norm follows the photos": ["--set", "stages.finetune.batch_norm=trained"],
         **SAME,
     },
 }

@@ -40,12 +40,12 @@ def train(
         arch: A network of the zoo or of timm; empty for the recipe's own.
         weights: `imagenet`, `offline`, `none` or a file; empty for the recipe's own.
         recipe: A TOML file, or the name of one in `configs/`; empty for the one of the network or the demo.
-        epochs: Of each stage.
+        epochs: Of each stage, in their order.
         head_only: Fit a linear head in seconds, no more.
         out: Run folder; empty for `runs/<data>-<arch>-<n>`.
         overwrite: Let `out` hold an earlier run.
         quiet: Print the result only.
-        options: Any other field of `config.py`, such as `seed=1`, or `**{"stages.1.lr": 1e-4}`.
+        options: Any other field of `config.py`, such as `seed=1`, or `**{"stages.finetune.lr": 1e-4}`.
 
     Returns:
         `folder`, the scores on the test photos (`test.accuracy`, `test.interval()`), the `history`.
@@ -56,7 +56,7 @@ def train(
     changes: dict[str, Any] = {"weights": weights, "out": str(out)}
     changes = {name: value for name, value in changes.items() if value}
     changes |= HEAD_ONLY if head_only else {}
-    changes |= {f"stages.{number}.epochs": count for number, count in enumerate(epochs)}
+    changes |= {"epochs": list(epochs)} if epochs else {}
     with console(quiet):
         return train_config(load_config(arch, str(data), str(recipe), changes | options), overwrite)
 

@@ -18,6 +18,10 @@ from typing import Any
 from flowers_torch.errors import UsageError, printable
 
 MAX_FILE_BYTES = 1024**2
+# What a stage has no use for where L-BFGS fits its head: there are no steps, so there is no rate.
+RATE_FIELDS = frozenset(
+    ("lr", "schedule", "warmup_epochs", "plateau_factor", "plateau_patience", "layer_decay")
+)
 HEAD_VIEWS = 2  # of each photo, where only the head trains and nothing else was asked for
 MANY_PHOTOS = 20_000  # to train on, beyond which a single view is enough
 
@@ -26,7 +30,7 @@ MANY_PHOTOS = 20_000  # to train on, beyond which a single view is enough
 class Stage:
     """One stage of training; each gets a fresh optimiser."""
 
-    name: str = "finetune"
+    name: str = "finetune"  # as options name it: `stages.finetune.lr`
     epochs: int = 1  # passes over the training photos
     # "head", "all", a block's name (that block and all behind it), "keras:N" (all but Keras's first N layers)
     train: str = "all"
@@ -57,6 +61,16 @@ class Stage:
     mixup: float = 0.0  # blends pairs of photos, by shares from Beta(mixup, mixup); 0: never
     cutmix: float = 0.0  # pastes a part of one photo into another, by Beta(cutmix, cutmix); 0: never
 
+    @property
+    def is_fitted(self) -> bool:
+        """Whether L-BFGS fits the head, without steps and so without a learning rate."""
+        return self.optimizer == "lbfgs"
+
+    def settings(self) -> dict[str, Any]:
+        """The fields that mean something in this stage, by name."""
+        values = dataclasses.asdict(self)
+        return {k: v for k, v in values.items() if not (self.is_fitted and k in RATE_FIELDS)}
+
     def stored_views(self, photos: int) -> int:
         """Views of each of so many photos that the frozen front answers to beforehand; 0: none."""
         wanted = self.views
@@ -66,7 +80,7 @@ class Stage:
         mixes = self.mixup > 0 or self.cutmix > 0  # these blend photos, not answers
         if mixes or self.batch_norm == "all":
             return 0
-        return wanted if self.optimizer == "lbfgs" else min(wanted, self.epochs)
+        return wanted if self.is_fitted else min(wanted, self.epochs)
 
 
 def default_stages() -> list[Stage]:
@@ -129,6 +143,10 @@ class Config:
     checkpoint_minutes: float = 2.0  # between saves inside an epoch; epochs over 10 s save at their end too
     out: str = ""  # run folder; empty: runs/<data>-<arch>-<n>
     stages: list[Stage] = dataclasses.field(default_factory=default_stages)
+
+    def settings(self) -> dict[str, Any]:
+        """All fields by name, with those of each stage that mean something there."""
+        return dataclasses.asdict(self) | {"stages": [stage.settings() for stage in self.stages]}
 
 
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -209,7 +227,8 @@ def load_config(
         arch: From the flag; picks `configs/<arch>.toml` where no file is given.
         data: From the flag; `demo` picks `configs/demo.toml` where no file is given.
         file: A TOML file, or the name of one in `configs/`.
-        overrides: Dotted field name (`stages.1.lr`) to value; wins over the file.
+        overrides: Dotted field name (`stages.finetune.lr`) to value; wins over the file. `epochs` is a list,
+            for the stages in their order.
 
     Raises:
         UsageError: naming every unknown field, wrong type and value out of range at once.
@@ -260,7 +279,7 @@ def split_fractions(split: str) -> tuple[float, float, float] | None:
 
 def to_toml(config: Config, heading: str) -> str:
     """The resolved configuration as a TOML file that repeats the run."""
-    values = dataclasses.asdict(config)
+    values = config.settings()
     stages, options = values.pop("stages"), values.pop("model_options")
     lines = [f"# {line}" for line in heading.splitlines()]
     lines += [f"{key} = {toml_value(value)}" for key, value in values.items()]
@@ -306,23 +325,42 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 
 def _override(values: dict[str, Any], key: str, value: Any, problems: list[str]) -> None:
-    """Sets a dotted field name; `stages.1.lr` counts from 0 and needs that stage to be there."""
-    *parents, last = key.split(".")
-    place: Any = values
-    for depth, part in enumerate(parents):
-        if isinstance(place, dict) and part == "stages" and depth == 0:
-            place = place.setdefault("stages", [dataclasses.asdict(stage) for stage in default_stages()])
-        elif isinstance(place, list) and part.isdigit() and int(part) < len(place):
-            place = place[int(part)]
-        elif isinstance(place, dict) and part == "model_options":
-            place = place.setdefault(part, {})
+    """Sets a dotted field name; `stages.NAME.lr` needs a stage of that name."""
+    table, _, rest = key.partition(".")
+    name, _, field = rest.rpartition(".")
+    if key == "epochs":
+        _override_epochs(values, value, problems)
+    elif table == "stages" and name:
+        stages = {str(row.get("name", Stage.name)): row for row in _stage_tables(values)}
+        if name in stages:
+            stages[name][field] = copy.deepcopy(value)
         else:
-            problems.append(f"no field {key!r}")
-            return
-    if not isinstance(place, dict):
+            there = ", ".join(map(printable, stages))
+            problems.append(f"no stage {printable(name, 40)} for {printable(key, 60)} (there are {there})")
+    elif table == "model_options" and rest and not name:
+        values.setdefault(table, {})[rest] = copy.deepcopy(value)
+    elif rest:
         problems.append(f"no field {key!r}")
-        return
-    place[last] = copy.deepcopy(value)  # `stages.0.lr` behind `stages` must not reach the caller's
+    else:
+        values[key] = copy.deepcopy(value)  # a later `stages.NAME.lr` must not reach the caller's
+
+
+def _override_epochs(values: dict[str, Any], counts: Any, problems: list[str]) -> None:
+    stages = _stage_tables(values)
+    if not isinstance(counts, list):
+        problems.append(f"epochs must be a list, one for each stage, not {printable(repr(counts), 60)}")
+    elif len(counts) > len(stages):
+        problems.append(f"epochs are given for {len(counts)} stages, and there are {len(stages)}")
+    else:
+        for stage, count in zip(stages, counts, strict=False):
+            stage["epochs"] = count
+
+
+def _stage_tables(values: dict[str, Any]) -> list[dict[str, Any]]:
+    """The stages among the values, which become the default ones where there are none."""
+    stages = values.setdefault("stages", [dataclasses.asdict(stage) for stage in default_stages()])
+    rows = stages if isinstance(stages, list) else [stages]
+    return [row for row in rows if isinstance(row, dict)]
 
 
 def _build(cls: Any, values: Any, where: str, problems: list[str]) -> Any:
@@ -339,10 +377,15 @@ def _build(cls: Any, values: Any, where: str, problems: list[str]) -> Any:
             problems.append(f"unknown field {printable(where + key)} ({hint}?)")
         elif key == "stages":
             rows = value if isinstance(value, list) else [value]
-            made[key] = [_build(Stage, row, f"stages.{i}.", problems) for i, row in enumerate(rows)]
+            made[key] = [_build(Stage, row, f"{_stage_key(row, i)}.", problems) for i, row in enumerate(rows)]
         else:
             made[key] = _typed(value, types_of[key], where + key, problems)
     return cls(**made)
+
+
+def _stage_key(row: Any, place: int) -> str:
+    """How an error names a stage; by its place where it is no table."""
+    return f"stages.{row.get('name', Stage.name) if isinstance(row, dict) else place}"
 
 
 def _typed(value: Any, kind: Any, name: str, problems: list[str]) -> Any:
@@ -356,7 +399,11 @@ def _typed(value: Any, kind: Any, name: str, problems: list[str]) -> Any:
 
 
 def _check(config: Config, problems: list[str]) -> None:
-    for prefix, part in [("", config), *((f"stages.{i}.", stage) for i, stage in enumerate(config.stages))]:
+    names = [stage.name for stage in config.stages]
+    if len(set(names)) < len(names) or any(not name or "." in name for name in names):
+        told = ", ".join(printable(repr(name), 40) for name in names)
+        problems.append(f"stages must have different names without a dot, not {told}")
+    for prefix, part in [("", config), *((f"stages.{stage.name}.", stage) for stage in config.stages)]:
         for field in dataclasses.fields(part):  # type: ignore[arg-type]
             name, value = field.name, getattr(part, field.name)
             low, high = RANGES.get(name, (-math.inf, math.inf))
@@ -365,7 +412,7 @@ def _check(config: Config, problems: list[str]) -> None:
             if name in CHOICES and value not in CHOICES[name]:
                 allowed = ", ".join(choice or '""' for choice in CHOICES[name])
                 problems.append(f"{prefix}{name} must be one of {allowed}, not {printable(repr(value), 60)}")
-    for i, stage in enumerate(config.stages):
+    for stage in config.stages:
         for rule in stage.rules:
             if (
                 len(rule) != 2
@@ -374,16 +421,18 @@ def _check(config: Config, problems: list[str]) -> None:
                 or rule[1] < 0
             ):
                 problems.append(
-                    f"stages.{i}.rules needs [pattern, multiplier >= 0], not {printable(rule, 60)}"
+                    f"stages.{stage.name}.rules needs [pattern, multiplier >= 0], not {printable(rule, 60)}"
                 )
-        if stage.optimizer == "lbfgs" and (
+        if stage.is_fitted and (
             stage.train != "head"
             or config.head_hidden
             or config.head_norm
             or config.dropout
             or config.head == "sigmoid"
         ):
-            problems.append(f"stages.{i}.optimizer lbfgs needs train = head and a head of one linear layer")
+            problems.append(
+                f"stages.{stage.name}.optimizer lbfgs needs train = head and a head of one linear layer"
+            )
     if config.compile and config.cuda_graph:
         problems.append("compile and cuda_graph exclude each other")
     if not config.stages:

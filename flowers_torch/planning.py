@@ -19,8 +19,10 @@ def dry_run(config: Config) -> None:
     for number, stage in enumerate(config.stages, start=1):
         groups = apply_rules(run.model, stage_rules(run.model, stage))
         set_train_mode(run.model, stage.batch_norm)
-        log.info(f"stage {number}  {stage.name}: {stage.epochs} epochs, {stage.optimizer}, lr {stage.lr:g}")
-        log.info(freeze_table(run.model, groups, stage.lr))
+        steps = f"{stage.epochs} epochs, {stage.optimizer}, lr {stage.lr:g}"
+        how = "a linear head, fitted by L-BFGS" if stage.is_fitted else steps
+        log.info(f"stage {number}  {stage.name}: {how}")
+        log.info(freeze_table(run.model, groups, None if stage.is_fitted else stage.lr))
         cost = stage_cost(run, stage)
         minutes = (cost.front_seconds + stage.epochs * cost.epoch_seconds) / 60
         log.info(f"  about {minutes:.1f} minutes and {cost.memory_bytes / 2**30:.1f} GiB")

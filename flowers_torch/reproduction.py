@@ -130,20 +130,20 @@ def with_our_defaults(config: Config) -> Config:
 
 
 def differences(config: Config, other: Config) -> list[str]:
-    """Options of a configuration that differ from another's, as `--set` takes them: `stages.0.lr=0.01`.
+    """Options of a configuration that differ from another's, as `--set` takes them: `stages.head.lr=0.01`.
 
-    A table of options that lost a key (`model_options={}`), or a list of stages that has not as many, is
-    given as a whole. Left out are those that change no result, and what is chosen for the machine.
+    A table of options that lost a key (`model_options={}`), or a list of other stages, is given as a whole.
+    Left out are those that change no result, and what is chosen for the machine.
     """
-    ours, theirs = (_flat(dataclasses.asdict(one)) for one in (config, other))
+    ours, theirs = (_flat(one.settings()) for one in (config, other))
     for values in (ours, theirs):  # a finished run has its weights resolved
         values["weights"] = Path(values["weights"] or "imagenet").name
     whole: dict[str, Any] = {}
     if set(other.model_options) - set(config.model_options):
         whole["model_options"] = config.model_options
-    if len(config.stages) != len(other.stages):
+    if [stage.name for stage in config.stages] != [stage.name for stage in other.stages]:
         plain = dataclasses.asdict(Stage())
-        stages = [dataclasses.asdict(stage) for stage in config.stages]
+        stages = [stage.settings() for stage in config.stages]
         whole["stages"] = [{k: v for k, v in stage.items() if v != plain[k]} for stage in stages]
     changed = {
         key: value
@@ -161,7 +161,7 @@ def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
     if isinstance(values, dict):
         pairs: Iterable[tuple[Any, Any]] = values.items()
     elif prefix == "stages.":
-        pairs = enumerate(values)
+        pairs = ((stage["name"], stage) for stage in values)
     else:
         return {prefix.rstrip("."): values}
     return {k: v for key, value in pairs for k, v in _flat(value, f"{prefix}{key}.").items()}
@@ -336,7 +336,7 @@ page. `--stand-in` says that the photos are others than the tutorial's: the resu
 held against the tutorial's figure.
 
 `flowers-torch reproduce NAME` also lists each option in which this package's defaults differ from the
-recipe (`default stages.0.lr 0.0003 instead of 0.001`). `--defaults` measures them as a whole: the same
+recipe (`default stages.scratch.lr 0.0003 instead of 0.001`). `--defaults` measures them as a whole: the same
 network, photos and epochs with our optimiser, rates and augmentation. What a single option gives was not
 measured; `--set` with one of the listed options does that.
 

@@ -74,11 +74,11 @@ def write_results(
     )
     if warning := describe_small_classes(test, classes):
         log.info(f"note     {warning}")
-    stages = [dataclasses.asdict(stage) for stage in run.config.stages]
+    stages = [stage.settings() for stage in run.config.stages]
     val_photos, pretrained = len(run.split["val"]), run.record.weights != "none"
     for advice in diagnose(history, stages, len(classes), val_photos, pretrained):
-        command = repeat_command(run.folder, advice.flags)
-        log.info(f"try      {advice.what}: {command}")
+        command = repeat_command(run.folder, advice.flags) if advice.flags else ""
+        log.info(f"try      {': '.join(filter(None, (advice.what, command)))}")
     parts = {"val": validation, "test": answers}
     paths = {part: [run.photos.paths[index] for index in run.split[part]] for part in parts}
     mappable = answers.features.numel() and 4 <= len(labels)

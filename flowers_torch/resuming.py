@@ -88,8 +88,9 @@ def run_facts(config: Config, runtime: Runtime, processes: int = 1) -> dict[str,
     values = {
         name: value for name, value in dataclasses.asdict(config).items() if name not in HARMLESS | RESOLVED
     }
-    for number, stage in enumerate(config.stages):
-        values |= {f"stages.{number}.{name}": value for name, value in dataclasses.asdict(stage).items()}
+    values["stages"] = [stage.name for stage in config.stages]
+    for stage in config.stages:
+        values |= {f"stages.{stage.name}.{name}": value for name, value in stage.settings().items()}
     facts = {name: json.dumps(value) for name, value in values.items()}
     here = environment()
     on_cpu = runtime.device.type == "cpu"

@@ -56,7 +56,7 @@ def train_stage(
     """
     config, progress, number = run.config, saver.progress, saver.progress.stage
     stage = config.stages[number]
-    if stage.optimizer == "lbfgs":
+    if stage.is_fitted:
         return fit_head(run, saver, stop)
     epochs_before = sum(earlier.epochs for earlier in config.stages[:number])
     log.info(f"stage {number + 1}  {stage.name}: {stage.epochs} epochs, {stage.optimizer}")
@@ -180,7 +180,7 @@ def fit_head(run: Run, saver: Saver, stop: StopRequest) -> None:
     """
     progress, stage = saver.progress, run.config.stages[saver.progress.stage]
     log.info(f"stage {progress.stage + 1}  {stage.name}: a linear head, fitted by L-BFGS")
-    training, _ = begin_stage(run, dataclasses.replace(stage, optimizer="sgd"), progress.stage)
+    training, _ = begin_stage(run, stage, progress.stage)
     row: dict[str, Any] = {}
     if run.world.is_main:
         alone = dataclasses.replace(run, world=ALONE)
@@ -230,7 +230,7 @@ def _fitted(
     fitted = score(probe.logits(front.training), labels)
     answers = predict_part(run, "val", front.made.tail, front.validation, leave_if_asked)
     seconds = time.monotonic() - started
-    row = _row(stage, progress, 0.0, fitted.loss, fitted.accuracy, answers, seconds, len(labels) / seconds)
+    row = _row(stage, progress, None, fitted.loss, fitted.accuracy, answers, seconds, len(labels) / seconds)
     log.info(f"{describe_epoch(row, 1)}, penalty {l2:g}")
     return row, answers, front.made
 
@@ -240,8 +240,9 @@ def begin_stage(run: Run, stage: Stage, number: int) -> tuple[Training, Training
     config, model = run.config, run.model
     groups = decay_by_layer(apply_rules(model, stage_rules(model, stage)), stage.layer_decay)
     set_train_mode(model, stage.batch_norm)
-    log.info(freeze_table(model, groups, stage.lr))
-    optimizer = make_optimizer(stage.optimizer, model, groups, stage.weight_decay, stage.momentum)
+    log.info(freeze_table(model, groups, None if stage.is_fitted else stage.lr))
+    name = "sgd" if stage.is_fitted else stage.optimizer  # never steps; a saved state needs one
+    optimizer = make_optimizer(name, model, groups, stage.weight_decay, stage.momentum)
     training = Training(
         model,
         optimizer,
@@ -265,7 +266,7 @@ def begin_stage(run: Run, stage: Stage, number: int) -> tuple[Training, Training
 def _row(
     stage: Stage,
     progress: Progress,
-    lr: float,
+    lr: float | None,
     loss: float,
     accuracy: float,
     validation: Answers,

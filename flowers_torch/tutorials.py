@@ -397,7 +397,7 @@ EXACT: tuple[Exact, ...] = (
         "C10",
         "k-fold cross-validation; L1 and L2",
         "every photo is tested once; penalties are their formulas",
-        "flowers-torch crossval --folds 5 --data photos/ --set stages.1.l2=0.001",
+        "flowers-torch crossval --folds 5 --data photos/ --set stages.finetune.l2=0.001",
         (
             "test_crossval.py::test_every_photo_is_tested_once",
             "training/test_regularize.py::test_the_penalty_is_its_formula_over_kernels",
@@ -415,7 +415,7 @@ EXACT: tuple[Exact, ...] = (
         "global average, L2 0.001, dropout 0.8",
         "each variant trains the head, alone and together",
         "python train.py --config five_animals_bottleneck --set model_options.global_pool=avg"
-        " --set stages.0.l2=0.001 --set dropout=0.8",
+        " --set stages.bottleneck.l2=0.001 --set dropout=0.8",
         ("test_recipes.py::test_the_tutorial_s_variants_of_a_head_take_a_step",),
     ),
     Exact(

@@ -13,7 +13,7 @@ def test_from_photos_to_answers(
 ) -> None:
     result = train(
         photo_folder, "test_resnet", "none", out=tmp_path / "run", size=32, epochs=(1, 3), quiet=True,
-        **{"stages.1.lr": 0.01, "device": "cpu", "batch_size": 8},
+        **{"stages.finetune.lr": 0.01, "device": "cpu", "batch_size": 8},
     )  # fmt: skip
     assert result.folder == tmp_path / "run" and result.test.accuracy > 0.6
     assert [(row["stage"], row["epoch"]) for row in result.history] == [

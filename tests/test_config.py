@@ -33,13 +33,13 @@ def write(path: Path, text: str) -> str:
 
 def test_flag_beats_file_beats_default(tmp_path: Path) -> None:
     file = write(tmp_path / "c.toml", "batch_size = 7\nseed = 3\n[[stages]]\nlr = 0.5\n")
-    config = load_config(file=file, overrides={"batch_size": 9, "stages.0.momentum": 0.5})
+    config = load_config(file=file, overrides={"batch_size": 9, "stages.finetune.momentum": 0.5})
     assert (config.batch_size, config.seed, config.split) == (9, 3, Config.split)
     assert config.stages == [Stage(lr=0.5, momentum=0.5)]
 
 
 def test_overrides_stay_the_callers() -> None:
-    wanted = HEAD_ONLY | {"stages.0.views": 1}
+    wanted = HEAD_ONLY | {"stages.head.views": 1}
     assert load_config(overrides=wanted).stages[0].views == 1
     assert HEAD_ONLY["stages"][0]["views"] == load_config(overrides=HEAD_ONLY).stages[0].views == 2
 
@@ -56,7 +56,7 @@ def test_the_written_file_repeats_the_run(tmp_path: Path) -> None:
     odd = {
         "model_options.drop_rate": 0.5,
         "out": 'é"\\\x1b\x7f',
-        "stages.0.rules": [["fc.*", 1.0], ["*", 0.0]],
+        "stages.head.rules": [["fc.*", 1.0], ["*", 0.0]],
     }
     config = load_config(overrides=odd)
     file = write(tmp_path / "c.toml", to_toml(config, "heading\nof two lines"))
@@ -78,11 +78,11 @@ def test_all_mistakes_are_reported_together(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("stages.0.lr", 0.0),
-        ("stages.0.lr", -1.0),
-        ("stages.0.lr", float("nan")),
-        ("stages.0.lr", True),
-        ("stages.0.epochs", 0),
+        ("stages.head.lr", 0.0),
+        ("stages.head.lr", -1.0),
+        ("stages.head.lr", float("nan")),
+        ("stages.head.lr", True),
+        ("stages.head.epochs", 0),
         ("batch_size", 0),
         ("batch_size", -1),
         ("size", 10**6),
@@ -92,12 +92,12 @@ def test_all_mistakes_are_reported_together(tmp_path: Path) -> None:
         ("split", "100"),
         ("split", "60/x/20"),
         ("precision", "fp8"),
-        ("stages.0.optimizer", "adma"),
-        ("stages.5.lr", 0.1),
+        ("stages.head.optimizer", "adma"),
+        ("stages.tail.lr", 0.1),
         ("model.x", 1),
         ("stages", []),
-        ("stages.0.rules", [["fc.*"]]),
-        ("stages.0.rules", ["fc.*"]),
+        ("stages.head.rules", [["fc.*"]]),
+        ("stages.head.rules", ["fc.*"]),
     ],
 )
 def test_values_out_of_range_are_named(key: str, value: object) -> None:

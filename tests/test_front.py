@@ -1,6 +1,8 @@
 """Answers of a frozen front: the same training as without them, in less time, and never stale ones."""
 
+import csv
 import dataclasses
+import tomllib
 import weakref
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from flowers_torch import front, recipe
-from flowers_torch.cli import guarded
+from flowers_torch.cli import guarded, main
 from flowers_torch.config import Config, Stage, load_config
 from flowers_torch.data.kept import allocate
 from flowers_torch.errors import ResourceError, UsageError
@@ -284,9 +286,37 @@ def test_head_only_from_the_command_line(photo_folder: Path, tmp_path: Path) -> 
     assert guarded("train", arguments) == 0
     done = load_config(file=str(tmp_path / "run" / "config.toml"))
     assert [stage.optimizer for stage in done.stages] == ["lbfgs"] and done.head_hidden == 0
+    assert "lr" not in tomllib.loads((tmp_path / "run" / "config.toml").read_text())["stages"][0]
+
+
+def test_a_stage_that_l_bfgs_fits_shows_no_learning_rate(
+    photo_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--data", str(photo_folder), "--arch", "test_resnet", "--weights", "none", "--size", "32"]
+    arguments += ["--precision", "fp32", "--device", "cpu", "--set", "stages.head.optimizer=lbfgs"]
+    arguments += ["--set", "stages.head.augment=mirror", "--epochs", "1,1"]
+    assert main(["lr-find", *arguments, "--stage", "head"]) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert "stage head is fitted by L-BFGS, which has no learning rate; fix: use --stage finetune" in told
+    assert main(["lr-find", *arguments[:-2], "--head-only"]) == 2
+    assert "fix: set stages.head.optimizer=adamw" in capsys.readouterr().err
+
+    assert main(["train", *arguments, "--dry-run"]) == 0
+    head_lines, finetune_lines = capsys.readouterr().out.split("stage 1")[1].split("stage 2")
+    assert " lr" not in head_lines and "L-BFGS" in head_lines and " lr" in finetune_lines
+
+    assert main(["train", *arguments, "--out", str(tmp_path / "run")]) == 0
+    head_lines, finetune_lines = capsys.readouterr().out.split("stage 1")[1].split("stage 2")
+    assert " lr" not in head_lines and " lr" in finetune_lines
+    with (tmp_path / "run" / "history.csv").open() as file:
+        rates = [row["lr"] for row in csv.DictReader(file)]
+    assert rates[0] == "" and float(rates[1]) >= 0
+    head_table = (tmp_path / "run" / "report.html").read_text().split("<h3>Stage head")[1].split("<h3>")[0]
+    assert "L-BFGS" in head_table and " lr" not in head_table
 
 
 @pytest.mark.parametrize("changes", [{"head_hidden": 8}, {"dropout": 0.1}, {"head_norm": True}])
 def test_lbfgs_is_for_linear_heads(tmp_path: Path, changes: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="lbfgs needs train = head"):
-        load_config(overrides={"stages.0.optimizer": "lbfgs", "stages.0.train": "head", **changes})
+        load_config(overrides={"stages.head.optimizer": "lbfgs", "stages.head.train": "head", **changes})

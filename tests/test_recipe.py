@@ -412,11 +412,11 @@ def test_lr_find_draws_and_suggests(
 
     (tmp_path / "c.toml").write_text(to_toml(config(photo_folder, tmp_path / "run"), "for a test"))
     arguments = ["--config", str(tmp_path / "c.toml"), "--steps", "40", "--plot", str(tmp_path / "sweep.png")]
-    assert guarded("lr-find", [*arguments, "--stage", "1"]) == 0
+    assert guarded("lr-find", [*arguments, "--stage", "head"]) == 0
     printed = capsys.readouterr().out
-    assert "rate     " in printed and "--set stages.0.lr=" in printed
+    assert "rate     " in printed and "--set stages.head.lr=" in printed
     assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG") and not (tmp_path / "run").exists()
-    assert guarded("lr-find", [*arguments, "--stage", "3"]) == 2
+    assert guarded("lr-find", [*arguments, "--stage", "1"]) == 2
 
 
 def test_a_run_as_on_a_gpu_is_the_same_run(

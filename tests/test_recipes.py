@@ -83,7 +83,7 @@ def test_every_recipe_trains_in_each_stage_what_it_may(path: Path, two_classes: 
         assert {name for name in allowed if before[name].ndim > 1} <= moved
 
 
-VARIANTS = {"model_options.global_pool": "avg", "stages.0.l2": 0.001, "dropout": 0.8}
+VARIANTS = {"model_options.global_pool": "avg", "stages.bottleneck.l2": 0.001, "dropout": 0.8}
 
 
 @pytest.mark.parametrize("names", [*([name] for name in VARIANTS), list(VARIANTS)], ids=" ".join)
@@ -102,7 +102,7 @@ def test_the_tutorial_s_variants_of_a_head_take_a_step(
     assert not any(torch.equal(*pair) for pair in zip(before, head.parameters(), strict=True))
     inputs = next(layer.in_features for layer in head.modules() if isinstance(layer, nn.Linear))
     assert inputs == (512 if "model_options.global_pool" in names else 2 * 2 * 512)
-    assert (training.penalty is not None) == ("stages.0.l2" in names)
+    assert (training.penalty is not None) == ("stages.bottleneck.l2" in names)
     rates = {layer.p for layer in run.model.modules() if isinstance(layer, nn.Dropout) and layer.p}
     assert rates == {0.8 if "dropout" in names else 0.5}
 
@@ -137,7 +137,7 @@ def write_course_files(folder: Path, name: str, classes: int) -> Path:
 
 def test_the_happy_house_from_the_course_s_files_to_an_own_photo(tmp_path: Path) -> None:
     file = write_course_files(tmp_path, "happy", 2)
-    overrides = {"data": str(file), "out": str(tmp_path / "run"), "stages.0.epochs": 6, "device": "cpu"}
+    overrides = {"data": str(file), "out": str(tmp_path / "run"), "stages.scratch.epochs": 6, "device": "cpu"}
     result = recipe.train(load_config(file="happy_house", overrides=overrides))
     assert result.test.photos == 8 and result.test.accuracy == 1
     model, record = load_classifier(result.folder)
@@ -153,7 +153,7 @@ def test_the_happy_house_from_the_course_s_files_to_an_own_photo(tmp_path: Path)
 @pytest.mark.slow
 def test_signs_from_the_course_s_files(tmp_path: Path) -> None:
     file = write_course_files(tmp_path, "signs", 6)
-    overrides = {"data": str(file), "out": str(tmp_path / "run"), "stages.0.epochs": 1, "device": "cpu"}
+    overrides = {"data": str(file), "out": str(tmp_path / "run"), "stages.scratch.epochs": 1, "device": "cpu"}
     result = recipe.train(load_config(file="signs_resnet50", overrides=overrides))
     assert result.test.photos == 8 and math.isfinite(result.test.loss)
     model, record = load_classifier(result.folder)

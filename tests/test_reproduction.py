@@ -65,7 +65,7 @@ def test_our_defaults_change_the_schedule_and_nothing_else() -> None:
         (s.name, s.epochs, s.train) for s in config.stages
     ]
     changed = differences(ours, config)
-    assert "stages.1.optimizer=adamw" in changed and "stages.1.lr=0.0003" in changed
+    assert "stages.finetune.optimizer=adamw" in changed and "stages.finetune.lr=0.0003" in changed
     assert all(text.startswith(("stages.", "batch_size")) for text in changed)
     assert differences(config, config) == []
     assert differences(dataclasses.replace(config, seed=3, out="x", weights="imagenet"), config) == []
@@ -79,7 +79,7 @@ def test_options_that_an_override_took_away_are_told() -> None:
     for texts in (
         wanted,
         ['model_options={global_pool = "avg"}'],
-        ["model_options.global_pool=avg", 'stages.0.rules=[["*", 1.0]]'],
+        ["model_options.global_pool=avg", 'stages.bottleneck.rules=[["*", 1.0]]'],
         ['stages=[{name = "a", lr = 0.5}, {name = "b", optimizer = "sgd"}]', "batch_size=4"],
     ):
         changed = load_config(file="five_animals_bottleneck", overrides=overrides_of(texts))
@@ -158,17 +158,17 @@ def test_the_command_runs_compares_and_records(
     assert main(["reproduce", "five_animals_convnet", *flags, "--defaults", "--stand-in", "--record"]) == 0
     printed = capsys.readouterr().out
     assert "there    0.9599 on 100 validation photos" in printed and "(a stand-in)" in printed
-    assert "default  stages.0.optimizer adamw instead of rmsprop" in printed
-    assert "changed  stages.0.epochs=1" in printed and "gap " not in printed
+    assert "default  stages.scratch.optimizer adamw instead of rmsprop" in printed
+    assert "changed  stages.scratch.epochs=1" in printed and "gap " not in printed
     (kept,) = read_results(tmp_path / "results.jsonl")
-    assert kept.recipe == "five_animals_convnet" and "stages.0.lr=0.0003" in kept.changes
+    assert kept.recipe == "five_animals_convnet" and "stages.scratch.lr=0.0003" in kept.changes
     (tmp_path / "run" / "command.txt").write_text("flowers-torch reproduce five_animals_convnet --quiet\n")
     assert main(["reproduce", "--run", str(tmp_path / "run")]) == 0
     printed = capsys.readouterr().out
     assert "gap      " in printed and "recorded" not in printed
     assert main(["reproduce", "--run", str(tmp_path / "run"), *flags[-2:]]) == 0
     recorded = [line for line in capsys.readouterr().out.splitlines() if line.startswith("recorded")]
-    assert len(recorded) == 1 and "stages.0.optimizer=adamw" in recorded[0]
+    assert len(recorded) == 1 and "stages.scratch.optimizer=adamw" in recorded[0]
     assert main(["reproduce", "--page", str(tmp_path / "page.md"), "--results", flags[-1]]) == 0
     assert "five_animals_convnet" in (tmp_path / "page.md").read_text()
 

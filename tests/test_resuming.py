@@ -32,7 +32,7 @@ def test_what_changes_no_number_is_no_difference(harmless: dict[str, object]) ->
         ({"batch_size": 16}, "batch_size +32 -> 16"),
         ({"precision": "bf16"}, 'precision +"auto" -> "bf16"'),
         ({"seed": 3}, "seed +0 -> 3"),
-        ({"stages": Config().stages[:1]}, r"stages\.1\.lr +0.0003 -> None"),
+        ({"stages": Config().stages[:1]}, r"stages\.finetune\.lr +0.0003 -> None"),
     ],
 )
 def test_what_does_is_refused_with_a_table_or_allowed_by_a_flag(

@@ -5,12 +5,13 @@ import os
 from pathlib import Path
 
 from flowers_torch.commands import train
+from flowers_torch.config import Config, load_config
 from flowers_torch.errors import UsageError, printable
 from flowers_torch.shell import command_line
 
 EXAMPLES = """examples:
   flowers-torch lr-find --arch tf_efficientnet_lite0 --weights offline --data my_photos/
-  flowers-torch lr-find --data my_photos/ --stage 1 --plot head.png
+  flowers-torch lr-find --data my_photos/ --stage head --plot head.png
 """
 
 
@@ -24,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_sweep(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that training does not have."""
-    parser.add_argument("--stage", type=int, default=0, metavar="N", help="1, 2, ... (the last)")
+    parser.add_argument("--stage", metavar="NAME", help="stage to try, such as head (the last)")
     parser.add_argument("--lowest", type=float, default=1e-6, metavar="LR", help="first rate (1e-6)")
     parser.add_argument("--highest", type=float, default=1.0, metavar="LR", help="last rate (1)")
     parser.add_argument("--steps", type=int, default=100, metavar="N", help="batches (100)")
@@ -41,12 +42,8 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--steps {args.steps} is out of range", "use 10 .. 10000")
     if args.cache:
         os.environ["FLOWERS_TORCH_CACHE"] = args.cache
-    from flowers_torch.config import load_config
-
     config = load_config(args.arch, args.data, args.config, train.overrides(args))
-    number = args.stage or len(config.stages)
-    if not 1 <= number <= len(config.stages):
-        raise UsageError(f"--stage {number}: there are {len(config.stages)}", "leave it out for the last")
+    number = stage_number(config, args.stage)
 
     from flowers_torch.evaluation.plots import plot_sweep
     from flowers_torch.prepare import prepare
@@ -56,8 +53,8 @@ def run(args: argparse.Namespace) -> int:
 
     with console():
         run = prepare(config)
-        stage = config.stages[number - 1]
-        training, batches = begin_stage(run, stage, number - 1)
+        stage = config.stages[number]
+        training, batches = begin_stage(run, stage, number)
         training.called = fast_network(run, run.model)
         sweep = lr_find(training, batches, args.lowest, args.highest, args.steps)
         log.info(f"rate     {sweep.suggestion:g}: {sweep.reason}; now {stage.lr:g}")
@@ -65,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
             if not plot_sweep(sweep.rates, sweep.losses, sweep.suggestion, Path(args.plot)):
                 raise UsageError("--plot needs Matplotlib", 'pip install "flowers-torch[plots]"')
             log.info(f"plot     {printable(args.plot)}")
-        rate = ("--set", f"stages.{number - 1}.lr={sweep.suggestion:g}")
+        rate = ("--set", f"stages.{stage.name}.lr={sweep.suggestion:g}")
         log.info(f"next     {command_line('flowers-torch', 'train', *_of_training(args.command[2:]), *rate)}")
     return 0
 
@@ -75,3 +72,21 @@ def _of_training(arguments: list[str]) -> list[str]:
     sweep = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     _add_sweep(sweep)
     return sweep.parse_known_args(arguments)[1]
+
+
+def stage_number(config: Config, name: str | None) -> int:
+    """The place of the stage to try, by its name; the last one without a name.
+
+    Raises:
+        UsageError: there is no such stage, or it has no learning rate.
+    """
+    names = [stage.name for stage in config.stages]
+    name = name or names[-1]
+    if name not in names:
+        raise UsageError(f"--stage {printable(name, 40)}: there is no such stage", f"use {', '.join(names)}")
+    number = names.index(name)
+    if config.stages[number].is_fitted:
+        others = [stage.name for stage in config.stages if not stage.is_fitted]
+        fix = f"use --stage {others[-1]}" if others else f"set stages.{name}.optimizer=adamw"
+        raise UsageError(f"stage {name} is fitted by L-BFGS, which has no learning rate", fix)
+    return number

@@ -73,7 +73,7 @@ def add_options(parser: argparse.ArgumentParser, flags: Sequence[str]) -> None:
         action="append",
         default=[],
         metavar="K=V",
-        help="any other option, as stages.1.lr=1e-4",
+        help="any other option, as stages.finetune.lr=1e-4",
     )
 
 
@@ -148,7 +148,7 @@ def overrides(args: argparse.Namespace) -> dict[str, Any]:
             counts = [int(part) for part in args.epochs.split(",")]
         except ValueError:
             raise UsageError(f"--epochs {printable(args.epochs)} is no list", "use such as 2,5") from None
-        changes |= {f"stages.{stage}.epochs": count for stage, count in enumerate(counts)}
+        changes["epochs"] = counts
     if args.time is not None:
         changes["minutes"] = minutes(args.time)
     for assignment in args.set:

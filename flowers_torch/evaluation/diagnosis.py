@@ -29,7 +29,7 @@ def diagnose(
 
     Args:
         history: A row for each epoch, as in history.csv.
-        stages: Settings of each stage: name, epochs, lr, train, augment.
+        stages: Settings of each stage: name, epochs, train, augment, and lr unless L-BFGS fits it.
         classes: How many.
         val_photos: Photos that validation counts on.
         pretrained: Whether it started from trained weights.
@@ -52,13 +52,12 @@ def diagnose(
     final = names.index(last["stage"]) if last["stage"] in names else len(stages) - 1
     epochs = ",".join(str(stage["epochs"]) for stage in stages)
     rows = [row for row in history if row["stage"] == last["stage"]]
-    if number < final:
-        rate = stages[final]["lr"] / 3
+    if number < final and "lr" in stages[final]:
         advice.append(
             Advice(
                 f"stage {last['stage']} made it worse than stage {best['stage']} had left it: its learning "
                 "rate is too high for these weights",
-                f"--set stages.{final}.lr={rate:.2g}",
+                _rate_flag(stages[final], 1 / 3),
             )
         )
     elif best is last and len(rows) > 1:
@@ -82,7 +81,7 @@ def diagnose(
                 f"it learned the training photos by heart (accuracy {last['train_accuracy']:.2f} there, "
                 f"{last['val_accuracy']:.2f} in validation, whose loss rose again): more photos, or stronger "
                 "augmentation",
-                f"--set stages.{final}.augment={stronger} --epochs {epochs}",
+                f"--set stages.{last['stage']}.augment={stronger} --epochs {epochs}",
             )
         )
     elif gap > 2 * OVERFIT_GAP:
@@ -90,7 +89,7 @@ def diagnose(
             Advice(
                 f"validation ({last['val_accuracy']:.2f}) stays far behind training "
                 f"({last['train_accuracy']:.2f}): more photos would help most; dropout may",
-                "--set dropout=0.3",
+                "--set dropout=0.3" if all("lr" in stage for stage in stages) else "",  # L-BFGS knows none
             )
         )
     if (
@@ -106,7 +105,7 @@ def diagnose(
             Advice(
                 f"training accuracy ({last['train_accuracy']:.2f}) is far below validation's "
                 f"({last['val_accuracy']:.2f}): the augmentation may be too strong",
-                f"--set stages.{final}.augment=light",
+                f"--set stages.{last['stage']}.augment=light",
             )
         )
     return advice
@@ -117,27 +116,35 @@ def _did_not_learn(
 ) -> Advice:
     """Why validation stayed at chance."""
     what = f"it did not learn: validation is no better than guessing among {classes} classes"
-    last, number = history[-1], len(stages) - 1
-    if last["train_accuracy"] > max(2 / classes, 0.7):
+    last, stage = history[-1], stages[-1]
+    if last["train_accuracy"] > max(2 / classes, 0.7) and "lr" in stage:
         return Advice(
             f"{what}, while training reached {last['train_accuracy']:.2f}: batch-norm statistics that do not "
             "fit the photos, or labels that differ between the parts",
-            f"--set stages.{number}.batch_norm=all",
+            f"--set stages.{stage['name']}.batch_norm=all",
         )
     losses = [row["train_loss"] for row in history]
-    if losses[-1] > losses[0] * 1.05:
+    if losses[-1] > losses[0] * 1.05 and "lr" in stage:
         return Advice(
             f"{what}, and the training loss rose from {losses[0]:.2f} to {losses[-1]:.2f}: the learning rate "
             "is too high",
-            f"--set stages.{number}.lr={stages[number]['lr'] / 10:.2g}",
+            _rate_flag(stage, 1 / 10),
         )
     if not pretrained:
         return Advice(
             f"{what}: it started from random weights, which takes thousands of photos or many epochs",
             "--weights imagenet",
         )
+    labels = "the labels have nothing to do with the photos (see flowers-torch check)"
+    by_steps = [stage for stage in stages if "lr" in stage]
+    if not by_steps:
+        return Advice(f"{what}: the frozen network does not tell them apart, or {labels}", "")
     return Advice(
         f"{what}, and the training loss hardly moved ({losses[0]:.2f} to {losses[-1]:.2f}): the learning "
-        "rate is too low, or the labels have nothing to do with the photos (see flowers-torch check)",
-        f"--set stages.0.lr={stages[0]['lr'] * 10:.2g}",
+        f"rate is too low, or {labels}",
+        _rate_flag(by_steps[0], 10),
     )
+
+
+def _rate_flag(stage: dict[str, Any], factor: float) -> str:
+    return f"--set stages.{stage['name']}.lr={stage['lr'] * factor:.2g}"

@@ -140,11 +140,11 @@ def set_train_mode(model: nn.Module, batch_norm: str = "trained") -> None:
                 module.train(batch_norm == "all")
 
 
-def freeze_table(model: nn.Module, groups: Sequence[Group], lr: float) -> str:
+def freeze_table(model: nn.Module, groups: Sequence[Group], lr: float | None) -> str:
     """The outcome of freezing as text: block, tensors, parameters, learning rate, batch norm.
 
     Neighbouring blocks that are treated alike share a line. Reads the modes that are set now, so it shows
-    what is, not what was asked for.
+    what is, not what was asked for. Without a learning rate L-BFGS fits what is not frozen.
     """
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     rows: list[tuple[str, str, int, int, float, str]] = []
@@ -157,10 +157,11 @@ def freeze_table(model: nn.Module, groups: Sequence[Group], lr: float) -> str:
             rows.append((first, group.name, tensors + row[2], count + row[3], multiplier, norm))
         else:
             rows.append((*row, group.multiplier, norm))
-    lines = [f"  {'block':34}{'tensors':>8}{'parameters':>14}{'lr':>11}  batch norm"]
+    lines = [f"  {'block':34}{'tensors':>8}{'parameters':>14}{'' if lr is None else 'lr':>11}  batch norm"]
     for first, last, tensors, count, multiplier, norm in rows:
         name = first if first == last else f"{first} .. {last}"
-        rate = f"{lr * multiplier:.3g}" if multiplier else "frozen"
+        rate = "L-BFGS" if lr is None else f"{lr * multiplier:.3g}"
+        rate = rate if multiplier else "frozen"
         lines.append(f"  {name:34}{tensors:>8}{count:>14,}{rate:>11}  {norm}")
     trained = sum(row[3] for row in rows if row[4])
     lines.append(f"  {trained:,} of {sum(sizes.values()):,} parameters train")

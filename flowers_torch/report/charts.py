@@ -265,7 +265,11 @@ def history_charts(history: Sequence[dict[str, float]], stages: Sequence[str]) -
     epochs = range(1, len(history) + 1)
 
     def line(name: str, key: str, colour: str) -> Series:
-        return Series(name, colour, [(e, row[key]) for e, row in zip(epochs, history, strict=True)])
+        return Series(
+            name,
+            colour,
+            [(e, row[key]) for e, row in zip(epochs, history, strict=True) if row[key] is not None],
+        )
 
     losses = [line("train", "train_loss", "a"), line("val", "val_loss", "b")]
     accuracies = [line("train", "train_accuracy", "a"), line("val", "val_accuracy", "b")]
@@ -278,7 +282,7 @@ def history_charts(history: Sequence[dict[str, float]], stages: Sequence[str]) -
             "Accuracy", accuracies, "epoch", (math.floor(lowest * 10) / 10, 1.0), percent_tick, marks
         ),
     }
-    if all(row.get("lr", 0) > 0 for row in history):
+    if any(row["lr"] for row in history):
         rates = [line("lr", "lr", "c")]
         charts["rate"] = line_chart(
             "Learning rate at the start of each epoch",
@@ -286,6 +290,7 @@ def history_charts(history: Sequence[dict[str, float]], stages: Sequence[str]) -
             "epoch",
             y_format="{:.0e}".format,
             marks=marks,
+            x_ticks=_x_ticks(epochs),
             log_y=True,
         )
     return charts

@@ -106,6 +106,8 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
 
 
 def _number(value: str) -> Any:
+    if not value:
+        return None  # a stage without a learning rate
     for kind in (int, float):
         try:
             return kind(value)

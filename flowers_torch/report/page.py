@@ -207,7 +207,7 @@ def _tables(facts: Facts, source: Source | None) -> list[tuple[str, str]]:
         )
         groups = decay_by_layer(apply_rules(model, rules), stage.get("layer_decay", 1.0))
         set_train_mode(model, stage.get("batch_norm", "trained"))
-        found.append((stage["name"], freeze_table(model, groups, stage["lr"])))
+        found.append((stage["name"], freeze_table(model, groups, stage.get("lr"))))
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(thawed[name])
     model.eval()

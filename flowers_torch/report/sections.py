@@ -57,7 +57,8 @@ def summary(facts: Facts, advice: Sequence[Advice]) -> str:
         parts.append(
             '<div class="advice"><p><b>Worth trying.</b> '
             f"{text(item.what[0].upper() + item.what[1:], 400)}.</p>"
-            f"<pre>{text(command, MOST_COMMAND)}</pre></div>"
+            + (f"<pre>{text(command, MOST_COMMAND)}</pre>" if item.flags else "")
+            + "</div>"
         )
     use = command_line("flowers-torch", "predict", facts.folder.absolute(), "PHOTO...")
     parts.append(f"<h3>Use it</h3><pre>{text(use, MOST_COMMAND)}</pre>")

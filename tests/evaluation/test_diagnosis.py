@@ -27,22 +27,22 @@ def history(*rows: tuple[float, float, float, float]) -> list[dict[str, Any]]:
         (
             [(2.4, 0.1, 2.4, 0.1), (2.4, 0.1, 2.4, 0.1), (2.4, 0.1, 2.4, 0.1), (2.3, 0.1, 2.3, 0.1)],
             "hardly moved",
-            "--set stages.0.lr=0.03",
+            "--set stages.head.lr=0.03",
         ),
         (
             [(2.4, 0.1, 2.4, 0.1), (5, 0.1, 9, 0.1), (9, 0.1, 9, 0.1), (7, 0.1, 9, 0.1)],
             "rate is too high",
-            "--set stages.1.lr=3e-05",
+            "--set stages.finetune.lr=3e-05",
         ),
         (
             [(2, 0.5, 2.4, 0.1), (1, 0.8, 3, 0.1), (0.4, 0.9, 4, 0.1), (0.2, 0.98, 5, 0.1)],
             "batch-norm",
-            "--set stages.1.batch_norm=all",
+            "--set stages.finetune.batch_norm=all",
         ),
         (
             [(2, 0.4, 0.5, 0.9), (1, 0.8, 0.7, 0.85), (0.6, 0.85, 0.8, 0.83), (0.5, 0.86, 0.8, 0.83)],
             "made it worse",
-            "--set stages.1.lr=0.0001",
+            "--set stages.finetune.lr=0.0001",
         ),
         (
             [(2, 0.4, 1.5, 0.5), (1, 0.6, 1.2, 0.6), (0.9, 0.65, 1.0, 0.7), (0.8, 0.7, 0.8, 0.75)],
@@ -52,7 +52,7 @@ def history(*rows: tuple[float, float, float, float]) -> list[dict[str, Any]]:
         (
             [(2, 0.4, 1.5, 0.5), (1, 0.8, 0.9, 0.7), (0.2, 0.95, 1.1, 0.7), (0.1, 1.0, 1.3, 0.7)],
             "by heart",
-            "--set stages.1.augment=rand",
+            "--set stages.finetune.augment=rand",
         ),
         (
             [(2, 0.4, 1.0, 0.6), (1, 0.85, 0.91, 0.69), (0.3, 0.95, 0.90, 0.7), (0.2, 0.97, 0.90, 0.7)],
@@ -62,7 +62,7 @@ def history(*rows: tuple[float, float, float, float]) -> list[dict[str, Any]]:
         (
             [(2, 0.3, 1.0, 0.7), (1.5, 0.4, 0.80, 0.8), (1.4, 0.45, 0.79, 0.8), (1.4, 0.5, 0.785, 0.8)],
             "too strong",
-            "--set stages.1.augment=light",
+            "--set stages.finetune.augment=light",
         ),
     ],
 )
