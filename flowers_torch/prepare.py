@@ -18,7 +18,7 @@ from flowers_torch.data.admission import Admission, admit
 from flowers_torch.data.augment import train_transform
 from flowers_torch.data.batches import BATCH_POLICIES, TrainingBatches, batch_policy
 from flowers_torch.data.canvas import canvas_dataset, canvas_side
-from flowers_torch.data.flowers17 import official_split
+from flowers_torch.data.flowers17 import by_file_name, is_from_flowers17, official_split, whole_set
 from flowers_torch.data.folder import Photos
 from flowers_torch.data.kept import KeptImages, keep_images
 from flowers_torch.data.loaders import PhotoDataset, choose_reading, make_loader
@@ -312,13 +312,24 @@ def balanced_weights(run: Run) -> Tensor | None:
 def choose_split(photos: Photos, config: Config, twins: Sequence[Sequence[int]] = ()) -> Split:
     """Shares of any set, exact for the fixed Flowers-17; by name the seed's and Oxford's own there."""
     shares = split_fractions(config.split)
-    if photos.name == "flowers17":
-        if config.split.startswith("oxford"):
-            return official_split(photos, int(config.split[-1]))
-        if shares is None:
-            return exact_split(photos, SEED_COUNTS, config.seed, twins)
-        val, test = (round(share * len(photos)) for share in shares[1:])
-        return exact_split(photos, (len(photos) - val - test, val, test), config.seed, twins)
+    if is_from_flowers17(photos):
+        return _split_flowers17(photos, config, shares, twins)
     if shares is None:
         raise UsageError(f"--split {config.split} is for flowers17 only", "give shares such as 60/20/20")
     return split_photos(photos, shares, config.seed, twins)
+
+
+def _split_flowers17(
+    photos: Photos, config: Config, shares: Sequence[float] | None, twins: Sequence[Sequence[int]]
+) -> Split:
+    """The whole set is split; then the photos that are excluded drop out, so that no other one moves."""
+    if config.split.startswith("oxford"):
+        return official_split(photos, int(config.split[-1]))
+    whole = dataclasses.replace(whole_set(photos.root), groups=photos.groups)
+    counts: Sequence[int] = SEED_COUNTS
+    if shares is not None:
+        val, test = (round(share * len(whole)) for share in shares[1:])
+        counts = (len(whole) - val - test, val, test)
+    place = {path: number for number, path in enumerate(whole.paths)}
+    groups = [[place[photos.paths[index]] for index in group] for group in twins]
+    return by_file_name(exact_split(whole, counts, config.seed, groups), photos)

@@ -58,7 +58,6 @@ def flowers17(
         folder = cache / "flowers17"
         if not folder.is_dir():
             extract_archive(download(URL, cache / "17flowers.tgz", MD5, "md5", OTHER_WAYS, progress), folder)
-    _keep_splits(cache / SPLITS_NAME, folder)
     return flowers17_folder(folder, tuple(notes))
 
 
@@ -77,8 +76,24 @@ def flowers17_folder(folder: Path, notes: tuple[str, ...] = ()) -> Photos:
             f"{len(extra)} others (first: {first})",
             "remove this folder and unpack the archive again",
         )
+    return whole_set(folder, notes)
+
+
+def whole_set(folder: Path, notes: tuple[str, ...] = ()) -> Photos:
+    """All 1360 photos below a folder, whether they are there or not."""
     labels = tuple(index // PHOTOS_PER_CLASS for index in range(len(PATHS)))
     return Photos("flowers17", folder, CLASSES, PATHS, labels, notes=notes)
+
+
+def is_from_flowers17(photos: Photos) -> bool:
+    """Whether photos are those of this set, or what an exclude list left of them."""
+    return photos.classes == CLASSES and set(photos.paths) <= set(PATHS)
+
+
+def by_file_name(split: dict[str, list[int]], photos: Photos) -> dict[str, list[int]]:
+    """A split of the whole set as indices into the photos that are left of it."""
+    index = {path: i for i, path in enumerate(photos.paths)}
+    return {part: [index[PATHS[i]] for i in members if PATHS[i] in index] for part, members in split.items()}
 
 
 def is_flowers17(folder: Path) -> bool:
@@ -86,12 +101,13 @@ def is_flowers17(folder: Path) -> bool:
     return (folder / PATHS[0]).is_file() and (folder / PATHS[-1]).is_file()
 
 
-def official_split(photos: Photos, which: int) -> dict[str, list[int]]:
-    """One of Oxford's own three splits, 680/340/340 photos.
+def official_split(photos: Photos, which: int, cache: Path | None = None) -> dict[str, list[int]]:
+    """One of Oxford's own three splits, 680/340/340 photos without those that are excluded.
 
     Args:
-        photos: From `flowers17`.
+        photos: From `flowers17`, all or some of them.
         which: 1, 2 or 3.
+        cache: Where `datasplits.mat` is kept; `files.cache_folder()` if None.
 
     Raises:
         ResourceError: `datasplits.mat` lay neither beside the archive nor in the cache, and no network.
@@ -101,6 +117,8 @@ def official_split(photos: Photos, which: int) -> dict[str, list[int]]:
     if which not in (1, 2, 3):
         raise UsageError(f"Oxford has splits 1, 2 and 3, not {which}", "choose one of them")
     path = photos.root / SPLITS_NAME
+    if not path.exists():  # nothing is written beside the photos: the folder may be a user's own
+        path = Path(cache or cache_folder()) / SPLITS_NAME
     if not path.exists():
         ways_on = f"put {SPLITS_NAME} beside the archive, or use a split of fractions"
         download(SPLITS_URL, path, SPLITS_MD5, "md5", ways_on)
@@ -117,7 +135,7 @@ def official_split(photos: Photos, which: int) -> dict[str, list[int]]:
     numbers = np.concatenate(list(split.values()))
     if not np.array_equal(np.sort(numbers), np.arange(len(PATHS))):
         raise _not_oxfords(path)
-    return {part: indices.tolist() for part, indices in split.items()}
+    return by_file_name({part: indices.tolist() for part, indices in split.items()}, photos)
 
 
 def _not_oxfords(path: Path) -> DataError:

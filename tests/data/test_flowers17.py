@@ -4,14 +4,18 @@ import functools
 import hashlib
 import http.server
 import io
+import json
 import os
+import shutil
 import tarfile
 import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from flowers_torch.cli import main
 from flowers_torch.data import flowers17 as module
 from flowers_torch.data.flowers17 import CLASSES, PATHS, flowers17, official_split
 from flowers_torch.data.images import load_image
@@ -166,7 +170,7 @@ def test_official_splits(tmp_path, content, splits_file, where):
     (folder / "datasplits.mat").write_bytes(splits_file[0])
     photos = flowers17(tmp_path / "in/17flowers.tgz", tmp_path / "cache")
     for which in (1, 2, 3):
-        split = official_split(photos, which)
+        split = official_split(photos, which, tmp_path / "cache")
         assert [len(split[part]) for part in ("train", "val", "test")] == [680, 340, 340]
         assert sorted(i + 1 for i in split["test"]) == sorted(splits_file[1][f"tst{which}"].ravel())
         assert sorted(sum(split.values(), [])) == list(range(1360))
@@ -190,7 +194,56 @@ def test_official_splits_that_are_not(photos, splits_file, monkeypatch, tmp_path
     path.unlink()
     monkeypatch.setattr(module, "SPLITS_URL", (tmp_path / "none").as_uri())
     with pytest.raises(ResourceError, match="beside the archive"):
-        official_split(photos, 1)
+        official_split(photos, 1, tmp_path)
+
+
+def jpeg(colour: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (40, 40), (colour % 256, colour // 256 * 40, 90)).save(buffer, "jpeg")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("split", ["oxford1", "seed"])
+def test_an_exclude_list_moves_no_photo_of_a_named_split(tmp_path, splits_file, monkeypatch, split):
+    monkeypatch.setenv("FLOWERS_TORCH_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "photos/jpg").mkdir(parents=True)
+    for number, name in enumerate(PATHS):
+        (tmp_path / "photos" / name).write_bytes(jpeg(number))
+    (tmp_path / "mat").write_bytes(splits_file[0])
+    monkeypatch.setattr(module, "SPLITS_URL", (tmp_path / "mat").as_uri())
+    monkeypatch.setattr(module, "SPLITS_MD5", hashlib.md5(splits_file[0]).hexdigest())
+    excluded = [PATHS[0], PATHS[700]]
+    (tmp_path / "list.csv").write_text("file,reason\n" + "".join(f"{name},x\n" for name in excluded))
+    parts = []
+    for name, flags in (("all", []), ("fewer", ["--quarantine", str(tmp_path / "list.csv")])):
+        flags = [*flags, "--data", str(tmp_path / "photos"), "--split", split, "--groups", "none"]
+        flags += ["--arch", "test_resnet", "--weights", "none", "--size", "32", "--device", "cpu"]
+        flags += ["--set", "stages=[{name = 'head', train = 'head', epochs = 1, views = 0}]", "--seed", "1"]
+        assert main(["train", *flags, "--out", str(tmp_path / name), "--quiet"]) == 0
+        content = json.loads((tmp_path / name / "split.json").read_text())
+        parts.append({part: set(members) for part, members in content["parts"].items()})
+    if split == "oxford1":
+        assert parts[0]["test"] == {PATHS[i - 1] for i in splits_file[1]["tst1"].ravel()}
+    assert parts[1] == {part: members - set(excluded) for part, members in parts[0].items()}
+    assert [path.name for path in (tmp_path / "photos").iterdir()] == ["jpg"]
+
+
+def test_a_folder_called_flowers17_is_only_a_folder(photo_folder, tmp_path, monkeypatch, capsys):
+    shutil.copytree(photo_folder, tmp_path / "flowers17")
+    monkeypatch.setattr(module, "SPLITS_URL", (tmp_path / "none").as_uri())
+    flags = [
+        "--data",
+        str(tmp_path / "flowers17"),
+        "--arch",
+        "test_resnet",
+        "--weights",
+        "none",
+        "--size",
+        "32",
+    ]
+    assert main(["train", *flags, "--split", "oxford1"]) == 2
+    assert "--split oxford1 is for flowers17 only" in capsys.readouterr().err
+    assert not (tmp_path / "flowers17/datasplits.mat").exists()
 
 
 @pytest.mark.slow
