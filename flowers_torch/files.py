@@ -10,6 +10,7 @@ import hashlib
 import http.client
 import io
 import json
+import math
 import os
 import re
 import tempfile
@@ -83,9 +84,22 @@ def write_text(path: Path, text: str) -> None:
         file.write(text.encode("utf-8", "surrogateescape"))
 
 
+def to_json(value: Any, indent: int | None = None) -> str:
+    """A value as JSON, where NaN and the infinities, which JSON has not, are null."""
+    return json.dumps(_without_infinities(value), indent=indent, ensure_ascii=True, allow_nan=False)
+
+
+def _without_infinities(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_infinities(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_infinities(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON atomically; NaN is an error, because it is no JSON."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=True, allow_nan=False) + "\n")
+    """Writes JSON atomically."""
+    write_text(path, to_json(value, indent=1) + "\n")
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:

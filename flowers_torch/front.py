@@ -2,12 +2,15 @@
 
 A stage whose first blocks are frozen asks them the same question again and again. Here they answer to a few
 augmented views of each training photo and to each validation photo, and only the tail is trained, on the
-stored answers. The pooled features in front of a classifier are kept on disk too, by everything that they
-depend on: weights, preprocessing, precision, view and the bytes of the photo.
+stored answers. The pooled features of a photo and of its mirror image are kept on disk too, by everything
+that they depend on: weights, preprocessing, precision, view and the bytes of the photo.
 """
 
+import contextlib
 import dataclasses
 import hashlib
+import os
+import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -34,6 +37,8 @@ from flowers_torch.prepare import Run, part_batches
 from flowers_torch.training.monitors import bar, log
 
 FORMAT = 4  # of features on disk; raised whenever photos come out otherwise at the front than before
+MOST_FEATURE_BYTES = 2 * 2**30  # of all files of features together
+OLDEST_FEATURE_SECONDS = 90 * 24 * 3600  # since a file was used
 Check = Callable[[int], Any]  # called with the number of photos of each batch; may raise to stop
 
 
@@ -147,9 +152,9 @@ def _features(
     """
     photos = run.split[part]
     shown = _shown(policy, view)
-    if not shown:  # a view by chance depends on the photo's place among the others
-        shown = repr((policy, run.config.seed, view, codes))
-        codes = [f"{code}{place:08x}" for place, code in enumerate(codes)]
+    if not shown:  # only an identical run could use a random view again
+        batches = part_batches(run, part, policy)
+        return torch.cat([values for _, values in _compute(run, made, weights, batches, view, check)])
     record, runtime = run.record, run.runtime
     network = (weights, record.arch, sorted(record.model_options.items()), record.preprocessing)
     how = (runtime.precision, runtime.device.type, runtime.channels_last, run.config.batch_augment)
@@ -168,8 +173,20 @@ def _features(
             safe_save({"features": features}, path, {"photos": known})
         except ResourceError as error:  # the cache is there to save time, not to end a run
             log.info(f"note     features are not kept for next time: {error}")
+        prune_features(path.parent)
     row = {code: number for number, code in enumerate(known)}
     return features[[row[code] for code in codes]]
+
+
+def prune_features(folder: Path) -> None:
+    """Removes files of features that no run has used for long, then the oldest beyond the size allowed."""
+    left = MOST_FEATURE_BYTES
+    with contextlib.suppress(OSError):  # another process may prune too
+        stats = sorted(((path.stat(), path) for path in folder.iterdir()), key=lambda pair: -pair[0].st_mtime)
+        for stat, path in stats:
+            left -= stat.st_size
+            if left < 0 or time.time() - stat.st_mtime > OLDEST_FEATURE_SECONDS:
+                path.unlink(missing_ok=True)
 
 
 def _shown(policy: str, view: int) -> str:
@@ -218,6 +235,8 @@ def _read(path: Path) -> tuple[list[str], Tensor]:
     """Photos and features of a file; none where it is missing or damaged: it will be written anew."""
     try:
         tensors, metadata = safe_load(path)
+        with contextlib.suppress(OSError):
+            os.utime(path)  # pruning goes by the last use
         return list(metadata["photos"]), tensors["features"]
     except (ModelFileError, KeyError):
         return [], torch.empty(0)

@@ -82,7 +82,8 @@ def train(
         with _at_work(run.folder, world):
             if world.is_main:
                 _write_origin(run, argv)
-            return _train_and_test(run, Progress(elapsed=time.monotonic() - started))
+            spent = time.monotonic() - started
+            return _train_and_test(run, Progress(elapsed=spent, closing_seconds=run.closing_seconds))
 
 
 def resume(
@@ -115,12 +116,14 @@ def resume(
 
 
 def _resume(folder: Path, world: World, *changes: Any) -> Result:
+    started = time.monotonic()
     with _at_work(folder, world):
         run, saved = reopen(folder, world, *changes)
         progress = saved.progress
         names = [*(stage.name for stage in run.config.stages), "test"]
         place = f"{names[progress.stage]}, epoch {progress.epoch + 1}, batch {progress.step + 1}"
         log.info(f"resumed  {printable(folder)}: {place}")
+        progress.elapsed += time.monotonic() - started  # opening the run again takes of its time too
         return _train_and_test(run, progress, saved)
 
 
@@ -152,7 +155,8 @@ def _train_and_test(run: Run, progress: Progress, saved: Saved | None = None) ->
     world.check_same(facts | {"split": json.dumps(run.split), "photos": json.dumps(run.photos.paths)})
     validation = part_batches(run, "val")
     saver = Saver(run.folder, progress, run.record, config.checkpoint_minutes, facts, world.is_main)
-    seconds = 60 * config.minutes - progress.elapsed - run.closing_seconds if config.minutes else math.inf
+    left = 60 * config.minutes - progress.elapsed - progress.closing_seconds
+    seconds = left if config.minutes else math.inf
     with (
         deterministic(config.deterministic),
         stop_request(seconds, patient=world.size > 1) as stop,

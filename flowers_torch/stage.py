@@ -175,7 +175,7 @@ def fit_head(run: Run, saver: Saver, stop: StopRequest) -> None:
     Of several processes the main one does that for all.
 
     Raises:
-        StoppedError: a signal came; views that were finished are known when the stage begins anew.
+        StoppedError: a signal came; views without chance that were finished are known when the stage begins anew.
         UsageError: the features cannot be stored.
     """
     progress, stage = saver.progress, run.config.stages[saver.progress.stage]

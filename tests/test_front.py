@@ -2,6 +2,8 @@
 
 import csv
 import dataclasses
+import os
+import time
 import tomllib
 import weakref
 from pathlib import Path
@@ -103,14 +105,38 @@ def test_answers_are_found_again_and_only_while_they_hold(
         recipe.train(config(photo_folder, tmp_path / name, *stages, **changes))
         return sum(fronts_asked) - 2  # without the two pictures of cut()'s proof
 
-    first = asked_by("first", head())
+    mirrored = head(augment="mirror")
+    first = asked_by("first", mirrored)
     assert first > 0
-    assert asked_by("same", head(lr=0.02)) == 0
-    assert asked_by("size", head(), size=40) > 0  # other preprocessing
-    assert asked_by("seed", head(), seed=1) > 0  # other weights, other parts
+    assert asked_by("same", head(augment="mirror", lr=0.02)) == 0
+    assert asked_by("size", mirrored, size=40) > 0  # other preprocessing
+    assert asked_by("seed", mirrored, seed=1) > 0  # other weights, other parts
     for path in (tmp_path / "cache" / "features").iterdir():
         path.write_bytes(path.read_bytes()[:-5] + b"wrong")
-    assert asked_by("damaged", head()) == first
+    assert asked_by("damaged", mirrored) == first
+
+
+def test_only_views_without_chance_are_kept_and_old_features_go(photo_folder: Path, tmp_path: Path) -> None:
+    features = tmp_path / "cache" / "features"
+    features.mkdir(parents=True)
+    for name, days in (("old", 91), ("new", 89)):
+        (features / name).write_bytes(b"x" * 1000)
+        os.utime(features / name, (time.time() - days * 86400,) * 2)
+    flags = ["--data", str(photo_folder), "--arch", "test_resnet", "--weights", "none", "--size", "32"]
+    flags += ["--set", "stages=[{name = 'head', train = 'head', epochs = 2, views = 2, augment = 'crop'}]"]
+    assert main(["train", *flags, "--out", str(tmp_path / "run"), "--quiet"]) == 0
+    kept = [path for path in features.iterdir() if path.suffix == ".safetensors"]
+    assert len(kept) == 1  # the photos as prediction sees them
+    assert not (features / "old").exists() and (features / "new").exists()
+
+
+def test_features_beyond_their_size_go_oldest_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(front, "MOST_FEATURE_BYTES", 2500)
+    for age, name in enumerate("abc"):
+        (tmp_path / name).write_bytes(b"x" * 1000)
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    front.prune_features(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} >= {"a", "b"} and not (tmp_path / "c").exists()
 
 
 def test_features_are_those_of_the_network_and_the_same_when_read(photo_folder: Path, tmp_path: Path) -> None:

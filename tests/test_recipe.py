@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from flowers_torch import planning, prepare, recipe, stage
-from flowers_torch.cli import guarded
+from flowers_torch.cli import guarded, main
 from flowers_torch.commands.train import start_from
 from flowers_torch.config import Config, Stage, load_config
 from flowers_torch.data import batches
@@ -381,6 +381,51 @@ def test_time_takes_epochs_off_and_leaves_a_usable_model(
     planned = load_config(file=str(result.folder / "config.toml")).stages[1].epochs
     assert planned < 100_000 and len(result.history) <= 2 + planned
     assert (result.folder / "model.safetensors").is_file() and not math.isnan(result.test.loss)
+
+
+SMALL_RUN = ["--arch", "test_resnet", "--weights", "none", "--size", "32", "--precision", "fp32"]
+SMALL_RUN += ["--device", "cpu", "--set", "stages.head.views=0"]
+
+
+def test_a_resumed_run_keeps_to_its_time(
+    photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*arguments: Any) -> Any:
+        raise DataError("a photo is gone", "put it back")
+        yield
+
+    real, given = recipe.stop_request, []
+    monkeypatch.setattr(
+        recipe, "stop_request", lambda seconds, patient: (given.append(seconds), real(seconds, patient))[1]
+    )
+    flags = ["train", "--data", str(photo_folder), *SMALL_RUN, "--epochs", "1,1", "--time", "10m"]
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "train_epoch", stopped)
+        assert main([*flags, "--out", str(tmp_path / "run")]) == 3
+    saved = read_progress(tmp_path / "run" / "resume.safetensors").progress
+    assert saved.closing_seconds > 0
+    assert main(["train", "--resume", str(tmp_path / "run")]) == 0
+    assert given[1] < 600 - saved.closing_seconds - saved.elapsed < given[0]
+
+
+def test_a_loss_that_is_not_finite_spoils_neither_results_nor_report(
+    photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = stage._row
+
+    def row(*arguments: Any) -> dict[str, Any]:
+        made = real(*arguments) | {"train_loss": math.inf}
+        if made["stage"] == "head":
+            made |= {"val_loss": math.nan, "val_calibrated_loss": math.nan}
+        return made
+
+    monkeypatch.setattr(stage, "_row", row)
+    folder = tmp_path / "run"
+    flags = ["train", "--data", str(photo_folder), *SMALL_RUN, "--epochs", "2,2", "--out", str(folder)]
+    assert main(flags) == 0
+    assert json.loads((folder / "metrics.json").read_text())["best_epoch"]["train_loss"] is None
+    assert main(["report", str(folder)]) == 0
+    assert '<h2 id="learning-title">' in (folder / "report.html").read_text()
 
 
 def test_no_time_at_all_still_ends_in_a_test(photo_folder: Path, tmp_path: Path) -> None:

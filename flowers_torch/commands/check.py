@@ -1,7 +1,6 @@
 """`flowers-torch check DATA`: what is wrong with a set of photos, worst first."""
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     from flowers_torch.data.scan import inspect_photos
     from flowers_torch.data.sources import open_photos
     from flowers_torch.data.split_file import load_split
-    from flowers_torch.files import write_json
+    from flowers_torch.files import to_json, write_json
 
     if args.weights and not args.embed:
         raise UsageError("--weights is for --embed", "name a network with --embed")
@@ -68,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
         write_quarantine(args.out / "quarantine.csv", result)
         write_json(args.out / "check.json", result.as_json())
     if args.json:
-        print(json.dumps(result.as_json(), indent=1))
+        print(to_json(result.as_json(), indent=1))
     else:
         print(f"{printable(photos.name)}: {len(photos)} photos of {len(photos.classes)} classes")
         for number, finding in enumerate(result.findings, start=1):

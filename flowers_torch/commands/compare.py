@@ -1,7 +1,6 @@
 """`flowers-torch compare RUN RUN ...`: which run is better, judged on the test photos that they share."""
 
 import argparse
-import json
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -55,7 +54,9 @@ def run(args: argparse.Namespace) -> int:
             {"first": str(folders[i]), "second": str(folders[j]), **dataclasses.asdict(c)}
             for i, j, c in pairs
         ]
-        print(json.dumps({"photos": len(shared), "runs": table, "pairs": found}, indent=1))
+        from flowers_torch.files import to_json
+
+        print(to_json({"photos": len(shared), "runs": table, "pairs": found}, indent=1))
         return 0
     own = [len(predictions.paths["test"]) for predictions in runs]
     print(f"{len(shared)} test photos in common (of {', '.join(map(str, own))})")

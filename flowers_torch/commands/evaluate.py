@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prints accuracy with its interval, averages, each class; with --json all of it."""
     from flowers_torch.evaluation.views import VIEWS
-    from flowers_torch.files import write_csv, write_json
+    from flowers_torch.files import to_json, write_csv, write_json
     from flowers_torch.training.monitors import console
 
     model = Path(args.model).expanduser()
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         write_json(args.out / "metrics.json", report)
         write_csv(args.out / "predictions.csv", rows)
     if args.json:
-        print(json.dumps(report, indent=1))
+        print(to_json(report, indent=1))
     else:
         _print(result, classes, choice)
     return 0

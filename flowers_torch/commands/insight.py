@@ -1,7 +1,6 @@
 """`flowers-torch insight RUN`: which labels are doubtful, and whether more photos would help."""
 
 import argparse
-import json
 from pathlib import Path
 
 from flowers_torch.commands import add_data
@@ -30,7 +29,9 @@ def run(args: argparse.Namespace) -> int:
     found = look_into(opened)
     path = report(opened)
     if args.json:
-        print(json.dumps(found, indent=1))
+        from flowers_torch.files import to_json
+
+        print(to_json(found, indent=1))
         return 0
     for point in found["curve"]:
         band = f"{point['low']:.3f} .. {point['high']:.3f}"

@@ -2,7 +2,6 @@
 
 import argparse
 import csv
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,7 +88,9 @@ def run(args: argparse.Namespace) -> int:
                 meter.write(_to_text(answer, unsure=max_error is not None), file=sys.stdout)
             meter.update()
     if args.json:
-        print(json.dumps(records, indent=1))
+        from flowers_torch.files import to_json
+
+        print(to_json(records, indent=1))
     if failed:
         print(f"flowers-torch: {failed} of {len(photos)} photos could not be read", file=sys.stderr)
     return DataError.exit_code if failed else 0

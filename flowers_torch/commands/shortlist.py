@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import json
 import os
 
 from flowers_torch.commands import train
@@ -59,7 +58,9 @@ def run(args: argparse.Namespace) -> int:
     with console(quiet=args.json):
         found = shortlist(config, archs)
     if args.json:
-        print(json.dumps([dataclasses.asdict(candidate) for candidate in found], indent=1))
+        from flowers_torch.files import to_json
+
+        print(to_json([dataclasses.asdict(candidate) for candidate in found], indent=1))
         return 0
     width = max(len(candidate.arch) for candidate in found)
     print(f"{'network':{width}}  accuracy  95% interval     img/s  parameters  weights, licence")

@@ -13,7 +13,6 @@ import contextlib
 import dataclasses
 import importlib.resources
 import io
-import json
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
@@ -38,6 +37,7 @@ from flowers_torch.deploy.guard import Guard, limited
 from flowers_torch.deploy.meters import CONTENT_TYPE, Meters
 from flowers_torch.deploy.predict import Classifier, Prediction
 from flowers_torch.errors import DataError, FlowersError, UsageError, printable
+from flowers_torch.files import to_json
 
 PAGE = {
     "/": ("index.html", "text/html; charset=utf-8"),
@@ -298,7 +298,7 @@ def _asset(path: str, content: bytes, kind: str) -> Route:
 
 def _json(value: Any, status: int = 200, headers: Any = None) -> Response:
     """ASCII throughout: names of classes and files may hold what is no UTF-8."""
-    return Response(json.dumps(value), status, headers, "application/json")
+    return Response(to_json(value), status, headers, "application/json")
 
 
 async def _refuse(request: Request, error: Exception) -> Response:

@@ -265,23 +265,19 @@ def history_charts(history: Sequence[dict[str, float]], stages: Sequence[str]) -
     epochs = range(1, len(history) + 1)
 
     def line(name: str, key: str, colour: str) -> Series:
-        return Series(
-            name,
-            colour,
-            [(e, row[key]) for e, row in zip(epochs, history, strict=True) if row[key] is not None],
-        )
+        values = [(e, row[key]) for e, row in zip(epochs, history, strict=True) if row[key] is not None]
+        return Series(name, colour, [(e, value) for e, value in values if math.isfinite(value)])
 
     losses = [line("train", "train_loss", "a"), line("val", "val_loss", "b")]
+    losses = [s for s in losses if s.points]  # a loss may never have been finite
     accuracies = [line("train", "train_accuracy", "a"), line("val", "val_accuracy", "b")]
     lowest = min(y for s in accuracies for _, y in s.points)
     heights = [y for s in losses for _, y in s.points]
-    steep = min(heights) > 0 and max(heights) > STEEP * min(heights)
-    charts = {
-        "loss": line_chart("Loss", losses, "epoch", marks=marks, log_y=steep),
-        "accuracy": line_chart(
-            "Accuracy", accuracies, "epoch", (math.floor(lowest * 10) / 10, 1.0), percent_tick, marks
-        ),
-    }
+    steep = bool(heights) and min(heights) > 0 and max(heights) > STEEP * min(heights)
+    charts = {"loss": line_chart("Loss", losses, "epoch", marks=marks, log_y=steep)} if losses else {}
+    charts["accuracy"] = line_chart(
+        "Accuracy", accuracies, "epoch", (math.floor(lowest * 10) / 10, 1.0), percent_tick, marks
+    )
     if any(row["lr"] for row in history):
         rates = [line("lr", "lr", "c")]
         charts["rate"] = line_chart(

@@ -34,6 +34,7 @@ class Progress:
     sums: Sums = dataclasses.field(default_factory=Sums)  # of this epoch
     seconds: float = 0.0  # spent in this epoch
     elapsed: float = 0.0  # seconds of the whole run up to the newest save
+    closing_seconds: float = 0.0  # of a limited time, kept for the last validation and the test
     history: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # a row for each finished epoch
     best: dict[str, Any] = dataclasses.field(default_factory=dict)  # the row of the best epoch
     # What was changed between two parts of the run, each with where the run stood.

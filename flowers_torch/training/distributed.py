@@ -21,7 +21,11 @@ from flowers_torch.training.monitors import log
 
 ENVIRONMENT = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets
 # What gloo and NCCL say when the process at the other end is gone.
-LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "gloo", "NCCL", "TCPStore")
+LOST = (
+    *("Connection closed by peer", "Connection reset by peer", "Connection refused", "Broken pipe"),
+    *("timeout caused pair closure", "Timed out waiting", "collective operation timeout"),
+    *("ncclRemoteError", "remote process exited", "communicator was aborted"),
+)
 
 T = TypeVar("T")
 
@@ -203,7 +207,8 @@ def joined(device: str = "auto") -> Iterator[World]:
         error.quiet = not world.is_main  # all were stopped together
         raise
     except RuntimeError as error:
-        if any(sign in str(error) for sign in LOST) or isinstance(error, dist.DistError):
+        store_lost = isinstance(error, dist.DistNetworkError | dist.DistStoreError)
+        if store_lost or any(sign in str(error) for sign in LOST):
             log.info("stopped  another process was lost; its own error, or torchrun, says why")
             raise PeerLostError() from error
         raise

@@ -209,3 +209,27 @@ def test_two_processes_fit_the_head_that_one_fits(photo_folder: Path, tmp_path: 
     assert all(torch.equal(value, one[name]) for name, value in both.items())
     tests = [json.loads((tmp_path / name / "metrics.json").read_text())["test"] for name in ("one", "two")]
     assert tests[0]["correct"] == tests[1]["correct"]
+
+
+@pytest.mark.parametrize(
+    ("message", "is_lost"),
+    [("NCCL_DEBUG is not a valid option of gloo", False), ("gloo: Connection closed by peer [::1]", True)],
+)
+def test_only_a_peer_s_end_is_called_a_lost_process(message: str, is_lost: bool, tmp_path: Path) -> None:
+    code = (
+        "import sys; from flowers_torch import cli, recipe\n"
+        f"def fails(*arguments): raise RuntimeError({message!r})\n"
+        "recipe.prepare_together = fails\n"
+        "sys.exit(cli.main(['train', '--data', 'demo', '--device', 'cpu']))"
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    where = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    environment = os.environ | where | {"MASTER_PORT": str(port), "LOCAL_WORLD_SIZE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode != 0
+    assert ("another process was lost" in done.stdout) == is_lost
+    assert (message in done.stderr) != is_lost
