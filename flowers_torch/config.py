@@ -43,7 +43,7 @@ class Stage:
     warmup_epochs: float = 0.0  # linear rise of the learning rate from zero
     plateau_factor: float = 0.1  # of the learning rate at each drop of schedule "plateau"
     plateau_patience: int = 10  # epochs without a lower validation loss before such a drop
-    patience: int = 0  # epochs without a lower validation loss that end the stage; 0: all epochs run
+    patience: int = 0  # epochs without a lower calibrated validation loss that end the stage; 0: never
     layer_decay: float = 1.0  # a block's learning rate over that of the block behind it
     weight_decay: float = 0.0  # of weights; not of biases and norms
     l1: float = 0.0  # penalty in the loss on |w|, as Keras adds it

@@ -25,7 +25,14 @@ from flowers_torch.models.fuse import fuse
 from flowers_torch.models.heads import classifier_name
 from flowers_torch.prepare import Run, balanced_weights, predict_part, stage_rules, training_batches
 from flowers_torch.shell import command_line
-from flowers_torch.training.checkpoint import Progress, Saved, Saver, restore_training, saved_states
+from flowers_torch.training.checkpoint import (
+    CRITERION,
+    Progress,
+    Saved,
+    Saver,
+    restore_training,
+    saved_states,
+)
 from flowers_torch.training.distributed import ALONE
 from flowers_torch.training.engine import train_epoch
 from flowers_torch.training.linear import choose_probe
@@ -91,7 +98,9 @@ def train_stage(
     def time_is_up() -> bool:
         return config.minutes > 0 and bool(run.world.most(stop.time_is_up()))
 
-    while progress.epoch < stage.epochs and not out_of_patience(stage_losses(progress), stage.patience):
+    while progress.epoch < stage.epochs and not out_of_patience(
+        stage_values(progress, CRITERION), stage.patience
+    ):
         started = time.monotonic() - progress.seconds
         set_train_mode(training.called or run.model, stage.batch_norm)
         order.epoch, order.skip = epochs_before + progress.epoch, progress.step
@@ -138,7 +147,8 @@ def train_stage(
             saver.save(training)
             return
     if progress.epoch < stage.epochs:
-        log.info(f"stage {number + 1}  ends early: {stage.patience} epochs without a lower validation loss")
+        waited = f"{stage.patience} epochs without a lower calibrated validation loss"
+        log.info(f"stage {number + 1}  ends early: {waited}")
         run.model.load_state_dict(saver.best_so_far())
     progress.stage, progress.epoch = number + 1, 0
 
@@ -175,7 +185,7 @@ def fit_head(run: Run, saver: Saver, stop: StopRequest) -> None:
     Of several processes the main one does that for all.
 
     Raises:
-        StoppedError: a signal came; views without chance that were finished are known when the stage begins anew.
+        StoppedError: a signal came; finished views without chance are known when the stage begins anew.
         UsageError: the features cannot be stored.
     """
     progress, stage = saver.progress, run.config.stages[saver.progress.stage]
@@ -291,13 +301,16 @@ def _row(
     }
 
 
-def stage_losses(progress: Progress) -> list[float]:
-    """Validation losses of the stage's finished epochs."""
+def stage_values(progress: Progress, key: str) -> list[float]:
+    """A column of the history over the stage's finished epochs."""
     first = len(progress.history) - progress.epoch
-    return [row["val_loss"] for row in progress.history[first:]]
+    return [row[key] for row in progress.history[first:]]
 
 
 def _plateau(stage: Stage, progress: Progress) -> float:
     if stage.schedule != "plateau":
         return 1.0
-    return plateau_multiplier(stage_losses(progress), stage.plateau_factor, stage.plateau_patience)
+    # Not the criterion that keeps weights: Keras's ReduceLROnPlateau watches the plain validation loss.
+    return plateau_multiplier(
+        stage_values(progress, "val_loss"), stage.plateau_factor, stage.plateau_patience
+    )

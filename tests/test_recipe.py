@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -366,7 +367,7 @@ def test_patience_ends_a_stage_with_its_best_weights(
     wanted.stages = [hopeless, wanted.stages[1]]
     with caplog.at_level("INFO", logger="flowers_torch"):
         result = recipe.train(wanted)
-    head = [row["val_loss"] for row in result.history if row["stage"] == "head"]
+    head = [row["val_calibrated_loss"] for row in result.history if row["stage"] == "head"]
     assert len(head) < 9 and head[-2:] == [loss for loss in head[-2:] if loss >= min(head[:-2])]
     assert "ends early: 2 epochs without" in caplog.text
 
@@ -426,6 +427,29 @@ def test_a_loss_that_is_not_finite_spoils_neither_results_nor_report(
     assert json.loads((folder / "metrics.json").read_text())["best_epoch"]["train_loss"] is None
     assert main(["report", str(folder)]) == 0
     assert '<h2 id="learning-title">' in (folder / "report.html").read_text()
+
+
+def test_the_loss_that_keeps_weights_also_ends_stages_and_advises(
+    photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Here the bare loss rises from epoch to epoch while the calibrated one falls."""
+    real, count = stage._row, itertools.count(1)
+
+    def row(*arguments: Any) -> dict[str, Any]:
+        number = next(count)
+        losses = {"val_loss": float(number), "val_calibrated_loss": 1 / number}
+        return real(*arguments) | losses | {"val_accuracy": 0.9, "train_accuracy": 0.9}
+
+    monkeypatch.setattr(stage, "_row", row)
+    flags = ["train", "--data", str(photo_folder), *SMALL_RUN, "--epochs", "1,3"]
+    flags += ["--set", "stages.finetune.patience=1", "--out", str(tmp_path / "run")]
+    assert main(flags) == 0
+    printed = capsys.readouterr().out
+    assert next(count) == 5 and "ends early" not in printed
+    assert "made it worse" not in printed
+    assert "the calibrated validation loss was still falling in the last epoch (by 25%)" in printed
+    report = (tmp_path / "run" / "report.html").read_text()
+    assert "made it worse" not in report and "still falling" in report
 
 
 def test_no_time_at_all_still_ends_in_a_test(photo_folder: Path, tmp_path: Path) -> None:

@@ -1,10 +1,12 @@
 """Why a run did not learn as it could have, and what to type next: rules over its history."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from flowers_torch.evaluation.metrics import wilson
+from flowers_torch.training.checkpoint import CRITERION
 
 OVERFIT_GAP = 0.1  # of accuracy between training and validation
 STILL_FALLING = 0.03  # share by which the last epoch lowered the validation loss
@@ -37,9 +39,9 @@ def diagnose(
     Returns:
         What is worth doing, most important first; empty where all went well.
     """
-    if not history:
+    if not any(math.isfinite(row[CRITERION]) for row in history):
         return []
-    best = min(history, key=lambda row: row["val_loss"])
+    best = min((row for row in history if math.isfinite(row[CRITERION])), key=lambda row: row[CRITERION])
     last = history[-1]
     advice: list[Advice] = []
     chance = 1 / classes
@@ -60,20 +62,20 @@ def diagnose(
                 _rate_flag(stages[final], 1 / 3),
             )
         )
-    elif best is last and len(rows) > 1:
-        before = min(row["val_loss"] for row in rows[:-1])
-        if last["val_loss"] < before * (1 - STILL_FALLING):
+    elif best is last and any(math.isfinite(row[CRITERION]) for row in rows[:-1]):
+        before = min(row[CRITERION] for row in rows[:-1] if math.isfinite(row[CRITERION]))
+        if last[CRITERION] < before * (1 - STILL_FALLING):
             longer = [str(stage["epochs"]) for stage in stages]
             longer[final] = str(2 * stages[final]["epochs"])
             advice.append(
                 Advice(
-                    "the validation loss was still falling in the last epoch "
-                    f"(by {1 - last['val_loss'] / before:.0%})",
+                    "the calibrated validation loss was still falling in the last epoch "
+                    f"(by {1 - last[CRITERION] / before:.0%})",
                     f"--epochs {','.join(longer)}",
                 )
             )
     gap = last["train_accuracy"] - last["val_accuracy"]
-    rising = last["val_loss"] > best["val_loss"] * 1.1
+    rising = last[CRITERION] > best[CRITERION] * 1.1
     if gap > OVERFIT_GAP and rising:
         stronger = "rand" if stages[final].get("augment") in ("crop", "trivial") else "crop"
         advice.append(

@@ -21,6 +21,7 @@ from flowers_torch.training.steps import Sums, Training, read_steps
 MODEL_FILE = "model.safetensors"
 RESUME_FILE = "resume.safetensors"
 PREVIOUS_FILE = "resume.previous.safetensors"  # the state before that one, should it be damaged
+CRITERION = "val_calibrated_loss"  # of a row: chooses the weights, ends stages and decides on advice
 SHORT_EPOCH_SECONDS = 10  # epochs shorter than this are not worth a save each
 
 
@@ -297,8 +298,8 @@ def is_better(row: dict[str, Any], best: dict[str, Any]) -> bool:
     percent that are mostly luck. Calibrated, because that is how the weights will answer: under mixed photos
     and smoothed labels the bare loss tells more about how modest an epoch's network is than how good.
     """
-    loss = row["val_calibrated_loss"]
-    return math.isfinite(loss) and (not best or bool(loss < best["val_calibrated_loss"]))
+    loss = row[CRITERION]
+    return math.isfinite(loss) and (not best or bool(loss < best[CRITERION]))
 
 
 def _optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:

@@ -29,10 +29,10 @@ def plateau_multiplier(
 
 
 def out_of_patience(losses: Sequence[float], patience: int) -> bool:
-    """Whether the last `patience` epochs brought no lower validation loss; never where `patience` is 0.
+    """Whether the last `patience` epochs brought no lower loss; never where `patience` is 0.
 
     Args:
-        losses: Validation loss of each finished epoch of the stage; NaN is never an improvement.
+        losses: Calibrated validation loss of each finished epoch of the stage; NaN is never an improvement.
         patience: Epochs to wait.
     """
     best, waited = float("inf"), 0

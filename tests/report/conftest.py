@@ -77,7 +77,8 @@ def write_run(folder: Path, photos: Photos) -> None:
     epochs = (("head", 1, 1e-3, 1.0), ("finetune", 1, 1e-4, 0.8), ("finetune", 2, 1e-5, 0.7))
     accuracies = {"train_accuracy": 0.7, "val_accuracy": 0.8, "seconds": 1.0}
     history = [
-        {"stage": stage, "epoch": epoch, "lr": lr, "train_loss": loss, "val_loss": loss, **accuracies}
+        {"stage": stage, "epoch": epoch, "lr": lr, "train_loss": loss, "val_loss": loss}
+        | {"val_calibrated_loss": loss, **accuracies}
         for stage, epoch, lr, loss in epochs
     ]
     write_csv(folder / "history.csv", history)
