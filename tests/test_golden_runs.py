@@ -1,4 +1,4 @@
-"""Five tiny runs through the real command end in the same weights, splits and predictions as they always have.
+"""Five tiny runs through the real command end in the same weights, splits and predictions as ever.
 
 The digests in golden/runs.json are exact for the versions of torch, torchvision, timm and Pillow named there.
 With other versions the arithmetic may differ in the last bits, so the weights are compared by their norm and

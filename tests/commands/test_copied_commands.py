@@ -27,7 +27,7 @@ def place(photo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
         patch.chdir(place)
         train("photos", "test_resnet", "none", size=32, epochs=(1, 1), device="cpu", out="first", quiet=True)
     typed = ["train", "--data", "photos", "--weights", "first/model.safetensors", *FLAGS]
-    typed += ["--set", "stages.1.lr=1e-9", "--set", "stages.0.lr=1e-9", "--out", "my runs/1"]
+    typed += ["--set", "stages.finetune.lr=1e-9", "--set", "stages.head.lr=1e-9", "--out", "my runs/1"]
     command = [sys.executable, "-m", "flowers_torch.cli", *typed]
     root = str(Path(__file__).parents[2])
     done = subprocess.run(
