@@ -126,7 +126,7 @@ def test_a_cut_download_is_continued(server, tmp_path):
     assert server["requests"][1] == f"bytes={len(server['body']) // 2}-"
 
 
-def test_a_wrong_checksum_leaves_nothing(server, tmp_path):
+def test_a_wrong_archive_leaves_nothing(server, tmp_path):
     server["body"] = server["body"][:-1] + b"!"
     with pytest.raises(ResourceError, match="expected"):
         open_photos("flowers17", tmp_path)
