@@ -80,7 +80,7 @@ def mutate(source: str, line: int, code: tuple[str, ...]) -> str:
     """Breaks the protection on a line of a source.
 
     The marked code is the condition of an `if`, the exception of an `except`, the iterator of a `for`, the
-    context of a `with`, or else the whole statement. On a line inside a statement it is the code of that line.
+    context of a `with`, or else the whole statement. On a line inside a statement it is that line's code.
 
     Args:
         source: Of a Python file.
