@@ -30,7 +30,7 @@ from flowers_torch.models.resnet_v2 import resnet50v2, resnet101v2, resnet152v2
 from flowers_torch.models.small import cifar10_net, happy_model, small_convnet
 from flowers_torch.models.xception import xception
 
-dependencies = ["torch", "torchvision", "timm", "PIL", "numpy", "safetensors"]
+dependencies = ["torch", "torchvision", "timm", "PIL", "numpy", "safetensors"]  # guard: H03
 
 
 def inception_v3(num_classes: int = 1000, **options: _Any) -> _nn.Module:

@@ -28,9 +28,9 @@ from typing import Any
 
 import torch
 from processes import TRAIN, Command, gib, record, spread, told
+from torch.utils.flop_counter import FlopCounterMode
 
 from flowers_torch.config import load_config
-from flowers_torch.models.multiplications import count_multiplications
 from flowers_torch.models.offline_weights import offline_state_dict
 from flowers_torch.models.zoo import create_model
 from flowers_torch.prepare import admit_photos, choose_split
@@ -116,10 +116,9 @@ def steps(args: argparse.Namespace, folder: Path) -> None:
     for _ in range(args.rounds):
         for name, command in contestants.items():
             rows[name] += [row for _, row in told(command) if "images_per_second" in row]
-    multiplied = sum(
-        count_multiplications(create_model(args.arch, 17).eval(), (3, args.size, args.size)).values()
-    )
-    work = 2 * multiplied * (1 if args.forward else 3)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        create_model(args.arch, 17).eval()(torch.zeros(1, 3, args.size, args.size))
+    work = counter.get_total_flops() * (1 if args.forward else 3)
     kind = "forward" if args.forward else "training"
     print(f"{args.arch} at {args.size}, batch {args.batch_size}, {kind}\n")
     print("| contestant | images/s |\n|---|---|")

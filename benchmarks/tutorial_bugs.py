@@ -4,7 +4,7 @@
 
 A linear head is fitted, the same way each time, on the features of EfficientNet-Lite0 (ImageNet weights
 from pip); the nearest neighbour among the training photos stands for a network that knows its photos by
-heart. --signs takes the HDF5 pair or its stand-in, --happy a finished run of the recipe happy_house.
+heart. --signs takes the HDF5 pair or its substitute, --happy a finished run of the recipe happy_house.
 """
 
 import argparse

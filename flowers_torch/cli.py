@@ -64,7 +64,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         known = [flag for action in self._actions for flag in action.option_strings]
         unknown = [word for word in message.split() if word.startswith("-") and "unrecognized" in message]
-        near = difflib.get_close_matches(unknown[0], known, n=1) if unknown else []
+        near = difflib.get_close_matches(unknown[0], known, n=1) if unknown else []  # guard: K01
         raise UsageError(printable(message), f"use {near[0]}" if near else f"see {self.prog} --help")
 
 
@@ -144,7 +144,7 @@ def _fail(message: str, code: int, debug: bool, as_json: bool = False) -> int:
     if debug:
         traceback.print_exc()
     message = " ".join(message.split())
-    if as_json and sys.stdout is not None:
+    if as_json and sys.stdout is not None:  # guard: K09
         print(json.dumps({"error": message, "exit_code": code}), flush=True)
     print(f"flowers-torch: error: {message}", file=sys.stderr)
     return code

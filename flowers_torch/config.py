@@ -318,7 +318,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise UsageError(f"{printable(path)} is too large for a configuration", "give a .toml file")
     try:
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:  # guard: K03
         raise UsageError(
             f"{printable(path)} is not valid TOML: {error}", "correct it at that place"
         ) from error
@@ -407,7 +407,7 @@ def _check(config: Config, problems: list[str]) -> None:
         for field in dataclasses.fields(part):  # type: ignore[arg-type]
             name, value = field.name, getattr(part, field.name)
             low, high = RANGES.get(name, (-math.inf, math.inf))
-            if name in RANGES and not low <= value <= high:
+            if name in RANGES and not low <= value <= high:  # guard: K02
                 problems.append(f"{prefix}{name} must be within {low:g} .. {high:g}, not {value}")
             if name in CHOICES and value not in CHOICES[name]:
                 allowed = ", ".join(choice or '""' for choice in CHOICES[name])

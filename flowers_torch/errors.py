@@ -23,7 +23,7 @@ class FlowersError(Exception):
     quiet = False  # another process says it
 
     def __init__(self, what: str, fix: str = "") -> None:
-        if "\nOriginal Traceback" in what:
+        if "\nOriginal Traceback" in what:  # guard: R15
             what = what.strip().splitlines()[-1].partition(": ")[2] or what
         super().__init__(f"{what}; fix: {fix}" if fix else what)
 
@@ -95,5 +95,6 @@ def printable(path: object, limit: int = 200) -> str:
     """A path or name from outside, safe to print: control characters escaped, length bounded."""
     text = os.fspath(path) if isinstance(path, os.PathLike) else str(path)
     text = text.encode("utf-8", "backslashreplace").decode("utf-8")  # undecodable bytes of file names
+    # guard: D25 terminal, C15
     text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     return text if len(text) <= limit else f"{text[: limit // 2]}...{text[-limit // 2 :]}"

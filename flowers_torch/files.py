@@ -29,6 +29,7 @@ from flowers_torch.errors import ModelFileError, ResourceError, printable
 
 HASH_KEY = "sha256"
 MAX_HEADER_BYTES = 16 * 1024**2
+# guard: C07
 SAFE_TORCH = (2, 10)  # older ones could be made to run code in spite of weights_only
 
 
@@ -58,7 +59,7 @@ def atomic_write(path: Path, previous: Path | None = None, size: int = 0) -> Ite
             temporary = Path(file.name)
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            os.fsync(file.fileno())  # guard: C19
         # NamedTemporaryFile makes private files; a result should be as readable as any other new file.
         temporary.chmod(0o666 & ~_umask())
         if previous is not None:
@@ -75,13 +76,13 @@ def atomic_write(path: Path, previous: Path | None = None, size: int = 0) -> Ite
     finally:
         if temporary is not None:
             with contextlib.suppress(OSError):  # the disk may have become read-only or gone
-                temporary.unlink(missing_ok=True)
+                temporary.unlink(missing_ok=True)  # guard: C17 write
 
 
 def write_text(path: Path, text: str) -> None:
     """Writes UTF-8 text atomically."""
     with atomic_write(path) as file:
-        file.write(text.encode("utf-8", "surrogateescape"))
+        file.write(text.encode("utf-8", "surrogateescape"))  # guard: D25 files
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
@@ -150,7 +151,7 @@ def safe_load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise ModelFileError(f"cannot read weights from {printable(path)}: {kind}", "name a weights file")
     with path.open("rb") as file:
         start = file.read(16)
-    if len(start) < 16:
+    if len(start) < 16:  # guard: C01
         raise ModelFileError(f"{printable(path)} is empty or cut off", "use a complete weights file")
     if start[8:9] == b"{":
         return _load_safetensors(path, int.from_bytes(start[:8], "little"))
@@ -178,7 +179,7 @@ def _load_safetensors(path: Path, header_bytes: int) -> tuple[dict[str, Tensor],
     if HASH_KEY not in texts:
         return tensors, {}  # a foreign file, or one whose mark is damaged: its metadata are not trusted
     stated = texts.pop(HASH_KEY)
-    if stated != json.dumps(_checksum(tensors, texts)):
+    if stated != json.dumps(_checksum(tensors, texts)):  # guard: C03
         raise ModelFileError(f"{printable(path)} is damaged: its checksum does not match", "use another copy")
     return tensors, {key: json.loads(value) for key, value in texts.items()}
 
@@ -188,13 +189,13 @@ def _load_pth(path: Path) -> dict[str, Tensor]:
         raise ModelFileError(
             f"torch {torch.__version__} cannot read {printable(path)} safely", "pip install -U torch"
         )
-    if kind := _other_zip(path):
+    if kind := _other_zip(path):  # guard: C08
         raise ModelFileError(
             f"{printable(path)} is {kind}, expected .safetensors or .pth weights", "save those"
         )
     try:
         # weights_only is passed explicitly, so that no environment variable can turn it off.
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)  # guard: C04, C05, C06
     except Exception as error:  # torch raises RuntimeError, EOFError, KeyError, ... on damaged files
         if "weights_only" in str(error):
             # torch's own text goes on to recommend the unsafe loader; only the culprit's name is passed on.
@@ -214,6 +215,7 @@ def _load_pth(path: Path) -> dict[str, Tensor]:
         raise ModelFileError(
             f"{printable(path)} holds no state dict of tensors", "save model.state_dict() there"
         )
+    # guard: C11
     return {name.removeprefix("module.").removeprefix("_orig_mod."): value for name, value in content.items()}
 
 
@@ -225,7 +227,7 @@ def _other_zip(path: Path) -> str:
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
         return ""
     names = {member.filename.rpartition("/")[2] for member in members}
-    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members):  # guard: C09
         return "a compressed archive"  # torch writes none: a small file could fill the memory
     if "constants.pkl" in names:
         return "a TorchScript program"
@@ -256,7 +258,7 @@ def check_digest(path: Path, digest: str, algorithm: str = "sha256") -> None:
         ResourceError: it is not.
     """
     found = file_digest(path, algorithm)
-    if not found.startswith(digest):
+    if not found.startswith(digest):  # guard: R17
         what = f"{printable(path)} is damaged: its {algorithm} is {found}, expected {digest}"
         raise ResourceError(what, "delete it, so that it is fetched anew")
 
@@ -284,7 +286,7 @@ def download(
             leaves `<name>.part` for the next try; a wrong one leaves nothing.
     """
     path = Path(path)
-    if path.exists():
+    if path.exists():  # guard: H05
         check_digest(path, digest, algorithm)
         return path
     part = path.with_name(path.name + ".part")
@@ -297,7 +299,7 @@ def download(
             f"cannot fetch {url} to {printable(path)}: {_one_line(reason)}", ways_on
         ) from error
     found = file_digest(part, algorithm)
-    if not found.startswith(digest):
+    if not found.startswith(digest):  # guard: D38 checksum, H02
         part.unlink()
         raise ResourceError(
             f"what came from {url} has {algorithm} {found}, expected {digest}; it was deleted", ways_on
@@ -353,7 +355,7 @@ def _fetch(url: str, part: Path, progress: Callable[[int, int], None] | None) ->
                     progress(have, total)
             file.flush()
             os.fsync(file.fileno())
-    if total and have < total:
+    if total and have < total:  # guard: D38 cut
         raise OSError(f"connection closed after {have} of {total} bytes")
 
 

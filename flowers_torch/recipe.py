@@ -107,7 +107,7 @@ def resume(
         DataError: the photos are not those that the run began with.
     """
     if not saved_states(folder):
-        if (folder / "metrics.json").is_file():
+        if (folder / "metrics.json").is_file():  # guard: R21
             log.info(f"nothing to do: {printable(folder)} is finished")
             return None
         raise ModelFileError(f"{printable(folder)} holds no saved state", "start the run anew")

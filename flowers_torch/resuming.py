@@ -67,7 +67,7 @@ def reopen(
         split, data_change = load_split(folder / "split.json", photos)
         if data_change:
             log.info(f"the photos have changed since the run began:\n{data_change.table()}")
-            if not allow_data_change:
+            if not allow_data_change:  # guard: D31 resume
                 data_change.refuse(folder / "split.json", "restore them, or add --allow-data-change")
             saved.progress.begin_epoch_anew(data_change.counts())
         if change:
@@ -96,7 +96,7 @@ def run_facts(config: Config, runtime: Runtime, processes: int = 1) -> dict[str,
     on_cpu = runtime.device.type == "cpu"
     facts["device"] = "cpu" if on_cpu else f"{runtime.device.type} {here['gpu'] or ''}".strip()
     facts["threads"] = str(torch.get_num_threads()) if on_cpu else "any"
-    facts["processes"] = str(processes)
+    facts["processes"] = str(processes)  # guard: T08
     return facts | {name: str(here[name]) for name in ("torch", "torchvision", "pillow")}
 
 
@@ -128,6 +128,6 @@ def check_exact(before: Mapping[str, str], now: Mapping[str, str], folder: Path,
         raise UsageError(
             what, f"leave {', '.join(fixed)} as it was, or begin anew with {command_line('--from', folder)}"
         )
-    if not allow:
+    if not allow:  # guard: R20
         raise UsageError(what, "go on as before, or allow the change with --allow-config-change")
     return line

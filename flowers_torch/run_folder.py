@@ -75,7 +75,7 @@ def new_run_folder(
         if folder.exists() and not folder.is_dir():
             raise UsageError(f"--out {printable(folder)} is a file", "name a folder")
         if folder.is_dir() and any(folder.iterdir()):
-            if not overwrite:
+            if not overwrite:  # guard: K04
                 raise UsageError(
                     f"--out {printable(folder)} is not empty",
                     "add --overwrite, use --resume, or name another",
@@ -85,7 +85,7 @@ def new_run_folder(
                     (folder / name).unlink(missing_ok=True)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
+    except OSError as error:  # guard: C16 folder
         raise _not_writable(folder, error) from error
     return folder
 
@@ -109,7 +109,7 @@ def run_lock(folder: Path) -> Iterator[None]:
         if fcntl is not None:
             try:
                 # POSIX locks, unlike flock's, are not inherited by DataLoader workers that outlive a kill.
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # guard: C20
             except (BlockingIOError, PermissionError):
                 file.seek(0)
                 holder = printable(file.read(200).strip())
@@ -122,7 +122,7 @@ def run_lock(folder: Path) -> Iterator[None]:
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
         for stray in folder.glob(".*.tmp"):
-            stray.unlink(missing_ok=True)
+            stray.unlink(missing_ok=True)  # guard: C18
         yield
 
 

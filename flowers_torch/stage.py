@@ -128,7 +128,7 @@ def train_stage(
             run.world.copy_buffers(training.evaluated)
             answers = predict_part(run, "val", network, validation, leave_if_asked)
         except DataError:  # a photo went missing or broke: what is done so far is not lost with it
-            saver.save(training)
+            saver.save(training)  # guard: D32
             raise
         sums, seconds = progress.sums, time.monotonic() - started
         speed = sums.photos / progress.seconds

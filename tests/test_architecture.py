@@ -18,9 +18,9 @@ ABOVE = {
     "report": {"report", "evaluation", "training", "models", "data"},
     "deploy": {"deploy", "report", "evaluation", "training", "models", "data"},
 }
-DOORS = {"api", "cli", "commands"}
+DOORS = {"api", "cli", "commands", "tutorials"}
 TOP = """config prepare planning front stage resuming recipe results insight crossval shortlist
-    reproduction update"""
+    update"""
 CONFIG_READERS = {*TOP.split(), *DOORS}
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -1,4 +1,4 @@
-"""`flowers-torch reproduce RECIPE`: a tutorial's figure beside ours, and what differs."""
+"""`flowers-torch reproduce RECIPE`: compares a tutorial's figure with ours."""
 
 import argparse
 import os
@@ -13,61 +13,60 @@ EXAMPLES = """examples:
   flowers-torch reproduce happy_house --data train_happy.h5      run it and compare
   flowers-torch reproduce happy_house --data train_happy.h5 --defaults
   flowers-torch reproduce --run runs/train_happy-happy_model-1   compare a finished run
-  flowers-torch reproduce --page docs/reproduction.md            write the page anew
+  flowers-torch reproduce --page docs/reproduction.md            write the page
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of training and some more."""
+    """The flags of `train`, and those of the comparison."""
     train.add_arguments(parser)
     parser.usage = f"{parser.prog} [RECIPE] [--data DATA] [options]"
-    parser.description = "Run a tutorial's recipe; print its figure, ours, and each thing that differs."
+    parser.description = "Run a tutorial's recipe; print its figure, ours, and the differences."
     parser.epilog = EXAMPLES
-    parser.add_argument("recipe", nargs="?", default="", help="of configs/; none: list them")
+    parser.add_argument("recipe", nargs="?", default="", help="recipe of a tutorial (list all of them)")
     parser.add_argument("--run", metavar="RUN", help="read this finished run instead of training")
-    parser.add_argument("--defaults", action="store_true", help="with our own defaults as its schedule")
+    parser.add_argument("--defaults", action="store_true", help="use this package's default schedule")
     parser.add_argument(
-        "--stand-in", action="store_true", help="the photos are others than the tutorial's; say so"
+        "--substitute-data", action="store_true", help="mark the photos as not the tutorial's"
     )
     parser.add_argument("--record", action="store_true", help="add the result to --results")
-    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FILE", help=f"({RESULTS})")
-    parser.add_argument("--page", type=Path, metavar="FILE", help="write the page of all results there")
+    parser.add_argument(
+        "--results", type=Path, default=RESULTS, metavar="FILE", help=f"results file ({RESULTS})"
+    )
+    parser.add_argument(
+        "--page", type=Path, metavar="FILE", help="write the page of all results to this file"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Trains or reads a run, compares, records; or lists; or writes the page."""
+    """Lists the recipes, writes the page, or compares a run and records it."""
     if args.resume or args.origin or args.config or args.dry_run:
         raise UsageError(
-            "reproduce knows no --resume, --from, --config or --dry-run", "use train, then --run FOLDER"
+            "reproduce does not take --resume, --from, --config or --dry-run", "use train, then --run FOLDER"
         )
     if args.page and (args.recipe or args.run):
-        raise UsageError("--page shows the results recorded so far", "give it alone, or with --results")
-    from flowers_torch.tutorials import TUTORIALS
-
+        raise UsageError(
+            "--page writes the recorded results and runs nothing", "give it alone, or with --results"
+        )
     if args.page:
         return _write_page(args)
+    from flowers_torch.tutorials.catalog import read_catalog
+
+    catalog = read_catalog()
     if not args.recipe and not args.run:
-        for name, tutorial in TUTORIALS.items():
+        for name, tutorial in catalog.recipes.items():
             print(f"{name:30} {tutorial.title}: {tutorial.figure or 'no figure'}")
         return 0
-
-    from flowers_torch.reproduction import (
-        add_result,
-        describe,
-        find_tutorial,
-        read_outcome,
-        read_results,
-        recipe_of,
-    )
-
     if args.recipe:
-        find_tutorial(args.recipe)
+        catalog.find(args.recipe)
+    from flowers_torch.tutorials import reproduce
+
     folder = Path(args.run).expanduser() if args.run else _train(args)
-    recipe = args.recipe or recipe_of(folder)
-    outcome = read_outcome(folder, recipe, args.stand_in)
-    print(describe(recipe, outcome, read_results(args.results)))
+    recipe = args.recipe or reproduce.recipe_of(folder)
+    result = reproduce.read_reproduction(folder, recipe, args.substitute_data)
+    print(reproduce.describe(recipe, result, reproduce.read_results(args.results)))
     if args.record:
-        add_result(args.results, outcome)
+        reproduce.add_result(args.results, result)
     return 0
 
 
@@ -78,8 +77,8 @@ def _train(args: argparse.Namespace) -> Path:
         os.environ["FLOWERS_TORCH_CACHE"] = args.cache
     config = load_config(args.arch, args.data, args.recipe, train.overrides(args))
     from flowers_torch import recipe
-    from flowers_torch.reproduction import with_our_defaults
     from flowers_torch.training.monitors import console
+    from flowers_torch.tutorials.reproduce import with_our_defaults
 
     if args.defaults:
         config = with_our_defaults(config)
@@ -89,9 +88,10 @@ def _train(args: argparse.Namespace) -> Path:
 
 def _write_page(args: argparse.Namespace) -> int:
     from flowers_torch.files import write_text
-    from flowers_torch.reproduction import page, read_results
+    from flowers_torch.tutorials.page import reproduction_page
+    from flowers_torch.tutorials.reproduce import read_results
 
-    outcomes = read_results(args.results)
-    write_text(args.page, page(outcomes))
-    print(f"{len(outcomes)} results in {args.page}")
+    results = read_results(args.results)
+    write_text(args.page, reproduction_page(results))
+    print(f"{len(results)} results in {args.page}")
     return 0

@@ -28,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLES
     parser.add_argument("model", help="run folder or model.safetensors")
     parser.add_argument("--port", type=int, default=8000, metavar="N", help="0 takes a free one (8000)")
+    # guard: H06 host
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (127.0.0.1)")
     parser.add_argument(
         "--name", action="append", default=[], help="a host name that it may be called by, as a proxy's"

@@ -80,7 +80,7 @@ def add_options(parser: argparse.ArgumentParser, flags: Sequence[str]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Trains, resumes or estimates."""
     changes = overrides(args)
-    if args.resume and (args.origin or args.config or args.dry_run or args.overwrite):
+    if args.resume and (args.origin or args.config or args.dry_run or args.overwrite):  # guard: K05
         raise UsageError(
             "--resume goes on with a run; --from, --config, --dry-run, --overwrite begin one",
             "give one of them",

@@ -67,7 +67,7 @@ def admit(
     remarks = [
         _remark(photos, finding)
         for finding in result.findings
-        if finding.damage >= HARMFUL or finding.kind == "several_frames"
+        if finding.damage >= HARMFUL or finding.kind == "several_frames"  # guard: D19
     ]
     if bad:
         remarks.insert(0, f"{len(bad)} photos cannot be used and are left out: {_first(bad)}")

@@ -45,7 +45,7 @@ def staged_folder(folder: Path) -> Iterator[Path]:
         for leftover in folder.parent.glob(f"{glob_escape(prefix)}*.partial"):
             if time.time() - leftover.stat().st_mtime > STALE_SECONDS:
                 shutil.rmtree(leftover, ignore_errors=True)
-        staging = Path(tempfile.mkdtemp(dir=folder.parent, prefix=prefix, suffix=".partial"))
+        staging = Path(tempfile.mkdtemp(dir=folder.parent, prefix=prefix, suffix=".partial"))  # guard: D39
     except OSError as error:
         raise _cannot_write(folder, error) from error
     try:
@@ -119,9 +119,10 @@ class _Target:
 
     def path(self, name: str) -> Path:
         self.members += 1
-        if self.members > self.max_members:
+        if self.members > self.max_members:  # guard: D37 members
             raise self.refuse(f"holds more than {self.max_members:,} members")
         parts = PurePosixPath(name.replace("\\", "/")).parts
+        # guard: D35 archive
         if not parts or parts[0] == "/" or ".." in parts or ":" in parts[0] or "\0" in name:
             raise self.refuse(f"holds an unsafe path: {printable(name)}")
         return self.folder.joinpath(*parts)
@@ -134,7 +135,7 @@ class _Target:
         with path.open("xb") as file:
             while chunk := source.read(1 << 18):
                 self.bytes += len(chunk)
-                if self.bytes > self.max_bytes:
+                if self.bytes > self.max_bytes:  # guard: D37 bytes
                     raise self.refuse(f"unpacks to more than {self.max_bytes:,} bytes")
                 file.write(chunk)
 
@@ -148,7 +149,7 @@ def _unpack_zip(file: IO[bytes], target: _Target) -> None:
             kind = stat.S_IFMT(member.external_attr >> 16)  # 0 where the zip was made on Windows
             if member.flag_bits & 1:
                 raise target.refuse("is encrypted")
-            if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+            if kind not in (0, stat.S_IFREG, stat.S_IFDIR):  # guard: D36 zip
                 raise target.refuse(f"holds a link or device: {printable(member.filename)}")
             if member.is_dir():
                 target.path(member.filename).mkdir(parents=True, exist_ok=True)
@@ -171,6 +172,7 @@ def _unpack_tar(stream: IO[bytes], target: _Target) -> None:
                 with content.extractfile(member) as source:
                     target.write(member.name, source)
             else:
+                # guard: D36 tar
                 raise target.refuse(f"holds a link, device or sparse file: {printable(member.name)}")
             content.members.clear()  # tarfile would keep them all
         # tarfile ends quietly at a broken or missing header; only a block of zeros is a true end.
@@ -216,6 +218,7 @@ def _decompressor(start: bytes, archive: Path) -> _Opener:
         return lambda file: lzma.LZMAFile(file)
     if start[257:262] == b"ustar":
         return lambda file: file
+    # guard: D38 page
     what = "is a web page, not an archive" if start.lstrip()[:1] == b"<" else "is no tar or zip archive"
     raise DataError(f"{printable(archive)} {what}", "fetch it again, or give a .tgz, .tar or .zip file")
 

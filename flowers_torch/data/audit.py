@@ -147,11 +147,11 @@ def _twins(
     doubled = [group for group in exact if len(labels(group)) == 1]
     resaved = [group for group in twins if len(labels(group)) == 1 and group not in doubled]
     found = []
-    if contradicting:
+    if contradicting:  # guard: D27 labels
         what = f"{len(contradicting)} pictures are in several classes at once"
         todo = "keep each in its true class only; all their copies are in the quarantine"
         found.append(Finding("twins_across_classes", 3, what, todo, contradicting, sum(contradicting, [])))
-    if leaking:
+    if leaking:  # guard: D27 splits
         what = f"{len(leaking)} pictures are in more than one part of the split: its test is too easy"
         todo = "split with --groups twins, or keep one of each"
         found.append(Finding("twins_across_parts", 3, what, todo, leaking))
@@ -278,7 +278,7 @@ def leave_out(photos: Photos, quarantine: dict[str, str]) -> Photos:
     kept = [i for i, path in enumerate(photos.paths) if path not in quarantine]
     remaining = {photos.labels[i] for i in kept}
     empty = [printable(name, 60) for label, name in enumerate(photos.classes) if label not in remaining]
-    if empty:
+    if empty:  # guard: D33
         what = f"the quarantine leaves no photo of {', '.join(empty)}"
         raise DataError(what, "replace those photos, or remove these classes")
     if len(kept) == len(photos):

@@ -111,7 +111,7 @@ def train_transform(
         ]
     elif policy == "alexnet":
         views = [
-            LimitAspect(),
+            LimitAspect(),  # guard: D22
             v2.Resize(math.floor(size / crop), interpolation=mode),
             v2.RandomCrop(size),
             v2.RandomHorizontalFlip(),

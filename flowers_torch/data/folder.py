@@ -105,7 +105,7 @@ class PhotoFolder(ImageFolder):
                 if is_photo_name(path):
                     paths.append(path)
                 else:
-                    other[os.path.splitext(path)[1].lower() or "no suffix"] += 1
+                    other[os.path.splitext(path)[1].lower() or "no suffix"] += 1  # guard: D06
             if other:
                 self.notes.append(
                     f"{printable(name)}: ignored {other.total()} files that are no photos: {counted(other)}"
@@ -119,7 +119,7 @@ class PhotoFolder(ImageFolder):
         yield from (str(folder / name) for name in files)
         for name in folders:
             identity = _identity(folder / name)
-            if identity not in seen:
+            if identity not in seen:  # guard: D23 circle
                 seen.add(identity)
                 yield from self._walk(folder / name, seen, other)
 
@@ -137,7 +137,7 @@ def find_photos(root: Path | str, name: str | None = None, fewest: int = 2) -> P
             classes without a photo (all of them named), parts whose classes differ, too few classes.
     """
     root = Path(root).expanduser()
-    if not root.is_dir():
+    if not root.is_dir():  # guard: D01
         what = "is a file" if root.is_file() else "is no folder"
         raise DataError(f"{printable(root)} {what}; {LAYOUT}", "name a folder of photos")
     name = name or root.resolve().name
@@ -220,7 +220,7 @@ def check_parts(classes: Mapping[str, Collection[str]], where: Path) -> None:
     for part, names in classes.items():
         missing = [name for name in classes["train"] if name not in names]
         extra = [name for name in names if name not in classes["train"]]
-        if missing or extra:
+        if missing or extra:  # guard: D28 classes
             kinds = (("missing", missing), ("extra", extra))
             differences = ", ".join(f"{kind} {_some(sorted(names))}" for kind, names in kinds if names)
             raise DataError(
@@ -234,17 +234,17 @@ def _check_classes(folder: PhotoFolder, root: Path, fewest: int = 2) -> None:
         where = "holds photos but no class folders" if _has_photos(root) else "holds no photos"
         raise DataError(f"{printable(root)} {where}; {LAYOUT}", "put the photos of each class in a folder")
     deeper = _suggest_root(root, folder.classes)
-    if deeper is not None:
+    if deeper is not None:  # guard: D02
         raise DataError(
             f"the class folders are one level below {printable(root)}", f"use {printable(deeper)} instead"
         )
-    if folder.empty:
+    if folder.empty:  # guard: D03
         raise DataError(
             f"{len(folder.empty)} of {len(folder.classes)} class folders of {printable(root)} hold no photo: "
             f"{_some(folder.empty, most=50)}",
             "add photos or remove these folders",
         )
-    if len(folder.classes) < fewest:
+    if len(folder.classes) < fewest:  # guard: D30 one
         raise DataError(
             f"{printable(root)} holds one class only: {printable(folder.classes[0])}",
             "add a folder for each other class",
@@ -280,21 +280,22 @@ def list_folder(
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
+                # guard: D04
                 if entry.name.startswith(".") or entry.name.lower() in LITTER_FOLDERS | LITTER_FILES:
-                    litter[entry.name if len(entry.name) < 30 else "other hidden names"] += 1
+                    litter[entry.name if len(entry.name) < 30 else "other hidden names"] += 1  # guard: D05
                     continue
                 try:
                     mode = entry.stat().st_mode
                 except FileNotFoundError:
-                    other["dangling link"] += 1
+                    other["dangling link"] += 1  # guard: D23 dangling
                     continue
                 if stat.S_ISDIR(mode):
                     folders.append(entry.name)
-                elif stat.S_ISREG(mode):
+                elif stat.S_ISREG(mode):  # guard: D26 class
                     files.append(entry.name)
                 else:
                     other["pipe, socket or device"] += 1
-    except OSError as error:
+    except OSError as error:  # guard: D24
         where = error.filename or folder
         raise DataError(
             f"cannot read {printable(where)}: {error.strerror}", "check its access rights"
@@ -321,7 +322,7 @@ def _similar_names(classes: Iterable[str]) -> list[str]:
     return [
         f"classes with nearly the same name are kept apart: {_some([ascii(name) for name in names])}"
         for names in groups.values()
-        if len(names) > 1
+        if len(names) > 1  # guard: D29
     ]
 
 

@@ -67,7 +67,7 @@ def grow(
         for i in theirs:
             wanted = parts.get(i, first.part)
             for other in (*ours, first):
-                if wanted != other.part:
+                if wanted != other.part:  # guard: D27 update
                     raise _spoiled(new.paths[i], parts.get(i, "new"), other)
             if not ours:
                 continue

@@ -27,6 +27,7 @@ PHOTO_SUFFIXES = frozenset(
     .heic .heif .hif""".split()
 )
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+# guard: D12
 BACKGROUND = (255, 255, 255)  # what shows through transparent pixels, everywhere
 
 # Pillow warns above this size and refuses above twice of it; a warning is too late for 268 MB of memory.
@@ -91,7 +92,7 @@ def open_regular(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
             file = tar_members.open_member(*inside)
         else:
             mode = os.stat(path).st_mode
-            if not stat.S_ISREG(mode):
+            if not stat.S_ISREG(mode):  # guard: D26 open
                 kind = "a folder" if stat.S_ISDIR(mode) else "no regular file"
                 raise DataError(f"cannot read {printable(path)}: it is {kind}", "remove it or name a photo")
             file = open(path, "rb")
@@ -108,14 +109,14 @@ def open_header(file: IO[bytes], name: str, max_pixels: int = MAX_PIXELS) -> Ima
     """Identifies a photo and checks its size, without decoding a pixel; `name` is for the errors."""
     file.seek(0)
     start = file.read(64)
-    if not start:
+    if not start:  # guard: D09
         raise DataError(f"{name} is empty (0 bytes)", "replace or remove it")
     formats: tuple[str, ...] = FORMATS
     if start[4:8] == b"ftyp" and start[8:12] in HEIF_BRANDS:
         formats = _heif(name)
     try:
         with _quiet():
-            image = Image.open(file, formats=formats)
+            image = Image.open(file, formats=formats)  # guard: D14
     except UnidentifiedImageError as error:
         raise DataError(
             f"{name} is not an image of an accepted format: it {_describe(start)}",
@@ -126,7 +127,7 @@ def open_header(file: IO[bytes], name: str, max_pixels: int = MAX_PIXELS) -> Ima
     except Exception as error:
         # Strangers' bytes make Pillow's parsers raise anything: SyntaxError, struct.error, KeyError, ...
         raise _damaged(name, error) from error
-    if image.width * image.height > max_pixels:
+    if image.width * image.height > max_pixels:  # guard: D13
         raise _too_large(name, f"{image.width}x{image.height}", max_pixels)
     return image
 
@@ -149,25 +150,25 @@ def _decode(file: IO[bytes], name: str, max_pixels: int, at_least: int) -> Image
     try:
         if at_least:
             image.draft(None, (at_least, at_least))  # formats other than JPEG leave it at that
-        if image.format == "PNG":
+        if image.format == "PNG":  # guard: D11
             _check_png(file)
         if image.format == "TIFF":  # remarks on its tags come as late as this
             with _quiet():
                 image.load()
-        image.load()
+        image.load()  # guard: D10
         orientation = read_orientation(image)  # after loading: PNG may store it behind the pixels
         rgb = _to_rgb(image)
     except DataError as error:
         raise DataError(f"{name} {error}", "convert it to 8-bit JPEG or PNG, or remove it") from error
     except Exception as error:
         raise _damaged(name, error) from error
-    return rgb.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else rgb
+    return rgb.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else rgb  # guard: D20
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         image = _to_8_bits(image)
-    if image.has_transparency_data or image.mode in ("La", "RGBa"):
+    if image.has_transparency_data or image.mode in ("La", "RGBa"):  # guard: D17, D17 palette
         if image.mode == "La":
             image = image.convert("LA")
         rgba = image.convert("RGBA")
@@ -176,18 +177,18 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "LAB":  # needs a colour profile that says which white is meant
         raise DataError("has the pixel type LAB, which is not supported")
     # A copy, because an opened image keeps its file; `convert` makes one unless the mode is RGB already.
-    return image.copy() if image.mode == "RGB" else image.convert("RGB")
+    return image.copy() if image.mode == "RGB" else image.convert("RGB")  # guard: D16
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
     """16-bit grey as 8-bit grey: value / 257. Pillow's own conversion would clip everything above 255."""
-    if image.mode == "F":
+    if image.mode == "F":  # guard: D18
         raise DataError("has floating-point pixels, whose range is not defined")
     values = np.asarray(image).astype(np.int64)
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > 65535:
         raise DataError(f"has pixel values from {low} to {high}, outside of 16 bits")
-    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    return Image.fromarray(((values + 128) // 257).astype(np.uint8))  # guard: D15
 
 
 def read_orientation(image: Image.Image) -> int:
@@ -195,6 +196,7 @@ def read_orientation(image: Image.Image) -> int:
     try:
         with _quiet():
             return int(image.getexif().get(ORIENTATION_TAG, 1))
+    # guard: D21
     except Exception:  # malformed EXIF fails in as many ways as there are parsers; the pixels are good
         return 1
 
@@ -255,9 +257,10 @@ def _describe(start: bytes) -> str:
         brand = start[8:12].decode("latin-1")
         return "holds AVIF" if brand.startswith("avi") else f"holds a video or the like ({printable(brand)})"
     start = start.removeprefix(b"\xef\xbb\xbf").lstrip()
+    # guard: D08
     return next((text for heads, text in kinds.items() if start.startswith(heads)), "holds something else")
 
 
 def is_photo_name(name: str | Path) -> bool:
     """Whether a file's suffix, in any case, is one under which photos of the accepted formats are kept."""
-    return os.path.splitext(str(name))[1].lower() in PHOTO_SUFFIXES
+    return os.path.splitext(str(name))[1].lower() in PHOTO_SUFFIXES  # guard: D07

@@ -139,7 +139,7 @@ class CountedBatches(Sampler[list[Key]]):
         self.skip = 0
 
     def _starts(self) -> list[int]:
-        starts = list(range(0, self.count, self.batch_size))
+        starts = list(range(0, self.count, self.batch_size))  # guard: D30 last
         if self.shuffle and len(starts) > 1 and self.count - starts[-1] < 2 * self.shard[1]:
             starts.pop()
         return starts
@@ -151,12 +151,12 @@ class CountedBatches(Sampler[list[Key]]):
         keys = self._keys()
         starts = self._starts()
         ends = [*starts[1:], self.count]
-        for start, end in list(zip(starts, ends, strict=True))[self.skip :]:
+        for start, end in list(zip(starts, ends, strict=True))[self.skip :]:  # guard: R22
             rank, size = self.shard
             yield keys[start:end][rank::size]
 
     def _keys(self) -> list[Key]:
-        generator = torch.Generator().manual_seed(counted_seed(self.seed, self.epoch, -1))
+        generator = torch.Generator().manual_seed(counted_seed(self.seed, self.epoch, -1))  # guard: T06
         if self.weights is not None:
             repeats: Counter[int] = Counter()
             keys = []

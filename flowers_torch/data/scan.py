@@ -107,7 +107,7 @@ class Worker:
             process.stdin.write(json.dumps(str(path)).encode() + b"\n")
             process.stdin.flush()
             return Inspection(**json.loads(_read_line(process.stdout, seconds)))
-        except (BrokenPipeError, EOFError, TimeoutError):
+        except (BrokenPipeError, EOFError, TimeoutError):  # guard: D34 crash
             self.stop()
             return None
 
@@ -154,7 +154,7 @@ def _read_line(stream: Any, seconds: float) -> bytes:
     with selectors.DefaultSelector() as selector:
         selector.register(stream, selectors.EVENT_READ)
         while not line.endswith(b"\n"):
-            if not selector.select(seconds):
+            if not selector.select(seconds):  # guard: D34 stall
                 raise TimeoutError
             chunk = os.read(stream.fileno(), 1 << 16)
             if not chunk:

@@ -47,7 +47,7 @@ def open_photos(
         return flowers17(cache=cache, progress=progress)
     if str(source) == "cifar10":
         return cifar10(cache)
-    path = Path(source).expanduser()
+    path = Path(source).expanduser()  # guard: K06
     if is_cifar10(path):
         return cifar10(cache, path.resolve())
     if shards := find_shards(path):

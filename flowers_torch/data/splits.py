@@ -169,7 +169,7 @@ def _fill_parts(
 ) -> None:
     """Gives one photo of a class, with its group, to each part that got none; edits `parts`."""
     count = len({units[i] for i in members})
-    if count < len(wanted):
+    if count < len(wanted):  # guard: D30 few
         grouped = " that are in no group together" if count < len(members) else ""
         raise DataError(
             f"class {printable(name)} has {count} photo{'s' * (count != 1)}{grouped}, too few to be in "

@@ -95,6 +95,7 @@ def _members(archive: Path, size: int, changed: int) -> dict[str, tuple[int, int
                 if not member.isreg() or member.issparse():
                     continue  # links lead elsewhere; what they lead to is listed itself
                 name = PurePosixPath(member.name)
+                # guard: D35 shard
                 if name.is_absolute() or ".." in name.parts or not name.parts or "\0" in member.name:
                     raise _unusable(archive, f"holds an unsafe path: {printable(member.name)}")
                 if member.offset_data + member.size > size:

@@ -68,7 +68,7 @@ class PhotoLoader(DataLoader[Any]):
                 if watch.polls_of_hanging:
                     _end_workers(batches)
                     raise _hanging(watch.polls_of_hanging, names) from None
-                if "timed out after" not in str(error):
+                if "timed out after" not in str(error):  # guard: R14
                     _end_workers(batches)
                     if (explained := _explained(error, names)) is error:
                         raise
@@ -151,12 +151,12 @@ def _explained(error: Exception, names: str) -> Exception:
         "unable to allocate shared memory",
         "unable to write to file </torch",
     )
-    if any(sign in text for sign in lacks_memory):
+    if any(sign in text for sign in lacks_memory):  # guard: R13
         return ResourceError(
             "shared memory (/dev/shm) is too small for the workers",
             "--workers 0, or give more of it (docker run --shm-size=2g)",
         )
-    if text.startswith("DataLoader worker"):
+    if text.startswith("DataLoader worker"):  # guard: R12
         began = f"; the workers began with {names}" if names else ""
         return ResourceError(
             f"a process that reads photos died{began}",

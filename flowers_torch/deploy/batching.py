@@ -65,6 +65,7 @@ class Batcher(Generic[Item, Result]):
                 results = self._compute([item for item, _ in batch])
                 for (_, future), result in zip(batch, results, strict=True):
                     future.set_result(result)
+            # guard: H07 batch
             except Exception as error:  # of whatever kind: the next batch is to be computed all the same
                 for _, future in batch:
                     if not future.done():

@@ -86,7 +86,7 @@ def make_onnx(
     metadata = describe(record, photos)
     content = to_onnx(answers, metadata)
     parity = compare(answers, parse_onnx(content, path), trial.photos)
-    require(parity, path)
+    require(parity, path)  # guard: E02 export
     metadata["check"] = dataclasses.asdict(parity)
     lines = [f"check    {trial.told}: {parity.describe()}"]
     if not int8:

@@ -52,10 +52,10 @@ class Guard:
 
         headers = Headers(scope=scope)
         host, origin = headers.get("host", ""), headers.get("origin")
-        if not self.knows(host):
+        if not self.knows(host):  # guard: H06 name
             refused = PlainTextResponse("this server does not go by that name\n", 403)
             await refused(scope, receive, send_guarded)
-        elif origin not in (None, f"http://{host}", f"https://{host}"):
+        elif origin not in (None, f"http://{host}", f"https://{host}"):  # guard: H06 origin
             refused = PlainTextResponse("requests of other sites are refused\n", 403)
             await refused(scope, receive, send_guarded)
         else:
@@ -103,7 +103,7 @@ def limited(scope: Scope, receive: Receive, most: int) -> Receive:
         nonlocal received
         message = await receive()
         received += len(message.get("body", b""))
-        if received > most:
+        if received > most:  # guard: H06 body
             raise too_large
         return message
 

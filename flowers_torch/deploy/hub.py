@@ -34,7 +34,7 @@ def flowers_classifier(checkpoint: str, sha256: str = "") -> nn.Module:
     if digest and not re.fullmatch("[0-9a-f]{64}", digest):
         raise UsageError(f"{printable(sha256)} is no sha256", "pass the 64 digits that sha256sum FILE prints")
     if "://" in checkpoint:
-        if not digest:
+        if not digest:  # guard: H01
             raise UsageError(f"{printable(checkpoint)} needs a checksum", "pass sha256=, see sha256sum FILE")
         path = download(checkpoint, cache_folder() / "hub" / digest / "model.safetensors", digest)
     else:

@@ -53,7 +53,7 @@ def need(name: str) -> ModuleType:
     """
     try:
         return importlib.import_module(name)
-    except ImportError as error:
+    except ImportError as error:  # guard: E04
         raise UsageError(f"ONNX needs {name.partition('.')[0]}", INSTALL) from error
 
 
@@ -74,7 +74,7 @@ def describe(record: Record, photos: bool) -> dict[str, Any]:
         "flowers_torch": __version__,
         "arch": record.arch,
         "classes": list(record.classes),
-        "preprocessing": dataclasses.asdict(record.preprocessing),
+        "preprocessing": dataclasses.asdict(record.preprocessing),  # guard: E05
         "input": "photos" if photos else "images",
         "temperature": record.temperature,
         "trust": trust,
@@ -88,7 +88,7 @@ def trace(answers: Answers) -> ExportedProgram:
     photos, size = answers.photos, answers.preprocessing.size
     # Of two photos: the exporter takes a size of 1 for a constant.
     example = torch.zeros(2, 40, 50, 3, dtype=torch.uint8) if photos else torch.zeros(2, 3, size, size)
-    free = {0: Dim.DYNAMIC, 1: Dim.DYNAMIC, 2: Dim.DYNAMIC} if photos else {0: Dim.DYNAMIC}
+    free = {0: Dim.DYNAMIC, 1: Dim.DYNAMIC, 2: Dim.DYNAMIC} if photos else {0: Dim.DYNAMIC}  # guard: E03
     with torch.no_grad():
         program = torch.export.export(answers, (example,), dynamic_shapes=(free,))
     for module in program.graph_module.modules():
@@ -121,7 +121,7 @@ def to_onnx(answers: Answers, metadata: dict[str, Any]) -> bytes:
     )
     if program is None:
         raise ExportError("PyTorch exported nothing", "report it with the network's name")
-    model = program.model_proto
+    model = program.model_proto  # guard: E01
     return attach(model, metadata)
 
 
@@ -161,7 +161,7 @@ def parse_onnx(content: bytes, path: Path, threads: int = 0) -> OnnxModel:
     try:
         model = onnx.load_model_from_string(content)
         outside = next(_files_outside(model), None)
-        if outside is not None:
+        if outside is not None:  # guard: E07 outside
             raise ModelFileError(
                 f"{printable(path)} wants to read the file {printable(outside)}",
                 "use an export of this package",
@@ -180,6 +180,7 @@ def parse_onnx(content: bytes, path: Path, threads: int = 0) -> OnnxModel:
         raise ModelFileError(
             f"{printable(path)} does not say its {printable(error.args[0])}", "use an export of this package"
         ) from error
+    # guard: E07 damaged
     except Exception as error:  # protobuf, onnx and its runtime each have errors of their own
         reason = printable(" ".join(str(error).split()), 200)
         raise ModelFileError(f"{printable(path)} is damaged: {reason}", "export it again") from error

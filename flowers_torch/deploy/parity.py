@@ -44,7 +44,7 @@ class Parity:
     @property
     def holds(self) -> bool:
         """Whether the difference is within the tolerance; NaN is not."""
-        return self.logits <= self.tolerance * self.largest
+        return self.logits <= self.tolerance * self.largest  # guard: E02 worst
 
     def describe(self) -> str:
         """One line."""

@@ -210,7 +210,7 @@ def find_files(patterns: Sequence[str]) -> list[Path]:
             matches = [path]
         else:
             matches = sorted(Path(match) for match in glob.glob(os.path.expanduser(pattern), recursive=True))
-        if not matches:
+        if not matches:  # guard: K07
             raise UsageError(f"no photo at {printable(pattern)}", "name files, folders or globs")
         found |= dict.fromkeys(matches)
     return list(found)

@@ -141,7 +141,7 @@ class Service:
 
         def take(photos: int) -> None:
             nonlocal mine
-            if self.held + photos > self.limits.waiting:
+            if self.held + photos > self.limits.waiting:  # guard: H06 queue
                 raise HTTPException(503, "too many photos are waiting; ask again", {"Retry-After": "1"})
             mine += photos
             self.held += photos
@@ -183,7 +183,8 @@ class Service:
             async with request.form(max_files=files, max_fields=files) as form:
                 for _, file in form.multi_items():
                     if isinstance(file, UploadFile):
-                        small = file.size is not None and file.size <= most
+                        small = file.size is not None and file.size <= most  # guard: H06 photo
+                        # guard: H06 escape
                         photos.append((printable(file.filename), await file.read() if small else None))
         elif content := await request.body():
             photos.append(("the photo", content if len(content) <= most else None))
@@ -201,7 +202,7 @@ class Service:
                 )
             pixels = await loop.run_in_executor(self.readers, self.read, name, content)
             outcome = await asyncio.wrap_future(self.batcher.submit(Job(pixels, explain)))
-        except FlowersError as error:
+        except FlowersError as error:  # guard: H07 photo
             self.meters.photos.labels("error").inc()
             return {"file": name, "error": str(error)}
         answer = outcome.answer
@@ -223,6 +224,7 @@ class Service:
         """A photo's bytes as the network wants them; in a reader's thread."""
         file = io.BytesIO(content)
         file.name = name
+        # guard: H06 pixels
         return self.classifier.prepare(load_image(file, self.limits.pixels, self.classifier.enough_side))
 
     async def model(self, request: Request) -> Response:
@@ -293,7 +295,7 @@ def _asset(path: str, content: bytes, kind: str) -> Route:
     async def give(request: Request) -> Response:
         return Response(content, media_type=kind)
 
-    return Route(path, give)
+    return Route(path, give)  # guard: H08
 
 
 def _json(value: Any, status: int = 200, headers: Any = None) -> Response:

@@ -75,7 +75,7 @@ def read_record(metadata: dict[str, Any], path: Path) -> Record:
         raise ModelFileError(
             f"{printable(path)} holds weights but not how to use them", "give the model.safetensors of a run"
         )
-    if metadata.get("format", 0) > FORMAT:
+    if metadata.get("format", 0) > FORMAT:  # guard: C13 weights
         raise ModelFileError(
             f"{printable(path)} was written by flowers_torch {metadata.get('flowers_torch')}",
             "update: pip install -U flowers-torch",
@@ -126,10 +126,11 @@ def load_matching(model: nn.Module, state: dict[str, Tensor], path: Path | str) 
             for name in expected
             if name in state and state[name].shape != expected[name].shape
         ],
+        # guard: E06, C12
         "not finite": [name for name, value in state.items() if not bool(value.isfinite().all())],
     }
     said = [f"{len(names)} {kind} ({_first(names)})" for kind, names in complaints.items() if names]
-    if said:
+    if said:  # guard: C10
         raise ModelFileError(
             f"{printable(path)} does not fit {type(model).__name__}: {'; '.join(said)}",
             "use weights of this network",

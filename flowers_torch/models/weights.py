@@ -166,7 +166,7 @@ def _rows_by_name(
             found[name] = own[name].clone()
             for row, label in enumerate(ours):
                 if label in place:
-                    found[name][row] = state[name][place[label]]
+                    found[name][row] = state[name][place[label]]  # guard: D28 head
         elif name in state and len(state[name]) == 1:  # a sigmoid's one output speaks for the second class
             turned = tuple(ours) == tuple(reversed(theirs))
             found[name] = -state[name] if turned else own[name].clone()
@@ -220,6 +220,7 @@ def fetch_imagenet(arch: str) -> Path:
     except Exception as error:  # the client raises a dozen kinds, by transport and version
         reason = getattr(error, "reason", None) or error
         text = " ".join(str(reason).split())[:200]
+        # guard: R16
         raise ResourceError(
             f"cannot fetch ImageNet weights for {arch} from {url}: {printable(text)}", WAYS_ON
         ) from error

@@ -87,7 +87,7 @@ def save_progress(
     if training.penalty:
         tensors |= {f"start/{name}": value for name, value in training.penalty.start.items()}
     metadata = {
-        "format": FORMAT,
+        "format": FORMAT,  # guard: C13 state
         "flowers_torch": __version__,
         "progress": dataclasses.asdict(progress),
         "record": dataclasses.asdict(record),
@@ -95,7 +95,7 @@ def save_progress(
         "micro_batch": training.micro_batch,
         "facts": dict(facts or {}),
     }
-    safe_save(tensors, path, metadata, previous=path.with_name(PREVIOUS_FILE))
+    safe_save(tensors, path, metadata, previous=path.with_name(PREVIOUS_FILE))  # guard: C21
 
 
 def read_progress(path: Path) -> Saved:
@@ -130,7 +130,7 @@ def read_newest(folder: Path) -> Saved:
             saved = read_progress(path)
         except ModelFileError as error:
             log.warning(f"WARNING  {str(error).partition('; fix: ')[0]}")
-            damaged = error
+            damaged = error  # guard: R23
             continue
         if damaged:
             log.warning(
@@ -163,7 +163,7 @@ def restore_training(training: Training, saved: Saved) -> None:
     optimizer = training.optimizer
     names = [name for group in optimizer.param_groups for name in group["names"]]
     strangers = sorted(set(states) - set(names))
-    if strangers:
+    if strangers:  # guard: R24
         raise ModelFileError(
             f"{printable(saved.path)} trains {strangers[0]}, which this stage does not",
             "resume with the same config",
@@ -182,6 +182,7 @@ def restore_training(training: Training, saved: Saved) -> None:
             training.penalty.start[name].copy_(start)
     if saved.scaler:
         training.scaler.load_state_dict(saved.scaler)
+    # guard: R10
     training.micro_batch = min(filter(None, (training.micro_batch, saved.micro_batch)), default=0)
     torch.set_rng_state(saved.tensors["random/cpu"])
     if "random/cuda" in saved.tensors and torch.cuda.is_available():
@@ -273,7 +274,7 @@ class Saver:
         # Two states and one that is being written, and the best weights.
         needed = 3 * state + weights - there
         free = shutil.disk_usage(self.folder).free
-        if free < needed:
+        if free < needed:  # guard: C16 disk
             raise ResourceError(
                 f"{printable(self.folder)} needs {needed / 1e6:,.0f} MB more for its saved states,"
                 f" and {free / 1e6:,.0f} MB are free there",
@@ -299,7 +300,7 @@ def is_better(row: dict[str, Any], best: dict[str, Any]) -> bool:
     and smoothed labels the bare loss tells more about how modest an epoch's network is than how good.
     """
     loss = row[CRITERION]
-    return math.isfinite(loss) and (not best or bool(loss < best[CRITERION]))
+    return math.isfinite(loss) and (not best or bool(loss < best[CRITERION]))  # guard: R08
 
 
 def _optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:

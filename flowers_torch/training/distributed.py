@@ -98,7 +98,7 @@ class World:
             return values
         parts = [torch.empty_like(values) for _ in range(self.size)]
         dist.all_gather(parts, values.contiguous())
-        return torch.stack(parts, dim=1).flatten(0, 1)[:count]
+        return torch.stack(parts, dim=1).flatten(0, 1)[:count]  # guard: T03
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """The network as a training step calls it: its gradients are averaged over the processes."""
@@ -132,7 +132,7 @@ class World:
         dist.all_gather_object(gathered, facts)
         for rank, theirs in enumerate(gathered):
             for name, value in gathered[0].items():
-                if theirs.get(name) != value:
+                if theirs.get(name) != value:  # guard: T05
                     what = (
                         f"{name} is {printable(value, 60)} in process 0 and {printable(theirs.get(name), 60)}"
                     )
@@ -170,7 +170,7 @@ def joined(device: str = "auto") -> Iterator[World]:
         yield ALONE
         return
     there = [name for name in ENVIRONMENT if name in os.environ]
-    if missing := [name for name in ENVIRONMENT if name not in os.environ]:
+    if missing := [name for name in ENVIRONMENT if name not in os.environ]:  # guard: T09
         raise UsageError(
             f"the environment has {', '.join(there)} but not {', '.join(missing)}",
             "start with torchrun, or unset them",
@@ -179,7 +179,7 @@ def joined(device: str = "auto") -> Iterator[World]:
     one_machine = os.environ.get("LOCAL_WORLD_SIZE") == str(size)
     if one_machine:  # nobody else needs to reach them
         loopback = "lo0" if sys.platform == "darwin" else "lo"
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)  # guard: T10
         os.environ.setdefault("NCCL_SOCKET_IFNAME", loopback)
     on_gpu = device != "cpu" and torch.cuda.is_available()
     if on_gpu:
@@ -210,5 +210,5 @@ def joined(device: str = "auto") -> Iterator[World]:
         store_lost = isinstance(error, dist.DistNetworkError | dist.DistStoreError)
         if store_lost or any(sign in str(error) for sign in LOST):
             log.info("stopped  another process was lost; its own error, or torchrun, says why")
-            raise PeerLostError() from error
+            raise PeerLostError() from error  # guard: T02
         raise

@@ -88,6 +88,7 @@ def _update(training: Training, numbers: Tensor) -> None:
         fails = loss_is_wrong if training.scaler.is_enabled() else loss_is_wrong | gradient_is_wrong
         training.failed = fails if training.failed is None else training.failed | fails
         # What GradScaler does with its own finding, which it would put in the place of ours.
+        # guard: R06 later
         training.optimizer.found_inf = (training.failed | gradient_is_wrong).float()  # type: ignore[attr-defined]
         training.optimizer.step()
         del training.optimizer.found_inf  # type: ignore[attr-defined]
@@ -108,9 +109,10 @@ def train_step_in_memory(
     while True:
         try:
             return train_step(training, images, labels, lr, where)
-        except torch.OutOfMemoryError:
+        except torch.OutOfMemoryError:  # guard: R09
             pass  # what follows must wait until the error and its trace, which hold on to tensors, are gone
         at_once = min(training.micro_batch or len(images), len(images))
+        # guard: R11
         if at_once <= 2 or training.world.size > 1:  # the others are in the middle of their exchange
             raise ResourceError(
                 f"out of memory with {at_once} photos at once", "lower --size, or take a smaller network"

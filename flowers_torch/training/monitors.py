@@ -38,6 +38,7 @@ class _ConsoleHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if sys.stdout is None:  # closed from the start (`>&-`)
             return
+        # guard: R05
         with contextlib.suppress(BrokenPipeError):  # `| head`: nobody reads on, but the training goes on
             message = record.getMessage()
             tqdm.write(coloured(message) if may_colour() else message, file=sys.stdout)
@@ -83,7 +84,7 @@ def console(quiet: bool = False) -> Iterator[None]:
 class _FileHandler(logging.FileHandler):
     """Leaves it to the next save to speak of a full disk; logging would print a trace for each line."""
 
-    def handleError(self, record: logging.LogRecord) -> None:
+    def handleError(self, record: logging.LogRecord) -> None:  # guard: C17 log
         pass
 
     def close(self) -> None:

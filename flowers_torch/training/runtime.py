@@ -88,7 +88,7 @@ def choose_runtime(
     if threads:
         torch.set_num_threads(threads)
     place = _choose_device(device)
-    if precision == "fp16" and place.type != "cuda":
+    if precision == "fp16" and place.type != "cuda":  # guard: R18
         raise UsageError("--precision fp16 needs a CUDA device", "use --precision bf16 or fp32")
     if place.type == "cuda":
         if place.index is not None:  # streams, graphs and random numbers are those of the current device
@@ -145,7 +145,7 @@ def deterministic(wanted: bool) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if "deterministic" not in str(error):
+        if "deterministic" not in str(error):  # guard: R19
             raise
         operation = str(error).split(" does not have", 1)[0]
         raise UsageError(

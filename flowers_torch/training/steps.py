@@ -122,9 +122,9 @@ def check_step(training: Training, outcome: Outcome, numbers: Sequence[float]) -
     loss, _, _, own_loss, finite_gradient = numbers
     if math.isfinite(own_loss) and not math.isfinite(loss):
         raise PeerLostError  # which has seen it on its own photos, and names them
-    if problem := _problem(training, loss, bool(finite_gradient)):
+    if problem := _problem(training, loss, bool(finite_gradient)):  # guard: R06 stop
         training.optimizer.zero_grad(set_to_none=True)
-        what = f"{problem} at learning rate {outcome.lr:.3g}{outcome.where()}"
+        what = f"{problem} at learning rate {outcome.lr:.3g}{outcome.where()}"  # guard: R06 message
         error = DivergedError(what, "lower the learning rate")
         error.quiet = math.isfinite(own_loss) and not training.world.is_main
         raise error
@@ -141,7 +141,7 @@ def _problem(training: Training, loss: float, finite_gradient: bool) -> str:
         return "a gradient is not finite"
     # With loss scaling that is part of the method: the scaler skips the step and lowers its factor. But it
     # would do so for ever, without a word.
-    training.skipped += 1
+    training.skipped += 1  # guard: R07
     return (
         f"{training.skipped} steps in a row had gradients beyond fp16"
         if training.skipped >= MAX_SKIPPED_STEPS

@@ -48,8 +48,8 @@ def stop_request(seconds: float = math.inf, patient: bool = False) -> Iterator[S
         return
 
     def note(number: int, frame: FrameType | None) -> None:
-        request.number = number
-        if not patient:
+        request.number = number  # guard: R01
+        if not patient:  # guard: R02
             put_back()
 
     def put_back() -> None:
@@ -60,4 +60,4 @@ def stop_request(seconds: float = math.inf, patient: bool = False) -> Iterator[S
     try:
         yield request
     finally:
-        put_back()
+        put_back()  # guard: R04

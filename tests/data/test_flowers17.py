@@ -1,4 +1,4 @@
-"""Flowers-17 from an archive, from the network and from Oxford's split file, on stand-in photos."""
+"""Flowers-17 from an archive, from the network and from Oxford's split file, on substitute photos."""
 
 import functools
 import hashlib
@@ -29,7 +29,7 @@ def packed(names=PATHS) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=1) as tar:
         for name in (*reversed(names), "jpg/files.txt"):
-            data = hashlib.sha256(name.encode()).digest()  # stand-ins: nothing here decodes a photo
+            data = hashlib.sha256(name.encode()).digest()  # no photo: nothing here decodes it
             info = tarfile.TarInfo(name)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
@@ -130,7 +130,7 @@ def test_a_cut_download_is_continued(server, tmp_path):
     assert server["requests"][1] == f"bytes={len(server['body']) // 2}-"
 
 
-def test_a_wrong_checksum_leaves_nothing(server, tmp_path):
+def test_a_wrong_archive_leaves_nothing(server, tmp_path):
     server["body"] = server["body"][:-1] + b"!"
     with pytest.raises(ResourceError, match="expected"):
         open_photos("flowers17", tmp_path)

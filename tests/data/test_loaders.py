@@ -65,7 +65,7 @@ def test_threads_read_together_and_change_nothing(files, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("policy", ["light", "keras", "keras_shift", "alexnet"])
-def test_a_resumed_epoch_is_the_rest_of_the_whole_one(files, policy):
+def test_the_batches_of_a_resumed_epoch_are_the_rest(files, policy):
     whole, rest = batches(files, policy=policy), batches(files, policy=policy, skip=2)
     assert len(rest) == len(whole) - 2
     for ours, theirs in zip(whole[2:], rest, strict=True):

@@ -164,7 +164,7 @@ def test_layout_puts_layers_below_their_inputs_and_apart() -> None:
 
 
 @pytest.mark.parametrize("suffix", ["svg", "png"])
-def test_plot(tmp_path, model: Forked, suffix: str) -> None:
+def test_plot_of_a_network(tmp_path, model: Forked, suffix: str) -> None:
     pytest.importorskip("matplotlib")
     path = tmp_path / f"graph.{suffix}"
     plot(layer_rows(model, 8), path, "forked")

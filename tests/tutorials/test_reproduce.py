@@ -1,4 +1,4 @@
-"""The tutorials' figures beside ours: facts, one run's comparison, the results file, the page."""
+"""The tutorials' facts, one run's comparison, the results file and the page."""
 
 import argparse
 import dataclasses
@@ -11,20 +11,22 @@ from flowers_torch.cli import main
 from flowers_torch.commands import train
 from flowers_torch.config import config_folder, load_config
 from flowers_torch.errors import DataError, UsageError
-from flowers_torch.reproduction import (
-    Outcome,
+from flowers_torch.tutorials.catalog import ExactFigure, read_catalog
+from flowers_torch.tutorials.page import reproduction_page
+from flowers_torch.tutorials.reproduce import (
+    Reproduction,
     add_result,
     differences,
-    page,
     read_results,
     with_our_defaults,
 )
-from flowers_torch.tutorials import DOCUMENTS, EXACT, TUTORIALS
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
+CATALOG = read_catalog()
+TUTORIALS = CATALOG.recipes
 ROWS = "A1 A2 A3 A4 A5 A6 A7 B1 B2 B3 B4 B5 B6 B7 B8 B9 B10 B11 C1 C2 C3 C4 C5 C6 C7 C8 C9 C10 D1 D2 D3 D4 D5"
 RESULTS = read_results(ROOT / "benchmarks/reproduction.jsonl")
-RUN = Outcome(
+RUN = Reproduction(
     *("happy_house", "train_happy.h5", True, 0, 132, 150, 0.82, 0.92, 40.0, ()),
     *("a processor, 1 thread", "torch 2", "2026-01-01"),
 )
@@ -32,21 +34,21 @@ RUN = Outcome(
 
 def test_every_row_and_every_recipe_of_a_tutorial_is_there() -> None:
     shown = {row for t in TUTORIALS.values() for row in t.rows.split()}
-    shown |= {row for exact in EXACT for row in exact.row.split()}
+    shown |= {row for exact in CATALOG.exact for row in exact.rows.split()}
     assert shown == set(ROWS.split())
     general = {"demo", "inception_v3", "tf_efficientnet_lite0"}
     assert set(TUTORIALS) == {path.stem for path in config_folder().rglob("*.toml")} - general
 
 
-@pytest.mark.parametrize("exact", EXACT, ids=lambda exact: exact.what)
-def test_the_proof_of_a_figure_exists(exact) -> None:
+@pytest.mark.parametrize("exact", CATALOG.exact, ids=lambda exact: exact.title)
+def test_an_exact_figure_has_tests_and_a_command(exact: ExactFigure) -> None:
+    sources = [path.read_text() for path in (ROOT / "tests").rglob("test_*.py")]
     for test in exact.tests:
-        file, name = test.split("::")
-        before, found, _ = (ROOT / "tests" / file).read_text().partition(f"\ndef {name}(")
-        assert found, test
-        assert before.endswith("@pytest.mark.slow") == exact.slow, test
-    if exact.command.startswith("see "):
-        assert (ROOT / exact.command.removeprefix("see ")).is_file()
+        found = [source.partition(f"\ndef {test}(")[0] for source in sources if f"\ndef {test}(" in source]
+        assert len(found) == 1, f"{test} is defined {len(found)} times"
+        assert found[0].endswith("@pytest.mark.slow") == exact.slow, test
+    assert bool(exact.command) != bool(exact.see)
+    assert (ROOT / exact.see).exists()
 
 
 def test_printed_figures_are_those_that_are_compared() -> None:
@@ -71,8 +73,8 @@ def test_our_defaults_change_the_schedule_and_nothing_else() -> None:
     assert differences(dataclasses.replace(config, seed=3, out="x", weights="imagenet"), config) == []
 
 
-def test_options_that_an_override_took_away_are_told() -> None:
-    """What is told repeats the run, by `--set`."""
+def test_differences_repeat_the_run() -> None:
+    """`--set` with each difference gives the same configuration."""
     recipe = load_config(file="five_animals_bottleneck")
     assert recipe.model_options
     wanted = ["model_options={}", "arch=tf_efficientnet_lite0", "dropout=0.8", "head_norm=true"]
@@ -83,9 +85,11 @@ def test_options_that_an_override_took_away_are_told() -> None:
         ['stages=[{name = "a", lr = 0.5}, {name = "b", optimizer = "sgd"}]', "batch_size=4"],
     ):
         changed = load_config(file="five_animals_bottleneck", overrides=overrides_of(texts))
-        told = differences(changed, recipe)
-        assert sorted(told) == sorted(texts)
-        assert load_config(file="five_animals_bottleneck", overrides=overrides_of(told)) == changed
+        found_differences = differences(changed, recipe)
+        assert sorted(found_differences) == sorted(texts)
+        assert (
+            load_config(file="five_animals_bottleneck", overrides=overrides_of(found_differences)) == changed
+        )
 
 
 def overrides_of(texts: list[str]) -> dict[str, object]:
@@ -95,7 +99,7 @@ def overrides_of(texts: list[str]) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("one", [one for one in RESULTS if one.changes], ids=lambda one: one.recipe)
-def test_recorded_options_are_a_whole_configuration(one: Outcome) -> None:
+def test_recorded_options_are_a_whole_configuration(one: Reproduction) -> None:
     """Those of another network take the recipe's options for its own network away."""
     config = load_config(file=one.recipe, overrides=overrides_of(list(one.changes)))
     assert sorted(differences(config, load_config(file=one.recipe))) == sorted(one.changes)
@@ -111,43 +115,46 @@ def test_results_are_kept_once_for_each_run(tmp_path: Path) -> None:
     add_result(file, RUN)
     others = [
         dataclasses.replace(RUN, seed=1),
-        dataclasses.replace(RUN, stand_in=False),
+        dataclasses.replace(RUN, substitute_data=False),
         dataclasses.replace(RUN, machine="a GPU"),
     ]
     for one in others[1:]:
         add_result(file, one)
     assert read_results(file) == [others[0], RUN, *others[1:]]
     file.write_text('{"recipe": 1}')
-    with pytest.raises(DataError, match="is no results file"):
+    with pytest.raises(DataError, match="is not a valid results file"):
         read_results(file)
 
 
 def test_the_page_has_every_row_and_says_what_is_not_measured() -> None:
     elsewhere = dataclasses.replace(
-        RUN, data="x", stand_in=False, machine="a GPU", changes=("weights=own.h5",)
+        RUN, data="x", substitute_data=False, machine="a GPU", changes=("weights=own.h5",)
     )
     changed = dataclasses.replace(RUN, changes=("ema=0.9",))
-    text = page([RUN, dataclasses.replace(RUN, seed=1, correct=141), elsewhere, changed])
+    text = reproduction_page([RUN, dataclasses.replace(RUN, seed=1, correct=141), elsewhere, changed])
     for recipe in TUTORIALS:
         assert f"| `python train.py --config {recipe}` |" in text
     seeds = (
-        "0.9100 (0.880 .. 0.940) on 150 photos of stand-in `train_happy.h5` | 0, 1 | 40 s | 1 thread of B |"
+        "0.9100 (0.880 .. 0.940) on 150 photos of substitute data `train_happy.h5` | 0, 1 | 40 s"
+        " | a processor, 1 thread |"
     )
-    assert seeds in text and "- A: a GPU; torch 2.\n- B: a processor; torch 2.\n" in text
+    assert seeds in text
     assert "| `happy_house` | `ema=0.9` | 0.8800 (95% interval 0.820 .. 0.920)" in text
     (other,) = [line for line in text.splitlines() if "of `x`" in line]
-    assert other.endswith("| 0 | 40 s | A |")
+    assert other.endswith("| 0 | 40 s | a GPU |")
     assert "| `python train.py --config happy_house --data x --weights own.h5` |" in other
-    trained = text.partition("## Trained")[2].partition("## Figures")[0]
+    trained = text.partition("## Trained")[2].partition("## Exact")[0]
     rows = [line for line in trained.splitlines() if "train.py --config" in line]
     assert {row.count("|") for row in rows} == {9} and len(rows) == len(TUTORIALS) + 1
-    assert {row[2] for row in rows} <= set(DOCUMENTS) and all(f"\n- {d}: " in text for d in DOCUMENTS)
+    assert {row[2] for row in rows} <= set(CATALOG.documents) and all(
+        f"\n- {d}: " in text for d in CATALOG.documents
+    )
     assert text.count("not measured") == len(TUTORIALS) - 1
 
 
 def test_the_committed_page_is_the_one_of_the_committed_results() -> None:
     written = (ROOT / "docs/reproduction.md").read_text()
-    assert written == page(RESULTS)
+    assert written == reproduction_page(RESULTS)
 
 
 def test_the_command_runs_compares_and_records(
@@ -155,9 +162,12 @@ def test_the_command_runs_compares_and_records(
 ) -> None:
     flags = ["--data", str(photo_folder), "--set", "size=24", "--epochs", "1", "--device", "cpu", "--quiet"]
     flags += ["--out", str(tmp_path / "run"), "--results", str(tmp_path / "results.jsonl")]
-    assert main(["reproduce", "five_animals_convnet", *flags, "--defaults", "--stand-in", "--record"]) == 0
+    assert (
+        main(["reproduce", "five_animals_convnet", *flags, "--defaults", "--substitute-data", "--record"])
+        == 0
+    )
     printed = capsys.readouterr().out
-    assert "there    0.9599 on 100 validation photos" in printed and "(a stand-in)" in printed
+    assert "tutorial 0.9599 on 100 validation photos" in printed and "(substitute data)" in printed
     assert "default  stages.scratch.optimizer adamw instead of rmsprop" in printed
     assert "changed  stages.scratch.epochs=1" in printed and "gap " not in printed
     (kept,) = read_results(tmp_path / "results.jsonl")

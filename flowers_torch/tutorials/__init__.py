@@ -1,0 +1,1 @@
+"""The original Keras tutorials: what they printed, and how to reproduce it."""

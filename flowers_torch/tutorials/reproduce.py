@@ -1,0 +1,214 @@
+"""Compares a run of a tutorial's recipe with the tutorial's figure, and records it."""
+
+import dataclasses
+import datetime
+import json
+import shlex
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from flowers_torch.config import Config, Stage, default_stages, load_config, toml_value
+from flowers_torch.errors import DataError, UsageError, printable
+from flowers_torch.files import write_text
+from flowers_torch.report.facts import read_history
+from flowers_torch.tutorials.catalog import read_catalog
+
+# Options of the photos or the machine, which are no changes of a recipe.
+NOT_COMPARED = set("data out seed threads workers device precision checkpoint_minutes store_gib".split())
+
+
+@dataclasses.dataclass(frozen=True)
+class Reproduction:
+    """The result of one run of a tutorial's recipe; a line of the results file."""
+
+    recipe: str
+    data: str  # name of the photos
+    substitute_data: bool  # whether the photos are not the tutorial's
+    seed: int
+    correct: int
+    photos: int
+    low: float  # 95% interval of the accuracy
+    high: float
+    train_seconds: float | None  # of the epochs; None if other work made it meaningless
+    changes: tuple[str, ...]  # options that differ from the recipe
+    machine: str
+    versions: str
+    date: str
+
+    @property
+    def accuracy(self) -> float:
+        return self.correct / self.photos
+
+
+def read_reproduction(folder: Path, recipe: str, substitute_data: bool = False) -> Reproduction:
+    """Reads the result of a finished run.
+
+    Args:
+        folder: The run folder.
+        recipe: The recipe that it ran.
+        substitute_data: Whether its photos are not the tutorial's.
+
+    Raises:
+        DataError: the folder does not hold a finished run.
+    """
+    try:
+        test = json.loads((folder / "metrics.json").read_text())["test"]
+        low, high = test["interval_95"]
+        environment = json.loads((folder / "environment.json").read_text())
+        config = load_config(file=str(folder / "config.toml"))
+        history = read_history(folder)
+    except (OSError, KeyError, ValueError) as error:
+        what = f"{printable(folder)} does not hold a finished run"
+        raise DataError(what, "name the folder of a finished run") from error
+    threads = config.threads or environment["threads"]
+    processor = f"{environment['processor']}, {threads} thread{'s' * (threads > 1)}"
+    return Reproduction(
+        recipe,
+        Path(config.data).name,
+        substitute_data,
+        config.seed,
+        test["correct"],
+        test["photos"],
+        low,
+        high,
+        sum(float(row["seconds"]) for row in history),
+        tuple(differences(config, load_config(file=recipe))),
+        environment["gpu"] or processor,
+        f"torch {environment['torch']}, flowers_torch {environment['flowers_torch']}",
+        datetime.date.fromtimestamp((folder / "metrics.json").stat().st_mtime).isoformat(),
+    )
+
+
+def recipe_of(folder: Path) -> str:
+    """The recipe in a run's command.
+
+    Raises:
+        UsageError: the command names no recipe that reproduces a tutorial.
+    """
+    try:
+        words = shlex.split((folder / "command.txt").read_text())
+    except (OSError, ValueError):
+        words = []
+    recipes = read_catalog().recipes
+    named = [after for word, after in pairwise(words) if word in ("--config", "reproduce")]
+    if not named or named[0] not in recipes:
+        what = f"{printable(folder)} does not say which recipe it ran"
+        raise UsageError(what, f"name it before --run: one of {', '.join(recipes)}")
+    return named[0]
+
+
+def with_our_defaults(config: Config) -> Config:
+    """A tutorial's recipe with this package's defaults in place of its schedule.
+
+    The network, head, photos, stages and epochs stay. Optimizer, learning rate, schedule, augmentation, batch
+    size and class weights become the defaults.
+    """
+    head, rest = default_stages()
+    stages = [
+        dataclasses.replace(
+            head if stage.train == "head" else rest, name=stage.name, epochs=stage.epochs, train=stage.train
+        )
+        for stage in config.stages
+    ]
+    return dataclasses.replace(
+        config, stages=stages, batch_size=Config.batch_size, class_weights=Config.class_weights
+    )
+
+
+def differences(config: Config, other: Config) -> list[str]:
+    """Options of a configuration that differ from another's, as `--set` takes them: `stages.head.lr=0.01`.
+
+    A table of options that lost a key (`model_options={}`) and a list of stages of another length are given
+    whole. Options that change no result or belong to the machine are left out.
+    """
+    ours, theirs = (_flatten(dataclasses.asdict(one)) for one in (config, other))
+    for values in (ours, theirs):  # the configuration of a finished run has the path of its weights
+        values["weights"] = Path(values["weights"] or "imagenet").name
+    whole: dict[str, Any] = {}
+    if set(other.model_options) - set(config.model_options):
+        whole["model_options"] = config.model_options
+    if [stage.name for stage in config.stages] != [stage.name for stage in other.stages]:
+        plain = dataclasses.asdict(Stage())
+        stages = [stage.settings() for stage in config.stages]
+        whole["stages"] = [{k: v for k, v in stage.items() if v != plain[k]} for stage in stages]
+    changed = {
+        key: value
+        for key, value in ours.items()
+        if value != theirs.get(key) and key not in NOT_COMPARED and key.split(".")[0] not in whole
+    }
+    return [
+        f"{key}={value if isinstance(value, str) else toml_value(value)}"
+        for key, value in (changed | whole).items()
+    ]
+
+
+def _flatten(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested options by dotted name; stages count from 0."""
+    if isinstance(values, dict):
+        pairs: Iterable[tuple[Any, Any]] = values.items()
+    elif prefix == "stages.":
+        pairs = ((stage["name"], stage) for stage in values)
+    else:
+        return {prefix.rstrip("."): values}
+    return {k: v for key, value in pairs for k, v in _flatten(value, f"{prefix}{key}.").items()}
+
+
+def describe(recipe: str, result: Reproduction, recorded: Sequence[Reproduction] = ()) -> str:
+    """The tutorial's figure, ours, what differs on purpose, and what our defaults would change.
+
+    Args:
+        recipe: Name of the recipe.
+        result: The run to describe.
+        recorded: Earlier results; those on the same photos are listed.
+    """
+    tutorial, config = read_catalog().find(recipe), load_config(file=recipe)
+    photos = f"{result.photos} test photos of {result.data}{' (substitute data)' * result.substitute_data}"
+    ours = f"{result.accuracy:.4f} ({result.low:.3f} .. {result.high:.3f}) on {photos}"
+    seconds = "time not measured" if result.train_seconds is None else f"{result.train_seconds:.0f} s"
+    lines = [
+        f"recipe   {recipe}: {tutorial.title} ({tutorial.rows})",
+        f"tutorial {tutorial.figure or 'no figure'} ({tutorial.source})",
+        f"ours     {ours}, seed {result.seed}, {seconds} on {result.machine}",
+    ]
+    if tutorial.accuracy is not None and not result.substitute_data:
+        lines.append(f"gap      {result.accuracy - tutorial.accuracy:+.4f}")
+    lines += [f"differs  {text}" for text in tutorial.differs]
+    lines += [f"changed  {text}" for text in result.changes]
+    theirs = _flatten(dataclasses.asdict(config))
+    for text in differences(with_our_defaults(config), config):
+        key, value = text.split("=", 1)
+        lines.append(f"default  {key} {value} instead of {theirs[key]}")
+    for one in recorded:
+        if (one.recipe, one.data) == (recipe, result.data) and one != result:
+            changes = ", ".join(one.changes) or "the recipe as it is"
+            lines.append(f"recorded {one.accuracy:.4f} of {one.photos} photos, seed {one.seed}: {changes}")
+    return "\n".join(lines)
+
+
+def read_results(path: Path) -> list[Reproduction]:
+    """Results from a file with one JSON object a line; empty if there is no file.
+
+    Raises:
+        DataError: the file is not valid.
+    """
+    if not path.is_file():
+        return []
+    try:
+        rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+        return [Reproduction(**row | {"changes": tuple(row["changes"])}) for row in rows]
+    except (ValueError, TypeError, KeyError) as error:
+        what = f"{printable(path)} is not a valid results file: {printable(error)}"
+        raise DataError(what, "name another file") from error
+
+
+def add_result(path: Path, result: Reproduction) -> None:
+    """Adds a result to a file; a result of the same run is replaced."""
+
+    def key(one: Reproduction) -> tuple[Any, ...]:
+        return one.recipe, one.data, one.substitute_data, one.seed, one.changes, one.machine
+
+    kept = [one for one in read_results(path) if key(one) != key(result)]
+    lines = [json.dumps(dataclasses.asdict(one)) for one in [*kept, result]]
+    write_text(path, "".join(f"{line}\n" for line in lines))
