@@ -9,7 +9,7 @@ from flowers_torch.errors import UsageError, printable
 
 EXAMPLES = """examples:
   flowers-torch lr-find --arch tf_efficientnet_lite0 --weights offline --data my_photos/
-  flowers-torch lr-find --data my_photos/ --stage 1 --plot head.png
+  flowers-torch lr-find --data my_photos/ --stage 1 --plot head.svg
 """
 
 
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lowest", type=float, default=1e-6, metavar="LR", help="first rate (1e-6)")
     parser.add_argument("--highest", type=float, default=1.0, metavar="LR", help="last rate (1)")
     parser.add_argument("--steps", type=int, default=100, metavar="N", help="batches (100)")
-    parser.add_argument("--plot", metavar="FILE", help="draw the loss over the rate, as PNG")
+    parser.add_argument("--plot", metavar="FILE", help="SVG file for a chart of the loss over the rate")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -33,6 +33,8 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--lowest {args.lowest:g} --highest {args.highest:g} is no range", "use 1e-6 and 1")
     if not 10 <= args.steps <= 10_000:
         raise UsageError(f"--steps {args.steps} is out of range", "use 10 .. 10000")
+    if args.plot and not args.plot.endswith(".svg"):
+        raise UsageError(f"cannot draw into {printable(args.plot)}", "name a file that ends in .svg")
     if args.cache:
         os.environ["FLOWERS_TORCH_CACHE"] = args.cache
     from flowers_torch.config import load_config
@@ -42,8 +44,9 @@ def run(args: argparse.Namespace) -> int:
     if not 1 <= number <= len(config.stages):
         raise UsageError(f"--stage {number}: there are {len(config.stages)}", "leave it out for the last")
 
-    from flowers_torch.evaluation.plots import plot_sweep
+    from flowers_torch.files import write_text
     from flowers_torch.prepare import prepare
+    from flowers_torch.report.charts import standalone, sweep_chart
     from flowers_torch.stage import begin_stage, fast_network
     from flowers_torch.training.lr_find import lr_find
     from flowers_torch.training.monitors import console, log
@@ -56,8 +59,8 @@ def run(args: argparse.Namespace) -> int:
         sweep = lr_find(training, batches, args.lowest, args.highest, args.steps)
         log.info(f"rate     {sweep.suggestion:g}: {sweep.reason}; now {stage.lr:g}")
         if args.plot:
-            if not plot_sweep(sweep.rates, sweep.losses, sweep.suggestion, Path(args.plot)):
-                raise UsageError("--plot needs Matplotlib", 'pip install "flowers-torch[plots]"')
+            chart = sweep_chart(sweep.rates, sweep.losses, sweep.suggestion)
+            write_text(Path(args.plot).expanduser(), standalone(chart))
             log.info(f"plot     {printable(args.plot)}")
         log.info(f"next     flowers-torch train ... --set stages.{number - 1}.lr={sweep.suggestion:g}")
     return 0
