@@ -130,7 +130,7 @@ def build_page(facts: dict[str, object], scripts: list[str], policy: str) -> str
     """The HTML around the scripts that hold model and runtime."""
     safe = Markup("".join(scripts))  # base64 and file names of ours
     values = {"facts": facts, "scripts": safe, "policy": policy, "version": __version__}
-    return render("offline_page.html.jinja", package="flowers_torch.deploy", **values)
+    return render("offline_page.html.jinja", values, "flowers_torch.deploy")
 
 
 def _encode(content: bytes) -> list[str]:

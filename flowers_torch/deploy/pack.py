@@ -40,12 +40,12 @@ def pack(model: Path, folder: Path) -> list[Path]:
     digest = file_digest(folder / MODEL)
     flowers_classifier(str(folder), sha256=digest)
     write_text(folder / CARD, card_text(record, digest, run))
-    write_text(folder / HUBCONF, render("hubconf.py.jinja", "flowers_torch.deploy", digest=digest))
+    write_text(folder / HUBCONF, render("hubconf.py.jinja", {"digest": digest}, "flowers_torch.deploy"))
     write_text(folder / SUMS, "".join(f"{file_digest(folder / name)}  {name}\n" for name in names[:3]))
     return [folder / name for name in names]
 
 
 def card_text(record: Record, digest: str, run: RunSummary | None = None) -> str:
     """The model card as Markdown, as hubs show it."""
-    values = {"card": model_card(record, run), "classes": len(record.classes), "digest": digest}
-    return render("model_card.md.jinja", "flowers_torch.deploy", version=__version__, **values)
+    values = {"card": model_card(record, run), "record": record, "digest": digest, "version": __version__}
+    return render("model_card.md.jinja", values, "flowers_torch.deploy")

@@ -14,6 +14,8 @@ WIDTH, HEIGHT = 360, 230  # fits a phone
 LEFT, RIGHT, TOP, BOTTOM = 46, 52, 14, 34  # margins
 LOG_RATIO = 40  # of the highest to the lowest loss; from here on their axis is logarithmic
 LINE_HEIGHT = 12
+_FRAME: dict[str, Any] = {"width": WIDTH, "height": HEIGHT}
+_FRAME |= {"left": LEFT, "right": WIDTH - RIGHT, "top": TOP, "bottom": HEIGHT - BOTTOM}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,24 +72,23 @@ def line_chart(
     y_ticks = y.ticks or (_log_ticks(ys) if y.log else nice_ticks(*(y.limits or (min(ys), max(ys)))))
     to_x = Scale(min(*xs, x_ticks[0]), max(*xs, x_ticks[-1]), LEFT, WIDTH - RIGHT, x.log)
     to_y = Scale(*(y.limits or (y_ticks[0], y_ticks[-1])), HEIGHT - BOTTOM, TOP, y.log)
-    lines, names_at = [], []
+    lines: list[dict[str, Any]] = []
     for s in sorted(series, key=lambda s: to_y(s.points[-1][1])):
         upper = [(to_x(x), to_y(high)) for (x, _), (_, high) in zip(s.points, s.band, strict=False)]
         lower = [(to_x(x), to_y(low)) for (x, _), (low, _) in zip(s.points, s.band, strict=False)]
-        name_at = max([to_y(s.points[-1][1]) + 4, *(other + LINE_HEIGHT for other in names_at)])
-        names_at.append(name_at)  # names must not overlap
+        clear = lines[-1]["name_at"] + LINE_HEIGHT if lines else 0.0  # names must not overlap
+        name_at = max(to_y(s.points[-1][1]) + 4, clear)
         dots = [(to_x(px), to_y(py), f"{s.name} {x.format(px)}: {y.format(py)}") for px, py in s.points]
         lines.append({"series": s, "band": upper + lower[::-1], "dots": dots, "name_at": name_at})
-    return render(
-        "line_chart.svg.jinja",
-        title=title,
-        lines=lines,
-        x_label=x.label,
-        x_ticks=[(to_x(tick), x.format(tick)) for tick in x_ticks],
-        y_ticks=[(to_y(tick), y.format(tick)) for tick in y_ticks if to_y.low <= tick <= to_y.high],
-        marks=[(to_x(at), label) for at, label in marks],
-        **_FRAME,
-    )
+    values = {
+        "title": title,
+        "lines": lines,
+        "x_label": x.label,
+        "x_ticks": [(to_x(tick), x.format(tick)) for tick in x_ticks],
+        "y_ticks": [(to_y(tick), y.format(tick)) for tick in y_ticks if to_y.low <= tick <= to_y.high],
+        "marks": [(to_x(at), label) for at, label in marks],
+    }
+    return render("line_chart.svg.jinja", _FRAME | values)
 
 
 def reliability_chart(bins: Sequence[Bin], photos: int) -> Markup:
@@ -104,7 +105,7 @@ def reliability_chart(bins: Sequence[Bin], photos: int) -> Markup:
         for b in bins
     ]
     ticks = [(to_x(tick), to_y(tick), f"{tick:.0%}") for tick in (0.0, 0.25, 0.5, 0.75, 1.0)]
-    return render("reliability_chart.svg.jinja", bars=bars, ticks=ticks, **_FRAME | {"right": right})
+    return render("reliability_chart.svg.jinja", _FRAME | {"bars": bars, "ticks": ticks, "right": right})
 
 
 def history_charts(history: Sequence[dict[str, Any]], stages: Sequence[str] = ()) -> dict[str, Markup]:
@@ -156,7 +157,7 @@ def sweep_chart(rates: Sequence[float], losses: Sequence[float], suggestion: flo
 
 def standalone(chart: Markup) -> Markup:
     """A chart as an SVG file of its own, with its style."""
-    return render("standalone.svg.jinja", chart=chart, **_FRAME)
+    return render("standalone.svg.jinja", _FRAME | {"chart": chart})
 
 
 def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
@@ -180,13 +181,3 @@ def _log_ticks(values: Sequence[float]) -> list[float]:
 
 def _ticks_at(values: Sequence[float], limit: int = 8) -> Sequence[float]:
     return values[:: max(1, math.ceil((len(values) - 1) / (limit - 1)))] if len(values) > limit else values
-
-
-_FRAME = {
-    "width": WIDTH,
-    "height": HEIGHT,
-    "left": LEFT,
-    "right": WIDTH - RIGHT,
-    "top": TOP,
-    "bottom": HEIGHT - BOTTOM,
-}

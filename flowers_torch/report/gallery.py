@@ -21,9 +21,8 @@ def write_gallery(path: Path, result: Audit) -> None:
         for finding in result.findings
     ]
     counts = list(zip(result.photos.classes, result.photos.counts(), strict=True))
-    write_text(
-        path, render("gallery.html.jinja", photos=result.photos, sections=sections, class_counts=counts)
-    )
+    values = {"photos": result.photos, "sections": sections, "class_counts": counts}
+    write_text(path, render("gallery.html.jinja", values))
 
 
 def _figure(result: Audit, index: int) -> dict[str, Any]:

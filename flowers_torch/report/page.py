@@ -56,7 +56,7 @@ def write_report(folder: Path, record: Record, source: Source | None) -> Path:
         | performance.learning_curve_chart(run)
     )
     cells = performance.confusion_cells(run)
-    values = {
+    values: dict[str, Any] = {
         "run": run,
         "record": record,
         "version": __version__,
@@ -74,7 +74,7 @@ def write_report(folder: Path, record: Record, source: Source | None) -> Path:
         "model_card": provenance.model_card(record, run),
     }
     values |= _test_photos(run, record, source, cells) | _other_photos(run, source)
-    write_text(folder / REPORT_FILE, render("report.html.jinja", **values))
+    write_text(folder / REPORT_FILE, render("report.html.jinja", values))
     for name, chart in charts.items():
         write_text(folder / "figures" / f"{name}.svg", standalone(chart))
     return folder / REPORT_FILE
@@ -89,7 +89,7 @@ def advise(run: RunSummary, record: Record) -> list[Advice]:
 def _test_photos(
     run: RunSummary, record: Record, source: Source | None, cells: dict[str, list[int]]
 ) -> dict[str, Any]:
-    """Figures of the test photos. Each picture is in the page once: in a section, or in the list for scripts."""
+    """Figures of the test photos. Each picture is in the page once: in a section or in the script's list."""
     mistakes, (least, most) = photos.mistakes(run), photos.extremes(run)
     chosen = photos.choose_pictured(run)
     pictures: dict[int, str] = {}

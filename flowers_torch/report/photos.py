@@ -157,7 +157,7 @@ def grad_cams(
     return found
 
 
-def augmentation_sheet(paths: Sequence[Path], policy: str, size: int, columns: int = 5) -> list[list[str]]:
+def augmentation_sheet(paths: Sequence[Path], policy: str, size: int, columns: int = 5) -> list[list[Markup]]:
     """Rows of thumbnails: a photo, then augmented views of it."""
     rows = []
     for path in paths:

@@ -17,8 +17,8 @@ CARD_CLASSES = 100  # named in the model card
 LIMITS = (
     "The model always answers with one of its classes, whatever a photo shows. With `--max-error 2%`, "
     '`flowers-torch predict` answers "unsure" instead of guessing. The numbers hold for photos like the test '
-    "photos. Other cameras, seasons or surroundings can lower them. The model is not tested for decisions about "
-    "people or health."
+    "photos. Other cameras, seasons or surroundings can lower them. The model has not been tested for "
+    "decisions about people or health."
 )
 LICENCE = "The publisher chooses one that the licenses of the pretrained weights and of the photos allow."
 
@@ -32,17 +32,16 @@ def model_card(record: Record, run: RunSummary | None = None) -> dict[str, str]:
     """
     names = ", ".join(code(name) for name in record.classes[:CARD_CLASSES])
     more = len(record.classes) - CARD_CLASSES
-    weights = "random weights" if record.weights == "none" else code(Path(record.weights).name)
+    size, licence = record.preprocessing.size, f", license {code(record.licence)}" if record.licence else ""
+    weights = "random" if record.weights == "none" else code(Path(record.weights).name)
     card = {
         "Task": f"Image classification into {plural(record.classes, 'class')}.",
         "Classes": names + (f" and {more} more" if more > 0 else ""),
-        "Network": f"{code(record.arch)}, images of {record.preprocessing.size} x {record.preprocessing.size} pixels.",
-        "Initial weights": f"{weights}{f', license {code(record.licence)}' if record.licence else ''}.",
+        "Network": f"{code(record.arch)}, images of {size} x {size} pixels.",
+        "Initial weights": f"{weights}{licence}.",
     }
-    return card | (_measured(record, run) if run else _NOT_MEASURED) | {"Limits": LIMITS, "License": LICENCE}
-
-
-_NOT_MEASURED = {"Accuracy": "Not measured: these weights came without their run."}
+    unknown = {"Accuracy": "Not measured: these weights came without their run."}
+    return card | (_measured(record, run) if run else unknown) | {"Limits": LIMITS, "License": LICENCE}
 
 
 def _measured(record: Record, run: RunSummary) -> dict[str, str]:

@@ -12,13 +12,13 @@ from flowers_torch.errors import printable
 LONGEST = 10_000  # characters of one value in a page
 
 
-def render(template: str, package: str = "flowers_torch.report", **values: Any) -> Markup:
+def render(template: str, values: dict[str, Any], package: str = "flowers_torch.report") -> Markup:
     """A filled template, safe to stand in another one.
 
     Args:
         template: Its file in the folder `templates` of the package. All but Markdown and Python is escaped.
+        values: The variables of the template.
         package: The package that owns it.
-        values: What it names.
     """
     return Markup(_environment(package).get_template(template).render(values))  # escaped by the template
 

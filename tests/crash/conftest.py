@@ -32,7 +32,7 @@ from PIL import Image
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from flowers_torch import cli, files, results
+from flowers_torch import cli, files, results  # noqa: F401, results: loaded once, before the forks
 from flowers_torch.files import safe_load
 from flowers_torch.training import checkpoint, engine
 

@@ -46,8 +46,8 @@ def elements(finished: Any) -> Elements:
 def test_every_section_is_there(elements: Elements) -> None:
     sections = [attributes["id"] for tag, attributes in elements.found if tag == "section"]
     assert sections == [
-        "summary", "learning", "classes", "confusion", "mistakes", "confidence", "calibration", "map", "label-issues", "data",
-        "network", "repeat", "card",
+        "summary", "learning", "classes", "confusion", "mistakes", "confidence", "calibration", "map",
+        "label-issues", "data", "network", "repeat", "card",
     ]  # fmt: skip
     links = {attributes["href"] for tag, attributes in elements.found if tag == "a"}
     assert links == {f"#{name}" for name in sections}
