@@ -24,18 +24,18 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from matplotlib.figure import Figure
 from torch import Tensor
 from torch.optim.lr_scheduler import OneCycleLR
 
 from flowers_torch.data.augment import eval_transform
 from flowers_torch.data.images import load_image
 from flowers_torch.data.sources import open_photos
-from flowers_torch.files import atomic_write
+from flowers_torch.files import write_text
 from flowers_torch.models.resnet_cifar import cifar_resnet
+from flowers_torch.report.charts import Axis, Series, line_chart, percent_tick, standalone
 
 KINDS = {"plain": "none", "residual": "zero_pad"}
-COLOURS = {"plain": "tab:red", "residual": "tab:blue"}
+COLORS = {"plain": "c", "residual": "b"}  # of the style sheet of charts
 
 Results = dict[tuple[str, int], Tensor]  # (kind, depth) -> training error (seeds, epochs)
 
@@ -99,26 +99,17 @@ def sweep(
 
 
 def plot(results: Results, path: Path) -> None:
-    """Draws the last training error over the depth, and the way of the shallowest and deepest pair to it."""
+    """Draws the last training error over the depth: mean, lowest and highest of the seeds."""
     depths = sorted({depth for _, depth in results})
-    figure = Figure(figsize=(9, 3.8), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for kind, colour in COLOURS.items():
-        last = torch.stack([results[kind, depth][:, -1] for depth in depths]) * 100  # depths x seeds
-        left.plot(depths, last.mean(1), color=colour, marker="o", label=kind)
-        left.fill_between(depths, last.min(1).values, last.max(1).values, color=colour, alpha=0.2)
-        for depth, style in ((depths[0], ":"), (depths[-1], "-")):
-            errors = results[kind, depth].mean(0) * 100
-            epochs = range(1, len(errors) + 1)
-            right.plot(epochs, errors, color=colour, linestyle=style, label=f"{kind}, {depth} layers")
-    left.set(title="after training", xlabel="layers", ylabel="training error in %", xticks=depths)
-    right.set(title="on the way", xlabel="epoch")
-    for axes in (left, right):
-        axes.set_ylim(bottom=0)
-        axes.grid(alpha=0.3)
-        axes.legend()
-    with atomic_write(path) as file:
-        figure.savefig(file, format="png", dpi=120)
+    series = []
+    for kind, color in COLORS.items():
+        last = torch.stack([results[kind, depth][:, -1] for depth in depths])  # depths x seeds
+        points = list(zip(depths, last.mean(1).tolist(), strict=True))
+        band = list(zip(last.amin(1).tolist(), last.amax(1).tolist(), strict=True))
+        series.append(Series(kind, color, points, band))
+    highest = max(float(errors[:, -1].max()) for errors in results.values())
+    y = Axis(format=percent_tick, limits=(0.0, max(0.1, highest)))
+    write_text(path, standalone(line_chart("Training error by depth", series, Axis("layers"), y)))
 
 
 def main(arguments: Sequence[str] | None = None) -> Results:
@@ -131,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> Results:
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--width", type=int, default=8, help="channels of the first stage; the paper has 16")
     parser.add_argument("--lr", type=float, default=0.05)
-    parser.add_argument("--out", type=Path, default=Path("plain_vs_residual.png"))
+    parser.add_argument("--out", type=Path, default=Path("plain_vs_residual.svg"))
     args = parser.parse_args(arguments)
     images, labels = read_photos(args.data, args.size)
     results = sweep(images, labels, args.depths, args.seeds, args.epochs, args.width, args.lr)

@@ -45,10 +45,9 @@ class Figure:
 def figure(run: RunSummary, photo: int, src: str = "") -> Figure:
     """What the page says about a test photo; texts are printable."""
     guess, label = run.predicted[photo], int(run.labels[photo])
-    sure = percent(float(run.probabilities[photo, guess]))
-    predicted = "" if guess == label else f"predicted as {run.classes[guess]}, "
-    caption = printable(f"{run.classes[label]}, {predicted}{sure} confident")
-    return Figure(photo, src, printable(run.paths[photo]), caption, guess != label)
+    predicted = "" if guess == label else f", predicted as {run.classes[guess]}"
+    caption = f"{run.classes[label]}{predicted} ({percent(float(run.probabilities[photo, guess]))})"
+    return Figure(photo, src, printable(run.paths[photo]), printable(caption), guess != label)
 
 
 def mistakes(run: RunSummary) -> list[int]:
