@@ -127,4 +127,4 @@ def _describe(row: KerasLayer) -> tuple[str, str, str]:
     """Color, name and kind of a layer."""
     color = next((color for word, color in COLORS if word in row.kind.lower()), "#f2f3f5")
     name = row.name if len(row.name) <= NAME_LENGTH else f"…{row.name[-NAME_LENGTH + 1 :]}"
-    return color, name, f"{row.kind}  {'x'.join(map(str, row.shape[1:]))}"
+    return color, name, f"{row.kind} {'x'.join(map(str, row.shape[1:]))}"

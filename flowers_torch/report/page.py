@@ -41,8 +41,8 @@ def write_report(folder: Path, record: Record, source: Source | None) -> Path:
     """Writes `report.html` and `figures/*.svg` into a run folder.
 
     Args:
-        folder: Of a finished run.
-        record: Of its network.
+        folder: Folder of a finished run.
+        record: Metadata of its network.
         source: Photos and network; None leaves the pictures out.
 
     Raises:

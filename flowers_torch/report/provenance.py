@@ -27,13 +27,13 @@ def model_card(record: Record, run: RunSummary | None = None) -> dict[str, str]:
     """Sections of the model card, by heading; names are Markdown code spans.
 
     Args:
-        record: Of the network.
-        run: That trained it; without one the card states that nothing was measured.
+        record: Metadata of the network.
+        run: The run that trained it; without one the card states that nothing was measured.
     """
     names = ", ".join(code(name) for name in record.classes[:CARD_CLASSES])
     more = len(record.classes) - CARD_CLASSES
     size, licence = record.preprocessing.size, f", license {code(record.licence)}" if record.licence else ""
-    weights = "random" if record.weights == "none" else code(Path(record.weights).name)
+    weights = "Random" if record.weights == "none" else code(Path(record.weights).name)
     card = {
         "Task": f"Image classification into {plural(record.classes, 'class')}.",
         "Classes": names + (f" and {more} more" if more > 0 else ""),

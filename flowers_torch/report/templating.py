@@ -34,6 +34,7 @@ def _environment(package: str) -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": percent, "plural": plural, "short": printable, "code": code_spans}
+    environment.filters["sentence"] = lambda text: text[:1].upper() + text[1:]
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     return environment
 
