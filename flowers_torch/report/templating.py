@@ -28,7 +28,7 @@ def _environment(package: str) -> Environment:
     environment = Environment(
         loader=PackageLoader(package),
         autoescape=select_autoescape(disabled_extensions=("md.jinja", "py.jinja"), default=True),
-        finalize=lambda value: value if isinstance(value, Markup) else printable(value, LONGEST),
+        finalize=_finalize,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -37,6 +37,10 @@ def _environment(package: str) -> Environment:
     environment.filters["sentence"] = lambda text: text[:1].upper() + text[1:]
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     return environment
+
+
+def _finalize(value: Any) -> Any:
+    return value if isinstance(value, Markup | int | float) else printable(value, LONGEST)
 
 
 def percent(fraction: float) -> str:
