@@ -57,7 +57,7 @@ class Scale:
 def line_chart(
     title: str, series: Sequence[Series], x: Axis, y: Axis, marks: Sequence[tuple[float, str]] = ()
 ) -> Markup:
-    """Lines over a common x, named at their ends.
+    """Lines over a common x, labeled at their ends.
 
     Args:
         title: For people who cannot see it, and as its heading.

@@ -145,9 +145,9 @@ def grad_cams(
             continue
         except UsageError:
             return {}
-        seen = seen_picture(pixels, prep.mean, prep.std)
+        image = seen_picture(pixels, prep.mean, prep.std)
         uris = [
-            data_uri(i, GRAD_CAM_SIDE, 80) for i in (seen, overlay(seen, heat[0]), overlay(seen, heat[1]))
+            data_uri(i, GRAD_CAM_SIDE, 80) for i in (image, overlay(image, heat[0]), overlay(image, heat[1]))
         ]
         found[photo] = dict(zip(("input", "predicted", "true"), uris, strict=True)) | {
             "predicted_class": run.classes[guess],

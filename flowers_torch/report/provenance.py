@@ -13,7 +13,7 @@ from flowers_torch.models.freeze import apply_rules, decay_by_layer, freeze_tabl
 from flowers_torch.report.run_summary import RunSummary
 from flowers_torch.report.templating import plural
 
-CARD_CLASSES = 100  # named in the model card
+CARD_CLASSES = 100  # listed in the model card
 LIMITS = (
     "The model always answers with one of its classes, whatever a photo shows. With `--max-error 2%`, "
     '`flowers-torch predict` answers "unsure" instead of guessing. The numbers hold for photos like the test '

@@ -32,6 +32,7 @@ def _environment(package: str) -> Environment:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
     environment.filters |= {"percent": percent, "plural": plural, "short": printable, "code": code_spans}
     environment.filters["sentence"] = lambda text: text[:1].upper() + text[1:]

@@ -10,8 +10,10 @@ import pytest
 
 from flowers_torch.errors import DataError
 from flowers_torch.files import write_json
+from flowers_torch.report import performance
 from flowers_torch.report.page import write_report
 from flowers_torch.report.run_summary import read_run
+from flowers_torch.report.templating import code_spans
 
 HOSTILE_CLASS = '"><img src=x onerror=window.hacked=1>'  # as in conftest.py
 
@@ -142,6 +144,22 @@ def test_label_issues_are_shown_where_they_were_computed(finished: Any, tmp_path
     assert (
         "More photos would &lt;u&gt;help" in page and (tmp_path / "figures" / "learning_curve.svg").is_file()
     )
+
+
+def test_many_classes_get_a_list_of_confusions(
+    finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(performance, "MATRIX_CLASSES", 2)
+    for name in ("config.toml", "metrics.json", "split.json", "history.csv", "predictions.safetensors"):
+        (tmp_path / name).write_bytes((finished.folder / name).read_bytes())
+    found = Elements(write_report(tmp_path, finished.record, None).read_text(encoding="utf-8")).found
+    buttons = [attributes for tag, attributes in found if tag == "button" and "data-cell" in attributes]
+    assert buttons and all(button["class"] == "miss" for button in buttons)
+
+
+def test_code_spans_are_escaped_and_printable() -> None:
+    assert code_spans("<b>`<i>`") == "&lt;b&gt;<code>&lt;i&gt;</code>"
+    assert code_spans("\u202e`\x1b`") == "\\u202e<code>\\x1b</code>"
 
 
 def test_an_unfinished_run(tmp_path: Path, finished: Any) -> None:
