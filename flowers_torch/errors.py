@@ -95,6 +95,6 @@ def printable(path: object, limit: int = 200) -> str:
     """A path or name from outside, safe to print: control characters escaped, length bounded."""
     text = os.fspath(path) if isinstance(path, os.PathLike) else str(path)
     text = text.encode("utf-8", "backslashreplace").decode("utf-8")  # undecodable bytes of file names
-    # guard: D25 terminal, C15
-    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    if not text.isprintable():  # guard: D25 terminal, C15
+        text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     return text if len(text) <= limit else f"{text[: limit // 2]}...{text[-limit // 2 :]}"

@@ -18,7 +18,7 @@ from flowers_torch.front import pooled_features
 from flowers_torch.models.classifier import build
 from flowers_torch.models.weights import load_weights, plan_weights
 from flowers_torch.prepare import Run, admit_photos
-from flowers_torch.report.facts import INSIGHT_FILE
+from flowers_torch.report.run_summary import LABEL_ISSUES_FILE
 from flowers_torch.training.monitors import log
 
 
@@ -61,5 +61,5 @@ def look_into(run: Run) -> dict[str, Any]:
             for suspect in find_suspects(probabilities, labels)
         ],
     }
-    write_json(run.folder / INSIGHT_FILE, found)
+    write_json(run.folder / LABEL_ISSUES_FILE, found)
     return found

@@ -15,7 +15,6 @@ from flowers_torch.evaluation.answers import Answers, save_predictions
 from flowers_torch.evaluation.calibration import fit_temperature
 from flowers_torch.evaluation.diagnosis import diagnose
 from flowers_torch.evaluation.metrics import Scores, score
-from flowers_torch.evaluation.plots import plot_curves
 from flowers_torch.evaluation.projection import MOST, map_photos
 from flowers_torch.evaluation.summary import describe_scores, describe_small_classes, prediction_rows
 from flowers_torch.evaluation.unsure import REFERENCE_PHOTOS, fit_familiar, make_trust, trade_off
@@ -87,8 +86,6 @@ def write_results(
     save_predictions(run.folder, classes, temperature, kept, places)
     write_csv(run.folder / "predictions.csv", prediction_rows(paths["test"], logits, labels, classes))
     write_csv(run.folder / "history.csv", history)
-    if len(history) > 1:  # one epoch makes no curve, and Matplotlib a second's wait
-        plot_curves(history, run.folder / "figures" / "curves.png")
     write_json(
         run.folder / "metrics.json",
         {

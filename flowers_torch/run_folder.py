@@ -42,10 +42,10 @@ FILES = (
     "log.txt",
     "report.html",
     "insight.json",
-    "figures/curves.png",
     *(f"exported/model.{kind}" for kind in "onnx int8.onnx pt2 safetensors html int8.html".split()),
     *(f"packed/{name}" for name in ("model.safetensors", "README.md", "hubconf.py", "SHA256SUMS")),
-    *(f"figures/{name}.svg" for name in ("loss", "accuracy", "rate", "reliability", "unsure", "more_photos")),
+    *(f"figures/{name}.svg" for name in "loss accuracy learning_rate reliability".split()),
+    *(f"figures/{name}.svg" for name in ("selective_prediction", "learning_curve")),
 )
 LOCK_FILE = ".lock"
 

@@ -131,7 +131,6 @@ def workplace(photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             file[f"{part}_set_x"], file[f"{part}_set_y"] = pictures.astype(np.uint8), labels[None]
             file["list_classes"] = np.arange(2)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MPLBACKEND", "Agg")
     return tmp_path
 
 

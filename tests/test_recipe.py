@@ -59,7 +59,7 @@ def test_the_run_folder(finished: recipe.Result, photo_folder: Path) -> None:
     folder = finished.folder
     found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     elsewhere = {"resume.safetensors", "resume.previous.safetensors", "bad_files.jsonl"}
-    elsewhere |= {"insight.json", "figures/more_photos.svg"}  # `flowers-torch report` writes them
+    elsewhere |= {"insight.json", "figures/learning_curve.svg"}  # `flowers-torch report` writes them
     elsewhere |= {
         name for name in FILES if name.startswith(("exported/", "packed/"))
     }  # and these export, pack
@@ -480,11 +480,11 @@ def test_lr_find_draws_and_suggests(
     from flowers_torch.config import to_toml
 
     (tmp_path / "c.toml").write_text(to_toml(config(photo_folder, tmp_path / "run"), "for a test"))
-    arguments = ["--config", str(tmp_path / "c.toml"), "--steps", "40", "--plot", str(tmp_path / "sweep.png")]
+    arguments = ["--config", str(tmp_path / "c.toml"), "--steps", "40", "--plot", str(tmp_path / "sweep.svg")]
     assert guarded("lr-find", [*arguments, "--stage", "head"]) == 0
     printed = capsys.readouterr().out
     assert "rate     " in printed and "--set stages.head.lr=" in printed
-    assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG") and not (tmp_path / "run").exists()
+    assert "<polyline" in (tmp_path / "sweep.svg").read_text() and not (tmp_path / "run").exists()
     assert guarded("lr-find", [*arguments, "--stage", "1"]) == 2
 
 

@@ -17,7 +17,7 @@ from flowers_torch.config import Config, config_folder, load_config
 from flowers_torch.deploy.predict import Classifier
 from flowers_torch.models.classifier import load_classifier
 from flowers_torch.prepare import prepare
-from flowers_torch.report.facts import read_history
+from flowers_torch.report.run_summary import read_history
 from flowers_torch.stage import begin_stage, fit_head
 from flowers_torch.training.checkpoint import Progress, Saver
 from flowers_torch.training.engine import train_step

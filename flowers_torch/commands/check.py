@@ -43,11 +43,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prints the findings; 3 if photos cannot be read, with --strict also for other damage of that degree."""
     from flowers_torch.data.audit import audit, write_quarantine
-    from flowers_torch.data.gallery import write_gallery
     from flowers_torch.data.scan import inspect_photos
     from flowers_torch.data.sources import open_photos
     from flowers_torch.data.split_file import load_split
     from flowers_torch.files import to_json, write_json
+    from flowers_torch.report.gallery import write_gallery
 
     if args.weights and not args.embed:
         raise UsageError("--weights is for --embed", "name a network with --embed")

@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     from flowers_torch.evaluation.answers import load_predictions
     from flowers_torch.evaluation.compare import common_photos, compare, select
     from flowers_torch.evaluation.metrics import score
-    from flowers_torch.report.facts import read_history
+    from flowers_torch.report.run_summary import read_history
 
     folders = [Path(name).expanduser() for name in args.runs]
     runs = [load_predictions(folder) for folder in folders]

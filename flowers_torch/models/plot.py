@@ -7,11 +7,13 @@ skips rows gets a place of its own in each, and the places of a row are ordered 
 from collections.abc import Sequence
 from pathlib import Path
 
+from markupsafe import Markup, escape
+
 from flowers_torch.errors import UsageError, printable
-from flowers_torch.files import atomic_write
+from flowers_torch.files import write_text
 from flowers_torch.models.keras_layers import KerasLayer
 
-COLOURS = (  # of boxes, by what the kind contains
+COLORS = (  # of boxes, by what the kind contains
     ("padding", "#f2f3f5"),  # no "add"
     ("conv", "#cfe3f6"),
     ("norm", "#e6e0f2"),
@@ -20,6 +22,21 @@ COLOURS = (  # of boxes, by what the kind contains
     ("add", "#fbf3c0"),
     ("dense", "#d6efd2"),
     ("linear", "#d6efd2"),
+)
+COLUMN, ROW = 230, 55  # pixels from a box to the next
+NAME_LENGTH = 34  # characters; longer names are cut on the left
+PICTURE = Markup("""<?xml version="1.0" encoding="UTF-8"?>
+<svg xmlns="http://www.w3.org/2000/svg" width="{0:.0f}" height="{1:.0f}" viewBox="0 0 {0:.0f} {1:.0f}">
+<style>
+svg {{ background: #fff; font: 10px sans-serif; text-anchor: middle }} .title {{ font: bold 16px sans-serif }}
+polyline {{ fill: none; stroke: #8a8f98; stroke-width: 1.3 }} rect {{ stroke: #6b7280; stroke-width: .8 }}
+</style>
+<text class="title" x="{x:.0f}" y="24">{title}</text>
+{body}</svg>
+""")
+BOX = Markup(
+    '<g transform="translate({},{:g})"><rect x="-105" y="-17" width="210" height="34" rx="5" fill="{}"/>'
+    '<text y="-3">{}</text><text y="10">{}</text></g>\n'
 )
 Place = tuple[float, int]  # across, row
 
@@ -75,52 +92,39 @@ def _in_order(rows: Sequence[KerasLayer]) -> list[KerasLayer]:
 
 
 def plot(rows: Sequence[KerasLayer], path: Path, title: str = "") -> None:
-    """Draws a network.
+    """Draws a network as SVG.
 
     Args:
         rows: Its layers, from `layer_rows`.
-        path: .svg or .png; replaced once the new drawing is complete.
+        path: An .svg file; replaced once the new drawing is complete.
         title: Printed at the top.
 
     Raises:
-        UsageError: another suffix, or matplotlib is not installed.
+        UsageError: another suffix.
     """
     path = Path(path)
-    if path.suffix.lower() not in (".svg", ".png"):
-        raise UsageError(f"cannot draw into {printable(path)}", "name a file that ends in .svg or .png")
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UsageError("drawing needs matplotlib", 'pip install "flowers-torch[plots]"') from error
+    if path.suffix.lower() != ".svg":
+        raise UsageError(f"cannot draw into {printable(path)}", "name a file that ends in .svg")
     places, connections = layout(rows)
-    left = min(x for line in connections for x, _ in line)
-    right = max(x for line in connections for x, _ in line)
-    depth = max(y for _, y in places.values())
-    width, height = 2.3 * (right - left + 1.1), 0.55 * (depth + 2)  # inches
-    dots = min(100.0, 65000 / (100 * max(width, height)) * 100)  # PNG cannot be larger than 65535 pixels
-    figure = Figure(figsize=(width, height), dpi=dots)
-    FigureCanvasAgg(figure)
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.set_xlim(left - 0.55, right + 0.55)
-    axes.set_ylim(depth + 0.9, -1.1)
-    axes.axis("off")
-    axes.text((left + right) / 2, -0.8, title, ha="center", va="center", fontsize=11, weight="bold")
-    for line in connections:
-        axes.plot([x for x, _ in line], [y for _, y in line], color="#8a8f98", linewidth=0.9, zorder=1)
-    for row in rows:
-        x, y = places[row.name]
-        box = dict(boxstyle="round,pad=0.25", facecolor=_colour(row.kind), edgecolor="#6b7280", linewidth=0.6)
-        shape = "x".join(map(str, row.shape[1:]))
-        text = f"{_short(row.name)}\n{row.kind}  {shape}"
-        axes.text(x, y, text, ha="center", va="center", fontsize=6, bbox=box, zorder=2)
-    with atomic_write(path) as file:
-        figure.savefig(file, format=path.suffix[1:].lower())
+    left = min(x for line in connections for x, _ in line) - 0.5
+    width = (max(x for line in connections for x, _ in line) + 0.5 - left) * COLUMN
+    height = (max(y for _, y in places.values()) + 2) * ROW
+
+    def pixel(place: Place) -> tuple[float, float]:
+        return round((place[0] - left) * COLUMN, 1), (place[1] + 1.4) * ROW
+
+    lines = "".join(
+        '<polyline points="{}"/>\n'.format(" ".join("{},{:g}".format(*pixel(place)) for place in line))
+        for line in connections
+    )
+    boxes = "".join(BOX.format(x, y, *_describe(row)) for row in rows for x, y in [pixel(places[row.name])])
+    write_text(
+        path, PICTURE.format(width, height, x=width / 2, title=escape(title), body=Markup(lines + boxes))
+    )
 
 
-def _colour(kind: str) -> str:
-    return next((colour for word, colour in COLOURS if word in kind.lower()), "#f2f3f5")
-
-
-def _short(name: str, limit: int = 34) -> str:
-    return name if len(name) <= limit else f"…{name[-limit + 1 :]}"
+def _describe(row: KerasLayer) -> tuple[str, str, str]:
+    """Color, name and kind of a layer."""
+    color = next((color for word, color in COLORS if word in row.kind.lower()), "#f2f3f5")
+    name = row.name if len(row.name) <= NAME_LENGTH else f"…{row.name[-NAME_LENGTH + 1 :]}"
+    return color, name, f"{row.kind} {'x'.join(map(str, row.shape[1:]))}"

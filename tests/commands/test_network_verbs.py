@@ -38,7 +38,6 @@ def test_summary(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_plot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("matplotlib")
     assert main(["plot", "lenet5", str(tmp_path / "lenet.svg")]) == 0
     assert (tmp_path / "lenet.svg").read_text().startswith("<?xml")
     assert "layers drawn in" in capsys.readouterr().out

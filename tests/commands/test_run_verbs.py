@@ -134,7 +134,7 @@ def test_folds_together_on_photos_that_none_has_seen(
 def test_insight_joins_the_report(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     found = run_json(capsys, "insight", runs[1])
     assert found["photos"] == 60 and len(found["curve"]) == 4  # type: ignore[arg-type]
-    assert "Would more photos help?" in (Path(runs[1]) / "report.html").read_text()
+    assert "Labels to check: " in (Path(runs[1]) / "report.html").read_text()
 
 
 def test_the_report_is_rebuilt(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,12 +15,12 @@ from flowers_torch.commands import check
 from flowers_torch.data import scan
 from flowers_torch.data.audit import audit, leave_out, read_quarantine, write_quarantine
 from flowers_torch.data.folder import find_photos
-from flowers_torch.data.gallery import write_gallery
 from flowers_torch.data.inspection import Inspection, inspect_photo
 from flowers_torch.data.scan import inspect_photos
 from flowers_torch.data.splits import group_pairs
 from flowers_torch.data.twins import hash_candidates, near_twins
 from flowers_torch.errors import DataError, ResourceError, UsageError
+from flowers_torch.report.gallery import write_gallery
 
 
 def scene(seed: int, width: int = 200, height: int = 160) -> Image.Image:

@@ -12,11 +12,12 @@ from PIL import Image
 from flowers_torch.cli import main
 from flowers_torch.config import Config, Stage, to_toml
 from flowers_torch.deploy.hub import flowers_classifier
-from flowers_torch.deploy.pack import card, code
+from flowers_torch.deploy.pack import card_text
 from flowers_torch.errors import ModelFileError
 from flowers_torch.evaluation.answers import Answers, save_predictions
 from flowers_torch.files import write_json
 from flowers_torch.models.classifier import save_classifier
+from flowers_torch.report.provenance import code
 
 
 def test_a_packed_model_loads_through_torch_hub(small: Any, tmp_path: Path, capsys: Any) -> None:
@@ -52,21 +53,20 @@ def test_the_card_tells_what_was_measured_and_no_more(small: Any, tmp_path: Path
     assert main(["pack", str(run)]) == 0
     text = (run / "packed" / "README.md").read_text()
     for told in (
-        "`garden`, 3 to train on, 2 to validate, 4 to test",
-        "| accuracy | 0.7500 |",
-        "| 95% interval of it | 0.301 .. 0.954 |",
-        "The lowest recalls: ",
-        "licensed `mit`",
+        "`garden`: 3 training, 2 validation and 4 test photos",
+        "0.7500 on 4 test photos (95% interval 0.301 to 0.954)",
+        "## Lowest recalls",
+        "license `mit`",
         "## Limits",
         hashlib.sha256((run / "model.safetensors").read_bytes()).hexdigest(),
     ):
         assert told in text
     assert "/a/private/place" not in text and str(tmp_path) not in text
-    assert "Nothing was measured" in card(small.record, "0" * 64)
+    assert "Not measured" in card_text(small.record, "0" * 64)
 
 
 def test_names_in_a_card_are_shown_as_they_are(small: Any) -> None:
-    text = card(small.record, "0" * 64)
+    text = card_text(small.record, "0" * 64)
     assert (
         "`</script><img src=x onerror=window.hacked=1>`" in text
         and "\x1b" not in text

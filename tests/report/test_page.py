@@ -10,8 +10,10 @@ import pytest
 
 from flowers_torch.errors import DataError
 from flowers_torch.files import write_json
-from flowers_torch.report.facts import read_facts
+from flowers_torch.report import performance
 from flowers_torch.report.page import write_report
+from flowers_torch.report.run_summary import read_run
+from flowers_torch.report.templating import code_spans
 
 HOSTILE_CLASS = '"><img src=x onerror=window.hacked=1>'  # as in conftest.py
 
@@ -46,8 +48,8 @@ def elements(finished: Any) -> Elements:
 def test_every_section_is_there(elements: Elements) -> None:
     sections = [attributes["id"] for tag, attributes in elements.found if tag == "section"]
     assert sections == [
-        "summary", "learning", "classes", "confusion", "mistakes", "sure", "trust", "map", "insight", "data",
-        "network", "repeat", "card",
+        "summary", "learning", "classes", "confusion", "mistakes", "confidence", "calibration", "map",
+        "label-issues", "data", "network", "repeat", "card",
     ]  # fmt: skip
     links = {attributes["href"] for tag, attributes in elements.found if tag == "a"}
     assert links == {f"#{name}" for name in sections}
@@ -81,16 +83,16 @@ def embedded(elements: Elements) -> tuple[dict[str, Any], dict[str, list[int]]]:
 
 def test_every_cell_of_the_matrix_has_its_photos(elements: Elements, finished: Any) -> None:
     photos, cells = embedded(elements)
-    facts = read_facts(finished.folder)
+    run = read_run(finished.folder)
     counts = {
         attributes["data-cell"]: attributes for tag, attributes in elements.found if "data-cell" in attributes
     }
     assert counts.keys() == cells.keys()
-    assert sum(len(members) for members in cells.values()) == len(facts.paths) == len(photos)
+    assert sum(len(members) for members in cells.values()) == len(run.paths) == len(photos)
     for cell, members in cells.items():
         label, guess = map(int, cell.split(","))
-        assert all(int(facts.labels[i]) == label for i in members)
-        assert all(int(facts.probabilities[i].argmax()) == guess for i in members)
+        assert all(int(run.labels[i]) == label for i in members)
+        assert all(run.predicted[i] == guess for i in members)
         assert all(photos[str(i)]["wrong"] == (label != guess) for i in members)
 
 
@@ -104,16 +106,18 @@ def test_each_picture_stands_once(elements: Elements, finished: Any) -> None:
     assert shown | listed == set(photos)  # every test photo can be seen
 
 
-def test_the_worst_mistakes_come_with_maps(finished: Any) -> None:
+def test_the_worst_mistakes_come_with_heat_maps(finished: Any) -> None:
     page = finished.page.read_text(encoding="utf-8")
-    assert page.count("as the network sees it") == 6
+    assert page.count("input of the network") == 6
 
 
 def test_charts_are_files_too(finished: Any) -> None:
     from xml.etree import ElementTree
 
     names = {path.name for path in (finished.folder / "figures").iterdir()}
-    assert names == {"loss.svg", "accuracy.svg", "rate.svg", "reliability.svg", "unsure.svg"}
+    assert names == {
+        f"{name}.svg" for name in "loss accuracy learning_rate reliability selective_prediction".split()
+    }
     for name in names:
         root = ElementTree.parse(finished.folder / "figures" / name).getroot()
         assert root.tag == "{http://www.w3.org/2000/svg}svg"
@@ -126,7 +130,7 @@ def test_without_its_photos(finished: Any, tmp_path: Path) -> None:
     assert "data:image" not in page and "Confusion" in page
 
 
-def test_insight_is_shown_where_it_was_gained(finished: Any, tmp_path: Path) -> None:
+def test_label_issues_are_shown_where_they_were_computed(finished: Any, tmp_path: Path) -> None:
     for name in ("config.toml", "metrics.json", "split.json", "history.csv", "predictions.safetensors"):
         (tmp_path / name).write_bytes((finished.folder / name).read_bytes())
     curve = [{"photos": n, "accuracy": 0.5 + n / 100, "low": 0.4, "high": 0.9} for n in (3, 10, 30)]
@@ -137,7 +141,25 @@ def test_insight_is_shown_where_it_was_gained(finished: Any, tmp_path: Path) -> 
     )
     page = write_report(tmp_path, finished.record, finished.source).read_text(encoding="utf-8")
     assert "Labels to check: 1" in page and "looks like <b>&lt;i&gt;rose</b> (93.0%)" in page
-    assert "more photos would &lt;u&gt;help" in page and (tmp_path / "figures" / "more_photos.svg").is_file()
+    assert (
+        "More photos would &lt;u&gt;help" in page and (tmp_path / "figures" / "learning_curve.svg").is_file()
+    )
+
+
+def test_many_classes_get_a_list_of_confusions(
+    finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(performance, "MATRIX_CLASSES", 2)
+    for name in ("config.toml", "metrics.json", "split.json", "history.csv", "predictions.safetensors"):
+        (tmp_path / name).write_bytes((finished.folder / name).read_bytes())
+    found = Elements(write_report(tmp_path, finished.record, None).read_text(encoding="utf-8")).found
+    buttons = [attributes for tag, attributes in found if tag == "button" and "data-cell" in attributes]
+    assert buttons and all(button["class"] == "miss" for button in buttons)
+
+
+def test_code_spans_are_escaped_and_printable() -> None:
+    assert code_spans("<b>`<i>`") == "&lt;b&gt;<code>&lt;i&gt;</code>"
+    assert code_spans("\u202e`\x1b`") == "\\u202e<code>\\x1b</code>"
 
 
 def test_an_unfinished_run(tmp_path: Path, finished: Any) -> None:

@@ -1,4 +1,4 @@
-"""What a run folder says of a run, read back for its report."""
+"""A finished run, read back from its folder for the report and the model card."""
 
 import csv
 import dataclasses
@@ -15,12 +15,12 @@ from flowers_torch.errors import DataError, printable
 from flowers_torch.evaluation.answers import Predictions, load_predictions
 from flowers_torch.evaluation.metrics import Scores, score
 
-INSIGHT_FILE = "insight.json"  # written by `flowers-torch insight`
+LABEL_ISSUES_FILE = "insight.json"  # label issues and learning curve, where they were computed
 
 
 @dataclasses.dataclass(frozen=True)
-class Facts:
-    """A finished run, as its folder tells it."""
+class RunSummary:
+    """The files of a run folder. Labels, paths and predictions are those of the test photos."""
 
     folder: Path
     config: dict[str, Any]
@@ -28,37 +28,44 @@ class Facts:
     environment: dict[str, Any]
     history: list[dict[str, Any]]
     metrics: dict[str, Any]
-    split: dict[str, list[str]]  # part -> paths
-    data: str  # name of the photos
+    split: dict[str, list[str]]  # train, val and test -> paths
+    data: str  # name of the data set
     predictions: Predictions
-    insight: dict[str, Any]
-    made: str  # date
+    label_issues: dict[str, Any]  # empty where they were not computed
+    date: str
 
     @property
     def classes(self) -> tuple[str, ...]:
         return self.predictions.classes
 
-    @functools.cached_property
-    def probabilities(self) -> Tensor:
-        """Of the test photos (N, classes)."""
-        return self.predictions.calibrated("test").softmax(1)
+    @property
+    def stages(self) -> list[dict[str, Any]]:
+        return self.config.get("stages", [])
 
     @property
     def labels(self) -> Tensor:
-        """Of the test photos (N,)."""
+        """(N,)."""
         return self.predictions.labels["test"]
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """Of the test photos."""
         return self.predictions.paths["test"]
 
+    @functools.cached_property
+    def probabilities(self) -> Tensor:
+        """(N, classes), calibrated."""
+        return self.predictions.calibrated("test").softmax(1)
+
+    @functools.cached_property
+    def predicted(self) -> list[int]:
+        return self.probabilities.argmax(1).tolist()
+
+    @functools.cached_property
     def scores(self) -> Scores:
-        """Of the test."""
         return score(self.predictions.calibrated("test"), self.labels)
 
 
-def read_facts(folder: Path) -> Facts:
+def read_run(folder: Path) -> RunSummary:
     """Reads a run folder.
 
     Raises:
@@ -68,36 +75,32 @@ def read_facts(folder: Path) -> Facts:
     folder = Path(folder)
     for name in ("config.toml", "metrics.json", "split.json"):
         if not (folder / name).is_file():
-            raise DataError(
-                f"{printable(folder)} is no finished run: it lacks {name}",
-                "name the folder that training wrote",
-            )
+            what = f"{printable(folder)} is not a finished run: it lacks {name}"
+            raise DataError(what, "name the folder that training wrote")
     predictions = load_predictions(folder)
     try:
-        split = json.loads((folder / "split.json").read_text(encoding="utf-8"))
-        metrics_file = folder / "metrics.json"
-        made = datetime.datetime.fromtimestamp(metrics_file.stat().st_mtime)
-        return Facts(
+        split = json.loads(_text(folder / "split.json"))
+        finished = datetime.datetime.fromtimestamp((folder / "metrics.json").stat().st_mtime)
+        return RunSummary(
             folder,
-            tomllib.loads((folder / "config.toml").read_text(encoding="utf-8")),
+            tomllib.loads(_text(folder / "config.toml")),
             _text(folder / "command.txt").strip(),
             json.loads(_text(folder / "environment.json") or "{}"),
             read_history(folder),
-            json.loads(metrics_file.read_text(encoding="utf-8")),
+            json.loads(_text(folder / "metrics.json")),
             {part: list(members) for part, members in split["parts"].items()},
             str(split["data"]),
             predictions,
-            json.loads(_text(folder / INSIGHT_FILE) or "{}"),
-            f"{made:%Y-%m-%d %H:%M}",
+            json.loads(_text(folder / LABEL_ISSUES_FILE) or "{}"),
+            f"{finished:%Y-%m-%d %H:%M}",
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(
-            f"{printable(folder)} holds a damaged file: {printable(error, 200)}", "train the run again"
-        ) from error
+        what = f"{printable(folder)} holds a damaged file: {printable(error, 200)}"
+        raise DataError(what, "train the run again") from error
 
 
 def read_history(folder: Path) -> list[dict[str, Any]]:
-    """The rows of `history.csv`, numbers as numbers; empty where there is none."""
+    """The rows of `history.csv` with numbers as numbers; empty if there is no such file."""
     path = folder / "history.csv"
     if not path.is_file():
         return []

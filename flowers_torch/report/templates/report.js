@@ -18,7 +18,7 @@ function figure(id) {
   const picture = document.createElement(uri ? "img" : "div");
   if (uri) { picture.src = uri; picture.alt = photo.file; } else { picture.className = "none"; picture.textContent = "no picture"; }
   const caption = document.createElement("figcaption"), verdict = document.createElement("span"), name = document.createElement("small");
-  verdict.textContent = photo.told;
+  verdict.textContent = photo.caption;
   if (photo.wrong) verdict.className = "bad";
   name.textContent = photo.file;
   caption.append(verdict, document.createElement("br"), name);

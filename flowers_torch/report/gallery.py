@@ -1,0 +1,37 @@
+"""`gallery.html`: the findings of a check with their photos, readable offline."""
+
+from pathlib import Path
+from typing import Any
+
+from flowers_torch.data.audit import Audit
+from flowers_torch.data.images import load_image
+from flowers_torch.errors import DataError
+from flowers_torch.files import write_text
+from flowers_torch.report.photos import data_uri
+from flowers_torch.report.templating import render
+
+SIDE = 160  # of a thumbnail, pixels
+GROUPS = 200  # shown of a finding; check.json lists all
+
+
+def write_gallery(path: Path, result: Audit) -> None:
+    """Writes the to-do list, then the photos of each finding, then the classes."""
+    sections = [
+        (finding, [[_figure(result, index) for index in group] for group in finding.groups[:GROUPS]])
+        for finding in result.findings
+    ]
+    counts = list(zip(result.photos.classes, result.photos.counts(), strict=True))
+    values = {"photos": result.photos, "sections": sections, "class_counts": counts}
+    write_text(path, render("gallery.html.jinja", values))
+
+
+def _figure(result: Audit, index: int) -> dict[str, Any]:
+    photos, inspection = result.photos, result.inspections[index]
+    error, src = inspection.error, ""
+    if not error:
+        try:
+            src = data_uri(load_image(photos.root / photos.paths[index], at_least=SIDE), SIDE, 80)
+        except DataError as gone:  # since the inspection
+            error = str(gone)
+    label = photos.classes[photos.labels[index]]
+    return {"src": src, "error": error, "file": photos.paths[index], "label": label, "inspection": inspection}

@@ -1,0 +1,169 @@
+"""Sections that show photos: thumbnails, mistakes with Grad-CAM, confidence, map, augmentation."""
+
+import base64
+import dataclasses
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from markupsafe import Markup
+from PIL import Image
+from torch import nn
+
+from flowers_torch.data.augment import eval_transform
+from flowers_torch.data.images import load_image
+from flowers_torch.data.preview import variants
+from flowers_torch.errors import DataError, UsageError, printable
+from flowers_torch.evaluation.gradcam import grad_cam, overlay, seen_picture
+from flowers_torch.models.zoo import Preprocessing
+from flowers_torch.report.run_summary import RunSummary
+from flowers_torch.report.templating import percent
+from flowers_torch.training.runtime import Runtime
+
+SIDE = 128  # of a thumbnail, pixels
+GRAD_CAM_SIDE = 176  # of a picture with its heat map
+THUMBNAIL_BYTES = 2_600_000  # of all thumbnails of a section together
+MISTAKES = 24  # shown, highest loss first
+EXPLAINED = 6  # of them with Grad-CAM
+EXTREMES = 8  # photos shown as most and as least confident
+TEST_PICTURES = 320  # thumbnails of test photos
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """A test photo with its caption; `src` is empty where its picture is elsewhere in the page or missing."""
+
+    photo: int
+    src: str
+    file: str
+    caption: str
+    wrong: bool
+
+
+def figure(run: RunSummary, photo: int, src: str = "") -> Figure:
+    """What the page says about a test photo; texts are printable."""
+    guess, label = run.predicted[photo], int(run.labels[photo])
+    predicted = "" if guess == label else f", predicted as {run.classes[guess]}"
+    caption = f"{run.classes[label]}{predicted} ({percent(float(run.probabilities[photo, guess]))})"
+    return Figure(photo, src, printable(run.paths[photo]), printable(caption), guess != label)
+
+
+def mistakes(run: RunSummary) -> list[int]:
+    """Misclassified test photos, highest loss first."""
+    true = run.probabilities[torch.arange(len(run.labels)), run.labels]
+    order = true.argsort().tolist()
+    return [i for i in order if run.predicted[i] != int(run.labels[i])][:MISTAKES]
+
+
+def extremes(run: RunSummary) -> tuple[list[int], list[int]]:
+    """The test photos with the least and with the most confident predictions."""
+    order = run.probabilities.amax(1).argsort().tolist()
+    return order[:EXTREMES], order[::-1][:EXTREMES]
+
+
+def choose_pictured(run: RunSummary) -> list[int]:
+    """Test photos that get a thumbnail: mistakes, extremes, then every class in turn."""
+    least, most = extremes(run)
+    turns: dict[int, int] = {}
+    order = []
+    for photo, label in enumerate(run.labels.tolist()):
+        turns[label] = turns.get(label, 0) + 1
+        order.append((turns[label], label, photo))
+    chosen = dict.fromkeys([*mistakes(run), *least, *most, *(photo for _, _, photo in sorted(order))])
+    return list(chosen)[:TEST_PICTURES]
+
+
+def map_dots(run: RunSummary, width: int = 720, height: int = 460, margin: int = 14) -> list[dict[str, Any]]:
+    """Test photos placed by a projection of their features, mistakes last (on top); empty without one."""
+    places = run.predictions.places
+    if places is None:
+        return []
+    low, high = places.amin(0), places.amax(0)
+    unit = torch.where(high > low, (places - low) / (high - low).clamp(min=1e-12), 0.5)
+    pixels = margin + unit * torch.tensor([width - 2 * margin, height - 2 * margin])
+    step = -(-len(run.paths) // len(places))  # of many photos every nth has a place
+    figures = [figure(run, photo) for photo in range(0, len(run.paths), step)]
+    dots = [
+        {"x": x, "y": height - y, "figure": f, "label": int(run.labels[f.photo])}
+        for f, (x, y) in zip(figures, pixels.tolist(), strict=True)
+    ]
+    return sorted(dots, key=lambda dot: dot["figure"].wrong)
+
+
+def hues(classes: int) -> list[int]:
+    """A hue for each class; with many classes, neighbors in the list are far apart."""
+    return [
+        round(360 * i * 0.381966 % 360) if classes > 8 else round(360 * i / classes) for i in range(classes)
+    ]
+
+
+def data_uri(image: Image.Image, side: int = SIDE, quality: int = 72) -> Markup:
+    """A picture fitted into a square, as a JPEG inside the page."""
+    small = image.copy()
+    small.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=2.0)
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=quality, optimize=True)
+    return Markup("data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode())
+
+
+def thumbnails(paths: Sequence[Path]) -> list[str]:
+    """A thumbnail for each photo; "" if it cannot be read or the bytes are used up."""
+    made: list[str] = []
+    total = 0
+    for path in paths:
+        try:
+            made.append(data_uri(load_image(path, at_least=SIDE)) if total < THUMBNAIL_BYTES else "")
+        except DataError:  # moved or edited since the run
+            made.append("")
+        total += len(made[-1])
+    return made
+
+
+def grad_cams(
+    run: RunSummary,
+    photos: Sequence[int],
+    root: Path,
+    model: nn.Module,
+    prep: Preprocessing,
+    runtime: Runtime,
+) -> dict[int, dict[str, str]]:
+    """The input of the network and the heat maps for the predicted and the true class, by photo.
+
+    Photos that cannot be read are left out, and all of them for a network that Grad-CAM does not support.
+    """
+    transform = eval_transform(**dataclasses.asdict(prep))
+    found = {}
+    for photo in photos:
+        guess, label = run.predicted[photo], int(run.labels[photo])
+        try:
+            pixels = transform(load_image(root / run.paths[photo]))
+            batch = runtime.images(pixels[None].repeat(2, 1, 1, 1))
+            heat = grad_cam(model, batch, torch.tensor([guess, label]))
+        except DataError:
+            continue
+        except UsageError:
+            return {}
+        image = seen_picture(pixels, prep.mean, prep.std)
+        uris = [
+            data_uri(i, GRAD_CAM_SIDE, 80) for i in (image, overlay(image, heat[0]), overlay(image, heat[1]))
+        ]
+        found[photo] = dict(zip(("input", "predicted", "true"), uris, strict=True)) | {
+            "predicted_class": run.classes[guess],
+            "true_class": run.classes[label],
+        }
+    return found
+
+
+def augmentation_sheet(paths: Sequence[Path], policy: str, size: int, columns: int = 5) -> list[list[Markup]]:
+    """Rows of thumbnails: a photo, then augmented views of it."""
+    rows = []
+    for path in paths:
+        try:
+            photo = load_image(path)
+        except DataError:
+            continue
+        made = variants(photo, policy, min(size, 2 * SIDE), columns)
+        rows.append([data_uri(picture) for picture in (photo, *made)])
+    return rows

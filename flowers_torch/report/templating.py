@@ -1,0 +1,66 @@
+"""Jinja2 templates with autoescape: what comes from outside is made printable first, then escaped."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
+
+from flowers_torch.errors import printable
+from flowers_torch.shell import command_line, repeat_command
+
+LONGEST = 10_000  # characters of one value in a page
+
+
+def render(template: str, values: dict[str, Any], package: str = "flowers_torch.report") -> Markup:
+    """A filled template, safe to stand in another one.
+
+    Args:
+        template: Its file in the folder `templates` of the package. All but Markdown and Python is escaped.
+        values: The variables of the template.
+        package: The package that owns it.
+    """
+    return Markup(_environment(package).get_template(template).render(values))  # escaped by the template
+
+
+@functools.cache
+def _environment(package: str) -> Environment:
+    environment = Environment(
+        loader=PackageLoader(package),
+        autoescape=select_autoescape(disabled_extensions=("md.jinja", "py.jinja"), default=True),
+        finalize=_finalize,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"percent": percent, "plural": plural, "short": printable, "code": code_spans}
+    environment.globals |= {"command_line": command_line, "repeat_command": repeat_command}
+    environment.filters["sentence"] = lambda text: text[:1].upper() + text[1:]
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
+    return environment
+
+
+def _finalize(value: Any) -> Any:
+    return value if isinstance(value, Markup | int | float) else printable(value, LONGEST)
+
+
+def percent(fraction: float) -> str:
+    """0.9926 as 99.3%; 100% only if exact."""
+    rounded = f"{fraction:.1%}"
+    if rounded == "100.0%":
+        return "100%" if fraction == 1 else "99.9%"
+    return rounded
+
+
+def plural(count: int | Sequence[Any], name: str) -> str:
+    """3 and "photo" as "3 photos"; a sequence is counted."""
+    count = count if isinstance(count, int) else len(count)
+    return f"{count:,} {name}" if count == 1 else f"{count:,} {name}{'es' if name.endswith('s') else 's'}"
+
+
+def code_spans(text: str) -> Markup:
+    """Text with Markdown's code spans, as HTML."""
+    pieces = [Markup.escape(printable(piece, LONGEST)) for piece in text.split("`")]
+    return Markup("").join(Markup("<code>{}</code>").format(p) if i % 2 else p for i, p in enumerate(pieces))
