@@ -102,7 +102,7 @@ def test_commands_of_other_verbs(
     capsys.readouterr()
     assert main(["lr-find", *options, "--stage=2", "--steps", "10", "--highest", "0.1"]) == 0
     (line,) = re.findall(r"^next +(.*)$", capsys.readouterr().out, re.M)
-    assert shlex.split(line)[2:-2] == options and "--set stages.1.lr=" in line
+    assert shlex.split(line)[2:-2] == options and "--set stages.finetune.lr=" in line
     paste(line, tmp_path / "tried", folder)
 
 
