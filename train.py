@@ -4,7 +4,7 @@
     python train.py --arch inception_v3 --data demo      drawn flowers, nothing downloaded
     python train.py --data my_photos/                    a folder that holds a folder for each class
 
-The method itself is in flowers_torch/recipe.py; every option and its meaning in flowers_torch/config.py.
+The method itself is in flowers_torch/runs/recipe.py; every option and its meaning in flowers_torch/config.py.
 The same command is `flowers-torch train` once the package is installed.
 """
 

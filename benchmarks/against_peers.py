@@ -32,8 +32,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from flowers_torch.config import load_config
 from flowers_torch.models.offline_weights import offline_state_dict
-from flowers_torch.models.zoo import create_model
-from flowers_torch.prepare import admit_photos, choose_split
+from flowers_torch.models.registry import create_model
+from flowers_torch.runs.experiment import admit_photos, choose_split
 
 HERE = Path(__file__).parent
 IN_KERAS = ("inception_v3", "resnet50")

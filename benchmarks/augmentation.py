@@ -14,13 +14,13 @@ from collections.abc import Callable
 
 import torch
 
-from flowers_torch.data.augment import POLICIES, train_transform
-from flowers_torch.data.batch_augment import Draws, standardize
-from flowers_torch.data.batches import BATCH_POLICIES, batch_policy
-from flowers_torch.data.canvas import canvas_transform
+from flowers_torch.data.augment.per_batch import Draws, standardize
+from flowers_torch.data.augment.per_image import POLICIES, train_transform
+from flowers_torch.data.augment.preview import choose_photos
 from flowers_torch.data.images import load_image
-from flowers_torch.data.preview import choose_photos
-from flowers_torch.data.sources import open_photos
+from flowers_torch.data.loading.batches import BATCH_POLICIES, batch_policy
+from flowers_torch.data.loading.resize import canvas_transform
+from flowers_torch.data.sources.open import open_photos
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 

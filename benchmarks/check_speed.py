@@ -13,10 +13,10 @@ import tempfile
 import time
 from pathlib import Path
 
+from flowers_torch.data.augment.preview import choose_photos
 from flowers_torch.data.images import load_image
-from flowers_torch.data.preview import choose_photos
-from flowers_torch.data.scan import Worker
-from flowers_torch.data.sources import open_photos
+from flowers_torch.data.quality.scan import Worker
+from flowers_torch.data.sources.open import open_photos
 
 
 def main() -> None:

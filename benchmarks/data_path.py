@@ -27,13 +27,13 @@ from torchvision.datasets import ImageFolder
 from torchvision.io import decode_image
 from torchvision.transforms import v2
 
-from flowers_torch.data.augment import enough_side, train_transform
-from flowers_torch.data.batches import CPU_PHOTOS, TrainingBatches, batch_policy
-from flowers_torch.data.canvas import canvas_side, canvas_transform
-from flowers_torch.data.kept import keep_images
-from flowers_torch.data.loaders import PhotoDataset, choose_reading, make_loader
-from flowers_torch.data.preview import choose_photos
-from flowers_torch.data.sources import open_photos
+from flowers_torch.data.augment.per_image import enough_side, train_transform
+from flowers_torch.data.augment.preview import choose_photos
+from flowers_torch.data.loading.batches import CPU_PHOTOS, TrainingBatches, batch_policy
+from flowers_torch.data.loading.image_cache import keep_images
+from flowers_torch.data.loading.loaders import PhotoDataset, choose_reading, make_loader
+from flowers_torch.data.loading.resize import canvas_side, canvas_transform
+from flowers_torch.data.sources.open import open_photos
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 CROP = 0.875

@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from flowers_torch.data.demo import FORMS, draw_picture
+from flowers_torch.data.sources.demo import FORMS, draw_picture
 from flowers_torch.deploy.graph import Answers
 from flowers_torch.deploy.onnx_file import describe, parse_onnx, to_onnx
 from flowers_torch.deploy.parity import PHOTOS, compare
-from flowers_torch.models.classifier import Record, build
-from flowers_torch.models.zoo import REGISTRY
+from flowers_torch.models.checkpoint import Record, build
+from flowers_torch.models.registry import REGISTRY
 
 PAGE = Path(__file__).parents[1] / "docs" / "export.md"
 MARKS = ("<!-- zoo -->", "<!-- /zoo -->")

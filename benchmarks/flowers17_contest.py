@@ -19,11 +19,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from flowers_torch import recipe
 from flowers_torch.cli import main as flowers_torch
 from flowers_torch.config import Config, load_config
-from flowers_torch.data.splits import exact_split
-from flowers_torch.prepare import admit_photos
+from flowers_torch.data.splits.assign import exact_split
+from flowers_torch.runs import recipe
+from flowers_torch.runs.experiment import admit_photos
 
 SIZES = (680, 340, 340)  # Oxford's
 # Nearly all photos that are not tested; two a class remain to choose the epoch and to calibrate.

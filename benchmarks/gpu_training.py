@@ -38,12 +38,12 @@ from torchvision.transforms import v2
 
 from flowers_torch import __version__
 from flowers_torch.config import Config, Stage
-from flowers_torch.prepare import prepare
-from flowers_torch.stage import begin_stage, quicken_step
-from flowers_torch.training.engine import train_epoch
-from flowers_torch.training.monitors import console
+from flowers_torch.log import console
+from flowers_torch.runs.experiment import prepare
+from flowers_torch.runs.stage import begin_stage, quicken_step
 from flowers_torch.training.runtime import DTYPES, choose_runtime
-from flowers_torch.training.steps import Sums
+from flowers_torch.training.state import Sums
+from flowers_torch.training.step import train_epoch
 
 NETWORKS = {"inception_v3": (299, 75), "resnet50": (224, 32)}  # usual and least side in pixels
 CLASSES = 17

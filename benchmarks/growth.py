@@ -22,9 +22,9 @@ from typing import Any
 
 from processes import gib, record, run_training, spread
 
+from flowers_torch.data.augment.preview import choose_photos
 from flowers_torch.data.images import load_image
-from flowers_torch.data.preview import choose_photos
-from flowers_torch.data.sources import open_photos
+from flowers_torch.data.sources.open import open_photos
 
 
 def main() -> None:

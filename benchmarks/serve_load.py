@@ -25,7 +25,7 @@ from typing import NamedTuple
 import torch
 
 from flowers_torch.data.images import is_photo_name
-from flowers_torch.deploy.predict import Classifier
+from flowers_torch.deploy.classifier import Classifier
 from flowers_torch.training.runtime import choose_runtime
 
 BATCH = 32

@@ -22,10 +22,10 @@ import h5py
 import numpy as np
 from PIL import Image
 
-from flowers_torch.data.admission import admit
 from flowers_torch.data.images import load_image
-from flowers_torch.data.sources import open_photos
-from flowers_torch.data.splits import Split, exact_split
+from flowers_torch.data.quality.filter import admit
+from flowers_torch.data.sources.open import open_photos
+from flowers_torch.data.splits.assign import Split, exact_split
 
 YELLOW = ("daffodil", "sunflower", "colts_foot", "dandelion", "cowslip", "buttercup")
 FIVE = ("tigerlily", "sunflower", "fritillary", "bluebell", "pansy")

@@ -62,14 +62,14 @@ VARIANTS: dict[str, dict[str, list[str] | str]] = {
 
 def without_folding() -> None:
     """The front of a network runs as it is."""
-    from flowers_torch.models import cut
+    from flowers_torch.models import split_model as cut
 
     mock.patch.object(cut, "fold", lambda model, forward, dtype: model).start()
 
 
 def without_fusing() -> None:
     """Training steps and validation run the network as it is."""
-    from flowers_torch import stage
+    from flowers_torch.runs import stage
     from flowers_torch.training import runtime
 
     for module in (runtime, stage):
@@ -78,7 +78,7 @@ def without_fusing() -> None:
 
 def without_kept_photos() -> None:
     """Every photo is decoded whenever it is asked for."""
-    from flowers_torch import prepare
+    from flowers_torch.runs import experiment as prepare
 
     mock.patch.object(prepare, "keep_images", lambda *arguments, **options: None).start()
 
@@ -87,7 +87,7 @@ def without_features() -> None:
     """Features of no photo are known from before, nor from another part of the run."""
     import torch
 
-    from flowers_torch import front
+    from flowers_torch.runs import feature_cache as front
 
     mock.patch.object(front, "_read", lambda path: ([], torch.empty(0))).start()
 
@@ -148,8 +148,8 @@ def main() -> None:
 
 def some_photos(data: str, count: int, folder: Path) -> str:
     """Copies of a few photos of a set, a folder for each class."""
-    from flowers_torch.data.preview import choose_photos
-    from flowers_torch.data.sources import open_photos
+    from flowers_torch.data.augment.preview import choose_photos
+    from flowers_torch.data.sources.open import open_photos
 
     known = open_photos(data)
     for index in choose_photos(known, count):

@@ -19,17 +19,17 @@ import torch
 from torch import Tensor, nn
 
 from flowers_torch.config import load_config
-from flowers_torch.data.keras_augment import preprocess_input
-from flowers_torch.data.splits import exact_split
+from flowers_torch.data.augment.keras import preprocess_input
+from flowers_torch.data.splits.assign import exact_split
 from flowers_torch.evaluation.metrics import wilson
-from flowers_torch.front import answers
-from flowers_torch.models.cut import cut
 from flowers_torch.models.freeze import apply_rules, rules_for
-from flowers_torch.prepare import Run, part_batches, predict_part, prepare
-from flowers_torch.results import open_run
-from flowers_torch.stage import begin_stage
-from flowers_torch.training.engine import train_step
-from flowers_torch.training.linear import fit_probe
+from flowers_torch.models.split_model import cut
+from flowers_torch.runs.experiment import Run, part_batches, predict_part, prepare
+from flowers_torch.runs.feature_cache import answers
+from flowers_torch.runs.results import open_run
+from flowers_torch.runs.stage import begin_stage
+from flowers_torch.training.linear_probe import fit_probe
+from flowers_torch.training.step import train_step
 
 SEEDS = range(5)
 SIGNS_STEPS = 68  # two epochs of 1080 photos, 32 at a time

@@ -27,9 +27,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.optim.lr_scheduler import OneCycleLR
 
-from flowers_torch.data.augment import eval_transform
+from flowers_torch.data.augment.per_image import eval_transform
 from flowers_torch.data.images import load_image
-from flowers_torch.data.sources import open_photos
+from flowers_torch.data.sources.open import open_photos
 from flowers_torch.files import write_text
 from flowers_torch.models.resnet_cifar import cifar_resnet
 from flowers_torch.report.charts import Axis, Series, line_chart, percent_tick, standalone

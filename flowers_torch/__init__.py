@@ -8,8 +8,8 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from flowers_torch.api import load, predict, train
     from flowers_torch.models.blocks import BasicBlock, ConvolutionalBlock, IdentityBlock, PreActivationBlock
+    from flowers_torch.models.registry import create_model, list_models
     from flowers_torch.models.resnet import resnet50, resnet101, resnet152
-    from flowers_torch.models.zoo import create_model, list_models
 
 # Looked up on first use, so that `import flowers_torch` does not have to load torch.
 _HOMES = {
@@ -23,8 +23,8 @@ _HOMES = {
     "resnet50": "flowers_torch.models.resnet",
     "resnet101": "flowers_torch.models.resnet",
     "resnet152": "flowers_torch.models.resnet",
-    "create_model": "flowers_torch.models.zoo",
-    "list_models": "flowers_torch.models.zoo",
+    "create_model": "flowers_torch.models.registry",
+    "list_models": "flowers_torch.models.registry",
 }
 
 __all__ = [

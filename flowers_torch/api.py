@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from flowers_torch.config import HEAD_ONLY, load_config
-from flowers_torch.deploy.predict import Classifier, Photo, Prediction, find_inputs
+from flowers_torch.deploy.classifier import Classifier, Photo, Prediction, find_inputs
 from flowers_torch.errors import UsageError
-from flowers_torch.recipe import Result
-from flowers_torch.recipe import train as train_config
-from flowers_torch.training.monitors import console
+from flowers_torch.log import console
+from flowers_torch.runs.recipe import Result
+from flowers_torch.runs.recipe import train as train_config
 from flowers_torch.training.runtime import choose_runtime
 
 

@@ -15,7 +15,7 @@ import torch
 from flowers_torch.config import load_config
 from flowers_torch.evaluation.metrics import score
 from flowers_torch.evaluation.summary import describe_epoch, describe_scores
-from flowers_torch.models.zoo import create_model
+from flowers_torch.models.registry import create_model
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 
@@ -95,8 +95,10 @@ def test_how_soon_ours_had_what_a_peer_came_to(
 def test_techniques_can_still_be_taken_away(processes: ModuleType) -> None:
     import techniques  # type: ignore[import-not-found]
 
-    from flowers_torch import front, prepare, stage
-    from flowers_torch.models import cut
+    from flowers_torch.models import split_model as cut
+    from flowers_torch.runs import experiment as prepare
+    from flowers_torch.runs import feature_cache as front
+    from flowers_torch.runs import stage
     from flowers_torch.training import runtime
 
     places = [(cut, "fold"), (runtime, "fuse"), (stage, "fuse"), (prepare, "keep_images"), (front, "_read")]

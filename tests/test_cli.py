@@ -13,8 +13,8 @@ import torch
 
 from flowers_torch.cli import VERBS, guarded, main
 from flowers_torch.errors import UsageError
-from flowers_torch.models.classifier import Record, build, save_classifier
-from flowers_torch.models.zoo import Preprocessing
+from flowers_torch.models.checkpoint import Record, build, save_classifier
+from flowers_torch.models.registry import Preprocessing
 
 ROOT = Path(__file__).parent.parent
 
@@ -81,7 +81,7 @@ def test_flowers17_without_network(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FLOWERS_TORCH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("flowers_torch.data.flowers17.URL", "http://127.0.0.1:9/17flowers.tgz")
+    monkeypatch.setattr("flowers_torch.data.sources.flowers17.URL", "http://127.0.0.1:9/17flowers.tgz")
     assert main(["train", "--arch", "inception_v3", "--weights", "none"]) == 6
     line = one_line(capsys)
     for part in (
@@ -170,7 +170,7 @@ def test_json_of_a_bug(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("flowers_torch.deploy.predict.find_inputs", lambda patterns: 1 / 0)
+    monkeypatch.setattr("flowers_torch.deploy.classifier.find_inputs", lambda patterns: 1 / 0)
     assert main(["predict", model_file, str(photo_folder), "--json"]) == 1
     assert "ZeroDivisionError" in json.loads(capsys.readouterr().out)["error"]
 
@@ -216,7 +216,7 @@ def test_a_reader_that_leaves_is_no_error(model_file: str, photo_folder: Path) -
 def test_a_bug_of_ours_is_said_so(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("flowers_torch.recipe.train", lambda *a, **k: 1 / 0)
+    monkeypatch.setattr("flowers_torch.runs.recipe.train", lambda *a, **k: 1 / 0)
     assert main(["train", "--data", "demo"]) == 1
     assert "ZeroDivisionError" in one_line(capsys)
 

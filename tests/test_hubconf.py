@@ -12,10 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from flowers_torch.data.augment import eval_transform
+from flowers_torch.data.augment.per_image import eval_transform
 from flowers_torch.errors import ModelFileError, ResourceError, UsageError
-from flowers_torch.models.classifier import Record, build, save_classifier
-from flowers_torch.models.zoo import Preprocessing
+from flowers_torch.models.checkpoint import Record, build, save_classifier
+from flowers_torch.models.registry import Preprocessing
 
 REPOSITORY = Path(__file__).parents[1]
 

@@ -12,16 +12,16 @@ import torch
 from PIL import Image
 from torch import nn
 
-from flowers_torch import recipe
 from flowers_torch.config import Config, config_folder, load_config
-from flowers_torch.deploy.predict import Classifier
-from flowers_torch.models.classifier import load_classifier
-from flowers_torch.prepare import prepare
+from flowers_torch.deploy.classifier import Classifier
+from flowers_torch.models.checkpoint import load_classifier
 from flowers_torch.report.run_summary import read_history
-from flowers_torch.stage import begin_stage, fit_head
+from flowers_torch.runs import recipe
+from flowers_torch.runs.experiment import prepare
+from flowers_torch.runs.stage import begin_stage, fit_head
 from flowers_torch.training.checkpoint import Progress, Saver
-from flowers_torch.training.engine import train_step
 from flowers_torch.training.runtime import choose_runtime
+from flowers_torch.training.step import train_step
 from flowers_torch.training.stopping import StopRequest
 
 RECIPES = sorted(config_folder().rglob("*.toml"))

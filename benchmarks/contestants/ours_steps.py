@@ -10,14 +10,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from flowers_torch.models.fold import fold, noise
+from flowers_torch.accelerate.conv_bn import fold, noise
+from flowers_torch.accelerate.fused_step import fuse
 from flowers_torch.models.freeze import apply_rules, rules_for, set_train_mode
-from flowers_torch.models.fuse import fuse
-from flowers_torch.models.zoo import create_model
-from flowers_torch.training.engine import predict_logits, train_step
-from flowers_torch.training.optim import make_optimizer
+from flowers_torch.models.registry import create_model
+from flowers_torch.training.optimizers import make_optimizer
 from flowers_torch.training.runtime import Runtime, choose_runtime, keep_freed_memory, probe_precision
-from flowers_torch.training.steps import Training
+from flowers_torch.training.state import Training
+from flowers_torch.training.step import predict_logits, train_step
 
 CLASSES = 17
 

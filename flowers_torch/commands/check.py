@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import nn
 
-    from flowers_torch.data.folder import Photos
-    from flowers_torch.data.inspection import Inspection
-    from flowers_torch.models.zoo import Preprocessing
+    from flowers_torch.data.quality.inspection import Inspection
+    from flowers_torch.data.sources.folders import Photos
+    from flowers_torch.models.registry import Preprocessing
 
 EXAMPLES = """examples:
   flowers-torch check photos/                       the to-do list
@@ -42,10 +42,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints the findings; 3 if photos cannot be read, with --strict also for other damage of that degree."""
-    from flowers_torch.data.audit import audit, write_quarantine
-    from flowers_torch.data.scan import inspect_photos
-    from flowers_torch.data.sources import open_photos
-    from flowers_torch.data.split_file import load_split
+    from flowers_torch.data.quality.report import audit, write_quarantine
+    from flowers_torch.data.quality.scan import inspect_photos
+    from flowers_torch.data.sources.open import open_photos
+    from flowers_torch.data.splits.split_file import load_split
     from flowers_torch.files import to_json, write_json
     from flowers_torch.report.gallery import write_gallery
 

@@ -26,9 +26,9 @@ def run(args: argparse.Namespace) -> int:
 
     import dataclasses
 
-    from flowers_torch.evaluation.answers import load_predictions
-    from flowers_torch.evaluation.compare import common_photos, compare, select
+    from flowers_torch.evaluation.comparison import common_photos, compare, select
     from flowers_torch.evaluation.metrics import score
+    from flowers_torch.evaluation.predictions import load_predictions
     from flowers_torch.report.run_summary import read_history
 
     folders = [Path(name).expanduser() for name in args.runs]

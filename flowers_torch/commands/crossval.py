@@ -45,8 +45,8 @@ def run(args: argparse.Namespace) -> int:
         )
     config = None if args.resume else load_config(args.arch, args.data, args.config, changes)
 
-    from flowers_torch.crossval import cross_validate, resume
-    from flowers_torch.training.monitors import console
+    from flowers_torch.log import console
+    from flowers_torch.runs.crossval import cross_validate, resume
 
     with console(args.quiet):
         if config is None:

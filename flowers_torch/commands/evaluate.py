@@ -10,9 +10,9 @@ from flowers_torch.commands import add_data
 from flowers_torch.errors import DataError, UsageError, printable
 
 if TYPE_CHECKING:
-    from flowers_torch.data.folder import Photos
-    from flowers_torch.evaluation.answers import Answers
+    from flowers_torch.data.sources.folders import Photos
     from flowers_torch.evaluation.metrics import Scores
+    from flowers_torch.evaluation.predictions import Answers
 
 EXAMPLES = """examples:
   flowers-torch evaluate runs/photos-inception_v3-1                   its own test photos, once more
@@ -43,9 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints accuracy with its interval, averages, each class; with --json all of it."""
-    from flowers_torch.evaluation.views import VIEWS
+    from flowers_torch.evaluation.tta import VIEWS
     from flowers_torch.files import to_json, write_csv, write_json
-    from flowers_torch.training.monitors import console
+    from flowers_torch.log import console
 
     model = Path(args.model).expanduser()
     if args.batch_size < 1:
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
 def _save(folder: Path, device: str, data: str) -> int:
     from flowers_torch.files import safe_load
     from flowers_torch.report.run_summary import read_history
-    from flowers_torch.results import open_run, write_results
+    from flowers_torch.runs.results import open_run, write_results
 
     opened = open_run(folder, device, data)
     best = safe_load(folder / "model.safetensors")[1].get("best", {})
@@ -91,13 +91,13 @@ def _save(folder: Path, device: str, data: str) -> int:
 
 def _evaluate(args: argparse.Namespace, model: Path) -> tuple[dict[str, Any], dict[str, Any], list[Any]]:
     """The scores with their classes, how they were got, and a row for each photo."""
-    from flowers_torch.data.sources import open_photos
+    from flowers_torch.data.sources.open import open_photos
     from flowers_torch.evaluation.calibration import fit_temperature
     from flowers_torch.evaluation.metrics import score
     from flowers_torch.evaluation.summary import prediction_rows
-    from flowers_torch.evaluation.views import VIEWS
-    from flowers_torch.models.classifier import load_classifier
-    from flowers_torch.results import open_run
+    from flowers_torch.evaluation.tta import VIEWS
+    from flowers_torch.models.checkpoint import load_classifier
+    from flowers_torch.runs.results import open_run
     from flowers_torch.training.runtime import choose_runtime
 
     own = None
@@ -169,7 +169,7 @@ def _evaluate(args: argparse.Namespace, model: Path) -> tuple[dict[str, Any], di
 
 def trained_on(model: Path, photos: "Photos", chosen: list[int]) -> int:
     """How many of the chosen photos the run saw before its test, by path and content; 0 for a bare file."""
-    from flowers_torch.data.split_file import fingerprint
+    from flowers_torch.data.splits.split_file import fingerprint
 
     path = (model if model.is_dir() else model.parent) / "split.json"
     if not path.is_file():

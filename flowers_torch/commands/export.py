@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
 
     from flowers_torch.deploy import export
     from flowers_torch.deploy.onnx_file import need
-    from flowers_torch.models.classifier import load_classifier
+    from flowers_torch.models.checkpoint import load_classifier
 
     if args.format in ("onnx", "page"):
         for package in ("onnx", "onnxscript", "onnxruntime"):
@@ -97,15 +97,15 @@ def find_trial(model: Path, int8: bool = False, data: str = "") -> "Trial":
     """
     import numpy as np
 
-    from flowers_torch.data.demo import FORMS, draw_picture
     from flowers_torch.data.images import load_image
+    from flowers_torch.data.sources.demo import FORMS, draw_picture
     from flowers_torch.deploy.export import Trial
     from flowers_torch.deploy.parity import PHOTOS
     from flowers_torch.deploy.quantize import CALIBRATION_PHOTOS
 
     reason = "a weights file alone has no photos"
     if model.is_dir():
-        from flowers_torch.results import open_run
+        from flowers_torch.runs.results import open_run
 
         try:
             opened = open_run(model, "cpu", data)

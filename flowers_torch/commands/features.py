@@ -29,8 +29,8 @@ def run(args: argparse.Namespace) -> int:
     """Computes and writes the features; a photo that cannot be read ends it with exit code 3."""
     import os
 
+    from flowers_torch.deploy.classifier import find_files
     from flowers_torch.deploy.features import open_network, photo_features
-    from flowers_torch.deploy.predict import find_files
     from flowers_torch.files import atomic_write, safe_save
     from flowers_torch.training.runtime import choose_runtime
 

@@ -48,11 +48,11 @@ def run(args: argparse.Namespace) -> int:
     number = stage_number(config, args.stage)
 
     from flowers_torch.files import write_text
-    from flowers_torch.prepare import prepare
+    from flowers_torch.log import console, log
     from flowers_torch.report.charts import standalone, sweep_chart
-    from flowers_torch.stage import begin_stage, fast_network
-    from flowers_torch.training.lr_find import lr_find
-    from flowers_torch.training.monitors import console, log
+    from flowers_torch.runs.experiment import prepare
+    from flowers_torch.runs.stage import begin_stage, fast_network
+    from flowers_torch.training.lr_finder import lr_find
 
     with console():
         run = prepare(config)

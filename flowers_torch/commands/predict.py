@@ -10,7 +10,7 @@ from flowers_torch.commands import importing_torch
 from flowers_torch.errors import DataError, UsageError, printable
 
 if TYPE_CHECKING:
-    from flowers_torch.deploy.predict import Classifier, Photo, Prediction
+    from flowers_torch.deploy.classifier import Classifier, Photo, Prediction
 
 EXAMPLES = """examples:
   flowers-torch predict runs/photos-inception_v3-1 new.jpg --top 3
@@ -46,9 +46,9 @@ def run(args: argparse.Namespace) -> int:
     max_error = share(args.max_error) if args.max_error is not None else None
 
     with importing_torch():
-        from flowers_torch.deploy.predict import Classifier, find_inputs
+        from flowers_torch.deploy.classifier import Classifier, find_inputs
         from flowers_torch.deploy.sort import check_folder, sort_into
-        from flowers_torch.training.monitors import bar
+        from flowers_torch.log import bar
         from flowers_torch.training.runtime import choose_runtime
 
     photos = find_inputs(args.photos)

@@ -26,10 +26,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Writes the pictures; each row of the sheet is a photo and variants of it."""
+    from flowers_torch.data.augment.preview import PREVIEW_POLICIES, choose_photos, contact_sheet, variants
     from flowers_torch.data.images import is_photo_name, load_image
-    from flowers_torch.data.loaders import counted_seed
-    from flowers_torch.data.preview import PREVIEW_POLICIES, choose_photos, contact_sheet, variants
-    from flowers_torch.data.sources import open_photos
+    from flowers_torch.data.loading.loaders import counted_seed
+    from flowers_torch.data.sources.open import open_photos
     from flowers_torch.files import atomic_write
 
     if args.policy not in PREVIEW_POLICIES:

@@ -21,9 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Writes the report and prints where it is."""
-    from flowers_torch.models.classifier import load_classifier
+    from flowers_torch.models.checkpoint import load_classifier
     from flowers_torch.report.page import write_report
-    from flowers_torch.results import open_run, report
+    from flowers_torch.runs.results import open_run, report
 
     folder = Path(args.run).expanduser()
     if args.no_photos:

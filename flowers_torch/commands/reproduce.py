@@ -76,8 +76,8 @@ def _train(args: argparse.Namespace) -> Path:
     if args.cache:
         os.environ["FLOWERS_TORCH_CACHE"] = args.cache
     config = load_config(args.arch, args.data, args.recipe, train.overrides(args))
-    from flowers_torch import recipe
-    from flowers_torch.training.monitors import console
+    from flowers_torch.log import console
+    from flowers_torch.runs import recipe
     from flowers_torch.tutorials.reproduce import with_our_defaults
 
     if args.defaults:

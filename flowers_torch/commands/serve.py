@@ -58,8 +58,8 @@ def run(args: argparse.Namespace) -> int:
         ) from error
     listener = listen(args.host, args.port)  # before the network is loaded: a port in use is said at once
 
+    from flowers_torch.deploy.classifier import Classifier
     from flowers_torch.deploy.guard import host_names
-    from flowers_torch.deploy.predict import Classifier
     from flowers_torch.deploy.serve import Limits, Service, make_app
     from flowers_torch.training.runtime import choose_runtime
 

@@ -105,9 +105,10 @@ def run(args: argparse.Namespace) -> int:
         config = load_config(args.arch, args.data, args.config, changes)
 
     with importing_torch():  # not before the flags were found right
-        from flowers_torch import planning, recipe
-        from flowers_torch.run_folder import find_run
-        from flowers_torch.training.monitors import console
+        from flowers_torch.log import console
+        from flowers_torch.runs import cost as planning
+        from flowers_torch.runs import recipe
+        from flowers_torch.runs.folder import find_run
 
     with console(args.quiet):
         if config is None:
@@ -121,7 +122,7 @@ def run(args: argparse.Namespace) -> int:
 
 def start_from(run: str, changes: dict[str, Any]) -> dict[str, Any]:
     """Arguments of `load_config` for a new run with an earlier one's options, from its best weights on."""
-    from flowers_torch.run_folder import find_run
+    from flowers_torch.runs.folder import find_run
 
     folder = find_run(run)
     weights = folder / "model.safetensors"

@@ -39,10 +39,10 @@ def run(args: argparse.Namespace) -> int:
     if args.resume and changes:
         raise UsageError("--resume goes on with the options that the update began with", "give it alone")
 
-    from flowers_torch import recipe
-    from flowers_torch.run_folder import find_run
-    from flowers_torch.training.monitors import console
-    from flowers_torch.update import hold_against, update
+    from flowers_torch.log import console
+    from flowers_torch.runs import recipe
+    from flowers_torch.runs.folder import find_run
+    from flowers_torch.runs.update import hold_against, update
 
     folder = find_run(args.run)
     with console(args.quiet):

@@ -18,7 +18,7 @@ from typing import IO
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from flowers_torch.data import tar_members
+from flowers_torch.data.sources import tar_members
 from flowers_torch.errors import DataError, printable
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # JPEG covers MPO: JPEGs in a row

@@ -20,7 +20,7 @@ from flowers_torch.deploy.parity import compare, require
 from flowers_torch.deploy.quantize import cost, quantize, reader, require_accuracy
 from flowers_torch.errors import printable
 from flowers_torch.files import atomic_write
-from flowers_torch.models.classifier import Record, load_classifier, save_classifier
+from flowers_torch.models.checkpoint import Record, load_classifier, save_classifier
 
 METADATA_FILE = "flowers_torch.json"  # inside a .pt2
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from flowers_torch.data.augment import eval_transform
+from flowers_torch.data.augment.per_image import eval_transform
 from flowers_torch.data.images import load_image
 from flowers_torch.errors import UsageError, printable
-from flowers_torch.models.classifier import load_classifier
-from flowers_torch.models.features import features, module_name
+from flowers_torch.models.checkpoint import load_classifier
+from flowers_torch.models.inspect.layer_features import features, module_name
+from flowers_torch.models.registry import Preprocessing, build_network
 from flowers_torch.models.weights import load_weights, plan_weights
-from flowers_torch.models.zoo import Preprocessing, build_network
 from flowers_torch.training.runtime import Runtime
 
 

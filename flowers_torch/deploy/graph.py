@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flowers_torch.data.augment import MAX_ASPECT
-from flowers_torch.evaluation.unsure import read_familiar
-from flowers_torch.models.classifier import Record
-from flowers_torch.models.zoo import Preprocessing
+from flowers_torch.data.augment.per_image import MAX_ASPECT
+from flowers_torch.evaluation.selective import read_familiar
+from flowers_torch.models.checkpoint import Record
+from flowers_torch.models.registry import Preprocessing
 
 Size = Any  # an int, or one that is not known before the graph runs
 

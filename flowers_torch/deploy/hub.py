@@ -6,10 +6,10 @@ from pathlib import Path
 
 from torch import nn
 
-from flowers_torch.data.augment import eval_transform
+from flowers_torch.data.augment.per_image import eval_transform
 from flowers_torch.errors import ModelFileError, UsageError, printable
 from flowers_torch.files import cache_folder, download, file_digest
-from flowers_torch.models.classifier import load_classifier
+from flowers_torch.models.checkpoint import load_classifier
 
 
 def flowers_classifier(checkpoint: str, sha256: str = "") -> nn.Module:

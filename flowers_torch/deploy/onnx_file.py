@@ -19,7 +19,7 @@ from torch.export import Dim, ExportedProgram
 from flowers_torch import __version__
 from flowers_torch.deploy.graph import Answers
 from flowers_torch.errors import ExportError, ModelFileError, UsageError, printable
-from flowers_torch.models.classifier import FORMAT, Record
+from flowers_torch.models.checkpoint import FORMAT, Record
 
 OPSET = 20
 MOST_BYTES = (1 << 31) - 1  # of a protobuf message

@@ -6,7 +6,7 @@ from flowers_torch import __version__
 from flowers_torch.deploy.hub import flowers_classifier
 from flowers_torch.errors import DataError, UsageError, printable
 from flowers_torch.files import atomic_write, file_digest, write_text
-from flowers_torch.models.classifier import Record, load_classifier
+from flowers_torch.models.checkpoint import Record, load_classifier
 from flowers_torch.report.provenance import model_card
 from flowers_torch.report.run_summary import RunSummary, read_run
 from flowers_torch.report.templating import render

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from flowers_torch.data.augment import eval_transform
+from flowers_torch.data.augment.per_image import eval_transform
 from flowers_torch.deploy.graph import Answers
 from flowers_torch.errors import ExportError, printable
 

@@ -33,9 +33,9 @@ from torch import Tensor
 from flowers_torch import __version__
 from flowers_torch.data.images import MAX_PIXELS, load_image
 from flowers_torch.deploy.batching import Batcher
+from flowers_torch.deploy.classifier import Classifier, Prediction
 from flowers_torch.deploy.guard import Guard, limited
 from flowers_torch.deploy.meters import CONTENT_TYPE, Meters
-from flowers_torch.deploy.predict import Classifier, Prediction
 from flowers_torch.errors import DataError, FlowersError, UsageError, printable
 from flowers_torch.files import to_json
 

@@ -4,7 +4,7 @@ import os
 import shutil
 from pathlib import Path
 
-from flowers_torch.deploy.predict import Prediction, is_address
+from flowers_torch.deploy.classifier import Prediction, is_address
 from flowers_torch.errors import ResourceError, UsageError, printable
 from flowers_torch.files import write_text
 

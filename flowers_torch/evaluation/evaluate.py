@@ -6,12 +6,12 @@ from pathlib import Path
 
 from torch import nn
 
-from flowers_torch.data.batches import TrainingBatches, batch_policy
-from flowers_torch.data.canvas import canvas_dataset
-from flowers_torch.data.loaders import PhotoDataset, choose_reading, make_loader
-from flowers_torch.evaluation.answers import Answers, collect
-from flowers_torch.evaluation.views import VIEWS, collect_views, view_transform
-from flowers_torch.models.zoo import Preprocessing
+from flowers_torch.data.loading.batches import TrainingBatches, batch_policy
+from flowers_torch.data.loading.loaders import PhotoDataset, choose_reading, make_loader
+from flowers_torch.data.loading.resize import canvas_dataset
+from flowers_torch.evaluation.predictions import Answers, collect
+from flowers_torch.evaluation.tta import VIEWS, collect_views, view_transform
+from flowers_torch.models.registry import Preprocessing
 from flowers_torch.training.runtime import Runtime
 
 

@@ -55,7 +55,7 @@ def rules_for(model: nn.Module, train: str) -> list[tuple[str, float]]:
         UsageError: no block of that name; the message lists those there are.
     """
     if train.startswith("keras:"):
-        from flowers_torch.models.keras_layers import keras_prefix
+        from flowers_torch.models.keras.layers import keras_prefix
 
         frozen = keras_prefix(model, int(train[6:]) if train[6:].isdecimal() else 0)
         return [(f"{name}.*", 0.0) for name in frozen] + [("*", 1.0)]

@@ -86,7 +86,7 @@ def remove_head(model: nn.Module, pooling: str = "") -> None:
         model.reset_classifier(0, pooling)  # type: ignore[operator]
     except (TypeError, ValueError, AssertionError, NotImplementedError) as error:
         what = f"{type(model).__name__} has no pooling {pooling!r} of its features: {error}"
-        raise UsageError(what, "use features() of flowers_torch.models.features") from error
+        raise UsageError(what, "use features() of flowers_torch.models.inspect.layer_features") from error
 
 
 def classifier_name(model: nn.Module) -> str:

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from flowers_torch.errors import ModelFileError, ResourceError, UsageError, printable
 from flowers_torch.files import cache_folder, check_digest, download, safe_load
-from flowers_torch.models.classifier import load_matching, read_record
+from flowers_torch.models.checkpoint import load_matching, read_record
 from flowers_torch.models.heads import classifier_name
-from flowers_torch.models.keras_files import is_keras_file
-from flowers_torch.models.keras_weights import MEAN_STD, input_mode, keras_options, load_keras_weights
+from flowers_torch.models.keras.files import is_keras_file
+from flowers_torch.models.keras.weights import MEAN_STD, input_mode, keras_options, load_keras_weights
 from flowers_torch.models.offline_weights import OFFLINE_ARCH, offline_state_dict
+from flowers_torch.models.registry import Entry, Preprocessing, find_entry
 from flowers_torch.models.torch_weights import renamed
-from flowers_torch.models.zoo import Entry, Preprocessing, find_entry
 
 WAYS_ON = "give --weights FILE, --weights offline (with --arch tf_efficientnet_lite0), or --weights none"
 

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from flowers_torch.data.audit import Audit
 from flowers_torch.data.images import load_image
+from flowers_torch.data.quality.report import Audit
 from flowers_torch.errors import DataError
 from flowers_torch.files import write_text
 from flowers_torch.report.photos import data_uri

@@ -8,14 +8,14 @@ from typing import Any
 from torch import nn
 
 from flowers_torch import __version__
-from flowers_torch.data.audit import Finding
-from flowers_torch.data.folder import Photos
-from flowers_torch.data.preview import choose_photos
-from flowers_torch.evaluation.diagnosis import Advice, diagnose
+from flowers_torch.data.augment.preview import choose_photos
+from flowers_torch.data.quality.report import Finding
+from flowers_torch.data.sources.folders import Photos
+from flowers_torch.evaluation.advice import Advice, diagnose
 from flowers_torch.evaluation.metrics import FEW_PHOTOS
 from flowers_torch.evaluation.summary import weakest_class
 from flowers_torch.files import write_text
-from flowers_torch.models.classifier import Record
+from flowers_torch.models.checkpoint import Record
 from flowers_torch.report import performance, photos, provenance
 from flowers_torch.report.charts import history_charts, standalone
 from flowers_torch.report.run_summary import RunSummary, read_run

@@ -5,9 +5,9 @@ from typing import Any
 from markupsafe import Markup
 
 from flowers_torch.evaluation.calibration import reliability
+from flowers_torch.evaluation.learning_curve import CurvePoint
 from flowers_torch.evaluation.metrics import FEW_PHOTOS, wilson
-from flowers_torch.evaluation.probe import CurvePoint
-from flowers_torch.evaluation.unsure import trade_off
+from flowers_torch.evaluation.selective import trade_off
 from flowers_torch.report.charts import Axis, Series, line_chart, percent_tick, reliability_chart
 from flowers_torch.report.run_summary import RunSummary
 

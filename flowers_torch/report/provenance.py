@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from flowers_torch.errors import printable
-from flowers_torch.models.classifier import Record
+from flowers_torch.models.checkpoint import Record
 from flowers_torch.models.freeze import apply_rules, decay_by_layer, freeze_table, rules_for, set_train_mode
 from flowers_torch.report.run_summary import RunSummary
 from flowers_torch.report.templating import plural

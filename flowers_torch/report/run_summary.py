@@ -12,8 +12,8 @@ from typing import Any
 from torch import Tensor
 
 from flowers_torch.errors import DataError, printable
-from flowers_torch.evaluation.answers import Predictions, load_predictions
 from flowers_torch.evaluation.metrics import Scores, score
+from flowers_torch.evaluation.predictions import Predictions, load_predictions
 
 LABEL_ISSUES_FILE = "insight.json"  # label issues and learning curve, where they were computed
 

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from flowers_torch import __version__
 from flowers_torch.errors import ModelFileError, ResourceError, printable
 from flowers_torch.files import safe_load, safe_save, write_csv
-from flowers_torch.models.classifier import FORMAT, Record, load_matching, read_record, save_classifier
-from flowers_torch.training.monitors import log
-from flowers_torch.training.steps import Sums, Training, read_steps
+from flowers_torch.log import log
+from flowers_torch.models.checkpoint import FORMAT, Record, load_matching, read_record, save_classifier
+from flowers_torch.training.state import Sums, Training, read_steps
 
 MODEL_FILE = "model.safetensors"
 RESUME_FILE = "resume.safetensors"

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from flowers_torch.errors import DistributedError, PeerLostError, StoppedError, UsageError, printable
-from flowers_torch.training.monitors import log
+from flowers_torch.log import log
 
 ENVIRONMENT = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets
 # What gloo and NCCL say when the process at the other end is gone.

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from flowers_torch.accelerate.conv_bn import noise
+from flowers_torch.accelerate.fused_step import fuse
 from flowers_torch.errors import UsageError
-from flowers_torch.models.fold import noise
-from flowers_torch.models.fuse import fuse
 from flowers_torch.models.heads import main_and_auxiliary
 
 PROBE_SECONDS = 2.0

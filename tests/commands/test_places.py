@@ -10,7 +10,7 @@ from PIL import Image
 
 from flowers_torch.cli import main
 from flowers_torch.config import load_config
-from flowers_torch.results import open_run
+from flowers_torch.runs.results import open_run
 
 FLAGS = (
     "--arch test_resnet --weights none --size 32 --epochs 1,1 --device cpu --precision fp32 --quiet".split()

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from flowers_torch import recipe
 from flowers_torch.cli import main
 from flowers_torch.config import Config, Stage
 from flowers_torch.files import safe_load
-from flowers_torch.models.classifier import load_classifier
+from flowers_torch.models.checkpoint import load_classifier
+from flowers_torch.runs import recipe
 
 
 @pytest.fixture(scope="module")

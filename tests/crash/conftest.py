@@ -34,7 +34,8 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from flowers_torch import cli, files, results  # noqa: F401, results: loaded once, before the forks
 from flowers_torch.files import safe_load
-from flowers_torch.training import checkpoint, engine
+from flowers_torch.training import checkpoint
+from flowers_torch.training import step as engine
 
 SEED = int(os.environ.get("FLOWERS_TORCH_CRASH_SEED", datetime.date.today().toordinal()))
 STEPS = 10  # of the toy run: two stages of an epoch, 36 photos in batches of 8

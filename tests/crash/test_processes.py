@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from flowers_torch.data import loaders
+from flowers_torch.data.loading import loaders
 from flowers_torch.errors import DataError, ResourceError
 from flowers_torch.files import safe_load
 from flowers_torch.training import checkpoint

@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 
-from flowers_torch import files, stage
-from flowers_torch.training import checkpoint, engine
+from flowers_torch import files
+from flowers_torch.runs import stage
+from flowers_torch.training import checkpoint
+from flowers_torch.training import step as engine
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent.parent

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image, ImageFile
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-from flowers_torch.data.augment import enough_side, eval_transform
+from flowers_torch.data.augment.per_image import enough_side, eval_transform
 from flowers_torch.data.images import MAX_PIXELS, load_image
 from flowers_torch.errors import DataError
 
@@ -153,7 +153,7 @@ def test_png_checksums_and_end_are_checked(tmp_path):
 def test_our_package_leaves_pillows_settings_alone():
     code = (
         "from PIL import Image, ImageFile; before = Image.MAX_IMAGE_PIXELS;"
-        "import flowers_torch.data.sources, flowers_torch.data.images;"
+        "import flowers_torch.data.sources.open, flowers_torch.data.images;"
         "assert ImageFile.LOAD_TRUNCATED_IMAGES is False and Image.MAX_IMAGE_PIXELS == before"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -16,12 +16,12 @@ import pytest
 import torch
 from PIL import Image
 
+from flowers_torch.deploy.classifier import Classifier
 from flowers_torch.deploy.export import Trial, make_onnx
 from flowers_torch.deploy.parity import PHOTOS
-from flowers_torch.deploy.predict import Classifier
-from flowers_torch.evaluation.unsure import fit_familiar, make_trust
-from flowers_torch.models.classifier import Record, build, load_classifier, save_classifier
-from flowers_torch.models.zoo import Preprocessing
+from flowers_torch.evaluation.selective import fit_familiar, make_trust
+from flowers_torch.models.checkpoint import Record, build, load_classifier, save_classifier
+from flowers_torch.models.registry import Preprocessing
 from flowers_torch.training.runtime import Runtime
 
 HOSTILE = ("</script><img src=x onerror=window.hacked=1>", "\u202etulip\x1b[31m", "rose \U0001f339 \ud800")

@@ -17,7 +17,7 @@ from flowers_torch.deploy.onnx_file import open_onnx, parse_onnx
 from flowers_torch.deploy.parity import PHOTOS, compare
 from flowers_torch.deploy.quantize import Cost, require_accuracy
 from flowers_torch.errors import ExportError, UsageError
-from flowers_torch.models.classifier import build, load_classifier, save_classifier
+from flowers_torch.models.checkpoint import build, load_classifier, save_classifier
 
 
 def one_line(capsys: pytest.CaptureFixture[str]) -> str:

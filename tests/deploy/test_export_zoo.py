@@ -7,12 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
-from flowers_torch.data.demo import FORMS, draw_picture
+from flowers_torch.data.sources.demo import FORMS, draw_picture
 from flowers_torch.deploy.export import Trial, make_onnx
 from flowers_torch.deploy.onnx_file import parse_onnx
 from flowers_torch.deploy.parity import PHOTOS
-from flowers_torch.models.classifier import Record, build
-from flowers_torch.models.zoo import REGISTRY, Preprocessing
+from flowers_torch.models.checkpoint import Record, build
+from flowers_torch.models.registry import REGISTRY, Preprocessing
 
 pytestmark = pytest.mark.slow
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from flowers_torch.data.augment import eval_transform
+from flowers_torch.data.augment.per_image import eval_transform
 from flowers_torch.deploy.graph import Answers, Prepare
-from flowers_torch.evaluation.unsure import fit_familiar, make_trust, read_familiar
-from flowers_torch.models.classifier import Record, build
-from flowers_torch.models.zoo import Preprocessing
+from flowers_torch.evaluation.selective import fit_familiar, make_trust, read_familiar
+from flowers_torch.models.checkpoint import Record, build
+from flowers_torch.models.registry import Preprocessing
 
 USUAL = Preprocessing(size=48, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4), crop=0.8)
 

@@ -15,10 +15,10 @@ import pytest
 import torch
 from PIL import Image
 
-from flowers_torch.data.demo import FORMS, draw_picture
+from flowers_torch.data.sources.demo import FORMS, draw_picture
+from flowers_torch.deploy.classifier import Classifier
 from flowers_torch.deploy.export import make_onnx
 from flowers_torch.deploy.offline_page import Runtime, find_runtime, write_page
-from flowers_torch.deploy.predict import Classifier
 from flowers_torch.errors import ResourceError
 from flowers_torch.training.runtime import Runtime as Device
 

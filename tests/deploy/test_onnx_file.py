@@ -13,7 +13,7 @@ from flowers_torch.cli import main
 from flowers_torch.deploy.graph import Answers
 from flowers_torch.deploy.onnx_file import attach, describe, need, open_onnx, parse_onnx, relabel
 from flowers_torch.errors import ModelFileError, UsageError
-from flowers_torch.models.zoo import Preprocessing
+from flowers_torch.models.registry import Preprocessing
 
 
 def test_a_lone_file_is_complete(onnx_bytes: bytes, small: Any, tmp_path: Path) -> None:

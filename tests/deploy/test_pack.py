@@ -14,9 +14,9 @@ from flowers_torch.config import Config, Stage, to_toml
 from flowers_torch.deploy.hub import flowers_classifier
 from flowers_torch.deploy.pack import card_text
 from flowers_torch.errors import ModelFileError
-from flowers_torch.evaluation.answers import Answers, save_predictions
+from flowers_torch.evaluation.predictions import Answers, save_predictions
 from flowers_torch.files import write_json
-from flowers_torch.models.classifier import save_classifier
+from flowers_torch.models.checkpoint import save_classifier
 from flowers_torch.report.provenance import code
 
 

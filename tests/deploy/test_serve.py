@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 
 from flowers_torch.commands import serve as command
-from flowers_torch.deploy.predict import IMPROBABLE, Classifier
+from flowers_torch.deploy.classifier import IMPROBABLE, Classifier
 from flowers_torch.errors import ResourceError, UsageError
 
 ROOT = Path(__file__).parents[2]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from flowers_torch.deploy.predict import STRANGE, Prediction
+from flowers_torch.deploy.classifier import STRANGE, Prediction
 from flowers_torch.deploy.sort import check_folder, folder_name, sort_into
 from flowers_torch.errors import UsageError
 

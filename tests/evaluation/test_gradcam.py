@@ -8,8 +8,8 @@ from torch import nn
 
 from flowers_torch.errors import UsageError
 from flowers_torch.evaluation.gradcam import grad_cam, overlay
-from flowers_torch.evaluation.probe import fit_probe
-from flowers_torch.models.zoo import create_model
+from flowers_torch.evaluation.learning_curve import fit_probe
+from flowers_torch.models.registry import create_model
 
 
 def planted(

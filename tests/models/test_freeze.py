@@ -15,11 +15,11 @@ from flowers_torch.models.freeze import (
     set_train_mode,
 )
 from flowers_torch.models.heads import set_head
-from flowers_torch.models.zoo import create_model
-from flowers_torch.training.engine import train_epoch
-from flowers_torch.training.optim import make_optimizer
+from flowers_torch.models.registry import create_model
+from flowers_torch.training.optimizers import make_optimizer
 from flowers_torch.training.runtime import choose_runtime
-from flowers_torch.training.steps import Sums, Training
+from flowers_torch.training.state import Sums, Training
+from flowers_torch.training.step import train_epoch
 
 
 @pytest.fixture

@@ -17,10 +17,10 @@ from flowers_torch.models.freeze import blocks
 from flowers_torch.models.heads import main_and_auxiliary, set_head
 from flowers_torch.models.nasnet import NASNet
 from flowers_torch.models.network import MlpHead, Network
+from flowers_torch.models.registry import REGISTRY, create_model
 from flowers_torch.models.resnet import resnet50
 from flowers_torch.models.resnet_v2 import resnet50v2
 from flowers_torch.models.small import cifar10_net, happy_model, small_convnet
-from flowers_torch.models.zoo import REGISTRY, create_model
 
 
 class Case(NamedTuple):

@@ -11,7 +11,7 @@ from torch import nn
 
 from flowers_torch.errors import ModelFileError
 from flowers_torch.models import classic, densenet, resnet
-from flowers_torch.models.classifier import load_matching
+from flowers_torch.models.checkpoint import load_matching
 from flowers_torch.models.network import Network
 from flowers_torch.models.torch_weights import (
     DENSENET_NAMES,

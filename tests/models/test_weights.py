@@ -16,7 +16,7 @@ import timm
 import torch
 
 from flowers_torch.errors import ModelFileError, UsageError
-from flowers_torch.models.classifier import Record, build, save_classifier
+from flowers_torch.models.checkpoint import Record, build, save_classifier
 from flowers_torch.models.weights import load_weights, plan_weights
 
 ARCH = "test_resnet"
@@ -112,7 +112,7 @@ FETCH = """
 import sys, torch, timm
 from flowers_torch.errors import FlowersError
 from flowers_torch.models.weights import fetch_imagenet, load_weights, plan_weights
-from flowers_torch.models.classifier import Record, build
+from flowers_torch.models.checkpoint import Record, build
 try:
     path = fetch_imagenet("test_resnet")
 except FlowersError as error:

@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 
 from flowers_torch.config import Config, Stage, to_toml
-from flowers_torch.data.folder import Photos, find_photos
-from flowers_torch.evaluation.answers import Answers, save_predictions
+from flowers_torch.data.sources.folders import Photos, find_photos
 from flowers_torch.evaluation.metrics import score
+from flowers_torch.evaluation.predictions import Answers, save_predictions
 from flowers_torch.files import write_csv, write_json
-from flowers_torch.models.classifier import Record, build
-from flowers_torch.models.zoo import Preprocessing
+from flowers_torch.models.checkpoint import Record, build
+from flowers_torch.models.registry import Preprocessing
 from flowers_torch.report.page import Source, write_report
 from flowers_torch.training.runtime import Runtime
 

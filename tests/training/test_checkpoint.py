@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from flowers_torch.errors import ModelFileError, ResourceError
-from flowers_torch.models.classifier import Record, load_classifier
+from flowers_torch.models.checkpoint import Record, load_classifier
 from flowers_torch.models.freeze import Group
-from flowers_torch.models.zoo import Preprocessing, create_model
+from flowers_torch.models.registry import Preprocessing, create_model
 from flowers_torch.training import checkpoint
 from flowers_torch.training.checkpoint import (
     MODEL_FILE,
@@ -25,10 +25,10 @@ from flowers_torch.training.checkpoint import (
     restore_training,
     save_progress,
 )
-from flowers_torch.training.engine import train_step
-from flowers_torch.training.optim import make_optimizer
+from flowers_torch.training.optimizers import make_optimizer
 from flowers_torch.training.runtime import Runtime
-from flowers_torch.training.steps import Sums, Training
+from flowers_torch.training.state import Sums, Training
+from flowers_torch.training.step import train_step
 
 RECORD = Record("test_resnet", ("a", "b"), Preprocessing(size=32))
 RUNTIME = Runtime(torch.device("cpu"), "fp32", "for a test")

@@ -13,15 +13,15 @@ import pytest
 import torch
 from torch import nn
 
-from flowers_torch.data.loaders import CountedBatches
+from flowers_torch.data.loading.loaders import CountedBatches
 from flowers_torch.errors import DistributedError, DivergedError, FlowersError, PeerLostError, UsageError
 from flowers_torch.files import safe_load
 from flowers_torch.models.freeze import apply_rules
 from flowers_torch.training.distributed import ALONE, World, joined
-from flowers_torch.training.engine import train_epoch
-from flowers_torch.training.optim import make_optimizer
+from flowers_torch.training.optimizers import make_optimizer
 from flowers_torch.training.runtime import Runtime
-from flowers_torch.training.steps import Sums, Training
+from flowers_torch.training.state import Sums, Training
+from flowers_torch.training.step import train_epoch
 
 RUNTIME = Runtime(torch.device("cpu"), "fp32", "for a test")
 

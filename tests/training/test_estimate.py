@@ -3,7 +3,7 @@
 import torch
 
 from flowers_torch.models.freeze import apply_rules, rules_for, set_train_mode
-from flowers_torch.models.zoo import create_model
+from flowers_torch.models.registry import create_model
 from flowers_torch.training.estimate import estimate
 from flowers_torch.training.runtime import Runtime
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from flowers_torch.errors import UsageError
-from flowers_torch.models.zoo import create_model
+from flowers_torch.models.registry import create_model
 from flowers_torch.training import runtime
 from flowers_torch.training.runtime import Runtime, choose_runtime, deterministic
 

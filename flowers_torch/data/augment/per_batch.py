@@ -1,0 +1,321 @@
+"""Augmentation of whole batches as tensors, on the CPU or the GPU: images in, images out, draws passed in.
+
+The third of three layers that agree: `keras_augment.py` (one image, slow, equal to Keras), `augment.py` (one
+image, torchvision) and this. Images are float tensors (N, 3, H, W) in 0..1. Draws come from `Draws`, which is
+a function of (seed, view, photo): the same photo gets the same variant in whatever batch it comes.
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from flowers_torch.data.augment.keras import FILL_MODES
+
+# Of the RGB values of ImageNet's training photos (Krizhevsky, Sutskever, Hinton 2012), in units of 0..1.
+PCA_VALUES = (0.2175, 0.0188, 0.0045)
+PCA_VECTORS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
+GREY = (0.299, 0.587, 0.114)
+
+
+class Draws:
+    """Random numbers that are counted, not streamed: a function of seed, view, photo and the call's number.
+
+    Args:
+        seed: Of the run.
+        views: Pass over the photos, one number or one a photo (N,); see `loaders.CountedBatches`.
+        positions: (N,) integers, the photos' places in the data set; the draws live on their device.
+    """
+
+    def __init__(self, seed: int, views: int | Tensor, positions: Tensor) -> None:
+        keys = positions.to(torch.int64)
+        for counter in (seed, views):
+            keys = _mix(keys ^ _mix(torch.zeros_like(keys) + counter))
+        self.keys, self.calls = keys, 0
+        self.views = torch.zeros_like(keys) + views
+
+    def uniform(self, count: int, low: float = 0.0, high: float = 1.0) -> Tensor:
+        """(N, count) floats in [low, high)."""
+        steps = torch.arange(self.calls, self.calls + count, device=self.keys.device)
+        self.calls += count
+        bits = _mix(self.keys[:, None] ^ _mix(steps)) & 0xFFFFFF  # 24 bits fill a float's mantissa
+        return bits.float() / 2**24 * (high - low) + low
+
+    def normal(self, count: int) -> Tensor:
+        """(N, count) standard normal floats, by Box and Muller."""
+        radius = (-2 * torch.log(1 - self.uniform(count))).sqrt()
+        return radius * torch.cos(2 * math.pi * self.uniform(count))
+
+
+def _mix(x: Tensor) -> Tensor:
+    """splitmix64's output function (Steele, Lea, Flood 2014) on int64, whose arithmetic wraps around."""
+    x = x + -0x61C8864680B583EB
+    x = (x ^ _shift(x, 30)) * -0x40A7B892E31B1A47
+    x = (x ^ _shift(x, 27)) * -0x6B2FB644ECCEEE15
+    return x ^ _shift(x, 31)
+
+
+def _shift(x: Tensor, bits: int) -> Tensor:
+    return (x >> bits) & ((1 << (64 - bits)) - 1)  # a logical shift; that of int64 copies the sign
+
+
+def mirror(images: Tensor, draws: Draws, probability: float = 0.5) -> Tensor:
+    """Mirrors each image with a probability."""
+    chosen = draws.uniform(1)[:, :, None, None] < probability
+    return torch.where(chosen, images.flip(-1), images)
+
+
+def resized_crop(
+    images: Tensor,
+    size: int,
+    draws: Draws,
+    scale: tuple[float, float] = (0.3, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    aspects: Tensor | None = None,
+    attempts: int = 10,
+) -> Tensor:
+    """A random part of each image, stretched to (size, size); the twin of torchvision's `RandomResizedCrop`.
+
+    Args:
+        images: (N, 3, H, W).
+        size: Side of the result.
+        draws: Of these images.
+        scale: Share of the area that the part covers.
+        ratio: Its width over its height, drawn by its logarithm.
+        aspects: (N,) width over height of the photos, where the images are squashed ones; W / H if None.
+        attempts: Parts drawn for each image, of which the first that fits is taken. Where none fits it is
+            the largest central part of an allowed ratio.
+    """
+    wide = _aspects(images, aspects)  # (N, 1), in photos' heights
+    areas = draws.uniform(attempts, *scale) * wide
+    ratios = draws.uniform(attempts, math.log(ratio[0]), math.log(ratio[1])).exp()
+    heights, widths = (areas / ratios).sqrt(), (areas * ratios).sqrt()
+    fits = (heights <= 1) & (widths <= wide)
+    chosen, any_fits = fits.int().argmax(1, keepdim=True), fits.any(1, keepdim=True)  # argmax: the first one
+    largest_height, largest_width = (wide / ratio[0]).clamp(max=1), wide.clamp(max=ratio[1])
+    height = torch.where(any_fits, heights.gather(1, chosen), largest_height)
+    width = torch.where(any_fits, widths.gather(1, chosen), largest_width)
+    place = torch.where(any_fits, draws.uniform(2), 0.5)
+    return cut(images, size, place[:, :1], place[:, 1:], height, width / wide)
+
+
+def random_crop(
+    images: Tensor, size: int, draws: Draws, share: float, aspects: Tensor | None = None
+) -> Tensor:
+    """A square part of each image, `share` of its photo's shorter side; other arguments as `resized_crop`."""
+    wide = _aspects(images, aspects)
+    side = share * wide.clamp(max=1)
+    place = draws.uniform(2)
+    return cut(images, size, place[:, :1], place[:, 1:], side, side / wide)
+
+
+def _aspects(images: Tensor, aspects: Tensor | None) -> Tensor:
+    if aspects is None:
+        aspects = torch.full((len(images),), images.shape[-1] / images.shape[-2], device=images.device)
+    return aspects.to(images.dtype)[:, None]
+
+
+def cut(images: Tensor, size: int, down: Tensor, across: Tensor, height: Tensor, width: Tensor) -> Tensor:
+    """A part of each image, stretched to (size, size).
+
+    Args:
+        images: (N, 3, H, W).
+        size: Side of the result.
+        down: (N, 1), where the part lies: 0 at the top, 1 at the bottom.
+        across: (N, 1), 0 at the left, 1 at the right.
+        height: (N, 1), of the part, as a share of H.
+        width: (N, 1), as a share of W.
+    """
+    # grid_sample counts from -1 to 1 between the outer edges of the image.
+    steps = (2 * torch.arange(size, device=images.device) + 1) / size
+    rows = 2 * down * (1 - height) + steps * height - 1
+    columns = 2 * across * (1 - width) + steps * width - 1
+    grid = torch.stack(torch.broadcast_tensors(columns[:, None, :], rows[:, :, None]), dim=-1)
+    return F.grid_sample(images, grid.to(images.dtype), align_corners=False, padding_mode="border")
+
+
+def affine(images: Tensor, matrices: Tensor, fill_mode: str = "nearest", cval: float = 0.0) -> Tensor:
+    """Moves each image by its matrix; the twin of `keras_augment.apply_affine`.
+
+    Args:
+        images: (N, 3, H, W).
+        matrices: (N, 2, 3): where an output pixel (row, column, 1) is read from.
+        fill_mode: "constant", "nearest", "reflect" or "wrap".
+        cval: Fills under "constant".
+    """
+    height, width = images.shape[-2:]
+    rows, columns = torch.meshgrid(
+        torch.arange(height, device=images.device), torch.arange(width, device=images.device), indexing="ij"
+    )
+    at = torch.einsum("nij,jhw->nihw", matrices, torch.stack([rows, columns, torch.ones_like(rows)]).float())
+    return sample(images, at[:, 0], at[:, 1], fill_mode, cval)
+
+
+def draw_affines(
+    draws: Draws,
+    height: int,
+    width: int,
+    rotation: float = 0.0,
+    shift: float = 0.0,
+    shear: float = 0.0,
+    zoom: float = 0.0,
+) -> Tensor:
+    """Matrices (N, 2, 3) for `affine`, around the centre.
+
+    Args:
+        draws: Of the images.
+        height: Of the images.
+        width: Of the images.
+        rotation: Degrees to either side.
+        shift: Share of each side, to either side.
+        shear: Degrees to either side.
+        zoom: z for factors 1 - z .. 1 + z, drawn for each axis; above 1 shows more than the image.
+    """
+    angle, lean = (draws.uniform(1, -d, d)[:, 0].deg2rad() for d in (rotation, shear))
+    move_y, move_x = (draws.uniform(1, -shift, shift)[:, 0] * side for side in (height, width))
+    zoom_y, zoom_x = (draws.uniform(1, 1 - zoom, 1 + zoom)[:, 0] for _ in range(2))
+    cos, sin = angle.cos(), angle.sin()
+    # In (x, y): rotation times shear times zoom; then rows and columns change places.
+    xx, xy = cos * zoom_x, (-cos * lean.sin() - sin * lean.cos()) * zoom_y
+    yx, yy = sin * zoom_x, (-sin * lean.sin() + cos * lean.cos()) * zoom_y
+    middle_y, middle_x = height / 2 - 0.5, width / 2 - 0.5
+    offset_y = middle_y + cos * move_y + sin * move_x - yy * middle_y - yx * middle_x
+    offset_x = middle_x - sin * move_y + cos * move_x - xy * middle_y - xx * middle_x
+    rows = torch.stack([yy, yx, offset_y], dim=1)
+    return torch.stack([rows, torch.stack([xy, xx, offset_x], dim=1)], dim=1)
+
+
+def sample(
+    images: Tensor, rows: Tensor, columns: Tensor, fill_mode: str = "nearest", cval: float = 0.0
+) -> Tensor:
+    """Bilinear values of images (N, C, H, W) at fractional pixel places (N, h, w): images (N, C, h, w)."""
+    if fill_mode not in FILL_MODES:
+        raise ValueError(f"unknown fill mode {fill_mode!r}; there are {', '.join(FILL_MODES)}")
+    height, width = images.shape[-2:]
+    outside = (rows < 0) | (rows > height - 1) | (columns < 0) | (columns > width - 1)
+    rows, columns = _inside(rows, height, fill_mode), _inside(columns, width, fill_mode)
+    # grid_sample counts from -1 to 1 between the centres of the outermost pixels.
+    grid = torch.stack([columns / max(width - 1, 1), rows / max(height - 1, 1)], dim=-1) * 2 - 1
+    values = F.grid_sample(images, grid.to(images.dtype), align_corners=True, padding_mode="border")
+    return torch.where(outside[:, None], cval, values) if fill_mode == "constant" else values
+
+
+def _inside(places: Tensor, size: int, fill_mode: str) -> Tensor:
+    """Places outside of 0 .. size - 1 as those inside with the same value."""
+    if fill_mode == "reflect":  # about the outer edges, half a pixel beyond the outermost centres
+        turned = (places + 0.5).remainder(2 * size)
+        places = torch.minimum(turned, 2 * size - turned) - 0.5
+    elif fill_mode == "wrap":
+        beyond = (places < 0) | (places > size - 1)
+        places = torch.where(beyond, places.remainder(max(size - 1, 1)), places)
+    return places.clamp(0, size - 1)
+
+
+def jitter_colour(
+    images: Tensor, draws: Draws, brightness: float = 0.0, contrast: float = 0.0, saturation: float = 0.0
+) -> Tensor:
+    """Multiplies brightness, contrast and saturation, in this order, by factors within 1 - x .. 1 + x."""
+    factors = [draws.uniform(1, 1 - x, 1 + x)[:, :, None, None] for x in (brightness, contrast, saturation)]
+    return adjust_colour(images, *factors)
+
+
+def adjust_colour(images: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor) -> Tensor:
+    """The same by given factors (N, 1, 1, 1), as torchvision's `adjust_brightness` and so on."""
+    # Only the first line makes a new large tensor: on a CPU their memory costs more than the sums.
+    images = (images * brightness).clamp_(0, 1)
+    mean = _grey(images).mean((2, 3), keepdim=True)
+    images.sub_(mean).mul_(contrast).add_(mean).clamp_(0, 1)
+    grey = _grey(images)
+    return images.sub_(grey).mul_(saturation).add_(grey).clamp_(0, 1)
+
+
+def _grey(images: Tensor) -> Tensor:
+    red, green, blue = images.split(1, dim=1)
+    return (red * GREY[0]).add_(green, alpha=GREY[1]).add_(blue, alpha=GREY[2])
+
+
+def shift_rgb(images: Tensor, draws: Draws, amount: float = 0.08) -> Tensor:
+    """Adds to each channel a value of its own within plus and minus `amount`."""
+    return (images + draws.uniform(3, -amount, amount)[:, :, None, None]).clamp(0, 1)
+
+
+def shift_pca_colour(images: Tensor, draws: Draws, std: float = 0.1) -> Tensor:
+    """AlexNet's colour augmentation: moves all pixels along the principal axes of natural RGB values."""
+    values, vectors = _constant(PCA_VALUES, images.device), _constant(PCA_VECTORS, images.device)
+    shifts = (draws.normal(3) * std * values) @ vectors.T  # (N, 3)
+    return (images + shifts[:, :, None, None]).clamp(0, 1)
+
+
+def erase(
+    images: Tensor,
+    draws: Draws,
+    probability: float = 0.25,
+    scale: tuple[float, float] = (0.02, 0.2),
+    ratio: tuple[float, float] = (0.3, 3.3),
+) -> Tensor:
+    """Fills a random rectangle of some images with their mean colour (random erasing)."""
+    height, width = images.shape[-2:]
+    area = draws.uniform(1, *scale) * height * width
+    aspect = draws.uniform(1, math.log(ratio[0]), math.log(ratio[1])).exp()
+    tall, wide = (area / aspect).sqrt().clamp(max=height), (area * aspect).sqrt().clamp(max=width)
+    top, left = draws.uniform(1) * (height - tall), draws.uniform(1) * (width - wide)
+    inside = _rectangles(top, left, tall, wide, height, width) & (draws.uniform(1)[:, :, None] < probability)
+    return torch.where(inside[:, None], images.mean((2, 3), keepdim=True), images)
+
+
+def _rectangles(top: Tensor, left: Tensor, tall: Tensor, wide: Tensor, height: int, width: int) -> Tensor:
+    """Which pixels' centres lie inside: (N, height, width), from corners and sides (N, 1)."""
+    rows = torch.arange(height, device=top.device) + 0.5
+    columns = torch.arange(width, device=top.device) + 0.5
+    in_rows = (rows >= top) & (rows < top + tall)
+    in_columns = (columns >= left) & (columns < left + wide)
+    return in_rows[:, :, None] & in_columns[:, None, :]
+
+
+def mixup(images: Tensor, targets: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """Blends each image and its target with those of the batch's other end (Zhang et al. 2018).
+
+    Args:
+        images: (N, 3, H, W).
+        targets: (N, classes), rows that sum to 1.
+        share: Of the image itself, 0..1; see `draw_share`.
+    """
+    return torch.lerp(images.flip(0), images, share), torch.lerp(targets.flip(0), targets, share)
+
+
+def cutmix(images: Tensor, targets: Tensor, share: float, draws: Draws) -> tuple[Tensor, Tensor]:
+    """Pastes into each image a rectangle of the image at the batch's other end (Yun et al. 2019).
+
+    Arguments as `mixup`; the targets are blended by the area that the rectangle really covers.
+    """
+    height, width = images.shape[-2:]
+    side = math.sqrt(1 - share)
+    centre = draws.uniform(2)
+    low_y, high_y = ((centre[:, :1] * height + d * side * height / 2).clamp(0, height) for d in (-1, 1))
+    low_x, high_x = ((centre[:, 1:] * width + d * side * width / 2).clamp(0, width) for d in (-1, 1))
+    inside = _rectangles(low_y, low_x, high_y - low_y, high_x - low_x, height, width)
+    kept = 1 - inside.float().mean((1, 2))[:, None]
+    return torch.where(inside[:, None], images.flip(0), images), torch.lerp(targets.flip(0), targets, kept)
+
+
+def draw_share(alpha: float, *counters: int) -> float:
+    """A share from Beta(alpha, alpha), a function of the counters: (seed, epoch, batch)."""
+    return float(np.random.Generator(np.random.Philox(np.random.SeedSequence(counters))).beta(alpha, alpha))
+
+
+def standardize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Subtracts the channels' mean and divides by their deviation: the network's input."""
+    centre, spread = (_constant(tuple(values), images.device)[:, None, None] for values in (mean, std))
+    return (images - centre).div_(spread)
+
+
+@functools.cache
+def _constant(values: tuple[Any, ...], device: torch.device) -> Tensor:
+    """A tensor of them on the device, put there once: the copy waits for all that a GPU has to do."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, device=device)

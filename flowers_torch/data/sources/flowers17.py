@@ -1,0 +1,152 @@
+"""Oxford Flowers-17: 1360 photos, 80 of each of 17 British flowers (Nilsback and Zisserman, CVPR 2006).
+
+The archive has no class folders: `jpg/image_0001.jpg` to `jpg/image_1360.jpg`, 80 after 80. The files stay
+where they are; the number says the class.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from flowers_torch.data.sources.archives import extract_archive, extract_to_cache
+from flowers_torch.data.sources.folders import Photos, list_folder
+from flowers_torch.errors import DataError, UsageError, printable
+from flowers_torch.files import atomic_write, cache_folder, download, file_digest
+
+URL = "https://www.robots.ox.ac.uk/~vgg/data/flowers/17/17flowers.tgz"
+MD5 = "b59a65d8d1a99cd66944d474e1289eab"
+SPLITS_NAME = "datasplits.mat"
+SPLITS_URL = "https://www.robots.ox.ac.uk/~vgg/data/flowers/17/datasplits.mat"
+SPLITS_MD5 = "4828cddfd0d803c5abbdebcb1e148a1e"
+OTHER_WAYS = "give --data FOLDER, --data path/to/17flowers.tgz, or --data demo"
+
+PHOTOS_PER_CLASS = 80
+# In the order of the files. The tutorial that this set is known from lists another order: a bug there.
+CLASSES = tuple(
+    """daffodil snowdrop lily_valley bluebell crocus iris tigerlily tulip fritillary sunflower daisy
+    colts_foot dandelion cowslip buttercup windflower pansy""".split()
+)
+PATHS = tuple(f"jpg/image_{number:04d}.jpg" for number in range(1, PHOTOS_PER_CLASS * len(CLASSES) + 1))
+
+
+def flowers17(
+    archive: Path | None = None,
+    cache: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Photos:
+    """Finds or fetches Flowers-17 and unpacks it into the cache, once.
+
+    Args:
+        archive: A local `17flowers.tgz` (or a re-packed one); downloaded if None.
+        cache: Where downloads and unpacked sets are kept; `files.cache_folder()` if None.
+        progress: Called with bytes so far and bytes in all while downloading.
+
+    Raises:
+        ResourceError: no network, with the other ways on.
+        DataError: the archive is damaged or holds something else.
+    """
+    cache = Path(cache or cache_folder())
+    notes: list[str] = []
+    if archive is not None:
+        folder = extract_to_cache(archive, cache)
+        md5 = file_digest(archive, "md5")
+        if md5 != MD5:
+            notes.append(f"{printable(archive)} is not Oxford's own file (md5 {md5}, theirs is {MD5})")
+        _keep_splits(archive.parent / SPLITS_NAME, folder)
+    else:
+        folder = cache / "flowers17"
+        if not folder.is_dir():
+            extract_archive(download(URL, cache / "17flowers.tgz", MD5, "md5", OTHER_WAYS, progress), folder)
+    return flowers17_folder(folder, tuple(notes))
+
+
+def flowers17_folder(folder: Path, notes: tuple[str, ...] = ()) -> Photos:
+    """The photos of an unpacked archive: `folder/jpg/image_0001.jpg` and on.
+
+    Raises:
+        DataError: photos are missing, or there are others.
+    """
+    found = [f"jpg/{name}" for name in list_folder(folder / "jpg")[1] if name.endswith(".jpg")]
+    missing, extra = sorted(set(PATHS) - set(found)), sorted(set(found) - set(PATHS))
+    if missing or extra:
+        first = printable((missing or extra)[0])
+        raise DataError(
+            f"{printable(folder)} is not Flowers-17: {len(missing)} of {len(PATHS)} photos missing, "
+            f"{len(extra)} others (first: {first})",
+            "remove this folder and unpack the archive again",
+        )
+    return whole_set(folder, notes)
+
+
+def whole_set(folder: Path, notes: tuple[str, ...] = ()) -> Photos:
+    """All 1360 photos below a folder, whether they are there or not."""
+    labels = tuple(index // PHOTOS_PER_CLASS for index in range(len(PATHS)))
+    return Photos("flowers17", folder, CLASSES, PATHS, labels, notes=notes)
+
+
+def is_from_flowers17(photos: Photos) -> bool:
+    """Whether photos are those of this set, or what an exclude list left of them."""
+    return photos.classes == CLASSES and set(photos.paths) <= set(PATHS)
+
+
+def by_file_name(split: dict[str, list[int]], photos: Photos) -> dict[str, list[int]]:
+    """A split of the whole set as indices into the photos that are left of it."""
+    index = {path: i for i, path in enumerate(photos.paths)}
+    return {part: [index[PATHS[i]] for i in members if PATHS[i] in index] for part, members in split.items()}
+
+
+def is_flowers17(folder: Path) -> bool:
+    """Whether a folder is laid out like the unpacked archive."""
+    return (folder / PATHS[0]).is_file() and (folder / PATHS[-1]).is_file()
+
+
+def official_split(photos: Photos, which: int, cache: Path | None = None) -> dict[str, list[int]]:
+    """One of Oxford's own three splits, 680/340/340 photos without those that are excluded.
+
+    Args:
+        photos: From `flowers17`, all or some of them.
+        which: 1, 2 or 3.
+        cache: Where `datasplits.mat` is kept; `files.cache_folder()` if None.
+
+    Raises:
+        ResourceError: `datasplits.mat` lay neither beside the archive nor in the cache, and no network.
+        DataError: the file is not Oxford's.
+        UsageError: no such split, or SciPy, which reads the file, is not installed.
+    """
+    if which not in (1, 2, 3):
+        raise UsageError(f"Oxford has splits 1, 2 and 3, not {which}", "choose one of them")
+    path = photos.root / SPLITS_NAME
+    if not path.exists():  # nothing is written beside the photos: the folder may be a user's own
+        path = Path(cache or cache_folder()) / SPLITS_NAME
+    if not path.exists():
+        ways_on = f"put {SPLITS_NAME} beside the archive, or use a split of fractions"
+        download(SPLITS_URL, path, SPLITS_MD5, "md5", ways_on)
+    try:
+        from scipy.io import loadmat
+    except ImportError as error:
+        raise UsageError("Oxford's splits need SciPy", "pip install scipy") from error
+    keys = {"train": f"trn{which}", "val": f"val{which}", "test": f"tst{which}"}
+    try:
+        content = loadmat(path, variable_names=list(keys.values()))
+        split = {part: np.sort(content[key].ravel().astype(np.int64) - 1) for part, key in keys.items()}
+    except Exception as error:  # SciPy's readers raise ValueError, TypeError, KeyError, ... on other files
+        raise _not_oxfords(path) from error
+    numbers = np.concatenate(list(split.values()))
+    if not np.array_equal(np.sort(numbers), np.arange(len(PATHS))):
+        raise _not_oxfords(path)
+    return by_file_name({part: indices.tolist() for part, indices in split.items()}, photos)
+
+
+def _not_oxfords(path: Path) -> DataError:
+    return DataError(
+        f"{printable(path)} does not split the {len(PATHS)} photos into train, val and test",
+        f"remove it, or put Oxford's own there ({SPLITS_URL})",
+    )
+
+
+def _keep_splits(source: Path, folder: Path) -> None:
+    """Copies `datasplits.mat` to the unpacked photos, where `official_split` looks for it."""
+    if source.is_file() and not (folder / SPLITS_NAME).exists():
+        with atomic_write(folder / SPLITS_NAME) as file:
+            file.write(source.read_bytes())

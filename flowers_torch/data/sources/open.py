@@ -1,0 +1,89 @@
+"""`--data SOURCE`: from what a person typed to a set of photos."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from flowers_torch.data.sources.archives import SUFFIXES, archive_name, extract_to_cache, staged_folder
+from flowers_torch.data.sources.arrays import HDF5_SUFFIXES, cifar10, is_cifar10, read_hdf5
+from flowers_torch.data.sources.flowers17 import flowers17, flowers17_folder, is_flowers17
+from flowers_torch.data.sources.folders import Photos, find_parts, find_photos, list_folder
+from flowers_torch.data.sources.shards import find_shards, read_shards
+from flowers_torch.data.sources.tables import read_table
+from flowers_torch.errors import DataError, printable
+from flowers_torch.files import cache_folder
+
+ACCEPTED = (
+    "a folder of class folders or with train/val/test, a .tgz, .tar or .zip of one, a .csv of file,label, "
+    "a folder or pattern of .tar shards, an .h5 of arrays, CIFAR-10's folder, cifar10, flowers17, or demo"
+)
+CIFAR10_FOLDER = "cifar-10-batches-py"  # in cifar-10-python.tar.gz
+DEMO_VERSION = 1  # raise when draw_demo draws something else, so that nobody keeps the old pictures
+
+
+def open_photos(
+    source: str | Path,
+    cache: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    fewest: int = 2,
+) -> Photos:
+    """Finds the photos of any source.
+
+    Args:
+        source: A folder (of class folders, or split already), an archive of one, a table of labels,
+            tar shards (their folder or a pattern), an HDF5 file, CIFAR-10's folder or archive, `cifar10`,
+            `flowers17` or `demo`. A folder called so is reached as `./demo`.
+        cache: Where fetched, unpacked and drawn sets are kept; `files.cache_folder()` if None.
+        progress: Called with bytes so far and bytes in all while downloading.
+        fewest: Classes that a folder must hold.
+
+    Raises:
+        DataError: nothing of that name, or nothing usable in it.
+        ResourceError: no network or no space.
+    """
+    cache = Path(cache or cache_folder())
+    if str(source) == "demo":
+        return _demo(cache)
+    if str(source) == "flowers17":
+        return flowers17(cache=cache, progress=progress)
+    if str(source) == "cifar10":
+        return cifar10(cache)
+    path = Path(source).expanduser()  # guard: K06
+    if is_cifar10(path):
+        return cifar10(cache, path.resolve())
+    if shards := find_shards(path):
+        return read_shards(shards)
+    if path.is_dir():
+        return flowers17_folder(path) if is_flowers17(path) else find_photos(path, fewest=fewest)
+    if path.suffix.lower() in (".csv", ".tsv") and path.exists():
+        return read_table(path)
+    if path.suffix.lower() in HDF5_SUFFIXES and path.is_file():
+        return read_hdf5(path, cache)
+    if path.name.lower().endswith(SUFFIXES) and path.exists():
+        return _archive(path, cache)
+    what = "is no archive of a known kind" if path.exists() else "does not exist"
+    raise DataError(f"--data {printable(source)} {what}", f"give {ACCEPTED}")
+
+
+def _archive(path: Path, cache: Path) -> Photos:
+    folder = extract_to_cache(path, cache)
+    if is_flowers17(folder):
+        return flowers17(path, cache)
+    if is_cifar10(folder / CIFAR10_FOLDER):
+        return cifar10(cache, folder / CIFAR10_FOLDER)
+    while not find_parts(folder):  # most archives hold one folder that holds everything
+        folders, _ = list_folder(folder)
+        inner = list_folder(folder / folders[0])[0] if len(folders) == 1 else []
+        if not inner:
+            break
+        folder = folder / folders[0]
+    return find_photos(folder, archive_name(path))
+
+
+def _demo(cache: Path) -> Photos:
+    folder = cache / f"demo-v{DEMO_VERSION}"
+    if not folder.is_dir():
+        from flowers_torch.data.sources.demo import draw_demo
+
+        with staged_folder(folder) as staging:
+            draw_demo(staging)
+    return find_photos(folder, "demo")

@@ -1,0 +1,248 @@
+"""A trained model learns more photos or classes: from its own weights on, and held against what it was.
+
+The run's photos keep their parts, the new ones join them so that no test is spoiled (`data/growth.py`). All
+are linked into the new run's folder, which from there on is a run like any other.
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowers_torch.runs import recipe
+from flowers_torch.config import Config, load_config, split_fractions, with_absolute_paths
+from flowers_torch.data.quality.filter import admit
+from flowers_torch.data.sources.folders import Photos
+from flowers_torch.data.splits.extension import Member, grow
+from flowers_torch.data.quality.scan import inspect_photos
+from flowers_torch.data.sources.open import open_photos
+from flowers_torch.data.splits.split_file import fingerprint, read_split
+from flowers_torch.data.splits.assign import PARTS
+from flowers_torch.data.sources.tar_members import split_path
+from flowers_torch.errors import DataError, ResourceError, UsageError, printable
+from flowers_torch.evaluation.predictions import Predictions, load_predictions
+from flowers_torch.evaluation.comparison import Comparison, compare
+from flowers_torch.evaluation.evaluate import answer_photos
+from flowers_torch.files import write_json
+from flowers_torch.models.checkpoint import load_classifier
+from flowers_torch.runs.experiment import photos_of
+from flowers_torch.runs.folder import new_run_folder
+from flowers_torch.training.checkpoint import MODEL_FILE
+from flowers_torch.log import RESULT, log
+from flowers_torch.training.runtime import choose_runtime, runtime_of_run
+
+PHOTOS_FOLDER = "photos"  # of links, in the new run
+UPDATE_FILE = "update.json"
+
+
+def update(
+    folder: Path,
+    source: str,
+    changes: dict[str, Any] | None = None,
+    argv: list[str] | None = None,
+    data: str = "",
+) -> Path:
+    """Trains a run's model further with more photos, and compares the two.
+
+    Args:
+        folder: The finished run.
+        source: New photos, as `open_photos` takes them; those that the run knows may be among them.
+        changes: To the run's configuration, as `load_config` takes them.
+        argv: The command, for the record.
+        data: The place of the run's own photos now; empty where they have not moved.
+
+    Returns:
+        The new run's folder, with the comparison in `update.json`.
+
+    Raises:
+        UsageError: no finished run, or nothing new.
+        DataError: the run's photos are gone or changed, or a new photo would spoil the comparison.
+    """
+    if not (folder / MODEL_FILE).is_file() or not (folder / "config.toml").is_file():
+        raise UsageError(f"{printable(folder)} is no run with weights", "name the folder of a finished run")
+    former = with_absolute_paths(load_config(data=data, file=str(folder / "config.toml")))
+    config = _config_of_update(folder, former, changes or {})
+    shares = split_fractions(former.split) or split_fractions(Config.split) or ()
+    with photos_of(folder, former):
+        known = open_photos(former.data)
+    old = former_photos(folder, known)
+    found = open_photos(source, fewest=1)
+    quarantine = former.quarantine if found.root.resolve() == known.root.resolve() else ""
+    new = admit(found, quarantine, "none", config.skip_bad).photos
+    seen = dict(zip(known.paths, inspect_photos(known), strict=True))
+    added = grow(old, [seen[member.name] for member in old], new, inspect_photos(new), shares, former.seed)
+    if not added:
+        raise UsageError(f"{printable(source)} holds no photo that the run does not know", "add new ones")
+    out = new_run_folder(config.out, known.name, config.arch)
+    link_photos([*old, *added], out / PHOTOS_FOLDER)
+    counts = ", ".join(f"{sum(m.part == part for m in added)} {part}" for part in PARTS)
+    fresh = sorted({m.label for m in added} - {m.label for m in old})
+    classes = f"; new classes: {printable(', '.join(fresh))}" if fresh else ""
+    log.info(f"data     {len(added)} new photos ({counts}) beside the {len(old)} of the run{classes}")
+    config = dataclasses.replace(config, data=str(out / PHOTOS_FOLDER), out=str(out))
+    again = [
+        "flowers-torch",
+        "update",
+        str(folder.absolute()),
+        with_absolute_paths(dataclasses.replace(former, data=source)).data,
+    ]
+    recipe.train(config, overwrite=True, argv=argv or again)
+    hold_against(folder, out, config.device)
+    return out
+
+
+def _config_of_update(folder: Path, former: Config, changes: dict[str, Any]) -> Config:
+    """The former run's options, except for what this machine or the new photos decide."""
+    here = runtime_of_run(changes.get("device", "auto"), former.precision, former.channels_last)
+    overrides = {
+        "weights": str((folder / MODEL_FILE).absolute()),
+        "out": "",
+        "quarantine": "",
+        "keras_input": "",
+        "groups": "twins",
+        "device": "auto",
+        "threads": 0,
+        "precision": here.precision,
+        "channels_last": here.channels_last,
+    }
+    config = load_config(file=str(folder / "config.toml"), overrides=overrides | changes)
+    if not split_fractions(config.split):  # named splits are those of Flowers-17 alone
+        config = dataclasses.replace(config, split=Config.split)
+    return config
+
+
+def former_photos(folder: Path, photos: Photos) -> list[Member]:
+    """The photos of a finished run with their parts.
+
+    Args:
+        folder: The run.
+        photos: What its data are now; more than then do no harm.
+
+    Raises:
+        DataError: some are gone or have other bytes than then.
+    """
+    label = dict(zip(photos.paths, photos.labels, strict=True))
+    parts: dict[str, dict[str, str]] = read_split(folder / "split.json")["parts"]
+    lost = [
+        name
+        for members in parts.values()
+        for name, mark in members.items()
+        if name not in label or fingerprint(photos.root / name) != mark
+    ]
+    if lost:
+        raise DataError(
+            f"{len(lost)} photos of {printable(folder)} are gone or changed (first: {printable(lost[0])})",
+            "restore them, or begin a new run",
+        )
+    return [
+        Member(photos.root / name, photos.classes[label[name]], part, name, photos.groups.get(name, ""))
+        for part, members in parts.items()
+        for name in members
+    ]
+
+
+def link_photos(members: Sequence[Member], folder: Path) -> None:
+    """Lays links to photos out as `folder/<part>/<class>/<photo>`; copies where there can be no links.
+
+    Raises:
+        UsageError: photos inside of tar archives, or a class whose name can be no folder's.
+        ResourceError: the folder cannot be written.
+    """
+    for member in members:
+        if split_path(member.file):
+            raise UsageError(
+                f"{printable(member.name)} lies in a tar archive, which cannot be linked to", "unpack it"
+            )
+        if member.label.startswith(".") or set(member.label) & set("/\\\0"):
+            raise UsageError(f"class {printable(member.label, 40)} can be no folder's name", "rename it")
+    taken: set[Path] = set()
+    try:
+        for member in members:
+            place = folder / member.part / member.label
+            place.mkdir(parents=True, exist_ok=True)
+            stem, suffix = os.path.splitext(member.file.name)
+            link, number = place / member.file.name, 2
+            while link in taken:
+                link, number = place / f"{stem}-{number}{suffix}", number + 1
+            taken.add(link)
+            try:
+                link.symlink_to(member.file.resolve())
+            except NotImplementedError:
+                shutil.copy2(member.file, link)
+    except OSError as error:
+        raise ResourceError(
+            f"cannot link the photos into {printable(folder)}: {error.strerror}", "choose another --out"
+        ) from error
+
+
+def hold_against(former: Path, folder: Path, device: str = "auto") -> Comparison:
+    """Compares a run with the one it came from, on its test photos, which neither has seen.
+
+    Only photos of classes that both know count; of the others it is said how many are right. Writes
+    `update.json` and says the result.
+
+    Args:
+        former: The run of before.
+        folder: The finished new run.
+        device: Where to run the former network.
+    """
+    after = load_predictions(folder)
+    network, record = load_classifier(former)
+    photos = Path(load_config(file=str(folder / "config.toml")).data)
+    labels = after.labels["test"]
+    known = torch.tensor([name in record.classes for name in after.classes])
+    shared = known[labels].nonzero()[:, 0]
+    paths = [after.paths["test"][i] for i in shared.tolist()]
+    runtime = choose_runtime(device, "fp32")
+    place = {name: row for row, name in enumerate(after.classes)}
+    answers = answer_photos(
+        runtime.place(network),
+        record.preprocessing,
+        [photos / path for path in paths],
+        labels[shared].tolist(),
+        runtime,
+    )
+    # The logits of before in the columns of now: what the former network does not know it cannot answer.
+    logits = torch.full((len(paths), len(after.classes)), -torch.inf)
+    columns = [column for column, name in enumerate(record.classes) if name in place]
+    logits[:, [place[record.classes[column]] for column in columns]] = answers.logits[:, columns]
+    result = compare(
+        _alone(after.classes, record.temperature, paths, logits, labels[shared]),
+        _alone(after.classes, after.temperature, paths, after.logits["test"][shared], labels[shared]),
+    )
+    right = after.logits["test"].argmax(1) == labels
+    fresh = {
+        name: [int((right & (labels == label)).sum()), int((labels == label).sum())]
+        for label, name in enumerate(after.classes)
+        if not known[label]
+    }
+    _tell(former, folder, result, fresh)
+    return result
+
+
+def _tell(former: Path, folder: Path, result: Comparison, fresh: dict[str, list[int]]) -> None:
+    before, now = (count / result.photos for count in (result.first_correct, result.second_correct))
+    low, high = result.interval
+    log.log(
+        RESULT,
+        f"update   {result.photos} test photos that neither saw: {before:.4f} before (first), {now:.4f} now "
+        f"(second), {now - before:+.4f} (95% bootstrap {low:+.4f} .. {high:+.4f}); {result.verdict()}",
+    )
+    for name, (right, photos) in fresh.items():
+        log.log(RESULT, f"new      {printable(name, 60)}: {right} of {photos} test photos right")
+    if result.p_value < 0.05 and now < before:
+        log.info(f"note     keep {printable(former)}, or train longer: it has lost what it knew")
+    content = dataclasses.asdict(result) | {"former": str(former.absolute()), "new_classes": fresh}
+    write_json(folder / UPDATE_FILE, json.loads(json.dumps(content)))
+
+
+def _alone(
+    classes: tuple[str, ...], temperature: float, paths: list[str], logits: Tensor, labels: Tensor
+) -> Predictions:
+    return Predictions(classes, temperature, {"test": tuple(paths)}, {"test": logits}, {"test": labels})

@@ -1,0 +1,105 @@
+"""The preview shows what the policies do, and writes nothing but what it says."""
+
+import argparse
+import dataclasses
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from flowers_torch.commands import preview
+from flowers_torch.data.augment.keras import KerasAugment
+from flowers_torch.data.augment.preview import (
+    PREVIEW_POLICIES,
+    TUTORIAL,
+    choose_photos,
+    contact_sheet,
+    variants,
+)
+from flowers_torch.data.sources.folders import find_photos
+from flowers_torch.errors import UsageError
+
+
+def photo(seed: int = 0) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).resize((80, 60), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for i in range(12):
+        path = tmp_path / f"set/{'abc'[i % 3]}/{i}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        photo(i).save(path)
+    return tmp_path / "set"
+
+
+@pytest.mark.parametrize("policy", PREVIEW_POLICIES)
+def test_variants(policy):
+    made = variants(photo(), policy, 32, 4, seed=1)
+    assert len(made) == 4 and {picture.size for picture in made} == {
+        (80, 60) if policy == "tutorial" else (32, 32)
+    }
+    again = variants(photo(), policy, 32, 4, seed=1)
+    assert all(np.array_equal(a, b) for a, b in zip(made, again, strict=True))
+    different = {picture.tobytes() for picture in made}
+    assert len(different) == (1 if policy == "none" else 4)
+
+
+def test_the_tutorial_s_ranges():
+    """Rotation 40 degrees, shifts, shear and zoom 0.2, mirror, the nearest pixel outside."""
+    asked = {field.name: getattr(TUTORIAL, field.name) for field in dataclasses.fields(TUTORIAL)}
+    changed = {name: value for name, value in asked.items() if value != getattr(KerasAugment(), name)}
+    assert changed == {
+        "rotation_range": 40,
+        "width_shift_range": 0.2,
+        "height_shift_range": 0.2,
+        "shear_range": 0.2,
+        "zoom_range": TUTORIAL.zoom_range,
+        "horizontal_flip": True,
+    }
+    assert TUTORIAL.fill_mode == "nearest"
+    zooms = [TUTORIAL.draw_affine(np.random.default_rng(seed), 10, 10).zx for seed in range(50)]
+    assert 0.8 <= min(zooms) < 0.85 and 1.15 < max(zooms) <= 1.2
+
+
+def test_the_choice_takes_each_class_in_turn(folder):
+    photos = find_photos(folder)
+    chosen = choose_photos(photos, 7)
+    assert len(set(chosen)) == 7
+    labels = [photos.labels[i] for i in chosen]
+    assert sorted(labels[:3]) == sorted(labels[3:6]) == [0, 1, 2]
+
+
+def test_contact_sheet():
+    red, blue = Image.new("RGB", (40, 20), "red"), Image.new("RGB", (40, 40), "blue")
+    sheet = contact_sheet([[red, blue], [blue]], side=20)
+    assert sheet.size == (52, 52)
+    assert sheet.getpixel((5, 5)) == (255, 0, 0) and sheet.getpixel((30, 10)) == (0, 0, 255)
+    assert sheet.getpixel((10, 40)) == (0, 0, 255) and sheet.getpixel((45, 45)) == (255, 255, 255)
+
+
+def run(*words) -> int:
+    parser = argparse.ArgumentParser()
+    preview.add_arguments(parser)
+    return preview.run(parser.parse_args([str(word) for word in words]))
+
+
+def test_the_command(folder, tmp_path, capsys):
+    assert run(folder, tmp_path / "look", "--n", 7, "--size", 48) == 0
+    names = sorted(path.name for path in (tmp_path / "look").iterdir())
+    assert names == sorted(
+        ["contact_sheet.jpg", *(f"000_{i:02d}.jpg" for i in range(5)), "001_00.jpg", "001_01.jpg"]
+    )
+    assert "7 pictures" in capsys.readouterr().out
+    with pytest.raises(UsageError, match="not empty"):
+        run(folder, tmp_path / "look")
+    one = next(folder.rglob("*.jpg"))
+    run(one, tmp_path / "one", "--policy", "tutorial")
+    assert len(list((tmp_path / "one").iterdir())) == 21
+
+
+@pytest.mark.parametrize("words", [("--policy", "strong"), ("--n", "0"), ("--size", "100000")])
+def test_mistakes(folder, tmp_path, words):
+    with pytest.raises(UsageError, match=words[0]):
+        run(folder, tmp_path / "look", *words)

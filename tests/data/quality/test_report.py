@@ -1,0 +1,354 @@
+"""The check: finds what was planted, spares what is good, touches nothing, survives its photos."""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageFilter
+
+from flowers_torch.commands import check
+from flowers_torch.data.quality import scan
+from flowers_torch.data.quality.duplicates import hash_candidates, near_twins
+from flowers_torch.data.quality.inspection import Inspection, inspect_photo
+from flowers_torch.data.quality.report import audit, leave_out, read_quarantine, write_quarantine
+from flowers_torch.data.quality.scan import inspect_photos
+from flowers_torch.data.sources.folders import find_photos
+from flowers_torch.data.splits.assign import group_pairs
+from flowers_torch.errors import DataError, ResourceError, UsageError
+from flowers_torch.report.gallery import write_gallery
+
+
+def scene(seed: int, width: int = 200, height: int = 160) -> Image.Image:
+    """A detailed picture, different for each seed."""
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (7, 9, 3), dtype=np.uint8))
+    fine = rng.integers(-40, 40, (height, width, 3))
+    pixels = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)).astype(int) + fine
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory):
+    """Two classes of good photos with one of each trouble among them."""
+    root = tmp_path_factory.mktemp("planted") / "set"
+    for name, first in (("a", 0), ("b", 100)):
+        (root / name).mkdir(parents=True)
+        for i in range(25):
+            scene(first + i).save(root / name / f"{i}.jpg", quality=92)
+    (root / "a/copy.jpg").write_bytes((root / "a/3.jpg").read_bytes())
+    (root / "b/contradiction.jpg").write_bytes((root / "a/4.jpg").read_bytes())
+    scene(5).resize((120, 96)).save(root / "a/smaller.jpg", quality=60)
+    scene(106).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(root / "b/mirrored.png")
+    (root / "a/cut.jpg").write_bytes((root / "a/1.jpg").read_bytes()[:3000])
+    (root / "b/page.jpg").write_text("<html>")
+    scene(7).filter(ImageFilter.GaussianBlur(6)).crop((0, 0, 150, 120)).save(root / "a/blurred.jpg")
+    Image.new("RGB", (200, 150), (9, 9, 9)).save(root / "b/blank.jpg")
+    scene(300, 40, 40).save(root / "a/tiny.jpg")
+    scene(301, 400, 100).save(root / "b/strip.jpg")
+    scene(302).convert("L").save(root / "a/grey.jpg")
+    scene(303).save(root / "b/lying.jpg", "PNG")
+    scene(304).convert("RGBA").save(root / "a/alpha.png")
+    scene(305).convert("CMYK").save(root / "b/print.jpg")
+    Image.fromarray(np.asarray(scene(306).convert("L")).astype(np.uint16) * 257).save(root / "a/deep.png")
+    scene(307).save(root / "b/moving.gif", save_all=True, append_images=[scene(308)])
+    (root / "b/notes.txt").write_text("x")
+    return find_photos(root)
+
+
+@pytest.fixture(scope="module")
+def inspected(planted, tmp_path_factory):
+    return inspect_photos(planted, 2, tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def result(planted, inspected):
+    return audit(planted, inspected)
+
+
+def named(result, kind) -> list[list[str]]:
+    groups = [finding.groups for finding in result.findings if finding.kind == kind]
+    assert len(groups) <= 1
+    return sorted(sorted(result.photos.paths[i] for i in group) for group in sum(groups, []))
+
+
+@pytest.mark.parametrize(
+    ("kind", "paths"),
+    [
+        ("unreadable", [["a/cut.jpg"], ["b/page.jpg"]]),
+        ("twins_across_classes", [["a/4.jpg", "b/contradiction.jpg"]]),
+        ("exact_twins", [["a/3.jpg", "a/copy.jpg"]]),
+        ("near_twins", [["a/5.jpg", "a/smaller.jpg"], ["b/6.jpg", "b/mirrored.png"]]),
+        ("blank", [["b/blank.jpg"]]),
+        ("tiny", [["a/tiny.jpg"]]),
+        ("odd_aspect", [["b/strip.jpg"]]),
+        ("blurred", [["a/blurred.jpg"]]),
+        ("grey", [["a/deep.png"], ["a/grey.jpg"]]),
+        ("other_format", [["b/lying.jpg"]]),
+        ("alpha", [["a/alpha.png"]]),
+        ("cmyk", [["b/print.jpg"]]),
+        ("deep", [["a/deep.png"]]),
+        ("several_frames", [["b/moving.gif"]]),
+    ],
+)
+def test_each_planted_trouble_is_found_and_nothing_else(result, kind, paths):
+    assert named(result, kind) == paths
+
+
+def test_the_worst_comes_first(result):
+    damages = [finding.damage for finding in result.findings]
+    assert damages == sorted(damages, reverse=True) and result.findings[0].kind == "unreadable"
+    assert any(finding.kind == "note" and "notes.txt" not in finding.what for finding in result.findings)
+    assert all(finding.todo and "\n" not in finding.what for finding in result.findings)
+
+
+def test_twins_across_the_parts_of_a_split(planted, inspected):
+    index = {path: i for i, path in enumerate(planted.paths)}
+    apart = {"train": [index["a/5.jpg"], index["b/6.jpg"]], "test": [index["a/smaller.jpg"]]}
+    together = {"train": [index["a/5.jpg"], index["a/smaller.jpg"]], "test": [index["b/6.jpg"]]}
+    assert named(audit(planted, inspected, apart), "twins_across_parts") == [["a/5.jpg", "a/smaller.jpg"]]
+    assert named(audit(planted, inspected, together), "twins_across_parts") == []
+
+
+def test_features_find_twins_that_the_hash_misses(planted, inspected):
+    features = np.eye(len(planted), dtype=np.float32)
+    features[10] = features[11] * 2
+    assert [10, 11] in near_twins(planted, inspected, features)
+    assert [10, 11] not in near_twins(planted, inspected)
+
+
+def test_classes_without_a_readable_photo_or_with_few(planted, inspected):
+    gone = [
+        Inspection(error="bad") if label == 1 else seen
+        for label, seen in zip(planted.labels, inspected, strict=True)
+    ]
+    kinds = {finding.kind: finding.what for finding in audit(planted, gone).findings}
+    assert kinds["no_readable_photo"].endswith("b")
+    few = [Inspection(error="bad") if i > 5 else seen for i, seen in enumerate(gone)]
+    assert "a (" in {f.kind: f.what for f in audit(planted, few).findings}["few_photos"]
+
+
+def test_quarantine_round_trip(planted, result, tmp_path):
+    write_quarantine(tmp_path / "quarantine.csv", result)
+    quarantine = read_quarantine(tmp_path / "quarantine.csv")
+    assert quarantine == {
+        "a/4.jpg": "twins_across_classes",
+        "a/copy.jpg": "exact_twins",
+        "a/cut.jpg": "unreadable",
+        "b/blank.jpg": "blank",
+        "b/contradiction.jpg": "twins_across_classes",
+        "b/page.jpg": "unreadable",
+    }
+    clean = leave_out(planted, quarantine)
+    assert set(planted.paths) - set(clean.paths) == set(quarantine) and len(clean) == len(planted) - 6
+    assert (
+        dict(zip(clean.paths, clean.labels, strict=True)).items()
+        <= dict(zip(planted.paths, planted.labels, strict=True)).items()
+    )
+    assert "6 photos are in quarantine" in clean.notes[-1]
+    everything_of_b = {path: "x" for path in planted.paths if path.startswith("b/")}
+    with pytest.raises(DataError, match="no photo of b"):
+        leave_out(planted, everything_of_b)
+    (tmp_path / "other.csv").write_text("path\nx\n")
+    for name in ("other.csv", "none.csv"):
+        with pytest.raises(DataError, match=name):
+            read_quarantine(tmp_path / name)
+
+
+def test_hostile_names_in_every_output(tmp_path):
+    names = ['a/"<script>alert(1).jpg', "b/x\ny\x1b[31m,z.jpg"]
+    for i, name in enumerate([*names, "a/1.jpg", "b/2.jpg"]):
+        (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
+        scene(i).save(tmp_path / "set" / name)
+    odd = os.fsdecode(os.fsencode(tmp_path) + b"/set/b/\xff.jpg")
+    Path(odd).write_bytes(b"")
+    (tmp_path / "set/a/same.jpg").write_bytes((tmp_path / "set" / names[1]).read_bytes())
+    photos = find_photos(tmp_path / "set")
+    found = audit(photos, inspect_photos(photos, 1, tmp_path / "cache"))
+    assert named(found, "unreadable") == [["b/\udcff.jpg"]]
+    json.loads(json.dumps(found.as_json()))
+    write_gallery(tmp_path / "gallery.html", found)
+    page = (tmp_path / "gallery.html").read_text()
+    assert "<script" not in page and "\x1b" not in page
+    write_quarantine(tmp_path / "q.csv", found)
+    assert set(read_quarantine(tmp_path / "q.csv")) == {"b/\udcff.jpg", names[1], "a/same.jpg"}
+
+
+def test_inspections_are_remembered_until_a_photo_changes(planted, tmp_path, monkeypatch):
+    first = inspect_photos(planted, 2, tmp_path)
+    read = []
+    real = scan._inspect_all
+    monkeypatch.setattr(scan, "_inspect_all", lambda paths, *rest: read.extend(paths) or real(paths, *rest))
+    assert inspect_photos(planted, 2, tmp_path) == first and read == []
+    target = planted.root / planted.paths[3]
+    before = target.stat()
+    os.utime(target, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    try:
+        assert inspect_photos(planted, 2, tmp_path) == first and read == [target]
+    finally:
+        os.utime(target, ns=(before.st_atime_ns, before.st_mtime_ns))
+    (memory,) = (tmp_path / "inspections").iterdir()
+    memory.write_text("{")
+    assert inspect_photos(planted, 2, tmp_path) == first and len(read) == 1 + len(planted)
+
+
+DEADLY = """
+import json, os, signal, sys, time
+print("ready", flush=True)
+for line in sys.stdin:
+    path = json.loads(line)
+    if "crash" in path: os.kill(os.getpid(), signal.SIGSEGV)
+    if "stall" in path: time.sleep(60)
+    print(json.dumps({"width": len(path)}), flush=True)
+"""
+
+
+def test_a_photo_that_kills_or_stalls_the_decoder_costs_only_itself(tmp_path, monkeypatch):
+    """The worker is replaced by a program that does what a decoder with a bug does."""
+    names = ["a/1.jpg", "a/crash.jpg", "a/2.jpg", "b/stall.jpg", "b/3.jpg"]
+    for name in names:
+        (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "set" / name).write_bytes(b"x")
+    (tmp_path / "worker.py").write_text(DEADLY)
+    real = scan.subprocess.Popen
+    command = [sys.executable, str(tmp_path / "worker.py")]
+    monkeypatch.setattr(scan.subprocess, "Popen", lambda _, **options: real(command, **options))
+    photos = find_photos(tmp_path / "set")
+    found = dict(zip(photos.paths, inspect_photos(photos, 1, tmp_path, seconds_per_photo=1), strict=True))
+    for name in ("a/crash.jpg", "b/stall.jpg"):
+        assert f"{name} crashes the image decoder, or takes longer than 1 s" in found[name].error
+    assert all(found[name].width and not found[name].error for name in ("a/1.jpg", "a/2.jpg", "b/3.jpg"))
+
+
+def test_a_photo_that_only_fails_once_is_good(tmp_path, monkeypatch):
+    """As when the machine slept or memory ran short: a second process gets a second try."""
+    for name in ("a/1.jpg", "b/2.jpg"):
+        (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
+        scene(1).save(tmp_path / "set" / name)
+    mark = str(tmp_path / "mark")
+    once = f"if not os.path.exists({mark!r}): open({mark!r}, 'w'); os._exit(1)"
+    (tmp_path / "worker.py").write_text(
+        DEADLY.replace('if "crash" in path: os.kill', once + "\n    if 0: os.kill")
+    )
+    real = scan.subprocess.Popen
+    command = [sys.executable, str(tmp_path / "worker.py")]
+    monkeypatch.setattr(scan.subprocess, "Popen", lambda _, **options: real(command, **options))
+    found = inspect_photos(find_photos(tmp_path / "set"), 1, tmp_path)
+    assert (tmp_path / "mark").exists() and not any(seen.error for seen in found)
+
+
+def test_workers_that_do_not_start_are_no_fault_of_the_photos(tmp_path, monkeypatch):
+    (tmp_path / "set/a").mkdir(parents=True)
+    (tmp_path / "set/b").mkdir()
+    for name in ("a/1.jpg", "b/2.jpg"):
+        scene(1).save(tmp_path / "set" / name)
+    real = scan.subprocess.Popen
+    command = [sys.executable, "-c", "raise SystemExit(1)"]
+    monkeypatch.setattr(scan.subprocess, "Popen", lambda _, **options: real(command, **options))
+    with pytest.raises(ResourceError, match="do not start"):
+        inspect_photos(find_photos(tmp_path / "set"), 1, tmp_path)
+
+
+def test_pipes_are_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "x.jpg")
+    assert "no regular file" in inspect_photo(tmp_path / "x.jpg").error
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_the_size_is_that_of_the_upright_photo_however_it_is_decoded(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.effect_noise((2500, 1300), 60).convert("RGB").save(tmp_path / "large.jpg", exif=exif)
+    seen = inspect_photo(tmp_path / "large.jpg")
+    assert (seen.width, seen.height) == ((1300, 2500) if orientation == 6 else (2500, 1300))
+
+
+def test_the_hash_survives_what_the_eye_does(tmp_path):
+    base = scene(1, 300, 240)
+    darker = base.point(lambda v: int(v * 0.7))
+    variants = [base, base.resize((150, 120)), darker, base.crop((3, 3, 297, 237)), scene(2, 300, 240)]
+    seen = []
+    for i, image in enumerate(variants):
+        image.save(tmp_path / f"{i}.jpg", quality=50 if i else 95)
+        seen.append(inspect_photo(tmp_path / f"{i}.jpg"))
+    assert {(i, j) for i, j, _ in hash_candidates(seen)} >= {(0, 1), (0, 2), (0, 3)}
+    assert not any(4 in pair[:2] for pair in hash_candidates(seen))
+    assert group_pairs([(1, 2), (5, 4), (2, 3)]) == [[1, 2, 3], [4, 5]]
+
+
+def run(*words: str) -> int:
+    parser = argparse.ArgumentParser()
+    check.add_arguments(parser)
+    return check.run(parser.parse_args([str(word) for word in words]))
+
+
+def test_the_command(planted, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("FLOWERS_TORCH_CACHE", str(tmp_path / "cache"))
+    before = sorted((str(p), p.stat().st_mtime_ns) for p in planted.root.rglob("*"))
+    with pytest.raises(DataError, match="2 photos cannot be read.*--quarantine"):
+        run(planted.root, "--out", tmp_path / "out", "--json")
+    assert before == sorted((str(p), p.stat().st_mtime_ns) for p in planted.root.rglob("*"))
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == json.loads((tmp_path / "out/check.json").read_text())
+    assert printed["photos"] == len(planted) and printed["findings"][0]["kind"] == "unreadable"
+    page = (tmp_path / "out/gallery.html").read_text()
+    assert page.count("<img") > 10 and "http" not in page
+    assert len(read_quarantine(tmp_path / "out/quarantine.csv")) == 6
+    with pytest.raises(DataError, match="inside the photos"):
+        run(planted.root, "--out", planted.root / "check")
+    with pytest.raises(DataError):
+        run(planted.root)
+    assert "1. [!!!] 2 photos cannot be read" in capsys.readouterr().out
+
+
+def test_twins_by_a_network(tmp_path, monkeypatch, capsys):
+    """A crop moves the hash; the features of a network on constant colours tell what is alike."""
+    monkeypatch.setenv("FLOWERS_TORCH_CACHE", str(tmp_path / "cache"))
+    for i in range(6):
+        path = tmp_path / f"set/{'ab'[i % 2]}/{i}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scene(i).save(path)
+    scene(4).crop((40, 30, 160, 130)).save(tmp_path / "set/a/crop.jpg")
+    (tmp_path / "set/b/bad.jpg").write_bytes(b"")
+    photos = find_photos(tmp_path / "set")
+    index = {path: i for i, path in enumerate(photos.paths)}
+    seen = []
+
+    def features(model, preprocessing, paths, runtime, **_):
+        seen.extend(paths)
+        rows = np.eye(len(paths), dtype=np.float32)
+        names = [path.name for path in paths]
+        rows[names.index("crop.jpg")] = rows[names.index("4.jpg")] + 0.01
+        return torch.from_numpy(rows)
+
+    monkeypatch.setattr("flowers_torch.deploy.features.photo_features", features)
+    monkeypatch.setattr(
+        "flowers_torch.deploy.features.open_network", lambda *words: (None, None, f"loaded {words}")
+    )
+    with pytest.raises(DataError, match="1 photo cannot be read"):
+        run(photos.root, "--embed", "some_net", "--weights", "offline", "--json")
+    out, err = capsys.readouterr()
+    assert "loaded ('some_net', 'offline')" in err
+    found = {finding["kind"]: finding["groups"] for finding in json.loads(out)["findings"]}
+    assert found["near_twins"] == [[photos.paths[index["a/4.jpg"]], "a/crop.jpg"]]
+    assert photos.root / "b/bad.jpg" not in seen and len(seen) == 7
+    with pytest.raises(UsageError, match="--weights is for --embed"):
+        run(photos.root, "--weights", "offline")
+
+
+def test_a_clean_set_passes(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("FLOWERS_TORCH_CACHE", str(tmp_path / "cache"))
+    for i in range(40):
+        path = tmp_path / f"set/{'ab'[i % 2]}/{i}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scene(i, 80, 70).save(path)
+    assert run(tmp_path / "set", "--strict") == 0
+    assert "nothing was found" in capsys.readouterr().out
+    (tmp_path / "set/b/again.jpg").write_bytes((tmp_path / "set/a/0.jpg").read_bytes())
+    assert run(tmp_path / "set") == 0
+    with pytest.raises(DataError, match="several classes at once"):
+        run(tmp_path / "set", "--strict")

@@ -1,0 +1,207 @@
+"""Archives from strangers: nothing outside, no bombs, all or nothing."""
+
+import gzip
+import io
+import os
+import random
+import subprocess
+import sys
+import tarfile
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from flowers_torch.data.sources import archives
+from flowers_torch.data.sources.archives import archive_name, extract_archive, extract_to_cache, staged_folder
+from flowers_torch.errors import DataError, ResourceError
+
+
+def tar_bytes(*members, mode="w:gz") -> bytes:
+    """Members are (name, bytes) or TarInfo."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=mode) as tar:
+        for member in members:
+            if isinstance(member, tarfile.TarInfo):
+                tar.addfile(member)
+            else:
+                info = tarfile.TarInfo(member[0])
+                info.size = len(member[1])
+                tar.addfile(info, io.BytesIO(member[1]))
+    return buffer.getvalue()
+
+
+def zip_bytes(*members) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as content:
+        for name, data in members:
+            content.writestr(name, data)
+    return buffer.getvalue()
+
+
+def special(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, target
+    return info
+
+
+GOOD = (("set/a/1.jpg", b"one"), ("set/b/2.jpg", random.Random(0).randbytes(100_000)))
+
+
+def refuse(tmp_path: Path, content: bytes, match: str, **limits: int) -> None:
+    """The archive is refused, and nothing but the archive itself is there afterwards."""
+    archive = tmp_path / "in" / "set.tgz"
+    archive.parent.mkdir(exist_ok=True)
+    archive.write_bytes(content)
+    with pytest.raises(DataError, match=match):
+        extract_archive(archive, tmp_path / "in" / "out", **limits)
+    assert [path.name for path in archive.parent.iterdir()] == ["set.tgz"]
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz", "zip"])
+def test_unpacks_whatever_the_suffix(tmp_path, mode):
+    archive = tmp_path / "set.bin"
+    archive.write_bytes(
+        zip_bytes(*GOOD) if mode == "zip" else tar_bytes(special(".", tarfile.DIRTYPE), *GOOD, mode=mode)
+    )
+    folder = extract_archive(archive, tmp_path / "out")
+    assert {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*.jpg")} == dict(GOOD)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "set.bin"]
+    (folder / "mark").write_text("")
+    extract_archive(archive, folder)  # is there already: not unpacked again
+    assert (folder / "mark").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["../evil", "a/../../evil", "/tmp/evil", "C:\\evil", "..\\evil", "C:/evil", "a\\..\\..\\e"]
+)
+@pytest.mark.parametrize("pack", [tar_bytes, zip_bytes])
+def test_paths_that_lead_outside(tmp_path, name, pack):
+    refuse(tmp_path, pack(*GOOD, (name, b"evil")), "unsafe path")
+
+
+@pytest.mark.parametrize(
+    "kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE]
+)
+def test_links_and_devices_in_a_tar(tmp_path, kind):
+    members = (special("set/a/link", kind, str(tmp_path)), ("set/a/link/evil", b""))
+    refuse(tmp_path, tar_bytes(*GOOD, *members), "link, device")
+
+
+def test_links_in_a_zip(tmp_path):
+    link = zipfile.ZipInfo("set/link")
+    link.external_attr = 0o120777 << 16
+    refuse(tmp_path, zip_bytes(*GOOD, (link, str(tmp_path))), "link or device")
+
+
+def test_bombs(tmp_path):
+    zeros = ("zeros", bytes(80 * 1024**2))
+    refuse(tmp_path, zip_bytes(zeros), "unpacks to more than")
+    refuse(tmp_path, tar_bytes(zeros), "unpacks to more than")
+    refuse(tmp_path, tar_bytes(*GOOD), "more than 1 members", max_members=1)
+    refuse(tmp_path, zip_bytes(*GOOD), "unpacks to more than 1,000 bytes", max_bytes=1000)
+
+
+def test_a_header_that_claims_gigabytes_of_attributes(tmp_path):
+    """tarfile reads extended headers whole; the claim is refused before memory is asked for."""
+    header = special("pax", tarfile.XHDTYPE)
+    header.size = 7 * 1024**3
+    refuse(tmp_path, gzip.compress(header.tobuf() + bytes(100_000)), "unpacks to more than", max_members=1000)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("mode", ["w", "w:gz", "w:xz", "zip"])
+def test_cut_archives(tmp_path, share, mode):
+    content = zip_bytes(*GOOD) if mode == "zip" else tar_bytes(*GOOD, mode=mode)
+    if mode == "w" and share > 0.9:  # a tar ends in kilobytes of zeros
+        share = 0.9
+    refuse(tmp_path, content[: int(len(content) * share)], "cut off or damaged|no tar or zip")
+
+
+def test_a_tar_cut_between_two_members_is_noticed(tmp_path):
+    refuse(tmp_path, tar_bytes(*GOOD, mode="w")[:1024], "end mark")
+    refuse(tmp_path, gzip.compress(tar_bytes(*GOOD, mode="w")[:1024]), "end mark")
+
+
+def test_flipped_bytes_are_noticed(tmp_path):
+    for content in (zip_bytes(*GOOD), tar_bytes(*GOOD)):
+        flipped = bytearray(content)
+        flipped[len(flipped) // 2] ^= 4
+        refuse(tmp_path, bytes(flipped), "cut off or damaged")
+
+
+def test_what_is_no_archive(tmp_path):
+    refuse(tmp_path, b"<html>404</html>", "web page")
+    refuse(tmp_path, b"words", "no tar or zip")
+    refuse(tmp_path, tar_bytes(), "no files")
+    with pytest.raises(DataError, match="none.tgz"):
+        extract_archive(tmp_path / "none.tgz", tmp_path / "out")
+
+
+def test_encrypted_zip(tmp_path):
+    content = bytearray(zip_bytes(("a/1.jpg", b"x")))
+    content[6] |= 1
+    content[content.index(b"PK\1\2") + 8] |= 1
+    refuse(tmp_path, bytes(content), "encrypted")
+
+
+def test_a_member_listed_twice(tmp_path):
+    refuse(tmp_path, tar_bytes(GOOD[0], GOOD[0]), "twice")
+
+
+def test_a_full_disk_is_a_resource_error(tmp_path, monkeypatch):
+    archive = tmp_path / "set.zip"
+    archive.write_bytes(zip_bytes(*GOOD))
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(archives._Target, "write", full)
+    with pytest.raises(ResourceError, match="No space left"):
+        extract_archive(archive, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["set.zip"]
+
+
+def test_killed_while_unpacking_counts_as_nothing(tmp_path):
+    """kill -9 in the middle: the folder is absent, and the next run starts clean."""
+    archive = tmp_path / "set.tgz"
+    archive.write_bytes(tar_bytes(*GOOD))
+    code = (
+        "import os, signal; from pathlib import Path; from flowers_torch.data import archives\n"
+        "write = archives._Target.write\n"
+        "def die(self, name, source):\n"
+        "    write(self, name, source); os.kill(os.getpid(), signal.SIGKILL)\n"
+        "archives._Target.write = die\n"
+        f"archives.extract_archive(Path({str(archive)!r}), Path({str(tmp_path / 'out')!r}))\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
+    assert not (tmp_path / "out").exists()
+    (leftover,) = tmp_path.glob(".out.*.partial")
+    extract_archive(archive, tmp_path / "out")
+    assert len(list((tmp_path / "out").rglob("*.jpg"))) == 2
+    assert leftover.exists()  # could belong to a run that is still at work
+    old = time.time() - 2 * archives.STALE_SECONDS
+    os.utime(leftover, (old, old))
+    with staged_folder(tmp_path / "out2"), staged_folder(tmp_path / "out"):
+        assert not leftover.exists()
+
+
+def test_another_process_was_faster(tmp_path):
+    with staged_folder(tmp_path / "out") as staging:
+        (staging / "file").write_text("mine")
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out/file").write_text("theirs")
+    assert (tmp_path / "out/file").read_text() == "theirs"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_the_cache_folder_is_named_by_content(tmp_path):
+    archive = tmp_path / "My set.tar.gz"
+    archive.write_bytes(tar_bytes(*GOOD))
+    first = extract_to_cache(archive, tmp_path / "cache")
+    assert first.name.startswith("My set-") and extract_to_cache(archive, tmp_path / "cache") == first
+    archive.write_bytes(tar_bytes(GOOD[0]))
+    assert extract_to_cache(archive, tmp_path / "cache") != first
+    assert archive_name(Path("x.TGZ")) == "x" and archive_name(Path(".zip")) == "archive"

@@ -1,0 +1,229 @@
+"""Arrays as people bring them: what is meant is converted and said, what cannot be meant is an error."""
+
+import hashlib
+import pickle
+import tarfile
+
+import numpy as np
+import pytest
+from torchvision.datasets import CIFAR10
+
+from flowers_torch.data.images import load_image
+from flowers_torch.data.sources.arrays import check_arrays, cifar10, read_hdf5, write_pictures
+from flowers_torch.data.sources.open import open_photos
+from flowers_torch.errors import DataError, ResourceError
+
+RNG = np.random.default_rng(0)
+IMAGES = RNG.integers(0, 256, (12, 10, 14, 3), dtype=np.uint8)
+LABELS = np.arange(12) % 3
+
+
+@pytest.mark.parametrize(
+    ("images", "says"),
+    [
+        (IMAGES, None),
+        (IMAGES.transpose(0, 3, 1, 2), "channels first"),
+        (IMAGES / 255, "0..1: multiplied by 255"),
+        (IMAGES.astype(np.float32), "0..255: rounded"),
+        (IMAGES.astype(np.int64), "0..255: rounded"),
+        ((IMAGES / 255).transpose(0, 3, 1, 2), "channels first"),
+    ],
+)
+def test_image_layouts_and_ranges(images, says):
+    checked = check_arrays(images, LABELS)
+    assert checked.images.dtype == np.uint8 and np.array_equal(checked.images, IMAGES)
+    assert (says is None and checked.notes == ()) or any(says in note for note in checked.notes)
+
+
+@pytest.mark.parametrize("shape", [(12, 10, 14), (12, 10, 14, 1), (12, 1, 10, 14)])
+def test_grey_images(shape):
+    grey = IMAGES[..., 0].reshape(shape)
+    checked = check_arrays(grey, LABELS)
+    assert np.array_equal(checked.images, np.repeat(IMAGES[..., :1], 3, axis=3))
+
+
+@pytest.mark.parametrize(
+    ("images", "says"),
+    [
+        (IMAGES[0, 0], r"shape \(14, 3\)"),
+        (IMAGES[..., :2], "no axis of 1 or 3 channels"),
+        (IMAGES / 127.5 - 1, "values from -1 to 1"),
+        (IMAGES.astype(np.int32) * 4, "values from 0 to 1020"),
+        (np.where(IMAGES == 7, np.nan, IMAGES), "not finite"),
+        (np.array([["x"]]), "shape"),
+        (np.full((12, 4, 4, 3), "x"), "not numbers"),
+        (IMAGES[:0], "shape"),
+    ],
+)
+def test_images_that_cannot_be_meant(images, says):
+    with pytest.raises(DataError, match=f"{says}.*fix: "):
+        check_arrays(images, LABELS[: len(images)])
+
+
+@pytest.mark.parametrize(
+    ("labels", "says"),
+    [
+        (LABELS, None),
+        (LABELS[:, None], "taken as"),
+        (LABELS[None], "taken as"),
+        (np.eye(3)[LABELS], "one-hot"),
+        (LABELS + 1, "shifted"),
+        (LABELS.astype(np.float32), None),
+        (list(LABELS), None),
+    ],
+)
+def test_label_layouts(labels, says):
+    checked = check_arrays(IMAGES, labels, classes=3)
+    assert np.array_equal(checked.labels, LABELS)
+    assert (says is None and checked.notes == ()) or any(says in note for note in checked.notes)
+
+
+@pytest.mark.parametrize(
+    ("labels", "says"),
+    [
+        (LABELS[:-1], r"12 images, but labels of shape \(11,\)"),
+        (LABELS - 1, "from -1 to 1"),
+        (LABELS + 2, "from 2 to 4, expected 0 .. 2"),
+        (LABELS * 0.5, "type float64"),
+        (np.eye(3)[LABELS] * 0.5, "not one-hot"),
+        (np.array(["a"] * 12), "type <U1"),
+    ],
+)
+def test_labels_that_cannot_be_meant(labels, says):
+    with pytest.raises(DataError, match=f"{says}.*fix: "):
+        check_arrays(IMAGES, labels, classes=3)
+
+
+def test_the_declared_size():
+    check_arrays(IMAGES, LABELS, size=(10, 14))
+    with pytest.raises(DataError, match="10x14 .*declared are 14x10"):
+        check_arrays(IMAGES, LABELS, size=(14, 10))
+
+
+def test_arrays_become_photos_without_loss(tmp_path):
+    parts = {"train": (IMAGES, LABELS + 1), "test": (IMAGES[:6] / 255, LABELS[:6])}
+    photos = write_pictures(tmp_path / "set", parts, ["zebra", "ape", "cat"])
+    assert photos.classes == ("zebra", "ape", "cat") and photos.name == "set"
+    assert [list(photos.split.values()).count(part) for part in ("train", "test")] == [12, 6]
+    assert any("train: labels count from 1" in note for note in photos.notes)
+    for path, label in zip(photos.paths, photos.labels, strict=True):
+        index = int(path[-10:-4])
+        assert np.array_equal(np.asarray(load_image(photos.root / path)), IMAGES[index])
+        assert label == LABELS[index]
+    assert write_pictures(tmp_path / "set", {}) == photos  # is there already
+    plain = write_pictures(tmp_path / "plain", {"train": (IMAGES, LABELS)})
+    assert plain.classes == ("0", "1", "2") and plain.split == {} and len(plain) == 12
+
+
+@pytest.mark.parametrize("classes", [["a", "a", "b"], ["a", "../b", "c"], ["a", "", "c"], ["a", ".b", "c"]])
+def test_class_names_that_are_no_folders(tmp_path, classes):
+    with pytest.raises(DataError, match="class names"):
+        write_pictures(tmp_path / "set", {"train": (IMAGES, LABELS)}, classes)
+    assert list(tmp_path.iterdir()) == []
+
+
+def write_h5(path, **entries):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(path, "w") as file:
+        for key, value in entries.items():
+            file[key] = value
+    return path
+
+
+SIGNS = {"list_classes": np.arange(3)}
+TRAIN = {"train_set_x": IMAGES, "train_set_y": LABELS}
+TEST = {"test_set_x": IMAGES[:6], "test_set_y": LABELS[None, :6]}
+
+
+def test_hdf5_of_both_parts_and_of_one_each(tmp_path):
+    both = open_photos(
+        write_h5(tmp_path / "happy.h5", **TRAIN, **TEST, list_classes=[b"no", b"so", b"yes"]), tmp_path
+    )
+    assert both.classes == ("no", "so", "yes") and both.name == "happy" and len(both) == 18
+    path = write_h5(tmp_path / "train_signs.h5", **TRAIN, **SIGNS)
+    assert open_photos(path, tmp_path).split == {}
+    write_h5(tmp_path / "test_signs.h5", **TEST, **SIGNS)
+    photos = open_photos(path, tmp_path)
+    assert photos.classes == ("0", "1", "2") and sorted(set(photos.split.values())) == ["test", "train"]
+    assert open_photos(path, tmp_path) == photos
+
+
+def test_hdf5_that_is_not(tmp_path):
+    with pytest.raises(DataError, match="lacks train_set_x.*holds test_set_x, test_set_y"):
+        read_hdf5(write_h5(tmp_path / "a.h5", **TEST), tmp_path)
+    (tmp_path / "b.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(40))
+    with pytest.raises(DataError, match="b.h5 is no readable HDF5"):
+        read_hdf5(tmp_path / "b.h5", tmp_path)
+    h5py = pytest.importorskip("h5py")
+    write_h5(tmp_path / "other.h5", **TRAIN)
+    path = write_h5(tmp_path / "c.h5", train_set_y=LABELS)
+    with h5py.File(path, "a") as file:
+        file["train_set_x"] = h5py.ExternalLink("other.h5", "/train_set_x")
+    with pytest.raises(DataError, match="lacks train_set_x"):  # links to other files are not followed
+        read_hdf5(path, tmp_path)
+
+
+def test_cifar10_comes_from_torchvision_once(tmp_path, monkeypatch):
+    calls = []
+
+    class Stub:
+        classes = ["airplane", "bird", "automobile"]
+
+        def __init__(self, root, train, download):
+            calls.append((root, train, download))
+            self.data, self.targets = (IMAGES, list(LABELS)) if train else (IMAGES[:6], list(LABELS[:6]))
+
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", Stub)
+    photos = open_photos("cifar10", tmp_path)
+    assert photos.classes == ("airplane", "bird", "automobile") and len(photos) == 18
+    assert cifar10(tmp_path) == photos and calls == [(tmp_path, True, True), (tmp_path, False, True)]
+
+
+def write_cifar10(folder, monkeypatch=None):
+    """Batches in the form of the original ones, which torchvision takes for them by their sums."""
+    folder.mkdir()
+    flat = np.random.default_rng(0).integers(0, 256, (12, 3072), dtype=np.uint8)
+    contents = {f"data_batch_{i + 1}": {"data": flat[2 * i : 2 * i + 2], "labels": [0, 1]} for i in range(5)}
+    contents["test_batch"] = {"data": flat[10:], "labels": [1, 0]}
+    contents["batches.meta"] = {"label_names": ["airplane", "automobile"]}
+    for name, content in contents.items():
+        (folder / name).write_bytes(pickle.dumps(content))
+    if monkeypatch:
+        sums = {name: hashlib.md5((folder / name).read_bytes()).hexdigest() for name in contents}
+        train = [[name, sums[name]] for name in sums if name.startswith("data")]
+        monkeypatch.setattr(CIFAR10, "train_list", train)
+        monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", sums["test_batch"]]])
+        monkeypatch.setattr(CIFAR10, "meta", CIFAR10.meta | {"md5": sums["batches.meta"]})
+    return flat
+
+
+def test_cifar10_s_own_files_as_a_folder_and_as_an_archive(tmp_path, monkeypatch):
+    flat = write_cifar10(tmp_path / "cifar-10-batches-py", monkeypatch)
+    photos = open_photos(tmp_path / "cifar-10-batches-py", tmp_path / "cache")
+    assert photos.classes == ("airplane", "automobile")
+    assert sorted(photos.split.values()) == ["test"] * 2 + ["train"] * 10
+    where = {path: index for index, path in enumerate(photos.paths)}
+    picture = np.asarray(load_image(photos.root / "test" / "automobile" / "000000.png"))
+    assert np.array_equal(picture, flat[10].reshape(3, 32, 32).transpose(1, 2, 0))
+    assert photos.labels[where["test/automobile/000000.png"]] == 1
+    with tarfile.open(tmp_path / "cifar-10-python.tar.gz", "w:gz") as archive:
+        archive.add(tmp_path / "cifar-10-batches-py", "cifar-10-batches-py")
+    unpacked = open_photos(tmp_path / "cifar-10-python.tar.gz", tmp_path / "other")
+    assert unpacked.paths == photos.paths and unpacked.labels == photos.labels
+
+
+def test_batches_with_other_checksums_are_never_unpickled(tmp_path, monkeypatch):
+    write_cifar10(tmp_path / "cifar")
+    monkeypatch.setattr("pickle.load", lambda *_, **__: pytest.fail("unpickled"))
+    with pytest.raises(DataError, match="does not hold CIFAR-10's own files"):
+        open_photos(tmp_path / "cifar", tmp_path / "cache")
+
+
+def test_cifar10_without_network(tmp_path, monkeypatch):
+    def fails(*_, **__):
+        raise RuntimeError("File not found or corrupted.")
+
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", fails)
+    with pytest.raises(ResourceError, match="cannot fetch CIFAR-10.*cifar-10-batches-py"):
+        cifar10(tmp_path)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,214 @@
+"""Tar shards: photos in them are photos like any others, and nothing is unpacked."""
+
+import io
+import json
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from flowers_torch.data.augment.per_image import train_transform
+from flowers_torch.data.images import load_image
+from flowers_torch.data.loading.loaders import PhotoDataset, make_loader
+from flowers_torch.data.quality.filter import admit
+from flowers_torch.data.quality.scan import inspect_photos
+from flowers_torch.data.sources import tar_members
+from flowers_torch.data.sources.open import open_photos
+from flowers_torch.data.sources.shards import find_shards
+from flowers_torch.data.sources.tar_members import members, open_member
+from flowers_torch.data.splits.assign import split_photos
+from flowers_torch.errors import DataError
+
+
+def jpeg(number: int, side: int = 70) -> bytes:
+    pixels = np.random.default_rng(number).integers(0, 256, (5, 5, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC).save(file, "JPEG")
+    return file.getvalue()
+
+
+def write_tar(path, files: dict[str, bytes], **options) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w", **options) as content:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            content.addfile(info, io.BytesIO(data))
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Two shards of class folders."""
+    for shard in range(2):
+        files = {f"{'rose tulip'.split()[i % 2]}/{shard}{i}.jpg": jpeg(10 * shard + i) for i in range(10)}
+        write_tar(tmp_path / f"set/part-{shard}.tar", files | {"README.md": b"hello"})
+    return tmp_path / "set"
+
+
+def test_class_folders_in_shards(folders):
+    photos = open_photos(folders)
+    assert photos.classes == ("rose", "tulip") and photos.counts() == [10, 10] and photos.name == "set"
+    assert photos.paths[0] == "part-0.tar/rose/00.jpg" and photos.split == {}
+    assert any("2 shards" in note for note in photos.notes) and any(
+        ".md (2)" in note for note in photos.notes
+    )
+    assert load_image(photos.root / photos.paths[0]).size == (70, 70)
+    before = sorted(path.name for path in folders.iterdir())
+    admitted = admit(photos)
+    assert not admitted.bad and len(admitted.photos) == 20
+    split = split_photos(photos)
+    assert sorted(sum(split.values(), [])) == list(range(20))
+    assert sorted(path.name for path in folders.iterdir()) == before
+
+
+def test_batches_from_shards_are_those_from_files(folders, tmp_path):
+    photos = open_photos(folders)
+    for path in photos.paths:
+        target = tmp_path / "unpacked" / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(open_member(*tar_members.split_path(photos.root / path)).read())
+
+    def batches(root, workers=0):
+        transform = train_transform("light", 24, (0.5,) * 3, (0.5,) * 3)
+        dataset = PhotoDataset([root / path for path in photos.paths], photos.labels, transform, 3)
+        loader, _ = make_loader(dataset, 7, shuffle=True, workers=workers)
+        return torch.cat([batch.image for batch in loader])
+
+    files = batches(tmp_path / "unpacked")
+    assert torch.equal(batches(folders), files) and torch.equal(batches(folders, workers=1), files)
+
+
+@pytest.mark.parametrize("kind", ["cls", "numbers", "named numbers", "json"])
+def test_labels_beside_the_photos(tmp_path, kind):
+    files = {}
+    for i in range(12):
+        label = ("b", "a", "c")[i % 3]
+        files[f"x{i:03d}.jpg"] = jpeg(i)
+        number = str("bac".index(label))
+        content = {"cls": label, "json": json.dumps({"label": label, "width": 3})}.get(kind, number)
+        files[f"x{i:03d}.{'json' if kind == 'json' else 'cls'}"] = content.encode()
+    write_tar(tmp_path / "0.tar", files)
+    if kind == "named numbers":
+        (tmp_path / "classes.txt").write_text("b\na\nc\n")
+    photos = open_photos(tmp_path)
+    wanted = {"numbers": ("0", "1", "2"), "named numbers": ("b", "a", "c")}.get(kind, ("a", "b", "c"))
+    assert photos.classes == wanted and photos.counts() == [4, 4, 4]
+    assert photos.classes[photos.labels[0]] == ("0" if kind == "numbers" else "b")
+
+
+def test_shards_that_are_split_already(tmp_path):
+    for part, count in (("train", 2), ("val", 1), ("test", 1)):
+        for shard in range(count):
+            files = {f"{name}/{part}{shard}{i}.jpg": jpeg(i) for i in range(3) for name in "ab"}
+            write_tar(tmp_path / f"mine-{part}-{shard:04d}.tar", files)
+    photos = open_photos(tmp_path)
+    assert sorted(photos.split.values()).count("train") == 12 and len(photos.split) == len(photos) == 24
+    assert len(open_photos(f"{tmp_path}/mine-train-{{0000..0001}}.tar")) == 12
+    assert open_photos(f"{tmp_path}/mine-train-*.tar").split == {}
+    assert find_shards(tmp_path / "mine-val-0000.tar") == []  # a single archive is unpacked
+    for pattern, message in (
+        ("mine-train-{0000..0002}.tar", "1 of 3 shards"),
+        ("no-*.tar", "no shard matches"),
+    ):
+        with pytest.raises(DataError, match=message):
+            open_photos(f"{tmp_path}/{pattern}")
+    write_tar(tmp_path / "mine-val-0000.tar", {"a/1.jpg": jpeg(1), "c/1.jpg": jpeg(2)})
+    with pytest.raises(DataError, match="val .*missing b, extra c"):
+        open_photos(tmp_path)
+    write_tar(tmp_path / "mine-more.tar", {"a/1.jpg": jpeg(1)})
+    with pytest.raises(DataError, match="not clear"):
+        open_photos(tmp_path)
+    files = {f"{part}/{name}/1.jpg": jpeg(1) for part in ("Train", "dev") for name in "ab"}
+    write_tar(tmp_path / "one/set.tar", files)
+    assert sorted(open_photos(tmp_path / "one").split.values()) == ["train", "train", "val", "val"]
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"1.jpg": b"x", "2.jpg": b"y"}, "2 of 2 photos.*have no label"),
+        ({"a/1.jpg": b"x"}, "one class only"),
+        ({"a/notes.txt": b"x"}, "hold no photos"),
+        ({"1.jpg": b"x", "1.json": b"{"}, "holds no label"),
+        ({"1.jpg": b"x", "1.json": b"7"}, "holds no label"),
+        ({"1.jpg": b"x", "1.cls": b"\xff"}, "holds no label"),
+        ({"../a/1.jpg": b"x"}, "unsafe path"),
+        ({"/a/1.jpg": b"x"}, "unsafe path"),
+    ],
+)
+def test_shards_that_cannot_be_used(tmp_path, files, message):
+    write_tar(tmp_path / "0.tar", files)
+    with pytest.raises(DataError, match=message):
+        open_photos(tmp_path)
+
+
+def test_numbers_beyond_the_list_of_names(tmp_path):
+    write_tar(tmp_path / "0.tar", {"1.jpg": b"x", "1.cls": b"0", "2.jpg": b"x", "2.cls": b"2"})
+    (tmp_path / "classes.txt").write_text("a\nb\n")
+    with pytest.raises(DataError, match="2 names, the labels reach to 2"):
+        open_photos(tmp_path)
+
+
+def test_a_bad_photo_in_a_shard_is_named(folders):
+    write_tar(folders / "part-2.tar", {"rose/bad.jpg": jpeg(3)[:300], "tulip/good.jpg": jpeg(4)})
+    photos = open_photos(folders)
+    errors = [seen.error for seen in inspect_photos(photos, workers=1) if seen.error]
+    assert len(errors) == 1 and "part-2.tar/rose/bad.jpg" in errors[0]
+
+
+@pytest.mark.parametrize("end", [100, 512 + 4, 1024 + 512])
+def test_cut_shards(tmp_path, end):
+    write_tar(tmp_path / "0.tar", {"a/1.jpg": b"x" * 512, "b/1.jpg": b"y" * 512})
+    whole = (tmp_path / "0.tar").read_bytes()
+    (tmp_path / "0.tar").write_bytes(whole[:end])
+    with pytest.raises(DataError, match=r"0\.tar (is cut off|is no plain tar)"):
+        open_photos(tmp_path)
+
+
+def test_links_compression_and_doubles(tmp_path):
+    write_tar(tmp_path / "0.tar", {"a/1.jpg": b"x"})
+    with tarfile.open(tmp_path / "0.tar", "a") as content:
+        for kind, name in (
+            (tarfile.SYMTYPE, "a/2.jpg"),
+            (tarfile.LNKTYPE, "a/3.jpg"),
+            (tarfile.FIFOTYPE, "a/4.jpg"),
+        ):
+            link = tarfile.TarInfo(name)
+            link.type, link.linkname = kind, "/etc/passwd"
+            content.addfile(link)
+    assert set(members(tmp_path / "0.tar")) == {"a/1.jpg"}
+    with tarfile.open(tmp_path / "1.tar", "w:gz"):
+        pass
+    with pytest.raises(DataError, match="no plain tar.*uncompressed"):
+        members(tmp_path / "1.tar")
+    with tarfile.open(tmp_path / "2.tar", "w") as content:
+        for _ in range(2):
+            content.addfile(tarfile.TarInfo("a/1.jpg"))
+    with pytest.raises(DataError, match="twice"):
+        members(tmp_path / "2.tar")
+    with pytest.raises(DataError, match="cannot read"):
+        members(tmp_path / "absent.tar")
+    with pytest.raises(DataError, match="holds no a/9.jpg"):
+        open_member(tmp_path / "0.tar", "a/9.jpg")
+
+
+def test_a_member_reads_like_a_file(tmp_path):
+    data = bytes(range(256)) * 700
+    write_tar(tmp_path / "0.tar", {"a/1.bin": b"before" * 99, "a/2.bin": data, "a/3.bin": b"behind" * 99})
+    with open_member(tmp_path / "0.tar", "a/2.bin") as file:
+        assert file.read() == data and file.read(5) == b""
+        assert file.seek(-10, 2) == len(data) - 10 and file.read(99) == data[-10:]
+        file.seek(1000)
+        assert file.read(300) == data[1000:1300] and file.tell() == 1300
+        with pytest.raises(OSError, match="negative"):
+            file.seek(-1)
+    assert file.closed
+
+
+def test_a_shard_written_anew_is_listed_anew(tmp_path):
+    write_tar(tmp_path / "0.tar", {"a/1.jpg": b"x"})
+    assert set(members(tmp_path / "0.tar")) == {"a/1.jpg"}
+    write_tar(tmp_path / "0.tar", {"a/1.jpg": b"x", "a/2.jpg": b"y" * 20_000})
+    assert set(members(tmp_path / "0.tar")) == {"a/1.jpg", "a/2.jpg"}

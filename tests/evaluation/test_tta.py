@@ -1,0 +1,58 @@
+"""Views of a photo at test time."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from flowers_torch.data.augment.per_image import eval_transform
+from flowers_torch.errors import UsageError
+from flowers_torch.evaluation.predictions import collect
+from flowers_torch.evaluation.tta import VIEWS, collect_views, view_transform
+from flowers_torch.models.registry import Preprocessing, create_model
+from flowers_torch.training.runtime import Runtime
+
+FP32 = Runtime(torch.device("cpu"), "fp32", "for a test")
+PLAIN = Preprocessing(size=32, mean=(0.5,) * 3, std=(0.5,) * 3)
+
+
+def photo(width: int = 60, height: int = 44) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize("squash", [False, True])
+@pytest.mark.parametrize("crop", [0.875, 1.0])
+@pytest.mark.parametrize("name", VIEWS)
+def test_shapes(name: str, crop: float, squash: bool) -> None:
+    keywords = dataclasses.asdict(dataclasses.replace(PLAIN, crop=crop, squash=squash))
+    views = view_transform(name, **keywords)(photo())
+    assert views.shape == (VIEWS[name], 3, 32, 32)
+    flat = views.flatten(1)
+    assert len({tuple(row.tolist()) for row in flat}) == VIEWS[name]  # no view twice
+    if name in ("none", "flip", "scales"):
+        assert torch.equal(views[0], eval_transform(**keywords)(photo()))
+
+
+def test_mirrors_are_mirrors() -> None:
+    views = view_transform("crop10", **dataclasses.asdict(PLAIN))(photo())
+    assert torch.equal(views[5:], views[:5].flip(3))
+
+
+def test_an_unknown_name() -> None:
+    with pytest.raises(UsageError, match="crop10"):
+        view_transform("crop11", **dataclasses.asdict(PLAIN))
+
+
+def test_the_answer_is_the_mean_probability() -> None:
+    torch.manual_seed(0)
+    model = create_model("test_resnet", 3, size=32)
+    views = torch.randn(4, 2, 3, 32, 32)
+    labels = torch.tensor([0, 1, 2, 0])
+    found = collect_views(model, [(views[:3], labels[:3]), (views[3:], labels[3:])], FP32)
+    each = [collect(model, [(views[:, v], labels)], FP32) for v in range(2)]
+    mean = torch.stack([answers.logits.softmax(1) for answers in each]).mean(0)
+    assert torch.allclose(found.logits.softmax(1), mean, atol=1e-5)
+    assert torch.equal(found.labels, labels)
+    assert torch.allclose(found.features, each[0].features, atol=1e-5)

@@ -1,0 +1,193 @@
+"""The zoo: names, sizes, `create_model` with and without classifier and weights."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import timm
+import torch
+
+from flowers_torch.errors import ModelFileError, UsageError
+from flowers_torch.models.checkpoint import Record, build
+from flowers_torch.models.heads import remove_head
+from flowers_torch.models.inspect.layer_features import features
+from flowers_torch.models.registry import (
+    REGISTRY,
+    check_size,
+    create_model,
+    find_entry,
+    list_models,
+    register,
+)
+from flowers_torch.models.weights import load_weights, plan_weights
+
+SLOW = {"nasnet_large", "nasnet_mobile", "inception_resnet_v2", "densenet201", "resnet152v2", "resnet152"}
+SLOW |= {"densenet169", "resnet101", "resnet101v2", "resnext101"}
+every = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in REGISTRY]
+)
+
+
+def test_names() -> None:
+    names = list_models()
+    assert len(set(names)) == len(names) and {"resnet50", "timm:resnet50", "vit_base_patch16_224"} <= set(
+        names
+    )
+    for name in names[: len(REGISTRY)]:
+        assert name in REGISTRY
+    with pytest.raises(ValueError, match="'vgg16' is registered twice"):
+        register("vgg16", REGISTRY["vgg16"])
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("resnet5", "resnet50"), ("timm:resnet5O", "timm:resnet50"), ("xzq\n", "flowers-torch models")],
+)
+def test_an_unknown_name_gets_near_matches(name: str, near: str) -> None:
+    with pytest.raises(UsageError, match=f"no network is called .*{near}"):
+        create_model(name)
+
+
+@pytest.mark.parametrize("name", ["densenet121", "vgg16", "resnet50", "inception_v3", "resnet50.tv_in1k"])
+def test_timms_own_networks_by_their_names(name: str) -> None:
+    """Ours of that name is another variant; `timm:` before it says whose is meant."""
+    theirs = name if "." in name else f"timm:{name}"
+    with torch.device("meta"):
+        found = create_model(theirs, 5, in_chans=1)
+        assert type(found).__module__.startswith("timm.")
+        assert type(create_model(name.partition(".")[0])).__module__.startswith("flowers_torch.")
+        assert found.eval()(torch.empty(2, 1, 224, 224)).shape == (2, 5)
+    entry = find_entry(theirs)
+    assert entry.timm_name == name and not entry.timm_names
+    assert entry.min_size == find_entry(name.partition(".")[0]).min_size or "." in name
+
+
+@every
+def test_smallest_size_works_and_smaller_is_refused(name: str) -> None:
+    size = find_entry(name).min_size
+    check_size(name, size)
+    with pytest.raises(UsageError, match=f"--size {size - 1} is too small for {name}"):
+        check_size(name, size - 1)
+    with torch.device("meta"):
+        network = create_model(name, 5, size=size).eval()
+        assert network(torch.empty(2, 3, size, size)).shape == (2, 5)
+
+
+@every
+def test_usual_size_works(name: str) -> None:
+    size = find_entry(name).preprocessing.size
+    with torch.device("meta"):
+        network = create_model(name, 5).eval()
+        assert network(torch.empty(2, 3, size, size)).shape == (2, 5)
+
+
+def test_a_record_builds_a_flattening_network_for_its_photos() -> None:
+    preprocessing = find_entry("small_convnet").preprocessing
+    record = Record("small_convnet", ("a", "b", "c"), preprocessing, head_hidden=8, dropout=0.5)
+    assert build(record).eval()(torch.zeros(1, 3, 150, 150)).shape == (1, 3)
+
+
+@pytest.mark.parametrize("source", ["imagenet", "file"])
+@pytest.mark.parametrize(
+    ("name", "options"), [("resnet50", {}), pytest.param("vgg16", {"hidden": ()}, marks=pytest.mark.slow)]
+)
+def test_weights_of_timm_give_its_features(
+    source: str, name: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """All of `--weights imagenet` but for the download (here random weights), and `--weights FILE`."""
+    torch.manual_seed(0)
+    theirs = timm.create_model(name)
+    file = tmp_path / "weights.pth"
+    torch.save(theirs.state_dict(), file)
+    monkeypatch.setattr("flowers_torch.models.weights.fetch_imagenet", lambda arch: file)
+
+    plan = plan_weights(name, "imagenet" if source == "imagenet" else str(file))
+    ours = create_model(name, 5, **(plan.options | options))
+    assert load_weights(ours, name, plan).endswith("head fresh")
+    images = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        expected, found = theirs.eval().forward_features(images), ours.eval().forward_features(images)
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def test_own_file_keeps_its_lineage(tmp_path: Path) -> None:
+    file = tmp_path / "weights.pth"
+    torch.save(create_model("resnet50", 3, lineage="keras").state_dict(), file)
+    plan = plan_weights("resnet50", str(file))
+    assert plan.options == {}
+    assert load_weights(create_model("resnet50", 3), "resnet50", plan).endswith("head loaded")
+
+
+@every
+def test_without_classifier(name: str) -> None:
+    """As include_top=False of Keras: dense layers before the classifier go too."""
+    size = find_entry(name).min_size
+    with torch.device("meta"):
+        network = create_model(name, include_top=False, size=size).eval()
+        features = network(torch.empty(2, 3, size, size))
+        assert features.shape[:2] == (2, network.num_features) and features.ndim == 4
+        assert not any(isinstance(module, torch.nn.Linear) for module in network.modules())
+        remove_head(network, "max")
+        assert network(torch.empty(2, 3, size, size)).shape == (2, network.num_features)
+
+
+@pytest.mark.parametrize("name", ["cifar_resnet", "small_convnet", "test_resnet"])
+@pytest.mark.parametrize("pooling", ["avg", "max"])
+def test_pooled_features(name: str, pooling: Literal["avg", "max"]) -> None:
+    network = create_model(name, in_chans=4, include_top=False, pooling=pooling).eval()
+    images = torch.randn(2, 4, 64, 64)
+    with torch.inference_mode():
+        torch.testing.assert_close(network(images), features(network, images, pooling=pooling))
+
+
+def test_weights_of_a_file_with_and_without_classifier(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.manual_seed(0)
+    source = create_model("cifar_resnet", 7, depth=8).eval()
+    file = tmp_path / "weights.pth"
+    torch.save(source.state_dict(), file)
+    images = torch.randn(2, 3, 32, 32)
+    with torch.inference_mode(), caplog.at_level("INFO", "flowers_torch"):
+        same = create_model("cifar_resnet", 7, weights=str(file), depth=8).eval()
+        assert torch.equal(same(images), source(images)) and "head loaded" in caplog.text
+        caplog.clear()
+        other = create_model("cifar_resnet", 3, weights=str(file), depth=8).eval()
+        assert other(images).shape == (2, 3) and "head fresh" in caplog.text
+        body = create_model("cifar_resnet", weights=str(file), include_top=False, depth=8).eval()
+        assert torch.equal(body(images), source.forward_features(images))
+    with pytest.raises(ModelFileError, match="of another shape .*conv1.weight"):
+        create_model("cifar_resnet", 7, in_chans=1, weights=str(file), depth=8)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"pooling": "avg"}, "pooling='avg' with include_top=True; fix: .* include_top=False"),
+        ({"pooling": "mean", "include_top": False}, "pooling='mean'.*fix: give pooling='avg'"),
+        ({"size": 31}, "--size 31 is too small for vgg16"),
+        ({"alpha": 0.5}, "network vgg16 cannot be built: .*alpha"),
+        ({"weights": "offline"}, "holds tf_efficientnet_lite0, not vgg16"),
+        (
+            {"weights": "none", "keras_input": "tf"},
+            "keras_input=tf is for files of Keras, none is none",
+        ),
+    ],
+)
+def test_what_cannot_be_is_said(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        create_model("vgg16", **arguments)
+
+
+def test_a_network_that_cannot_do_without_its_head() -> None:
+    class Stubborn(torch.nn.Module):
+        def reset_classifier(self, num_classes: int) -> None: ...
+
+    with pytest.raises(UsageError, match="Stubborn has no pooling 'avg' of its features"):
+        remove_head(Stubborn(), "avg")
+
+
+def test_relatives_with_pretrained_weights_exist() -> None:
+    near = [entry.near for entry in REGISTRY.values() if entry.near]
+    assert len(near) >= 5 and all(timm.get_pretrained_cfg(name).has_weights for name in near)
+    assert not any(entry.near and entry.timm_name for entry in REGISTRY.values())

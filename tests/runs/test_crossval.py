@@ -1,0 +1,89 @@
+"""Cross-validation through the command: each photo tested once, by a run that did not train on it."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from flowers_torch.runs import crossval
+from flowers_torch.cli import main
+
+
+@pytest.fixture(scope="module")
+def finished(photo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("crossval") / "out"
+    flags = ["--data", str(photo_folder), "--arch", "test_resnet", "--weights", "none", "--size", "32"]
+    flags += ["--epochs", "1,1", "--device", "cpu", "--precision", "fp32", "--folds", "3", "--out", str(out)]
+    assert main(["crossval", *flags]) == 0
+    return out
+
+
+def test_every_photo_is_tested_once(finished: Path) -> None:
+    with (finished / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    files = [row["file"] for row in rows]
+    assert len(files) == len(set(files)) == 60
+    for fold in range(3):
+        split = json.loads((finished / f"seed0-fold{fold}" / "split.json").read_text())["parts"]
+        assert sorted(split["test"]) == sorted(row["file"] for row in rows if row["fold"] == str(fold))
+        assert not set(split["test"]) & (set(split["train"]) | set(split["val"]))
+
+
+def test_the_summary(finished: Path) -> None:
+    summary = json.loads((finished / "crossval.json").read_text())
+    accuracies = [run["accuracy"] for run in summary["runs"]]
+    assert summary["n"] == 3 and summary["mean"] == pytest.approx(sum(accuracies) / 3)
+    assert summary["std"] >= 0 and summary["finished"]
+    (whole,) = summary["by_seed"]
+    assert whole["photos"] == 60 and whole["accuracy"] == sum(run["correct"] for run in summary["runs"]) / 60
+
+
+def test_an_interrupted_one_goes_on(
+    finished: Path, photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped in the second fold: the first one is kept, the others end as they would have."""
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    shutil.rmtree(out / "seed0-fold2")
+    (out / "seed0-fold1" / "metrics.json").unlink()
+    runs = json.loads((out / "crossval.json").read_text())
+    (out / "crossval.json").write_text(json.dumps(runs | {"runs": runs["runs"][:1], "finished": False}))
+    trained = []
+    real = crossval.recipe.train
+    monkeypatch.setattr(
+        crossval.recipe,
+        "train",
+        lambda config, **options: trained.append(config.out) or real(config, **options),
+    )
+    assert main(["crossval", "--resume", str(out)]) == 0
+    assert [Path(folder).name for folder in trained] == ["seed0-fold1", "seed0-fold2"]
+    assert (out / "predictions.csv").read_text() == (finished / "predictions.csv").read_text()
+    assert json.loads((out / "crossval.json").read_text()) == runs
+
+    split = out / "seed0-fold1" / "split.json"
+    content = json.loads(split.read_text())
+    content["parts"]["val"] = dict(list(content["parts"]["val"].items())[1:])
+    split.write_text(json.dumps(content))
+    assert main(["crossval", "--resume", str(out)]) == 3
+    assert main(["crossval", "--resume", str(tmp_path)]) == 2
+    assert main(["crossval", "--resume", str(out), "--seed", "3"]) == 2
+
+
+def test_a_fold_is_resumed_from_its_saved_state(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    (out / "seed0-fold2" / "resume.safetensors").write_bytes(b"")
+    resumed: list[Path] = []
+    monkeypatch.setattr(crossval.recipe, "resume", lambda folder, changes: resumed.append(folder))
+    crossval.resume(out)
+    assert resumed == [out / "seed0-fold2"]
+
+
+@pytest.mark.parametrize("flags", [["--folds", "2"], ["--repeats", "0"], ["--dry-run"]])
+def test_mistakes(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["crossval", *flags]) == 2
+    assert flags[0] in capsys.readouterr().err

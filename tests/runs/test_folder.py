@@ -1,0 +1,62 @@
+"""The folder of a run: one run at a time, what a killed one left, which is the latest."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from flowers_torch.errors import ResourceError, UsageError
+from flowers_torch.runs.folder import find_run, new_run_folder, run_lock
+
+ROOT = Path(__file__).parent.parent
+HOLD = """
+import sys, time
+from pathlib import Path
+from flowers_torch.runs.folder import run_lock
+with run_lock(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_second_run_is_refused_until_the_first_is_dead(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("kept")
+    (tmp_path / ".resume.safetensors.x.tmp").write_text("half a save")
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, tmp_path], cwd=ROOT, stdout=subprocess.PIPE)
+    try:
+        assert holder.stdout and holder.stdout.readline() == b"held\n"
+        with pytest.raises(UsageError, match=f"in use by process {holder.pid} on "), run_lock(tmp_path):
+            pass
+        with pytest.raises(UsageError, match="in use"):
+            new_run_folder(str(tmp_path), "d", "a", overwrite=True)
+    finally:
+        holder.send_signal(signal.SIGKILL)
+        holder.communicate()
+    with run_lock(tmp_path):  # the lock file is still there, its holder is not
+        assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "mine"]
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ResourceError, match="cannot write to.*--out"):
+        new_run_folder(str(tmp_path / "file" / "run"), "d", "a")
+    with pytest.raises(ResourceError, match="cannot write to"), run_lock(tmp_path / "none"):
+        pass
+
+
+def test_the_latest_run_is_the_one_last_written_to(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no run in"):
+        find_run("latest", tmp_path)
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.toml").write_text("")
+        os.utime(tmp_path / name / "config.toml", (1000, 1000))
+    (tmp_path / "newest but no run").mkdir()
+    (tmp_path / "b" / "log.txt").write_text("x")
+    os.utime(tmp_path / "c" / "config.toml", (time.time() - 50, time.time() - 50))
+    assert find_run("latest", tmp_path) == tmp_path / "b"
+    assert find_run("~/x") == Path.home() / "x"

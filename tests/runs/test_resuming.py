@@ -1,0 +1,62 @@
+"""Going on exactly, or not at all, or with a note."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from flowers_torch.runs import resuming
+from flowers_torch.config import Config
+from flowers_torch.errors import UsageError
+from flowers_torch.runs.resuming import check_exact, run_facts
+from flowers_torch.training.runtime import Runtime
+
+RUNTIME = Runtime(torch.device("cpu"), "fp32", "for a test")
+FOLDER = Path("runs/a")
+
+
+def facts(**changes: object) -> dict[str, str]:
+    return run_facts(dataclasses.replace(Config(), **changes), RUNTIME)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("harmless", [{"workers": 4}, {"data": "elsewhere"}, {"checkpoint_minutes": 9.0}])
+def test_what_changes_no_number_is_no_difference(harmless: dict[str, object]) -> None:
+    """That these change nothing is shown where they are at work: loaders, splits, the crash harness."""
+    assert check_exact(facts(), facts(**harmless), FOLDER, False) == ""
+
+
+@pytest.mark.parametrize(
+    ("change", "row"),
+    [
+        ({"batch_size": 16}, "batch_size +32 -> 16"),
+        ({"precision": "bf16"}, 'precision +"auto" -> "bf16"'),
+        ({"seed": 3}, "seed +0 -> 3"),
+        ({"stages": Config().stages[:1]}, r"stages\.finetune\.lr +0.0003 -> None"),
+    ],
+)
+def test_what_does_is_refused_with_a_table_or_allowed_by_a_flag(
+    change: dict[str, object], row: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    import re
+
+    with caplog.at_level("INFO", "flowers_torch"), pytest.raises(UsageError, match="--allow-config-change"):
+        check_exact(facts(), facts(**change), FOLDER, False)
+    assert re.search(row, caplog.text)
+    allowed = check_exact(facts(), facts(**change), FOLDER, True)
+    assert re.search(row.replace(" +", " "), allowed)
+
+
+def test_another_network_is_another_run() -> None:
+    with pytest.raises(UsageError, match="leave size as it was, or begin anew with --from runs/a"):
+        check_exact(facts(), facts(size=64), FOLDER, True)
+
+
+def test_the_machine_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = facts()
+    monkeypatch.setattr(resuming.torch, "get_num_threads", lambda: 77)
+    with pytest.raises(UsageError, match=r"threads \d+ -> 77"):
+        check_exact(before, facts(), FOLDER, False)
+    processes = run_facts(Config(), RUNTIME, processes=2)
+    with pytest.raises(UsageError, match="processes 1 -> 2"):
+        check_exact(facts(), processes, FOLDER, False)

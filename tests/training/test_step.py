@@ -1,0 +1,273 @@
+"""The training step against plain PyTorch, and what it refuses."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from flowers_torch.errors import DivergedError, ResourceError
+from flowers_torch.models.freeze import apply_rules
+from flowers_torch.training.distributed import World
+from flowers_torch.training.optimizers import make_optimizer
+from flowers_torch.training.regularization import make_average, make_penalty
+from flowers_torch.training.runtime import Runtime
+from flowers_torch.training.state import MAX_SKIPPED_STEPS, Sums, Training
+from flowers_torch.training.step import (
+    class_weights,
+    predict_logits,
+    train_epoch,
+    train_step,
+    train_step_in_memory,
+)
+
+FP32 = Runtime(torch.device("cpu"), "fp32", "for a test")
+BF16 = Runtime(torch.device("cpu"), "bf16", "for a test")
+
+
+class Net(nn.Module):
+    """A linear network with timm's `get_classifier`, and auxiliary logits on request."""
+
+    def __init__(self, auxiliary: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.fc = nn.Linear(12, 3)
+        self.extra = nn.Linear(12, 3) if auxiliary else None
+
+    def get_classifier(self) -> nn.Module:
+        return self.fc
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        x = x.flatten(1)
+        return (self.fc(x), self.extra(x)) if self.extra and self.training else self.fc(x)
+
+
+def training(
+    model: nn.Module, optimizer: str = "sgd", runtime: Runtime = FP32, **settings: object
+) -> Training:
+    groups = apply_rules(model, [("*", 1.0)])
+    made = make_optimizer(optimizer, model, groups, momentum=0.0)
+    return Training(model, made, runtime.scaler(), runtime, **settings)  # type: ignore[arg-type]
+
+
+IMAGES = torch.randn(5, 3, 2, 2, generator=torch.Generator().manual_seed(1))
+LABELS = torch.tensor([0, 1, 2, 0, 0])
+
+
+@pytest.mark.parametrize("auxiliary", [False, True])
+def test_a_step_equals_plain_pytorch(auxiliary: bool) -> None:
+    model, twin = Net(auxiliary), Net(auxiliary)
+    weights = torch.tensor([0.5, 1.0, 2.0])
+    settings = {"class_weights": weights, "label_smoothing": 0.1, "auxiliary_weight": 0.3, "clip_grad": 0.05}
+    outcome = train_step(training(model, **settings), IMAGES, LABELS, lr=0.2)
+
+    optimizer = torch.optim.SGD(twin.parameters(), lr=0.2)
+    output = twin(IMAGES)
+    logits, extra = output if auxiliary else (output, None)
+    loss = F.cross_entropy(logits, LABELS, weight=weights, label_smoothing=0.1)
+    total = (
+        loss + 0.3 * F.cross_entropy(extra, LABELS, weight=weights, label_smoothing=0.1)
+        if auxiliary
+        else loss
+    )
+    total.backward()
+    nn.utils.clip_grad_norm_(twin.parameters(), 0.05)
+    optimizer.step()
+    assert outcome.loss == pytest.approx(loss.item())
+    assert outcome.correct == int((logits.argmax(1) == LABELS).sum())
+    for name, parameter in model.named_parameters():
+        assert torch.allclose(parameter, twin.get_parameter(name), atol=1e-7), name
+
+
+@pytest.mark.parametrize("micro_batch", [0, 2])
+def test_shares_of_one_class_are_that_class(micro_batch: int) -> None:
+    settings = {"class_weights": torch.tensor([0.5, 1.0, 2.0]), "label_smoothing": 0.1}
+    ours, theirs = Net(), Net()
+    shares = F.one_hot(LABELS, 3).float()
+    found = train_step(training(ours, micro_batch=micro_batch, **settings), IMAGES, shares, lr=0.2)
+    expected = train_step(training(theirs, **settings), IMAGES, LABELS, lr=0.2)
+    assert found.loss == pytest.approx(expected.loss) and found.correct == expected.correct
+    torch.testing.assert_close(ours.fc.weight, theirs.fc.weight)
+    mixed = 0.25 * shares + 0.75 * shares.flip(0)
+    loss = train_step(training(Net()), IMAGES, mixed, lr=0.2).loss
+    logits = Net()(IMAGES).detach()
+    parts = [F.cross_entropy(logits, labels) for labels in (LABELS, LABELS.flip(0))]
+    assert loss == pytest.approx(float(0.25 * parts[0] + 0.75 * parts[1]))
+
+
+@pytest.mark.parametrize("poison", ["loss", "gradient"])
+def test_numbers_that_are_not_finite_stop_before_the_update(poison: str) -> None:
+    model = Net()
+    state = training(model, "adamw")
+    images = IMAGES.clone()
+    if poison == "loss":
+        images[2, 0, 0, 0] = torch.nan
+    else:
+        model.fc.weight.register_hook(lambda gradient: gradient * torch.inf)
+    before = model.fc.weight.detach().clone()
+    with pytest.raises(DivergedError, match="lower the learning rate"):
+        train_step(state, images, LABELS, lr=0.01)
+    assert torch.equal(model.fc.weight, before)
+
+
+def test_an_epoch_adds_sums_over_photos_not_means_of_batches() -> None:
+    state, sums = training(Net()), Sums()
+    batches = [(IMAGES, LABELS, torch.arange(5)), (IMAGES[:1], LABELS[:1], torch.arange(1))]
+    rates = list(train_epoch(state, batches, sums, 7, lambda step: step * 0.0 + 1e-9))
+    assert len(rates) == 2 and sums.photos == 6
+    with torch.no_grad():
+        logits = Net()(torch.cat([IMAGES, IMAGES[:1]]))
+    expected = F.cross_entropy(logits, torch.cat([LABELS, LABELS[:1]]))
+    assert sums.mean_loss == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_steps_are_numbered_within_the_stage() -> None:
+    seen: list[int] = []
+
+    def rate(step: int) -> float:
+        seen.append(step)
+        return 0.1
+
+    list(train_epoch(training(Net()), [(IMAGES, LABELS, LABELS)] * 3, Sums(), 7, rate))
+    assert seen == [7, 8, 9]
+
+
+@pytest.mark.parametrize("runtime", [FP32, BF16], ids=lambda runtime: runtime.precision)
+def test_mixed_precision_keeps_float32_parameters_and_learns(runtime: Runtime) -> None:
+    model = Net()
+    state = training(model, "adamw", runtime)
+    losses = [train_step(state, IMAGES, LABELS, lr=0.05).loss for _ in range(40)]
+    assert losses[-1] < 0.3 * losses[0]
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_training_on_cuda(precision: str) -> None:
+    runtime = Runtime(torch.device("cuda"), precision, "for a test")
+    model = runtime.place(Net())
+    state = training(model, "adamw", runtime)
+    losses = [train_step(state, IMAGES, LABELS, lr=0.05).loss for _ in range(40)]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_prediction_keeps_order_and_leaves_no_graph() -> None:
+    model = Net().train()
+    batches = [(IMAGES[:3], LABELS[:3], LABELS[:3]), (IMAGES[3:], LABELS[3:], LABELS[3:])]
+    logits, labels = predict_logits(model, batches, FP32)
+    assert torch.equal(labels, LABELS) and not logits.requires_grad
+    assert torch.allclose(logits, Net()(IMAGES), atol=1e-6)
+
+
+def test_balanced_class_weights() -> None:
+    assert torch.allclose(class_weights([0, 0, 0, 1], 2), torch.tensor([4 / 6, 4 / 2]))
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("micro_batch", [1, 2, 3, 5, 9])
+def test_micro_batches_add_up_to_the_whole_batch(micro_batch: int, weighted: bool) -> None:
+    weights = torch.tensor([0.5, 1.0, 2.0]) if weighted else None
+    whole, parts = Net(), Net()
+    settings = {"class_weights": weights, "label_smoothing": 0.1}
+    first = train_step(training(whole, **settings), IMAGES, LABELS, lr=0.2)
+    second = train_step(training(parts, micro_batch=micro_batch, **settings), IMAGES, LABELS, lr=0.2)
+    assert first.loss == pytest.approx(second.loss) and first.correct == second.correct
+    for name, parameter in whole.named_parameters():
+        assert torch.allclose(parameter, parts.get_parameter(name), atol=1e-6), name
+
+
+def test_a_penalty_joins_the_gradient_and_not_the_loss() -> None:
+    plain, drawn = Net(), Net()
+    start = drawn.fc.weight.detach().clone()
+    first = train_step(training(plain), IMAGES, LABELS, lr=0.1)
+    second = train_step(training(drawn, penalty=make_penalty(drawn, "", l2=0.5)), IMAGES, LABELS, lr=0.1)
+    assert first.loss == pytest.approx(second.loss) and first.correct == second.correct
+    assert torch.allclose(plain.fc.weight - drawn.fc.weight, 0.1 * start, atol=1e-6)
+
+
+def test_the_average_follows_each_step_and_is_what_counts() -> None:
+    model = Net()
+    made = training(model, average=make_average(model, 0.9))
+    for _ in range(3):
+        train_step(made, IMAGES, LABELS, lr=0.2)
+    assert made.average is not None and int(made.average.n_averaged) == 3
+    assert made.evaluated is made.average.module
+    assert not torch.equal(made.average.module.fc.weight, model.fc.weight)
+
+
+def test_divergence_names_the_step_and_the_photos() -> None:
+    images = IMAGES.clone()
+    images[2] = torch.nan
+    batches = [(IMAGES, LABELS, torch.arange(5)), (images, LABELS, torch.arange(5, 10))]
+    names = [f"{n}.jpg" for n in range(10)]
+    epoch = train_epoch(training(Net()), batches, Sums(), 7, lambda step: 1e-3, names.__getitem__)
+    assert next(epoch) == 1e-3
+    with pytest.raises(
+        DivergedError, match=r"learning rate 0\.001 in step 9 of the stage, on 5\.jpg, 6\.jpg"
+    ):
+        next(epoch)
+
+
+def test_loss_scaling_that_skips_for_ever_is_noticed() -> None:
+    model = Net()
+    state = training(model, "adamw")
+    state.scaler = torch.amp.GradScaler("cpu")
+    before = model.fc.weight.detach().clone()
+    spoil = model.fc.weight.register_hook(lambda gradient: gradient * torch.inf)
+    for _ in range(MAX_SKIPPED_STEPS - 1):
+        train_step(state, IMAGES, LABELS, lr=0.01)
+    assert torch.equal(model.fc.weight, before)
+    spoil.remove()
+    train_step(state, IMAGES, LABELS, lr=0.01)
+    assert state.skipped == 0 and not torch.equal(model.fc.weight, before)
+    model.fc.weight.register_hook(lambda gradient: gradient * torch.inf)
+    for _ in range(MAX_SKIPPED_STEPS - 1):
+        train_step(state, IMAGES, LABELS, lr=0.01)
+    with pytest.raises(DivergedError, match="20 steps in a row had gradients beyond fp16"):
+        train_step(state, IMAGES, LABELS, lr=0.01)
+
+
+class Cramped(Net):
+    """Has memory for so many images at once."""
+
+    room = 3
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        if len(x) > self.room and self.training:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return super().forward(x)
+
+
+def test_out_of_memory_halves_the_micro_batch_and_changes_no_gradient(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    images = torch.randn(8, 3, 2, 2, generator=torch.Generator().manual_seed(3))
+    labels = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
+    cramped, roomy = training(Cramped()), training(Net())
+    result = train_step_in_memory(cramped, images, labels, 0.1)
+    assert result.loss == pytest.approx(train_step(roomy, images, labels, 0.1).loss)
+    for name, parameter in cramped.model.named_parameters():
+        assert torch.allclose(parameter, roomy.model.get_parameter(name), atol=1e-6), name
+    assert cramped.micro_batch == 2  # 8, 4, 2
+    assert caplog.text.count("out of memory") == 2 and "gradients of 8 added up" in caplog.text
+
+
+def test_out_of_memory_for_two_photos_is_the_end() -> None:
+    model = Cramped()
+    model.room = 1
+    with pytest.raises(ResourceError, match="out of memory with 2 photos at once; fix: lower --size"):
+        train_step_in_memory(training(model), IMAGES[:4], LABELS[:4], 0.1)
+
+
+class Two(World):
+    """One of two processes, whose partner answers as it does."""
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        return 2 * values
+
+
+def test_out_of_memory_in_one_of_several_processes_ends_it() -> None:
+    cramped = training(Cramped())
+    cramped.world = Two(size=2)
+    with pytest.raises(ResourceError, match="out of memory with 4 photos at once"):
+        train_step_in_memory(cramped, IMAGES[:4], LABELS[:4], 0.1)
