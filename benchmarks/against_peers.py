@@ -27,13 +27,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from processes import TRAIN, Command, gib, record, spread, told
+from processes import TRAIN, Command, gib, info, spread, told
 from torch.utils.flop_counter import FlopCounterMode
 
 from flowers_torch.config import load_config
+from flowers_torch.models.factory import create_model
 from flowers_torch.models.offline_weights import offline_state_dict
-from flowers_torch.models.registry import create_model
-from flowers_torch.runs.experiment import admit_photos, choose_split
+from flowers_torch.runs.experiment import choose_split, open_filtered
 
 HERE = Path(__file__).parent
 IN_KERAS = ("inception_v3", "resnet50")
@@ -129,7 +129,7 @@ def steps(args: argparse.Namespace, folder: Path) -> None:
             how = f" ({', '.join(chosen_ones)} by its probe)" if chosen_ones else ""
             print(f"| {name}{how} | {spread(rates)} |")
             size = {"arch": args.arch, "size": args.size, "batch_size": args.batch_size}
-            record(args.results, what="steps", kind=kind, **size, name=name + how, images_per_second=rates)
+            info(args.results, what="steps", kind=kind, **size, name=name + how, images_per_second=rates)
     for dtype in (torch.float32, torch.bfloat16):
         peak = matmul_peak(dtype)
         print(f"| ceiling, {str(dtype)[6:]}: {peak / 1e9:.0f} G/s in a product | {peak / work:.1f} |")
@@ -141,8 +141,8 @@ def train(args: argparse.Namespace, folder: Path) -> None:
     for seed in map(int, args.seeds.split(",")):
         config = load_config(arch=args.arch, data=args.data, overrides={"seed": seed})
         os.environ["FLOWERS_TORCH_CACHE"] = str(folder / "cache")  # where the peers' photos lie
-        admission = admit_photos(config)
-        known, parts = admission.photos, choose_split(admission.photos, config, admission.twins)
+        admission = open_filtered(config)
+        known, parts = admission.photos, choose_split(admission.photos, config, admission.duplicates)
         photos: dict[str, Any] = {"classes": list(known.classes)}
         for part, rows in parts.items():
             photos[part] = [[str(known.root / known.paths[i]), known.labels[i]] for i in rows]
@@ -160,7 +160,7 @@ def train(args: argparse.Namespace, folder: Path) -> None:
                 run |= {key: value for key, value in row.items() if key != "val_accuracy"}
             run["seconds"] = seconds
             runs[name].append(run)
-            record(args.results, what="train", arch=args.arch, batch_size=args.batch_size, **run)
+            info(args.results, what="train", arch=args.arch, batch_size=args.batch_size, **run)
             epochs = ", ".join(f"{accuracy:.3f} at {at:.0f}" for at, accuracy in run["epochs"])
             print(
                 f"  {name}, seed {seed}: {seconds:.0f} s, test {run['test_accuracy']}; {epochs}", flush=True

@@ -14,13 +14,13 @@ from collections.abc import Callable
 
 import torch
 
-from flowers_torch.data.augment.per_batch import Draws, standardize
-from flowers_torch.data.augment.per_image import POLICIES, train_transform
-from flowers_torch.data.augment.preview import choose_photos
+from flowers_torch.data.augment.per_batch import SampleGenerator, standardize
+from flowers_torch.data.augment.per_image import AUGMENTATIONS, train_transform
+from flowers_torch.data.augment.preview import sample_by_class
 from flowers_torch.data.images import load_image
-from flowers_torch.data.loading.batches import BATCH_POLICIES, batch_policy
-from flowers_torch.data.loading.resize import canvas_transform
-from flowers_torch.data.sources.open import open_photos
+from flowers_torch.data.loading.batches import BATCH_AUGMENTATIONS, batch_augmentation
+from flowers_torch.data.loading.resize import resize_transform
+from flowers_torch.data.sources.open import open_dataset
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 
@@ -43,8 +43,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    photos = open_photos(args.data)
-    paths = [photos.root / photos.paths[i] for i in choose_photos(photos, args.photos)]
+    photos = open_dataset(args.data)
+    paths = [photos.root / photos.paths[i] for i in sample_by_class(photos, args.photos)]
     count = len(paths)
     loaded = [load_image(path) for path in paths]
     aspects = torch.tensor([image.width / image.height for image in loaded])
@@ -52,12 +52,12 @@ def main() -> None:
     print(f"{count} photos of {photos.name}, input {args.size} px; decoding {decode:.2f} ms a photo")
     print("| policy | layer | in a worker, ms | on the device, ms | photos/s with decoding |")
     print("|---|---|---|---|---|")
-    for policy in (name for name in POLICIES if name in BATCH_POLICIES):
+    for policy in (name for name in AUGMENTATIONS if name in BATCH_AUGMENTATIONS):
         one_by_one = train_transform(policy, args.size, MEAN, STD)
-        shrink, augment = canvas_transform(policy, args.size), batch_policy(policy, args.size)
+        shrink, augment = resize_transform(policy, args.size), batch_augmentation(policy, args.size)
 
         def by_batch(canvases: torch.Tensor, augment=augment) -> torch.Tensor:  # type: ignore[no-untyped-def]
-            draws = Draws(0, 0, torch.arange(count))
+            draws = SampleGenerator(0, 0, torch.arange(count))
             return standardize(augment(canvases.float() / 255, draws, aspects), MEAN, STD)
 
         rates: dict[str, list[tuple[float, float]]] = {"photo": [], "batch": []}

@@ -13,10 +13,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from flowers_torch.data.augment.preview import choose_photos
+from flowers_torch.data.augment.preview import sample_by_class
 from flowers_torch.data.images import load_image
 from flowers_torch.data.quality.scan import Worker
-from flowers_torch.data.sources.open import open_photos
+from flowers_torch.data.sources.open import open_dataset
 
 
 def main() -> None:
@@ -31,8 +31,8 @@ def main() -> None:
     parser.add_argument("--photos", type=int, default=600)
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
-    photos = open_photos(args.data)
-    paths = [photos.root / photos.paths[i] for i in choose_photos(photos, args.photos)]
+    photos = open_dataset(args.data)
+    paths = [photos.root / photos.paths[i] for i in sample_by_class(photos, args.photos)]
     with tempfile.TemporaryDirectory() as temporary:
         if args.side:
             for number, path in enumerate(paths):

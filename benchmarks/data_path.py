@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from contestants.ours_steps import CLASSES, Step, make_step
-from processes import record, spread
+from processes import info, spread
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
@@ -28,12 +28,12 @@ from torchvision.io import decode_image
 from torchvision.transforms import v2
 
 from flowers_torch.data.augment.per_image import enough_side, train_transform
-from flowers_torch.data.augment.preview import choose_photos
-from flowers_torch.data.loading.batches import CPU_PHOTOS, TrainingBatches, batch_policy
-from flowers_torch.data.loading.image_cache import keep_images
-from flowers_torch.data.loading.loaders import PhotoDataset, choose_reading, make_loader
-from flowers_torch.data.loading.resize import canvas_side, canvas_transform
-from flowers_torch.data.sources.open import open_photos
+from flowers_torch.data.augment.preview import sample_by_class
+from flowers_torch.data.loading.batches import CPU_PHOTOS, TrainingBatches, batch_augmentation
+from flowers_torch.data.loading.image_cache import make_image_cache
+from flowers_torch.data.loading.loaders import TransformedImages, loader_settings, make_loader
+from flowers_torch.data.loading.resize import resize_transform, resized_side
+from flowers_torch.data.sources.open import open_dataset
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 CROP = 0.875
@@ -56,8 +56,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--results", type=Path, default=Path("data_path.jsonl"))
     args = parser.parse_args()
-    photos = open_photos(args.data)
-    chosen = [photos.root / photos.paths[i] for i in choose_photos(photos, args.photos)]
+    photos = open_dataset(args.data)
+    chosen = [photos.root / photos.paths[i] for i in sample_by_class(photos, args.photos)]
     with tempfile.TemporaryDirectory() as temporary:
         links = []
         for number, path in enumerate(chosen):  # as torchvision wants them: a folder a class
@@ -96,7 +96,7 @@ def measure(args: argparse.Namespace, photos: list[Path], policy: str, step: Ste
         print(f"| {name} | {spread(rates[name])} | {spread(rates[f'{name}, fed'])} | {share} % |", flush=True)
     how = {"arch": args.arch, "size": args.size, "photos": len(photos), "workers": args.workers}
     how |= {"batch_size": args.batch_size, "device": args.device, "precision": step.runtime.precision}
-    record(args.results, policy=policy, folder=root.name, **how, images_per_second=rates)
+    info(args.results, policy=policy, folder=root.name, **how, images_per_second=rates)
 
 
 def timed(batches: Batches, step: Step, at_once: int, feed: bool = True) -> float:
@@ -116,17 +116,17 @@ def paths(args: argparse.Namespace, photos: list[Path], policy: str) -> dict[str
     """Ways from the files to batches, by name; each call begins an epoch."""
     size, labels = args.size, [int(path.parent.name) for path in photos]
 
-    def ours(dataset: PhotoDataset, by_batch: bool) -> Batches:
-        reading = choose_reading(args.workers, torch.device(args.device))
+    def ours(dataset: TransformedImages, by_batch: bool) -> Batches:
+        reading = loader_settings(args.workers, torch.device(args.device))
         loader, order = make_loader(dataset, args.batch_size, shuffle=True, **reading)
-        augment = batch_policy(policy, size) if by_batch else None
+        augment = batch_augmentation(policy, size) if by_batch else None
         return TrainingBatches(loader, order, 0, CLASSES, args.device, augment, MEAN, STD)
 
-    def canvases() -> PhotoDataset:
-        side, folder = canvas_side(policy, size), photos[0].parent.parent
-        enough, view = enough_side(side, CROP), canvas_transform(policy, size)
-        made = PhotoDataset(photos, labels, view, seed=0, draws=False, at_least=enough)
-        made.kept = keep_images(len(photos), side, STORE_BYTES, folder, shared=args.workers > 0)
+    def canvases() -> TransformedImages:
+        side, folder = resized_side(policy, size), photos[0].parent.parent
+        enough, view = enough_side(side, CROP), resize_transform(policy, size)
+        made = TransformedImages(photos, labels, view, seed=0, draws=False, at_least=enough)
+        made.kept = make_image_cache(len(photos), side, STORE_BYTES, folder, shared=args.workers > 0)
         return made
 
     def torchvision(**options: Any) -> Batches:
@@ -142,7 +142,7 @@ def paths(args: argparse.Namespace, photos: list[Path], policy: str) -> dict[str
     known = canvases()
     for _ in ours(known, by_batch=True):
         pass
-    one_by_one = PhotoDataset(photos, labels, train_transform(policy, size, MEAN, STD), seed=0)
+    one_by_one = TransformedImages(photos, labels, train_transform(policy, size, MEAN, STD), seed=0)
     views = torchvision_transform(policy, size)
     return {
         "ours, first epoch": lambda: ours(canvases(), by_batch=True),

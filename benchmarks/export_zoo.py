@@ -21,10 +21,10 @@ import numpy as np
 import torch
 
 from flowers_torch.data.sources.demo import FORMS, draw_picture
-from flowers_torch.deploy.graph import Answers
+from flowers_torch.deploy.graph import Predictions
 from flowers_torch.deploy.onnx_file import describe, parse_onnx, to_onnx
 from flowers_torch.deploy.parity import PHOTOS, compare
-from flowers_torch.models.checkpoint import Record, build
+from flowers_torch.models.checkpoint import ModelInfo, build
 from flowers_torch.models.registry import REGISTRY
 
 PAGE = Path(__file__).parents[1] / "docs" / "export.md"
@@ -56,18 +56,18 @@ def settle(network: torch.nn.Module, size: int) -> None:
 def measure(name: str, threads: int) -> dict[str, Any]:
     """One row of the table."""
     torch.manual_seed(0)
-    record = Record(name, tuple(f"class {i}" for i in range(17)), REGISTRY[name].preprocessing)
-    network = build(record)
-    settle(network, record.preprocessing.size)
-    answers = Answers(network, record).eval()
+    info = ModelInfo(name, tuple(f"class {i}" for i in range(17)), REGISTRY[name].preprocessing)
+    network = build(info)
+    settle(network, info.preprocessing.size)
+    answers = Predictions(network, info).eval()
     start = time.perf_counter()
-    content = to_onnx(answers, describe(record, photos=False))
+    content = to_onnx(answers, describe(info, photos=False))
     seconds = time.perf_counter() - start
     model = parse_onnx(content, Path(name), threads=threads)
     forms = list(FORMS)
     photos = [draw_picture(forms[i % 6], 200, np.random.default_rng(i)) for i in range(PHOTOS)]
     parity = compare(answers, model, photos)
-    size = record.preprocessing.size
+    size = info.preprocessing.size
     image = torch.randn(1, 3, size, size)
     with torch.inference_mode():
         eager = median_ms(lambda: network(image))

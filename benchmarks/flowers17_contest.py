@@ -23,7 +23,7 @@ from flowers_torch.cli import main as flowers_torch
 from flowers_torch.config import Config, load_config
 from flowers_torch.data.splits.assign import exact_split
 from flowers_torch.runs import recipe
-from flowers_torch.runs.experiment import admit_photos
+from flowers_torch.runs.experiment import open_filtered
 
 SIZES = (680, 340, 340)  # Oxford's
 # Nearly all photos that are not tested; two a class remain to choose the epoch and to calibrate.
@@ -95,8 +95,8 @@ def run(
     config: Config, number: int, keep: Path | None, views: bool, sizes: tuple[int, int, int]
 ) -> dict[str, Any]:
     """Trains and tests on one split."""
-    admission = admit_photos(config)
-    split = exact_split(admission.photos, sizes, seed=number, groups=admission.twins)
+    admission = open_filtered(config)
+    split = exact_split(admission.photos, sizes, seed=number, groups=admission.duplicates)
     started = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="contest-", dir=keep))
     config.out = str(folder)

@@ -42,7 +42,7 @@ from flowers_torch.log import console
 from flowers_torch.runs.experiment import prepare
 from flowers_torch.runs.stage import begin_stage, quicken_step
 from flowers_torch.training.runtime import DTYPES, choose_runtime
-from flowers_torch.training.state import Sums
+from flowers_torch.training.state import EpochMetrics
 from flowers_torch.training.step import train_epoch
 
 NETWORKS = {"inception_v3": (299, 75), "resnet50": (224, 32)}  # usual and least side in pixels
@@ -95,7 +95,7 @@ def compare(args: argparse.Namespace, arch: str, size: int, photos: Path) -> Non
                 functools.partial(make, args, arch, size, photos) for make in (timm_loop, torchvision_loop)
             ]
             first, rest = ours.on_photos()
-            record(args, limits, arch, size, "jpegs", "ours, first pass", [rate(args, first, ours.steps)])
+            info(args, limits, arch, size, "jpegs", "ours, first pass", [rate(args, first, ours.steps)])
             runs = {"ours": rest, "timm": others[0](), "torchvision": others[1]()}
         rates: dict[str, list[float]] = {name: [] for name in runs}
         for run in runs.values():
@@ -104,7 +104,7 @@ def compare(args: argparse.Namespace, arch: str, size: int, photos: Path) -> Non
             for name, run in runs.items():
                 rates[name].append(rate(args, run, args.steps))
         for name, found in rates.items():
-            record(args, limits, arch, size, data, name, found, reason=ours.run.runtime.reason)
+            info(args, limits, arch, size, data, name, found, reason=ours.run.runtime.reason)
 
 
 class Ours:
@@ -122,7 +122,7 @@ class Ours:
             batch_size=args.batch_size,
             device=args.device,
         )
-        config.split, config.stages, config.store_gib = "90/5/5", [stage], 16.0
+        config.split, config.stages, config.cache_gib = "90/5/5", [stage], 16.0
         for key, value in options.items():
             setattr(config, key, value)
         self.run = prepare(config)
@@ -136,14 +136,14 @@ class Ours:
 
     def on_noise(self, steps: int) -> int:
         """Trains on a batch that stays on the device."""
-        sums = Sums()
+        sums = EpochMetrics()
         for _ in train_epoch(self.training, [self.noise] * steps, sums, 0, lambda step: 1e-5):
             pass
         return sums.photos
 
     def on_photos(self) -> tuple[Run, Run]:
         """Two functions over the same endless batches, for the first pass and for those behind."""
-        counted = Sums()
+        counted = EpochMetrics()
 
         def endless() -> Iterator[tuple[Tensor, ...]]:
             for self.batches.order.epoch in itertools.count():
@@ -333,7 +333,7 @@ def make_photos(folder: Path, count: int) -> Path:
     return folder
 
 
-def record(
+def info(
     args: argparse.Namespace,
     limits: dict[str, float],
     arch: str,

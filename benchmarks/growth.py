@@ -7,7 +7,7 @@ none is a twin of another; `groups = none` keeps the search for twins from group
 same. Every run begins with an empty cache.
 
 Memory is that of the run's processes without files that the system may take back at any time (a store beyond
-the budget is such a file). The budget is `store_gib`, chosen so small that the larger sets exceed it. A run
+the budget is such a file). The budget is `cache_gib`, chosen so small that the larger sets exceed it. A run
 is bounded where its peak is at most that of the smallest set, plus the budget, plus --allowance; the exit
 status is 1 where one is not. Rows are appended to --results.
 """
@@ -20,11 +20,11 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from processes import gib, record, run_training, spread
+from processes import gib, info, run_training, spread
 
-from flowers_torch.data.augment.preview import choose_photos
+from flowers_torch.data.augment.preview import sample_by_class
 from flowers_torch.data.images import load_image
-from flowers_torch.data.sources.open import open_photos
+from flowers_torch.data.sources.open import open_dataset
 
 
 def main() -> None:
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("growth.jsonl"))
     args = parser.parse_args()
     every = ["--arch", args.arch, "--weights", args.weights, "--size", str(args.size), "--groups", "none"]
-    every += ["--set", f"store_gib={args.store_gib}", "--batch-size", str(args.batch_size)]
+    every += ["--set", f"cache_gib={args.cache_gib}", "--batch-size", str(args.batch_size)]
     full = ["--epochs", args.epochs, "--set", f"stages.finetune.views={args.views}"]
     kinds = {"head only": [*every, "--head-only"], "everything": [*every, *full]}
     runs: dict[tuple[str, int], list[dict[str, Any]]] = defaultdict(list)
@@ -65,17 +65,17 @@ def main() -> None:
                     if run["status"]:
                         sys.exit(f"{kind} with {counts[times]} photos failed")
                     runs[kind, times].append(run)
-                    how = {"kind": kind, "photos": counts[times], "store_gib": args.store_gib}
-                    record(args.results, arch=args.arch, size=args.size, **how, **run)
+                    how = {"kind": kind, "photos": counts[times], "cache_gib": args.cache_gib}
+                    info(args.results, arch=args.arch, size=args.size, **how, **run)
                     print(f"  {kind}, {counts[times]} photos: {run['seconds']:.0f} s", flush=True)
     sys.exit(0 if table(args, runs, counts) else 1)
 
 
 def multiply(args: argparse.Namespace, times: int, folder: Path) -> int:
     """Writes so many cut-outs of each photo, in a folder a class; how many there are."""
-    known = open_photos(args.data)
+    known = open_dataset(args.data)
     draw = random.Random(0)
-    for index in choose_photos(known, args.photos):
+    for index in sample_by_class(known, args.photos):
         image = load_image(known.root / known.paths[index])
         place = folder / known.classes[known.labels[index]]
         place.mkdir(parents=True, exist_ok=True)
@@ -92,7 +92,7 @@ def table(
 ) -> bool:
     """Prints a row for each run; whether all kept within the budget."""
     within = True
-    print(f"\n{args.arch} at {args.size} px, budget (`store_gib`) {args.store_gib} GiB\n")
+    print(f"\n{args.arch} at {args.size} px, budget (`cache_gib`) {args.cache_gib} GiB\n")
     print("| run | photos | whole process, s | ms more a photo | peak, GiB | above the smallest | bounded |")
     print("|---|---|---|---|---|---|---|")
     smallest = min(counts)
@@ -101,7 +101,7 @@ def table(
         seconds = [row["seconds"] for row in rows]
         peak = max(row["own_bytes"] for row in rows)
         above = peak - max(row["own_bytes"] for row in first)
-        bounded = above <= (args.store_gib + args.allowance) * 2**30
+        bounded = above <= (args.cache_gib + args.allowance) * 2**30
         within &= bounded
         more = ""
         if times > smallest:

@@ -27,9 +27,10 @@ import numpy as np
 import torch
 import torch._inductor  # before TensorFlow: two copies of LLVM start well in this order only
 
+from flowers_torch.models.factory import create_model
 from flowers_torch.models.keras.layers import KerasLayer, keras_count, keras_layers, renumbered
 from flowers_torch.models.keras.weights import keras_options, load_keras_weights
-from flowers_torch.models.registry import REGISTRY, create_model
+from flowers_torch.models.registry import REGISTRY
 
 import keras  # isort: skip
 

@@ -127,7 +127,7 @@ def gib(size: float) -> str:
     return f"{size / 2**30:.2f}"
 
 
-def record(path: Path, **values: Any) -> None:
+def info(path: Path, **values: Any) -> None:
     """Appends a line of results, with what they were measured on."""
     where = {
         "benchmark": Path(sys.argv[0]).stem,

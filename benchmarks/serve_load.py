@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import torch
 
-from flowers_torch.data.images import is_photo_name
+from flowers_torch.data.images import is_image_name
 from flowers_torch.deploy.classifier import Classifier
 from flowers_torch.training.runtime import choose_runtime
 
@@ -127,11 +127,11 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--requests", type=int, default=2000)
     args = parser.parse_args()
-    files = sorted(path for path in args.photos.rglob("*") if is_photo_name(path))[:200]
+    files = sorted(path for path in args.photos.rglob("*") if is_image_name(path))[:200]
     bodies = [path.read_bytes() for path in files]
 
     classifier = Classifier.load(Path(args.run), choose_runtime("auto", "fp32"))
-    inputs = torch.zeros(BATCH, 3, *2 * [classifier.record.preprocessing.size])
+    inputs = torch.zeros(BATCH, 3, *2 * [classifier.info.preprocessing.size])
     classifier.answer(list(inputs))
     passes = 10
     clock = Clock()

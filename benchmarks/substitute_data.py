@@ -23,9 +23,9 @@ import numpy as np
 from PIL import Image
 
 from flowers_torch.data.images import load_image
-from flowers_torch.data.quality.filter import admit
-from flowers_torch.data.sources.open import open_photos
-from flowers_torch.data.splits.assign import Split, exact_split
+from flowers_torch.data.quality.filter import filter_images
+from flowers_torch.data.sources.open import open_dataset
+from flowers_torch.data.splits.assign import Splits, exact_split
 
 YELLOW = ("daffodil", "sunflower", "colts_foot", "dandelion", "cowslip", "buttercup")
 FIVE = ("tigerlily", "sunflower", "fritillary", "bluebell", "pansy")
@@ -43,18 +43,18 @@ def main() -> None:
     args = parser.parse_args()
     if args.out.exists():
         sys.exit(f"{args.out} already exists; name a new folder")
-    admission = admit(open_photos(args.data))
+    admission = filter_images(open_dataset(args.data))
     photos = admission.photos
     kinds = [photos.classes[label] for label in photos.labels]
     pictures = [load_image(photos.root / path) for path in photos.paths]
     yellow = ["other" if kind not in YELLOW else "yellow" for kind in kinds]
 
     # The second split is not used.
-    happy = exact_split(photos, (600, 610, 150), groups=admission.twins)
+    happy = exact_split(photos, (600, 610, 150), groups=admission.duplicates)
     write_hdf5(args.out, "happy", pictures, yellow, happy)
-    halves = exact_split(photos, (1000, 10, 350), groups=admission.twins)
+    halves = exact_split(photos, (1000, 10, 350), groups=admission.duplicates)
     write_folders(args.out / "cats_dogs", pictures, yellow, halves, 150)
-    fifths = exact_split(photos, (1071, 17, 272), groups=admission.twins)
+    fifths = exact_split(photos, (1071, 17, 272), groups=admission.duplicates)
     for wanted, write in (
         (SIX, lambda own: write_hdf5(args.out, "signs", pictures, kinds, own)),
         (FIVE, lambda own: write_folders(args.out / "animals", pictures, kinds, own, 150)),
@@ -68,7 +68,7 @@ def resized(picture: Image.Image, side: int) -> Image.Image:
     return picture.resize((side, side), Image.Resampling.BILINEAR)
 
 
-def write_hdf5(out: Path, name: str, pictures: list[Image.Image], kinds: list[str], split: Split) -> None:
+def write_hdf5(out: Path, name: str, pictures: list[Image.Image], kinds: list[str], split: Splits) -> None:
     """Writes a pair of files with the course's keys."""
     out.mkdir(parents=True, exist_ok=True)
     names = sorted({kinds[index] for indices in split.values() for index in indices})
@@ -83,7 +83,7 @@ def write_folders(
     out: Path,
     pictures: list[Image.Image],
     kinds: list[str],
-    split: Split,
+    split: Splits,
     side: int,
     held: str = "validation",
 ) -> None:

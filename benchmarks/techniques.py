@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from processes import gib, record, run_training, spread
+from processes import gib, info, run_training, spread
 
 KINDS = {"head only": ["--head-only"], "fine-tuning": ["--epochs", "1,2"]}
 # Name: flags of `train.py`, or what to take away.
@@ -80,7 +80,7 @@ def without_kept_photos() -> None:
     """Every photo is decoded whenever it is asked for."""
     from flowers_torch.runs import experiment as prepare
 
-    mock.patch.object(prepare, "keep_images", lambda *arguments, **options: None).start()
+    mock.patch.object(prepare, "make_image_cache", lambda *arguments, **options: None).start()
 
 
 def without_features() -> None:
@@ -141,18 +141,18 @@ def main() -> None:
                     if run["status"]:
                         sys.exit(f"{kind}, {name} failed")
                     runs[kind, name].append(run)
-                    record(args.results, kind=kind, name=name, seed=seed, photos=args.photos, **run)
+                    info(args.results, kind=kind, name=name, seed=seed, photos=args.photos, **run)
                     print(f"  {kind}, {name}, seed {seed}: {run['seconds']:.1f} s", flush=True)
     table(runs)
 
 
 def some_photos(data: str, count: int, folder: Path) -> str:
     """Copies of a few photos of a set, a folder for each class."""
-    from flowers_torch.data.augment.preview import choose_photos
-    from flowers_torch.data.sources.open import open_photos
+    from flowers_torch.data.augment.preview import sample_by_class
+    from flowers_torch.data.sources.open import open_dataset
 
-    known = open_photos(data)
-    for index in choose_photos(known, count):
+    known = open_dataset(data)
+    for index in sample_by_class(known, count):
         path = known.root / known.paths[index]
         place = folder / known.classes[known.labels[index]]
         place.mkdir(parents=True, exist_ok=True)

@@ -28,7 +28,7 @@ from flowers_torch.runs.experiment import Run, part_batches, predict_part, prepa
 from flowers_torch.runs.feature_cache import answers
 from flowers_torch.runs.results import open_run
 from flowers_torch.runs.stage import begin_stage
-from flowers_torch.training.linear_probe import fit_probe
+from flowers_torch.training.linear_probe import fit_logistic_regression
 from flowers_torch.training.step import train_step
 
 SEEDS = range(5)
@@ -56,15 +56,15 @@ def main() -> None:
     shared = [len(set(train) & set(test)) / len(test) for train, _, test in trials]
     print(f"test photos that are training photos too: {statistics.fmean(shared):.3f}")
     report("parts drawn anew, overlapping", features, labels, trials)
-    counts, twins = (800, 280, 280), run.twins
-    disjoint = [exact_split(run.photos, counts, seed, twins) for seed in SEEDS]
+    counts, duplicates = (800, 280, 280), run.duplicates
+    disjoint = [exact_split(run.photos, counts, seed, duplicates) for seed in SEEDS]
     honest = [(split["train"], split["val"], split["test"]) for split in disjoint]
     report("disjoint, twins together", features, labels, honest)
     listed = [torch.tensor(np.random.RandomState(seed).permutation(labels.numpy())) for seed in SEEDS]
     found = [accuracies(features, scrambled, parts) for scrambled, parts in zip(listed, honest, strict=True)]
     print(f"files in another order than their names: linear {spread([linear for linear, _ in found])}")
 
-    probe = fit_probe(features[honest[0][0]], labels[honest[0][0]], 17, L2)
+    probe = fit_logistic_regression(features[honest[0][0]], labels[honest[0][0]], 17, L2)
     for policy in ("none", "keras"):
         val = compute(run, honest[0][1], policy)
         right = int((probe.logits(val).argmax(1) == labels[honest[0][1]]).sum())
@@ -84,7 +84,7 @@ def main() -> None:
 def compute(run: Run, photos: Sequence[int], policy: str) -> Tensor:
     """Pooled features of photos under an augmentation."""
     apply_rules(run.model, rules_for(run.model, "head"))
-    made = cut(run.model, run.record.preprocessing.size, run.runtime.channels_last)
+    made = cut(run.model, run.info.preprocessing.size, run.runtime.channels_last)
     some = dataclasses.replace(run, split={"some": list(photos)})
     values = made and answers(some, made, "some", policy, 1, lambda done: None)
     if values is None:
@@ -109,7 +109,7 @@ def report(name: str, features: Tensor, labels: Tensor, trials: Sequence[Parts])
 def accuracies(features: Tensor, labels: Tensor, parts: Parts) -> tuple[float, float]:
     """Test accuracy of a linear head and of the nearest neighbour."""
     train, _, test = (torch.tensor(part) for part in parts)
-    probe = fit_probe(features[train], labels[train], 17, L2)
+    probe = fit_logistic_regression(features[train], labels[train], 17, L2)
     linear = probe.logits(features[test]).argmax(1) == labels[test]
     units = nn.functional.normalize(features - features[train].mean(0))
     nearest = labels[train][(units[test] @ units[train].T).argmax(1)] == labels[test]
@@ -128,7 +128,7 @@ def overwritten(features: Tensor, labels: Tensor) -> None:
     truth = labels[val]
     for name, source in (("of the training photos", train), ("of the others, as printed", val)):
         shown = [source[i % len(source)] for i in range(len(train))]
-        probe = fit_probe(features[shown], labels[train], 5, L2)
+        probe = fit_logistic_regression(features[shown], labels[train], 5, L2)
         right = float((probe.logits(features[val]).argmax(1) == truth).float().mean())
         print(f"five classes, features {name}: {right:.4f} of {len(val)} validation photos")
 

@@ -33,7 +33,7 @@ print(f"{len(wrong)} test photos are misclassified; {result.folder / 'report.htm
 
 # %% Load the model: its class names, its network, and its predictions for other photos.
 model = load(result.folder)
-print(model.record.classes, sum(p.numel() for p in model.model.parameters()), "parameters")
+print(model.info.classes, sum(p.numel() for p in model.model.parameters()), "parameters")
 if PHOTOS != "demo":
     for prediction in predict(model, PHOTOS, top=2)[:5]:
         print(prediction.file, prediction.classes, prediction.probabilities)

@@ -29,8 +29,8 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from flowers_torch.data.augment.per_image import eval_transform
 from flowers_torch.data.images import load_image
-from flowers_torch.data.sources.open import open_photos
-from flowers_torch.files import write_text
+from flowers_torch.data.sources.open import open_dataset
+from flowers_torch.files.atomic import write_text
 from flowers_torch.models.resnet_cifar import cifar_resnet
 from flowers_torch.report.charts import Axis, Series, line_chart, percent_tick, standalone
 
@@ -42,7 +42,7 @@ Results = dict[tuple[str, int], Tensor]  # (kind, depth) -> training error (seed
 
 def read_photos(source: str, size: int) -> tuple[Tensor, Tensor]:
     """All photos of a set as one tensor (N, 3, size, size), and their labels (N,)."""
-    photos = open_photos(source)
+    photos = open_dataset(source)
     transform = eval_transform(size, mean=(0.5,) * 3, std=(0.25,) * 3, crop=1.0)
     images = [transform(load_image(photos.root / path)) for path in photos.paths]
     return torch.stack(images), torch.tensor(photos.labels)

@@ -8,7 +8,8 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from flowers_torch.api import load, predict, train
     from flowers_torch.models.blocks import BasicBlock, ConvolutionalBlock, IdentityBlock, PreActivationBlock
-    from flowers_torch.models.registry import create_model, list_models
+    from flowers_torch.models.factory import create_model
+    from flowers_torch.models.registry import list_models
     from flowers_torch.models.resnet import resnet50, resnet101, resnet152
 
 # Looked up on first use, so that `import flowers_torch` does not have to load torch.

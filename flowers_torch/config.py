@@ -108,12 +108,14 @@ class Config:
     weights: str = ""  # "imagenet", "offline", "none" or a file; empty: imagenet, for demo none
     keras_input: str = ""  # photos of a Keras file's network: caffe, tf, torch, unit; empty: as published
     split: str = "60/20/20"  # percent train/val/test; for flowers17 also "seed" and "oxford1" .. "oxford3"
-    groups: str = "twins"  # photos kept in one part: twins (the same picture), none, or a table file,group
-    quarantine: str = ""  # quarantine.csv of a check: photos to leave out
+    groups: str = (
+        "duplicates"  # photos kept in one part: twins (the same picture), none, or a table file,group
+    )
+    exclude: str = ""  # exclude.csv of a check: photos to leave out
     skip_bad: bool = False  # leave out photos that cannot be read, instead of stopping
     seed: int = 0  # of split, order, augmentation and fresh weights
     size: int = 0  # input side in pixels; 0: the network's own
-    resize: str = ""  # "crop" (shorter side, centre crop), "squash" (both sides), empty: the network's own
+    resize: str = ""  # "crop" (shorter side, centre crop), "stretch" (both sides), empty: the network's own
     batch_size: int = 32  # photos a step
     head_hidden: int = 0  # width of a hidden layer of the head; 1024 in the seed, 0 for none
     dropout: float = 0.0  # of the head's input
@@ -134,7 +136,7 @@ class Config:
     channels_last: bool = True  # memory layout of the network; on CUDA only where it is faster
     compile: bool = False  # training steps by torch.compile: a minute or so a stage, for long runs on CUDA
     cuda_graph: bool = False  # training steps as CUDA graphs: for small batches, where Python is the brake
-    store_gib: float = 2.0  # memory for photos and for what the frozen front answers; beyond it a file
+    cache_gib: float = 2.0  # memory for photos and for what the frozen front answers; beyond it a file
     device: str = "auto"  # cpu, cuda, cuda:1, mps; auto: the best that is there
     workers: int = -1  # processes that decode photos; -1: chosen for the machine
     threads: int = 0  # of computation on the CPU; 0: torch's own choice
@@ -151,7 +153,7 @@ class Config:
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "keras_input": ("", "caffe", "tf", "torch", "unit"),
-    "resize": ("", "crop", "squash"),
+    "resize": ("", "crop", "stretch"),
     "head": ("softmax", "sigmoid"),
     "class_weights": ("none", "balanced"),
     "sampler": ("none", "balanced"),
@@ -169,7 +171,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 RANGES: dict[str, tuple[float, float]] = {
     "epochs": (1, 100_000),
     "views": (-1, 1000),
-    "store_gib": (0, 1e6),
+    "cache_gib": (0, 1e6),
     "lr": (1e-12, 1e3),
     "warmup_epochs": (0, 100_000),
     "plateau_factor": (1e-6, 0.9999),
@@ -204,8 +206,8 @@ RANGES: dict[str, tuple[float, float]] = {
 PATHS: dict[str, tuple[str, ...]] = {
     "data": ("demo", "flowers17", "cifar10"),
     "weights": ("", "imagenet", "offline", "none"),
-    "groups": ("twins", "none"),
-    "quarantine": ("",),
+    "groups": ("duplicates", "none"),
+    "exclude": ("",),
 }
 
 # What --head-only asks for: a linear head on the photo and its mirror image, and nothing else.

@@ -98,3 +98,8 @@ def printable(path: object, limit: int = 200) -> str:
     if not text.isprintable():  # guard: D25 terminal, C15
         text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     return text if len(text) <= limit else f"{text[: limit // 2]}...{text[-limit // 2 :]}"
+
+
+def one_line(error: object) -> str:
+    """The text of an error on one line, printable and at most 300 characters long."""
+    return printable(" ".join(str(error).split()), limit=300)

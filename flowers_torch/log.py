@@ -23,7 +23,7 @@ COLOURS = {
     "report": "1;32",
     "next": "1;32",
     "note": "33",
-    "trust": "36",
+    "selective": "36",
     "plan": "36",
     "try": "33",
 }
@@ -35,12 +35,12 @@ _state = {"quiet": False}
 class _ConsoleHandler(logging.Handler):
     """Prints records on stdout without tearing a bar apart."""
 
-    def emit(self, record: logging.LogRecord) -> None:
+    def emit(self, log_record: logging.LogRecord) -> None:
         if sys.stdout is None:  # closed from the start (`>&-`)
             return
         # guard: R05
         with contextlib.suppress(BrokenPipeError):  # `| head`: nobody reads on, but the training goes on
-            message = record.getMessage()
+            message = log_record.getMessage()
             tqdm.write(coloured(message) if may_colour() else message, file=sys.stdout)
             sys.stdout.flush()
 
@@ -84,7 +84,7 @@ def console(quiet: bool = False) -> Iterator[None]:
 class _FileHandler(logging.FileHandler):
     """Leaves it to the next save to speak of a full disk; logging would print a trace for each line."""
 
-    def handleError(self, record: logging.LogRecord) -> None:  # guard: C17 log
+    def handleError(self, log_record: logging.LogRecord) -> None:  # guard: C17 log
         pass
 
     def close(self) -> None:

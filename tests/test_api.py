@@ -21,7 +21,7 @@ def test_from_photos_to_answers(
     ]  # fmt: skip
     assert result.history[1]["lr"] <= 0.01 and "plan" not in capsys.readouterr().out
     model = load(result.folder, "cpu")
-    assert model.record.classes == ("blue", "green", "red")
+    assert model.info.classes == ("blue", "green", "red")
     answers = predict(model, photo_folder / "red", top=2)
     assert len(answers) == 20 and {len(answer.classes) for answer in answers} == {2}
     one, other = predict(result.folder, [photo_folder / "red/0.png", str(photo_folder / "blue/1.png")])

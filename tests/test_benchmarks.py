@@ -15,7 +15,7 @@ import torch
 from flowers_torch.config import load_config
 from flowers_torch.evaluation.metrics import score
 from flowers_torch.evaluation.summary import describe_epoch, describe_scores
-from flowers_torch.models.registry import create_model
+from flowers_torch.models.factory import create_model
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 
@@ -101,7 +101,13 @@ def test_techniques_can_still_be_taken_away(processes: ModuleType) -> None:
     from flowers_torch.runs import stage
     from flowers_torch.training import runtime
 
-    places = [(cut, "fold"), (runtime, "fuse"), (stage, "fuse"), (prepare, "keep_images"), (front, "_read")]
+    places = [
+        (cut, "fold"),
+        (runtime, "fuse"),
+        (stage, "fuse"),
+        (prepare, "make_image_cache"),
+        (front, "_read"),
+    ]
     before = [getattr(module, name) for module, name in places]
     try:
         for take_away in techniques.WITHOUT.values():

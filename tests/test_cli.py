@@ -12,19 +12,19 @@ import pytest
 import torch
 
 from flowers_torch.cli import VERBS, guarded, main
+from flowers_torch.data.preprocessing import Preprocessing
 from flowers_torch.errors import UsageError
-from flowers_torch.models.checkpoint import Record, build, save_classifier
-from flowers_torch.models.registry import Preprocessing
+from flowers_torch.models.checkpoint import ModelInfo, build, save_classifier
 
 ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
 def model_file(tmp_path_factory: pytest.TempPathFactory) -> str:
-    record = Record("test_resnet", ("blue", "green", "re\x1b[31md"), Preprocessing(size=32))
+    info = ModelInfo("test_resnet", ("blue", "green", "re\x1b[31md"), Preprocessing(size=32))
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("model") / "model.safetensors"
-    save_classifier(build(record).state_dict(), record, path)
+    save_classifier(build(info).state_dict(), info, path)
     return str(path)
 
 
@@ -122,12 +122,12 @@ def test_prediction_as_text_json_and_csv(
     text = capsys.readouterr().out
     assert text.startswith(photo) and text.count("\n") == 1 and "\x1b" not in text
     assert main(["predict", model_file, photo, "--top", "3", "--json"]) == 0
-    (record,) = json.loads(capsys.readouterr().out)
-    assert record["file"] == photo and len(record["classes"]) == 3
-    assert sum(item["probability"] for item in record["classes"]) == pytest.approx(1)
+    (info,) = json.loads(capsys.readouterr().out)
+    assert info["file"] == photo and len(info["classes"]) == 3
+    assert sum(item["probability"] for item in info["classes"]) == pytest.approx(1)
     assert main(["predict", model_file, photo, "--top", "3", "--csv"]) == 0
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
-    assert [row["class"] for row in rows] == [item["class"] for item in record["classes"]]
+    assert [row["class"] for row in rows] == [item["class"] for item in info["classes"]]
 
 
 def test_bad_photos_end_with_3_and_the_good_ones_answered(
@@ -181,10 +181,10 @@ def test_sorting_and_explaining(
     photo = str(photo_folder / "red" / "3.png")
     flags = ["--sort-into", str(tmp_path / "sorted"), "--gradcam", str(tmp_path / "maps"), "--json"]
     assert main(["predict", model_file, photo, *flags]) == 0
-    (record,) = json.loads(capsys.readouterr().out)
-    assert Path(record["sorted"]).resolve() == Path(photo).resolve()
-    assert Path(record["gradcam"]).read_bytes()[:2] == b"\xff\xd8"
-    assert record["unsure"] is False
+    (info,) = json.loads(capsys.readouterr().out)
+    assert Path(info["sorted"]).resolve() == Path(photo).resolve()
+    assert Path(info["gradcam"]).read_bytes()[:2] == b"\xff\xd8"
+    assert info["unsure"] is False
 
 
 def test_the_doctor(capsys: pytest.CaptureFixture[str]) -> None:

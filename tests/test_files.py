@@ -19,9 +19,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from flowers_torch import files
 from flowers_torch.errors import FlowersError, ModelFileError, ResourceError, printable
-from flowers_torch.files import atomic_write, download, safe_load, safe_save, write_json
+from flowers_torch.files import atomic as files
+from flowers_torch.files.atomic import atomic_write, write_json
+from flowers_torch.files.download import download
+from flowers_torch.files.tensors import safe_load, safe_save
 
 TENSORS = {
     "weight": torch.randn(3, 4, generator=torch.Generator().manual_seed(0)),

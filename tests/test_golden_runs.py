@@ -174,7 +174,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one() -> None:
         assert runs["resumed"] == runs["two_stages"]
 
 
-def record() -> None:
+def log_record() -> None:
     golden = json.loads(GOLDEN.read_text()) if GOLDEN.is_file() else {}
     golden[VERSIONS] = {}
     for name in RUNS:
@@ -186,4 +186,4 @@ def record() -> None:
 
 
 if __name__ == "__main__":
-    record()
+    log_record()

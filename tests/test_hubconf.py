@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 from flowers_torch.data.augment.per_image import eval_transform
+from flowers_torch.data.preprocessing import Preprocessing
 from flowers_torch.errors import ModelFileError, ResourceError, UsageError
-from flowers_torch.models.checkpoint import Record, build, save_classifier
-from flowers_torch.models.registry import Preprocessing
+from flowers_torch.models.checkpoint import ModelInfo, build, save_classifier
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -24,22 +24,22 @@ def hub_load(name: str, **keywords: Any) -> torch.nn.Module:
     return torch.hub.load(str(REPOSITORY), name, source="local", trust_repo=True, **keywords)
 
 
-class Saved(NamedTuple):
+class Checkpoint(NamedTuple):
     file: Path
     sha256: str
-    record: Record
+    info: ModelInfo
     network: torch.nn.Module
 
 
 @pytest.fixture
-def checkpoint(tmp_path: Path) -> Saved:
+def checkpoint(tmp_path: Path) -> Checkpoint:
     preprocessing = Preprocessing(size=32, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7), crop=0.8)
-    record = Record("cifar_resnet", ("daisy", "rose", "tulip"), preprocessing, model_options={"depth": 8})
+    info = ModelInfo("cifar_resnet", ("daisy", "rose", "tulip"), preprocessing, model_options={"depth": 8})
     torch.manual_seed(0)
-    network = build(record).eval()
+    network = build(info).eval()
     file = tmp_path / "run" / "model.safetensors"
-    save_classifier(network.state_dict(), record, file)
-    return Saved(file, hashlib.sha256(file.read_bytes()).hexdigest(), record, network)
+    save_classifier(network.state_dict(), info, file)
+    return Checkpoint(file, hashlib.sha256(file.read_bytes()).hexdigest(), info, network)
 
 
 @pytest.fixture(autouse=True)
@@ -95,21 +95,21 @@ def test_nothing_else_is_offered_and_everything_has_help() -> None:
         assert getattr(module, name).__doc__
 
 
-def test_classifier_answers_as_the_trained_network_did(checkpoint: Saved) -> None:
+def test_classifier_answers_as_the_trained_network_did(checkpoint: Checkpoint) -> None:
     loaded = hub_load("flowers_classifier", checkpoint=str(checkpoint.file))
     assert not loaded.training
     assert loaded.classes == ("daisy", "rose", "tulip")
     photo = Image.linear_gradient("L").convert("RGB")
-    expected = eval_transform(**dataclasses.asdict(checkpoint.record.preprocessing))(photo)
+    expected = eval_transform(**dataclasses.asdict(checkpoint.info.preprocessing))(photo)
     torch.testing.assert_close(loaded.transform(photo), expected)
     with torch.inference_mode():
         assert torch.equal(loaded(expected[None]), checkpoint.network(expected[None]))
 
 
-def test_classifier_from_an_address_with_its_hash(checkpoint: Saved, own_cache: Path) -> None:
+def test_classifier_from_an_address_with_its_hash(checkpoint: Checkpoint, own_cache: Path) -> None:
     address = checkpoint.file.as_uri()
     loaded = hub_load("flowers_classifier", checkpoint=address, sha256=checkpoint.sha256.upper())
-    assert loaded.classes == checkpoint.record.classes
+    assert loaded.classes == checkpoint.info.classes
     cached = own_cache / "hub" / checkpoint.sha256 / "model.safetensors"
     assert cached.is_file()
 
@@ -120,19 +120,19 @@ def test_classifier_from_an_address_with_its_hash(checkpoint: Saved, own_cache: 
         hub_load("flowers_classifier", checkpoint=address, sha256=checkpoint.sha256)
 
 
-def test_run_folder_with_its_hash(checkpoint: Saved) -> None:
+def test_run_folder_with_its_hash(checkpoint: Checkpoint) -> None:
     folder = str(checkpoint.file.parent)
     loaded = hub_load("flowers_classifier", checkpoint=folder, sha256=checkpoint.sha256)
-    assert loaded.record == checkpoint.record
+    assert loaded.info == checkpoint.info
 
 
-def test_wrong_hash_from_an_address_leaves_nothing(checkpoint: Saved, own_cache: Path) -> None:
+def test_wrong_hash_from_an_address_leaves_nothing(checkpoint: Checkpoint, own_cache: Path) -> None:
     with pytest.raises(ResourceError, match=f"has sha256 {checkpoint.sha256}, expected {'0' * 64}"):
         hub_load("flowers_classifier", checkpoint=checkpoint.file.as_uri(), sha256="0" * 64)
     assert not [path for path in own_cache.rglob("*") if path.is_file()]
 
 
-def test_wrong_hash_of_a_file_is_refused(checkpoint: Saved) -> None:
+def test_wrong_hash_of_a_file_is_refused(checkpoint: Checkpoint) -> None:
     with pytest.raises(ModelFileError, match=f"has sha256 {checkpoint.sha256}, expected {'0' * 64}"):
         hub_load("flowers_classifier", checkpoint=str(checkpoint.file), sha256="0" * 64)
 
@@ -140,7 +140,7 @@ def test_wrong_hash_of_a_file_is_refused(checkpoint: Saved) -> None:
 @pytest.mark.parametrize(
     ("sha256", "message"), [("", "needs a checksum"), ("../../x", "is no sha256"), ("abc", "is no sha256")]
 )
-def test_address_needs_a_real_hash(checkpoint: Saved, sha256: str, message: str) -> None:
+def test_address_needs_a_real_hash(checkpoint: Checkpoint, sha256: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         hub_load("flowers_classifier", checkpoint=checkpoint.file.as_uri(), sha256=sha256)
 
@@ -191,7 +191,7 @@ def test_pickled_code_from_an_address_is_not_run(tmp_path: Path, legacy: bool) -
     assert not canary.exists()
 
 
-def test_the_readme_s_command_asks_nothing(checkpoint: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_readme_s_command_asks_nothing(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     """torch.hub asks whether to trust a repository of the web; the README's is of this folder."""
     assert '"flowers_classifier", source="local"' in (REPOSITORY / "README.md").read_text()
 
@@ -203,7 +203,7 @@ def test_the_readme_s_command_asks_nothing(checkpoint: Saved, monkeypatch: pytes
     loaded = torch.hub.load(
         str(REPOSITORY), "flowers_classifier", source="local", checkpoint=str(checkpoint.file)
     )
-    assert loaded.classes == checkpoint.record.classes
+    assert loaded.classes == checkpoint.info.classes
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from flowers_torch.report.run_summary import read_history
 from flowers_torch.runs import recipe
 from flowers_torch.runs.experiment import prepare
 from flowers_torch.runs.stage import begin_stage, fit_head
-from flowers_torch.training.checkpoint import Progress, Saver
+from flowers_torch.training.checkpoint import Checkpointer, RunState
 from flowers_torch.training.runtime import choose_runtime
 from flowers_torch.training.step import train_step
 from flowers_torch.training.stopping import StopRequest
@@ -63,7 +63,7 @@ def may_move(model: nn.Module, train: str) -> set[str]:
 def test_every_recipe_trains_in_each_stage_what_it_may(path: Path, two_classes: Path, tmp_path: Path) -> None:
     run = prepare(small(path, two_classes, tmp_path / "run"))
     run.folder = tmp_path
-    saver = Saver(tmp_path, Progress(), run.record, minutes=60)
+    saver = Checkpointer(tmp_path, RunState(), run.info, minutes=60)
     for number, stage in enumerate(run.config.stages):
         before = {name: value.clone() for name, value in run.model.named_parameters()}
         if stage.optimizer == "lbfgs":
@@ -140,8 +140,8 @@ def test_the_happy_house_from_the_course_s_files_to_an_own_photo(tmp_path: Path)
     overrides = {"data": str(file), "out": str(tmp_path / "run"), "stages.scratch.epochs": 6, "device": "cpu"}
     result = recipe.train(load_config(file="happy_house", overrides=overrides))
     assert result.test.photos == 8 and result.test.accuracy == 1
-    model, record = load_classifier(result.folder)
-    assert record.head == "sigmoid" and record.classes == ("0", "1")
+    model, info = load_classifier(result.folder)
+    assert info.head == "sigmoid" and info.classes == ("0", "1")
     assert sum(p.numel() for p in model.parameters()) == 37_569
     Image.fromarray(np.full((80, 70, 3), 90, np.uint8)).save(tmp_path / "own.png")
     classifier = Classifier.load(result.folder, choose_runtime("cpu", "fp32"))
@@ -156,8 +156,8 @@ def test_signs_from_the_course_s_files(tmp_path: Path) -> None:
     overrides = {"data": str(file), "out": str(tmp_path / "run"), "stages.scratch.epochs": 1, "device": "cpu"}
     result = recipe.train(load_config(file="signs_resnet50", overrides=overrides))
     assert result.test.photos == 8 and math.isfinite(result.test.loss)
-    model, record = load_classifier(result.folder)
-    assert record.head == "softmax" and record.classes == tuple("012345")
+    model, info = load_classifier(result.folder)
+    assert info.head == "softmax" and info.classes == tuple("012345")
     assert sum(p.numel() for p in model.parameters()) == 23_546_886
     Image.fromarray(np.full((80, 70, 3), 90, np.uint8)).save(tmp_path / "own.png")
     classifier = Classifier.load(result.folder, choose_runtime("cpu", "fp32"))

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from flowers_torch.accelerate.conv_bn import fold, noise
 from flowers_torch.accelerate.fused_step import fuse
+from flowers_torch.models.factory import create_model
 from flowers_torch.models.freeze import apply_rules, rules_for, set_train_mode
-from flowers_torch.models.registry import create_model
 from flowers_torch.training.optimizers import make_optimizer
-from flowers_torch.training.runtime import Runtime, choose_runtime, keep_freed_memory, probe_precision
-from flowers_torch.training.state import Training
+from flowers_torch.training.runtime import Runtime, autotune_precision, choose_runtime, keep_freed_memory
+from flowers_torch.training.state import TrainState
 from flowers_torch.training.step import predict_logits, train_step
 
 CLASSES = 17
@@ -41,9 +41,9 @@ def make_step(
     groups = apply_rules(model, rules_for(model, "all"))
     set_train_mode(model, "none" if stored else "trained")
     called = fuse(model, runtime.images(noise(size)))
-    runtime = probe_precision(runtime, model if forward else called, size, backward=not forward)
+    runtime = autotune_precision(runtime, model if forward else called, size, backward=not forward)
     if not forward:
-        training = Training(model, make_optimizer("adamw", model, groups), runtime.scaler(), runtime)
+        training = TrainState(model, make_optimizer("adamw", model, groups), runtime.scaler(), runtime)
         training.called = called
         return Step(runtime, lambda images, labels: train_step(training, images, labels, 1e-4))
     if folded:

@@ -54,7 +54,7 @@ middle = [v2.Resize(int(args.size / 0.875)), v2.CenterCrop(args.size)]
 views = {"train": v2.Compose(crop + to_input), "val": v2.Compose(middle + to_input)}
 
 
-class Photos(Dataset):
+class ImageDataset(Dataset):
     def __init__(self, part):
         self.rows, self.view = told[part], views["train" if part == "train" else "val"]
 
@@ -67,7 +67,7 @@ class Photos(Dataset):
 
 
 parts = {
-    part: DataLoader(Photos(part), args.batch_size, shuffle=part == "train", num_workers=args.workers)
+    part: DataLoader(ImageDataset(part), args.batch_size, shuffle=part == "train", num_workers=args.workers)
     for part in ("train", "val", "test")
 }
 model = network(len(told["classes"]))

@@ -19,7 +19,7 @@ from flowers_torch.training.runtime import Runtime
 Call = Callable[[Tensor], Any]
 
 
-class Quick:
+class CompiledStep:
     """Calls a network: batches of one size by what `make` makes of it, others as they are.
 
     Args:
@@ -48,7 +48,7 @@ class Quick:
         return answer
 
 
-def quicken(
+def compile_step(
     network: nn.Module,
     runtime: Runtime,
     batch_size: int,
@@ -56,7 +56,7 @@ def quicken(
     processes: int = 1,
     compiled: bool = False,
     cuda_graph: bool = False,
-) -> Quick | None:
+) -> CompiledStep | None:
     """A faster call of a network, or None where none is wanted or, as the log then says, none is possible.
 
     Args:
@@ -76,7 +76,7 @@ def quicken(
         return None
     parts = math.ceil(batch_size / (micro_batch or batch_size))
     if compiled:
-        return Quick(network, math.ceil(batch_size / parts), _compile, "compiled")
+        return CompiledStep(network, math.ceil(batch_size / parts), _compile, "compiled")
     if runtime.device.type != "cuda" or parts > 1:
         reason = (
             f"on {runtime.device} there is none" if parts == 1 else "micro-batches add up their gradients"
@@ -87,7 +87,7 @@ def quicken(
     def make(network: nn.Module, images: Tensor) -> Call:
         return _capture(network, images, runtime)
 
-    return Quick(network, batch_size, make, "captured as CUDA graphs")
+    return CompiledStep(network, batch_size, make, "captured as CUDA graphs")
 
 
 def _compile(network: nn.Module, images: Tensor) -> Call:

@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import nn
 
+    from flowers_torch.data.dataset import ImageDataset
+    from flowers_torch.data.preprocessing import Preprocessing
     from flowers_torch.data.quality.inspection import Inspection
-    from flowers_torch.data.sources.folders import Photos
-    from flowers_torch.models.registry import Preprocessing
 
 EXAMPLES = """examples:
   flowers-torch check photos/                       the to-do list
-  flowers-torch check photos/ --out check/          and gallery.html, quarantine.csv, check.json
+  flowers-torch check photos/ --out check/          and gallery.html, exclude.csv, check.json
   flowers-torch check photos.zip --json | jq .findings
   flowers-torch check photos/ --embed tf_efficientnet_lite0 --weights offline    finds more twins
 """
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""
     parser.epilog, parser.formatter_class = EXAMPLES, argparse.RawDescriptionHelpFormatter
     parser.add_argument("data", help="folder, archive, CSV of labels, flowers17 or demo")
-    parser.add_argument("--out", type=Path, help="folder for gallery.html, quarantine.csv and check.json")
+    parser.add_argument("--out", type=Path, help="folder for gallery.html, exclude.csv and check.json")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     parser.add_argument("--split", type=Path, help="split.json of a run: look for twins across its parts")
     parser.add_argument("--strict", action="store_true", help="exit 3 for twins across parts or classes too")
@@ -42,36 +42,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints the findings; 3 if photos cannot be read, with --strict also for other damage of that degree."""
-    from flowers_torch.data.quality.report import audit, write_quarantine
-    from flowers_torch.data.quality.scan import inspect_photos
-    from flowers_torch.data.sources.open import open_photos
+    from flowers_torch.data.quality.report import check_quality, write_exclude_list
+    from flowers_torch.data.quality.scan import inspect_images
+    from flowers_torch.data.sources.open import open_dataset
     from flowers_torch.data.splits.split_file import load_split
-    from flowers_torch.files import to_json, write_json
+    from flowers_torch.files.atomic import to_json, write_json
     from flowers_torch.report.gallery import write_gallery
 
     if args.weights and not args.embed:
         raise UsageError("--weights is for --embed", "name a network with --embed")
     network = _open_network(args.embed, args.weights) if args.embed else None
-    photos = open_photos(args.data)
+    photos = open_dataset(args.data)
     if args.out:
         _check_out(args.out, photos.root)
     split = None
     if args.split:
         split, changes = load_split(args.split, photos)
         changes.refuse(args.split, "restore them, or leave out --split")
-    inspections = inspect_photos(photos, args.workers, progress=_progress(len(photos)))
+    inspections = inspect_images(photos, args.workers, progress=_progress(len(photos)))
     features = _features(network, photos, inspections) if network else None
-    result = audit(photos, inspections, split, features)
+    result = check_quality(photos, inspections, split, features)
     if args.out:
         write_gallery(args.out / "gallery.html", result)
-        write_quarantine(args.out / "quarantine.csv", result)
+        write_exclude_list(args.out / "exclude.csv", result)
         write_json(args.out / "check.json", result.as_json())
     if args.json:
         print(to_json(result.as_json(), indent=1))
     else:
         print(f"{printable(photos.name)}: {len(photos)} photos of {len(photos.classes)} classes")
         for number, finding in enumerate(result.findings, start=1):
-            print(f"{number:3}. [{'!' * finding.damage:3}] {finding.what}; {finding.todo}")
+            print(f"{number:3}. [{'!' * finding.severity:3}] {finding.what}; {finding.todo}")
             for group in finding.groups[:3]:
                 print(f"           {' = '.join(printable(photos.paths[i], 80) for i in group)}")
             if len(finding.groups) > 3:
@@ -80,11 +80,11 @@ def run(args: argparse.Namespace) -> int:
             print("nothing was found")
         if args.out:
             print(f"look at {printable(args.out / 'gallery.html')}")
-    worst = [finding for finding in result.findings if finding.damage == 3]
+    worst = [finding for finding in result.findings if finding.severity == 3]
     blocking = worst if args.strict else [f for f in worst if f.kind in ("unreadable", "no_readable_photo")]
     if blocking:
-        where = args.out / "quarantine.csv" if args.out else "quarantine.csv"
-        fix = f"repair them, or leave them out with {command_line('--quarantine', where)}"
+        where = args.out / "exclude.csv" if args.out else "exclude.csv"
+        fix = f"repair them, or leave them out with {command_line('--exclude', where)}"
         raise DataError(f"{printable(photos.name)}: {blocking[0].what}", fix)
     return 0
 
@@ -98,17 +98,17 @@ def _open_network(name: str, weights: str) -> "tuple[nn.Module, Preprocessing]":
 
 
 def _features(
-    network: "tuple[nn.Module, Preprocessing]", photos: "Photos", inspections: "Sequence[Inspection]"
+    network: "tuple[nn.Module, Preprocessing]", photos: "ImageDataset", inspections: "Sequence[Inspection]"
 ) -> "np.ndarray":
     """A row for each photo; zeros for those that cannot be read."""
     import numpy as np
 
-    from flowers_torch.deploy.features import photo_features
+    from flowers_torch.deploy.features import image_features
     from flowers_torch.training.runtime import choose_runtime
 
     good = [index for index, seen in enumerate(inspections) if not seen.error]
     paths = [photos.root / photos.paths[index] for index in good]
-    found = photo_features(*network, paths, choose_runtime("auto", "fp32"), progress=_progress(len(good)))
+    found = image_features(*network, paths, choose_runtime("auto", "fp32"), progress=_progress(len(good)))
     features = np.zeros((len(photos), found.shape[1]), dtype=np.float32)
     features[good] = found.numpy()
     return features

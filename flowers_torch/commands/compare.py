@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
             {"first": str(folders[i]), "second": str(folders[j]), **dataclasses.asdict(c)}
             for i, j, c in pairs
         ]
-        from flowers_torch.files import to_json
+        from flowers_torch.files.atomic import to_json
 
         print(to_json({"photos": len(shared), "runs": table, "pairs": found}, indent=1))
         return 0

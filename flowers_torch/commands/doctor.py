@@ -112,7 +112,7 @@ def _machine() -> dict[str, str]:
 
 
 def _cache_folders() -> list[Path]:
-    from flowers_torch.files import cache_folder
+    from flowers_torch.files.cache import cache_folder
 
     hub = os.environ.get("HF_HUB_CACHE") or Path(os.environ.get("HF_HOME", "~/.cache/huggingface")) / "hub"
     folders = [cache_folder(), Path(hub).expanduser()]

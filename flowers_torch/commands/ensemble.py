@@ -13,7 +13,7 @@ from flowers_torch.errors import DataError, UsageError, printable
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from flowers_torch.models.checkpoint import Record
+    from flowers_torch.models.checkpoint import ModelInfo
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,11 +47,11 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from flowers_torch.evaluation.comparison import common_photos, select
-    from flowers_torch.evaluation.ensembles import Logits, State, choose, judge, mean_answer, soups
-    from flowers_torch.evaluation.evaluate import answer_photos
+    from flowers_torch.evaluation.ensembles import Logits, State, choose, judge, mean_prediction, soups
+    from flowers_torch.evaluation.evaluate import predict_images
     from flowers_torch.evaluation.predictions import load_predictions
-    from flowers_torch.files import safe_load
-    from flowers_torch.models.checkpoint import read_record, save_classifier
+    from flowers_torch.files.tensors import safe_load
+    from flowers_torch.models.checkpoint import read_model_info, save_classifier
     from flowers_torch.runs.results import open_run
 
     runs = [load_predictions(folder) for folder in folders]
@@ -64,11 +64,13 @@ def run(args: argparse.Namespace) -> int:
         judge(name, (part["val"][0], part["test"][0]), labels)
         for name, part in zip(names, parts, strict=True)
     ]
-    val, test = (mean_answer([part[p][0] for part in parts]) for p in ("val", "test"))
+    val, test = (mean_prediction([part[p][0] for part in parts]) for p in ("val", "test"))
     candidates = [*singles, judge("answers: mean of all", (val, test), labels)]
 
     files = [safe_load(folder / "model.safetensors") for folder in folders]
-    records = [read_record(metadata, folder) for (_, metadata), folder in zip(files, folders, strict=True)]
+    records = [
+        read_model_info(metadata, folder) for (_, metadata), folder in zip(files, folders, strict=True)
+    ]
     alike = _are_alike(records)
     if alike and not args.no_weights:
         opened = open_run(folders[0], args.device, args.moved)
@@ -79,9 +81,9 @@ def run(args: argparse.Namespace) -> int:
             found = []
             for part in ("val", "test"):
                 rows = [place[path] for path in paths[part]]
-                answers = answer_photos(
+                answers = predict_images(
                     opened.model,
-                    opened.record.preprocessing,
+                    opened.info.preprocessing,
                     [opened.photos.root / opened.photos.paths[i] for i in rows],
                     [opened.photos.labels[i] for i in rows],
                     opened.runtime,
@@ -108,9 +110,9 @@ def run(args: argparse.Namespace) -> int:
             raise UsageError("the networks differ, so there are no averaged weights", "leave out --out")
         chosen = choose(averaged)
         # The limits of what the model knows belong to one network's features, not to an average of several.
-        record = dataclasses.replace(records[0], temperature=chosen.temperature, trust={})
+        info = dataclasses.replace(records[0], temperature=chosen.temperature, selective={})
         state = {name: torch.as_tensor(value) for name, value in (chosen.state or {}).items()}
-        save_classifier(state, record, args.out, combined=names)
+        save_classifier(state, info, args.out, combined=names)
         print(f"model    {printable(args.out)}: {chosen.name}")
     return 0
 
@@ -129,9 +131,9 @@ def _try_on(folders: list[Path], data: str, with_weights: bool, device: str) -> 
     import torch
 
     from flowers_torch.commands.evaluate import trained_on, translate_labels
-    from flowers_torch.data.sources.open import open_photos
-    from flowers_torch.evaluation.ensembles import mean_answer, mix
-    from flowers_torch.evaluation.evaluate import answer_photos
+    from flowers_torch.data.sources.open import open_dataset
+    from flowers_torch.evaluation.ensembles import mean_prediction, mix
+    from flowers_torch.evaluation.evaluate import predict_images
     from flowers_torch.evaluation.metrics import score
     from flowers_torch.models.checkpoint import load_classifier
     from flowers_torch.training.runtime import choose_runtime
@@ -139,9 +141,9 @@ def _try_on(folders: list[Path], data: str, with_weights: bool, device: str) -> 
     runtime = choose_runtime(device, "fp32")
     models = [load_classifier(folder) for folder in folders]
     classes = models[0][1].classes
-    if any(record.classes != classes for _, record in models):
+    if any(info.classes != classes for _, info in models):
         raise DataError("the runs know different classes", "combine runs of the same data")
-    photos = open_photos(data)
+    photos = open_dataset(data)
     labels = translate_labels(photos, classes)
     known = max(trained_on(folder, photos, list(range(len(photos)))) for folder in folders)
     if known:
@@ -152,16 +154,16 @@ def _try_on(folders: list[Path], data: str, with_weights: bool, device: str) -> 
         )
     paths = [photos.root / path for path in photos.paths]
     rows: dict[str, Tensor] = {}
-    for folder, (model, record) in zip(folders, models, strict=True):
+    for folder, (model, info) in zip(folders, models, strict=True):
         network = runtime.place(model)
-        found = answer_photos(network, record.preprocessing, paths, labels, runtime)
-        rows[printable(folder.name, 70)] = found.logits / record.temperature
-    rows["answers: mean of all"] = mean_answer(list(rows.values()))
-    if with_weights and _are_alike([record for _, record in models]):
-        model, record = models[0]
+        found = predict_images(network, info.preprocessing, paths, labels, runtime)
+        rows[printable(folder.name, 70)] = found.logits / info.temperature
+    rows["answers: mean of all"] = mean_prediction(list(rows.values()))
+    if with_weights and _are_alike([info for _, info in models]):
+        model, info = models[0]
         model.load_state_dict(mix([m.state_dict() for m, _ in models], [1 / len(models)] * len(models)))
-        found = answer_photos(model, record.preprocessing, paths, labels, runtime)
-        rows["weights: mean of all"] = found.logits / record.temperature
+        found = predict_images(model, info.preprocessing, paths, labels, runtime)
+        rows["weights: mean of all"] = found.logits / info.temperature
     width = max(map(len, rows))
     print(f"{len(photos)} photos\n{'':{width}}    loss      acc   95% interval")
     for name, logits in rows.items():
@@ -171,7 +173,7 @@ def _try_on(folders: list[Path], data: str, with_weights: bool, device: str) -> 
     return 0
 
 
-def _are_alike(records: "Sequence[Record]") -> bool:
+def _are_alike(records: "Sequence[ModelInfo]") -> bool:
     """Whether the networks are one and the same but for their weights."""
     kinds = {(r.arch, r.head_hidden, r.head, str(r.model_options), r.preprocessing) for r in records}
     return len(kinds) == 1

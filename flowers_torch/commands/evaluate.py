@@ -10,9 +10,9 @@ from flowers_torch.commands import add_data
 from flowers_torch.errors import DataError, UsageError, printable
 
 if TYPE_CHECKING:
-    from flowers_torch.data.sources.folders import Photos
+    from flowers_torch.data.dataset import ImageDataset
     from flowers_torch.evaluation.metrics import Scores
-    from flowers_torch.evaluation.predictions import Answers
+    from flowers_torch.evaluation.predictions import Predictions
 
 EXAMPLES = """examples:
   flowers-torch evaluate runs/photos-inception_v3-1                   its own test photos, once more
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prints accuracy with its interval, averages, each class; with --json all of it."""
     from flowers_torch.evaluation.tta import VIEWS
-    from flowers_torch.files import to_json, write_csv, write_json
+    from flowers_torch.files.atomic import to_json, write_csv, write_json
     from flowers_torch.log import console
 
     model = Path(args.model).expanduser()
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _save(folder: Path, device: str, data: str) -> int:
-    from flowers_torch.files import safe_load
+    from flowers_torch.files.tensors import safe_load
     from flowers_torch.report.run_summary import read_history
     from flowers_torch.runs.results import open_run, write_results
 
@@ -91,7 +91,7 @@ def _save(folder: Path, device: str, data: str) -> int:
 
 def _evaluate(args: argparse.Namespace, model: Path) -> tuple[dict[str, Any], dict[str, Any], list[Any]]:
     """The scores with their classes, how they were got, and a row for each photo."""
-    from flowers_torch.data.sources.open import open_photos
+    from flowers_torch.data.sources.open import open_dataset
     from flowers_torch.evaluation.calibration import fit_temperature
     from flowers_torch.evaluation.metrics import score
     from flowers_torch.evaluation.summary import prediction_rows
@@ -103,13 +103,13 @@ def _evaluate(args: argparse.Namespace, model: Path) -> tuple[dict[str, Any], di
     own = None
     if args.data is None:
         own = open_run(model, args.device, args.moved)
-        network, record, runtime, photos = own.model, own.record, own.runtime, own.photos
+        network, info, runtime, photos = own.model, own.info, own.runtime, own.photos
         chosen = own.split[args.part or "test"]
     else:
         runtime = choose_runtime(args.device, "fp32")
-        network, record = load_classifier(model)
+        network, info = load_classifier(model)
         network = runtime.place(network)
-        photos = open_photos(args.data)
+        photos = open_dataset(args.data)
         chosen = [i for i, path in enumerate(photos.paths) if args.part in ("", photos.split.get(path))]
         if not chosen:
             raise DataError(f"{printable(args.data)} has no {args.part} photos", "leave out --part")
@@ -120,15 +120,15 @@ def _evaluate(args: argparse.Namespace, model: Path) -> tuple[dict[str, Any], di
                 "so the numbers flatter it",
                 file=sys.stderr,
             )
-    labels = translate_labels(photos, record.classes)
+    labels = translate_labels(photos, info.classes)
 
-    def answers(indices: list[int], views: str) -> "Answers":
-        from flowers_torch.evaluation.evaluate import answer_photos
+    def answers(indices: list[int], views: str) -> "Predictions":
+        from flowers_torch.evaluation.evaluate import predict_images
 
         paths = [photos.root / photos.paths[i] for i in indices]
-        return answer_photos(
+        return predict_images(
             network,
-            record.preprocessing,
+            info.preprocessing,
             paths,
             [labels[i] for i in indices],
             runtime,
@@ -138,7 +138,7 @@ def _evaluate(args: argparse.Namespace, model: Path) -> tuple[dict[str, Any], di
 
     plain = answers(chosen, "none")
     choice: dict[str, Any] = {"views": args.tta}
-    final, temperature = plain, record.temperature
+    final, temperature = plain, info.temperature
     if args.tta != "none":
         if own is None:
             if args.tta == "auto":
@@ -160,14 +160,14 @@ def _evaluate(args: argparse.Namespace, model: Path) -> tuple[dict[str, Any], di
                 name: {"accuracy": scores.accuracy, "loss": scores.loss}
                 for name, (scores, _) in tried.items()
             }
-        without = score(plain.logits / record.temperature, plain.labels)
+        without = score(plain.logits / info.temperature, plain.labels)
         choice["one_view"] = {"accuracy": without.accuracy, "loss": without.loss}
     logits = final.logits / temperature
-    rows = prediction_rows([photos.paths[i] for i in chosen], logits, final.labels, record.classes)
-    return {"scores": score(logits, final.labels), "classes": record.classes}, choice, rows
+    rows = prediction_rows([photos.paths[i] for i in chosen], logits, final.labels, info.classes)
+    return {"scores": score(logits, final.labels), "classes": info.classes}, choice, rows
 
 
-def trained_on(model: Path, photos: "Photos", chosen: list[int]) -> int:
+def trained_on(model: Path, photos: "ImageDataset", chosen: list[int]) -> int:
     """How many of the chosen photos the run saw before its test, by path and content; 0 for a bare file."""
     from flowers_torch.data.splits.split_file import fingerprint
 
@@ -180,7 +180,7 @@ def trained_on(model: Path, photos: "Photos", chosen: list[int]) -> int:
     return sum(fingerprint(photos.root / name) == seen[name] for name in names if name in seen)
 
 
-def translate_labels(photos: "Photos", classes: tuple[str, ...]) -> list[int]:
+def translate_labels(photos: "ImageDataset", classes: tuple[str, ...]) -> list[int]:
     """The model's label of each photo, by the names of the classes.
 
     Raises:

@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         for package in ("onnx", "onnxscript", "onnxruntime"):
             need(package)
     model = Path(args.model).expanduser()
-    network, record = load_classifier(model)
+    network, info = load_classifier(model)
     name = f"model{'.int8' if args.int8 else ''}{SUFFIXES[args.format]}"
     path = (args.out or (model if model.is_dir() else model.parent) / "exported" / name).expanduser()
     if path.is_dir() and args.format != "page":
@@ -76,15 +76,15 @@ def run(args: argparse.Namespace) -> int:
         runtime = find_runtime(args.runtime)  # before minutes are spent on the rest
     trial = find_trial(model, args.int8, args.moved)
     if args.format == "page":
-        made = export.make_onnx(network, record, trial, path, True, args.int8, most_lost)
+        made = export.make_onnx(network, info, trial, path, True, args.int8, most_lost)
         lines = [*write_page(path, made.content, runtime, args.folder), *made.lines]
     elif args.format == "onnx":
         photos = args.with_preprocessing
-        lines = export.make_onnx(network, record, trial, path, photos, args.int8, most_lost).write(path)
+        lines = export.make_onnx(network, info, trial, path, photos, args.int8, most_lost).write(path)
     elif args.format == "torch-export":
-        lines = export.make_program(network, record, trial, path, args.with_preprocessing).write(path)
+        lines = export.make_program(network, info, trial, path, args.with_preprocessing).write(path)
     else:
-        lines = export.make_weights(network, record, trial, path).write(path)
+        lines = export.make_weights(network, info, trial, path).write(path)
     print("\n".join(lines))
     return 0
 

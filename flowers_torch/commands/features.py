@@ -30,8 +30,9 @@ def run(args: argparse.Namespace) -> int:
     import os
 
     from flowers_torch.deploy.classifier import find_files
-    from flowers_torch.deploy.features import open_network, photo_features
-    from flowers_torch.files import atomic_write, safe_save
+    from flowers_torch.deploy.features import image_features, open_network
+    from flowers_torch.files.atomic import atomic_write
+    from flowers_torch.files.tensors import safe_save
     from flowers_torch.training.runtime import choose_runtime
 
     out = Path(args.out).expanduser()
@@ -44,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     print(loaded)
     runtime = choose_runtime(args.device, "fp32")
     pooling = "" if args.pooling == "none" else args.pooling
-    result = photo_features(model, preprocessing, photos, runtime, args.layer, pooling, args.batch_size)
+    result = image_features(model, preprocessing, photos, runtime, args.layer, pooling, args.batch_size)
     names = [os.fspath(photo) for photo in photos]
     if out.suffix == ".npz":
         import numpy as np

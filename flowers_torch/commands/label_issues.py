@@ -22,14 +22,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints the suspects and the curve."""
-    from flowers_torch.runs.label_issues import look_into
+    from flowers_torch.runs.label_issues import find_run_label_issues
     from flowers_torch.runs.results import open_run, report
 
     opened = open_run(Path(args.run).expanduser(), data=args.moved)
-    found = look_into(opened)
+    found = find_run_label_issues(opened)
     path = report(opened)
     if args.json:
-        from flowers_torch.files import to_json
+        from flowers_torch.files.atomic import to_json
 
         print(to_json(found, indent=1))
         return 0

@@ -15,9 +15,10 @@ def run(args: argparse.Namespace) -> int:
     """Prints one line for each layer."""
     import torch
 
+    from flowers_torch.models.factory import check_size, create_model
     from flowers_torch.models.inspect.summary import layer_rows
     from flowers_torch.models.keras.layers import keras_layers
-    from flowers_torch.models.registry import check_size, create_model, find_entry
+    from flowers_torch.models.registry import find_entry
 
     size = args.size or find_entry(args.arch).preprocessing.size
     check_size(args.arch, size)

@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     config = load_config(args.arch, args.data, args.config, train.overrides(args))
     number = stage_number(config, args.stage)
 
-    from flowers_torch.files import write_text
+    from flowers_torch.files.atomic import write_text
     from flowers_torch.log import console, log
     from flowers_torch.report.charts import standalone, sweep_chart
     from flowers_torch.runs.experiment import prepare

@@ -22,8 +22,9 @@ def run(args: argparse.Namespace) -> int:
 
     import torch
 
+    from flowers_torch.models.factory import create_model
     from flowers_torch.models.inspect.summary import parameter_counts
-    from flowers_torch.models.registry import REGISTRY, create_model, find_entry, list_models
+    from flowers_torch.models.registry import REGISTRY, find_entry, list_models
 
     pattern = args.pattern if any(c in args.pattern for c in "*?[") else f"*{args.pattern}*"
     names = [name for name in list_models() if fnmatch.fnmatchcase(name, pattern)]

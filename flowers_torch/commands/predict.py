@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     if args.sort_into:
         check_folder(args.sort_into, [photo for photo in photos if isinstance(photo, Path)])
     classifier = Classifier.load(Path(args.model).expanduser(), choose_runtime(args.device, args.precision))
-    classes = len(classifier.record.classes)
+    classes = len(classifier.info.classes)
     if args.top > classes:
         raise UsageError(f"--top {args.top}: the model knows {classes} classes", f"use --top {classes}")
     least = 0.0
@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
                 meter.write(_to_text(answer, unsure=max_error is not None), file=sys.stdout)
             meter.update()
     if args.json:
-        from flowers_torch.files import to_json
+        from flowers_torch.files.atomic import to_json
 
         print(to_json(records, indent=1))
     if failed:
@@ -108,7 +108,7 @@ def share(text: str, flag: str = "--max-error") -> float:
 
 
 def _explain(classifier: "Classifier", photo: "Photo", folder: Path, number: int) -> Path:
-    from flowers_torch.files import atomic_write
+    from flowers_torch.files.atomic import atomic_write
 
     picture = classifier.explain(photo)
     path = folder / f"{number:04d}-{Path(str(photo)).stem[:80]}.jpg"

@@ -26,14 +26,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Writes the pictures; each row of the sheet is a photo and variants of it."""
-    from flowers_torch.data.augment.preview import PREVIEW_POLICIES, choose_photos, contact_sheet, variants
-    from flowers_torch.data.images import is_photo_name, load_image
-    from flowers_torch.data.loading.loaders import counted_seed
-    from flowers_torch.data.sources.open import open_photos
-    from flowers_torch.files import atomic_write
+    from flowers_torch.data.augment.preview import (
+        PREVIEW_AUGMENTATIONS,
+        contact_sheet,
+        sample_by_class,
+        variants,
+    )
+    from flowers_torch.data.images import is_image_name, load_image
+    from flowers_torch.data.loading.loaders import derived_seed
+    from flowers_torch.data.sources.open import open_dataset
+    from flowers_torch.files.atomic import atomic_write
 
-    if args.policy not in PREVIEW_POLICIES:
-        known = ", ".join(PREVIEW_POLICIES)
+    if args.policy not in PREVIEW_AUGMENTATIONS:
+        known = ", ".join(PREVIEW_AUGMENTATIONS)
         raise UsageError(f"--policy {printable(args.policy)} is unknown", f"use one of {known}")
     for flag, value, most in (("--n", args.n, 10_000), ("--size", args.size, 4096)):
         if not 1 <= value <= most:
@@ -41,17 +46,17 @@ def run(args: argparse.Namespace) -> int:
     if args.out.is_dir() and any(args.out.iterdir()):
         raise UsageError(f"{printable(args.out)} is not empty", "name a new folder")
     source = Path(args.data).expanduser()
-    if source.is_file() and is_photo_name(source):
+    if source.is_file() and is_image_name(source):
         rows = [(source, args.n)]
     else:
-        photos = open_photos(args.data)
-        chosen = choose_photos(photos, -(-args.n // PER_ROW), args.seed)
+        photos = open_dataset(args.data)
+        chosen = sample_by_class(photos, -(-args.n // PER_ROW), args.seed)
         left = [min(PER_ROW, args.n - PER_ROW * row) for row in range(len(chosen))]
         rows = [(photos.root / photos.paths[i], count) for i, count in zip(chosen, left, strict=True)]
     sheet = []
     for number, (path, count) in enumerate(rows):
         photo = load_image(path)
-        made = variants(photo, args.policy, args.size, count, counted_seed(args.seed, number))
+        made = variants(photo, args.policy, args.size, count, derived_seed(args.seed, number))
         for index, picture in enumerate(made):
             with atomic_write(args.out / f"{number:03d}_{index:02d}.jpg") as file:
                 picture.save(file, "JPEG", quality=92)

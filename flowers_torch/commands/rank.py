@@ -53,12 +53,12 @@ def run(args: argparse.Namespace) -> int:
     config = load_config("", args.data, "", changes)
 
     from flowers_torch.log import console
-    from flowers_torch.runs.ranking import shortlist
+    from flowers_torch.runs.ranking import rank_models
 
     with console(quiet=args.json):
-        found = shortlist(config, archs)
+        found = rank_models(config, archs)
     if args.json:
-        from flowers_torch.files import to_json
+        from flowers_torch.files.atomic import to_json
 
         print(to_json([dataclasses.asdict(candidate) for candidate in found], indent=1))
         return 0

@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     recipe = args.recipe or reproduce.recipe_of(folder)
     result = reproduce.read_reproduction(folder, recipe, args.substitute_data)
     print(reproduce.describe(recipe, result, reproduce.read_results(args.results)))
-    if args.record:
+    if args.info:
         reproduce.add_result(args.results, result)
     return 0
 
@@ -87,7 +87,7 @@ def _train(args: argparse.Namespace) -> Path:
 
 
 def _write_page(args: argparse.Namespace) -> int:
-    from flowers_torch.files import write_text
+    from flowers_torch.files.atomic import write_text
     from flowers_torch.tutorials.page import reproduction_page
     from flowers_torch.tutorials.reproduce import read_results
 

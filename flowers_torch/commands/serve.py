@@ -75,9 +75,9 @@ def run(args: argparse.Namespace) -> int:
             threshold.describe() if threshold else "",
         )
         host, port = listener.getsockname()[:2]
-        record = classifier.record
+        info = classifier.info
         device = classifier.runtime.device
-        print(f"model    {printable(record.arch)}, {len(record.classes)} classes, on {device}")
+        print(f"model    {printable(info.arch)}, {len(info.classes)} classes, on {device}")
         if threshold:
             print(f"unsure   {threshold.describe()}")
         if not ipaddress.ip_address(host).is_loopback:

@@ -19,9 +19,10 @@ def run(args: argparse.Namespace) -> int:
     """Prints the table."""
     import torch
 
+    from flowers_torch.models.factory import check_size, create_model
     from flowers_torch.models.heads import set_head
     from flowers_torch.models.inspect.summary import summary
-    from flowers_torch.models.registry import check_size, create_model, find_entry
+    from flowers_torch.models.registry import find_entry
 
     size = args.size or find_entry(args.arch).preprocessing.size
     check_size(args.arch, size)

@@ -22,7 +22,7 @@ FLAGS: dict[str, tuple[type, str]] = {
     "keras-input": (str, "what a Keras file's network saw: caffe | tf | torch | unit"),
     "split": (str, "percent, as 60/20/20; for flowers17 also seed, oxford1"),
     "groups": (str, "kept in one part: twins | none | table of file,group"),
-    "quarantine": (str, "quarantine.csv of `flowers-torch check`"),
+    "exclude": (str, "exclude.csv of `flowers-torch check`"),
     "size": (int, "input side in pixels (the network's own)"),
     "batch-size": (int, "photos a step"),
     "seed": (int, "of split, order, augmentation and fresh weights"),

@@ -42,13 +42,13 @@ def run(args: argparse.Namespace) -> int:
     from flowers_torch.log import console
     from flowers_torch.runs import recipe
     from flowers_torch.runs.folder import find_run
-    from flowers_torch.runs.update import hold_against, update
+    from flowers_torch.runs.update import compare_with_parent, update
 
     folder = find_run(args.run)
     with console(args.quiet):
         if args.resume:
             recipe.resume(Path(args.resume).expanduser(), {"data": args.moved} if args.moved else None)
-            hold_against(folder, Path(args.resume).expanduser())
+            compare_with_parent(folder, Path(args.resume).expanduser())
         else:
             update(folder, args.data, changes, argv=args.command, data=args.moved)
     return 0

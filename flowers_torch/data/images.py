@@ -22,7 +22,7 @@ from flowers_torch.data.sources import tar_members
 from flowers_torch.errors import DataError, printable
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # JPEG covers MPO: JPEGs in a row
-PHOTO_SUFFIXES = frozenset(
+IMAGE_SUFFIXES = frozenset(
     """.jpg .jpeg .jpe .jfif .mpo .png .apng .webp .bmp .dib .gif .tif .tiff .ppm .pgm .pbm .pnm
     .heic .heif .hif""".split()
 )
@@ -261,6 +261,6 @@ def _describe(start: bytes) -> str:
     return next((text for heads, text in kinds.items() if start.startswith(heads)), "holds something else")
 
 
-def is_photo_name(name: str | Path) -> bool:
+def is_image_name(name: str | Path) -> bool:
     """Whether a file's suffix, in any case, is one under which photos of the accepted formats are kept."""
-    return os.path.splitext(str(name))[1].lower() in PHOTO_SUFFIXES  # guard: D07
+    return os.path.splitext(str(name))[1].lower() in IMAGE_SUFFIXES  # guard: D07

@@ -13,13 +13,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from flowers_torch.data.augment.per_image import enough_side, eval_transform
-from flowers_torch.data.images import is_photo_name, load_image
+from flowers_torch.data.images import is_image_name, load_image
 from flowers_torch.errors import DataError, ResourceError, UsageError, printable
 from flowers_torch.evaluation.gradcam import grad_cam, overlay, seen_picture
 from flowers_torch.evaluation.predictions import collect
-from flowers_torch.evaluation.selective import Threshold, choose_threshold, read_curve, read_familiar
-from flowers_torch.files import fetch_bytes
-from flowers_torch.models.checkpoint import Record, load_classifier
+from flowers_torch.evaluation.selective import Threshold, choose_threshold, read_curve, read_ood_detector
+from flowers_torch.files.download import fetch_bytes
+from flowers_torch.models.checkpoint import ModelInfo, load_classifier
 from flowers_torch.training.runtime import Runtime
 from flowers_torch.training.step import predict_logits
 
@@ -60,18 +60,18 @@ class Classifier:
     """
 
     model: nn.Module
-    record: Record
+    info: ModelInfo
     runtime: Runtime
 
     def __post_init__(self) -> None:
-        self.familiar = read_familiar(self.record.trust)
-        self.answering = self.runtime.fused(self.model.eval(), self.record.preprocessing.size)
+        self.familiar = read_ood_detector(self.info.selective)
+        self.answering = self.runtime.fused(self.model.eval(), self.info.preprocessing.size)
 
     @classmethod
     def load(cls, path: Path, runtime: Runtime) -> "Classifier":
         """Reads `model.safetensors` or the run folder that holds it."""
-        model, record = load_classifier(path)
-        return cls(runtime.place(model), record, runtime)
+        model, info = load_classifier(path)
+        return cls(runtime.place(model), info, runtime)
 
     def logits(self, photos: Sequence[Path]) -> Tensor:
         """Logits (N, classes) of photos that can all be read, as the network computes them."""
@@ -84,7 +84,7 @@ class Classifier:
         Raises:
             UsageError: the file knows no trade-off, or even its surest answers erred more often.
         """
-        return choose_threshold(read_curve(self.record.trust), max_error)
+        return choose_threshold(read_curve(self.info.selective), max_error)
 
     def predict(
         self, photos: Sequence[Photo], top: int = 3, batch_size: int = 32, least: float = 0.0
@@ -116,7 +116,7 @@ class Classifier:
     @property
     def enough_side(self) -> int:
         """Shorter side that a photo needs, for `load_image`."""
-        return enough_side(self.record.preprocessing.size, self.record.preprocessing.crop)
+        return enough_side(self.info.preprocessing.size, self.info.preprocessing.crop)
 
     def explain(self, photo: Photo) -> Image.Image:
         """What the network sees of a photo, yellow where it speaks for the likeliest class (Grad-CAM).
@@ -130,12 +130,12 @@ class Classifier:
     def explain_inputs(self, inputs: Sequence[Tensor]) -> list[Image.Image]:
         """As `explain`, of photos that are prepared already."""
         heat = grad_cam(self.model, self.runtime.images(torch.stack(list(inputs))))
-        mean, std = self.record.preprocessing.mean, self.record.preprocessing.std
+        mean, std = self.info.preprocessing.mean, self.info.preprocessing.std
         return [overlay(seen_picture(p, mean, std), h) for p, h in zip(inputs, heat, strict=True)]
 
     def prepare(self, image: Image.Image) -> Tensor:
         """A photo, upright RGB, as the network wants it (3, H, W)."""
-        transform = eval_transform(**dataclasses.asdict(self.record.preprocessing))
+        transform = eval_transform(**dataclasses.asdict(self.info.preprocessing))
         pixels: Tensor = transform(image)
         return pixels
 
@@ -150,7 +150,7 @@ class Classifier:
         if not inputs:
             return []
         answers = collect(self.answering, [self._batch(inputs)], self.runtime)
-        probabilities = (answers.logits / self.record.temperature).softmax(1)
+        probabilities = (answers.logits / self.info.temperature).softmax(1)
         best = probabilities.topk(min(top, probabilities.shape[1]))
         strange = [False] * len(inputs)
         if self.familiar is not None:
@@ -158,7 +158,7 @@ class Classifier:
         found = []
         for indices, values, far in zip(best.indices.tolist(), best.values.tolist(), strange, strict=True):
             doubt = STRANGE if far else IMPROBABLE if values[0] < least else ""
-            names = tuple(self.record.classes[i] for i in indices)
+            names = tuple(self.info.classes[i] for i in indices)
             found.append(Prediction("", names, tuple(values), doubt))
         return found
 
@@ -205,7 +205,7 @@ def find_files(patterns: Sequence[str]) -> list[Path]:
     for pattern in patterns:
         path = Path(pattern).expanduser()
         if path.is_dir():
-            matches = sorted(p for p in path.rglob("*") if is_photo_name(p) and p.is_file())
+            matches = sorted(p for p in path.rglob("*") if is_image_name(p) and p.is_file())
         elif path.exists():
             matches = [path]
         else:

@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
-from flowers_torch.deploy.graph import Answers
+from flowers_torch.deploy.graph import ExportableClassifier
 from flowers_torch.deploy.onnx_file import attach, describe, parse_onnx, relabel, to_onnx, trace
 from flowers_torch.deploy.parity import compare, require
 from flowers_torch.deploy.quantize import cost, quantize, reader, require_accuracy
 from flowers_torch.errors import printable
-from flowers_torch.files import atomic_write
-from flowers_torch.models.checkpoint import Record, load_classifier, save_classifier
+from flowers_torch.files.atomic import atomic_write
+from flowers_torch.models.checkpoint import ModelInfo, load_classifier, save_classifier
 
 METADATA_FILE = "flowers_torch.json"  # inside a .pt2
 
@@ -60,7 +60,7 @@ class Made:
 
 def make_onnx(
     network: nn.Module,
-    record: Record,
+    info: ModelInfo,
     trial: Trial,
     path: Path,
     photos: bool = False,
@@ -82,8 +82,8 @@ def make_onnx(
         UsageError: a package is missing.
         ExportError: it does not compute what the network does, or eight bits cost too much.
     """
-    answers = Answers(network, record, photos).eval()
-    metadata = describe(record, photos)
+    answers = ExportableClassifier(network, info, photos).eval()
+    metadata = describe(info, photos)
     content = to_onnx(answers, metadata)
     parity = compare(answers, parse_onnx(content, path), trial.photos)
     require(parity, path)  # guard: E02 export
@@ -91,20 +91,20 @@ def make_onnx(
     lines = [f"check    {trial.told}: {parity.describe()}"]
     if not int8:
         return Made(relabel(content, metadata), lines)
-    read = reader(photos, record.preprocessing)
+    read = reader(photos, info.preprocessing)
     small = quantize(content, map(read, trial.calibration))
     before, after = parse_onnx(content, path), parse_onnx(attach(small, metadata), path)
-    told = cost(before, after, trial.validation, trial.labels, record.preprocessing)
+    told = cost(before, after, trial.validation, trial.labels, info.preprocessing)
     require_accuracy(told, most_lost, path)
     metadata["int8"] = dataclasses.asdict(told)
     lines.append(f"int8     {told.describe()}; {megabytes(len(content))} before")
     return Made(attach(small, metadata), lines)
 
 
-def make_program(network: nn.Module, record: Record, trial: Trial, path: Path, photos: bool = False) -> Made:
+def make_program(network: nn.Module, info: ModelInfo, trial: Trial, path: Path, photos: bool = False) -> Made:
     """A .pt2 file for `torch.export.load`, compared with the network; arguments as `make_onnx`."""
-    answers = Answers(network, record, photos).eval()
-    metadata = describe(record, photos)
+    answers = ExportableClassifier(network, info, photos).eval()
+    metadata = describe(info, photos)
     file = io.BytesIO()
     torch.export.save(trace(answers), file, extra_files={METADATA_FILE: json.dumps(metadata)})
     file.seek(0)
@@ -114,20 +114,22 @@ def make_program(network: nn.Module, record: Record, trial: Trial, path: Path, p
     return Made(file.getvalue(), [f"check    {trial.told}: {parity.describe()}"])
 
 
-def make_weights(network: nn.Module, record: Record, trial: Trial, path: Path) -> Made:
+def make_weights(network: nn.Module, info: ModelInfo, trial: Trial, path: Path) -> Made:
     """Weights and record as one .safetensors file, read back and compared; arguments as `make_onnx`."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.safetensors"
-        save_classifier(network.state_dict(), record, file)
+        save_classifier(network.state_dict(), info, file)
         copy, again = load_classifier(file)
         content = file.read_bytes()
-    answers = Answers(copy, again)
-    parity = compare(Answers(network, record), lambda x: _run(answers, answers, x), trial.photos)
+    answers = ExportableClassifier(copy, again)
+    parity = compare(ExportableClassifier(network, info), lambda x: _run(answers, answers, x), trial.photos)
     require(parity, path)
     return Made(content, [f"check    {trial.told}: {parity.describe()}"])
 
 
-def _run(answers: Answers, module: nn.Module, inputs: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
+def _run(
+    answers: ExportableClassifier, module: nn.Module, inputs: NDArray[Any]
+) -> dict[str, NDArray[np.float32]]:
     with torch.inference_mode():
         outputs = module(torch.from_numpy(inputs))
     return {name: value.numpy() for name, value in zip(answers.outputs, outputs, strict=True)}

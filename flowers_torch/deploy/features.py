@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from flowers_torch.data.augment.per_image import eval_transform
 from flowers_torch.data.images import load_image
+from flowers_torch.data.preprocessing import Preprocessing
 from flowers_torch.errors import UsageError, printable
 from flowers_torch.models.checkpoint import load_classifier
+from flowers_torch.models.factory import build_network
 from flowers_torch.models.inspect.layer_features import features, module_name
-from flowers_torch.models.registry import Preprocessing, build_network
 from flowers_torch.models.weights import load_weights, plan_weights
 from flowers_torch.training.runtime import Runtime
 
@@ -43,11 +44,11 @@ def open_network(name: str, weights: str = "", keras_input: str = "") -> tuple[n
         raise UsageError(
             f"no model at {printable(name)}", "name a run folder, or add --weights to a network's name"
         )
-    model, record = load_classifier(path)
-    return model, record.preprocessing, f"{record.arch} from {printable(path)}"
+    model, info = load_classifier(path)
+    return model, info.preprocessing, f"{info.arch} from {printable(path)}"
 
 
-def photo_features(
+def image_features(
     model: nn.Module,
     preprocessing: Preprocessing,
     photos: Sequence[Path],

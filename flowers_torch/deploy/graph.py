@@ -11,14 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flowers_torch.data.augment.per_image import MAX_ASPECT
-from flowers_torch.evaluation.selective import read_familiar
-from flowers_torch.models.checkpoint import Record
-from flowers_torch.models.registry import Preprocessing
+from flowers_torch.data.preprocessing import Preprocessing
+from flowers_torch.evaluation.selective import read_ood_detector
+from flowers_torch.models.checkpoint import ModelInfo
 
 Size = Any  # an int, or one that is not known before the graph runs
 
 
-class Answers(nn.Module):
+class ExportableClassifier(nn.Module):
     """A trained network as it is exported.
 
     Takes network inputs (N, 3, size, size), normalised as the record says; with `photos` upright RGB photos
@@ -38,14 +38,14 @@ class Answers(nn.Module):
     centre: Tensor
     directions: Tensor
 
-    def __init__(self, network: nn.Module, record: Record, photos: bool = False) -> None:
+    def __init__(self, network: nn.Module, info: ModelInfo, photos: bool = False) -> None:
         super().__init__()
-        self.prepare = Prepare(record.preprocessing) if photos else nn.Identity()
+        self.prepare = Prepare(info.preprocessing) if photos else nn.Identity()
         self.network = network
-        self.temperature = record.temperature
-        self.preprocessing = record.preprocessing
+        self.temperature = info.temperature
+        self.preprocessing = info.preprocessing
         self.photos = photos
-        familiar = read_familiar(record.trust)
+        familiar = read_ood_detector(info.selective)
         self.knows = familiar is not None
         if familiar is not None:
             self.register_buffer("centre", familiar.centre)
@@ -94,7 +94,7 @@ class Prepare(nn.Module):
 
     def forward(self, photos: Tensor) -> Tensor:
         size, pixels = self.preprocessing.size, photos.permute(0, 3, 1, 2)
-        if self.preprocessing.squash:
+        if self.preprocessing.stretch:
             pixels = self._resize(pixels, size, size)
         else:
             pixels = _middle_of_strip(pixels)

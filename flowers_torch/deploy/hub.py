@@ -8,7 +8,8 @@ from torch import nn
 
 from flowers_torch.data.augment.per_image import eval_transform
 from flowers_torch.errors import ModelFileError, UsageError, printable
-from flowers_torch.files import cache_folder, download, file_digest
+from flowers_torch.files.cache import cache_folder
+from flowers_torch.files.download import download, file_digest
 from flowers_torch.models.checkpoint import load_classifier
 
 
@@ -42,8 +43,8 @@ def flowers_classifier(checkpoint: str, sha256: str = "") -> nn.Module:
         path = path / "model.safetensors" if path.is_dir() else path
     if digest and path.is_file() and (found := file_digest(path)) != digest:
         raise ModelFileError(f"{printable(path)} has sha256 {found}, expected {digest}", "use another copy")
-    network, record = load_classifier(path)
-    transform = eval_transform(**dataclasses.asdict(record.preprocessing))
+    network, info = load_classifier(path)
+    transform = eval_transform(**dataclasses.asdict(info.preprocessing))
     # Past nn.Module's own bookkeeping: the transform is a module too, but no part of the network.
-    vars(network).update(record=record, classes=record.classes, transform=transform)
+    vars(network).update(info=info, classes=info.classes, transform=transform)
     return network

@@ -18,7 +18,9 @@ from flowers_torch import __version__
 from flowers_torch.deploy.export import megabytes
 from flowers_torch.deploy.onnx_file import parse_onnx
 from flowers_torch.errors import UsageError, printable
-from flowers_torch.files import atomic_write, cache_folder, download
+from flowers_torch.files.atomic import atomic_write
+from flowers_torch.files.cache import cache_folder
+from flowers_torch.files.download import download
 from flowers_torch.report.templating import render
 
 RUNTIME_VERSION = "1.30.0"
@@ -97,7 +99,7 @@ def write_page(path: Path, model: bytes, runtime: Runtime, as_folder: bool = Fal
     }
     facts = {
         "classes": [printable(name, 80) for name in metadata["classes"]],
-        "trust": metadata["trust"],
+        "selective": metadata["selective"],
         "network": f"{metadata['arch']}, {metadata['preprocessing']['size']} pixels",
         "licence": printable(metadata["licence"], 200),
         "size": megabytes(len(model)),

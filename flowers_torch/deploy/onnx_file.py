@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from torch.export import Dim, ExportedProgram
 
 from flowers_torch import __version__
-from flowers_torch.deploy.graph import Answers
+from flowers_torch.deploy.graph import ExportableClassifier
 from flowers_torch.errors import ExportError, ModelFileError, UsageError, printable
-from flowers_torch.models.checkpoint import FORMAT, Record
+from flowers_torch.models.checkpoint import FORMAT, ModelInfo
 
 OPSET = 20
 MOST_BYTES = (1 << 31) - 1  # of a protobuf message
@@ -57,33 +57,33 @@ def need(name: str) -> ModuleType:
         raise UsageError(f"ONNX needs {name.partition('.')[0]}", INSTALL) from error
 
 
-def describe(record: Record, photos: bool) -> dict[str, Any]:
+def describe(info: ModelInfo, photos: bool) -> dict[str, Any]:
     """What travels with an exported model, in every format.
 
     Args:
         record: Of the network.
         photos: Whether the model prepares photos itself.
     """
-    trust = {"curve": record.trust["curve"]} if record.trust.get("curve") else {}
-    if familiar := record.trust.get("familiar"):
-        trust["limit"] = familiar[
+    selective = {"curve": info.selective["curve"]} if info.selective.get("curve") else {}
+    if familiar := info.selective.get("ood_detector"):
+        selective["limit"] = familiar[
             "limit"
         ]  # of strangeness, above which a photo is unlike the training photos
     return {
         "format": FORMAT,
         "flowers_torch": __version__,
-        "arch": record.arch,
-        "classes": list(record.classes),
-        "preprocessing": dataclasses.asdict(record.preprocessing),  # guard: E05
+        "arch": info.arch,
+        "classes": list(info.classes),
+        "preprocessing": dataclasses.asdict(info.preprocessing),  # guard: E05
         "input": "photos" if photos else "images",
-        "temperature": record.temperature,
-        "trust": trust,
-        "weights": Path(record.weights).name,  # where it is a file, its place is nobody's business
-        "licence": record.licence,
+        "temperature": info.temperature,
+        "selective": selective,
+        "weights": Path(info.weights).name,  # where it is a file, its place is nobody's business
+        "licence": info.licence,
     }
 
 
-def trace(answers: Answers) -> ExportedProgram:
+def trace(answers: ExportableClassifier) -> ExportedProgram:
     """The graph of a model for any number of photos, and photos of any size."""
     photos, size = answers.photos, answers.preprocessing.size
     # Of two photos: the exporter takes a size of 1 for a constant.
@@ -97,7 +97,7 @@ def trace(answers: Answers) -> ExportedProgram:
     return program
 
 
-def to_onnx(answers: Answers, metadata: dict[str, Any]) -> bytes:
+def to_onnx(answers: ExportableClassifier, metadata: dict[str, Any]) -> bytes:
     """The .onnx file of a model, with all weights inside.
 
     PyTorch's own way to save puts the weights into a second file, which is lost when the first is copied.

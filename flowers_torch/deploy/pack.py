@@ -5,8 +5,9 @@ from pathlib import Path
 from flowers_torch import __version__
 from flowers_torch.deploy.hub import flowers_classifier
 from flowers_torch.errors import DataError, UsageError, printable
-from flowers_torch.files import atomic_write, file_digest, write_text
-from flowers_torch.models.checkpoint import Record, load_classifier
+from flowers_torch.files.atomic import atomic_write, write_text
+from flowers_torch.files.download import file_digest
+from flowers_torch.models.checkpoint import ModelInfo, load_classifier
 from flowers_torch.report.provenance import model_card
 from flowers_torch.report.run_summary import RunSummary, read_run
 from flowers_torch.report.templating import render
@@ -26,7 +27,7 @@ def pack(model: Path, folder: Path) -> list[Path]:
         ModelFileError: the weights cannot be used.
     """
     weights = model / MODEL if model.is_dir() else model
-    _, record = load_classifier(weights)
+    _, info = load_classifier(weights)
     try:
         run = read_run(model) if model.is_dir() else None
     except DataError as error:
@@ -39,13 +40,13 @@ def pack(model: Path, folder: Path) -> list[Path]:
         file.write(content)
     digest = file_digest(folder / MODEL)
     flowers_classifier(str(folder), sha256=digest)
-    write_text(folder / CARD, card_text(record, digest, run))
+    write_text(folder / CARD, card_text(info, digest, run))
     write_text(folder / HUBCONF, render("hubconf.py.jinja", {"digest": digest}, "flowers_torch.deploy"))
     write_text(folder / SUMS, "".join(f"{file_digest(folder / name)}  {name}\n" for name in names[:3]))
     return [folder / name for name in names]
 
 
-def card_text(record: Record, digest: str, run: RunSummary | None = None) -> str:
+def card_text(info: ModelInfo, digest: str, run: RunSummary | None = None) -> str:
     """The model card as Markdown, as hubs show it."""
-    values = {"card": model_card(record, run), "record": record, "digest": digest, "version": __version__}
+    values = {"card": model_card(info, run), "model_info": info, "digest": digest, "version": __version__}
     return render("model_card.md.jinja", values, "flowers_torch.deploy")

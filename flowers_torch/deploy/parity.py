@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from flowers_torch.data.augment.per_image import eval_transform
-from flowers_torch.deploy.graph import Answers
+from flowers_torch.deploy.graph import ExportableClassifier
 from flowers_torch.errors import ExportError, printable
 
 BATCHES = (1, 2, 17)
@@ -55,7 +55,7 @@ class Parity:
         )
 
 
-def compare(answers: Answers, exported: Exported, photos: Sequence[Image.Image]) -> Parity:
+def compare(answers: ExportableClassifier, exported: Exported, photos: Sequence[Image.Image]) -> Parity:
     """Compares with the network behind the one evaluation transform, in batches of 1, 2 and 17.
 
     A model that prepares photos itself takes photos of one size in a batch, so those of a batch are cut to

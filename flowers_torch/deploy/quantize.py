@@ -16,9 +16,9 @@ from PIL import Image
 
 from flowers_torch.data.augment.per_image import eval_transform
 from flowers_torch.data.images import load_image
+from flowers_torch.data.preprocessing import Preprocessing
 from flowers_torch.deploy.onnx_file import OnnxModel, need
 from flowers_torch.errors import ExportError, printable
-from flowers_torch.models.registry import Preprocessing
 
 CALIBRATION_PHOTOS = 128
 LAYERS = ["Add", "AveragePool", "Clip", "Concat", "Conv", "Gemm", "GlobalAveragePool", "MatMul", "MaxPool"]

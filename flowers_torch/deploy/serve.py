@@ -37,7 +37,7 @@ from flowers_torch.deploy.classifier import Classifier, Prediction
 from flowers_torch.deploy.guard import Guard, limited
 from flowers_torch.deploy.meters import CONTENT_TYPE, Meters
 from flowers_torch.errors import DataError, FlowersError, UsageError, printable
-from flowers_torch.files import to_json
+from flowers_torch.files.atomic import to_json
 
 PAGE = {
     "/": ("index.html", "text/html; charset=utf-8"),
@@ -76,7 +76,7 @@ class Job:
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
+class ServedResult:
     """What came of a job: the answer, and the picture that explains it or why there is none."""
 
     answer: Prediction
@@ -105,27 +105,27 @@ class Service:
     ) -> None:
         self.classifier, self.name, self.limits = classifier, name, limits
         self.least, self.promise = least, promise
-        self.classes = [printable(label) for label in classifier.record.classes]
+        self.classes = [printable(label) for label in classifier.info.classes]
         self.meters = Meters(lambda: self.held)
         self.held = 0  # photos at work or waiting; touched by the event loop's thread only
         self.readers = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "reader")
-        side = classifier.record.preprocessing.size
+        side = classifier.info.preprocessing.size
         classifier.answer([torch.zeros(3, side, side)])  # the first pass is slow: not for the first visitor
         self.batcher = Batcher(self.compute, limits.batch)
 
-    def compute(self, jobs: Sequence[Job]) -> list[Outcome]:
+    def compute(self, jobs: Sequence[Job]) -> list[ServedResult]:
         """Answers a batch; in the network's thread."""
         started = time.perf_counter()
         answers = self.classifier.answer([job.pixels for job in jobs], len(self.classes), self.least)
-        outcomes = [Outcome(answer) for answer in answers]
+        outcomes = [ServedResult(answer) for answer in answers]
         if wanted := [i for i, job in enumerate(jobs) if job.explain]:
             try:
                 pictures = self.classifier.explain_inputs([jobs[i].pixels for i in wanted])
                 for i, picture in zip(wanted, pictures, strict=True):
-                    outcomes[i] = Outcome(answers[i], picture)
+                    outcomes[i] = ServedResult(answers[i], picture)
             except UsageError as error:  # a network without a map of places
                 for i in wanted:
-                    outcomes[i] = Outcome(answers[i], no_picture=str(error))
+                    outcomes[i] = ServedResult(answers[i], no_picture=str(error))
         self.meters.sizes.observe(len(jobs))
         self.meters.network.observe(time.perf_counter() - started)
         return outcomes
@@ -165,7 +165,7 @@ class Service:
             except ClientDisconnect:
                 return Response(status_code=400)  # to nobody
             take(len(photos) - 1)
-            work = [self.record(name, content, top, explain) for name, content in photos]
+            work = [self.info(name, content, top, explain) for name, content in photos]
             records = await asyncio.gather(*work)
         self.meters.seconds.observe(time.perf_counter() - started)
         return _json({"model": self.name, "photos": records})
@@ -192,7 +192,7 @@ class Service:
             raise HTTPException(400, "the request holds no photo; see curl -F photo=@FILE")
         return photos
 
-    async def record(self, name: str, content: bytes | None, top: int, explain: bool) -> dict[str, Any]:
+    async def info(self, name: str, content: bytes | None, top: int, explain: bool) -> dict[str, Any]:
         """What the answer says of one photo."""
         loop = asyncio.get_running_loop()
         try:
@@ -229,11 +229,11 @@ class Service:
 
     async def model(self, request: Request) -> Response:
         """What the page says of the model, and the limits that it keeps to."""
-        record = self.classifier.record
+        info = self.classifier.info
         return _json(
             {
                 "name": self.name,
-                "arch": printable(record.arch),
+                "arch": printable(info.arch),
                 "classes": self.classes,
                 "unsure": self.promise,
                 "photo_bytes": self.limits.photo_bytes,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from flowers_torch.deploy.classifier import Prediction, is_address
 from flowers_torch.errors import ResourceError, UsageError, printable
-from flowers_torch.files import write_text
+from flowers_torch.files.atomic import write_text
 
 UNSURE, UNREADABLE = "unsure", "unreadable"
 

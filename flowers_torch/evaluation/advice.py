@@ -20,7 +20,7 @@ class Advice:
     flags: str
 
 
-def diagnose(
+def advise_on_training(
     history: Sequence[dict[str, Any]],
     stages: Sequence[dict[str, Any]],
     classes: int,

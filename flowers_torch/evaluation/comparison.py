@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from flowers_torch.errors import DataError
-from flowers_torch.evaluation.predictions import Predictions
+from flowers_torch.evaluation.predictions import RunPredictions
 
 RESAMPLES = 10_000
 
@@ -64,7 +64,7 @@ def bootstrap_difference(first: Tensor, second: Tensor, seed: int = 0) -> tuple[
     return float(low), float(high)
 
 
-def common_photos(runs: list[Predictions], part: str = "test") -> list[str]:
+def common_photos(runs: list[RunPredictions], part: str = "test") -> list[str]:
     """Photos that are in this part of every run, in the order of the first.
 
     Raises:
@@ -78,14 +78,14 @@ def common_photos(runs: list[Predictions], part: str = "test") -> list[str]:
     return [path for path in runs[0].paths[part] if path in shared]
 
 
-def select(run: Predictions, part: str, paths: list[str]) -> tuple[Tensor, Tensor]:
+def select(run: RunPredictions, part: str, paths: list[str]) -> tuple[Tensor, Tensor]:
     """Calibrated logits and labels of these photos."""
     place = {path: i for i, path in enumerate(run.paths[part])}
     rows = torch.tensor([place[path] for path in paths])
     return run.calibrated(part)[rows], run.labels[part][rows]
 
 
-def compare(first: Predictions, second: Predictions, seed: int = 0) -> Comparison:
+def compare(first: RunPredictions, second: RunPredictions, seed: int = 0) -> Comparison:
     """Compares two runs on the test photos that they share."""
     paths = common_photos([first, second])
     (first_logits, labels), (second_logits, _) = (select(run, "test", paths) for run in (first, second))

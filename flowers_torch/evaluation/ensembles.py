@@ -42,7 +42,7 @@ def choose(candidates: Sequence[Candidate]) -> Candidate:
     return min(candidates, key=lambda candidate: candidate.val.loss)
 
 
-def mean_answer(parts: Sequence[Tensor]) -> Tensor:
+def mean_prediction(parts: Sequence[Tensor]) -> Tensor:
     """Logarithm of the mean probability of several networks (N, classes), from calibrated logits of each."""
     stacked = torch.stack([part.double() for part in parts]).log_softmax(2)
     return (stacked.logsumexp(0) - torch.tensor(float(len(parts))).log()).float()

@@ -6,16 +6,16 @@ from pathlib import Path
 
 from torch import nn
 
-from flowers_torch.data.loading.batches import TrainingBatches, batch_policy
-from flowers_torch.data.loading.loaders import PhotoDataset, choose_reading, make_loader
-from flowers_torch.data.loading.resize import canvas_dataset
-from flowers_torch.evaluation.predictions import Answers, collect
+from flowers_torch.data.loading.batches import TrainingBatches, batch_augmentation
+from flowers_torch.data.loading.loaders import TransformedImages, loader_settings, make_loader
+from flowers_torch.data.loading.resize import resized_images
+from flowers_torch.data.preprocessing import Preprocessing
+from flowers_torch.evaluation.predictions import Predictions, collect
 from flowers_torch.evaluation.tta import VIEWS, collect_views, view_transform
-from flowers_torch.models.registry import Preprocessing
 from flowers_torch.training.runtime import Runtime
 
 
-def answer_photos(
+def predict_images(
     model: nn.Module,
     preprocessing: Preprocessing,
     paths: Sequence[Path],
@@ -23,7 +23,7 @@ def answer_photos(
     runtime: Runtime,
     views: str = "none",
     batch_size: int = 32,
-) -> Answers:
+) -> Predictions:
     """Runs the network over photos.
 
     Args:
@@ -36,18 +36,18 @@ def answer_photos(
         batch_size: Pictures computed at once.
     """
     network = runtime.fused(model.eval(), preprocessing.size)
-    at_once, how = max(1, batch_size // VIEWS[views]), choose_reading(-1, runtime.device)
+    at_once, how = max(1, batch_size // VIEWS[views]), loader_settings(-1, runtime.device)
     if views != "none":
         transform = view_transform(views, **dataclasses.asdict(preprocessing))
-        photos = PhotoDataset(paths, labels, transform, 0, draws=False)
+        photos = TransformedImages(paths, labels, transform, 0, draws=False)
         loader, _ = make_loader(photos, at_once, shuffle=False, **how)
         return collect_views(network, loader, runtime)
     # By way of canvases, as in the run that trained it.
     size, crop = preprocessing.size, preprocessing.crop
-    photos = canvas_dataset(
-        paths, labels, 0, "none", size, preprocessing.interpolation, crop, preprocessing.squash
+    photos = resized_images(
+        paths, labels, 0, "none", size, preprocessing.interpolation, crop, preprocessing.stretch
     )
     loader, order = make_loader(photos, at_once, shuffle=False, **how)
-    policy, channels = batch_policy("none", size, crop), (preprocessing.mean, preprocessing.std)
+    policy, channels = batch_augmentation("none", size, crop), (preprocessing.mean, preprocessing.std)
     batches = TrainingBatches(loader, order, 0, 0, runtime.device, policy, *channels)
     return collect(network, batches, runtime)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 @dataclasses.dataclass(frozen=True)
-class Suspect:
+class LabelIssue:
     """A photo whose label is in doubt."""
 
     index: int
@@ -21,7 +21,7 @@ class Suspect:
     other: float  # of the other class
 
 
-def find_suspects(probabilities: Tensor, labels: Tensor) -> list[Suspect]:
+def find_label_issues(probabilities: Tensor, labels: Tensor) -> list[LabelIssue]:
     """Suspect photos, most doubtful first.
 
     Args:
@@ -37,7 +37,7 @@ def find_suspects(probabilities: Tensor, labels: Tensor) -> list[Suspect]:
     doubtful = (strength >= 0) & (better != labels)
     own = probabilities[torch.arange(len(labels)), labels]
     found = [
-        Suspect(i, int(labels[i]), int(better[i]), float(own[i]), float(strength[i]))
+        LabelIssue(i, int(labels[i]), int(better[i]), float(own[i]), float(strength[i]))
         for i in doubtful.nonzero()[:, 0].tolist()
     ]
     return sorted(found, key=lambda s: (s.own - s.other, s.index))

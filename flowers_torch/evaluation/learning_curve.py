@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from flowers_torch.evaluation.metrics import wilson
-from flowers_torch.training.linear_probe import fit_probe
+from flowers_torch.training.linear_probe import fit_logistic_regression
 
 SHARES = (0.1, 0.25, 0.5, 1.0)  # of the training photos, for the learning curve
 
@@ -45,7 +45,7 @@ def out_of_fold(
     found = torch.empty(len(labels), classes)
     for fold in place.unique().tolist():
         held = place == fold
-        probe = fit_probe(features[~held], labels[~held], classes)
+        probe = fit_logistic_regression(features[~held], labels[~held], classes)
         found[held] = probe.logits(features[held]).softmax(1)
     return found
 
@@ -77,7 +77,7 @@ def learning_curve(
                 if len(members)
             ]
             chosen = torch.cat(kept)
-            probe = fit_probe(features[chosen], labels[chosen], classes)
+            probe = fit_logistic_regression(features[chosen], labels[chosen], classes)
             correct += int((probe.logits(features[held]).argmax(1) == labels[held]).sum())
             trained, runs = trained + len(chosen), runs + 1
         points.append(CurvePoint(trained // runs, correct / len(labels), *wilson(correct, len(labels))))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from flowers_torch.errors import DataError, printable
-from flowers_torch.files import safe_load, safe_save
+from flowers_torch.files.tensors import safe_load, safe_save
 from flowers_torch.shell import command_line
 from flowers_torch.training.runtime import Runtime
 from flowers_torch.training.step import predict_logits
@@ -18,7 +18,7 @@ PREDICTIONS_FILE = "predictions.safetensors"
 
 
 @dataclasses.dataclass(frozen=True)
-class Answers:
+class Predictions:
     """Logits (N, classes), labels (N,), and the features that the classifier saw (N, D), empty if unknown."""
 
     logits: Tensor
@@ -31,7 +31,7 @@ def collect(
     batches: Iterable[Sequence[Tensor]],
     runtime: Runtime,
     after_batch: Callable[[int], Any] = lambda photos: None,
-) -> Answers:
+) -> Predictions:
     """The forward pass behind validation and test, which also keeps the input of the classifier.
 
     Args:
@@ -51,11 +51,11 @@ def collect(
         logits, labels = predict_logits(model, batches, runtime, after_batch)
     finally:
         hook.remove()
-    return Answers(logits, labels, torch.cat(seen).cpu() if seen else torch.empty(len(labels), 0))
+    return Predictions(logits, labels, torch.cat(seen).cpu() if seen else torch.empty(len(labels), 0))
 
 
 @dataclasses.dataclass(frozen=True)
-class Predictions:
+class RunPredictions:
     """The answers of a finished run, by part ("val", "test")."""
 
     classes: tuple[str, ...]
@@ -74,7 +74,7 @@ def save_predictions(
     folder: Path,
     classes: Sequence[str],
     temperature: float,
-    parts: Mapping[str, tuple[Sequence[str], Answers]],
+    parts: Mapping[str, tuple[Sequence[str], Predictions]],
     places: Tensor | None = None,
 ) -> None:
     """Writes `predictions.safetensors`: paths, logits and labels of each part, and the map of the test."""
@@ -86,7 +86,7 @@ def save_predictions(
     safe_save(tensors, folder / PREDICTIONS_FILE, metadata)
 
 
-def load_predictions(folder: Path) -> Predictions:
+def load_predictions(folder: Path) -> RunPredictions:
     """Reads what `save_predictions` wrote.
 
     Raises:
@@ -101,7 +101,7 @@ def load_predictions(folder: Path) -> Predictions:
     tensors, metadata = safe_load(path)
     try:
         paths = {part: tuple(names) for part, names in metadata["paths"].items()}
-        return Predictions(
+        return RunPredictions(
             tuple(metadata["classes"]),
             float(metadata["temperature"]),
             paths,

@@ -9,7 +9,7 @@ MOST = 800  # photos on a map; beyond, dots hide each other and t-SNE takes long
 COMPONENTS = 50  # of the features that the neighbourhood is judged by
 
 
-def map_photos(features: Tensor, perplexity: float = 30.0, steps: int = 300) -> Tensor:
+def map_images(features: Tensor, perplexity: float = 30.0, steps: int = 300) -> Tensor:
     """Positions (N, 2) by t-SNE (van der Maaten and Hinton 2008), always the same for the same photos.
 
     It begins with the two principal components, so that no chance is in it. Near photos stay near; distances

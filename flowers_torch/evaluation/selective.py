@@ -1,6 +1,6 @@
 """When a model should say "I don't know": too improbable, or too unlike the photos that it learned from.
 
-Both are measured on validation photos and travel in the weights file as plain JSON (`Record.trust`).
+Both are measured on validation photos and travel in the weights file as plain JSON (`ModelInfo.trust`).
 """
 
 import base64
@@ -41,7 +41,7 @@ class Threshold:
         )
 
 
-def trade_off(confidence: Tensor, right: Tensor) -> list[tuple[float, int, int]]:
+def risk_coverage_curve(confidence: Tensor, right: Tensor) -> list[tuple[float, int, int]]:
     """How many photos are answered, and how many of them wrong, from each probability on.
 
     Returns:
@@ -61,7 +61,7 @@ def choose_threshold(curve: list[tuple[float, int, int]], max_error: float) -> T
     """The lowest probability from which on validation erred no more often than wanted.
 
     Args:
-        curve: From `trade_off`.
+        curve: From `risk_coverage_curve`.
         max_error: Share of wrong answers among those given.
 
     Raises:
@@ -79,7 +79,7 @@ def choose_threshold(curve: list[tuple[float, int, int]], max_error: float) -> T
 
 
 @dataclasses.dataclass(frozen=True)
-class Familiar:
+class OODDetector:
     """What the features of training photos look like: their centre and the direction of each class from it.
 
     Attributes:
@@ -97,7 +97,7 @@ class Familiar:
         return 1 - (F.normalize(features - self.centre, dim=1) @ self.directions.T).amax(1)
 
 
-def fit_familiar(train: Tensor, labels: Tensor, validation: Tensor) -> Familiar:
+def fit_ood_detector(train: Tensor, labels: Tensor, validation: Tensor) -> OODDetector:
     """Learns the class directions from training photos and the limit from photos held out.
 
     Args:
@@ -109,43 +109,43 @@ def fit_familiar(train: Tensor, labels: Tensor, validation: Tensor) -> Familiar:
     means = torch.stack([train[labels == label].mean(0) for label in labels.unique()])
     # Stored in half precision; rounded here, so that the limit belongs to what is stored.
     centre, directions = centre.half().float(), F.normalize(means - centre, dim=1).half().float()
-    distances = Familiar(centre, directions, 0.0).distance(validation).sort().values
+    distances = OODDetector(centre, directions, 0.0).distance(validation).sort().values
     rank = min(len(distances), math.ceil((len(distances) + 1) * KEPT_SHARE))  # a conformal quantile
-    return Familiar(centre, directions, float(distances[rank - 1]))
+    return OODDetector(centre, directions, float(distances[rank - 1]))
 
 
-def make_trust(curve: list[tuple[float, int, int]], familiar: Familiar | None) -> dict[str, Any]:
+def pack_selective(curve: list[tuple[float, int, int]], familiar: OODDetector | None) -> dict[str, Any]:
     """The plain values that the weights file keeps."""
-    trust: dict[str, Any] = {"curve": [[round(p, 6), answered, wrong] for p, answered, wrong in curve]}
+    selective: dict[str, Any] = {"curve": [[round(p, 6), answered, wrong] for p, answered, wrong in curve]}
     if familiar is not None and familiar.directions.numel() <= MAX_VALUES:
-        trust["familiar"] = {
+        selective["ood_detector"] = {
             "centre": _pack(familiar.centre[None]),
             "directions": _pack(familiar.directions),
             "features": familiar.centre.numel(),
             "limit": familiar.limit,
         }
-    return trust
+    return selective
 
 
-def read_curve(trust: dict[str, Any]) -> list[tuple[float, int, int]]:
+def read_curve(selective: dict[str, Any]) -> list[tuple[float, int, int]]:
     """The trade-off that a weights file keeps.
 
     Raises:
         UsageError: it keeps none, because it is older or was not made by training.
     """
-    if not trust.get("curve"):
+    if not selective.get("curve"):
         raise UsageError("the model knows no trade-off of errors", "train it again, or leave out --max-error")
-    return [(float(p), int(answered), int(wrong)) for p, answered, wrong in trust["curve"]]
+    return [(float(p), int(answered), int(wrong)) for p, answered, wrong in selective["curve"]]
 
 
-def read_familiar(trust: dict[str, Any]) -> Familiar | None:
+def read_ood_detector(selective: dict[str, Any]) -> OODDetector | None:
     """The features that a weights file knows; None where it keeps none."""
-    stored = trust.get("familiar")
+    stored = selective.get("ood_detector")
     if not stored:
         return None
     features = int(stored["features"])
     centre, directions = _unpack(stored["centre"], features), _unpack(stored["directions"], features)
-    return Familiar(centre[0], directions, float(stored["limit"]))
+    return OODDetector(centre[0], directions, float(stored["limit"]))
 
 
 def _pack(rows: Tensor) -> str:

@@ -11,7 +11,7 @@ from torchvision.transforms.v2 import functional
 
 from flowers_torch.data.augment.per_image import LimitAspect, eval_transform, to_input
 from flowers_torch.errors import UsageError
-from flowers_torch.evaluation.predictions import Answers, collect
+from flowers_torch.evaluation.predictions import Predictions, collect
 from flowers_torch.training.runtime import Runtime
 
 VIEWS = {"none": 1, "flip": 2, "scales": 3, "crop5": 5, "crop10": 10}  # name -> views of a photo
@@ -26,7 +26,7 @@ def view_transform(
     std: tuple[float, ...],
     interpolation: str = "bicubic",
     crop: float = 0.875,
-    squash: bool = False,
+    stretch: bool = False,
 ) -> Callable[[Image.Image], Tensor]:
     """Photo to its views (V, 3, size, size); the first one of `flip` and `scales` is the evaluation's own.
 
@@ -37,12 +37,12 @@ def view_transform(
     """
     if name not in VIEWS:
         raise UsageError(f"no test-time views are called {name!r}", f"use one of {', '.join(VIEWS)}")
-    plain = eval_transform(size, mean, std, interpolation, crop, squash)
+    plain = eval_transform(size, mean, std, interpolation, crop, stretch)
     mode = InterpolationMode(interpolation)
     values = v2.Compose(to_input(mean, std))
 
     def resized(side: int) -> v2.Compose:
-        if squash:
+        if stretch:
             return v2.Compose([v2.Resize((side, side), interpolation=mode, antialias=True)])
         return v2.Compose([LimitAspect(), v2.Resize(side, interpolation=mode, antialias=True)])
 
@@ -52,7 +52,7 @@ def view_transform(
             return [plain(image)]
 
     elif name == "scales":
-        sides = [math.floor(size / (1.0 if squash else crop) * scale) for scale in SCALES]
+        sides = [math.floor(size / (1.0 if stretch else crop) * scale) for scale in SCALES]
         enlarge = [resized(side) for side in sides[1:]]
 
         def views(image: Image.Image) -> list[Tensor]:
@@ -60,7 +60,7 @@ def view_transform(
             return [plain(image), *map(values, larger)]
 
     else:
-        whole = resized(math.floor(size / (CORNER_MARGIN if squash or crop > CORNER_MARGIN else crop)))
+        whole = resized(math.floor(size / (CORNER_MARGIN if stretch or crop > CORNER_MARGIN else crop)))
 
         def views(image: Image.Image) -> list[Tensor]:
             return [values(part) for part in functional.five_crop(whole(image), [size, size])]
@@ -74,7 +74,7 @@ def view_transform(
     return transform
 
 
-def collect_views(model: nn.Module, batches: Iterable[Sequence[Tensor]], runtime: Runtime) -> Answers:
+def collect_views(model: nn.Module, batches: Iterable[Sequence[Tensor]], runtime: Runtime) -> Predictions:
     """As `collect`, for batches of views (N, V, 3, H, W).
 
     Returns:
@@ -91,7 +91,7 @@ def collect_views(model: nn.Module, batches: Iterable[Sequence[Tensor]], runtime
     answers = collect(model, flattened(), runtime)
     probabilities = answers.logits.double().unflatten(0, (-1, views)).softmax(2).mean(1)
     tiny = torch.finfo(torch.float32).tiny  # a probability of 0 would become a logit of -inf
-    return Answers(
+    return Predictions(
         probabilities.clamp(min=tiny).log().float(),
         answers.labels[::views],
         answers.features[::views],

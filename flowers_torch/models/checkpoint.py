@@ -11,16 +11,17 @@ from typing import Any
 from torch import Tensor, nn
 
 from flowers_torch import __version__
+from flowers_torch.data.preprocessing import Preprocessing
 from flowers_torch.errors import ModelFileError, printable
-from flowers_torch.files import safe_load, safe_save
+from flowers_torch.files.tensors import safe_load, safe_save
+from flowers_torch.models.factory import build_network
 from flowers_torch.models.heads import set_head
-from flowers_torch.models.registry import Preprocessing, build_network
 
 FORMAT = 1  # raised when a reader of the older form would misread the newer
 
 
 @dataclasses.dataclass(frozen=True)
-class Record:
+class ModelInfo:
     """What travels with the weights."""
 
     arch: str
@@ -34,25 +35,25 @@ class Record:
     weights: str = "none"  # where training started from
     licence: str = ""  # of those weights
     temperature: float = 1.0  # softmax(logits / temperature) is what the model states as probabilities
-    trust: dict[str, Any] = dataclasses.field(default_factory=dict)  # see evaluation/unsure.py
+    selective: dict[str, Any] = dataclasses.field(default_factory=dict)  # see evaluation/unsure.py
 
 
-def build(record: Record) -> nn.Module:
+def build(info: ModelInfo) -> nn.Module:
     """The network of a record, with fresh weights."""
-    size = record.preprocessing.size
-    model = build_network(record.arch, len(record.classes), size=size, options=record.model_options)
+    size = info.preprocessing.size
+    model = build_network(info.arch, len(info.classes), size=size, options=info.model_options)
     set_head(
         model,
-        len(record.classes),
-        record.head_hidden,
-        record.dropout,
-        record.head_norm,
-        record.head == "sigmoid",
+        len(info.classes),
+        info.head_hidden,
+        info.dropout,
+        info.head_norm,
+        info.head == "sigmoid",
     )
     return model
 
 
-def save_classifier(state: dict[str, Tensor], record: Record, path: Path, **facts: Any) -> None:
+def save_classifier(state: dict[str, Tensor], info: ModelInfo, path: Path, **facts: Any) -> None:
     """Writes weights and record as one .safetensors file.
 
     Args:
@@ -61,17 +62,22 @@ def save_classifier(state: dict[str, Tensor], record: Record, path: Path, **fact
         path: The file.
         facts: Further metadata, such as the accuracy; anything JSON can hold.
     """
-    metadata = {"format": FORMAT, "flowers_torch": __version__, "record": dataclasses.asdict(record), **facts}
+    metadata = {
+        "format": FORMAT,
+        "flowers_torch": __version__,
+        "model_info": dataclasses.asdict(info),
+        **facts,
+    }
     safe_save(state, path, metadata)
 
 
-def read_record(metadata: dict[str, Any], path: Path) -> Record:
+def read_model_info(metadata: dict[str, Any], path: Path) -> ModelInfo:
     """The record among a file's metadata.
 
     Raises:
         ModelFileError: the file is not one of ours, or was written by a newer version.
     """
-    if "record" not in metadata:
+    if "model_info" not in metadata:
         raise ModelFileError(
             f"{printable(path)} holds weights but not how to use them", "give the model.safetensors of a run"
         )
@@ -81,17 +87,17 @@ def read_record(metadata: dict[str, Any], path: Path) -> Record:
             "update: pip install -U flowers-torch",
         )
     try:
-        values = dict(metadata["record"])
+        values = dict(metadata["model_info"])
         values["classes"] = tuple(values["classes"])
         values["preprocessing"] = Preprocessing.from_dict(values["preprocessing"])
-        return Record(**values)
+        return ModelInfo(**values)
     except (TypeError, KeyError, ValueError) as error:
         raise ModelFileError(
             f"the record in {printable(path)} is damaged: {error}", "use another copy"
         ) from error
 
 
-def load_classifier(path: Path) -> tuple[nn.Module, Record]:
+def load_classifier(path: Path) -> tuple[nn.Module, ModelInfo]:
     """The network of a weights file, in inference mode, and its record.
 
     Args:
@@ -104,10 +110,10 @@ def load_classifier(path: Path) -> tuple[nn.Module, Record]:
     if path.is_dir():
         path = path / "model.safetensors"
     state, metadata = safe_load(path)
-    record = read_record(metadata, path)
-    model = build(record)
+    info = read_model_info(metadata, path)
+    model = build(info)
     load_matching(model, state, path)
-    return model.eval(), record
+    return model.eval(), info
 
 
 def load_matching(model: nn.Module, state: dict[str, Tensor], path: Path | str) -> None:

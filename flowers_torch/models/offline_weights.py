@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from flowers_torch.errors import ModelFileError, UsageError, printable
-from flowers_torch.files import safe_load
+from flowers_torch.files.tensors import safe_load
 
 OFFLINE_ARCH = "tf_efficientnet_lite0"
 

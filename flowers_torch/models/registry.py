@@ -1,20 +1,15 @@
-"""The zoo: one registry of networks by name, and `create_model`, which also reaches every timm network.
-
-Each network keeps timm's contract: `forward_features`, `forward_head(x, pre_logits=)`, `num_features`,
-`get_classifier`, `reset_classifier`. What must travel with trained weights (how to rebuild the network,
-how to prepare a photo) is a plain record beside it, so that nothing downstream asks which network it has.
-"""
+"""The registry of networks: the handwritten ones by name, and every timm network behind them."""
 
 import dataclasses
 import difflib
-import logging
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import timm
 from torch import nn
 
+from flowers_torch.data.preprocessing import Preprocessing
 from flowers_torch.errors import ModelFileError, UsageError, printable
 from flowers_torch.models import (
     classic,
@@ -27,7 +22,6 @@ from flowers_torch.models import (
     resnet_v2,
     small,
 )
-from flowers_torch.models.heads import remove_head
 from flowers_torch.models.inception_v3 import InceptionV3
 from flowers_torch.models.torch_weights import (
     DENSENET_NAMES,
@@ -39,26 +33,7 @@ from flowers_torch.models.torch_weights import (
 )
 from flowers_torch.models.xception import xception
 
-log = logging.getLogger("flowers_torch")
 TIMM = "timm:"  # before a name: timm's network, where the zoo has another variant under the same name
-
-
-@dataclasses.dataclass(frozen=True)
-class Preprocessing:
-    """How a photo becomes the network's input; every transform is derived from this record."""
-
-    size: int = 224  # pixels, both sides
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # of RGB in 0..1
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
-    interpolation: str = "bicubic"  # "bilinear" or "bicubic"
-    crop: float = 0.875  # share of the resized photo's shorter side that the centre crop keeps
-    squash: bool = False  # resize both sides to `size` without a crop, as Keras's target_size does
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "Preprocessing":
-        """Rebuilds the record from JSON, where tuples have become lists."""
-        values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-        return cls(**values)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,116 +88,24 @@ def find_entry(name: str) -> Entry:
     return entry
 
 
-def create_model(
-    name: str,
-    num_classes: int = 1000,
-    in_chans: int = 3,
-    *,
-    weights: str | None = None,
-    include_top: bool = True,
-    pooling: Literal["avg", "max"] | None = None,
-    size: int = 0,
-    keras_input: str = "",
-    **options: Any,
-) -> nn.Module:
-    """Builds a network, pretrained or not, with or without its classifier.
-
-        model = create_model("resnet50", weights="imagenet", include_top=False, pooling="avg")
-        model = create_model("mobilenet", 17, weights="mobilenet_2_5_128_tf_no_top.h5", alpha=0.25)
-
-    How a photo has to be prepared stands in `find_entry(name).preprocessing`, and for pretrained weights in
-    `flowers_torch.models.weights.plan_weights(name, weights).preprocessing`.
-
-    Args:
-        name: Registered name or any timm name; `timm:NAME` is timm's network where the zoo has its own.
-        num_classes: Outputs of the classifier; without meaning where there is none.
-        in_chans: Channels of the input; pretrained weights have 3.
-        weights: None for random ones, "imagenet", "offline", or a .safetensors, .pth or Keras file. A
-            classifier of another number of classes than the file's stays random.
-        include_top: Whether the network ends with its classifier, or with its last feature map.
-        pooling: Without classifier: "avg" or "max" over the map; None leaves the map as it is.
-        size: Height and width of the photos, for networks that flatten their last feature map; 0 is the
-            network's usual size.
-        keras_input: How the network of a Keras file saw its photos, where not as published: "caffe", "tf",
-            "torch" or "unit" (see `keras_weights.MEAN_STD`).
-        options: Further keywords of this network's constructor, such as `alpha` of mobilenet, `dropout`,
-            `lineage` of resnet50.
-
-    Returns:
-        A module that maps (N, in_chans, H, W) to logits (N, num_classes); without classifier to the map
-        (N, C, h, w) or, pooled, to (N, C).
-
-    Raises:
-        UsageError: unknown name, option, pooling or size.
-        ModelFileError: the weights do not fit.
-        ResourceError: they cannot be fetched.
-    """
-    if pooling not in (None, "avg", "max") or (pooling and include_top):
-        raise UsageError(
-            f"pooling={pooling!r} with include_top={include_top}",
-            "give pooling='avg', 'max' or None, the first two together with include_top=False",
-        )
-    if size:
-        check_size(name, size)
-    plan = None
-    if weights is not None:
-        from flowers_torch.models.weights import load_weights, plan_weights  # which need this module
-
-        plan = plan_weights(name, weights, keras_input)
-        options = plan.options | options
-    if not include_top and name in REGISTRY:
-        options = {"global_pool": ""} | options  # so that VGG does not make dense layers to throw away
-    model = build_network(name, num_classes if include_top else 0, in_chans, size, options)
-    if not include_top:
-        remove_head(model, pooling or "")
-    if plan is not None:
-        log.info(f"network  {name}: {load_weights(model, name, plan)}")
-        if plan.licence:
-            log.info(f"weights  {plan.source}, licence: {plan.licence}")
-    return model
-
-
-def build_network(
-    name: str,
-    num_classes: int = 1000,
-    in_chans: int = 3,
-    size: int = 0,
-    options: dict[str, Any] | None = None,
-) -> nn.Module:
-    """A network with random weights; arguments as `create_model`, which does more."""
-    entry = find_entry(name)
-    keywords = ({"input_size": size} if entry.sized and size else {}) | (options or {})
-    try:
-        return entry.build(num_classes=num_classes, in_chans=in_chans, **keywords)
-    except TypeError as error:
-        raise UsageError(f"network {name} cannot be built: {error}", "correct model_options") from error
-
-
-def check_size(name: str, size: int) -> None:
-    """Refuses an input size that the network cannot see anything at."""
-    entry = find_entry(name)
-    if size < entry.min_size:
-        raise UsageError(f"--size {size} is too small for {name}", f"use --size {entry.min_size} or more")
-
-
 def _timm_entry(name: str) -> Entry:
-    record = timm.get_pretrained_cfg(name)
-    if record is None:
+    info = timm.get_pretrained_cfg(name)
+    if info is None:
         raise ModelFileError(f"timm has no preprocessing record for {name}", "choose another network")
-    _, height, width = record.input_size
-    fixed = record.fixed_input_size
+    _, height, width = info.input_size
+    fixed = info.fixed_input_size
     return Entry(
         build=lambda **keywords: timm.create_model(name, pretrained=False, **keywords),
         preprocessing=Preprocessing(
             size=min(height, width),
-            mean=tuple(record.mean),
-            std=tuple(record.std),
-            interpolation=record.interpolation if record.interpolation == "bilinear" else "bicubic",
-            crop=record.crop_pct,
+            mean=tuple(info.mean),
+            std=tuple(info.std),
+            interpolation=info.interpolation if info.interpolation == "bilinear" else "bicubic",
+            crop=info.crop_pct,
         ),
-        min_size=height if fixed else (record.min_input_size or (3, 32, 32))[1],
+        min_size=height if fixed else (info.min_input_size or (3, 32, 32))[1],
         timm_name=name,
-        licence=record.license or "not stated",
+        licence=info.license or "not stated",
     )
 
 
@@ -241,7 +124,7 @@ def _handwritten(
 
 def _unscaled(size: int) -> Preprocessing:
     """Pixels in 0..1 and no crop, as the small networks of the seeds have them."""
-    return Preprocessing(size, (0.0,) * 3, (1.0,) * 3, "bilinear", crop=1.0, squash=True)
+    return Preprocessing(size, (0.0,) * 3, (1.0,) * 3, "bilinear", crop=1.0, stretch=True)
 
 
 def _register_resnets() -> None:
@@ -310,5 +193,9 @@ def _register_keras_networks() -> None:
 
 
 _register_resnets()
+
+
 _register_classics()
+
+
 _register_keras_networks()

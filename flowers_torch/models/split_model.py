@@ -13,7 +13,7 @@ from flowers_torch.models.heads import classifier_name
 
 
 @dataclasses.dataclass
-class Cut:
+class SplitModel:
     """Both parts of a network; they share its parameters and buffers, nothing is copied."""
 
     model: nn.Module
@@ -64,7 +64,7 @@ class _Caught(Exception):
     """The front has computed its answer."""
 
 
-def cut(model: nn.Module, size: int, channels_last: bool = True) -> Cut | None:
+def cut(model: nn.Module, size: int, channels_last: bool = True) -> SplitModel | None:
     """Cuts a network in front of the first block that trains.
 
     Args:
@@ -87,18 +87,18 @@ def cut(model: nn.Module, size: int, channels_last: bool = True) -> Cut | None:
     head = classifier_name(model)
     trained = [name for name, parameter in parameters.items() if parameter.requires_grad]
     # The classifier may be a part of a child that pools first, as in timm's `head.fc`.
-    made = cut_at(model, head if all(name.startswith(f"{head}.") for name in trained) else first)
+    made = split_at(model, head if all(name.startswith(f"{head}.") for name in trained) else first)
     return made if _computes_the_same(made, size, channels_last) else None
 
 
-def cut_at(model: nn.Module, block: str) -> Cut:
+def split_at(model: nn.Module, block: str) -> SplitModel:
     """Cuts a network in front of a block, without looking whether it stays the same network."""
     if block == classifier_name(model):
-        return Cut(model, block, ClassifierAlone(model.get_submodule(block)))
-    return Cut(model, block, _without(model, block.split(".")))
+        return SplitModel(model, block, HeadModule(model.get_submodule(block)))
+    return SplitModel(model, block, _without(model, block.split(".")))
 
 
-class ClassifierAlone(nn.Module):
+class HeadModule(nn.Module):
     """A network that is its classifier: pooled features (N, features) -> logits (N, classes)."""
 
     def __init__(self, classifier: nn.Module) -> None:
@@ -128,7 +128,7 @@ def _without(module: nn.Module, path: Sequence[str]) -> nn.Module:
     return tail
 
 
-def _computes_the_same(made: Cut, size: int, channels_last: bool) -> bool:
+def _computes_the_same(made: SplitModel, size: int, channels_last: bool) -> bool:
     modes = {module: module.training for module in (*made.model.modules(), made.tail)}
     made.model.eval()
     made.tail.eval()

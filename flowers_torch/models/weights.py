@@ -15,14 +15,17 @@ import timm
 import timm.models
 from torch import Tensor, nn
 
+from flowers_torch.data.preprocessing import Preprocessing
 from flowers_torch.errors import ModelFileError, ResourceError, UsageError, printable
-from flowers_torch.files import cache_folder, check_digest, download, safe_load
-from flowers_torch.models.checkpoint import load_matching, read_record
+from flowers_torch.files.cache import cache_folder
+from flowers_torch.files.download import check_digest, download
+from flowers_torch.files.tensors import safe_load
+from flowers_torch.models.checkpoint import load_matching, read_model_info
 from flowers_torch.models.heads import classifier_name
 from flowers_torch.models.keras.files import is_keras_file
 from flowers_torch.models.keras.weights import MEAN_STD, input_mode, keras_options, load_keras_weights
 from flowers_torch.models.offline_weights import OFFLINE_ARCH, offline_state_dict
-from flowers_torch.models.registry import Entry, Preprocessing, find_entry
+from flowers_torch.models.registry import Entry, find_entry
 from flowers_torch.models.torch_weights import renamed
 
 WAYS_ON = "give --weights FILE, --weights offline (with --arch tf_efficientnet_lite0), or --weights none"
@@ -87,20 +90,20 @@ def plan_weights(arch: str, weights: str, keras_input: str = "") -> Plan:
         keras = dataclasses.replace(entry.preprocessing, mean=mean, std=std, interpolation="bilinear")
         return Plan("keras", path.name, keras, keras_options(arch), "that of the file", path, keras_input)
     state, metadata = safe_load(path)
-    if "record" in metadata:
-        record = read_record(metadata, path)
-        if record.arch != arch:
+    if "model_info" in metadata:
+        info = read_model_info(metadata, path)
+        if info.arch != arch:
             raise ModelFileError(
-                f"{printable(path)} holds {record.arch}, not {arch}", f"add --arch {record.arch}"
+                f"{printable(path)} holds {info.arch}, not {arch}", f"add --arch {info.arch}"
             )
         return Plan(
             "file",
             path.name,
-            record.preprocessing,
-            record.model_options,
-            record.licence,
+            info.preprocessing,
+            info.model_options,
+            info.licence,
             path,
-            classes=record.classes,
+            classes=info.classes,
         )
     from_timm = renamed(state, entry.timm_names).keys() != state.keys()
     options = entry.timm_options if from_timm else {}

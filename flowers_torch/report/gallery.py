@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from flowers_torch.data.images import load_image
-from flowers_torch.data.quality.report import Audit
+from flowers_torch.data.quality.report import QualityReport
 from flowers_torch.errors import DataError
-from flowers_torch.files import write_text
+from flowers_torch.files.atomic import write_text
 from flowers_torch.report.photos import data_uri
 from flowers_torch.report.templating import render
 
@@ -14,7 +14,7 @@ SIDE = 160  # of a thumbnail, pixels
 GROUPS = 200  # shown of a finding; check.json lists all
 
 
-def write_gallery(path: Path, result: Audit) -> None:
+def write_gallery(path: Path, result: QualityReport) -> None:
     """Writes the to-do list, then the photos of each finding, then the classes."""
     sections = [
         (finding, [[_figure(result, index) for index in group] for group in finding.groups[:GROUPS]])
@@ -25,7 +25,7 @@ def write_gallery(path: Path, result: Audit) -> None:
     write_text(path, render("gallery.html.jinja", values))
 
 
-def _figure(result: Audit, index: int) -> dict[str, Any]:
+def _figure(result: QualityReport, index: int) -> dict[str, Any]:
     photos, inspection = result.photos, result.inspections[index]
     error, src = inspection.error, ""
     if not error:

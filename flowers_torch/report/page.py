@@ -8,14 +8,14 @@ from typing import Any
 from torch import nn
 
 from flowers_torch import __version__
-from flowers_torch.data.augment.preview import choose_photos
+from flowers_torch.data.augment.preview import sample_by_class
+from flowers_torch.data.dataset import ImageDataset
 from flowers_torch.data.quality.report import Finding
-from flowers_torch.data.sources.folders import Photos
-from flowers_torch.evaluation.advice import Advice, diagnose
+from flowers_torch.evaluation.advice import Advice, advise_on_training
 from flowers_torch.evaluation.metrics import FEW_PHOTOS
 from flowers_torch.evaluation.summary import weakest_class
-from flowers_torch.files import write_text
-from flowers_torch.models.checkpoint import Record
+from flowers_torch.files.atomic import write_text
+from flowers_torch.models.checkpoint import ModelInfo
 from flowers_torch.report import performance, photos, provenance
 from flowers_torch.report.charts import history_charts, standalone
 from flowers_torch.report.run_summary import RunSummary, read_run
@@ -31,13 +31,13 @@ LABEL_ISSUES = 24  # shown
 class Source:
     """What a report shows besides the run folder: its photos and its network."""
 
-    photos: Photos
+    photos: ImageDataset
     findings: Sequence[Finding]
     model: nn.Module
     runtime: Runtime
 
 
-def write_report(folder: Path, record: Record, source: Source | None) -> Path:
+def write_report(folder: Path, info: ModelInfo, source: Source | None) -> Path:
     """Writes `report.html` and `figures/*.svg` into a run folder.
 
     Args:
@@ -58,35 +58,35 @@ def write_report(folder: Path, record: Record, source: Source | None) -> Path:
     cells = performance.confusion_cells(run)
     values: dict[str, Any] = {
         "run": run,
-        "record": record,
+        "model_info": info,
         "version": __version__,
         "charts": charts,
         "weakest": weakest_class(run.scores),
         "few_photos": FEW_PHOTOS,
-        "advice": advise(run, record),
+        "advice": advise(run, info),
         "class_rows": performance.class_rows(run),
         "confusion_rows": performance.confusion_rows(run, cells),
         "dots": photos.map_dots(run),
         "hues": photos.hues(len(run.classes)),
         "split_counts": provenance.split_counts(run),
         "settings": provenance.settings(run),
-        "model_card": provenance.model_card(record, run),
+        "model_card": provenance.model_card(info, run),
     }
-    values |= _test_photos(run, record, source, cells) | _other_photos(run, source)
+    values |= _test_photos(run, info, source, cells) | _other_photos(run, source)
     write_text(folder / REPORT_FILE, render("report.html.jinja", values))
     for name, chart in charts.items():
         write_text(folder / "figures" / f"{name}.svg", standalone(chart))
     return folder / REPORT_FILE
 
 
-def advise(run: RunSummary, record: Record) -> list[Advice]:
+def advise(run: RunSummary, info: ModelInfo) -> list[Advice]:
     """What is worth trying, judged by the history."""
-    pretrained = record.weights != "none"
-    return diagnose(run.history, run.stages, len(run.classes), len(run.split["val"]), pretrained)
+    pretrained = info.weights != "none"
+    return advise_on_training(run.history, run.stages, len(run.classes), len(run.split["val"]), pretrained)
 
 
 def _test_photos(
-    run: RunSummary, record: Record, source: Source | None, cells: dict[str, list[int]]
+    run: RunSummary, info: ModelInfo, source: Source | None, cells: dict[str, list[int]]
 ) -> dict[str, Any]:
     """Figures of the test photos. Each picture is in the page once: in a section or in the script's list."""
     mistakes, (least, most) = photos.mistakes(run), photos.extremes(run)
@@ -98,7 +98,7 @@ def _test_photos(
         made = photos.thumbnails([root / run.paths[photo] for photo in chosen])
         pictures = dict(zip(chosen, made, strict=True))
         explained = mistakes[: photos.EXPLAINED]
-        cams = photos.grad_cams(run, explained, root, source.model, record.preprocessing, source.runtime)
+        cams = photos.grad_cams(run, explained, root, source.model, info.preprocessing, source.runtime)
 
     def figures(members: Sequence[int]) -> list[photos.Figure]:
         return [photos.figure(run, photo, pictures.pop(photo, "")) for photo in members]
@@ -131,7 +131,7 @@ def _other_photos(run: RunSummary, source: Source | None) -> dict[str, Any]:
         thumbnails = photos.thumbnails([root / name for name in names])
         findings.append((finding, list(zip(names, thumbnails, strict=True))))
     train = set(run.split["train"])
-    candidates = [data.paths[i] for i in choose_photos(data, min(len(data), 64))]
+    candidates = [data.paths[i] for i in sample_by_class(data, min(len(data), 64))]
     examples = [root / path for path in candidates if path in train][:3]
     augmented = []
     if run.stages:

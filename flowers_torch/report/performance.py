@@ -7,7 +7,7 @@ from markupsafe import Markup
 from flowers_torch.evaluation.calibration import reliability
 from flowers_torch.evaluation.learning_curve import CurvePoint
 from flowers_torch.evaluation.metrics import FEW_PHOTOS, wilson
-from flowers_torch.evaluation.selective import trade_off
+from flowers_torch.evaluation.selective import risk_coverage_curve
 from flowers_torch.report.charts import Axis, Series, line_chart, percent_tick, reliability_chart
 from flowers_torch.report.run_summary import RunSummary
 
@@ -81,7 +81,10 @@ def calibration_charts(run: RunSummary) -> dict[str, Markup]:
     confidence, predicted = run.probabilities.max(1)
     correct = predicted == run.labels
     photos = len(correct)
-    points = [(answered / photos, wrong / answered) for _, answered, wrong in trade_off(confidence, correct)]
+    points = [
+        (answered / photos, wrong / answered)
+        for _, answered, wrong in risk_coverage_curve(confidence, correct)
+    ]
     y = Axis(format=percent_tick, limits=(0.0, max(0.01, *(error for _, error in points)) * 1.1))
     label = "fraction of photos answered, most confident first"
     x = Axis(label, percent_tick, ticks=(0.0, 0.25, 0.5, 0.75, 1.0))

@@ -15,9 +15,9 @@ from torch import nn
 from flowers_torch.data.augment.per_image import eval_transform
 from flowers_torch.data.augment.preview import variants
 from flowers_torch.data.images import load_image
+from flowers_torch.data.preprocessing import Preprocessing
 from flowers_torch.errors import DataError, UsageError, printable
 from flowers_torch.evaluation.gradcam import grad_cam, overlay, seen_picture
-from flowers_torch.models.registry import Preprocessing
 from flowers_torch.report.run_summary import RunSummary
 from flowers_torch.report.templating import percent
 from flowers_torch.training.runtime import Runtime

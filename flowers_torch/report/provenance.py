@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from flowers_torch.errors import printable
-from flowers_torch.models.checkpoint import Record
+from flowers_torch.models.checkpoint import ModelInfo
 from flowers_torch.models.freeze import apply_rules, decay_by_layer, freeze_table, rules_for, set_train_mode
 from flowers_torch.report.run_summary import RunSummary
 from flowers_torch.report.templating import plural
@@ -22,28 +22,28 @@ LIMITS = (
 LICENCE = "The publisher chooses one that the licenses of the pretrained weights and of the photos allow."
 
 
-def model_card(record: Record, run: RunSummary | None = None) -> dict[str, str]:
+def model_card(info: ModelInfo, run: RunSummary | None = None) -> dict[str, str]:
     """Sections of the model card, by heading; names are Markdown code spans.
 
     Args:
         record: Metadata of the network.
         run: The run that trained it; without one the card states that nothing was measured.
     """
-    names = ", ".join(code(name) for name in record.classes[:CARD_CLASSES])
-    more = len(record.classes) - CARD_CLASSES
-    size, licence = record.preprocessing.size, f", license {code(record.licence)}" if record.licence else ""
-    weights = "Random" if record.weights == "none" else code(Path(record.weights).name)
+    names = ", ".join(code(name) for name in info.classes[:CARD_CLASSES])
+    more = len(info.classes) - CARD_CLASSES
+    size, licence = info.preprocessing.size, f", license {code(info.licence)}" if info.licence else ""
+    weights = "Random" if info.weights == "none" else code(Path(info.weights).name)
     card = {
-        "Task": f"Image classification into {plural(record.classes, 'class')}.",
+        "Task": f"Image classification into {plural(info.classes, 'class')}.",
         "Classes": names + (f" and {more} more" if more > 0 else ""),
-        "Network": f"{code(record.arch)}, images of {size} x {size} pixels.",
+        "Network": f"{code(info.arch)}, images of {size} x {size} pixels.",
         "Initial weights": f"{weights}{licence}.",
     }
     unknown = {"Accuracy": "Not measured: these weights came without their run."}
-    return card | (_measured(record, run) if run else unknown) | {"Limits": LIMITS, "License": LICENCE}
+    return card | (_measured(info, run) if run else unknown) | {"Limits": LIMITS, "License": LICENCE}
 
 
-def _measured(record: Record, run: RunSummary) -> dict[str, str]:
+def _measured(info: ModelInfo, run: RunSummary) -> dict[str, str]:
     scores = run.scores
     low, high = scores.interval()
     recalls = [
@@ -52,7 +52,7 @@ def _measured(record: Record, run: RunSummary) -> dict[str, str]:
         if recall == recall  # a class without test photos has none
     ]
     weakest = ", ".join(f"{code(name)} {recall:.2f}" for recall, name in sorted(recalls)[:3])
-    error, temperature = scores.calibration_error, record.temperature
+    error, temperature = scores.calibration_error, info.temperature
     return {
         "Data": f"{code(run.data)}: {split_counts(run)}.",
         "Accuracy": f"{scores.accuracy:.4f} on {plural(scores.photos, 'test photo')} "

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from flowers_torch.errors import DataError, printable
 from flowers_torch.evaluation.metrics import Scores, score
-from flowers_torch.evaluation.predictions import Predictions, load_predictions
+from flowers_torch.evaluation.predictions import RunPredictions, load_predictions
 
 LABEL_ISSUES_FILE = "insight.json"  # label issues and learning curve, where they were computed
 
@@ -30,7 +30,7 @@ class RunSummary:
     metrics: dict[str, Any]
     split: dict[str, list[str]]  # train, val and test -> paths
     data: str  # name of the data set
-    predictions: Predictions
+    predictions: RunPredictions
     label_issues: dict[str, Any]  # empty where they were not computed
     date: str
 

@@ -43,7 +43,7 @@ def stage_cost(run: Run, stage: Stage) -> StageCost:
     buffers = {name: value.clone() for name, value in run.model.named_buffers()}
     apply_rules(run.model, stage_rules(run.model, stage))
     set_train_mode(run.model, stage.batch_norm)
-    size, batch = run.record.preprocessing.size, run.config.batch_size
+    size, batch = run.info.preprocessing.size, run.config.batch_size
     photos = photo_dataset(run, "train", stage.augment, augments_batches(run.config, stage.augment))
     with torch.random.fork_rng(devices=[]):
         step = run.runtime.fused(run.model, size)

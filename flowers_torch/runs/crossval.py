@@ -9,16 +9,16 @@ from typing import Any
 
 from flowers_torch.runs import recipe
 from flowers_torch.config import Config, load_config, to_toml, with_absolute_paths
-from flowers_torch.data.quality.filter import Admission
-from flowers_torch.data.splits.kfold import fold_photos
+from flowers_torch.data.quality.filter import FilteredDataset
+from flowers_torch.data.splits.kfold import make_folds
 from flowers_torch.data.splits.split_file import load_split
-from flowers_torch.data.splits.assign import Split
+from flowers_torch.data.splits.assign import Splits
 from flowers_torch.errors import DataError, UsageError, printable
-from flowers_torch.files import write_csv, write_json, write_text
-from flowers_torch.runs.experiment import admit_photos, photos_of
+from flowers_torch.files.atomic import write_csv, write_json, write_text
+from flowers_torch.runs.experiment import open_filtered, photos_of
 from flowers_torch.runs.folder import new_run_folder
 from flowers_torch.shell import command_line
-from flowers_torch.training.checkpoint import saved_states
+from flowers_torch.training.checkpoint import checkpoint_files
 from flowers_torch.log import log
 
 SUMMARY_FILE = "crossval.json"
@@ -39,8 +39,8 @@ def cross_validate(
         What `crossval.json` holds: mean, standard deviation and n of the test accuracies, and each run.
     """
     config = with_absolute_paths(config)
-    admission = admit_photos(config)
-    fold_photos(admission.photos, folds, config.seed, admission.twins)  # its errors come before any folder
+    admission = open_filtered(config)
+    make_folds(admission.photos, folds, config.seed, admission.duplicates)  # its errors come before any folder
     out = new_run_folder(config.out, admission.photos.name, f"{config.arch}-crossval")
     resume_it = command_line("flowers-torch", "crossval", "--resume", out.absolute())
     heading = f"{folds} folds, {repeats} repeats; go on with: {resume_it}"
@@ -68,18 +68,18 @@ def resume(out: Path, data: str = "") -> dict[str, Any]:
         raise UsageError(what, f"name a folder with {SUMMARY_FILE} in it") from error
     config = with_absolute_paths(load_config(data=data, file=str(out / "config.toml")))
     with photos_of(out, config):
-        admission = admit_photos(config)
+        admission = open_filtered(config)
     return _train_folds(config, admission, out, folds, repeats, None)
 
 
 def _train_folds(
-    config: Config, admission: Admission, out: Path, folds: int, repeats: int, argv: list[str] | None
+    config: Config, admission: FilteredDataset, out: Path, folds: int, repeats: int, argv: list[str] | None
 ) -> dict[str, Any]:
     counts_of_folds = ["--folds", str(folds), "--repeats", str(repeats)]
     again = ["flowers-torch", "crossval", "--config", str((out / "config.toml").absolute()), *counts_of_folds]
-    plan: dict[tuple[int, int], Split] = {}
+    plan: dict[tuple[int, int], Splits] = {}
     for seed in range(config.seed, config.seed + repeats):
-        splits = fold_photos(admission.photos, folds, seed, admission.twins)
+        splits = make_folds(admission.photos, folds, seed, admission.duplicates)
         plan |= {(seed, fold): split for fold, split in enumerate(splits)}
     for (seed, fold), split in plan.items():
         _check_begun(out / f"seed{seed}-fold{fold}" / "split.json", split, admission)
@@ -88,7 +88,7 @@ def _train_folds(
     for (seed, fold), split in plan.items():
         folder = out / f"seed{seed}-fold{fold}"
         log.info(f"fold     {fold + 1} of {folds}, seed {seed}")
-        if saved_states(folder):
+        if checkpoint_files(folder):
             recipe.resume(folder, {"data": config.data})
         elif not (folder / "metrics.json").is_file():  # a fold stopped before its first save begins anew
             own = dataclasses.replace(config, seed=seed, out=str(folder))
@@ -109,7 +109,7 @@ def _train_folds(
     return summary
 
 
-def _check_begun(path: Path, split: Split, admission: Admission) -> None:
+def _check_begun(path: Path, split: Splits, admission: FilteredDataset) -> None:
     """A fold that was begun must have the photos that it would get now."""
     if not path.is_file():
         return

@@ -26,10 +26,11 @@ from flowers_torch.config import Stage
 from flowers_torch.data.loading.batches import CPU_PHOTOS, TrainingBatches
 from flowers_torch.data.images import open_regular
 from flowers_torch.data.loading.image_cache import allocate
-from flowers_torch.data.loading.cached_features import StoredBatches
+from flowers_torch.data.loading.cached_features import CachedFeatureBatches
 from flowers_torch.errors import ModelFileError, ResourceError
-from flowers_torch.files import cache_folder, safe_load, safe_save
-from flowers_torch.models.split_model import Cut, cut, cut_at
+from flowers_torch.files.cache import cache_folder
+from flowers_torch.files.tensors import safe_load, safe_save
+from flowers_torch.models.split_model import SplitModel, cut, split_at
 from flowers_torch.accelerate.conv_bn import noise
 from flowers_torch.models.freeze import apply_rules, rules_for, set_train_mode
 from flowers_torch.models.heads import classifier_name
@@ -46,9 +47,9 @@ Check = Callable[[int], Any]  # called with the number of photos of each batch; 
 class Front:
     """A cut network, and what its front answers to each view of the photos."""
 
-    made: Cut
+    made: SplitModel
     training: Tensor  # (views * photos, ...)
-    validation: StoredBatches
+    validation: CachedFeatureBatches
 
     @property
     def is_pooled(self) -> bool:
@@ -57,7 +58,7 @@ class Front:
 
     def tail_of(self, model: nn.Module) -> nn.Module:
         """The tail of the network, or of its moving average, which has a front just like it."""
-        return self.made.tail if model is self.made.model else cut_at(model, self.made.block).tail
+        return self.made.tail if model is self.made.model else split_at(model, self.made.block).tail
 
 
 def compute_front(run: Run, stage: Stage, check: Check) -> Front | None:
@@ -73,7 +74,7 @@ def compute_front(run: Run, stage: Stage, check: Check) -> Front | None:
     views = stage.stored_views(len(run.split["train"]))
     if not views or run.world.size > 1:
         return None
-    made = cut(run.model, run.record.preprocessing.size, run.runtime.channels_last)
+    made = cut(run.model, run.info.preprocessing.size, run.runtime.channels_last)
     if made is None:
         log.info("store    this network cannot be cut in front of what trains; all of it runs in every epoch")
         return None
@@ -99,22 +100,22 @@ def pooled_features(run: Run, photos: Sequence[int]) -> Tensor | None:
     """
     apply_rules(run.model, rules_for(run.model, "head"))
     set_train_mode(run.model)
-    made = cut(run.model, run.record.preprocessing.size, run.runtime.channels_last)
+    made = cut(run.model, run.info.preprocessing.size, run.runtime.channels_last)
     if made is None:
         return None
     return answers(dataclasses.replace(run, split={"asked": list(photos)}), made, "asked", "none", 1, str)
 
 
-def stored_part(run: Run, made: Cut, part: str, check: Check) -> StoredBatches | None:
+def stored_part(run: Run, made: SplitModel, part: str, check: Check) -> CachedFeatureBatches | None:
     """What the front answers to the photos of a part as prediction sees them, in their order."""
     values = answers(run, made, part, "none", 1, check)
     if values is None:
         return None
     batches = part_batches(run, part)
-    return StoredBatches(values, batches.labels, batches.order, batches.paths, run.runtime.device)
+    return CachedFeatureBatches(values, batches.labels, batches.order, batches.paths, run.runtime.device)
 
 
-def answers(run: Run, made: Cut, part: str, policy: str, views: int, check: Check) -> Tensor | None:
+def answers(run: Run, made: SplitModel, part: str, policy: str, views: int, check: Check) -> Tensor | None:
     """The front's answers (views * photos, ...) to a part under an augmentation policy.
 
     Pooled features are float32, in memory; maps are bfloat16 with the channels last, in memory or in a file.
@@ -143,7 +144,7 @@ def answers(run: Run, made: Cut, part: str, policy: str, views: int, check: Chec
 
 
 def _features(
-    run: Run, made: Cut, weights: str, part: str, codes: list[str], policy: str, view: int, check: Check
+    run: Run, made: SplitModel, weights: str, part: str, codes: list[str], policy: str, view: int, check: Check
 ) -> Tensor:
     """Pooled features (photos, D) of a view: known ones from disk, the others computed and added there.
 
@@ -155,8 +156,8 @@ def _features(
     if not shown:  # only an identical run could use a random view again
         batches = part_batches(run, part, policy)
         return torch.cat([values for _, values in _compute(run, made, weights, batches, view, check)])
-    record, runtime = run.record, run.runtime
-    network = (weights, record.arch, sorted(record.model_options.items()), record.preprocessing)
+    info, runtime = run.info, run.runtime
+    network = (weights, info.arch, sorted(info.model_options.items()), info.preprocessing)
     how = (runtime.precision, runtime.device.type, runtime.channels_last, run.config.batch_augment)
     software = (FORMAT, __version__, torch.__version__, torchvision.__version__, PIL.__version__)
     settings = (network, how, shown, software)
@@ -197,11 +198,11 @@ def _shown(policy: str, view: int) -> str:
 
 
 def _compute(
-    run: Run, made: Cut, weights: str, batches: TrainingBatches, view: int, check: Check
+    run: Run, made: SplitModel, weights: str, batches: TrainingBatches, view: int, check: Check
 ) -> Iterator[tuple[int, Tensor]]:
     """Runs the front over a view, batch by batch: (place of the first photo, answers)."""
     made.model.eval()
-    images = run.runtime.images(noise(run.record.preprocessing.size))
+    images = run.runtime.images(noise(run.info.preprocessing.size))
     made.speed_up(images, run.runtime.dtype, weights)
     batches.order.epoch, done = view, 0
     with bar(f"view {view + 1}", len(batches.labels)) as meter:
@@ -217,7 +218,7 @@ def _compute(
             check(len(values))
 
 
-def _hash_front(made: Cut) -> str:
+def _hash_front(made: SplitModel) -> str:
     digest = hashlib.blake2b(f"{type(made.model).__name__} {made.block}".encode())
     for name, value in sorted(made.model.state_dict().items()):
         if not name.startswith(f"{made.block}."):

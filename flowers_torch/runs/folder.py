@@ -17,7 +17,7 @@ import torchvision
 
 from flowers_torch import __version__
 from flowers_torch.errors import ResourceError, UsageError, printable
-from flowers_torch.files import write_json, write_text
+from flowers_torch.files.atomic import write_json, write_text
 
 try:
     import fcntl

@@ -33,7 +33,7 @@ class Candidate:
     problem: str = ""  # why it was not tried
 
 
-def shortlist(config: Config, archs: Sequence[str]) -> list[Candidate]:
+def rank_models(config: Config, archs: Sequence[str]) -> list[Candidate]:
     """Ranks backbones by the cross-validated accuracy of a linear head, best first.
 
     The test photos are not looked at: whoever chooses a network by its test accuracy has no test any more.
@@ -61,28 +61,28 @@ def shortlist(config: Config, archs: Sequence[str]) -> list[Candidate]:
 
 
 def _judge(run: Run) -> Candidate:
-    model, record = run.model, run.record
+    model, info = run.model, run.info
     photos = [*run.split["train"], *run.split["val"]]
     features = pooled_features(run, photos)
     if features is None:
-        what = f"{record.arch} cannot be cut in front of its classifier, or its features exceed store_gib"
-        raise UsageError(what, "choose another network, or raise store_gib")
+        what = f"{info.arch} cannot be cut in front of its classifier, or its features exceed cache_gib"
+        raise UsageError(what, "choose another network, or raise cache_gib")
     labels = torch.tensor([run.photos.labels[index] for index in photos])
-    groups = group_units(run.photos, run.twins)
+    groups = group_units(run.photos, run.duplicates)
     units = [groups[index] for index in photos]
-    right = out_of_fold(features, labels, len(record.classes), units=units).argmax(1) == labels
+    right = out_of_fold(features, labels, len(info.classes), units=units).argmax(1) == labels
     low, high = wilson(int(right.sum()), len(photos))
     size = sum(parameter.numel() for parameter in model.parameters())
     speed = _images_per_second(run)
-    log.info(f"tried    {record.arch}: {right.float().mean():.4f}, {speed:.0f} img/s")
+    log.info(f"tried    {info.arch}: {right.float().mean():.4f}, {speed:.0f} img/s")
     return Candidate(
-        record.arch, float(right.float().mean()), low, high, speed, size, record.weights, record.licence
+        info.arch, float(right.float().mean()), low, high, speed, size, info.weights, info.licence
     )
 
 
 @torch.inference_mode()
 def _images_per_second(run: Run) -> float:
-    size = run.record.preprocessing.size
+    size = run.info.preprocessing.size
     images = run.runtime.images(torch.randn(PROBE_PHOTOS, 3, size, size))
     network = run.answering()
     seconds = []

@@ -14,11 +14,12 @@ from typing import Any
 
 from flowers_torch.config import Config, to_toml
 from flowers_torch.data.splits.split_file import save_split
-from flowers_torch.data.splits.assign import Split
+from flowers_torch.data.splits.assign import Splits
 from flowers_torch.data.loading.workers import worker_errors
 from flowers_torch.errors import DivergedError, ModelFileError, StoppedError, printable
 from flowers_torch.evaluation.metrics import Scores
-from flowers_torch.files import safe_load, write_text
+from flowers_torch.files.tensors import safe_load
+from flowers_torch.files.atomic import write_text
 from flowers_torch.runs.cost import fit_to_clock
 from flowers_torch.runs.experiment import (
     Run,
@@ -32,12 +33,12 @@ from flowers_torch.shell import command_line, repeat_command
 from flowers_torch.runs.stage import train_stage
 from flowers_torch.training.checkpoint import (
     MODEL_FILE,
-    Progress,
-    Saved,
-    Saver,
-    saved_states,
+    RunState,
+    Checkpoint,
+    Checkpointer,
+    checkpoint_files,
 )
-from flowers_torch.training.distributed import World, joined
+from flowers_torch.training.distributed import Distributed, distributed_context
 from flowers_torch.log import RESULT, log, log_file
 from flowers_torch.training.runtime import deterministic
 from flowers_torch.training.stopping import StopRequest, stop_request
@@ -53,7 +54,7 @@ class Result:
 
 
 def train(
-    config: Config, overwrite: bool = False, argv: list[str] | None = None, split: Split | None = None
+    config: Config, overwrite: bool = False, argv: list[str] | None = None, split: Splits | None = None
 ) -> Result:
     """Trains from the start and leaves a run folder behind.
 
@@ -64,10 +65,10 @@ def train(
         split: Parts of the admitted photos, where the configuration's own are not wanted.
     """
     started = time.monotonic()
-    with joined(config.device) as world:
+    with distributed_context(config.device) as world:
         begun = folder_of_launch(config.out) if world.restarts else None
         if begun := world.tell(begun):
-            if saved_states(begun):
+            if checkpoint_files(begun):
                 return _resume(begun, world)
             config, overwrite = dataclasses.replace(config, out=str(begun)), True
         run = prepare_together(config, world)
@@ -83,7 +84,7 @@ def train(
             if world.is_main:
                 _write_origin(run, argv)
             spent = time.monotonic() - started
-            return _train_and_test(run, Progress(elapsed=spent, closing_seconds=run.closing_seconds))
+            return _train_and_test(run, RunState(elapsed=spent, closing_seconds=run.closing_seconds))
 
 
 def resume(
@@ -106,16 +107,16 @@ def resume(
         UsageError: it could not go on exactly, or another run is at work in the folder.
         DataError: the photos are not those that the run began with.
     """
-    if not saved_states(folder):
+    if not checkpoint_files(folder):
         if (folder / "metrics.json").is_file():  # guard: R21
             log.info(f"nothing to do: {printable(folder)} is finished")
             return None
         raise ModelFileError(f"{printable(folder)} holds no saved state", "start the run anew")
-    with joined((changes or {}).get("device", "auto")) as world:
+    with distributed_context((changes or {}).get("device", "auto")) as world:
         return _resume(folder, world, changes, allow_config_change, allow_data_change)
 
 
-def _resume(folder: Path, world: World, *changes: Any) -> Result:
+def _resume(folder: Path, world: Distributed, *changes: Any) -> Result:
     started = time.monotonic()
     with _at_work(folder, world):
         run, saved = reopen(folder, world, *changes)
@@ -128,7 +129,7 @@ def _resume(folder: Path, world: World, *changes: Any) -> Result:
 
 
 @contextlib.contextmanager
-def _at_work(folder: Path, world: World) -> Iterator[None]:
+def _at_work(folder: Path, world: Distributed) -> Iterator[None]:
     """The run folder is this run's and its log is written, by the main process."""
     if not world.is_main:
         yield
@@ -149,12 +150,12 @@ def _write_origin(run: Run, argv: list[str] | None) -> None:
         write_text(run.folder / "bad_files.jsonl", "\n".join(rows) + "\n")
 
 
-def _train_and_test(run: Run, progress: Progress, saved: Saved | None = None) -> Result:
+def _train_and_test(run: Run, progress: RunState, saved: Checkpoint | None = None) -> Result:
     config, world = run.config, run.world
     facts = run_facts(config, run.runtime, world.size)
     world.check_same(facts | {"split": json.dumps(run.split), "photos": json.dumps(run.photos.paths)})
     validation = part_batches(run, "val")
-    saver = Saver(run.folder, progress, run.record, config.checkpoint_minutes, facts, world.is_main)
+    saver = Checkpointer(run.folder, progress, run.info, config.checkpoint_minutes, facts, world.is_main)
     left = 60 * config.minutes - progress.elapsed - progress.closing_seconds
     seconds = left if config.minutes else math.inf
     with (
@@ -168,7 +169,7 @@ def _train_and_test(run: Run, progress: Progress, saved: Saved | None = None) ->
         return _finish(run, progress, stop)
 
 
-def _finish(run: Run, progress: Progress, stop: StopRequest) -> Result:
+def _finish(run: Run, progress: RunState, stop: StopRequest) -> Result:
     """Tests the best weights once, on photos that decided nothing, and writes the results."""
     if not progress.best:
         raise DivergedError("the validation loss was never finite", "lower the learning rates of the stages")
@@ -185,7 +186,7 @@ def _finish(run: Run, progress: Progress, stop: StopRequest) -> Result:
     test = write_results(run, progress.history, progress.best, progress.changes, leave_if_asked)
     if not run.world.is_main:
         return Result(run.folder, test, progress.history)
-    for path in reversed(saved_states(run.folder)):  # only now is there nothing left to go on with
+    for path in reversed(checkpoint_files(run.folder)):  # only now is there nothing left to go on with
         path.unlink()
     size = (run.folder / MODEL_FILE).stat().st_size / 1e6
     log.info(f"model    {printable(run.folder / MODEL_FILE)}, {size:.1f} MB")

@@ -11,13 +11,14 @@ import torch
 from flowers_torch.config import Config, load_config, to_toml, with_absolute_paths
 from flowers_torch.data.splits.split_file import load_split, save_split
 from flowers_torch.errors import UsageError, printable
-from flowers_torch.files import safe_load, write_text
+from flowers_torch.files.tensors import safe_load
+from flowers_torch.files.atomic import write_text
 from flowers_torch.models.checkpoint import build
-from flowers_torch.runs.experiment import Run, admit_photos, photos_of
+from flowers_torch.runs.experiment import Run, open_filtered, photos_of
 from flowers_torch.runs.folder import environment
 from flowers_torch.shell import command_line
-from flowers_torch.training.checkpoint import MODEL_FILE, Saved, read_newest, restore_model
-from flowers_torch.training.distributed import World
+from flowers_torch.training.checkpoint import MODEL_FILE, Checkpoint, read_newest_checkpoint, restore_model
+from flowers_torch.training.distributed import Distributed
 from flowers_torch.log import log
 from flowers_torch.training.runtime import Runtime, choose_runtime, keep_freed_memory
 
@@ -44,16 +45,16 @@ BUILT_IN = frozenset(
 
 def reopen(
     folder: Path,
-    world: World,
+    world: Distributed,
     changes: dict[str, Any] | None = None,
     allow_config_change: bool = False,
     allow_data_change: bool = False,
-) -> tuple[Run, Saved]:
+) -> tuple[Run, Checkpoint]:
     """A run with its newest state that is whole, the network filled from it; arguments as `recipe.resume`."""
     with world.main_first():
         config = with_absolute_paths(load_config(file=str(folder / "config.toml"), overrides=changes))
         moved = config.data != load_config(file=str(folder / "config.toml")).data
-        saved = read_newest(folder)
+        saved = read_newest_checkpoint(folder)
         if saved.progress.best:
             safe_load(folder / MODEL_FILE)  # were it damaged, all that is still to come would be in vain
         device = world.device(config.device)
@@ -63,16 +64,16 @@ def reopen(
         facts = run_facts(config, runtime, world.size)
         change = check_exact(saved.facts, facts, folder, allow_config_change)
         with photos_of(folder, config):
-            photos = admit_photos(config).photos
+            photos = open_filtered(config).photos
         split, data_change = load_split(folder / "split.json", photos)
         if data_change:
             log.info(f"the photos have changed since the run began:\n{data_change.table()}")
             if not allow_data_change:  # guard: D31 resume
                 data_change.refuse(folder / "split.json", "restore them, or add --allow-data-change")
-            saved.progress.begin_epoch_anew(data_change.counts())
+            saved.progress.restart_epoch(data_change.counts())
         if change:
-            saved.progress.begin_epoch_anew({"options": change})
-        model = build(saved.record)
+            saved.progress.restart_epoch({"options": change})
+        model = build(saved.info)
         restore_model(model, saved)
     world.wait()  # what is written now has been read by all
     if world.is_main and (change or moved):
@@ -80,7 +81,7 @@ def reopen(
         write_text(folder / "config.toml", to_toml(config, f"changed on the way: {change}"))
     if world.is_main and data_change:
         save_split(split, photos, folder / "split.json", config.seed)
-    return Run(config, runtime, photos, split, saved.record, runtime.place(model), folder, world=world), saved
+    return Run(config, runtime, photos, split, saved.info, runtime.place(model), folder, world=world), saved
 
 
 def run_facts(config: Config, runtime: Runtime, processes: int = 1) -> dict[str, str]:

@@ -10,15 +10,15 @@ from torch import Tensor, nn
 
 from flowers_torch.config import Stage
 from flowers_torch.data.loading.batches import TrainingBatches
-from flowers_torch.data.loading.loaders import counted_seed
-from flowers_torch.data.loading.cached_features import StoredBatches
+from flowers_torch.data.loading.loaders import derived_seed
+from flowers_torch.data.loading.cached_features import CachedFeatureBatches
 from flowers_torch.errors import DataError, StoppedError, UsageError
-from flowers_torch.evaluation.predictions import Answers
+from flowers_torch.evaluation.predictions import Predictions
 from flowers_torch.evaluation.calibration import fit_temperature
 from flowers_torch.evaluation.metrics import score
 from flowers_torch.evaluation.summary import describe_epoch
 from flowers_torch.runs.feature_cache import Front, compute_front
-from flowers_torch.models.split_model import Cut
+from flowers_torch.models.split_model import SplitModel
 from flowers_torch.accelerate.conv_bn import noise
 from flowers_torch.models.freeze import apply_rules, decay_by_layer, freeze_table, set_train_mode
 from flowers_torch.accelerate.fused_step import fuse
@@ -27,26 +27,26 @@ from flowers_torch.runs.experiment import Run, balanced_weights, predict_part, s
 from flowers_torch.shell import command_line
 from flowers_torch.training.checkpoint import (
     CRITERION,
-    Progress,
-    Saved,
-    Saver,
-    restore_training,
-    saved_states,
+    RunState,
+    Checkpoint,
+    Checkpointer,
+    restore_train_state,
+    checkpoint_files,
 )
-from flowers_torch.training.distributed import ALONE
+from flowers_torch.training.distributed import SINGLE_PROCESS
 from flowers_torch.training.step import train_epoch
-from flowers_torch.training.linear_probe import choose_probe
+from flowers_torch.training.linear_probe import fit_linear_probe
 from flowers_torch.log import bar, log, write_tensorboard
 from flowers_torch.training.optimizers import learning_rate, make_optimizer
 from flowers_torch.training.schedules import out_of_patience, plateau_multiplier
-from flowers_torch.accelerate.compiled import quicken
+from flowers_torch.accelerate.compiled import compile_step
 from flowers_torch.training.regularization import make_average, make_penalty
-from flowers_torch.training.state import Training, read_every, read_steps
+from flowers_torch.training.state import TrainState, read_every, read_steps
 from flowers_torch.training.stopping import StopRequest
 
 
 def train_stage(
-    run: Run, saver: Saver, validation: Any, stop: StopRequest, saved: Saved | None = None
+    run: Run, saver: Checkpointer, validation: Any, stop: StopRequest, saved: Checkpoint | None = None
 ) -> None:
     """Trains the stage that the progress stands in, and moves the progress to the next one.
 
@@ -67,10 +67,10 @@ def train_stage(
         return fit_head(run, saver, stop)
     epochs_before = sum(earlier.epochs for earlier in config.stages[:number])
     log.info(f"stage {number + 1}  {stage.name}: {stage.epochs} epochs, {stage.optimizer}")
-    batches: TrainingBatches | StoredBatches
+    batches: TrainingBatches | CachedFeatureBatches
     training, batches = begin_stage(run, stage, number)
     if saved:
-        restore_training(training, saved)
+        restore_train_state(training, saved)
     saver.check_space(training)
 
     def leave_if_asked(_: int = 0) -> None:
@@ -84,7 +84,7 @@ def train_stage(
     run.pooled = front.made if front and front.is_pooled else None
     if front:
         validation, device = front.validation, run.runtime.device
-        batches = StoredBatches(front.training, batches.labels, batches.order, batches.paths, device)
+        batches = CachedFeatureBatches(front.training, batches.labels, batches.order, batches.paths, device)
     set_train_mode(run.model, stage.batch_norm)
     network = fast_network(run, training.evaluated, front)
     if run.world.size == 1:
@@ -157,16 +157,16 @@ def fast_network(run: Run, model: nn.Module, front: Front | None = None) -> nn.M
     """What a step calls in place of a network in its training modes: its tail behind a front, fused."""
     if front and front.is_pooled:
         return front.tail_of(model)
-    size = run.record.preprocessing.size
+    size = run.info.preprocessing.size
     if not front:
         return run.runtime.fused(model, size)
     return fuse(front.tail_of(model), front.made.front(run.runtime.images(noise(size))).float())
 
 
-def quicken_step(run: Run, training: Training, front: Front | None = None) -> None:
+def quicken_step(run: Run, training: TrainState, front: Front | None = None) -> None:
     """Has the step compiled, or captured as a CUDA graph, where the configuration wants that."""
     config = run.config
-    training.quick = quicken(
+    training.quick = compile_step(
         front.tail_of(run.model) if front else run.model,  # not fused: that is for oneDNN, not for compilers
         run.runtime,
         config.batch_size,
@@ -179,7 +179,7 @@ def quicken_step(run: Run, training: Training, front: Front | None = None) -> No
         training.called = training.quick.network
 
 
-def fit_head(run: Run, saver: Saver, stop: StopRequest) -> None:
+def fit_head(run: Run, saver: Checkpointer, stop: StopRequest) -> None:
     """A stage that fits a linear head to its optimum, on stored features, instead of by steps.
 
     Of several processes the main one does that for all.
@@ -193,7 +193,7 @@ def fit_head(run: Run, saver: Saver, stop: StopRequest) -> None:
     training, _ = begin_stage(run, stage, progress.stage)
     row: dict[str, Any] = {}
     if run.world.is_main:
-        alone = dataclasses.replace(run, world=ALONE)
+        alone = dataclasses.replace(run, world=SINGLE_PROCESS)
         row, answers, made = _fitted(alone, stage, progress, training.class_weights, stop)
     run.world.copy_model(run.model)
     row = run.world.tell(row)
@@ -206,14 +206,14 @@ def fit_head(run: Run, saver: Saver, stop: StopRequest) -> None:
 
 
 def _fitted(
-    run: Run, stage: Stage, progress: Progress, class_weights: Tensor | None, stop: StopRequest
-) -> tuple[dict[str, Any], Answers, Cut]:
+    run: Run, stage: Stage, progress: RunState, class_weights: Tensor | None, stop: StopRequest
+) -> tuple[dict[str, Any], Predictions, SplitModel]:
     """Fits the head of the run's network; the history's row, answers to the validation photos, the cut."""
     started = time.monotonic()
 
     def leave_if_asked(_: int = 0) -> None:
         if stop.number:
-            saved = saved_states(run.folder)
+            saved = checkpoint_files(run.folder)
             fix = (
                 f"go on with {command_line('flowers-torch', 'train', '--resume', run.folder)}"
                 if saved
@@ -223,10 +223,10 @@ def _fitted(
 
     front = compute_front(run, stage, leave_if_asked)
     if front is None:
-        raise UsageError("optimizer lbfgs cannot store the features here", "raise store_gib, or use adamw")
+        raise UsageError("optimizer lbfgs cannot store the features here", "raise cache_gib, or use adamw")
     photos = torch.tensor([run.photos.labels[index] for index in run.split["train"]])
     labels = photos.repeat(len(front.training) // len(photos))
-    probe, l2 = choose_probe(
+    probe, l2 = fit_linear_probe(
         (front.training, labels),
         (front.validation.values, front.validation.labels),
         len(run.photos.classes),
@@ -245,7 +245,7 @@ def _fitted(
     return row, answers, front.made
 
 
-def begin_stage(run: Run, stage: Stage, number: int) -> tuple[Training, TrainingBatches]:
+def begin_stage(run: Run, stage: Stage, number: int) -> tuple[TrainState, TrainingBatches]:
     """Freezes and thaws, says so, and makes the fresh optimiser and the batches of a stage."""
     config, model = run.config, run.model
     groups = decay_by_layer(apply_rules(model, stage_rules(model, stage)), stage.layer_decay)
@@ -253,7 +253,7 @@ def begin_stage(run: Run, stage: Stage, number: int) -> tuple[Training, Training
     log.info(freeze_table(model, groups, None if stage.is_fitted else stage.lr))
     name = "sgd" if stage.is_fitted else stage.optimizer  # never steps; a saved state needs one
     optimizer = make_optimizer(name, model, groups, stage.weight_decay, stage.momentum)
-    training = Training(
+    training = TrainState(
         model,
         optimizer,
         run.runtime.scaler(),
@@ -267,7 +267,7 @@ def begin_stage(run: Run, stage: Stage, number: int) -> tuple[Training, Training
         make_average(model, config.ema),
         run.world,
         run.world.wrap(model),
-        counted_seed(config.seed, number),
+        derived_seed(config.seed, number),
         read_every=read_every(optimizer, run.runtime.device),
     )
     return training, training_batches(run, stage)
@@ -275,11 +275,11 @@ def begin_stage(run: Run, stage: Stage, number: int) -> tuple[Training, Training
 
 def _row(
     stage: Stage,
-    progress: Progress,
+    progress: RunState,
     lr: float | None,
     loss: float,
     accuracy: float,
-    validation: Answers,
+    validation: Predictions,
     seconds: float,
     speed: float,
 ) -> dict[str, Any]:
@@ -301,13 +301,13 @@ def _row(
     }
 
 
-def stage_values(progress: Progress, key: str) -> list[float]:
+def stage_values(progress: RunState, key: str) -> list[float]:
     """A column of the history over the stage's finished epochs."""
     first = len(progress.history) - progress.epoch
     return [row[key] for row in progress.history[first:]]
 
 
-def _plateau(stage: Stage, progress: Progress) -> float:
+def _plateau(stage: Stage, progress: RunState) -> float:
     if stage.schedule != "plateau":
         return 1.0
     # Not the criterion that keeps weights: Keras's ReduceLROnPlateau watches the plain validation loss.

@@ -17,19 +17,19 @@ from torch import Tensor
 
 from flowers_torch.runs import recipe
 from flowers_torch.config import Config, load_config, split_fractions, with_absolute_paths
-from flowers_torch.data.quality.filter import admit
-from flowers_torch.data.sources.folders import Photos
-from flowers_torch.data.splits.extension import Member, grow
-from flowers_torch.data.quality.scan import inspect_photos
-from flowers_torch.data.sources.open import open_photos
+from flowers_torch.data.quality.filter import filter_images
+from flowers_torch.data.dataset import ImageDataset
+from flowers_torch.data.splits.extension import AssignedImage, extend_splits
+from flowers_torch.data.quality.scan import inspect_images
+from flowers_torch.data.sources.open import open_dataset
 from flowers_torch.data.splits.split_file import fingerprint, read_split
-from flowers_torch.data.splits.assign import PARTS
+from flowers_torch.data.splits.assign import SPLITS
 from flowers_torch.data.sources.tar_members import split_path
 from flowers_torch.errors import DataError, ResourceError, UsageError, printable
-from flowers_torch.evaluation.predictions import Predictions, load_predictions
+from flowers_torch.evaluation.predictions import RunPredictions, load_predictions
 from flowers_torch.evaluation.comparison import Comparison, compare
-from flowers_torch.evaluation.evaluate import answer_photos
-from flowers_torch.files import write_json
+from flowers_torch.evaluation.evaluate import predict_images
+from flowers_torch.files.atomic import write_json
 from flowers_torch.models.checkpoint import load_classifier
 from flowers_torch.runs.experiment import photos_of
 from flowers_torch.runs.folder import new_run_folder
@@ -52,7 +52,7 @@ def update(
 
     Args:
         folder: The finished run.
-        source: New photos, as `open_photos` takes them; those that the run knows may be among them.
+        source: New photos, as `open_dataset` takes them; those that the run knows may be among them.
         changes: To the run's configuration, as `load_config` takes them.
         argv: The command, for the record.
         data: The place of the run's own photos now; empty where they have not moved.
@@ -70,18 +70,18 @@ def update(
     config = _config_of_update(folder, former, changes or {})
     shares = split_fractions(former.split) or split_fractions(Config.split) or ()
     with photos_of(folder, former):
-        known = open_photos(former.data)
-    old = former_photos(folder, known)
-    found = open_photos(source, fewest=1)
-    quarantine = former.quarantine if found.root.resolve() == known.root.resolve() else ""
-    new = admit(found, quarantine, "none", config.skip_bad).photos
-    seen = dict(zip(known.paths, inspect_photos(known), strict=True))
-    added = grow(old, [seen[member.name] for member in old], new, inspect_photos(new), shares, former.seed)
+        known = open_dataset(former.data)
+    old = parent_images(folder, known)
+    found = open_dataset(source, fewest=1)
+    exclude = former.exclude if found.root.resolve() == known.root.resolve() else ""
+    new = filter_images(found, exclude, "none", config.skip_bad).photos
+    seen = dict(zip(known.paths, inspect_images(known), strict=True))
+    added = extend_splits(old, [seen[member.name] for member in old], new, inspect_images(new), shares, former.seed)
     if not added:
         raise UsageError(f"{printable(source)} holds no photo that the run does not know", "add new ones")
     out = new_run_folder(config.out, known.name, config.arch)
-    link_photos([*old, *added], out / PHOTOS_FOLDER)
-    counts = ", ".join(f"{sum(m.part == part for m in added)} {part}" for part in PARTS)
+    link_images([*old, *added], out / PHOTOS_FOLDER)
+    counts = ", ".join(f"{sum(m.part == part for m in added)} {part}" for part in SPLITS)
     fresh = sorted({m.label for m in added} - {m.label for m in old})
     classes = f"; new classes: {printable(', '.join(fresh))}" if fresh else ""
     log.info(f"data     {len(added)} new photos ({counts}) beside the {len(old)} of the run{classes}")
@@ -93,7 +93,7 @@ def update(
         with_absolute_paths(dataclasses.replace(former, data=source)).data,
     ]
     recipe.train(config, overwrite=True, argv=argv or again)
-    hold_against(folder, out, config.device)
+    compare_with_parent(folder, out, config.device)
     return out
 
 
@@ -103,9 +103,9 @@ def _config_of_update(folder: Path, former: Config, changes: dict[str, Any]) -> 
     overrides = {
         "weights": str((folder / MODEL_FILE).absolute()),
         "out": "",
-        "quarantine": "",
+        "exclude": "",
         "keras_input": "",
-        "groups": "twins",
+        "groups": "duplicates",
         "device": "auto",
         "threads": 0,
         "precision": here.precision,
@@ -117,7 +117,7 @@ def _config_of_update(folder: Path, former: Config, changes: dict[str, Any]) -> 
     return config
 
 
-def former_photos(folder: Path, photos: Photos) -> list[Member]:
+def parent_images(folder: Path, photos: ImageDataset) -> list[AssignedImage]:
     """The photos of a finished run with their parts.
 
     Args:
@@ -141,13 +141,13 @@ def former_photos(folder: Path, photos: Photos) -> list[Member]:
             "restore them, or begin a new run",
         )
     return [
-        Member(photos.root / name, photos.classes[label[name]], part, name, photos.groups.get(name, ""))
+        AssignedImage(photos.root / name, photos.classes[label[name]], part, name, photos.groups.get(name, ""))
         for part, members in parts.items()
         for name in members
     ]
 
 
-def link_photos(members: Sequence[Member], folder: Path) -> None:
+def link_images(members: Sequence[AssignedImage], folder: Path) -> None:
     """Lays links to photos out as `folder/<part>/<class>/<photo>`; copies where there can be no links.
 
     Raises:
@@ -181,7 +181,7 @@ def link_photos(members: Sequence[Member], folder: Path) -> None:
         ) from error
 
 
-def hold_against(former: Path, folder: Path, device: str = "auto") -> Comparison:
+def compare_with_parent(former: Path, folder: Path, device: str = "auto") -> Comparison:
     """Compares a run with the one it came from, on its test photos, which neither has seen.
 
     Only photos of classes that both know count; of the others it is said how many are right. Writes
@@ -193,27 +193,27 @@ def hold_against(former: Path, folder: Path, device: str = "auto") -> Comparison
         device: Where to run the former network.
     """
     after = load_predictions(folder)
-    network, record = load_classifier(former)
+    network, info = load_classifier(former)
     photos = Path(load_config(file=str(folder / "config.toml")).data)
     labels = after.labels["test"]
-    known = torch.tensor([name in record.classes for name in after.classes])
+    known = torch.tensor([name in info.classes for name in after.classes])
     shared = known[labels].nonzero()[:, 0]
     paths = [after.paths["test"][i] for i in shared.tolist()]
     runtime = choose_runtime(device, "fp32")
     place = {name: row for row, name in enumerate(after.classes)}
-    answers = answer_photos(
+    answers = predict_images(
         runtime.place(network),
-        record.preprocessing,
+        info.preprocessing,
         [photos / path for path in paths],
         labels[shared].tolist(),
         runtime,
     )
     # The logits of before in the columns of now: what the former network does not know it cannot answer.
     logits = torch.full((len(paths), len(after.classes)), -torch.inf)
-    columns = [column for column, name in enumerate(record.classes) if name in place]
-    logits[:, [place[record.classes[column]] for column in columns]] = answers.logits[:, columns]
+    columns = [column for column, name in enumerate(info.classes) if name in place]
+    logits[:, [place[info.classes[column]] for column in columns]] = answers.logits[:, columns]
     result = compare(
-        _alone(after.classes, record.temperature, paths, logits, labels[shared]),
+        _alone(after.classes, info.temperature, paths, logits, labels[shared]),
         _alone(after.classes, after.temperature, paths, after.logits["test"][shared], labels[shared]),
     )
     right = after.logits["test"].argmax(1) == labels
@@ -244,5 +244,5 @@ def _tell(former: Path, folder: Path, result: Comparison, fresh: dict[str, list[
 
 def _alone(
     classes: tuple[str, ...], temperature: float, paths: list[str], logits: Tensor, labels: Tensor
-) -> Predictions:
-    return Predictions(classes, temperature, {"test": tuple(paths)}, {"test": logits}, {"test": labels})
+) -> RunPredictions:
+    return RunPredictions(classes, temperature, {"test": tuple(paths)}, {"test": logits}, {"test": labels})

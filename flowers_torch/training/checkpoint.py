@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from flowers_torch import __version__
 from flowers_torch.errors import ModelFileError, ResourceError, printable
-from flowers_torch.files import safe_load, safe_save, write_csv
+from flowers_torch.files.atomic import write_csv
+from flowers_torch.files.tensors import safe_load, safe_save
 from flowers_torch.log import log
-from flowers_torch.models.checkpoint import FORMAT, Record, load_matching, read_record, save_classifier
-from flowers_torch.training.state import Sums, Training, read_steps
+from flowers_torch.models.checkpoint import FORMAT, ModelInfo, load_matching, read_model_info, save_classifier
+from flowers_torch.training.state import EpochMetrics, TrainState, read_steps
 
 MODEL_FILE = "model.safetensors"
 RESUME_FILE = "resume.safetensors"
@@ -26,13 +27,13 @@ SHORT_EPOCH_SECONDS = 10  # epochs shorter than this are not worth a save each
 
 
 @dataclasses.dataclass
-class Progress:
+class RunState:
     """Where a run stands; everything that is not a tensor."""
 
     stage: int = 0  # index of the stage
     epoch: int = 0  # of the stage
     step: int = 0  # batches done in this epoch
-    sums: Sums = dataclasses.field(default_factory=Sums)  # of this epoch
+    sums: EpochMetrics = dataclasses.field(default_factory=EpochMetrics)  # of this epoch
     seconds: float = 0.0  # spent in this epoch
     elapsed: float = 0.0  # seconds of the whole run up to the newest save
     closing_seconds: float = 0.0  # of a limited time, kept for the last validation and the test
@@ -41,30 +42,30 @@ class Progress:
     # What was changed between two parts of the run, each with where the run stood.
     changes: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
-    def begin_epoch_anew(self, change: dict[str, Any]) -> None:
+    def restart_epoch(self, change: dict[str, Any]) -> None:
         """Notes a change that makes other batches; an unfinished epoch begins anew."""
         self.changes.append({"stage": self.stage, "epoch": self.epoch, **change})
-        self.step, self.seconds, self.sums = 0, 0.0, Sums()
+        self.step, self.seconds, self.sums = 0, 0.0, EpochMetrics()
 
 
 @dataclasses.dataclass(frozen=True)
-class Saved:
+class Checkpoint:
     """A run's state as read from disk."""
 
     path: Path
     tensors: dict[str, Tensor]
-    progress: Progress
-    record: Record  # of the network
+    progress: RunState
+    info: ModelInfo  # of the network
     scaler: dict[str, Any]  # state of the loss scaling
     micro_batch: int  # photos through the network at once, which lack of memory may have lowered
     facts: dict[str, str]  # what the numbers depend on besides the photos
 
 
-def save_progress(
+def save_checkpoint(
     path: Path,
-    progress: Progress,
-    record: Record,
-    training: Training,
+    progress: RunState,
+    info: ModelInfo,
+    training: TrainState,
     facts: Mapping[str, str] | None = None,
 ) -> None:
     """Writes network, optimiser, random state and progress, atomically; the file of before is kept beside.
@@ -90,7 +91,7 @@ def save_progress(
         "format": FORMAT,  # guard: C13 state
         "flowers_torch": __version__,
         "progress": dataclasses.asdict(progress),
-        "record": dataclasses.asdict(record),
+        "model_info": dataclasses.asdict(info),
         "scaler": training.scaler.state_dict(),
         "micro_batch": training.micro_batch,
         "facts": dict(facts or {}),
@@ -98,8 +99,8 @@ def save_progress(
     safe_save(tensors, path, metadata, previous=path.with_name(PREVIOUS_FILE))  # guard: C21
 
 
-def read_progress(path: Path) -> Saved:
-    """Reads what `save_progress` wrote.
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Reads what `save_checkpoint` wrote.
 
     Raises:
         ModelFileError: missing, damaged, or not a resume file.
@@ -107,27 +108,27 @@ def read_progress(path: Path) -> Saved:
     tensors, metadata = safe_load(path)
     if "progress" not in metadata:
         raise ModelFileError(f"{printable(path)} is no resume file", "start a new run")
-    record = read_record(metadata, path)
+    info = read_model_info(metadata, path)
     try:
         values = dict(metadata["progress"])
-        progress = Progress(**(values | {"sums": Sums(**values["sums"])}))
-        return Saved(
-            path, tensors, progress, record, metadata["scaler"], metadata["micro_batch"], metadata["facts"]
+        progress = RunState(**(values | {"sums": EpochMetrics(**values["sums"])}))
+        return Checkpoint(
+            path, tensors, progress, info, metadata["scaler"], metadata["micro_batch"], metadata["facts"]
         )
     except (KeyError, TypeError) as error:
         raise ModelFileError(f"{printable(path)} is no resume file", "start a new run") from error
 
 
-def read_newest(folder: Path) -> Saved:
+def read_newest_checkpoint(folder: Path) -> Checkpoint:
     """The newest state of a run that is whole. Where that is not the newest of all, the log says so.
 
     Raises:
         ModelFileError: the folder holds none.
     """
     damaged: ModelFileError | None = None
-    for path in saved_states(folder):
+    for path in checkpoint_files(folder):
         try:
-            saved = read_progress(path)
+            saved = read_checkpoint(path)
         except ModelFileError as error:
             log.warning(f"WARNING  {str(error).partition('; fix: ')[0]}")
             damaged = error  # guard: R23
@@ -140,17 +141,17 @@ def read_newest(folder: Path) -> Saved:
     raise damaged or ModelFileError(f"{printable(folder)} holds no saved state", "start the run anew")
 
 
-def saved_states(folder: Path) -> list[Path]:
+def checkpoint_files(folder: Path) -> list[Path]:
     """The files of a run to go on from, the newest first."""
     return [path for path in (folder / RESUME_FILE, folder / PREVIOUS_FILE) if path.is_file()]
 
 
-def restore_model(model: nn.Module, saved: Saved) -> None:
+def restore_model(model: nn.Module, saved: Checkpoint) -> None:
     """Puts the saved weights and buffers back."""
     load_matching(model, _below("model/", saved.tensors), saved.path)
 
 
-def restore_training(training: Training, saved: Saved) -> None:
+def restore_train_state(training: TrainState, saved: Checkpoint) -> None:
     """Puts back what a stage has gathered: optimiser state by parameter name, average, random streams.
 
     Raises:
@@ -189,7 +190,7 @@ def restore_training(training: Training, saved: Saved) -> None:
         torch.cuda.set_rng_state(saved.tensors["random/cuda"])
 
 
-class Saver:
+class Checkpointer:
     """Decides when to write to the run folder, and writes: the best weights, then the state to resume from.
 
     In this order, because a resumed run finds the same best weights again, but could not go back to an epoch
@@ -207,13 +208,13 @@ class Saver:
     def __init__(
         self,
         folder: Path,
-        progress: Progress,
-        record: Record,
+        progress: RunState,
+        info: ModelInfo,
         minutes: float,
         facts: Mapping[str, str] | None = None,
         writes: bool = True,
     ) -> None:
-        self.folder, self.progress, self.record, self.minutes = folder, progress, record, minutes
+        self.folder, self.progress, self.info, self.minutes = folder, progress, info, minutes
         self.facts, self.writes = facts, writes
         self.best_weights: dict[str, Tensor] | None = None  # not yet written
         self.last_save = time.monotonic()
@@ -225,9 +226,14 @@ class Saver:
         if is_better(row, progress.best):
             progress.best = row
             self.best_weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
-        progress.epoch, progress.step, progress.seconds, progress.sums = progress.epoch + 1, 0, 0.0, Sums()
+        progress.epoch, progress.step, progress.seconds, progress.sums = (
+            progress.epoch + 1,
+            0,
+            0.0,
+            EpochMetrics(),
+        )
 
-    def save_if_due(self, training: Training, force: bool = False) -> None:
+    def save_if_due(self, training: TrainState, force: bool = False) -> None:
         """Saves when forced, when the last save is old, or at the end of an epoch that took a while.
 
         While steps wait to be read it does not: all processes read after the same one, but each has a clock.
@@ -239,7 +245,7 @@ class Saver:
         if force or epoch_ended or age > 60 * self.minutes:
             self.save(training)
 
-    def save(self, training: Training) -> None:
+    def save(self, training: TrainState) -> None:
         """Writes the best weights where they are new, then the state to resume from.
 
         Raises:
@@ -251,14 +257,14 @@ class Saver:
             return
         self._check_folder()
         if self.best_weights is not None:
-            save_classifier(self.best_weights, self.record, self.folder / MODEL_FILE, best=self.progress.best)
+            save_classifier(self.best_weights, self.info, self.folder / MODEL_FILE, best=self.progress.best)
             self.best_weights = None
         write_csv(self.folder / "history.csv", self.progress.history)
         self.progress.elapsed += time.monotonic() - self.last_save
         self.last_save = time.monotonic()
-        save_progress(self.folder / RESUME_FILE, self.progress, self.record, training, self.facts)
+        save_checkpoint(self.folder / RESUME_FILE, self.progress, self.info, training, self.facts)
 
-    def check_space(self, training: Training) -> None:
+    def check_space(self, training: TrainState) -> None:
         """Finds out before a stage begins whether its saves will fit on the disk.
 
         Raises:

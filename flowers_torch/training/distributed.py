@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
-class World:
+class Distributed:
     """The processes of a run, as one of them sees them; by default there is only this one."""
 
     rank: int = 0
@@ -145,10 +145,10 @@ class World:
         raise error if self.is_main else PeerLostError()
 
 
-ALONE = World()
+SINGLE_PROCESS = Distributed()
 
 
-def exchange_only_at(last: bool, network: nn.Module) -> contextlib.AbstractContextManager[None]:
+def sync_gradients_if(last: bool, network: nn.Module) -> contextlib.AbstractContextManager[None]:
     """Gradients add up inside, and are exchanged over the processes only with the last part of a batch."""
     if last or not isinstance(network, DistributedDataParallel):
         return contextlib.nullcontext()
@@ -156,7 +156,7 @@ def exchange_only_at(last: bool, network: nn.Module) -> contextlib.AbstractConte
 
 
 @contextlib.contextmanager
-def joined(device: str = "auto") -> Iterator[World]:
+def distributed_context(device: str = "auto") -> Iterator[Distributed]:
     """The processes that torchrun started, in contact with each other; this one alone without torchrun.
 
     Args:
@@ -167,7 +167,7 @@ def joined(device: str = "auto") -> Iterator[World]:
         PeerLostError: another process failed, and has said why, or was killed.
     """
     if "RANK" not in os.environ and "WORLD_SIZE" not in os.environ:
-        yield ALONE
+        yield SINGLE_PROCESS
         return
     there = [name for name in ENVIRONMENT if name in os.environ]
     if missing := [name for name in ENVIRONMENT if name not in os.environ]:  # guard: T09
@@ -199,7 +199,7 @@ def joined(device: str = "auto") -> Iterator[World]:
             f" {printable(' '.join(str(error).split()))}",
             "choose another --master-port of torchrun",
         ) from error
-    world = World(rank, size, local_rank, restarts)
+    world = Distributed(rank, size, local_rank, restarts)
     try:
         yield world
         dist.destroy_process_group()

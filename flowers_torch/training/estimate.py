@@ -15,7 +15,7 @@ OPTIMIZER_COPIES = {"adamw": 2, "adam": 2, "sgd": 1, "rmsprop": 2, "lbfgs": 200}
 
 
 @dataclasses.dataclass(frozen=True)
-class Needs:
+class StepCost:
     """Cost of a stage."""
 
     train_seconds: float  # for each photo: forward and backward
@@ -25,7 +25,7 @@ class Needs:
 
 def estimate(
     model: nn.Module, size: int, batch_size: int, runtime: Runtime, optimizer: str, probe: int = 8
-) -> Needs:
+) -> StepCost:
     """Times a forward and a training step on random images, in the modes the network is in.
 
     Args:
@@ -68,4 +68,4 @@ def estimate(
     trained = sum(p.numel() * p.element_size() for p in parameters if p.requires_grad)
     weights = sum(p.numel() * p.element_size() for p in parameters)
     state = trained * (1 + OPTIMIZER_COPIES[optimizer])
-    return Needs(train_seconds, predict_seconds, weights + state + activations * batch_size // len(images))
+    return StepCost(train_seconds, predict_seconds, weights + state + activations * batch_size // len(images))

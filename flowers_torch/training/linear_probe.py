@@ -31,7 +31,7 @@ class LinearProbe:
         return weight, self.bias - weight @ self.mean
 
 
-def fit_probe(
+def fit_logistic_regression(
     features: Tensor,
     labels: Tensor,
     classes: int,
@@ -70,7 +70,7 @@ def fit_probe(
     return LinearProbe(mean, scale, weight.detach(), bias.detach())
 
 
-def choose_probe(
+def fit_linear_probe(
     train: tuple[Tensor, Tensor],
     validation: tuple[Tensor, Tensor],
     classes: int,
@@ -98,7 +98,7 @@ def choose_probe(
 
     def walk(places: Iterable[int]) -> None:
         for place in places:
-            probe = fit_probe(*train, classes, grid[place], class_weights, label_smoothing)
+            probe = fit_logistic_regression(*train, classes, grid[place], class_weights, label_smoothing)
             loss = float(F.cross_entropy(probe.logits(validation[0]), validation[1]))
             tried[place] = loss, probe
             if abs(place - best()) == 2:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from flowers_torch.errors import DivergedError
-from flowers_torch.training.state import Training
+from flowers_torch.training.state import TrainState
 from flowers_torch.training.step import train_step
 
 
@@ -24,7 +24,7 @@ class Sweep:
 
 
 def lr_find(
-    training: Training,
+    training: TrainState,
     batches: Iterable[Sequence[Tensor]],
     lowest: float = 1e-6,
     highest: float = 1.0,

@@ -32,8 +32,8 @@ class Runtime:
     precision: str  # fp32, bf16 or fp16: of the network's arithmetic; parameters stay fp32
     reason: str
     channels_last: bool = True
-    rate: float = 0.0  # images/s of the step that `probe_precision` timed; 0: none
-    fixed: bool = True  # False: `probe_precision` may still find a faster one for the network at hand
+    rate: float = 0.0  # images/s of the step that `autotune_precision` timed; 0: none
+    fixed: bool = True  # False: `autotune_precision` may still find a faster one for the network at hand
 
     @property
     def dtype(self) -> torch.dtype:
@@ -183,7 +183,7 @@ def search_kernels(device: torch.device, repeated: bool) -> None:
         torch.backends.cudnn.benchmark = repeated
 
 
-def probe_precision(runtime: Runtime, model: nn.Module, size: int, backward: bool = True) -> Runtime:
+def autotune_precision(runtime: Runtime, model: nn.Module, size: int, backward: bool = True) -> Runtime:
     """Times a step in each precision and layout that is open, and takes the fastest that computes well.
 
     On CPUs neither fp32 nor bf16 is faster for all networks: dense convolutions gain from bf16, depthwise

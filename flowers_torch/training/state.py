@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from flowers_torch.accelerate.compiled import Quick
+from flowers_torch.accelerate.compiled import CompiledStep
 from flowers_torch.errors import DivergedError, PeerLostError
-from flowers_torch.training.distributed import ALONE, World
+from flowers_torch.training.distributed import SINGLE_PROCESS, Distributed
 from flowers_torch.training.regularization import Penalty
 from flowers_torch.training.runtime import Runtime
 
@@ -23,7 +23,7 @@ READ_EVERY = 20  # steps on a GPU, which computes on while the next ones are pre
 
 
 @dataclasses.dataclass
-class Sums:
+class EpochMetrics:
     """What an epoch has added up so far; means are taken once, at its end."""
 
     loss: float = 0.0
@@ -40,7 +40,7 @@ class Sums:
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
+class StepOutput:
     """What a step came to. Its numbers are on the device: whoever asks for one waits until it is computed."""
 
     # Of all processes: mean loss without penalties, right answers, photos. The loss of this process's share,
@@ -61,7 +61,7 @@ class Outcome:
 
 
 @dataclasses.dataclass
-class Training:
+class TrainState:
     """The objects of a stage that a training step works on; plain data, no behaviour of its own."""
 
     model: nn.Module
@@ -75,15 +75,15 @@ class Training:
     micro_batch: int = 0  # photos that go through the network at once; 0: the whole batch
     penalty: Penalty | None = None
     average: AveragedModel | None = None
-    world: World = ALONE  # the processes that train together
+    world: Distributed = SINGLE_PROCESS  # the processes that train together
     called: nn.Module | None = None  # what a step calls, where it is not the network: its tail, or DDP's wrap
     seed: int = 0  # of dropout, where there are several
     skipped: int = 0  # steps in a row that loss scaling has skipped
     read_every: int = 1  # steps; above 1 the device itself skips what cannot be taken, see `read_every`
-    pending: list[Outcome] = dataclasses.field(default_factory=list)  # steps that are not yet read
-    sums: Sums = dataclasses.field(default_factory=Sums)  # to which they are added
+    pending: list[StepOutput] = dataclasses.field(default_factory=list)  # steps that are not yet read
+    sums: EpochMetrics = dataclasses.field(default_factory=EpochMetrics)  # to which they are added
     failed: Tensor | None = None  # 1 on the device from a failed step on, after which none is taken
-    quick: Quick | None = None  # calls what a step calls, faster
+    quick: CompiledStep | None = None  # calls what a step calls, faster
 
     @property
     def evaluated(self) -> nn.Module:
@@ -96,7 +96,7 @@ def read_every(optimizer: torch.optim.Optimizer, device: torch.device) -> int:
     return READ_EVERY if device.type == "cuda" and optimizer.defaults.get("fused") else 1
 
 
-def read_steps(training: Training) -> None:
+def read_steps(training: TrainState) -> None:
     """Waits for the steps that are not yet read, and adds what they came to to the sums.
 
     Every process has to come here after the same step.
@@ -117,7 +117,7 @@ def read_steps(training: Training) -> None:
         training.sums.photos += int(photos)
 
 
-def check_step(training: Training, outcome: Outcome, numbers: Sequence[float]) -> None:
+def check_step(training: TrainState, outcome: StepOutput, numbers: Sequence[float]) -> None:
     """Raises for a step that could not be taken."""
     loss, _, _, own_loss, finite_gradient = numbers
     if math.isfinite(own_loss) and not math.isfinite(loss):
@@ -130,7 +130,7 @@ def check_step(training: Training, outcome: Outcome, numbers: Sequence[float]) -
         raise error
 
 
-def _problem(training: Training, loss: float, finite_gradient: bool) -> str:
+def _problem(training: TrainState, loss: float, finite_gradient: bool) -> str:
     """Why a step cannot be taken; empty where it can. Counts the steps that loss scaling skips."""
     if not math.isfinite(loss):
         return f"the loss became {loss}"

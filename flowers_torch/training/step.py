@@ -9,20 +9,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flowers_torch.data.loading.loaders import counted_seed
+from flowers_torch.data.loading.loaders import derived_seed
 from flowers_torch.errors import ResourceError, printable
 from flowers_torch.log import log
 from flowers_torch.models.heads import main_and_auxiliary
-from flowers_torch.training.distributed import exchange_only_at
+from flowers_torch.training.distributed import sync_gradients_if
 from flowers_torch.training.optimizers import set_learning_rate
 from flowers_torch.training.regularization import update_average
 from flowers_torch.training.runtime import Runtime, search_kernels
-from flowers_torch.training.state import Outcome, Sums, Training, check_step, read_steps
+from flowers_torch.training.state import EpochMetrics, StepOutput, TrainState, check_step, read_steps
 
 
 def train_step(
-    training: Training, images: Tensor, labels: Tensor, lr: float, where: Callable[[], str] = str
-) -> Outcome:
+    training: TrainState, images: Tensor, labels: Tensor, lr: float, where: Callable[[], str] = str
+) -> StepOutput:
     """One step: forward and backward a micro-batch at a time, clip, update.
 
     Of several processes each takes its share of the batch; what comes out is that of the whole batch.
@@ -51,7 +51,7 @@ def train_step(
     loss, correct = weight.new_zeros((), dtype=training.runtime.wide), weight.new_zeros((), dtype=torch.int64)
     pairs = zip(images.tensor_split(parts), labels.tensor_split(parts), strict=True)
     for part, (some, targets) in enumerate(pairs, start=1):
-        with exchange_only_at(part == parts, network):
+        with sync_gradients_if(part == parts, network):
             with training.runtime.autocast():
                 logits, auxiliary = main_and_auxiliary(call(training.runtime.images(some)))
             main = _loss_sum(training, logits, targets) / weight
@@ -66,7 +66,7 @@ def train_step(
     norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     shared = torch.stack([loss / training.world.size, correct, torch.full_like(loss, len(images))])
     numbers = torch.cat([training.world.sum(shared), loss[None], norm.isfinite()[None]])
-    outcome = Outcome(numbers.cpu() if training.read_every == 1 else numbers, lr, where)
+    outcome = StepOutput(numbers.cpu() if training.read_every == 1 else numbers, lr, where)
     if training.read_every == 1:
         check_step(training, outcome, outcome.numbers.tolist())
     if training.clip_grad:
@@ -78,7 +78,7 @@ def train_step(
     return outcome
 
 
-def _update(training: Training, numbers: Tensor) -> None:
+def _update(training: TrainState, numbers: Tensor) -> None:
     """The optimiser's step; where steps are not read one by one, the device decides what is left out."""
     if training.read_every == 1:
         training.scaler.step(training.optimizer)
@@ -96,8 +96,8 @@ def _update(training: Training, numbers: Tensor) -> None:
 
 
 def train_step_in_memory(
-    training: Training, images: Tensor, labels: Tensor, lr: float, where: Callable[[], str] = str
-) -> Outcome:
+    training: TrainState, images: Tensor, labels: Tensor, lr: float, where: Callable[[], str] = str
+) -> StepOutput:
     """`train_step`; where memory is too small, the micro-batch is halved and the step begins again.
 
     Gradients add up to those of the whole batch, except that batch norm sees fewer photos at once.
@@ -127,7 +127,7 @@ def train_step_in_memory(
         )
 
 
-def _loss_sum(training: Training, logits: Tensor, labels: Tensor) -> Tensor:
+def _loss_sum(training: TrainState, logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(
         logits.float(),
         labels,
@@ -137,7 +137,7 @@ def _loss_sum(training: Training, logits: Tensor, labels: Tensor) -> Tensor:
     )
 
 
-def _weight(training: Training, labels: Tensor) -> Tensor:
+def _weight(training: TrainState, labels: Tensor) -> Tensor:
     if training.class_weights is None:
         return torch.full((), float(len(labels)), dtype=training.runtime.wide, device=labels.device)
     weights = training.class_weights[labels] if labels.ndim == 1 else labels @ training.class_weights
@@ -149,9 +149,9 @@ def _hard(labels: Tensor) -> Tensor:
 
 
 def train_epoch(
-    training: Training,
+    training: TrainState,
     batches: Iterable[Sequence[Tensor]],
-    sums: Sums,
+    sums: EpochMetrics,
     first_step: int,
     rate: Callable[[int], float],
     name_of: Callable[[int], object] = str,
@@ -174,7 +174,7 @@ def train_epoch(
         lr, usual = rate(step), usual or len(images)
         search_kernels(training.runtime.device, len(images) == usual)
         if training.world.size > 1:  # a stream for each process could not be saved by the main one
-            torch.manual_seed(counted_seed(training.seed, step, training.world.rank))
+            torch.manual_seed(derived_seed(training.seed, step, training.world.rank))
         where = functools.partial(_where, step, positions, name_of)
         training.pending.append(train_step_in_memory(training, images, labels, lr, where))
         if len(training.pending) >= training.read_every:

@@ -11,12 +11,12 @@ from typing import Any
 
 from flowers_torch.config import Config, Stage, default_stages, load_config, toml_value
 from flowers_torch.errors import DataError, UsageError, printable
-from flowers_torch.files import write_text
+from flowers_torch.files.atomic import write_text
 from flowers_torch.report.run_summary import read_history
 from flowers_torch.tutorials.catalog import read_catalog
 
 # Options of the photos or the machine, which are no changes of a recipe.
-NOT_COMPARED = set("data out seed threads workers device precision checkpoint_minutes store_gib".split())
+NOT_COMPARED = set("data out seed threads workers device precision checkpoint_minutes cache_gib".split())
 
 
 @dataclasses.dataclass(frozen=True)

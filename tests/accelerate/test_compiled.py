@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from flowers_torch.accelerate import compiled as quick
-from flowers_torch.accelerate.compiled import Quick, quicken
+from flowers_torch.accelerate.compiled import CompiledStep, compile_step
 from flowers_torch.errors import UsageError
 from flowers_torch.models.freeze import apply_rules
 from flowers_torch.training.optimizers import make_optimizer
 from flowers_torch.training.runtime import Runtime
-from flowers_torch.training.state import Training
+from flowers_torch.training.state import TrainState
 from flowers_torch.training.step import train_step
 
 CPU = Runtime(torch.device("cpu"), "fp32", "for a test")
@@ -39,13 +39,13 @@ class Net(nn.Module):
         return (self.fc(x), self.extra(x)) if self.training else self.fc(x)
 
 
-def training(runtime: Runtime = CPU, dropout: float = 0.0) -> Training:
+def training(runtime: Runtime = CPU, dropout: float = 0.0) -> TrainState:
     model = runtime.place(Net(dropout))
     optimizer = make_optimizer("adamw", model, apply_rules(model, [("*", 1.0)]))
-    return Training(model, optimizer, runtime.scaler(), runtime)
+    return TrainState(model, optimizer, runtime.scaler(), runtime)
 
 
-def steps(state: Training, sizes: tuple[int, ...] = (8, 8, 5, 8)) -> list[float]:
+def steps(state: TrainState, sizes: tuple[int, ...] = (8, 8, 5, 8)) -> list[float]:
     generator = torch.Generator().manual_seed(1)
     losses = []
     for size in sizes:
@@ -67,7 +67,7 @@ def test_only_batches_of_one_size_are_made_fast(caplog: pytest.LogCaptureFixture
         return call
 
     state, twin = training(), training()
-    state.quick = Quick(state.model, 8, make, "painted red")
+    state.quick = CompiledStep(state.model, 8, make, "painted red")
     with caplog.at_level(logging.INFO, "flowers_torch"):
         assert steps(state, (5, 8, 8, 5, 8)) == steps(twin, (5, 8, 8, 5, 8))
     assert calls == [-8, 8, 8, 8]
@@ -88,15 +88,15 @@ def test_what_is_not_possible_is_said(
     runtime: Runtime, options: dict[str, Any], said: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, "flowers_torch"):
-        assert quicken(Net(), runtime, 8, **options) is None
+        assert compile_step(Net(), runtime, 8, **options) is None
     assert said in caplog.text and bool(said) == bool(caplog.text)
 
 
 def test_the_size_is_that_of_what_goes_through_the_network_at_once() -> None:
     for micro_batch, photos in ((0, 20), (8, 7), (20, 20)):
-        made = quicken(Net(), CPU, 20, micro_batch, compiled=True)
+        made = compile_step(Net(), CPU, 20, micro_batch, compiled=True)
         assert made is not None and made.photos == photos
-    made = quicken(Net(), CUDA, 20, cuda_graph=True)
+    made = compile_step(Net(), CUDA, 20, cuda_graph=True)
     assert made is not None and made.photos == 20
 
 
@@ -108,7 +108,7 @@ def test_a_compiler_that_fails_is_explained(monkeypatch: pytest.MonkeyPatch) -> 
     real = torch.compile
     monkeypatch.setattr(torch, "compile", lambda call, **options: real(call, backend=backend, **options))
     state = training()
-    state.quick = quicken(state.model, CPU, 8, compiled=True)
+    state.quick = compile_step(state.model, CPU, 8, compiled=True)
     with pytest.raises(
         UsageError, match=r"torch.compile fails: .*no compiler here.*; fix: leave out --compile"
     ):
@@ -122,7 +122,7 @@ def test_a_traced_step_is_the_plain_one(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(torch, "compile", lambda call, **options: real(call, backend="aot_eager", **options))
     state, twin = training(), training()
     names = list(state.model.state_dict())
-    state.quick = quicken(state.model, CPU, 8, compiled=True)
+    state.quick = compile_step(state.model, CPU, 8, compiled=True)
     assert steps(state) == pytest.approx(steps(twin))
     assert list(state.model.state_dict()) == names
     assert set(state.optimizer.param_groups[0]["names"]) <= set(names)
@@ -135,7 +135,7 @@ def test_a_traced_step_is_the_plain_one(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.filterwarnings("default")
 def test_a_compiled_step_is_the_plain_one(caplog: pytest.LogCaptureFixture) -> None:
     state, twin = training(), training()
-    state.quick = quicken(state.model, CPU, 8, compiled=True)
+    state.quick = compile_step(state.model, CPU, 8, compiled=True)
     with caplog.at_level(logging.INFO, "flowers_torch"):
         assert steps(state) == pytest.approx(steps(twin), rel=1e-4)
     assert "quick    compiled for batches of 8 photos, in" in caplog.text
@@ -150,7 +150,7 @@ gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA dev
 def test_a_captured_step_is_the_plain_one(precision: str) -> None:
     runtime = Runtime(torch.device("cuda"), precision, "for a test")
     state, twin = training(runtime), training(runtime)
-    state.quick = quicken(state.model, runtime, 8, cuda_graph=True)
+    state.quick = compile_step(state.model, runtime, 8, cuda_graph=True)
     assert steps(state) == pytest.approx(steps(twin), rel=1e-2)
     assert state.quick is not None and state.quick.made is not state.model  # it was captured
     for name, value in twin.model.named_buffers():
@@ -162,7 +162,7 @@ def test_a_captured_step_is_the_plain_one(precision: str) -> None:
 def test_a_captured_step_drops_as_a_plain_one_would() -> None:
     """The stream of random numbers goes on as without a graph, and each replay draws anew."""
     state, twin = training(CUDA, dropout=0.5), training(CUDA, dropout=0.5)
-    state.quick = quicken(state.model, CUDA, 8, cuda_graph=True)
+    state.quick = compile_step(state.model, CUDA, 8, cuda_graph=True)
     found = []
     for one in (state, twin):
         torch.cuda.manual_seed(3)
@@ -188,7 +188,7 @@ def test_a_capture_that_fails_leaves_the_network(
     with caplog.at_level(logging.INFO, "flowers_torch"):
         assert quick._capture(network, torch.randn(4, 3, 8, 8), CUDA) is network
         assert torch.equal(network.norm.running_mean, before)
-        Quick(network, 4, lambda network, images: network, "captured")(torch.randn(4, 3, 8, 8))
+        CompiledStep(network, 4, lambda network, images: network, "captured")(torch.randn(4, 3, 8, 8))
     assert "captured" not in caplog.text.replace("capturing", "")
     assert "no CUDA graph: operation not permitted when stream is capturing" in caplog.text
     assert int(states[0]) == 7

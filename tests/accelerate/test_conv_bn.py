@@ -7,7 +7,7 @@ from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
 from flowers_torch.accelerate.conv_bn import FusedConv2d, fold
-from flowers_torch.models.registry import create_model
+from flowers_torch.models.factory import create_model
 
 
 def settled(model: nn.Module) -> nn.Module:

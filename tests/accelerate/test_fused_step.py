@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from flowers_torch.accelerate import fused_step as module_under_test
 from flowers_torch.accelerate.conv_bn import noise
 from flowers_torch.accelerate.fused_step import FusedUnit, fuse
+from flowers_torch.models.factory import create_model
 from flowers_torch.models.freeze import apply_rules, rules_for, set_train_mode
 from flowers_torch.models.heads import main_and_auxiliary
-from flowers_torch.models.registry import create_model
 
 
 def settled(model: nn.Module) -> nn.Module:

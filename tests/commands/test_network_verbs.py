@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from flowers_torch.cli import main
-from flowers_torch.files import safe_load
+from flowers_torch.files.tensors import safe_load
 
 
 def test_models(capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,7 +26,7 @@ def place(photo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     photos = [path.relative_to(place / "photos") for path in (place / "photos").rglob("*.png")]
     groups = [f"{path},{path}" for path in photos if path.as_posix() != "red/0.png"]
     (place / "groups.csv").write_text("\n".join(["file,group", *groups]) + "\n")
-    files = ["--quarantine", f"../{place.name}/exclude.csv", "--groups", "groups.csv"]
+    files = ["--exclude", f"../{place.name}/exclude.csv", "--groups", "groups.csv"]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         assert main(["train", "--data", "photos", *files, *FLAGS, "--out", "runs/a"]) == 0
@@ -38,7 +38,7 @@ def place(photo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_paths_are_absolute_and_names_stay(place: Path) -> None:
     first, second = (load_config(file=str(place / "runs" / name / "config.toml")) for name in "ab")
     assert first.data == second.data == str(place / "photos")
-    assert (first.quarantine, first.groups) == (str(place / "exclude.csv"), str(place / "groups.csv"))
+    assert (first.exclude, first.groups) == (str(place / "exclude.csv"), str(place / "groups.csv"))
     assert first.weights == "none" and second.weights == str(place / "runs/a/model.safetensors")
 
 

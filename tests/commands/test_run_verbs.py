@@ -8,7 +8,7 @@ import pytest
 
 from flowers_torch.cli import main
 from flowers_torch.config import Config, Stage
-from flowers_torch.files import safe_load
+from flowers_torch.files.tensors import safe_load
 from flowers_torch.models.checkpoint import load_classifier
 from flowers_torch.runs import recipe
 
@@ -38,9 +38,9 @@ def test_training_leaves_a_report_and_a_calibrated_model(runs: list[str]) -> Non
     page = (folder / "report.html").read_text()
     assert "Confusion" in page and "data:image/jpeg" in page
     metrics = json.loads((folder / "metrics.json").read_text())
-    record = load_classifier(folder)[1]
-    assert record.temperature == metrics["temperature"] != 1
-    assert record.trust["curve"] and record.trust["familiar"]["features"] == 96
+    info = load_classifier(folder)[1]
+    assert info.temperature == metrics["temperature"] != 1
+    assert info.selective["curve"] and info.selective["ood_detector"]["features"] == 96
 
 
 def test_evaluating_a_run_gives_its_own_test(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -33,7 +33,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from flowers_torch import cli, files, results  # noqa: F401, results: loaded once, before the forks
-from flowers_torch.files import safe_load
+from flowers_torch.files.tensors import safe_load
 from flowers_torch.training import checkpoint
 from flowers_torch.training import step as engine
 
@@ -253,7 +253,7 @@ def slow_writes() -> None:
 
 def global_step(folder: Path) -> int:
     """Steps that the newest saved state has behind it."""
-    progress = checkpoint.read_newest(folder).progress
+    progress = checkpoint.read_newest_checkpoint(folder).progress
     per_epoch = STEPS // 2
     return (progress.stage + progress.epoch) * per_epoch + progress.step
 
@@ -342,7 +342,7 @@ class Toy:
 
     def finish(self, folder: Path) -> tuple[bool, Child]:
         """Brings an interrupted run to its end; whether it had saved anything to go on from."""
-        saved = bool(checkpoint.saved_states(folder)) or (folder / "metrics.json").exists()
+        saved = bool(checkpoint.checkpoint_files(folder)) or (folder / "metrics.json").exists()
         child = self.resume(folder) if saved else self.start(folder=folder)[0]
         assert child.wait() == 0, child.text()
         got = outcome(folder)

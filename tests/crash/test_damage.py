@@ -20,7 +20,12 @@ from flowers_torch import cli
 from flowers_torch.deploy.hub import flowers_classifier
 from flowers_torch.errors import ModelFileError
 from flowers_torch.training import checkpoint
-from flowers_torch.training.checkpoint import PREVIOUS_FILE, RESUME_FILE, read_newest, read_progress
+from flowers_torch.training.checkpoint import (
+    PREVIOUS_FILE,
+    RESUME_FILE,
+    read_checkpoint,
+    read_newest_checkpoint,
+)
 
 pytestmark = pytest.mark.slow
 CUTS, FLIPS = 256, 2000
@@ -37,10 +42,10 @@ def stopped(toy: Any) -> Path:
     return folder
 
 
-def same(one: checkpoint.Saved, other: checkpoint.Saved) -> bool:
+def same(one: checkpoint.Checkpoint, other: checkpoint.Checkpoint) -> bool:
     return (
         one.progress == other.progress
-        and one.record == other.record
+        and one.info == other.info
         and one.tensors.keys() == other.tensors.keys()
         and all(torch.equal(value, other.tensors[name]) for name, value in one.tensors.items())
     )
@@ -51,7 +56,7 @@ def test_cuts_and_flips(
 ) -> None:
     """Refused, or proven equal; in a child, so that a crash or an endless loop would be seen."""
     whole = (stopped / RESUME_FILE).read_bytes()
-    expected = read_progress(stopped / RESUME_FILE)
+    expected = read_checkpoint(stopped / RESUME_FILE)
     broken = tmp_path / RESUME_FILE
     header = struct.unpack("<Q", whole[:8])[0]
     damages: list[bytes] = [whole[: moments.randrange(len(whole))] for _ in range(CUTS)]
@@ -64,13 +69,13 @@ def test_cuts_and_flips(
         code = 1
         try:
             refused = equal = 0
-            for damage in damages:
-                broken.write_bytes(damage)
+            for severity in damages:
+                broken.write_bytes(severity)
                 try:
-                    equal += same(read_progress(broken), expected) or 10**6
+                    equal += same(read_checkpoint(broken), expected) or 10**6
                 except ModelFileError:
                     refused += 1
-                assert broken.read_bytes() == damage
+                assert broken.read_bytes() == severity
             counts.write_text(f"{refused} {equal}")
             code = 0
         finally:
@@ -87,10 +92,10 @@ def test_cuts_and_flips(
 
 def test_a_broken_newest_state_falls_back(toy: Any, stopped: Path, tmp_path: Path) -> None:
     """On the command line, to the same bits; the line that says so; and both broken."""
-    for name, damage in (("cut", lambda content: content[: len(content) // 2]), ("empty", lambda _: b"")):
+    for name, severity in (("cut", lambda content: content[: len(content) // 2]), ("empty", lambda _: b"")):
         folder = toy.root / f"fallback-{name}"
         shutil.copytree(stopped, folder)
-        (folder / RESUME_FILE).write_bytes(damage((folder / RESUME_FILE).read_bytes()))
+        (folder / RESUME_FILE).write_bytes(severity((folder / RESUME_FILE).read_bytes()))
         child = toy.resume(folder)
         assert child.wait() == 0
         assert "WARNING" in child.text() and PREVIOUS_FILE in child.text()
@@ -101,7 +106,7 @@ def test_a_broken_newest_state_falls_back(toy: Any, stopped: Path, tmp_path: Pat
     child = toy.resume(tmp_path / "both")
     assert child.wait() == 4 and child.text().count("flowers-torch: error:") == 1
     with pytest.raises(ModelFileError):
-        read_newest(tmp_path / "both")
+        read_newest_checkpoint(tmp_path / "both")
 
 
 class Gadget:

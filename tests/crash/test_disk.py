@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from flowers_torch import files
+from flowers_torch.files import atomic as files
 from flowers_torch.training import checkpoint
 
 pytestmark = pytest.mark.slow
@@ -72,7 +72,7 @@ def test_a_disk_that_fills_up(
             line = one_error(child)
             assert ("No space left" in line and "bytes" in line) or "MB more" in line
             assert not [name for name in names(folder) if name.endswith(".tmp")]
-            before = checkpoint.read_progress(checkpoint.saved_states(folder)[0]).progress
+            before = checkpoint.read_checkpoint(checkpoint.checkpoint_files(folder)[0]).progress
             cut += "resume.safetensors" in line
             (disk / "balloon").unlink()
             second = toy.resume(folder)

@@ -35,7 +35,7 @@ def test_sigkill_at_random_moments(toy: Any, moments: random.Random, report: Cal
                 break
             assert code == -signal.SIGKILL, child.text()
             kills, inside = kills + 1, inside + child.counters.inside_a_save
-            if moments.random() < 0.8 or not checkpoint.saved_states(folder):
+            if moments.random() < 0.8 or not checkpoint.checkpoint_files(folder):
                 break
             twice += 1  # once more, while it goes on
             child = toy.resume(folder, toy.slow_writes if aimed else None)

@@ -16,7 +16,7 @@ import pytest
 
 from flowers_torch.data.loading import loaders
 from flowers_torch.errors import DataError, ResourceError
-from flowers_torch.files import safe_load
+from flowers_torch.files.tensors import safe_load
 from flowers_torch.training import checkpoint
 
 pytestmark = pytest.mark.slow
@@ -69,11 +69,11 @@ def test_one_of_two_is_killed_and_torchrun_starts_both_again(
     while sum(kills) < 20:
         folder, log = tmp_path / "run", tmp_path / "log"
         with torchrun(toy, folder, log) as process:
-            while process.poll() is None and not checkpoint.saved_states(folder):
+            while process.poll() is None and not checkpoint.checkpoint_files(folder):
                 time.sleep(0.01)
             time.sleep(moments.uniform(0, 0.5))
             rank, processes = moments.randrange(2), children(process.pid)
-            hit = len(processes) == 2 and bool(checkpoint.saved_states(folder))
+            hit = len(processes) == 2 and bool(checkpoint.checkpoint_files(folder))
             if hit:
                 os.kill(processes[rank], signal.SIGKILL)
             started = time.monotonic()
@@ -125,7 +125,7 @@ def test_the_main_process_cannot_save(toy: Any) -> None:
     child, folder = toy.start(spoil, **TWO)
     assert child.wait(60) != 0
     assert len(our_errors(child)) == 1 and "No space left" in our_errors(child)[0], child.text()
-    assert checkpoint.read_newest(folder).progress.step == 2
+    assert checkpoint.read_newest_checkpoint(folder).progress.step == 2
 
 
 def test_a_death_without_restarts_leaves_a_state_to_go_on_from(toy: Any, whole: dict[str, Any]) -> None:

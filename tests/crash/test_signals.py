@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from flowers_torch import files
+from flowers_torch.files import atomic as files
 from flowers_torch.runs import stage
 from flowers_torch.training import checkpoint
 from flowers_torch.training import step as engine

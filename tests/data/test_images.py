@@ -283,7 +283,7 @@ def test_all_orientations_load_upright(tmp_path, kind, orientation):
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("damage", ["cut", "garbage", "type", "word"])
-def test_malformed_exif_costs_only_the_exif(tmp_path, damage):
+def test_malformed_exif_costs_only_the_exif(tmp_path, severity):
     exif = Image.Exif()
     exif[274] = 6
     exif[271] = "a maker"
@@ -293,7 +293,7 @@ def test_malformed_exif_costs_only_the_exif(tmp_path, damage):
         "garbage": raw[:6] + b"MM\0*" + b"\xff" * 30,
         "type": raw.replace(struct.pack(">HHI", 274, 3, 1), struct.pack(">HHI", 274, 2, 9)),
         "word": raw.replace(struct.pack(">HHIH", 274, 3, 1, 6), struct.pack(">HHI2s", 274, 2, 4, b"up")),
-    }[damage]
+    }[severity]
     assert raw != exif.tobytes()
     (tmp_path / "photo.jpg").write_bytes(encoded(picture(), "JPEG", exif=raw, quality=100))
     assert difference(load_image(tmp_path / "photo.jpg"), picture()) < 3

@@ -16,12 +16,12 @@ import pytest
 import torch
 from PIL import Image
 
+from flowers_torch.data.preprocessing import Preprocessing
 from flowers_torch.deploy.classifier import Classifier
 from flowers_torch.deploy.export import Trial, make_onnx
 from flowers_torch.deploy.parity import PHOTOS
-from flowers_torch.evaluation.selective import fit_familiar, make_trust
-from flowers_torch.models.checkpoint import Record, build, load_classifier, save_classifier
-from flowers_torch.models.registry import Preprocessing
+from flowers_torch.evaluation.selective import fit_ood_detector, pack_selective
+from flowers_torch.models.checkpoint import ModelInfo, build, load_classifier, save_classifier
 from flowers_torch.training.runtime import Runtime
 
 HOSTILE = ("</script><img src=x onerror=window.hacked=1>", "\u202etulip\x1b[31m", "rose \U0001f339 \ud800")
@@ -32,7 +32,7 @@ class Small:
     """A weights file, its record and its network, and what it is tried on."""
 
     file: Path
-    record: Record
+    info: ModelInfo
     network: torch.nn.Module
     trial: Trial
 
@@ -41,8 +41,8 @@ class Small:
 def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
     torch.manual_seed(0)
     features, labels = torch.randn(8, 64), torch.arange(8) % 2
-    familiar = fit_familiar(features, labels, torch.randn(8, 64))
-    record = Record(
+    familiar = fit_ood_detector(features, labels, torch.randn(8, 64))
+    info = ModelInfo(
         "cifar_resnet",
         HOSTILE,
         Preprocessing(size=32, mean=(0.5,) * 3, std=(0.5,) * 3, crop=0.8),
@@ -50,16 +50,16 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
         weights="/a/private/place/secret.h5",
         licence="mit",
         temperature=0.5,
-        trust=make_trust([(0.9, 4, 0), (0.4, 10, 2)], familiar),
+        selective=pack_selective([(0.9, 4, 0), (0.4, 10, 2)], familiar),
     )
     file = tmp_path_factory.mktemp("small") / "model.safetensors"
-    save_classifier(build(record).state_dict(), record, file)
+    save_classifier(build(info).state_dict(), info, file)
     draw = np.random.default_rng(0)
     photos = [
         Image.fromarray(draw.integers(0, 256, (40 + i % 3, 50 - i % 2, 3), dtype=np.uint8))
         for i in range(PHOTOS)
     ]
-    return Small(file, record, load_classifier(file)[0], Trial(photos, "noise"))
+    return Small(file, info, load_classifier(file)[0], Trial(photos, "noise"))
 
 
 @pytest.fixture(scope="session")
@@ -67,11 +67,11 @@ def onnx_bytes(small: Small) -> bytes:
     """Takes photos."""
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package, reason=f"needs {package}, of the extra onnx")
-    return make_onnx(small.network, small.record, small.trial, Path("model.onnx"), photos=True).content
+    return make_onnx(small.network, small.info, small.trial, Path("model.onnx"), photos=True).content
 
 
 HOSTILE_CLASS = '"><img src=x onerror=window.hacked=1>\x1b[31m\ud800\u202e'
-SERVED = Record(
+SERVED = ModelInfo(
     "test_resnet",
     ("blue", "green", HOSTILE_CLASS),
     Preprocessing(size=64, mean=(0.5,) * 3, std=(0.5,) * 3, crop=0.8),

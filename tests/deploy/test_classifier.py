@@ -9,17 +9,17 @@ import torch
 from PIL import Image
 
 from flowers_torch.data.augment.per_image import train_transform
-from flowers_torch.data.loading.loaders import PhotoDataset, make_loader
+from flowers_torch.data.loading.loaders import TransformedImages, make_loader
+from flowers_torch.data.preprocessing import Preprocessing
 from flowers_torch.deploy.classifier import IMPROBABLE, STRANGE, Classifier, find_files, find_inputs
 from flowers_torch.errors import ResourceError, UsageError
 from flowers_torch.evaluation.predictions import collect
-from flowers_torch.evaluation.selective import fit_familiar, make_trust
-from flowers_torch.models.checkpoint import Record, build, save_classifier
-from flowers_torch.models.registry import Preprocessing
+from flowers_torch.evaluation.selective import fit_ood_detector, pack_selective
+from flowers_torch.models.checkpoint import ModelInfo, build, save_classifier
 from flowers_torch.training.runtime import Runtime
 from flowers_torch.training.step import predict_logits
 
-RECORD = Record(
+RECORD = ModelInfo(
     "test_resnet", ("blue", "green", "red"), Preprocessing(size=64, mean=(0.5,) * 3, std=(0.5,) * 3, crop=0.8)
 )
 FP32 = Runtime(torch.device("cpu"), "fp32", "for a test")
@@ -39,7 +39,7 @@ def test_validation_prediction_and_plain_pytorch_agree(photo_folder: Path, model
     predicted = classifier.logits(photos)
 
     transform = train_transform("none", **dataclasses.asdict(RECORD.preprocessing))
-    loader, _ = make_loader(PhotoDataset(photos, [0] * 7, transform, seed=0), 7, shuffle=False)
+    loader, _ = make_loader(TransformedImages(photos, [0] * 7, transform, seed=0), 7, shuffle=False)
     validated, _ = predict_logits(classifier.answering, loader, FP32)
     assert torch.equal(predicted, validated)
     unfused, _ = predict_logits(classifier.model, loader, FP32)
@@ -85,8 +85,8 @@ def test_files_folders_and_globs(photo_folder: Path, tmp_path: Path) -> None:
 def test_the_temperature_of_the_file_is_honoured(photo_folder: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     path = tmp_path / "model.safetensors"
-    record = dataclasses.replace(RECORD, temperature=0.5)
-    save_classifier(build(record).state_dict(), record, path)
+    info = dataclasses.replace(RECORD, temperature=0.5)
+    save_classifier(build(info).state_dict(), info, path)
     classifier = Classifier.load(path, FP32)
     photo = photo_folder / "red" / "3.png"
     (answer,) = classifier.predict([photo], top=3)
@@ -100,12 +100,12 @@ def test_what_it_says_unsure_to(photo_folder: Path, model_file: Path) -> None:
     known = [*sorted((photo_folder / "red").glob("*.png")), *sorted((photo_folder / "green").glob("*.png"))]
     labels = torch.arange(2).repeat_interleave(20)
     transform = train_transform("none", **dataclasses.asdict(RECORD.preprocessing))
-    loader, _ = make_loader(PhotoDataset(known, labels.tolist(), transform, seed=0), 20, shuffle=False)
+    loader, _ = make_loader(TransformedImages(known, labels.tolist(), transform, seed=0), 20, shuffle=False)
     features = collect(model, loader, FP32).features
-    familiar = fit_familiar(features[::2], labels[::2], features[1::2])
+    familiar = fit_ood_detector(features[::2], labels[::2], features[1::2])
     familiar = dataclasses.replace(familiar, limit=familiar.limit + 0.1)
-    trust = make_trust([(0.9, 10, 0), (0.5, 20, 4)], familiar)
-    classifier = Classifier(model, dataclasses.replace(RECORD, trust=trust), FP32)
+    selective = pack_selective([(0.9, 10, 0), (0.5, 20, 4)], familiar)
+    classifier = Classifier(model, dataclasses.replace(RECORD, selective=selective), FP32)
     assert {answer.doubt for answer in classifier.predict(known)} == {""}
     strange = classifier.predict(sorted((photo_folder / "blue").glob("*.png")))
     assert {answer.doubt for answer in strange} == {STRANGE}

@@ -12,7 +12,7 @@ import torch
 from flowers_torch.cli import main
 from flowers_torch.deploy import export
 from flowers_torch.deploy.export import METADATA_FILE, make_onnx, make_program
-from flowers_torch.deploy.graph import Answers
+from flowers_torch.deploy.graph import ExportableClassifier
 from flowers_torch.deploy.onnx_file import open_onnx, parse_onnx
 from flowers_torch.deploy.parity import PHOTOS, compare
 from flowers_torch.deploy.quantize import Cost, require_accuracy
@@ -26,7 +26,7 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
     return line
 
 
-def eager(answers: Answers) -> Any:
+def eager(answers: ExportableClassifier) -> Any:
     """A model that computes what `answers` does."""
 
     def run(inputs: Any) -> Any:
@@ -38,7 +38,7 @@ def eager(answers: Answers) -> Any:
 
 
 def test_parity_sees_the_worst_photo_of_all_batches(small: Any) -> None:
-    answers, photos = Answers(small.network, small.record), small.trial.photos
+    answers, photos = ExportableClassifier(small.network, small.info), small.trial.photos
     exact = compare(answers, eager(answers), photos)
     assert exact.holds and exact.logits < 1e-5 and exact.photos == PHOTOS
     calls = []
@@ -65,7 +65,7 @@ def test_a_network_that_exports_wrong_leaves_no_file(
     """The graph is that of other weights."""
     torch.manual_seed(1)
     path = tmp_path / "other.safetensors"
-    save_classifier(build(small.record).state_dict(), small.record, path)
+    save_classifier(build(small.info).state_dict(), small.info, path)
     monkeypatch.setattr(export, "to_onnx", lambda answers, metadata: onnx_bytes)
     out = tmp_path / "out" / "model.onnx"
     assert main(["export", str(path), "--with-preprocessing", "--out", str(out)]) == 8
@@ -105,10 +105,10 @@ def test_export_of_network_inputs(small: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize("photos", [False, True])
 def test_torch_export(small: Any, tmp_path: Path, photos: bool) -> None:
     path = tmp_path / "model.pt2"
-    make_program(small.network, small.record, small.trial, path, photos).write(path)
+    make_program(small.network, small.info, small.trial, path, photos).write(path)
     files = {METADATA_FILE: ""}
     program = torch.export.load(path, extra_files=files).module()
-    assert tuple(json.loads(files[METADATA_FILE])["classes"]) == small.record.classes
+    assert tuple(json.loads(files[METADATA_FILE])["classes"]) == small.info.classes
     with zipfile.ZipFile(path) as archive:  # where it was made stays private
         assert not any(
             str(Path(__file__).parents[2]).encode() in archive.read(name) for name in archive.namelist()
@@ -117,15 +117,15 @@ def test_torch_export(small: Any, tmp_path: Path, photos: bool) -> None:
         shape = (count, 41, 53, 3) if photos else (count, 3, 32, 32)
         inputs = torch.randint(0, 256, shape, dtype=torch.uint8) if photos else torch.randn(shape)
         with torch.inference_mode():
-            expected = Answers(small.network, small.record, photos)(inputs)
+            expected = ExportableClassifier(small.network, small.info, photos)(inputs)
             torch.testing.assert_close(program(inputs), expected)
 
 
 def test_safetensors(small: Any, tmp_path: Path) -> None:
     out = tmp_path / "copy.safetensors"
     assert main(["export", str(small.file), "--format", "safetensors", "--out", str(out)]) == 0
-    network, record = load_classifier(out)
-    assert record == small.record
+    network, info = load_classifier(out)
+    assert info == small.info
     images = torch.randn(2, 3, 32, 32)
     with torch.inference_mode():
         assert torch.equal(network(images), small.network(images))
@@ -134,7 +134,7 @@ def test_safetensors(small: Any, tmp_path: Path) -> None:
 def test_weights_that_are_not_finite(small: Any, tmp_path: Path, capsys: Any) -> None:
     state = small.network.state_dict()
     state = state | {"head.fc.bias": torch.full_like(state["head.fc.bias"], torch.nan)}
-    save_classifier(state, small.record, tmp_path / "nan.safetensors")
+    save_classifier(state, small.info, tmp_path / "nan.safetensors")
     assert main(["export", str(tmp_path / "nan.safetensors")]) == 4
     assert "not finite" in one_line(capsys) and len(list(tmp_path.iterdir())) == 1
 
@@ -169,8 +169,8 @@ def test_eight_bits(small: Any, photo_folder: Path, tmp_path: Path) -> None:
     photos = sorted(photo_folder.rglob("*.png"))
     trial = export.Trial(small.trial.photos, "noise", photos[::2], photos[1::2], [0] * 30)
     path = Path("x.onnx")
-    whole = make_onnx(small.network, small.record, trial, path, photos=True)
-    eight = make_onnx(small.network, small.record, trial, path, photos=True, int8=True, most_lost=1)
+    whole = make_onnx(small.network, small.info, trial, path, photos=True)
+    eight = make_onnx(small.network, small.info, trial, path, photos=True, int8=True, most_lost=1)
     assert len(eight.content) < 0.6 * len(whole.content)
     model = parse_onnx(eight.content, path)
     told = model.metadata["int8"]

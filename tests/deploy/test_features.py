@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from flowers_torch.deploy.features import open_network, photo_features
+from flowers_torch.deploy.features import image_features, open_network
 from flowers_torch.errors import DataError, UsageError
 from flowers_torch.training.runtime import choose_runtime
 
@@ -19,13 +19,13 @@ def test_batches_change_nothing_and_bad_photos_are_named(tmp_path: Path) -> None
     model, preprocessing, loaded = open_network("test_resnet", "none")
     assert loaded
     runtime, done = choose_runtime("cpu", "fp32"), []
-    whole = photo_features(model, preprocessing, photos, runtime, batch_size=2, progress=done.append)
+    whole = image_features(model, preprocessing, photos, runtime, batch_size=2, progress=done.append)
     assert done == [2, 4, 5] and whole.shape[0] == 5 and whole.ndim == 2
-    single = photo_features(model, preprocessing, photos[3:4], runtime)
+    single = image_features(model, preprocessing, photos[3:4], runtime)
     torch.testing.assert_close(whole[3], single[0], atol=1e-5, rtol=1e-4)
     photos[1].write_bytes(b"")
     with pytest.raises(DataError, match="1.png"):
-        photo_features(model, preprocessing, photos, runtime)
+        image_features(model, preprocessing, photos, runtime)
 
 
 def test_a_model_that_is_not_there() -> None:

@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 
 from flowers_torch.data.augment.per_image import eval_transform
-from flowers_torch.deploy.graph import Answers, Prepare
-from flowers_torch.evaluation.selective import fit_familiar, make_trust, read_familiar
-from flowers_torch.models.checkpoint import Record, build
-from flowers_torch.models.registry import Preprocessing
+from flowers_torch.data.preprocessing import Preprocessing
+from flowers_torch.deploy.graph import ExportableClassifier, Prepare
+from flowers_torch.evaluation.selective import fit_ood_detector, pack_selective, read_ood_detector
+from flowers_torch.models.checkpoint import ModelInfo, build
 
 USUAL = Preprocessing(size=48, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4), crop=0.8)
 
@@ -33,9 +33,9 @@ def picture(width: int, height: int) -> Image.Image:
         USUAL,
         dataclasses.replace(USUAL, interpolation="bilinear", crop=0.875),
         dataclasses.replace(USUAL, size=33, crop=1.0),
-        dataclasses.replace(USUAL, squash=True),
+        dataclasses.replace(USUAL, stretch=True),
     ],
-    ids=["usual", "bilinear", "odd", "squash"],
+    ids=["usual", "bilinear", "odd", "stretch"],
 )
 def test_photos_are_prepared_as_for_validation(size: tuple[int, int], preprocessing: Preprocessing) -> None:
     """PyTorch's filter on bytes is within two grey levels of Pillow's; a shift of one pixel is 50.
@@ -52,27 +52,27 @@ def test_photos_are_prepared_as_for_validation(size: tuple[int, int], preprocess
 
 def test_logits_are_the_network_s_and_probabilities_those_of_predict() -> None:
     torch.manual_seed(0)
-    record = Record("cifar_resnet", ("a", "b", "c"), USUAL, temperature=0.5, model_options={"depth": 8})
-    network = build(record).eval()
+    info = ModelInfo("cifar_resnet", ("a", "b", "c"), USUAL, temperature=0.5, model_options={"depth": 8})
+    network = build(info).eval()
     images = torch.randn(3, 3, 48, 48)
     with torch.inference_mode():
-        logits, probabilities = Answers(network, record)(images)
+        logits, probabilities = ExportableClassifier(network, info)(images)
         assert torch.equal(logits, network(images))
     torch.testing.assert_close(probabilities, (logits * 2).softmax(1))
-    assert Answers(network, record).outputs == ["logits", "probabilities"]
+    assert ExportableClassifier(network, info).outputs == ["logits", "probabilities"]
 
 
 def test_strangeness_is_the_distance_that_predict_goes_by() -> None:
     torch.manual_seed(0)
     features, labels = torch.randn(8, 64), torch.arange(8) % 2
-    trust = make_trust([(0.9, 4, 0)], fit_familiar(features, labels, torch.randn(8, 64)))
-    record = Record("cifar_resnet", ("a", "b"), USUAL, trust=trust, model_options={"depth": 8})
-    network = build(record).eval()
+    selective = pack_selective([(0.9, 4, 0)], fit_ood_detector(features, labels, torch.randn(8, 64)))
+    info = ModelInfo("cifar_resnet", ("a", "b"), USUAL, selective=selective, model_options={"depth": 8})
+    network = build(info).eval()
     images = torch.randn(3, 3, 48, 48)
-    answers = Answers(network, record)
+    answers = ExportableClassifier(network, info)
     with torch.inference_mode():
         outputs = dict(zip(answers.outputs, answers(images), strict=True))
         seen = network.forward_head(network.forward_features(images), pre_logits=True).flatten(1)  # type: ignore[operator]
-    familiar = read_familiar(trust)
+    familiar = read_ood_detector(selective)
     assert familiar is not None
     torch.testing.assert_close(outputs["strangeness"], familiar.distance(seen))

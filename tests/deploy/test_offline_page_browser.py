@@ -39,7 +39,7 @@ def pages(small: Any, runtime: Runtime, tmp_path_factory: pytest.TempPathFactory
     """The page as one file and as a folder."""
     pytest.importorskip("onnx", reason="needs the extra onnx")
     folder = tmp_path_factory.mktemp("page")
-    model = make_onnx(small.network, small.record, small.trial, folder / "model.html", photos=True)
+    model = make_onnx(small.network, small.info, small.trial, folder / "model.html", photos=True)
     write_page(folder / "model.html", model.content, runtime)
     write_page(folder / "parts.html", model.content, runtime, as_folder=True)
     return {"file": folder / "model.html", "folder": folder / "parts" / "index.html"}
@@ -98,8 +98,8 @@ def test_it_answers_as_torch_does_without_any_request(
     look(browser, pages[form])
     header, *rows = answer(browser, photos)
     assert len(rows) == 10 and [row[0] for row in rows] == [path.name for path in photos]
-    classifier = Classifier(small.network, small.record, Device(torch.device("cpu"), "fp32", "for a test"))
-    expected = (classifier.logits(photos) / small.record.temperature).softmax(1)
+    classifier = Classifier(small.network, small.info, Device(torch.device("cpu"), "fp32", "for a test"))
+    expected = (classifier.logits(photos) / small.info.temperature).softmax(1)
     found = np.array([[float(value) for value in row[4:]] for row in rows])
     assert np.abs(found - expected.numpy()).max() < TOLERANCE
     assert [header.index(row[1]) - 4 for row in rows] == expected.argmax(1).tolist()

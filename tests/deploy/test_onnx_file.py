@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from flowers_torch.cli import main
-from flowers_torch.deploy.graph import Answers
+from flowers_torch.data.preprocessing import Preprocessing
+from flowers_torch.deploy.graph import ExportableClassifier
 from flowers_torch.deploy.onnx_file import attach, describe, need, open_onnx, parse_onnx, relabel
 from flowers_torch.errors import ModelFileError, UsageError
-from flowers_torch.models.registry import Preprocessing
 
 
 def test_a_lone_file_is_complete(onnx_bytes: bytes, small: Any, tmp_path: Path) -> None:
@@ -24,7 +24,7 @@ def test_a_lone_file_is_complete(onnx_bytes: bytes, small: Any, tmp_path: Path) 
     photos = np.stack([np.asarray(photo.crop((0, 0, 40, 40))) for photo in small.trial.photos[:2]])
     found = model(photos)
     with torch.inference_mode():
-        expected = Answers(small.network, small.record, photos=True)(torch.from_numpy(photos))
+        expected = ExportableClassifier(small.network, small.info, photos=True)(torch.from_numpy(photos))
     assert list(found) == ["logits", "probabilities", "strangeness"]
     for value, wanted in zip(found.values(), expected, strict=True):
         np.testing.assert_allclose(value, wanted.numpy(), atol=2e-2)
@@ -36,7 +36,7 @@ def test_the_page_s_own_lines_run(
     page = (Path(__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8")
     code = page.split("```python\n")[1].split("```")[0]
     monkeypatch.chdir(tmp_path)
-    Path("model.onnx").write_bytes(relabel(onnx_bytes, describe(small.record, True) | {"classes": ["a"] * 3}))
+    Path("model.onnx").write_bytes(relabel(onnx_bytes, describe(small.info, True) | {"classes": ["a"] * 3}))
     small.trial.photos[0].save("photo.jpg")
     exec(code, {})
     name, probability = capsys.readouterr().out.split()
@@ -55,11 +55,11 @@ def test_any_number_of_photos_of_any_size(onnx_bytes: bytes, count: int, height:
 
 def test_the_metadata_say_all_that_is_needed(onnx_bytes: bytes, small: Any) -> None:
     found = parse_onnx(onnx_bytes, Path("x.onnx")).metadata
-    assert tuple(found["classes"]) == small.record.classes
-    assert Preprocessing.from_dict(found["preprocessing"]) == small.record.preprocessing
+    assert tuple(found["classes"]) == small.info.classes
+    assert Preprocessing.from_dict(found["preprocessing"]) == small.info.preprocessing
     assert found["temperature"] == 0.5 and found["input"] == "photos"
-    assert found["trust"]["curve"] == [[0.9, 4, 0], [0.4, 10, 2]]
-    assert found["trust"]["limit"] == small.record.trust["familiar"]["limit"]
+    assert found["selective"]["curve"] == [[0.9, 4, 0], [0.4, 10, 2]]
+    assert found["selective"]["limit"] == small.info.selective["ood_detector"]["limit"]
     assert found["check"]["photos"] == 20 and found["weights"] == "secret.h5" and found["licence"] == "mit"
     assert "\\ud800" in json.dumps(found["classes"])  # stored as it is, though no file system's idea of text
     assert b"/a/private/place" not in onnx_bytes and str(Path(__file__).parents[2]).encode() not in onnx_bytes
@@ -105,7 +105,7 @@ def test_weights_outside_are_found_in_constants_and_functions(onnx_bytes: bytes)
 
 def test_files_of_others_are_not_taken_for_ours(onnx_bytes: bytes, small: Any) -> None:
     model = need("onnx").load_model_from_string(onnx_bytes)
-    metadata = describe(small.record, photos=True)
+    metadata = describe(small.info, photos=True)
     del metadata["temperature"]
     with pytest.raises(ModelFileError, match="does not say its temperature"):
         parse_onnx(attach(model, metadata), Path("x.onnx"))

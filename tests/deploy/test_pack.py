@@ -14,8 +14,8 @@ from flowers_torch.config import Config, Stage, to_toml
 from flowers_torch.deploy.hub import flowers_classifier
 from flowers_torch.deploy.pack import card_text
 from flowers_torch.errors import ModelFileError
-from flowers_torch.evaluation.predictions import Answers, save_predictions
-from flowers_torch.files import write_json
+from flowers_torch.evaluation.predictions import Predictions, save_predictions
+from flowers_torch.files.atomic import write_json
 from flowers_torch.models.checkpoint import save_classifier
 from flowers_torch.report.provenance import code
 
@@ -39,11 +39,11 @@ def test_a_packed_model_loads_through_torch_hub(small: Any, tmp_path: Path, caps
         expected = small.network(images)
         assert torch.equal(loaded(images), expected)
         assert torch.equal(flowers_classifier(checkpoint=str(folder))(images), expected)
-    assert loaded.classes == small.record.classes
+    assert loaded.classes == small.info.classes
     assert loaded.transform(Image.new("RGB", (50, 40))).shape == (3, 32, 32)
 
     changed = {name: value + 1 for name, value in small.network.state_dict().items()}
-    save_classifier(changed, small.record, folder / "model.safetensors")
+    save_classifier(changed, small.info, folder / "model.safetensors")
     with pytest.raises(ModelFileError, match="has sha256 .* expected"):
         torch.hub.load(str(folder), "classifier", source="local", trust_repo=True)
 
@@ -62,11 +62,11 @@ def test_the_card_tells_what_was_measured_and_no_more(small: Any, tmp_path: Path
     ):
         assert told in text
     assert "/a/private/place" not in text and str(tmp_path) not in text
-    assert "Not measured" in card_text(small.record, "0" * 64)
+    assert "Not measured" in card_text(small.info, "0" * 64)
 
 
 def test_names_in_a_card_are_shown_as_they_are(small: Any) -> None:
-    text = card_text(small.record, "0" * 64)
+    text = card_text(small.info, "0" * 64)
     assert (
         "`</script><img src=x onerror=window.hacked=1>`" in text
         and "\x1b" not in text
@@ -92,7 +92,7 @@ def test_an_unfinished_run_has_no_card(small: Any, tmp_path: Path, capsys: Any) 
 
 def finished(small: Any, folder: Path) -> Path:
     """A run folder whose test was right three times out of four."""
-    save_classifier(small.network.state_dict(), small.record, folder / "model.safetensors")
+    save_classifier(small.network.state_dict(), small.info, folder / "model.safetensors")
     stages = [Stage(name="head", train="head")]
     (folder / "config.toml").write_text(to_toml(Config(arch="cifar_resnet", size=32, stages=stages), "test"))
     names = {"train": ["a", "b", "c"], "val": ["d", "e"], "test": ["f", "g", "h", "i"]}
@@ -102,8 +102,8 @@ def finished(small: Any, folder: Path) -> Path:
     )
     write_json(folder / "metrics.json", json.loads("{}"))
     logits = torch.eye(3)[[0, 1, 2, 0]] * 5
-    answers = {"val": Answers(logits[:2].clone(), torch.tensor([0, 1]), torch.empty(2, 0))}
-    answers["test"] = Answers(logits, torch.tensor([0, 1, 2, 2]), torch.empty(4, 0))
+    answers = {"val": Predictions(logits[:2].clone(), torch.tensor([0, 1]), torch.empty(2, 0))}
+    answers["test"] = Predictions(logits, torch.tensor([0, 1, 2, 2]), torch.empty(4, 0))
     kept = {part: (names[part], found) for part, found in answers.items()}
-    save_predictions(folder, small.record.classes, 0.5, kept, None)
+    save_predictions(folder, small.info.classes, 0.5, kept, None)
     return folder

@@ -33,8 +33,8 @@ def photos(photo_folder: Path) -> list[Path]:
     return sorted(photo_folder.rglob("*.png"))[:7]
 
 
-def probabilities(record: dict[str, Any]) -> list[float]:
-    return [found["probability"] for found in record["classes"]]
+def probabilities(info: dict[str, Any]) -> list[float]:
+    return [found["probability"] for found in info["classes"]]
 
 
 def test_answers_are_those_of_validation(
@@ -48,7 +48,7 @@ def test_answers_are_those_of_validation(
     _, _, found = served.send(*((photo.name, photo.read_bytes()) for photo in photos))
     expected = (served_classifier.logits(photos) / 0.7).softmax(1).sort(descending=True).values
     assert torch.tensor([probabilities(r) for r in found["photos"]]) == pytest.approx(expected, abs=1e-5)
-    assert [record["file"] for record in found["photos"]] == [photo.name for photo in photos]
+    assert [info["file"] for info in found["photos"]] == [photo.name for photo in photos]
 
 
 def test_many_at_once_share_batches_and_none_is_lost(served: Any, photos: list[Path]) -> None:
@@ -86,19 +86,19 @@ def test_bad_photos_have_their_reason_and_good_ones_their_answer(served: Any, ph
     }
     sent = [("good.png", good), *((name, content) for name, (content, _) in bad.items()), ("also.png", good)]
     status, _, found = served.send(*sent)
-    assert status == 200 and [record["file"] for record in found["photos"]] == [name for name, _ in sent]
-    for record in found["photos"]:
-        if record["file"] in bad:
-            assert bad[record["file"]][1] in record["error"] and "classes" not in record
+    assert status == 200 and [info["file"] for info in found["photos"]] == [name for name, _ in sent]
+    for info in found["photos"]:
+        if info["file"] in bad:
+            assert bad[info["file"]][1] in info["error"] and "classes" not in info
         else:
-            assert len(record["classes"]) == 3
+            assert len(info["classes"]) == 3
     assert served.ask("GET", "/healthz")[0] == 200
 
 
 def test_pixels_are_counted_by_the_server_s_own_limit(serve_with: Any, photos: list[Path]) -> None:
     with serve_with(pixels=40 * 48 - 1) as small:
-        (record,) = small.send(("a.png", photos[0].read_bytes()))[2]["photos"]
-    assert "too large: 48x40, at most 1,919 pixels" in record["error"]
+        (info,) = small.send(("a.png", photos[0].read_bytes()))[2]["photos"]
+    assert "too large: 48x40, at most 1,919 pixels" in info["error"]
 
 
 def test_hostile_names_come_back_harmless(served: Any, photos: list[Path]) -> None:
@@ -243,9 +243,9 @@ def test_stopping_finishes_what_is_running(serve_with: Any, photos: list[Path]) 
 
 def test_the_explanation_is_a_picture_of_what_the_network_sees(served: Any, photos: list[Path]) -> None:
     _, _, found = served.ask("POST", "/api/predict?gradcam=1&top=1", photos[0].read_bytes())
-    (record,) = found["photos"]
-    kind, _, data = record["gradcam"].partition(",")
-    assert kind == "data:image/jpeg;base64" and len(record["classes"]) == 1
+    (info,) = found["photos"]
+    kind, _, data = info["gradcam"].partition(",")
+    assert kind == "data:image/jpeg;base64" and len(info["classes"]) == 1
     assert Image.open(io.BytesIO(base64.b64decode(data))).size == (64, 64)
 
 
@@ -356,9 +356,9 @@ def test_every_difficult_picture_leaves_it_alive(shared: Path, serve_with: Any, 
         for file in files:
             status, _, found = served.send((file.name, file.read_bytes()), query="?gradcam=1")
             assert status == 200, file.name
-            (record,) = found["photos"]
-            assert record["file"] == file.name and ("error" in record) != ("classes" in record)
-            outcomes["refused" if "error" in record else "answered"] += 1
+            (info,) = found["photos"]
+            assert info["file"] == file.name and ("error" in info) != ("classes" in info)
+            outcomes["refused" if "error" in info else "answered"] += 1
         assert served.ask("GET", "/healthz")[0] == 200
         assert served.send(("good.png", photos[0].read_bytes()))[2]["photos"][0]["classes"]
     print(outcomes)

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from flowers_torch.evaluation.advice import diagnose
+from flowers_torch.evaluation.advice import advise_on_training
 
 STAGES = [
     {"name": "head", "epochs": 1, "lr": 3e-3, "train": "head", "augment": "light"},
@@ -67,7 +67,7 @@ def history(*rows: tuple[float, float, float, float]) -> list[dict[str, Any]]:
     ],
 )
 def test_rules(rows: list[tuple[float, float, float, float]], words: str, flags: str) -> None:
-    found = diagnose(history(*rows), STAGES, classes=10, val_photos=200, pretrained=True)
+    found = advise_on_training(history(*rows), STAGES, classes=10, val_photos=200, pretrained=True)
     if not words:
         assert found == []
     else:
@@ -76,9 +76,9 @@ def test_rules(rows: list[tuple[float, float, float, float]], words: str, flags:
 
 def test_random_weights_are_blamed_first() -> None:
     rows = [(2.4, 0.1, 2.4, 0.1)] * 3
-    (found,) = diagnose(history(*rows), STAGES, 10, 200, pretrained=False)
+    (found,) = advise_on_training(history(*rows), STAGES, 10, 200, pretrained=False)
     assert "random weights" in found.what and found.flags == "--weights imagenet"
 
 
 def test_an_empty_history() -> None:
-    assert diagnose([], STAGES, 3, 10, True) == []
+    assert advise_on_training([], STAGES, 3, 10, True) == []

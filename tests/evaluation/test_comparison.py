@@ -7,14 +7,16 @@ from hypothesis import strategies as st
 
 from flowers_torch.errors import DataError
 from flowers_torch.evaluation.comparison import bootstrap_difference, common_photos, compare, mcnemar
-from flowers_torch.evaluation.predictions import Predictions
+from flowers_torch.evaluation.predictions import RunPredictions
 
 
 def run(
     paths: str, guesses: list[int], labels: list[int], classes: tuple[str, ...] = ("x", "y")
-) -> Predictions:
+) -> RunPredictions:
     logits = torch.nn.functional.one_hot(torch.tensor(guesses), len(classes)).float()
-    return Predictions(classes, 1.0, {"test": tuple(paths)}, {"test": logits}, {"test": torch.tensor(labels)})
+    return RunPredictions(
+        classes, 1.0, {"test": tuple(paths)}, {"test": logits}, {"test": torch.tensor(labels)}
+    )
 
 
 def test_photos_that_changed() -> None:

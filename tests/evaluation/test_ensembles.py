@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from flowers_torch.errors import ModelFileError
-from flowers_torch.evaluation.ensembles import State, choose, judge, mean_answer, mix, soups
+from flowers_torch.evaluation.ensembles import State, choose, judge, mean_prediction, mix, soups
 
 LABELS = (torch.tensor([0, 1] * 20), torch.tensor([1, 0] * 20))
 
@@ -22,8 +22,8 @@ def logits_of(state: State) -> tuple[torch.Tensor, torch.Tensor]:
 def test_the_mean_answer() -> None:
     parts = [torch.randn(5, 3), torch.randn(5, 3)]
     expected = (parts[0].softmax(1) + parts[1].softmax(1)) / 2
-    assert torch.allclose(mean_answer(parts).softmax(1), expected, atol=1e-6)
-    assert torch.allclose(mean_answer(parts).exp().sum(1), torch.ones(5), atol=1e-6)
+    assert torch.allclose(mean_prediction(parts).softmax(1), expected, atol=1e-6)
+    assert torch.allclose(mean_prediction(parts).exp().sum(1), torch.ones(5), atol=1e-6)
 
 
 def test_mixing_weights() -> None:

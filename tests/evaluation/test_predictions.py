@@ -9,13 +9,13 @@ from torch import nn
 from flowers_torch.errors import DataError, ModelFileError
 from flowers_torch.evaluation.predictions import (
     PREDICTIONS_FILE,
-    Answers,
+    Predictions,
     collect,
     load_predictions,
     save_predictions,
 )
+from flowers_torch.models.factory import create_model
 from flowers_torch.models.heads import set_head
-from flowers_torch.models.registry import create_model
 from flowers_torch.training.runtime import Runtime
 
 FP32 = Runtime(torch.device("cpu"), "fp32", "for a test")
@@ -38,8 +38,8 @@ def test_features_are_what_the_classifier_sees(arch: str, size: int, hidden: int
 
 
 def test_predictions_survive_the_file(tmp_path: Path) -> None:
-    val = Answers(torch.randn(3, 2), torch.tensor([0, 1, 1]), torch.empty(3, 0))
-    test = Answers(torch.randn(2, 2), torch.tensor([1, 0]), torch.empty(2, 0))
+    val = Predictions(torch.randn(3, 2), torch.tensor([0, 1, 1]), torch.empty(3, 0))
+    test = Predictions(torch.randn(2, 2), torch.tensor([1, 0]), torch.empty(2, 0))
     names = ["b\udcff.jpg", "c é.jpg"]  # a file name that is no UTF-8, as Python holds it
     save_predictions(tmp_path, ("x", "y"), 2.0, {"val": (["a", "b", "c"], val), "test": (names, test)})
     found = load_predictions(tmp_path)
@@ -51,7 +51,7 @@ def test_predictions_survive_the_file(tmp_path: Path) -> None:
 def test_missing_or_damaged(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no predictions.safetensors; fix: "):
         load_predictions(tmp_path)
-    val = Answers(torch.randn(1, 2), torch.tensor([0]), torch.empty(1, 0))
+    val = Predictions(torch.randn(1, 2), torch.tensor([0]), torch.empty(1, 0))
     save_predictions(tmp_path, ("x", "y"), 1.0, {"val": (["a"], val)})
     path = tmp_path / PREDICTIONS_FILE
     content = bytearray(path.read_bytes())

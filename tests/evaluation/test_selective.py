@@ -10,18 +10,18 @@ from flowers_torch.evaluation.selective import (
     CURVE_POINTS,
     Threshold,
     choose_threshold,
-    fit_familiar,
-    make_trust,
+    fit_ood_detector,
+    pack_selective,
     read_curve,
-    read_familiar,
-    trade_off,
+    read_ood_detector,
+    risk_coverage_curve,
 )
 
 
 def test_the_trade_off_by_hand() -> None:
     confidence = torch.tensor([0.5, 0.9, 0.7, 0.9, 0.6])
     right = torch.tensor([False, True, False, True, True])
-    curve = trade_off(confidence, right)
+    curve = risk_coverage_curve(confidence, right)
     rounded = [(round(p, 3), n, wrong) for p, n, wrong in curve]
     assert rounded == [(0.9, 2, 0), (0.7, 3, 1), (0.6, 4, 1), (0.5, 5, 2)]
     assert choose_threshold(curve, 0.0).answered == 2
@@ -36,7 +36,7 @@ def test_the_threshold_keeps_its_word_on_the_photos_it_was_chosen_on(wanted: flo
     generator = torch.Generator().manual_seed(0)
     confidence = torch.rand(5000, generator=generator)
     right = torch.rand(5000, generator=generator) < confidence.sqrt()
-    curve = trade_off(confidence, right)
+    curve = risk_coverage_curve(confidence, right)
     assert len(curve) <= CURVE_POINTS + 1
     chosen = choose_threshold(curve, wanted)
     answered = confidence >= chosen.probability
@@ -46,7 +46,7 @@ def test_the_threshold_keeps_its_word_on_the_photos_it_was_chosen_on(wanted: flo
 
 
 def test_a_wish_that_cannot_be_met() -> None:
-    curve = trade_off(torch.tensor([0.9, 0.8]), torch.tensor([False, True]))
+    curve = risk_coverage_curve(torch.tensor([0.9, 0.8]), torch.tensor([False, True]))
     with pytest.raises(UsageError, match="allow more than 50.0%"):
         choose_threshold(curve, 0.1)
 
@@ -62,7 +62,7 @@ def test_strangers_are_farther_than_the_photos_of_known_classes() -> None:
     train = torch.cat([cluster(c, 40, c) for c in range(3)])
     labels = torch.arange(3).repeat_interleave(40)
     held_out = torch.cat([cluster(c, 60, 10 + c) for c in range(3)])
-    familiar = fit_familiar(train, labels, held_out)
+    familiar = fit_ood_detector(train, labels, held_out)
     known = torch.cat([cluster(c, 60, 20 + c) for c in range(3)])
     strange = torch.cat([cluster(7, 60, 30), 1 + torch.randn(60, 32)])
     assert (familiar.distance(known) > familiar.limit).float().mean() < 0.04
@@ -71,13 +71,13 @@ def test_strangers_are_farther_than_the_photos_of_known_classes() -> None:
 
 def test_it_survives_json() -> None:
     train, labels = torch.cat([cluster(0, 5, 0), cluster(1, 5, 1)]), torch.tensor([0] * 5 + [1] * 5)
-    familiar = fit_familiar(train, labels, train)
-    curve = trade_off(torch.tensor([0.9, 0.8]), torch.tensor([True, False]))
-    trust = json.loads(json.dumps(make_trust(curve, familiar)))
-    again = read_familiar(trust)
+    familiar = fit_ood_detector(train, labels, train)
+    curve = risk_coverage_curve(torch.tensor([0.9, 0.8]), torch.tensor([True, False]))
+    selective = json.loads(json.dumps(pack_selective(curve, familiar)))
+    again = read_ood_detector(selective)
     assert again is not None and torch.equal(again.centre, familiar.centre)
     assert torch.equal(again.directions, familiar.directions) and again.limit == familiar.limit
-    assert read_curve(trust) == [(pytest.approx(0.9), 1, 0), (pytest.approx(0.8), 2, 1)]
-    assert read_familiar({}) is None
+    assert read_curve(selective) == [(pytest.approx(0.9), 1, 0), (pytest.approx(0.8), 2, 1)]
+    assert read_ood_detector({}) is None
     with pytest.raises(UsageError, match="--max-error"):
         read_curve({})

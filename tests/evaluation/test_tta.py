@@ -8,10 +8,11 @@ import torch
 from PIL import Image
 
 from flowers_torch.data.augment.per_image import eval_transform
+from flowers_torch.data.preprocessing import Preprocessing
 from flowers_torch.errors import UsageError
 from flowers_torch.evaluation.predictions import collect
 from flowers_torch.evaluation.tta import VIEWS, collect_views, view_transform
-from flowers_torch.models.registry import Preprocessing, create_model
+from flowers_torch.models.factory import create_model
 from flowers_torch.training.runtime import Runtime
 
 FP32 = Runtime(torch.device("cpu"), "fp32", "for a test")
@@ -22,11 +23,11 @@ def photo(width: int = 60, height: int = 44) -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
-@pytest.mark.parametrize("squash", [False, True])
+@pytest.mark.parametrize("stretch", [False, True])
 @pytest.mark.parametrize("crop", [0.875, 1.0])
 @pytest.mark.parametrize("name", VIEWS)
-def test_shapes(name: str, crop: float, squash: bool) -> None:
-    keywords = dataclasses.asdict(dataclasses.replace(PLAIN, crop=crop, squash=squash))
+def test_shapes(name: str, crop: float, stretch: bool) -> None:
+    keywords = dataclasses.asdict(dataclasses.replace(PLAIN, crop=crop, stretch=stretch))
     views = view_transform(name, **keywords)(photo())
     assert views.shape == (VIEWS[name], 3, 32, 32)
     flat = views.flatten(1)

@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from flowers_torch.data.preprocessing import Preprocessing
 from flowers_torch.errors import ModelFileError
-from flowers_torch.files import safe_load, safe_save
-from flowers_torch.models.checkpoint import FORMAT, Record, build, load_classifier, save_classifier
-from flowers_torch.models.registry import Preprocessing
+from flowers_torch.files.tensors import safe_load, safe_save
+from flowers_torch.models.checkpoint import FORMAT, ModelInfo, build, load_classifier, save_classifier
 
-RECORD = Record(
+RECORD = ModelInfo(
     arch="test_resnet",
     classes=("rose", "<script>", "\x1b[31m"),
-    preprocessing=Preprocessing(size=64, mean=(0.5, 0.5, 0.5), squash=True),
+    preprocessing=Preprocessing(size=64, mean=(0.5, 0.5, 0.5), stretch=True),
     head_hidden=8,
     dropout=0.2,
     weights="none",
@@ -32,8 +32,8 @@ def test_network_and_record_come_back(saved: Path) -> None:
     torch.manual_seed(0)
     original = build(RECORD).eval()
     for path in (saved, saved.parent):
-        model, record = load_classifier(path)
-        assert record == RECORD and not model.training
+        model, info = load_classifier(path)
+        assert info == RECORD and not model.training
         images = torch.randn(2, 3, 64, 64)
         assert torch.equal(model(images), original(images))
 
@@ -50,7 +50,7 @@ def test_a_newer_format_asks_for_an_update(saved: Path) -> None:
 
 
 def test_weights_that_do_not_fit_are_listed_and_not_loaded(saved: Path) -> None:
-    tampered(saved, {"record": dataclasses.asdict(dataclasses.replace(RECORD, head_hidden=9))})
+    tampered(saved, {"model_info": dataclasses.asdict(dataclasses.replace(RECORD, head_hidden=9))})
     with pytest.raises(ModelFileError, match=r"of another shape \(fc\.hidden\.weight"):
         load_classifier(saved)
 

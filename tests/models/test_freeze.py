@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from flowers_torch.errors import UsageError
+from flowers_torch.models.factory import create_model
 from flowers_torch.models.freeze import (
     Group,
     apply_rules,
@@ -15,10 +16,9 @@ from flowers_torch.models.freeze import (
     set_train_mode,
 )
 from flowers_torch.models.heads import set_head
-from flowers_torch.models.registry import create_model
 from flowers_torch.training.optimizers import make_optimizer
 from flowers_torch.training.runtime import choose_runtime
-from flowers_torch.training.state import Sums, Training
+from flowers_torch.training.state import EpochMetrics, TrainState
 from flowers_torch.training.step import train_epoch
 
 
@@ -82,12 +82,12 @@ def test_unknown_block_lists_the_blocks(model: nn.Module) -> None:
 def test_batch_norm_buffers_before_and_after_an_epoch(model: nn.Module, follows: str) -> None:
     groups = apply_rules(model, rules_for(model, "layer4"))
     runtime = choose_runtime("cpu", "fp32")
-    training = Training(model, make_optimizer("sgd", model, groups), runtime.scaler(), runtime)
+    training = TrainState(model, make_optimizer("sgd", model, groups), runtime.scaler(), runtime)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     model.eval()
     set_train_mode(model, follows)
     batches = [(torch.randn(4, 3, 64, 64), torch.tensor([0, 1, 2, 0]), torch.arange(4))] * 3
-    list(train_epoch(training, batches, Sums(), 0, lambda step: 0.1))
+    list(train_epoch(training, batches, EpochMetrics(), 0, lambda step: 0.1))
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     frozen_norms = {name for name in before if "running" in name and not name.startswith("layer4")}
     assert frozen_norms and (frozen_norms <= changed if follows == "all" else not frozen_norms & changed)

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from flowers_torch.errors import UsageError
+from flowers_torch.models.factory import create_model
 from flowers_torch.models.heads import classifier_name, main_and_auxiliary, set_head
-from flowers_torch.models.registry import create_model
 
 
 @pytest.mark.parametrize("arch", ["test_resnet", "test_efficientnet", "test_vit", "test_convnext"])

@@ -10,14 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from flowers_torch.errors import UsageError
-from flowers_torch.files import safe_load, safe_save
+from flowers_torch.files.tensors import safe_load, safe_save
 from flowers_torch.models.classic import alexnet, lenet5, lenet5_relu, vgg16, vgg19
 from flowers_torch.models.densenet import DenseNet
+from flowers_torch.models.factory import create_model
 from flowers_torch.models.freeze import blocks
 from flowers_torch.models.heads import main_and_auxiliary, set_head
 from flowers_torch.models.nasnet import NASNet
 from flowers_torch.models.network import MlpHead, Network
-from flowers_torch.models.registry import REGISTRY, create_model
+from flowers_torch.models.registry import REGISTRY
 from flowers_torch.models.resnet import resnet50
 from flowers_torch.models.resnet_v2 import resnet50v2
 from flowers_torch.models.small import cifar10_net, happy_model, small_convnet

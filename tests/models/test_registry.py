@@ -8,17 +8,11 @@ import timm
 import torch
 
 from flowers_torch.errors import ModelFileError, UsageError
-from flowers_torch.models.checkpoint import Record, build
+from flowers_torch.models.checkpoint import ModelInfo, build
+from flowers_torch.models.factory import check_size, create_model
 from flowers_torch.models.heads import remove_head
 from flowers_torch.models.inspect.layer_features import features
-from flowers_torch.models.registry import (
-    REGISTRY,
-    check_size,
-    create_model,
-    find_entry,
-    list_models,
-    register,
-)
+from flowers_torch.models.registry import REGISTRY, find_entry, list_models, register
 from flowers_torch.models.weights import load_weights, plan_weights
 
 SLOW = {"nasnet_large", "nasnet_mobile", "inception_resnet_v2", "densenet201", "resnet152v2", "resnet152"}
@@ -83,8 +77,8 @@ def test_usual_size_works(name: str) -> None:
 
 def test_a_record_builds_a_flattening_network_for_its_photos() -> None:
     preprocessing = find_entry("small_convnet").preprocessing
-    record = Record("small_convnet", ("a", "b", "c"), preprocessing, head_hidden=8, dropout=0.5)
-    assert build(record).eval()(torch.zeros(1, 3, 150, 150)).shape == (1, 3)
+    info = ModelInfo("small_convnet", ("a", "b", "c"), preprocessing, head_hidden=8, dropout=0.5)
+    assert build(info).eval()(torch.zeros(1, 3, 150, 150)).shape == (1, 3)
 
 
 @pytest.mark.parametrize("source", ["imagenet", "file"])

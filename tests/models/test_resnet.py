@@ -60,7 +60,7 @@ def test_course_resnet50_table() -> None:
 
     rows: dict[str, tuple[int, ...]] = {}
 
-    def record(name: str, _module: nn.Module, _inputs: object, output: Tensor) -> None:
+    def info(name: str, _module: nn.Module, _inputs: object, output: Tensor) -> None:
         rows[name] = tuple(output.shape[1:])
 
     for name, module in network.named_modules():

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from flowers_torch.models.factory import create_model
 from flowers_torch.models.freeze import apply_rules, rules_for, set_train_mode
 from flowers_torch.models.heads import set_head
-from flowers_torch.models.registry import create_model
 from flowers_torch.models.split_model import cut
 
 CUTS = [

@@ -16,18 +16,18 @@ import timm
 import torch
 
 from flowers_torch.errors import ModelFileError, UsageError
-from flowers_torch.models.checkpoint import Record, build, save_classifier
+from flowers_torch.models.checkpoint import ModelInfo, build, save_classifier
 from flowers_torch.models.weights import load_weights, plan_weights
 
 ARCH = "test_resnet"
 
 
-def record(classes: int) -> Record:
-    return Record(ARCH, tuple(map(str, range(classes))), plan_weights(ARCH, "none").preprocessing)
+def info(classes: int) -> ModelInfo:
+    return ModelInfo(ARCH, tuple(map(str, range(classes))), plan_weights(ARCH, "none").preprocessing)
 
 
 def test_none_changes_nothing() -> None:
-    model = build(record(3))
+    model = build(info(3))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     assert load_weights(model, ARCH, plan_weights(ARCH, "none")) == "random weights"
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -38,14 +38,14 @@ def test_none_changes_nothing() -> None:
 def test_a_file_fills_the_backbone_and_the_head_where_the_classes_agree(
     tmp_path: Path, kind: str, classes: int
 ) -> None:
-    source, model = build(record(10)), build(record(classes))
+    source, model = build(info(10)), build(info(classes))
     path = tmp_path / f"w.{kind}"
     if kind == "pth":
         torch.save({"state_dict": {f"module.{k}": v for k, v in source.state_dict().items()}}, path)
     elif kind == "safetensors":
         safetensors.torch.save_file(source.state_dict(), path)
     else:
-        save_classifier(source.state_dict(), record(10), path)
+        save_classifier(source.state_dict(), info(10), path)
     plan = plan_weights(ARCH, str(path))
     text = load_weights(model, ARCH, plan)
     assert torch.equal(model.conv1[0].weight, source.conv1[0].weight)
@@ -55,7 +55,7 @@ def test_a_file_fills_the_backbone_and_the_head_where_the_classes_agree(
 
 @pytest.mark.parametrize("hidden", [0, 3])  # as wide as there are classes: its rows are none of theirs
 def test_the_head_s_rows_go_by_the_names_of_the_classes(tmp_path: Path, hidden: int) -> None:
-    before = dataclasses.replace(record(0), classes=("iris", "rose", "tulip"), head_hidden=hidden)
+    before = dataclasses.replace(info(0), classes=("iris", "rose", "tulip"), head_hidden=hidden)
     after = dataclasses.replace(before, classes=("lily", "tulip", "rose", "iris"))
     source, model = build(before), build(after)
     fresh = last_layer(model).weight.clone()
@@ -78,7 +78,7 @@ def test_the_head_s_rows_go_by_the_names_of_the_classes(tmp_path: Path, hidden: 
 
 @pytest.mark.parametrize(("after", "sign"), [(("cat", "dog"), 1), (("dog", "cat"), -1), (("dog", "elk"), 0)])
 def test_a_sigmoid_s_one_output_keeps_its_meaning(tmp_path: Path, after: tuple[str, str], sign: int) -> None:
-    before = dataclasses.replace(record(0), classes=("cat", "dog"), head="sigmoid")
+    before = dataclasses.replace(info(0), classes=("cat", "dog"), head="sigmoid")
     source, model = build(before), build(dataclasses.replace(before, classes=after))
     fresh = last_layer(model).weight.clone()
     save_classifier(source.state_dict(), before, tmp_path / "w")
@@ -92,7 +92,7 @@ def last_layer(model: torch.nn.Module) -> torch.nn.Linear:
 
 def test_a_file_of_another_network_is_refused_with_names(tmp_path: Path) -> None:
     torch.save(timm.create_model("test_efficientnet").state_dict(), tmp_path / "w.pth")
-    model = build(record(3))
+    model = build(info(3))
     before = model.conv1[0].weight.clone()
     with pytest.raises(ModelFileError, match=r"missing \(.*unexpected \(conv_stem"):
         load_weights(model, ARCH, plan_weights(ARCH, str(tmp_path / "w.pth")))

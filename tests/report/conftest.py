@@ -10,12 +10,13 @@ import torch
 from PIL import Image
 
 from flowers_torch.config import Config, Stage, to_toml
-from flowers_torch.data.sources.folders import Photos, find_photos
+from flowers_torch.data.dataset import ImageDataset
+from flowers_torch.data.preprocessing import Preprocessing
+from flowers_torch.data.sources.folders import find_images
 from flowers_torch.evaluation.metrics import score
-from flowers_torch.evaluation.predictions import Answers, save_predictions
-from flowers_torch.files import write_csv, write_json
-from flowers_torch.models.checkpoint import Record, build
-from flowers_torch.models.registry import Preprocessing
+from flowers_torch.evaluation.predictions import Predictions, save_predictions
+from flowers_torch.files.atomic import write_csv, write_json
+from flowers_torch.models.checkpoint import ModelInfo, build
 from flowers_torch.report.page import Source, write_report
 from flowers_torch.training.runtime import Runtime
 
@@ -29,8 +30,8 @@ class Finished:
     """The folder with what it was made from."""
 
     folder: Path
-    photos: Photos
-    record: Record
+    photos: ImageDataset
+    info: ModelInfo
     source: Source
     page: Path
 
@@ -45,19 +46,19 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
         for file in names:
             pixels = draw.integers(0, 256, (40, 48, 3)) // 4 + np.eye(3, dtype=int)[number] * 150
             Image.fromarray(pixels.astype(np.uint8)).save(root / name / file)
-    photos = find_photos(root, name="<b>photos</b>")
+    photos = find_images(root, name="<b>photos</b>")
     folder = tmp_path_factory.mktemp("runs") / "run"
-    record = Record(
+    info = ModelInfo(
         "test_resnet", photos.classes, Preprocessing(size=SIDE), weights="none", licence="<script>1</script>"
     )
     write_run(folder, photos)
     torch.manual_seed(0)
-    source = Source(photos, [], build(record).eval(), Runtime(torch.device("cpu"), "fp32", "for a test"))
-    page = write_report(folder, record, source)
-    return Finished(folder, photos, record, source, page)
+    source = Source(photos, [], build(info).eval(), Runtime(torch.device("cpu"), "fp32", "for a test"))
+    page = write_report(folder, info, source)
+    return Finished(folder, photos, info, source, page)
 
 
-def write_run(folder: Path, photos: Photos) -> None:
+def write_run(folder: Path, photos: ImageDataset) -> None:
     """Files as a training leaves them, of a model that is right two times out of three."""
     stages = [Stage(name="head", train="head"), Stage(name="finetune", epochs=2)]
     folder.mkdir(exist_ok=True)
@@ -88,7 +89,7 @@ def write_run(folder: Path, photos: Photos) -> None:
         labels = torch.tensor([photos.labels[i] for i in parts[part]])
         logits = torch.randn(len(labels), 3, generator=generator)
         logits[torch.arange(len(labels)), labels] += 1.0
-        answers[part] = Answers(logits, labels, torch.empty(len(labels), 0))
+        answers[part] = Predictions(logits, labels, torch.empty(len(labels), 0))
     places = torch.randn(len(parts["test"]), 2, generator=generator)
     kept = {part: (paths[part], answers[part]) for part in answers}
     save_predictions(folder, photos.classes, 0.8, kept, places)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from flowers_torch.errors import DataError
-from flowers_torch.files import write_json
+from flowers_torch.files.atomic import write_json
 from flowers_torch.report import performance
 from flowers_torch.report.page import write_report
 from flowers_torch.report.run_summary import read_run
@@ -126,7 +126,7 @@ def test_charts_are_files_too(finished: Any) -> None:
 def test_without_its_photos(finished: Any, tmp_path: Path) -> None:
     for name in ("config.toml", "metrics.json", "split.json", "history.csv", "predictions.safetensors"):
         (tmp_path / name).write_bytes((finished.folder / name).read_bytes())
-    page = write_report(tmp_path, finished.record, None).read_text(encoding="utf-8")
+    page = write_report(tmp_path, finished.info, None).read_text(encoding="utf-8")
     assert "data:image" not in page and "Confusion" in page
 
 
@@ -139,7 +139,7 @@ def test_label_issues_are_shown_where_they_were_computed(finished: Any, tmp_path
         tmp_path / "insight.json",
         {"photos": 90, "curve": curve, "more_photos": "more photos would <u>help", "suspects": [suspect]},
     )
-    page = write_report(tmp_path, finished.record, finished.source).read_text(encoding="utf-8")
+    page = write_report(tmp_path, finished.info, finished.source).read_text(encoding="utf-8")
     assert "Labels to check: 1" in page and "looks like <b>&lt;i&gt;rose</b> (93.0%)" in page
     assert (
         "More photos would &lt;u&gt;help" in page and (tmp_path / "figures" / "learning_curve.svg").is_file()
@@ -152,7 +152,7 @@ def test_many_classes_get_a_list_of_confusions(
     monkeypatch.setattr(performance, "MATRIX_CLASSES", 2)
     for name in ("config.toml", "metrics.json", "split.json", "history.csv", "predictions.safetensors"):
         (tmp_path / name).write_bytes((finished.folder / name).read_bytes())
-    found = Elements(write_report(tmp_path, finished.record, None).read_text(encoding="utf-8")).found
+    found = Elements(write_report(tmp_path, finished.info, None).read_text(encoding="utf-8")).found
     buttons = [attributes for tag, attributes in found if tag == "button" and "data-cell" in attributes]
     assert buttons and all(button["class"] == "miss" for button in buttons)
 
@@ -164,4 +164,4 @@ def test_code_spans_are_escaped_and_printable() -> None:
 
 def test_an_unfinished_run(tmp_path: Path, finished: Any) -> None:
     with pytest.raises(DataError, match="lacks config.toml"):
-        write_report(tmp_path, finished.record, None)
+        write_report(tmp_path, finished.info, None)

@@ -18,8 +18,8 @@ from flowers_torch.cli import guarded, main
 from flowers_torch.config import Config, Stage, load_config
 from flowers_torch.data.loading.image_cache import allocate
 from flowers_torch.errors import ResourceError, UsageError
-from flowers_torch.files import safe_load
-from flowers_torch.models.split_model import Cut, cut
+from flowers_torch.files.tensors import safe_load
+from flowers_torch.models.split_model import SplitModel, cut
 from flowers_torch.models.freeze import apply_rules, rules_for
 from flowers_torch.runs.cost import stage_cost
 from flowers_torch.runs.experiment import part_batches, prepare
@@ -49,14 +49,14 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def fronts_asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Number of photos in each batch that a front was run on."""
     asked: list[int] = []
-    real = Cut.front
+    real = SplitModel.front
 
-    def counted(self: Cut, images: Tensor, model: nn.Module | None = None) -> Tensor:
+    def counted(self: SplitModel, images: Tensor, model: nn.Module | None = None) -> Tensor:
         if model is None:  # else it is folding that tries its copies
             asked.append(len(images))
         return real(self, images, model)
 
-    monkeypatch.setattr(Cut, "front", counted)
+    monkeypatch.setattr(SplitModel, "front", counted)
     return asked
 
 
@@ -171,8 +171,8 @@ def test_features_of_other_weights_or_options_are_computed_anew(
 
     first = answers()
     assert sum(fronts_asked) == 3 and torch.equal(answers(), first) and not fronts_asked
-    other = dataclasses.replace(run.record, model_options={"output_stride": 16})
-    asked = dataclasses.replace(asked, record=other)  # the same tensors in another network
+    other = dataclasses.replace(run.info, model_options={"output_stride": 16})
+    asked = dataclasses.replace(asked, info=other)  # the same tensors in another network
     assert torch.equal(answers(), first) and sum(fronts_asked) == 3
     with torch.no_grad():
         next(run.model.parameters()).mul_(1.5)
@@ -235,7 +235,7 @@ def test_a_store_beyond_the_memory_is_a_file_that_leaves_nothing(
     tail = head(train="layer2")
     within = recipe.train(config(photo_folder, tmp_path / "within", tail))
     assert not files
-    beyond = recipe.train(config(photo_folder, tmp_path / "beyond", tail, store_gib=0.0))
+    beyond = recipe.train(config(photo_folder, tmp_path / "beyond", tail, cache_gib=0.0))
     assert len(files) >= 2
     theirs = weights(within)
     assert all(torch.equal(value, theirs[name]) for name, value in weights(beyond).items())
@@ -273,10 +273,10 @@ def test_features_that_exceed_the_budget_are_not_stored(
     photo_folder: Path, tmp_path: Path, fronts_asked: list[int], caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level("INFO", logger="flowers_torch"):
-        recipe.train(config(photo_folder, tmp_path / "steps", head(views=2), store_gib=0.0))
+        recipe.train(config(photo_folder, tmp_path / "steps", head(views=2), cache_gib=0.0))
     assert "no room for what the frozen part answers" in caplog.text and sum(fronts_asked) == 2
-    with pytest.raises(UsageError, match="lbfgs cannot store the features here; fix: raise store_gib"):
-        recipe.train(config(photo_folder, tmp_path / "head", head(optimizer="lbfgs"), store_gib=0.0))
+    with pytest.raises(UsageError, match="lbfgs cannot store the features here; fix: raise cache_gib"):
+        recipe.train(config(photo_folder, tmp_path / "head", head(optimizer="lbfgs"), cache_gib=0.0))
 
 
 def test_mirrored_views_are_the_photo_and_its_mirror_image(photo_folder: Path, tmp_path: Path) -> None:

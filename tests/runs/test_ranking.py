@@ -13,7 +13,7 @@ from flowers_torch.cli import guarded
 from flowers_torch.config import Config
 from flowers_torch.errors import UsageError
 from flowers_torch.runs.experiment import Run
-from flowers_torch.runs.ranking import shortlist
+from flowers_torch.runs.ranking import rank_models
 
 
 def config(data: Path) -> Config:
@@ -21,7 +21,7 @@ def config(data: Path) -> Config:
 
 
 def test_networks_are_ranked_and_one_that_fails_comes_last(photo_folder: Path) -> None:
-    found = shortlist(config(photo_folder), ["no_such_network", "test_resnet", "test_efficientnet"])
+    found = rank_models(config(photo_folder), ["no_such_network", "test_resnet", "test_efficientnet"])
     assert found[-1].arch == "no_such_network" and "no_such_network" in found[-1].problem
     tried = found[:-1]
     assert {one.arch for one in tried} == {"test_resnet", "test_efficientnet"}
@@ -41,13 +41,13 @@ def test_the_test_photos_are_not_looked_at(photo_folder: Path, monkeypatch: pyte
         return real(run, photos)
 
     monkeypatch.setattr(module, "pooled_features", noted)
-    shortlist(config(photo_folder), ["test_resnet"])
+    rank_models(config(photo_folder), ["test_resnet"])
     assert len(asked) == len(set(asked)) == 50 and not set(asked) & set(tested)
 
 
 def test_nothing_to_try(photo_folder: Path) -> None:
     with pytest.raises(UsageError, match="no network could be tried"):
-        shortlist(config(photo_folder), ["no_such_network"])
+        rank_models(config(photo_folder), ["no_such_network"])
 
 
 def test_the_command(photo_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,12 +22,12 @@ from flowers_torch.cli import guarded, main
 from flowers_torch.commands.train import start_from
 from flowers_torch.config import Config, Stage, load_config
 from flowers_torch.data.loading import batches
-from flowers_torch.data.loading.loaders import CountedBatches
+from flowers_torch.data.loading.loaders import EpochBatchSampler
 from flowers_torch.errors import DataError, ModelFileError, StoppedError, UsageError
-from flowers_torch.files import safe_load
+from flowers_torch.files.tensors import safe_load
 from flowers_torch.runs.folder import FILES, new_run_folder
 from flowers_torch.training import step as engine
-from flowers_torch.training.checkpoint import read_progress
+from flowers_torch.training.checkpoint import read_checkpoint
 
 ROOT = Path(__file__).parent.parent
 
@@ -150,18 +150,18 @@ def test_a_photo_that_goes_missing_during_training_costs_no_step(
                 gone.rename(tmp_path / "elsewhere.png")
             yield rate
 
-    photos = prepare.admit_photos(wanted).photos
+    photos = prepare.open_filtered(wanted).photos
     train = prepare.choose_split(photos, wanted)["train"]
-    order = CountedBatches(len(train), 8, seed=0, shuffle=True)
+    order = EpochBatchSampler(len(train), 8, seed=0, shuffle=True)
     order.epoch = 1
     last = [position for batch in order for _, position in batch][-1]
     gone = photos.root / photos.paths[train[last]]
     with monkeypatch.context() as patch:
-        patch.setattr(prepare, "keep_images", lambda *arguments: None)  # each epoch reads the files again
+        patch.setattr(prepare, "make_image_cache", lambda *arguments: None)  # each epoch reads the files again
         patch.setattr(stage, "train_epoch", epoch)
         with pytest.raises(DataError, match=gone.name):
             recipe.train(wanted)
-    saved = read_progress(tmp_path / "run" / "resume.safetensors").progress
+    saved = read_checkpoint(tmp_path / "run" / "resume.safetensors").progress
     assert (saved.epoch, saved.step) == (1, len(order) - 1)  # all but the batch that held the photo
 
     with (
@@ -403,7 +403,7 @@ def test_a_resumed_run_keeps_to_its_time(
     with monkeypatch.context() as patch:
         patch.setattr(stage, "train_epoch", stopped)
         assert main([*flags, "--out", str(tmp_path / "run")]) == 3
-    saved = read_progress(tmp_path / "run" / "resume.safetensors").progress
+    saved = read_checkpoint(tmp_path / "run" / "resume.safetensors").progress
     assert saved.closing_seconds > 0
     assert main(["train", "--resume", str(tmp_path / "run")]) == 0
     assert given[1] < 600 - saved.closing_seconds - saved.elapsed < given[0]
@@ -493,11 +493,11 @@ def test_a_run_as_on_a_gpu_is_the_same_run(
 ) -> None:
     """Photos stay on the device, steps are read three at a time, and a signal comes between two readings."""
     monkeypatch.setattr(stage, "read_every", lambda optimizer, device: 3)
-    monkeypatch.setattr(batches, "room_on", lambda device: 1 << 30)
+    monkeypatch.setattr(batches, "cache_bytes_on", lambda device: 1 << 30)
     with monkeypatch.context() as patch, pytest.raises(StoppedError):
         stop_after(patch, signal.SIGTERM, 8)
         recipe.train(config(photo_folder, tmp_path / "run", dropout=0.3))
-    saved = read_progress(tmp_path / "run" / "resume.safetensors").progress
+    saved = read_checkpoint(tmp_path / "run" / "resume.safetensors").progress
     assert (saved.epoch, saved.step, saved.sums.photos) == (1, 3, 24)
     result = recipe.resume(tmp_path / "run")
     assert result is not None and "stay on cpu" in (tmp_path / "run" / "log.txt").read_text()

@@ -19,7 +19,7 @@ from flowers_torch.data.splits.split_file import read_split
 from flowers_torch.errors import DataError, UsageError
 from flowers_torch.evaluation.predictions import load_predictions
 from flowers_torch.models.checkpoint import load_classifier
-from flowers_torch.runs.update import hold_against, update
+from flowers_torch.runs.update import compare_with_parent, update
 
 STAGES = [
     Stage(name="head", train="head", epochs=1, augment="none"),
@@ -139,6 +139,6 @@ def test_a_run_is_no_better_than_itself(former: Path, updated: Path, tmp_path: P
     """The same weights on the same photos agree on every one, however the classes are ordered."""
     copy = tmp_path / "copy"
     shutil.copytree(updated, copy, symlinks=True)
-    result = hold_against(updated, copy, "cpu")
+    result = compare_with_parent(updated, copy, "cpu")
     assert result.first_correct == result.second_correct and not result.only_first and result.p_value == 1
     assert result.photos == len(load_predictions(updated).paths["test"])

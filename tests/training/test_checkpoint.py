@@ -7,42 +7,43 @@ import pytest
 import torch
 from torch import nn
 
+from flowers_torch.data.preprocessing import Preprocessing
 from flowers_torch.errors import ModelFileError, ResourceError
-from flowers_torch.models.checkpoint import Record, load_classifier
+from flowers_torch.models.checkpoint import ModelInfo, load_classifier
+from flowers_torch.models.factory import create_model
 from flowers_torch.models.freeze import Group
-from flowers_torch.models.registry import Preprocessing, create_model
 from flowers_torch.training import checkpoint
 from flowers_torch.training.checkpoint import (
     MODEL_FILE,
     PREVIOUS_FILE,
     RESUME_FILE,
-    Progress,
-    Saver,
+    Checkpointer,
+    RunState,
     is_better,
-    read_newest,
-    read_progress,
+    read_checkpoint,
+    read_newest_checkpoint,
     restore_model,
-    restore_training,
-    save_progress,
+    restore_train_state,
+    save_checkpoint,
 )
 from flowers_torch.training.optimizers import make_optimizer
 from flowers_torch.training.runtime import Runtime
-from flowers_torch.training.state import Sums, Training
+from flowers_torch.training.state import EpochMetrics, TrainState
 from flowers_torch.training.step import train_step
 
-RECORD = Record("test_resnet", ("a", "b"), Preprocessing(size=32))
+RECORD = ModelInfo("test_resnet", ("a", "b"), Preprocessing(size=32))
 RUNTIME = Runtime(torch.device("cpu"), "fp32", "for a test")
 
 
-def training(optimizer: str = "adamw", part: str = "fc") -> Training:
+def training(optimizer: str = "adamw", part: str = "fc") -> TrainState:
     torch.manual_seed(1)
     model = create_model("test_resnet", num_classes=2)
     names = tuple(name for name, _ in model.named_parameters() if name.startswith(part))
     made = make_optimizer(optimizer, model, [Group(part, names, 1.0)])
-    return Training(model, made, RUNTIME.scaler(), RUNTIME)
+    return TrainState(model, made, RUNTIME.scaler(), RUNTIME)
 
 
-def step(state: Training) -> None:
+def step(state: TrainState) -> None:
     generator = torch.Generator().manual_seed(2)
     train_step(state, torch.randn(4, 3, 32, 32, generator=generator), torch.tensor([0, 1, 1, 0]), lr=0.01)
 
@@ -55,17 +56,19 @@ def row(loss: float, accuracy: float = 0.5) -> dict[str, float]:
 def test_a_restored_state_goes_on_exactly(tmp_path: Path, optimizer: str) -> None:
     state = training(optimizer)
     step(state)
-    progress = Progress(stage=1, epoch=2, step=3, sums=Sums(1.5, 2, 4), history=[row(1.0)], best=row(1.0))
+    progress = RunState(
+        stage=1, epoch=2, step=3, sums=EpochMetrics(1.5, 2, 4), history=[row(1.0)], best=row(1.0)
+    )
     torch.manual_seed(99)
-    save_progress(tmp_path / RESUME_FILE, progress, RECORD, state)
+    save_checkpoint(tmp_path / RESUME_FILE, progress, RECORD, state)
     expected_draw = torch.rand(3)
     step(state)
 
     other = training(optimizer)
-    saved = read_progress(tmp_path / RESUME_FILE)
+    saved = read_checkpoint(tmp_path / RESUME_FILE)
     restore_model(other.model, saved)
-    restore_training(other, saved)
-    assert saved.progress == progress and saved.record == RECORD
+    restore_train_state(other, saved)
+    assert saved.progress == progress and saved.info == RECORD
     assert torch.equal(torch.rand(3), expected_draw)
     step(other)
     for name, value in state.model.state_dict().items():
@@ -75,9 +78,9 @@ def test_a_restored_state_goes_on_exactly(tmp_path: Path, optimizer: str) -> Non
 def test_another_stage_s_optimiser_is_refused(tmp_path: Path) -> None:
     state = training()
     step(state)
-    save_progress(tmp_path / RESUME_FILE, Progress(), RECORD, state)
+    save_checkpoint(tmp_path / RESUME_FILE, RunState(), RECORD, state)
     with pytest.raises(ModelFileError, match="which this stage does not"):
-        restore_training(training(part="layer4"), read_progress(tmp_path / RESUME_FILE))
+        restore_train_state(training(part="layer4"), read_checkpoint(tmp_path / RESUME_FILE))
 
 
 def test_best_is_by_loss_and_nan_never_is() -> None:
@@ -88,7 +91,7 @@ def test_best_is_by_loss_and_nan_never_is() -> None:
 
 def test_the_best_weights_are_those_of_the_best_epoch(tmp_path: Path) -> None:
     state = training()
-    saver = Saver(tmp_path, Progress(), RECORD, minutes=1e9)
+    saver = Checkpointer(tmp_path, RunState(), RECORD, minutes=1e9)
     saver.end_epoch(row(0.5), state.model)
     best = state.model.fc.weight.detach().clone()
     step(state)
@@ -96,7 +99,7 @@ def test_the_best_weights_are_those_of_the_best_epoch(tmp_path: Path) -> None:
     saver.save_if_due(state, force=True)
     assert torch.equal(load_classifier(tmp_path)[0].fc.weight, best)
     resumed = training().model
-    restore_model(resumed, read_progress(tmp_path / RESUME_FILE))
+    restore_model(resumed, read_checkpoint(tmp_path / RESUME_FILE))
     assert torch.equal(resumed.fc.weight, state.model.fc.weight)
     assert saver.progress.epoch == 2 and saver.progress.best == row(0.5)
 
@@ -105,7 +108,7 @@ def test_when_it_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
     # Its own clock, not everybody's.
     monkeypatch.setattr(checkpoint, "time", types.SimpleNamespace(monotonic=lambda: clock[0]))
-    saver = Saver(tmp_path, Progress(step=1), RECORD, minutes=2)
+    saver = Checkpointer(tmp_path, RunState(step=1), RECORD, minutes=2)
     state, path = training(), tmp_path / RESUME_FILE
 
     def saves(seconds: float, **arguments: bool) -> bool:
@@ -123,15 +126,15 @@ def test_when_it_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_weights_file_is_no_resume_file(tmp_path: Path) -> None:
     torch.save(nn.Linear(1, 1).state_dict(), tmp_path / "x")
     with pytest.raises(ModelFileError, match="no resume file"):
-        read_progress(tmp_path / "x")
+        read_checkpoint(tmp_path / "x")
 
 
-def saved_twice(folder: Path) -> Training:
+def saved_twice(folder: Path) -> TrainState:
     """A folder with two states, of the steps 1 and 2."""
     state = training()
     for number in (1, 2):
         step(state)
-        save_progress(folder / RESUME_FILE, Progress(step=number), RECORD, state, {"batch_size": "8"})
+        save_checkpoint(folder / RESUME_FILE, RunState(step=number), RECORD, state, {"batch_size": "8"})
     return state
 
 
@@ -139,43 +142,43 @@ def test_the_state_before_is_kept_and_found_where_the_newest_is_damaged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     saved_twice(tmp_path)
-    assert read_newest(tmp_path).progress.step == 2 and not caplog.text
-    assert read_newest(tmp_path).facts == {"batch_size": "8"}
+    assert read_newest_checkpoint(tmp_path).progress.step == 2 and not caplog.text
+    assert read_newest_checkpoint(tmp_path).facts == {"batch_size": "8"}
     content = bytearray((tmp_path / RESUME_FILE).read_bytes())
     content[-1] ^= 1
     (tmp_path / RESUME_FILE).write_bytes(content)
-    assert read_newest(tmp_path).progress.step == 1
+    assert read_newest_checkpoint(tmp_path).progress.step == 1
     assert "checksum" in caplog.text and PREVIOUS_FILE in caplog.text and "WARNING" in caplog.text
     (tmp_path / RESUME_FILE).unlink()  # killed between the two renames of a save
-    assert read_newest(tmp_path).progress.step == 1
+    assert read_newest_checkpoint(tmp_path).progress.step == 1
     (tmp_path / PREVIOUS_FILE).write_bytes(b"")
     with pytest.raises(ModelFileError, match="empty or cut off"):
-        read_newest(tmp_path)
+        read_newest_checkpoint(tmp_path)
     (tmp_path / PREVIOUS_FILE).unlink()
     with pytest.raises(ModelFileError, match="no saved state"):
-        read_newest(tmp_path)
+        read_newest_checkpoint(tmp_path)
 
 
 def test_a_state_of_a_newer_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoint, "FORMAT", 99)
     saved_twice(tmp_path)
     with pytest.raises(ModelFileError, match="update: pip install"):
-        read_newest(tmp_path)
+        read_newest_checkpoint(tmp_path)
 
 
 def test_a_micro_batch_that_memory_allowed_is_kept(tmp_path: Path) -> None:
     state = training()
     state.micro_batch = 4
-    save_progress(tmp_path / RESUME_FILE, Progress(), RECORD, state)
+    save_checkpoint(tmp_path / RESUME_FILE, RunState(), RECORD, state)
     for wanted, then in ((0, 4), (8, 4), (2, 2)):
         other = training()
         other.micro_batch = wanted
-        restore_training(other, read_newest(tmp_path))
+        restore_train_state(other, read_newest_checkpoint(tmp_path))
         assert other.micro_batch == then
 
 
 def test_a_folder_that_is_gone_is_not_made_anew(tmp_path: Path) -> None:
-    saver = Saver(tmp_path / "run", Progress(step=1), RECORD, minutes=0)
+    saver = Checkpointer(tmp_path / "run", RunState(step=1), RECORD, minutes=0)
     for save in (saver.save, saver.check_space):
         with pytest.raises(ResourceError, match="is gone"):
             save(training())
@@ -186,7 +189,7 @@ def test_room_for_the_saves_is_looked_for_before_a_stage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state = saved_twice(tmp_path)
-    saver = Saver(tmp_path, Progress(), RECORD, minutes=1)
+    saver = Checkpointer(tmp_path, RunState(), RECORD, minutes=1)
     weights = sum(value.nbytes for value in state.model.state_dict().values())
     there = sum(path.stat().st_size for path in tmp_path.iterdir())
 
@@ -201,7 +204,7 @@ def test_room_for_the_saves_is_looked_for_before_a_stage(
 
 
 def test_of_several_processes_one_writes(tmp_path: Path) -> None:
-    saver = Saver(tmp_path, Progress(), RECORD, minutes=0, writes=False)
+    saver = Checkpointer(tmp_path, RunState(), RECORD, minutes=0, writes=False)
     state = training()
     saver.end_epoch(row(0.5), state.model)
     saver.save(state)
@@ -209,7 +212,7 @@ def test_of_several_processes_one_writes(tmp_path: Path) -> None:
 
 
 def test_a_change_begins_the_epoch_anew_and_is_noted() -> None:
-    progress = Progress(stage=1, epoch=2, step=3, sums=Sums(1.0, 2, 3), seconds=4.0)
-    progress.begin_epoch_anew({"options": "seed 0 -> 1"})
+    progress = RunState(stage=1, epoch=2, step=3, sums=EpochMetrics(1.0, 2, 3), seconds=4.0)
+    progress.restart_epoch({"options": "seed 0 -> 1"})
     assert progress.changes == [{"stage": 1, "epoch": 2, "options": "seed 0 -> 1"}]
-    assert (progress.step, progress.sums, progress.seconds) == (0, Sums(), 0.0)
+    assert (progress.step, progress.sums, progress.seconds) == (0, EpochMetrics(), 0.0)

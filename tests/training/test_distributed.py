@@ -13,20 +13,20 @@ import pytest
 import torch
 from torch import nn
 
-from flowers_torch.data.loading.loaders import CountedBatches
+from flowers_torch.data.loading.loaders import EpochBatchSampler
 from flowers_torch.errors import DistributedError, DivergedError, FlowersError, PeerLostError, UsageError
-from flowers_torch.files import safe_load
+from flowers_torch.files.tensors import safe_load
 from flowers_torch.models.freeze import apply_rules
-from flowers_torch.training.distributed import ALONE, World, joined
+from flowers_torch.training.distributed import SINGLE_PROCESS, Distributed, distributed_context
 from flowers_torch.training.optimizers import make_optimizer
 from flowers_torch.training.runtime import Runtime
-from flowers_torch.training.state import Sums, Training
+from flowers_torch.training.state import EpochMetrics, TrainState
 from flowers_torch.training.step import train_epoch
 
 RUNTIME = Runtime(torch.device("cpu"), "fp32", "for a test")
 
 
-def together(folder: Path, work: Callable[[World], Any], size: int = 2) -> list[Any]:
+def together(folder: Path, work: Callable[[Distributed], Any], size: int = 2) -> list[Any]:
     """What each of some forked processes in contact comes to; an error as [its name, text]."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -41,7 +41,7 @@ def together(folder: Path, work: Callable[[World], Any], size: int = 2) -> list[
             os.environ["MASTER_PORT"] = str(port)
             try:
                 try:
-                    with joined("cpu") as world:
+                    with distributed_context("cpu") as world:
                         result = work(world)
                 except FlowersError as error:
                     result = [type(error).__name__, str(error)]
@@ -55,8 +55,8 @@ def together(folder: Path, work: Callable[[World], Any], size: int = 2) -> list[
 
 
 def test_without_torchrun_there_is_one_process() -> None:
-    with joined() as world:
-        assert world is ALONE and world.is_main
+    with distributed_context() as world:
+        assert world is SINGLE_PROCESS and world.is_main
     assert world.sum(torch.ones(2)).tolist() == [1, 1] and world.most(3) == 3 and world.tell("x") == "x"
     assert world.share([4, 5, 6]) == [4, 5, 6]
     model = nn.Linear(1, 1)
@@ -68,7 +68,7 @@ def test_half_an_environment_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("WORLD_SIZE", "2")
     with (
         pytest.raises(UsageError, match="RANK, WORLD_SIZE but not LOCAL_RANK, MASTER_ADDR.*torchrun"),
-        joined(),
+        distributed_context(),
     ):
         pass
 
@@ -80,13 +80,16 @@ def test_a_port_in_use_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         values = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
         for name, value in (values | {"MASTER_PORT": str(taken.getsockname()[1])}).items():
             monkeypatch.setenv(name, value)
-        with pytest.raises(UsageError, match="cannot meet at 127.0.0.1:.*--master-port"), joined("cpu"):
+        with (
+            pytest.raises(UsageError, match="cannot meet at 127.0.0.1:.*--master-port"),
+            distributed_context("cpu"),
+        ):
             pass
 
 
 @pytest.mark.parametrize("size", [2, 3])
 def test_shares_cover_everything_and_are_gathered_in_order(size: int, tmp_path: Path) -> None:
-    def work(world: World) -> Any:
+    def work(world: Distributed) -> Any:
         share = torch.tensor(world.share(list(range(7))), dtype=torch.float32)
         return [len(share), world.gather(share[:, None] * 10, 7).flatten().tolist()]
 
@@ -95,14 +98,14 @@ def test_shares_cover_everything_and_are_gathered_in_order(size: int, tmp_path: 
 
 
 def test_each_process_takes_its_share_of_the_same_batches() -> None:
-    whole = CountedBatches(30, 8, seed=0, shuffle=True)
-    parts = [CountedBatches(30, 8, 0, True, shard=(rank, 2)) for rank in range(2)]
+    whole = EpochBatchSampler(30, 8, seed=0, shuffle=True)
+    parts = [EpochBatchSampler(30, 8, 0, True, shard=(rank, 2)) for rank in range(2)]
     for order in (whole, *parts):
         order.epoch, order.skip = 3, 1
     for batch, first, second in zip(whole, *parts, strict=True):
         assert sorted(first + second) == sorted(batch) and abs(len(first) - len(second)) <= 1
     # A last batch with fewer than two photos for each process joins the one before.
-    assert [len(batch) for batch in CountedBatches(19, 8, 0, True, shard=(0, 2))] == [4, 6]
+    assert [len(batch) for batch in EpochBatchSampler(19, 8, 0, True, shard=(0, 2))] == [4, 6]
 
 
 class Net(nn.Module):
@@ -118,7 +121,7 @@ class Net(nn.Module):
         return self.fc(self.conv(x).relu().flatten(1))
 
 
-def losses(world: World, micro_batch: int = 0, poison: int | None = None) -> list[float]:
+def losses(world: Distributed, micro_batch: int = 0, poison: int | None = None) -> list[float]:
     """Mean losses of three epochs of 19 images in batches of 8, and a weight at the end."""
     generator = torch.Generator().manual_seed(1)
     images = torch.randn(21, 3, 8, 8, generator=generator)
@@ -127,15 +130,15 @@ def losses(world: World, micro_batch: int = 0, poison: int | None = None) -> lis
         images[poison] = torch.nan
     model = Net()
     optimizer = make_optimizer("sgd", model, apply_rules(model, [("*", 1.0)]), momentum=0.9)
-    training = Training(model, optimizer, RUNTIME.scaler(), RUNTIME, torch.tensor([0.5, 1.0, 3.0]))
+    training = TrainState(model, optimizer, RUNTIME.scaler(), RUNTIME, torch.tensor([0.5, 1.0, 3.0]))
     training.clip_grad, training.micro_batch, training.world = 0.5, micro_batch, world
     training.called = world.wrap(model)
-    order = CountedBatches(21, 8, 0, True, shard=(world.rank, world.size))
+    order = EpochBatchSampler(21, 8, 0, True, shard=(world.rank, world.size))
     found = []
     for order.epoch in range(3):
         indices = [torch.tensor([position for _, position in batch]) for batch in order]
         batches = [(images[index], labels[index], index) for index in indices]
-        sums = Sums()
+        sums = EpochMetrics()
         for _ in train_epoch(
             training, batches, sums, 0, lambda step: 0.1, lambda position: f"{position}.jpg"
         ):
@@ -148,7 +151,7 @@ def losses(world: World, micro_batch: int = 0, poison: int | None = None) -> lis
 @pytest.mark.parametrize("micro_batch", [0, 2])
 def test_two_processes_learn_what_one_learns(micro_batch: int, tmp_path: Path) -> None:
     """Class weights, clipping, momentum and a ragged last batch included; to the rounding of float32."""
-    alone = losses(ALONE)
+    alone = losses(SINGLE_PROCESS)
     for found in together(tmp_path, lambda world: losses(world, micro_batch)):
         assert found == pytest.approx(alone, rel=1e-5)
 
@@ -161,7 +164,7 @@ def test_one_process_says_why_all_end(tmp_path: Path) -> None:
 
 
 def test_a_lost_process_ends_the_others(tmp_path: Path) -> None:
-    def work(world: World) -> Any:
+    def work(world: Distributed) -> Any:
         if not world.is_main:
             os._exit(0)
         return world.sum(torch.ones(())).tolist()
@@ -171,7 +174,7 @@ def test_a_lost_process_ends_the_others(tmp_path: Path) -> None:
 
 
 def test_different_facts_are_refused_by_the_main_process(tmp_path: Path) -> None:
-    def work(world: World) -> Any:
+    def work(world: Distributed) -> Any:
         world.check_same({"batch_size": "8", "seed": str(world.rank)})
 
     first, second = together(tmp_path, work)
@@ -181,7 +184,7 @@ def test_different_facts_are_refused_by_the_main_process(tmp_path: Path) -> None
 
 
 def test_the_main_process_goes_first_and_tells(tmp_path: Path) -> None:
-    def work(world: World) -> Any:
+    def work(world: Distributed) -> Any:
         with world.main_first():
             if world.is_main:
                 (tmp_path / "fetched").write_text("x")

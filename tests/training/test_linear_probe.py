@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from flowers_torch.training import linear_probe as linear
-from flowers_torch.training.linear_probe import choose_probe, fit_probe
+from flowers_torch.training.linear_probe import fit_linear_probe, fit_logistic_regression
 
 
 def problem(photos: int = 120, width: int = 6, classes: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
@@ -19,7 +19,7 @@ def problem(photos: int = 120, width: int = 6, classes: int = 3) -> tuple[torch.
 def test_it_is_scikit_learn_s_logistic_regression() -> None:
     linear_model = pytest.importorskip("sklearn.linear_model", reason="needs scikit-learn")
     features, labels = problem()
-    probe = fit_probe(features, labels, 3, l2=2.0)
+    probe = fit_logistic_regression(features, labels, 3, l2=2.0)
     inputs = ((features - probe.mean) / probe.scale).numpy().astype(np.float64)
     model = linear_model.LogisticRegression(C=0.5, tol=1e-8, max_iter=1000).fit(inputs, labels.numpy())
     theirs = torch.tensor(model.predict_log_proba(inputs), dtype=torch.float32)
@@ -28,16 +28,18 @@ def test_it_is_scikit_learn_s_logistic_regression() -> None:
 
 def test_the_layer_computes_what_the_probe_does() -> None:
     features, labels = problem()
-    probe = fit_probe(features, labels, 3)
+    probe = fit_logistic_regression(features, labels, 3)
     assert torch.allclose(F.linear(features, *probe.layer()), probe.logits(features), atol=1e-4)
 
 
 def test_the_penalty_is_chosen_on_validation() -> None:
     features, labels = problem()
     parts = (features[:60], labels[:60]), (features[60:], labels[60:])
-    probe, l2 = choose_probe(*parts, 3, grid=(100.0, 10.0, 1.0, 0.1, 0.01))
+    probe, l2 = fit_linear_probe(*parts, 3, grid=(100.0, 10.0, 1.0, 0.1, 0.01))
     losses = {
-        grid: float(F.cross_entropy(fit_probe(*parts[0], 3, grid).logits(parts[1][0]), parts[1][1]))
+        grid: float(
+            F.cross_entropy(fit_logistic_regression(*parts[0], 3, grid).logits(parts[1][0]), parts[1][1])
+        )
         for grid in (100.0, 10.0, 1.0, 0.1, 0.01)
     }
     assert l2 == min(losses, key=lambda grid: losses[grid])
@@ -46,11 +48,13 @@ def test_the_penalty_is_chosen_on_validation() -> None:
 
 def test_class_weights_and_smoothing_are_in_the_loss() -> None:
     features, labels = problem()
-    plain = fit_probe(features, labels, 3).logits(features)
-    weighted = fit_probe(features, labels, 3, class_weights=torch.tensor([9.0, 1.0, 1.0])).logits(features)
+    plain = fit_logistic_regression(features, labels, 3).logits(features)
+    weighted = fit_logistic_regression(
+        features, labels, 3, class_weights=torch.tensor([9.0, 1.0, 1.0])
+    ).logits(features)
     assert int((weighted.argmax(1) == 0).sum()) > int((plain.argmax(1) == 0).sum())
-    smooth = fit_probe(features, labels, 3, l2=0.01, label_smoothing=0.2).logits(features)
-    sure = fit_probe(features, labels, 3, l2=0.01).logits(features)
+    smooth = fit_logistic_regression(features, labels, 3, l2=0.01, label_smoothing=0.2).logits(features)
+    sure = fit_logistic_regression(features, labels, 3, l2=0.01).logits(features)
     assert smooth.softmax(1).max(1).values.mean() < sure.softmax(1).max(1).values.mean()
 
 
@@ -62,11 +66,13 @@ def test_the_penalty_is_looked_for_in_both_directions(
     labels = torch.arange(400) % 4
     features = F.one_hot(labels, 40).float() + noise * torch.randn(400, 40)
     parts = (features[:200], labels[:200]), (features[200:], labels[200:])
-    every = [fit_probe(*parts[0], 4, l2) for l2 in linear.L2_GRID]
+    every = [fit_logistic_regression(*parts[0], 4, l2) for l2 in linear.L2_GRID]
     losses = [float(F.cross_entropy(probe.logits(parts[1][0]), parts[1][1])) for probe in every]
     asked: list[float] = []
-    real = linear.fit_probe
-    monkeypatch.setattr(linear, "fit_probe", lambda *given: (asked.append(given[3]), real(*given))[1])
-    _, l2 = choose_probe(*parts, 4)
+    real = linear.fit_logistic_regression
+    monkeypatch.setattr(
+        linear, "fit_logistic_regression", lambda *given: (asked.append(given[3]), real(*given))[1]
+    )
+    _, l2 = fit_linear_probe(*parts, 4)
     assert l2 == linear.L2_GRID[losses.index(min(losses))]
     assert (l2 > linear.FIRST) == stronger and asked[0] == linear.FIRST and len(asked) < len(every)

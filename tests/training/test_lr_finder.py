@@ -9,17 +9,17 @@ from flowers_torch.models.freeze import apply_rules
 from flowers_torch.training.lr_finder import lr_find
 from flowers_torch.training.optimizers import make_optimizer
 from flowers_torch.training.runtime import Runtime
-from flowers_torch.training.state import Training
+from flowers_torch.training.state import TrainState
 
 RUNTIME = Runtime(torch.device("cpu"), "fp32", "for a test")
 
 
-def training() -> Training:
+def training() -> TrainState:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
     model.get_classifier = lambda: model[1]  # type: ignore[assignment]
     made = make_optimizer("sgd", model, apply_rules(model, [("*", 1.0)]), momentum=0.0)
-    return Training(model, made, RUNTIME.scaler(), RUNTIME)
+    return TrainState(model, made, RUNTIME.scaler(), RUNTIME)
 
 
 def batches() -> list[tuple[torch.Tensor, torch.Tensor]]:

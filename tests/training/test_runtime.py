@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from flowers_torch.errors import UsageError
-from flowers_torch.models.registry import create_model
+from flowers_torch.models.factory import create_model
 from flowers_torch.training import runtime
 from flowers_torch.training.runtime import Runtime, choose_runtime, deterministic
 
@@ -87,7 +87,7 @@ def test_the_probe_takes_the_faster_and_changes_nothing(faster: str, monkeypatch
     draw = torch.rand(1)
     torch.manual_seed(0)
     open_choice = Runtime(torch.device("cpu"), "bf16", "for a test", fixed=False)
-    chosen = runtime.probe_precision(open_choice, model, 32)
+    chosen = runtime.autotune_precision(open_choice, model, 32)
     assert chosen.precision == faster and chosen.fixed and "4.0 img/s" in chosen.reason
     assert torch.equal(torch.rand(1), draw)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -103,7 +103,7 @@ def test_a_precision_that_computes_something_else_is_not_taken(monkeypatch: pyte
 
     monkeypatch.setattr(runtime, "_answer", answer)
     open_choice = Runtime(torch.device("cpu"), "bf16", "for a test", fixed=False)
-    chosen = runtime.probe_precision(open_choice, model, 32)
+    chosen = runtime.autotune_precision(open_choice, model, 32)
     assert chosen.precision == "fp32" and "bf16 deviates by 0.5" in chosen.reason and chosen.rate > 0
 
 
@@ -138,7 +138,7 @@ def test_the_layout_is_tried_too_and_the_network_takes_it(
     monkeypatch.setattr(runtime, "_step_seconds", seconds)
     open_choice = Runtime(torch.device("cpu"), "fp32", "for a test", fixed=False)
     model = open_choice.place(create_model("test_resnet", num_classes=3))
-    chosen = runtime.probe_precision(open_choice, model, 32)
+    chosen = runtime.autotune_precision(open_choice, model, 32)
     assert chosen.channels_last == channels_last and "fp32 channels first" in chosen.reason
     layout = torch.channels_last if channels_last else torch.contiguous_format
     assert kernel(model).is_contiguous(memory_format=layout)
@@ -156,7 +156,7 @@ def test_two_are_tried_whatever_the_clock_says(monkeypatch: pytest.MonkeyPatch) 
         ],
     )
     open_choice = Runtime(torch.device("cpu"), "bf16", "for a test", fixed=False)
-    chosen = runtime.probe_precision(open_choice, create_model("test_resnet", num_classes=3), 32)
+    chosen = runtime.autotune_precision(open_choice, create_model("test_resnet", num_classes=3), 32)
     assert chosen.reason.count("img/s") == 2 and "no time for fp32 channels first" in chosen.reason
 
 
@@ -167,7 +167,7 @@ def test_the_probe_on_a_gpu() -> None:
     assert not open_choice.fixed and torch.backends.cuda.matmul.allow_tf32
     model = open_choice.place(create_model("resnet50", num_classes=3))
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    chosen = runtime.probe_precision(open_choice, model, 224)
+    chosen = runtime.autotune_precision(open_choice, model, 224)
     assert chosen.fixed and chosen.rate > 0 and "bf16" in chosen.reason + open_choice.reason
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
@@ -188,7 +188,7 @@ def test_kernels_are_searched_on_a_gpu_only_and_not_where_runs_must_repeat(
 
 def test_a_wish_is_not_probed() -> None:
     asked = choose_runtime("cpu", "fp32")
-    assert runtime.probe_precision(asked, torch.nn.Linear(1, 1), 32) is asked
+    assert runtime.autotune_precision(asked, torch.nn.Linear(1, 1), 32) is asked
 
 
 def test_an_operation_without_a_deterministic_form_is_named() -> None:

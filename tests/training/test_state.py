@@ -9,16 +9,23 @@ import pytest
 import torch
 from torch import nn
 
-from flowers_torch.data.loading.loaders import CountedBatches
+from flowers_torch.data.loading.loaders import EpochBatchSampler
 from flowers_torch.errors import DivergedError, PeerLostError
-from flowers_torch.models.checkpoint import Record
+from flowers_torch.models.checkpoint import ModelInfo
 from flowers_torch.models.freeze import apply_rules
-from flowers_torch.training.checkpoint import RESUME_FILE, Progress, Saver
-from flowers_torch.training.distributed import World
+from flowers_torch.training.checkpoint import RESUME_FILE, Checkpointer, RunState
+from flowers_torch.training.distributed import Distributed
 from flowers_torch.training.optimizers import make_optimizer
 from flowers_torch.training.regularization import make_average
 from flowers_torch.training.runtime import Runtime
-from flowers_torch.training.state import MAX_SKIPPED_STEPS, READ_EVERY, Sums, Training, read_every, read_steps
+from flowers_torch.training.state import (
+    MAX_SKIPPED_STEPS,
+    READ_EVERY,
+    EpochMetrics,
+    TrainState,
+    read_every,
+    read_steps,
+)
 from flowers_torch.training.step import train_epoch, train_step
 
 CPU = Runtime(torch.device("cpu"), "fp32", "for a test")
@@ -40,11 +47,11 @@ class Net(nn.Module):
         return self.fc(self.norm(self.conv(x)).relu().mean((2, 3)))
 
 
-def training(every: int, optimizer: str = "adamw", runtime: Runtime = CPU, **settings: Any) -> Training:
+def training(every: int, optimizer: str = "adamw", runtime: Runtime = CPU, **settings: Any) -> TrainState:
     model = runtime.place(Net())
     made = make_optimizer(optimizer, model, apply_rules(model, [("*", 1.0)]), 0.01)
     average = make_average(model, 0.9)
-    return Training(model, made, runtime.scaler(), runtime, average=average, read_every=every, **settings)
+    return TrainState(model, made, runtime.scaler(), runtime, average=average, read_every=every, **settings)
 
 
 def batches(poison: int | None = None) -> list[tuple[torch.Tensor, ...]]:
@@ -54,12 +61,12 @@ def batches(poison: int | None = None) -> list[tuple[torch.Tensor, ...]]:
     labels = torch.randint(3, (23,), generator=generator)
     if poison is not None:
         images[poison] = torch.nan
-    order = CountedBatches(23, 4, 0, shuffle=False)
+    order = EpochBatchSampler(23, 4, 0, shuffle=False)
     indices = [torch.tensor([position for _, position in batch]) for batch in order]
     return [(images[index], labels[index], index) for index in indices]
 
 
-def run(state: Training, sums: Sums, poison: int | None = None, lr: float = 0.01) -> list[float]:
+def run(state: TrainState, sums: EpochMetrics, poison: int | None = None, lr: float = 0.01) -> list[float]:
     return list(train_epoch(state, batches(poison), sums, 0, lambda step: lr, NAMES.__getitem__))
 
 
@@ -72,7 +79,7 @@ def same(ours: nn.Module, theirs: nn.Module) -> bool:
 @pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd"])
 def test_reading_less_often_changes_no_bit(optimizer: str, settings: dict[str, Any]) -> None:
     often, seldom = (training(every, optimizer, **settings) for every in (1, 4))
-    first, second = Sums(), Sums()
+    first, second = EpochMetrics(), EpochMetrics()
     for _ in range(2):
         assert run(often, first) == run(seldom, second)
     assert first == second and first.photos == 46
@@ -81,7 +88,7 @@ def test_reading_less_often_changes_no_bit(optimizer: str, settings: dict[str, A
 
 
 def test_sums_wait_for_a_reading() -> None:
-    state, sums = training(4), Sums()
+    state, sums = training(4), EpochMetrics()
     epoch, seen = train_epoch(state, batches(), sums, 0, lambda step: 0.01), []
     for _ in epoch:
         seen.append((sums.photos, len(state.pending)))
@@ -92,7 +99,7 @@ def test_sums_wait_for_a_reading() -> None:
 @pytest.mark.parametrize("cause", ["loss", "gradient"])
 def test_a_failed_step_and_those_behind_it_touch_nothing(cause: str, optimizer: str) -> None:
     """Four steps are read and sound; of the next the second one fails, and is named with its photos."""
-    state, twin, sums = training(4, optimizer), training(1, optimizer), Sums()
+    state, twin, sums = training(4, optimizer), training(1, optimizer), EpochMetrics()
     sound = 5
     if cause == "gradient":
         calls = iter(range(100))
@@ -111,7 +118,7 @@ def test_sound_steps_behind_a_failed_one_touch_nothing_either() -> None:
     with pytest.raises(
         DivergedError, match=r"in step 1 of the stage, on 0\.jpg, 1\.jpg, 2\.jpg, 3\.jpg; fix"
     ):
-        run(state, Sums(), poison=2)
+        run(state, EpochMetrics(), poison=2)
     assert all(map(torch.equal, state.model.parameters(), before))
 
 
@@ -125,7 +132,7 @@ def test_loss_scaling_skips_and_goes_on(optimizer: str) -> None:
             lambda grad, s=state: torch.where(s.scaler._scale > 2, torch.inf, grad)
         )
         for _ in range(2):
-            run(state, Sums())
+            run(state, EpochMetrics())
     assert same(scaled[0].model, scaled[1].model)
     assert scaled[0].scaler.state_dict() == scaled[1].scaler.state_dict()
     assert scaled[1].scaler.get_scale() == 2.0
@@ -142,7 +149,7 @@ def test_loss_scaling_that_skips_for_ever_is_noticed_at_a_reading() -> None:
     state.scaler = torch.amp.GradScaler("cpu")
     state.model.fc.weight.register_hook(lambda gradient: gradient * torch.inf)
     before = state.model.fc.weight.detach().clone()
-    sums = Sums()
+    sums = EpochMetrics()
     for _ in range(3):
         run(state, sums)
     assert state.skipped == 18 < MAX_SKIPPED_STEPS
@@ -152,8 +159,8 @@ def test_loss_scaling_that_skips_for_ever_is_noticed_at_a_reading() -> None:
 
 
 def test_a_save_reads_first_and_the_clock_waits_for_a_reading(tmp_path: Path) -> None:
-    state, progress = training(4), Progress()
-    saver = Saver(tmp_path, progress, Record("x", ("a", "b"), None), minutes=0.0)  # type: ignore[arg-type]
+    state, progress = training(4), RunState()
+    saver = Checkpointer(tmp_path, progress, ModelInfo("x", ("a", "b"), None), minutes=0.0)  # type: ignore[arg-type]
     state.sums = progress.sums
     step = functools.partial(train_step, state, lr=0.01)
     state.pending.append(step(*batches()[0][:2]))
@@ -165,7 +172,7 @@ def test_a_save_reads_first_and_the_clock_waits_for_a_reading(tmp_path: Path) ->
     assert not (tmp_path / RESUME_FILE).exists() and progress.sums.photos == 4
 
 
-class Beside(World):
+class Beside(Distributed):
     """One of two processes; the other one's loss is not finite."""
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
@@ -220,7 +227,7 @@ def test_a_failed_step_on_a_gpu_touches_nothing(optimizer: str) -> None:
     with pytest.raises(
         DivergedError, match=r"in step 1 of the stage, on 0\.jpg, 1\.jpg, 2\.jpg, 3\.jpg; fix"
     ):
-        run(state, Sums(), poison=2)
+        run(state, EpochMetrics(), poison=2)
     assert all(map(torch.equal, state.model.parameters(), before))
 
 

@@ -7,11 +7,11 @@ from torch import nn
 
 from flowers_torch.errors import DivergedError, ResourceError
 from flowers_torch.models.freeze import apply_rules
-from flowers_torch.training.distributed import World
+from flowers_torch.training.distributed import Distributed
 from flowers_torch.training.optimizers import make_optimizer
 from flowers_torch.training.regularization import make_average, make_penalty
 from flowers_torch.training.runtime import Runtime
-from flowers_torch.training.state import MAX_SKIPPED_STEPS, Sums, Training
+from flowers_torch.training.state import MAX_SKIPPED_STEPS, EpochMetrics, TrainState
 from flowers_torch.training.step import (
     class_weights,
     predict_logits,
@@ -43,10 +43,10 @@ class Net(nn.Module):
 
 def training(
     model: nn.Module, optimizer: str = "sgd", runtime: Runtime = FP32, **settings: object
-) -> Training:
+) -> TrainState:
     groups = apply_rules(model, [("*", 1.0)])
     made = make_optimizer(optimizer, model, groups, momentum=0.0)
-    return Training(model, made, runtime.scaler(), runtime, **settings)  # type: ignore[arg-type]
+    return TrainState(model, made, runtime.scaler(), runtime, **settings)  # type: ignore[arg-type]
 
 
 IMAGES = torch.randn(5, 3, 2, 2, generator=torch.Generator().manual_seed(1))
@@ -110,7 +110,7 @@ def test_numbers_that_are_not_finite_stop_before_the_update(poison: str) -> None
 
 
 def test_an_epoch_adds_sums_over_photos_not_means_of_batches() -> None:
-    state, sums = training(Net()), Sums()
+    state, sums = training(Net()), EpochMetrics()
     batches = [(IMAGES, LABELS, torch.arange(5)), (IMAGES[:1], LABELS[:1], torch.arange(1))]
     rates = list(train_epoch(state, batches, sums, 7, lambda step: step * 0.0 + 1e-9))
     assert len(rates) == 2 and sums.photos == 6
@@ -127,7 +127,7 @@ def test_steps_are_numbered_within_the_stage() -> None:
         seen.append(step)
         return 0.1
 
-    list(train_epoch(training(Net()), [(IMAGES, LABELS, LABELS)] * 3, Sums(), 7, rate))
+    list(train_epoch(training(Net()), [(IMAGES, LABELS, LABELS)] * 3, EpochMetrics(), 7, rate))
     assert seen == [7, 8, 9]
 
 
@@ -200,7 +200,7 @@ def test_divergence_names_the_step_and_the_photos() -> None:
     images[2] = torch.nan
     batches = [(IMAGES, LABELS, torch.arange(5)), (images, LABELS, torch.arange(5, 10))]
     names = [f"{n}.jpg" for n in range(10)]
-    epoch = train_epoch(training(Net()), batches, Sums(), 7, lambda step: 1e-3, names.__getitem__)
+    epoch = train_epoch(training(Net()), batches, EpochMetrics(), 7, lambda step: 1e-3, names.__getitem__)
     assert next(epoch) == 1e-3
     with pytest.raises(
         DivergedError, match=r"learning rate 0\.001 in step 9 of the stage, on 5\.jpg, 6\.jpg"
@@ -259,7 +259,7 @@ def test_out_of_memory_for_two_photos_is_the_end() -> None:
         train_step_in_memory(training(model), IMAGES[:4], LABELS[:4], 0.1)
 
 
-class Two(World):
+class Two(Distributed):
     """One of two processes, whose partner answers as it does."""
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """Augmentation of whole batches as tensors, on the CPU or the GPU: images in, images out, draws passed in.
 
 The third of three layers that agree: `keras_augment.py` (one image, slow, equal to Keras), `augment.py` (one
-image, torchvision) and this. Images are float tensors (N, 3, H, W) in 0..1. Draws come from `Draws`, which is
+image, torchvision) and this. Images are float tensors (N, 3, H, W) in 0..1. Draws come from `SampleGenerator`, which is
 a function of (seed, view, photo): the same photo gets the same variant in whatever batch it comes.
 """
 
@@ -23,12 +23,12 @@ PCA_VECTORS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836,
 GREY = (0.299, 0.587, 0.114)
 
 
-class Draws:
+class SampleGenerator:
     """Random numbers that are counted, not streamed: a function of seed, view, photo and the call's number.
 
     Args:
         seed: Of the run.
-        views: Pass over the photos, one number or one a photo (N,); see `loaders.CountedBatches`.
+        views: Pass over the photos, one number or one a photo (N,); see `loaders.EpochBatchSampler`.
         positions: (N,) integers, the photos' places in the data set; the draws live on their device.
     """
 
@@ -64,7 +64,7 @@ def _shift(x: Tensor, bits: int) -> Tensor:
     return (x >> bits) & ((1 << (64 - bits)) - 1)  # a logical shift; that of int64 copies the sign
 
 
-def mirror(images: Tensor, draws: Draws, probability: float = 0.5) -> Tensor:
+def mirror(images: Tensor, draws: SampleGenerator, probability: float = 0.5) -> Tensor:
     """Mirrors each image with a probability."""
     chosen = draws.uniform(1)[:, :, None, None] < probability
     return torch.where(chosen, images.flip(-1), images)
@@ -73,7 +73,7 @@ def mirror(images: Tensor, draws: Draws, probability: float = 0.5) -> Tensor:
 def resized_crop(
     images: Tensor,
     size: int,
-    draws: Draws,
+    draws: SampleGenerator,
     scale: tuple[float, float] = (0.3, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
     aspects: Tensor | None = None,
@@ -105,7 +105,7 @@ def resized_crop(
 
 
 def random_crop(
-    images: Tensor, size: int, draws: Draws, share: float, aspects: Tensor | None = None
+    images: Tensor, size: int, draws: SampleGenerator, share: float, aspects: Tensor | None = None
 ) -> Tensor:
     """A square part of each image, `share` of its photo's shorter side; other arguments as `resized_crop`."""
     wide = _aspects(images, aspects)
@@ -157,7 +157,7 @@ def affine(images: Tensor, matrices: Tensor, fill_mode: str = "nearest", cval: f
 
 
 def draw_affines(
-    draws: Draws,
+    draws: SampleGenerator,
     height: int,
     width: int,
     rotation: float = 0.0,
@@ -217,7 +217,11 @@ def _inside(places: Tensor, size: int, fill_mode: str) -> Tensor:
 
 
 def jitter_colour(
-    images: Tensor, draws: Draws, brightness: float = 0.0, contrast: float = 0.0, saturation: float = 0.0
+    images: Tensor,
+    draws: SampleGenerator,
+    brightness: float = 0.0,
+    contrast: float = 0.0,
+    saturation: float = 0.0,
 ) -> Tensor:
     """Multiplies brightness, contrast and saturation, in this order, by factors within 1 - x .. 1 + x."""
     factors = [draws.uniform(1, 1 - x, 1 + x)[:, :, None, None] for x in (brightness, contrast, saturation)]
@@ -239,12 +243,12 @@ def _grey(images: Tensor) -> Tensor:
     return (red * GREY[0]).add_(green, alpha=GREY[1]).add_(blue, alpha=GREY[2])
 
 
-def shift_rgb(images: Tensor, draws: Draws, amount: float = 0.08) -> Tensor:
+def shift_rgb(images: Tensor, draws: SampleGenerator, amount: float = 0.08) -> Tensor:
     """Adds to each channel a value of its own within plus and minus `amount`."""
     return (images + draws.uniform(3, -amount, amount)[:, :, None, None]).clamp(0, 1)
 
 
-def shift_pca_colour(images: Tensor, draws: Draws, std: float = 0.1) -> Tensor:
+def shift_pca_colour(images: Tensor, draws: SampleGenerator, std: float = 0.1) -> Tensor:
     """AlexNet's colour augmentation: moves all pixels along the principal axes of natural RGB values."""
     values, vectors = _constant(PCA_VALUES, images.device), _constant(PCA_VECTORS, images.device)
     shifts = (draws.normal(3) * std * values) @ vectors.T  # (N, 3)
@@ -253,7 +257,7 @@ def shift_pca_colour(images: Tensor, draws: Draws, std: float = 0.1) -> Tensor:
 
 def erase(
     images: Tensor,
-    draws: Draws,
+    draws: SampleGenerator,
     probability: float = 0.25,
     scale: tuple[float, float] = (0.02, 0.2),
     ratio: tuple[float, float] = (0.3, 3.3),
@@ -283,12 +287,12 @@ def mixup(images: Tensor, targets: Tensor, share: float) -> tuple[Tensor, Tensor
     Args:
         images: (N, 3, H, W).
         targets: (N, classes), rows that sum to 1.
-        share: Of the image itself, 0..1; see `draw_share`.
+        share: Of the image itself, 0..1; see `draw_fraction`.
     """
     return torch.lerp(images.flip(0), images, share), torch.lerp(targets.flip(0), targets, share)
 
 
-def cutmix(images: Tensor, targets: Tensor, share: float, draws: Draws) -> tuple[Tensor, Tensor]:
+def cutmix(images: Tensor, targets: Tensor, share: float, draws: SampleGenerator) -> tuple[Tensor, Tensor]:
     """Pastes into each image a rectangle of the image at the batch's other end (Yun et al. 2019).
 
     Arguments as `mixup`; the targets are blended by the area that the rectangle really covers.
@@ -303,7 +307,7 @@ def cutmix(images: Tensor, targets: Tensor, share: float, draws: Draws) -> tuple
     return torch.where(inside[:, None], images.flip(0), images), torch.lerp(targets.flip(0), targets, kept)
 
 
-def draw_share(alpha: float, *counters: int) -> float:
+def draw_fraction(alpha: float, *counters: int) -> float:
     """A share from Beta(alpha, alpha), a function of the counters: (seed, epoch, batch)."""
     return float(np.random.Generator(np.random.Philox(np.random.SeedSequence(counters))).beta(alpha, alpha))
 

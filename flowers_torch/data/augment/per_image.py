@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode, v2
 
 from flowers_torch.data.augment import per_batch as batch_augment
-from flowers_torch.data.augment.per_batch import Draws
+from flowers_torch.data.augment.per_batch import SampleGenerator
 
 MAX_ASPECT = 4  # of a longer strip only the middle is used: resized whole, it would fill the memory
-POLICIES = ("none", "light", "crop", "keras", "keras_zoom", "keras_shift", "alexnet", "rand", "trivial")
+AUGMENTATIONS = ("none", "light", "crop", "keras", "keras_zoom", "keras_shift", "alexnet", "rand", "trivial")
 
 # What the policies draw, here and for whole batches: shares of the area and ratios of width to height of a
 # part; brightness, contrast and saturation; the tutorials' rotation, shift, shear (degrees) and zoom.
@@ -37,7 +37,7 @@ def eval_transform(
     std: tuple[float, ...],
     interpolation: str = "bicubic",
     crop: float = 0.875,
-    squash: bool = False,
+    stretch: bool = False,
 ) -> v2.Compose:
     """Photo to network input, without chance: resize, centre crop, scale, normalise.
 
@@ -53,7 +53,7 @@ def eval_transform(
         Transform of an RGB `PIL.Image` to a float tensor (3, size, size).
     """
     mode = InterpolationMode(interpolation)
-    if squash:
+    if stretch:
         return v2.Compose([v2.Resize((size, size), interpolation=mode, antialias=True), *to_input(mean, std)])
     middle = ResizedCentre(math.floor(size / crop), size, Image.Resampling[interpolation.upper()])
     return v2.Compose([LimitAspect(), middle, *to_input(mean, std)])
@@ -76,7 +76,7 @@ def train_transform(
     std: tuple[float, ...],
     interpolation: str = "bicubic",
     crop: float = 0.875,
-    squash: bool = False,
+    stretch: bool = False,
 ) -> v2.Compose:
     """Photo to network input under a training policy; arguments and result as `eval_transform`.
 
@@ -92,7 +92,7 @@ def train_transform(
     """
     mode = InterpolationMode(interpolation)
     if policy == "none":
-        return eval_transform(size, mean, std, interpolation, crop, squash)
+        return eval_transform(size, mean, std, interpolation, crop, stretch)
     cropped = [
         v2.RandomResizedCrop(size, *CROPS["light" if policy == "light" else "crop"], interpolation=mode),
         v2.RandomHorizontalFlip(),
@@ -124,7 +124,7 @@ def train_transform(
     elif policy == "trivial":
         views = [*cropped, v2.TrivialAugmentWide()]
     else:
-        raise ValueError(f"unknown augmentation policy {policy!r}; there are {', '.join(POLICIES)}")
+        raise ValueError(f"unknown augmentation policy {policy!r}; there are {', '.join(AUGMENTATIONS)}")
     return v2.Compose([*views, *to_input(mean, std)])
 
 
@@ -179,17 +179,19 @@ class OneImage(nn.Module):
     Its draws follow from one number of torch's global generator.
     """
 
-    def __init__(self, function: Callable[[Tensor, Draws], Tensor]) -> None:
+    def __init__(self, function: Callable[[Tensor, SampleGenerator], Tensor]) -> None:
         super().__init__()
         self.function = function
 
     def forward(self, image: Tensor) -> Tensor:
         """Changes the image by chance."""
         seed = int(torch.randint(1 << 62, ()))
-        return self.function(image[None], Draws(seed, 0, torch.zeros(1, dtype=torch.int64)))[0]
+        return self.function(image[None], SampleGenerator(seed, 0, torch.zeros(1, dtype=torch.int64)))[0]
 
 
-def _keras_affine(ranges: tuple[float, float, float, float], images: Tensor, draws: Draws) -> Tensor:
+def _keras_affine(
+    ranges: tuple[float, float, float, float], images: Tensor, draws: SampleGenerator
+) -> Tensor:
     """Rotation, shift and zoom with the border repeated: torchvision's `RandomAffine` has no border fill."""
     matrices = batch_augment.draw_affines(draws, images.shape[-2], images.shape[-1], *ranges)
     return batch_augment.affine(images, matrices)

@@ -8,12 +8,12 @@ from PIL import Image, ImageOps
 from torchvision.transforms.v2 import functional
 
 from flowers_torch.data.augment.keras import KerasAugment
-from flowers_torch.data.augment.per_batch import Draws
-from flowers_torch.data.augment.per_image import POLICIES, train_transform
-from flowers_torch.data.loading.batches import BATCH_POLICIES, batch_policy
-from flowers_torch.data.loading.loaders import counted_seed
-from flowers_torch.data.loading.resize import canvas_transform
-from flowers_torch.data.sources.folders import Photos
+from flowers_torch.data.augment.per_batch import SampleGenerator
+from flowers_torch.data.augment.per_image import AUGMENTATIONS, train_transform
+from flowers_torch.data.dataset import ImageDataset
+from flowers_torch.data.loading.batches import BATCH_AUGMENTATIONS, batch_augmentation
+from flowers_torch.data.loading.loaders import derived_seed
+from flowers_torch.data.loading.resize import resize_transform
 from flowers_torch.data.splits.assign import split_number
 
 GAP = 4  # pixels between the pictures of a sheet
@@ -26,7 +26,7 @@ TUTORIAL = KerasAugment(
     zoom_range=0.2,
     horizontal_flip=True,
 )
-PREVIEW_POLICIES = (*POLICIES, "tutorial")
+PREVIEW_AUGMENTATIONS = (*AUGMENTATIONS, "tutorial")
 
 
 def variants(image: Image.Image, policy: str, size: int, count: int, seed: int = 0) -> list[Image.Image]:
@@ -34,7 +34,7 @@ def variants(image: Image.Image, policy: str, size: int, count: int, seed: int =
 
     Args:
         image: RGB.
-        policy: One of `PREVIEW_POLICIES`.
+        policy: One of `PREVIEW_AUGMENTATIONS`.
         size: Side of the results in pixels; `tutorial` keeps the photo's own shape.
         count: How many.
         seed: Variant i of a seed is always the same.
@@ -43,21 +43,23 @@ def variants(image: Image.Image, policy: str, size: int, count: int, seed: int =
         pixels = np.asarray(image, dtype=np.float32)
         made = [TUTORIAL(pixels, np.random.default_rng((seed, i))) for i in range(count)]
         return [Image.fromarray(np.rint(values).clip(0, 255).astype(np.uint8)) for values in made]
-    if policy in BATCH_POLICIES:
-        canvases = canvas_transform(policy, size)(image).expand(count, -1, -1, -1).float() / 255
-        draws = Draws(seed, torch.arange(count), torch.zeros(count, dtype=torch.int64))
-        inputs = batch_policy(policy, size)(canvases, draws, torch.full((count,), image.width / image.height))
+    if policy in BATCH_AUGMENTATIONS:
+        canvases = resize_transform(policy, size)(image).expand(count, -1, -1, -1).float() / 255
+        draws = SampleGenerator(seed, torch.arange(count), torch.zeros(count, dtype=torch.int64))
+        inputs = batch_augmentation(policy, size)(
+            canvases, draws, torch.full((count,), image.width / image.height)
+        )
         return [functional.to_pil_image(picture) for picture in inputs]
     transform = train_transform(policy, size, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     pictures = []
     with torch.random.fork_rng(devices=[]):
         for i in range(count):
-            torch.manual_seed(counted_seed(seed, i))
+            torch.manual_seed(derived_seed(seed, i))
             pictures.append(functional.to_pil_image(transform(image).clamp(0, 1)))
     return pictures
 
 
-def choose_photos(photos: Photos, count: int, seed: int = 0) -> list[int]:
+def sample_by_class(photos: ImageDataset, count: int, seed: int = 0) -> list[int]:
     """Positions of some photos, one of each class in turn."""
     order = sorted(range(len(photos)), key=lambda i: split_number(photos.paths[i], seed))
     turn: dict[int, int] = {}

@@ -18,35 +18,39 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from flowers_torch.data.augment import per_batch as batch_augment
-from flowers_torch.data.augment.per_batch import Draws
+from flowers_torch.data.augment.per_batch import SampleGenerator
 from flowers_torch.data.augment.per_image import COLOUR, CROPS, KERAS, MAX_ASPECT
-from flowers_torch.data.loading.gpu_cache import Resident, copied, room_on
-from flowers_torch.data.loading.image_cache import KeptImages
-from flowers_torch.data.loading.loaders import CountedBatches, counted_seed
-from flowers_torch.data.loading.resize import CANVAS
+from flowers_torch.data.loading.gpu_cache import GPUImages, cache_bytes_on, copied
+from flowers_torch.data.loading.image_cache import ImageCache
+from flowers_torch.data.loading.loaders import EpochBatchSampler, derived_seed
+from flowers_torch.data.loading.resize import RESIZE_FACTORS
 
-BATCH_POLICIES = tuple(CANVAS)
+BATCH_AUGMENTATIONS = tuple(RESIZE_FACTORS)
 CPU_PHOTOS = 8  # augmented, or seen by a frozen network, at a time on a CPU
 
-BatchPolicy = Callable[[Tensor, Draws, Tensor], Tensor]  # (canvases in 0..1, draws, aspects) -> inputs
+BatchAugmentation = Callable[
+    [Tensor, SampleGenerator, Tensor], Tensor
+]  # (canvases in 0..1, draws, aspects) -> inputs
 
 
-def batch_policy(policy: str, size: int, crop: float = 0.875) -> BatchPolicy:
+def batch_augmentation(policy: str, size: int, crop: float = 0.875) -> BatchAugmentation:
     """A policy of `augment.py` as a function of a batch; its result is still in 0..1.
 
     `mirror` is here only: photos as prediction sees them, mirrored in every second view.
 
     Args:
-        policy: One of `BATCH_POLICIES`.
+        policy: One of `BATCH_AUGMENTATIONS`.
         size: Side of the results.
         crop: Share of the shorter side that `alexnet` keeps, as in `augment.train_transform`.
     """
-    if policy not in CANVAS:
-        raise ValueError(f"no policy {policy!r} for batches; there are {', '.join(BATCH_POLICIES)}")
+    if policy not in RESIZE_FACTORS:
+        raise ValueError(f"no policy {policy!r} for batches; there are {', '.join(BATCH_AUGMENTATIONS)}")
     return functools.partial(_augment, policy, size, crop)
 
 
-def _augment(policy: str, size: int, crop: float, images: Tensor, draws: Draws, aspects: Tensor) -> Tensor:
+def _augment(
+    policy: str, size: int, crop: float, images: Tensor, draws: SampleGenerator, aspects: Tensor
+) -> Tensor:
     if policy == "none":
         return images
     if policy == "mirror":
@@ -90,11 +94,11 @@ class TrainingBatches:
     def __init__(
         self,
         loader: DataLoader[Any],
-        order: CountedBatches,
+        order: EpochBatchSampler,
         seed: int,
         classes: int,
         device: torch.device | str = "cpu",
-        policy: BatchPolicy | None = None,
+        policy: BatchAugmentation | None = None,
         mean: tuple[float, ...] = (0.0, 0.0, 0.0),
         std: tuple[float, ...] = (1.0, 1.0, 1.0),
         mixup: float = 0.0,
@@ -104,7 +108,7 @@ class TrainingBatches:
         self.loader, self.order, self.seed, self.classes = loader, order, seed, classes
         self.device, self.policy, self.mean, self.std = device, policy, mean, std
         self.mixup, self.cutmix, self.say = mixup, cutmix, say
-        self.resident: Resident | None = None
+        self.resident: GPUImages | None = None
         self.decided = False  # whether the photos stay on the device
         dataset: Any = loader.dataset
         self.paths, self.labels = dataset.paths, dataset.labels  # of the photos, by position
@@ -120,26 +124,26 @@ class TrainingBatches:
             if self.policy is not None:
                 images = self._augment(self.policy, images, positions, views, aspects)
             if self.mixup or self.cutmix:
-                draws = Draws(counted_seed(self.seed, number), views, positions)
+                draws = SampleGenerator(derived_seed(self.seed, number), views, positions)
                 images, labels = self._mix(images, labels, draws, number)
             yield images, labels, positions
 
     def _decide(self) -> None:
         """Puts all photos on the device once they are decoded, if they fit beside what training needs."""
-        kept: KeptImages | None = self.loader.dataset.kept  # type: ignore[attr-defined]
-        room = room_on(self.device)
+        kept: ImageCache | None = self.loader.dataset.kept  # type: ignore[attr-defined]
+        room = cache_bytes_on(self.device)
         if self.decided or not room or not kept or not kept.is_complete():
             return
         self.decided, size = True, kept.nbytes()
         if size <= room:
             with contextlib.suppress(torch.OutOfMemoryError):
-                self.resident = Resident(kept, self.labels, self.device)
+                self.resident = GPUImages(kept, self.labels, self.device)
         where = f"stay on {self.device}" if self.resident else f"are copied to {self.device} batch by batch"
         compared = f"{size / 2**20:,.0f} MiB of at most {room / 2**20:,.0f}"
         self.say(f"photos   {len(self.labels)} {where}: {compared}, which is half of what is free")
 
     def _augment(
-        self, policy: BatchPolicy, canvases: Tensor, positions: Tensor, views: Tensor, aspects: Tensor
+        self, policy: BatchAugmentation, canvases: Tensor, positions: Tensor, views: Tensor, aspects: Tensor
     ) -> Tensor:
         """Inputs from canvases; on a CPU a few at a time, because its caches hold these."""
         parts = [slice(0, len(canvases))]
@@ -148,15 +152,19 @@ class TrainingBatches:
         aspects = aspects.clamp(1 / MAX_ASPECT, MAX_ASPECT)
         made = []
         for part in parts:
-            draws = Draws(self.seed, views[part], positions[part])
+            draws = SampleGenerator(self.seed, views[part], positions[part])
             images = policy(canvases[part].float().div_(255), draws, aspects[part])
             made.append(batch_augment.standardize(images, self.mean, self.std))
         return torch.cat(made)
 
-    def _mix(self, images: Tensor, labels: Tensor, draws: Draws, number: int) -> tuple[Tensor, Tensor]:
+    def _mix(
+        self, images: Tensor, labels: Tensor, draws: SampleGenerator, number: int
+    ) -> tuple[Tensor, Tensor]:
         counters = (self.seed, self.order.epoch, number)
         targets = F.one_hot(labels, self.classes).float()
-        heads = counted_seed(*counters) % 2 == 0  # a tossed coin
+        heads = derived_seed(*counters) % 2 == 0  # a tossed coin
         if self.mixup and (heads or not self.cutmix):
-            return batch_augment.mixup(images, targets, batch_augment.draw_share(self.mixup, *counters))
-        return batch_augment.cutmix(images, targets, batch_augment.draw_share(self.cutmix, *counters), draws)
+            return batch_augment.mixup(images, targets, batch_augment.draw_fraction(self.mixup, *counters))
+        return batch_augment.cutmix(
+            images, targets, batch_augment.draw_fraction(self.cutmix, *counters), draws
+        )

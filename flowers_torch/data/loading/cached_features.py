@@ -6,11 +6,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from flowers_torch.data.loading.gpu_cache import move, room_on
-from flowers_torch.data.loading.loaders import CountedBatches
+from flowers_torch.data.loading.gpu_cache import cache_bytes_on, move
+from flowers_torch.data.loading.loaders import EpochBatchSampler
 
 
-class StoredBatches:
+class CachedFeatureBatches:
     """What a training step takes: `(inputs (N, ...), labels (N,), positions (N,))`, read from a store.
 
     Args:
@@ -25,13 +25,13 @@ class StoredBatches:
         self,
         values: Tensor,
         labels: Sequence[int],
-        order: CountedBatches,
+        order: EpochBatchSampler,
         paths: Sequence[Path],
         device: torch.device | str = "cpu",
     ) -> None:
         self.values, self.labels, self.order, self.paths = values, torch.tensor(labels), order, list(paths)
         self.views, self.device = len(values) // len(labels), device
-        self.near = values.to(device) if values.nbytes <= room_on(device) else values
+        self.near = values.to(device) if values.nbytes <= cache_bytes_on(device) else values
 
     def __len__(self) -> int:
         return len(self.order)

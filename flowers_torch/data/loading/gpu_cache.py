@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowers_torch.data.loading.image_cache import KeptImages
-from flowers_torch.data.loading.loaders import CountedBatches, Item
+from flowers_torch.data.loading.image_cache import ImageCache
+from flowers_torch.data.loading.loaders import EpochBatchSampler, Item
 
 DEVICE_SHARE = 0.5  # of a GPU's free memory, which photos or features may take at most
 UPLOAD_PHOTOS = 256  # at a time
 
 
-def room_on(device: torch.device | str) -> int:
+def cache_bytes_on(device: torch.device | str) -> int:
     """Bytes that data may take on a device for good; none on a CPU, to which everything is at hand anyway."""
     if torch.device(device).type != "cuda":
         return 0
@@ -31,7 +31,7 @@ def move(values: Tensor, device: torch.device | str) -> Tensor:
     return values.to(device, non_blocking=True)
 
 
-class Resident:
+class GPUImages:
     """The photos of a part on a device; batches are picked there.
 
     Args:
@@ -43,7 +43,7 @@ class Resident:
         torch.OutOfMemoryError: they do not fit.
     """
 
-    def __init__(self, kept: KeptImages, labels: Sequence[int], device: torch.device | str) -> None:
+    def __init__(self, kept: ImageCache, labels: Sequence[int], device: torch.device | str) -> None:
         rows = torch.tensor(kept.rows)
         self.images = torch.empty((len(rows), *kept.images.shape[1:]), dtype=kept.images.dtype, device=device)
         for start in range(0, len(rows), UPLOAD_PHOTOS):
@@ -52,7 +52,7 @@ class Resident:
         self.aspects = kept.aspects[rows].double().to(device)
         self.labels = torch.tensor(labels).to(device)
 
-    def batches(self, order: CountedBatches) -> Iterator[Item]:
+    def batches(self, order: EpochBatchSampler) -> Iterator[Item]:
         """What a loader under this order gives, on the device."""
         for keys in order:
             views, positions = move(torch.tensor(keys).T.contiguous(), self.images.device)

@@ -12,7 +12,7 @@ from torch import Tensor
 DISK_SHARE = 0.5  # of the free space, which a store may take at most
 
 
-class KeptImages:
+class ImageCache:
     """Photos as bytes, kept from their first decoding on. Forked workers share them.
 
     Args:
@@ -24,9 +24,9 @@ class KeptImages:
     def __init__(self, images: Tensor, aspects: Tensor, rows: Sequence[int]) -> None:
         self.images, self.aspects, self.rows = images, aspects, rows
 
-    def part(self, rows: Sequence[int]) -> "KeptImages":
+    def part(self, rows: Sequence[int]) -> "ImageCache":
         """The same room for some of the photos, which a part counts from 0."""
-        return KeptImages(self.images, self.aspects, rows)
+        return ImageCache(self.images, self.aspects, rows)
 
     def is_complete(self) -> bool:
         """Whether every photo of the part was decoded."""
@@ -50,7 +50,9 @@ class KeptImages:
         self.aspects[row] = aspect  # last: another process that sees it may read the image
 
 
-def keep_images(count: int, side: int, memory_bytes: int, folder: Path, shared: bool) -> KeptImages | None:
+def make_image_cache(
+    count: int, side: int, memory_bytes: int, folder: Path, shared: bool
+) -> ImageCache | None:
     """Room for square photos; None where there is none.
 
     Args:
@@ -66,7 +68,7 @@ def keep_images(count: int, side: int, memory_bytes: int, folder: Path, shared: 
     aspects = allocate((count,), torch.float32, memory, folder)
     if images is None or aspects is None:
         return None
-    return KeptImages(images.permute(0, 3, 1, 2), aspects.zero_(), range(count))
+    return ImageCache(images.permute(0, 3, 1, 2), aspects.zero_(), range(count))
 
 
 def allocate(shape: Sequence[int], dtype: torch.dtype, memory_bytes: int, folder: Path) -> Tensor | None:

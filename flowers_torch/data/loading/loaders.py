@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler, default_collate
 
 from flowers_torch.data.images import load_image
-from flowers_torch.data.loading.image_cache import KeptImages
-from flowers_torch.data.loading.workers import POLL_SECONDS, PhotoLoader, Pulse
+from flowers_torch.data.loading.image_cache import ImageCache
+from flowers_torch.data.loading.workers import POLL_SECONDS, Heartbeat, WatchedLoader
 
 MAX_EPOCHS = (1 << 20) + 1  # beyond any run: views of repeats start here; odd, see `stored.py`
 Key = tuple[int, int]  # (view, position in the data set); the view is the epoch, see CountedBatches
@@ -35,7 +35,7 @@ class Item(NamedTuple):
     aspect: Any  # width over height of the upright photo
 
 
-class PhotoDataset(Dataset[Item]):
+class TransformedImages(Dataset[Item]):
     """Photos of one part of a split, transformed. An item is asked for by (view, position).
 
     Args:
@@ -63,8 +63,8 @@ class PhotoDataset(Dataset[Item]):
     ) -> None:
         self.paths, self.labels, self.transform, self.seed = list(paths), list(labels), transform, seed
         self.draws, self.at_least = draws, at_least
-        self.pulse: Pulse | None = None
-        self.kept: KeptImages | None = None
+        self.pulse: Heartbeat | None = None
+        self.kept: ImageCache | None = None
         self.threads = 1
 
     def __len__(self) -> int:
@@ -94,7 +94,7 @@ class PhotoDataset(Dataset[Item]):
                 self.kept.keep(position, *made)
             return made
         with torch.random.fork_rng(devices=[]):  # the process's own stream (dropout) goes on undisturbed
-            torch.manual_seed(counted_seed(self.seed, view, position))
+            torch.manual_seed(derived_seed(self.seed, view, position))
             return self.transform(image), image.width / image.height
 
     def _item(self, key: Key, read: tuple[Tensor, float]) -> Item:
@@ -102,7 +102,7 @@ class PhotoDataset(Dataset[Item]):
         return Item(read[0], self.labels[position], position, view, read[1])
 
 
-class CountedBatches(Sampler[list[Key]]):
+class EpochBatchSampler(Sampler[list[Key]]):
     """Batches of (view, position) in an order that is a function of (seed, epoch).
 
     Without weights every photo comes once an epoch and its view is the epoch. With weights photos are drawn
@@ -156,7 +156,7 @@ class CountedBatches(Sampler[list[Key]]):
             yield keys[start:end][rank::size]
 
     def _keys(self) -> list[Key]:
-        generator = torch.Generator().manual_seed(counted_seed(self.seed, self.epoch, -1))  # guard: T06
+        generator = torch.Generator().manual_seed(derived_seed(self.seed, self.epoch, -1))  # guard: T06
         if self.weights is not None:
             repeats: Counter[int] = Counter()
             keys = []
@@ -168,14 +168,14 @@ class CountedBatches(Sampler[list[Key]]):
         return [(self.epoch, position) for position in order.tolist()]
 
 
-def counted_seed(*counters: int) -> int:
+def derived_seed(*counters: int) -> int:
     """A seed below 2**63 from counters; neighbouring counters give unrelated seeds."""
     digest = hashlib.blake2b(repr(counters).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
 def make_loader(
-    dataset: PhotoDataset,
+    dataset: TransformedImages,
     batch_size: int,
     shuffle: bool,
     workers: int = 0,
@@ -183,16 +183,16 @@ def make_loader(
     balanced: bool = False,
     shard: tuple[int, int] = (0, 1),
     threads: int = 1,
-) -> tuple[PhotoLoader, CountedBatches]:
+) -> tuple[WatchedLoader, EpochBatchSampler]:
     """A loader of `Item` batches and the order that steers it; `threads` read where there are no workers."""
     weights = balanced_draw(dataset.labels) if balanced else None
     # In prediction each process has photos of its own instead: its data set holds no others.
-    order = CountedBatches(
+    order = EpochBatchSampler(
         len(dataset), batch_size, dataset.seed, shuffle, weights, shard if shuffle else (0, 1)
     )
-    dataset.pulse = Pulse(workers) if workers else None
+    dataset.pulse = Heartbeat(workers) if workers else None
     dataset.threads = 1 if workers else threads
-    loader = PhotoLoader(
+    loader = WatchedLoader(
         dataset,
         batch_sampler=order,
         num_workers=workers,
@@ -206,7 +206,7 @@ def make_loader(
 
 
 def _collate(items: list[Item]) -> Item:
-    """A batch; bytes are stacked by NumPy, for the reason that `KeptImages.keep` has."""
+    """A batch; bytes are stacked by NumPy, for the reason that `ImageCache.keep` has."""
     if items[0].image.dtype != torch.uint8:
         batch: Item = default_collate(items)
         return batch
@@ -221,7 +221,7 @@ def balanced_draw(labels: Sequence[int]) -> Tensor:
     return torch.tensor([1 / counts[label] for label in labels], dtype=torch.float64)
 
 
-def choose_reading(wanted: int, device: torch.device) -> dict[str, Any]:
+def loader_settings(wanted: int, device: torch.device) -> dict[str, Any]:
     """How batches for a device are read here: keywords of `make_loader`; `wanted` as in `choose_workers`."""
     on_cpu = device.type == "cpu"
     return {

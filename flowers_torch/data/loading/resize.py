@@ -15,33 +15,35 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from flowers_torch.data.augment.per_image import KERAS, LimitAspect, enough_side
-from flowers_torch.data.loading.loaders import PhotoDataset
+from flowers_torch.data.loading.loaders import TransformedImages
 
 # Side of the canvas over side of the input. Where parts of it are cut out, the smallest parts are enlarged a
 # little and the largest reduced a little.
-CANVAS = {"none": 1.0, "mirror": 1.0, "light": 1.2, "crop": 1.4, "alexnet": 1.3} | dict.fromkeys(KERAS, 1.0)
+RESIZE_FACTORS = {"none": 1.0, "mirror": 1.0, "light": 1.2, "crop": 1.4, "alexnet": 1.3} | dict.fromkeys(
+    KERAS, 1.0
+)
 
 
-def canvas_transform(
-    policy: str, size: int, interpolation: str = "bicubic", crop: float = 0.875, squash: bool = False
+def resize_transform(
+    policy: str, size: int, interpolation: str = "bicubic", crop: float = 0.875, stretch: bool = False
 ) -> Callable[[Image.Image], Tensor]:
     """Photo to canvas: bytes (3, side, side), squashed where the photo is not square.
 
     Args:
-        policy: Key of `CANVAS`.
+        policy: Key of `RESIZE_FACTORS`.
         size: Side of the network's input in pixels.
         interpolation: "bilinear" or "bicubic", both antialiased.
         crop: Of the evaluation transform, which `none` and `mirror` start from.
         squash: The same.
     """
     if policy not in ("none", "mirror"):
-        return functools.partial(_whole, canvas_side(policy, size), interpolation)
-    if squash:
+        return functools.partial(_whole, resized_side(policy, size), interpolation)
+    if stretch:
         return functools.partial(_resized, (size, size), interpolation)
     return functools.partial(_middle, math.floor(size / crop), size, interpolation)
 
 
-def canvas_dataset(
+def resized_images(
     paths: Sequence[Path],
     labels: Sequence[int],
     seed: int,
@@ -49,17 +51,17 @@ def canvas_dataset(
     size: int,
     interpolation: str,
     crop: float,
-    squash: bool,
-) -> PhotoDataset:
-    """Photos as the canvases of a policy; arguments as `PhotoDataset` and `canvas_transform` have them."""
-    transform = canvas_transform(policy, size, interpolation, crop, squash)
-    enough = enough_side(canvas_side(policy, size), crop)
-    return PhotoDataset(paths, labels, transform, seed, draws=False, at_least=enough)
+    stretch: bool,
+) -> TransformedImages:
+    """Photos as the canvases of a policy; arguments as `TransformedImages` and `resize_transform` have them."""
+    transform = resize_transform(policy, size, interpolation, crop, stretch)
+    enough = enough_side(resized_side(policy, size), crop)
+    return TransformedImages(paths, labels, transform, seed, draws=False, at_least=enough)
 
 
-def canvas_side(policy: str, size: int) -> int:
+def resized_side(policy: str, size: int) -> int:
     """Side of a policy's canvases for inputs of a size, in pixels."""
-    return math.ceil(size * CANVAS[policy])
+    return math.ceil(size * RESIZE_FACTORS[policy])
 
 
 def _whole(side: int, interpolation: str, photo: Image.Image) -> Tensor:

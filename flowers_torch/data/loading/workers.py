@@ -19,7 +19,7 @@ STALL_POLLS = 8
 START_POLLS = 60  # the same until the first sign: some systems start workers by importing everything anew
 
 
-class Pulse:
+class Heartbeat:
     """Which photo each worker began last, and how many in all, in memory that workers and parent share.
 
     Args:
@@ -43,8 +43,8 @@ class Pulse:
         return ", ".join(begun[:4]) or "none yet"
 
 
-class PhotoLoader(DataLoader[Any]):
-    """A DataLoader of a `PhotoDataset` that turns what its workers die of into an error that names a way on.
+class WatchedLoader(DataLoader[Any]):
+    """A DataLoader of a `TransformedImages` that turns what its workers die of into an error that names a way on.
 
     Its iterator raises:
         ResourceError: a worker was killed, hangs, or found no shared memory.
@@ -90,7 +90,7 @@ class _Watch:
     twice their patience, whether photos are being begun.
     """
 
-    def __init__(self, workers: Sequence[Any], pulse: Pulse | None) -> None:
+    def __init__(self, workers: Sequence[Any], pulse: Heartbeat | None) -> None:
         self.workers, self.pulse = workers, pulse
         self.polls_of_hanging = 0  # above 0 once it has killed
 
@@ -102,7 +102,7 @@ class _Watch:
     def __exit__(self, *error: object) -> None:
         self.over.set()
 
-    def _look(self, pulse: Pulse, over: threading.Event) -> None:
+    def _look(self, pulse: Heartbeat, over: threading.Event) -> None:
         begun, polls = sum(pulse.counts), 0
         while not over.wait(POLL_SECONDS):
             now = sum(pulse.counts)

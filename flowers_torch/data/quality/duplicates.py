@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from flowers_torch.data.dataset import ImageDataset
 from flowers_torch.data.images import load_image
 from flowers_torch.data.quality.inspection import Inspection
-from flowers_torch.data.sources.folders import Photos
 from flowers_torch.data.splits.assign import group_pairs
 
 BANDS = 8  # hashes that differ in fewer bits than there are bands agree in one band at least
@@ -24,7 +24,7 @@ COMPARE_SIDE = 32
 MIN_COSINE = 0.93  # of a backbone's features
 
 
-def exact_twins(inspections: Sequence[Inspection]) -> list[list[int]]:
+def exact_duplicates(inspections: Sequence[Inspection]) -> list[list[int]]:
     """Groups of photos whose files have the same bytes."""
     by_digest: dict[str, list[int]] = defaultdict(list)
     for index, inspection in enumerate(inspections):
@@ -33,8 +33,8 @@ def exact_twins(inspections: Sequence[Inspection]) -> list[list[int]]:
     return [group for group in by_digest.values() if len(group) > 1]
 
 
-def near_twins(
-    photos: Photos, inspections: Sequence[Inspection], features: np.ndarray | None = None
+def near_duplicates(
+    photos: ImageDataset, inspections: Sequence[Inspection], features: np.ndarray | None = None
 ) -> list[list[int]]:
     """Groups of photos that show the same picture, mirrored or not; groups of the same bytes included.
 
@@ -48,7 +48,7 @@ def near_twins(
         features: (N, D), zeros for unreadable photos.
     """
     thumbnail = functools.lru_cache(maxsize=4096)(lambda index: _thumbnail(photos, index))
-    pairs = [(group[0], other) for group in exact_twins(inspections) for other in group[1:]]
+    pairs = [(group[0], other) for group in exact_duplicates(inspections) for other in group[1:]]
     for i, j, mirrored in hash_candidates(inspections):
         other = thumbnail(j)[:, ::-1] if mirrored else thumbnail(j)
         if correlation(thumbnail(i), other) >= MIN_CORRELATION:
@@ -100,7 +100,7 @@ def correlation(a: np.ndarray, b: np.ndarray) -> float:
     return float((a * b).sum() / (np.sqrt((a * a).sum() * (b * b).sum()) + 1e-9))
 
 
-def _thumbnail(photos: Photos, index: int) -> np.ndarray:
+def _thumbnail(photos: ImageDataset, index: int) -> np.ndarray:
     image = load_image(photos.root / photos.paths[index], at_least=2 * COMPARE_SIDE)
     return np.asarray(image.resize((COMPARE_SIDE, COMPARE_SIDE), Image.Resampling.BOX), dtype=np.float32)
 

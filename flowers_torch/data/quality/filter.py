@@ -3,17 +3,17 @@
 import dataclasses
 from pathlib import Path
 
-from flowers_torch.data.quality.report import Finding, audit, leave_out, read_quarantine
-from flowers_torch.data.quality.scan import inspect_photos
-from flowers_torch.data.sources.folders import Photos
+from flowers_torch.data.dataset import ImageDataset
+from flowers_torch.data.quality.report import Finding, check_quality, drop_images, read_exclude_list
+from flowers_torch.data.quality.scan import inspect_images
 from flowers_torch.data.sources.tables import read_groups
 from flowers_torch.errors import DataError, printable
 
-HARMFUL = 2  # damage from which on a finding is worth a line in the log of training
+MIN_SEVERITY = 2  # damage from which on a finding is worth a line in the log of training
 
 
 @dataclasses.dataclass(frozen=True)
-class Admission:
+class FilteredDataset:
     """What the check before training came to.
 
     Attributes:
@@ -23,34 +23,34 @@ class Admission:
         remarks: Harmful findings, worst first, one line each.
     """
 
-    photos: Photos
-    twins: list[list[int]]
+    photos: ImageDataset
+    duplicates: list[list[int]]
     bad: dict[str, str]
     remarks: list[str]
 
 
-def admit(
-    photos: Photos,
-    quarantine: str = "",
-    groups: str = "twins",
+def filter_images(
+    photos: ImageDataset,
+    exclude: str = "",
+    groups: str = "duplicates",
     skip_bad: bool = False,
     cache: Path | None = None,
-) -> Admission:
+) -> FilteredDataset:
     """Decodes every photo once, before anything is downloaded or trained; what is known is not read again.
 
     Args:
         photos: As found.
-        quarantine: `quarantine.csv` of a check, or empty.
-        groups: Which photos stay in one part of the split: "twins", "none", or a table of file,group.
+        quarantine: `exclude.csv` of a check, or empty.
+        groups: Which photos stay in one part of the split: "duplicates", "none", or a table of file,group.
         skip_bad: Leave out photos that cannot be read, instead of stopping.
         cache: Where inspections are remembered; `files.cache_folder()` if None.
 
     Raises:
         DataError: unreadable photos (unless skipped), or no photo left of a class.
     """
-    if quarantine:
-        photos = leave_out(photos, read_quarantine(Path(quarantine).expanduser()))
-    inspections = inspect_photos(photos, cache=cache)
+    if exclude:
+        photos = drop_images(photos, read_exclude_list(Path(exclude).expanduser()))
+    inspections = inspect_images(photos, cache=cache)
     bad = {p: seen.error for p, seen in zip(photos.paths, inspections, strict=True) if seen.error}
     if bad and not skip_bad:
         first = next(iter(bad.values())).split("; fix: ")[0]
@@ -59,22 +59,22 @@ def admit(
             "replace them, or leave them out with --skip-bad",
         )
     if bad:
-        photos = leave_out(photos, bad)
+        photos = drop_images(photos, bad)
         inspections = [seen for seen in inspections if not seen.error]
-    if groups not in ("twins", "none"):
+    if groups not in ("duplicates", "none"):
         photos = dataclasses.replace(photos, groups=read_groups(Path(groups).expanduser(), photos))
-    result = audit(photos, inspections)
+    result = check_quality(photos, inspections)
     remarks = [
         _remark(photos, finding)
         for finding in result.findings
-        if finding.damage >= HARMFUL or finding.kind == "several_frames"  # guard: D19
+        if finding.severity >= MIN_SEVERITY or finding.kind == "several_frames"  # guard: D19
     ]
     if bad:
         remarks.insert(0, f"{len(bad)} photos cannot be used and are left out: {_first(bad)}")
-    return Admission(photos, result.twins if groups == "twins" else [], bad, remarks)
+    return FilteredDataset(photos, result.duplicates if groups == "duplicates" else [], bad, remarks)
 
 
-def _remark(photos: Photos, finding: Finding) -> str:
+def _remark(photos: ImageDataset, finding: Finding) -> str:
     """What was found, with the first of the pairs where it is about twins."""
     pairs = [group for group in finding.groups if len(group) > 1]
     if not pairs:

@@ -60,7 +60,7 @@ class Inspection:
     colour: float = 0.0
 
 
-def inspect_photo(path: Path | str) -> Inspection:
+def inspect_image(path: Path | str) -> Inspection:
     """Reads and decodes a photo completely; never raises for what is wrong with it."""
     try:
         with open_regular(path) as file:
@@ -161,7 +161,7 @@ def main() -> None:
     """Says that it is ready, then answers each line of standard input until it ends."""
     print("ready", flush=True)
     for line in sys.stdin:
-        inspection = inspect_photo(json.loads(line))
+        inspection = inspect_image(json.loads(line))
         print(json.dumps(dataclasses.asdict(inspection)), flush=True)
 
 

@@ -1,6 +1,6 @@
 """The physical before training: what is wrong with a set of photos, worst first, and what to do about it.
 
-The user's files are never touched. What should stay out of training is listed in `quarantine.csv`, which
+The user's files are never touched. What should stay out of training is listed in `exclude.csv`, which
 training honours.
 """
 
@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from flowers_torch.data.quality.duplicates import exact_twins, near_twins
+from flowers_torch.data.dataset import ImageDataset
+from flowers_torch.data.quality.duplicates import exact_duplicates, near_duplicates
 from flowers_torch.data.quality.inspection import Inspection
-from flowers_torch.data.sources.folders import Photos
-from flowers_torch.data.splits.assign import LOPSIDED, Split
+from flowers_torch.data.splits.assign import IMBALANCE, Splits
 from flowers_torch.errors import DataError, printable
-from flowers_torch.files import write_text
+from flowers_torch.files.atomic import write_text
 
 MIN_SIDE = 64  # pixels; smaller photos hold little to learn from
 MAX_ASPECT = 3.0  # a centre crop of a longer strip shows less than a third of it
@@ -54,7 +54,7 @@ class Finding:
     """
 
     kind: str
-    damage: int
+    severity: int
     what: str
     todo: str
     groups: list[list[int]] = field(default_factory=list)
@@ -62,13 +62,13 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Audit:
+class QualityReport:
     """The outcome of a check: findings by damage, and the groups of twins that must not be split up."""
 
-    photos: Photos
+    photos: ImageDataset
     inspections: list[Inspection]
     findings: list[Finding]
-    twins: list[list[int]]
+    duplicates: list[list[int]]
 
     def excluded(self) -> dict[int, str]:
         """Positions in the quarantine, each with the kind of its worst finding."""
@@ -90,41 +90,41 @@ class Audit:
                 | {"groups": [[photos.paths[i] for i in group] for group in finding.groups]}
                 for finding in self.findings
             ],
-            "quarantine": {photos.paths[i]: reason for i, reason in self.excluded().items()},
+            "exclude": {photos.paths[i]: reason for i, reason in self.excluded().items()},
         }
 
 
-def audit(
-    photos: Photos,
+def check_quality(
+    photos: ImageDataset,
     inspections: list[Inspection],
-    split: Split | None = None,
+    split: Splits | None = None,
     features: np.ndarray | None = None,
-    twins: list[list[int]] | None = None,
-) -> Audit:
+    duplicates: list[list[int]] | None = None,
+) -> QualityReport:
     """Judges a set of photos.
 
     Args:
         photos: The set.
-        inspections: One a photo, from `scan.inspect_photos`.
+        inspections: One a photo, from `scan.inspect_images`.
         split: Parts, to find twins across them; the source's own split if None.
         features: Of a backbone (N, D), to find twins that a hash misses.
-        twins: What `twins.near_twins` finds, where that is known.
+        twins: What `twins.near_duplicates` finds, where that is known.
     """
     part = dict(photos.split)
     if split is not None:
         part = {photos.paths[i]: name for name, indices in split.items() for i in indices}
-    exact = exact_twins(inspections)
-    if twins is None:
-        twins = near_twins(photos, inspections, features)
+    exact = exact_duplicates(inspections)
+    if duplicates is None:
+        duplicates = near_duplicates(photos, inspections, features)
     findings = [
         *_unreadable(inspections),
-        *_twins(photos, exact, twins, part),
+        *_twins(photos, exact, duplicates, part),
         *_looks(photos, inspections),
         *_classes(photos, inspections),
     ]
     findings += [Finding("note", 1, note, "nothing, if that is meant") for note in photos.notes]
-    findings.sort(key=lambda finding: -finding.damage)  # stable: within a damage the order above stays
-    return Audit(photos, inspections, findings, twins)
+    findings.sort(key=lambda finding: -finding.severity)  # stable: within a damage the order above stays
+    return QualityReport(photos, inspections, findings, duplicates)
 
 
 def _unreadable(inspections: Sequence[Inspection]) -> list[Finding]:
@@ -134,7 +134,7 @@ def _unreadable(inspections: Sequence[Inspection]) -> list[Finding]:
 
 
 def _twins(
-    photos: Photos, exact: list[list[int]], twins: list[list[int]], part: dict[str, str]
+    photos: ImageDataset, exact: list[list[int]], duplicates: list[list[int]], part: dict[str, str]
 ) -> list[Finding]:
     def labels(group: list[int]) -> set[int]:
         return {photos.labels[i] for i in group}
@@ -142,10 +142,10 @@ def _twins(
     def parts(group: list[int]) -> set[str]:
         return {part[photos.paths[i]] for i in group if photos.paths[i] in part}
 
-    contradicting = [group for group in twins if len(labels(group)) > 1]
-    leaking = [group for group in twins if len(parts(group)) > 1]
+    contradicting = [group for group in duplicates if len(labels(group)) > 1]
+    leaking = [group for group in duplicates if len(parts(group)) > 1]
     doubled = [group for group in exact if len(labels(group)) == 1]
-    resaved = [group for group in twins if len(labels(group)) == 1 and group not in doubled]
+    resaved = [group for group in duplicates if len(labels(group)) == 1 and group not in doubled]
     found = []
     if contradicting:  # guard: D27 labels
         what = f"{len(contradicting)} pictures are in several classes at once"
@@ -153,20 +153,20 @@ def _twins(
         found.append(Finding("twins_across_classes", 3, what, todo, contradicting, sum(contradicting, [])))
     if leaking:  # guard: D27 splits
         what = f"{len(leaking)} pictures are in more than one part of the split: its test is too easy"
-        todo = "split with --groups twins, or keep one of each"
+        todo = "split with --groups duplicates, or keep one of each"
         found.append(Finding("twins_across_parts", 3, what, todo, leaking))
     if doubled:
         what = f"{len(doubled)} photos are there more than once, byte for byte"
         copies = [i for group in doubled for i in group[1:]]
-        found.append(Finding("exact_twins", 2, what, "remove the copies", doubled, copies))
+        found.append(Finding("exact_duplicates", 2, what, "remove the copies", doubled, copies))
     if resaved:
         what = f"{len(resaved)} pictures are there more than once, saved again, scaled or mirrored"
-        todo = "split with --groups twins, so that no copy of a training photo is in the test"
-        found.append(Finding("near_twins", 2, what, todo, resaved))
+        todo = "split with --groups duplicates, so that no copy of a training photo is in the test"
+        found.append(Finding("near_duplicates", 2, what, todo, resaved))
     return found
 
 
-def _looks(photos: Photos, inspections: Sequence[Inspection]) -> list[Finding]:
+def _looks(photos: ImageDataset, inspections: Sequence[Inspection]) -> list[Finding]:
     good = [(i, seen) for i, seen in enumerate(inspections) if not seen.error]
     median = float(np.median([seen.sharpness for _, seen in good])) if good else 0.0
 
@@ -205,7 +205,7 @@ def _looks(photos: Photos, inspections: Sequence[Inspection]) -> list[Finding]:
     ]  # fmt: skip
 
 
-def _classes(photos: Photos, inspections: Sequence[Inspection]) -> list[Finding]:
+def _classes(photos: ImageDataset, inspections: Sequence[Inspection]) -> list[Finding]:
     counts = Counter(label for label, seen in zip(photos.labels, inspections, strict=True) if not seen.error)
     names = [printable(name, 60) for name in photos.classes]
     found = []
@@ -220,7 +220,7 @@ def _classes(photos: Photos, inspections: Sequence[Inspection]) -> list[Finding]
         what = f"fewer than {FEW_PHOTOS} photos in: {', '.join(few)}"
         found.append(Finding("few_photos", 2, what, "add photos: the test cannot say much about them"))
     rarest, commonest = min(counts.values(), default=0), max(counts.values(), default=0)
-    if rarest and commonest >= LOPSIDED * rarest:
+    if rarest and commonest >= IMBALANCE * rarest:
         what = f"classes are lopsided: from {rarest} to {commonest} photos"
         todo = "add photos of the rare ones, or train with balanced class weights (they are off by default)"
         found.append(Finding("lopsided", 1, what, todo))
@@ -228,10 +228,10 @@ def _classes(photos: Photos, inspections: Sequence[Inspection]) -> list[Finding]
 
 
 def _finding(
-    kind: str, damage: int, what: str, todo: str, indices: list[int], excluded: Sequence[int] = ()
+    kind: str, severity: int, what: str, todo: str, indices: list[int], excluded: Sequence[int] = ()
 ) -> list[Finding]:
     groups = [[index] for index in indices]
-    return [Finding(kind, damage, what, todo, groups, list(excluded))] if indices else []
+    return [Finding(kind, severity, what, todo, groups, list(excluded))] if indices else []
 
 
 def _count(indices: list[int]) -> str:
@@ -242,8 +242,8 @@ def _suffixes(format: str) -> tuple[str, ...]:
     return tuple(SUFFIX_FORMATS[format].split())
 
 
-def write_quarantine(path: Path, result: Audit) -> None:
-    """Writes `quarantine.csv`: file, reason. Lines may be deleted or added by hand."""
+def write_exclude_list(path: Path, result: QualityReport) -> None:
+    """Writes `exclude.csv`: file, reason. Lines may be deleted or added by hand."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["file", "reason"])
@@ -251,7 +251,7 @@ def write_quarantine(path: Path, result: Audit) -> None:
     write_text(path, text.getvalue())
 
 
-def read_quarantine(path: Path) -> dict[str, str]:
+def read_exclude_list(path: Path) -> dict[str, str]:
     """Relative path to reason.
 
     Raises:
@@ -261,21 +261,21 @@ def read_quarantine(path: Path) -> dict[str, str]:
         text = Path(path).read_text(encoding="utf-8-sig", errors="surrogateescape")
     except OSError as error:
         what = f"cannot read the quarantine {printable(path)}: {error.strerror}"
-        raise DataError(what, "name the quarantine.csv of a check") from error
+        raise DataError(what, "name the exclude.csv of a check") from error
     rows = csv.DictReader(io.StringIO(text, newline=""))
     if "file" not in (rows.fieldnames or ()):
         what = f"{printable(path)} has no column 'file'"
-        raise DataError(what, "name the quarantine.csv of a check")
+        raise DataError(what, "name the exclude.csv of a check")
     return {row["file"]: row.get("reason") or "by hand" for row in rows if row["file"]}
 
 
-def leave_out(photos: Photos, quarantine: dict[str, str]) -> Photos:
+def drop_images(photos: ImageDataset, exclude: dict[str, str]) -> ImageDataset:
     """The set without the photos of a quarantine.
 
     Raises:
         DataError: nothing would be left of a class; all such classes are named.
     """
-    kept = [i for i, path in enumerate(photos.paths) if path not in quarantine]
+    kept = [i for i, path in enumerate(photos.paths) if path not in exclude]
     remaining = {photos.labels[i] for i in kept}
     empty = [printable(name, 60) for label, name in enumerate(photos.classes) if label not in remaining]
     if empty:  # guard: D33

@@ -13,19 +13,20 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+from flowers_torch.data.dataset import ImageDataset
 from flowers_torch.data.quality.inspection import Inspection
-from flowers_torch.data.sources.folders import Photos
 from flowers_torch.data.sources.tar_members import split_path
 from flowers_torch.errors import ResourceError, printable
-from flowers_torch.files import cache_folder, write_json
+from flowers_torch.files.atomic import write_json
+from flowers_torch.files.cache import cache_folder
 
 CACHE_FORMAT = 3
 SECONDS_TO_START = 120.0
 SECONDS_PER_PHOTO = 20.0  # a photo that takes longer to decode is refused
 
 
-def inspect_photos(
-    photos: Photos,
+def inspect_images(
+    photos: ImageDataset,
     workers: int | None = None,
     cache: Path | None = None,
     progress: Callable[[int], None] | None = None,
@@ -177,7 +178,7 @@ def _stamp(path: Path) -> list[int]:
     return [status.st_size, status.st_mtime_ns]
 
 
-def _memory_file(photos: Photos, cache: Path) -> Path:
+def _memory_file(photos: ImageDataset, cache: Path) -> Path:
     where = os.fsencode(photos.root.resolve())
     return cache / "inspections" / f"{hashlib.sha256(where).hexdigest()[:16]}.json"
 
@@ -195,7 +196,9 @@ def _recall(memory: Path) -> dict[str, tuple[list[int], dict[str, Any]]]:
         return {}  # absent or damaged: everything is read anew
 
 
-def _remember(memory: Path, photos: Photos, stamps: list[list[int]], found: list[Inspection | None]) -> None:
+def _remember(
+    memory: Path, photos: ImageDataset, stamps: list[list[int]], found: list[Inspection | None]
+) -> None:
     rows = zip(photos.paths, stamps, found, strict=True)
     content = {
         path: (stamp, dataclasses.asdict(seen))

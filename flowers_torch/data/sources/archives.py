@@ -18,7 +18,7 @@ from typing import IO
 
 from flowers_torch.data.images import open_regular
 from flowers_torch.errors import DataError, ResourceError, printable
-from flowers_torch.files import file_digest
+from flowers_torch.files.download import file_digest
 
 MAX_MEMBERS = 2_000_000
 MAX_BYTES = 256 * 1024**3

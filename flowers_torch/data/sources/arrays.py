@@ -14,10 +14,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from flowers_torch.data.dataset import ImageDataset
 from flowers_torch.data.sources.archives import staged_folder
-from flowers_torch.data.sources.folders import Photos, find_photos
+from flowers_torch.data.sources.folders import find_images
 from flowers_torch.errors import DataError, ResourceError, UsageError, printable
-from flowers_torch.files import cache_folder, file_digest, write_json
+from flowers_torch.files.atomic import write_json
+from flowers_torch.files.cache import cache_folder
+from flowers_torch.files.download import file_digest
 
 MAX_BYTES = 32 * 1024**3
 HDF5_SUFFIXES = (".h5", ".hdf5")
@@ -25,7 +28,7 @@ NOTES_FILE = ".notes.json"  # hidden, so no part of the photos
 
 
 @dataclass(frozen=True)
-class Pictures:
+class ImageArrays:
     """Checked pictures of one part.
 
     Attributes:
@@ -41,7 +44,7 @@ class Pictures:
 
 def check_arrays(
     images: Any, labels: Any, classes: int | None = None, size: tuple[int, int] | None = None
-) -> Pictures:
+) -> ImageArrays:
     """Brings arrays of the usual layouts to uint8 (N, H, W, 3) and indices (N,).
 
     Args:
@@ -62,7 +65,7 @@ def check_arrays(
             f"the images are {found} (height x width), declared are {'x'.join(map(str, size))}",
             "declare their true size or resize them",
         )
-    return Pictures(pixels, _indices(np.asarray(labels), len(pixels), classes, notes), tuple(notes))
+    return ImageArrays(pixels, _indices(np.asarray(labels), len(pixels), classes, notes), tuple(notes))
 
 
 def _layout(images: np.ndarray, notes: list[str]) -> np.ndarray:
@@ -131,13 +134,13 @@ def _indices(labels: np.ndarray, count: int, classes: int | None, notes: list[st
     return labels
 
 
-def write_pictures(
+def write_images(
     folder: Path,
     parts: dict[str, tuple[Any, Any]],
     classes: Sequence[str] | None = None,
     size: tuple[int, int] | None = None,
     name: str | None = None,
-) -> Photos:
+) -> ImageDataset:
     """Writes arrays as class folders of PNG files and returns them as photos.
 
     Args:
@@ -168,13 +171,13 @@ def write_pictures(
                 _write_part(staging / part if len(checked) > 1 else staging, pictures, names)
             notes = [f"{part}: {note}" for part, pictures in checked.items() for note in pictures.notes]
             write_json(staging / NOTES_FILE, {"notes": notes, "classes": names})
-    photos = find_photos(folder, name)
+    photos = find_images(folder, name)
     content = json.loads((folder / NOTES_FILE).read_text(encoding="utf-8"))
     kept = [note for note in photos.notes if NOTES_FILE not in note]
     return _in_order(replace(photos, notes=(*content["notes"], *kept)), content["classes"])
 
 
-def _write_part(folder: Path, pictures: Pictures, names: list[str]) -> None:
+def _write_part(folder: Path, pictures: ImageArrays, names: list[str]) -> None:
     for label in np.unique(pictures.labels):
         (folder / names[label]).mkdir(parents=True)
     for index, (image, label) in enumerate(zip(pictures.images, pictures.labels, strict=True)):
@@ -182,14 +185,14 @@ def _write_part(folder: Path, pictures: Pictures, names: list[str]) -> None:
         Image.fromarray(np.ascontiguousarray(image)).save(path, compress_level=1)
 
 
-def _in_order(photos: Photos, names: list[str]) -> Photos:
+def _in_order(photos: ImageDataset, names: list[str]) -> ImageDataset:
     """With the classes in the order of the source's labels instead of natural order."""
     classes = tuple(name for name in names if name in photos.classes)
     new_label = [classes.index(name) for name in photos.classes]
     return replace(photos, classes=classes, labels=tuple(new_label[label] for label in photos.labels))
 
 
-def read_hdf5(path: Path, cache: Path | None = None) -> Photos:
+def read_hdf5(path: Path, cache: Path | None = None) -> ImageDataset:
     """Photos of an HDF5 file with `train_set_x`, `train_set_y`, `test_set_x`, `test_set_y`, `list_classes`.
 
     Where a file holds one part only, the other is looked for beside it under the name with `train` and
@@ -208,7 +211,7 @@ def read_hdf5(path: Path, cache: Path | None = None) -> Photos:
     digest = "-".join(file_digest(file)[:12] for file in files)
     folder = (cache or cache_folder()) / f"{path.stem[:64]}-{digest}"
     if folder.is_dir():
-        return write_pictures(folder, {}, name=path.stem)
+        return write_images(folder, {}, name=path.stem)
     entries: dict[str, np.ndarray] = {}
     for file in files:
         entries |= {key: value for key, value in _read_entries(file).items() if key not in entries}
@@ -227,7 +230,7 @@ def read_hdf5(path: Path, cache: Path | None = None) -> Photos:
     if listed is not None:
         values = listed.ravel().tolist()
         names = [v.decode("utf-8", "replace") if isinstance(v, bytes) else str(v) for v in values]
-    return write_pictures(folder, parts, names, name=path.stem)
+    return write_images(folder, parts, names, name=path.stem)
 
 
 def _other_part(path: Path) -> Path | None:
@@ -268,7 +271,7 @@ def is_cifar10(folder: Path) -> bool:
     return (folder / "data_batch_1").is_file() and (folder / "batches.meta").is_file()
 
 
-def cifar10(cache: Path | None = None, source: Path | None = None) -> Photos:
+def cifar10(cache: Path | None = None, source: Path | None = None) -> ImageDataset:
     """CIFAR-10 through torchvision, which unpickles only batches with the original's checksums.
 
     Args:
@@ -287,7 +290,7 @@ def cifar10(cache: Path | None = None, source: Path | None = None) -> Photos:
     cache = cache or cache_folder()
     folder = cache / "cifar10"
     if folder.is_dir():
-        return write_pictures(folder, {}, name="cifar10")
+        return write_images(folder, {}, name="cifar10")
     files = type("Files", (CIFAR10,), {"base_folder": source.name}) if source else CIFAR10
     sets = {}
     for part in ("train", "test"):
@@ -304,4 +307,4 @@ def cifar10(cache: Path | None = None, source: Path | None = None) -> Photos:
                 "put cifar-10-python.tar.gz there, or its folder cifar-10-batches-py",
             ) from error
     parts = {part: (data.data, data.targets) for part, data in sets.items()}
-    return write_pictures(folder, parts, sets["train"].classes, name="cifar10")
+    return write_images(folder, parts, sets["train"].classes, name="cifar10")

@@ -14,8 +14,8 @@ from PIL import Image, ImageDraw, ImageFilter
 from flowers_torch.data.sources.drawing import (
     SUPERSAMPLING,
     Array,
-    Canvas,
     Colour,
+    Drawing,
     Petal,
     Pose,
     blade,
@@ -87,7 +87,7 @@ def draw_picture(form: str, size: int, rng: np.random.Generator) -> Image.Image:
     """
     light = rng.uniform(0, 2 * np.pi)
     picture = _ground(size, rng)
-    canvas = Canvas(size, light, rng)
+    canvas = Drawing(size, light, rng)
     FORMS[form](canvas, rng)
     flower = canvas.image.reduce(SUPERSAMPLING)
     if rng.random() < 0.3:  # the camera is not always in focus
@@ -103,7 +103,7 @@ def draw_picture(form: str, size: int, rng: np.random.Generator) -> Image.Image:
 # The forms. Each draws a stem and a blossom; the ranges are what individuals of a form differ in.
 
 
-def _cross(canvas: Canvas, rng: np.random.Generator) -> None:
+def _cross(canvas: Drawing, rng: np.random.Generator) -> None:
     """Four broad, notched petals."""
     pose = _facing(rng, scale=(0.33, 0.44), tilt=(0, 0.6))
     _stem_down(canvas, pose.centre, rng)
@@ -116,7 +116,7 @@ def _cross(canvas: Canvas, rng: np.random.Generator) -> None:
     canvas.disc(pose, 0.16, 0.12, _vary((0.80, 0.74, 0.22), rng), florets=14)
 
 
-def _cup(canvas: Canvas, rng: np.random.Generator) -> None:
+def _cup(canvas: Drawing, rng: np.random.Generator) -> None:
     """A deep cup of six petals, seen from the side."""
     centre = np.array([0.5, 0.62]) + rng.uniform(-0.1, 0.1, 2)
     pose = Pose(centre, rng.uniform(0.40, 0.52), rng.uniform(1.15, 1.5), rng.uniform(-0.5, 0.5))
@@ -129,7 +129,7 @@ def _cup(canvas: Canvas, rng: np.random.Generator) -> None:
     canvas.whorl(pose, 3, petal, turn)
 
 
-def _globe(canvas: Canvas, rng: np.random.Generator) -> None:
+def _globe(canvas: Drawing, rng: np.random.Generator) -> None:
     """A ball of many small petals without a visible centre."""
     pose = _facing(rng, scale=(0.32, 0.42), tilt=(0, 0.7))
     _stem_down(canvas, pose.centre, rng)
@@ -140,7 +140,7 @@ def _globe(canvas: Canvas, rng: np.random.Generator) -> None:
         canvas.whorl(pose, round(count * (1 - 0.12 * ring)), petal, 2.4 * ring, shade=0.74 + 0.065 * ring)
 
 
-def _rays(canvas: Canvas, rng: np.random.Generator) -> None:
+def _rays(canvas: Drawing, rng: np.random.Generator) -> None:
     """Many narrow rays around a broad dark disc."""
     pose = _facing(rng, scale=(0.28, 0.36), tilt=(0, 0.7))
     _stem_down(canvas, pose.centre, rng)
@@ -153,7 +153,7 @@ def _rays(canvas: Canvas, rng: np.random.Generator) -> None:
     canvas.disc(pose, 0.42, 0.22, _vary(centre, rng), florets=55)
 
 
-def _spike(canvas: Canvas, rng: np.random.Generator) -> None:
+def _spike(canvas: Drawing, rng: np.random.Generator) -> None:
     """A spire of small blossoms along an upright stem."""
     top = np.array([rng.uniform(0.35, 0.65), rng.uniform(0.04, 0.16)])
     foot = np.array([rng.uniform(0.35, 0.65), 1.05])
@@ -171,7 +171,7 @@ def _spike(canvas: Canvas, rng: np.random.Generator) -> None:
             canvas.whorl(pose, 4, petal, rng.uniform(0, 2 * np.pi), shade=rng.uniform(0.8, 1.05))
 
 
-def _star(canvas: Canvas, rng: np.random.Generator) -> None:
+def _star(canvas: Drawing, rng: np.random.Generator) -> None:
     """Five or six pointed petals that do not touch."""
     pose = _facing(rng, scale=(0.37, 0.48), tilt=(0, 0.6))
     _stem_down(canvas, pose.centre, rng)
@@ -185,7 +185,7 @@ def _star(canvas: Canvas, rng: np.random.Generator) -> None:
 
 
 # In the natural order of their names, which is that of the class folders.
-FORMS: dict[str, Callable[[Canvas, np.random.Generator], None]] = {
+FORMS: dict[str, Callable[[Drawing, np.random.Generator], None]] = {
     "cross": _cross,
     "cup": _cup,
     "globe": _globe,
@@ -201,7 +201,7 @@ def _facing(rng: np.random.Generator, scale: tuple[float, float], tilt: tuple[fl
     return Pose(centre, rng.uniform(*scale), rng.uniform(*tilt), rng.uniform(-np.pi, np.pi))
 
 
-def _stem_down(canvas: Canvas, start: Array, rng: np.random.Generator) -> None:
+def _stem_down(canvas: Drawing, start: Array, rng: np.random.Generator) -> None:
     end = np.array([start[0] + rng.uniform(-0.25, 0.25), 1.05])
     canvas.stem(start, end, rng.uniform(0.009, 0.014), _green(rng))
 

@@ -67,7 +67,7 @@ class Petal:
     notch: float = 0.0  # depth of a notch in the tip, as a share of the length
 
 
-class Canvas:
+class Drawing:
     """A transparent picture with one light, on which petals, centres, stems and leaves are drawn."""
 
     def __init__(self, size: int, light: float, rng: np.random.Generator) -> None:

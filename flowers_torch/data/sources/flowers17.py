@@ -9,10 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
+from flowers_torch.data.dataset import ImageDataset
 from flowers_torch.data.sources.archives import extract_archive, extract_to_cache
-from flowers_torch.data.sources.folders import Photos, list_folder
+from flowers_torch.data.sources.folders import list_folder
 from flowers_torch.errors import DataError, UsageError, printable
-from flowers_torch.files import atomic_write, cache_folder, download, file_digest
+from flowers_torch.files.atomic import atomic_write
+from flowers_torch.files.cache import cache_folder
+from flowers_torch.files.download import download, file_digest
 
 URL = "https://www.robots.ox.ac.uk/~vgg/data/flowers/17/17flowers.tgz"
 MD5 = "b59a65d8d1a99cd66944d474e1289eab"
@@ -34,7 +37,7 @@ def flowers17(
     archive: Path | None = None,
     cache: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> Photos:
+) -> ImageDataset:
     """Finds or fetches Flowers-17 and unpacks it into the cache, once.
 
     Args:
@@ -61,7 +64,7 @@ def flowers17(
     return flowers17_folder(folder, tuple(notes))
 
 
-def flowers17_folder(folder: Path, notes: tuple[str, ...] = ()) -> Photos:
+def flowers17_folder(folder: Path, notes: tuple[str, ...] = ()) -> ImageDataset:
     """The photos of an unpacked archive: `folder/jpg/image_0001.jpg` and on.
 
     Raises:
@@ -79,18 +82,18 @@ def flowers17_folder(folder: Path, notes: tuple[str, ...] = ()) -> Photos:
     return whole_set(folder, notes)
 
 
-def whole_set(folder: Path, notes: tuple[str, ...] = ()) -> Photos:
+def whole_set(folder: Path, notes: tuple[str, ...] = ()) -> ImageDataset:
     """All 1360 photos below a folder, whether they are there or not."""
     labels = tuple(index // PHOTOS_PER_CLASS for index in range(len(PATHS)))
-    return Photos("flowers17", folder, CLASSES, PATHS, labels, notes=notes)
+    return ImageDataset("flowers17", folder, CLASSES, PATHS, labels, notes=notes)
 
 
-def is_from_flowers17(photos: Photos) -> bool:
+def is_from_flowers17(photos: ImageDataset) -> bool:
     """Whether photos are those of this set, or what an exclude list left of them."""
     return photos.classes == CLASSES and set(photos.paths) <= set(PATHS)
 
 
-def by_file_name(split: dict[str, list[int]], photos: Photos) -> dict[str, list[int]]:
+def by_file_name(split: dict[str, list[int]], photos: ImageDataset) -> dict[str, list[int]]:
     """A split of the whole set as indices into the photos that are left of it."""
     index = {path: i for i, path in enumerate(photos.paths)}
     return {part: [index[PATHS[i]] for i in members if PATHS[i] in index] for part, members in split.items()}
@@ -101,7 +104,7 @@ def is_flowers17(folder: Path) -> bool:
     return (folder / PATHS[0]).is_file() and (folder / PATHS[-1]).is_file()
 
 
-def official_split(photos: Photos, which: int, cache: Path | None = None) -> dict[str, list[int]]:
+def official_split(photos: ImageDataset, which: int, cache: Path | None = None) -> dict[str, list[int]]:
     """One of Oxford's own three splits, 680/340/340 photos without those that are excluded.
 
     Args:

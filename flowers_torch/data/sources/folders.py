@@ -12,60 +12,27 @@ import stat
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from torchvision.datasets import ImageFolder
 
-from flowers_torch.data.images import is_photo_name, load_image
+from flowers_torch.data.dataset import ImageDataset
+from flowers_torch.data.images import is_image_name, load_image
 from flowers_torch.errors import DataError, printable
 
 # What a person may call the three parts of a set that is split already, in any case.
-PART_NAMES = {
+SPLIT_NAMES = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation", "validate", "dev"),
     "test": ("test", "testing"),
 }
 # Folders that file managers, archives and network drives leave behind; names with a leading dot join them.
-LITTER_FOLDERS = frozenset({"__macosx", "@eadir", "__pycache__", "$recycle.bin", "lost+found"})
-LITTER_FILES = frozenset({"thumbs.db", "desktop.ini", "ehthumbs.db"})
+SYSTEM_FOLDERS = frozenset({"__macosx", "@eadir", "__pycache__", "$recycle.bin", "lost+found"})
+SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini", "ehthumbs.db"})
 LAYOUT = "expected FOLDER/<class>/<photo> or FOLDER/train/<class>/<photo> with val and test beside train"
 
 
-@dataclass(frozen=True)
-class Photos:
-    """A labelled set of photos, found but not yet read.
-
-    Attributes:
-        name: What the set is called in run folders and reports.
-        root: Folder that `paths` are relative to.
-        classes: Class names in natural order; a label is an index into them.
-        paths: Relative posix paths, in natural order.
-        labels: Class index of each path.
-        split: Path to "train", "val" or "test" where the source itself says so, else empty.
-        groups: Path to the name of a group whose photos must stay in one part; photos alone are absent.
-        notes: What was ignored or is odd, one line each.
-    """
-
-    name: str
-    root: Path
-    classes: tuple[str, ...]
-    paths: tuple[str, ...]
-    labels: tuple[int, ...]
-    split: dict[str, str] = field(default_factory=dict)
-    groups: dict[str, str] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def counts(self) -> list[int]:
-        """Photos of each class, in the order of `classes`."""
-        found = Counter(self.labels)
-        return [found[label] for label in range(len(self.classes))]
-
-
-class PhotoFolder(ImageFolder):
+class ClassFolders(ImageFolder):
     """torchvision's `ImageFolder` with this package's loader, natural class order and a walk that ends.
 
     It adds `notes` (what was ignored) and `empty` (classes without a photo), where torchvision would raise
@@ -75,7 +42,7 @@ class PhotoFolder(ImageFolder):
     def __init__(self, root: Path) -> None:
         self.litter: Counter[str] = Counter()
         self.notes: list[str] = []
-        super().__init__(str(root), loader=load_image, is_valid_file=is_photo_name, allow_empty=True)
+        super().__init__(str(root), loader=load_image, is_valid_file=is_image_name, allow_empty=True)
         filled = {self.classes[label] for label in self.targets}
         self.empty = [name for name in self.classes if name not in filled]
         if self.litter:
@@ -102,7 +69,7 @@ class PhotoFolder(ImageFolder):
             other: Counter[str] = Counter()
             paths = []
             for path in self._walk(root / name, set(off_limits), other):
-                if is_photo_name(path):
+                if is_image_name(path):
                     paths.append(path)
                 else:
                     other[os.path.splitext(path)[1].lower() or "no suffix"] += 1  # guard: D06
@@ -124,7 +91,7 @@ class PhotoFolder(ImageFolder):
                 yield from self._walk(folder / name, seen, other)
 
 
-def find_photos(root: Path | str, name: str | None = None, fewest: int = 2) -> Photos:
+def find_images(root: Path | str, name: str | None = None, fewest: int = 2) -> ImageDataset:
     """Finds the photos of a folder of class folders, split already or not.
 
     Args:
@@ -141,12 +108,12 @@ def find_photos(root: Path | str, name: str | None = None, fewest: int = 2) -> P
         what = "is a file" if root.is_file() else "is no folder"
         raise DataError(f"{printable(root)} {what}; {LAYOUT}", "name a folder of photos")
     name = name or root.resolve().name
-    parts = find_parts(root)
+    parts = find_split_folders(root)
     if parts:
         return _find_split_photos(root, name, parts)
-    folder = PhotoFolder(root)
+    folder = ClassFolders(root)
     _check_classes(folder, root, fewest)
-    return Photos(
+    return ImageDataset(
         name,
         root,
         classes=tuple(folder.classes),
@@ -156,12 +123,12 @@ def find_photos(root: Path | str, name: str | None = None, fewest: int = 2) -> P
     )
 
 
-def find_parts(root: Path) -> dict[str, Path]:
+def find_split_folders(root: Path) -> dict[str, Path]:
     """Folders of a split that is already there, by part; empty unless train and one other are present."""
     folders, _ = list_folder(root)
     parts: dict[str, Path] = {}
-    for part in PART_NAMES:
-        matching = [name for name in folders if part_of_name(name) == part]
+    for part in SPLIT_NAMES:
+        matching = [name for name in folders if split_of_name(name) == part]
         if len(matching) > 1:
             raise DataError(
                 f"{printable(root)} holds several folders for {part}: {_some(matching)}", "keep one of them"
@@ -171,22 +138,22 @@ def find_parts(root: Path) -> dict[str, Path]:
     return parts if "train" in parts and len(parts) > 1 else {}
 
 
-def part_of_name(name: str) -> str | None:
+def split_of_name(name: str) -> str | None:
     """ "train", "val" or "test" for any of the names that people give these parts, else None."""
-    return next((part for part, names in PART_NAMES.items() if name.strip().lower() in names), None)
+    return next((part for part, names in SPLIT_NAMES.items() if name.strip().lower() in names), None)
 
 
-def _find_split_photos(root: Path, name: str, parts: dict[str, Path]) -> Photos:
+def _find_split_photos(root: Path, name: str, parts: dict[str, Path]) -> ImageDataset:
     beside = [folder for folder in list_folder(root)[0] if root / folder not in parts.values()]
     notes = [f"ignored folders beside {', '.join(parts)}: {_some(beside)}"] if beside else []
-    found = {part: PhotoFolder(folder) for part, folder in parts.items()}
+    found = {part: ClassFolders(folder) for part, folder in parts.items()}
     _check_classes(found["train"], parts["train"])
     classes = found["train"].classes
     filled = {part: [n for n in folder.classes if n not in folder.empty] for part, folder in found.items()}
-    check_parts(filled, root)
+    check_split_classes(filled, root)
     for part, folder in found.items():
         notes += [f"{part}: {note}" for note in folder.notes]
-    for part in PART_NAMES.keys() - parts.keys():
+    for part in SPLIT_NAMES.keys() - parts.keys():
         notes.append(f"no {part} folder: its photos are drawn from train")
     rows = [
         (Path(path).relative_to(root).as_posix(), classes.index(folder.classes[label]), part)
@@ -194,7 +161,7 @@ def _find_split_photos(root: Path, name: str, parts: dict[str, Path]) -> Photos:
         for path, label in folder.samples
     ]
     rows.sort(key=lambda row: natural_key(row[0]))
-    return Photos(
+    return ImageDataset(
         name,
         root,
         classes=tuple(classes),
@@ -205,7 +172,7 @@ def _find_split_photos(root: Path, name: str, parts: dict[str, Path]) -> Photos:
     )
 
 
-def check_parts(classes: Mapping[str, Collection[str]], where: Path) -> None:
+def check_split_classes(classes: Mapping[str, Collection[str]], where: Path) -> None:
     """Every part of a split that is there already must hold the classes of train, no more and no fewer.
 
     Args:
@@ -229,7 +196,7 @@ def check_parts(classes: Mapping[str, Collection[str]], where: Path) -> None:
             )
 
 
-def _check_classes(folder: PhotoFolder, root: Path, fewest: int = 2) -> None:
+def _check_classes(folder: ClassFolders, root: Path, fewest: int = 2) -> None:
     if not folder.classes:
         where = "holds photos but no class folders" if _has_photos(root) else "holds no photos"
         raise DataError(f"{printable(root)} {where}; {LAYOUT}", "put the photos of each class in a folder")
@@ -257,11 +224,11 @@ def _suggest_root(root: Path, classes: list[str]) -> Path | None:
         return None
     deeper = root / classes[0]
     inner = [name for name in list_folder(deeper)[0] if _has_photos(deeper / name)]
-    return deeper if len(inner) >= 2 or find_parts(deeper) else None
+    return deeper if len(inner) >= 2 or find_split_folders(deeper) else None
 
 
 def _has_photos(folder: Path) -> bool:
-    return any(is_photo_name(name) for name in list_folder(folder)[1])
+    return any(is_image_name(name) for name in list_folder(folder)[1])
 
 
 def list_folder(
@@ -281,7 +248,7 @@ def list_folder(
         with os.scandir(folder) as entries:
             for entry in entries:
                 # guard: D04
-                if entry.name.startswith(".") or entry.name.lower() in LITTER_FOLDERS | LITTER_FILES:
+                if entry.name.startswith(".") or entry.name.lower() in SYSTEM_FOLDERS | SYSTEM_FILES:
                     litter[entry.name if len(entry.name) < 30 else "other hidden names"] += 1  # guard: D05
                     continue
                 try:

@@ -3,14 +3,15 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from flowers_torch.data.dataset import ImageDataset
 from flowers_torch.data.sources.archives import SUFFIXES, archive_name, extract_to_cache, staged_folder
 from flowers_torch.data.sources.arrays import HDF5_SUFFIXES, cifar10, is_cifar10, read_hdf5
 from flowers_torch.data.sources.flowers17 import flowers17, flowers17_folder, is_flowers17
-from flowers_torch.data.sources.folders import Photos, find_parts, find_photos, list_folder
+from flowers_torch.data.sources.folders import find_images, find_split_folders, list_folder
 from flowers_torch.data.sources.shards import find_shards, read_shards
 from flowers_torch.data.sources.tables import read_table
 from flowers_torch.errors import DataError, printable
-from flowers_torch.files import cache_folder
+from flowers_torch.files.cache import cache_folder
 
 ACCEPTED = (
     "a folder of class folders or with train/val/test, a .tgz, .tar or .zip of one, a .csv of file,label, "
@@ -20,12 +21,12 @@ CIFAR10_FOLDER = "cifar-10-batches-py"  # in cifar-10-python.tar.gz
 DEMO_VERSION = 1  # raise when draw_demo draws something else, so that nobody keeps the old pictures
 
 
-def open_photos(
+def open_dataset(
     source: str | Path,
     cache: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
     fewest: int = 2,
-) -> Photos:
+) -> ImageDataset:
     """Finds the photos of any source.
 
     Args:
@@ -53,7 +54,7 @@ def open_photos(
     if shards := find_shards(path):
         return read_shards(shards)
     if path.is_dir():
-        return flowers17_folder(path) if is_flowers17(path) else find_photos(path, fewest=fewest)
+        return flowers17_folder(path) if is_flowers17(path) else find_images(path, fewest=fewest)
     if path.suffix.lower() in (".csv", ".tsv") and path.exists():
         return read_table(path)
     if path.suffix.lower() in HDF5_SUFFIXES and path.is_file():
@@ -64,26 +65,26 @@ def open_photos(
     raise DataError(f"--data {printable(source)} {what}", f"give {ACCEPTED}")
 
 
-def _archive(path: Path, cache: Path) -> Photos:
+def _archive(path: Path, cache: Path) -> ImageDataset:
     folder = extract_to_cache(path, cache)
     if is_flowers17(folder):
         return flowers17(path, cache)
     if is_cifar10(folder / CIFAR10_FOLDER):
         return cifar10(cache, folder / CIFAR10_FOLDER)
-    while not find_parts(folder):  # most archives hold one folder that holds everything
+    while not find_split_folders(folder):  # most archives hold one folder that holds everything
         folders, _ = list_folder(folder)
         inner = list_folder(folder / folders[0])[0] if len(folders) == 1 else []
         if not inner:
             break
         folder = folder / folders[0]
-    return find_photos(folder, archive_name(path))
+    return find_images(folder, archive_name(path))
 
 
-def _demo(cache: Path) -> Photos:
+def _demo(cache: Path) -> ImageDataset:
     folder = cache / f"demo-v{DEMO_VERSION}"
     if not folder.is_dir():
         from flowers_torch.data.sources.demo import draw_demo
 
         with staged_folder(folder) as staging:
             draw_demo(staging)
-    return find_photos(folder, "demo")
+    return find_images(folder, "demo")

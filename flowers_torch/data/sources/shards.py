@@ -13,14 +13,14 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
-from flowers_torch.data.images import is_photo_name
+from flowers_torch.data.dataset import ImageDataset
+from flowers_torch.data.images import is_image_name
 from flowers_torch.data.sources.folders import (
-    Photos,
-    check_parts,
+    check_split_classes,
     counted,
     list_folder,
     natural_key,
-    part_of_name,
+    split_of_name,
 )
 from flowers_torch.data.sources.tar_members import SUFFIX, members, open_member
 from flowers_torch.errors import DataError, printable
@@ -63,7 +63,7 @@ def find_shards(source: str | Path) -> list[Path]:
     return paths
 
 
-def read_shards(shards: list[Path]) -> Photos:
+def read_shards(shards: list[Path]) -> ImageDataset:
     """Photos of tar shards of one folder.
 
     A photo's label is in `KEY.cls` or `KEY.json` beside `KEY.jpg`, else the name of its folder in the shard.
@@ -84,7 +84,7 @@ def read_shards(shards: list[Path]) -> Photos:
         labels = {_key(name): name for name in beside}
         for name in names:
             path = f"{shard.name}/{name}"
-            if is_photo_name(name) and not PurePosixPath(name).name.startswith("."):
+            if is_image_name(name) and not PurePosixPath(name).name.startswith("."):
                 label = _label(shard, labels.get(_key(name))) or PurePosixPath(name).parent.name
                 # Above the class folder a shard may hold folders of parts, as an archive of a split set does.
                 part = part_of_shard or _part(PurePosixPath(name).parts[:-2])
@@ -120,13 +120,13 @@ def read_shards(shards: list[Path]) -> Photos:
         by_part: dict[str, set[str]] = {}
         for _, label, part in rows:
             by_part.setdefault(part, set()).add(names_of[label])
-        check_parts(by_part, root)
+        check_split_classes(by_part, root)
     else:
         split = {}
     notes = [f"{len(shards)} shards, read where they lie"]
     if other:
         notes.append(f"ignored {other.total()} files that are no photos: {counted(other)}")
-    return Photos(
+    return ImageDataset(
         root.resolve().name,
         root,
         tuple(classes),
@@ -139,7 +139,7 @@ def read_shards(shards: list[Path]) -> Photos:
 
 def _part(words: Iterable[str]) -> str:
     """ "train", "val" or "test" where one of the words names that part, else nothing."""
-    return next(filter(None, map(part_of_name, words)), "")
+    return next(filter(None, map(split_of_name, words)), "")
 
 
 def _key(name: str) -> str:

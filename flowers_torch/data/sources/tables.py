@@ -4,7 +4,8 @@ import csv
 import io
 from pathlib import Path, PurePosixPath
 
-from flowers_torch.data.sources.folders import Photos, check_parts, natural_key, part_of_name
+from flowers_torch.data.dataset import ImageDataset
+from flowers_torch.data.sources.folders import check_split_classes, natural_key, split_of_name
 from flowers_torch.errors import DataError, printable
 
 MAX_BYTES = 1024**3
@@ -16,7 +17,7 @@ COLUMNS = {
 }
 
 
-def read_table(path: Path) -> Photos:
+def read_table(path: Path) -> ImageDataset:
     """Photos as a CSV file lists them.
 
     The first line names the columns, in any order and case; comma, semicolon and tab are understood. `split`
@@ -39,7 +40,7 @@ def read_table(path: Path) -> Photos:
     for line, row in rows:
         values = {name: row.get(column, "") or "" for name, column in columns.items()}
         file, label = _relative(values["file"], root, path, line), values["label"].strip()
-        part = part_of_name(values.get("split", ""))
+        part = split_of_name(values.get("split", ""))
         if not label:
             raise _wrong(path, line, f"no label for {printable(file)}")
         if "split" in columns and part is None:
@@ -65,10 +66,10 @@ def read_table(path: Path) -> Photos:
         by_part: dict[str, set[str]] = {}
         for label, part, _ in found.values():
             by_part.setdefault(part, set()).add(label)
-        check_parts(by_part, path)
+        check_split_classes(by_part, path)
     paths = sorted(found, key=natural_key)
     index = {name: label for label, name in enumerate(classes)}
-    return Photos(
+    return ImageDataset(
         path.stem,
         root,
         tuple(classes),
@@ -80,7 +81,7 @@ def read_table(path: Path) -> Photos:
     )
 
 
-def read_groups(path: Path, photos: Photos) -> dict[str, str]:
+def read_groups(path: Path, photos: ImageDataset) -> dict[str, str]:
     """Group of each photo from a table `file,group`; photos that it does not list stay alone.
 
     Raises:

@@ -8,13 +8,13 @@ import hashlib
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 
-from flowers_torch.data.sources.folders import Photos
+from flowers_torch.data.dataset import ImageDataset
 from flowers_torch.errors import DataError, printable
 
-PARTS = ("train", "val", "test")
-LOPSIDED = 3  # largest class over smallest from which on it is worth a remark
+SPLITS = ("train", "val", "test")
+IMBALANCE = 3  # largest class over smallest from which on it is worth a remark
 
-Split = dict[str, list[int]]
+Splits = dict[str, list[int]]
 
 
 def split_number(path: str, seed: int) -> float:
@@ -27,12 +27,12 @@ def split_number(path: str, seed: int) -> float:
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def split_photos(
-    photos: Photos,
+def split_dataset(
+    photos: ImageDataset,
     fractions: Sequence[float] = (0.6, 0.2, 0.2),
     seed: int = 0,
     groups: Sequence[Sequence[int]] = (),
-) -> Split:
+) -> Splits:
     """Splits every class by these fractions, or as the source itself says.
 
     Where the source is split already, that is kept; a part that it lacks is drawn from its training photos.
@@ -61,22 +61,22 @@ def split_photos(
             f"split fractions {tuple(fractions)} leave train or val empty", "give both some photos"
         )
     given = set(photos.split.values())
-    drawn = {part: share for part, share in zip(PARTS, fractions, strict=True) if part not in given}
+    drawn = {part: share for part, share in zip(SPLITS, fractions, strict=True) if part not in given}
     drawn["train"] = fractions[0]  # what is drawn comes out of train
-    wanted = [part for part in PARTS if part in given or drawn.get(part)]
+    wanted = [part for part in SPLITS if part in given or drawn.get(part)]
     units = group_units(photos, groups)
     numbers = [split_number(photos.paths[unit], seed) for unit in units]
     parts = [photos.split.get(path, "train") for path in photos.paths]
     for index, part in enumerate(parts):
         if part == "train":
-            parts[index] = part_of(numbers[index], drawn)
+            parts[index] = split_of(numbers[index], drawn)
     for label, name in enumerate(photos.classes):
         members = [index for index, own in enumerate(photos.labels) if own == label]
         _fill_parts(parts, numbers, units, members, wanted, name)
-    return {part: [index for index, own in enumerate(parts) if own == part] for part in PARTS}
+    return {part: [index for index, own in enumerate(parts) if own == part] for part in SPLITS}
 
 
-def group_units(photos: Photos, groups: Sequence[Sequence[int]] = ()) -> list[int]:
+def group_units(photos: ImageDataset, groups: Sequence[Sequence[int]] = ()) -> list[int]:
     """For each photo the first photo of its group; itself where it is in none. Groups that overlap join."""
     named: dict[str, list[int]] = {}
     for index, path in enumerate(photos.paths):
@@ -109,8 +109,8 @@ def group_pairs(pairs: Iterable[tuple[int, int]]) -> list[list[int]]:
 
 
 def exact_split(
-    photos: Photos, counts: Sequence[int], seed: int = 0, groups: Sequence[Sequence[int]] = ()
-) -> Split:
+    photos: ImageDataset, counts: Sequence[int], seed: int = 0, groups: Sequence[Sequence[int]] = ()
+) -> Splits:
     """Splits into parts of exactly these sizes, each class in proportion; classes of one size differ by
     at most one photo within a part. For fixed sets: here an added photo does move others.
 
@@ -129,14 +129,14 @@ def exact_split(
             "give three counts that fit",
         )
     units = group_units(photos, groups)
-    split: Split = {part: [] for part in PARTS}
+    split: Splits = {part: [] for part in SPLITS}
     for label, quota in enumerate(_class_quotas(photos, counts, seed)):
         members: dict[int, list[int]] = {}
         for index, own in enumerate(photos.labels):
             if own == label:
                 members.setdefault(units[index], []).append(index)
         waiting = sorted(members, key=lambda unit: split_number(photos.paths[unit], seed))
-        for part, count in zip(PARTS, quota, strict=True):
+        for part, count in zip(SPLITS, quota, strict=True):
             room, left = count, []
             for unit in waiting:
                 if len(members[unit]) <= room:
@@ -153,11 +153,11 @@ def exact_split(
     return {part: sorted(indices) for part, indices in split.items()}
 
 
-def part_of(number: float, shares: Mapping[str, float]) -> str:
+def split_of(number: float, shares: Mapping[str, float]) -> str:
     """The part whose interval holds the number of a photo, by the shares of the parts; `train` is first."""
     total = sum(shares.values())
     edge = 0.0
-    for part in PARTS:
+    for part in SPLITS:
         edge += shares.get(part, 0.0) / total
         if number < edge:
             return part
@@ -186,7 +186,7 @@ def _fill_parts(
                     parts[index] = part
 
 
-def _class_quotas(photos: Photos, counts: Sequence[int], seed: int) -> list[list[int]]:
+def _class_quotas(photos: ImageDataset, counts: Sequence[int], seed: int) -> list[list[int]]:
     """Photos of each class (row) for each part (column): columns sum exactly, entries are rounded quotas."""
     sizes = photos.counts()
     counts = [*counts, len(photos) - sum(counts)]  # the last column: in no part
@@ -203,21 +203,21 @@ def _class_quotas(photos: Photos, counts: Sequence[int], seed: int) -> list[list
         for label in order[: lacking[part]]:
             quotas[label][part] += 1
             room[label] -= 1
-    return [quota[: len(PARTS)] for quota in quotas]
+    return [quota[: len(SPLITS)] for quota in quotas]
 
 
-def is_lopsided(photos: Photos) -> bool:
+def is_imbalanced(photos: ImageDataset) -> bool:
     """Whether the largest class has several times the photos of the smallest."""
     counts = photos.counts()
-    return max(counts) >= LOPSIDED * max(1, min(counts))
+    return max(counts) >= IMBALANCE * max(1, min(counts))
 
 
-def describe_split(photos: Photos, split: Split) -> str:
+def describe_splits(photos: ImageDataset, split: Splits) -> str:
     """One line: how many photos of how many classes, how they are split, and how lopsided the set is."""
     counts = photos.counts()
     parts = ", ".join(f"{len(indices)} {part}" for part, indices in split.items())
     text = f"{len(photos)} photos of {len(photos.classes)} classes: {parts}"
-    if is_lopsided(photos):
+    if is_imbalanced(photos):
         text += (
             f"; lopsided: {max(counts)} of {printable(photos.classes[counts.index(max(counts))], 40)}, "
             f"{min(counts)} of {printable(photos.classes[counts.index(min(counts))], 40)}"

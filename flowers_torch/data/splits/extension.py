@@ -9,15 +9,15 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from flowers_torch.data.quality.duplicates import near_twins
+from flowers_torch.data.dataset import ImageDataset
+from flowers_torch.data.quality.duplicates import near_duplicates
 from flowers_torch.data.quality.inspection import Inspection
-from flowers_torch.data.sources.folders import Photos
-from flowers_torch.data.splits.assign import PARTS, group_pairs, part_of, split_number, split_photos
+from flowers_torch.data.splits.assign import SPLITS, group_pairs, split_dataset, split_number, split_of
 from flowers_torch.errors import DataError, printable
 
 
 @dataclasses.dataclass(frozen=True)
-class Member:
+class AssignedImage:
     """A photo of the grown set."""
 
     file: Path
@@ -27,14 +27,14 @@ class Member:
     group: str = ""  # as its source names it; photos of a group stay in one part
 
 
-def grow(
-    old: Sequence[Member],
+def extend_splits(
+    old: Sequence[AssignedImage],
     old_inspections: Sequence[Inspection],
-    new: Photos,
+    new: ImageDataset,
     new_inspections: Sequence[Inspection],
     shares: Sequence[float],
     seed: int,
-) -> list[Member]:
+) -> list[AssignedImage]:
     """The photos to add, each with its part.
 
     Those that are known already, by their file or by the same bytes, are not among them.
@@ -59,10 +59,10 @@ def grow(
     parts = {i: new.split[new.paths[i]] for i in fresh if new.paths[i] in new.split}
     copies: set[int] = set()
     together: dict[int, int] = {}  # new photo -> the first one of its group
-    for group in _groups(near_twins(_as_set(files), seen), names):
+    for group in _groups(near_duplicates(_as_set(files), seen), names):
         ours = [old[place] for place in group if place < len(old)]
         theirs = [fresh[place - len(old)] for place in group if place >= len(old)]
-        first = ours[0] if ours else Member(Path(), "", parts.get(theirs[0], ""), new.paths[theirs[0]])
+        first = ours[0] if ours else AssignedImage(Path(), "", parts.get(theirs[0], ""), new.paths[theirs[0]])
         together |= {i: theirs[0] for i in theirs}
         for i in theirs:
             wanted = parts.get(i, first.part)
@@ -84,20 +84,21 @@ def grow(
     undecided = [i for i in added if i not in parts]
     parts |= _draw(new, undecided, together, {member.label for member in old}, shares, seed)
     return [
-        Member(new.root / new.paths[i], new.classes[new.labels[i]], parts[i], new.paths[i]) for i in added
+        AssignedImage(new.root / new.paths[i], new.classes[new.labels[i]], parts[i], new.paths[i])
+        for i in added
     ]
 
 
-def _groups(twins: Sequence[Sequence[int]], names: Sequence[str]) -> list[list[int]]:
+def _groups(duplicates: Sequence[Sequence[int]], names: Sequence[str]) -> list[list[int]]:
     """Photos that must stay in one part: twins, and those whose groups have one name."""
     named: dict[str, list[int]] = {}
     for place, name in enumerate(names):
         if name:
             named.setdefault(name, []).append(place)
-    return group_pairs((group[0], other) for group in (*twins, *named.values()) for other in group[1:])
+    return group_pairs((group[0], other) for group in (*duplicates, *named.values()) for other in group[1:])
 
 
-def _spoiled(name: str, part: str, other: Member) -> DataError:
+def _spoiled(name: str, part: str, other: AssignedImage) -> DataError:
     return DataError(
         f"{printable(name)} ({part}) belongs with {printable(other.name)} ({other.part}), being the same "
         "picture or of one group: the test would be spoiled",
@@ -106,7 +107,7 @@ def _spoiled(name: str, part: str, other: Member) -> DataError:
 
 
 def _draw(
-    new: Photos,
+    new: ImageDataset,
     undecided: Sequence[int],
     together: Mapping[int, int],
     known: set[str],
@@ -114,12 +115,12 @@ def _draw(
     seed: int,
 ) -> dict[int, str]:
     """Parts by hash; a class that is new gets photos in every part."""
-    by_share = dict(zip(PARTS, shares, strict=True))
+    by_share = dict(zip(SPLITS, shares, strict=True))
     parts = {}
     strangers = []
     for i in undecided:
         if new.classes[new.labels[i]] in known:
-            parts[i] = part_of(split_number(new.paths[together.get(i, i)], seed), by_share)
+            parts[i] = split_of(split_number(new.paths[together.get(i, i)], seed), by_share)
         else:
             strangers.append(i)
     if not strangers:
@@ -127,21 +128,21 @@ def _draw(
     names = [new.classes[new.labels[i]] for i in strangers]
     classes = tuple(dict.fromkeys(names))
     paths = tuple(new.paths[i] for i in strangers)
-    alone = Photos(new.name, new.root, classes, paths, tuple(classes.index(name) for name in names))
+    alone = ImageDataset(new.name, new.root, classes, paths, tuple(classes.index(name) for name in names))
     groups: dict[int, list[int]] = {}
     for place, i in enumerate(strangers):
         groups.setdefault(together.get(i, i), []).append(place)
-    split = split_photos(alone, shares, seed, list(groups.values()))
+    split = split_dataset(alone, shares, seed, list(groups.values()))
     parts |= {strangers[place]: part for part, places in split.items() for place in places}
     # A group of several classes, drawn apart, goes where its first photo went.
     return {i: parts.get(together.get(i, i), part) for i, part in parts.items()}
 
 
-def _as_set(files: Sequence[Path]) -> Photos:
+def _as_set(files: Sequence[Path]) -> ImageDataset:
     """Files from anywhere as one set, for the search of twins."""
     root = Path(os.path.commonpath([file.absolute().parent for file in files]))
     paths = tuple(str(file.absolute().relative_to(root)) for file in files)
-    return Photos("", root, ("",), paths, (0,) * len(paths))
+    return ImageDataset("", root, ("",), paths, (0,) * len(paths))
 
 
 def _same_bytes(one: Inspection, other: Inspection) -> bool:

@@ -2,18 +2,18 @@
 
 from collections.abc import Sequence
 
-from flowers_torch.data.sources.folders import Photos
-from flowers_torch.data.splits.assign import Split, group_units, split_number
+from flowers_torch.data.dataset import ImageDataset
+from flowers_torch.data.splits.assign import Splits, group_units, split_number
 from flowers_torch.errors import DataError, printable
 
 
-def fold_photos(
-    photos: Photos, folds: int = 5, seed: int = 0, groups: Sequence[Sequence[int]] = ()
-) -> list[Split]:
+def make_folds(
+    photos: ImageDataset, folds: int = 5, seed: int = 0, groups: Sequence[Sequence[int]] = ()
+) -> list[Splits]:
     """Stratified folds as splits: fold k is the test of split k, the next fold its val, the others its train.
 
     The photos of a class are dealt out in the order of their split numbers, so fold sizes of a class differ
-    by at most one photo or group. Unlike `split_photos`, an added photo can move others here.
+    by at most one photo or group. Unlike `split_dataset`, an added photo can move others here.
 
     Args:
         photos: The set; a split of its own is not looked at.

@@ -6,18 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flowers_torch.data.dataset import ImageDataset
 from flowers_torch.data.images import open_regular
-from flowers_torch.data.sources.folders import Photos
-from flowers_torch.data.splits.assign import PARTS, Split
+from flowers_torch.data.splits.assign import SPLITS, Splits
 from flowers_torch.errors import DataError, printable
-from flowers_torch.files import write_json
+from flowers_torch.files.atomic import write_json
 
 SPLIT_FORMAT = 1
 EDGE_BYTES = 16384  # read from each end of a photo to notice that it was edited
 
 
 @dataclass(frozen=True)
-class Changes:
+class DataChanges:
     """How photos differ from those that a split was saved for; paths by part.
 
     Attributes:
@@ -41,7 +41,7 @@ class Changes:
     def table(self) -> str:
         """A line for each part with its counts, and the first photo of each kind."""
         lines = [f"{'part':9}{'missing':>9}{'edited':>9}{'added':>9}"]
-        for part in PARTS:
+        for part in SPLITS:
             lines.append(f"{part:9}{len(self.missing[part]):9}{len(self.edited[part]):9}{0:9}")
         lines.append(f"{'in none':9}{0:9}{0:9}{len(self.added):9}")
         for kind, names in (
@@ -79,7 +79,7 @@ def fingerprint(path: Path) -> str:
     return hashlib.blake2b(b"%d\0" % size + start + end, digest_size=8).hexdigest()  # guard: D31 same size
 
 
-def save_split(split: Split, photos: Photos, path: Path, seed: int) -> None:
+def save_split(split: Splits, photos: ImageDataset, path: Path, seed: int) -> None:
     """Writes `split.json`: relative paths and fingerprints by part, for later runs to have the same parts."""
     write_json(
         path,
@@ -97,7 +97,7 @@ def save_split(split: Split, photos: Photos, path: Path, seed: int) -> None:
     )
 
 
-def load_split(path: Path, photos: Photos) -> tuple[Split, Changes]:
+def load_split(path: Path, photos: ImageDataset) -> tuple[Splits, DataChanges]:
     """Reads `split.json` back as indices into `photos.paths`, and compares the photos with those of then.
 
     Photos that are missing are left out of their part, new ones stay out of every part.
@@ -118,20 +118,20 @@ def load_split(path: Path, photos: Photos) -> tuple[Split, Changes]:
     parts: dict[str, dict[str, str]] = content["parts"]
     index = {name: i for i, name in enumerate(photos.paths)}
     known = set().union(*parts.values())
-    changes = Changes(
-        {part: [name for name in parts[part] if name not in index] for part in PARTS},
+    changes = DataChanges(
+        {part: [name for name in parts[part] if name not in index] for part in SPLITS},
         {
             part: [
                 name
                 for name, mark in parts[part].items()
                 if name in index and fingerprint(photos.root / name) != mark
             ]
-            for part in PARTS
+            for part in SPLITS
         },
         [name for name in photos.paths if name not in known],
     )
-    split = {part: sorted(index[name] for name in parts[part] if name in index) for part in PARTS}
-    emptied = [part for part in PARTS if parts[part] and not split[part]]
+    split = {part: sorted(index[name] for name in parts[part] if name in index) for part in SPLITS}
+    emptied = [part for part in SPLITS if parts[part] and not split[part]]
     if emptied:
         raise DataError(
             f"none of the {emptied[0]} photos of {printable(path)} is left in {printable(photos.root)}",
@@ -160,8 +160,8 @@ def read_split(path: Path) -> dict[str, Any]:
             f"{printable(path)} has format {printable(content.get('format'))}, expected {SPLIT_FORMAT}",
             "make a new split",
         )
-    if set(parts) != set(PARTS) or not all(isinstance(members, dict) for members in parts.values()):
-        raise DataError(f"{printable(path)} lacks one of {', '.join(PARTS)}", "make a new split")
+    if set(parts) != set(SPLITS) or not all(isinstance(members, dict) for members in parts.values()):
+        raise DataError(f"{printable(path)} lacks one of {', '.join(SPLITS)}", "make a new split")
     if sum(map(len, parts.values())) != len(set().union(*parts.values())):
         raise DataError(f"{printable(path)} lists a photo in two parts", "make a new split")
     return content

@@ -10,7 +10,7 @@ from pathlib import Path
 from markupsafe import Markup, escape
 
 from flowers_torch.errors import UsageError, printable
-from flowers_torch.files import write_text
+from flowers_torch.files.atomic import write_text
 from flowers_torch.models.keras.layers import KerasLayer
 
 COLORS = (  # of boxes, by what the kind contains

@@ -11,7 +11,7 @@ from torchvision.transforms.v2 import functional as tv
 
 from flowers_torch.data.augment import per_batch as batch
 from flowers_torch.data.augment.keras import FILL_MODES, Affine, apply_affine
-from flowers_torch.data.augment.per_batch import Draws
+from flowers_torch.data.augment.per_batch import SampleGenerator
 from flowers_torch.data.augment.per_image import CROPS
 
 
@@ -19,32 +19,32 @@ def pictures(count: int = 4, height: int = 24, width: int = 32) -> torch.Tensor:
     return torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(0))
 
 
-def draws(count: int = 4, seed: int = 0, epoch: int = 0) -> Draws:
-    return Draws(seed, epoch, torch.arange(count))
+def draws(count: int = 4, seed: int = 0, epoch: int = 0) -> SampleGenerator:
+    return SampleGenerator(seed, epoch, torch.arange(count))
 
 
 def test_a_draw_depends_on_seed_epoch_and_photo_only():
-    one = Draws(3, 5, torch.tensor([7, 8, 9])).uniform(4)
-    other_batch = Draws(3, 5, torch.tensor([100, 9, 7])).uniform(4)
+    one = SampleGenerator(3, 5, torch.tensor([7, 8, 9])).uniform(4)
+    other_batch = SampleGenerator(3, 5, torch.tensor([100, 9, 7])).uniform(4)
     assert torch.equal(one[0], other_batch[2]) and torch.equal(one[2], other_batch[1])
     for seed, epoch in ((4, 5), (3, 6), (5, 3)):
-        assert not torch.isin(Draws(seed, epoch, torch.tensor([7, 8, 9])).uniform(4), one).any()
-    views = Draws(3, torch.tensor([5, 6, 5]), torch.tensor([7, 8, 9])).uniform(4)
+        assert not torch.isin(SampleGenerator(seed, epoch, torch.tensor([7, 8, 9])).uniform(4), one).any()
+    views = SampleGenerator(3, torch.tensor([5, 6, 5]), torch.tensor([7, 8, 9])).uniform(4)
     assert torch.equal(views[[0, 2]], one[[0, 2]]) and not torch.isin(views[1], one).any()
-    again = Draws(3, 5, torch.tensor([7, 8, 9]))
+    again = SampleGenerator(3, 5, torch.tensor([7, 8, 9]))
     assert torch.equal(torch.cat([again.uniform(1), again.uniform(3)], 1), one)
 
 
 def test_draws_are_uniform_and_independent():
-    numbers = Draws(0, 0, torch.arange(20_000)).uniform(3)
+    numbers = SampleGenerator(0, 0, torch.arange(20_000)).uniform(3)
     assert 0 <= numbers.min() and numbers.max() < 1
     for column in numbers.T:
         assert stats.kstest(column.numpy(), "uniform").pvalue > 1e-3
-    later = Draws(0, 1, torch.arange(20_000)).uniform(1)
+    later = SampleGenerator(0, 1, torch.arange(20_000)).uniform(1)
     everything = torch.cat([numbers, later, numbers[:, :1].roll(1, 0)], 1)
     correlations = torch.corrcoef(everything.T) - torch.eye(5)
     assert correlations.abs().max() < 0.03
-    normal = Draws(1, 0, torch.arange(20_000)).normal(1)[:, 0]
+    normal = SampleGenerator(1, 0, torch.arange(20_000)).normal(1)[:, 0]
     assert stats.kstest(normal.numpy(), "norm").pvalue > 1e-3
 
 
@@ -199,9 +199,11 @@ def test_mixup_and_cutmix_keep_targets_true():
 
 
 def test_shares():
-    shares = [batch.draw_share(0.2, 0, 0, step) for step in range(2000)]
+    shares = [batch.draw_fraction(0.2, 0, 0, step) for step in range(2000)]
     assert stats.kstest(shares, stats.beta(0.2, 0.2).cdf).pvalue > 1e-3
-    assert batch.draw_share(1, 4, 5, 6) == batch.draw_share(1, 4, 5, 6) != batch.draw_share(1, 4, 5, 7)
+    assert (
+        batch.draw_fraction(1, 4, 5, 6) == batch.draw_fraction(1, 4, 5, 6) != batch.draw_fraction(1, 4, 5, 7)
+    )
 
 
 def test_standardize():

@@ -8,16 +8,16 @@ from torchvision.transforms import InterpolationMode, v2
 
 from flowers_torch.config import CHOICES
 from flowers_torch.data.augment import per_batch as batch_augment
-from flowers_torch.data.augment.per_batch import Draws
+from flowers_torch.data.augment.per_batch import SampleGenerator
 from flowers_torch.data.augment.per_image import (
-    POLICIES,
+    AUGMENTATIONS,
     LimitAspect,
     OneImage,
     ResizedCentre,
     eval_transform,
     train_transform,
 )
-from flowers_torch.data.loading.batches import BATCH_POLICIES
+from flowers_torch.data.loading.batches import BATCH_AUGMENTATIONS
 
 NEUTRAL = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 
@@ -35,7 +35,7 @@ def test_evaluation_takes_the_centre_and_normalises():
     torch.testing.assert_close(inputs[2], plain[2] - 0.5)
     # 60 pixels become 50, of which the middle 40 are kept: the outer 10% are cut off above and below.
     assert abs(float(plain[1, 0].mean()) - 0.1) < 0.02 and abs(float(plain[1, -1].mean()) - 0.9) < 0.02
-    squashed = eval_transform(40, **NEUTRAL, squash=True)(photo())
+    squashed = eval_transform(40, **NEUTRAL, stretch=True)(photo())
     assert squashed[0, :, 0].max() < 0.03 and squashed[0, :, -1].min() > 0.97
 
 
@@ -79,7 +79,7 @@ def test_a_strip_is_never_resized_whole(policy, monkeypatch):
     assert sizes and all(width * height <= 36 * 36 * 4 for width, height in sizes)
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", AUGMENTATIONS)
 def test_policies_are_functions_of_the_seed(policy):
     transform = train_transform(policy, 32, **NEUTRAL)
 
@@ -97,7 +97,7 @@ def test_policies_are_functions_of_the_seed(policy):
 
 
 def test_every_policy_can_be_configured():
-    assert set(CHOICES["augment"]) == {*POLICIES, *BATCH_POLICIES}
+    assert set(CHOICES["augment"]) == {*AUGMENTATIONS, *BATCH_AUGMENTATIONS}
 
 
 def test_unknown_policy():
@@ -111,5 +111,7 @@ def test_one_image_is_the_batch_of_one():
     single = OneImage(batch_augment.shift_rgb)(image)
     torch.manual_seed(4)
     seed = int(torch.randint(1 << 62, ()))
-    batched = batch_augment.shift_rgb(image[None], Draws(seed, 0, torch.zeros(1, dtype=torch.int64)))
+    batched = batch_augment.shift_rgb(
+        image[None], SampleGenerator(seed, 0, torch.zeros(1, dtype=torch.int64))
+    )
     assert torch.equal(single, batched[0]) and not torch.equal(single, image)

@@ -10,13 +10,13 @@ from PIL import Image
 from flowers_torch.commands import preview
 from flowers_torch.data.augment.keras import KerasAugment
 from flowers_torch.data.augment.preview import (
-    PREVIEW_POLICIES,
+    PREVIEW_AUGMENTATIONS,
     TUTORIAL,
-    choose_photos,
     contact_sheet,
+    sample_by_class,
     variants,
 )
-from flowers_torch.data.sources.folders import find_photos
+from flowers_torch.data.sources.folders import find_images
 from flowers_torch.errors import UsageError
 
 
@@ -34,7 +34,7 @@ def folder(tmp_path):
     return tmp_path / "set"
 
 
-@pytest.mark.parametrize("policy", PREVIEW_POLICIES)
+@pytest.mark.parametrize("policy", PREVIEW_AUGMENTATIONS)
 def test_variants(policy):
     made = variants(photo(), policy, 32, 4, seed=1)
     assert len(made) == 4 and {picture.size for picture in made} == {
@@ -64,8 +64,8 @@ def test_the_tutorial_s_ranges():
 
 
 def test_the_choice_takes_each_class_in_turn(folder):
-    photos = find_photos(folder)
-    chosen = choose_photos(photos, 7)
+    photos = find_images(folder)
+    chosen = sample_by_class(photos, 7)
     assert len(set(chosen)) == 7
     labels = [photos.labels[i] for i in chosen]
     assert sorted(labels[:3]) == sorted(labels[3:6]) == [0, 1, 2]

@@ -5,16 +5,16 @@ import torch
 from PIL import Image
 
 from flowers_torch.data.augment import per_batch as batch_augment
-from flowers_torch.data.augment.per_batch import Draws
+from flowers_torch.data.augment.per_batch import SampleGenerator
 from flowers_torch.data.augment.per_image import train_transform
-from flowers_torch.data.loading.batches import BATCH_POLICIES, TrainingBatches, batch_policy
-from flowers_torch.data.loading.loaders import PhotoDataset, make_loader
-from flowers_torch.data.loading.resize import canvas_transform
+from flowers_torch.data.loading.batches import BATCH_AUGMENTATIONS, TrainingBatches, batch_augmentation
+from flowers_torch.data.loading.loaders import TransformedImages, make_loader
+from flowers_torch.data.loading.resize import resize_transform
 
 SIZE = 24
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 
-BY_CHANCE = [policy for policy in BATCH_POLICIES if policy not in ("none", "mirror")]
+BY_CHANCE = [policy for policy in BATCH_AUGMENTATIONS if policy not in ("none", "mirror")]
 
 
 @pytest.fixture(scope="module")
@@ -26,12 +26,12 @@ def files(tmp_path_factory):
 
 
 def batches(files, policy="crop", workers=0, epoch=2, skip=0, seed=5, balanced=False, **mixing):
-    by_batch = policy in BATCH_POLICIES
-    transform = canvas_transform(policy, SIZE) if by_batch else train_transform(policy, SIZE, MEAN, STD)
-    dataset = PhotoDataset(files, [i % 3 for i in range(len(files))], transform, seed)
+    by_batch = policy in BATCH_AUGMENTATIONS
+    transform = resize_transform(policy, SIZE) if by_batch else train_transform(policy, SIZE, MEAN, STD)
+    dataset = TransformedImages(files, [i % 3 for i in range(len(files))], transform, seed)
     loader, order = make_loader(dataset, 4, shuffle=True, workers=workers, balanced=balanced)
     order.epoch, order.skip = epoch, skip
-    augment = batch_policy(policy, SIZE) if by_batch else None
+    augment = batch_augmentation(policy, SIZE) if by_batch else None
     return list(TrainingBatches(loader, order, seed, 3, "cpu", augment, MEAN, STD, **mixing))
 
 
@@ -78,12 +78,12 @@ def test_repeats_of_the_balanced_sampler_are_different_views(files):
 def test_a_photo_gets_the_same_variant_in_any_batch(policy):
     canvases = torch.rand(6, 3, 40, 40, generator=torch.Generator().manual_seed(0))
     aspects = torch.tensor([1.0, 1.5, 0.7, 4.0, 1.0, 0.25])
-    augment = batch_policy(policy, 32)
-    together = augment(canvases, Draws(1, 2, torch.arange(6)), aspects)
+    augment = batch_augmentation(policy, 32)
+    together = augment(canvases, SampleGenerator(1, 2, torch.arange(6)), aspects)
     assert together.shape == (6, 3, 32, 32) and 0 <= together.min() and together.max() <= 1
-    alone = augment(canvases[4:5], Draws(1, 2, torch.tensor([4])), aspects[4:5])
+    alone = augment(canvases[4:5], SampleGenerator(1, 2, torch.tensor([4])), aspects[4:5])
     torch.testing.assert_close(alone[0], together[4], atol=1e-5, rtol=0)
-    others = augment(canvases, Draws(1, 3, torch.arange(6)), aspects)
+    others = augment(canvases, SampleGenerator(1, 3, torch.arange(6)), aspects)
     # A strip has no part of these ratios that is large enough: always its middle, mirrored or not.
     assert sum(torch.allclose(a, b, atol=1e-2) for a, b in zip(together, others, strict=True)) <= 3
 
@@ -96,9 +96,9 @@ def test_the_layers_agree_on_average(files, policy):
     slow = train_transform(policy, SIZE, MEAN, STD)
     torch.manual_seed(0)
     slow_views = torch.stack([slow(photo) for _ in range(400)])
-    canvases = canvas_transform(policy, SIZE)(photo).expand(400, -1, -1, -1).float() / 255
-    draws = Draws(0, torch.arange(400), torch.zeros(400, dtype=torch.int64))
-    fast_views = batch_policy(policy, SIZE)(canvases, draws, torch.full((400,), 72 / 54))
+    canvases = resize_transform(policy, SIZE)(photo).expand(400, -1, -1, -1).float() / 255
+    draws = SampleGenerator(0, torch.arange(400), torch.zeros(400, dtype=torch.int64))
+    fast_views = batch_augmentation(policy, SIZE)(canvases, draws, torch.full((400,), 72 / 54))
     fast_views = batch_augment.standardize(fast_views, MEAN, STD)
     spread = slow_views.std(0)
     assert (fast_views.mean(0) - slow_views.mean(0)).abs().max() < 0.35 * spread.mean()
@@ -108,8 +108,8 @@ def test_the_layers_agree_on_average(files, policy):
 def test_without_chance_both_layers_give_the_same_input(files):
     """A canvas of the input's own size, not augmented, is what prediction makes of the photo."""
     photo = Image.open(files[0]).convert("RGB")
-    whole = train_transform("none", SIZE, MEAN, STD, squash=True)(photo)
-    canvas = canvas_transform("keras", SIZE)(photo)
+    whole = train_transform("none", SIZE, MEAN, STD, stretch=True)(photo)
+    canvas = resize_transform("keras", SIZE)(photo)
     ours = batch_augment.standardize(canvas[None].float() / 255, MEAN, STD)[0]
     torch.testing.assert_close(ours, whole, atol=1.01 / 255 / min(STD), rtol=0)  # a level, by rounding
 
@@ -139,7 +139,7 @@ def test_one_kind_of_mixing_alone(files, mixing, wanted, monkeypatch):
 
 def test_unknown_policy():
     with pytest.raises(ValueError, match="light, crop, alexnet, keras"):
-        batch_policy("rand", SIZE)
+        batch_augmentation("rand", SIZE)
 
 
 @pytest.mark.gpu
@@ -147,7 +147,7 @@ def test_unknown_policy():
 @pytest.mark.parametrize("policy", BY_CHANCE)
 def test_cuda_agrees_with_the_cpu(policy):
     canvases = torch.rand(6, 3, 40, 40, generator=torch.Generator().manual_seed(0))
-    augment = batch_policy(policy, 32)
-    cpu = augment(canvases, Draws(1, 2, torch.arange(6)), torch.ones(6))
-    cuda = augment(canvases.cuda(), Draws(1, 2, torch.arange(6).cuda()), torch.ones(6).cuda())
+    augment = batch_augmentation(policy, 32)
+    cpu = augment(canvases, SampleGenerator(1, 2, torch.arange(6)), torch.ones(6))
+    cuda = augment(canvases.cuda(), SampleGenerator(1, 2, torch.arange(6).cuda()), torch.ones(6).cuda())
     assert ((cpu - cuda.cpu()).abs() < 1 / 255).float().mean() > 0.99

@@ -9,12 +9,12 @@ from PIL import Image
 
 from flowers_torch.data.loading import batches as batches_module
 from flowers_torch.data.loading import cached_features as stored
-from flowers_torch.data.loading.batches import TrainingBatches, batch_policy
-from flowers_torch.data.loading.cached_features import StoredBatches
-from flowers_torch.data.loading.gpu_cache import Resident, copied, move, room_on
-from flowers_torch.data.loading.image_cache import keep_images
-from flowers_torch.data.loading.loaders import PhotoDataset, make_loader
-from flowers_torch.data.loading.resize import canvas_side, canvas_transform
+from flowers_torch.data.loading.batches import TrainingBatches, batch_augmentation
+from flowers_torch.data.loading.cached_features import CachedFeatureBatches
+from flowers_torch.data.loading.gpu_cache import GPUImages, cache_bytes_on, copied, move
+from flowers_torch.data.loading.image_cache import make_image_cache
+from flowers_torch.data.loading.loaders import TransformedImages, make_loader
+from flowers_torch.data.loading.resize import resize_transform, resized_side
 
 SIZE = 24
 
@@ -29,13 +29,13 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 def training(files: list[Path], device: str = "cpu", workers: int = 0, **options: Any) -> TrainingBatches:
     """Over eleven photos, in room for two more in front of them."""
-    labels, transform = [i % 3 for i in range(11)], canvas_transform("crop", SIZE)
-    dataset = PhotoDataset(files[:11], labels, transform, 5, draws=False)
-    kept = keep_images(len(files), canvas_side("crop", SIZE), 1 << 30, files[0].parent, workers > 0)
+    labels, transform = [i % 3 for i in range(11)], resize_transform("crop", SIZE)
+    dataset = TransformedImages(files[:11], labels, transform, 5, draws=False)
+    kept = make_image_cache(len(files), resized_side("crop", SIZE), 1 << 30, files[0].parent, workers > 0)
     assert kept is not None
     dataset.kept = kept.part(range(2, 13))
     loader, order = make_loader(dataset, 4, True, workers, pin_memory=device != "cpu")
-    policy, channels = batch_policy("crop", SIZE), ((0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
+    policy, channels = batch_augmentation("crop", SIZE), ((0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
     return TrainingBatches(loader, order, 5, 3, device, policy, *channels, mixup=0.4, cutmix=1.0, **options)
 
 
@@ -52,12 +52,12 @@ def test_batches_picked_on_the_device_are_those_of_the_loader(
 ) -> None:
     """From the second pass on no photo is asked for; an interrupted pass goes on in its middle."""
     through_loader = epochs(training(files), skip=1)
-    monkeypatch.setattr(batches_module, "room_on", lambda device: 1 << 30)
+    monkeypatch.setattr(batches_module, "cache_bytes_on", lambda device: 1 << 30)
     said: list[str] = []
     made = training(files, say=said.append)
     list(made)
     assert made.resident is None and not said
-    monkeypatch.setattr(PhotoDataset, "__getitem__", None)
+    monkeypatch.setattr(TransformedImages, "__getitem__", None)
     for ours, theirs in zip(epochs(made, skip=1), through_loader, strict=True):
         assert ours.dtype == theirs.dtype and torch.equal(ours, theirs)
     assert made.resident is not None
@@ -74,14 +74,16 @@ def test_what_does_not_fit_is_copied_batch_by_batch(
     said: list[str] = []
     made = training(files, say=said.append)
     expected = epochs(made)
-    monkeypatch.setattr(batches_module, "room_on", lambda device: 1 if lack == "too large" else 1 << 30)
-    monkeypatch.setattr(batches_module, "Resident", no_memory)
+    monkeypatch.setattr(
+        batches_module, "cache_bytes_on", lambda device: 1 if lack == "too large" else 1 << 30
+    )
+    monkeypatch.setattr(batches_module, "GPUImages", no_memory)
     assert all(map(torch.equal, epochs(made), expected)) and made.resident is None
     assert len(said) == 1 and "11 are copied to cpu batch by batch: 0 MiB of at most" in said[0]
 
 
 def test_a_cpu_keeps_no_second_copy(files: list[Path]) -> None:
-    assert room_on("cpu") == 0
+    assert cache_bytes_on("cpu") == 0
     made = training(files)
     epochs(made)
     assert made.resident is None
@@ -91,10 +93,10 @@ def test_a_cpu_keeps_no_second_copy(files: list[Path]) -> None:
 
 def test_stored_values_stay_on_the_device_where_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     values = torch.randn(10, 4, 4, 2).bfloat16()
-    _, order = make_loader(PhotoDataset([Path()] * 5, [0] * 5, torch.as_tensor, 0), 2, shuffle=True)
-    before = list(StoredBatches(values, range(5), order, []))
-    monkeypatch.setattr(stored, "room_on", lambda device: 1 << 20)
-    for ours, theirs in zip(StoredBatches(values, range(5), order, []), before, strict=True):
+    _, order = make_loader(TransformedImages([Path()] * 5, [0] * 5, torch.as_tensor, 0), 2, shuffle=True)
+    before = list(CachedFeatureBatches(values, range(5), order, []))
+    monkeypatch.setattr(stored, "cache_bytes_on", lambda device: 1 << 20)
+    for ours, theirs in zip(CachedFeatureBatches(values, range(5), order, []), before, strict=True):
         assert all(map(torch.equal, ours, theirs))
 
 
@@ -109,7 +111,7 @@ def test_batches_on_a_gpu_are_those_on_a_cpu(
     workers: int, room: int, files: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = epochs(training(files))
-    monkeypatch.setattr(batches_module, "room_on", lambda device: room)
+    monkeypatch.setattr(batches_module, "cache_bytes_on", lambda device: room)
     made = training(files, "cuda", workers)
     for ours, theirs in zip(epochs(made), expected, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=0)
@@ -136,7 +138,7 @@ def test_a_part_is_uploaded_in_its_own_order(files: list[Path]) -> None:
     list(made)
     kept = made.loader.dataset.kept  # type: ignore[attr-defined]
     order = make_loader(made.loader.dataset, 11, shuffle=False)[1]  # type: ignore[arg-type]
-    (item,) = Resident(kept, made.labels, "cpu").batches(order)
+    (item,) = GPUImages(kept, made.labels, "cpu").batches(order)
     assert item.position.tolist() == list(range(11)) and item.label.tolist() == made.labels
     for position, image in enumerate(item.image):
         found = kept.find(position)

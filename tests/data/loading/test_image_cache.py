@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from flowers_torch.data.loading import image_cache as kept
-from flowers_torch.data.loading.image_cache import allocate, keep_images
+from flowers_torch.data.loading.image_cache import allocate, make_image_cache
 
 SHAPE = (3, 5)  # of float32: 60 bytes
 
@@ -47,5 +47,5 @@ def test_without_room_there_is_none(lack: str, tmp_path: Path, monkeypatch: pyte
     else:
         monkeypatch.setattr(os, "posix_fallocate", full)
     assert allocate(SHAPE, torch.float32, 0, folder) is None
-    assert keep_images(2, 4, 0, folder, shared=False) is None
+    assert make_image_cache(2, 4, 0, folder, shared=False) is None
     assert lack == "folder" or not list(folder.iterdir())

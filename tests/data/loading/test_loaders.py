@@ -8,16 +8,16 @@ from PIL import Image
 
 from flowers_torch.data.augment.per_image import train_transform
 from flowers_torch.data.loading import loaders
-from flowers_torch.data.loading.image_cache import keep_images
+from flowers_torch.data.loading.image_cache import make_image_cache
 from flowers_torch.data.loading.loaders import (
-    CountedBatches,
-    PhotoDataset,
+    EpochBatchSampler,
+    TransformedImages,
     balanced_draw,
     choose_workers,
-    counted_seed,
+    derived_seed,
     make_loader,
 )
-from flowers_torch.data.loading.resize import canvas_side, canvas_transform
+from flowers_torch.data.loading.resize import resize_transform, resized_side
 from flowers_torch.errors import DataError
 
 
@@ -31,7 +31,7 @@ def files(tmp_path_factory):
 
 def batches(files, workers=0, epoch=2, skip=0, policy="rand", seed=5):
     transform = train_transform(policy, 24, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    dataset = PhotoDataset(files, [i % 3 for i in range(len(files))], transform, seed)
+    dataset = TransformedImages(files, [i % 3 for i in range(len(files))], transform, seed)
     loader, order = make_loader(dataset, 4, shuffle=True, workers=workers)
     order.epoch, order.skip = epoch, skip
     return list(loader)
@@ -44,7 +44,7 @@ def test_workers_change_nothing(files, workers):
 
 
 def canvases(files, threads, kept=None):
-    dataset = PhotoDataset(files, [0] * len(files), canvas_transform("crop", 24), seed=5, draws=False)
+    dataset = TransformedImages(files, [0] * len(files), resize_transform("crop", 24), seed=5, draws=False)
     dataset.kept = kept
     loader, _ = make_loader(dataset, 4, shuffle=True, threads=threads)
     return list(loader)
@@ -55,7 +55,7 @@ def test_threads_read_together_and_change_nothing(files, monkeypatch, tmp_path):
     expected = canvases(files, 1)
     # Each photo waits for another one that is being read: with one thread for ever.
     monkeypatch.setattr(loaders, "load_image", lambda path, **_: (together.wait(), real(path))[1])
-    kept = keep_images(12, canvas_side("crop", 24), 1 << 20, tmp_path, shared=False)
+    kept = make_image_cache(12, resized_side("crop", 24), 1 << 20, tmp_path, shared=False)
     for found in (canvases(files, 2), canvases(files, 2, kept), canvases(files, 2, kept)):
         for ours, theirs in zip(found, expected, strict=True):
             assert torch.equal(ours.image, theirs.image) and torch.equal(ours.position, theirs.position)
@@ -78,7 +78,7 @@ def test_epochs_and_seeds_differ(files):
 
     assert sorted(order()) == list(range(13))
     assert order() == order() and order() != order(epoch=3) and order() != order(seed=6)
-    assert counted_seed(1, 2) != counted_seed(2, 1) and 0 <= counted_seed(1, 2) < 2**63
+    assert derived_seed(1, 2) != derived_seed(2, 1) and 0 <= derived_seed(1, 2) < 2**63
 
 
 def test_the_processes_own_random_stream_goes_on_undisturbed(files):
@@ -91,7 +91,7 @@ def test_the_processes_own_random_stream_goes_on_undisturbed(files):
 
 @pytest.mark.parametrize(("count", "sizes"), [(8, [4, 4]), (9, [4, 5]), (10, [4, 4, 2]), (1, [1]), (3, [3])])
 def test_no_photo_is_dropped_and_none_is_alone(count, sizes):
-    order = CountedBatches(count, 4, seed=0, shuffle=True)
+    order = EpochBatchSampler(count, 4, seed=0, shuffle=True)
     assert [len(batch) for batch in order] == sizes and len(order) == len(sizes)
     assert sorted(position for batch in order for _, position in batch) == list(range(count))
 
@@ -114,7 +114,7 @@ def test_workers_are_chosen_for_the_machine(monkeypatch):
 
 def test_the_balanced_sampler_draws_classes_equally(files):
     labels = [0] * 90 + [1] * 9 + [2]
-    order = CountedBatches(100, 10, seed=0, shuffle=True, weights=balanced_draw(labels))
+    order = EpochBatchSampler(100, 10, seed=0, shuffle=True, weights=balanced_draw(labels))
     counts = torch.zeros(3)
     for epoch in range(30):
         order.epoch = epoch
@@ -125,7 +125,9 @@ def test_the_balanced_sampler_draws_classes_equally(files):
     whole = list(order)
     order.skip = 4
     assert list(order) == whole[4:]
-    dataset = PhotoDataset(files, [0] * 12 + [1], train_transform("light", 24, (0.5,) * 3, (0.5,) * 3), 0)
+    dataset = TransformedImages(
+        files, [0] * 12 + [1], train_transform("light", 24, (0.5,) * 3, (0.5,) * 3), 0
+    )
     loader, _ = make_loader(dataset, 13, shuffle=True, balanced=True)
     (batch,) = list(loader)
     assert 3 <= int(batch.label.sum()) <= 10

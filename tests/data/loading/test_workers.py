@@ -14,12 +14,12 @@ import torch
 from PIL import Image
 
 from flowers_torch.data.loading import workers
-from flowers_torch.data.loading.loaders import PhotoDataset, make_loader
+from flowers_torch.data.loading.loaders import TransformedImages, make_loader
 from flowers_torch.data.loading.workers import worker_errors
 from flowers_torch.errors import DataError, ResourceError
 
 
-def dataset(folder: Path, do: Callable[[], Any], number: int = 6) -> PhotoDataset:
+def dataset(folder: Path, do: Callable[[], Any], number: int = 6) -> TransformedImages:
     """Photos of which the last one does something to the worker that reads it."""
     paths = [folder / f"{n}.png" for n in range(number)]
     for n, path in enumerate(paths):
@@ -30,7 +30,7 @@ def dataset(folder: Path, do: Callable[[], Any], number: int = 6) -> PhotoDatase
             do()
         return torch.zeros(3, 8, 8)
 
-    return PhotoDataset(paths, [0] * number, transform, seed=0)
+    return TransformedImages(paths, [0] * number, transform, seed=0)
 
 
 def killed() -> None:

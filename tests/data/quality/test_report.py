@@ -13,11 +13,16 @@ from PIL import Image, ImageFilter
 
 from flowers_torch.commands import check
 from flowers_torch.data.quality import scan
-from flowers_torch.data.quality.duplicates import hash_candidates, near_twins
-from flowers_torch.data.quality.inspection import Inspection, inspect_photo
-from flowers_torch.data.quality.report import audit, leave_out, read_quarantine, write_quarantine
-from flowers_torch.data.quality.scan import inspect_photos
-from flowers_torch.data.sources.folders import find_photos
+from flowers_torch.data.quality.duplicates import hash_candidates, near_duplicates
+from flowers_torch.data.quality.inspection import Inspection, inspect_image
+from flowers_torch.data.quality.report import (
+    check_quality,
+    drop_images,
+    read_exclude_list,
+    write_exclude_list,
+)
+from flowers_torch.data.quality.scan import inspect_images
+from flowers_torch.data.sources.folders import find_images
 from flowers_torch.data.splits.assign import group_pairs
 from flowers_torch.errors import DataError, ResourceError, UsageError
 from flowers_torch.report.gallery import write_gallery
@@ -57,17 +62,17 @@ def planted(tmp_path_factory):
     Image.fromarray(np.asarray(scene(306).convert("L")).astype(np.uint16) * 257).save(root / "a/deep.png")
     scene(307).save(root / "b/moving.gif", save_all=True, append_images=[scene(308)])
     (root / "b/notes.txt").write_text("x")
-    return find_photos(root)
+    return find_images(root)
 
 
 @pytest.fixture(scope="module")
 def inspected(planted, tmp_path_factory):
-    return inspect_photos(planted, 2, tmp_path_factory.mktemp("cache"))
+    return inspect_images(planted, 2, tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="module")
 def result(planted, inspected):
-    return audit(planted, inspected)
+    return check_quality(planted, inspected)
 
 
 def named(result, kind) -> list[list[str]]:
@@ -81,8 +86,8 @@ def named(result, kind) -> list[list[str]]:
     [
         ("unreadable", [["a/cut.jpg"], ["b/page.jpg"]]),
         ("twins_across_classes", [["a/4.jpg", "b/contradiction.jpg"]]),
-        ("exact_twins", [["a/3.jpg", "a/copy.jpg"]]),
-        ("near_twins", [["a/5.jpg", "a/smaller.jpg"], ["b/6.jpg", "b/mirrored.png"]]),
+        ("exact_duplicates", [["a/3.jpg", "a/copy.jpg"]]),
+        ("near_duplicates", [["a/5.jpg", "a/smaller.jpg"], ["b/6.jpg", "b/mirrored.png"]]),
         ("blank", [["b/blank.jpg"]]),
         ("tiny", [["a/tiny.jpg"]]),
         ("odd_aspect", [["b/strip.jpg"]]),
@@ -100,7 +105,7 @@ def test_each_planted_trouble_is_found_and_nothing_else(result, kind, paths):
 
 
 def test_the_worst_comes_first(result):
-    damages = [finding.damage for finding in result.findings]
+    damages = [finding.severity for finding in result.findings]
     assert damages == sorted(damages, reverse=True) and result.findings[0].kind == "unreadable"
     assert any(finding.kind == "note" and "notes.txt" not in finding.what for finding in result.findings)
     assert all(finding.todo and "\n" not in finding.what for finding in result.findings)
@@ -110,15 +115,17 @@ def test_twins_across_the_parts_of_a_split(planted, inspected):
     index = {path: i for i, path in enumerate(planted.paths)}
     apart = {"train": [index["a/5.jpg"], index["b/6.jpg"]], "test": [index["a/smaller.jpg"]]}
     together = {"train": [index["a/5.jpg"], index["a/smaller.jpg"]], "test": [index["b/6.jpg"]]}
-    assert named(audit(planted, inspected, apart), "twins_across_parts") == [["a/5.jpg", "a/smaller.jpg"]]
-    assert named(audit(planted, inspected, together), "twins_across_parts") == []
+    assert named(check_quality(planted, inspected, apart), "twins_across_parts") == [
+        ["a/5.jpg", "a/smaller.jpg"]
+    ]
+    assert named(check_quality(planted, inspected, together), "twins_across_parts") == []
 
 
 def test_features_find_twins_that_the_hash_misses(planted, inspected):
     features = np.eye(len(planted), dtype=np.float32)
     features[10] = features[11] * 2
-    assert [10, 11] in near_twins(planted, inspected, features)
-    assert [10, 11] not in near_twins(planted, inspected)
+    assert [10, 11] in near_duplicates(planted, inspected, features)
+    assert [10, 11] not in near_duplicates(planted, inspected)
 
 
 def test_classes_without_a_readable_photo_or_with_few(planted, inspected):
@@ -126,25 +133,25 @@ def test_classes_without_a_readable_photo_or_with_few(planted, inspected):
         Inspection(error="bad") if label == 1 else seen
         for label, seen in zip(planted.labels, inspected, strict=True)
     ]
-    kinds = {finding.kind: finding.what for finding in audit(planted, gone).findings}
+    kinds = {finding.kind: finding.what for finding in check_quality(planted, gone).findings}
     assert kinds["no_readable_photo"].endswith("b")
     few = [Inspection(error="bad") if i > 5 else seen for i, seen in enumerate(gone)]
-    assert "a (" in {f.kind: f.what for f in audit(planted, few).findings}["few_photos"]
+    assert "a (" in {f.kind: f.what for f in check_quality(planted, few).findings}["few_photos"]
 
 
 def test_quarantine_round_trip(planted, result, tmp_path):
-    write_quarantine(tmp_path / "quarantine.csv", result)
-    quarantine = read_quarantine(tmp_path / "quarantine.csv")
-    assert quarantine == {
+    write_exclude_list(tmp_path / "exclude.csv", result)
+    exclude = read_exclude_list(tmp_path / "exclude.csv")
+    assert exclude == {
         "a/4.jpg": "twins_across_classes",
-        "a/copy.jpg": "exact_twins",
+        "a/copy.jpg": "exact_duplicates",
         "a/cut.jpg": "unreadable",
         "b/blank.jpg": "blank",
         "b/contradiction.jpg": "twins_across_classes",
         "b/page.jpg": "unreadable",
     }
-    clean = leave_out(planted, quarantine)
-    assert set(planted.paths) - set(clean.paths) == set(quarantine) and len(clean) == len(planted) - 6
+    clean = drop_images(planted, exclude)
+    assert set(planted.paths) - set(clean.paths) == set(exclude) and len(clean) == len(planted) - 6
     assert (
         dict(zip(clean.paths, clean.labels, strict=True)).items()
         <= dict(zip(planted.paths, planted.labels, strict=True)).items()
@@ -152,11 +159,11 @@ def test_quarantine_round_trip(planted, result, tmp_path):
     assert "6 photos are in quarantine" in clean.notes[-1]
     everything_of_b = {path: "x" for path in planted.paths if path.startswith("b/")}
     with pytest.raises(DataError, match="no photo of b"):
-        leave_out(planted, everything_of_b)
+        drop_images(planted, everything_of_b)
     (tmp_path / "other.csv").write_text("path\nx\n")
     for name in ("other.csv", "none.csv"):
         with pytest.raises(DataError, match=name):
-            read_quarantine(tmp_path / name)
+            read_exclude_list(tmp_path / name)
 
 
 def test_hostile_names_in_every_output(tmp_path):
@@ -167,33 +174,33 @@ def test_hostile_names_in_every_output(tmp_path):
     odd = os.fsdecode(os.fsencode(tmp_path) + b"/set/b/\xff.jpg")
     Path(odd).write_bytes(b"")
     (tmp_path / "set/a/same.jpg").write_bytes((tmp_path / "set" / names[1]).read_bytes())
-    photos = find_photos(tmp_path / "set")
-    found = audit(photos, inspect_photos(photos, 1, tmp_path / "cache"))
+    photos = find_images(tmp_path / "set")
+    found = check_quality(photos, inspect_images(photos, 1, tmp_path / "cache"))
     assert named(found, "unreadable") == [["b/\udcff.jpg"]]
     json.loads(json.dumps(found.as_json()))
     write_gallery(tmp_path / "gallery.html", found)
     page = (tmp_path / "gallery.html").read_text()
     assert "<script" not in page and "\x1b" not in page
-    write_quarantine(tmp_path / "q.csv", found)
-    assert set(read_quarantine(tmp_path / "q.csv")) == {"b/\udcff.jpg", names[1], "a/same.jpg"}
+    write_exclude_list(tmp_path / "q.csv", found)
+    assert set(read_exclude_list(tmp_path / "q.csv")) == {"b/\udcff.jpg", names[1], "a/same.jpg"}
 
 
 def test_inspections_are_remembered_until_a_photo_changes(planted, tmp_path, monkeypatch):
-    first = inspect_photos(planted, 2, tmp_path)
+    first = inspect_images(planted, 2, tmp_path)
     read = []
     real = scan._inspect_all
     monkeypatch.setattr(scan, "_inspect_all", lambda paths, *rest: read.extend(paths) or real(paths, *rest))
-    assert inspect_photos(planted, 2, tmp_path) == first and read == []
+    assert inspect_images(planted, 2, tmp_path) == first and read == []
     target = planted.root / planted.paths[3]
     before = target.stat()
     os.utime(target, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
     try:
-        assert inspect_photos(planted, 2, tmp_path) == first and read == [target]
+        assert inspect_images(planted, 2, tmp_path) == first and read == [target]
     finally:
         os.utime(target, ns=(before.st_atime_ns, before.st_mtime_ns))
     (memory,) = (tmp_path / "inspections").iterdir()
     memory.write_text("{")
-    assert inspect_photos(planted, 2, tmp_path) == first and len(read) == 1 + len(planted)
+    assert inspect_images(planted, 2, tmp_path) == first and len(read) == 1 + len(planted)
 
 
 DEADLY = """
@@ -217,8 +224,8 @@ def test_a_photo_that_kills_or_stalls_the_decoder_costs_only_itself(tmp_path, mo
     real = scan.subprocess.Popen
     command = [sys.executable, str(tmp_path / "worker.py")]
     monkeypatch.setattr(scan.subprocess, "Popen", lambda _, **options: real(command, **options))
-    photos = find_photos(tmp_path / "set")
-    found = dict(zip(photos.paths, inspect_photos(photos, 1, tmp_path, seconds_per_photo=1), strict=True))
+    photos = find_images(tmp_path / "set")
+    found = dict(zip(photos.paths, inspect_images(photos, 1, tmp_path, seconds_per_photo=1), strict=True))
     for name in ("a/crash.jpg", "b/stall.jpg"):
         assert f"{name} crashes the image decoder, or takes longer than 1 s" in found[name].error
     assert all(found[name].width and not found[name].error for name in ("a/1.jpg", "a/2.jpg", "b/3.jpg"))
@@ -237,7 +244,7 @@ def test_a_photo_that_only_fails_once_is_good(tmp_path, monkeypatch):
     real = scan.subprocess.Popen
     command = [sys.executable, str(tmp_path / "worker.py")]
     monkeypatch.setattr(scan.subprocess, "Popen", lambda _, **options: real(command, **options))
-    found = inspect_photos(find_photos(tmp_path / "set"), 1, tmp_path)
+    found = inspect_images(find_images(tmp_path / "set"), 1, tmp_path)
     assert (tmp_path / "mark").exists() and not any(seen.error for seen in found)
 
 
@@ -250,12 +257,12 @@ def test_workers_that_do_not_start_are_no_fault_of_the_photos(tmp_path, monkeypa
     command = [sys.executable, "-c", "raise SystemExit(1)"]
     monkeypatch.setattr(scan.subprocess, "Popen", lambda _, **options: real(command, **options))
     with pytest.raises(ResourceError, match="do not start"):
-        inspect_photos(find_photos(tmp_path / "set"), 1, tmp_path)
+        inspect_images(find_images(tmp_path / "set"), 1, tmp_path)
 
 
 def test_pipes_are_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "x.jpg")
-    assert "no regular file" in inspect_photo(tmp_path / "x.jpg").error
+    assert "no regular file" in inspect_image(tmp_path / "x.jpg").error
 
 
 @pytest.mark.parametrize("orientation", [1, 6])
@@ -263,7 +270,7 @@ def test_the_size_is_that_of_the_upright_photo_however_it_is_decoded(tmp_path, o
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.effect_noise((2500, 1300), 60).convert("RGB").save(tmp_path / "large.jpg", exif=exif)
-    seen = inspect_photo(tmp_path / "large.jpg")
+    seen = inspect_image(tmp_path / "large.jpg")
     assert (seen.width, seen.height) == ((1300, 2500) if orientation == 6 else (2500, 1300))
 
 
@@ -274,7 +281,7 @@ def test_the_hash_survives_what_the_eye_does(tmp_path):
     seen = []
     for i, image in enumerate(variants):
         image.save(tmp_path / f"{i}.jpg", quality=50 if i else 95)
-        seen.append(inspect_photo(tmp_path / f"{i}.jpg"))
+        seen.append(inspect_image(tmp_path / f"{i}.jpg"))
     assert {(i, j) for i, j, _ in hash_candidates(seen)} >= {(0, 1), (0, 2), (0, 3)}
     assert not any(4 in pair[:2] for pair in hash_candidates(seen))
     assert group_pairs([(1, 2), (5, 4), (2, 3)]) == [[1, 2, 3], [4, 5]]
@@ -289,7 +296,7 @@ def run(*words: str) -> int:
 def test_the_command(planted, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("FLOWERS_TORCH_CACHE", str(tmp_path / "cache"))
     before = sorted((str(p), p.stat().st_mtime_ns) for p in planted.root.rglob("*"))
-    with pytest.raises(DataError, match="2 photos cannot be read.*--quarantine"):
+    with pytest.raises(DataError, match="2 photos cannot be read.*--exclude"):
         run(planted.root, "--out", tmp_path / "out", "--json")
     assert before == sorted((str(p), p.stat().st_mtime_ns) for p in planted.root.rglob("*"))
     printed = json.loads(capsys.readouterr().out)
@@ -297,7 +304,7 @@ def test_the_command(planted, tmp_path, monkeypatch, capsys):
     assert printed["photos"] == len(planted) and printed["findings"][0]["kind"] == "unreadable"
     page = (tmp_path / "out/gallery.html").read_text()
     assert page.count("<img") > 10 and "http" not in page
-    assert len(read_quarantine(tmp_path / "out/quarantine.csv")) == 6
+    assert len(read_exclude_list(tmp_path / "out/exclude.csv")) == 6
     with pytest.raises(DataError, match="inside the photos"):
         run(planted.root, "--out", planted.root / "check")
     with pytest.raises(DataError):
@@ -314,7 +321,7 @@ def test_twins_by_a_network(tmp_path, monkeypatch, capsys):
         scene(i).save(path)
     scene(4).crop((40, 30, 160, 130)).save(tmp_path / "set/a/crop.jpg")
     (tmp_path / "set/b/bad.jpg").write_bytes(b"")
-    photos = find_photos(tmp_path / "set")
+    photos = find_images(tmp_path / "set")
     index = {path: i for i, path in enumerate(photos.paths)}
     seen = []
 
@@ -325,7 +332,7 @@ def test_twins_by_a_network(tmp_path, monkeypatch, capsys):
         rows[names.index("crop.jpg")] = rows[names.index("4.jpg")] + 0.01
         return torch.from_numpy(rows)
 
-    monkeypatch.setattr("flowers_torch.deploy.features.photo_features", features)
+    monkeypatch.setattr("flowers_torch.deploy.features.image_features", features)
     monkeypatch.setattr(
         "flowers_torch.deploy.features.open_network", lambda *words: (None, None, f"loaded {words}")
     )
@@ -334,7 +341,7 @@ def test_twins_by_a_network(tmp_path, monkeypatch, capsys):
     out, err = capsys.readouterr()
     assert "loaded ('some_net', 'offline')" in err
     found = {finding["kind"]: finding["groups"] for finding in json.loads(out)["findings"]}
-    assert found["near_twins"] == [[photos.paths[index["a/4.jpg"]], "a/crop.jpg"]]
+    assert found["near_duplicates"] == [[photos.paths[index["a/4.jpg"]], "a/crop.jpg"]]
     assert photos.root / "b/bad.jpg" not in seen and len(seen) == 7
     with pytest.raises(UsageError, match="--weights is for --embed"):
         run(photos.root, "--weights", "offline")

@@ -9,8 +9,8 @@ import pytest
 from torchvision.datasets import CIFAR10
 
 from flowers_torch.data.images import load_image
-from flowers_torch.data.sources.arrays import check_arrays, cifar10, read_hdf5, write_pictures
-from flowers_torch.data.sources.open import open_photos
+from flowers_torch.data.sources.arrays import check_arrays, cifar10, read_hdf5, write_images
+from flowers_torch.data.sources.open import open_dataset
 from flowers_torch.errors import DataError, ResourceError
 
 RNG = np.random.default_rng(0)
@@ -102,7 +102,7 @@ def test_the_declared_size():
 
 def test_arrays_become_photos_without_loss(tmp_path):
     parts = {"train": (IMAGES, LABELS + 1), "test": (IMAGES[:6] / 255, LABELS[:6])}
-    photos = write_pictures(tmp_path / "set", parts, ["zebra", "ape", "cat"])
+    photos = write_images(tmp_path / "set", parts, ["zebra", "ape", "cat"])
     assert photos.classes == ("zebra", "ape", "cat") and photos.name == "set"
     assert [list(photos.split.values()).count(part) for part in ("train", "test")] == [12, 6]
     assert any("train: labels count from 1" in note for note in photos.notes)
@@ -110,15 +110,15 @@ def test_arrays_become_photos_without_loss(tmp_path):
         index = int(path[-10:-4])
         assert np.array_equal(np.asarray(load_image(photos.root / path)), IMAGES[index])
         assert label == LABELS[index]
-    assert write_pictures(tmp_path / "set", {}) == photos  # is there already
-    plain = write_pictures(tmp_path / "plain", {"train": (IMAGES, LABELS)})
+    assert write_images(tmp_path / "set", {}) == photos  # is there already
+    plain = write_images(tmp_path / "plain", {"train": (IMAGES, LABELS)})
     assert plain.classes == ("0", "1", "2") and plain.split == {} and len(plain) == 12
 
 
 @pytest.mark.parametrize("classes", [["a", "a", "b"], ["a", "../b", "c"], ["a", "", "c"], ["a", ".b", "c"]])
 def test_class_names_that_are_no_folders(tmp_path, classes):
     with pytest.raises(DataError, match="class names"):
-        write_pictures(tmp_path / "set", {"train": (IMAGES, LABELS)}, classes)
+        write_images(tmp_path / "set", {"train": (IMAGES, LABELS)}, classes)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -136,16 +136,16 @@ TEST = {"test_set_x": IMAGES[:6], "test_set_y": LABELS[None, :6]}
 
 
 def test_hdf5_of_both_parts_and_of_one_each(tmp_path):
-    both = open_photos(
+    both = open_dataset(
         write_h5(tmp_path / "happy.h5", **TRAIN, **TEST, list_classes=[b"no", b"so", b"yes"]), tmp_path
     )
     assert both.classes == ("no", "so", "yes") and both.name == "happy" and len(both) == 18
     path = write_h5(tmp_path / "train_signs.h5", **TRAIN, **SIGNS)
-    assert open_photos(path, tmp_path).split == {}
+    assert open_dataset(path, tmp_path).split == {}
     write_h5(tmp_path / "test_signs.h5", **TEST, **SIGNS)
-    photos = open_photos(path, tmp_path)
+    photos = open_dataset(path, tmp_path)
     assert photos.classes == ("0", "1", "2") and sorted(set(photos.split.values())) == ["test", "train"]
-    assert open_photos(path, tmp_path) == photos
+    assert open_dataset(path, tmp_path) == photos
 
 
 def test_hdf5_that_is_not(tmp_path):
@@ -174,7 +174,7 @@ def test_cifar10_comes_from_torchvision_once(tmp_path, monkeypatch):
             self.data, self.targets = (IMAGES, list(LABELS)) if train else (IMAGES[:6], list(LABELS[:6]))
 
     monkeypatch.setattr("torchvision.datasets.CIFAR10", Stub)
-    photos = open_photos("cifar10", tmp_path)
+    photos = open_dataset("cifar10", tmp_path)
     assert photos.classes == ("airplane", "bird", "automobile") and len(photos) == 18
     assert cifar10(tmp_path) == photos and calls == [(tmp_path, True, True), (tmp_path, False, True)]
 
@@ -199,7 +199,7 @@ def write_cifar10(folder, monkeypatch=None):
 
 def test_cifar10_s_own_files_as_a_folder_and_as_an_archive(tmp_path, monkeypatch):
     flat = write_cifar10(tmp_path / "cifar-10-batches-py", monkeypatch)
-    photos = open_photos(tmp_path / "cifar-10-batches-py", tmp_path / "cache")
+    photos = open_dataset(tmp_path / "cifar-10-batches-py", tmp_path / "cache")
     assert photos.classes == ("airplane", "automobile")
     assert sorted(photos.split.values()) == ["test"] * 2 + ["train"] * 10
     where = {path: index for index, path in enumerate(photos.paths)}
@@ -208,7 +208,7 @@ def test_cifar10_s_own_files_as_a_folder_and_as_an_archive(tmp_path, monkeypatch
     assert photos.labels[where["test/automobile/000000.png"]] == 1
     with tarfile.open(tmp_path / "cifar-10-python.tar.gz", "w:gz") as archive:
         archive.add(tmp_path / "cifar-10-batches-py", "cifar-10-batches-py")
-    unpacked = open_photos(tmp_path / "cifar-10-python.tar.gz", tmp_path / "other")
+    unpacked = open_dataset(tmp_path / "cifar-10-python.tar.gz", tmp_path / "other")
     assert unpacked.paths == photos.paths and unpacked.labels == photos.labels
 
 
@@ -216,7 +216,7 @@ def test_batches_with_other_checksums_are_never_unpickled(tmp_path, monkeypatch)
     write_cifar10(tmp_path / "cifar")
     monkeypatch.setattr("pickle.load", lambda *_, **__: pytest.fail("unpickled"))
     with pytest.raises(DataError, match="does not hold CIFAR-10's own files"):
-        open_photos(tmp_path / "cifar", tmp_path / "cache")
+        open_dataset(tmp_path / "cifar", tmp_path / "cache")
 
 
 def test_cifar10_without_network(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ from PIL import Image
 
 from flowers_torch.data.sources.demo import FORMS, draw_demo, draw_picture
 from flowers_torch.data.sources.flowers17 import CLASSES
-from flowers_torch.data.sources.folders import find_photos
+from flowers_torch.data.sources.folders import find_images
 from flowers_torch.errors import UsageError
 
 
@@ -19,7 +19,7 @@ def contents(root: Path) -> dict[str, bytes]:
 
 def mean_colours(root: Path) -> tuple[torch.Tensor, torch.Tensor]:
     """Standardised mean red, green, blue of every picture, and its class, in random order."""
-    photos = find_photos(root, "demo")
+    photos = find_images(root, "demo")
     means = [np.asarray(Image.open(root / path).convert("RGB")).mean((0, 1)) for path in photos.paths]
     order = torch.randperm(len(photos), generator=torch.Generator().manual_seed(0))
     x, y = torch.tensor(np.array(means), dtype=torch.float32)[order], torch.tensor(photos.labels)[order]
@@ -108,7 +108,7 @@ def test_another_seed_draws_other_pictures(tmp_path):
 
 def test_the_folder_is_a_data_set_of_ours(tmp_path):
     draw_demo(tmp_path, per_class=2)
-    photos = find_photos(tmp_path, "demo")
+    photos = find_images(tmp_path, "demo")
     assert photos.classes == tuple(FORMS) and len(photos) == 12
     for path in photos.paths:
         with Image.open(tmp_path / path) as picture:

@@ -19,7 +19,7 @@ from flowers_torch.cli import main
 from flowers_torch.data.images import load_image
 from flowers_torch.data.sources import flowers17 as module
 from flowers_torch.data.sources.flowers17 import CLASSES, PATHS, flowers17, official_split
-from flowers_torch.data.sources.open import open_photos
+from flowers_torch.data.sources.open import open_dataset
 from flowers_torch.errors import DataError, ResourceError, UsageError
 
 SHARED = Path(os.environ.get("FLOWERS_TORCH_SHARED", Path(__file__).parents[2] / ".." / "shared"))
@@ -70,8 +70,8 @@ def test_other_content_is_refused(tmp_path):
 
 def test_recognised_as_archive_and_as_folder(tmp_path, content, photos):
     (tmp_path / "anything.tar.gz").write_bytes(content)
-    assert open_photos(tmp_path / "anything.tar.gz", tmp_path / "cache").labels == photos.labels
-    assert open_photos(photos.root, tmp_path / "cache").classes == CLASSES
+    assert open_dataset(tmp_path / "anything.tar.gz", tmp_path / "cache").labels == photos.labels
+    assert open_dataset(photos.root, tmp_path / "cache").classes == CLASSES
     assert len(list((tmp_path / "cache").iterdir())) == 1  # unpacked once
 
 
@@ -112,11 +112,11 @@ def server(content, monkeypatch):
 
 def test_downloads_once(server, tmp_path):
     steps = []
-    first = open_photos("flowers17", tmp_path, progress=lambda done, total: steps.append((done, total)))
+    first = open_dataset("flowers17", tmp_path, progress=lambda done, total: steps.append((done, total)))
     assert first.notes == () and first.counts() == [80] * 17
     assert steps[-1] == (len(server["body"]), len(server["body"]))
     (tmp_path / "17flowers.tgz").unlink()  # what is unpacked is enough
-    assert open_photos("flowers17", tmp_path) == first and len(server["requests"]) == 1
+    assert open_dataset("flowers17", tmp_path) == first and len(server["requests"]) == 1
 
 
 def test_a_cut_download_is_continued(server, tmp_path):
@@ -124,23 +124,23 @@ def test_a_cut_download_is_continued(server, tmp_path):
     with pytest.raises(
         ResourceError, match=r"127.0.0.1.*--data FOLDER, --data path/to/17flowers.tgz, or --data demo"
     ):
-        open_photos("flowers17", tmp_path)
+        open_dataset("flowers17", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["17flowers.tgz.part"]
-    assert len(open_photos("flowers17", tmp_path)) == 1360
+    assert len(open_dataset("flowers17", tmp_path)) == 1360
     assert server["requests"][1] == f"bytes={len(server['body']) // 2}-"
 
 
 def test_a_wrong_archive_leaves_nothing(server, tmp_path):
     server["body"] = server["body"][:-1] + b"!"
     with pytest.raises(ResourceError, match="expected"):
-        open_photos("flowers17", tmp_path)
+        open_dataset("flowers17", tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_no_network_is_one_line_with_three_ways_on(server, tmp_path):
     server["status"] = 404
     with pytest.raises(ResourceError, match=r"^cannot fetch http.*Not Found.*fix: .*--data demo$") as error:
-        open_photos("flowers17", tmp_path)
+        open_dataset("flowers17", tmp_path)
     assert error.value.exit_code == 6 and "\n" not in str(error.value)
 
 
@@ -215,7 +215,7 @@ def test_an_exclude_list_moves_no_photo_of_a_named_split(tmp_path, splits_file, 
     excluded = [PATHS[0], PATHS[700]]
     (tmp_path / "list.csv").write_text("file,reason\n" + "".join(f"{name},x\n" for name in excluded))
     parts = []
-    for name, flags in (("all", []), ("fewer", ["--quarantine", str(tmp_path / "list.csv")])):
+    for name, flags in (("all", []), ("fewer", ["--exclude", str(tmp_path / "list.csv")])):
         flags = [*flags, "--data", str(tmp_path / "photos"), "--split", split, "--groups", "none"]
         flags += ["--arch", "test_resnet", "--weights", "none", "--size", "32", "--device", "cpu"]
         flags += ["--set", "stages=[{name = 'head', train = 'head', epochs = 1, views = 0}]", "--seed", "1"]
@@ -249,6 +249,6 @@ def test_a_folder_called_flowers17_is_only_a_folder(photo_folder, tmp_path, monk
 @pytest.mark.slow
 @pytest.mark.skipif(not (SHARED / "data/17flowers.tgz").is_file(), reason="needs FLOWERS_TORCH_SHARED")
 def test_the_real_archive(tmp_path):
-    photos = open_photos(SHARED / "data/17flowers.tgz", tmp_path)
+    photos = open_dataset(SHARED / "data/17flowers.tgz", tmp_path)
     assert photos.counts() == [80] * 17
     assert load_image(photos.root / photos.paths[0]).mode == "RGB"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from flowers_torch.data.sources.folders import find_photos, natural_key
+from flowers_torch.data.sources.folders import find_images, natural_key
 from flowers_torch.errors import DataError
 
 
@@ -21,7 +21,7 @@ def put(root: Path, *names: str) -> Path:
 
 def test_class_folders(tmp_path):
     put(tmp_path, "b/2.jpg", "b/10.JPG", "b/deep/er.JpEg", "a10/1.jfif", "a2/1.gif")
-    photos = find_photos(tmp_path)
+    photos = find_images(tmp_path)
     assert photos.classes == ("a2", "a10", "b")
     assert photos.paths == ("a2/1.gif", "a10/1.jfif", "b/2.jpg", "b/10.JPG", "b/deep/er.JpEg")
     assert photos.labels == (0, 1, 2, 2, 2) and photos.counts() == [1, 1, 3]
@@ -44,7 +44,7 @@ def test_a_split_that_is_there_is_kept(tmp_path, val):
         "test/b/5.jpg",
         "test/a/6.jpg",
     )
-    photos = find_photos(tmp_path)
+    photos = find_images(tmp_path)
     assert photos.classes == ("a", "b")
     assert {photos.split[path] for path in photos.paths if path.startswith(val)} == {"val"}
     by_path = dict(zip(photos.paths, photos.labels, strict=True))
@@ -53,30 +53,30 @@ def test_a_split_that_is_there_is_kept(tmp_path, val):
 
 def test_a_missing_part_is_said(tmp_path):
     put(tmp_path, "train/a/1.jpg", "train/b/2.jpg", "validation/a/3.jpg", "validation/b/4.jpg", "extra/x.jpg")
-    notes = "\n".join(find_photos(tmp_path).notes)
+    notes = "\n".join(find_images(tmp_path).notes)
     assert "no test folder" in notes and "extra" in notes
 
 
 def test_classes_that_differ_between_parts_are_an_error(tmp_path):
     put(tmp_path, "train/a/1.jpg", "train/b/2.jpg", "val/b/1.jpg", "val/c/1.jpg")
     with pytest.raises(DataError, match="val in .*differ.*missing a, extra c"):
-        find_photos(tmp_path)
+        find_images(tmp_path)
     (tmp_path / "val/c/1.jpg").unlink()
     (tmp_path / "val/c").rmdir()
     (tmp_path / "val/a").mkdir()
     with pytest.raises(DataError, match="missing a"):
-        find_photos(tmp_path)
+        find_images(tmp_path)
 
 
 def test_two_folders_for_one_part(tmp_path):
     put(tmp_path, "train/a/1.jpg", "val/a/1.jpg", "valid/a/1.jpg")
     with pytest.raises(DataError, match="several folders for val: val, valid"):
-        find_photos(tmp_path)
+        find_images(tmp_path)
 
 
 def test_a_class_may_be_called_test(tmp_path):
     put(tmp_path, "test/1.jpg", "bench/1.jpg")
-    assert find_photos(tmp_path).classes == ("bench", "test")
+    assert find_images(tmp_path).classes == ("bench", "test")
 
 
 def test_missing_file_or_empty_root(tmp_path):
@@ -84,18 +84,18 @@ def test_missing_file_or_empty_root(tmp_path):
     (tmp_path / "empty").mkdir()
     for name in ("none", "file", "empty"):
         with pytest.raises(DataError, match=f"{name}.*FOLDER/<class>/<photo>"):
-            find_photos(tmp_path / name)
+            find_images(tmp_path / name)
 
 
 def test_photos_at_the_wrong_depth(tmp_path):
     put(tmp_path, "flat/1.jpg", "deep/flowers/rose/1.jpg", "deep/flowers/tulip/1.jpg")
     with pytest.raises(DataError, match="flat holds photos but no class folders"):
-        find_photos(tmp_path / "flat")
+        find_images(tmp_path / "flat")
     with pytest.raises(DataError, match="use .*deep/flowers instead"):
-        find_photos(tmp_path / "deep")
+        find_images(tmp_path / "deep")
     put(tmp_path, "parts/inner/train/a/1.jpg", "parts/inner/test/a/1.jpg")
     with pytest.raises(DataError, match="use .*parts/inner instead"):
-        find_photos(tmp_path / "parts")
+        find_images(tmp_path / "parts")
 
 
 def test_all_empty_classes_are_named_at_once(tmp_path):
@@ -104,12 +104,12 @@ def test_all_empty_classes_are_named_at_once(tmp_path):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "d/notes.txt").write_text("")
     with pytest.raises(DataError, match="3 of 5 .*c, d, e"):
-        find_photos(tmp_path)
+        find_images(tmp_path)
 
 
 def test_one_class_only(tmp_path):
     with pytest.raises(DataError, match="one class only: rose"):
-        find_photos(put(tmp_path, "rose/1.jpg"))
+        find_images(put(tmp_path, "rose/1.jpg"))
 
 
 def test_litter_is_ignored_and_said(tmp_path):
@@ -117,7 +117,7 @@ def test_litter_is_ignored_and_said(tmp_path):
     put(tmp_path, "a/@eaDir/1.jpg", ".git/x.jpg", "stray.jpg")
     for name in ("a/.DS_Store", "b/.DS_Store", "b/Thumbs.db", "a/notes.txt", "a/clip.mov", "a/web.avif"):
         (tmp_path / name).write_text("")
-    photos = find_photos(tmp_path)
+    photos = find_images(tmp_path)
     assert photos.paths == ("a/1.jpg", "b/1.jpg") and photos.classes == ("a", "b")
     notes = "\n".join(photos.notes)
     for text in (
@@ -143,7 +143,7 @@ def test_links(tmp_path):
     (root / "a/twice").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
     (root / "b/gone.jpg").symlink_to(tmp_path / "gone.jpg")
     (root / "b/real.jpg").symlink_to(tmp_path / "elsewhere/2.jpg")
-    photos = find_photos(root)
+    photos = find_images(root)
     assert photos.paths == ("a/1.jpg", "a/more/2.jpg", "b/1.jpg", "b/real.jpg")
     assert any("b: ignored 1" in note and "dangling link" in note for note in photos.notes)
 
@@ -154,7 +154,7 @@ def test_pipes_and_sockets_are_left_out(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # socket paths must be short
     with socket.socket(socket.AF_UNIX) as server:
         server.bind("b/socket.jpg")
-        photos = find_photos(tmp_path)
+        photos = find_images(tmp_path)
     assert photos.paths == ("a/1.jpg", "b/1.jpg")
     assert sum("pipe, socket or device" in note for note in photos.notes) == 2
 
@@ -164,7 +164,7 @@ def test_an_unreadable_folder_is_named(tmp_path):
     put(tmp_path, "a/1.jpg", "b/1.jpg")
     (tmp_path / "b").chmod(0)
     with pytest.raises(DataError, match="b: Permission denied"):
-        find_photos(tmp_path)
+        find_images(tmp_path)
     (tmp_path / "b").chmod(0o755)
 
 
@@ -179,7 +179,7 @@ def test_an_unreadable_folder_is_named_even_to_root(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "scandir", scandir)
     with pytest.raises(DataError, match="b: Permission denied"):
-        find_photos(tmp_path)
+        find_images(tmp_path)
 
 
 def test_hostile_names(tmp_path):
@@ -195,13 +195,13 @@ def test_hostile_names(tmp_path):
     put(tmp_path, *(f"rose/{name}" for name in names), "tulip/1.jpg")
     odd = os.fsencode(tmp_path) + b"/tulip/\xff\xfe.jpg"
     Image.new("RGB", (8, 8)).save(os.fsdecode(odd))
-    photos = find_photos(tmp_path)
+    photos = find_images(tmp_path)
     assert len(photos) == len(names) + 2
     assert all((photos.root / path).is_file() for path in photos.paths)
 
 
 def test_nearly_equal_class_names_are_said(tmp_path):
-    photos = find_photos(put(tmp_path, "Rose/1.jpg", "rose/1.jpg", "\xe9/1.jpg", "e\u0301/1.jpg"))
+    photos = find_images(put(tmp_path, "Rose/1.jpg", "rose/1.jpg", "\xe9/1.jpg", "e\u0301/1.jpg"))
     assert len(photos.classes) == 4
     notes = "\n".join(photos.notes)
     assert "'Rose', 'rose'" in notes and r"'e\u0301'" in notes
@@ -210,5 +210,5 @@ def test_nearly_equal_class_names_are_said(tmp_path):
 def test_nothing_is_written(tmp_path):
     put(tmp_path, "a/1.jpg", "b/1.jpg")
     before = sorted((str(path), path.stat().st_mtime_ns) for path in tmp_path.rglob("*"))
-    find_photos(tmp_path)
+    find_images(tmp_path)
     assert before == sorted((str(path), path.stat().st_mtime_ns) for path in tmp_path.rglob("*"))

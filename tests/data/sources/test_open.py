@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from flowers_torch.data.sources.open import open_photos
+from flowers_torch.data.sources.open import open_dataset
 from flowers_torch.errors import DataError
 
 
@@ -24,10 +24,10 @@ def test_folders(tmp_path, monkeypatch):
     class_folders(tmp_path / "plain")
     class_folders(tmp_path / "split/train")
     class_folders(tmp_path / "split/Validation")
-    assert open_photos(tmp_path / "plain").classes == ("a", "b")
-    assert set(open_photos(str(tmp_path / "split")).split.values()) == {"train", "val"}
+    assert open_dataset(tmp_path / "plain").classes == ("a", "b")
+    assert set(open_dataset(str(tmp_path / "split")).split.values()) == {"train", "val"}
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert open_photos("~/plain").name == "plain"
+    assert open_dataset("~/plain").name == "plain"
 
 
 @pytest.mark.parametrize("inner", ["", "photos", "photos/again"])
@@ -42,7 +42,7 @@ def test_archives_of_folders(tmp_path, inner, kind):
     else:
         with tarfile.open(archive, "w:gz") as content:
             content.add(root, ".")
-    photos = open_photos(archive, tmp_path / "cache")
+    photos = open_dataset(archive, tmp_path / "cache")
     assert photos.name == "roses" and photos.classes == ("a", "b") and len(photos) == 2
 
 
@@ -51,8 +51,8 @@ def test_demo_is_drawn_once(tmp_path, monkeypatch):
     demo = types.ModuleType("demo")
     demo.draw_demo = lambda folder: drawn.append(folder) or class_folders(folder)
     monkeypatch.setitem(sys.modules, "flowers_torch.data.sources.demo", demo)
-    first = open_photos("demo", tmp_path)
-    assert first.name == "demo" and first == open_photos("demo", tmp_path) and len(drawn) == 1
+    first = open_dataset("demo", tmp_path)
+    assert first.name == "demo" and first == open_dataset("demo", tmp_path) and len(drawn) == 1
     assert [path.name for path in tmp_path.iterdir()] == [first.root.name]
 
 
@@ -64,7 +64,7 @@ def test_unknown_sources_say_what_is_accepted(tmp_path):
         "none.zip": "does not exist",
     }.items():
         with pytest.raises(DataError, match=f"{name} .*{what}.*flowers17, or demo"):
-            open_photos(tmp_path / name)
+            open_dataset(tmp_path / name)
 
 
 def test_paths_as_people_type_them(tmp_path, monkeypatch):
@@ -73,7 +73,7 @@ def test_paths_as_people_type_them(tmp_path, monkeypatch):
     for name in ("my photos", "-odd", "fünf & mehr"):
         class_folders(tmp_path / name)
     for typed in ("my photos", "my photos/", "~/my photos", "./my photos//", "-odd", "fünf & mehr"):
-        assert len(open_photos(typed)) == 2, typed
+        assert len(open_dataset(typed)) == 2, typed
     with pytest.raises(DataError, match=r"a\\x00b does not exist") as caught:
-        open_photos("a\0b")
+        open_dataset("a\0b")
     assert "\0" not in str(caught.value)

@@ -11,14 +11,14 @@ from PIL import Image
 
 from flowers_torch.data.augment.per_image import train_transform
 from flowers_torch.data.images import load_image
-from flowers_torch.data.loading.loaders import PhotoDataset, make_loader
-from flowers_torch.data.quality.filter import admit
-from flowers_torch.data.quality.scan import inspect_photos
+from flowers_torch.data.loading.loaders import TransformedImages, make_loader
+from flowers_torch.data.quality.filter import filter_images
+from flowers_torch.data.quality.scan import inspect_images
 from flowers_torch.data.sources import tar_members
-from flowers_torch.data.sources.open import open_photos
+from flowers_torch.data.sources.open import open_dataset
 from flowers_torch.data.sources.shards import find_shards
 from flowers_torch.data.sources.tar_members import members, open_member
-from flowers_torch.data.splits.assign import split_photos
+from flowers_torch.data.splits.assign import split_dataset
 from flowers_torch.errors import DataError
 
 
@@ -48,7 +48,7 @@ def folders(tmp_path):
 
 
 def test_class_folders_in_shards(folders):
-    photos = open_photos(folders)
+    photos = open_dataset(folders)
     assert photos.classes == ("rose", "tulip") and photos.counts() == [10, 10] and photos.name == "set"
     assert photos.paths[0] == "part-0.tar/rose/00.jpg" and photos.split == {}
     assert any("2 shards" in note for note in photos.notes) and any(
@@ -56,15 +56,15 @@ def test_class_folders_in_shards(folders):
     )
     assert load_image(photos.root / photos.paths[0]).size == (70, 70)
     before = sorted(path.name for path in folders.iterdir())
-    admitted = admit(photos)
+    admitted = filter_images(photos)
     assert not admitted.bad and len(admitted.photos) == 20
-    split = split_photos(photos)
+    split = split_dataset(photos)
     assert sorted(sum(split.values(), [])) == list(range(20))
     assert sorted(path.name for path in folders.iterdir()) == before
 
 
 def test_batches_from_shards_are_those_from_files(folders, tmp_path):
-    photos = open_photos(folders)
+    photos = open_dataset(folders)
     for path in photos.paths:
         target = tmp_path / "unpacked" / path
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -72,7 +72,7 @@ def test_batches_from_shards_are_those_from_files(folders, tmp_path):
 
     def batches(root, workers=0):
         transform = train_transform("light", 24, (0.5,) * 3, (0.5,) * 3)
-        dataset = PhotoDataset([root / path for path in photos.paths], photos.labels, transform, 3)
+        dataset = TransformedImages([root / path for path in photos.paths], photos.labels, transform, 3)
         loader, _ = make_loader(dataset, 7, shuffle=True, workers=workers)
         return torch.cat([batch.image for batch in loader])
 
@@ -92,7 +92,7 @@ def test_labels_beside_the_photos(tmp_path, kind):
     write_tar(tmp_path / "0.tar", files)
     if kind == "named numbers":
         (tmp_path / "classes.txt").write_text("b\na\nc\n")
-    photos = open_photos(tmp_path)
+    photos = open_dataset(tmp_path)
     wanted = {"numbers": ("0", "1", "2"), "named numbers": ("b", "a", "c")}.get(kind, ("a", "b", "c"))
     assert photos.classes == wanted and photos.counts() == [4, 4, 4]
     assert photos.classes[photos.labels[0]] == ("0" if kind == "numbers" else "b")
@@ -103,26 +103,26 @@ def test_shards_that_are_split_already(tmp_path):
         for shard in range(count):
             files = {f"{name}/{part}{shard}{i}.jpg": jpeg(i) for i in range(3) for name in "ab"}
             write_tar(tmp_path / f"mine-{part}-{shard:04d}.tar", files)
-    photos = open_photos(tmp_path)
+    photos = open_dataset(tmp_path)
     assert sorted(photos.split.values()).count("train") == 12 and len(photos.split) == len(photos) == 24
-    assert len(open_photos(f"{tmp_path}/mine-train-{{0000..0001}}.tar")) == 12
-    assert open_photos(f"{tmp_path}/mine-train-*.tar").split == {}
+    assert len(open_dataset(f"{tmp_path}/mine-train-{{0000..0001}}.tar")) == 12
+    assert open_dataset(f"{tmp_path}/mine-train-*.tar").split == {}
     assert find_shards(tmp_path / "mine-val-0000.tar") == []  # a single archive is unpacked
     for pattern, message in (
         ("mine-train-{0000..0002}.tar", "1 of 3 shards"),
         ("no-*.tar", "no shard matches"),
     ):
         with pytest.raises(DataError, match=message):
-            open_photos(f"{tmp_path}/{pattern}")
+            open_dataset(f"{tmp_path}/{pattern}")
     write_tar(tmp_path / "mine-val-0000.tar", {"a/1.jpg": jpeg(1), "c/1.jpg": jpeg(2)})
     with pytest.raises(DataError, match="val .*missing b, extra c"):
-        open_photos(tmp_path)
+        open_dataset(tmp_path)
     write_tar(tmp_path / "mine-more.tar", {"a/1.jpg": jpeg(1)})
     with pytest.raises(DataError, match="not clear"):
-        open_photos(tmp_path)
+        open_dataset(tmp_path)
     files = {f"{part}/{name}/1.jpg": jpeg(1) for part in ("Train", "dev") for name in "ab"}
     write_tar(tmp_path / "one/set.tar", files)
-    assert sorted(open_photos(tmp_path / "one").split.values()) == ["train", "train", "val", "val"]
+    assert sorted(open_dataset(tmp_path / "one").split.values()) == ["train", "train", "val", "val"]
 
 
 @pytest.mark.parametrize(
@@ -141,20 +141,20 @@ def test_shards_that_are_split_already(tmp_path):
 def test_shards_that_cannot_be_used(tmp_path, files, message):
     write_tar(tmp_path / "0.tar", files)
     with pytest.raises(DataError, match=message):
-        open_photos(tmp_path)
+        open_dataset(tmp_path)
 
 
 def test_numbers_beyond_the_list_of_names(tmp_path):
     write_tar(tmp_path / "0.tar", {"1.jpg": b"x", "1.cls": b"0", "2.jpg": b"x", "2.cls": b"2"})
     (tmp_path / "classes.txt").write_text("a\nb\n")
     with pytest.raises(DataError, match="2 names, the labels reach to 2"):
-        open_photos(tmp_path)
+        open_dataset(tmp_path)
 
 
 def test_a_bad_photo_in_a_shard_is_named(folders):
     write_tar(folders / "part-2.tar", {"rose/bad.jpg": jpeg(3)[:300], "tulip/good.jpg": jpeg(4)})
-    photos = open_photos(folders)
-    errors = [seen.error for seen in inspect_photos(photos, workers=1) if seen.error]
+    photos = open_dataset(folders)
+    errors = [seen.error for seen in inspect_images(photos, workers=1) if seen.error]
     assert len(errors) == 1 and "part-2.tar/rose/bad.jpg" in errors[0]
 
 
@@ -164,7 +164,7 @@ def test_cut_shards(tmp_path, end):
     whole = (tmp_path / "0.tar").read_bytes()
     (tmp_path / "0.tar").write_bytes(whole[:end])
     with pytest.raises(DataError, match=r"0\.tar (is cut off|is no plain tar)"):
-        open_photos(tmp_path)
+        open_dataset(tmp_path)
 
 
 def test_links_compression_and_doubles(tmp_path):

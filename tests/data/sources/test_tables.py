@@ -3,10 +3,10 @@
 import pytest
 from PIL import Image
 
-from flowers_torch.data.sources.folders import find_photos
-from flowers_torch.data.sources.open import open_photos
+from flowers_torch.data.sources.folders import find_images
+from flowers_torch.data.sources.open import open_dataset
 from flowers_torch.data.sources.tables import read_groups, read_table
-from flowers_torch.data.splits.assign import group_units, split_photos
+from flowers_torch.data.splits.assign import group_units, split_dataset
 from flowers_torch.errors import DataError
 
 
@@ -42,7 +42,7 @@ def test_tables_as_they_come(root, text):
     assert photos.classes == ("class2", "class10", "rose") and photos.name == "labels"
     assert photos.paths == ("a b.jpg", "in/1.jpg", "in/2.jpg", "in/10.jpg")
     assert photos.labels == (0, 2, 1, 2) and photos.split == {} and photos.root == root
-    assert open_photos(root / "labels.csv") == photos
+    assert open_dataset(root / "labels.csv") == photos
 
 
 def test_split_and_group_columns(root):
@@ -97,7 +97,7 @@ def test_groups_for_class_folders(tmp_path):
         path = tmp_path / f"set/{'ab'[i % 2]}/{i}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (8, 8)).save(path)
-    photos = find_photos(tmp_path / "set")
+    photos = find_images(tmp_path / "set")
     lines = [f"{path},plant{i // 3}" for i, path in enumerate(photos.paths[:9])]
     (tmp_path / "groups.csv").write_text("\n".join(["file,group", *lines]))
     groups = read_groups(tmp_path / "groups.csv", photos)
@@ -106,7 +106,7 @@ def test_groups_for_class_folders(tmp_path):
 
     grouped = dataclasses.replace(photos, groups=groups)
     for seed in range(5):
-        split = split_photos(grouped, seed=seed)
+        split = split_dataset(grouped, seed=seed)
         for name in set(groups.values()):
             members = {i for i, path in enumerate(photos.paths) if groups.get(path) == name}
             assert sum(bool(members & set(indices)) for indices in split.values()) == 1

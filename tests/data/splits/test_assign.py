@@ -8,22 +8,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flowers_torch.data.sources.folders import Photos
+from flowers_torch.data.dataset import ImageDataset
 from flowers_torch.data.splits.assign import (
-    PARTS,
-    describe_split,
+    SPLITS,
+    describe_splits,
     exact_split,
-    is_lopsided,
+    is_imbalanced,
+    split_dataset,
     split_number,
-    split_photos,
 )
 from flowers_torch.errors import DataError
 
 
-def made_up(sizes, split=None, root=Path("nowhere")) -> Photos:
+def made_up(sizes, split=None, root=Path("nowhere")) -> ImageDataset:
     rows = [(f"class{c}/{i}.jpg", c) for c, size in enumerate(sizes) for i in range(size)]
     classes = tuple(f"class{c}" for c in range(len(sizes)))
-    return Photos("set", root, classes, tuple(r[0] for r in rows), tuple(r[1] for r in rows), split or {})
+    return ImageDataset(
+        "set", root, classes, tuple(r[0] for r in rows), tuple(r[1] for r in rows), split or {}
+    )
 
 
 def parts_by_path(photos, split) -> dict[str, str]:
@@ -45,14 +47,14 @@ def test_the_number_is_fixed_for_all_time():
 
 def test_disjoint_whole_and_near_the_fractions():
     photos = made_up([400, 400, 400])
-    split = split_photos(photos, (0.6, 0.2, 0.2), seed=3)
+    split = split_dataset(photos, (0.6, 0.2, 0.2), seed=3)
     assert sorted(sum(split.values(), [])) == list(range(1200))
-    for part, share in zip(PARTS, (0.6, 0.2, 0.2), strict=True):
+    for part, share in zip(SPLITS, (0.6, 0.2, 0.2), strict=True):
         assert split[part] == sorted(split[part])
         for count in class_counts(photos, split[part]):
             assert abs(count - 400 * share) < 40  # 4 standard deviations of a binomial
-    assert split == split_photos(photos, (0.6, 0.2, 0.2), seed=3)
-    assert split != split_photos(photos, (0.6, 0.2, 0.2), seed=4)
+    assert split == split_dataset(photos, (0.6, 0.2, 0.2), seed=3)
+    assert split != split_dataset(photos, (0.6, 0.2, 0.2), seed=4)
 
 
 @settings(max_examples=30, deadline=None)
@@ -63,38 +65,38 @@ def test_added_and_removed_photos_move_no_others(seed, removed):
     fewer = dataclasses.replace(
         photos, paths=tuple(photos.paths[i] for i in keep), labels=tuple(photos.labels[i] for i in keep)
     )
-    before, after = (parts_by_path(p, split_photos(p, seed=seed)) for p in (fewer, photos))
+    before, after = (parts_by_path(p, split_dataset(p, seed=seed)) for p in (fewer, photos))
     assert all(after[path] == part for path, part in before.items())
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_small_classes_reach_every_part(seed):
     photos = made_up([3, 4, 5, 40])
-    split = split_photos(photos, seed=seed)
-    for part in PARTS:
+    split = split_dataset(photos, seed=seed)
+    for part in SPLITS:
         assert min(class_counts(photos, split[part])) >= 1
-    without_test = split_photos(photos, (0.8, 0.2, 0), seed=seed)
+    without_test = split_dataset(photos, (0.8, 0.2, 0), seed=seed)
     assert without_test["test"] == []
 
 
 def test_a_class_too_small_for_the_parts_is_named():
     with pytest.raises(DataError, match="class1 has 2 photos, too few"):
-        split_photos(made_up([9, 2]))
+        split_dataset(made_up([9, 2]))
     with pytest.raises(DataError, match="class1 has 1 photo,"):
-        split_photos(made_up([9, 1]), (0.5, 0.5, 0))
+        split_dataset(made_up([9, 1]), (0.5, 0.5, 0))
 
 
 @pytest.mark.parametrize("fractions", [(1, 0, 0), (0, 0.5, 0.5), (0.5, 0.5), (0.5, 0.5, 0.5), (1.5, -0.5, 0)])
 def test_impossible_fractions(fractions):
     with pytest.raises(DataError, match="fractions"):
-        split_photos(made_up([9, 9]), fractions)
+        split_dataset(made_up([9, 9]), fractions)
 
 
 def test_the_sources_own_split_is_kept():
     photos = made_up([30, 30])
-    given_split = {path: PARTS[i % 3] for i, path in enumerate(photos.paths)}
+    given_split = {path: SPLITS[i % 3] for i, path in enumerate(photos.paths)}
     photos = dataclasses.replace(photos, split=given_split)
-    assert parts_by_path(photos, split_photos(photos, seed=5)) == given_split
+    assert parts_by_path(photos, split_dataset(photos, seed=5)) == given_split
 
 
 @pytest.mark.parametrize("missing", ["val", "test"])
@@ -103,7 +105,7 @@ def test_a_part_that_the_source_lacks_is_drawn_from_train(missing):
     other = {"val": "test", "test": "val"}[missing]
     given_split = {path: other if i % 4 == 0 else "train" for i, path in enumerate(photos.paths)}
     photos = dataclasses.replace(photos, split=given_split)
-    split = split_photos(photos, (0.6, 0.2, 0.2), seed=1)
+    split = split_dataset(photos, (0.6, 0.2, 0.2), seed=1)
     found = parts_by_path(photos, split)
     assert [i for i in range(400) if i % 4 == 0] == split[other]
     assert all(given_split[photos.paths[i]] == "train" for i in split[missing])
@@ -113,9 +115,9 @@ def test_a_part_that_the_source_lacks_is_drawn_from_train(missing):
 def test_exact_split_of_flowers17():
     photos = made_up([80] * 17)
     split = exact_split(photos, (800, 280, 280), seed=0)
-    assert [len(split[part]) for part in PARTS] == [800, 280, 280]
+    assert [len(split[part]) for part in SPLITS] == [800, 280, 280]
     assert sorted(sum(split.values(), [])) == list(range(1360))
-    for part in PARTS:
+    for part in SPLITS:
         counts = class_counts(photos, split[part])
         assert max(counts) - min(counts) <= 1
 
@@ -129,9 +131,9 @@ def test_exact_split_sums_and_stays_in_proportion(sizes, data):
     test = data.draw(st.integers(0, total - train - val))
     photos = made_up(sizes)
     split = exact_split(photos, (train, val, test), seed=data.draw(st.integers(0, 9)))
-    assert [len(split[part]) for part in PARTS] == [train, val, test]
+    assert [len(split[part]) for part in SPLITS] == [train, val, test]
     assert len(set(sum(split.values(), []))) == train + val + test
-    for part, count in zip(PARTS, (train, val, test), strict=True):
+    for part, count in zip(SPLITS, (train, val, test), strict=True):
         for size, found in zip(sizes, class_counts(photos, split[part]), strict=True):
             assert abs(found - count * size / total) <= 1
 
@@ -142,15 +144,15 @@ def test_exact_split_asks_for_too_many():
 
 
 def test_what_is_lopsided():
-    assert is_lopsided(made_up([30, 10])) and not is_lopsided(made_up([29, 10]))
+    assert is_imbalanced(made_up([30, 10])) and not is_imbalanced(made_up([29, 10]))
 
 
 def test_the_description_says_what_is_lopsided():
     photos = made_up([10, 12])
-    assert describe_split(photos, {"train": [0, 1], "val": [2], "test": []}) == (
+    assert describe_splits(photos, {"train": [0, 1], "val": [2], "test": []}) == (
         "22 photos of 2 classes: 2 train, 1 val, 0 test"
     )
-    assert "lopsided: 40 of class1, 10 of class0" in describe_split(made_up([10, 40]), {"train": []})
+    assert "lopsided: 40 of class1, 10 of class0" in describe_splits(made_up([10, 40]), {"train": []})
 
 
 @settings(max_examples=40, deadline=None)
@@ -162,29 +164,29 @@ def test_groups_stay_on_one_side(seed, groups):
     taken: set[int] = set()
     groups = [g for g in groups if not taken & set(g) and not taken.update(g)]
     photos = made_up([30, 30])
-    split = split_photos(photos, seed=seed, groups=groups)
+    split = split_dataset(photos, seed=seed, groups=groups)
     assert sorted(sum(split.values(), [])) == list(range(60))
     found = parts_by_path(photos, split)
     for group in groups:
         assert len({found[photos.paths[i]] for i in group}) == 1
-    for part in PARTS:
+    for part in SPLITS:
         assert min(class_counts(photos, split[part])) >= 1
     grouped = {i for group in groups for i in group}
-    alone = parts_by_path(photos, split_photos(photos, seed=seed))
+    alone = parts_by_path(photos, split_dataset(photos, seed=seed))
     moved = [i for i in range(60) if i not in grouped and found[photos.paths[i]] != alone[photos.paths[i]]]
     assert moved == []
 
 
 def test_a_class_that_is_one_group_cannot_be_split():
     with pytest.raises(DataError, match="class0 has 2 photos that are in no group together"):
-        split_photos(made_up([4, 9]), groups=[[0, 1, 2]])
+        split_dataset(made_up([4, 9]), groups=[[0, 1, 2]])
 
 
 def test_exact_split_keeps_groups_whole():
     photos = made_up([80] * 17)
     groups = [[i, i + 40] for i in range(0, 1360, 80)] + [[5, 6, 7]]
     split = exact_split(photos, (800, 280, 280), seed=1, groups=groups)
-    assert [len(split[part]) for part in PARTS] == [800, 280, 280]
+    assert [len(split[part]) for part in SPLITS] == [800, 280, 280]
     for group in groups:
         assert sum(bool(set(group) & set(indices)) for indices in split.values()) == 1
     with pytest.raises(DataError, match="class0 do not fill"):

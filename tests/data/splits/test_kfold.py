@@ -5,21 +5,21 @@ from pathlib import Path
 
 import pytest
 
-from flowers_torch.data.sources.folders import Photos
-from flowers_torch.data.splits.kfold import fold_photos
+from flowers_torch.data.dataset import ImageDataset
+from flowers_torch.data.splits.kfold import make_folds
 from flowers_torch.errors import DataError
 
 
-def made_up(sizes) -> Photos:
+def made_up(sizes) -> ImageDataset:
     rows = [(f"class{c}/{i}.jpg", c) for c, size in enumerate(sizes) for i in range(size)]
     classes = tuple(f"class{c}" for c in range(len(sizes)))
-    return Photos("set", Path("nowhere"), classes, tuple(r[0] for r in rows), tuple(r[1] for r in rows))
+    return ImageDataset("set", Path("nowhere"), classes, tuple(r[0] for r in rows), tuple(r[1] for r in rows))
 
 
 @pytest.mark.parametrize("folds", [3, 5, 10])
 def test_each_photo_is_tested_once(folds):
     photos = made_up([33, 41, 28])
-    splits = fold_photos(photos, folds, seed=1)
+    splits = make_folds(photos, folds, seed=1)
     assert sorted(sum((split["test"] for split in splits), [])) == list(range(102))
     sizes = [len(split["test"]) for split in splits]
     assert len(splits) == folds and max(sizes) - min(sizes) <= 1
@@ -29,13 +29,13 @@ def test_each_photo_is_tested_once(folds):
     for label in range(3):
         counts = [Counter(photos.labels[i] for i in split["test"])[label] for split in splits]
         assert max(counts) - min(counts) <= 1
-    assert splits == fold_photos(photos, folds, seed=1) != fold_photos(photos, folds, seed=2)
+    assert splits == make_folds(photos, folds, seed=1) != make_folds(photos, folds, seed=2)
 
 
 def test_groups_stay_whole():
     photos = made_up([20, 20])
     groups = [[0, 5, 7], [21, 22], [3, 25]]
-    for split in fold_photos(photos, 4, groups=groups):
+    for split in make_folds(photos, 4, groups=groups):
         for group in groups:
             assert len({part for part, indices in split.items() for i in group if i in indices}) == 1
         assert sorted(sum(split.values(), [])) == list(range(40))
@@ -43,6 +43,6 @@ def test_groups_stay_whole():
 
 def test_too_few():
     with pytest.raises(DataError, match="class1 has 4 photos or groups, too few for 5"):
-        fold_photos(made_up([9, 4]))
+        make_folds(made_up([9, 4]))
     with pytest.raises(DataError, match="2 folds"):
-        fold_photos(made_up([9, 9]), 2)
+        make_folds(made_up([9, 9]), 2)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from flowers_torch.errors import UsageError
+from flowers_torch.models.factory import create_model
 from flowers_torch.models.imagenet import decode_predictions, imagenet_classes
 from flowers_torch.models.inspect.layer_features import features
 from flowers_torch.models.inspect.plot import layout, plot
@@ -15,7 +16,6 @@ from flowers_torch.models.inspect.summary import layer_rows, summary
 from flowers_torch.models.inspect.trace import layer_output, trace
 from flowers_torch.models.keras.layers import KerasLayer
 from flowers_torch.models.mobilenet import MobileNet
-from flowers_torch.models.registry import create_model
 
 
 class Forked(nn.Module):

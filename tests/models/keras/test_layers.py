@@ -12,11 +12,12 @@ import torch
 from torch import nn
 
 from flowers_torch.errors import UsageError
+from flowers_torch.models.factory import create_model
 from flowers_torch.models.freeze import apply_rules, rules_for
 from flowers_torch.models.inception_v3 import InceptionV3
 from flowers_torch.models.inspect.summary import layer_rows, parameter_counts, summary
 from flowers_torch.models.keras.layers import keras_count, keras_layers, keras_prefix
-from flowers_torch.models.registry import REGISTRY, create_model
+from flowers_torch.models.registry import REGISTRY
 
 SHARED = Path(os.environ.get("FLOWERS_TORCH_SHARED", Path(__file__).parents[2] / "../shared"))
 ARCHS = {entry.keras_name: name for name, entry in REGISTRY.items() if entry.keras_name}

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from flowers_torch.models.factory import create_model
 from flowers_torch.models.heads import set_head
 from flowers_torch.models.keras.weights import keras_options, load_keras_weights
-from flowers_torch.models.registry import create_model
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks/keras_parity.py"
 REASON = "needs Keras: pip install keras tensorflow-cpu"

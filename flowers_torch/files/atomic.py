@@ -1,0 +1,108 @@
+"""Writing files so that each is complete or absent, whatever interrupts the process."""
+
+import contextlib
+import csv
+import io
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from flowers_torch.errors import ResourceError, printable
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path, previous: Path | None = None, size: int = 0) -> Iterator[IO[bytes]]:
+    """A binary file that appears under `path` complete, or not at all.
+
+    The order is write, fsync, rename, fsync of the folder: after a power cut there is the old file or the
+    new one, never a mixture. On an error the temporary file is removed and the old file stays.
+
+    Args:
+        path: The file.
+        previous: Where the file of before goes once the new one is complete. A kill between the two renames
+            leaves it there and nothing under `path`.
+        size: Bytes to come where that is known, for the error's text.
+
+    Raises:
+        ResourceError: the folder cannot be written or the disk is full.
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(
+            dir=path.parent, prefix=f".{path.name[:64]}.", suffix=".tmp", delete=False
+        ) as file:
+            temporary = Path(file.name)
+            yield file
+            file.flush()
+            os.fsync(file.fileno())  # guard: C19
+        # NamedTemporaryFile makes private files; a result should be as readable as any other new file.
+        temporary.chmod(0o666 & ~_umask())
+        if previous is not None:
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(path, previous)
+        os.replace(temporary, path)
+        fsync_folder(path.parent)
+    except OSError as error:
+        needed = f" ({size:,} bytes)" if size else ""
+        raise ResourceError(
+            f"cannot write {printable(path)}{needed}: {error.strerror or error}",
+            "free space or choose another folder",
+        ) from error
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(OSError):  # the disk may have become read-only or gone
+                temporary.unlink(missing_ok=True)  # guard: C17 write
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes UTF-8 text atomically."""
+    with atomic_write(path) as file:
+        file.write(text.encode("utf-8", "surrogateescape"))  # guard: D25 files
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """A value as JSON, where NaN and the infinities, which JSON has not, are null."""
+    return json.dumps(_without_infinities(value), indent=indent, ensure_ascii=True, allow_nan=False)
+
+
+def _without_infinities(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_infinities(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_infinities(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON atomically."""
+    write_text(path, to_json(value, indent=1) + "\n")
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Writes rows with the keys of the first as header, atomically."""
+    text = io.StringIO()
+    if rows:
+        writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+def fsync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,167 @@
+"""Saving and loading tensors with JSON metadata, without ever running code from a file."""
+
+import hashlib
+import json
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from flowers_torch.errors import ModelFileError, one_line, printable
+from flowers_torch.files.atomic import atomic_write
+
+HASH_KEY = "sha256"
+
+
+MAX_HEADER_BYTES = 16 * 1024**2
+
+
+# guard: C07
+SAFE_TORCH = (2, 10)  # older ones could be made to run code in spite of weights_only
+
+
+def safe_save(
+    tensors: dict[str, Tensor], path: Path, metadata: dict[str, Any], previous: Path | None = None
+) -> None:
+    """Writes tensors with JSON metadata as one .safetensors file, atomically, with a checksum inside.
+
+    Args:
+        tensors: Name to tensor, any device; stored contiguous.
+        path: Target file; replaced only once the new one is complete.
+        metadata: Name to anything that JSON can hold.
+        previous: Where the file of before is kept; by default it goes.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    texts = {key: json.dumps(value) for key, value in metadata.items()}
+    texts[HASH_KEY] = json.dumps(_checksum(tensors, texts))
+    payload = safetensors.torch.save(tensors, texts)
+    with atomic_write(path, previous, len(payload)) as file:
+        file.write(payload)
+
+
+def safe_load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Reads a .safetensors file of ours or of others, or a foreign .pth, and never runs code from it.
+
+    Args:
+        path: The file; what it is gets decided by its first bytes, not by its name.
+
+    Returns:
+        Tensors by name (a .pth's `state_dict` or `model` entry unwrapped, `module.` and `_orig_mod.`
+        stripped), and the metadata (empty for a foreign file).
+
+    Raises:
+        ModelFileError: missing, damaged, of another kind, or holding more than tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        kind = "a folder" if path.is_dir() else "no such file"
+        raise ModelFileError(f"cannot read weights from {printable(path)}: {kind}", "name a weights file")
+    with path.open("rb") as file:
+        start = file.read(16)
+    if len(start) < 16:  # guard: C01
+        raise ModelFileError(f"{printable(path)} is empty or cut off", "use a complete weights file")
+    if start[8:9] == b"{":
+        return _load_safetensors(path, int.from_bytes(start[:8], "little"))
+    if start[:2] == b"PK" or start[:1] == b"\x80":
+        return _load_pth(path), {}
+    raise ModelFileError(
+        f"{printable(path)} is {_describe(start)}, expected .safetensors or .pth weights",
+        "give a weights file of one of those kinds",
+    )
+
+
+def _load_safetensors(path: Path, header_bytes: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    if header_bytes > min(MAX_HEADER_BYTES, path.stat().st_size - 8):
+        raise ModelFileError(
+            f"{printable(path)} is damaged: its header says {header_bytes} bytes", "use another copy"
+        )
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            texts = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except (safetensors.SafetensorError, ValueError, OSError) as error:
+        raise ModelFileError(
+            f"{printable(path)} is damaged: {one_line(error)}", "use another copy"
+        ) from error
+    if HASH_KEY not in texts:
+        return tensors, {}  # a foreign file, or one whose mark is damaged: its metadata are not trusted
+    stated = texts.pop(HASH_KEY)
+    if stated != json.dumps(_checksum(tensors, texts)):  # guard: C03
+        raise ModelFileError(f"{printable(path)} is damaged: its checksum does not match", "use another copy")
+    return tensors, {key: json.loads(value) for key, value in texts.items()}
+
+
+def _load_pth(path: Path) -> dict[str, Tensor]:
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < SAFE_TORCH:
+        raise ModelFileError(
+            f"torch {torch.__version__} cannot read {printable(path)} safely", "pip install -U torch"
+        )
+    if kind := _other_zip(path):  # guard: C08
+        raise ModelFileError(
+            f"{printable(path)} is {kind}, expected .safetensors or .pth weights", "save those"
+        )
+    try:
+        # weights_only is passed explicitly, so that no environment variable can turn it off.
+        content = torch.load(path, map_location="cpu", weights_only=True)  # guard: C04, C05, C06
+    except Exception as error:  # torch raises RuntimeError, EOFError, KeyError, ... on damaged files
+        if "weights_only" in str(error):
+            # torch's own text goes on to recommend the unsafe loader; only the culprit's name is passed on.
+            culprit = re.search(r"GLOBAL (\S+)", str(error))
+            raise ModelFileError(
+                f"{printable(path)} holds more than tensors and is not loaded"
+                + (f" ({culprit[1]})" if culprit else ""),
+                "ask for the weights as .safetensors",
+            ) from None
+        raise ModelFileError(
+            f"{printable(path)} is damaged: {one_line(error)}", "use another copy"
+        ) from error
+    for key in ("state_dict", "model_state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise ModelFileError(
+            f"{printable(path)} holds no state dict of tensors", "save model.state_dict() there"
+        )
+    # guard: C11
+    return {name.removeprefix("module.").removeprefix("_orig_mod."): value for name, value in content.items()}
+
+
+def _other_zip(path: Path) -> str:
+    """What a zip archive is, if not one of `torch.save`; empty for those, and for what is no archive."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return ""
+    names = {member.filename.rpartition("/")[2] for member in members}
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members):  # guard: C09
+        return "a compressed archive"  # torch writes none: a small file could fill the memory
+    if "constants.pkl" in names:
+        return "a TorchScript program"
+    if "archive_format" in names:
+        return "an exported program (.pt2)"
+    return "" if "data.pkl" in names else "a zip archive without weights"
+
+
+def _checksum(tensors: dict[str, Tensor], texts: dict[str, str]) -> str:
+    digest = hashlib.sha256(json.dumps(texts, sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _describe(start: bytes) -> str:
+    kinds = {
+        b"\x89HDF\r\n": "an HDF5 file",
+        b"\x1f\x8b": "a gzip archive",
+        b"\x08": "perhaps an ONNX file",
+        b"<": "HTML or XML",
+        b"version https": "a Git LFS pointer",
+    }
+    return next((name for magic, name in kinds.items() if start.startswith(magic)), "of an unknown kind")
