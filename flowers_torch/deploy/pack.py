@@ -48,5 +48,5 @@ def pack(model: Path, folder: Path) -> list[Path]:
 
 def card_text(info: ModelInfo, digest: str, run: RunSummary | None = None) -> str:
     """The model card as Markdown, as hubs show it."""
-    values = {"card": model_card(info, run), "model_info": info, "digest": digest, "version": __version__}
+    values = {"card": model_card(info, run), "info": info, "digest": digest, "version": __version__}
     return render("model_card.md.jinja", values, "flowers_torch.deploy")

@@ -58,7 +58,7 @@ def write_report(folder: Path, info: ModelInfo, source: Source | None) -> Path:
     cells = performance.confusion_cells(run)
     values: dict[str, Any] = {
         "run": run,
-        "model_info": info,
+        "info": info,
         "version": __version__,
         "charts": charts,
         "weakest": weakest_class(run.scores),
