@@ -30,7 +30,7 @@ import torch
 from processes import TRAIN, Command, gib, info, spread, told
 from torch.utils.flop_counter import FlopCounterMode
 
-from flowers_torch.config import load_config
+from flowers_torch.config_file import load_config
 from flowers_torch.models.factory import create_model
 from flowers_torch.models.offline_weights import offline_state_dict
 from flowers_torch.runs.experiment import choose_split, open_filtered

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from flowers_torch.cli import main as flowers_torch
-from flowers_torch.config import Config, load_config
+from flowers_torch.config import Config
+from flowers_torch.config_file import load_config
 from flowers_torch.data.splits.assign import exact_split
 from flowers_torch.runs import recipe
 from flowers_torch.runs.experiment import open_filtered

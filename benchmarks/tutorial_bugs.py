@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flowers_torch.config import load_config
+from flowers_torch.config_file import load_config
 from flowers_torch.data.augment.keras import preprocess_input
 from flowers_torch.data.splits.assign import exact_split
 from flowers_torch.evaluation.metrics import wilson

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flowers_torch.config import HEAD_ONLY, load_config
+from flowers_torch.config import HEAD_ONLY
+from flowers_torch.config_file import load_config
 from flowers_torch.deploy.classifier import Classifier, Photo, Prediction, find_inputs
 from flowers_torch.errors import UsageError
 from flowers_torch.log import console

@@ -12,7 +12,7 @@ from unittest import mock
 import pytest
 import torch
 
-from flowers_torch.config import load_config
+from flowers_torch.config_file import load_config
 from flowers_torch.evaluation.metrics import score
 from flowers_torch.evaluation.summary import describe_epoch, describe_scores
 from flowers_torch.models.factory import create_model

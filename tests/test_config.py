@@ -10,15 +10,8 @@ import pytest
 from flowers_torch import config as config_module
 from flowers_torch.cli import Parser
 from flowers_torch.commands import train
-from flowers_torch.config import (
-    HEAD_ONLY,
-    Config,
-    Stage,
-    config_folder,
-    load_config,
-    split_fractions,
-    to_toml,
-)
+from flowers_torch.config import HEAD_ONLY, Config, Stage, split_fractions
+from flowers_torch.config_file import config_folder, load_config, to_toml
 from flowers_torch.errors import UsageError
 
 ROOT = Path(__file__).parent.parent

@@ -15,7 +15,7 @@ import pytest
 
 from flowers_torch import cli, errors
 from flowers_torch.commands.train import overrides
-from flowers_torch.config import load_config
+from flowers_torch.config_file import load_config
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

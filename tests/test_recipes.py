@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from flowers_torch.config import Config, config_folder, load_config
+from flowers_torch.config import Config
+from flowers_torch.config_file import config_folder, load_config
 from flowers_torch.deploy.classifier import Classifier
 from flowers_torch.models.checkpoint import load_classifier
 from flowers_torch.report.run_summary import read_history

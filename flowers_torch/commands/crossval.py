@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
             raise UsageError(f"{flag} {value} is out of range", f"use {low} .. {high}")
     if args.cache:
         os.environ["FLOWERS_TORCH_CACHE"] = args.cache
-    from flowers_torch.config import load_config
+    from flowers_torch.config_file import load_config
 
     changes = train.overrides(args)
     if args.resume and (changes or args.arch or args.config):

@@ -5,7 +5,8 @@ import os
 from pathlib import Path
 
 from flowers_torch.commands import train
-from flowers_torch.config import Config, load_config
+from flowers_torch.config import Config
+from flowers_torch.config_file import load_config
 from flowers_torch.errors import UsageError, printable
 from flowers_torch.shell import command_line
 

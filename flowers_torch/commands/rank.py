@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--arch names no network", "give such as --arch resnet50,inception_v3")
     if args.cache:
         os.environ["FLOWERS_TORCH_CACHE"] = args.cache
-    from flowers_torch.config import load_config
+    from flowers_torch.config_file import load_config
 
     wanted = {flag.replace("-", "_"): getattr(args, flag.replace("-", "_"), None) for flag in train.FLAGS}
     changes = {name: value for name, value in wanted.items() if value is not None}

@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _train(args: argparse.Namespace) -> Path:
-    from flowers_torch.config import load_config
+    from flowers_torch.config_file import load_config
 
     if args.cache:
         os.environ["FLOWERS_TORCH_CACHE"] = args.cache

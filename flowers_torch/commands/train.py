@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
             raise UsageError(f"--{flag.replace('_', '-')} is for --resume", "leave it out")
     if args.cache:
         os.environ["FLOWERS_TORCH_CACHE"] = args.cache
-    from flowers_torch.config import load_config
+    from flowers_torch.config_file import load_config
 
     if args.resume:
         config = None

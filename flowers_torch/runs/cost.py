@@ -1,91 +1,111 @@
-"""What a run will cost on this machine, tried out, and epochs that fit into the time there is."""
+"""The cost of a run on this machine, measured on a few images, and epochs that fit into a time limit."""
 
 import dataclasses
 import time
 
 import torch
+from torch import nn
 
 from flowers_torch.config import Config, Stage
 from flowers_torch.evaluation.selective import REFERENCE_PHOTOS
-from flowers_torch.models.freeze import apply_rules, freeze_table, set_train_mode
-from flowers_torch.runs.experiment import Run, augments_batches, loading, photo_dataset, prepare, stage_rules
-from flowers_torch.training.estimate import estimate
 from flowers_torch.log import log
-
-
-def dry_run(config: Config) -> None:
-    """Shows data, network, stages, memory and time of a configuration, and writes nothing."""
-    run = prepare(config)
-    for number, stage in enumerate(config.stages, start=1):
-        groups = apply_rules(run.model, stage_rules(run.model, stage))
-        set_train_mode(run.model, stage.batch_norm)
-        steps = f"{stage.epochs} epochs, {stage.optimizer}, lr {stage.lr:g}"
-        how = "a linear head, fitted by L-BFGS" if stage.is_fitted else steps
-        log.info(f"stage {number}  {stage.name}: {how}")
-        log.info(freeze_table(run.model, groups, None if stage.is_fitted else stage.lr))
-        cost = stage_cost(run, stage)
-        minutes = (cost.front_seconds + stage.epochs * cost.epoch_seconds) / 60
-        log.info(f"  about {minutes:.1f} minutes and {cost.memory_bytes / 2**30:.1f} GiB")
+from flowers_torch.models.freeze import apply_rules, freeze_table, rules_for, set_train_mode
+from flowers_torch.runs.experiment import Experiment
+from flowers_torch.training.estimate import estimate
 
 
 @dataclasses.dataclass(frozen=True)
 class StageCost:
-    """What a stage costs on this machine, tried out."""
+    """Measured cost of a stage.
 
-    front_seconds: float  # before the first epoch: what the frozen front answers, where that is stored
-    epoch_seconds: float  # training and validation, photos read in between
-    closing_seconds: float  # a validation, the test, and some training photos for what is familiar
+    Attributes:
+        features_seconds: Before the first epoch, where the features of a frozen backbone are cached.
+        epoch_seconds: Training and validation, with reading.
+        closing_seconds: The last validation, the test, and the reference images of the detector.
+        memory_bytes: Network, optimizer and activations.
+    """
+
+    features_seconds: float
+    epoch_seconds: float
+    closing_seconds: float
     memory_bytes: int
 
 
-def stage_cost(run: Run, stage: Stage) -> StageCost:
-    """Tries a stage out on a few photos; the network and the random streams are as before afterwards."""
-    buffers = {name: value.clone() for name, value in run.model.named_buffers()}
-    apply_rules(run.model, stage_rules(run.model, stage))
-    set_train_mode(run.model, stage.batch_norm)
-    size, batch = run.info.preprocessing.size, run.config.batch_size
-    photos = photo_dataset(run, "train", stage.augment, augments_batches(run.config, stage.augment))
+def dry_run(config: Config) -> None:
+    """Logs images, network, stages, memory and time of a configuration, and writes nothing."""
+    experiment, model = Experiment.new(config)
+    for stage in config.stages:
+        groups = apply_rules(model, rules_for(model, stage.train))
+        set_train_mode(model, stage.batch_norm)
+        steps = f"{stage.epochs} epochs, {stage.optimizer}, lr {stage.lr:g}"
+        log.info(f"stage    {stage.name}: {'a linear head, fitted by L-BFGS' if stage.is_fitted else steps}")
+        log.info(freeze_table(model, groups, None if stage.is_fitted else stage.lr))
+        cost = stage_cost(experiment, model, stage)
+        minutes = (cost.features_seconds + stage.epochs * cost.epoch_seconds) / 60
+        log.info(f"  about {minutes:.1f} minutes and {cost.memory_bytes / 2**30:.1f} GiB")
+
+
+def stage_cost(experiment: Experiment, model: nn.Module, stage: Stage) -> StageCost:
+    """Tries a stage on a few images. The network's buffers and the random streams are restored."""
+    buffers = {name: value.clone() for name, value in model.named_buffers()}
+    apply_rules(model, rules_for(model, stage.train))
+    set_train_mode(model, stage.batch_norm)
+    config, runtime, splits = experiment.config, experiment.runtime, experiment.splits
+    size, loaders = experiment.info.preprocessing.size, experiment.loaders
+    images = loaders.images(splits["train"][:4], stage.augment)
     with torch.random.fork_rng(devices=[]):
-        step = run.runtime.fused(run.model, size)
-        needs = estimate(step, size, batch, run.runtime, stage.optimizer)
+        network = experiment.acceleration.training_network(model, runtime, size)
+        step = estimate(network, size, config.batch_size, runtime, stage.optimizer)
         started = time.monotonic()
-        tried = [photos[0, position] for position in range(min(4, len(photos)))]
-        reading = (time.monotonic() - started) / len(tried) / max(1, loading(run)["workers"])
-    for name, value in run.model.named_buffers():
+        for position in range(len(images)):
+            images[0, position]
+        reading = (time.monotonic() - started) / len(images) / max(1, loaders.settings["workers"])
+    for name, value in model.named_buffers():
         value.copy_(buffers[name])
-    train, val, test = (len(run.split[part]) for part in ("train", "val", "test"))
-    predict = needs.predict_seconds + reading
+    train, val, test = (len(splits[split]) for split in ("train", "val", "test"))
+    predict = step.predict_seconds + reading
     closing = (val + test + min(train, REFERENCE_PHOTOS)) * predict
-    if views := stage.stored_views(train):  # an epoch is then the tail's, which is what is not the front's
-        tail = max(0.0, needs.train_seconds - needs.predict_seconds)
-        return StageCost((views * train + val) * predict, train * tail, closing, needs.memory_bytes)
-    epoch = train * (needs.train_seconds + reading) + val * predict
-    return StageCost(0.0, epoch, closing, needs.memory_bytes)
+    if views := stage.views_to_cache(train):  # an epoch then costs what the head adds to the backbone
+        head = max(0.0, step.train_seconds - step.predict_seconds)
+        return StageCost((views * train + val) * predict, train * head, closing, step.memory_bytes)
+    epoch = train * (step.train_seconds + reading) + val * predict
+    return StageCost(0.0, epoch, closing, step.memory_bytes)
 
 
-def fit_to_clock(run: Run, started: float) -> None:
-    """Takes epochs off the stages, the longest first, until the run fits into its minutes.
+def fit_to_time(experiment: Experiment, model: nn.Module, started: float) -> tuple[Experiment, float]:
+    """Takes epochs off the stages, the longest one first, until the run fits into its minutes.
 
-    Each stage keeps an epoch; should even that be too much, training stops at the deadline.
+    Each stage keeps one epoch. If that is still too much, training stops at the deadline.
 
     Args:
-        run: Its configuration gets the new epochs, so that a resumed run has them too.
-        started: When the run began, on the monotonic clock.
+        experiment: With the configured epochs.
+        model: Its network.
+        started: Start of the run on the monotonic clock.
+
+    Returns:
+        The experiment with the new epochs, which a resumed run will have too, and the seconds that are
+        reserved for the last validation and the test.
     """
-    costs = [stage_cost(run, stage) for stage in run.config.stages]
-    run.closing_seconds = 1.5 * costs[-1].closing_seconds
-    left = 60 * run.config.minutes - (time.monotonic() - started) - run.closing_seconds
-    left -= sum(cost.front_seconds for cost in costs)
-    epochs = [stage.epochs for stage in run.config.stages]
+    config = experiment.config
+    if experiment.distributed.is_main:
+        costs = [stage_cost(experiment, model, stage) for stage in config.stages]
+        closing = 1.5 * costs[-1].closing_seconds
+        left = 60 * config.minutes - (time.monotonic() - started) - closing
+        left -= sum(cost.features_seconds for cost in costs)
+        epochs = [stage.epochs for stage in config.stages]
 
-    def seconds(number: int) -> float:
-        return epochs[number] * costs[number].epoch_seconds
+        def seconds(number: int) -> float:
+            return epochs[number] * costs[number].epoch_seconds
 
-    while sum(map(seconds, range(len(epochs)))) > left and max(epochs) > 1:
-        longest = max((n for n in range(len(epochs)) if epochs[n] > 1), key=seconds)
-        epochs[longest] -= 1
-    pairs = zip(run.config.stages, epochs, strict=True)
-    stages = [dataclasses.replace(stage, epochs=count) for stage, count in pairs]
-    run.config = dataclasses.replace(run.config, stages=stages)
-    planned = ", ".join(f"{stage.name} {stage.epochs}" for stage in stages)
-    log.info(f"time     {run.config.minutes:g} minutes are enough for these epochs: {planned}")
+        while sum(map(seconds, range(len(epochs)))) > left and max(epochs) > 1:
+            longest = max((n for n in range(len(epochs)) if epochs[n] > 1), key=seconds)
+            epochs[longest] -= 1
+        pairs = zip(config.stages, epochs, strict=True)
+        stages = [dataclasses.replace(stage, epochs=count) for stage, count in pairs]
+        config = dataclasses.replace(config, stages=stages)
+        planned = ", ".join(f"{stage.name} {stage.epochs}" for stage in stages)
+        log.info(f"time     epochs that fit into {config.minutes:g} minutes: {planned}")
+    else:
+        closing = 0.0
+    config, closing = experiment.distributed.broadcast((config, closing))
+    return dataclasses.replace(experiment, config=config), closing

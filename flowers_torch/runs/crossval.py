@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from flowers_torch.runs import recipe
-from flowers_torch.config import Config, load_config, to_toml, with_absolute_paths
+from flowers_torch.config import Config, with_absolute_paths
+from flowers_torch.config_file import load_config, to_toml
 from flowers_torch.data.quality.filter import FilteredDataset
 from flowers_torch.data.splits.kfold import make_folds
 from flowers_torch.data.splits.split_file import load_split

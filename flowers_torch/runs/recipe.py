@@ -1,6 +1,6 @@
-"""The recipe: configuration -> data -> network -> stages -> evaluation -> files.
+"""The recipe: configuration -> images -> network -> stages -> test -> files.
 
-This file is the method as one would tell it; each step is a call into a part that also works alone.
+This file is the method as one would tell it. Each step is a call into a part that also works alone.
 """
 
 import contextlib
@@ -8,45 +8,37 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from flowers_torch.config import Config, to_toml
-from flowers_torch.data.splits.split_file import save_split
-from flowers_torch.data.splits.assign import Splits
+from torch import nn
+
+from flowers_torch.config import Config
 from flowers_torch.data.loading.workers import worker_errors
+from flowers_torch.data.splits.assign import Splits
 from flowers_torch.errors import DivergedError, ModelFileError, StoppedError, printable
 from flowers_torch.evaluation.metrics import Scores
+from flowers_torch.evaluation.predictions import Predictions
 from flowers_torch.files.tensors import safe_load
-from flowers_torch.files.atomic import write_text
-from flowers_torch.runs.cost import fit_to_clock
-from flowers_torch.runs.experiment import (
-    Run,
-    part_batches,
-    prepare_together,
-)
-from flowers_torch.runs.results import report, write_results
-from flowers_torch.runs.resuming import reopen, run_facts
-from flowers_torch.runs.folder import folder_of_launch, new_run_folder, run_lock, write_origin
-from flowers_torch.shell import command_line, repeat_command
-from flowers_torch.runs.stage import train_stage
-from flowers_torch.training.checkpoint import (
-    MODEL_FILE,
-    RunState,
-    Checkpoint,
-    Checkpointer,
-    checkpoint_files,
-)
-from flowers_torch.training.distributed import Distributed, distributed_context
 from flowers_torch.log import RESULT, log, log_file
-from flowers_torch.training.runtime import deterministic
+from flowers_torch.runs.cost import fit_to_time
+from flowers_torch.runs.experiment import Experiment
+from flowers_torch.runs.fingerprint import fingerprint
+from flowers_torch.runs.folder import folder_of_launch, new_run_folder, run_lock, write_provenance
+from flowers_torch.runs.linear_probe import fit_head
+from flowers_torch.runs.results import write_results, write_run_report
+from flowers_torch.runs.stage import train_stage
+from flowers_torch.shell import command_line
+from flowers_torch.training.checkpoint import MODEL_FILE, Checkpoint, Checkpointer, RunState, checkpoint_files
+from flowers_torch.training.device import deterministic
+from flowers_torch.training.distributed import Distributed, distributed_context
 from flowers_torch.training.stopping import StopRequest, stop_request
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What a run came to."""
+    """A finished run: its folder, its test scores, and a row for each epoch."""
 
     folder: Path
     test: Scores
@@ -54,37 +46,42 @@ class Result:
 
 
 def train(
-    config: Config, overwrite: bool = False, argv: list[str] | None = None, split: Splits | None = None
+    config: Config,
+    out: str | Path = "",
+    overwrite: bool = False,
+    command: Sequence[str] | None = None,
+    splits: Splits | None = None,
 ) -> Result:
-    """Trains from the start and leaves a run folder behind.
+    """Trains a network and leaves a run folder.
 
     Args:
         config: The resolved configuration.
-        overwrite: Allow `config.out` to hold an earlier run.
-        argv: The command, for the record; None for the one that repeats the run from its configuration.
-        split: Parts of the admitted photos, where the configuration's own are not wanted.
+        out: The run folder; empty for the next free `runs/<data>-<arch>-<n>`.
+        overwrite: Let `out` hold an earlier run.
+        command: What was typed, for the record; None stores the command that repeats the run.
+        splits: Indices of the filtered images, in place of the configuration's own splits.
     """
     started = time.monotonic()
-    with distributed_context(config.device) as world:
-        begun = folder_of_launch(config.out) if world.restarts else None
-        if begun := world.tell(begun):
-            if checkpoint_files(begun):
-                return _resume(begun, world)
-            config, overwrite = dataclasses.replace(config, out=str(begun)), True
-        run = prepare_together(config, world)
-        run.split = split or run.split
+    with distributed_context(config.device) as distributed:
+        # torchrun restarts all processes when one dies; they continue in the folder that they had begun.
+        begun = distributed.broadcast(folder_of_launch(str(out)) if distributed.restarts else None)
+        if begun and checkpoint_files(begun):
+            return _resume(begun, distributed)
+        out, overwrite = begun or out, overwrite or bool(begun)
+
+        experiment, model = Experiment.new(config, distributed, splits)
+        closing_seconds = 0.0
         if config.minutes:
-            if world.is_main:
-                fit_to_clock(run, started)
-            run.config, run.closing_seconds = world.tell((run.config, run.closing_seconds))
-        if world.is_main:
-            run.folder = new_run_folder(config.out, run.photos.name, config.arch, overwrite)
-        run.folder = world.tell(run.folder)
-        with _at_work(run.folder, world):
-            if world.is_main:
-                _write_origin(run, argv)
-            spent = time.monotonic() - started
-            return _train_and_test(run, RunState(elapsed=spent, closing_seconds=run.closing_seconds))
+            experiment, closing_seconds = fit_to_time(experiment, model, started)
+        folder = None
+        if distributed.is_main:
+            folder = new_run_folder(str(out), experiment.dataset.name, config.arch, overwrite)
+        experiment = dataclasses.replace(experiment, folder=distributed.broadcast(folder))
+        with _run_folder(experiment.folder, distributed):
+            if distributed.is_main:
+                write_provenance(experiment, command)
+            elapsed = time.monotonic() - started
+            return _train_and_test(experiment, model, RunState(elapsed=elapsed, closing_seconds=closing_seconds))
 
 
 def resume(
@@ -93,103 +90,102 @@ def resume(
     allow_config_change: bool = False,
     allow_data_change: bool = False,
 ) -> Result | None:
-    """Goes on with an interrupted run from its newest saved state; None where it had finished already.
+    """Resumes an interrupted run from its newest checkpoint; None if it had finished already.
 
     Args:
         folder: The run folder.
         changes: To its configuration, as `load_config` takes them.
-        allow_config_change: Go on though the result will be another one than without the interruption.
-        allow_data_change: Go on although photos are missing, edited or new, with those of the run's parts
-            that are still there. The unfinished epoch starts anew and the history counts the change.
+        allow_config_change: Resume although the result will differ from that of an uninterrupted run.
+        allow_data_change: Resume although images are missing, edited or new, with those of each split that
+            are still there. The unfinished epoch starts again and the history counts the change.
 
     Raises:
-        ModelFileError: the folder holds no saved state.
-        UsageError: it could not go on exactly, or another run is at work in the folder.
-        DataError: the photos are not those that the run began with.
+        ModelFileError: the folder holds no checkpoint.
+        UsageError: the run cannot be resumed exactly, or another process works in the folder.
+        DataError: the images have changed.
     """
     if not checkpoint_files(folder):
         if (folder / "metrics.json").is_file():  # guard: R21
             log.info(f"nothing to do: {printable(folder)} is finished")
             return None
-        raise ModelFileError(f"{printable(folder)} holds no saved state", "start the run anew")
-    with distributed_context((changes or {}).get("device", "auto")) as world:
-        return _resume(folder, world, changes, allow_config_change, allow_data_change)
+        raise ModelFileError(f"{printable(folder)} holds no checkpoint", "start a new run")
+    with distributed_context((changes or {}).get("device", "auto")) as distributed:
+        return _resume(folder, distributed, changes, allow_config_change, allow_data_change)
 
 
-def _resume(folder: Path, world: Distributed, *changes: Any) -> Result:
+def _resume(folder: Path, distributed: Distributed, *changes: Any) -> Result:
     started = time.monotonic()
-    with _at_work(folder, world):
-        run, saved = reopen(folder, world, *changes)
-        progress = saved.progress
-        names = [*(stage.name for stage in run.config.stages), "test"]
-        place = f"{names[progress.stage]}, epoch {progress.epoch + 1}, batch {progress.step + 1}"
+    with _run_folder(folder, distributed):
+        experiment, model, checkpoint = Experiment.resume(folder, distributed, *changes)
+        state = checkpoint.state
+        names = [*(stage.name for stage in experiment.config.stages), "test"]
+        place = f"{names[state.stage]}, epoch {state.epoch + 1}, batch {state.step + 1}"
         log.info(f"resumed  {printable(folder)}: {place}")
-        progress.elapsed += time.monotonic() - started  # opening the run again takes of its time too
-        return _train_and_test(run, progress, saved)
+        state.elapsed += time.monotonic() - started
+        return _train_and_test(experiment, model, state, checkpoint)
 
 
 @contextlib.contextmanager
-def _at_work(folder: Path, world: Distributed) -> Iterator[None]:
-    """The run folder is this run's and its log is written, by the main process."""
-    if not world.is_main:
+def _run_folder(folder: Path, distributed: Distributed) -> Iterator[None]:
+    """Locks the run folder and writes its log, in the main process."""
+    if not distributed.is_main:
         yield
         return
     with run_lock(folder), log_file(folder / "log.txt"):
         yield
 
 
-def _write_origin(run: Run, argv: list[str] | None) -> None:
-    repeat = repeat_command(run.folder)
-    heading = f"{printable(run.photos.name)} with {run.config.arch}; repeat with: {repeat}"
-    config = dataclasses.replace(run.config, out="")  # to repeat the run into a folder of its own
-    command = command_line(*argv) if argv else repeat
-    write_origin(run.folder, to_toml(config, heading), run.photos.classes, command)
-    save_split(run.split, run.photos, run.folder / "split.json", run.config.seed)
-    if run.bad:
-        rows = [json.dumps({"file": path, "error": reason}) for path, reason in run.bad.items()]
-        write_text(run.folder / "bad_files.jsonl", "\n".join(rows) + "\n")
-
-
-def _train_and_test(run: Run, progress: RunState, saved: Checkpoint | None = None) -> Result:
-    config, world = run.config, run.world
-    facts = run_facts(config, run.runtime, world.size)
-    world.check_same(facts | {"split": json.dumps(run.split), "photos": json.dumps(run.photos.paths)})
-    validation = part_batches(run, "val")
-    saver = Checkpointer(run.folder, progress, run.info, config.checkpoint_minutes, facts, world.is_main)
-    left = 60 * config.minutes - progress.elapsed - progress.closing_seconds
-    seconds = left if config.minutes else math.inf
+def _train_and_test(
+    experiment: Experiment, model: nn.Module, state: RunState, checkpoint: Checkpoint | None = None
+) -> Result:
+    config, distributed = experiment.config, experiment.distributed
+    facts = fingerprint(config, experiment.runtime, distributed.size)
+    paths = json.dumps(experiment.dataset.paths)
+    distributed.check_equal(facts | {"splits": json.dumps(experiment.splits), "photos": paths})
+    checkpointer = Checkpointer(
+        experiment.folder, state, experiment.info, config.checkpoint_minutes, facts, distributed.is_main
+    )
+    left = 60 * config.minutes - state.elapsed - state.closing_seconds
+    best: Predictions | None = None
     with (
         deterministic(config.deterministic),
-        stop_request(seconds, patient=world.size > 1) as stop,
+        stop_request(left if config.minutes else math.inf, patient=distributed.size > 1) as stop,
         worker_errors(),
     ):
-        while progress.stage < len(config.stages):
-            train_stage(run, saver, validation, stop, saved)
-            saved = None  # the stages behind begin afresh
-        return _finish(run, progress, stop)
+        while state.stage < len(config.stages):
+            if config.stages[state.stage].is_fitted:
+                found = fit_head(experiment, model, checkpointer, stop)
+            else:
+                found = train_stage(experiment, model, checkpointer, stop, checkpoint)
+            best, checkpoint = found or best, None
+        return _test(experiment, model, state, best, stop)
 
 
-def _finish(run: Run, progress: RunState, stop: StopRequest) -> Result:
-    """Tests the best weights once, on photos that decided nothing, and writes the results."""
-    if not progress.best:
+def _test(
+    experiment: Experiment, model: nn.Module, state: RunState, best: Predictions | None, stop: StopRequest
+) -> Result:
+    """Tests the best weights once, on images that decided nothing, and writes the results."""
+    folder, distributed = experiment.folder, experiment.distributed
+    if not state.best:
         raise DivergedError("the validation loss was never finite", "lower the learning rates of the stages")
-    if run.world.is_main:
-        run.model.load_state_dict(safe_load(run.folder / MODEL_FILE)[0])
-    run.world.copy_model(run.model)
+    if distributed.is_main:
+        model.load_state_dict(safe_load(folder / MODEL_FILE)[0])
+    distributed.broadcast_model(model)
 
-    def leave_if_asked(_: int) -> None:
-        stop.number = int(run.world.most(stop.number))
+    def check(_: int) -> None:
+        stop.number = int(distributed.all_reduce_max(stop.number))
         if stop.number:
-            fix = f"go on with {command_line('flowers-torch', 'train', '--resume', run.folder)}"
+            fix = f"resume with: {command_line('flowers-torch', 'train', '--resume', folder.absolute())}"
             raise StoppedError(f"stopped by {stop.signal_name} before the test was over", fix, stop.number)
 
-    test = write_results(run, progress.history, progress.best, progress.changes, leave_if_asked)
-    if not run.world.is_main:
-        return Result(run.folder, test, progress.history)
-    for path in reversed(checkpoint_files(run.folder)):  # only now is there nothing left to go on with
+    scores, info = write_results(experiment, model, state, best, check)
+    result = Result(folder, scores, state.history)
+    if not distributed.is_main:
+        return result
+    for path in reversed(checkpoint_files(folder)):  # only now is there nothing left to resume
         path.unlink()
-    size = (run.folder / MODEL_FILE).stat().st_size / 1e6
-    log.info(f"model    {printable(run.folder / MODEL_FILE)}, {size:.1f} MB")
-    log.log(RESULT, f"report   {printable(report(run))}")
-    log.info(f"next     {command_line('flowers-torch', 'predict', run.folder, 'PHOTO...')}")
-    return Result(run.folder, test, progress.history)
+    size = (folder / MODEL_FILE).stat().st_size / 1e6
+    log.info(f"model    {printable(folder / MODEL_FILE)}, {size:.1f} MB")
+    log.log(RESULT, f"report   {printable(write_run_report(experiment, model, info))}")
+    log.info(f"next     {command_line('flowers-torch', 'predict', folder)} PHOTO...")
+    return result

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from flowers_torch.runs import recipe
-from flowers_torch.config import Config, load_config, split_fractions, with_absolute_paths
+from flowers_torch.config import Config, split_fractions, with_absolute_paths
+from flowers_torch.config_file import load_config
 from flowers_torch.data.quality.filter import filter_images
 from flowers_torch.data.dataset import ImageDataset
 from flowers_torch.data.splits.extension import AssignedImage, extend_splits

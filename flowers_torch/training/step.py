@@ -1,4 +1,4 @@
-"""The training step, an epoch of them, and a pass that only predicts."""
+"""The training step, an epoch of steps, and a pass that only predicts."""
 
 import functools
 import math
@@ -13,177 +13,186 @@ from flowers_torch.data.loading.loaders import derived_seed
 from flowers_torch.errors import ResourceError, printable
 from flowers_torch.log import log
 from flowers_torch.models.heads import main_and_auxiliary
+from flowers_torch.training.device import Runtime, search_kernels
 from flowers_torch.training.distributed import sync_gradients_if
 from flowers_torch.training.optimizers import set_learning_rate
 from flowers_torch.training.regularization import update_average
-from flowers_torch.training.runtime import Runtime, search_kernels
 from flowers_torch.training.state import EpochMetrics, StepOutput, TrainState, check_step, read_steps
+
+AUXILIARY_WEIGHT = 0.4  # of the loss of auxiliary classifiers (Szegedy et al. 2016)
 
 
 def train_step(
-    training: TrainState, images: Tensor, labels: Tensor, lr: float, where: Callable[[], str] = str
+    state: TrainState, images: Tensor, labels: Tensor, lr: float, describe: Callable[[], str] = str
 ) -> StepOutput:
-    """One step: forward and backward a micro-batch at a time, clip, update.
+    """One step: forward and backward by micro-batches, clip, update.
 
-    Of several processes each takes its share of the batch; what comes out is that of the whole batch.
+    With several processes each takes its shard of the batch; the output is that of the whole batch.
 
     Args:
-        training: The stage's network, optimiser and settings.
-        images: Inputs (N, 3, H, W).
-        labels: Class indices (N,), or shares of the classes (N, classes).
+        state: The network, optimizer and settings of the stage.
+        images: Inputs (N, 3, H, W), or features (N, D).
+        labels: Class indices (N,), or class probabilities (N, classes).
         lr: Learning rate of this step.
-        where: What else to say of the step should it fail.
+        describe: Says where the step was, should it fail.
 
     Raises:
-        DivergedError: the loss or the gradient is not finite; no parameter was touched. With `read_every`
-            above 1 nothing is touched either, from that step on, and `read_steps` raises.
+        DivergedError: the loss or the gradient is not finite; no parameter was changed. With a
+            `read_interval` above 1, `read_steps` raises it and no step from that one on changes anything.
     """
-    set_learning_rate(training.optimizer, lr)
-    labels = labels.to(training.runtime.device, non_blocking=True)
-    # The weighted mean is over the whole batch, so that micro-batches add up to the gradient of one batch.
-    # Over the processes too, of whose gradients DDP takes the mean.
-    weight = (training.world.sum(_weight(training, labels)) / training.world.size).float()
-    network = training.called or training.model
-    call = training.quick or network
-    # Equal parts, and never a single photo, on which batch norm cannot train.
-    parts = math.ceil(len(images) / (training.micro_batch or len(images)))
-    parts = max(1, min(parts, len(images) // 2))
-    loss, correct = weight.new_zeros((), dtype=training.runtime.wide), weight.new_zeros((), dtype=torch.int64)
-    pairs = zip(images.tensor_split(parts), labels.tensor_split(parts), strict=True)
-    for part, (some, targets) in enumerate(pairs, start=1):
-        with sync_gradients_if(part == parts, network):
-            with training.runtime.autocast():
-                logits, auxiliary = main_and_auxiliary(call(training.runtime.images(some)))
-            main = _loss_sum(training, logits, targets) / weight
-            extra = sum(_loss_sum(training, other, targets) for other in auxiliary) / weight
-            training.scaler.scale(main + training.auxiliary_weight * extra).backward()
-        loss += main.detach()
-        correct += (logits.detach().argmax(1) == _hard(targets)).sum()
-    if training.penalty:
-        training.scaler.scale(training.penalty(training.model)).backward()
-    training.scaler.unscale_(training.optimizer)
-    parameters = [p for group in training.optimizer.param_groups for p in group["params"]]
+    set_learning_rate(state.optimizer, lr)
+    labels = labels.to(state.runtime.device, non_blocking=True)
+    loss, correct = _backward(state, images, labels)
+    if state.penalty:
+        state.scaler.scale(state.penalty(state.model)).backward()
+    state.scaler.unscale_(state.optimizer)
+    parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
     norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    shared = torch.stack([loss / training.world.size, correct, torch.full_like(loss, len(images))])
-    numbers = torch.cat([training.world.sum(shared), loss[None], norm.isfinite()[None]])
-    outcome = StepOutput(numbers.cpu() if training.read_every == 1 else numbers, lr, where)
-    if training.read_every == 1:
-        check_step(training, outcome, outcome.numbers.tolist())
-    if training.clip_grad:
-        nn.utils.clip_grads_with_norm_(parameters, training.clip_grad, norm)
-    _update(training, numbers)
-    training.optimizer.zero_grad(set_to_none=True)
-    if training.average:
-        update_average(training.average, training.model)
-    return outcome
+    local = torch.stack([loss / state.distributed.size, correct, torch.full_like(loss, len(images))])
+    numbers = torch.cat([state.distributed.all_reduce_sum(local), loss[None], norm.isfinite()[None]])
+    output = StepOutput(numbers.cpu() if state.read_interval == 1 else numbers, lr, describe)
+    if state.read_interval == 1:
+        check_step(state, output, output.numbers.tolist())
+    if state.clip_grad:
+        nn.utils.clip_grads_with_norm_(parameters, state.clip_grad, norm)
+    _update(state, numbers)
+    state.optimizer.zero_grad(set_to_none=True)
+    if state.average:
+        update_average(state.average, state.model)
+    return output
 
 
-def _update(training: TrainState, numbers: Tensor) -> None:
-    """The optimiser's step; where steps are not read one by one, the device decides what is left out."""
-    if training.read_every == 1:
-        training.scaler.step(training.optimizer)
+def _backward(state: TrainState, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Adds up the gradients of a batch; its mean loss and the number of correct predictions."""
+    # The weighted mean is over the whole batch, so that micro-batches add up to the gradient of one batch.
+    # It is also over the processes, because DDP averages their gradients.
+    total = state.distributed.all_reduce_sum(_weight_sum(state, labels)) / state.distributed.size
+    weight = total.float()
+    network = state.network or state.model
+    forward = state.compiled or network
+    # Equal parts, and never a single image, on which batch norm cannot train.
+    parts = math.ceil(len(images) / (state.micro_batch or len(images)))
+    parts = max(1, min(parts, len(images) // 2))
+    loss = weight.new_zeros((), dtype=state.runtime.accumulation_dtype)
+    correct = weight.new_zeros((), dtype=torch.int64)
+    pairs = zip(images.tensor_split(parts), labels.tensor_split(parts), strict=True)
+    for part, (inputs, targets) in enumerate(pairs, start=1):
+        with sync_gradients_if(part == parts, network):
+            with state.runtime.autocast():
+                logits, auxiliary = main_and_auxiliary(forward(state.runtime.images(inputs)))
+            main = _loss_sum(state, logits, targets) / weight
+            extra = sum(_loss_sum(state, other, targets) for other in auxiliary) / weight
+            state.scaler.scale(main + AUXILIARY_WEIGHT * extra).backward()
+        loss += main.detach()
+        hard = targets if targets.ndim == 1 else targets.argmax(1)
+        correct += (logits.detach().argmax(1) == hard).sum()
+    return loss, correct
+
+
+def _update(state: TrainState, numbers: Tensor) -> None:
+    """The optimizer's step. Where outputs are not read after each step, the device decides what to skip."""
+    if state.read_interval == 1:
+        state.scaler.step(state.optimizer)
     else:
-        loss_is_wrong, gradient_is_wrong = ~numbers[0].isfinite(), numbers[4] == 0
-        # Loss scaling goes on after a gradient beyond fp16; nothing else does.
-        fails = loss_is_wrong if training.scaler.is_enabled() else loss_is_wrong | gradient_is_wrong
-        training.failed = fails if training.failed is None else training.failed | fails
-        # What GradScaler does with its own finding, which it would put in the place of ours.
+        bad_loss, bad_gradient = ~numbers[0].isfinite(), numbers[4] == 0
+        # With loss scaling a gradient beyond fp16 is not a failure; everything else is.
+        fails = bad_loss if state.scaler.is_enabled() else bad_loss | bad_gradient
+        state.failed = fails if state.failed is None else state.failed | fails
+        # This is how GradScaler passes on its own finding; its own would replace ours.
         # guard: R06 later
-        training.optimizer.found_inf = (training.failed | gradient_is_wrong).float()  # type: ignore[attr-defined]
-        training.optimizer.step()
-        del training.optimizer.found_inf  # type: ignore[attr-defined]
-    training.scaler.update()
+        state.optimizer.found_inf = (state.failed | bad_gradient).float()  # type: ignore[attr-defined]
+        state.optimizer.step()
+        del state.optimizer.found_inf  # type: ignore[attr-defined]
+    state.scaler.update()
 
 
 def train_step_in_memory(
-    training: TrainState, images: Tensor, labels: Tensor, lr: float, where: Callable[[], str] = str
+    state: TrainState, images: Tensor, labels: Tensor, lr: float, describe: Callable[[], str] = str
 ) -> StepOutput:
-    """`train_step`; where memory is too small, the micro-batch is halved and the step begins again.
+    """`train_step` that halves the micro-batch and repeats the step where memory runs out.
 
-    Gradients add up to those of the whole batch, except that batch norm sees fewer photos at once.
+    The gradients still add up to those of the whole batch, but batch norm sees fewer images at a time.
 
     Raises:
-        ResourceError: not even two photos at once fit.
-        DivergedError: as `train_step`.
+        ResourceError: not even two images at a time fit.
+        DivergedError: as in `train_step`.
     """
     while True:
         try:
-            return train_step(training, images, labels, lr, where)
+            return train_step(state, images, labels, lr, describe)
         except torch.OutOfMemoryError:  # guard: R09
-            pass  # what follows must wait until the error and its trace, which hold on to tensors, are gone
-        at_once = min(training.micro_batch or len(images), len(images))
+            pass  # the error and its traceback hold tensors, so they have to be gone before the next try
+        size = min(state.micro_batch or len(images), len(images))
         # guard: R11
-        if at_once <= 2 or training.world.size > 1:  # the others are in the middle of their exchange
+        if size <= 2 or state.distributed.size > 1:  # other processes are in the middle of their exchange
             raise ResourceError(
-                f"out of memory with {at_once} photos at once", "lower --size, or take a smaller network"
+                f"out of memory with {size} photos at a time", "lower --size, or use a smaller network"
             )
-        training.optimizer.zero_grad(set_to_none=True)
-        if training.runtime.device.type == "cuda":
+        state.optimizer.zero_grad(set_to_none=True)
+        if state.runtime.device.type == "cuda":
             torch.cuda.empty_cache()
-        training.micro_batch = math.ceil(at_once / 2)
+        state.micro_batch = math.ceil(size / 2)
         log.warning(
-            f"WARNING  out of memory with {at_once} photos at once; from now on {training.micro_batch},"
-            f" with the gradients of {len(images)} added up"
+            f"WARNING  out of memory with {size} photos at a time; now {state.micro_batch} at a time, with the"
+            f" gradients of {len(images)} added up"
         )
 
 
-def _loss_sum(training: TrainState, logits: Tensor, labels: Tensor) -> Tensor:
+def _loss_sum(state: TrainState, logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(
         logits.float(),
         labels,
-        weight=training.class_weights,
-        label_smoothing=training.label_smoothing,
+        weight=state.class_weights,
+        label_smoothing=state.label_smoothing,
         reduction="sum",
     )
 
 
-def _weight(training: TrainState, labels: Tensor) -> Tensor:
-    if training.class_weights is None:
-        return torch.full((), float(len(labels)), dtype=training.runtime.wide, device=labels.device)
-    weights = training.class_weights[labels] if labels.ndim == 1 else labels @ training.class_weights
-    return weights.sum().to(training.runtime.wide)
-
-
-def _hard(labels: Tensor) -> Tensor:
-    return labels if labels.ndim == 1 else labels.argmax(1)
+def _weight_sum(state: TrainState, labels: Tensor) -> Tensor:
+    """Sum of the loss weights of a batch."""
+    dtype = state.runtime.accumulation_dtype
+    if state.class_weights is None:
+        return torch.full((), float(len(labels)), dtype=dtype, device=labels.device)
+    weights = state.class_weights[labels] if labels.ndim == 1 else labels @ state.class_weights
+    return weights.sum().to(dtype)
 
 
 def train_epoch(
-    training: TrainState,
+    state: TrainState,
     batches: Iterable[Sequence[Tensor]],
-    sums: EpochMetrics,
+    metrics: EpochMetrics,
     first_step: int,
     rate: Callable[[int], float],
     name_of: Callable[[int], object] = str,
 ) -> Iterator[float]:
-    """One pass, or the rest of one, over the training photos, a step at a time.
+    """One pass over the training images, or the rest of one, a step at a time.
 
     Args:
-        training: As `train_step`; its network is in the training mode that the stage wants.
+        state: As in `train_step`; its network is in the training mode of the stage.
         batches: `(images, labels, positions)`.
-        sums: Added to after each step that is read; not empty when a pass is resumed in its middle.
+        metrics: Receives the numbers of each step that is read; not empty when a pass is resumed.
         first_step: Number of the first batch within the stage.
         rate: Learning rate of a step of the stage.
-        name_of: The file of a photo by its position, for an error's text.
+        name_of: File of an image by its position, for an error's text.
 
     Yields:
         The learning rate of each step, when it is done.
     """
-    training.sums, usual = sums, 0
+    state.metrics, usual_size = metrics, 0
     for step, (images, labels, positions) in enumerate(batches, start=first_step):
-        lr, usual = rate(step), usual or len(images)
-        search_kernels(training.runtime.device, len(images) == usual)
-        if training.world.size > 1:  # a stream for each process could not be saved by the main one
-            torch.manual_seed(derived_seed(training.seed, step, training.world.rank))
-        where = functools.partial(_where, step, positions, name_of)
-        training.pending.append(train_step_in_memory(training, images, labels, lr, where))
-        if len(training.pending) >= training.read_every:
-            read_steps(training)
+        lr, usual_size = rate(step), usual_size or len(images)
+        search_kernels(state.runtime.device, len(images) == usual_size)
+        if state.distributed.size > 1:  # the main process could not save one random stream per process
+            torch.manual_seed(derived_seed(state.seed, step, state.distributed.rank))
+        describe = functools.partial(_describe_step, step, positions, name_of)
+        state.pending.append(train_step_in_memory(state, images, labels, lr, describe))
+        if len(state.pending) >= state.read_interval:
+            read_steps(state)
         yield lr
-    read_steps(training)
+    read_steps(state)
 
 
-def _where(step: int, positions: Tensor, name_of: Callable[[int], object]) -> str:
+def _describe_step(step: int, positions: Tensor, name_of: Callable[[int], object]) -> str:
     names = [printable(name_of(position), 80) for position in positions.tolist()]
     return f" in step {step + 1} of the stage, on {', '.join(names[:64])}"
 
@@ -193,21 +202,21 @@ def predict_logits(
     model: nn.Module,
     batches: Iterable[Sequence[Tensor]],
     runtime: Runtime,
-    after_batch: Callable[[int], Any] = lambda photos: None,
+    after_batch: Callable[[int], Any] = lambda images: None,
 ) -> tuple[Tensor, Tensor]:
-    """Logits and labels of every photo; the one forward pass behind validation, test and prediction.
+    """Logits and labels of every image: the one forward pass behind validation, test and prediction.
 
     Args:
-        model: The network; left in inference mode.
+        model: The network; it is left in inference mode.
         batches: `(images, labels, ...)`.
         runtime: Device and precision.
-        after_batch: Called with the number of photos of each batch.
+        after_batch: Called with the number of images of each batch.
 
     Returns:
         Float32 logits (N, classes) and labels (N,), on the CPU, in the order of the batches.
     """
     model.eval()
-    search_kernels(runtime.device, False)  # which may be for a single batch
+    search_kernels(runtime.device, False)  # there may be a single batch
     logits, labels = [], []
     for images, targets, *_ in batches:
         with runtime.autocast():
@@ -217,7 +226,7 @@ def predict_logits(
     return torch.cat(logits).cpu(), torch.cat(labels).cpu()
 
 
-def class_weights(labels: Sequence[int], classes: int) -> Tensor:
-    """Balanced weights, photos / (classes x photos of the class), as scikit-learn's `balanced`."""
+def balanced_class_weights(labels: Sequence[int], classes: int) -> Tensor:
+    """Weights images / (classes * images of the class), as scikit-learn's `balanced`."""
     counts = torch.bincount(torch.tensor(labels), minlength=classes).clamp(min=1)
     return len(labels) / (classes * counts.float())

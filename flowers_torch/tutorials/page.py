@@ -4,7 +4,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from flowers_torch.config import load_config
+from flowers_torch.config_file import load_config
 from flowers_torch.tutorials.catalog import ExactFigure, read_catalog
 from flowers_torch.tutorials.reproduce import Reproduction
 

@@ -9,7 +9,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from flowers_torch.config import Config, Stage, default_stages, load_config, toml_value
+from flowers_torch.config import Config, Stage, default_stages
+from flowers_torch.config_file import load_config, toml_value
 from flowers_torch.errors import DataError, UsageError, printable
 from flowers_torch.files.atomic import write_text
 from flowers_torch.report.run_summary import read_history

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from flowers_torch.cli import main
-from flowers_torch.config import load_config
+from flowers_torch.config_file import load_config
 from flowers_torch.runs.results import open_run
 
 FLAGS = (

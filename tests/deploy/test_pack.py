@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from flowers_torch.cli import main
-from flowers_torch.config import Config, Stage, to_toml
+from flowers_torch.config import Config, Stage
+from flowers_torch.config_file import to_toml
 from flowers_torch.deploy.hub import flowers_classifier
 from flowers_torch.deploy.pack import card_text
 from flowers_torch.errors import ModelFileError

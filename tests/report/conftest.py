@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from flowers_torch.config import Config, Stage, to_toml
+from flowers_torch.config import Config, Stage
+from flowers_torch.config_file import to_toml
 from flowers_torch.data.dataset import ImageDataset
 from flowers_torch.data.preprocessing import Preprocessing
 from flowers_torch.data.sources.folders import find_images

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from flowers_torch.runs import feature_cache as front, recipe
 from flowers_torch.cli import guarded, main
-from flowers_torch.config import Config, Stage, load_config
+from flowers_torch.config import Config, Stage
+from flowers_torch.config_file import load_config
 from flowers_torch.data.loading.image_cache import allocate
 from flowers_torch.errors import ResourceError, UsageError
 from flowers_torch.files.tensors import safe_load

@@ -20,7 +20,8 @@ import torch
 from flowers_torch.runs import cost as planning, experiment as prepare, recipe, stage
 from flowers_torch.cli import guarded, main
 from flowers_torch.commands.train import start_from
-from flowers_torch.config import Config, Stage, load_config
+from flowers_torch.config import Config, Stage
+from flowers_torch.config_file import load_config
 from flowers_torch.data.loading import batches
 from flowers_torch.data.loading.loaders import EpochBatchSampler
 from flowers_torch.errors import DataError, ModelFileError, StoppedError, UsageError
@@ -95,7 +96,7 @@ def test_the_same_seed_gives_the_same_weights(
 KILL = """
 import os, signal, sys
 from flowers_torch.runs import recipe
-from flowers_torch.config import load_config
+from flowers_torch.config_file import load_config
 from flowers_torch.training import step as engine
 real, left = engine.train_step, [int(sys.argv[2])]
 def step(*arguments):
@@ -113,7 +114,7 @@ def test_a_killed_run_resumes_to_the_same_weights(
     finished: recipe.Result, photo_folder: Path, tmp_path: Path, steps: int
 ) -> None:
     """SIGKILL within an epoch and within either stage; a save after each step makes the first ones count."""
-    from flowers_torch.config import to_toml
+    from flowers_torch.config_file import to_toml
 
     wanted = config(photo_folder, tmp_path / "killed", dropout=0.3, checkpoint_minutes=0.0)
     (tmp_path / "c.toml").write_text(to_toml(wanted, "killed on the way"))
@@ -477,7 +478,7 @@ def test_the_demo_run(tmp_path: Path) -> None:
 def test_lr_find_draws_and_suggests(
     photo_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from flowers_torch.config import to_toml
+    from flowers_torch.config_file import to_toml
 
     (tmp_path / "c.toml").write_text(to_toml(config(photo_folder, tmp_path / "run"), "for a test"))
     arguments = ["--config", str(tmp_path / "c.toml"), "--steps", "40", "--plot", str(tmp_path / "sweep.svg")]

@@ -9,7 +9,7 @@ import pytest
 
 from flowers_torch.cli import main
 from flowers_torch.commands import train
-from flowers_torch.config import config_folder, load_config
+from flowers_torch.config_file import config_folder, load_config
 from flowers_torch.errors import DataError, UsageError
 from flowers_torch.tutorials.catalog import ExactFigure, read_catalog
 from flowers_torch.tutorials.page import reproduction_page

@@ -1,6 +1,6 @@
-"""Photos on the GPU that trains: a whole part of them where it fits, else batch by batch.
+"""Images cached on the GPU: all images of a split where they fit, else copied batch by batch.
 
-Nothing here waits for the GPU. All of it works on any device, so that it can be tested on a CPU.
+Nothing here waits for the GPU. Everything also runs on a CPU, so that tests need no GPU.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,51 +9,52 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowers_torch.data.loading.image_cache import ImageCache
+from flowers_torch.data.loading.image_cache import CachedImages
 from flowers_torch.data.loading.loaders import EpochBatchSampler, Item
 
-DEVICE_SHARE = 0.5  # of a GPU's free memory, which photos or features may take at most
-UPLOAD_PHOTOS = 256  # at a time
+DEVICE_FRACTION = 0.5  # of a GPU's free memory that images or features may take
+UPLOAD_IMAGES = 256  # at a time
 
 
 def cache_bytes_on(device: torch.device | str) -> int:
-    """Bytes that data may take on a device for good; none on a CPU, to which everything is at hand anyway."""
+    """Bytes that data may occupy on a device; 0 on a CPU, which reads from the image cache anyway."""
     if torch.device(device).type != "cuda":
         return 0
     free, _ = torch.cuda.mem_get_info(device)
-    return int(DEVICE_SHARE * free)
+    return int(DEVICE_FRACTION * free)
 
 
 def move(values: Tensor, device: torch.device | str) -> Tensor:
-    """The values on a device, without waiting for it, which a copy from memory that is not pinned does."""
+    """Copies values to a device without waiting for it. A copy from memory that is not pinned would wait."""
     if torch.device(device).type == "cuda" and not values.is_cuda:
         values = values.pin_memory()
     return values.to(device, non_blocking=True)
 
 
 class GPUImages:
-    """The photos of a part on a device; batches are picked there.
+    """The images of a split on a device; batches are indexed there.
 
     Args:
-        kept: All of them, decoded.
-        labels: Class index of each.
-        device: Where they go.
+        cached: The images, all of them decoded.
+        labels: Class index of each image.
+        device: Target device.
 
     Raises:
-        torch.OutOfMemoryError: they do not fit.
+        torch.OutOfMemoryError: the images do not fit.
     """
 
-    def __init__(self, kept: ImageCache, labels: Sequence[int], device: torch.device | str) -> None:
-        rows = torch.tensor(kept.rows)
-        self.images = torch.empty((len(rows), *kept.images.shape[1:]), dtype=kept.images.dtype, device=device)
-        for start in range(0, len(rows), UPLOAD_PHOTOS):
-            some = slice(start, start + UPLOAD_PHOTOS)
-            self.images[some].copy_(kept.images[rows[some]])
-        self.aspects = kept.aspects[rows].double().to(device)
+    def __init__(self, cached: CachedImages, labels: Sequence[int], device: torch.device | str) -> None:
+        rows = torch.tensor(cached.rows)
+        shape = (len(rows), *cached.images.shape[1:])
+        self.images = torch.empty(shape, dtype=cached.images.dtype, device=device)
+        for start in range(0, len(rows), UPLOAD_IMAGES):
+            chunk = slice(start, start + UPLOAD_IMAGES)
+            self.images[chunk].copy_(cached.images[rows[chunk]])
+        self.aspects = cached.aspects[rows].double().to(device)
         self.labels = torch.tensor(labels).to(device)
 
     def batches(self, order: EpochBatchSampler) -> Iterator[Item]:
-        """What a loader under this order gives, on the device."""
+        """The batches that a loader in this order yields, on the device."""
         for keys in order:
             views, positions = move(torch.tensor(keys).T.contiguous(), self.images.device)
             images, labels, aspects = (of[positions] for of in (self.images, self.labels, self.aspects))
@@ -61,24 +62,24 @@ class GPUImages:
 
 
 def copied(batches: Iterable[Any], device: torch.device | str) -> Iterator[Item]:
-    """Batches on a device. On a GPU a stream of its own copies them while the steps before are computed.
+    """Batches on a device. On a GPU a stream of its own copies them while earlier steps are computed.
 
-    The host is ahead of the GPU by as much as it can, so there is no need to ask for batches beforehand.
+    The host runs as far ahead of the GPU as it can, so nothing needs to be prefetched.
 
     Args:
-        batches: `Item`s; for a GPU in pinned memory.
-        device: Where they go.
+        batches: `Item`s, in pinned memory for a GPU.
+        device: Target device.
     """
     if torch.device(device).type != "cuda":
         for batch in batches:
             yield Item(*(values.to(device, non_blocking=True) for values in batch))
         return
-    beside = torch.cuda.Stream(device)
+    copying = torch.cuda.Stream(device)
     for batch in batches:
-        with torch.cuda.stream(beside):
+        with torch.cuda.stream(copying):
             item = Item(*(values.to(device, non_blocking=True) for values in batch))
         computing = torch.cuda.current_stream(device)
-        computing.wait_stream(beside)
+        computing.wait_stream(copying)
         for values in item:
-            values.record_stream(computing)  # else its memory could be used anew before the step is done
+            values.record_stream(computing)  # otherwise its memory could be reused before the step is done
         yield item

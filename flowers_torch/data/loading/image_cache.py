@@ -1,4 +1,4 @@
-"""Room for what is computed once: in memory, or in a file that the system pages in and out."""
+"""The cache of resized images: decoded once, then read from memory or from a file that the system pages."""
 
 import os
 import shutil
@@ -9,79 +9,97 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-DISK_SHARE = 0.5  # of the free space, which a store may take at most
+DISK_FRACTION = 0.5  # of the free disk space that a cache file may take
 
 
-class ImageCache:
-    """Photos as bytes, kept from their first decoding on. Forked workers share them.
+class CachedImages:
+    """Resized images of some indices of a data set, stored when they are first decoded.
+
+    Forked workers share them.
 
     Args:
-        images: Room for all, uint8 (N, 3, height, width), in memory with the channels last.
-        aspects: Width over height of each photo as it was, float32 (N,); 0 where it is not here yet.
-        rows: Of the photos of a part among these, in its order.
+        images: Room for all images of the data set, uint8 (N, 3, height, width), channels last in memory.
+        aspects: Width over height of each original image, float32 (N,); 0 marks an image that is missing.
+        rows: Indices into these, in the order of the subset.
     """
 
     def __init__(self, images: Tensor, aspects: Tensor, rows: Sequence[int]) -> None:
         self.images, self.aspects, self.rows = images, aspects, rows
 
-    def part(self, rows: Sequence[int]) -> "ImageCache":
-        """The same room for some of the photos, which a part counts from 0."""
-        return ImageCache(self.images, self.aspects, rows)
+    def subset(self, rows: Sequence[int]) -> "CachedImages":
+        """The same memory seen through other indices."""
+        return CachedImages(self.images, self.aspects, rows)
 
     def is_complete(self) -> bool:
-        """Whether every photo of the part was decoded."""
+        """Whether every image of the subset has been decoded."""
         return bool(self.aspects[torch.tensor(self.rows)].all())
 
     def nbytes(self) -> int:
-        """Of the part's photos."""
+        """Bytes of the subset's images."""
         return len(self.rows) * self.images[0].nbytes
 
-    def find(self, position: int) -> tuple[Tensor, float] | None:
-        """A photo and its aspect, where it was decoded before."""
+    def get(self, position: int) -> tuple[Tensor, float] | None:
+        """An image (3, height, width) and its aspect ratio, or None if it has not been decoded."""
         row = self.rows[position]
         aspect = float(self.aspects[row])
         return (self.images[row], aspect) if aspect else None
 
-    def keep(self, position: int, image: Tensor, aspect: float) -> None:
-        """Keeps a photo."""
+    def put(self, position: int, image: Tensor, aspect: float) -> None:
+        """Stores an image."""
         row = self.rows[position]
-        # By NumPy: torch would share out the copy to threads that then spin where photos are being decoded.
+        # NumPy copies here: torch would hand the copy to threads that then spin while images are decoded.
         self.images.numpy()[row] = image.numpy()
-        self.aspects[row] = aspect  # last: another process that sees it may read the image
+        self.aspects[row] = aspect  # last: a process that sees it may read the image
 
 
-def make_image_cache(
-    count: int, side: int, memory_bytes: int, folder: Path, shared: bool
-) -> ImageCache | None:
-    """Room for square photos; None where there is none.
+class ImageCache:
+    """Resized images of a data set, one array for each kind of resizing, within one memory budget.
 
     Args:
-        count: Of the photos.
-        side: In pixels.
-        memory_bytes: What they may take of the memory.
-        folder: For the file beyond that.
-        shared: With worker processes, which see a mapped file but not this process's memory.
+        count: Number of images in the data set.
+        memory_bytes: Memory for all arrays together. A file takes an array that does not fit.
+        folder: Folder of those files.
+        shared: Whether worker processes fill the cache. They see a mapped file but not this process's memory.
     """
-    shape = (count, side, side, 3)
-    memory = 0 if shared else memory_bytes
-    images = allocate(shape, torch.uint8, memory, folder)
-    aspects = allocate((count,), torch.float32, memory, folder)
-    if images is None or aspects is None:
-        return None
-    return ImageCache(images.permute(0, 3, 1, 2), aspects.zero_(), range(count))
+
+    def __init__(self, count: int, memory_bytes: int, folder: Path, shared: bool) -> None:
+        self.count, self.memory_bytes, self.folder, self.shared = count, memory_bytes, folder, shared
+        self.arrays: dict[tuple[bool, int], CachedImages | None] = {}
+
+    def images(self, side: int, as_predicted: bool) -> CachedImages | None:
+        """The array for square images of a side, or None where neither memory nor disk has room.
+
+        Args:
+            side: In pixels.
+            as_predicted: Whether images are cropped as for prediction. Otherwise they show the whole photo.
+        """
+        key = as_predicted, side
+        if key not in self.arrays:
+            self.arrays[key] = self._allocate(side)
+        return self.arrays[key]
+
+    def _allocate(self, side: int) -> CachedImages | None:
+        used = [array.images for array in self.arrays.values() if array]
+        in_memory = sum(images.nbytes for images in used if images.untyped_storage().filename is None)
+        room = 0 if self.shared else max(0, self.memory_bytes - in_memory)
+        images = allocate((self.count, side, side, 3), torch.uint8, room, self.folder)
+        aspects = allocate((self.count,), torch.float32, room, self.folder)
+        if images is None or aspects is None:
+            return None
+        return CachedImages(images.permute(0, 3, 1, 2), aspects.zero_(), range(self.count))
 
 
 def allocate(shape: Sequence[int], dtype: torch.dtype, memory_bytes: int, folder: Path) -> Tensor | None:
-    """An uninitialised tensor in memory where it fits, else in a file that vanishes with the process.
+    """An uninitialized tensor, in memory where it fits and else in a file that vanishes with the process.
 
     Args:
         shape: Of the tensor.
         dtype: Of the tensor.
-        memory_bytes: What it may take of the memory.
-        folder: For the file.
+        memory_bytes: Largest size in memory.
+        folder: Folder of the file.
 
     Returns:
-        None where neither memory nor half of the free disk is enough.
+        None where neither memory nor half of the free disk space is enough.
     """
     size = torch.Size(shape)
     needed = size.numel() * dtype.itemsize
@@ -89,10 +107,10 @@ def allocate(shape: Sequence[int], dtype: torch.dtype, memory_bytes: int, folder
         return torch.empty(size, dtype=dtype)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if needed > DISK_SHARE * shutil.disk_usage(folder).free:
+        if needed > DISK_FRACTION * shutil.disk_usage(folder).free:
             return None
-        descriptor, name = tempfile.mkstemp(dir=folder, prefix="store.", suffix=".tmp")
-    except OSError:  # a cache folder that cannot be written: then everything is computed anew each time
+        descriptor, name = tempfile.mkstemp(dir=folder, prefix="images.", suffix=".tmp")
+    except OSError:  # the cache folder is not writable: images are decoded every time
         return None
     try:
         if hasattr(os, "posix_fallocate"):  # a disk that fills up under a mapped file kills the process
@@ -102,4 +120,4 @@ def allocate(shape: Sequence[int], dtype: torch.dtype, memory_bytes: int, folder
         return None
     finally:
         os.close(descriptor)
-        os.unlink(name)  # the mapping keeps it alive; nothing is left behind, not even by a kill
+        os.unlink(name)  # the mapping keeps the file alive; nothing is left behind, not even by a kill

@@ -1,12 +1,11 @@
-"""Batches of photos whose every random choice is a function of (seed, epoch, photo), not of a stream.
+"""Loaders of images whose every random choice is a function of (seed, epoch, image), not of a stream.
 
-So the order of an epoch and the augmentation of a photo do not depend on the number of workers, on
-prefetching, or on where an interrupted run stopped: resuming only skips batches.
+The order of an epoch and the augmentation of an image therefore do not depend on the number of workers, on
+prefetching, or on where an interrupted run stopped. Resuming only skips batches.
 """
 
 import hashlib
 import os
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,38 +17,37 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler, default_collate
 
 from flowers_torch.data.images import load_image
-from flowers_torch.data.loading.image_cache import ImageCache
+from flowers_torch.data.loading.image_cache import CachedImages
 from flowers_torch.data.loading.workers import POLL_SECONDS, Heartbeat, WatchedLoader
 
-MAX_EPOCHS = (1 << 20) + 1  # beyond any run: views of repeats start here; odd, see `stored.py`
-Key = tuple[int, int]  # (view, position in the data set); the view is the epoch, see CountedBatches
+Key = tuple[int, int]  # (view, position in the data set); the view is the epoch
 
 
 class Item(NamedTuple):
-    """A transformed photo; in a batch each field is a tensor (N, ...)."""
+    """A transformed image; in a batch each field is a tensor (N, ...)."""
 
-    image: Any  # what the transform made of it: an input, or a canvas for `batches.py`
+    image: Any  # what the transform returns: an input, or a resized image for `batches.py`
     label: Any  # class index
     position: Any  # in the data set
-    view: Any  # of this photo
-    aspect: Any  # width over height of the upright photo
+    view: Any  # of this image
+    aspect: Any  # width over height of the upright original
 
 
 class TransformedImages(Dataset[Item]):
-    """Photos of one part of a split, transformed. An item is asked for by (view, position).
+    """Images of a subset, transformed. An item is indexed by (view, position).
 
     Args:
-        paths: Files.
+        paths: Image files.
         labels: Class index of each file.
-        transform: `PIL.Image` to tensor; may draw from torch's global generator.
-        seed: Of the draws.
-        draws: Whether the transform draws. Photos of one that does not can be read by several threads.
-        at_least: Pixels of a photo's shorter side that are enough; 0 for all there are.
+        transform: `PIL.Image` to tensor. It may use torch's global generator.
+        seed: Of the random transforms.
+        random: Whether the transform is random. Several threads may read through one that is not.
+        at_least: Pixels of an image's shorter side that are enough; 0 for all there are.
 
     Attributes:
-        pulse: Where workers read.
-        kept: Room for photos, where the transform makes bytes, and makes them without drawing.
-        threads: That read a batch.
+        heartbeat: What the workers are reading.
+        cache: Images that were decoded before, where the transform returns bytes and is not random.
+        threads: Threads that read a batch.
     """
 
     def __init__(
@@ -58,13 +56,13 @@ class TransformedImages(Dataset[Item]):
         labels: Sequence[int],
         transform: Callable[[Any], Tensor],
         seed: int,
-        draws: bool = True,
+        random: bool = True,
         at_least: int = 0,
     ) -> None:
         self.paths, self.labels, self.transform, self.seed = list(paths), list(labels), transform, seed
-        self.draws, self.at_least = draws, at_least
-        self.pulse: Heartbeat | None = None
-        self.kept: ImageCache | None = None
+        self.random, self.at_least = random, at_least
+        self.heartbeat: Heartbeat | None = None
+        self.cache: CachedImages | None = None
         self.threads = 1
 
     def __len__(self) -> int:
@@ -74,28 +72,29 @@ class TransformedImages(Dataset[Item]):
         return self._item(key, self._read(key))
 
     def __getitems__(self, keys: list[Key]) -> list[Item]:
-        """A batch, as torch's loader asks for it. Photos are decoded and resized outside of Python's lock."""
-        if self.draws or self.threads == 1:
+        """A batch, as torch's loader requests it. Images are decoded and resized outside of Python's lock."""
+        if self.random or self.threads == 1:
             return [self[key] for key in keys]
         with ThreadPoolExecutor(self.threads) as pool:
             return [self._item(key, read) for key, read in zip(keys, pool.map(self._read, keys), strict=True)]
 
     def _read(self, key: Key) -> tuple[Tensor, float]:
-        """What the transform makes of a photo, or made of it before, and the photo's aspect."""
+        """A transformed image, decoded now or cached before, and its aspect ratio."""
         view, position = key
-        if self.pulse:
-            self.pulse.beat(position)
-        if self.kept and (known := self.kept.find(position)):
-            return known
+        if self.heartbeat:
+            self.heartbeat.record(position)
+        if self.cache and (cached := self.cache.get(position)):
+            return cached
         image = load_image(self.paths[position], at_least=self.at_least)
-        if not self.draws:
-            made = self.transform(image), image.width / image.height
-            if self.kept:
-                self.kept.keep(position, *made)
-            return made
-        with torch.random.fork_rng(devices=[]):  # the process's own stream (dropout) goes on undisturbed
-            torch.manual_seed(derived_seed(self.seed, view, position))
-            return self.transform(image), image.width / image.height
+        aspect = image.width / image.height
+        if self.random:
+            with torch.random.fork_rng(devices=[]):  # leaves the process's own stream (dropout) as it is
+                torch.manual_seed(derived_seed(self.seed, view, position))
+                return self.transform(image), aspect
+        made = self.transform(image)
+        if self.cache:
+            self.cache.put(position, made, aspect)
+        return made, aspect
 
     def _item(self, key: Key, read: tuple[Tensor, float]) -> Item:
         view, position = key
@@ -103,38 +102,28 @@ class TransformedImages(Dataset[Item]):
 
 
 class EpochBatchSampler(Sampler[list[Key]]):
-    """Batches of (view, position) in an order that is a function of (seed, epoch).
+    """Batches of (epoch, position) in an order that is a function of (seed, epoch).
 
-    Without weights every photo comes once an epoch and its view is the epoch. With weights photos are drawn
-    with replacement, as many as there are, and each repeat within an epoch is another view.
-
-    The last, ragged batch is kept. A last batch of a single photo joins the one before, because batch
-    norm cannot train on one value per channel; of several processes each needs two photos.
+    The last, smaller batch is kept. A last batch of one image joins the one before it, because batch norm
+    cannot train on one value per channel. With several processes each of them needs two images.
 
     Args:
-        count: Photos.
-        batch_size: Photos of a batch, over all processes.
+        count: Number of images.
+        batch_size: Images per batch, over all processes.
         seed: Of the order.
-        shuffle: For training; else in the order of the data set.
-        weights: Of the photos, where they are drawn.
-        shard: Number of this process and how many there are: each yields its share of every batch.
+        shuffle: True for training; otherwise the order is that of the data set.
+        shard: Rank of this process and number of processes. Each yields its shard of every batch.
 
     Attributes:
-        epoch: To be set before each pass.
+        epoch: Set before each pass.
         skip: Batches to leave out at the start of the next pass, for resuming.
     """
 
     def __init__(
-        self,
-        count: int,
-        batch_size: int,
-        seed: int,
-        shuffle: bool,
-        weights: Tensor | None = None,
-        shard: tuple[int, int] = (0, 1),
+        self, count: int, batch_size: int, seed: int, shuffle: bool, shard: tuple[int, int] = (0, 1)
     ) -> None:
         self.count, self.batch_size, self.seed, self.shuffle = count, batch_size, seed, shuffle
-        self.weights, self.shard = weights, shard
+        self.shard = shard
         self.epoch = 0
         self.skip = 0
 
@@ -148,28 +137,18 @@ class EpochBatchSampler(Sampler[list[Key]]):
         return len(self._starts())
 
     def __iter__(self) -> Iterator[list[Key]]:
-        keys = self._keys()
+        generator = torch.Generator().manual_seed(derived_seed(self.seed, self.epoch, -1))  # guard: T06
+        order = torch.randperm(self.count, generator=generator) if self.shuffle else torch.arange(self.count)
+        keys = [(self.epoch, position) for position in order.tolist()]
         starts = self._starts()
         ends = [*starts[1:], self.count]
+        rank, size = self.shard
         for start, end in list(zip(starts, ends, strict=True))[self.skip :]:  # guard: R22
-            rank, size = self.shard
             yield keys[start:end][rank::size]
-
-    def _keys(self) -> list[Key]:
-        generator = torch.Generator().manual_seed(derived_seed(self.seed, self.epoch, -1))  # guard: T06
-        if self.weights is not None:
-            repeats: Counter[int] = Counter()
-            keys = []
-            for position in torch.multinomial(self.weights, self.count, True, generator=generator).tolist():
-                keys.append((self.epoch + MAX_EPOCHS * repeats[position], position))
-                repeats[position] += 1
-            return keys
-        order = torch.randperm(self.count, generator=generator) if self.shuffle else torch.arange(self.count)
-        return [(self.epoch, position) for position in order.tolist()]
 
 
 def derived_seed(*counters: int) -> int:
-    """A seed below 2**63 from counters; neighbouring counters give unrelated seeds."""
+    """A seed below 2**63 from counters; neighboring counters give unrelated seeds."""
     digest = hashlib.blake2b(repr(counters).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
@@ -180,17 +159,15 @@ def make_loader(
     shuffle: bool,
     workers: int = 0,
     pin_memory: bool = False,
-    balanced: bool = False,
     shard: tuple[int, int] = (0, 1),
     threads: int = 1,
 ) -> tuple[WatchedLoader, EpochBatchSampler]:
-    """A loader of `Item` batches and the order that steers it; `threads` read where there are no workers."""
-    weights = balanced_draw(dataset.labels) if balanced else None
-    # In prediction each process has photos of its own instead: its data set holds no others.
-    order = EpochBatchSampler(
-        len(dataset), batch_size, dataset.seed, shuffle, weights, shard if shuffle else (0, 1)
-    )
-    dataset.pulse = Heartbeat(workers) if workers else None
+    """A loader of `Item` batches and the sampler that orders them. `threads` read where there are no workers.
+
+    For training the batches are sharded over the processes. For prediction the data set already is a shard.
+    """
+    order = EpochBatchSampler(len(dataset), batch_size, dataset.seed, shuffle, shard if shuffle else (0, 1))
+    dataset.heartbeat = Heartbeat(workers) if workers else None
     dataset.threads = 1 if workers else threads
     loader = WatchedLoader(
         dataset,
@@ -200,46 +177,42 @@ def make_loader(
         timeout=POLL_SECONDS if workers else 0,
         pin_memory=pin_memory,
         persistent_workers=workers > 0,
-        generator=torch.Generator(),  # else each pass takes a number from the stream that dropout draws from
+        generator=torch.Generator(),  # otherwise each pass takes a number from the stream that dropout uses
     )
     return loader, order
 
 
 def _collate(items: list[Item]) -> Item:
-    """A batch; bytes are stacked by NumPy, for the reason that `ImageCache.keep` has."""
+    """A batch. NumPy stacks bytes, for the reason given in `CachedImages.put`."""
     if items[0].image.dtype != torch.uint8:
         batch: Item = default_collate(items)
         return batch
-    canvases = np.stack([item.image.permute(1, 2, 0).numpy() for item in items])
+    images = np.stack([item.image.permute(1, 2, 0).numpy() for item in items])
     rest = default_collate([item._replace(image=0) for item in items])
-    return rest._replace(image=torch.from_numpy(canvases).permute(0, 3, 1, 2))
+    return rest._replace(image=torch.from_numpy(images).permute(0, 3, 1, 2))
 
 
-def balanced_draw(labels: Sequence[int]) -> Tensor:
-    """Weight of each photo in a draw that takes every class equally often."""
-    counts = Counter(labels)
-    return torch.tensor([1 / counts[label] for label in labels], dtype=torch.float64)
-
-
-def loader_settings(wanted: int, device: torch.device) -> dict[str, Any]:
-    """How batches for a device are read here: keywords of `make_loader`; `wanted` as in `choose_workers`."""
+def loader_settings(workers: int, device: torch.device) -> dict[str, Any]:
+    """Keywords of `make_loader` for a device on this machine; `workers` as in `choose_workers`."""
     on_cpu = device.type == "cpu"
     return {
-        "workers": choose_workers(wanted, on_cpu),
+        "workers": choose_workers(workers, on_cpu),
         "threads": torch.get_num_threads() if on_cpu else 1,
         "pin_memory": device.type == "cuda",
     }
 
 
-def choose_workers(wanted: int, on_cpu: bool) -> int:
-    """Worker processes for decoding: as wanted, or chosen for the machine where `wanted` is negative.
+def choose_workers(workers: int, on_cpu: bool) -> int:
+    """Number of worker processes that decode images; chosen for the machine where `workers` is negative.
 
-    When the CPU itself computes, workers would fight it over the cores; threads decode a batch in between,
-    which takes a few percent of a training step there.
+    Where the CPU itself trains, workers would compete for its cores. Threads then decode a batch between two
+    steps, which takes a few percent of a step.
     """
-    if wanted >= 0:
-        return wanted
+    if workers >= 0:
+        return workers
     if on_cpu:
         return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4
-    return max(1, min(16, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))  # shared under torchrun
+    return max(
+        1, min(16, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    )  # torchrun shares the machine
