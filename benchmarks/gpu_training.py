@@ -41,7 +41,7 @@ from flowers_torch.config import Config, Stage
 from flowers_torch.log import console
 from flowers_torch.runs.experiment import prepare
 from flowers_torch.runs.stage import begin_stage, quicken_step
-from flowers_torch.training.runtime import DTYPES, choose_runtime
+from flowers_torch.training.device import DTYPES, choose_runtime
 from flowers_torch.training.state import EpochMetrics
 from flowers_torch.training.step import train_epoch
 

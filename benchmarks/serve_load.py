@@ -26,7 +26,7 @@ import torch
 
 from flowers_torch.data.images import is_image_name
 from flowers_torch.deploy.classifier import Classifier
-from flowers_torch.training.runtime import choose_runtime
+from flowers_torch.training.device import choose_runtime
 
 BATCH = 32
 ROOT = Path(__file__).resolve().parents[1]

@@ -18,7 +18,7 @@ from flowers_torch.errors import UsageError
 from flowers_torch.log import console
 from flowers_torch.runs.recipe import Result
 from flowers_torch.runs.recipe import train as train_config
-from flowers_torch.training.runtime import choose_runtime
+from flowers_torch.training.device import choose_runtime
 
 
 def train(

@@ -21,7 +21,7 @@ from flowers_torch.runs import recipe
 from flowers_torch.runs.experiment import prepare
 from flowers_torch.runs.stage import begin_stage, fit_head
 from flowers_torch.training.checkpoint import Checkpointer, RunState
-from flowers_torch.training.runtime import choose_runtime
+from flowers_torch.training.device import choose_runtime
 from flowers_torch.training.step import train_step
 from flowers_torch.training.stopping import StopRequest
 

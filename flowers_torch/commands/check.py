@@ -104,7 +104,7 @@ def _features(
     import numpy as np
 
     from flowers_torch.deploy.features import image_features
-    from flowers_torch.training.runtime import choose_runtime
+    from flowers_torch.training.device import choose_runtime
 
     good = [index for index, seen in enumerate(inspections) if not seen.error]
     paths = [photos.root / photos.paths[index] for index in good]

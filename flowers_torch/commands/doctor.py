@@ -87,7 +87,7 @@ def _install(name: str) -> str:
 def _machine() -> dict[str, str]:
     import torch
 
-    from flowers_torch.training.runtime import choose_runtime
+    from flowers_torch.training.device import choose_runtime
 
     runtime = choose_runtime()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

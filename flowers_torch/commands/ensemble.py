@@ -136,7 +136,7 @@ def _try_on(folders: list[Path], data: str, with_weights: bool, device: str) -> 
     from flowers_torch.evaluation.evaluate import predict_images
     from flowers_torch.evaluation.metrics import score
     from flowers_torch.models.checkpoint import load_classifier
-    from flowers_torch.training.runtime import choose_runtime
+    from flowers_torch.training.device import choose_runtime
 
     runtime = choose_runtime(device, "fp32")
     models = [load_classifier(folder) for folder in folders]

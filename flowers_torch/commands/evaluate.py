@@ -98,7 +98,7 @@ def _evaluate(args: argparse.Namespace, model: Path) -> tuple[dict[str, Any], di
     from flowers_torch.evaluation.tta import VIEWS
     from flowers_torch.models.checkpoint import load_classifier
     from flowers_torch.runs.results import open_run
-    from flowers_torch.training.runtime import choose_runtime
+    from flowers_torch.training.device import choose_runtime
 
     own = None
     if args.data is None:

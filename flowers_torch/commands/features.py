@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     from flowers_torch.deploy.features import image_features, open_network
     from flowers_torch.files.atomic import atomic_write
     from flowers_torch.files.tensors import safe_save
-    from flowers_torch.training.runtime import choose_runtime
+    from flowers_torch.training.device import choose_runtime
 
     out = Path(args.out).expanduser()
     if out.suffix not in (".npz", ".safetensors"):

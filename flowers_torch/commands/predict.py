@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
         from flowers_torch.deploy.classifier import Classifier, find_inputs
         from flowers_torch.deploy.sort import check_folder, sort_into
         from flowers_torch.log import bar
-        from flowers_torch.training.runtime import choose_runtime
+        from flowers_torch.training.device import choose_runtime
 
     photos = find_inputs(args.photos)
     if args.sort_into:

@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     from flowers_torch.deploy.classifier import Classifier
     from flowers_torch.deploy.guard import host_names
     from flowers_torch.deploy.serve import Limits, Service, make_app
-    from flowers_torch.training.runtime import choose_runtime
+    from flowers_torch.training.device import choose_runtime
 
     with listener:
         path = Path(args.model).expanduser()

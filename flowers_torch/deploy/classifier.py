@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from flowers_torch.accelerate import Acceleration
 from flowers_torch.data.augment.per_image import enough_side, eval_transform
 from flowers_torch.data.images import is_image_name, load_image
 from flowers_torch.errors import DataError, ResourceError, UsageError, printable
@@ -20,7 +21,7 @@ from flowers_torch.evaluation.predictions import collect
 from flowers_torch.evaluation.selective import Threshold, choose_threshold, read_curve, read_ood_detector
 from flowers_torch.files.download import fetch_bytes
 from flowers_torch.models.checkpoint import ModelInfo, load_classifier
-from flowers_torch.training.runtime import Runtime
+from flowers_torch.training.device import Runtime
 from flowers_torch.training.step import predict_logits
 
 Photo = Path | str  # a file, or an http(s) address
@@ -56,16 +57,19 @@ class Classifier:
         model: In inference mode, on the device of `runtime`.
         record: Class names, preprocessing, temperature, and the limits of what the network knows.
         runtime: Device and precision.
+        acceleration: The tricks in use.
         answering: The model, or a view of it that answers sooner.
     """
 
     model: nn.Module
     info: ModelInfo
     runtime: Runtime
+    acceleration: Acceleration = Acceleration()
 
     def __post_init__(self) -> None:
         self.familiar = read_ood_detector(self.info.selective)
-        self.answering = self.runtime.fused(self.model.eval(), self.info.preprocessing.size)
+        size = self.info.preprocessing.size
+        self.answering = self.acceleration.training_network(self.model.eval(), self.runtime, size)
 
     @classmethod
     def load(cls, path: Path, runtime: Runtime) -> "Classifier":

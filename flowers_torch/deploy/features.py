@@ -15,7 +15,7 @@ from flowers_torch.models.checkpoint import load_classifier
 from flowers_torch.models.factory import build_network
 from flowers_torch.models.inspect.layer_features import features, module_name
 from flowers_torch.models.weights import load_weights, plan_weights
-from flowers_torch.training.runtime import Runtime
+from flowers_torch.training.device import Runtime
 
 
 def open_network(name: str, weights: str = "", keras_input: str = "") -> tuple[nn.Module, Preprocessing, str]:

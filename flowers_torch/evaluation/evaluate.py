@@ -6,13 +6,14 @@ from pathlib import Path
 
 from torch import nn
 
+from flowers_torch.accelerate import Acceleration
 from flowers_torch.data.loading.batches import TrainingBatches, batch_augmentation
 from flowers_torch.data.loading.loaders import TransformedImages, loader_settings, make_loader
 from flowers_torch.data.loading.resize import resized_images
 from flowers_torch.data.preprocessing import Preprocessing
 from flowers_torch.evaluation.predictions import Predictions, collect
 from flowers_torch.evaluation.tta import VIEWS, collect_views, view_transform
-from flowers_torch.training.runtime import Runtime
+from flowers_torch.training.device import Runtime
 
 
 def predict_images(
@@ -23,6 +24,7 @@ def predict_images(
     runtime: Runtime,
     views: str = "none",
     batch_size: int = 32,
+    acceleration: Acceleration = Acceleration(),
 ) -> Predictions:
     """Runs the network over photos.
 
@@ -33,9 +35,10 @@ def predict_images(
         labels: Of the files, as the model counts its classes.
         runtime: Device and precision.
         views: Key of `VIEWS`; other than `none` the logits are those of the mean probability.
-        batch_size: Pictures computed at once.
+        batch_size: Images of a batch.
+        acceleration: The tricks in use.
     """
-    network = runtime.fused(model.eval(), preprocessing.size)
+    network = acceleration.training_network(model.eval(), runtime, preprocessing.size)
     at_once, how = max(1, batch_size // VIEWS[views]), loader_settings(-1, runtime.device)
     if views != "none":
         transform = view_transform(views, **dataclasses.asdict(preprocessing))

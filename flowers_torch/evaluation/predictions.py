@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from flowers_torch.errors import DataError, printable
 from flowers_torch.files.tensors import safe_load, safe_save
 from flowers_torch.shell import command_line
-from flowers_torch.training.runtime import Runtime
+from flowers_torch.training.device import Runtime
 from flowers_torch.training.step import predict_logits
 
 PREDICTIONS_FILE = "predictions.safetensors"

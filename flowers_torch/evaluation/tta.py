@@ -12,7 +12,7 @@ from torchvision.transforms.v2 import functional
 from flowers_torch.data.augment.per_image import LimitAspect, eval_transform, to_input
 from flowers_torch.errors import UsageError
 from flowers_torch.evaluation.predictions import Predictions, collect
-from flowers_torch.training.runtime import Runtime
+from flowers_torch.training.device import Runtime
 
 VIEWS = {"none": 1, "flip": 2, "scales": 3, "crop5": 5, "crop10": 10}  # name -> views of a photo
 SCALES = (1.0, 1.15, 1.3)  # of the resized photo, for "scales"

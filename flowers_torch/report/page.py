@@ -20,7 +20,7 @@ from flowers_torch.report import performance, photos, provenance
 from flowers_torch.report.charts import history_charts, standalone
 from flowers_torch.report.run_summary import RunSummary, read_run
 from flowers_torch.report.templating import render
-from flowers_torch.training.runtime import Runtime
+from flowers_torch.training.device import Runtime
 
 REPORT_FILE = "report.html"
 EXAMPLES = 3  # groups of photos shown for a finding of the check

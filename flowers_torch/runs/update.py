@@ -36,7 +36,7 @@ from flowers_torch.runs.experiment import photos_of
 from flowers_torch.runs.folder import new_run_folder
 from flowers_torch.training.checkpoint import MODEL_FILE
 from flowers_torch.log import RESULT, log
-from flowers_torch.training.runtime import choose_runtime, runtime_of_run
+from flowers_torch.training.device import choose_runtime, runtime_of_run
 
 PHOTOS_FOLDER = "photos"  # of links, in the new run
 UPDATE_FILE = "update.json"

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from flowers_torch.models.heads import main_and_auxiliary
-from flowers_torch.training.runtime import Runtime
+from flowers_torch.training.device import Runtime
 
 # State tensors for each parameter; L-BFGS remembers a hundred steps, twice.
 OPTIMIZER_COPIES = {"adamw": 2, "adam": 2, "sgd": 1, "rmsprop": 2, "lbfgs": 200}

@@ -22,7 +22,7 @@ from flowers_torch.deploy.export import Trial, make_onnx
 from flowers_torch.deploy.parity import PHOTOS
 from flowers_torch.evaluation.selective import fit_ood_detector, pack_selective
 from flowers_torch.models.checkpoint import ModelInfo, build, load_classifier, save_classifier
-from flowers_torch.training.runtime import Runtime
+from flowers_torch.training.device import Runtime
 
 HOSTILE = ("</script><img src=x onerror=window.hacked=1>", "\u202etulip\x1b[31m", "rose \U0001f339 \ud800")
 

@@ -16,7 +16,7 @@ from flowers_torch.errors import ResourceError, UsageError
 from flowers_torch.evaluation.predictions import collect
 from flowers_torch.evaluation.selective import fit_ood_detector, pack_selective
 from flowers_torch.models.checkpoint import ModelInfo, build, save_classifier
-from flowers_torch.training.runtime import Runtime
+from flowers_torch.training.device import Runtime
 from flowers_torch.training.step import predict_logits
 
 RECORD = ModelInfo(

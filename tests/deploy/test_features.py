@@ -8,7 +8,7 @@ from PIL import Image
 
 from flowers_torch.deploy.features import image_features, open_network
 from flowers_torch.errors import DataError, UsageError
-from flowers_torch.training.runtime import choose_runtime
+from flowers_torch.training.device import choose_runtime
 
 
 def test_batches_change_nothing_and_bad_photos_are_named(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from flowers_torch.deploy.classifier import Classifier
 from flowers_torch.deploy.export import make_onnx
 from flowers_torch.deploy.offline_page import Runtime, find_runtime, write_page
 from flowers_torch.errors import ResourceError
-from flowers_torch.training.runtime import Runtime as Device
+from flowers_torch.training.device import Runtime as Device
 
 pytestmark = pytest.mark.slow
 TOLERANCE = 2e-3  # of probabilities: a resize that rounds otherwise, and a browser's own JPEG decoder

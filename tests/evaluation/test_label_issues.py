@@ -15,7 +15,7 @@ from flowers_torch.evaluation.label_issues import LabelIssue, find_label_issues
 from flowers_torch.evaluation.learning_curve import out_of_fold
 from flowers_torch.models.factory import create_model
 from flowers_torch.models.weights import load_weights, plan_weights
-from flowers_torch.training.runtime import Runtime
+from flowers_torch.training.device import Runtime
 
 
 def test_by_hand() -> None:

@@ -16,7 +16,7 @@ from flowers_torch.evaluation.predictions import (
 )
 from flowers_torch.models.factory import create_model
 from flowers_torch.models.heads import set_head
-from flowers_torch.training.runtime import Runtime
+from flowers_torch.training.device import Runtime
 
 FP32 = Runtime(torch.device("cpu"), "fp32", "for a test")
 

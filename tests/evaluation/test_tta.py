@@ -13,7 +13,7 @@ from flowers_torch.errors import UsageError
 from flowers_torch.evaluation.predictions import collect
 from flowers_torch.evaluation.tta import VIEWS, collect_views, view_transform
 from flowers_torch.models.factory import create_model
-from flowers_torch.training.runtime import Runtime
+from flowers_torch.training.device import Runtime
 
 FP32 = Runtime(torch.device("cpu"), "fp32", "for a test")
 PLAIN = Preprocessing(size=32, mean=(0.5,) * 3, std=(0.5,) * 3)

@@ -19,7 +19,7 @@ from flowers_torch.evaluation.predictions import Predictions, save_predictions
 from flowers_torch.files.atomic import write_csv, write_json
 from flowers_torch.models.checkpoint import ModelInfo, build
 from flowers_torch.report.page import Source, write_report
-from flowers_torch.training.runtime import Runtime
+from flowers_torch.training.device import Runtime
 
 HOSTILE_CLASS = '"><img src=x onerror=window.hacked=1>'
 HOSTILE_FILES = ("'><svg onload=window.hacked=1>.png", "\u202egnp.evil.png", "a&lt;b.png", "${1}`x`.png")

@@ -5,7 +5,7 @@ import torch
 from flowers_torch.models.factory import create_model
 from flowers_torch.models.freeze import apply_rules, rules_for, set_train_mode
 from flowers_torch.training.estimate import estimate
-from flowers_torch.training.runtime import Runtime
+from flowers_torch.training.device import Runtime
 
 RUNTIME = Runtime(torch.device("cpu"), "fp32", "for a test")
 

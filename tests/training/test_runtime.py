@@ -12,7 +12,7 @@ import torch
 from flowers_torch.errors import UsageError
 from flowers_torch.models.factory import create_model
 from flowers_torch.training import runtime
-from flowers_torch.training.runtime import Runtime, choose_runtime, deterministic
+from flowers_torch.training.device import Runtime, choose_runtime, deterministic
 
 
 def test_freed_memory_is_kept_where_the_system_can(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from flowers_torch.training.checkpoint import RESUME_FILE, Checkpointer, RunStat
 from flowers_torch.training.distributed import Distributed
 from flowers_torch.training.optimizers import make_optimizer
 from flowers_torch.training.regularization import make_average
-from flowers_torch.training.runtime import Runtime
+from flowers_torch.training.device import Runtime
 from flowers_torch.training.state import (
     MAX_SKIPPED_STEPS,
     READ_EVERY,

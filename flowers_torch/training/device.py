@@ -1,0 +1,175 @@
+"""The runtime of a run: device, numeric precision and threads, each chosen with a reason."""
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from flowers_torch.errors import UsageError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclasses.dataclass(frozen=True)
+class Runtime:
+    """Device and precision of a run; the one code path for mixed precision."""
+
+    device: torch.device
+    precision: str  # fp32, bf16 or fp16: of the network's arithmetic; parameters stay fp32
+    reason: str
+    channels_last: bool = True  # memory layout of images and convolution weights
+    rate: float = 0.0  # images/s of the step that tuning has timed; 0: none
+    fixed: bool = True  # False: tuning may still find a faster precision for the network at hand
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the network's arithmetic."""
+        return DTYPES[self.precision]
+
+    @property
+    def wide(self) -> torch.dtype:
+        """The widest float of the device, for sums."""
+        return torch.float32 if self.device.type == "mps" else torch.float64
+
+    @contextlib.contextmanager
+    def autocast(self) -> Iterator[None]:
+        """Mixed precision inside, unless the precision is fp32."""
+        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.precision != "fp32"):
+            yield
+
+    def scaler(self) -> torch.amp.GradScaler:
+        """Loss scaling for fp16; it does nothing in other precisions."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+
+    def images(self, batch: torch.Tensor) -> torch.Tensor:
+        """Moves a batch of images, or of pooled features, to the device in the memory layout of the run."""
+        layout = torch.channels_last if self.channels_last and batch.ndim == 4 else torch.contiguous_format
+        return batch.to(self.device, non_blocking=True).contiguous(memory_format=layout)
+
+    def place(self, model: nn.Module) -> nn.Module:
+        """Moves a network to the device in the memory layout of the run, in place."""
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        return model.to(self.device, memory_format=layout)  # type: ignore[call-overload]
+
+
+def choose_runtime(device: str = "auto", precision: str = "auto", threads: int = 0) -> Runtime:
+    """The runtime for the options of the user on this machine.
+
+    Args:
+        device: auto, cpu, cuda, cuda:N or mps.
+        precision: auto, fp32, bf16 or fp16.
+        threads: Of computation on the CPU; 0 leaves torch's choice.
+
+    Raises:
+        UsageError: the device is not available, or cannot compute in that precision.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    chosen = _choose_device(device)
+    if precision == "fp16" and chosen.type != "cuda":
+        raise UsageError("--precision fp16 needs a CUDA device", "use --precision bf16 or fp32")
+    if chosen.type == "cuda":
+        if chosen.index is not None:  # streams and random numbers are those of the current device
+            torch.cuda.set_device(chosen)
+        # The older of torch's two names for it: setting the newer one breaks torch.compile (issue 166387).
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    if precision != "auto":
+        tf32 = ", TF32 inside" if chosen.type == "cuda" and precision == "fp32" else ""
+        return Runtime(chosen, precision, f"set by the user{tf32}")
+    if chosen.type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return Runtime(chosen, "bf16", "this GPU computes bf16", fixed=False)
+        return Runtime(chosen, "fp16", "this GPU has no bf16", fixed=False)
+    if chosen.type == "cpu" and _cpu_computes_bf16():
+        return Runtime(chosen, "bf16", "this CPU computes bf16", fixed=False)
+    return Runtime(chosen, "fp32", f"no fast half precision on this {chosen.type}")
+
+
+def runtime_of_run(device: str, precision: str) -> Runtime:
+    """The runtime for a finished run: in its own precision where this machine is fast in it, else in fp32.
+
+    Args:
+        device: auto, cpu, cuda, cuda:N or mps.
+        precision: Of the training, perhaps on another machine.
+
+    Raises:
+        UsageError: the device is not available.
+    """
+    here = choose_runtime(device)
+    fast = {here.precision, "fp32"} | ({"fp16"} if here.device.type == "cuda" else set())
+    return choose_runtime(device, precision if precision in fast else "fp32")
+
+
+@contextlib.contextmanager
+def deterministic(enabled: bool) -> Iterator[None]:
+    """Refuses operations whose results differ from run to run.
+
+    On the CPU runs repeat bit by bit anyway; this is for CUDA. cuBLAS reads its setting when CUDA starts, so
+    a process that has used CUDA before needs `CUBLAS_WORKSPACE_CONFIG=:4096:8` in its environment.
+
+    Raises:
+        UsageError: the network needs an operation that has no deterministic form.
+    """
+    if not enabled:
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    except RuntimeError as error:
+        if "deterministic" not in str(error):
+            raise
+        operation = str(error).split(" does not have", 1)[0]
+        raise UsageError(
+            f"deterministic = true: {operation} has no deterministic form",
+            "use deterministic = false, or another network",
+        ) from error
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.backends.cudnn.benchmark = before[1]
+
+
+def search_kernels(device: torch.device, repeated: bool) -> None:
+    """Lets cuDNN time its kernels for each new shape, which pays off for shapes that come again.
+
+    Args:
+        device: The device that computes.
+        repeated: Whether the shapes of the next inputs come again.
+    """
+    if device.type == "cuda" and not torch.are_deterministic_algorithms_enabled():
+        torch.backends.cudnn.benchmark = repeated
+
+
+def _choose_device(name: str) -> torch.device:
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        message = f"--device {name} is not a valid device: expected auto, cpu, cuda, cuda:N or mps"
+        raise UsageError(message, "use --device auto") from None
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            raise UsageError(f"--device {name}: torch sees {count} CUDA devices here", "use --device auto")
+    elif device.type == "mps" and not torch.backends.mps.is_available():
+        raise UsageError("--device mps: not available here", "use --device auto")
+    elif device.type not in ("cpu", "mps"):
+        raise UsageError(f"--device {name} is not supported", "use auto, cpu, cuda, cuda:1 or mps")
+    return device
+
+
+def _cpu_computes_bf16() -> bool:
+    """Whether bf16 is native (AVX-512 BF16 or AMX); emulated bf16 is slower than fp32."""
+    capabilities = torch.backends.cpu.get_cpu_capability()
+    with contextlib.suppress(AttributeError):  # names of a private module, stable since torch 2.3
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return "BF16" in capabilities
