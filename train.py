@@ -10,7 +10,7 @@ The same command is `flowers-torch train` once the package is installed.
 
 import sys
 
-from flowers_torch.cli import guarded, leave
+from flowers_torch.cli import guarded
 
 if __name__ == "__main__":
-    leave(guarded("train", sys.argv[1:], prog="python train.py"))
+    sys.exit(guarded("train", sys.argv[1:], prog="python train.py"))

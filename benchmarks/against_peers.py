@@ -108,7 +108,7 @@ def steps(args: argparse.Namespace, folder: Path) -> None:
     package = {"PYTHONPATH": str(HERE.parent)}
     contestants = {"ours": (own, package)}
     if args.forward:
-        contestants["ours, folded"] = ([*own, "--folded"], package)
+        contestants["ours, fused"] = ([*own, "--fused"], package)
     else:
         contestants["ours, stored batch norm"] = ([*own, "--stored"], package)
     contestants = chosen(contestants | peers(args, folder, [*flags, "--photos", str(photos)]), args.only)

@@ -127,7 +127,7 @@ class Ours:
             setattr(config, key, value)
         self.run = prepare(config)
         self.training, self.batches = begin_stage(self.run, stage, 0)
-        quicken_step(self.run, self.training)  # with --set compile=true or --set cuda_graph=true
+        quicken_step(self.run, self.training)  # with --set 'accelerate="auto+compile"'
         self.steps = len(self.batches)
         device = self.run.runtime.device
         images = self.run.runtime.images(torch.randn(args.batch_size, 3, size, size, device=device))

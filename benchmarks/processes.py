@@ -65,18 +65,15 @@ def told(command: Command) -> Iterator[tuple[float, dict[str, Any]]]:
     yield seconds, ended | {"bytes": used.ru_maxrss * 1024}
 
 
-def run_training(flags: Sequence[str], cache: Path, program: Sequence[str] = ()) -> dict[str, Any]:
+def run_training(flags: Sequence[str], cache: Path) -> dict[str, Any]:
     """A whole run of ours: seconds, memory, the epochs' (seconds, validation accuracy), test accuracy.
 
     Args:
         flags: Of `train.py`.
         cache: Where it keeps what it computes once; an empty folder for a first run.
-        program: Python's arguments in front of the flags, where they are not `train.py`.
     """
     result: dict[str, Any] = {"epochs": [], "test_accuracy": None}
-    for seconds, row in told(
-        ([sys.executable, *(program or (TRAIN,)), *flags], {"FLOWERS_TORCH_CACHE": str(cache)})
-    ):
+    for seconds, row in told(([sys.executable, TRAIN, *flags], {"FLOWERS_TORCH_CACHE": str(cache)})):
         if "val_accuracy" in row:
             result["epochs"].append((seconds, row["val_accuracy"]))
         result |= {key: value for key, value in row.items() if key != "val_accuracy"}

@@ -1,11 +1,10 @@
-"""What each technique brings: the same run with one of them taken away, time and accuracy.
+"""What each technique brings: the same run with one of them switched off, time and accuracy.
 
     python benchmarks/techniques.py 17flowers.tgz --photos 340 --seeds 0,1,2
-    python benchmarks/techniques.py 17flowers.tgz --photos 340 --only "no folding;channels first"
+    python benchmarks/techniques.py 17flowers.tgz --photos 340 --only "no fusion;fp32"
 
-Head-only and a short fine-tuning (two epochs) of EfficientNet-Lite0, whole processes, each with an empty
-cache, in turn, a seed after the other. What has no option is taken away by replacing a function of the
-package in that process (`WITHOUT`); the package knows nothing of it. Rows are appended to --results.
+Head-only training and a short fine-tuning (two epochs) of EfficientNet-Lite0. Each run is a whole process
+with an empty cache. The variants take turns, one seed after the other. Rows are appended to --results.
 """
 
 import argparse
@@ -14,89 +13,54 @@ import statistics
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 from processes import gib, info, run_training, spread
 
+from flowers_torch.accelerate import AUTO
+
 KINDS = {"head only": ["--head-only"], "fine-tuning": ["--epochs", "1,2"]}
-# Name: flags of `train.py`, or what to take away.
-SAME = {
-    "channels first": ["--set", "channels_last=false"],
-    "augmented photo by photo": ["--set", "batch_augment=false"],
+AGAIN = "again, features known"  # with the cache of the run before
+
+
+def without(trick: str) -> list[str]:
+    """Flags for all tricks of `accelerate = "auto"` but one."""
+    return ["--set", f"accelerate={','.join(sorted(AUTO.tricks - {trick}))}"]
+
+
+# Name: flags of `train.py`.
+BOTH = {
+    "as it is": [],
+    "no acceleration": ["--set", "accelerate=off"],
+    "no fusion": without("fusion"),
+    "memory given back": without("allocator"),
+    "fp32": without("precision"),
     "two workers that decode": ["--workers", "2"],
 }
-ADAMW = ["--set", "stages.head.optimizer=adamw", "--set", "stages.head.lr=3e-3"]
-VARIANTS: dict[str, dict[str, list[str] | str]] = {
+ADAMW = ["--set", "stages.0.optimizer=adamw", "--set", "stages.0.lr=3e-3"]
+VARIANTS: dict[str, dict[str, list[str]]] = {
     "head only": {
         "as it is": [],
-        "again, features known": "again",
-        "no folding": "folding",
-        "photos not kept as bytes": "kept photos",
-        "features not kept": "features",
-        "fp32, no probe": ["--precision", "fp32"],
-        "one view of each photo": ["--set", "stages.head.views=1"],
-        "AdamW for L-BFGS, 8 epochs": [*ADAMW, "--set", "stages.head.epochs=8"],
-        "AdamW, 2 epochs, nothing stored": [
+        AGAIN: [],
+        **BOTH,
+        "one view of each photo": ["--set", "stages.0.views=1"],
+        "AdamW for L-BFGS, 8 epochs": [*ADAMW, "--set", "stages.0.epochs=8"],
+        "AdamW, 2 epochs, nothing cached": [
             *ADAMW,
-            *("--set", "stages.head.epochs=2", "--set", "stages.head.views=0"),
+            *("--set", "stages.0.epochs=2", "--set", "stages.0.views=0"),
         ],
-        **SAME,
     },
     "fine-tuning": {
-        "as it is": [],
-        "no folding": "folding",
-        "photos not kept as bytes": "kept photos",
-        "bf16, no probe": ["--precision", "bf16"],
-        "AdamW for L-BFGS, nothing stored": [*ADAMW, "--set", "stages.head.views=0"],
-        "second stage stored, 2 views": ["--set", "stages.finetune.views=2"],
-        "all blocks trained": ["--set", "stages.finetune.train=all"],
-        "steps not fused": "fusing",
-        "batch norm follows the photos": ["--set", "stages.finetune.batch_norm=trained"],
-        **SAME,
+        **BOTH,
+        "no fused step": without("fused_step"),
+        "no fast depthwise gradients": without("depthwise"),
+        "bf16": ["--precision", "bf16"],
+        "AdamW for L-BFGS, nothing cached": [*ADAMW, "--set", "stages.0.views=0"],
+        "second stage cached, 2 views": ["--set", "stages.1.views=2"],
+        "all blocks trained": ["--set", "stages.1.train=all"],
+        "batch norm follows the photos": ["--set", "stages.1.batch_norm=trained"],
     },
-}
-
-
-def without_folding() -> None:
-    """The front of a network runs as it is."""
-    from flowers_torch.models import split_model as cut
-
-    mock.patch.object(cut, "fold", lambda model, forward, dtype: model).start()
-
-
-def without_fusing() -> None:
-    """Training steps and validation run the network as it is."""
-    from flowers_torch.runs import stage
-    from flowers_torch.training import runtime
-
-    for module in (runtime, stage):
-        mock.patch.object(module, "fuse", lambda model, inputs: model).start()
-
-
-def without_kept_photos() -> None:
-    """Every photo is decoded whenever it is asked for."""
-    from flowers_torch.runs import experiment as prepare
-
-    mock.patch.object(prepare, "make_image_cache", lambda *arguments, **options: None).start()
-
-
-def without_features() -> None:
-    """Features of no photo are known from before, nor from another part of the run."""
-    import torch
-
-    from flowers_torch.runs import feature_cache as front
-
-    mock.patch.object(front, "_read", lambda path: ([], torch.empty(0))).start()
-
-
-WITHOUT: dict[str, Callable[[], None]] = {
-    "folding": without_folding,
-    "fusing": without_fusing,
-    "kept photos": without_kept_photos,
-    "features": without_features,
 }
 
 
@@ -128,16 +92,13 @@ def main() -> None:
                 every = ["--data", data, "--arch", args.arch, "--weights", args.weights, "--seed", seed]
                 every += [*flags_of_kind, *(["--size", str(args.size)] if args.size else [])]
                 before = Path()
-                for number, (name, how) in enumerate(VARIANTS[kind].items()):
+                for number, (name, extra) in enumerate(VARIANTS[kind].items()):
                     if name not in wanted:
                         continue
                     folder = Path(temporary) / f"{kind}-{seed}-{number}"
-                    cache = before if how == "again" else folder / "cache"
+                    cache = before if name == AGAIN else folder / "cache"
                     before = cache
-                    flags = [*every, "--out", str(folder / "run"), *(how if isinstance(how, list) else [])]
-                    taken_away = isinstance(how, str) and how in WITHOUT
-                    program = [__file__, "--without", how] if taken_away else []
-                    run = run_training(flags, cache, program)
+                    run = run_training([*every, "--out", str(folder / "run"), *extra], cache)
                     if run["status"]:
                         sys.exit(f"{kind}, {name} failed")
                     runs[kind, name].append(run)
@@ -147,7 +108,7 @@ def main() -> None:
 
 
 def some_photos(data: str, count: int, folder: Path) -> str:
-    """Copies of a few photos of a set, a folder for each class."""
+    """Copies some photos of a data set into a folder for each class."""
     from flowers_torch.data.augment.preview import sample_by_class
     from flowers_torch.data.sources.open import open_dataset
 
@@ -175,9 +136,4 @@ def table(runs: dict[tuple[str, str], list[dict[str, Any]]]) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--without"]:
-        WITHOUT[sys.argv[2]]()
-        from flowers_torch.cli import guarded
-
-        sys.exit(guarded("train", sys.argv[3:]))
     main()

@@ -23,7 +23,7 @@ from flowers_torch.data.augment.keras import preprocess_input
 from flowers_torch.data.splits.assign import exact_split
 from flowers_torch.evaluation.metrics import wilson
 from flowers_torch.models.freeze import apply_rules, rules_for
-from flowers_torch.models.split_model import cut
+from flowers_torch.models.split_model import split_network
 from flowers_torch.runs.experiment import Run, part_batches, predict_part, prepare
 from flowers_torch.runs.feature_cache import answers
 from flowers_torch.runs.results import open_run
@@ -84,7 +84,7 @@ def main() -> None:
 def compute(run: Run, photos: Sequence[int], policy: str) -> Tensor:
     """Pooled features of photos under an augmentation."""
     apply_rules(run.model, rules_for(run.model, "head"))
-    made = cut(run.model, run.info.preprocessing.size, run.runtime.channels_last)
+    made = split_network(run.model, run.info.preprocessing.size, run.runtime.channels_last)
     some = dataclasses.replace(run, split={"some": list(photos)})
     values = made and answers(some, made, "some", policy, 1, lambda done: None)
     if values is None:

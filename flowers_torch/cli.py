@@ -1,8 +1,6 @@
 """The `flowers-torch` command: verbs, and the one place where an error becomes a line and an exit code."""
 
 import argparse
-import atexit
-import contextlib
 import difflib
 import importlib
 import json
@@ -150,19 +148,9 @@ def _fail(message: str, code: int, debug: bool, as_json: bool = False) -> int:
     return code
 
 
-def leave(code: int) -> NoReturn:
-    """Ends the process without freeing torch's objects one by one, which takes Python a second."""
-    atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
-        if stream is not None:  # closed from the start
-            with contextlib.suppress(OSError, ValueError):  # the reader of a pipe has gone
-                stream.flush()
-    os._exit(code)
-
-
 def run() -> NoReturn:
     """The installed command."""
-    leave(main())
+    sys.exit(main())
 
 
 if __name__ == "__main__":

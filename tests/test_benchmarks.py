@@ -7,15 +7,14 @@ import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
-from unittest import mock
 
 import pytest
 import torch
 
+from flowers_torch.accelerate import Acceleration
 from flowers_torch.config_file import load_config
 from flowers_torch.evaluation.metrics import score
 from flowers_torch.evaluation.summary import describe_epoch, describe_scores
-from flowers_torch.models.factory import create_model
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 
@@ -92,37 +91,8 @@ def test_how_soon_ours_had_what_a_peer_came_to(
     ]
 
 
-def test_techniques_can_still_be_taken_away(processes: ModuleType) -> None:
-    import techniques  # type: ignore[import-not-found]
-
-    from flowers_torch.models import split_model as cut
-    from flowers_torch.runs import experiment as prepare
-    from flowers_torch.runs import feature_cache as front
-    from flowers_torch.runs import stage
-    from flowers_torch.training import runtime
-
-    places = [
-        (cut, "fold"),
-        (runtime, "fuse"),
-        (stage, "fuse"),
-        (prepare, "make_image_cache"),
-        (front, "_read"),
-    ]
-    before = [getattr(module, name) for module, name in places]
-    try:
-        for take_away in techniques.WITHOUT.values():
-            take_away()
-        assert all(
-            getattr(module, name) is not old for (module, name), old in zip(places, before, strict=True)
-        )
-        model = create_model("tf_efficientnet_lite0", 2).eval()
-        assert runtime.choose_runtime("cpu").fused(model, 32) is model
-    finally:
-        mock.patch.stopall()
-
-
 def test_every_variant_is_a_configuration(processes: ModuleType) -> None:
-    import techniques
+    import techniques  # type: ignore[import-not-found]
 
     from flowers_torch.commands import train
 
@@ -132,9 +102,9 @@ def test_every_variant_is_a_configuration(processes: ModuleType) -> None:
         for how in variants.values():
             parser = argparse.ArgumentParser()
             train.add_arguments(parser)
-            args = parser.parse_args([*every, *(how if isinstance(how, list) else [])])
-            load_config(args.arch, "photos", overrides=train.overrides(args))
-            assert isinstance(how, list) or how in (*techniques.WITHOUT, "again")
+            args = parser.parse_args([*every, *how])
+            config = load_config(args.arch, "photos", overrides=train.overrides(args))
+            Acceleration.parse(config.accelerate)
 
 
 COMMANDS = {

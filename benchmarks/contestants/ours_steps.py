@@ -1,7 +1,7 @@
-"""A contestant: this package's own training step on resident noise, in the precision that its probe takes.
+"""A contestant: this package's own training step on resident noise, in the precision that tuning chooses.
 
-With --forward --folded the network runs as the frozen front of a stage does: batch norm folded, activations
-fused. With --stored batch norm keeps its statistics in training too.
+With --forward --fused the network runs like the frozen backbone of a stage: batch norm is fused into the
+convolutions. With --stored batch norm keeps its running statistics in training too.
 """
 
 import dataclasses
@@ -10,12 +10,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from flowers_torch.accelerate.conv_bn import fold, noise
-from flowers_torch.accelerate.fused_step import fuse
+from flowers_torch.accelerate import AUTO
 from flowers_torch.models.factory import create_model
 from flowers_torch.models.freeze import apply_rules, rules_for, set_train_mode
+from flowers_torch.models.split_model import example_inputs
+from flowers_torch.training.device import Runtime, choose_runtime
 from flowers_torch.training.optimizers import make_optimizer
-from flowers_torch.training.device import Runtime, autotune_precision, choose_runtime, keep_freed_memory
 from flowers_torch.training.state import TrainState
 from flowers_torch.training.step import predict_logits, train_step
 
@@ -31,29 +31,28 @@ class Step:
 
 
 def make_step(
-    arch: str, size: int, forward: bool, folded: bool = False, device: str = "cpu", stored: bool = False
+    arch: str, size: int, forward: bool, fused: bool = False, device: str = "cpu", stored: bool = False
 ) -> Step:
     """A training step of all of a network, or its forward pass."""
     runtime = choose_runtime(device)
-    if device == "cpu":
-        keep_freed_memory()
+    AUTO.set_allocator(runtime)
     model = runtime.place(create_model(arch, CLASSES))
     groups = apply_rules(model, rules_for(model, "all"))
     set_train_mode(model, "none" if stored else "trained")
-    called = fuse(model, runtime.images(noise(size)))
-    runtime = autotune_precision(runtime, model if forward else called, size, backward=not forward)
+    network = AUTO.training_network(model, runtime, size)
+    runtime = AUTO.tuned(runtime, model if forward else network, size, backward=not forward)
     if not forward:
         training = TrainState(model, make_optimizer("adamw", model, groups), runtime.scaler(), runtime)
-        training.called = called
+        training.called = network
         return Step(runtime, lambda images, labels: train_step(training, images, labels, 1e-4))
-    if folded:
+    if fused:
 
-        def on_noise(network: torch.nn.Module) -> Tensor:
+        def on_examples(network: torch.nn.Module) -> Tensor:
             with torch.no_grad():
-                answer: Tensor = network(runtime.images(noise(size)))
-            return answer
+                output: Tensor = network(runtime.images(example_inputs(size)))
+            return output
 
-        model = fold(model.eval(), on_noise, runtime.dtype)
+        model = AUTO.frozen_network(model.eval(), on_examples, runtime.dtype)
     return Step(runtime, lambda images, labels: predict_logits(model, [(images, labels)], runtime))
 
 
@@ -61,10 +60,10 @@ if __name__ == "__main__":
     from told import arguments, tell_rate
 
     parser = arguments(__doc__)
-    parser.add_argument("--folded", action="store_true")
+    parser.add_argument("--fused", action="store_true")
     parser.add_argument("--stored", action="store_true")
     args = parser.parse_args()
-    step = make_step(args.arch, args.size, args.forward, args.folded, stored=args.stored)
+    step = make_step(args.arch, args.size, args.forward, args.fused, stored=args.stored)
     images = step.runtime.images(torch.randn(args.batch_size, 3, args.size, args.size))
     labels = torch.arange(args.batch_size) % CLASSES
     chosen = step.runtime.precision

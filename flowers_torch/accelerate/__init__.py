@@ -29,7 +29,7 @@ TRICKS = {
     "allocator": "freed memory stays with the process (allocator)",
     "compile": "torch.compile of the network in a training step (compiled)",
 }
-AUTO = frozenset(TRICKS) - {"compile"}
+DEFAULT = frozenset(TRICKS) - {"compile"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Acceleration:
     apply, so callers need no branches.
     """
 
-    tricks: frozenset[str] = AUTO
+    tricks: frozenset[str] = DEFAULT
 
     @classmethod
     def parse(cls, text: str) -> "Acceleration":
@@ -52,7 +52,7 @@ class Acceleration:
         names = [name.strip() for name in text.replace("+", ",").split(",")]
         if names == ["off"]:
             return cls(frozenset())
-        tricks = frozenset(names) - {"auto"} | (AUTO if "auto" in names else frozenset())
+        tricks = frozenset(names) - {"auto"} | (DEFAULT if "auto" in names else frozenset())
         if unknown := sorted(tricks - set(TRICKS)):
             raise UsageError(
                 f"accelerate = {printable(repr(text), 60)}: unknown {printable(', '.join(unknown), 60)}",
@@ -132,3 +132,6 @@ class Acceleration:
         """
         if "allocator" in self.tricks and runtime.device.type == "cpu":
             keep_freed_memory()
+
+
+AUTO = Acceleration()

@@ -2,7 +2,7 @@
 
 Why: on CPUs neither fp32 nor bf16 is faster for all networks. Dense convolutions gain from bf16, depthwise
 ones only where they are fused. On GPUs bf16, fp16 and fp32 with TF32 compete, in both memory layouts.
-Gain: a head-only run on 340 images takes 9.7 instead of 10.9 s in fp32 (EfficientNet-Lite0, 2 cores with AMX).
+Gain: a head-only run on 340 images takes 9.7 s, in fp32 10.9 s (EfficientNet-Lite0, 2 cores with AMX).
 Check: the output in each precision is compared with that in fp32. Random numbers, gradients, buffers and
 modes are restored afterwards.
 """

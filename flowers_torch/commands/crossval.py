@@ -4,7 +4,7 @@ import argparse
 import os
 from pathlib import Path
 
-from flowers_torch.commands import train
+from flowers_torch.commands import set_allocator, set_allocator_of_run, train
 from flowers_torch.errors import UsageError
 
 EXAMPLES = """examples:
@@ -50,7 +50,10 @@ def run(args: argparse.Namespace) -> int:
 
     with console(args.quiet):
         if config is None:
-            resume(Path(args.resume).expanduser(), args.data)
+            folder = Path(args.resume).expanduser()
+            set_allocator_of_run(folder)
+            resume(folder, args.data)
             return 0
+        set_allocator(config)
         cross_validate(config, args.folds, args.repeats, argv=args.command)
     return 0

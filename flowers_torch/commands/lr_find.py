@@ -4,7 +4,7 @@ import argparse
 import os
 from pathlib import Path
 
-from flowers_torch.commands import train
+from flowers_torch.commands import set_allocator, train
 from flowers_torch.config import Config
 from flowers_torch.config_file import load_config
 from flowers_torch.errors import UsageError, printable
@@ -56,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
     from flowers_torch.training.lr_finder import lr_find
 
     with console():
+        set_allocator(config)
         run = prepare(config)
         stage = config.stages[number]
         training, batches = begin_stage(run, stage, number)

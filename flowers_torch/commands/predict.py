@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flowers_torch.commands import importing_torch
 from flowers_torch.errors import DataError, UsageError, printable
 
 if TYPE_CHECKING:
@@ -45,11 +44,10 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--top and --batch-size must be 1 or more", "give a positive number")
     max_error = share(args.max_error) if args.max_error is not None else None
 
-    with importing_torch():
-        from flowers_torch.deploy.classifier import Classifier, find_inputs
-        from flowers_torch.deploy.sort import check_folder, sort_into
-        from flowers_torch.log import bar
-        from flowers_torch.training.device import choose_runtime
+    from flowers_torch.deploy.classifier import Classifier, find_inputs
+    from flowers_torch.deploy.sort import check_folder, sort_into
+    from flowers_torch.log import bar
+    from flowers_torch.training.device import choose_runtime
 
     photos = find_inputs(args.photos)
     if args.sort_into:

@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import os
 
-from flowers_torch.commands import train
+from flowers_torch.commands import set_allocator, train
 from flowers_torch.errors import UsageError
 
 EXAMPLES = """examples:
@@ -56,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
     from flowers_torch.runs.ranking import rank_models
 
     with console(quiet=args.json):
+        set_allocator(config)
         found = rank_models(config, archs)
     if args.json:
         from flowers_torch.files.atomic import to_json

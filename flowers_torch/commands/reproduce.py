@@ -4,7 +4,7 @@ import argparse
 import os
 from pathlib import Path
 
-from flowers_torch.commands import train
+from flowers_torch.commands import set_allocator, train
 from flowers_torch.errors import UsageError
 
 RESULTS = Path("benchmarks/reproduction.jsonl")
@@ -83,6 +83,7 @@ def _train(args: argparse.Namespace) -> Path:
     if args.defaults:
         config = with_our_defaults(config)
     with console(args.quiet):
+        set_allocator(config)
         return recipe.train(config, overwrite=args.overwrite, argv=args.command).folder
 
 

@@ -6,7 +6,7 @@ import tomllib
 from collections.abc import Sequence
 from typing import Any
 
-from flowers_torch.commands import importing_torch
+from flowers_torch.commands import set_allocator, set_allocator_of_run
 from flowers_torch.config import HEAD_ONLY
 from flowers_torch.errors import UsageError, printable
 
@@ -104,16 +104,19 @@ def run(args: argparse.Namespace) -> int:
     else:
         config = load_config(args.arch, args.data, args.config, changes)
 
-    with importing_torch():  # not before the flags were found right
-        from flowers_torch.log import console
-        from flowers_torch.runs import cost as planning
-        from flowers_torch.runs import recipe
-        from flowers_torch.runs.folder import find_run
+    from flowers_torch.log import console
+    from flowers_torch.runs import cost as planning
+    from flowers_torch.runs import recipe
+    from flowers_torch.runs.folder import find_run
 
     with console(args.quiet):
         if config is None:
-            recipe.resume(find_run(args.resume), changes, args.allow_config_change, args.allow_data_change)
-        elif args.dry_run:
+            folder = find_run(args.resume)
+            set_allocator_of_run(folder, changes)
+            recipe.resume(folder, changes, args.allow_config_change, args.allow_data_change)
+            return 0
+        set_allocator(config)
+        if args.dry_run:
             planning.dry_run(config)
         else:
             recipe.train(config, overwrite=args.overwrite, argv=args.command)
@@ -141,7 +144,7 @@ def overrides(args: argparse.Namespace) -> dict[str, Any]:
     if args.skip_bad:
         changes["skip_bad"] = True
     if args.compile:
-        changes["compile"] = True
+        changes["accelerate"] = "auto+compile"
     if args.head_only:
         changes |= HEAD_ONLY
     if args.epochs is not None:

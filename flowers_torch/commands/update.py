@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from flowers_torch.commands import add_data, train
+from flowers_torch.commands import add_data, set_allocator_of_run, train
 from flowers_torch.errors import UsageError
 
 EXAMPLES = """examples:
@@ -45,10 +45,12 @@ def run(args: argparse.Namespace) -> int:
     from flowers_torch.runs.update import compare_with_parent, update
 
     folder = find_run(args.run)
+    begun = Path(args.resume).expanduser() if args.resume else folder
     with console(args.quiet):
+        set_allocator_of_run(begun, changes)
         if args.resume:
-            recipe.resume(Path(args.resume).expanduser(), {"data": args.moved} if args.moved else None)
-            compare_with_parent(folder, Path(args.resume).expanduser())
+            recipe.resume(begun, {"data": args.moved} if args.moved else None)
+            compare_with_parent(folder, begun)
         else:
             update(folder, args.data, changes, argv=args.command, data=args.moved)
     return 0

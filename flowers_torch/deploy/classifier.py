@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from flowers_torch.accelerate import Acceleration
+from flowers_torch.accelerate import AUTO, Acceleration
 from flowers_torch.data.augment.per_image import enough_side, eval_transform
 from flowers_torch.data.images import is_image_name, load_image
 from flowers_torch.errors import DataError, ResourceError, UsageError, printable
@@ -64,7 +64,7 @@ class Classifier:
     model: nn.Module
     info: ModelInfo
     runtime: Runtime
-    acceleration: Acceleration = Acceleration()
+    acceleration: Acceleration = AUTO
 
     def __post_init__(self) -> None:
         self.familiar = read_ood_detector(self.info.selective)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
-from flowers_torch.accelerate import Acceleration
+from flowers_torch.accelerate import AUTO, Acceleration
 from flowers_torch.data.loading.batches import TrainingBatches, batch_augmentation
 from flowers_torch.data.loading.loaders import TransformedImages, loader_settings, make_loader
 from flowers_torch.data.loading.resize import resized_images
@@ -24,7 +24,7 @@ def predict_images(
     runtime: Runtime,
     views: str = "none",
     batch_size: int = 32,
-    acceleration: Acceleration = Acceleration(),
+    acceleration: Acceleration = AUTO,
 ) -> Predictions:
     """Runs the network over photos.
 

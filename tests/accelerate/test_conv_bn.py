@@ -1,4 +1,6 @@
-"""Folded copies answer as their networks do, and a network that cannot be folded stays as it is."""
+"""Fused copies have the output of their networks, and networks that cannot be fused stay as they are."""
+
+from collections.abc import Callable
 
 import pytest
 import timm
@@ -6,24 +8,20 @@ import torch
 from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
-from flowers_torch.accelerate.conv_bn import FusedConv2d, fold
+from flowers_torch.accelerate import conv_bn
+from flowers_torch.accelerate.conv_bn import FusedConv2d, fuse_conv_bn
 from flowers_torch.models.factory import create_model
+from flowers_torch.models.split_model import example_inputs
+
+Settle = Callable[[nn.Module], nn.Module]
 
 
-def settled(model: nn.Module) -> nn.Module:
-    """In inference mode, with statistics of batch norm that folding must not overlook."""
-    generator = torch.Generator().manual_seed(1)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            assert module.running_mean is not None and module.running_var is not None
-            module.running_mean.copy_(torch.randn(module.running_mean.shape, generator=generator) / 10)
-            module.running_var.copy_(torch.rand(module.running_var.shape, generator=generator) + 0.5)
-    return model.eval().to(memory_format=torch.channels_last)
+def images(size: int = 64) -> Tensor:
+    return example_inputs(size).contiguous(memory_format=torch.channels_last)
 
 
-def noise(size: int = 64) -> Tensor:
-    images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
-    return images.contiguous(memory_format=torch.channels_last)
+def fused(model: nn.Module, dtype: torch.dtype = torch.float32, size: int = 64) -> nn.Module:
+    return fuse_conv_bn(model.eval(), lambda network: network(images(size)), dtype)
 
 
 def count(model: nn.Module, kind: type[nn.Module]) -> int:
@@ -34,150 +32,150 @@ def count(model: nn.Module, kind: type[nn.Module]) -> int:
     ("arch", "size"),
     [("resnet50", 64), ("mobilenet", 64), ("tf_efficientnet_lite0", 64), ("inception_v3", 96)],
 )
-def test_the_copy_answers_the_same(arch: str, size: int) -> None:
-    model, images = settled(create_model(arch, num_classes=3)), noise(size)
+def test_the_copy_has_the_same_output(arch: str, size: int, settled: Settle) -> None:
+    model = settled(create_model(arch, num_classes=3))
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    made = fold(model, lambda network: network(images))
+    copy = fused(model, size=size)
     with torch.no_grad():
-        torch.testing.assert_close(made(images), model(images), rtol=1e-3, atol=1e-5)
-    assert made is not model and count(made, nn.BatchNorm2d) == 0
+        torch.testing.assert_close(copy(images(size)), model(images(size)), rtol=1e-3, atol=1e-5)
+    assert copy is not model and count(copy, nn.BatchNorm2d) == 0
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_activations_of_timm_and_of_sequences_are_fused() -> None:
-    images = noise()
-    ours = settled(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(inplace=True)))
-    made = fold(ours, lambda network: network(images))
-    assert [type(module) for module in made] == [FusedConv2d, nn.Identity, nn.Identity]  # type: ignore[arg-type]
-    theirs = settled(timm.create_model("tf_efficientnet_lite0"))
-    folded = fold(theirs, lambda network: network(images))
-    assert count(folded, FusedConv2d) == count(theirs, nn.Conv2d)
-    assert count(folded, nn.ReLU6) == 0
+def test_activations_of_timm_and_of_sequences_are_fused(settled: Settle) -> None:
+    sequence = settled(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(inplace=True)))
+    assert [type(module) for module in fused(sequence).children()] == [FusedConv2d, nn.Identity, nn.Identity]
+    model = settled(timm.create_model("tf_efficientnet_lite0"))
+    copy = fused(model)
+    assert count(copy, FusedConv2d) == count(model, nn.Conv2d)
+    assert count(copy, nn.ReLU6) == 0
 
 
 @pytest.mark.parametrize(("height", "width"), [(12, 12), (13, 13), (12, 13), (3, 2)])
 @pytest.mark.parametrize("dilation", [1, 2])
 @pytest.mark.parametrize("stride", [1, 2, 3])
 @pytest.mark.parametrize("kernel", [2, 3, 5])
-def test_same_padding_on_the_way_is_that_of_timm(
+def test_same_padding_is_that_of_timm(
     kernel: int, stride: int, dilation: int, height: int, width: int
 ) -> None:
     torch.manual_seed(0)
     conv = Conv2dSame(4, 4, kernel, stride, groups=4, dilation=dilation)
-    images = torch.randn(2, 4, height, width).contiguous(memory_format=torch.channels_last)
+    maps = torch.randn(2, 4, height, width).contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
-        made = FusedConv2d(conv, nn.ReLU(), torch.float32)(images)
-        torch.testing.assert_close(made, conv(images).relu())
+        output = FusedConv2d(conv, nn.ReLU(), torch.float32)(maps)
+        torch.testing.assert_close(output, conv(maps).relu())
 
 
-def test_maps_are_not_copied_to_be_padded(monkeypatch: pytest.MonkeyPatch) -> None:
-    images = noise()
+def test_maps_are_not_copied_for_padding(monkeypatch: pytest.MonkeyPatch, settled: Settle) -> None:
     model = settled(timm.create_model("tf_efficientnet_lite0"))
-    made = fold(model, lambda network: network(images))
-    monkeypatch.setattr("flowers_torch.accelerate.conv_bn.pad_same", None)
+    copy = fused(model)
+    monkeypatch.setattr(conv_bn, "pad_same", None)
     with torch.no_grad():
-        torch.testing.assert_close(made(images), model(images), rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(copy(images()), model(images()), rtol=1e-3, atol=1e-5)
 
 
-def test_bf16_is_fused_also_beside_layers_that_are_not() -> None:
-    """Squeeze-and-excitation has convolutions without batch norm, in float32, behind fused ones in bf16."""
-    model, images = settled(timm.create_model("mobilenetv3_small_050")), noise()
-    made = fold(model, lambda network: network(images), torch.bfloat16)
-    if not count(made, FusedConv2d):  # as on a processor without bf16
+def test_bf16_is_fused_beside_layers_that_are_not(settled: Settle) -> None:
+    """Squeeze-and-excitation has float32 convolutions without batch norm behind fused ones in bf16."""
+    copy = fused(settled(timm.create_model("mobilenetv3_small_050")), torch.bfloat16)
+    if not count(copy, FusedConv2d):  # a processor without bf16
         plain = settled(timm.create_model("tf_efficientnet_lite0"))
-        assert not count(fold(plain, lambda network: network(images), torch.bfloat16), FusedConv2d)
+        assert not count(fused(plain, torch.bfloat16), FusedConv2d)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        assert made(images).isfinite().all()
+        assert copy(images()).isfinite().all()
 
 
-def test_bf16_is_as_near_as_bf16_is() -> None:
-    model, images = settled(timm.create_model("tf_efficientnet_lite0")), noise()
-    made = fold(model, lambda network: network(images), torch.bfloat16)
+def test_bf16_deviates_as_little_as_bf16_does(settled: Settle) -> None:
+    model = settled(timm.create_model("tf_efficientnet_lite0"))
+    copy = fused(model, torch.bfloat16)
     with torch.no_grad():
-        expected = model(images)
+        expected = model(images())
         with torch.autocast("cpu", torch.bfloat16):
-            answer = made(images)
-    if count(made, FusedConv2d):  # not where the processor has no bf16
-        assert 1e-4 < (answer.float() - expected).norm() / expected.norm() < 5e-2
-        assert {m.weight.dtype for m in made.modules() if isinstance(m, FusedConv2d)} == {torch.bfloat16}
+            output = copy(images())
+    if count(copy, FusedConv2d):  # not on a processor without bf16
+        assert 1e-4 < (output.float() - expected).norm() / expected.norm() < 5e-2
+        assert {m.weight.dtype for m in copy.modules() if isinstance(m, FusedConv2d)} == {torch.bfloat16}
 
 
 class Shortcut(nn.Module):
-    """The output of its convolution goes around the norm too, which nothing but the answer tells."""
+    """The output of its convolution also bypasses the norm. Only the output of the network shows that."""
 
     def __init__(self) -> None:
         super().__init__()
         self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
 
-    def forward(self, images: Tensor) -> Tensor:
-        maps = self.conv(images)
-        return maps + self.norm(maps)
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        return x + self.norm(x)
 
 
-class Again(nn.Module):
-    """One activation serves two places, and one of two convolutions is called twice."""
+class Twice(nn.Module):
+    """One activation is used in two places, and one of two convolutions is called twice."""
 
     def __init__(self) -> None:
         super().__init__()
         self.first, self.second = nn.Conv2d(3, 3, 3), nn.Conv2d(3, 4, 3)
         self.norm1, self.norm2, self.relu = nn.BatchNorm2d(3), nn.BatchNorm2d(4), nn.ReLU()
 
-    def forward(self, images: Tensor) -> Tensor:
-        maps = self.relu(self.norm1(self.first(self.first(images))) - 1)
-        return self.relu(self.norm2(self.second(maps)))
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.norm1(self.first(self.first(x))) - 1)
+        return self.relu(self.norm2(self.second(x)))
 
 
-def test_a_shortcut_around_the_norm_keeps_the_network() -> None:
-    model, images = settled(Shortcut()), noise()
-    assert fold(model, lambda network: network(images)) is model
+def test_a_shortcut_around_the_norm_keeps_the_network(settled: Settle) -> None:
+    model = settled(Shortcut())
+    assert fused(model) is model
 
 
-def test_what_is_used_twice_stays() -> None:
-    model, images = settled(Again()), noise()
-    made = fold(model, lambda network: network(images))
-    assert isinstance(made.norm1, nn.BatchNorm2d) and isinstance(made.relu, nn.ReLU)
-    assert isinstance(made.second, FusedConv2d) and isinstance(made.norm2, nn.Identity)
+def test_layers_used_twice_stay(settled: Settle) -> None:
+    model = settled(Twice())
+    copy = fused(model)
+    assert isinstance(copy.norm1, nn.BatchNorm2d) and isinstance(copy.relu, nn.ReLU)
+    assert isinstance(copy.second, FusedConv2d) and isinstance(copy.norm2, nn.Identity)
     with torch.no_grad():
-        torch.testing.assert_close(made(images), model(images), rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(copy(images()), model(images()), rtol=1e-4, atol=1e-6)
 
 
 def test_a_norm_without_statistics_stays() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False)).eval()
-    images = noise()
-    made = fold(model, lambda network: network(images))
-    assert isinstance(made[1], nn.BatchNorm2d)  # type: ignore[index]
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False))
+    assert isinstance(fused(model).get_submodule("1"), nn.BatchNorm2d)
 
 
-def test_without_onednn_it_is_folded_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [RuntimeError, AttributeError])
+def test_without_onednn_only_batch_norm_is_fused(
+    error: type[Exception], monkeypatch: pytest.MonkeyPatch, settled: Settle
+) -> None:
+    """A processor refuses the operation by a RuntimeError; other builds of torch do not have it."""
+
     def refuse(self: FusedConv2d, maps: Tensor) -> Tensor:
-        raise RuntimeError("no mkldnn")
+        raise error("no mkldnn")
 
     monkeypatch.setattr(FusedConv2d, "forward", refuse)
-    model, images = settled(timm.create_model("tf_efficientnet_lite0")), noise()
-    made = fold(model, lambda network: network(images), torch.bfloat16)
-    assert count(made, nn.BatchNorm2d) == count(made, FusedConv2d) == 0
+    model = settled(timm.create_model("tf_efficientnet_lite0"))
+    copy = fused(model, torch.bfloat16)
+    assert count(copy, nn.BatchNorm2d) == count(copy, FusedConv2d) == 0
     with torch.no_grad():
-        torch.testing.assert_close(made(images), model(images), rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(copy(images()), model(images()), rtol=1e-3, atol=1e-4)
 
 
-def test_the_copy_is_tried_out_in_full_float32() -> None:
-    """A GPU's ten bits of mantissa would make every folded copy a liar."""
-    seen, places = [], (torch.backends.cudnn, torch.backends.cuda.matmul)
-    before = [place.allow_tf32 for place in places]  # type: ignore[union-attr]
+def test_the_copy_is_compared_in_full_float32(settled: Settle) -> None:
+    """With the ten bits of mantissa of TF32 every copy would deviate."""
+    allowed, backends = [], (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [backend.allow_tf32 for backend in backends]  # type: ignore[union-attr]
 
     def forward(network: nn.Module) -> Tensor:
-        seen.append([place.allow_tf32 for place in places])  # type: ignore[union-attr]
-        return network(noise())
+        allowed.append([backend.allow_tf32 for backend in backends])  # type: ignore[union-attr]
+        output: Tensor = network(images())
+        return output
 
-    model = settled(create_model("test_resnet"))
-    assert fold(model, forward) is not model
-    assert seen and not any(map(any, seen))
-    assert [place.allow_tf32 for place in places] == before  # type: ignore[union-attr]
+    model = settled(create_model("test_resnet")).eval()
+    assert fuse_conv_bn(model, forward) is not model
+    assert allowed and not any(map(any, allowed))
+    assert [backend.allow_tf32 for backend in backends] == before  # type: ignore[union-attr]
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_batch_norm_is_folded_on_a_gpu() -> None:
-    model = settled(create_model("test_resnet")).cuda()
-    made = fold(model, lambda network: network(noise().cuda()), torch.bfloat16)
-    assert made is not model and count(made, nn.BatchNorm2d) < count(model, nn.BatchNorm2d)
+def test_batch_norm_is_fused_on_a_gpu(settled: Settle) -> None:
+    model = settled(create_model("test_resnet")).cuda().eval()
+    copy = fuse_conv_bn(model, lambda network: network(images().cuda()), torch.bfloat16)
+    assert copy is not model and count(copy, nn.BatchNorm2d) < count(model, nn.BatchNorm2d)

@@ -1,4 +1,4 @@
-"""Front and tail in a row are the network; where they are not, there is no cut."""
+"""Backbone and tail in a row are the network; where they are not, it is not split."""
 
 import pytest
 import torch
@@ -7,9 +7,9 @@ from torch import nn
 from flowers_torch.models.factory import create_model
 from flowers_torch.models.freeze import apply_rules, rules_for, set_train_mode
 from flowers_torch.models.heads import set_head
-from flowers_torch.models.split_model import cut
+from flowers_torch.models.split_model import split_network
 
-CUTS = [
+SPLITS = [
     ("tf_efficientnet_lite0", "blocks.2", 64),
     ("tf_efficientnet_lite0", "head", 64),
     ("inception_v3", "Mixed_6b", 96),
@@ -31,28 +31,28 @@ def network(arch: str, train: str) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize(("arch", "train", "size"), CUTS)
-def test_front_and_tail_are_the_network(arch: str, train: str, size: int) -> None:
+@pytest.mark.parametrize(("arch", "train", "size"), SPLITS)
+def test_backbone_and_tail_are_the_network(arch: str, train: str, size: int) -> None:
     model = network(arch, train)
     modes = [module.training for module in model.modules()]
-    made = cut(model, size)
-    assert made is not None and modes == [module.training for module in model.modules()]
+    split = split_network(model, size)
+    assert split is not None and modes == [module.training for module in model.modules()]
     images = torch.randn(2, 3, size, size)
     model.eval()
-    made.tail.eval()
-    front = made.front(images)
-    assert not front.requires_grad
-    assert torch.allclose(made.tail(front), model(images), rtol=1e-4, atol=1e-5)
-    made.tail(front).sum().backward()
+    split.tail.eval()
+    maps = split.backbone(images)
+    assert not maps.requires_grad
+    assert torch.allclose(split.tail(maps), model(images), rtol=1e-4, atol=1e-5)
+    split.tail(maps).sum().backward()
     for name, parameter in model.named_parameters():
         assert (parameter.grad is not None) == parameter.requires_grad, name
 
 
-def test_a_network_that_trains_from_the_start_is_not_cut() -> None:
-    assert cut(network("test_resnet", "all"), 32) is None
+def test_a_network_that_trains_from_the_start_is_not_split() -> None:
+    assert split_network(network("test_resnet", "all"), 32) is None
 
 
-def test_a_network_that_is_more_than_its_blocks_in_a_row_is_not_cut() -> None:
+def test_a_network_that_is_more_than_its_blocks_in_a_row_is_not_split() -> None:
     class Skips(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -62,9 +62,9 @@ def test_a_network_that_is_more_than_its_blocks_in_a_row_is_not_cut() -> None:
             return self.fc
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            x = self.two(self.one(x)) + x  # the second summand would come from the front
+            x = self.two(self.one(x)) + x  # the second summand is inside the backbone
             return self.fc(x.mean((2, 3)))  # type: ignore[no-any-return]
 
     model = Skips()
     apply_rules(model, [("one.*", 0.0), ("*", 1.0)])
-    assert cut(model, 8) is None
+    assert split_network(model, 8) is None

@@ -20,7 +20,8 @@ from flowers_torch.config_file import load_config
 from flowers_torch.data.loading.image_cache import allocate
 from flowers_torch.errors import ResourceError, UsageError
 from flowers_torch.files.tensors import safe_load
-from flowers_torch.models.split_model import SplitModel, cut
+from flowers_torch.accelerate import Acceleration
+from flowers_torch.models.split_model import SplitModel, split_network
 from flowers_torch.models.freeze import apply_rules, rules_for
 from flowers_torch.runs.cost import stage_cost
 from flowers_torch.runs.experiment import part_batches, prepare
@@ -50,14 +51,20 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def fronts_asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Number of photos in each batch that a front was run on."""
     asked: list[int] = []
-    real = SplitModel.front
+    real, frozen_network = SplitModel.backbone, Acceleration.frozen_network
 
     def counted(self: SplitModel, images: Tensor, model: nn.Module | None = None) -> Tensor:
-        if model is None:  # else it is folding that tries its copies
-            asked.append(len(images))
+        asked.append(len(images))
         return real(self, images, model)
 
-    monkeypatch.setattr(SplitModel, "front", counted)
+    def not_counted(*arguments: Any) -> nn.Module:
+        count = len(asked)
+        network = frozen_network(*arguments)
+        del asked[count:]
+        return network
+
+    monkeypatch.setattr(SplitModel, "backbone", counted)
+    monkeypatch.setattr(Acceleration, "frozen_network", not_counted)
     return asked
 
 
@@ -104,7 +111,7 @@ def test_answers_are_found_again_and_only_while_they_hold(
     def asked_by(name: str, *stages: Stage, **changes: Any) -> int:
         fronts_asked.clear()
         recipe.train(config(photo_folder, tmp_path / name, *stages, **changes))
-        return sum(fronts_asked) - 2  # without the two pictures of cut()'s proof
+        return sum(fronts_asked) - 2  # without the two example inputs of split_network()
 
     mirrored = head(augment="mirror")
     first = asked_by("first", mirrored)
@@ -157,10 +164,10 @@ def test_features_are_those_of_the_network_and_the_same_when_read(photo_folder: 
 def test_features_of_other_weights_or_options_are_computed_anew(
     photo_folder: Path, tmp_path: Path, fronts_asked: list[int]
 ) -> None:
-    """Also by a front that was folded before its weights changed."""
+    """Also by a backbone that was fused before its weights changed."""
     run = prepare(config(photo_folder, tmp_path / "run", head()))
     apply_rules(run.model, rules_for(run.model, "head"))
-    made = cut(run.model, 32)
+    made = split_network(run.model, 32)
     assert made is not None
     asked = dataclasses.replace(run, split={"asked": [0, 1, 2]})
 
@@ -179,7 +186,7 @@ def test_features_of_other_weights_or_options_are_computed_anew(
         next(run.model.parameters()).mul_(1.5)
     changed = answers()
     assert sum(fronts_asked) == 3
-    made = cut(run.model, 32)  # not folded yet
+    made = split_network(run.model, 32)
     (tmp_path / "cache" / "features").rename(tmp_path / "elsewhere")
     assert torch.equal(answers(), changed) and not torch.allclose(changed, first)
 

@@ -4,8 +4,8 @@ import torch
 
 from flowers_torch.models.factory import create_model
 from flowers_torch.models.freeze import apply_rules, rules_for, set_train_mode
-from flowers_torch.training.estimate import estimate
 from flowers_torch.training.device import Runtime
+from flowers_torch.training.estimate import estimate
 
 RUNTIME = Runtime(torch.device("cpu"), "fp32", "for a test")
 

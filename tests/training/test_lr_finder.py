@@ -6,9 +6,9 @@ from torch import nn
 
 from flowers_torch.errors import DivergedError
 from flowers_torch.models.freeze import apply_rules
+from flowers_torch.training.device import Runtime
 from flowers_torch.training.lr_finder import lr_find
 from flowers_torch.training.optimizers import make_optimizer
-from flowers_torch.training.device import Runtime
 from flowers_torch.training.state import TrainState
 
 RUNTIME = Runtime(torch.device("cpu"), "fp32", "for a test")

@@ -1,0 +1,72 @@
+"""Device and precision: the choice for the machine, and options that are refused."""
+
+import pytest
+import torch
+
+from flowers_torch.errors import UsageError
+from flowers_torch.training import device as device_module
+from flowers_torch.training.device import Runtime, choose_runtime, deterministic, search_kernels
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_the_cpu_computes_bf16_only_where_it_is_native(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_module, "_cpu_computes_bf16", lambda: native)
+    assert choose_runtime("cpu").precision == ("bf16" if native else "fp32")
+
+
+@pytest.mark.parametrize(
+    ("device", "precision"),
+    [("cuda:99", "auto"), ("banana", "auto"), ("meta", "auto"), ("cpu", "fp16")],
+)
+def test_a_device_that_is_not_available_is_refused(device: str, precision: str) -> None:
+    with pytest.raises(UsageError):
+        choose_runtime(device, precision)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_autocast_follows_the_precision(precision: str) -> None:
+    chosen = Runtime(torch.device("cpu"), precision, "for a test")
+    with chosen.autocast():
+        out = torch.nn.Linear(4, 4)(torch.randn(2, 4))
+    assert out.dtype == {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    assert not chosen.scaler().is_enabled()
+
+
+def test_images_take_the_memory_layout() -> None:
+    images = torch.randn(2, 3, 8, 8)
+    for channels_last in (True, False):
+        chosen = Runtime(torch.device("cpu"), "fp32", "for a test", channels_last)
+        assert chosen.images(images).is_contiguous(memory_format=torch.channels_last) == channels_last
+
+
+def test_threads_are_set() -> None:
+    before = torch.get_num_threads()
+    try:
+        choose_runtime("cpu", threads=1)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_kernels_are_searched_only_on_a_gpu_and_not_in_deterministic_runs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    search_kernels(torch.device("cpu"), True)
+    assert not torch.backends.cudnn.benchmark
+    with deterministic(True):
+        search_kernels(torch.device("cuda"), True)
+        assert not torch.backends.cudnn.benchmark
+    for repeated in (True, False):
+        search_kernels(torch.device("cuda"), repeated)
+        assert torch.backends.cudnn.benchmark == repeated
+
+
+def test_an_operation_without_a_deterministic_form_is_named() -> None:
+    before = torch.are_deterministic_algorithms_enabled()
+    with pytest.raises(UsageError, match="deterministic = true: put_ has no deterministic form"):
+        with deterministic(True):
+            torch.zeros(3).put_(torch.tensor([0]), torch.ones(1))
+    assert torch.are_deterministic_algorithms_enabled() == before
+    with deterministic(False):
+        torch.zeros(3).put_(torch.tensor([0]), torch.ones(1))
