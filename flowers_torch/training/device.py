@@ -69,7 +69,7 @@ def choose_runtime(device: str = "auto", precision: str = "auto", threads: int =
     if threads:
         torch.set_num_threads(threads)
     chosen = _choose_device(device)
-    if precision == "fp16" and chosen.type != "cuda":
+    if precision == "fp16" and chosen.type != "cuda":  # guard: R18
         raise UsageError("--precision fp16 needs a CUDA device", "use --precision bf16 or fp32")
     if chosen.type == "cuda":
         if chosen.index is not None:  # streams and random numbers are those of the current device
@@ -123,7 +123,7 @@ def deterministic(enabled: bool) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if "deterministic" not in str(error):
+        if "deterministic" not in str(error):  # guard: R19
             raise
         operation = str(error).split(" does not have", 1)[0]
         raise UsageError(
