@@ -1,0 +1,79 @@
+"""The images of a run and how they are split into training, validation and test."""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from flowers_torch.config import Config, split_fractions
+from flowers_torch.data.dataset import ImageDataset
+from flowers_torch.data.quality.filter import FilteredDataset, filter_images
+from flowers_torch.data.sources.flowers17 import (
+    by_file_name,
+    is_from_flowers17,
+    official_split,
+    whole_set,
+)
+from flowers_torch.data.sources.open import open_dataset
+from flowers_torch.data.splits.assign import Splits, exact_split, split_dataset
+from flowers_torch.errors import DataError, UsageError, printable
+
+TUTORIAL_COUNTS = (800, 280, 280)  # of Flowers-17 in the original tutorial, with the 40 images it left over
+
+
+def open_images(config: Config) -> FilteredDataset:
+    """The images of a configuration that can be trained on."""
+    return filter_images(open_dataset(config.data), config.exclude, config.groups, config.skip_bad)
+
+
+@contextlib.contextmanager
+def images_of(folder: Path, config: Config) -> Iterator[None]:
+    """Explains an error about images that are no longer where the run had them.
+
+    Raises:
+        DataError: the images have moved.
+    """
+    try:
+        yield
+    except DataError as error:
+        place = Path(config.data)
+        there = place.parent if set("*{") & set(place.name) else place  # a pattern of tar shards
+        if not place.is_absolute() or there.exists():
+            raise
+        what = f"the photos of {printable(folder)} are not at {printable(place)}"
+        raise DataError(what, "say where they are now with --data") from error
+
+
+def choose_splits(
+    dataset: ImageDataset, config: Config, duplicates: Sequence[Sequence[int]] = ()
+) -> Splits:
+    """Fractions of any data set, exact ones of Flowers-17, and by name the official splits of Flowers-17.
+
+    Raises:
+        UsageError: a named split for another data set.
+    """
+    fractions = split_fractions(config.split)
+    if is_from_flowers17(dataset):
+        return _split_flowers17(dataset, config, fractions, duplicates)
+    if fractions is None:
+        raise UsageError(f"--split {config.split} is for flowers17 only", "give fractions such as 60/20/20")
+    return split_dataset(dataset, fractions, config.seed, duplicates)
+
+
+def _split_flowers17(
+    dataset: ImageDataset,
+    config: Config,
+    fractions: Sequence[float] | None,
+    duplicates: Sequence[Sequence[int]],
+) -> Splits:
+    """Splits the whole set, then drops the excluded images, so that no other image moves."""
+    if config.split.startswith("oxford"):
+        return official_split(dataset, int(config.split[-1]))
+    whole = dataclasses.replace(whole_set(dataset.root), groups=dataset.groups)
+    counts: Sequence[int] = TUTORIAL_COUNTS
+    if fractions is not None:
+        val, test = (round(fraction * len(whole)) for fraction in fractions[1:])
+        counts = (len(whole) - val - test, val, test)
+    place = {path: number for number, path in enumerate(whole.paths)}
+    groups = [[place[dataset.paths[index]] for index in group] for group in duplicates]
+    return by_file_name(exact_split(whole, counts, config.seed, groups), dataset)

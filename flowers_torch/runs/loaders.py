@@ -1,0 +1,97 @@
+"""Batches of images for given indices and an augmentation; the owner of the image cache."""
+
+import copy
+import dataclasses
+from collections.abc import Sequence
+
+from flowers_torch.data.augment.per_image import train_transform
+from flowers_torch.data.dataset import ImageDataset
+from flowers_torch.data.loading.batches import BATCH_AUGMENTATIONS, TrainingBatches, batch_augmentation
+from flowers_torch.data.loading.image_cache import ImageCache
+from flowers_torch.data.loading.loaders import TransformedImages, loader_settings, make_loader
+from flowers_torch.data.loading.resize import AS_PREDICTED, resized_images, resized_side
+from flowers_torch.data.preprocessing import Preprocessing
+from flowers_torch.files.cache import cache_folder
+from flowers_torch.log import log
+from flowers_torch.training.device import Runtime
+from flowers_torch.training.distributed import SINGLE_PROCESS, Distributed
+
+
+class Loaders:
+    """Makes batches of a data set's images, each decoded once for all splits and stages.
+
+    Args:
+        dataset: The images.
+        preprocessing: Of the network.
+        runtime: Device that trains.
+        distributed: Processes that share the work.
+        batch_size: Images per step, over all processes.
+        seed: Of order and augmentation.
+        workers: Processes that decode images; -1 chooses for the machine.
+        cache_bytes: Memory of the image cache, beyond which a file takes the images.
+    """
+
+    def __init__(
+        self,
+        dataset: ImageDataset,
+        preprocessing: Preprocessing,
+        runtime: Runtime,
+        distributed: Distributed,
+        *,
+        batch_size: int,
+        seed: int,
+        workers: int,
+        cache_bytes: int,
+    ) -> None:
+        self.dataset, self.preprocessing = dataset, preprocessing
+        self.runtime, self.distributed = runtime, distributed
+        self.batch_size, self.seed = batch_size, seed
+        self.settings = loader_settings(workers, runtime.device)
+        self.cache = ImageCache(len(dataset), cache_bytes, cache_folder(), self.settings["workers"] > 0)
+
+    def training(self, indices: Sequence[int], augmentation: str, mixup: float = 0.0) -> TrainingBatches:
+        """Augmented batches in random order; each process gets its shard of every batch."""
+        return self._batches(list(indices), augmentation, shuffle=True, mixup=mixup)
+
+    def in_order(self, indices: Sequence[int], augmentation: str = "none") -> TrainingBatches:
+        """Batches in the order of the indices; each process gets its shard of the images."""
+        return self._batches(self.distributed.shard(indices), augmentation, shuffle=False)
+
+    def unsharded(self) -> "Loaders":
+        """Loaders of this process alone, with the same image cache."""
+        loaders = copy.copy(self)
+        loaders.distributed = SINGLE_PROCESS
+        return loaders
+
+    def images(self, indices: Sequence[int], augmentation: str) -> TransformedImages:
+        """The images as the loader's threads or workers read them."""
+        paths = [self.dataset.root / self.dataset.paths[index] for index in indices]
+        labels = [self.dataset.labels[index] for index in indices]
+        if augmentation in BATCH_AUGMENTATIONS:
+            return resized_images(paths, labels, self.seed, augmentation, self.preprocessing)
+        transform = train_transform(augmentation, **dataclasses.asdict(self.preprocessing))
+        return TransformedImages(paths, labels, transform, self.seed)
+
+    def _batches(
+        self, indices: Sequence[int], augmentation: str, shuffle: bool, mixup: float = 0.0
+    ) -> TrainingBatches:
+        inputs = self.preprocessing
+        images, augment = self.images(indices, augmentation), None
+        if augmentation in BATCH_AUGMENTATIONS:
+            augment = batch_augmentation(augmentation, inputs.size, inputs.crop)
+            cached = self.cache.images(resized_side(augmentation, inputs.size), augmentation in AS_PREDICTED)
+            images.cache = cached and cached.subset(indices)
+        shard = (self.distributed.rank, self.distributed.size)
+        loader, order = make_loader(images, self.batch_size, shuffle, shard=shard, **self.settings)
+        return TrainingBatches(
+            loader,
+            order,
+            self.seed,
+            len(self.dataset.classes),
+            self.runtime.device,
+            augment,
+            inputs.mean,
+            inputs.std,
+            mixup,
+            log.info if shuffle else str,
+        )

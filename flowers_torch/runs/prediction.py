@@ -1,0 +1,58 @@
+"""Predictions of a run's network for some of its images."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from torch import nn
+
+from flowers_torch.evaluation.predictions import Predictions, predict_batches
+from flowers_torch.runs.experiment import Experiment
+
+Check = Callable[[int], Any]  # called with the number of images of each batch; may raise to stop
+
+
+def predict_indices(
+    experiment: Experiment,
+    model: nn.Module,
+    indices: Sequence[int],
+    check: Check = lambda images: None,
+    from_features: bool = False,
+) -> Predictions:
+    """Predictions in the order of the indices, each image once, from all processes.
+
+    Args:
+        experiment: Of the images.
+        model: The network, with the weights to predict with.
+        indices: Of the images in the data set.
+        check: Called after each batch.
+        from_features: Use cached features where the network can be split in front of its head. This is for
+            a backbone that the last stage left frozen.
+    """
+    if from_features and experiment.distributed.size == 1:
+        split = experiment.features.split(model)
+        batches = split and experiment.features.batches(split, indices, check)
+        if split and batches:
+            return predict_batches(split.head, batches, experiment.runtime, check)
+    model.eval()
+    size = experiment.info.preprocessing.size
+    network = experiment.acceleration.training_network(model, experiment.runtime, size)
+    images = experiment.loaders.in_order(indices)
+    return gather_predictions(experiment, network, images, len(indices), check)
+
+
+def gather_predictions(
+    experiment: Experiment, network: nn.Module, batches: Iterable[Any], count: int, check: Check
+) -> Predictions:
+    """Predictions for batches of this process's shard, gathered from all processes.
+
+    Args:
+        experiment: Of the images.
+        network: What to call.
+        batches: Of this process.
+        count: Images of all processes.
+        check: Called after each batch.
+    """
+    local = predict_batches(network, batches, experiment.runtime, check)
+    gather = experiment.distributed.gather
+    values = (local.logits, local.labels, local.features)
+    return Predictions(*(gather(value, count) for value in values))
