@@ -54,12 +54,11 @@ def train(
     Raises:
         FlowersError: as the command's; its text says what to change.
     """
-    changes: dict[str, Any] = {"weights": weights, "out": str(out)}
-    changes = {name: value for name, value in changes.items() if value}
+    changes: dict[str, Any] = {"weights": weights} if weights else {}
     changes |= HEAD_ONLY if head_only else {}
     changes |= {"epochs": list(epochs)} if epochs else {}
     with console(quiet):
-        return train_config(load_config(arch, str(data), str(recipe), changes | options), overwrite)
+        return train_config(load_config(arch, str(data), str(recipe), changes | options), out, overwrite)
 
 
 def load(model: str | Path, device: str = "auto") -> Classifier:

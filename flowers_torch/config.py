@@ -163,9 +163,7 @@ class Config:
         "arithmetic of the network; auto: the fastest that the device computes well",
         choices=("auto", "fp32", "bf16", "fp16"),
     )
-    accelerate: str = option(
-        "auto", "auto, off, auto+compile, or a list of tricks"
-    )
+    accelerate: str = option("auto", "auto, off, auto+compile, or a list of tricks")
     cache_gib: float = option(2.0, "memory for cached images; a file takes the rest", (0, 1e6))
     device: str = option("auto", "cpu, cuda, cuda:1 or mps; auto: the best that is there")
     workers: int = option(-1, "processes that decode images; -1: chosen for the machine", (-1, 256))

@@ -55,5 +55,5 @@ def run(args: argparse.Namespace) -> int:
             resume(folder, args.data)
             return 0
         set_allocator(config)
-        cross_validate(config, args.folds, args.repeats, argv=args.command)
+        cross_validate(config, args.folds, args.repeats, args.out, args.command)
     return 0

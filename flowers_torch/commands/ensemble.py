@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     from flowers_torch.evaluation.predictions import load_predictions
     from flowers_torch.files.tensors import safe_load
     from flowers_torch.models.checkpoint import read_model_info, save_classifier
-    from flowers_torch.runs.results import open_run
+    from flowers_torch.runs.experiment import Experiment
 
     runs = [load_predictions(folder) for folder in folders]
     names = [folder.name for folder in folders]
@@ -73,19 +73,19 @@ def run(args: argparse.Namespace) -> int:
     ]
     alike = _are_alike(records)
     if alike and not args.no_weights:
-        opened = open_run(folders[0], args.device, args.moved)
-        place = {path: i for i, path in enumerate(opened.photos.paths)}
+        opened, network = Experiment.open(folders[0], args.device, args.moved)
+        place = {path: i for i, path in enumerate(opened.dataset.paths)}
 
         def predict(state: State) -> Logits:
-            opened.model.load_state_dict(state)
+            network.load_state_dict(state)
             found = []
             for part in ("val", "test"):
                 rows = [place[path] for path in paths[part]]
                 answers = predict_images(
-                    opened.model,
+                    network,
                     opened.info.preprocessing,
-                    [opened.photos.root / opened.photos.paths[i] for i in rows],
-                    [opened.photos.labels[i] for i in rows],
+                    [opened.dataset.root / opened.dataset.paths[i] for i in rows],
+                    [opened.dataset.labels[i] for i in rows],
                     opened.runtime,
                 )
                 found.append(answers.logits)

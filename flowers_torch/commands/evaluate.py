@@ -80,12 +80,15 @@ def run(args: argparse.Namespace) -> int:
 def _save(folder: Path, device: str, data: str) -> int:
     from flowers_torch.files.tensors import safe_load
     from flowers_torch.report.run_summary import read_history
-    from flowers_torch.runs.results import open_run, write_results
+    from flowers_torch.runs.experiment import Experiment
+    from flowers_torch.runs.results import write_results
+    from flowers_torch.training.checkpoint import RunState
 
-    opened = open_run(folder, device, data)
+    experiment, network = Experiment.open(folder, device, data)
     best = safe_load(folder / "model.safetensors")[1].get("best", {})
     old = json.loads((folder / "metrics.json").read_text()) if (folder / "metrics.json").is_file() else {}
-    write_results(opened, read_history(folder), best, old.get("changes", []))
+    state = RunState(history=read_history(folder), best=best, changes=old.get("changes", []))
+    write_results(experiment, network, state)
     return 0
 
 
@@ -97,14 +100,14 @@ def _evaluate(args: argparse.Namespace, model: Path) -> tuple[dict[str, Any], di
     from flowers_torch.evaluation.summary import prediction_rows
     from flowers_torch.evaluation.tta import VIEWS
     from flowers_torch.models.checkpoint import load_classifier
-    from flowers_torch.runs.results import open_run
+    from flowers_torch.runs.experiment import Experiment
     from flowers_torch.training.device import choose_runtime
 
     own = None
     if args.data is None:
-        own = open_run(model, args.device, args.moved)
-        network, info, runtime, photos = own.model, own.info, own.runtime, own.photos
-        chosen = own.split[args.part or "test"]
+        own, network = Experiment.open(model, args.device, args.moved)
+        info, runtime, photos = own.info, own.runtime, own.dataset
+        chosen = own.splits[args.part or "test"]
     else:
         runtime = choose_runtime(args.device, "fp32")
         network, info = load_classifier(model)
@@ -149,7 +152,7 @@ def _evaluate(args: argparse.Namespace, model: Path) -> tuple[dict[str, Any], di
         else:
             tried = {}
             for name in VIEWS if args.tta == "auto" else ("none", args.tta):
-                val = answers(own.split["val"], name)
+                val = answers(own.splits["val"], name)
                 heat = fit_temperature(val.logits, val.labels)
                 tried[name] = (score(val.logits / heat, val.labels), heat)
             best = min(tried, key=lambda name: tried[name][0].loss) if args.tta == "auto" else args.tta

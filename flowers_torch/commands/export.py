@@ -105,15 +105,15 @@ def find_trial(model: Path, int8: bool = False, data: str = "") -> "Trial":
 
     reason = "a weights file alone has no photos"
     if model.is_dir():
-        from flowers_torch.runs.results import open_run
+        from flowers_torch.runs.experiment import Experiment
 
         try:
-            opened = open_run(model, "cpu", data)
+            opened, _ = Experiment.open(model, "cpu", data)
         except FlowersError as error:
             reason = str(error)
         else:
-            root, names, labels = opened.photos.root, opened.photos.paths, opened.photos.labels
-            train, val = opened.split["train"], opened.split["val"]
+            root, names, labels = opened.dataset.root, opened.dataset.paths, opened.dataset.labels
+            train, val = opened.splits["train"], opened.splits["val"]
             tried = [root / names[val[i * len(val) // PHOTOS]] for i in range(PHOTOS)]
             step = max(1, len(train) // CALIBRATION_PHOTOS)
             return Trial(

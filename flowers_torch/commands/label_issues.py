@@ -22,12 +22,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints the suspects and the curve."""
+    from flowers_torch.runs.experiment import Experiment
     from flowers_torch.runs.label_issues import find_run_label_issues
-    from flowers_torch.runs.results import open_run, report
+    from flowers_torch.runs.results import write_run_report
 
-    opened = open_run(Path(args.run).expanduser(), data=args.moved)
+    opened, model = Experiment.open(Path(args.run).expanduser(), data=args.moved)
     found = find_run_label_issues(opened)
-    path = report(opened)
+    path = write_run_report(opened, model, opened.info)
     if args.json:
         from flowers_torch.files.atomic import to_json
 

@@ -51,17 +51,19 @@ def run(args: argparse.Namespace) -> int:
     from flowers_torch.files.atomic import write_text
     from flowers_torch.log import console, log
     from flowers_torch.report.charts import standalone, sweep_chart
-    from flowers_torch.runs.experiment import prepare
-    from flowers_torch.runs.stage import begin_stage, fast_network
+    from flowers_torch.runs.experiment import Experiment
+    from flowers_torch.runs.stage import make_train_state
     from flowers_torch.training.lr_finder import lr_find
 
     with console():
         set_allocator(config)
-        run = prepare(config)
+        experiment, model = Experiment.new(config)
         stage = config.stages[number]
-        training, batches = begin_stage(run, stage, number)
-        training.called = fast_network(run, run.model)
-        sweep = lr_find(training, batches, args.lowest, args.highest, args.steps)
+        state = make_train_state(experiment, model, stage, number)
+        size = experiment.info.preprocessing.size
+        state.network = experiment.acceleration.training_network(model, experiment.runtime, size)
+        batches = experiment.loaders.training(experiment.splits["train"], stage.augment, stage.mixup)
+        sweep = lr_find(state, batches, args.lowest, args.highest, args.steps)
         log.info(f"rate     {sweep.suggestion:g}: {sweep.reason}; now {stage.lr:g}")
         if args.plot:
             chart = sweep_chart(sweep.rates, sweep.losses, sweep.suggestion)

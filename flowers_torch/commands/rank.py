@@ -1,4 +1,4 @@
-"""`flowers-torch shortlist`: which backbone suits these photos, before any of them is trained."""
+"""`flowers-torch rank`: which backbone suits these photos, before any of them is trained."""
 
 import argparse
 import dataclasses
@@ -7,9 +7,10 @@ import os
 from flowers_torch.commands import set_allocator, train
 from flowers_torch.errors import UsageError
 
+FLAGS = ("weights", "split", "groups", "size", "batch-size", "seed", "precision", "device", "threads")
 EXAMPLES = """examples:
-  flowers-torch shortlist my_photos/ --arch inception_v3,resnet50,tf_efficientnet_lite0
-  flowers-torch shortlist my_photos/ --arch tf_efficientnet_lite0 --weights offline --json
+  flowers-torch rank my_photos/ --arch inception_v3,resnet50,tf_efficientnet_lite0
+  flowers-torch rank my_photos/ --arch tf_efficientnet_lite0 --weights offline --json
 """
 
 
@@ -22,19 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLES
     parser.add_argument("data", metavar="DATA", help="as train --data")
     parser.add_argument("--arch", required=True, metavar="A,B,C", help="networks, of the zoo or of timm")
-    for flag in (
-        "weights",
-        "split",
-        "groups",
-        "size",
-        "batch-size",
-        "seed",
-        "precision",
-        "device",
-        "threads",
-    ):
-        kind, text = train.FLAGS[flag]
-        parser.add_argument(f"--{flag}", type=kind, help=text, metavar="N" if kind is int else "X")
+    train.add_fields(parser, FLAGS)
     parser.add_argument("--cache", metavar="DIR", help="where downloads and features are kept")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 

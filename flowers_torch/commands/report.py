@@ -23,12 +23,14 @@ def run(args: argparse.Namespace) -> int:
     """Writes the report and prints where it is."""
     from flowers_torch.models.checkpoint import load_classifier
     from flowers_torch.report.page import write_report
-    from flowers_torch.runs.results import open_run, report
+    from flowers_torch.runs.experiment import Experiment
+    from flowers_torch.runs.results import write_run_report
 
     folder = Path(args.run).expanduser()
     if args.no_photos:
         path = write_report(folder, load_classifier(folder)[1], None)
     else:
-        path = report(open_run(folder, data=args.moved))
+        experiment, model = Experiment.open(folder, data=args.moved)
+        path = write_run_report(experiment, model, experiment.info)
     print(f"report   {printable(path)}, {path.stat().st_size / 1e6:.1f} MB")
     return 0

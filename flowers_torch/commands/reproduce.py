@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     recipe = args.recipe or reproduce.recipe_of(folder)
     result = reproduce.read_reproduction(folder, recipe, args.substitute_data)
     print(reproduce.describe(recipe, result, reproduce.read_results(args.results)))
-    if args.info:
+    if args.record:
         reproduce.add_result(args.results, result)
     return 0
 
@@ -84,7 +84,7 @@ def _train(args: argparse.Namespace) -> Path:
         config = with_our_defaults(config)
     with console(args.quiet):
         set_allocator(config)
-        return recipe.train(config, overwrite=args.overwrite, argv=args.command).folder
+        return recipe.train(config, args.out, args.overwrite, args.command).folder
 
 
 def _write_page(args: argparse.Namespace) -> int:

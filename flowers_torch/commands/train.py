@@ -1,13 +1,14 @@
 """`flowers-torch train`, also `python train.py`: the two-stage recipe from the command line."""
 
 import argparse
+import dataclasses
 import os
 import tomllib
 from collections.abc import Sequence
 from typing import Any
 
 from flowers_torch.commands import set_allocator, set_allocator_of_run
-from flowers_torch.config import HEAD_ONLY
+from flowers_torch.config import HEAD_ONLY, Config
 from flowers_torch.errors import UsageError, printable
 
 EXAMPLES = """examples:
@@ -16,22 +17,11 @@ EXAMPLES = """examples:
   python train.py --arch tf_efficientnet_lite0 --weights offline --data my_photos/
 """
 
-# Flag -> field of the configuration; their meaning stands in config.py.
-FLAGS: dict[str, tuple[type, str]] = {
-    "weights": (str, "imagenet | offline | none | file (.safetensors .pth .h5)"),
-    "keras-input": (str, "what a Keras file's network saw: caffe | tf | torch | unit"),
-    "split": (str, "percent, as 60/20/20; for flowers17 also seed, oxford1"),
-    "groups": (str, "kept in one part: twins | none | table of file,group"),
-    "exclude": (str, "exclude.csv of `flowers-torch check`"),
-    "size": (int, "input side in pixels (the network's own)"),
-    "batch-size": (int, "photos a step"),
-    "seed": (int, "of split, order, augmentation and fresh weights"),
-    "precision": (str, "auto | fp32 | bf16 | fp16"),
-    "device": (str, "auto | cpu | cuda | cuda:1 | mps"),
-    "workers": (int, "processes that decode photos"),
-    "threads": (int, "of computation on the CPU"),
-    "out": (str, "run folder (runs/<data>-<arch>-<n>)"),
-}
+# Flags that set the field of the same name; config.py has their meaning.
+FLAGS = (
+    *("weights", "keras-input", "split", "groups", "exclude", "size", "batch-size", "seed"),
+    *("precision", "accelerate", "device", "workers", "threads"),
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,19 +43,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--from", dest="origin", metavar="RUN", help="begin anew with a run's options and weights"
     )
+    parser.add_argument("--out", default="", metavar="DIR", help="run folder [runs/<data>-<arch>-<n>]")
     parser.add_argument("--overwrite", action="store_true", help="let --out replace an earlier run")
     parser.add_argument("--dry-run", action="store_true", help="show data, model, stages, memory, time; stop")
 
 
-def add_options(parser: argparse.ArgumentParser, flags: Sequence[str]) -> None:
-    """Adds what `overrides` reads: these of `FLAGS`, and the flags that stand for several options."""
+def add_fields(parser: argparse.ArgumentParser, flags: Sequence[str]) -> None:
+    """Adds flags that set the field of the same name, with its help text and default."""
+    fields = {field.name.replace("_", "-"): field for field in dataclasses.fields(Config)}
     for flag in flags:
-        kind, text = FLAGS[flag]
+        field = fields[flag]
+        kind = type(field.default)
+        text = f"{field.metadata['help']} [{field.default}]".replace(" []", "").replace("%", "%%")
         parser.add_argument(f"--{flag}", type=kind, help=text, metavar="N" if kind is int else "X")
+
+
+def add_options(parser: argparse.ArgumentParser, flags: Sequence[str]) -> None:
+    """Adds what `overrides` reads: some of `FLAGS`, and the flags that stand for several options."""
+    add_fields(parser, flags)
     parser.add_argument("--quiet", action="store_true", help="print the result and the report's place only")
     parser.add_argument("--skip-bad", action="store_true", help="leave out photos that cannot be read")
     parser.add_argument("--head-only", action="store_true", help="fit a linear head in seconds, no more")
-    parser.add_argument("--compile", action="store_true", help="torch.compile the steps: for long runs")
     parser.add_argument("--epochs", metavar="A,B", help="epochs of each stage, as 2,5")
     parser.add_argument("--time", metavar="T", help="fit the epochs to this, as 20m or 1.5h")
     parser.add_argument(
@@ -105,8 +103,7 @@ def run(args: argparse.Namespace) -> int:
         config = load_config(args.arch, args.data, args.config, changes)
 
     from flowers_torch.log import console
-    from flowers_torch.runs import cost as planning
-    from flowers_torch.runs import recipe
+    from flowers_torch.runs import cost, recipe
     from flowers_torch.runs.folder import find_run
 
     with console(args.quiet):
@@ -117,9 +114,9 @@ def run(args: argparse.Namespace) -> int:
             return 0
         set_allocator(config)
         if args.dry_run:
-            planning.dry_run(config)
+            cost.dry_run(config)
         else:
-            recipe.train(config, overwrite=args.overwrite, argv=args.command)
+            recipe.train(config, args.out, args.overwrite, args.command)
     return 0
 
 
@@ -133,7 +130,7 @@ def start_from(run: str, changes: dict[str, Any]) -> dict[str, Any]:
         raise UsageError(f"--from {printable(folder)} is no run with weights", "name the folder of a run")
     return {
         "file": str(folder / "config.toml"),
-        "overrides": {"weights": str(weights), "keras_input": "", "out": ""} | changes,
+        "overrides": {"weights": str(weights), "keras_input": ""} | changes,
     }
 
 
@@ -143,8 +140,6 @@ def overrides(args: argparse.Namespace) -> dict[str, Any]:
     changes = {name: value for name, value in fields.items() if value is not None}
     if args.skip_bad:
         changes["skip_bad"] = True
-    if args.compile:
-        changes["accelerate"] = "auto+compile"
     if args.head_only:
         changes |= HEAD_ONLY
     if args.epochs is not None:

@@ -11,7 +11,7 @@ EXAMPLES = """examples:
   flowers-torch update runs/garden-inception_v3-1 orchids/            orchids/orchid/*.jpg: one class more
   flowers-torch update runs/garden-inception_v3-1 --resume runs/garden-inception_v3-2
 """
-FLAGS = ("batch-size", "precision", "device", "workers", "threads", "out")
+FLAGS = ("batch-size", "precision", "device", "workers", "threads")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_data(parser)
     parser.set_defaults(**{flag.replace("-", "_"): None for flag in train.FLAGS})
     train.add_options(parser, FLAGS)
+    parser.add_argument("--out", default="", metavar="DIR", help="run folder [runs/<data>-<arch>-<n>]")
     parser.add_argument("--resume", metavar="NEW", help="go on with an interrupted update: its folder")
 
 
@@ -52,5 +53,5 @@ def run(args: argparse.Namespace) -> int:
             recipe.resume(begun, {"data": args.moved} if args.moved else None)
             compare_with_parent(folder, begun)
         else:
-            update(folder, args.data, changes, argv=args.command, data=args.moved)
+            update(folder, args.data, changes, args.command, args.moved, args.out)
     return 0

@@ -42,15 +42,14 @@ def predict_images(
     at_once, how = max(1, batch_size // VIEWS[views]), loader_settings(-1, runtime.device)
     if views != "none":
         transform = view_transform(views, **dataclasses.asdict(preprocessing))
-        photos = TransformedImages(paths, labels, transform, 0, draws=False)
+        photos = TransformedImages(paths, labels, transform, 0, random=False)
         loader, _ = make_loader(photos, at_once, shuffle=False, **how)
         return collect_views(network, loader, runtime)
     # By way of canvases, as in the run that trained it.
-    size, crop = preprocessing.size, preprocessing.crop
-    photos = resized_images(
-        paths, labels, 0, "none", size, preprocessing.interpolation, crop, preprocessing.stretch
-    )
+    photos = resized_images(paths, labels, 0, "none", preprocessing)
     loader, order = make_loader(photos, at_once, shuffle=False, **how)
-    policy, channels = batch_augmentation("none", size, crop), (preprocessing.mean, preprocessing.std)
-    batches = TrainingBatches(loader, order, 0, 0, runtime.device, policy, *channels)
+    augment = batch_augmentation("none", preprocessing.size)
+    batches = TrainingBatches(
+        loader, order, 0, 0, runtime.device, augment, preprocessing.mean, preprocessing.std
+    )
     return collect(network, batches, runtime)

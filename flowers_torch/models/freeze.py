@@ -8,6 +8,7 @@ covers are errors, because both mean that somebody believes something untrue abo
 import dataclasses
 import fnmatch
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
@@ -43,7 +44,7 @@ def blocks(model: nn.Module) -> dict[str, list[str]]:
     return found
 
 
-def rules_for(model: nn.Module, train: str) -> list[tuple[str, float]]:
+def rules_for(model: nn.Module, train: str | list[Any]) -> list[tuple[str, float]]:
     """Rules for the common cases.
 
     Args:
@@ -54,6 +55,8 @@ def rules_for(model: nn.Module, train: str) -> list[tuple[str, float]]:
     Raises:
         UsageError: no block of that name; the message lists those there are.
     """
+    if not isinstance(train, str):
+        return [(pattern, float(multiplier)) for pattern, multiplier in train]
     if train.startswith("keras:"):
         from flowers_torch.models.keras.layers import keras_prefix
 

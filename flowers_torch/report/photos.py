@@ -20,7 +20,7 @@ from flowers_torch.errors import DataError, UsageError, printable
 from flowers_torch.evaluation.gradcam import grad_cam, overlay, seen_picture
 from flowers_torch.report.run_summary import RunSummary
 from flowers_torch.report.templating import percent
-from flowers_torch.training.runtime import Runtime
+from flowers_torch.training.device import Runtime
 
 SIDE = 128  # of a thumbnail, pixels
 GRAD_CAM_SIDE = 176  # of a picture with its heat map

@@ -44,9 +44,7 @@ def images_of(folder: Path, config: Config) -> Iterator[None]:
         raise DataError(what, "say where they are now with --data") from error
 
 
-def choose_splits(
-    dataset: ImageDataset, config: Config, duplicates: Sequence[Sequence[int]] = ()
-) -> Splits:
+def choose_splits(dataset: ImageDataset, config: Config, duplicates: Sequence[Sequence[int]] = ()) -> Splits:
     """Fractions of any data set, exact ones of Flowers-17, and by name the official splits of Flowers-17.
 
     Raises:

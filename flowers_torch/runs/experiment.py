@@ -136,7 +136,7 @@ class Experiment:
             change = check_exact(checkpoint.fingerprint, now, folder, allow_config_change)
             with images_of(folder, config):
                 filtered = open_images(config)
-            splits, data_change = load_split(folder / "split.json", filtered.images)
+            splits, data_change = load_split(folder / "split.json", filtered.photos)
             if data_change:
                 log.info(f"the photos have changed since the run began:\n{data_change.table()}")
                 if not allow_data_change:  # guard: D31 resume
@@ -151,9 +151,9 @@ class Experiment:
             heading = f"changed: {change or f'the photos are now at {printable(config.data, 1000)}'}"
             write_text(folder / "config.toml", to_toml(config, heading))
         if distributed.is_main and data_change:
-            save_split(splits, filtered.images, folder / "split.json", config.seed)
+            save_split(splits, filtered.photos, folder / "split.json", config.seed)
         acceleration = Acceleration.parse(config.accelerate)
-        facts = (config, runtime, acceleration, distributed, filtered.images, splits, checkpoint.info)
+        facts = (config, runtime, acceleration, distributed, filtered.photos, splits, checkpoint.info)
         return cls(*facts, folder=folder), runtime.place(model), checkpoint
 
     @classmethod
@@ -175,7 +175,7 @@ class Experiment:
         config = with_absolute_paths(load_config(data=data, file=str(folder / "config.toml")))
         model, info = load_classifier(folder)
         with images_of(folder, config):
-            dataset = open_images(config).images
+            dataset = open_images(config).photos
         runtime = runtime_of_run(device, config.precision)
         splits, changes = load_split(folder / "split.json", dataset)
         if changes:
@@ -185,9 +185,7 @@ class Experiment:
         return cls(*facts, folder=folder), runtime.place(model)
 
 
-def _prepare(
-    config: Config, distributed: Distributed, splits: Splits | None
-) -> tuple[Experiment, nn.Module]:
+def _prepare(config: Config, distributed: Distributed, splits: Splits | None) -> tuple[Experiment, nn.Module]:
     """Images, splits, network and precision of a configuration, each with a line in the log."""
     log.info(f"flowers_torch {__version__}, torch {torch.__version__}, Python {platform.python_version()}")
     smallest = 2 * distributed.size
@@ -206,7 +204,7 @@ def _prepare(
     check_size(config.arch, preprocessing.size)
 
     filtered = open_images(config)
-    dataset = filtered.images
+    dataset = filtered.photos
     for line in (*dataset.notes, *filtered.remarks):
         log.info(f"note     {line}")
     splits = splits or choose_splits(dataset, config, filtered.duplicates)
@@ -227,11 +225,11 @@ def _prepare(
         licence=plan.licence,
     )
     model = _make_model(config, info, plan)
-    runtime, images_per_second = _tune(config, runtime.place(model), info, runtime, acceleration)
+    runtime = _tune(config, runtime.place(model), info, runtime, acceleration)
     stages = ", ".join(f"{stage.name} {stage.epochs} x ({stage.trains})" for stage in config.stages)
     log.info(
         f"plan     {stages}; each epoch has {len(splits['train'])} photos, {config.batch_size} per step"
-        + _duration(config, splits, images_per_second)
+        + _duration(config, splits, runtime.rate)
     )
     # What was chosen becomes part of the configuration, so that a resumed run does not choose again.
     config = dataclasses.replace(config, weights=weights, precision=runtime.precision)
@@ -253,15 +251,15 @@ def _make_model(config: Config, info: ModelInfo, plan: Plan) -> nn.Module:
 
 def _tune(
     config: Config, model: nn.Module, info: ModelInfo, runtime: Runtime, acceleration: Acceleration
-) -> tuple[Runtime, float]:
-    """Chooses the precision by the stage that takes longest, with images/s of that stage's step (0: unknown)."""
+) -> Runtime:
+    """Chooses the precision by a step of the last stage that trains more than the head."""
     beyond_head = [stage for stage in config.stages if stage.train != "head"]
     stage = (beyond_head or config.stages)[-1]
     apply_rules(model, rules_for(model, stage.train))
     set_train_mode(model, stage.batch_norm)
-    runtime, rate = acceleration.tuned(runtime, model, info.preprocessing.size, bool(beyond_head))
+    runtime = acceleration.tuned(runtime, model, info.preprocessing.size, bool(beyond_head))
     log.info(f"device   {runtime.device}, {runtime.precision} ({runtime.reason})")
-    return runtime, rate
+    return runtime
 
 
 def _duration(config: Config, splits: Splits, images_per_second: float) -> str:

@@ -23,11 +23,12 @@ from flowers_torch.accelerate import Acceleration
 from flowers_torch.data.images import open_regular
 from flowers_torch.data.loading.batches import CPU_IMAGES, TrainingBatches
 from flowers_torch.data.loading.cached_features import CachedFeatureBatches
-from flowers_torch.errors import ModelFileError, ResourceError
+from flowers_torch.errors import ModelFileError, ResourceError, UsageError
 from flowers_torch.files.cache import cache_folder
 from flowers_torch.files.tensors import safe_load, safe_save
 from flowers_torch.log import bar, log
 from flowers_torch.models.checkpoint import ModelInfo
+from flowers_torch.models.freeze import apply_rules, rules_for, set_train_mode
 from flowers_torch.models.split_model import SplitModel, example_inputs, split_model
 from flowers_torch.runs.loaders import Loaders
 
@@ -92,6 +93,21 @@ class FeatureCache:
                 found.append(torch.cat(list(self._compute(split, weights, batches, view, check))))
         return torch.cat(found)
 
+    def of_frozen(self, model: nn.Module, indices: Sequence[int]) -> Tensor:
+        """Freezes everything but the head of a network, and computes the features (N, D) of images.
+
+        Raises:
+            UsageError: the network cannot be split in front of its head, or the features exceed the memory.
+        """
+        apply_rules(model, rules_for(model, "head"))
+        set_train_mode(model)
+        split = self.split(model)
+        features = self.features(split, indices) if split else None
+        if features is None:
+            what = f"{self.info.arch} cannot be split in front of its head, or its features exceed cache_gib"
+            raise UsageError(what, "choose another network, or raise cache_gib")
+        return features
+
     def batches(
         self, split: SplitModel, indices: Sequence[int], check: Check = lambda images: None
     ) -> CachedFeatureBatches | None:
@@ -100,9 +116,7 @@ class FeatureCache:
         if features is None:
             return None
         source = self.loaders.in_order(indices)
-        return CachedFeatureBatches(
-            features, source.labels, source.order, source.paths, self.runtime.device
-        )
+        return CachedFeatureBatches(features, source.labels, source.order, source.paths, self.runtime.device)
 
     # Seven arguments: everything that identifies the features, and what computes those that are missing.
     def _cached(
@@ -120,7 +134,9 @@ class FeatureCache:
         A file holds one view under one backbone, with a row for each image that was ever requested. Another
         split, seed or fold therefore computes nothing twice.
         """
-        path = cache_folder() / "features" / f"{self._key(weights, _fixed_view(augmentation, view))}.safetensors"
+        path = (
+            cache_folder() / "features" / f"{self._key(weights, _fixed_view(augmentation, view))}.safetensors"
+        )
         known, features = _read(path)
         there = set(known)
         missing = {code: index for code, index in zip(hashes, indices, strict=True) if code not in there}
@@ -165,7 +181,6 @@ class FeatureCache:
                 yield torch.cat(outputs).float().cpu()
                 meter.update(len(images))
                 check(len(images))
-
 
     def _fast_backbone(self, split: SplitModel, weights: str) -> nn.Module:
         if self._fused is None or self._fused[0] != weights:

@@ -19,7 +19,18 @@ HARMLESS = frozenset(("data", "workers", "checkpoint_minutes"))
 RESOLVED = frozenset(("device", "threads", "stages"))
 # The checkpoint holds the network and the splits, whatever an option says.
 FIXED = frozenset(
-    ("arch", "weights", "size", "resize", "head_hidden", "dropout", "head_norm", "head", "model_options", "split")
+    (
+        "arch",
+        "weights",
+        "size",
+        "resize",
+        "head_hidden",
+        "dropout",
+        "head_norm",
+        "head",
+        "model_options",
+        "split",
+    )
 )
 
 

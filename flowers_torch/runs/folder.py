@@ -17,7 +17,6 @@ import torchvision
 
 from flowers_torch import __version__
 from flowers_torch.errors import ResourceError, UsageError, printable
-from flowers_torch.files.atomic import write_json, write_text
 
 try:
     import fcntl
@@ -158,14 +157,6 @@ def find_run(name: str, root: Path = Path("runs")) -> Path:
 def _not_writable(folder: Path, error: OSError) -> ResourceError:
     reason = error.strerror or error
     return ResourceError(f"cannot write to {printable(folder)}: {reason}", "choose another folder with --out")
-
-
-def write_origin(folder: Path, config_toml: str, classes: tuple[str, ...], command: str) -> None:
-    """Writes what repeats the run: resolved configuration, command, class names, versions."""
-    write_text(folder / "config.toml", config_toml)
-    write_text(folder / "command.txt", command + "\n")
-    write_text(folder / "labels.txt", "".join(f"{name}\n" for name in classes))
-    write_json(folder / "environment.json", environment())
 
 
 def environment() -> dict[str, Any]:

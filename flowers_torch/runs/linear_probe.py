@@ -9,12 +9,12 @@ from torch import nn
 from flowers_torch.config import Stage
 from flowers_torch.errors import StoppedError, UsageError
 from flowers_torch.evaluation.metrics import score
-from flowers_torch.evaluation.predictions import Predictions, predict_batches
+from flowers_torch.evaluation.predictions import Predictions, collect
 from flowers_torch.evaluation.summary import describe_epoch
 from flowers_torch.log import log
-from flowers_torch.shell import command_line
 from flowers_torch.runs.experiment import Experiment
 from flowers_torch.runs.stage import history_row, make_train_state
+from flowers_torch.shell import command_line
 from flowers_torch.training.checkpoint import Checkpointer, RunState, checkpoint_files
 from flowers_torch.training.linear_probe import fit_linear_probe
 from flowers_torch.training.state import TrainState
@@ -73,8 +73,8 @@ def _fit(
     dataset, splits, cache = experiment.dataset, experiment.splits, experiment.features
     views = stage.views_to_cache(len(splits["train"]))
     split = cache.split(train.model)
-    features = split and cache.features(split, splits["train"], stage.augment, views, check)
-    validation = split and cache.batches(split, splits["val"], check)
+    features = cache.features(split, splits["train"], stage.augment, views, check) if split else None
+    validation = cache.batches(split, splits["val"], check) if split else None
     if split is None or features is None or validation is None:
         what = f"stage {stage.name}: optimizer lbfgs needs cached features, which are not possible here"
         raise UsageError(what, "raise cache_gib, or use optimizer = adamw")
@@ -92,7 +92,7 @@ def _fit(
         for parameter, value in zip((head.weight, head.bias), probe.layer(), strict=True):
             parameter.copy_(value)
     fitted = score(probe.logits(features), labels)
-    predictions = predict_batches(split.head, validation, experiment.runtime, check)
+    predictions = collect(split.head, validation, experiment.runtime, check)
     seconds = time.monotonic() - started
     training, timing = (fitted.loss, fitted.accuracy), (seconds, len(labels) / seconds)
     row = history_row(stage, state, None, training, predictions, timing)

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from flowers_torch.evaluation.predictions import Predictions, predict_batches
+from flowers_torch.evaluation.predictions import Predictions, collect
 from flowers_torch.runs.experiment import Experiment
 
 Check = Callable[[int], Any]  # called with the number of images of each batch; may raise to stop
@@ -30,9 +30,9 @@ def predict_indices(
     """
     if from_features and experiment.distributed.size == 1:
         split = experiment.features.split(model)
-        batches = split and experiment.features.batches(split, indices, check)
+        batches = experiment.features.batches(split, indices, check) if split else None
         if split and batches:
-            return predict_batches(split.head, batches, experiment.runtime, check)
+            return collect(split.head, batches, experiment.runtime, check)
     model.eval()
     size = experiment.info.preprocessing.size
     network = experiment.acceleration.training_network(model, experiment.runtime, size)
@@ -52,7 +52,7 @@ def gather_predictions(
         count: Images of all processes.
         check: Called after each batch.
     """
-    local = predict_batches(network, batches, experiment.runtime, check)
+    local = collect(network, batches, experiment.runtime, check)
     gather = experiment.distributed.gather
     values = (local.logits, local.labels, local.features)
     return Predictions(*(gather(value, count) for value in values))

@@ -1,94 +1,87 @@
-"""Which backbone suits these photos: several of them, judged by a linear head on their frozen features."""
+"""Model ranking: which backbone suits these images, judged by a linear head on its frozen features."""
 
 import dataclasses
 import time
 from collections.abc import Sequence
 
 import torch
+from torch import nn
 
 from flowers_torch.config import HEAD_ONLY, Config, Stage
 from flowers_torch.data.splits.assign import group_units
 from flowers_torch.errors import FlowersError, UsageError
-from flowers_torch.evaluation.metrics import wilson
 from flowers_torch.evaluation.learning_curve import out_of_fold
-from flowers_torch.runs.feature_cache import pooled_features
-from flowers_torch.runs.experiment import Run, prepare
+from flowers_torch.evaluation.metrics import wilson
 from flowers_torch.log import log
+from flowers_torch.runs.experiment import Experiment
 
-PROBE_PHOTOS = 8  # at once, to time a forward pass
+TIMED_IMAGES = 8  # of a timed forward pass
 
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """A backbone as these photos see it."""
+    """A backbone on these images."""
 
     arch: str
-    accuracy: float  # cross-validated, over training and validation photos
-    low: float  # 95% interval
+    accuracy: float  # cross-validated, over training and validation images
+    low: float  # of its 95% interval
     high: float
-    images_per_second: float  # forward, on this machine
+    images_per_second: float  # forward pass on this machine
     parameters: int
     weights: str
     licence: str
-    problem: str = ""  # why it was not tried
+    problem: str = ""  # why it could not be tried
 
 
 def rank_models(config: Config, archs: Sequence[str]) -> list[Candidate]:
     """Ranks backbones by the cross-validated accuracy of a linear head, best first.
 
-    The test photos are not looked at: whoever chooses a network by its test accuracy has no test any more.
+    The test images are not used: a network that is chosen by its test accuracy has no test any more.
 
     Args:
-        config: Of the photos; its stages and head are not used.
-        archs: Names of networks. One that cannot be had is listed last, with the reason.
+        config: Of the images; its stages and head are not used.
+        archs: Names of networks. One that cannot be tried is listed last, with the reason.
 
     Raises:
-        UsageError: no network at all could be tried.
+        UsageError: no network could be tried.
     """
     found = []
+    head_only = HEAD_ONLY | {"stages": [Stage(**stage) for stage in HEAD_ONLY["stages"]]}
     for arch in archs:
-        stages = [Stage(**stage) for stage in HEAD_ONLY["stages"]]
-        own = dataclasses.replace(
-            config, arch=arch, stages=stages, head_hidden=0, head_norm=False, dropout=0.0, head="softmax"
-        )
         try:
-            found.append(_judge(prepare(own)))
+            found.append(_try(*Experiment.new(dataclasses.replace(config, arch=arch, **head_only))))
         except FlowersError as error:
-            found.append(Candidate(arch, 0.0, 0.0, 0.0, 0.0, 0, own.weights, "", str(error)))
+            found.append(Candidate(arch, 0.0, 0.0, 0.0, 0.0, 0, config.weights, "", str(error)))
     if all(candidate.problem for candidate in found):
-        raise UsageError(f"no network could be tried; the first: {found[0].problem}", "choose others")
+        raise UsageError(f"no network could be tried; the first: {found[0].problem}", "choose other networks")
     return sorted(found, key=lambda candidate: (candidate.problem != "", -candidate.accuracy))
 
 
-def _judge(run: Run) -> Candidate:
-    model, info = run.model, run.info
-    photos = [*run.split["train"], *run.split["val"]]
-    features = pooled_features(run, photos)
-    if features is None:
-        what = f"{info.arch} cannot be cut in front of its classifier, or its features exceed cache_gib"
-        raise UsageError(what, "choose another network, or raise cache_gib")
-    labels = torch.tensor([run.photos.labels[index] for index in photos])
-    groups = group_units(run.photos, run.duplicates)
-    units = [groups[index] for index in photos]
-    right = out_of_fold(features, labels, len(info.classes), units=units).argmax(1) == labels
-    low, high = wilson(int(right.sum()), len(photos))
+def _try(experiment: Experiment, model: nn.Module) -> Candidate:
+    info, dataset, splits = experiment.info, experiment.dataset, experiment.splits
+    indices = [*splits["train"], *splits["val"]]
+    features = experiment.features.of_frozen(model, indices)
+    labels = torch.tensor([dataset.labels[index] for index in indices])
+    groups = group_units(dataset, experiment.duplicates)
+    units = [groups[index] for index in indices]
+    correct = out_of_fold(features, labels, len(info.classes), units=units).argmax(1) == labels
+    accuracy = float(correct.float().mean())
+    low, high = wilson(int(correct.sum()), len(indices))
     size = sum(parameter.numel() for parameter in model.parameters())
-    speed = _images_per_second(run)
-    log.info(f"tried    {info.arch}: {right.float().mean():.4f}, {speed:.0f} img/s")
-    return Candidate(
-        info.arch, float(right.float().mean()), low, high, speed, size, info.weights, info.licence
-    )
+    speed = _images_per_second(experiment, model)
+    log.info(f"tried    {info.arch}: {accuracy:.4f}, {speed:.0f} img/s")
+    return Candidate(info.arch, accuracy, low, high, speed, size, info.weights, info.licence)
 
 
 @torch.inference_mode()
-def _images_per_second(run: Run) -> float:
-    size = run.info.preprocessing.size
-    images = run.runtime.images(torch.randn(PROBE_PHOTOS, 3, size, size))
-    network = run.answering()
+def _images_per_second(experiment: Experiment, model: nn.Module) -> float:
+    runtime, size = experiment.runtime, experiment.info.preprocessing.size
+    images = runtime.images(torch.randn(TIMED_IMAGES, 3, size, size))
+    network = experiment.acceleration.training_network(model.eval(), runtime, size)
     seconds = []
     for _ in range(4):
         started = time.perf_counter()
-        with run.runtime.autocast():
+        with runtime.autocast():
             network(images).sum().item()
         seconds.append(time.perf_counter() - started)
-    return PROBE_PHOTOS / min(seconds[1:])
+    return TIMED_IMAGES / min(seconds[1:])

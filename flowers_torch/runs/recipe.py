@@ -25,9 +25,9 @@ from flowers_torch.log import RESULT, log, log_file
 from flowers_torch.runs.cost import fit_to_time
 from flowers_torch.runs.experiment import Experiment
 from flowers_torch.runs.fingerprint import fingerprint
-from flowers_torch.runs.folder import folder_of_launch, new_run_folder, run_lock, write_provenance
+from flowers_torch.runs.folder import folder_of_launch, new_run_folder, run_lock
 from flowers_torch.runs.linear_probe import fit_head
-from flowers_torch.runs.results import write_results, write_run_report
+from flowers_torch.runs.results import write_provenance, write_results, write_run_report
 from flowers_torch.runs.stage import train_stage
 from flowers_torch.shell import command_line
 from flowers_torch.training.checkpoint import MODEL_FILE, Checkpoint, Checkpointer, RunState, checkpoint_files
@@ -73,7 +73,7 @@ def train(
         closing_seconds = 0.0
         if config.minutes:
             experiment, closing_seconds = fit_to_time(experiment, model, started)
-        folder = None
+        folder = Path()
         if distributed.is_main:
             folder = new_run_folder(str(out), experiment.dataset.name, config.arch, overwrite)
         experiment = dataclasses.replace(experiment, folder=distributed.broadcast(folder))
@@ -81,7 +81,9 @@ def train(
             if distributed.is_main:
                 write_provenance(experiment, command)
             elapsed = time.monotonic() - started
-            return _train_and_test(experiment, model, RunState(elapsed=elapsed, closing_seconds=closing_seconds))
+            return _train_and_test(
+                experiment, model, RunState(elapsed=elapsed, closing_seconds=closing_seconds)
+            )
 
 
 def resume(

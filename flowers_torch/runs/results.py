@@ -1,16 +1,18 @@
-"""From the best weights to the files of a finished run: calibration, test, predictions, report."""
+"""The files that a run leaves: what repeats it, its calibration and test, its predictions and its report."""
 
 import dataclasses
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from flowers_torch.config import Stage
+from flowers_torch.config_file import to_toml
 from flowers_torch.data.augment.preview import sample_by_class
 from flowers_torch.data.quality.report import check_quality
 from flowers_torch.data.quality.scan import inspect_images
+from flowers_torch.data.splits.split_file import save_split
 from flowers_torch.evaluation.advice import advise_on_training
 from flowers_torch.evaluation.calibration import fit_temperature
 from flowers_torch.evaluation.metrics import Scores, score
@@ -23,17 +25,40 @@ from flowers_torch.evaluation.selective import (
     risk_coverage_curve,
 )
 from flowers_torch.evaluation.summary import describe_scores, describe_small_classes, prediction_rows
-from flowers_torch.files.atomic import write_csv, write_json
+from flowers_torch.files.atomic import write_csv, write_json, write_text
 from flowers_torch.log import RESULT, log
 from flowers_torch.models.checkpoint import ModelInfo, save_classifier
 from flowers_torch.report.page import Source, write_report
 from flowers_torch.runs.experiment import Experiment
+from flowers_torch.runs.folder import environment
 from flowers_torch.runs.prediction import predict_indices
+from flowers_torch.shell import command_line, repeat_command
 from flowers_torch.training.checkpoint import MODEL_FILE, RunState
 
 MAX_CHECKED = 20_000  # images up to which the report shows the data-quality findings
 
 Check = Callable[[int], Any]
+
+
+def write_provenance(experiment: Experiment, command: Sequence[str] | None) -> None:
+    """Writes what repeats the run: resolved configuration, command, class names, versions, splits.
+
+    Args:
+        experiment: With its new folder.
+        command: What was typed; None stores the command that repeats the run from its configuration.
+    """
+    config, folder, dataset = experiment.config, experiment.folder, experiment.dataset
+    repeat = repeat_command(folder)
+    write_text(
+        folder / "config.toml", to_toml(config, f"{dataset.name} with {config.arch}; repeat with: {repeat}")
+    )
+    write_text(folder / "command.txt", (command_line(*command) if command else repeat) + "\n")
+    write_text(folder / "labels.txt", "".join(f"{name}\n" for name in dataset.classes))
+    write_json(folder / "environment.json", environment())
+    save_split(experiment.splits, dataset, folder / "split.json", config.seed)
+    if experiment.unreadable:
+        rows = [json.dumps({"file": path, "error": error}) for path, error in experiment.unreadable.items()]
+        write_text(folder / "bad_files.jsonl", "\n".join(rows) + "\n")
 
 
 def write_results(
@@ -70,7 +95,7 @@ def write_results(
     folder = experiment.folder
     save_classifier(model.state_dict(), info, folder / MODEL_FILE, best=state.best)
     _log_results(scores, uncalibrated, info)
-    _log_advice(stages, state, info, len(splits["val"]))
+    _log_advice(experiment, state, info)
     _save_predictions(experiment, info, {"val": validation, "test": test})
     write_csv(folder / "history.csv", state.history)
     metrics = {
@@ -120,11 +145,12 @@ def _log_results(scores: Scores, uncalibrated: Scores, info: ModelInfo) -> None:
         log.info(f"note     {warning}")
 
 
-def _log_advice(stages: list[Stage], state: RunState, info: ModelInfo, val_images: int) -> None:
-    settings = [stage.settings() for stage in stages]
-    pretrained = info.weights != "none"
-    for advice in advise_on_training(state.history, settings, len(info.classes), val_images, pretrained):
-        log.info(f"try      {': '.join(filter(None, (advice.what, advice.flags)))}")
+def _log_advice(experiment: Experiment, state: RunState, info: ModelInfo) -> None:
+    stages = [stage.settings() for stage in experiment.config.stages]
+    images, pretrained = len(experiment.splits["val"]), info.weights != "none"
+    for advice in advise_on_training(state.history, stages, len(info.classes), images, pretrained):
+        command = repeat_command(experiment.folder, advice.flags) if advice.flags else ""
+        log.info(f"try      {': '.join(filter(None, (advice.what, command)))}")
 
 
 def _save_predictions(experiment: Experiment, info: ModelInfo, found: dict[str, Predictions]) -> None:
@@ -145,6 +171,6 @@ def write_run_report(experiment: Experiment, model: nn.Module, info: ModelInfo) 
     if len(dataset) <= MAX_CHECKED:
         inspections = inspect_images(dataset)
         duplicates = experiment.duplicates or None
-        findings = check_quality(dataset, inspections, experiment.splits, twins=duplicates).findings
+        findings = check_quality(dataset, inspections, experiment.splits, duplicates=duplicates).findings
     source = Source(dataset, findings, model, experiment.runtime)
     return write_report(experiment.folder, info, source)

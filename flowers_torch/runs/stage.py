@@ -82,7 +82,9 @@ def train_stage(
             checkpointer.save(work.train)
             return best
     if state.epoch < stage.epochs:
-        log.info(f"stage    {stage.name} ends early: {stage.patience} epochs without a better validation loss")
+        log.info(
+            f"stage    {stage.name} ends early: {stage.patience} epochs without a better validation loss"
+        )
         model.load_state_dict(checkpointer.best_weights())
     state.stage, state.epoch = state.stage + 1, 0
     return best
@@ -98,7 +100,9 @@ def _begin(
     """Freezes, makes a fresh optimizer and the batches, or restores them from a checkpoint."""
     config, number = experiment.config, checkpointer.state.stage
     stage, train_indices = config.stages[number], experiment.splits["train"]
-    log.info(f"stage    {number + 1} of {len(config.stages)}, {stage.name}: {stage.epochs} epochs, {stage.optimizer}")
+    log.info(
+        f"stage    {number + 1} of {len(config.stages)}, {stage.name}: {stage.epochs} epochs, {stage.optimizer}"
+    )
     train = make_train_state(experiment, model, stage, number)
     batches: Batches = experiment.loaders.training(train_indices, stage.augment, stage.mixup)
     validation: Batches = experiment.loaders.in_order(experiment.splits["val"])
@@ -117,7 +121,11 @@ def _begin(
     if experiment.distributed.size == 1:
         same = train.evaluated is model
         train.network = evaluated if same else _fast_network(experiment, model, features)
-        compiled = None if features else experiment.acceleration.compiled(model, experiment.runtime, config.batch_size)
+        compiled = (
+            None
+            if features
+            else experiment.acceleration.compiled(model, experiment.runtime, config.batch_size)
+        )
         if compiled:
             train.network, train.compiled = model, compiled
     epochs_before = sum(earlier.epochs for earlier in config.stages[:number])

@@ -15,27 +15,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowers_torch.runs import recipe
 from flowers_torch.config import Config, split_fractions, with_absolute_paths
 from flowers_torch.config_file import load_config
-from flowers_torch.data.quality.filter import filter_images
 from flowers_torch.data.dataset import ImageDataset
-from flowers_torch.data.splits.extension import AssignedImage, extend_splits
+from flowers_torch.data.quality.filter import filter_images
 from flowers_torch.data.quality.scan import inspect_images
 from flowers_torch.data.sources.open import open_dataset
-from flowers_torch.data.splits.split_file import fingerprint, read_split
-from flowers_torch.data.splits.assign import SPLITS
 from flowers_torch.data.sources.tar_members import split_path
+from flowers_torch.data.splits.assign import SPLITS
+from flowers_torch.data.splits.extension import AssignedImage, extend_splits
+from flowers_torch.data.splits.split_file import fingerprint, read_split
 from flowers_torch.errors import DataError, ResourceError, UsageError, printable
-from flowers_torch.evaluation.predictions import RunPredictions, load_predictions
 from flowers_torch.evaluation.comparison import Comparison, compare
 from flowers_torch.evaluation.evaluate import predict_images
+from flowers_torch.evaluation.predictions import RunPredictions, load_predictions
 from flowers_torch.files.atomic import write_json
+from flowers_torch.log import RESULT, log
 from flowers_torch.models.checkpoint import load_classifier
-from flowers_torch.runs.experiment import photos_of
+from flowers_torch.runs import recipe
+from flowers_torch.runs.dataset import images_of
 from flowers_torch.runs.folder import new_run_folder
 from flowers_torch.training.checkpoint import MODEL_FILE
-from flowers_torch.log import RESULT, log
 from flowers_torch.training.device import choose_runtime, runtime_of_run
 
 PHOTOS_FOLDER = "photos"  # of links, in the new run
@@ -46,17 +46,19 @@ def update(
     folder: Path,
     source: str,
     changes: dict[str, Any] | None = None,
-    argv: list[str] | None = None,
+    command: Sequence[str] | None = None,
     data: str = "",
+    out: str | Path = "",
 ) -> Path:
-    """Trains a run's model further with more photos, and compares the two.
+    """Trains the model of a run further with more images, and compares the two.
 
     Args:
         folder: The finished run.
-        source: New photos, as `open_dataset` takes them; those that the run knows may be among them.
+        source: New images, as `open_dataset` takes them; known ones may be among them.
         changes: To the run's configuration, as `load_config` takes them.
-        argv: The command, for the record.
-        data: The place of the run's own photos now; empty where they have not moved.
+        command: What was typed, for the record.
+        data: Where the run's own images are now; empty if they have not moved.
+        out: Folder of the new run; empty for the next free one in `runs/`.
 
     Returns:
         The new run's folder, with the comparison in `update.json`.
@@ -70,47 +72,47 @@ def update(
     former = with_absolute_paths(load_config(data=data, file=str(folder / "config.toml")))
     config = _config_of_update(folder, former, changes or {})
     shares = split_fractions(former.split) or split_fractions(Config.split) or ()
-    with photos_of(folder, former):
+    with images_of(folder, former):
         known = open_dataset(former.data)
     old = parent_images(folder, known)
     found = open_dataset(source, fewest=1)
     exclude = former.exclude if found.root.resolve() == known.root.resolve() else ""
     new = filter_images(found, exclude, "none", config.skip_bad).photos
     seen = dict(zip(known.paths, inspect_images(known), strict=True))
-    added = extend_splits(old, [seen[member.name] for member in old], new, inspect_images(new), shares, former.seed)
+    added = extend_splits(
+        old, [seen[member.name] for member in old], new, inspect_images(new), shares, former.seed
+    )
     if not added:
         raise UsageError(f"{printable(source)} holds no photo that the run does not know", "add new ones")
-    out = new_run_folder(config.out, known.name, config.arch)
-    link_images([*old, *added], out / PHOTOS_FOLDER)
+    new_folder = new_run_folder(str(out), known.name, config.arch)
+    link_images([*old, *added], new_folder / PHOTOS_FOLDER)
     counts = ", ".join(f"{sum(m.part == part for m in added)} {part}" for part in SPLITS)
     fresh = sorted({m.label for m in added} - {m.label for m in old})
     classes = f"; new classes: {printable(', '.join(fresh))}" if fresh else ""
     log.info(f"data     {len(added)} new photos ({counts}) beside the {len(old)} of the run{classes}")
-    config = dataclasses.replace(config, data=str(out / PHOTOS_FOLDER), out=str(out))
+    config = dataclasses.replace(config, data=str(new_folder / PHOTOS_FOLDER))
     again = [
         "flowers-torch",
         "update",
         str(folder.absolute()),
         with_absolute_paths(dataclasses.replace(former, data=source)).data,
     ]
-    recipe.train(config, overwrite=True, argv=argv or again)
-    compare_with_parent(folder, out, config.device)
-    return out
+    recipe.train(config, new_folder, overwrite=True, command=command or again)
+    compare_with_parent(folder, new_folder, config.device)
+    return new_folder
 
 
 def _config_of_update(folder: Path, former: Config, changes: dict[str, Any]) -> Config:
     """The former run's options, except for what this machine or the new photos decide."""
-    here = runtime_of_run(changes.get("device", "auto"), former.precision, former.channels_last)
+    here = runtime_of_run(changes.get("device", "auto"), former.precision)
     overrides = {
         "weights": str((folder / MODEL_FILE).absolute()),
-        "out": "",
         "exclude": "",
         "keras_input": "",
         "groups": "duplicates",
         "device": "auto",
         "threads": 0,
         "precision": here.precision,
-        "channels_last": here.channels_last,
     }
     config = load_config(file=str(folder / "config.toml"), overrides=overrides | changes)
     if not split_fractions(config.split):  # named splits are those of Flowers-17 alone
@@ -142,7 +144,9 @@ def parent_images(folder: Path, photos: ImageDataset) -> list[AssignedImage]:
             "restore them, or begin a new run",
         )
     return [
-        AssignedImage(photos.root / name, photos.classes[label[name]], part, name, photos.groups.get(name, ""))
+        AssignedImage(
+            photos.root / name, photos.classes[label[name]], part, name, photos.groups.get(name, "")
+        )
         for part, members in parts.items()
         for name in members
     ]

@@ -1,4 +1,4 @@
-"""The state of an unfinished run as one file: resuming from it repeats what would have happened."""
+"""The state of an unfinished run in one file, from which a run resumes as if it had not been interrupted."""
 
 import dataclasses
 import math
@@ -28,73 +28,70 @@ SHORT_EPOCH_SECONDS = 10  # epochs shorter than this are not worth a save each
 
 @dataclasses.dataclass
 class RunState:
-    """Where a run stands; everything that is not a tensor."""
+    """Where a run is; everything that is not a tensor."""
 
     stage: int = 0  # index of the stage
     epoch: int = 0  # of the stage
     step: int = 0  # batches done in this epoch
-    sums: EpochMetrics = dataclasses.field(default_factory=EpochMetrics)  # of this epoch
+    metrics: EpochMetrics = dataclasses.field(default_factory=EpochMetrics)  # of this epoch
     seconds: float = 0.0  # spent in this epoch
-    elapsed: float = 0.0  # seconds of the whole run up to the newest save
-    closing_seconds: float = 0.0  # of a limited time, kept for the last validation and the test
+    elapsed: float = 0.0  # seconds of the whole run up to the newest checkpoint
+    closing_seconds: float = 0.0  # of a time limit, reserved for the last validation and the test
     history: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # a row for each finished epoch
     best: dict[str, Any] = dataclasses.field(default_factory=dict)  # the row of the best epoch
-    # What was changed between two parts of the run, each with where the run stood.
-    changes: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    changes: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # made when the run was resumed
 
     def restart_epoch(self, change: dict[str, Any]) -> None:
-        """Notes a change that makes other batches; an unfinished epoch begins anew."""
+        """Records a change that leads to other batches; the unfinished epoch starts again."""
         self.changes.append({"stage": self.stage, "epoch": self.epoch, **change})
-        self.step, self.seconds, self.sums = 0, 0.0, EpochMetrics()
+        self.step, self.seconds, self.metrics = 0, 0.0, EpochMetrics()
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """A run's state as read from disk."""
+    """What `save_checkpoint` wrote, as read from disk."""
 
     path: Path
     tensors: dict[str, Tensor]
-    progress: RunState
-    info: ModelInfo  # of the network
-    scaler: dict[str, Any]  # state of the loss scaling
-    micro_batch: int  # photos through the network at once, which lack of memory may have lowered
-    facts: dict[str, str]  # what the numbers depend on besides the photos
+    state: RunState
+    info: ModelInfo
+    scaler: dict[str, Any]  # state of loss scaling
+    micro_batch: int  # images per forward pass, which a lack of memory may have lowered
+    fingerprint: dict[str, str]  # what the numbers depend on besides the images
 
 
 def save_checkpoint(
     path: Path,
-    progress: RunState,
+    state: RunState,
     info: ModelInfo,
-    training: TrainState,
-    facts: Mapping[str, str] | None = None,
+    train: TrainState,
+    fingerprint: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes network, optimiser, random state and progress, atomically; the file of before is kept beside.
+    """Writes network, optimizer, random state and run state atomically; the previous file is kept beside it.
 
     Args:
         path: The file.
-        progress: Where the run stands.
-        record: Of the network.
-        training: The stage's objects.
-        facts: What the numbers depend on besides the photos, for a later comparison.
+        state: Where the run is.
+        info: Metadata of the network.
+        train: The objects of the stage.
+        fingerprint: What the numbers depend on besides the images.
     """
-    tensors = {f"model/{name}": value for name, value in training.model.state_dict().items()}
+    tensors = {f"model/{name}": value for name, value in train.model.state_dict().items()}
     tensors["random/cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors["random/cuda"] = torch.cuda.get_rng_state()
-    for name, values in _optimizer_state(training.optimizer).items():
+    for name, values in _optimizer_state(train.optimizer).items():
         tensors |= {f"optimizer/{name}/{key}": torch.as_tensor(value) for key, value in values.items()}
-    if training.average:
-        tensors |= {f"average/{name}": value for name, value in training.average.state_dict().items()}
-    if training.penalty:
-        tensors |= {f"start/{name}": value for name, value in training.penalty.start.items()}
+    if train.average:
+        tensors |= {f"average/{name}": value for name, value in train.average.state_dict().items()}
     metadata = {
         "format": FORMAT,  # guard: C13 state
         "flowers_torch": __version__,
-        "progress": dataclasses.asdict(progress),
+        "state": dataclasses.asdict(state),
         "model_info": dataclasses.asdict(info),
-        "scaler": training.scaler.state_dict(),
-        "micro_batch": training.micro_batch,
-        "facts": dict(facts or {}),
+        "scaler": train.scaler.state_dict(),
+        "micro_batch": train.micro_batch,
+        "fingerprint": dict(fingerprint or {}),
     }
     safe_save(tensors, path, metadata, previous=path.with_name(PREVIOUS_FILE))  # guard: C21
 
@@ -103,24 +100,24 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """Reads what `save_checkpoint` wrote.
 
     Raises:
-        ModelFileError: missing, damaged, or not a resume file.
+        ModelFileError: missing, damaged, or not a checkpoint of a run.
     """
     tensors, metadata = safe_load(path)
-    if "progress" not in metadata:
-        raise ModelFileError(f"{printable(path)} is no resume file", "start a new run")
+    problem = ModelFileError(f"{printable(path)} is not a checkpoint of a run", "start a new run")
+    if "state" not in metadata:
+        raise problem
     info = read_model_info(metadata, path)
     try:
-        values = dict(metadata["progress"])
-        progress = RunState(**(values | {"sums": EpochMetrics(**values["sums"])}))
-        return Checkpoint(
-            path, tensors, progress, info, metadata["scaler"], metadata["micro_batch"], metadata["facts"]
-        )
+        values = dict(metadata["state"])
+        state = RunState(**(values | {"metrics": EpochMetrics(**values["metrics"])}))
+        rest = (metadata[name] for name in ("scaler", "micro_batch", "fingerprint"))
+        return Checkpoint(path, tensors, state, info, *rest)
     except (KeyError, TypeError) as error:
-        raise ModelFileError(f"{printable(path)} is no resume file", "start a new run") from error
+        raise problem from error
 
 
 def read_newest_checkpoint(folder: Path) -> Checkpoint:
-    """The newest state of a run that is whole. Where that is not the newest of all, the log says so.
+    """The newest valid checkpoint of a run. The log names newer ones that are damaged.
 
     Raises:
         ModelFileError: the folder holds none.
@@ -128,182 +125,172 @@ def read_newest_checkpoint(folder: Path) -> Checkpoint:
     damaged: ModelFileError | None = None
     for path in checkpoint_files(folder):
         try:
-            saved = read_checkpoint(path)
+            checkpoint = read_checkpoint(path)
         except ModelFileError as error:
             log.warning(f"WARNING  {str(error).partition('; fix: ')[0]}")
             damaged = error  # guard: R23
             continue
         if damaged:
-            log.warning(
-                f"WARNING  going on from the state before that; what came after {path.name} is done again"
-            )
-        return saved
-    raise damaged or ModelFileError(f"{printable(folder)} holds no saved state", "start the run anew")
+            log.warning(f"WARNING  resuming from the checkpoint before {path.name}; later work is repeated")
+        return checkpoint
+    raise damaged or ModelFileError(f"{printable(folder)} holds no checkpoint", "start a new run")
 
 
 def checkpoint_files(folder: Path) -> list[Path]:
-    """The files of a run to go on from, the newest first."""
+    """The checkpoints of a run, the newest first."""
     return [path for path in (folder / RESUME_FILE, folder / PREVIOUS_FILE) if path.is_file()]
 
 
-def restore_model(model: nn.Module, saved: Checkpoint) -> None:
-    """Puts the saved weights and buffers back."""
-    load_matching(model, _below("model/", saved.tensors), saved.path)
+def restore_model(model: nn.Module, checkpoint: Checkpoint) -> None:
+    """Loads the saved weights and buffers."""
+    load_matching(model, _below("model/", checkpoint.tensors), checkpoint.path)
 
 
-def restore_train_state(training: TrainState, saved: Checkpoint) -> None:
-    """Puts back what a stage has gathered: optimiser state by parameter name, average, random streams.
+def restore_train_state(train: TrainState, checkpoint: Checkpoint) -> None:
+    """Restores what a stage has gathered: optimizer state by parameter name, average, random streams.
 
     Raises:
-        ModelFileError: the stage trains other parameters than the saved one did.
+        ModelFileError: the stage trains other parameters than the saved one.
     """
     states: dict[str, dict[str, Tensor]] = {}
-    for key, value in _below("optimizer/", saved.tensors).items():
-        name, _, part = key.rpartition("/")
-        states.setdefault(name, {})[part] = value
-    optimizer = training.optimizer
+    for key, value in _below("optimizer/", checkpoint.tensors).items():
+        name, _, field = key.rpartition("/")
+        states.setdefault(name, {})[field] = value
+    optimizer = train.optimizer
     names = [name for group in optimizer.param_groups for name in group["names"]]
-    strangers = sorted(set(states) - set(names))
-    if strangers:  # guard: R24
+    unknown = sorted(set(states) - set(names))
+    if unknown:  # guard: R24
         raise ModelFileError(
-            f"{printable(saved.path)} trains {strangers[0]}, which this stage does not",
-            "resume with the same config",
+            f"{printable(checkpoint.path)} trains {unknown[0]}, which this stage does not",
+            "resume with the same configuration",
         )
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state = {
-        index: {part: _laid_out_like(parameters[index], value) for part, value in states[name].items()}
+        index: {field: _in_layout_of(parameters[index], value) for field, value in states[name].items()}
         for index, name in enumerate(names)
         if name in states
     }
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    if training.average:
-        load_matching(training.average, _below("average/", saved.tensors), saved.path)
-    if training.penalty:
-        for name, start in _below("start/", saved.tensors).items():
-            training.penalty.start[name].copy_(start)
-    if saved.scaler:
-        training.scaler.load_state_dict(saved.scaler)
+    if train.average:
+        load_matching(train.average, _below("average/", checkpoint.tensors), checkpoint.path)
+    if checkpoint.scaler:
+        train.scaler.load_state_dict(checkpoint.scaler)
     # guard: R10
-    training.micro_batch = min(filter(None, (training.micro_batch, saved.micro_batch)), default=0)
-    torch.set_rng_state(saved.tensors["random/cpu"])
-    if "random/cuda" in saved.tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(saved.tensors["random/cuda"])
+    train.micro_batch = min(filter(None, (train.micro_batch, checkpoint.micro_batch)), default=0)
+    torch.set_rng_state(checkpoint.tensors["random/cpu"])
+    if "random/cuda" in checkpoint.tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(checkpoint.tensors["random/cuda"])
 
 
 class Checkpointer:
-    """Decides when to write to the run folder, and writes: the best weights, then the state to resume from.
+    """Decides when to write to the run folder, and writes the best weights first, then the checkpoint.
 
-    In this order, because a resumed run finds the same best weights again, but could not go back to an epoch
-    whose weights were never written.
+    In this order a resumed run always finds the best weights. In the other order it could not return to an
+    epoch whose weights were never written.
 
     Args:
         folder: The run folder.
-        progress: The run's progress; updated at each end of an epoch.
-        record: Of the network.
-        minutes: Between two saves within an epoch.
-        facts: What the numbers depend on besides the photos; goes into the state.
-        writes: Whether this process does; of several only the main one.
+        state: State of the run, updated at the end of each epoch.
+        info: Metadata of the network.
+        minutes: Between two checkpoints within an epoch.
+        fingerprint: What the numbers depend on besides the images.
+        writes: Whether this process writes; with several processes only the main one does.
     """
 
     def __init__(
         self,
         folder: Path,
-        progress: RunState,
+        state: RunState,
         info: ModelInfo,
         minutes: float,
-        facts: Mapping[str, str] | None = None,
+        fingerprint: Mapping[str, str] | None = None,
         writes: bool = True,
     ) -> None:
-        self.folder, self.progress, self.info, self.minutes = folder, progress, info, minutes
-        self.facts, self.writes = facts, writes
-        self.best_weights: dict[str, Tensor] | None = None  # not yet written
+        self.folder, self.state, self.info, self.minutes = folder, state, info, minutes
+        self.fingerprint, self.writes = fingerprint, writes
+        self.unsaved_best: dict[str, Tensor] | None = None  # the best weights, until they are written
         self.last_save = time.monotonic()
 
     def end_epoch(self, row: dict[str, Any], model: nn.Module) -> None:
-        """Counts an epoch as done: its row joins the history, its weights are kept if they are the best."""
-        progress = self.progress
-        progress.history.append(row)
-        if is_better(row, progress.best):
-            progress.best = row
-            self.best_weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
-        progress.epoch, progress.step, progress.seconds, progress.sums = (
-            progress.epoch + 1,
-            0,
-            0.0,
-            EpochMetrics(),
-        )
+        """Counts an epoch as done: its row joins the history, and its weights are kept if they are the best."""
+        state = self.state
+        state.history.append(row)
+        if is_better(row, state.best):
+            state.best = row
+            self.unsaved_best = {name: value.detach().clone() for name, value in model.state_dict().items()}
+        state.epoch, state.step, state.seconds, state.metrics = state.epoch + 1, 0, 0.0, EpochMetrics()
 
-    def save_if_due(self, training: TrainState, force: bool = False) -> None:
-        """Saves when forced, when the last save is old, or at the end of an epoch that took a while.
+    def save_if_due(self, train: TrainState, force: bool = False) -> None:
+        """Saves when forced, when the last checkpoint is old, or at the end of an epoch that took a while.
 
-        While steps wait to be read it does not: all processes read after the same one, but each has a clock.
+        It does not save while steps have not been read: all processes read after the same step, but each has
+        its own clock.
         """
-        if training.pending:
+        if train.pending:
             return
         age = time.monotonic() - self.last_save
-        epoch_ended = self.progress.step == 0 and age > SHORT_EPOCH_SECONDS
+        epoch_ended = self.state.step == 0 and age > SHORT_EPOCH_SECONDS
         if force or epoch_ended or age > 60 * self.minutes:
-            self.save(training)
+            self.save(train)
 
-    def save(self, training: TrainState) -> None:
-        """Writes the best weights where they are new, then the state to resume from.
+    def save(self, train: TrainState) -> None:
+        """Writes the best weights if they are new, then a checkpoint.
 
         Raises:
-            ResourceError: the disk is full, or the folder is gone; what was saved before is as it was.
-            DivergedError: one of the steps that were not yet read failed; likewise.
+            ResourceError: the disk is full, or the folder is gone. Earlier files stay as they were.
+            DivergedError: a step that had not been read failed. Earlier files stay as they were.
         """
-        read_steps(training)
+        read_steps(train)
         if not self.writes:
             return
         self._check_folder()
-        if self.best_weights is not None:
-            save_classifier(self.best_weights, self.info, self.folder / MODEL_FILE, best=self.progress.best)
-            self.best_weights = None
-        write_csv(self.folder / "history.csv", self.progress.history)
-        self.progress.elapsed += time.monotonic() - self.last_save
+        if self.unsaved_best is not None:
+            save_classifier(self.unsaved_best, self.info, self.folder / MODEL_FILE, best=self.state.best)
+            self.unsaved_best = None
+        write_csv(self.folder / "history.csv", self.state.history)
+        self.state.elapsed += time.monotonic() - self.last_save
         self.last_save = time.monotonic()
-        save_checkpoint(self.folder / RESUME_FILE, self.progress, self.info, training, self.facts)
+        save_checkpoint(self.folder / RESUME_FILE, self.state, self.info, train, self.fingerprint)
 
-    def check_space(self, training: TrainState) -> None:
-        """Finds out before a stage begins whether its saves will fit on the disk.
+    def check_space(self, train: TrainState) -> None:
+        """Checks before a stage begins whether its checkpoints fit on the disk.
 
         Raises:
-            ResourceError: says how much is missing.
+            ResourceError: says how much space is missing.
         """
         if not self.writes:
             return
         self._check_folder()
-        weights = sum(value.nbytes for value in training.model.state_dict().values())
-        trained = sum(p.nbytes for group in training.optimizer.param_groups for p in group["params"])
-        state = weights * (2 if training.average else 1) + 2 * trained  # no optimiser here keeps more
-        there = sum(path.stat().st_size for path in self.folder.glob("*.safetensors"))
-        # Two states and one that is being written, and the best weights.
-        needed = 3 * state + weights - there
+        weights = sum(value.nbytes for value in train.model.state_dict().values())
+        trained = sum(p.nbytes for group in train.optimizer.param_groups for p in group["params"])
+        size = weights * (2 if train.average else 1) + 2 * trained  # no optimizer here keeps more
+        used = sum(path.stat().st_size for path in self.folder.glob("*.safetensors"))
+        needed = 3 * size + weights - used  # two checkpoints, one that is being written, the best weights
         free = shutil.disk_usage(self.folder).free
         if free < needed:  # guard: C16 disk
             raise ResourceError(
-                f"{printable(self.folder)} needs {needed / 1e6:,.0f} MB more for its saved states,"
-                f" and {free / 1e6:,.0f} MB are free there",
+                f"{printable(self.folder)} needs {needed / 1e6:,.0f} MB more for its checkpoints, and"
+                f" {free / 1e6:,.0f} MB are free there",
                 "free space, or choose another folder with --out",
             )
 
     def _check_folder(self) -> None:
-        if not self.folder.is_dir():  # not made anew: it may have been on a disk that is not there any more
+        if not self.folder.is_dir():  # not created again: it may have been on a disk that is gone
             raise ResourceError(
-                f"the run folder {printable(self.folder)} is gone", "look at its disk; start anew"
+                f"the run folder {printable(self.folder)} is gone", "check its disk, then start a new run"
             )
 
-    def best_so_far(self) -> Mapping[str, Tensor]:
-        """The best weights, from memory or from the folder."""
-        return self.best_weights or safe_load(self.folder / MODEL_FILE)[0]
+    def best_weights(self) -> Mapping[str, Tensor]:
+        """The best weights so far, from memory or from the folder."""
+        return self.unsaved_best or safe_load(self.folder / MODEL_FILE)[0]
 
 
 def is_better(row: dict[str, Any], best: dict[str, Any]) -> bool:
-    """Whether an epoch beats the best so far: by calibrated validation loss, where NaN never is best.
+    """Whether an epoch beats the best one so far, by calibrated validation loss. NaN never does.
 
-    By loss rather than accuracy: on a few hundred photos accuracy moves in steps of several tenths of a
-    percent that are mostly luck. Calibrated, because that is how the weights will answer: under mixed photos
-    and smoothed labels the bare loss tells more about how modest an epoch's network is than how good.
+    The loss is used rather than the accuracy: on a few hundred images the accuracy moves in steps of several
+    tenths of a percent that are mostly chance. It is calibrated, because so are the final predictions: with
+    mixup and label smoothing the plain loss measures how modest a network is more than how good it is.
     """
     loss = row[CRITERION]
     return math.isfinite(loss) and (not best or bool(loss < best[CRITERION]))  # guard: R08
@@ -318,8 +305,8 @@ def _optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, An
     }
 
 
-def _laid_out_like(parameter: Tensor, value: Tensor) -> Tensor:
-    """The value in the parameter's memory layout, which fused optimisers take for granted without a check."""
+def _in_layout_of(parameter: Tensor, value: Tensor) -> Tensor:
+    """The value in the parameter's memory layout, which fused optimizers assume without a check."""
     if value.shape != parameter.shape:
         return value
     return torch.empty_like(parameter, dtype=value.dtype).copy_(value)

@@ -30,7 +30,7 @@ class Runtime:
         return DTYPES[self.precision]
 
     @property
-    def wide(self) -> torch.dtype:
+    def accumulation_dtype(self) -> torch.dtype:
         """The widest float of the device, for sums."""
         return torch.float32 if self.device.type == "mps" else torch.float64
 

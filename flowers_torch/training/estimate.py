@@ -1,4 +1,4 @@
-"""What a stage will cost, from a step tried out on this machine rather than from a table."""
+"""Time and memory of a training step, measured on this machine."""
 
 import dataclasses
 import time
@@ -10,34 +10,34 @@ from torch import nn
 from flowers_torch.models.heads import main_and_auxiliary
 from flowers_torch.training.device import Runtime
 
-# State tensors for each parameter; L-BFGS remembers a hundred steps, twice.
+# State tensors per parameter; L-BFGS remembers a hundred steps, twice.
 OPTIMIZER_COPIES = {"adamw": 2, "adam": 2, "sgd": 1, "rmsprop": 2, "lbfgs": 200}
 
 
 @dataclasses.dataclass(frozen=True)
 class StepCost:
-    """Cost of a stage."""
+    """Cost of a step."""
 
-    train_seconds: float  # for each photo: forward and backward
-    predict_seconds: float  # for each photo: forward
-    memory_bytes: int  # parameters, gradients, optimiser and activations of a batch
+    train_seconds: float  # per image: forward and backward
+    predict_seconds: float  # per image: forward
+    memory_bytes: int  # parameters, gradients, optimizer and activations of a batch
 
 
 def estimate(
-    model: nn.Module, size: int, batch_size: int, runtime: Runtime, optimizer: str, probe: int = 8
+    model: nn.Module, size: int, batch_size: int, runtime: Runtime, optimizer: str, images_tried: int = 8
 ) -> StepCost:
-    """Times a forward and a training step on random images, in the modes the network is in.
+    """Times a forward pass and a training step on random images, in the current modes of the network.
 
     Args:
-        model: The network with `requires_grad` and modes set as in the stage. It is not changed, but for
-            batch-norm statistics of parts that train.
+        model: The network with `requires_grad` and modes as in the stage. Only the batch-norm statistics of
+            layers that train are changed.
         size: Input side in pixels.
-        batch_size: Photos a step.
+        batch_size: Images per step.
         runtime: Device and precision.
         optimizer: Its name, for its memory.
-        probe: Images tried at once.
+        images_tried: Images of the timed step.
     """
-    images = torch.randn(min(probe, batch_size), 3, size, size)
+    images = torch.randn(min(images_tried, batch_size), 3, size, size)
     labels = torch.zeros(len(images), dtype=torch.long, device=runtime.device)
     saved: dict[int, int] = {}
 

@@ -1,4 +1,4 @@
-"""A linear classifier on features at hand, fitted to its optimum: seconds where epochs take minutes."""
+"""A linear classifier on features, fitted to its optimum in seconds."""
 
 import dataclasses
 from collections.abc import Iterable, Sequence
@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 STEPS = 60  # of L-BFGS, at most
-L2_GRID = (1000.0, 300.0, 100.0, 30.0, 10.0, 3.0, 1.0, 0.3, 0.1)  # from the strongest on
-FIRST = 100.0  # of these, tried first
+L2_GRID = (1000.0, 300.0, 100.0, 30.0, 10.0, 3.0, 1.0, 0.3, 0.1)  # strongest first
+FIRST = 100.0  # the penalty that is tried first
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +26,7 @@ class LinearProbe:
         return (features - self.mean) / self.scale @ self.weight.T + self.bias
 
     def layer(self) -> tuple[Tensor, Tensor]:
-        """Weight (classes, D) and bias (classes,) of the layer that does the same with raw features."""
+        """Weight (classes, D) and bias (classes,) of a layer that computes the same from raw features."""
         weight = self.weight / self.scale
         return weight, self.bias - weight @ self.mean
 
@@ -39,12 +39,12 @@ def fit_logistic_regression(
     class_weights: Tensor | None = None,
     label_smoothing: float = 0.0,
 ) -> LinearProbe:
-    """Fits a probe by L-BFGS; the same features give the same probe.
+    """Fits a probe by L-BFGS. The same features always give the same probe.
 
     Args:
         features: (N, D).
         labels: (N,).
-        classes: Of the probe; those without a photo get low probabilities.
+        classes: Number of classes; those without an image get low probabilities.
         l2: Penalty, l2 / (2 N) times the squared weights, as scikit-learn's with C = 1 / l2.
         class_weights: Of the classes in the loss.
         label_smoothing: Of the loss.
@@ -52,7 +52,7 @@ def fit_logistic_regression(
     mean = features.mean(0)
     scale = (
         (features - mean).square().mean().sqrt().clamp(min=1e-12)
-    )  # one for all: small features stay small
+    )  # one scale for all features, so that small features stay small
     inputs = (features - mean) / scale
     weight = torch.zeros(classes, features.shape[1], requires_grad=True)
     bias = torch.zeros(classes, requires_grad=True)
@@ -80,16 +80,16 @@ def fit_linear_probe(
 ) -> tuple[LinearProbe, float]:
     """The probe with the lowest validation loss over a grid of penalties, and its penalty.
 
-    From `FIRST` on the penalty falls until the loss has risen twice in a row: weaker ones would only fit
-    longer. Where the first was the best, stronger ones are tried likewise.
+    Starting at `FIRST`, the penalty falls until the loss has risen twice in a row, because weaker penalties
+    take longer to fit. If the first penalty was the best, stronger ones are tried in the same way.
 
     Args:
         train: Features (N, D) and labels (N,).
         validation: Features (M, D) and labels (M,).
-        classes: Of the probe.
-        class_weights: Of the classes in the loss that is fitted.
-        label_smoothing: Of the loss that is fitted.
-        grid: Penalties, from the strongest on.
+        classes: Number of classes.
+        class_weights: Of the classes in the fitted loss.
+        label_smoothing: Of the fitted loss.
+        grid: Penalties, strongest first.
     """
     tried: dict[int, tuple[float, LinearProbe]] = {}
 

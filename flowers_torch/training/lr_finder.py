@@ -1,4 +1,4 @@
-"""The learning-rate range test (Smith 2015): a short run at growing rates shows what a stage can take."""
+"""The learning-rate range test (Smith 2015): a short run at growing rates shows which one to use."""
 
 import dataclasses
 import itertools
@@ -15,34 +15,34 @@ from flowers_torch.training.step import train_step
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """What a range test saw."""
+    """The outcome of a range test."""
 
     rates: tuple[float, ...]  # learning rate of each step, growing by a constant factor
     losses: tuple[float, ...]  # smoothed loss before each step
-    suggestion: float  # a learning rate to try
+    suggestion: float  # learning rate to use
     reason: str  # one line
 
 
 def lr_find(
-    training: TrainState,
+    state: TrainState,
     batches: Iterable[Sequence[Tensor]],
     lowest: float = 1e-6,
     highest: float = 1.0,
     steps: int = 100,
 ) -> Sweep:
-    """Trains a few steps at growing learning rates. The network is changed: throw it away afterwards.
+    """Trains a few steps at growing learning rates. This changes the network, so discard it afterwards.
 
     Args:
-        training: Of the stage to be tried.
-        batches: `(images, labels, ...)`; begun anew when they run out.
+        state: Of the stage.
+        batches: `(images, labels, ...)`; they start again when they run out.
         lowest: Rate of the first step.
-        highest: Rate of the last step; the sweep ends before it once the loss is four times its lowest.
+        highest: Rate of the last step. The sweep ends earlier once the loss is four times its lowest.
         steps: At least 10.
 
     Raises:
         DivergedError: the loss rose from the first steps on, so no rate in the range can be recommended.
     """
-    training = dataclasses.replace(training, read_every=1)  # each loss decides whether to go on
+    state = dataclasses.replace(state, read_interval=1)  # each loss decides whether to continue
     factor = (highest / lowest) ** (1 / (steps - 1))
     endless: Any = itertools.chain.from_iterable(itertools.repeat(batches))
     rates: list[float] = []
@@ -51,19 +51,19 @@ def lr_find(
     for step, (images, labels, *_) in enumerate(itertools.islice(endless, steps), start=1):
         rate = lowest * factor ** (step - 1)
         try:
-            loss = train_step(training, images, labels, rate).loss
+            loss = train_step(state, images, labels, rate).loss
         except DivergedError:
             break
         average = 0.9 * average + 0.1 * loss
         rates.append(rate)
-        losses.append(average / (1 - 0.9**step))  # without the pull of the zero that the average began with
+        losses.append(average / (1 - 0.9**step))  # corrects for the zero that the average starts with
         if losses[-1] > 4 * min(losses):
             break
     return Sweep(tuple(rates), tuple(losses), *_suggest(rates, losses))
 
 
 def _suggest(rates: Sequence[float], losses: Sequence[float]) -> tuple[float, str]:
-    """The steepest place in front of the lowest loss, and at most a third of the rate of that."""
+    """The rate of the steepest descent, but at most a third of the rate of the lowest loss."""
     lowest = min(range(len(losses)), key=lambda i: losses[i], default=0)
     if lowest < 3:
         raise DivergedError("the loss rose at every rate tried", "try a lower --lowest")

@@ -7,6 +7,7 @@ GPU until they are read together, and the GPU itself skips a step that must not 
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +77,7 @@ class TrainState:
     distributed: Distributed = SINGLE_PROCESS
     # What a step calls instead of the model: its head on cached features, DDP's wrapper, or a faster form.
     network: nn.Module | None = None
-    compiled: Callable[[Tensor], object] | None = None  # calls `network`, compiled
+    compiled: Callable[[Tensor], Any] | None = None  # calls `network`, compiled
     seed: int = 0  # of dropout, with several processes
     skipped: int = 0  # steps in a row that loss scaling has skipped
     read_interval: int = 1  # steps; above 1 the device itself skips steps that must not be taken

@@ -1,4 +1,4 @@
-"""What ends a run before its last epoch: a signal, or the clock. Looked at between two batches."""
+"""What ends a run before its last epoch: a signal or a deadline, checked between two batches."""
 
 import math
 import signal
@@ -10,10 +10,10 @@ from types import FrameType
 
 
 class StopRequest:
-    """Whether this process was asked to stop, or has used its time.
+    """Whether this process was asked to stop, or has reached its deadline.
 
     Attributes:
-        number: Of the signal that came, 0 for none.
+        number: Number of the signal that came; 0 for none.
         deadline: On the monotonic clock, in seconds.
     """
 
@@ -33,31 +33,31 @@ class StopRequest:
 
 @contextmanager
 def stop_request(seconds: float = math.inf, patient: bool = False) -> Iterator[StopRequest]:
-    """Notes the first SIGINT or SIGTERM inside; a second one acts at once, as it did before.
+    """Records the first SIGINT or SIGTERM; a second one acts immediately, as it would have before.
 
-    The former handlers are back afterwards. Outside the main thread, where Python cannot set handlers, no
-    signal is noted.
+    The previous handlers are restored at the end. Outside the main thread Python cannot set handlers, so no
+    signal is recorded.
 
     Args:
         seconds: Until the deadline.
-        patient: Ignore a second one: torchrun passes on to its processes what a terminal sent them already.
+        patient: Ignore a second signal: torchrun forwards what a terminal has already sent to its processes.
     """
     request = StopRequest(seconds)
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
 
-    def note(number: int, frame: FrameType | None) -> None:
+    def record(number: int, frame: FrameType | None) -> None:
         request.number = number  # guard: R01
         if not patient:  # guard: R02
-            put_back()
+            restore()
 
-    def put_back() -> None:
+    def restore() -> None:
         for number, handler in former.items():
             signal.signal(number, handler)
 
-    former = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    former = {number: signal.signal(number, record) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield request
     finally:
-        put_back()  # guard: R04
+        restore()  # guard: R04

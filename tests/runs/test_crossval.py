@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from flowers_torch.runs import crossval
 from flowers_torch.cli import main
+from flowers_torch.runs import crossval
 
 
 @pytest.fixture(scope="module")

@@ -13,16 +13,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from flowers_torch.runs import feature_cache as front, recipe
+from flowers_torch.accelerate import Acceleration
 from flowers_torch.cli import guarded, main
 from flowers_torch.config import Config, Stage
 from flowers_torch.config_file import load_config
 from flowers_torch.data.loading.image_cache import allocate
 from flowers_torch.errors import ResourceError, UsageError
 from flowers_torch.files.tensors import safe_load
-from flowers_torch.accelerate import Acceleration
-from flowers_torch.models.split_model import SplitModel, split_network
 from flowers_torch.models.freeze import apply_rules, rules_for
+from flowers_torch.models.split_model import SplitModel, split_network
+from flowers_torch.runs import feature_cache as front
+from flowers_torch.runs import recipe
 from flowers_torch.runs.cost import stage_cost
 from flowers_torch.runs.experiment import part_batches, prepare
 

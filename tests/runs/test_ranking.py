@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
-from flowers_torch.runs import ranking as module
 from flowers_torch.cli import guarded
 from flowers_torch.config import Config
 from flowers_torch.errors import UsageError
+from flowers_torch.runs import ranking as module
 from flowers_torch.runs.experiment import Run
 from flowers_torch.runs.ranking import rank_models
 

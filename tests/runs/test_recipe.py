@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 import torch
 
-from flowers_torch.runs import cost as planning, experiment as prepare, recipe, stage
 from flowers_torch.cli import guarded, main
 from flowers_torch.commands.train import start_from
 from flowers_torch.config import Config, Stage
@@ -26,6 +25,9 @@ from flowers_torch.data.loading import batches
 from flowers_torch.data.loading.loaders import EpochBatchSampler
 from flowers_torch.errors import DataError, ModelFileError, StoppedError, UsageError
 from flowers_torch.files.tensors import safe_load
+from flowers_torch.runs import cost as planning
+from flowers_torch.runs import experiment as prepare
+from flowers_torch.runs import recipe, stage
 from flowers_torch.runs.folder import FILES, new_run_folder
 from flowers_torch.training import step as engine
 from flowers_torch.training.checkpoint import read_checkpoint
@@ -158,7 +160,9 @@ def test_a_photo_that_goes_missing_during_training_costs_no_step(
     last = [position for batch in order for _, position in batch][-1]
     gone = photos.root / photos.paths[train[last]]
     with monkeypatch.context() as patch:
-        patch.setattr(prepare, "make_image_cache", lambda *arguments: None)  # each epoch reads the files again
+        patch.setattr(
+            prepare, "make_image_cache", lambda *arguments: None
+        )  # each epoch reads the files again
         patch.setattr(stage, "train_epoch", epoch)
         with pytest.raises(DataError, match=gone.name):
             recipe.train(wanted)

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from flowers_torch.runs.resuming import check_exact, run_facts
 
-from flowers_torch.runs import resuming
 from flowers_torch.config import Config
 from flowers_torch.errors import UsageError
-from flowers_torch.runs.resuming import check_exact, run_facts
+from flowers_torch.runs import resuming
 from flowers_torch.training.device import Runtime
 
 RUNTIME = Runtime(torch.device("cpu"), "fp32", "for a test")

@@ -12,13 +12,13 @@ import pytest
 import torch
 from PIL import Image
 
-from flowers_torch.runs import recipe
 from flowers_torch.cli import main
 from flowers_torch.config import Config, Stage
 from flowers_torch.data.splits.split_file import read_split
 from flowers_torch.errors import DataError, UsageError
 from flowers_torch.evaluation.predictions import load_predictions
 from flowers_torch.models.checkpoint import load_classifier
+from flowers_torch.runs import recipe
 from flowers_torch.runs.update import compare_with_parent, update
 
 STAGES = [

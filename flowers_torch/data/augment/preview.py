@@ -14,6 +14,7 @@ from flowers_torch.data.dataset import ImageDataset
 from flowers_torch.data.loading.batches import BATCH_AUGMENTATIONS, batch_augmentation
 from flowers_torch.data.loading.loaders import derived_seed
 from flowers_torch.data.loading.resize import resize_transform
+from flowers_torch.data.preprocessing import Preprocessing
 from flowers_torch.data.splits.assign import split_number
 
 GAP = 4  # pixels between the pictures of a sheet
@@ -44,7 +45,9 @@ def variants(image: Image.Image, policy: str, size: int, count: int, seed: int =
         made = [TUTORIAL(pixels, np.random.default_rng((seed, i))) for i in range(count)]
         return [Image.fromarray(np.rint(values).clip(0, 255).astype(np.uint8)) for values in made]
     if policy in BATCH_AUGMENTATIONS:
-        canvases = resize_transform(policy, size)(image).expand(count, -1, -1, -1).float() / 255
+        canvases = (
+            resize_transform(policy, Preprocessing(size))(image).expand(count, -1, -1, -1).float() / 255
+        )
         draws = SampleGenerator(seed, torch.arange(count), torch.zeros(count, dtype=torch.int64))
         inputs = batch_augmentation(policy, size)(
             canvases, draws, torch.full((count,), image.width / image.height)

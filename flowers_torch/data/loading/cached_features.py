@@ -24,17 +24,13 @@ class CachedFeatureBatches:
     def __init__(
         self,
         features: Tensor,
-        labels: Sequence[int],
+        labels: Sequence[int] | Tensor,
         order: EpochBatchSampler,
         paths: Sequence[Path],
         device: torch.device | str = "cpu",
     ) -> None:
-        self.features, self.labels, self.order, self.paths = (
-            features,
-            torch.tensor(labels),
-            order,
-            list(paths),
-        )
+        self.features, self.labels = features, torch.as_tensor(labels)
+        self.order, self.paths = order, list(paths)
         self.views, self.device = len(features) // len(labels), device
         self.cached = features.to(device) if features.nbytes <= cache_bytes_on(device) else features
 
