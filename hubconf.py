@@ -4,14 +4,14 @@
     network = torch.hub.load("OWNER/REPOSITORY", "resnet50", trust_repo=True, num_classes=6)
     file = "model.safetensors"
     flowers = torch.hub.load("OWNER/REPOSITORY", "flowers_classifier", trust_repo=True, checkpoint=file)
-    logits = flowers(flowers.transform(photo)[None])    # photo: an RGB PIL image
+    logits = flowers(flowers.transform(image)[None])    # image: an RGB PIL image
     name = flowers.classes[logits.argmax()]
 
-Without trust_repo=True torch asks on the terminal whether to go on. torch.hub.list and torch.hub.help show
-the names and what they take. All networks but `flowers_classifier` come with random weights.
+Without trust_repo=True torch asks for confirmation on the terminal. torch.hub.list and torch.hub.help show
+the entry points and their arguments. All networks except `flowers_classifier` have random weights.
 """
 
-# ruff: noqa: F401 - to be imported here is what makes a function an entry point
+# ruff: noqa: F401 - every imported function is an entry point
 
 from typing import Any as _Any
 
@@ -34,5 +34,5 @@ dependencies = ["torch", "torchvision", "timm", "PIL", "numpy", "safetensors"]  
 
 
 def inception_v3(num_classes: int = 1000, **options: _Any) -> _nn.Module:
-    """InceptionV3 with random weights; options as `flowers_torch.models.inception_v3.InceptionV3`."""
+    """InceptionV3 with random weights; options as in `flowers_torch.models.inception_v3.InceptionV3`."""
     return _inception_v3.InceptionV3(num_classes, **options)

@@ -32,7 +32,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from flowers_torch.config_file import load_config
 from flowers_torch.models.factory import create_model
-from flowers_torch.models.offline_weights import offline_state_dict
+from flowers_torch.models.pretrained import offline_state_dict
 from flowers_torch.runs.experiment import choose_split, open_filtered
 
 HERE = Path(__file__).parent

@@ -24,7 +24,7 @@ _HOMES = {
     "resnet50": "flowers_torch.models.resnet",
     "resnet101": "flowers_torch.models.resnet",
     "resnet152": "flowers_torch.models.resnet",
-    "create_model": "flowers_torch.models.registry",
+    "create_model": "flowers_torch.models.factory",
     "list_models": "flowers_torch.models.registry",
 }
 

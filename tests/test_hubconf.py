@@ -1,4 +1,4 @@
-"""The entry points through torch.hub itself, from this folder."""
+"""The entry points of hubconf.py, through torch.hub."""
 
 import ast
 import dataclasses
@@ -87,37 +87,37 @@ def test_networks(name: str) -> None:
         assert network(torch.empty(2, 3, size, size)).shape == (2, 4)
 
 
-def test_nothing_else_is_offered_and_everything_has_help() -> None:
+def test_entry_points_are_complete_and_documented() -> None:
     module = torch.hub._import_module("hubconf", str(REPOSITORY / "hubconf.py"))
-    offered = {name for name in dir(module) if callable(getattr(module, name)) and not name.startswith("_")}
-    assert offered == {*NETWORKS, "flowers_classifier"}
+    names = {name for name in dir(module) if callable(getattr(module, name)) and not name.startswith("_")}
+    assert names == {*NETWORKS, "flowers_classifier"}
     for name in NETWORKS:
         assert getattr(module, name).__doc__
 
 
-def test_classifier_answers_as_the_trained_network_did(checkpoint: Checkpoint) -> None:
+def test_classifier_computes_what_the_trained_network_does(checkpoint: Checkpoint) -> None:
     loaded = hub_load("flowers_classifier", checkpoint=str(checkpoint.file))
     assert not loaded.training
     assert loaded.classes == ("daisy", "rose", "tulip")
-    photo = Image.linear_gradient("L").convert("RGB")
-    expected = eval_transform(**dataclasses.asdict(checkpoint.info.preprocessing))(photo)
-    torch.testing.assert_close(loaded.transform(photo), expected)
+    image = Image.linear_gradient("L").convert("RGB")
+    expected = eval_transform(**dataclasses.asdict(checkpoint.info.preprocessing))(image)
+    torch.testing.assert_close(loaded.transform(image), expected)
     with torch.inference_mode():
         assert torch.equal(loaded(expected[None]), checkpoint.network(expected[None]))
 
 
-def test_classifier_from_an_address_with_its_hash(checkpoint: Checkpoint, own_cache: Path) -> None:
-    address = checkpoint.file.as_uri()
-    loaded = hub_load("flowers_classifier", checkpoint=address, sha256=checkpoint.sha256.upper())
+def test_classifier_from_a_url_with_its_hash(checkpoint: Checkpoint, own_cache: Path) -> None:
+    url = checkpoint.file.as_uri()
+    loaded = hub_load("flowers_classifier", checkpoint=url, sha256=checkpoint.sha256.upper())
     assert loaded.classes == checkpoint.info.classes
     cached = own_cache / "hub" / checkpoint.sha256 / "model.safetensors"
     assert cached.is_file()
 
-    checkpoint.file.unlink()  # the second time it comes from the cache
-    hub_load("flowers_classifier", checkpoint=address, sha256=checkpoint.sha256)
+    checkpoint.file.unlink()  # the second call uses the cache
+    hub_load("flowers_classifier", checkpoint=url, sha256=checkpoint.sha256)
     cached.write_bytes(b"damaged")
     with pytest.raises(ResourceError, match="its sha256 is .* expected"):
-        hub_load("flowers_classifier", checkpoint=address, sha256=checkpoint.sha256)
+        hub_load("flowers_classifier", checkpoint=url, sha256=checkpoint.sha256)
 
 
 def test_run_folder_with_its_hash(checkpoint: Checkpoint) -> None:
@@ -126,13 +126,13 @@ def test_run_folder_with_its_hash(checkpoint: Checkpoint) -> None:
     assert loaded.info == checkpoint.info
 
 
-def test_wrong_hash_from_an_address_leaves_nothing(checkpoint: Checkpoint, own_cache: Path) -> None:
+def test_wrong_hash_of_a_url_leaves_no_file(checkpoint: Checkpoint, own_cache: Path) -> None:
     with pytest.raises(ResourceError, match=f"has sha256 {checkpoint.sha256}, expected {'0' * 64}"):
         hub_load("flowers_classifier", checkpoint=checkpoint.file.as_uri(), sha256="0" * 64)
     assert not [path for path in own_cache.rglob("*") if path.is_file()]
 
 
-def test_wrong_hash_of_a_file_is_refused(checkpoint: Checkpoint) -> None:
+def test_wrong_hash_of_a_file_is_an_error(checkpoint: Checkpoint) -> None:
     with pytest.raises(ModelFileError, match=f"has sha256 {checkpoint.sha256}, expected {'0' * 64}"):
         hub_load("flowers_classifier", checkpoint=str(checkpoint.file), sha256="0" * 64)
 
@@ -140,19 +140,19 @@ def test_wrong_hash_of_a_file_is_refused(checkpoint: Checkpoint) -> None:
 @pytest.mark.parametrize(
     ("sha256", "message"), [("", "needs a checksum"), ("../../x", "is no sha256"), ("abc", "is no sha256")]
 )
-def test_address_needs_a_real_hash(checkpoint: Checkpoint, sha256: str, message: str) -> None:
+def test_url_needs_a_valid_hash(checkpoint: Checkpoint, sha256: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         hub_load("flowers_classifier", checkpoint=checkpoint.file.as_uri(), sha256=sha256)
 
 
 def test_pickled_code_is_not_run(tmp_path: Path) -> None:
     file = tmp_path / "evil.pth"
-    torch.save({"model": torch.nn.Linear(2, 2)}, file)  # a whole module, which only pickle can load
+    torch.save({"model": torch.nn.Linear(2, 2)}, file)  # only pickle can load a whole module
     with pytest.raises(ModelFileError, match="holds more than tensors"):
         hub_load("flowers_classifier", checkpoint=str(file))
 
 
-def test_hubconf_imports_and_defines_and_no_more() -> None:
+def test_hubconf_only_imports_and_defines() -> None:
     docstring, *rest = ast.parse((REPOSITORY / "hubconf.py").read_text()).body
     assert isinstance(docstring, ast.Expr) and isinstance(docstring.value, ast.Constant)
     assert all(isinstance(node, ast.Import | ast.ImportFrom | ast.FunctionDef | ast.Assign) for node in rest)
@@ -161,17 +161,17 @@ def test_hubconf_imports_and_defines_and_no_more() -> None:
     assert {"torch", "timm", "safetensors"} <= set(ast.literal_eval(assigned.value))
 
 
-def test_no_command_that_we_show_asks_whom_to_trust() -> None:
-    """torch.hub asks for a repository of GitHub unless told; with stdin closed that is an EOFError."""
+def test_documented_calls_do_not_ask_for_confirmation() -> None:
+    """For a GitHub repository torch.hub asks on stdin, which is an EOFError where stdin is closed."""
     pages = [REPOSITORY / "README.md", REPOSITORY / "hubconf.py", *(REPOSITORY / "docs").glob("*.md")]
-    calls = [part for page in pages for part in page.read_text().split("torch.hub.load(")[1:]]
+    calls = [call for page in pages for call in page.read_text().split("torch.hub.load(")[1:]]
     assert len(calls) >= 3
     for call in calls:
         assert 'source="local"' in call[:200] or "trust_repo=True" in call[:200]
 
 
 class Canary:
-    """Makes a file when it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = str(path)
@@ -181,9 +181,9 @@ class Canary:
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_pickled_code_from_an_address_is_not_run(tmp_path: Path, legacy: bool) -> None:
-    """Also where somebody vouches for it with its checksum."""
-    file, canary = tmp_path / "evil.pth", tmp_path / "sung"
+def test_pickled_code_from_a_url_is_not_run(tmp_path: Path, legacy: bool) -> None:
+    """Even if its checksum is given."""
+    file, canary = tmp_path / "evil.pth", tmp_path / "canary"
     torch.save({"model": Canary(canary)}, file, _use_new_zipfile_serialization=not legacy)
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     with pytest.raises(ModelFileError):
@@ -191,14 +191,14 @@ def test_pickled_code_from_an_address_is_not_run(tmp_path: Path, legacy: bool) -
     assert not canary.exists()
 
 
-def test_the_readme_s_command_asks_nothing(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch.hub asks whether to trust a repository of the web; the README's is of this folder."""
+def test_the_readme_works_without_stdin(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.hub asks for confirmation for a repository on the web, not for a local folder."""
     assert '"flowers_classifier", source="local"' in (REPOSITORY / "README.md").read_text()
 
-    def no_one_is_there(*_: object) -> str:
+    def no_stdin(*_: object) -> str:
         raise EOFError
 
-    monkeypatch.setattr("builtins.input", no_one_is_there)
+    monkeypatch.setattr("builtins.input", no_stdin)
     monkeypatch.setattr(sys, "stdin", None)
     loaded = torch.hub.load(
         str(REPOSITORY), "flowers_classifier", source="local", checkpoint=str(checkpoint.file)
@@ -207,20 +207,20 @@ def test_the_readme_s_command_asks_nothing(checkpoint: Checkpoint, monkeypatch: 
 
 
 @pytest.mark.slow
-def test_import_opens_nothing() -> None:
-    """Files are opened by Python's own imports only, and no socket is made."""
+def test_import_opens_no_files() -> None:
+    """Only Python's imports open files, and no socket connects."""
     code = """
 import sys, torch, torchvision, timm, safetensors.torch
-touched = []
+events = []
 def watch(event, args):
     if event in ("socket.connect", "os.mkdir", "os.rename", "os.remove"):
-        touched.append((event, args))
+        events.append((event, args))
     elif event == "open" and not str(args[0]).endswith((".py", ".pyc", ".so")):
-        touched.append((event, args))
+        events.append((event, args))
 sys.addaudithook(watch)
 sys.dont_write_bytecode = True
 import hubconf
-print(touched)
+print(events)
 """
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY

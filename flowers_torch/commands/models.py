@@ -9,7 +9,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of the list."""
     parser.description = (
         "List networks: the zoo's, then timm's. Parameters are counted with 1000 classes and, where Keras "
-        "has the network, as Keras does; sizes are pixels; the licence is of what --weights imagenet fetches."
+        "has the network, as Keras does; sizes are pixels; the license is of what --weights imagenet fetches."
     )
     parser.add_argument("pattern", nargs="?", default="", help="part of the name, or a glob such as 'res*50'")
     parser.add_argument("--keras", action="store_true", help="only those of keras.applications")
@@ -36,14 +36,14 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"no network matches {args.pattern!r}", "leave the pattern out to see them all")
     width = max(map(len, names))
     head = f"{'name':{width}} {'parameters':>12} {'size':>5} {'min':>4}  {'mean':20}{'std':20}"
-    print(f"{head}{'licence':18}keras")
+    print(f"{head}{'license':18}keras")
     for name in names:
         entry = find_entry(name)
         known = entry.preprocessing
         with torch.device("meta"):  # shapes alone: the largest networks have billions of parameters
             count = f"{parameter_counts(create_model(name))[0]:,}"
         mean, std = (",".join(f"{value:.3g}" for value in values) for values in (known.mean, known.std))
-        licence = entry.licence if entry.timm_name else "-"
+        license = entry.license if entry.timm_name else "-"
         line = f"{name:{width}} {count:>12} {known.size:>5} {entry.min_size:>4}  {mean:20}{std:20}"
-        print(f"{line}{licence:18}{entry.keras_name}".rstrip(), flush=True)
+        print(f"{line}{license:18}{entry.keras_name}".rstrip(), flush=True)
     return 0

@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the photos, the networks and how to read them."""
     parser.description = (
         "Rank networks by a linear head on their frozen features: accuracy cross-validated over the training "
-        "and validation photos, speed on this machine, licence of the weights."
+        "and validation photos, speed on this machine, license of the weights."
     )
     parser.epilog = EXAMPLES
     parser.add_argument("data", metavar="DATA", help="as train --data")
@@ -53,14 +53,14 @@ def run(args: argparse.Namespace) -> int:
         print(to_json([dataclasses.asdict(candidate) for candidate in found], indent=1))
         return 0
     width = max(len(candidate.arch) for candidate in found)
-    print(f"{'network':{width}}  accuracy  95% interval     img/s  parameters  weights, licence")
+    print(f"{'network':{width}}  accuracy  95% interval     img/s  parameters  weights, license")
     for one in found:
         if one.problem:
             print(f"{one.arch:{width}}  not tried: {one.problem}")
             continue
-        licence = one.licence or "that of the file"
+        license = one.license or "that of the file"
         print(
             f"{one.arch:{width}}  {one.accuracy:8.4f}  {one.low:.3f} .. {one.high:.3f}"
-            f"  {one.images_per_second:8.0f}  {one.parameters:10,}  {one.weights}, {licence}"
+            f"  {one.images_per_second:8.0f}  {one.parameters:10,}  {one.weights}, {license}"
         )
     return 0

@@ -101,7 +101,7 @@ def write_page(path: Path, model: bytes, runtime: Runtime, as_folder: bool = Fal
         "classes": [printable(name, 80) for name in metadata["classes"]],
         "selective": metadata["selective"],
         "network": f"{metadata['arch']}, {metadata['preprocessing']['size']} pixels",
-        "licence": printable(metadata["licence"], 200),
+        "license": printable(metadata["license"], 200),
         "size": megabytes(len(model)),
     }
     calls = {

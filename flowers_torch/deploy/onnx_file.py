@@ -79,7 +79,7 @@ def describe(info: ModelInfo, photos: bool) -> dict[str, Any]:
         "temperature": info.temperature,
         "selective": selective,
         "weights": Path(info.weights).name,  # where it is a file, its place is nobody's business
-        "licence": info.licence,
+        "license": info.license,
     }
 
 

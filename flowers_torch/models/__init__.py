@@ -1,1 +1,1 @@
-"""Networks: handwritten and timm's, under one contract; heads, freezing, foreign weights."""
+"""Networks, handwritten and timm's: building, heads, freezing, and loading weights."""

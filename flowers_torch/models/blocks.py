@@ -1,4 +1,4 @@
-"""Residual blocks: the parts that every residual network of this package is stacked from.
+"""Residual blocks, from which every residual network of this package is stacked.
 
     import torch
     from flowers_torch import ConvolutionalBlock, IdentityBlock
@@ -7,12 +7,12 @@
     x = ConvolutionalBlock(64, 3, (64, 64, 256), stride=1)(x)    # 8 x 256 x 56 x 56
     x = IdentityBlock(256, 3, (64, 64, 256))(x)                  # 8 x 256 x 56 x 56
 
-The defaults are those of the classic Keras course notebook: convolutions with bias, the stride on the
-first 1x1, batch-norm epsilon 1e-3. keras.applications differs in the epsilon (1.001e-5); torchvision and
-timm have no bias, put the stride on the middle convolution and use 1e-5. Weights of one lineage give
-wrong results in another without any error, so each choice is an argument.
+The defaults are those of the Keras course notebook: convolutions with bias, the stride on the first 1x1,
+batch-norm epsilon 1e-3. keras.applications has epsilon 1.001e-5; torchvision and timm have no bias, the
+stride on the middle convolution and epsilon 1e-5. Weights of one lineage load into another without any error
+and compute something else, so each choice is an argument.
 
-Papers: He et al., "Deep Residual Learning for Image Recognition" (https://arxiv.org/abs/1512.03385), and
+Papers: He et al., "Deep Residual Learning for Image Recognition" (https://arxiv.org/abs/1512.03385);
 "Identity Mappings in Deep Residual Networks" (https://arxiv.org/abs/1603.05027) for `PreActivationBlock`;
 Xie et al., "Aggregated Residual Transformations" (https://arxiv.org/abs/1611.05431) for `groups`.
 """
@@ -38,11 +38,11 @@ class MainPath(nn.Module):
         in_channels: Channels of the input.
         kernel_size: f of the middle convolution; an even f is padded right and below, as in TensorFlow.
         filters: Output channels of the three convolutions.
-        stride: Of the one convolution that `stride_on` names.
-        stride_on: "first" (Keras) or "middle" (torchvision and timm: nothing is skipped unseen).
-        bias: Whether the convolutions have one; batch norm makes it redundant, Keras's weights have it.
+        stride: Stride of the convolution that `stride_on` names.
+        stride_on: "first" (Keras) or "middle" (torchvision and timm).
+        bias: Whether the convolutions have a bias. Batch norm makes it redundant; Keras's weights have it.
         epsilon: Added to the variance by batch norm.
-        groups: Of the middle convolution; 32 makes ResNet a ResNeXt.
+        groups: Groups of the middle convolution; 32 makes a ResNet a ResNeXt.
     """
 
     def __init__(
@@ -61,14 +61,14 @@ class MainPath(nn.Module):
         stride1, stride2 = (stride, 1) if stride_on == "first" else (1, stride)
         if stride2 > 1 and kernel_size % 2 == 0:
             raise UsageError(
-                f"a {kernel_size}x{kernel_size} convolution cannot be centred on every second pixel",
+                f"a {kernel_size}x{kernel_size} convolution cannot be centered on every second pixel",
                 "use an odd kernel_size or stride_on='first'",
             )
         padding = (kernel_size - 1) // 2
         self.conv1 = nn.Conv2d(in_channels, first, 1, stride1, bias=bias)
         self.bn1 = nn.BatchNorm2d(first, epsilon)
         self.relu1 = nn.ReLU()
-        # torch's padding="same" would do this too, but warns for even kernels and refuses any stride.
+        # torch's padding="same" pads like this too, but warns for even kernels and does not allow a stride.
         self.extra_pad = nn.Identity() if kernel_size % 2 else nn.ZeroPad2d((0, 1, 0, 1))
         self.conv2 = nn.Conv2d(first, middle, kernel_size, stride2, padding, groups=groups, bias=bias)
         self.bn2 = nn.BatchNorm2d(middle, epsilon)
@@ -83,7 +83,7 @@ class MainPath(nn.Module):
 
 
 class Projection(nn.Module):
-    """A 1x1 convolution with batch norm that brings a shortcut to its new size: a learned W_s.
+    """A shortcut that changes the size: a 1x1 convolution with batch norm, the learned W_s of the paper.
 
     Shapes: N x in_channels x H x W -> N x out_channels x ceil(H / stride) x ceil(W / stride).
     """
@@ -105,7 +105,7 @@ class IdentityBlock(nn.Module):
     Shapes: N x C x H x W -> N x C x H x W with C = in_channels = filters[2].
 
     Args:
-        in_channels: Channels of the input; the sum needs as many as `filters[2]`.
+        in_channels: Channels of the input; equal to `filters[2]`.
         kernel_size: f of the middle convolution.
         filters: Output channels of the 1x1, f x f and 1x1 convolution.
         bias, epsilon, groups: As in `MainPath`.
@@ -147,12 +147,12 @@ class ConvolutionalBlock(nn.Module):
     Args:
         in_channels: Channels of the input.
         kernel_size: f of the middle convolution.
-        filters: Output channels of the 1x1, f x f and 1x1 convolution; the shortcut gets `filters[2]`.
-        stride: Of the main path and the shortcut.
+        filters: Output channels of the 1x1, f x f and 1x1 convolution.
+        stride: Stride of the main path and of the shortcut.
         stride_on, bias, epsilon, groups: As in `MainPath`.
 
     Raises:
-        UsageError: an even kernel is to carry a stride.
+        UsageError: a convolution with an even kernel has a stride.
 
     Source: `convolutional_block` of the course notebook; keras.applications' `residual_block_v1`.
     """
@@ -179,18 +179,18 @@ class ConvolutionalBlock(nn.Module):
 
 
 class PreActivationBlock(nn.Module):
-    """Block of ResNetV2: batch norm and ReLU come before each convolution, and nothing after the sum.
+    """Block of ResNetV2: batch norm and ReLU before each convolution, none after the sum.
 
     Shapes: N x in_channels x H x W -> N x 4 filters x ceil(H / stride) x ceil(W / stride).
 
     Args:
         in_channels: Channels of the input.
-        filters: Output channels of the first two convolutions; the third gives four times as many.
-        stride: Of the 3x3 convolution and the shortcut.
-        project: Whether the shortcut is a 1x1 convolution (of the activated input, with bias and without
-            batch norm); otherwise it is the raw input, subsampled where the stride asks for it.
+        filters: Output channels of the first two convolutions; the third has four times as many.
+        stride: Stride of the 3x3 convolution and of the shortcut.
+        project: Whether the shortcut is a 1x1 convolution of the activated input (with bias, without batch
+            norm). Otherwise it is the input itself, subsampled by the stride.
 
-    Source: keras.applications' `residual_block_v2`; biases only where its weights have them.
+    Source: keras.applications' `residual_block_v2`, with biases where its weights have them.
     """
 
     def __init__(self, in_channels: int, filters: int, stride: int = 1, project: bool = False) -> None:
@@ -220,17 +220,16 @@ class PreActivationBlock(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions with a shortcut of any kind, or with none: then it is a plain network's block.
+    """Two 3x3 convolutions with a shortcut, or without one as in a plain network.
 
     Shapes: N x in_channels x H x W -> N x out_channels x ceil(H / stride) x ceil(W / stride).
 
     Args:
         in_channels: Channels of the input.
         out_channels: Channels of the output.
-        stride: Of the first convolution and the shortcut.
-        shortcut: Where the size changes: "projection" learns W_s (a 1x1 convolution), "zero_pad" takes
-            every stride-th pixel and appends zero channels (or cuts surplus ones) and learns nothing.
-            "none" leaves the shortcut out everywhere; all other layers stay the same.
+        stride: Stride of the first convolution and of the shortcut.
+        shortcut: What a shortcut does where the size changes: "projection" is a learned 1x1 convolution,
+            "zero_pad" subsamples and appends zero channels. "none" builds no shortcut at all.
     """
 
     def __init__(
@@ -260,7 +259,7 @@ class BasicBlock(nn.Module):
 
 
 class ZeroPadShortcut(nn.Module):
-    """Every stride-th pixel, with zero channels appended or surplus ones cut: a fixed W_s.
+    """A shortcut without parameters: subsamples by the stride and appends zero channels (or drops some).
 
     Shapes: N x in_channels x H x W -> N x out_channels x ceil(H / stride) x ceil(W / stride).
     """
@@ -272,13 +271,13 @@ class ZeroPadShortcut(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x[:, :, :: self.stride, :: self.stride]
-        return F.pad(x, (0, 0, 0, 0, 0, self.extra_channels))  # a negative padding cuts
+        return F.pad(x, (0, 0, 0, 0, 0, self.extra_channels))  # negative padding drops channels
 
 
 def glorot_init_(network: nn.Module) -> None:
-    """Starts convolution and dense kernels Glorot-uniform and biases at zero, as Keras does, in place.
+    """Initializes kernels Glorot-uniform and biases with zeros, as Keras does, in place.
 
-    PyTorch's own default is smaller, and deep networks without batch norm (VGG) do not leave it.
+    PyTorch's default values are smaller; deep networks without batch norm (VGG) do not learn from them.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):

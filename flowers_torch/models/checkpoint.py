@@ -1,7 +1,7 @@
-"""A trained classifier as one file: the network's weights and all that is needed to use them.
+"""A trained classifier as one file: the weights and everything that is needed to use them.
 
-The record beside the weights says how to build the network, how to prepare a photo and what the outputs
-are called, so that prediction, serving, export and torch.hub need the file and nothing else.
+The metadata beside the weights say how to build the network, how to preprocess an image and what the logits
+stand for, so that prediction, serving, export and torch.hub need this one file.
 """
 
 import dataclasses
@@ -17,12 +17,12 @@ from flowers_torch.files.tensors import safe_load, safe_save
 from flowers_torch.models.factory import build_network
 from flowers_torch.models.heads import set_head
 
-FORMAT = 1  # raised when a reader of the older form would misread the newer
+FORMAT = 1  # raised when an older reader would misread a newer file
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelInfo:
-    """What travels with the weights."""
+    """The metadata that travel with the weights."""
 
     arch: str
     classes: tuple[str, ...]  # in the order of the logits
@@ -32,50 +32,38 @@ class ModelInfo:
     head_norm: bool = False
     head: str = "softmax"  # or "sigmoid": one output for two classes
     model_options: dict[str, Any] = dataclasses.field(default_factory=dict)
-    weights: str = "none"  # where training started from
-    licence: str = ""  # of those weights
-    temperature: float = 1.0  # softmax(logits / temperature) is what the model states as probabilities
-    selective: dict[str, Any] = dataclasses.field(default_factory=dict)  # see evaluation/unsure.py
+    weights: str = "none"  # the weights that training started from
+    license: str = ""  # of those weights
+    temperature: float = 1.0  # the model's probabilities are softmax(logits / temperature)
+    selective: dict[str, Any] = dataclasses.field(default_factory=dict)  # see evaluation/selective.py
 
 
 def build(info: ModelInfo) -> nn.Module:
-    """The network of a record, with fresh weights."""
-    size = info.preprocessing.size
-    model = build_network(info.arch, len(info.classes), size=size, options=info.model_options)
-    set_head(
-        model,
-        len(info.classes),
-        info.head_hidden,
-        info.dropout,
-        info.head_norm,
-        info.head == "sigmoid",
-    )
+    """The network that `info` describes, with random weights."""
+    classes = len(info.classes)
+    model = build_network(info.arch, classes, size=info.preprocessing.size, options=info.model_options)
+    set_head(model, classes, info.head_hidden, info.dropout, info.head_norm, info.head == "sigmoid")
     return model
 
 
-def save_classifier(state: dict[str, Tensor], info: ModelInfo, path: Path, **facts: Any) -> None:
-    """Writes weights and record as one .safetensors file.
+def save_classifier(state: dict[str, Tensor], info: ModelInfo, path: Path, **extra: Any) -> None:
+    """Writes a .safetensors file.
 
     Args:
         state: The network's state dict.
-        record: Stored as metadata.
+        info: Stored as metadata.
         path: The file.
-        facts: Further metadata, such as the accuracy; anything JSON can hold.
+        extra: Further metadata that JSON can hold, such as the accuracy.
     """
-    metadata = {
-        "format": FORMAT,
-        "flowers_torch": __version__,
-        "model_info": dataclasses.asdict(info),
-        **facts,
-    }
-    safe_save(state, path, metadata)
+    metadata = {"format": FORMAT, "flowers_torch": __version__, "model_info": dataclasses.asdict(info)}
+    safe_save(state, path, metadata | extra)
 
 
 def read_model_info(metadata: dict[str, Any], path: Path) -> ModelInfo:
-    """The record among a file's metadata.
+    """The `ModelInfo` in a file's metadata.
 
     Raises:
-        ModelFileError: the file is not one of ours, or was written by a newer version.
+        ModelFileError: another program or a newer version wrote the file.
     """
     if "model_info" not in metadata:
         raise ModelFileError(
@@ -93,18 +81,18 @@ def read_model_info(metadata: dict[str, Any], path: Path) -> ModelInfo:
         return ModelInfo(**values)
     except (TypeError, KeyError, ValueError) as error:
         raise ModelFileError(
-            f"the record in {printable(path)} is damaged: {error}", "use another copy"
+            f"the model metadata in {printable(path)} are damaged: {error}", "use another copy"
         ) from error
 
 
 def load_classifier(path: Path) -> tuple[nn.Module, ModelInfo]:
-    """The network of a weights file, in inference mode, and its record.
+    """The network of a weights file, in inference mode, and its metadata.
 
     Args:
         path: `model.safetensors`, or the run folder that holds it.
 
     Raises:
-        ModelFileError: the file is missing, damaged, foreign, or does not fit its own record.
+        ModelFileError: the file is missing, damaged, from another program, or contradicts its metadata.
     """
     path = Path(path)
     if path.is_dir():
@@ -117,14 +105,14 @@ def load_classifier(path: Path) -> tuple[nn.Module, ModelInfo]:
 
 
 def load_matching(model: nn.Module, state: dict[str, Tensor], path: Path | str) -> None:
-    """Loads a state dict that must fit exactly; nothing is loaded where it does not.
+    """Loads a state dict that must fit exactly; otherwise nothing is loaded.
 
     Raises:
-        ModelFileError: names missing, unexpected or of another shape, the first three of each, or values
-            that are not finite.
+        ModelFileError: names are missing, unexpected or of another shape, or values are not finite. The
+            message lists the first three names of each kind.
     """
     expected = model.state_dict()
-    complaints = {
+    problems = {
         "missing": [name for name in expected if name not in state],
         "unexpected": [name for name in state if name not in expected],
         "of another shape": [
@@ -135,10 +123,10 @@ def load_matching(model: nn.Module, state: dict[str, Tensor], path: Path | str) 
         # guard: E06, C12
         "not finite": [name for name, value in state.items() if not bool(value.isfinite().all())],
     }
-    said = [f"{len(names)} {kind} ({_first(names)})" for kind, names in complaints.items() if names]
-    if said:  # guard: C10
+    texts = [f"{len(names)} {kind} ({_first(names)})" for kind, names in problems.items() if names]
+    if texts:  # guard: C10
         raise ModelFileError(
-            f"{printable(path)} does not fit {type(model).__name__}: {'; '.join(said)}",
+            f"{printable(path)} does not fit {type(model).__name__}: {'; '.join(texts)}",
             "use weights of this network",
         )
     model.load_state_dict(state)

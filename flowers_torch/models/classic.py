@@ -1,7 +1,7 @@
-"""The networks that came before shortcuts: LeNet-5, AlexNet, VGG16 and VGG19.
+"""LeNet-5, AlexNet, VGG16 and VGG19.
 
-All of them flatten their last feature map, so they are built for one `input_size`; give
-global_pool="avg" to see other sizes.
+Their heads flatten the last feature map, so a network is built for one `input_size`. With global_pool="avg"
+it takes any size.
 """
 
 from collections import OrderedDict
@@ -15,20 +15,16 @@ from flowers_torch.models.network import MlpHead, Network
 
 
 class LeNet5(Network):
-    """Two 5x5 convolutions with pooling, then dense layers of 120 and 84: 61,706 parameters.
+    """Two 5x5 convolutions with 2x2 pooling, dense layers of 120 and 84: 61,706 parameters.
 
     Shapes: N x in_chans x 32 x 32 -> N x num_classes; the feature map is N x 16 x 5 x 5.
 
     Args:
-        num_classes: Logits; 0 for features.
-        in_chans: Channels of the images; 1 for digits.
-        pool: "avg" or "max", over 2x2 windows.
+        pool: "avg" or "max".
         activation: "tanh", "sigmoid" or "relu", after every layer but the last.
-        input_size: Height and width of the images; 28x28 digits are padded to 32.
-        global_pool: As `pool` of `MlpHead`.
 
-    Source: LeCun et al., "Gradient-Based Learning Applied to Document Recognition", 1998; without its
-    trainable pooling coefficients, partial connections and radial outputs, as it is taught today.
+    Source: LeCun et al., "Gradient-Based Learning Applied to Document Recognition", 1998, as it is taught
+    today: without trainable pooling coefficients, partial connections and radial basis outputs.
     """
 
     def __init__(
@@ -55,33 +51,19 @@ class LeNet5(Network):
         return self.pool(self.activation(self.conv2(x)))  # N x 16 x 5 x 5
 
 
-def lenet5(num_classes: int = 10, **options: Any) -> LeNet5:
-    """LeNet-5 as in 1998: average pooling and tanh, or activation="sigmoid"; options as `LeNet5`."""
-    return LeNet5(num_classes, **options)
-
-
-def lenet5_relu(num_classes: int = 10, **options: Any) -> LeNet5:
-    """LeNet-5 as one would write it today: max pooling and ReLU; options as `LeNet5`."""
-    return LeNet5(num_classes, pool="max", activation="relu", **options)
-
-
 class AlexNet(Network):
-    """Five convolutions, overlapping 3x3/2 max pooling, dense layers of 4096 and 4096 with dropout.
+    """Five convolutions, overlapping 3x3/2 max pooling, two dense layers of 4096 with dropout.
 
-    60,965,224 parameters at 1000 classes in two groups, 62,378,344 in one.
+    60,965,224 parameters with 1000 classes in two groups, 62,378,344 in one.
     Shapes: N x in_chans x 224 x 224 -> N x num_classes; the feature map is N x 256 x 6 x 6.
 
     Args:
-        num_classes: Logits; 0 for features.
-        in_chans: Channels of the images.
-        response_norm: Local response normalisation after the first two convolutions; helps little.
-        groups: 2 for the paper's convolutions split over two graphics cards, 1 for whole ones.
-        dropout: After each hidden dense layer.
-        input_size: Height and width of the images.
-        global_pool: As `pool` of `MlpHead`.
+        response_norm: Whether local response normalization follows the first two convolutions.
+        groups: 2 for the paper's convolutions, which were split over two GPUs; 1 for ordinary ones.
+        dropout: Probability after each dense layer.
 
     Source: Krizhevsky, Sutskever and Hinton, "ImageNet Classification with Deep Convolutional Neural
-    Networks", 2012. The paper's sizes work out for 227 pixels; a padding of 2 gives 224 the same 55x55.
+    Networks", 2012. The paper's sizes need 227 pixels; a padding of 2 gives the same 55x55 map for 224.
     """
 
     def __init__(
@@ -97,7 +79,7 @@ class AlexNet(Network):
         super().__init__()
 
         def norm() -> nn.Module:
-            # The paper multiplies alpha with the plain sum; torch divides by `size` first.
+            # The paper multiplies alpha with the sum; torch divides the sum by `size` first.
             return nn.LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2) if response_norm else nn.Identity()
 
         self.conv1 = nn.Conv2d(in_chans, 96, 11, stride=4, padding=2)
@@ -124,24 +106,15 @@ class AlexNet(Network):
         return self.max_pool(x)  # N x 256 x 6 x 6
 
 
-def alexnet(num_classes: int = 1000, **options: Any) -> AlexNet:
-    """AlexNet with its grouped convolutions; options as `AlexNet`."""
-    return AlexNet(num_classes, **options)
-
-
 class VGG(Network):
-    """Five blocks of 3x3 convolutions with ReLU, each ended by 2x2 max pooling, and a dense head.
+    """Five blocks of 3x3 convolutions with ReLU and 2x2 max pooling, dense head.
 
     Shapes: N x in_chans x H x W -> N x num_classes; the feature map is N x 512 x H/32 x W/32, rounded down.
 
     Args:
         depths: Convolutions in each of the five blocks.
-        num_classes: Logits; 0 for features.
-        in_chans: Channels of the images.
-        hidden: Widths of the dense layers; `()` for a bottleneck that another head goes on.
-        dropout: After each dense layer; the paper has 0.5, keras.applications none.
-        input_size: Height and width of the images.
-        global_pool: As `pool` of `MlpHead`.
+        hidden: Widths of the dense layers; `()` for a bottleneck under another head.
+        dropout: Probability after each dense layer; 0.5 in the paper, none in keras.applications.
 
     Source: Simonyan and Zisserman, https://arxiv.org/abs/1409.1556; layer names of keras.applications.
     """
@@ -183,11 +156,26 @@ class VGG(Network):
         return self.block5(x)  # N x 512 x H/32 x W/32
 
 
+def lenet5(num_classes: int = 10, **options: Any) -> LeNet5:
+    """LeNet-5 of 1998: average pooling and tanh; options as in `LeNet5`."""
+    return LeNet5(num_classes, **options)
+
+
+def lenet5_relu(num_classes: int = 10, **options: Any) -> LeNet5:
+    """LeNet-5 in its modern form: max pooling and ReLU; options as in `LeNet5`."""
+    return LeNet5(num_classes, pool="max", activation="relu", **options)
+
+
+def alexnet(num_classes: int = 1000, **options: Any) -> AlexNet:
+    """AlexNet with grouped convolutions; options as in `AlexNet`."""
+    return AlexNet(num_classes, **options)
+
+
 def vgg16(num_classes: int = 1000, **options: Any) -> VGG:
-    """VGG16: 138,357,544 parameters at 1000 classes, 14,714,688 of them below the head."""
+    """VGG16: 138,357,544 parameters with 1000 classes, 14,714,688 of them below the head."""
     return VGG((2, 2, 3, 3, 3), num_classes, **options)
 
 
 def vgg19(num_classes: int = 1000, **options: Any) -> VGG:
-    """VGG19: 143,667,240 parameters at 1000 classes, 20,024,384 of them below the head."""
+    """VGG19: 143,667,240 parameters with 1000 classes, 20,024,384 of them below the head."""
     return VGG((2, 2, 4, 4, 4), num_classes, **options)

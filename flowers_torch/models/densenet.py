@@ -1,6 +1,6 @@
-"""DenseNet121, 169 and 201, as in keras.applications: each layer sees all maps of its stage before it.
+"""DenseNet121, 169 and 201: the input of each layer is the output of all layers before it in its stage.
 
-timm's and torchvision's DenseNets differ in batch norm's epsilon alone.
+The networks of keras.applications; timm's and torchvision's differ only in the epsilon of batch norm.
 Paper: Huang et al. 2017, https://arxiv.org/abs/1608.06993.
 """
 
@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from flowers_torch.models.blocks import glorot_init_
 from flowers_torch.models.network import MlpHead, Network
 
-GROWTH = 32  # channels that each layer adds
+GROWTH = 32  # growth rate: channels that each layer adds
 
 
 class DenseLayer(nn.Module):
-    """1x1 and 3x3 convolution, its 32 channels put behind the input's: N x C x H x W -> N x C+32 x H x W."""
+    """1x1 and 3x3 convolution, concatenated to the input: N x C x H x W -> N x C+32 x H x W."""
 
     def __init__(self, in_channels: int, epsilon: float) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class DenseLayer(nn.Module):
 
 
 def _transition(channels: int, epsilon: float) -> nn.Sequential:
-    """Halves channels and size: N x C x H x W -> N x C/2 x H/2 x W/2, rounded down."""
+    """Halves channels, height and width: N x C x H x W -> N x C/2 x H/2 x W/2, rounded down."""
     return nn.Sequential(
         OrderedDict(
             bn=nn.BatchNorm2d(channels, epsilon),
@@ -49,14 +49,11 @@ def _transition(channels: int, epsilon: float) -> nn.Sequential:
 class DenseNet(Network):
     """Stem, four stages of dense layers with transitions between them, batch norm, ReLU, head.
 
-    Shapes: N x in_chans x 224 x 224 -> N x num_classes; at least 32 x 32 pixels.
+    Shapes: N x in_chans x H x W -> N x num_classes; at least 32 x 32 pixels.
 
     Args:
         depths: Layers in the four stages.
-        num_classes: Logits; 0 for features.
-        in_chans: Channels of the images.
-        global_pool: As `pool` of `MlpHead`.
-        epsilon: Added to the variance by batch norm: 1.001e-5 in Keras, 1e-5 for timm's weights.
+        epsilon: Added to the variance by batch norm: 1.001e-5 for Keras's weights, 1e-5 for timm's.
     """
 
     def __init__(
@@ -95,19 +92,19 @@ class DenseNet(Network):
         x = self.conv1(x)  # N x 64 x H/2 x W/2
         x = self.pool1(x)  # N x 64 x H/4 x W/4
         x = self.stages(x)  # N x C x H/32 x W/32
-        return self.relu(self.bn(x))
+        return self.relu(self.bn(x))  # N x C x H/32 x W/32
 
 
 def densenet121(num_classes: int = 1000, **options: Any) -> DenseNet:
-    """DenseNet121: 8,062,504 parameters as Keras counts them; options as `DenseNet`."""
+    """DenseNet121: 8,062,504 parameters as Keras counts them; options as in `DenseNet`."""
     return DenseNet((6, 12, 24, 16), num_classes, **options)
 
 
 def densenet169(num_classes: int = 1000, **options: Any) -> DenseNet:
-    """DenseNet169: 14,307,880 parameters as Keras counts them; options as `DenseNet`."""
+    """DenseNet169: 14,307,880 parameters as Keras counts them; options as in `DenseNet`."""
     return DenseNet((6, 12, 32, 32), num_classes, **options)
 
 
 def densenet201(num_classes: int = 1000, **options: Any) -> DenseNet:
-    """DenseNet201: 20,242,984 parameters as Keras counts them; options as `DenseNet`."""
+    """DenseNet201: 20,242,984 parameters as Keras counts them; options as in `DenseNet`."""
     return DenseNet((6, 12, 48, 32), num_classes, **options)

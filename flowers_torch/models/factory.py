@@ -1,4 +1,4 @@
-"""`create_model`: a network by name, pretrained or not, with or without its classifier."""
+"""`create_model`: a network by name, with or without pretrained weights and classifier."""
 
 from typing import Any, Literal
 
@@ -22,37 +22,35 @@ def create_model(
     keras_input: str = "",
     **options: Any,
 ) -> nn.Module:
-    """Builds a network, pretrained or not, with or without its classifier.
+    """Builds a network, with or without pretrained weights and classifier.
 
         model = create_model("resnet50", weights="imagenet", include_top=False, pooling="avg")
         model = create_model("mobilenet", 17, weights="mobilenet_2_5_128_tf_no_top.h5", alpha=0.25)
 
-    How a photo has to be prepared stands in `find_entry(name).preprocessing`, and for pretrained weights in
+    The preprocessing of its images is `find_entry(name).preprocessing`. For pretrained weights it is
     `flowers_torch.models.weights.plan_weights(name, weights).preprocessing`.
 
     Args:
-        name: Registered name or any timm name; `timm:NAME` is timm's network where the zoo has its own.
-        num_classes: Outputs of the classifier; without meaning where there is none.
-        in_chans: Channels of the input; pretrained weights have 3.
-        weights: None for random ones, "imagenet", "offline", or a .safetensors, .pth or Keras file. A
-            classifier of another number of classes than the file's stays random.
-        include_top: Whether the network ends with its classifier, or with its last feature map.
-        pooling: Without classifier: "avg" or "max" over the map; None leaves the map as it is.
-        size: Height and width of the photos, for networks that flatten their last feature map; 0 is the
-            network's usual size.
-        keras_input: How the network of a Keras file saw its photos, where not as published: "caffe", "tf",
-            "torch" or "unit" (see `keras_weights.MEAN_STD`).
-        options: Further keywords of this network's constructor, such as `alpha` of mobilenet, `dropout`,
-            `lineage` of resnet50.
+        name: A registered name or any timm name; `timm:NAME` is timm's network where both have one.
+        num_classes: Number of logits; ignored without classifier.
+        in_chans: Image channels; pretrained weights have 3.
+        weights: None (random), "imagenet", "offline", or a .safetensors, .pth or Keras file. The classifier
+            stays random where its number of classes differs from the file's.
+        include_top: Keep the classifier. Without it the network ends with its last feature map.
+        pooling: "avg" or "max" over the last feature map, None for the map itself; only without classifier.
+        size: Image height and width, for heads that flatten; 0 is the network's usual size.
+        keras_input: Input range of a Keras file that differs from the published one: "caffe", "tf", "torch"
+            or "unit" (see `flowers_torch.models.keras.weights.MEAN_STD`).
+        options: Further keywords of the network's constructor, such as `alpha`, `dropout` or `lineage`.
 
     Returns:
-        A module that maps (N, in_chans, H, W) to logits (N, num_classes); without classifier to the map
-        (N, C, h, w) or, pooled, to (N, C).
+        A module from (N, in_chans, H, W) to logits (N, num_classes). Without classifier it returns the map
+        (N, C, h, w), or (N, C) with pooling.
 
     Raises:
         UsageError: unknown name, option, pooling or size.
         ModelFileError: the weights do not fit.
-        ResourceError: they cannot be fetched.
+        ResourceError: the weights cannot be downloaded.
     """
     if pooling not in (None, "avg", "max") or (pooling and include_top):
         raise UsageError(
@@ -63,19 +61,19 @@ def create_model(
         check_size(name, size)
     plan = None
     if weights is not None:
-        from flowers_torch.models.weights import load_weights, plan_weights  # which need this module
+        from flowers_torch.models.weights import load_weights, plan_weights  # they import this module
 
         plan = plan_weights(name, weights, keras_input)
         options = plan.options | options
     if not include_top and name in REGISTRY:
-        options = {"global_pool": ""} | options  # so that VGG does not make dense layers to throw away
+        options = {"global_pool": ""} | options  # VGG then builds no dense layers, which would be removed
     model = build_network(name, num_classes if include_top else 0, in_chans, size, options)
     if not include_top:
         remove_head(model, pooling or "")
     if plan is not None:
         log.info(f"network  {name}: {load_weights(model, name, plan)}")
-        if plan.licence:
-            log.info(f"weights  {plan.source}, licence: {plan.licence}")
+        if plan.license:
+            log.info(f"weights  {plan.source}, license: {plan.license}")
     return model
 
 
@@ -86,9 +84,9 @@ def build_network(
     size: int = 0,
     options: dict[str, Any] | None = None,
 ) -> nn.Module:
-    """A network with random weights; arguments as `create_model`, which does more."""
+    """A network with random weights; arguments as in `create_model`."""
     entry = find_entry(name)
-    keywords = ({"input_size": size} if entry.sized and size else {}) | (options or {})
+    keywords = ({"input_size": size} if entry.takes_input_size and size else {}) | (options or {})
     try:
         return entry.build(num_classes=num_classes, in_chans=in_chans, **keywords)
     except TypeError as error:
@@ -96,7 +94,7 @@ def build_network(
 
 
 def check_size(name: str, size: int) -> None:
-    """Refuses an input size that the network cannot see anything at."""
+    """Raises UsageError for images that are too small for a network."""
     entry = find_entry(name)
     if size < entry.min_size:
         raise UsageError(f"--size {size} is too small for {name}", f"use --size {entry.min_size} or more")

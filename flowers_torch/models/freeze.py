@@ -1,8 +1,7 @@
-"""What trains and what does not: `requires_grad`, optimiser groups and batch-norm mode from one decision.
+"""Freezing: `requires_grad`, optimizer groups and batch-norm modes follow from one ordered list of rules.
 
-A stage states an ordered list of rules (pattern, learning-rate multiplier); for each parameter the first
-matching pattern wins and 0 means frozen. A pattern that matches nothing and a parameter that no pattern
-covers are errors, because both mean that somebody believes something untrue about the network.
+A rule is a pair (pattern, learning-rate multiplier). For each parameter the first matching pattern wins, and
+0 freezes it. A pattern that decides no parameter and a parameter that no pattern covers are errors.
 """
 
 import dataclasses
@@ -22,7 +21,7 @@ BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Neighbouring parameters that are trained alike."""
+    """Parameters of one block that share a learning rate."""
 
     name: str  # the block's name among the network's modules
     parameters: tuple[str, ...]  # names, in the order of the network
@@ -30,17 +29,17 @@ class Group:
 
 
 def blocks(model: nn.Module) -> dict[str, list[str]]:
-    """The network's blocks in forward order, each with its parameter names.
+    """The network's blocks in forward order, each with the names of its parameters.
 
-    A block is a direct child; a child that is a sequence counts by its members (`blocks.3`, `layer2.0`).
+    A block is a direct child, or a member of a child that is a sequence (`blocks.3`, `layer2.0`).
     """
     found: dict[str, list[str]] = {}
+    head = classifier_name(model).split(".")[0]
     for name, _ in model.named_parameters():
         first, *rest = name.split(".")
-        child = getattr(model, first)
-        in_sequence = isinstance(child, nn.Sequential | nn.ModuleList) and len(rest) > 1
-        is_head = first == classifier_name(model).split(".")[0]
-        found.setdefault(f"{first}.{rest[0]}" if in_sequence and not is_head else first, []).append(name)
+        is_sequence = isinstance(getattr(model, first), nn.Sequential | nn.ModuleList) and len(rest) > 1
+        block = f"{first}.{rest[0]}" if is_sequence and first != head else first
+        found.setdefault(block, []).append(name)
     return found
 
 
@@ -49,11 +48,11 @@ def rules_for(model: nn.Module, train: str | list[Any]) -> list[tuple[str, float
 
     Args:
         model: The network.
-        train: `head` (the classifier alone), `all`, a block's name (that block and all behind it), or
-            `keras:N` (all but the first N layers as Keras lists them).
+        train: `head` (the classifier), `all`, the name of a block (this block and all behind it), or
+            `keras:N` (all but the first N layers of Keras's list).
 
     Raises:
-        UsageError: no block of that name; the message lists those there are.
+        UsageError: there is no block of that name; the message lists the blocks.
     """
     if not isinstance(train, str):
         return [(pattern, float(multiplier)) for pattern, multiplier in train]
@@ -62,27 +61,26 @@ def rules_for(model: nn.Module, train: str | list[Any]) -> list[tuple[str, float
 
         frozen = keras_prefix(model, int(train[6:]) if train[6:].isdecimal() else 0)
         return [(f"{name}.*", 0.0) for name in frozen] + [("*", 1.0)]
-    head = f"{classifier_name(model)}.*"
     if train == "all":
         return [("*", 1.0)]
     if train == "head":
-        return [(head, 1.0), ("*", 0.0)]
+        return [(f"{classifier_name(model)}.*", 1.0), ("*", 0.0)]
     names = list(blocks(model))
     start = next((i for i, name in enumerate(names) if name == train or name.startswith(f"{train}.")), None)
     if start is None:
         raise UsageError(
             f"the network has no block {train!r}", f"train = head, all, or one of {', '.join(names)}"
         )
-    everything = dict(model.named_parameters())
+    parameters = dict(model.named_parameters())
     # A block can be a bare parameter, such as the class token of a vision transformer.
-    return [(name if name in everything else f"{name}.*", 1.0) for name in names[start:]] + [("*", 0.0)]
+    return [(name if name in parameters else f"{name}.*", 1.0) for name in names[start:]] + [("*", 0.0)]
 
 
 def apply_rules(model: nn.Module, rules: Rules) -> list[Group]:
-    """Sets `requires_grad` by the rules and returns the groups, frozen ones included, in forward order.
+    """Sets `requires_grad` and returns the groups in forward order, frozen ones included.
 
     Raises:
-        UsageError: a pattern matches no parameter, a parameter has no rule, or nothing trains.
+        UsageError: a pattern decides no parameter, a parameter has no rule, or everything is frozen.
     """
     multipliers: dict[str, float] = {}
     used = set()
@@ -93,13 +91,13 @@ def apply_rules(model: nn.Module, rules: Rules) -> list[Group]:
         used.add(match[0])
         multipliers[name] = match[1]
         parameter.requires_grad_(match[1] > 0)
-    idle = [pattern for pattern, _ in rules if pattern not in used and pattern != "*"]
-    if idle:
+    unused = [pattern for pattern, _ in rules if pattern not in used and pattern != "*"]
+    if unused:
         raise UsageError(
-            f"rule {idle[0]!r} decides no parameter", f"use names such as {next(iter(multipliers))!r}"
+            f"rule {unused[0]!r} decides no parameter", f"use names such as {next(iter(multipliers))!r}"
         )
     if not any(multipliers.values()):
-        raise UsageError("every parameter is frozen", "let a rule have a multiplier above 0")
+        raise UsageError("every parameter is frozen", "give one of the rules a multiplier above 0")
     groups = []
     for block, names in blocks(model).items():
         for value in dict.fromkeys(multipliers[name] for name in names):
@@ -108,11 +106,11 @@ def apply_rules(model: nn.Module, rules: Rules) -> list[Group]:
 
 
 def decay_by_layer(groups: Sequence[Group], decay: float) -> list[Group]:
-    """Discriminative learning rates: each block's multiplier times `decay` for each trained block behind it.
+    """Discriminative learning rates: each trained block multiplies the rates of those before it by `decay`.
 
     Args:
         groups: From `apply_rules`.
-        decay: 1 changes nothing; ULMFiT and fastai lower the rate from the head to the stem.
+        decay: 1 changes nothing. ULMFiT and fastai lower the rate from the head to the stem.
     """
     trained = list(dict.fromkeys(group.name for group in groups if group.multiplier))
     behind = {name: len(trained) - 1 - place for place, name in enumerate(trained)}
@@ -123,14 +121,14 @@ def decay_by_layer(groups: Sequence[Group], decay: float) -> list[Group]:
 
 
 def set_train_mode(model: nn.Module, batch_norm: str = "trained") -> None:
-    """`model.train()` that leaves frozen parts in inference mode; call it instead, every time.
+    """Replaces `model.train()`: modules whose parameters are all frozen stay in inference mode.
 
-    A module whose parameters are all frozen runs as at inference: batch norm uses and keeps its stored
-    statistics, dropout inside it is off. So a frozen backbone computes the same features in every epoch.
+    Their batch norm uses its running statistics and does not update them, and dropout inside them is off. A
+    frozen backbone therefore computes the same features in every epoch.
 
     Args:
         model: A network to which `apply_rules` was applied.
-        batch_norm: Layers whose batch norm follows the photos: `trained` ones, `all` or `none`.
+        batch_norm: Which batch norms use batch statistics: those of `trained` modules, `all` or `none`.
     """
     model.train()
     for module in model.modules():
@@ -144,10 +142,10 @@ def set_train_mode(model: nn.Module, batch_norm: str = "trained") -> None:
 
 
 def freeze_table(model: nn.Module, groups: Sequence[Group], lr: float | None) -> str:
-    """The outcome of freezing as text: block, tensors, parameters, learning rate, batch norm.
+    """The outcome of freezing as text: block, tensors, parameters, learning rate, batch-norm mode.
 
-    Neighbouring blocks that are treated alike share a line. Reads the modes that are set now, so it shows
-    what is, not what was asked for. Without a learning rate L-BFGS fits what is not frozen.
+    Neighboring blocks that are treated alike share a line. The modes are read from the modules, so the table
+    shows their state. `lr` is None where L-BFGS fits what is not frozen.
     """
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     rows: list[tuple[str, str, int, int, float, str]] = []
@@ -175,4 +173,4 @@ def _batch_norm_mode(model: nn.Module, group: Group) -> str:
     owners = {name.rpartition(".")[0] for name in group.parameters}
     norms = [module for name, module in model.named_modules() if name in owners]
     modes = {module.training for module in norms if isinstance(module, BATCH_NORMS)}
-    return {0: "-", 1: "adapts" if True in modes else "stored", 2: "mixed"}[len(modes)]
+    return {0: "-", 1: "train" if True in modes else "eval", 2: "mixed"}[len(modes)]

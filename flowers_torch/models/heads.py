@@ -1,4 +1,4 @@
-"""Classifier heads: a linear layer, a hidden one in front of it as in the seed, or one sigmoid output."""
+"""Classifier heads: a linear layer, optionally with a hidden layer, batch norm or a sigmoid output."""
 
 from collections import OrderedDict
 
@@ -10,10 +10,10 @@ from flowers_torch.models.network import MlpHead, Network
 
 
 class TwoLogits(nn.Module):
-    """The one output z of a sigmoid head as the logits of two classes: (N, 1) -> (N, 2).
+    """The output z of a sigmoid head as the logits of two classes: (N, 1) -> (N, 2).
 
-    Their softmax is (1 - sigmoid(z), sigmoid(z)) and their cross-entropy the binary one of z, so that nothing
-    downstream has to know of the head. Half of z to either side gives both classes a gradient.
+    The softmax of (-z/2, z/2) is (1 - sigmoid(z), sigmoid(z)) and its cross-entropy is the binary one of z,
+    so the loss and the metrics treat both kinds of head alike.
     """
 
     def forward(self, z: Tensor) -> Tensor:
@@ -29,20 +29,19 @@ def set_head(
     norm: bool = False,
     sigmoid: bool = False,
 ) -> None:
-    """Gives a network a fresh classifier for `num_classes`, in place.
+    """Replaces the classifier of a network, in place.
 
     Args:
         model: A network with timm's contract.
-        num_classes: Width of the logits.
-        hidden: Width of a hidden ReLU layer between pooled features and logits; 0 for none. 1024 is the
-            head of the Keras seed (global average pooling, Dense 1024 ReLU, Dense n).
-        dropout: Share of the classifier's inputs dropped in training.
-        norm: Batch norm of the pooled features in front of it all, for backbones whose features are tiny or
-            of very different size.
-        sigmoid: One output for two classes, as `Dense(1, activation="sigmoid")`, instead of one for each.
+        num_classes: Number of logits.
+        hidden: Width of a hidden ReLU layer before the classifier; 0 for none. The original Keras tutorial
+            has 1024 (global average pooling, Dense 1024 ReLU, Dense n).
+        dropout: Probability before the classifier.
+        norm: Batch norm of the pooled features, for backbones whose features are tiny or differ in scale.
+        sigmoid: One output for two classes, as `Dense(1, activation="sigmoid")`, instead of one per class.
 
     Raises:
-        UsageError: the network has no linear classifier to replace, or a sigmoid for other than two classes.
+        UsageError: the network has no linear classifier, or a sigmoid head is for other than two classes.
     """
     model.reset_classifier(num_classes)  # type: ignore[operator]
     name = classifier_name(model)
@@ -68,16 +67,14 @@ def set_head(
 
 
 def remove_head(model: nn.Module, pooling: str = "") -> None:
-    """Leaves a network nothing behind its last feature map but a pooling, in place.
-
-    Dense layers before the classifier, such as those of VGG, go too.
+    """Removes everything behind the last feature map except a pooling, in place.
 
     Args:
         model: A network with timm's contract.
         pooling: "avg" or "max" over the map: N x C; "" for the map itself, N x C x h x w.
 
     Raises:
-        UsageError: the network (one of timm's) cannot do that.
+        UsageError: the network (one of timm's) does not support that.
     """
     if isinstance(model, Network):
         model.head = MlpHead(model.num_features, 0, pooling).train(model.training)
@@ -96,10 +93,9 @@ def classifier_name(model: nn.Module) -> str:
 
 
 def main_and_auxiliary(output: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Splits what a network returned in training into its logits and those of auxiliary classifiers.
+    """Splits the output of a network in training into its logits and those of auxiliary classifiers.
 
-    The one place that knows that some networks (InceptionV3 and GoogLeNet with their auxiliary classifier
-    built) answer with a tuple while training.
+    Networks with auxiliary classifiers, such as GoogLeNet's, return a tuple in training.
     """
     if isinstance(output, tuple):
         return output[0], output[1:]

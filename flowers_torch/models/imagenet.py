@@ -1,4 +1,4 @@
-"""ImageNet's classes: what the 1000 logits of a pretrained network stand for."""
+"""The classes of ImageNet: what the 1000 logits of a pretrained network stand for."""
 
 from functools import cache
 
@@ -9,7 +9,7 @@ from flowers_torch.errors import UsageError
 
 @cache
 def imagenet_classes() -> tuple[tuple[str, str], ...]:
-    """(WordNet id, name) of the 1000 classes in the order of the logits, from timm's own tables."""
+    """(WordNet id, name) of the 1000 classes in the order of the logits, from timm's tables."""
     from timm.data import ImageNetInfo
 
     info = ImageNetInfo("imagenet-1k")
@@ -17,17 +17,17 @@ def imagenet_classes() -> tuple[tuple[str, str], ...]:
 
 
 def decode_predictions(logits: Tensor, top: int = 3) -> list[list[tuple[str, str, float]]]:
-    """The likeliest ImageNet classes of each picture.
+    """The most probable ImageNet classes of each image.
 
     Args:
-        logits: N x 1000, as a network with ImageNet weights gives them; not probabilities.
-        top: Classes for each picture.
+        logits: N x 1000, of a network with ImageNet weights; not probabilities.
+        top: Number of classes per image.
 
     Returns:
-        For each picture `top` tuples (WordNet id, name, probability), the likeliest first.
+        For each image `top` tuples (WordNet id, name, probability), most probable first.
 
     Raises:
-        UsageError: not logits of 1000 classes.
+        UsageError: these are not logits of 1000 classes, or `top` is out of range.
     """
     if logits.ndim != 2 or logits.shape[1] != 1000:
         raise UsageError(

@@ -1,8 +1,7 @@
-"""Inception modules and the GoogLeNet that they build, with its auxiliary classifiers.
+"""GoogLeNet, its Inception modules and its auxiliary classifiers.
 
-An Inception module does not choose between filter sizes: it computes all of them and stacks the results.
-What makes that affordable is the 1x1 convolution. It mixes channels at each pixel and can make them fewer,
-a bottleneck before the expensive 3x3 and 5x5 filters:
+An Inception module computes filters of several sizes and concatenates the results. A 1x1 convolution reduces
+the channels before the expensive 3x3 and 5x5 filters:
 
     28x28x192 -> 5x5, 32 filters                        120,422,400 multiplications
     28x28x192 -> 1x1, 16 filters -> 5x5, 32 filters      12,443,648
@@ -22,7 +21,7 @@ from flowers_torch.models.network import MlpHead, Network
 
 
 class ConvUnit(nn.Sequential):
-    """Convolution that keeps the map's size (but for its stride), batch norm or a bias, ReLU.
+    """Convolution with "same" padding, batch norm or a bias, ReLU.
 
     Shapes: N x in_channels x H x W -> N x out_channels x ceil(H / stride) x ceil(W / stride).
     """
@@ -39,7 +38,7 @@ class ConvUnit(nn.Sequential):
 
 
 class Widths(NamedTuple):
-    """Output channels of an Inception module's convolutions; the module's own are the last of each branch."""
+    """Output channels of the six convolutions of an Inception module."""
 
     only1x1: int
     reduce3x3: int  # the bottleneck before the 3x3
@@ -50,19 +49,19 @@ class Widths(NamedTuple):
 
     @property
     def total(self) -> int:
-        """Channels of the stacked result."""
+        """Channels of the module's output."""
         return self.only1x1 + self.conv3x3 + self.conv5x5 + self.after_pool
 
 
 class InceptionModule(nn.Module):
-    """Four branches side by side (1x1; 1x1, 3x3; 1x1, 5x5; 3x3 max pooling, 1x1), stacked by channels.
+    """Four concatenated branches: 1x1; 1x1 and 3x3; 1x1 and 5x5; 3x3 max pooling and 1x1.
 
     Shapes: N x in_channels x H x W -> N x widths.total x H x W.
 
     Args:
         in_channels: Channels of the input.
         widths: Output channels of the six convolutions.
-        batch_norm: Batch norm after each convolution; without it a bias, as in the paper.
+        batch_norm: Whether each convolution has batch norm, or a bias as in the paper.
     """
 
     def __init__(self, in_channels: int, widths: Widths, batch_norm: bool = True) -> None:
@@ -86,7 +85,7 @@ class InceptionModule(nn.Module):
 
 
 class AuxiliaryHead(nn.Module):
-    """A second classifier in the middle of a deep network; its loss brings gradient to the lower layers.
+    """A classifier in the middle of the network, whose loss gives the lower layers more gradient.
 
     Shapes: N x in_channels x H x W -> N x num_classes.
     """
@@ -107,20 +106,16 @@ class AuxiliaryHead(nn.Module):
 
 
 class GoogLeNet(Network):
-    """The first Inception network: a stem, nine modules, global average, dropout, one dense layer.
+    """The first Inception network: stem, nine modules, global average, dropout, dense layer.
 
-    6,998,552 parameters at 1000 classes without batch norm and without auxiliary classifiers.
+    6,998,552 parameters with 1000 classes, without batch norm and auxiliary classifiers.
     Shapes: N x in_chans x H x W -> N x num_classes; the feature map is N x 1024 x ceil(H/32) x ceil(W/32).
-    While training with `aux_logits`, a tuple of three such logits: the main ones, then the lower and the
-    upper auxiliary ones.
+    In training with `aux_logits` it returns a tuple of three logits: the main ones, those of the lower and
+    those of the upper auxiliary classifier.
 
     Args:
-        num_classes: Logits; 0 for features.
-        in_chans: Channels of the images.
         aux_logits: Whether to build the two auxiliary classifiers.
-        batch_norm: After each convolution; the paper predates it and is harder to train.
-        global_pool: As `pool` of `MlpHead`.
-        input_size: Height and width of the images; matters only to heads that flatten.
+        batch_norm: Whether each convolution has batch norm; without it the network is harder to train.
     """
 
     def __init__(
@@ -137,20 +132,20 @@ class GoogLeNet(Network):
         def module(in_channels: int, *widths: int) -> InceptionModule:
             return InceptionModule(in_channels, Widths(*widths), batch_norm)
 
-        def shrink() -> nn.MaxPool2d:
+        def downsample() -> nn.MaxPool2d:
             return nn.MaxPool2d(3, stride=2, padding=1)
 
         self.stem = nn.Sequential(
             ConvUnit(in_chans, 64, 7, stride=2, batch_norm=batch_norm),
-            shrink(),
+            downsample(),
             ConvUnit(64, 64, 1, batch_norm=batch_norm),
             ConvUnit(64, 192, 3, batch_norm=batch_norm),
-            shrink(),
+            downsample(),
         )
         self.lower = nn.Sequential(
             module(192, 64, 96, 128, 16, 32, 32),  # 3a
             module(256, 128, 128, 192, 32, 96, 64),  # 3b
-            shrink(),
+            downsample(),
             module(480, 192, 96, 208, 16, 48, 64),  # 4a
         )
         self.middle = nn.Sequential(
@@ -160,12 +155,12 @@ class GoogLeNet(Network):
         )
         self.upper = nn.Sequential(
             module(528, 256, 160, 320, 32, 128, 128),  # 4e
-            shrink(),
+            downsample(),
             module(832, 256, 160, 320, 32, 128, 128),  # 5a
             module(832, 384, 192, 384, 48, 128, 128),  # 5b
         )
         glorot_init_(self)
-        # Heads come last, so that "from this block up" includes all of them.
+        # Heads come last, so that "this block and all behind it" includes all of them.
         self.lower_aux = AuxiliaryHead(512, num_classes, batch_norm) if aux_logits else None
         self.middle_aux = AuxiliaryHead(528, num_classes, batch_norm) if aux_logits else None
         self.head = MlpHead(1024, num_classes, global_pool, dropout=0.4, map_size=(input_size + 31) // 32)
@@ -185,7 +180,7 @@ class GoogLeNet(Network):
         return logits, self.lower_aux(lower), self.middle_aux(middle)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replaces the classifier and, where there are any, the last layers of the auxiliary ones."""
+        """Replaces the classifier and the last layers of the auxiliary classifiers."""
         super().reset_classifier(num_classes, global_pool)
         for auxiliary in (self.lower_aux, self.middle_aux):
             if auxiliary is not None:
@@ -196,5 +191,5 @@ class GoogLeNet(Network):
 
 
 def googlenet(num_classes: int = 1000, **options: Any) -> GoogLeNet:
-    """GoogLeNet, the first Inception network; options as `GoogLeNet`."""
+    """GoogLeNet; options as in `GoogLeNet`."""
     return GoogLeNet(num_classes, **options)

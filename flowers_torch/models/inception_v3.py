@@ -1,9 +1,9 @@
-"""InceptionV3 with timm's parameter names and a choice of how the average pools treat their padding.
+"""InceptionV3 with timm's parameter names and either kind of average pooling.
 
-The network is that of timm's `inception_v3` (Szegedy et al. 2015, https://arxiv.org/abs/1512.00567), written
-again for one reason: Keras's average pooling leaves the padding out of the mean, PyTorch's default counts
-it as zeros, and timm offers no choice. With Keras weights the wrong choice moves the last features by 10%.
-timm's and torchvision's weights want `count_include_pad=True`, Keras weights want False.
+Keras's average pooling leaves the padding out of the mean. PyTorch's default counts it as zeros, and timm has
+no option for it. With Keras's weights the wrong pooling changes the last features by 10%. They need
+`count_include_pad=False`; the weights of timm and torchvision need True.
+Paper: Szegedy et al. 2015, https://arxiv.org/abs/1512.00567.
 """
 
 from typing import Any
@@ -14,18 +14,9 @@ from torch import Tensor, nn
 
 Size = int | tuple[int, int]
 
-# What timm's, torchvision's and Keras's weights all want; the network itself takes 75 pixels and more.
-PREPROCESSING = {
-    "input_size": (3, 299, 299),
-    "mean": (0.5, 0.5, 0.5),
-    "std": (0.5, 0.5, 0.5),
-    "interpolation": "bicubic",
-    "crop_pct": 0.875,
-}
-
 
 class ConvNormAct(nn.Sequential):
-    """Convolution without bias, batch norm (epsilon 1e-3, as TensorFlow), ReLU."""
+    """Convolution without bias, batch norm (epsilon 1e-3 as in TensorFlow), ReLU."""
 
     def __init__(
         self, in_channels: int, out_channels: int, size: Size, stride: int = 1, padding: Size = 0
@@ -41,7 +32,7 @@ def _average_pool(count_include_pad: bool) -> nn.AvgPool2d:
 
 
 class InceptionA(nn.Module):
-    """1x1, 5x5 and double 3x3 branches and a pooled one: N x C x H x W -> N x (224 + pooled) x H x W."""
+    """1x1, 5x5, double 3x3 and pooling branches: N x C x H x W -> N x (224 + pooled) x H x W."""
 
     def __init__(self, in_channels: int, pooled: int, count_include_pad: bool) -> None:
         super().__init__()
@@ -63,7 +54,7 @@ class InceptionA(nn.Module):
 
 
 class InceptionB(nn.Module):
-    """Halves the picture: N x C x H x W -> N x (480 + C) x H/2 x W/2."""
+    """Halves height and width: N x C x H x W -> N x (480 + C) x H/2 x W/2."""
 
     def __init__(self, in_channels: int) -> None:
         super().__init__()
@@ -80,7 +71,7 @@ class InceptionB(nn.Module):
 
 
 class InceptionC(nn.Module):
-    """7x7 convolutions factorised into 1x7 and 7x1: N x C x H x W -> N x 768 x H x W."""
+    """7x7 convolutions factorized into 1x7 and 7x1: N x C x H x W -> N x 768 x H x W."""
 
     def __init__(self, in_channels: int, narrow: int, count_include_pad: bool) -> None:
         super().__init__()
@@ -106,7 +97,7 @@ class InceptionC(nn.Module):
 
 
 class InceptionD(nn.Module):
-    """Halves the picture again: N x C x H x W -> N x (512 + C) x H/2 x W/2."""
+    """Halves height and width again: N x C x H x W -> N x (512 + C) x H/2 x W/2."""
 
     def __init__(self, in_channels: int) -> None:
         super().__init__()
@@ -126,7 +117,7 @@ class InceptionD(nn.Module):
 
 
 class InceptionE(nn.Module):
-    """Branches that fork into 1x3 and 3x1: N x C x H x W -> N x 2048 x H x W."""
+    """Branches that split into 1x3 and 3x1: N x C x H x W -> N x 2048 x H x W."""
 
     def __init__(self, in_channels: int, count_include_pad: bool) -> None:
         super().__init__()
@@ -152,14 +143,17 @@ class InceptionE(nn.Module):
 
 
 class InceptionV3(nn.Module):
-    """InceptionV3 without auxiliary classifier; N x in_chans x 299 x 299 -> N x num_classes.
+    """InceptionV3 without auxiliary classifier.
+
+    Shapes: N x in_chans x 299 x 299 -> N x num_classes; the feature map is N x 2048 x 8 x 8. At least
+    75 x 75 pixels.
 
     Args:
-        num_classes: Outputs of the last layer; 0 leaves pooled features.
-        in_chans: Channels of the input.
-        drop_rate: Dropout before the last layer.
+        num_classes: Logits; 0 for pooled features.
+        in_chans: Image channels.
+        drop_rate: Dropout before the classifier.
         global_pool: "avg", "max" or "" (none), as in timm.
-        count_include_pad: Whether the average pools inside count their zero padding: True as in timm and
+        count_include_pad: Whether the inner average poolings count their zero padding: True as in timm and
             torchvision, False as in Keras.
     """
 
@@ -172,9 +166,7 @@ class InceptionV3(nn.Module):
         count_include_pad: bool = True,
     ) -> None:
         super().__init__()
-        self.num_classes, self.in_chans, self.drop_rate = num_classes, in_chans, drop_rate
-        self.count_include_pad = count_include_pad
-        self.pretrained_cfg = {**PREPROCESSING, "first_conv": "Conv2d_1a_3x3.conv", "classifier": "fc"}
+        self.drop_rate = drop_rate
         self.Conv2d_1a_3x3 = ConvNormAct(in_chans, 32, 3, stride=2)
         self.Conv2d_2a_3x3 = ConvNormAct(32, 32, 3)
         self.Conv2d_2b_3x3 = ConvNormAct(32, 64, 3, padding=1)
@@ -198,10 +190,10 @@ class InceptionV3(nn.Module):
         self.reset_classifier(num_classes, global_pool)
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
-                nn.init.kaiming_normal_(module.weight)  # timm's fixed std of 0.1 learns slower from scratch
+                nn.init.kaiming_normal_(module.weight)  # timm's fixed std of 0.1 trains slower
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Pictures to the last feature map, N x 2048 x 8 x 8 at 299 pixels."""
+        """The last feature map, N x 2048 x 8 x 8 at 299 pixels."""
         x = self.Conv2d_1a_3x3(x)  # N x 32 x 149 x 149
         x = self.Conv2d_2a_3x3(x)  # N x 32 x 147 x 147
         x = self.Conv2d_2b_3x3(x)  # N x 64 x 147 x 147
@@ -223,7 +215,7 @@ class InceptionV3(nn.Module):
         return x
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Feature map to logits, or to the pooled features before the last layer."""
+        """Logits of a feature map, or with `pre_logits` the input of the classifier."""
         x = self.global_pool(x)
         x = self.head_drop(x)
         return x if pre_logits else self.fc(x)
@@ -232,21 +224,17 @@ class InceptionV3(nn.Module):
         return self.forward_head(self.forward_features(x))
 
     def get_classifier(self) -> nn.Module:
-        """The last layer."""
+        """The layer that returns the logits."""
         return self.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A fresh last layer of `num_classes` outputs; `global_pool` None keeps the pooling."""
+        """Replaces the classifier; `global_pool` None keeps the pooling."""
         pool_type = self.global_pool.pool_type if global_pool is None else global_pool
-        # Where the parameters live decides where the new layer goes: a model may be on the GPU by now.
         device = self.Conv2d_1a_3x3.conv.weight.device
         self.num_classes = num_classes
         self.global_pool, self.head_drop, self.fc = create_classifier(
             self.num_features, num_classes, pool_type=pool_type, drop_rate=self.drop_rate, device=device
         )
         for module in (self.global_pool, self.head_drop, self.fc):
-            module.train(self.training)  # a fresh dropout would be on, also in a network at inference
+            module.train(self.training)  # a new dropout is in training mode
         self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
-
-
-MIXED = ("5b", "5c", "5d", "6a", "6b", "6c", "6d", "6e", "7a", "7b", "7c")

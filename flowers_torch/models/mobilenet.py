@@ -1,7 +1,7 @@
-"""MobileNet and MobileNetV2, exactly as in keras.applications, any width.
+"""MobileNet and MobileNetV2 of any width, as in keras.applications.
 
-Both leave TensorFlow's traces: the first convolution pads as "same" does, MobileNet's strided depthwise
-convolutions are padded right and below whatever the size. timm's networks pad symmetrically.
+Both pad like TensorFlow: "same" in the first convolution, and right and below in MobileNet's strided
+depthwise convolutions. timm's networks pad symmetrically.
 Papers: https://arxiv.org/abs/1704.04861, https://arxiv.org/abs/1801.04381.
 """
 
@@ -19,7 +19,7 @@ EPSILON = 1e-3  # of batch norm: Keras's default
 
 
 def make_divisible(width: float, divisor: int = 8) -> int:
-    """The multiple of `divisor` nearest to `width`, at least one of it and no less than 90% of `width`."""
+    """The nearest multiple of `divisor` that is at least `divisor` and at least 90% of `width`."""
     rounded = max(divisor, int(width + divisor / 2) // divisor * divisor)
     return rounded if rounded >= 0.9 * width else rounded + divisor
 
@@ -58,15 +58,13 @@ class DepthwiseBlock(nn.Module):
 
 
 class MobileNet(Network):
-    """MobileNet; N x in_chans x 224 x 224 -> N x num_classes, feature map N x 1024 alpha x 7 x 7.
+    """Stem, 13 depthwise blocks, head.
 
-    Keras counts 4,253,864 parameters with 1000 classes and alpha 1. At least 32 x 32 pixels.
+    Shapes: N x in_chans x 224 x 224 -> N x num_classes; the feature map is N x 1024 alpha x 7 x 7. At least
+    32 x 32 pixels.
 
     Args:
-        num_classes: Logits; 0 for features.
-        in_chans: Channels of the images.
-        global_pool: As `pool` of `MlpHead`.
-        alpha: Multiplies all widths (0.25, 0.5, 0.75 and 1 have published weights).
+        alpha: Factor of all widths (weights are published for 0.25, 0.5, 0.75 and 1).
         depth_multiplier: Depthwise filters per channel.
         dropout: Probability before the classifier.
     """
@@ -98,15 +96,15 @@ class MobileNet(Network):
 
 
 class InvertedResidual(nn.Module):
-    """1x1 convolution that widens, depthwise 3x3, 1x1 that narrows without activation; added where it can.
+    """1x1 expansion, depthwise 3x3, 1x1 projection without activation; residual where the shapes agree.
 
     Shapes: N x in_channels x H x W -> N x out_channels x ceil(H/stride) x ceil(W/stride).
 
     Args:
         in_channels: Channels of the input.
         out_channels: Channels of the output.
-        stride: Of the depthwise convolution.
-        expansion: How much wider the middle is; 1 leaves the first convolution out.
+        stride: Stride of the depthwise convolution.
+        expansion: Factor of the middle's width; 1 omits the first convolution.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, expansion: int) -> None:
@@ -134,15 +132,13 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNetV2(Network):
-    """MobileNetV2; N x in_chans x 224 x 224 -> N x num_classes, feature map N x 1280 x 7 x 7.
+    """Stem, 17 inverted residuals, a 1x1 convolution, head.
 
-    Keras counts 3,538,984 parameters with 1000 classes and alpha 1. At least 32 x 32 pixels.
+    Shapes: N x in_chans x 224 x 224 -> N x num_classes; the feature map is N x 1280 x 7 x 7. At least
+    32 x 32 pixels.
 
     Args:
-        num_classes: Logits; 0 for features.
-        in_chans: Channels of the images.
-        global_pool: As `pool` of `MlpHead`.
-        alpha: Multiplies all widths but, below 1, the last (0.35 to 1.4 have published weights).
+        alpha: Factor of all widths except, below 1, the last (weights are published for 0.35 to 1.4).
     """
 
     def __init__(
@@ -181,10 +177,10 @@ class MobileNetV2(Network):
 
 
 def mobilenet(num_classes: int = 1000, **options: Any) -> MobileNet:
-    """MobileNet: 4,253,864 parameters as Keras counts them; options as `MobileNet`."""
+    """MobileNet: 4,253,864 parameters as Keras counts them; options as in `MobileNet`."""
     return MobileNet(num_classes, **options)
 
 
 def mobilenet_v2(num_classes: int = 1000, **options: Any) -> MobileNetV2:
-    """MobileNetV2: 3,538,984 parameters as Keras counts them; options as `MobileNetV2`."""
+    """MobileNetV2: 3,538,984 parameters as Keras counts them; options as in `MobileNetV2`."""
     return MobileNetV2(num_classes, **options)

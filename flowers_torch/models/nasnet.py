@@ -1,7 +1,7 @@
-"""NASNet-A, mobile and large, exactly as in keras.applications: cells found by search, each fed by two.
+"""NASNet-A, mobile and large, as in keras.applications: cells found by architecture search.
 
-A cell sees the outputs of the cell before it (`x`) and of the one before that (`p`); `Adjust` brings `p` to
-the size and width of `x`. Paper: Zoph et al. 2018, https://arxiv.org/abs/1707.07012.
+The inputs of a cell are the output of the cell before it (`x`) and of the one before that (`p`). The cell
+first adjusts `p` to the shape of `x`. Paper: Zoph et al. 2018, https://arxiv.org/abs/1707.07012.
 """
 
 from typing import Any, Literal
@@ -49,7 +49,7 @@ class Projection(nn.Module):
 
 
 class FactorizedReduction(nn.Module):
-    """Every second pixel twice, once shifted by one, half the channels from each.
+    """Halves the size: half the channels from every second pixel, half from the pixels between them.
 
     Shapes: N x in_channels x H x W -> N x channels x ceil(H/2) x ceil(W/2).
     """
@@ -73,7 +73,7 @@ class FactorizedReduction(nn.Module):
 
 
 def make_adjust(kind: Adjust, in_channels: int, channels: int) -> nn.Module:
-    """Brings `p` to `channels` ("project"), to these and half the size ("halve"), or leaves it ("keep")."""
+    """A module that leaves `p` as it is, changes its channels ("project"), or also halves its size."""
     return {"keep": nn.Identity, "project": Projection, "halve": FactorizedReduction}[kind](
         in_channels, channels
     )
@@ -83,10 +83,10 @@ class NormalCell(nn.Module):
     """Keeps the size: x and p -> N x 6 channels x H x W.
 
     Args:
-        x_channels: Channels of the cell before.
-        p_channels: Channels of the cell before that.
-        channels: Of each of the cell's branches.
-        adjust: What p needs: "halve" where it is twice as high and wide as x, else "project".
+        x_channels: Channels of x.
+        p_channels: Channels of p.
+        channels: Channels of each branch.
+        adjust: "halve" where p is twice as high and wide as x, otherwise "project".
     """
 
     def __init__(self, x_channels: int, p_channels: int, channels: int, adjust: Adjust) -> None:
@@ -108,13 +108,13 @@ class NormalCell(nn.Module):
         x1 = self.left1(h) + self.right1(p)
         x2 = self.left2(p) + self.right2(p)
         x3 = self.left3(h) + p
-        x4 = self.left4(p) + self.right4(p)  # twice the same, as in the paper's figure and in Keras
+        x4 = self.left4(p) + self.right4(p)  # equal terms, as in the paper's figure and in Keras
         x5 = self.left5(h) + h
         return torch.cat([p, x1, x2, x3, x4, x5], 1)
 
 
 class ReductionCell(nn.Module):
-    """Halves the size: x and p -> N x 4 channels x ceil(H/2) x ceil(W/2); arguments as `NormalCell`."""
+    """Halves the size: x and p -> N x 4 channels x ceil(H/2) x ceil(W/2); arguments as in `NormalCell`."""
 
     def __init__(self, x_channels: int, p_channels: int, channels: int, adjust: Adjust) -> None:
         super().__init__()
@@ -135,7 +135,7 @@ class ReductionCell(nn.Module):
     def forward(self, x: Tensor, p: Tensor) -> Tensor:
         p = self.adjust(p)
         h = self.narrow(x)
-        padded = self.pad(h)  # with zeros, which the poolings below then see
+        padded = self.pad(h)  # with zeros, unlike the pooling's own padding
         x1 = self.left1(h) + self.right1(p)
         x2 = self.left2(padded) + self.right2(p)
         x3 = self.left3(padded) + self.right3(p)
@@ -145,19 +145,16 @@ class ReductionCell(nn.Module):
 
 
 class NASNet(Network):
-    """NASNet-A (repeats @ features): stem, two reducing cells, three groups of normal cells, head.
+    """NASNet-A (repeats @ features): stem, two reduction cells, three groups of normal cells, head.
 
     Shapes: N x in_chans x H x W -> N x num_classes; at least 32 x 32 pixels.
 
     Args:
         repeats: Normal cells in each of the three groups.
         features: Channels of the last feature map; a multiple of 24.
-        stem_channels: Of the first convolution.
-        skip_reduction: Whether the first normal cell after a reduction looks past it (large) or takes
-            what the reduction saw (mobile).
-        num_classes: Logits; 0 for features.
-        in_chans: Channels of the images.
-        global_pool: As `pool` of `MlpHead`.
+        stem_channels: Channels of the first convolution.
+        skip_reduction: The p of the first normal cell after a reduction cell: the p of the reduction cell
+            (large) or its x (mobile).
     """
 
     def __init__(
@@ -185,7 +182,7 @@ class NASNet(Network):
             self.add_module(name, cell(x, p, width, adjust))
             self.cell_names.append(name)
             is_reduction = cell is ReductionCell
-            # What the next cell gets as p: what this one saw as x, or (skipping) what this one saw as p.
+            # The next cell's p is this one's x or, after a skipped reduction, this one's p.
             if not (is_reduction and skip_reduction and name.startswith("reduce")):
                 p = x
             x = width * (4 if is_reduction else 6)
@@ -214,10 +211,10 @@ class NASNet(Network):
 
 
 def nasnet_mobile(num_classes: int = 1000, **options: Any) -> NASNet:
-    """NASNet-A (4 @ 1056): 5,326,716 parameters as Keras counts them; options as `NASNet`."""
+    """NASNet-A (4 @ 1056): 5,326,716 parameters as Keras counts them; options as in `NASNet`."""
     return NASNet(4, 1056, 32, skip_reduction=False, num_classes=num_classes, **options)
 
 
 def nasnet_large(num_classes: int = 1000, **options: Any) -> NASNet:
-    """NASNet-A (6 @ 4032): 88,949,818 parameters as Keras counts them; options as `NASNet`."""
+    """NASNet-A (6 @ 4032): 88,949,818 parameters as Keras counts them; options as in `NASNet`."""
     return NASNet(6, 4032, 96, skip_reduction=True, num_classes=num_classes, **options)

@@ -1,12 +1,6 @@
-"""What every handwritten network offers, and the head that they share.
+"""`Network`, the base of the handwritten networks, and `MlpHead`, the head that they share.
 
-`Network` is timm's contract: whoever trains, freezes, exports or explains a network need not know whether
-it is one of these or timm's. `MlpHead` serves the single dense layer of ResNet and the 4096-4096 of VGG.
-The small head that people put on a bottleneck (flatten or global average, 256 units, dropout) belongs to
-the classifier, so that it trains while all below is frozen:
-
-    network = vgg16(hidden=(), global_pool="flatten", input_size=150)
-    set_head(network, 5, hidden=256, dropout=0.5)
+`Network` offers timm's contract, so that training, freezing and export treat both kinds alike.
 """
 
 from collections.abc import Sequence
@@ -20,20 +14,20 @@ POOLS = ("avg", "max", "flatten", "avg2x2", "")
 
 
 class MlpHead(nn.Module):
-    """Feature map to logits.
+    """From a feature map to logits: pooling, hidden layers, classifier.
 
-    Shapes: N x in_channels x H x W -> N x num_classes. With `pre_logits`, or with num_classes 0, the
-    result is what the classifier would see, N x num_features; with pool "" the map itself.
+    Shapes: N x in_channels x H x W -> N x num_classes. With `pre_logits` or num_classes 0 it returns the
+    input of the classifier, N x num_features; with pool "" the map itself.
 
     Args:
         in_channels: Channels of the feature map.
         num_classes: Logits; 1 for a binary network (its sigmoid belongs to the loss); 0 for no classifier.
-        pool: "avg" or "max" over the whole map; "flatten"; "avg2x2" (2x2 windows, then flatten, as in the
-            course's ResNet50); "" leaves the map as it is, so that no layer can follow.
-        hidden: Widths of dense layers before the classifier, each followed by activation and dropout.
-        dropout: Probability after each hidden layer, or after the pooling where there is none.
+        pool: "avg" or "max" over the map, "flatten", "avg2x2" (2x2 windows, then flatten, as in the course's
+            ResNet50), or "" for the map itself, which needs num_classes 0.
+        hidden: Widths of the hidden layers, each followed by activation and dropout.
+        dropout: Probability after each hidden layer, or after the pooling if there is none.
         activation: Class of the hidden layers' activation.
-        map_size: Height and width of the feature map; what a flattening head is built for.
+        map_size: Height and width of the feature map; only "flatten" and "avg2x2" depend on it.
     """
 
     def __init__(
@@ -56,7 +50,7 @@ class MlpHead(nn.Module):
         self.reset(num_classes, pool)
 
     def reset(self, num_classes: int, pool: str | None = None) -> None:
-        """Starts the classifier anew, and where the pooling changes the dense layers too."""
+        """Replaces the classifier, and the hidden layers too where the pooling changes."""
         pool = self.pool if pool is None else pool
         if pool not in POOLS:
             raise UsageError(f"unknown global pooling {pool!r}", f"use one of {', '.join(map(repr, POOLS))}")
@@ -68,25 +62,28 @@ class MlpHead(nn.Module):
                 f"a {self.map_size}x{self.map_size} map is too small for {pool}", "use larger images"
             )
         if pool != self.pool:
-            pooling: dict[str, nn.Module] = {
-                "avg": nn.AdaptiveAvgPool2d(1),
-                "max": nn.AdaptiveMaxPool2d(1),
-                "avg2x2": nn.AvgPool2d(2),
-            }
-            self.pool = pool
-            self.global_pool = pooling.get(pool, nn.Identity())
-            self.dense = nn.Sequential()
-            self.num_features = self.in_channels * side * side
-            for units in self.hidden if pool else ():
-                layers = [nn.Linear(self.num_features, units), self.activation(), nn.Dropout(self.dropout)]
-                self.dense.extend(layers)
-                self.num_features = units
-            if self.dropout and not self.hidden:
-                self.dense.append(nn.Dropout(self.dropout))
-            glorot_init_(self.dense)
+            self._build_hidden(pool, side)
         self.num_classes = num_classes
         self.fc = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
         glorot_init_(self.fc)
+
+    def _build_hidden(self, pool: str, side: int) -> None:
+        poolings: dict[str, nn.Module] = {
+            "avg": nn.AdaptiveAvgPool2d(1),
+            "max": nn.AdaptiveMaxPool2d(1),
+            "avg2x2": nn.AvgPool2d(2),
+        }
+        self.pool = pool
+        self.global_pool = poolings.get(pool, nn.Identity())
+        self.dense = nn.Sequential()
+        self.num_features = self.in_channels * side * side
+        for units in self.hidden if pool else ():
+            layers = [nn.Linear(self.num_features, units), self.activation(), nn.Dropout(self.dropout)]
+            self.dense.extend(layers)
+            self.num_features = units
+        if self.dropout and not self.hidden:
+            self.dense.append(nn.Dropout(self.dropout))
+        glorot_init_(self.dense)
 
     def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         if self.pool == "":
@@ -97,15 +94,19 @@ class MlpHead(nn.Module):
                 f"these images give {x.shape[-2]}x{x.shape[-1]}",
                 "use the input_size the network was built for, or global_pool='avg'",
             )
-        x = self.dense(self.global_pool(x).flatten(1))
+        x = self.dense(self.global_pool(x).flatten(1))  # N x num_features
         return x if pre_logits else self.fc(x)
 
 
 class Network(nn.Module):
-    """Base of the handwritten networks: a feature extractor of the subclass, then a `head`.
+    """A feature extractor, which the subclass defines, and a `head`.
 
-    A subclass sets `head`, last of its modules, and defines `forward_features`. Its parameters are in the
-    order in which the forward pass uses them, so that "from this block up" means a slice of them.
+    A subclass sets `head` as its last module and defines `forward_features`. Its parameters are in the order
+    of the forward pass, so that "this block and all behind it" is a slice of them.
+
+    All constructors take `num_classes` (logits; 0 for features), `in_chans` (image channels), `global_pool`
+    (`pool` of `MlpHead`) and, where the head may flatten, `input_size` (height and width of the images; it
+    matters only to heads that flatten).
 
     Shapes: N x in_chans x H x W -> N x num_classes.
     """
@@ -132,14 +133,14 @@ class Network(nn.Module):
         raise NotImplementedError
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Logits of a feature map, or what the classifier would see."""
+        """Logits of a feature map, or the input of the classifier."""
         return self.head(x, pre_logits)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))
 
     def get_classifier(self) -> nn.Module:
-        """The layer that gives the logits."""
+        """The layer that returns the logits."""
         return self.head.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
@@ -147,7 +148,7 @@ class Network(nn.Module):
 
         Args:
             num_classes: Logits of the new classifier; 0 for none.
-            global_pool: As `pool` of `MlpHead`; another one than before starts the dense layers anew.
+            global_pool: `pool` of `MlpHead`; a change also replaces the hidden layers.
         """
         reference = next(self.parameters())
         self.head.reset(num_classes, global_pool)

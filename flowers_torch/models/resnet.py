@@ -1,14 +1,14 @@
-"""ResNet and ResNeXt with 50, 101 and 152 layers, stacked from this package's blocks.
+"""ResNet and ResNeXt with 50, 101 and 152 layers.
 
-One architecture, three lineages that differ in small things and whose weights are not interchangeable:
+Three lineages of one architecture differ in details, so that their weights are not interchangeable:
 
-| lineage  | bias | stride on  | epsilon  | stem pooling | head                  | where from                |
+| lineage  | bias | stride on  | epsilon  | stem pooling | head                  | source                    |
 |----------|------|------------|----------|--------------|-----------------------|---------------------------|
 | keras    | yes  | first 1x1  | 1.001e-5 | padded       | global average        | keras.applications        |
 | torch    | no   | middle 3x3 | 1e-5     | padded       | global average        | torchvision, timm         |
 | course   | yes  | first 1x1  | 1e-3     | not padded   | 2x2 average, flatten  | course notebook, 64x64    |
 
-Every lineage's ResNeXt has no bias and the stride on the 3x3, so there only the epsilon differs.
+ResNeXt has no bias and the stride on the 3x3 in all lineages; only the epsilon differs.
 Papers: https://arxiv.org/abs/1512.03385, https://arxiv.org/abs/1611.05431.
 """
 
@@ -38,21 +38,17 @@ OUT_CHANNELS = (256, 512, 1024, 2048)
 
 
 class ResNet(Network):
-    """Stem of one 7x7 convolution, stages 2 to 5 of three-convolution blocks, head.
+    """Stem of one 7x7 convolution, stages 2 to 5 of bottleneck blocks, head.
 
-    Shapes: N x in_chans x H x W -> N x num_classes; the feature map is N x 2048 x ceil(H/32) x ceil(W/32)
-    (without stem padding a little smaller: 64x64 images give 2x2 either way).
+    Shapes: N x in_chans x H x W -> N x num_classes; the feature map is N x 2048 x ceil(H/32) x ceil(W/32),
+    or slightly smaller without stem padding.
 
     Args:
         depths: Blocks in stages 2 to 5; the first of each is a `ConvolutionalBlock`.
-        num_classes: Logits; 0 for features.
-        in_chans: Channels of the images.
-        global_pool: As `pool` of `MlpHead`.
-        input_size: Height and width of the images; matters only to heads that flatten.
-        widths: Filters of the first two convolutions of a block, stage by stage.
-        groups: Of the 3x3 convolutions.
+        widths: Filters of the first two convolutions of a block, for each stage.
+        groups: Groups of the 3x3 convolutions.
         bias, stride_on, epsilon: As in the blocks.
-        pad_stem_pool: Whether the stem's 3x3 max pooling sees a border of one pixel.
+        pad_stem_pool: Whether the stem's 3x3 max pooling has a padding of one pixel.
     """
 
     def __init__(
@@ -83,7 +79,7 @@ class ResNet(Network):
         self.conv1 = nn.Conv2d(in_chans, 64, 7, stride=2, bias=bias)
         self.bn1 = nn.BatchNorm2d(64, epsilon)
         self.relu = nn.ReLU()
-        # Keras pads with zeros before it pools; after a ReLU that equals the padding inside the pooling.
+        # Keras pads with zeros before the pooling; after a ReLU, the pooling's own padding gives the same.
         self.max_pool = nn.MaxPool2d(3, stride=2, padding=int(pad_stem_pool))
         self.stage2 = stage(0, 64, stride=1)
         self.stage3 = stage(1, 256, stride=2)
@@ -105,39 +101,36 @@ class ResNet(Network):
 
 
 def resnet50(num_classes: int = 1000, *, lineage: Lineage = "keras", **options: Any) -> ResNet:
-    """ResNet50: 25,636,712 parameters as Keras counts them, 1000 classes.
+    """ResNet50: 25,636,712 parameters as Keras counts them, with 1000 classes.
 
-    The course's network is `resnet50(6, lineage="course", input_size=64)`: 23,600,006, of which 53,120
-    not trainable.
+    The course's network is `resnet50(6, lineage="course", input_size=64)`: 23,600,006 parameters, 53,120 of
+    them not trainable.
 
     Args:
         num_classes: Logits; 0 for features.
-        lineage: Whose details to follow (see the table above); decides which weights fit.
-        **options: Anything else that `ResNet` takes.
+        lineage: A row of the table above; decides which weights fit.
+        **options: Further arguments of `ResNet`.
     """
     return _resnet((3, 4, 6, 3), num_classes, lineage, options)
 
 
 def resnet101(num_classes: int = 1000, *, lineage: Lineage = "keras", **options: Any) -> ResNet:
-    """ResNet101: 44,707,176 parameters as Keras counts them; arguments as `resnet50`."""
+    """ResNet101: 44,707,176 parameters as Keras counts them; arguments as in `resnet50`."""
     return _resnet((3, 4, 23, 3), num_classes, lineage, options)
 
 
 def resnet152(num_classes: int = 1000, *, lineage: Lineage = "keras", **options: Any) -> ResNet:
-    """ResNet152: 60,419,944 parameters as Keras counts them; arguments as `resnet50`."""
+    """ResNet152: 60,419,944 parameters as Keras counts them; arguments as in `resnet50`."""
     return _resnet((3, 8, 36, 3), num_classes, lineage, options)
 
 
 def resnext50(num_classes: int = 1000, *, lineage: Lineage = "keras", **options: Any) -> ResNet:
-    """ResNeXt50 32x4d: 25,097,128 parameters as Keras counts them; arguments as `resnet50`.
-
-    A lineage decides over bias and stride in ResNet alone, see the top of this file.
-    """
+    """ResNeXt50 32x4d: 25,097,128 parameters as Keras counts them; arguments as in `resnet50`."""
     return _resnext((3, 4, 6, 3), num_classes, lineage, options)
 
 
 def resnext101(num_classes: int = 1000, *, lineage: Lineage = "keras", **options: Any) -> ResNet:
-    """ResNeXt101 32x4d: 44,315,560 parameters as Keras counts them; arguments as `resnext50`."""
+    """ResNeXt101 32x4d: 44,315,560 parameters as Keras counts them; arguments as in `resnet50`."""
     return _resnext((3, 4, 23, 3), num_classes, lineage, options)
 
 

@@ -1,11 +1,9 @@
-"""The thin ResNets of He et al. for small pictures (CIFAR), and their plain twins without shortcuts.
-
-Depth is a plain number here, which makes them the networks to study depth with:
+"""The thin ResNets of He et al. for CIFAR, and plain networks of the same layers without shortcuts.
 
     residual, plain = cifar_resnet(depth=56), cifar_resnet(depth=56, shortcut="none")
 
-The twins have the same layers. As the plain one gets deeper its *training* error rises, which is no
-overfitting: it becomes harder to optimise. `examples/plain_vs_residual.py` shows it.
+A deeper plain network has a higher *training* error. It does not overfit; it is harder to optimize.
+`examples/plain_vs_residual.py` shows this.
 Paper: https://arxiv.org/abs/1512.03385, section 4.2.
 """
 
@@ -25,15 +23,11 @@ class CifarResNet(Network):
 
     Args:
         depth: Layers with weights, 6n + 2: 8, 14, 20, 32, 44, 56, 110, ...
-        num_classes: Logits; 0 for features.
-        in_chans: Channels of the images.
-        shortcut: "projection", "zero_pad" (the paper's for CIFAR) or "none" (the plain twin).
-        width: Channels of the first stage; the others have two and four times as many.
-        global_pool: As `pool` of `MlpHead`.
-        input_size: Height and width of the images; matters only to heads that flatten.
+        shortcut: "projection", "zero_pad" (the paper's for CIFAR) or "none" (a plain network).
+        width: Channels of the first stage; the other two have two and four times as many.
 
     Raises:
-        UsageError: a depth that is not 6n + 2.
+        UsageError: `depth` is not 6n + 2.
     """
 
     def __init__(
@@ -76,5 +70,5 @@ class CifarResNet(Network):
 
 
 def cifar_resnet(num_classes: int = 10, *, depth: int = 20, **options: Any) -> CifarResNet:
-    """A thin ResNet of 6n + 2 layers, or with shortcut="none" its plain twin; options as `CifarResNet`."""
+    """A thin ResNet of 6n + 2 layers; options as in `CifarResNet`."""
     return CifarResNet(depth, num_classes, **options)

@@ -1,7 +1,7 @@
 """ResNetV2 with 50, 101 and 152 layers: batch norm and ReLU before the convolutions (pre-activation).
 
-The form of keras.applications, so that its weights fit: the stem has neither batch norm nor ReLU, and a
-stage is subsampled by its last block, not by its first one as in ResNet.
+As in keras.applications, whose weights fit, the stem has neither batch norm nor ReLU, and the last block of a
+stage has the stride.
 Paper: https://arxiv.org/abs/1603.05027.
 """
 
@@ -20,10 +20,6 @@ class ResNetV2(Network):
 
     Args:
         depths: Blocks in stages 2 to 5.
-        num_classes: Logits; 0 for features.
-        in_chans: Channels of the images.
-        global_pool: As `pool` of `MlpHead`.
-        input_size: Height and width of the images; matters only to heads that flatten.
     """
 
     def __init__(
@@ -45,7 +41,7 @@ class ResNetV2(Network):
 
         self.pad = nn.ZeroPad2d(3)
         self.conv1 = nn.Conv2d(in_chans, 64, 7, stride=2)
-        # No ReLU came before: a border of zeros differs from the pooling's own padding (minus infinity).
+        # Without a ReLU before it, padding with zeros differs from the pooling's own padding (-infinity).
         self.max_pool = nn.Sequential(nn.ZeroPad2d(1), nn.MaxPool2d(3, stride=2))
         self.stage2 = stage(64, 64, depths[0], last_stride=2)
         self.stage3 = stage(256, 128, depths[1], last_stride=2)
@@ -67,15 +63,15 @@ class ResNetV2(Network):
 
 
 def resnet50v2(num_classes: int = 1000, **options: Any) -> ResNetV2:
-    """ResNet50V2: 25,613,800 parameters as Keras counts them; options as `ResNetV2`."""
+    """ResNet50V2: 25,613,800 parameters as Keras counts them; options as in `ResNetV2`."""
     return ResNetV2((3, 4, 6, 3), num_classes, **options)
 
 
 def resnet101v2(num_classes: int = 1000, **options: Any) -> ResNetV2:
-    """ResNet101V2: 44,675,560 parameters as Keras counts them; options as `ResNetV2`."""
+    """ResNet101V2: 44,675,560 parameters as Keras counts them; options as in `ResNetV2`."""
     return ResNetV2((3, 4, 23, 3), num_classes, **options)
 
 
 def resnet152v2(num_classes: int = 1000, **options: Any) -> ResNetV2:
-    """ResNet152V2: 60,380,648 parameters as Keras counts them; options as `ResNetV2`."""
+    """ResNet152V2: 60,380,648 parameters as Keras counts them; options as in `ResNetV2`."""
     return ResNetV2((3, 8, 36, 3), num_classes, **options)

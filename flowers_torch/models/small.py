@@ -1,7 +1,6 @@
-"""Small networks to train from scratch: HappyModel, the convnet for very little data, the CIFAR-10 net.
+"""Small networks to train from scratch: HappyModel, the convnet for very little data, the CIFAR-10 network.
 
-A binary network has num_classes=1 and gives one logit. Its sigmoid belongs to the loss
-(`binary_cross_entropy_with_logits`), where it cannot overflow.
+A binary network has num_classes=1, one logit, and trains with `binary_cross_entropy_with_logits`.
 """
 
 from typing import Any
@@ -13,16 +12,10 @@ from flowers_torch.models.network import MlpHead, Network
 
 
 class HappyModel(Network):
-    """One 7x7 convolution with batch norm, 2x2 max pooling and one dense layer.
+    """A 7x7 convolution with batch norm, 2x2 max pooling and a dense layer.
 
-    37,633 parameters as Keras counts them, 64 not trainable.
+    Keras counts 37,633 parameters with one logit.
     Shapes: N x in_chans x 64 x 64 -> N x num_classes; the feature map is N x 32 x 32 x 32.
-
-    Args:
-        num_classes: Logits; 1 (happy or not) by default.
-        in_chans: Channels of the images.
-        input_size: Height and width of the images.
-        global_pool: As `pool` of `MlpHead`.
 
     Source: the course notebook "the Happy House".
     """
@@ -44,23 +37,11 @@ class HappyModel(Network):
         return self.max_pool(x)  # N x 32 x 32 x 32
 
 
-def happy_model(num_classes: int = 1, **options: Any) -> HappyModel:
-    """HappyModel for 64x64 images; options as `HappyModel`."""
-    return HappyModel(num_classes, **options)
-
-
 class SmallConvNet(Network):
-    """Three 3x3 convolutions of 32, 32 and 64 filters, a dense layer of 64 with dropout.
+    """Three 3x3 convolutions (32, 32, 64), a dense layer of 64 with dropout.
 
     1,212,513 parameters with one logit and 150x150 images.
     Shapes: N x in_chans x 150 x 150 -> N x num_classes; the feature map is N x 64 x 17 x 17.
-
-    Args:
-        num_classes: Logits; 1 (cats or dogs) by default.
-        in_chans: Channels of the images.
-        dropout: After the hidden dense layer.
-        input_size: Height and width of the images.
-        global_pool: As `pool` of `MlpHead`.
 
     Source: "Building powerful image classification models using very little data", Keras blog, 2016.
     """
@@ -91,23 +72,14 @@ class SmallConvNet(Network):
         return self.max_pool(self.relu(self.conv3(x)))  # N x 64 x 17 x 17
 
 
-def small_convnet(num_classes: int = 1, **options: Any) -> SmallConvNet:
-    """The convnet for some hundred photos of 150x150; options as `SmallConvNet`."""
-    return SmallConvNet(num_classes, **options)
-
-
 class Cifar10Net(Network):
-    """Two pairs of 3x3 convolutions (32-32, 64-64), a dense layer of 512, dropout after each part.
+    """Two pairs of 3x3 convolutions (32-32, 64-64), a dense layer of 512, dropout after each of the three.
 
-    1,250,858 parameters at 10 classes.
+    1,250,858 parameters with 10 classes.
     Shapes: N x in_chans x 32 x 32 -> N x num_classes; the feature map is N x 64 x 6 x 6.
 
     Args:
-        num_classes: Logits.
-        in_chans: Channels of the images.
-        dropout: After the dense layer; the pairs of convolutions have half of it.
-        input_size: Height and width of the images.
-        global_pool: As `pool` of `MlpHead`.
+        dropout: After the dense layer; half of it after each pair of convolutions.
 
     Source: Keras's example `cifar10_cnn`.
     """
@@ -122,7 +94,7 @@ class Cifar10Net(Network):
     ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_chans, 32, 3, padding=1)
-        self.conv2 = nn.Conv2d(32, 32, 3)  # no padding, in both pairs
+        self.conv2 = nn.Conv2d(32, 32, 3)  # without padding, in both pairs
         self.conv3 = nn.Conv2d(32, 64, 3, padding=1)
         self.conv4 = nn.Conv2d(64, 64, 3)
         self.relu = nn.ReLU()
@@ -133,12 +105,24 @@ class Cifar10Net(Network):
         self.head = MlpHead(64, num_classes, global_pool, (512,), dropout, map_size=side)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        x = self.relu(self.conv2(self.relu(self.conv1(x))))  # N x 32 x 30 x 30
+        x = self.relu(self.conv1(x))  # N x 32 x 32 x 32
+        x = self.relu(self.conv2(x))  # N x 32 x 30 x 30
         x = self.drop(self.max_pool(x))  # N x 32 x 15 x 15
-        x = self.relu(self.conv4(self.relu(self.conv3(x))))  # N x 64 x 13 x 13
+        x = self.relu(self.conv3(x))  # N x 64 x 15 x 15
+        x = self.relu(self.conv4(x))  # N x 64 x 13 x 13
         return self.drop(self.max_pool(x))  # N x 64 x 6 x 6
 
 
+def happy_model(num_classes: int = 1, **options: Any) -> HappyModel:
+    """HappyModel for 64x64 images."""
+    return HappyModel(num_classes, **options)
+
+
+def small_convnet(num_classes: int = 1, **options: Any) -> SmallConvNet:
+    """A convnet for a few hundred images of 150x150; options as in `SmallConvNet`."""
+    return SmallConvNet(num_classes, **options)
+
+
 def cifar10_net(num_classes: int = 10, **options: Any) -> Cifar10Net:
-    """The small network for 32x32 images; options as `Cifar10Net`."""
+    """A small network for 32x32 images; options as in `Cifar10Net`."""
     return Cifar10Net(num_classes, **options)

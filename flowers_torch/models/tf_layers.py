@@ -1,9 +1,8 @@
-"""Layers as TensorFlow computes them, where PyTorch has no layer of that kind.
+"""Layers of TensorFlow that PyTorch and timm do not have.
 
-The trap is the padding "same": for a kernel k and a stride 2, TensorFlow pads k - 2 pixels in all for an even
-size and k - 1 for an odd one, the larger half right and below. A symmetric padding of k // 2 gives an output
-of the same shape that is shifted by one pixel. timm's `Conv2dSame` and `MaxPool2dSame` do it right and are
-used as they are; here are the two layers that it lacks.
+For a kernel k and a stride of 2, TensorFlow's padding "same" adds k - 2 pixels in total to an even size and
+k - 1 to an odd one, the larger half right and below. A symmetric padding of k // 2 gives the same shape, but
+the output is shifted by one pixel. timm's `Conv2dSame` and `MaxPool2dSame` pad like TensorFlow.
 """
 
 from timm.layers import pad_same
@@ -11,9 +10,9 @@ from torch import Tensor, nn
 
 
 class SamePad2d(nn.Module):
-    """Zeros around a picture, as many as padding "same" takes for this kernel with stride 2.
+    """Zero padding as in "same", for a kernel with a stride of 2.
 
-    Shapes: N x C x H x W -> N x C x H' x W', so that kernel_size with stride 2 gives ceil(H/2) x ceil(W/2).
+    Shapes: N x C x H x W -> N x C x H' x W', for which the kernel's output is ceil(H/2) x ceil(W/2).
     """
 
     def __init__(self, kernel_size: int) -> None:
@@ -26,7 +25,7 @@ class SamePad2d(nn.Module):
 
 
 class Crop2d(nn.Module):
-    """Cuts rows off the top and as many columns off the left: N x C x H x W -> N x C x H-n x W-n."""
+    """Removes n rows from the top and n columns from the left: N x C x H x W -> N x C x H-n x W-n."""
 
     def __init__(self, count: int) -> None:
         super().__init__()
@@ -37,9 +36,9 @@ class Crop2d(nn.Module):
 
 
 class SeparableConv2d(nn.Module):
-    """A depthwise and a 1x1 convolution without bias and with nothing between them; in Keras one layer.
+    """A depthwise and a 1x1 convolution without bias; one layer in Keras.
 
-    Shapes: N x in_channels x H x W -> N x out_channels x H' x W'; without padding where it is strided.
+    Shapes: N x in_channels x H x W -> N x out_channels x H' x W'; padded only with stride 1.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> None:

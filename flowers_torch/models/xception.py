@@ -1,7 +1,7 @@
-"""Xception, exactly as in keras.applications: depthwise separable convolutions with residual connections.
+"""Xception: depthwise separable convolutions with residual connections, as in keras.applications.
 
-timm's `legacy_xception` carries Keras's weights too, but pads symmetrically and has batch norm's epsilon at
-1e-5; here they are used as they were trained.
+timm's `legacy_xception` has Keras's weights, but pads symmetrically and has a batch-norm epsilon of 1e-5.
+This network computes what was trained.
 Paper: Chollet 2017, https://arxiv.org/abs/1610.02357.
 """
 
@@ -19,15 +19,15 @@ EPSILON = 1e-3  # of batch norm: Keras's default
 
 
 class EntryBlock(nn.Module):
-    """Two separable convolutions and a pooling beside a strided 1x1 convolution.
+    """Two separable convolutions with pooling, plus a strided 1x1 convolution of the input.
 
     Shapes: N x in_channels x H x W -> N x out_channels x ceil(H/2) x ceil(W/2).
 
     Args:
         in_channels: Channels of the input.
         out_channels: Channels of the output.
-        middle_channels: Between the two convolutions.
-        relu_first: Whether a ReLU comes before the first convolution (not in the network's first block).
+        middle_channels: Channels between the two convolutions.
+        relu_first: Whether a ReLU precedes the first convolution (in all blocks but the first).
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class EntryBlock(nn.Module):
 
 
 class MiddleBlock(nn.Module):
-    """Three times ReLU, separable convolution, batch norm, added to the input: N x 728 x H x W unchanged."""
+    """Three times ReLU, separable convolution, batch norm, added to the input: N x 728 x H x W."""
 
     def __init__(self, channels: int = 728) -> None:
         super().__init__()
@@ -71,14 +71,10 @@ class MiddleBlock(nn.Module):
 
 
 class Xception(Network):
-    """Xception; N x in_chans x 299 x 299 -> N x num_classes, feature map N x 2048 x 10 x 10.
+    """Entry flow of blocks 1 to 4, middle flow of blocks 5 to 12, exit flow of blocks 13 and 14, head.
 
-    Keras counts 22,910,480 parameters with 1000 classes. At least 71 x 71 pixels.
-
-    Args:
-        num_classes: Logits; 0 for features.
-        in_chans: Channels of the images.
-        global_pool: As `pool` of `MlpHead`.
+    Shapes: N x in_chans x 299 x 299 -> N x num_classes; the feature map is N x 2048 x 10 x 10. At least
+    71 x 71 pixels.
     """
 
     def __init__(self, num_classes: int = 1000, in_chans: int = 3, global_pool: str = "avg") -> None:
@@ -122,5 +118,5 @@ class Xception(Network):
 
 
 def xception(num_classes: int = 1000, **options: Any) -> Xception:
-    """Xception: 22,910,480 parameters as Keras counts them; options as `Xception`."""
+    """Xception: 22,910,480 parameters as Keras counts them; options as in `Xception`."""
     return Xception(num_classes, **options)

@@ -31,13 +31,13 @@ def model_card(info: ModelInfo, run: RunSummary | None = None) -> dict[str, str]
     """
     names = ", ".join(code(name) for name in info.classes[:CARD_CLASSES])
     more = len(info.classes) - CARD_CLASSES
-    size, licence = info.preprocessing.size, f", license {code(info.licence)}" if info.licence else ""
+    size, license = info.preprocessing.size, f", license {code(info.license)}" if info.license else ""
     weights = "Random" if info.weights == "none" else code(Path(info.weights).name)
     card = {
         "Task": f"Image classification into {plural(info.classes, 'class')}.",
         "Classes": names + (f" and {more} more" if more > 0 else ""),
         "Network": f"{code(info.arch)}, images of {size} x {size} pixels.",
-        "Initial weights": f"{weights}{licence}.",
+        "Initial weights": f"{weights}{license}.",
     }
     unknown = {"Accuracy": "Not measured: these weights came without their run."}
     return card | (_measured(info, run) if run else unknown) | {"Limits": LIMITS, "License": LICENCE}

@@ -28,7 +28,7 @@ from flowers_torch.log import log
 from flowers_torch.models.checkpoint import ModelInfo, build, load_classifier
 from flowers_torch.models.factory import check_size
 from flowers_torch.models.freeze import apply_rules, rules_for, set_train_mode
-from flowers_torch.models.weights import Plan, load_weights, plan_weights
+from flowers_torch.models.weights import WeightsPlan, load_weights, plan_weights
 from flowers_torch.runs.dataset import choose_splits, images_of, open_images
 from flowers_torch.runs.feature_cache import FeatureCache
 from flowers_torch.runs.fingerprint import check_exact, fingerprint
@@ -222,7 +222,7 @@ def _prepare(config: Config, distributed: Distributed, splits: Splits | None) ->
         head=config.head,
         model_options=plan.options | config.model_options,
         weights=plan.source,
-        licence=plan.licence,
+        license=plan.license,
     )
     model = _make_model(config, info, plan)
     runtime = _tune(config, runtime.place(model), info, runtime, acceleration)
@@ -238,14 +238,14 @@ def _prepare(config: Config, distributed: Distributed, splits: Splits | None) ->
     return Experiment(*facts, duplicates=filtered.duplicates, unreadable=filtered.bad), model
 
 
-def _make_model(config: Config, info: ModelInfo, plan: Plan) -> nn.Module:
+def _make_model(config: Config, info: ModelInfo, plan: WeightsPlan) -> nn.Module:
     torch.manual_seed(config.seed)
     model = build(info)
     loaded = load_weights(model, config.arch, plan, info.classes)
     size = sum(parameter.numel() for parameter in model.parameters())
     log.info(f"network  {config.arch}, {size:,} parameters, input {info.preprocessing.size} px; {loaded}")
-    if plan.licence:
-        log.info(f"weights  {plan.source}, licence: {plan.licence}")
+    if plan.license:
+        log.info(f"weights  {plan.source}, license: {plan.license}")
     return model
 
 

@@ -29,7 +29,7 @@ class Candidate:
     images_per_second: float  # forward pass on this machine
     parameters: int
     weights: str
-    licence: str
+    license: str
     problem: str = ""  # why it could not be tried
 
 
@@ -70,7 +70,7 @@ def _try(experiment: Experiment, model: nn.Module) -> Candidate:
     size = sum(parameter.numel() for parameter in model.parameters())
     speed = _images_per_second(experiment, model)
     log.info(f"tried    {info.arch}: {accuracy:.4f}, {speed:.0f} img/s")
-    return Candidate(info.arch, accuracy, low, high, speed, size, info.weights, info.licence)
+    return Candidate(info.arch, accuracy, low, high, speed, size, info.weights, info.license)
 
 
 @torch.inference_mode()

@@ -13,7 +13,7 @@ from flowers_torch.files.tensors import safe_load
 def test_models(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models", "mobilenet_v2"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["name", "parameters", "size", "min", "mean", "std", "licence", "keras"]
+    assert lines[0].split() == ["name", "parameters", "size", "min", "mean", "std", "license", "keras"]
     assert "mobilenet_v2 3,538,984 224 32 0.5,0.5,0.5 0.5,0.5,0.5 - MobileNetV2" == " ".join(lines[1].split())
     assert main(["models", "nothing_like_it"]) == 2
     assert "no network matches 'nothing_like_it'" in capsys.readouterr().err
@@ -27,7 +27,7 @@ def test_layers(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["layers", "lenet5"]) == 0
     assert "fc" in capsys.readouterr().out.splitlines()[-1]
     assert main(["layers", "lenet5", "--keras"]) == 2
-    assert "none of Keras's networks" in capsys.readouterr().err
+    assert "LeNet5 is not a network of Keras" in capsys.readouterr().err
     assert main(["layers", "vgg16", "--size", "16"]) == 2
 
 

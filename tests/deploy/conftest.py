@@ -48,7 +48,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
         Preprocessing(size=32, mean=(0.5,) * 3, std=(0.5,) * 3, crop=0.8),
         model_options={"depth": 8},
         weights="/a/private/place/secret.h5",
-        licence="mit",
+        license="mit",
         temperature=0.5,
         selective=pack_selective([(0.9, 4, 0), (0.4, 10, 2)], familiar),
     )

@@ -60,7 +60,7 @@ def test_the_metadata_say_all_that_is_needed(onnx_bytes: bytes, small: Any) -> N
     assert found["temperature"] == 0.5 and found["input"] == "photos"
     assert found["selective"]["curve"] == [[0.9, 4, 0], [0.4, 10, 2]]
     assert found["selective"]["limit"] == small.info.selective["ood_detector"]["limit"]
-    assert found["check"]["photos"] == 20 and found["weights"] == "secret.h5" and found["licence"] == "mit"
+    assert found["check"]["photos"] == 20 and found["weights"] == "secret.h5" and found["license"] == "mit"
     assert "\\ud800" in json.dumps(found["classes"])  # stored as it is, though no file system's idea of text
     assert b"/a/private/place" not in onnx_bytes and str(Path(__file__).parents[2]).encode() not in onnx_bytes
 

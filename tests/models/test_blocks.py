@@ -1,4 +1,4 @@
-"""Blocks against recorded TensorFlow outputs, and their shapes and refusals."""
+"""Blocks against recorded TensorFlow outputs; shapes and errors."""
 
 from pathlib import Path
 
@@ -17,8 +17,8 @@ from flowers_torch.models.blocks import (
     glorot_init_,
 )
 
-# Kernels, input and outputs of the course notebook's two block tests, recomputed with TensorFlow from the
-# notebook's seeds: f = 2, filters 2, 4, 6, images of 4x4x6.
+# Kernels, input and outputs of the course notebook's two block tests, computed by TensorFlow with the
+# notebook's random seeds: f = 2, filters 2, 4, 6, images of 4x4x6.
 GOLDEN = Path(__file__).parents[1] / "golden" / "resnet_blocks.npz"
 PRINTED = {  # out[1, 1, 0, :] as the notebook prints it
     "identity": [0.94822985, 0.0, 1.16101444, 2.747859, 0.0, 1.36677003],
@@ -62,7 +62,7 @@ def test_blocks_give_the_recorded_outputs(kind: str, golden: dict[str, np.ndarra
 
 
 @pytest.mark.parametrize("epsilon", [1.001e-5, 1e-5])
-def test_the_recorded_outputs_tell_epsilons_apart(epsilon: float, golden: dict[str, np.ndarray]) -> None:
+def test_recorded_outputs_depend_on_epsilon(epsilon: float, golden: dict[str, np.ndarray]) -> None:
     block = golden_block("identity", golden).eval()
     images = torch.from_numpy(golden["input_nhwc"]).float().permute(0, 3, 1, 2)
     for module in block.modules():
@@ -73,7 +73,7 @@ def test_the_recorded_outputs_tell_epsilons_apart(epsilon: float, golden: dict[s
 
 @pytest.mark.parametrize("kernel_size", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("size", [5, 8])
-def test_main_path_keeps_the_map_for_any_kernel(kernel_size: int, size: int) -> None:
+def test_identity_block_keeps_the_map_size_for_any_kernel(kernel_size: int, size: int) -> None:
     x = torch.randn(2, 6, size, size)
     assert IdentityBlock(6, kernel_size, (2, 4, 6))(x).shape == x.shape
 
@@ -81,26 +81,26 @@ def test_main_path_keeps_the_map_for_any_kernel(kernel_size: int, size: int) -> 
 @pytest.mark.parametrize("stride_on", ["first", "middle"])
 @pytest.mark.parametrize("stride", [1, 2, 3])
 @pytest.mark.parametrize("size", [7, 8])
-def test_convolutional_block_shrinks_by_its_stride(stride_on: str, stride: int, size: int) -> None:
+def test_convolutional_block_divides_the_size_by_its_stride(stride_on: str, stride: int, size: int) -> None:
     block = ConvolutionalBlock(3, 3, (4, 8, 10), stride, stride_on=stride_on, bias=False, groups=2)
     side = -(-size // stride)
     assert block(torch.randn(2, 3, size, size)).shape == (2, 10, side, side)
 
 
-def test_stride_is_where_it_was_asked_for() -> None:
+def test_stride_is_on_the_selected_convolution() -> None:
     first = ConvolutionalBlock(4, 3, (4, 4, 8)).main
     middle = ConvolutionalBlock(4, 3, (4, 4, 8), stride_on="middle").main
     assert (first.conv1.stride, first.conv2.stride) == ((2, 2), (1, 1))
     assert (middle.conv1.stride, middle.conv2.stride) == ((1, 1), (2, 2))
 
 
-def test_identity_block_refuses_another_width() -> None:
+def test_identity_block_with_another_width_is_an_error() -> None:
     with pytest.raises(UsageError, match="5 input channels to 6 output channels; fix: .*ConvolutionalBlock"):
         IdentityBlock(5, 3, (2, 4, 6))
 
 
-def test_even_kernel_with_stride_is_refused() -> None:
-    with pytest.raises(UsageError, match="2x2 convolution cannot be centred"):
+def test_even_kernel_with_stride_is_an_error() -> None:
+    with pytest.raises(UsageError, match="2x2 convolution cannot be centered"):
         ConvolutionalBlock(6, 2, (2, 4, 6), stride_on="middle")
 
 
@@ -111,7 +111,7 @@ def test_preactivation_block_shortcuts() -> None:
     block = PreActivationBlock(8, 2, stride=2).eval()
     nn.init.zeros_(block.conv3.weight)
     nn.init.zeros_(block.conv3.bias)
-    torch.testing.assert_close(block(x), x[:, :, ::2, ::2])  # the raw input, negative values and all
+    torch.testing.assert_close(block(x), x[:, :, ::2, ::2])  # without ReLU
 
 
 def test_basic_block_without_shortcut_is_its_main_path() -> None:
@@ -125,7 +125,7 @@ def test_basic_block_without_shortcut_is_its_main_path() -> None:
     assert plain(x).count_nonzero() == 0
 
 
-def test_zero_padding_shortcut_learns_nothing_and_pads_or_cuts() -> None:
+def test_zero_padding_shortcut_has_no_parameters_and_pads_or_drops_channels() -> None:
     x = torch.randn(1, 2, 4, 4)
     wider = ZeroPadShortcut(2, 5, 2)(x)
     assert wider.shape == (1, 5, 2, 2)

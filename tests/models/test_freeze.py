@@ -1,4 +1,4 @@
-"""Frozen means frozen: gradients, optimiser and batch norm agree, through every change of mode."""
+"""Freezing: gradients, optimizer groups and batch-norm modes agree."""
 
 import pytest
 import torch
@@ -40,7 +40,7 @@ def test_blocks_cover_every_parameter_once_in_order(model: nn.Module) -> None:
     assert found == [name for name, _ in model.named_parameters()]
 
 
-def test_what_trains(model: nn.Module) -> None:
+def test_rules_for_head_all_and_a_block(model: nn.Module) -> None:
     everything = {name for name, _ in model.named_parameters()}
     assert names(model, "head") == {"fc.weight", "fc.bias"}
     assert names(model, "all") == everything
@@ -48,7 +48,7 @@ def test_what_trains(model: nn.Module) -> None:
     assert from_layer3 == {name for name in everything if name.startswith(("layer3", "layer4", "fc"))}
 
 
-def test_keras_seed_stage_1_trains_the_two_dense_layers() -> None:
+def test_stage_1_of_the_original_tutorial_trains_two_dense_layers() -> None:
     with torch.device("meta"):
         network = create_model("inception_v3")
         set_head(network, 17, hidden=1024)
@@ -66,41 +66,41 @@ def test_keras_seed_stage_1_trains_the_two_dense_layers() -> None:
         ([("*", 0.0)], "every parameter is frozen"),
     ],
 )
-def test_rules_that_say_something_untrue_are_errors(
+def test_rules_that_do_not_fit_the_network_are_errors(
     model: nn.Module, rules: list[tuple[str, float]], message: str
 ) -> None:
     with pytest.raises(UsageError, match=message.replace("*", r"\*")):
         apply_rules(model, rules)
 
 
-def test_unknown_block_lists_the_blocks(model: nn.Module) -> None:
+def test_the_error_for_an_unknown_block_lists_the_blocks(model: nn.Module) -> None:
     with pytest.raises(UsageError, match=r"no block 'layer9'.*layer4"):
         rules_for(model, "layer9")
 
 
-@pytest.mark.parametrize("follows", ["trained", "all", "none"])
-def test_batch_norm_buffers_before_and_after_an_epoch(model: nn.Module, follows: str) -> None:
+@pytest.mark.parametrize("batch_norm", ["trained", "all", "none"])
+def test_batch_norm_buffers_before_and_after_an_epoch(model: nn.Module, batch_norm: str) -> None:
     groups = apply_rules(model, rules_for(model, "layer4"))
     runtime = choose_runtime("cpu", "fp32")
-    training = TrainState(model, make_optimizer("sgd", model, groups), runtime.scaler(), runtime)
+    state = TrainState(model, make_optimizer("sgd", model, groups), runtime.scaler(), runtime)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     model.eval()
-    set_train_mode(model, follows)
+    set_train_mode(model, batch_norm)
     batches = [(torch.randn(4, 3, 64, 64), torch.tensor([0, 1, 2, 0]), torch.arange(4))] * 3
-    list(train_epoch(training, batches, EpochMetrics(), 0, lambda step: 0.1))
+    list(train_epoch(state, batches, EpochMetrics(), 0, lambda step: 0.1))
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     frozen_norms = {name for name in before if "running" in name and not name.startswith("layer4")}
-    assert frozen_norms and (frozen_norms <= changed if follows == "all" else not frozen_norms & changed)
+    assert frozen_norms and (frozen_norms <= changed if batch_norm == "all" else not frozen_norms & changed)
     assert (
         not {name for name in changed if not name.startswith(("layer4", "fc"))}
         - frozen_norms
-        - {name for name in before if follows == "all" and "num_batches" in name}
+        - {name for name in before if batch_norm == "all" and "num_batches" in name}
     )
-    assert ("layer4.0.bn1.running_mean" in changed) == (follows != "none")
+    assert ("layer4.0.bn1.running_mean" in changed) == (batch_norm != "none")
     assert {"layer4.0.bn1.weight", "fc.weight"} <= changed
 
 
-def test_dropout_of_frozen_parts_is_off() -> None:
+def test_dropout_of_frozen_modules_is_off() -> None:
     network = nn.Sequential(nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5)), nn.Dropout(0.5), nn.Linear(4, 2))
     for parameter in network[0].parameters():
         parameter.requires_grad_(False)
@@ -108,17 +108,17 @@ def test_dropout_of_frozen_parts_is_off() -> None:
     assert [network[0][1].training, network[1].training, network[2].training] == [False, True, True]
 
 
-def test_the_table_shows_what_is(model: nn.Module) -> None:
+def test_table_shows_rates_and_batch_norm_modes(model: nn.Module) -> None:
     groups = apply_rules(model, [("fc.*", 1.0), ("layer4.*", 0.1), ("*", 0.0)])
     set_train_mode(model)
     table = freeze_table(model, groups, lr=0.01)
     rows = [line.split() for line in table.splitlines()]
-    assert rows[1][-2:] == ["frozen", "stored"]
-    assert rows[2][0].startswith("layer4") and rows[2][-2:] == ["0.001", "adapts"]
+    assert rows[1][-2:] == ["frozen", "eval"]
+    assert rows[2][0].startswith("layer4") and rows[2][-2:] == ["0.001", "train"]
     assert rows[3][0] == "fc" and rows[3][-2] == "0.01"
 
 
-def test_rates_fall_from_the_head_to_the_stem() -> None:
+def test_rates_decay_from_the_head_to_the_stem() -> None:
     groups = [Group("stem", ("a",), 0.0), Group("one", ("b",), 1.0), Group("two", ("c",), 1.0)]
     groups += [Group("head", ("d",), 10.0), Group("head", ("e",), 1.0)]
     assert [group.multiplier for group in decay_by_layer(groups, 0.5)] == [0.0, 0.25, 0.5, 10.0, 1.0]

@@ -1,4 +1,4 @@
-"""Heads: the network's own linear one, the seed's, and answers with auxiliary logits."""
+"""Heads: linear, hidden, batch norm, sigmoid; outputs with auxiliary logits."""
 
 import pytest
 import torch
@@ -22,14 +22,14 @@ def test_any_network_gets_a_head(arch: str, hidden: int, dropout: float, norm: b
     assert [layer.out_features for layer in linear] == ([hidden] if hidden else []) + [5]
 
 
-def test_auxiliary_logits_are_told_apart() -> None:
+def test_auxiliary_logits_are_split_off() -> None:
     main, extra = torch.zeros(2, 3), torch.ones(2, 3)
     assert main_and_auxiliary(main) == (main, ())
     assert main_and_auxiliary((main, extra)) == (main, (extra,))
 
 
 @pytest.mark.parametrize(("arch", "hidden"), [("happy_model", 0), ("test_resnet", 8)])
-def test_a_sigmoid_head_is_keras_s_single_output(arch: str, hidden: int) -> None:
+def test_a_sigmoid_head_is_the_single_output_of_keras(arch: str, hidden: int) -> None:
     model = create_model(arch, num_classes=10, **({"input_size": 32} if arch == "happy_model" else {}))
     set_head(model, 2, hidden, sigmoid=True)
     classifier = model.get_submodule(classifier_name(model))
@@ -45,13 +45,13 @@ def test_a_sigmoid_head_is_keras_s_single_output(arch: str, hidden: int) -> None
     torch.testing.assert_close(F.cross_entropy(logits, labels), binary)
 
 
-def test_the_happy_model_keeps_keras_s_count() -> None:
+def test_happy_model_with_a_sigmoid_head_has_the_count_of_keras() -> None:
     model = create_model("happy_model", num_classes=2)
     set_head(model, 2, sigmoid=True)
     buffers = sum(b.numel() for name, b in model.named_buffers() if "num_batches" not in name)
     assert sum(p.numel() for p in model.parameters()) == 37_569 and buffers == 64
 
 
-def test_a_sigmoid_for_three_classes_is_refused() -> None:
+def test_a_sigmoid_head_for_three_classes_is_an_error() -> None:
     with pytest.raises(UsageError, match="tells two classes apart, not 3"):
         set_head(create_model("test_resnet"), 3, sigmoid=True)

@@ -1,4 +1,4 @@
-"""Inception modules against their paper's table; auxiliary classifiers; FLOPs."""
+"""Inception modules, auxiliary classifiers, and multiplications against published numbers."""
 
 import pytest
 import torch
@@ -14,13 +14,13 @@ def parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def test_counts_of_the_first_release() -> None:
+def test_parameter_counts_of_the_paper() -> None:
     with torch.device("meta"):
         assert parameters(googlenet(batch_norm=False)) == 6_998_552
         assert parameters(googlenet(batch_norm=False, aux_logits=True)) == 13_378_280
 
 
-def test_module_stacks_its_branches_in_order() -> None:
+def test_module_concatenates_its_branches_in_order() -> None:
     module = InceptionModule(4, Widths(1, 2, 3, 4, 5, 6)).eval()
     x = torch.randn(2, 4, 7, 9)
     stacked = module(x)
@@ -38,7 +38,7 @@ def test_a_1x1_convolution_is_a_dense_layer_at_each_pixel() -> None:
     torch.testing.assert_close(unit(x), dense.permute(0, 3, 1, 2))
 
 
-def test_auxiliary_logits_while_training_only_and_reset_with_the_classifier() -> None:
+def test_auxiliary_logits_in_training_and_after_a_reset() -> None:
     network = googlenet(4, aux_logits=True)
     images = torch.randn(2, 3, 64, 64)
     assert [tuple(logits.shape) for logits in network.train()(images)] == [(2, 4)] * 3

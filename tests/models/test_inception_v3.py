@@ -1,3 +1,5 @@
+"""InceptionV3 against timm's, with both kinds of average pooling."""
+
 import pytest
 import timm
 import torch
@@ -10,7 +12,7 @@ def timm_model():
     torch.manual_seed(0)
     model = timm.create_model("inception_v3", num_classes=5).eval()
     for norm in model.modules():
-        if isinstance(norm, torch.nn.BatchNorm2d):  # so that a swapped batch norm would show
+        if isinstance(norm, torch.nn.BatchNorm2d):  # so that a swapped batch norm changes the logits
             norm.running_mean.normal_(0, 0.2)
             norm.running_var.uniform_(0.5, 2)
             torch.nn.init.uniform_(norm.weight, 0.5, 1.5)
@@ -42,7 +44,7 @@ def test_leaving_the_padding_out_of_the_mean_changes_the_features(timm_model, im
     assert len(pools) == 9 and not any(pool.count_include_pad for pool in pools)
 
 
-def test_contract(images):
+def test_timms_contract(images):
     model = InceptionV3(num_classes=3).eval()
     features = model.forward_features(images)
     assert features.shape[1] == model.num_features == 2048
@@ -60,7 +62,7 @@ def test_every_parameter_gets_a_gradient():
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
 
 
-def test_a_fresh_head_keeps_the_mode(images):
+def test_a_new_head_keeps_the_mode(images):
     model = InceptionV3(num_classes=3, drop_rate=0.5).eval()
     model.reset_classifier(7)
     assert not any(module.training for module in model.modules())

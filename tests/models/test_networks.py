@@ -1,4 +1,4 @@
-"""The contract, for every network of the zoo: one table of names, the same checks for all."""
+"""The contract of a network, checked for every network of the registry."""
 
 from collections.abc import Callable
 from functools import partial
@@ -25,13 +25,13 @@ from flowers_torch.models.small import cifar10_net, happy_model, small_convnet
 
 
 class Case(NamedTuple):
-    shape: tuple[int, int, int]  # of an image, as small as the network takes
-    features: tuple[int, int, int]  # of the feature map
+    shape: tuple[int, int, int]  # of the smallest images
+    features: tuple[int, int, int]  # shape of the feature map
     options: dict[str, Any] = {}
-    build: Callable[..., nn.Module] | None = None  # where it is not the zoo's network of that name
+    build: Callable[..., nn.Module] | None = None  # of a network that is not registered
 
 
-# The first word of a key is the name in the zoo.
+# The first word of a key is the registered name.
 CASES = {
     "lenet5": Case((1, 32, 32), (16, 5, 5)),
     "lenet5 sigmoid": Case((1, 32, 32), (16, 5, 5), {"activation": "sigmoid"}),
@@ -87,7 +87,7 @@ small = pytest.mark.parametrize(
 
 
 def build(name: str, seed: int = 0) -> tuple[Any, Tensor]:
-    """The network of a case with three classes, and four pictures for it."""
+    """The network of a case with three classes, and four images for it."""
     torch.manual_seed(seed)
     case = CASES[name]
     constructor = case.build or partial(create_model, name.split()[0])
@@ -95,7 +95,7 @@ def build(name: str, seed: int = 0) -> tuple[Any, Tensor]:
     return network, torch.randn(4, *case.shape)
 
 
-def test_every_network_of_the_zoo_is_tested() -> None:
+def test_every_registered_network_is_tested() -> None:
     assert set(REGISTRY) <= {name.split()[0] for name in CASES}
 
 
@@ -108,7 +108,7 @@ def test_every_parameter_gets_a_gradient(name: str) -> None:
     for parameter_name, parameter in network.named_parameters():
         assert parameter.grad is not None, parameter_name
         assert parameter.grad.isfinite().all(), parameter_name
-        if parameter.ndim > 1:  # batch norm cancels the bias before it
+        if parameter.ndim > 1:  # batch norm cancels a bias before it
             assert parameter.grad.any(), parameter_name
 
 
@@ -166,7 +166,7 @@ def test_file_round_trip(name: str, tmp_path: Path) -> None:
 
 
 @every
-def test_channels_last_gives_the_same(name: str) -> None:
+def test_channels_last_gives_the_same_logits(name: str) -> None:
     network, images = build(name)
     with torch.inference_mode():
         expected = network.eval()(images)
@@ -200,12 +200,12 @@ def test_torch_export(name: str) -> None:
         (resnet50v2, 25_568_360),
     ],
 )
-def test_published_counts_of_trainable_parameters(build: Callable[[], Network], parameters: int) -> None:
+def test_published_parameter_counts(build: Callable[[], Network], parameters: int) -> None:
     with torch.device("meta"):
         assert sum(p.numel() for p in build().parameters()) == parameters
 
 
-def test_a_flattening_head_refuses_other_image_sizes() -> None:
+def test_other_image_sizes_are_an_error_for_a_flattening_head() -> None:
     network = vgg16(2, input_size=64, hidden=())
     with pytest.raises(UsageError, match="flattens maps of 2x2, these images give 3x2; fix: use the "):
         network(torch.zeros(1, 3, 96, 64))
@@ -213,8 +213,8 @@ def test_a_flattening_head_refuses_other_image_sizes() -> None:
     assert network(torch.zeros(1, 3, 96, 64)).shape == (1, 2)
 
 
-def test_a_wider_head_belongs_to_the_classifier() -> None:
-    """So that it trains while the backbone below is frozen (flatten, 256 units, dropout)."""
+def test_a_hidden_layer_belongs_to_the_classifier() -> None:
+    """It trains while the backbone is frozen (flatten, 256 units, dropout)."""
     network = vgg16(hidden=(), global_pool="flatten", input_size=150)
     set_head(network, 5, hidden=256, dropout=0.5)
     shapes = [tuple(p.shape) for p in network.get_classifier().parameters()]
@@ -253,6 +253,6 @@ def test_reset_keeps_hidden_layers_unless_the_pooling_changes() -> None:
         (dict(num_classes=2, pool="avg2x2", map_size=1), "a 1x1 map is too small for avg2x2"),
     ],
 )
-def test_impossible_heads_are_refused(arguments: dict[str, Any], message: str) -> None:
+def test_impossible_heads_are_errors(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         MlpHead(4, **arguments)

@@ -1,4 +1,4 @@
-"""The zoo: names, sizes, `create_model` with and without classifier and weights."""
+"""The registry: names, sizes, `create_model` with and without classifier and weights."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -22,13 +22,10 @@ every = pytest.mark.parametrize(
 )
 
 
-def test_names() -> None:
+def test_names_are_unique() -> None:
     names = list_models()
-    assert len(set(names)) == len(names) and {"resnet50", "timm:resnet50", "vit_base_patch16_224"} <= set(
-        names
-    )
-    for name in names[: len(REGISTRY)]:
-        assert name in REGISTRY
+    assert len(set(names)) == len(names) and set(names[: len(REGISTRY)]) == set(REGISTRY)
+    assert {"resnet50", "timm:resnet50", "vit_base_patch16_224"} <= set(names)
     with pytest.raises(ValueError, match="'vgg16' is registered twice"):
         register("vgg16", REGISTRY["vgg16"])
 
@@ -37,14 +34,13 @@ def test_names() -> None:
     ("name", "near"),
     [("resnet5", "resnet50"), ("timm:resnet5O", "timm:resnet50"), ("xzq\n", "flowers-torch models")],
 )
-def test_an_unknown_name_gets_near_matches(name: str, near: str) -> None:
+def test_the_error_for_an_unknown_name_lists_near_matches(name: str, near: str) -> None:
     with pytest.raises(UsageError, match=f"no network is called .*{near}"):
         create_model(name)
 
 
 @pytest.mark.parametrize("name", ["densenet121", "vgg16", "resnet50", "inception_v3", "resnet50.tv_in1k"])
-def test_timms_own_networks_by_their_names(name: str) -> None:
-    """Ours of that name is another variant; `timm:` before it says whose is meant."""
+def test_timm_prefix_selects_timms_network(name: str) -> None:
     theirs = name if "." in name else f"timm:{name}"
     with torch.device("meta"):
         found = create_model(theirs, 5, in_chans=1)
@@ -57,7 +53,7 @@ def test_timms_own_networks_by_their_names(name: str) -> None:
 
 
 @every
-def test_smallest_size_works_and_smaller_is_refused(name: str) -> None:
+def test_smallest_size_works_and_a_smaller_one_is_an_error(name: str) -> None:
     size = find_entry(name).min_size
     check_size(name, size)
     with pytest.raises(UsageError, match=f"--size {size - 1} is too small for {name}"):
@@ -75,7 +71,7 @@ def test_usual_size_works(name: str) -> None:
         assert network(torch.empty(2, 3, size, size)).shape == (2, 5)
 
 
-def test_a_record_builds_a_flattening_network_for_its_photos() -> None:
+def test_model_info_builds_a_flattening_network_for_its_image_size() -> None:
     preprocessing = find_entry("small_convnet").preprocessing
     info = ModelInfo("small_convnet", ("a", "b", "c"), preprocessing, head_hidden=8, dropout=0.5)
     assert build(info).eval()(torch.zeros(1, 3, 150, 150)).shape == (1, 3)
@@ -88,7 +84,7 @@ def test_a_record_builds_a_flattening_network_for_its_photos() -> None:
 def test_weights_of_timm_give_its_features(
     source: str, name: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """All of `--weights imagenet` but for the download (here random weights), and `--weights FILE`."""
+    """`--weights imagenet` with random weights in place of the download, and `--weights FILE`."""
     torch.manual_seed(0)
     theirs = timm.create_model(name)
     file = tmp_path / "weights.pth"
@@ -97,14 +93,14 @@ def test_weights_of_timm_give_its_features(
 
     plan = plan_weights(name, "imagenet" if source == "imagenet" else str(file))
     ours = create_model(name, 5, **(plan.options | options))
-    assert load_weights(ours, name, plan).endswith("head fresh")
+    assert load_weights(ours, name, plan).endswith("head newly initialized")
     images = torch.randn(1, 3, 64, 64)
     with torch.inference_mode():
         expected, found = theirs.eval().forward_features(images), ours.eval().forward_features(images)
     assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
-def test_own_file_keeps_its_lineage(tmp_path: Path) -> None:
+def test_a_file_with_our_names_keeps_the_default_lineage(tmp_path: Path) -> None:
     file = tmp_path / "weights.pth"
     torch.save(create_model("resnet50", 3, lineage="keras").state_dict(), file)
     plan = plan_weights("resnet50", str(file))
@@ -114,7 +110,7 @@ def test_own_file_keeps_its_lineage(tmp_path: Path) -> None:
 
 @every
 def test_without_classifier(name: str) -> None:
-    """As include_top=False of Keras: dense layers before the classifier go too."""
+    """As in Keras, include_top=False also removes the dense layers before the classifier."""
     size = find_entry(name).min_size
     with torch.device("meta"):
         network = create_model(name, include_top=False, size=size).eval()
@@ -147,7 +143,7 @@ def test_weights_of_a_file_with_and_without_classifier(
         assert torch.equal(same(images), source(images)) and "head loaded" in caplog.text
         caplog.clear()
         other = create_model("cifar_resnet", 3, weights=str(file), depth=8).eval()
-        assert other(images).shape == (2, 3) and "head fresh" in caplog.text
+        assert other(images).shape == (2, 3) and "head newly initialized" in caplog.text
         body = create_model("cifar_resnet", weights=str(file), include_top=False, depth=8).eval()
         assert torch.equal(body(images), source.forward_features(images))
     with pytest.raises(ModelFileError, match="of another shape .*conv1.weight"):
@@ -164,24 +160,24 @@ def test_weights_of_a_file_with_and_without_classifier(
         ({"weights": "offline"}, "holds tf_efficientnet_lite0, not vgg16"),
         (
             {"weights": "none", "keras_input": "tf"},
-            "keras_input=tf is for files of Keras, none is none",
+            "keras_input=tf needs a Keras file, not none",
         ),
     ],
 )
-def test_what_cannot_be_is_said(arguments: dict[str, Any], message: str) -> None:
+def test_invalid_arguments_are_an_error(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         create_model("vgg16", **arguments)
 
 
-def test_a_network_that_cannot_do_without_its_head() -> None:
-    class Stubborn(torch.nn.Module):
+def test_a_network_without_pooling_options_is_an_error() -> None:
+    class Fixed(torch.nn.Module):
         def reset_classifier(self, num_classes: int) -> None: ...
 
-    with pytest.raises(UsageError, match="Stubborn has no pooling 'avg' of its features"):
-        remove_head(Stubborn(), "avg")
+    with pytest.raises(UsageError, match="Fixed has no pooling 'avg' of its features"):
+        remove_head(Fixed(), "avg")
 
 
-def test_relatives_with_pretrained_weights_exist() -> None:
-    near = [entry.near for entry in REGISTRY.values() if entry.near]
-    assert len(near) >= 5 and all(timm.get_pretrained_cfg(name).has_weights for name in near)
-    assert not any(entry.near and entry.timm_name for entry in REGISTRY.values())
+def test_alternatives_have_pretrained_weights() -> None:
+    entries = [entry for entry in REGISTRY.values() if entry.timm_alternative]
+    assert len(entries) >= 5 and not any(entry.timm_name for entry in entries)
+    assert all(timm.get_pretrained_cfg(entry.timm_alternative).has_weights for entry in entries)

@@ -1,8 +1,8 @@
-"""ResNets: the counts of Keras to the last parameter, the course's table of shapes, refusals."""
+"""ResNets: parameter counts of Keras, shapes of the course's table, errors."""
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from flowers_torch.errors import UsageError
 from flowers_torch.models.blocks import BasicBlock
@@ -12,7 +12,7 @@ from flowers_torch.models.resnet_v2 import resnet50v2, resnet101v2, resnet152v2
 
 
 def keras_count(network: nn.Module) -> tuple[int, int]:
-    """Total and not trainable, as Keras counts: batch norm's moving statistics are parameters there."""
+    """Total and non-trainable parameters; Keras counts the moving statistics of batch norm too."""
     statistics = sum(b.numel() for name, b in network.named_buffers() if "running_" in name)
     return sum(p.numel() for p in network.parameters()) + statistics, statistics
 
@@ -30,7 +30,7 @@ def keras_count(network: nn.Module) -> tuple[int, int]:
         (resnext101, 44_315_560, 137_856),
     ],
 )
-def test_keras_counts(constructor, total: int, not_trainable: int) -> None:
+def test_parameter_counts_of_keras(constructor, total: int, not_trainable: int) -> None:
     with torch.device("meta"):
         assert keras_count(constructor()) == (total, not_trainable)
 
@@ -54,15 +54,11 @@ def test_thin_resnet_counts(depth: int, shortcut: str, parameters: int) -> None:
 
 
 def test_course_resnet50_table() -> None:
-    """Shapes and parameter counts of the course notebook's printed table, 64x64 images and 6 classes."""
+    """Shapes and parameter counts that the course notebook prints for 64x64 images and 6 classes."""
     network = resnet50(6, lineage="course", input_size=64).eval()
     assert keras_count(network) == (23_600_006, 53_120)
 
     rows: dict[str, tuple[int, ...]] = {}
-
-    def info(name: str, _module: nn.Module, _inputs: object, output: Tensor) -> None:
-        rows[name] = tuple(output.shape[1:])
-
     for name, module in network.named_modules():
         module.register_forward_hook(
             lambda _, __, out, name=name: rows.__setitem__(name, tuple(out.shape[1:]))
@@ -111,8 +107,7 @@ def test_course_resnet50_table() -> None:
     assert [len(getattr(network, f"stage{i}")) for i in (2, 3, 4, 5)] == [3, 4, 6, 3]
 
 
-def test_lineages_compute_different_things_with_equal_weights() -> None:
-    """Why the lineage is an argument: the same tensors, quietly other logits."""
+def test_lineages_give_different_logits_with_the_same_weights() -> None:
     torch.manual_seed(0)
     keras, course = (resnet50(3, lineage=name, global_pool="avg").eval() for name in ("keras", "course"))
     course.load_state_dict(keras.state_dict())
@@ -122,26 +117,26 @@ def test_lineages_compute_different_things_with_equal_weights() -> None:
     assert difference > 1e-3
 
 
-def test_preactivation_stem_pools_over_a_border_of_zeros() -> None:
+def test_preactivation_stem_pads_with_zeros_before_pooling() -> None:
     network = resnet50v2(0, global_pool="")
     maps = -torch.ones(1, 64, 8, 8)
     pooled = network.max_pool(maps)
-    assert (pooled[..., 0, :] == 0).all()  # the zeros win against -1
+    assert (pooled[..., 0, :] == 0).all()  # the maximum of the padding and -1
     assert (pooled[..., 1:, 1:] == -1).all()
 
 
-def test_plain_twin_has_the_same_layers() -> None:
+def test_plain_network_has_the_same_layers() -> None:
     residual, plain = cifar_resnet(depth=14), cifar_resnet(depth=14, shortcut="none")
     plain.load_state_dict(residual.state_dict())
     assert [m.shortcut is None for m in plain.modules() if isinstance(m, BasicBlock)] == [True] * 6
 
 
 @pytest.mark.parametrize("depth", [2, 9, 21])
-def test_impossible_depths_are_refused(depth: int) -> None:
+def test_impossible_depths_are_errors(depth: int) -> None:
     with pytest.raises(UsageError, match=f"6n \\+ 2 layers, not {depth}"):
         CifarResNet(depth)
 
 
-def test_unknown_lineage_is_refused() -> None:
+def test_unknown_lineage_is_an_error() -> None:
     with pytest.raises(UsageError, match="unknown lineage 'caffe' of a ResNet; fix: use one of keras, torch"):
         resnet50(lineage="caffe")

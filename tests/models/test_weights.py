@@ -1,4 +1,4 @@
-"""First weights: every choice of --weights, and what each refuses."""
+"""The weights that training starts from: every choice of --weights and its errors."""
 
 import dataclasses
 import hashlib
@@ -26,7 +26,7 @@ def info(classes: int) -> ModelInfo:
     return ModelInfo(ARCH, tuple(map(str, range(classes))), plan_weights(ARCH, "none").preprocessing)
 
 
-def test_none_changes_nothing() -> None:
+def test_no_weights_change_nothing() -> None:
     model = build(info(3))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     assert load_weights(model, ARCH, plan_weights(ARCH, "none")) == "random weights"
@@ -35,7 +35,7 @@ def test_none_changes_nothing() -> None:
 
 @pytest.mark.parametrize("kind", ["pth", "safetensors", "ours"])
 @pytest.mark.parametrize("classes", [3, 10])
-def test_a_file_fills_the_backbone_and_the_head_where_the_classes_agree(
+def test_a_file_fills_the_backbone_and_a_head_of_the_same_size(
     tmp_path: Path, kind: str, classes: int
 ) -> None:
     source, model = build(info(10)), build(info(classes))
@@ -49,12 +49,12 @@ def test_a_file_fills_the_backbone_and_the_head_where_the_classes_agree(
     plan = plan_weights(ARCH, str(path))
     text = load_weights(model, ARCH, plan)
     assert torch.equal(model.conv1[0].weight, source.conv1[0].weight)
-    assert text.endswith("head loaded" if classes == 10 else "head fresh")
+    assert text.endswith("head loaded" if classes == 10 else "head newly initialized")
     assert torch.equal(model.fc.weight, source.fc.weight) == (classes == 10)
 
 
-@pytest.mark.parametrize("hidden", [0, 3])  # as wide as there are classes: its rows are none of theirs
-def test_the_head_s_rows_go_by_the_names_of_the_classes(tmp_path: Path, hidden: int) -> None:
+@pytest.mark.parametrize("hidden", [0, 3])  # 3: a hidden layer as wide as the number of classes
+def test_rows_of_the_head_are_copied_by_class_name(tmp_path: Path, hidden: int) -> None:
     before = dataclasses.replace(info(0), classes=("iris", "rose", "tulip"), head_hidden=hidden)
     after = dataclasses.replace(before, classes=("lily", "tulip", "rose", "iris"))
     source, model = build(before), build(after)
@@ -69,15 +69,15 @@ def test_the_head_s_rows_go_by_the_names_of_the_classes(tmp_path: Path, hidden: 
     if hidden:
         assert torch.equal(model.fc.hidden.weight, source.fc.hidden.weight)
 
-    others = dataclasses.replace(before, classes=("a", "b", "c"))  # as many, but none of them the same
-    stranger = build(others)
-    fresh = last_layer(stranger).weight.clone()
-    load_weights(stranger, ARCH, plan_weights(ARCH, str(tmp_path / "w")), others.classes)
-    assert torch.equal(last_layer(stranger).weight, fresh)
+    others = dataclasses.replace(before, classes=("a", "b", "c"))  # the same number of classes
+    unrelated = build(others)
+    fresh = last_layer(unrelated).weight.clone()
+    load_weights(unrelated, ARCH, plan_weights(ARCH, str(tmp_path / "w")), others.classes)
+    assert torch.equal(last_layer(unrelated).weight, fresh)
 
 
 @pytest.mark.parametrize(("after", "sign"), [(("cat", "dog"), 1), (("dog", "cat"), -1), (("dog", "elk"), 0)])
-def test_a_sigmoid_s_one_output_keeps_its_meaning(tmp_path: Path, after: tuple[str, str], sign: int) -> None:
+def test_a_sigmoid_head_is_copied_by_class_name(tmp_path: Path, after: tuple[str, str], sign: int) -> None:
     before = dataclasses.replace(info(0), classes=("cat", "dog"), head="sigmoid")
     source, model = build(before), build(dataclasses.replace(before, classes=after))
     fresh = last_layer(model).weight.clone()
@@ -90,7 +90,7 @@ def last_layer(model: torch.nn.Module) -> torch.nn.Linear:
     return [module for module in model.fc.modules() if isinstance(module, torch.nn.Linear)][-1]
 
 
-def test_a_file_of_another_network_is_refused_with_names(tmp_path: Path) -> None:
+def test_the_error_for_another_network_lists_names(tmp_path: Path) -> None:
     torch.save(timm.create_model("test_efficientnet").state_dict(), tmp_path / "w.pth")
     model = build(info(3))
     before = model.conv1[0].weight.clone()
@@ -99,7 +99,7 @@ def test_a_file_of_another_network_is_refused_with_names(tmp_path: Path) -> None
     assert torch.equal(model.conv1[0].weight, before)
 
 
-def test_choices_that_make_no_sense(tmp_path: Path) -> None:
+def test_invalid_choices(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--arch tf_efficientnet_lite0"):
         plan_weights("inception_v3", "offline")
     with pytest.raises(ModelFileError, match="no weights file"):
@@ -111,23 +111,24 @@ def test_choices_that_make_no_sense(tmp_path: Path) -> None:
 FETCH = """
 import sys, torch, timm
 from flowers_torch.errors import FlowersError
-from flowers_torch.models.weights import fetch_imagenet, load_weights, plan_weights
-from flowers_torch.models.checkpoint import Record, build
+from flowers_torch.models.pretrained import fetch_imagenet
+from flowers_torch.models.weights import load_weights, plan_weights
+from flowers_torch.models.checkpoint import ModelInfo, build
 try:
     path = fetch_imagenet("test_resnet")
 except FlowersError as error:
     print(error); sys.exit(error.exit_code)
 plan = plan_weights("test_resnet", "imagenet")
-model = build(Record("test_resnet", ("a", "b"), plan.preprocessing))
-print(load_weights(model, "test_resnet", plan)); print(plan.licence)
+model = build(ModelInfo("test_resnet", ("a", "b"), plan.preprocessing))
+print(load_weights(model, "test_resnet", plan)); print(plan.license)
 torch.save(model.conv1[0].weight, sys.argv[1])
 """
 
 
 def run_fetch(home: Path, endpoint: str) -> subprocess.CompletedProcess[str]:
-    """The hub's address is read when its client is imported, hence a process of its own."""
-    own = {"HF_HOME": str(home), "HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
-    environment = {**os.environ, **own, "FLOWERS_TORCH_CACHE": str(home)}
+    """Runs FETCH in a new process, because the hub's client reads its address on import."""
+    hub = {"HF_HOME": str(home), "HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+    environment = {**os.environ, **hub, "FLOWERS_TORCH_CACHE": str(home)}
     command = [sys.executable, "-c", FETCH, str(home / "out.pt")]
     root = Path(__file__).parent.parent.parent
     return subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, timeout=120)
@@ -171,9 +172,9 @@ def test_imagenet_weights_from_a_hub(tmp_path: Path) -> None:
         server.shutdown()
         thread.join()
     assert result.returncode == 0, result.stderr + result.stdout
-    assert "head fresh" in result.stdout and "apache-2.0" in result.stdout
+    assert "head newly initialized" in result.stdout and "apache-2.0" in result.stdout
     assert torch.equal(torch.load(tmp_path / "out.pt", weights_only=True), original.conv1[0].weight)
-    # with the server gone, the cached file is used, but not once it is damaged
+    # Without the server the cached file is used, unless it is damaged.
     assert run_fetch(tmp_path, "http://127.0.0.1:9").returncode == 0
     (blob,) = tmp_path.rglob(digest)
     blob.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))

@@ -50,7 +50,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     photos = find_images(root, name="<b>photos</b>")
     folder = tmp_path_factory.mktemp("runs") / "run"
     info = ModelInfo(
-        "test_resnet", photos.classes, Preprocessing(size=SIDE), weights="none", licence="<script>1</script>"
+        "test_resnet", photos.classes, Preprocessing(size=SIDE), weights="none", license="<script>1</script>"
     )
     write_run(folder, photos)
     torch.manual_seed(0)

@@ -42,9 +42,9 @@ async function start() {
 
 function describe() {
   document.body.classList.add("waiting");
-  const licence = facts.licence ? ` The licence of the weights it began with: ${facts.licence}.` : "";
+  const license = facts.license ? ` The license of the weights it began with: ${facts.license}.` : "";
   $("about").textContent = `It names one of these classes whatever a photo shows. Network: ${facts.network}, ` +
-    `${facts.size}.${licence}`;
+    `${facts.size}.${license}`;
   $("knows").open = facts.classes.length <= 40;
   $("names").replaceChildren(...facts.classes.map(name => element("li", name)));
   const curve = facts.trust.curve ?? [];

@@ -1,1 +1,1 @@
-"""TODO."""
+"""The layers of any network: trace, summary table, drawing and features."""

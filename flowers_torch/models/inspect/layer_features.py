@@ -1,4 +1,4 @@
-"""Features: what a network's layers answer to pictures, for a classifier or a search of one's own."""
+"""Features: the output of any layer of a network, for another classifier or a search."""
 
 from torch import Tensor, nn
 
@@ -11,36 +11,36 @@ POOLINGS = ("", "avg", "max", "flatten")
 
 
 def features(model: nn.Module, images: Tensor, layer: str = "", pooling: str = "") -> Tensor:
-    """Features of a batch of pictures, computed in inference mode without gradients.
+    """Features of a batch of images, computed in inference mode without gradients.
 
     Args:
         model: Any network with timm's contract.
-        images: N x C x H x W, prepared as the network wants them.
-        layer: Name of a layer, block or operation as `flowers-torch layers` prints it, Keras's name for it
+        images: N x C x H x W, preprocessed for the network.
+        layer: Name of a layer, block or operation as `flowers-torch layers` prints it, Keras's name of it
             (`block4_pool`, `mixed7`), or "" for the last feature map.
         pooling: "avg" or "max" over the map, "flatten" (channel, row, column), or "" for the map itself.
 
     Returns:
-        N x C x H x W, or N x features with a pooling (or from a layer that has no map).
+        N x C x H x W, or N x features with a pooling or from a layer without a map.
 
     Raises:
-        UsageError: no such layer or pooling.
+        UsageError: unknown layer or pooling.
     """
     if pooling not in POOLINGS:
         raise UsageError(f"no pooling {pooling!r}", f"use one of {', '.join(map(repr, POOLINGS))}")
-    answer: Tensor
+    output: Tensor
     if layer:
-        answer = layer_output(model, images, module_name(model, layer))
+        output = layer_output(model, images, module_name(model, layer))
     else:
         with at_inference(model):
-            answer = model.forward_features(images)  # type: ignore[operator]
-    if answer.ndim == 4 and pooling in ("avg", "max"):
-        return answer.mean((2, 3)) if pooling == "avg" else answer.amax((2, 3))
-    return answer.flatten(1) if pooling == "flatten" else answer
+            output = model.forward_features(images)  # type: ignore[operator]
+    if output.ndim == 4 and pooling in ("avg", "max"):
+        return output.mean((2, 3)) if pooling == "avg" else output.amax((2, 3))
+    return output.flatten(1) if pooling == "flatten" else output
 
 
 def module_name(model: nn.Module, layer: str) -> str:
-    """Our name of a layer that Keras calls `layer`; the name itself where Keras has none."""
+    """The module that Keras calls `layer`, or `layer` itself if it is not a Keras name."""
     if layer in dict(model.named_modules()) or rules_of(model) is None:
         return layer
     ours = {row.name: row.module for row in keras_layers(model) if row.module}

@@ -1,4 +1,4 @@
-"""The table of a network's layers, in Keras's form, for any network."""
+"""Keras's `model.summary()` for any network."""
 
 from collections.abc import Sequence
 
@@ -9,13 +9,13 @@ from flowers_torch.models.keras.layers import KerasLayer, has_gamma, keras_count
 
 
 def layer_rows(model: nn.Module, size: int, keras: bool = False) -> list[KerasLayer]:
-    """A network's layers, head included.
+    """A network's layers with the head.
 
     Args:
-        model: Any network for pictures.
-        size: Height and width of the picture, pixels.
-        keras: Names, order and shapes (channels last) as Keras has them, for the networks that it has;
-            otherwise ours, in order of execution, channels first.
+        model: Any image network.
+        size: Image height and width, pixels.
+        keras: Keras's names, order and shapes (channels last), for the networks that Keras has. Otherwise
+            module names in order of execution, channels first.
     """
     if keras:
         return keras_layers(model, size, head=True)
@@ -35,9 +35,9 @@ def layer_rows(model: nn.Module, size: int, keras: bool = False) -> list[KerasLa
 
 
 def summary(model: nn.Module, size: int, keras: bool = False) -> str:
-    """The table as text: layer, output shape, parameters, connected to; totals as Keras counts them.
+    """The table as text: layer, output shape, parameters, inputs, and totals as Keras counts them.
 
-    "Non-trainable" are the running statistics of batch norms and frozen parameters.
+    Non-trainable are frozen parameters and the running statistics of batch norms.
     """
     rows = layer_rows(model, size, keras)
     names = [f"{row.name} ({row.kind})" for row in rows]

@@ -1,8 +1,8 @@
-"""What a network really does with a picture: its layers in order of execution and how they are connected.
+"""The layers of any network in order of execution, and their connections.
 
-The network runs once on a picture without content (the "meta" device: shapes, no numbers) while every layer
-and every tensor operation between layers is written down. From this record come the summary table, the
-drawing, Keras's numbering of layers and the features of a named layer; it serves any network, timm's too.
+The network runs once on the "meta" device, which has shapes and no values. Hooks and a `TorchFunctionMode`
+record every layer and every tensor operation between layers. The summary table, the drawing, Keras's layer
+list and the features of a named layer are derived from this trace.
 """
 
 from collections import Counter
@@ -18,9 +18,9 @@ from torch.overrides import TorchFunctionMode
 from flowers_torch.errors import UsageError
 from flowers_torch.models.tf_layers import SeparableConv2d
 
-# Modules with parts inside that count as one layer.
+# Modules with children that count as one layer.
 WHOLE = (SeparableConv2d, nn.MultiheadAttention)
-# Modules that, without parts, do nothing.
+# Modules that do nothing if they have no children.
 EMPTY = (nn.Identity, nn.Sequential)
 
 
@@ -29,7 +29,7 @@ class Node:
     """One layer, or one operation between layers."""
 
     name: str  # the module's path, or the surrounding module's path and the operation
-    kind: str  # class of the module or name of the operation; "input" for the picture
+    kind: str  # class of the module or name of the operation; "input" for the image
     shape: tuple[int, ...]  # of the output, batch first
     inputs: tuple[int, ...]  # indices of the nodes that feed it
     tensors: tuple[str, ...]  # names of its parameters and buffers in the state dict
@@ -37,25 +37,28 @@ class Node:
 
 
 class _Found(Exception):
-    """Ends the forward pass once the wanted layer has answered."""
+    """Ends the forward pass after the target layer."""
 
 
 class _Recorder(TorchFunctionMode):
-    """Sees each call of a tensor function, and through hooks each call of a module."""
+    """Records each call of a tensor function and, through hooks, of a module.
 
-    def __init__(self, model: nn.Module, tensors: dict[str, Tensor], wanted: str = "") -> None:
+    With a `target` it records nothing and ends the forward pass with the output of the layer of that name.
+    """
+
+    def __init__(self, model: nn.Module, tensors: dict[str, Tensor], target: str = "") -> None:
         super().__init__()
         self.paths = {module: name for name, module in model.named_modules()}
         self.own = {id(tensor): name for name, tensor in tensors.items()}
         self.nodes: list[Node] = []
-        self.maker: dict[int, int] = {}  # id of a tensor -> index of the node that made it
-        self.alive: list[Any] = []  # a dead tensor's id would be used again
-        self.stack: list[str] = []  # paths of the modules that are running
+        self.producer: dict[int, int] = {}  # id of a tensor -> index of the node that returned it
+        self.alive: list[Any] = []  # keeps the tensors, because Python reuses the ids of deleted ones
+        self.stack: list[str] = []  # paths of the running modules
         self.inside_layer = 0
         self.used_names: Counter[str] = Counter()
         self.counted: set[str] = set()
-        self.wanted = wanted  # if any, connections are not recorded: no activation has to be kept
-        self.answer: Tensor | None = None
+        self.target = target
+        self.output: Tensor | None = None  # of the target
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -68,7 +71,7 @@ class _Recorder(TorchFunctionMode):
             owned = [self.own[id(t)] for t in _tensors((args, kwargs)) if id(t) in self.own]
             path = self.stack[-1] if self.stack else ""
             name = owned[0].rpartition(".")[0] if owned else f"{path}.{operation}".strip(".")
-            self.write(name or operation, operation, (args, kwargs), out, owned)
+            self.record(name or operation, operation, (args, kwargs), out, owned)
         return out
 
     def enter(self, module: nn.Module, inputs: Any) -> None:
@@ -80,12 +83,12 @@ class _Recorder(TorchFunctionMode):
         self.inside_layer -= _is_layer(module)
         if _is_layer(module) and not self.inside_layer and not isinstance(module, EMPTY):
             owned = [f"{path}.{name}" for name, _ in (*module.named_parameters(), *module.named_buffers())]
-            self.write(path, type(module).__name__, inputs, out, owned, module)
-        elif path and path == self.wanted and isinstance(out, Tensor):
-            self.answer = out
+            self.record(path, type(module).__name__, inputs, out, owned, module)
+        elif path and path == self.target and isinstance(out, Tensor):
+            self.output = out
             raise _Found
 
-    def write(
+    def record(
         self,
         name: str,
         kind: str,
@@ -97,20 +100,20 @@ class _Recorder(TorchFunctionMode):
         self.used_names[name] += 1
         if self.used_names[name] > 1:
             name = f"{name}_{self.used_names[name] - 1}"
-        if self.wanted:
-            if name == self.wanted:
-                self.answer = _tensors(out)[0]
+        if self.target:
+            if name == self.target:
+                self.output = _tensors(out)[0]
                 raise _Found
             return
-        makers = [self.maker[id(t)] for t in _tensors(inputs) if id(t) in self.maker]
+        producers = [self.producer[id(t)] for t in _tensors(inputs) if id(t) in self.producer]
         new = tuple(name for name in owned if name not in self.counted)
         self.counted.update(new)
         outputs = _tensors(out)
         shape = tuple(outputs[0].shape)
-        self.nodes.append(Node(name, kind, shape, tuple(dict.fromkeys(makers)), new, module))
+        self.nodes.append(Node(name, kind, shape, tuple(dict.fromkeys(producers)), new, module))
         self.alive.append((inputs, out))
         for tensor in outputs:
-            self.maker[id(tensor)] = len(self.nodes) - 1
+            self.producer[id(tensor)] = len(self.nodes) - 1
 
 
 def _is_layer(module: nn.Module) -> bool:
@@ -127,8 +130,8 @@ def _tensors(value: Any) -> list[Tensor]:
     return [tensor for item in value for tensor in _tensors(item)]
 
 
-class _Part(nn.Module):
-    """One method of a network as a network, so that `functional_call` can call it."""
+class _Method(nn.Module):
+    """A method of a network as a module, for `functional_call`."""
 
     def __init__(self, model: nn.Module, method: str) -> None:
         super().__init__()
@@ -140,7 +143,7 @@ class _Part(nn.Module):
 
 @contextmanager
 def at_inference(model: nn.Module) -> Iterator[None]:
-    """Inference mode without gradients; at the end each module has the mode it had."""
+    """Inference mode without gradients; restores the mode of each module at the end."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -168,33 +171,30 @@ def _recording(model: nn.Module, recorder: _Recorder) -> Iterator[None]:
 
 
 def trace(model: nn.Module, size: int, method: str = "forward") -> list[Node]:
-    """Runs a network once, without numbers, and returns what it did in order of execution.
+    """The nodes of a network in order of execution, from the image to the output; nothing is computed.
 
     Args:
-        model: Any network for pictures; its first convolution says how many channels they have.
-        size: Height and width of the picture, pixels.
+        model: Any image network; its first convolution determines the image channels.
+        size: Image height and width, pixels.
         method: `forward`, or `forward_features` to leave the head out.
-
-    Returns:
-        The nodes; the first is the picture, the last the result.
     """
     tensors = {name: t.detach().to("meta") for name, t in (*model.named_parameters(), *model.named_buffers())}
     recorder = _Recorder(model, tensors)
     in_channels = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
     x = torch.empty(1, in_channels, size, size, device="meta")
-    recorder.write("input", "input", (), x)
+    recorder.record("input", "input", (), x)
     state = {f"model.{name}": tensor for name, tensor in tensors.items()}
     with _recording(model, recorder):
-        torch.func.functional_call(_Part(model, method), state, (x,))
+        torch.func.functional_call(_Method(model, method), state, (x,))
     return recorder.nodes
 
 
 def layer_output(model: nn.Module, images: Tensor, layer: str) -> Tensor:
-    """What a named layer, block or operation answers to a batch of images; layers behind it do not run.
+    """The output of a layer, block or operation for a batch of images; layers behind it do not run.
 
     Args:
         model: The network; runs in inference mode without gradients.
-        images: N x C x H x W, prepared as the network wants them.
+        images: N x C x H x W, preprocessed for the network.
         layer: A name of `trace`, or the path of a block such as `Mixed_6a`.
 
     Raises:
@@ -202,15 +202,15 @@ def layer_output(model: nn.Module, images: Tensor, layer: str) -> Tensor:
     """
     tensors = dict((*model.named_parameters(), *model.named_buffers()))
     recorder = _Recorder(model, tensors, layer)
-    recorder.write("input", "input", (), images)
+    recorder.record("input", "input", (), images)
     try:
         with _recording(model, recorder):
             model(images)
     except _Found:
         pass
-    if recorder.answer is None:
+    if recorder.output is None:
         raise UsageError(
-            f"the network has no layer {layer!r} that answers with one tensor",
-            "take a name from flowers-torch layers ARCH",
+            f"the network has no layer {layer!r} that returns one tensor",
+            "use a name that flowers-torch layers ARCH prints",
         )
-    return recorder.answer
+    return recorder.output

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Keras's layer lists and weights files: reading, naming and converting them."""

@@ -1,11 +1,11 @@
-"""Reading the weights files of Keras: legacy .h5, Keras 3's .weights.h5, and .keras archives.
+"""Reading Keras's weights files: legacy .h5, Keras 3's .weights.h5, and .keras archives.
 
-Nothing of the file is run: arrays and names are all that is taken, links that lead out of the file and
-sizes that cannot be true are refused.
+Only arrays and names are read. Links to other files and implausible sizes are errors.
 """
 
 import contextlib
 import io
+import itertools
 import zipfile
 from collections import defaultdict
 from collections.abc import Iterator
@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from flowers_torch.errors import FlowersError, ModelFileError, UsageError, printable
+from flowers_torch.errors import FlowersError, ModelFileError, UsageError, one_line, printable
 
 Weights = list[tuple[str, np.ndarray]]  # (name, array) in Keras's order within the layer
 
-MAX_BYTES = 4 * 1024**3  # the largest network of the zoo has 0.36 GB; an HDF5 header can claim anything
+MAX_BYTES = 4 * 1024**3  # the largest network has 0.36 GB; an HDF5 header can claim any size
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class KerasFile:
     """The layers of a weights file.
 
     Attributes:
-        layers: Layer name to weights, in the file's order, layers without weights left out. A model that
-            was used as a layer is opened up into the layers within.
-        named: Whether the names are those of the layers; early Keras 3 wrote kinds and counts instead.
+        layers: Layer name to weights, in the file's order, without layers that have none. A model that is
+            used as a layer is replaced by its layers.
+        named: Whether these are the layers' names; early Keras 3 wrote kinds and numbers instead.
     """
 
     layers: dict[str, Weights]
@@ -37,7 +37,7 @@ class KerasFile:
 
 
 def is_keras_file(path: Path) -> bool:
-    """Whether a file looks like weights from Keras: HDF5, or an archive with such a file in it."""
+    """Whether a file is HDF5, or a zip archive with Keras's weights in it."""
     with path.open("rb") as file:
         if file.read(8) == b"\x89HDF\r\n\x1a\n":
             return True
@@ -48,11 +48,11 @@ def is_keras_file(path: Path) -> bool:
 
 
 def read_keras_file(path: Path) -> KerasFile:
-    """Reads weights that Keras saved; which kind of file it is decides its content, not its name.
+    """Reads weights that Keras saved; the content, not the name, decides the kind of file.
 
     Raises:
         UsageError: h5py is not installed.
-        ModelFileError: missing, damaged, or not such a file.
+        ModelFileError: the file is missing, damaged, or of another kind.
     """
     path = Path(path)
     if not path.is_file():
@@ -65,10 +65,8 @@ def read_keras_file(path: Path) -> KerasFile:
     except FlowersError:
         raise
     except Exception as error:  # h5py raises OSError, KeyError, RuntimeError, ... on damaged files
-        reason = printable(" ".join(str(error).split()))
-        raise ModelFileError(
-            f"{printable(path)} cannot be read as Keras weights: {reason}", "use another copy"
-        ) from error
+        what = f"{printable(path)} cannot be read as Keras weights: {one_line(error)}"
+        raise ModelFileError(what, "use another copy") from error
 
 
 @contextlib.contextmanager
@@ -84,37 +82,37 @@ def _open(path: Path) -> Iterator[Any]:
     with zipfile.ZipFile(path) as archive:
         if "model.weights.h5" not in archive.namelist():
             raise ModelFileError(
-                f"{printable(path)} is a zip archive but no .keras model: it holds no model.weights.h5",
+                f"{printable(path)} is not a valid .keras archive: it holds no model.weights.h5",
                 "give a file from model.save",
             )
         if archive.getinfo("model.weights.h5").file_size > MAX_BYTES:
-            raise ModelFileError(f"{printable(path)} is too large to be true", "use another copy")
+            raise ModelFileError(f"{printable(path)} is implausibly large", "use another copy")
         with h5py.File(io.BytesIO(archive.read("model.weights.h5")), "r") as file:
             yield file
 
 
 class _Budget:
-    """Takes arrays out of a file as long as they are the file's own and their sizes can be true."""
+    """Reads arrays that lie in the file itself, up to `MAX_BYTES` in total."""
 
     def __init__(self, file: Any, path: Path) -> None:
         self.file, self.path, self.left = file, path, MAX_BYTES
 
     def take(self, name: str, dataset: Any) -> np.ndarray:
-        foreign = dataset.file.filename != self.file.filename or dataset.external or dataset.is_virtual
+        is_foreign = dataset.file.filename != self.file.filename or dataset.external or dataset.is_virtual
         self.left -= 4 * int(dataset.size)
-        if foreign or self.left < 0:
-            reason = "lies in another file" if foreign else "is too large to be true"
+        if is_foreign or self.left < 0:
+            reason = "lies in another file" if is_foreign else "is implausibly large"
             raise ModelFileError(f"{printable(self.path)}: {printable(name)} {reason}", "use another copy")
         return np.asarray(dataset, dtype=np.float32)
 
 
 def _read_legacy(file: Any, path: Path) -> KerasFile:
-    """Keras 1 and 2: layer_names and weight_names as attributes; a whole model has them one level deeper."""
+    """Keras 1 and 2: attributes layer_names and weight_names, one level deeper for a whole model."""
     root = file["model_weights"] if "model_weights" in file else file
     names = _attribute(root, "layer_names")
     if not names:
         raise ModelFileError(
-            f"{printable(path)} is HDF5 but no Keras weights: it has no layer_names",
+            f"{printable(path)} is HDF5 without Keras weights: it has no layer_names",
             "give a file from model.save_weights or model.save",
         )
     budget = _Budget(file, path)
@@ -128,30 +126,29 @@ def _read_legacy(file: Any, path: Path) -> KerasFile:
 
 
 def _attribute(group: Any, name: str) -> list[str]:
-    """A list of names; Keras cuts lists over 64 kB into name0, name1, ..."""
+    """A list of names; Keras divides lists over 64 kB into name0, name1, ..."""
     if name in group.attrs:
-        parts = [group.attrs[name]]
+        chunks = [group.attrs[name]]
     else:
-        parts = []
-        while f"{name}{len(parts)}" in group.attrs:
-            parts.append(group.attrs[f"{name}{len(parts)}"])
-    return [item.decode() if isinstance(item, bytes) else str(item) for part in parts for item in part]
+        numbered = itertools.takewhile(group.attrs.__contains__, (f"{name}{i}" for i in itertools.count()))
+        chunks = [group.attrs[key] for key in numbered]
+    return [item.decode() if isinstance(item, bytes) else str(item) for chunk in chunks for item in chunk]
 
 
 def _split_nested(layer: str, weights: Weights) -> dict[str, Weights]:
-    """Weights by the layer that owns them: more than the layer itself where it is a whole model."""
+    """Weights by the layer that owns them; a layer that is a whole model has several owners."""
     owners: dict[str, Weights] = defaultdict(list)
     for weight, data in weights:
         owner, _, name = weight.rpartition("/")
         owners[owner].append((name.partition(":")[0], data))
     if len(owners) > 1:
-        # Keras 3 puts the model's name in front of the layer's.
+        # Keras 3 puts the model's name before the layer's.
         return {owner.removeprefix(f"{layer}/"): arrays for owner, arrays in owners.items()}
     return {layer: next(iter(owners.values()))} if owners else {}
 
 
 def _read_keras3(file: Any, path: Path) -> KerasFile:
-    """Keras 3: a group `vars` of numbered arrays in each layer's group, the layer's name as its attribute."""
+    """Keras 3: a group `vars` of numbered arrays in each layer's group, its name as attribute."""
     budget = _Budget(file, path)
     found: list[tuple[str, str, Weights]] = []  # group, name or "", weights
 

@@ -1,8 +1,8 @@
 """The layers of a network as Keras names, counts and orders them.
 
-Keras lists a model's layers by their distance from the output, not by order of execution, and names those
-that the author did not name by counting. "Freeze the first 249 layers" means that list, so it is worked
-out here from the network's own graph, with the names from a table (`keras_names`).
+Keras orders `model.layers` by distance from the output and numbers layers without a name. "Freeze the first
+249 layers" refers to that list. It is derived here from the network's traced graph and the name tables of
+`keras.names`.
 """
 
 import re
@@ -18,7 +18,7 @@ from flowers_torch.models.inception_v3 import InceptionV3
 from flowers_torch.models.inspect.trace import Node, trace
 from flowers_torch.models.keras.names import rules_of
 
-# PyTorch's classes and operations -> Keras's classes.
+# Kinds of trace nodes -> Keras's classes.
 KINDS = {
     "input": "InputLayer",
     "Conv2d": "Conv2D",
@@ -44,27 +44,28 @@ KINDS = {
     "flatten": "Flatten",
     "dropout": "Dropout",
 }
-# What the further names of a rule stand for: layers that Keras has and the network does inside another.
+# Keras's class of a layer that is part of another module here, by the pattern of its name.
 EXTRA = ((re.compile(r".*_pad"), "ZeroPadding2D"), (re.compile(r".*_reduce"), "Lambda"))
+PADS = ("ZeroPad2d", "SamePad2d")
 
-# Networks whose batch norms have no gamma in Keras (scale=False); ours is one there and stays one.
+# Networks whose batch norms have no gamma in Keras (scale=False). Here gamma exists and is 1.
 WITHOUT_GAMMA = (InceptionV3, InceptionResnetV2)
 
 
 @dataclass(frozen=True)
 class KerasLayer:
-    """A layer as `model.layers` of Keras lists it."""
+    """A layer as Keras's `model.layers` lists it."""
 
     name: str
     kind: str  # Keras's class
     shape: tuple[int, ...]  # batch, height, width, channels
-    parameters: int  # as Keras counts: with running mean and variance, without a gamma that Keras lacks
-    module: str  # name in the network here; empty where Keras has a layer and PyTorch has none
+    parameters: int  # as Keras counts: with running statistics, without gammas that Keras lacks
+    module: str  # name in the network here; empty where PyTorch has no such layer
     inputs: tuple[str, ...]  # names of the layers that feed it
 
 
 def keras_count(model: nn.Module) -> int:
-    """Parameters as Keras counts them: with running statistics, without gammas that Keras does not have."""
+    """Parameters as Keras counts them: with running statistics, without gammas that Keras lacks."""
     total = sum(p.numel() for p in model.parameters())
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
@@ -81,9 +82,9 @@ def keras_layers(model: nn.Module, size: int = 0, head: bool = False) -> list[Ke
     """A network's layers in the order of Keras's `model.layers`.
 
     Args:
-        model: A network of the zoo that keras.applications has too.
-        size: Height and width of the picture, for the shapes; 0 takes a small one.
-        head: Whether the layers behind the feature extractor are listed too.
+        model: A network that Keras has too.
+        size: Image height and width, for the shapes; 0 takes a small one.
+        head: Whether to list the layers behind the feature extractor too.
 
     Raises:
         UsageError: Keras does not have this network.
@@ -91,23 +92,23 @@ def keras_layers(model: nn.Module, size: int = 0, head: bool = False) -> list[Ke
     rules = rules_of(model)
     if rules is None:
         raise UsageError(
-            f"{type(model).__name__} is none of Keras's networks", "see flowers-torch models --keras"
+            f"{type(model).__name__} is not a network of Keras", "see flowers-torch models --keras"
         )
     nodes = trace(model, size or 96, "forward" if head else "forward_features")
     sizes = {name: t.numel() for name, t in (*model.named_parameters(), *model.named_buffers())}
     gamma = has_gamma(model)
     graph: list[KerasLayer] = []
-    ends: dict[int, str] = {}  # index of a node -> name of the Keras layer that ends it
+    ends: dict[int, str] = {}  # index of a node -> name of its last Keras layer
     counts: Counter[str] = Counter()
     for index, node in enumerate(nodes):
         inputs = tuple(ends[i] for i in node.inputs)
         if node.kind == "add" and rules.shortcut_first:
             inputs = inputs[::-1]
         template = rules.name_of(node.name)
-        if template == "" or _is_silent(node, nodes):  # part of another layer in Keras
+        if template == "" or _is_omitted(node, nodes):
             ends[index] = inputs[0]
             continue
-        names = (template or "?").split()
+        names = (template or "?").split()  # of the node's Keras layers; `own` is the one that computes it
         own = next(i for i, name in enumerate(names) if _extra_kind(name) is None or node.kind in PADS)
         for i, name in enumerate(names):
             kind = _keras_kind(node) if i == own else _extra_kind(name) or "Reshape"
@@ -124,7 +125,28 @@ def keras_layers(model: nn.Module, size: int = 0, head: bool = False) -> list[Ke
     return _in_keras_order(graph)
 
 
-PADS = ("ZeroPad2d", "SamePad2d")
+def keras_prefix(model: nn.Module, count: int) -> list[str]:
+    """Names of the modules whose parameters are in the first `count` layers of Keras's list.
+
+    Keras's `for layer in model.layers[:count]: layer.trainable = False` freezes the parameters `<name>.*` of
+    these names. The input counts as a layer.
+
+    Raises:
+        UsageError: `count` is not between 1 and the number of layers.
+    """
+    layers = keras_layers(model)
+    if not 0 < count <= len(layers):
+        raise UsageError(
+            f"keras:{count} of a network with {len(layers)} Keras layers",
+            f"use keras:1 to keras:{len(layers)}",
+        )
+    return [layer.module for layer in layers[:count] if layer.parameters]
+
+
+def renumbered(layers: list[KerasLayer]) -> list[KerasLayer]:
+    """The layers with a kind and a number as names, as early Keras 3 wrote them into weights files."""
+    counts: Counter[str] = Counter()
+    return [replace(layer, name=_numbered(layer.kind, counts)) for layer in layers]
 
 
 def _extra_kind(name: str) -> str | None:
@@ -132,15 +154,14 @@ def _extra_kind(name: str) -> str | None:
 
 
 def _padded(shape: tuple[int, ...], node: Node) -> tuple[int, ...]:
-    """Shape of a picture within the padding of a convolution or pooling."""
+    """The shape of an input with the padding of a convolution or pooling."""
     padding: Any = getattr(node.module, "padding", 0)
     rows, columns = padding if isinstance(padding, tuple) else (padding, padding)
     return (*shape[:2], shape[2] + 2 * rows, shape[3] + 2 * columns)
 
 
-def _is_silent(node: Node, nodes: list[Node]) -> bool:
-    """What the head has and Keras has not: a ReLU behind a dense layer is that layer's own activation, a
-    flattening behind a global pooling does nothing, a dropout of nothing neither."""
+def _is_omitted(node: Node, nodes: list[Node]) -> bool:
+    """Whether Keras lacks a node of the head: a dense layer's ReLU, a flatten or dropout without effect."""
     before = KINDS.get(nodes[node.inputs[0]].kind, "") if node.inputs else ""
     return (
         (node.kind == "ReLU" and before == "Dense")
@@ -157,14 +178,14 @@ def _keras_kind(node: Node) -> str:
 
 
 def _parameters(node: Node, sizes: dict[str, int], gamma: bool) -> int:
-    unwanted: tuple[str, ...] = ("num_batches_tracked",)
+    excluded: tuple[str, ...] = ("num_batches_tracked",)
     if not gamma and KINDS.get(node.kind) == "BatchNormalization":
-        unwanted += ("weight",)
-    return sum(sizes[name] for name in node.tensors if not name.endswith(unwanted))
+        excluded += ("weight",)
+    return sum(sizes[name] for name in node.tensors if not name.endswith(excluded))
 
 
 def _numbered(kind: str, counts: Counter[str]) -> str:
-    """The next name of a class by Keras's rule: MaxPooling2D -> max_pooling2d, max_pooling2d_1, ..."""
+    """The next default name of a Keras class: MaxPooling2D -> max_pooling2d, max_pooling2d_1, ..."""
     kind = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", kind)
     kind = re.sub(r"([a-z])([A-Z])", r"\1_\2", kind).lower()
     counts[kind] += 1
@@ -172,45 +193,18 @@ def _numbered(kind: str, counts: Counter[str]) -> str:
 
 
 def _in_keras_order(graph: list[KerasLayer]) -> list[KerasLayer]:
-    """Sorted by depth, the longest way to the output first, ties as a search from the output meets them."""
+    """Sorted by the longest path to the output, longest first; ties in depth-first order from the output."""
     by_name = {layer.name: layer for layer in graph}
-    met: dict[str, int] = {}
-    waiting = [graph[-1].name]
-    while waiting:  # depth first, from the output, each layer's inputs from left to right
-        name = waiting.pop()
-        if name not in met:
-            met[name] = len(met)
-            waiting += reversed(by_name[name].inputs)
+    visited: dict[str, int] = {}
+    stack = [graph[-1].name]
+    while stack:  # visits the inputs of a layer from left to right
+        name = stack.pop()
+        if name not in visited:
+            visited[name] = len(visited)
+            stack += reversed(by_name[name].inputs)
     depth = dict.fromkeys(by_name, 0)
-    for layer in reversed(graph):  # order of execution is an order of dependence
+    for layer in reversed(graph):  # the order of execution is topological
         for name in layer.inputs:
             depth[name] = max(depth[name], depth[layer.name] + 1)
-    reached = [layer for layer in graph if layer.name in met]
-    return sorted(reached, key=lambda layer: (-depth[layer.name], met[layer.name]))
-
-
-def keras_prefix(model: nn.Module, count: int) -> list[str]:
-    """Names of the modules whose parameters are in the first `count` of Keras's layers.
-
-    `for layer in model.layers[:count]: layer.trainable = False` of Keras freezes the parameters
-    `<name>.*` of these names here. The input counts as a layer.
-
-    Raises:
-        UsageError: more layers than there are, or none.
-    """
-    layers = keras_layers(model)
-    if not 0 < count <= len(layers):
-        raise UsageError(
-            f"keras:{count} of a network with {len(layers)} Keras layers",
-            f"use keras:1 to keras:{len(layers)}",
-        )
-    return [layer.module for layer in layers[:count] if layer.parameters]
-
-
-def renumbered(layers: list[KerasLayer]) -> list[KerasLayer]:
-    """The same layers with only their kinds and numbers as names: what Keras 3 writes into weights files."""
-    counts: Counter[str] = Counter()
-    result = []
-    for layer in layers:
-        result.append(replace(layer, name=_numbered(layer.kind, counts)))
-    return result
+    reached = [layer for layer in graph if layer.name in visited]
+    return sorted(reached, key=lambda layer: (-depth[layer.name], visited[layer.name]))

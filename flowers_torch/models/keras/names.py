@@ -1,12 +1,12 @@
-"""Names that Keras gives the layers of its networks: the table between module names here and layers there.
+"""Tables from module names to the names of Keras's layers.
 
-For each network a list of (pattern of our name, Keras's name). The first pattern that matches a whole name
-decides; a name that none matches is one of those that Keras makes up by counting. The right side may be
+A table is a list of (pattern of the module's name, Keras's name). The first pattern that matches the whole
+name decides. A name without a match has a default name in Keras, a kind and a number. The right side is
 
-- a template (`\\1` is what the pattern's first bracket matched) or a function of the match;
-- several names: layers that Keras has one after the other where we have one module, such as a
-  ZeroPadding2D before a convolution; `?` among them is counted;
-- empty: here a layer of its own, in Keras part of the one before (VGG's activations).
+- a template (`\\1` is the pattern's first group) or a function of the match;
+- several names where Keras has several layers for one module, such as a ZeroPadding2D before a convolution;
+  `?` stands for a default name;
+- empty where the module is part of the layer before it in Keras (VGG's activations).
 """
 
 import re
@@ -18,7 +18,7 @@ from torch import nn
 
 from flowers_torch.models.classic import VGG
 from flowers_torch.models.densenet import DenseNet
-from flowers_torch.models.inception_v3 import MIXED, InceptionV3
+from flowers_torch.models.inception_v3 import InceptionV3
 from flowers_torch.models.mobilenet import MobileNet, MobileNetV2
 from flowers_torch.models.nasnet import NASNet
 from flowers_torch.models.resnet import ResNet
@@ -31,14 +31,14 @@ Template = str | Callable[[re.Match[str]], str]
 
 @dataclass(frozen=True)
 class Rules:
-    """A network's table. `shortcut_first`: our sums are main path + shortcut, Keras's the other way round,
-    which matters to its numbering and to nothing else."""
+    """The table of a network."""
 
     names: Sequence[tuple[str, Template]]
+    # Keras's sums are shortcut + main path, ours main path + shortcut. The order decides Keras's numbering.
     shortcut_first: bool = False
 
     def name_of(self, name: str) -> str | None:
-        """Keras's name or names for a name of `trace`; None where Keras counts."""
+        """Keras's name or names for a node of `trace`; None for a default name."""
         for pattern, template in self.names:
             match = re.fullmatch(pattern, name)
             if match:
@@ -46,6 +46,7 @@ class Rules:
         return None
 
 
+MIXED = ("5b", "5c", "5d", "6a", "6b", "6c", "6d", "6e", "7a", "7b", "7c")
 INCEPTION_V3 = Rules(
     [
         *((rf"Mixed_{block}\.cat", f"mixed{i}") for i, block in enumerate(MIXED[:9])),
@@ -58,7 +59,7 @@ INCEPTION_V3 = Rules(
 
 
 def _inception_resnet(block: str) -> Callable[[re.Match[str]], str]:
-    endings = {"cat": "mixed", "conv2d": "conv", "act": "ac"}
+    endings = {"cat": "mixed", "conv2d": "conv", "act": "ac", "relu": "ac"}
     return lambda m: f"{block}_{int(m[1]) + 1}_{endings[m[2]]}"
 
 
@@ -67,19 +68,16 @@ INCEPTION_RESNET_V2 = Rules(
         (r"(mixed_\d[ab])\.cat", r"\1"),
         (r"repeat\.(\d+)\.(cat|conv2d|act)", _inception_resnet("block35")),
         (r"repeat_1\.(\d+)\.(cat|conv2d|act)", _inception_resnet("block17")),
-        (r"repeat_2\.(\d+)\.(cat|conv2d|relu)", lambda m: _inception_resnet8(int(m[1]) + 1, m[2])),
-        (r"block8\.(cat|conv2d)", lambda m: _inception_resnet8(10, m[1])),
-        (r".*\.mul", ""),  # with the sum behind it one CustomScaleLayer
+        (r"repeat_2\.(\d+)\.(cat|conv2d|relu)", _inception_resnet("block8")),
+        (r"block8\.cat", "block8_10_mixed"),
+        (r"block8\.conv2d", "block8_10_conv"),
+        (r".*\.mul", ""),  # part of the CustomScaleLayer of the sum
         (r"conv2d_7b\.conv", "conv_7b"),
         (r"conv2d_7b\.bn", "conv_7b_bn"),
         (r"conv2d_7b\.bn\.act", "conv_7b_ac"),
     ],
     shortcut_first=True,
 )
-
-
-def _inception_resnet8(number: int, part: str) -> str:
-    return f"block8_{number}_" + {"cat": "mixed", "conv2d": "conv", "relu": "ac"}[part]
 
 
 XCEPTION = Rules(
@@ -131,7 +129,7 @@ DENSENET = Rules(
 
 
 def _nasnet(cell: str, word: str) -> list[tuple[str, Template]]:
-    """Rules of one kind of cell; the pattern `cell` has the block's id in its first bracket."""
+    """Rules of one kind of cell; the first group of the pattern `cell` is the cell's id."""
     return [
         (cell + r"\.(left\d|right\d)\.conv(\d)", rf"separable_conv_\3_{word}_\2_\1"),
         (cell + r"\.(left\d|right\d)\.bn(\d)", rf"separable_conv_\3_bn_{word}_\2_\1"),
@@ -153,7 +151,7 @@ NASNET = Rules(
         (r"stem_(conv|bn)", r"stem_\g<1>1"),
         *((rf"normal_(\d+)\.add{'' if i == 1 else f'_{i - 1}'}", rf"normal_add_{i}_\1") for i in range(1, 6)),
         *_nasnet(r"normal_(\d+)", "normal"),
-        # Keras calls the separable convolutions of the fifth branch left4, as the pooling of the fourth.
+        # Keras names the separable convolutions of the fifth branch left4, like the fourth branch's pooling.
         (r"((?:stem|reduce)_\d+)\.left5\.(conv|bn)(\d)",
          lambda m: f"separable_conv_{m[3]}_{'bn_' * (m[2] == 'bn')}reduction_left4_{m[1]}"),
         (r"((?:stem|reduce)_\d+)\.pad", r"reduction_pad_1_\1"),
@@ -168,7 +166,7 @@ NASNET = Rules(
 
 
 def _block(ending: str) -> Callable[[re.Match[str]], str]:
-    """`stage2.0...` -> `conv2_block1` + ending; `{}` in it is the pattern's third bracket."""
+    """`stage2.0...` -> `conv2_block1` + ending; `{}` in it is the pattern's third group."""
     return lambda m: " ".join(
         f"conv{m[1]}_block{int(m[2]) + 1}{part}" if part != "?" else part
         for part in ending.format(*m.groups()[2:]).split()
@@ -195,8 +193,8 @@ RESNET = Rules(
     ],
     shortcut_first=True,
 )
-# keras-applications 1.0.8, the last that had ResNeXt, writes a grouped convolution as a depthwise one whose
-# outputs are summed up within each group.
+# keras-applications 1.0.8, the last version with ResNeXt, computes a grouped convolution as a depthwise one
+# and sums its outputs within each group.
 RESNEXT = Rules(
     [(_STAGE + r"\.main\.conv2", _block("_2_pad _2_conv ? _2_reduce ?")), *RESNET.names], shortcut_first=True
 )
@@ -207,9 +205,9 @@ _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 def _course(m: re.Match[str]) -> str:
     """The course's names: res2a_branch2a, bn2a_branch2a, with branch1 for the shortcut."""
-    layer = {"conv": "res", "bn": "bn"}[m[3]]
+    kind = {"conv": "res", "bn": "bn"}[m[3]]
     branch = f"2{'abc'[int(m[4]) - 1]}" if m[4] else "1"
-    return f"{layer}{m[1]}{_LETTERS[int(m[2])]}_branch{branch}"
+    return f"{kind}{m[1]}{_LETTERS[int(m[2])]}_branch{branch}"
 
 
 RESNET_COURSE = Rules(
@@ -217,8 +215,7 @@ RESNET_COURSE = Rules(
         (r"conv1", "conv1"),
         (r"bn1", "bn_conv1"),
         (_STAGE + r"\.(?:main|shortcut)\.(conv|bn)(\d?)", _course),
-    ],
-    shortcut_first=False,
+    ]
 )
 
 RESNET_V2 = Rules(
@@ -244,8 +241,8 @@ VGG_NAMES = Rules(
     ]
 )
 
-HAPPY = Rules([(r"pad", "?"), (r"relu", "?"), (r"(conv0|bn0|max_pool)", r"\1")])
-COUNTED_ALL = Rules([])  # the tutorials' small networks, whose authors named no layer
+HAPPY = Rules([(r"(conv0|bn0|max_pool)", r"\1")])
+UNNAMED = Rules([])  # the tutorials' small networks have default names only
 
 _BY_CLASS: list[tuple[type[nn.Module], Rules]] = [
     (InceptionV3, INCEPTION_V3),
@@ -258,13 +255,13 @@ _BY_CLASS: list[tuple[type[nn.Module], Rules]] = [
     (ResNetV2, RESNET_V2),
     (VGG, VGG_NAMES),
     (HappyModel, HAPPY),
-    (SmallConvNet, COUNTED_ALL),
-    (Cifar10Net, COUNTED_ALL),
+    (SmallConvNet, UNNAMED),
+    (Cifar10Net, UNNAMED),
 ]
 
 
 def rules_of(model: nn.Module) -> Rules | None:
-    """The table of a network, or None where Keras has no such network."""
+    """The table of a network; None if Keras does not have it."""
     if isinstance(model, ResNet):
         if model.max_pool.padding == 0:
             return RESNET_COURSE
@@ -273,14 +270,14 @@ def rules_of(model: nn.Module) -> Rules | None:
     return next((rules for cls, rules in _BY_CLASS if isinstance(model, cls)), None)
 
 
-# Names of ResNet's layers before 2018, which the course uses too.
+# Names of ResNet's layers before 2018 and in the course.
 _OLD = re.compile(r"(res|bn)(\d)([a-z])_branch(1|2[abc])")
 
 
 def current_names(names: Iterable[str]) -> list[str]:
-    """The layer names of a file or table as Keras 3 writes them, whenever they were given.
+    """The layer names of a file or table, of any age, as Keras 3 writes them.
 
-    Trap: `conv1` is MobileNet's first convolution today and was ResNet's then; its company decides.
+    `conv1` is MobileNet's first convolution, and was ResNet's before 2018; the other names decide.
     """
     names = [name.replace("/", "_") for name in names]
     if not any(_OLD.fullmatch(name) for name in names):

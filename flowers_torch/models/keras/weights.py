@@ -1,8 +1,7 @@
-"""Weights that Keras saved, loaded into the networks of this package.
+"""Loading Keras's weights files into the networks of this package.
 
-A file's layers are matched with the network's modules by name (`keras_names` is the table; names that Keras
-made up by counting match by their order), each array is laid out as PyTorch wants it (`torch_layout`), and
-only when every name and every shape fits is anything copied. A file that does not fit changes nothing.
+The layers of a file are matched with modules by name (`keras.names` is the table) or, for names that Keras
+numbers, by order. `torch_layout` converts the arrays. Nothing is copied unless all names and shapes fit.
 """
 
 import math
@@ -25,16 +24,16 @@ from flowers_torch.models.tf_layers import SeparableConv2d
 
 Pairs = list[tuple[str, Weights]]  # (module, weights of its layer)
 
-# How a photo was prepared for the network of a file. "tf": to -1..1. "torch": ImageNet's mean and standard
-# deviation. "unit": to 0..1, as most tutorials do with networks of their own. "caffe": BGR order, mean colour
-# off, 0..255; loading turns the first convolution round, so that the network here takes RGB like all others.
+# Mean and standard deviation of the input ranges of Keras networks. "tf": -1..1. "torch": ImageNet's mean and
+# standard deviation. "unit": 0..1, as in most tutorials. "caffe": BGR order, minus the mean color, 0..255;
+# loading reverses the first convolution's channels, so that the network here takes RGB.
 MEAN_STD = {
     "tf": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     "torch": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "unit": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
     "caffe": ((123.68 / 255, 116.779 / 255, 103.939 / 255), (1 / 255, 1 / 255, 1 / 255)),
 }
-# What Keras's published weights of a network saw, or the tutorial's own; all others "tf".
+# Input range of Keras's published weights, or of the tutorial; "tf" for all others.
 MODES = {
     "vgg16": "caffe",
     "vgg19": "caffe",
@@ -51,15 +50,15 @@ MODES = {
     "small_convnet": "unit",
     "cifar10_net": "unit",
 }
-
-# Names that Keras makes up by counting. They differ from session to session (conv2d_1 may be called
-# conv2d_95), so only the kind and the order of the numbers mean something.
+# Default names with a number. The number depends on the Keras session; only kind and order are meaningful.
 COUNTED = re.compile(r"(conv2d|depthwise_conv2d|separable_conv2d|batch_normalization)(?:_v1)?(?:_(\d+))?")
+# Arrays of a batch norm -> PyTorch's names, in Keras's order.
+NORM = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
 
 
 @dataclass(frozen=True)
 class KerasReport:
-    """What came of loading: `used` arrays of the file, whether the head was among them, what was skipped."""
+    """The result of loading: number of arrays used, whether the head was loaded, layers left out."""
 
     used: int
     head_loaded: bool
@@ -67,39 +66,30 @@ class KerasReport:
 
     def summary(self) -> str:
         """One line for the log."""
-        head = "head loaded" if self.head_loaded else "head fresh"
+        head = "head loaded" if self.head_loaded else "head newly initialized"
         left_out = f" ({', '.join(self.skipped)} of the file left out)" if self.skipped else ""
         return f"{self.used} arrays of the Keras file loaded, {head}{left_out}"
 
 
 def keras_options(arch: str) -> dict[str, Any]:
-    """Keywords that a network must be built with to compute what Keras computes with these weights."""
+    """Constructor keywords with which a network computes what Keras computes."""
     return {"count_include_pad": False} if arch == "inception_v3" else {}
 
 
 def input_mode(arch: str, keras_input: str = "") -> str:
-    """How the network of a file saw its photos, a key of `MEAN_STD`.
+    """The input range of a file's network, a key of `MEAN_STD`.
 
     Args:
-        arch: Name in the zoo.
-        keras_input: What the user says; empty goes by Keras's published weights of this network.
+        arch: Name of the network.
+        keras_input: The user's choice; empty is the range of Keras's published weights.
 
     Raises:
-        UsageError: no such key.
+        UsageError: unknown input range.
     """
     mode = keras_input or MODES.get(arch, "tf")
     if mode not in MEAN_STD:
         raise UsageError(f"unknown keras_input {printable(mode)!r}", f"use one of {', '.join(MEAN_STD)}")
     return mode
-
-
-def keras_table(model: nn.Module) -> list[tuple[str, str]]:
-    """The (Keras layer, module) pairs of the feature extractor's layers with weights, in Keras's order.
-
-    Raises:
-        UsageError: Keras does not have this network.
-    """
-    return [(layer.name, layer.module) for layer in keras_layers(model) if layer.parameters]
 
 
 def load_keras_weights(
@@ -108,34 +98,25 @@ def load_keras_weights(
     """Loads a Keras weights file into `model`; all of it or nothing.
 
     Args:
-        model: A network of this package with timm's contract; its classifier may be any module.
-        arch: Name of the network in the zoo.
-        path: Legacy .h5, .weights.h5 or .keras; with or without head.
-        with_head: Whether dense layers that the file holds go into the linear layers of the head, in
-            order. None takes them where all their shapes fit; what is left out is named in the report.
-        keras_input: How the file's network saw its photos, a key of `MEAN_STD`; empty goes by Keras's
-            published weights of this network. It matters here for "caffe" alone, which is BGR: the first
-            convolution is turned round.
-
-    Returns:
-        What was used. A file without head leaves the head alone.
+        model: A network of the registry; its classifier may be any module.
+        arch: Name of the network.
+        path: A legacy .h5, .weights.h5 or .keras file, with or without head.
+        with_head: Whether the file's dense layers go into the linear layers of the head, in order. None loads
+            them if all shapes fit. The report names layers that are left out.
+        keras_input: Input range of the file's network, a key of `MEAN_STD`; empty is that of Keras's
+            published weights. "caffe" reverses the channels of the first convolution.
 
     Raises:
-        ModelFileError: the file does not fit; both sides of the mismatch are listed, nothing is loaded.
-        UsageError: h5py is not installed, Keras does not have this network, or an unknown `keras_input`.
+        ModelFileError: the file does not fit. The message lists both sides of the mismatch.
+        UsageError: h5py is missing, Keras does not have this network, or `keras_input` is unknown.
     """
     mode = input_mode(arch, keras_input)
     file = read_keras_file(path)
     layers = dict(zip(current_names(file.layers), file.layers.values(), strict=True))
-    body_layers = keras_layers(model)
-    if not file.named:
-        body_layers = renumbered(body_layers)
-    body_layers = [layer for layer in body_layers if layer.parameters]
-    names = current_names(layer.name for layer in body_layers)
-    table = [(name, layer.module) for name, layer in zip(names, body_layers, strict=True)]
     dense = [name for name, weights in layers.items() if _is_dense(name, weights)]
-    body = {name: weights for name, weights in layers.items() if name not in dense}
-    pairs, missing, extra = _match(table, body)
+    table = _layer_table(model, file.named)
+    backbone = {name: weights for name, weights in layers.items() if name not in dense}
+    pairs, missing, extra = _match(table, backbone)
 
     head = _head_layers(model, {module for _, module in table})
     if with_head is None:
@@ -147,10 +128,69 @@ def load_keras_weights(
         missing += [f"{name} (linear)" for name in head[len(dense) :]]
         extra += dense[len(head) :]
 
-    tensors: dict[str, Tensor] = {}
-    wrong = []
+    tensors, absent, wrong = _convert(model, pairs)
+    _raise_on_mismatch(path, arch, missing + absent, extra, wrong)
+    if mode == "caffe":
+        first = f"{table[0][1]}.weight"
+        tensors[first] = tensors[first].flip(1)
+    own = model.state_dict()
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            own[name].copy_(tensor)
+    return KerasReport(sum(len(w) for _, w in pairs), head_loaded, [] if head_loaded else dense)
+
+
+def _layer_table(model: nn.Module, named: bool) -> list[tuple[str, str]]:
+    """(Keras name, module) of the feature extractor's layers with weights, in Keras's order."""
+    rows = keras_layers(model)
+    rows = [row for row in (rows if named else renumbered(rows)) if row.parameters]
+    names = current_names(row.name for row in rows)
+    return [(name, row.module) for name, row in zip(names, rows, strict=True)]
+
+
+def _is_dense(name: str, weights: Weights) -> bool:
+    return weights[0][1].ndim == 2 or name == "conv_preds"
+
+
+def _head_layers(model: nn.Module, backbone: set[str]) -> list[str]:
+    """Names of the linear layers outside the feature extractor, in order."""
+    return [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n not in backbone]
+
+
+def _match(table: list[tuple[str, str]], layers: dict[str, Weights]) -> tuple[Pairs, list[str], list[str]]:
+    """(module, weights) pairs, table entries without a layer, layers without an entry.
+
+    Numbered names match by kind and rank of their number, other names literally.
+    """
+    by_key = dict(zip(_ranked(layers), layers, strict=True))
+    by_entry = dict(zip(_ranked(name for name, _ in table), table, strict=True))
+    pairs = [(module, layers[by_key[key]]) for key, (_, module) in by_entry.items() if key in by_key]
+    missing = [f"{name} ({module})" for key, (name, module) in by_entry.items() if key not in by_key]
+    extra = [printable(name, 60) for key, name in by_key.items() if key not in by_entry]
+    return pairs, missing, extra
+
+
+def _ranked(names: Iterable[str]) -> list[tuple[str, int]]:
+    """For each name (kind, rank among the numbers of its kind), or (name, 0) if it has no number."""
+    names = list(names)
+    numbers: dict[str, list[int]] = defaultdict(list)
+    parsed = [COUNTED.fullmatch(name) for name in names]
+    for match in parsed:
+        if match:
+            numbers[match[1]].append(int(match[2] or 0))
+    ranks = {kind: {n: rank for rank, n in enumerate(sorted(found))} for kind, found in numbers.items()}
+    return [
+        (match[1], ranks[match[1]][int(match[2] or 0)]) if match else (name, 0)
+        for name, match in zip(names, parsed, strict=True)
+    ]
+
+
+def _convert(model: nn.Module, pairs: Pairs) -> tuple[dict[str, Tensor], list[str], list[str]]:
+    """The file's tensors by parameter name, parameters that the file lacks, tensors of a wrong shape."""
     own = model.state_dict()
     channels: int = model.num_features  # type: ignore[assignment]
+    tensors: dict[str, Tensor] = {}
+    missing, wrong = [], []
     for module_name, weights in pairs:
         module = model.get_submodule(module_name)
         new = torch_layout(module, weights, has_gamma(model), channels)
@@ -162,18 +202,10 @@ def load_keras_weights(
             tensors[full] = tensor
         wanted = {name for name in module.state_dict() if name != "num_batches_tracked"}
         missing += [f"{module_name}.{name}" for name in sorted(wanted - new.keys())]
-    _raise_if_any(path, arch, missing, extra, wrong)
-
-    if mode == "caffe":
-        first = f"{table[0][1]}.weight"
-        tensors[first] = tensors[first].flip(1)
-    with torch.no_grad():
-        for name, tensor in tensors.items():
-            own[name].copy_(tensor)
-    return KerasReport(sum(len(w) for _, w in pairs), head_loaded, [] if head_loaded else dense)
+    return tensors, missing, wrong
 
 
-def _raise_if_any(path: Path, arch: str, missing: list[str], extra: list[str], wrong: list[str]) -> None:
+def _raise_on_mismatch(path: Path, arch: str, missing: list[str], extra: list[str], wrong: list[str]) -> None:
     lists = (
         ("in the network but not in the file", missing),
         ("in the file but not in the network", extra),
@@ -187,23 +219,28 @@ def _raise_if_any(path: Path, arch: str, missing: list[str], extra: list[str], w
         )
 
 
-def torch_layout(module: nn.Module, weights: Weights, needs_gamma: bool, channels: int) -> dict[str, Tensor]:
-    """A Keras layer's arrays -> the tensors of `module` by parameter name.
+def _shorten(names: list[str], limit: int = 6) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
 
-    Keras keeps kernels as height, width, in, out (depthwise: height, width, in, multiplier) and dense layers
-    as in, out; PyTorch as out, in, height, width and out, in. Arrays go by their position in the layer, as in
-    Keras itself, because their names changed with its versions.
+
+def torch_layout(module: nn.Module, weights: Weights, needs_gamma: bool, channels: int) -> dict[str, Tensor]:
+    """The arrays of a Keras layer as the tensors of `module`, by parameter name.
+
+    Keras's kernels are height, width, in, out (depthwise: height, width, in, multiplier) and its dense layers
+    in, out. PyTorch's are out, in, height, width and out, in. Arrays are identified by position, as in Keras,
+    because their names changed between its versions.
 
     Args:
         module: The module here.
         weights: The layer's arrays.
-        needs_gamma: Whether a batch norm must bring one; where Keras has none (scale=False), one it is.
-        channels: Of the last feature map, to recognise a dense layer behind a Flatten.
+        needs_gamma: Whether a batch norm must have a gamma in the file; otherwise a missing gamma is 1.
+        channels: Channels of the last feature map, to recognize a dense layer behind a Flatten.
     """
     arrays = [torch.from_numpy(np.ascontiguousarray(array)) for _, array in weights]
     if isinstance(module, nn.BatchNorm2d):
-        known = all(name in NORM for name, _ in weights)  # by name where one may be missing
-        names = [NORM[name] for name, _ in weights] if known else list(NORM.values())[-len(arrays) :]
+        is_named = all(name in NORM for name, _ in weights)  # by name, because gamma may be missing
+        names = [NORM[name] for name, _ in weights] if is_named else list(NORM.values())[-len(arrays) :]
         if "weight" not in names and not needs_gamma:
             names.append("weight")
             arrays.append(torch.ones(module.num_features))
@@ -213,15 +250,12 @@ def torch_layout(module: nn.Module, weights: Weights, needs_gamma: bool, channel
     else:
         names = ["weight", "bias"]
         arrays[0] = _one_kernel(module, arrays[0], channels)
-    names += [f"array {i}" for i in range(len(names), len(arrays))]  # too many: an error that names them
+    names += [f"array {i}" for i in range(len(names), len(arrays))]  # surplus arrays, for the error message
     return dict(zip(names, arrays, strict=False))
 
 
-NORM = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
-
-
 def _one_kernel(module: nn.Module, array: Tensor, channels: int) -> Tensor:
-    """The weight of a convolution or linear layer; anything of another rank is left as it is, and refused."""
+    """The weight of a convolution or linear layer; an array of another rank stays as it is."""
     if isinstance(module, nn.Linear):
         if array.ndim == 4 and array.shape[:2] == (1, 1):  # MobileNet's classifier is a 1x1 convolution
             array = array[0, 0]
@@ -244,10 +278,7 @@ def _depthwise(array: Tensor) -> Tensor:
 
 
 def _summed_groups(array: Tensor, module: nn.Conv2d) -> Tensor:
-    """ResNeXt's grouped convolution, which Keras writes as a depthwise one with a sum behind it.
-
-    In: height, width, group x input within the group, output within the group.
-    """
+    """ResNeXt's grouped convolution from Keras's depthwise one: height, width, group x input, output."""
     height, width, _, outputs = array.shape
     array = array.reshape(height, width, module.groups, -1, outputs)
     return array.permute(2, 4, 3, 0, 1).flatten(0, 1)  # group x output, input, height, width
@@ -259,45 +290,3 @@ def _unflattened(array: Tensor, channels: int, in_features: int) -> Tensor:
     if side < 2 or channels * side * side != in_features or array.shape[0] != in_features:
         return array
     return array.reshape(side, side, channels, -1).permute(2, 0, 1, 3).flatten(0, 2)
-
-
-def _match(table: list[tuple[str, str]], layers: dict[str, Weights]) -> tuple[Pairs, list[str], list[str]]:
-    """(module, weights) pairs, table entries without a layer, layers without an entry.
-
-    Counted names match by kind and rank of their number, all others literally.
-    """
-    by_key = dict(zip(_ranked(layers), layers, strict=True))
-    by_entry = dict(zip(_ranked(name for name, _ in table), table, strict=True))
-    pairs = [(module, layers[by_key[key]]) for key, (_, module) in by_entry.items() if key in by_key]
-    missing = [f"{name} ({module})" for key, (name, module) in by_entry.items() if key not in by_key]
-    extra = [printable(name, 60) for key, name in by_key.items() if key not in by_entry]
-    return pairs, missing, extra
-
-
-def _ranked(names: Iterable[str]) -> list[tuple[str, int]]:
-    """For each name (kind, rank among the numbers of its kind), or (name, 0) where it is not counted."""
-    names = list(names)
-    numbers: dict[str, list[int]] = defaultdict(list)
-    parsed = [COUNTED.fullmatch(name) for name in names]
-    for match in parsed:
-        if match:
-            numbers[match[1]].append(int(match[2] or 0))
-    ranks = {kind: {n: rank for rank, n in enumerate(sorted(found))} for kind, found in numbers.items()}
-    return [
-        (match[1], ranks[match[1]][int(match[2] or 0)]) if match else (name, 0)
-        for name, match in zip(names, parsed, strict=True)
-    ]
-
-
-def _is_dense(name: str, weights: Weights) -> bool:
-    return weights[0][1].ndim == 2 or name == "conv_preds"
-
-
-def _head_layers(model: nn.Module, body: set[str]) -> list[str]:
-    """Names of the linear layers that are no part of the feature extractor, in order."""
-    return [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n not in body]
-
-
-def _shorten(names: list[str], limit: int = 6) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more

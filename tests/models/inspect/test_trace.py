@@ -1,3 +1,5 @@
+"""Trace, features, summary and drawing of a network; ImageNet's class names."""
+
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
@@ -44,7 +46,7 @@ def model() -> Forked:
     return Forked()
 
 
-def test_nodes_in_order_with_their_connections(model: Forked) -> None:
+def test_nodes_and_connections(model: Forked) -> None:
     nodes = trace(model, 8)
     names = [node.name for node in nodes]
     assert names == [
@@ -72,7 +74,7 @@ def test_tracing_changes_nothing(model: Forked) -> None:
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "efficientnet_b0"])
-def test_timms_networks_are_traced_whole(name: str) -> None:
+def test_trace_of_timms_networks_is_complete(name: str) -> None:
     with torch.device("meta"):
         model = timm.create_model(name)
     rows = layer_rows(model, 224)
@@ -83,7 +85,7 @@ def test_timms_networks_are_traced_whole(name: str) -> None:
 
 
 @pytest.mark.parametrize("layer", ["stem", "stem.1", "add", "fc"])
-def test_a_named_layers_answer(model: Forked, layer: str) -> None:
+def test_output_of_a_named_layer(model: Forked, layer: str) -> None:
     images = torch.randn(2, 3, 8, 8)
     model.eval()
     with torch.no_grad():
@@ -95,34 +97,35 @@ def test_a_named_layers_answer(model: Forked, layer: str) -> None:
             "add": model.branch(x).relu() + x,
             "fc": model(images),
         }[layer]
-        # the network's ReLU works in place, so the stem's answer is looked at before it goes on
+        # The network's ReLU works in place, so the pass must end before it.
         torch.testing.assert_close(layer_output(model, images, layer), expected)
 
 
-def test_layers_behind_the_named_one_do_not_run(model: Forked) -> None:
+def test_layers_behind_the_target_do_not_run(model: Forked) -> None:
     ran = []
     model.fc.register_forward_hook(lambda *_: ran.append(1))
     layer_output(model, torch.randn(1, 3, 8, 8), "branch")
     assert not ran
 
 
-def test_features_by_our_name_by_keras_name_and_of_the_last_map() -> None:
+def test_features_by_module_name_by_keras_name_and_of_the_last_map() -> None:
     model = MobileNet(num_classes=3, alpha=0.25).train()
     images = torch.randn(2, 3, 64, 64)
-    ours = features(model, images, "blocks.block3.pw_relu")
-    assert torch.equal(ours, features(model, images, "conv_pw_3_relu")) and ours.shape == (2, 32, 16, 16)
-    torch.testing.assert_close(features(model, images, "conv_pw_3_relu", "avg"), ours.mean((2, 3)))
-    torch.testing.assert_close(features(model, images, "conv_pw_3_relu", "max"), ours.amax((2, 3)))
+    by_module = features(model, images, "blocks.block3.pw_relu")
+    assert by_module.shape == (2, 32, 16, 16)
+    assert torch.equal(by_module, features(model, images, "conv_pw_3_relu"))
+    torch.testing.assert_close(features(model, images, "conv_pw_3_relu", "avg"), by_module.mean((2, 3)))
+    torch.testing.assert_close(features(model, images, "conv_pw_3_relu", "max"), by_module.amax((2, 3)))
     assert features(model, images, "conv_pw_3_relu", "flatten").shape == (2, 32 * 16 * 16)
     assert torch.equal(features(model, images), features(model, images, "conv_pw_13_relu"))
-    assert model.training and not ours.requires_grad
+    assert model.training and not by_module.requires_grad
     with pytest.raises(UsageError, match="no layer 'conv_pw_99'"):
         features(model, images, "conv_pw_99")
     with pytest.raises(UsageError, match="no pooling 'mean'"):
         features(model, images, pooling="mean")
 
 
-def test_vgg19_s_block4_pool() -> None:
+def test_block4_pool_of_vgg19() -> None:
     model = create_model("vgg19", 2, size=32, hidden=()).eval()
     images = torch.randn(1, 3, 32, 32)
     found = features(model, images, "block4_pool")
@@ -131,7 +134,7 @@ def test_vgg19_s_block4_pool() -> None:
         if pools < 4 and isinstance(layer, nn.Conv2d | nn.MaxPool2d):
             expected = layer(expected)
             pools += isinstance(layer, nn.MaxPool2d)
-            expected = expected.relu()  # changes nothing behind a pooling
+            expected = expected.relu()  # no effect behind a pooling
     assert found.shape == (1, 512, 2, 2)
     torch.testing.assert_close(found, expected)
 
@@ -154,7 +157,7 @@ def row(name: str, *inputs: str) -> KerasLayer:
     return KerasLayer(name, "Conv2d", (1, 2), 0, name, inputs)
 
 
-def test_layout_puts_layers_below_their_inputs_and_apart() -> None:
+def test_layout_places_layers_below_their_inputs_without_overlap() -> None:
     rows = [row("in"), row("a", "in"), row("b", "a"), row("c", "in"), row("sum", "b", "c", "in")]
     places, lines = layout(rows)
     assert {name: place[1] for name, place in places.items()} == {"in": 0, "a": 1, "c": 1, "b": 2, "sum": 3}

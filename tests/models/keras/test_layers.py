@@ -1,4 +1,4 @@
-"""Keras's lists of layers: counts, order, names; and "freeze the first 249 layers"."""
+"""Keras's layer lists: counts, order, names; "freeze the first 249 layers"."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ from flowers_torch.models.inspect.summary import layer_rows, parameter_counts, s
 from flowers_torch.models.keras.layers import keras_count, keras_layers, keras_prefix
 from flowers_torch.models.registry import REGISTRY
 
-SHARED = Path(os.environ.get("FLOWERS_TORCH_SHARED", Path(__file__).parents[2] / "../shared"))
+SHARED = Path(os.environ.get("FLOWERS_TORCH_SHARED", Path(__file__).parents[3] / "../shared"))
 ARCHS = {entry.keras_name: name for name, entry in REGISTRY.items() if entry.keras_name}
 
 # Keras name: (parameters with top and 1000 classes, layers without top or 0, digest of that list)
@@ -47,7 +47,7 @@ KERAS = {
 }
 LISTED = [name for name, (_, layers, _) in KERAS.items() if layers]
 QUICK = ("Xception", "VGG16", "ResNet50", "ResNet50V2", "InceptionV3", "MobileNet", "MobileNetV2")
-# Names that Keras makes up by counting, which differ from session to session.
+# Default names with a number, which depends on the Keras session.
 COUNTED = re.compile(
     r"(conv2d|batch_normalization|activation|add|concatenate|max_pooling2d|average_pooling2d|zero_padding2d"
     r"|cropping2d|custom_scale_layer|input_layer)(_\d+)?"
@@ -55,7 +55,7 @@ COUNTED = re.compile(
 
 
 def digest(rows: list[tuple[str, str, int, int]]) -> str:
-    """Of (name, class, channels, parameters), where a counted name does not matter."""
+    """SHA-256 of (name, class, channels, parameters) without the default names."""
     rows = [("" if COUNTED.fullmatch(name) else name, *rest) for name, *rest in rows]
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
 
@@ -74,7 +74,7 @@ def test_parameters_as_keras_counts_them(name: str) -> None:
     assert keras_count(build(name)) == KERAS[name][0]
 
 
-def test_all_twenty_are_there() -> None:
+def test_all_twenty_networks_are_registered() -> None:
     assert len(KERAS) == 20 and set(KERAS) == set(ARCHS)
 
 
@@ -82,7 +82,7 @@ def test_all_twenty_are_there() -> None:
     "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in LISTED]
 )
 def test_layers_are_those_of_keras_in_its_order(name: str) -> None:
-    """The digests are of Keras 3.15's own lists (made from them by the test below)."""
+    """The digests are of the lists of Keras 3.15 (see the next test)."""
     rows = own_rows(build(name))
     assert len(rows) == KERAS[name][1]
     assert digest(rows) == KERAS[name][2]
@@ -90,10 +90,10 @@ def test_layers_are_those_of_keras_in_its_order(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LISTED)
-def test_digests_are_of_keras_own_lists(name: str) -> None:
+def test_digests_are_of_the_lists_of_keras(name: str) -> None:
     path = SHARED / "golden/keras_layers.json"
     if not path.exists():
-        pytest.skip("needs Keras's lists of layers under FLOWERS_TORCH_SHARED")
+        pytest.skip("needs Keras's layer lists under FLOWERS_TORCH_SHARED")
     expected = json.loads(path.read_text())["models"][name]
     rows = []
     for _, layer, kind, shapes, parameters in expected["layers_notop"]:
@@ -107,7 +107,7 @@ def test_digests_are_of_keras_own_lists(name: str) -> None:
 
 
 def test_mobilenet_widths() -> None:
-    """Keras 3.15's own counts, with top."""
+    """The counts of Keras 3.15, with top."""
     counts = {alpha: keras_count(build("MobileNet", alpha=alpha)) for alpha in (0.25, 0.5, 0.75)}
     assert counts == {0.25: 475_544, 0.5: 1_342_536, 0.75: 2_601_976}
     assert keras_count(build("MobileNet", alpha=0.25, depth_multiplier=2)) == 687_888
@@ -134,20 +134,20 @@ def test_first_249_layers_are_all_but_the_last_two_blocks() -> None:
     assert (layers[248].name, layers[248].module, len(layers)) == ("mixed8", "Mixed_7a.cat", 311)
 
 
-def test_a_number_may_lie_within_a_block() -> None:
+def test_a_prefix_can_end_within_a_block() -> None:
     model = InceptionV3(num_classes=5)
     names = keras_prefix(model, 250)
     assert names[-1] == "Mixed_7b.branch3x3dbl_1.conv" and len(names) == len(keras_prefix(model, 249)) + 1
 
 
 @pytest.mark.parametrize("train", ["keras:0", "keras:312", "keras:", "keras:two"])
-def test_impossible_numbers_name_the_range(train: str) -> None:
+def test_the_error_for_an_impossible_number_names_the_range(train: str) -> None:
     with pytest.raises(UsageError, match="use keras:1 to keras:311"):
         rules_for(build("InceptionV3"), train)
 
 
-def test_networks_that_keras_does_not_have() -> None:
-    with pytest.raises(UsageError, match="none of Keras's networks"):
+def test_a_network_that_keras_lacks_is_an_error() -> None:
+    with pytest.raises(UsageError, match="LeNet5 is not a network of Keras"):
         keras_layers(create_model("lenet5"))
 
 
@@ -163,7 +163,7 @@ def flowers_inception() -> nn.Module:
     return model
 
 
-def test_totals_of_the_seeds_tables() -> None:
+def test_totals_of_the_original_tutorials() -> None:
     assert parameter_counts(course_resnet()) == (23_600_006, 23_600_006 - 53_120)
     assert parameter_counts(flowers_inception()) == (23_918_385, 23_883_953)
     with torch.device("meta"):
@@ -171,14 +171,14 @@ def test_totals_of_the_seeds_tables() -> None:
 
 
 @pytest.mark.parametrize(
-    ("build_model", "seed", "count", "size"),
+    ("build_model", "document", "count", "size"),
     [(course_resnet, "001_", 177, 64), (flowers_inception, "000_", 314, 299)],
 )
-def test_tables_of_the_seeds_line_by_line(build_model, seed: str, count: int, size: int) -> None:
-    """Names (counted ones by rank), order, parameters; ResNet50's shapes too. The table cuts long cells."""
-    files = sorted(SHARED.glob(f"seeds/{seed}*"))
+def test_tables_of_the_original_tutorials(build_model, document: str, count: int, size: int) -> None:
+    """Names (default ones by rank), order, parameters, and ResNet50's shapes. The tables cut long cells."""
+    files = sorted(SHARED.glob(f"seeds/{document}*"))
     if not files:
-        pytest.skip("needs the seed documents under FLOWERS_TORCH_SHARED")
+        pytest.skip("needs the original tutorials under FLOWERS_TORCH_SHARED")
     pattern = re.compile(r"^ *(\w+) \((\w+)\)? *(\([\w, ]+\)?|\([\w, ]+ 3) +(\d+) ", re.MULTILINE)
     table = re.split(r"Layer \(type\).*Connected to", files[0].read_text())[1].split("Total params")[0]
     expected = pattern.findall(table)
@@ -193,11 +193,11 @@ def test_tables_of_the_seeds_line_by_line(build_model, seed: str, count: int, si
             assert offsets.setdefault(counted[1], int(counted[2]) - number) == int(counted[2]) - number
         elif not name.startswith(("input", "avg_pool", "fc")):
             assert row.name == name
-        if seed == "001_":
+        if document == "001_":
             assert shape == f"({', '.join(['None', *map(str, row.shape[1:])])})"
 
 
-def test_summary_has_a_line_for_each_layer_and_the_totals() -> None:
+def test_summary_has_a_line_per_layer_and_the_totals() -> None:
     text = summary(course_resnet(), 64, keras=True).splitlines()
     assert len(text) == 3 + 177 + 3
     assert text[-3:] == ["Total parameters: 23,600,006", "Trainable: 23,546,886", "Non-trainable: 53,120"]

@@ -1,4 +1,4 @@
-"""Every kind of layer and every form of file, on small networks, against arithmetic done Keras's way."""
+"""Every kind of layer and of file, on small networks, against Keras's arithmetic in numpy."""
 
 import io
 import zipfile
@@ -34,7 +34,7 @@ def normal(*shape: int) -> np.ndarray:
 
 
 def random_layers(model: nn.Module) -> Layers:
-    """Random weights for the network in the shapes that Keras has them in."""
+    """Random weights for the network in Keras's shapes."""
     layers: Layers = {}
     for row in keras_layers(model):
         if not row.parameters:
@@ -50,7 +50,7 @@ def random_layers(model: nn.Module) -> Layers:
         elif row.kind == "DepthwiseConv2D":
             multiplier = module.out_channels // module.in_channels
             layers[row.name] = [normal(*module.kernel_size, module.in_channels, multiplier)]
-        elif module.groups > 1:  # ResNeXt of 2019: depthwise, then a sum
+        elif module.groups > 1:  # in ResNeXt of 2019 depthwise, then a sum
             per_group = module.out_channels // module.groups
             layers[row.name] = [normal(*module.kernel_size, module.in_channels, per_group)]
         else:
@@ -64,7 +64,7 @@ def write_legacy(path: Path, layers: Layers) -> Path:
         file.attrs["layer_names"] = [name.encode() for name in layers]
         for name, arrays in layers.items():
             group = file.create_group(name)
-            weights = [f"{name}/weight_{i}" for i in range(len(arrays))]  # names that say nothing
+            weights = [f"{name}/weight_{i}" for i in range(len(arrays))]  # only the position matters
             group.attrs["weight_names"] = [weight.encode() for weight in weights]
             for weight, array in zip(weights, arrays, strict=True):
                 group[weight] = array
@@ -90,7 +90,7 @@ def with_predictions(layers: Layers, channels: int, classes: int) -> Layers:
     return layers | {"conv_preds": [normal(1, 1, channels, classes), normal(classes)]}
 
 
-def test_depthwise_kernels_and_the_convolution_that_classifies(tmp_path: Path) -> None:
+def test_depthwise_kernels_and_a_convolutional_classifier(tmp_path: Path) -> None:
     model = small_mobilenet()
     layers = with_predictions(random_layers(model), 256, 6)
     report = load_keras_weights(model, "mobilenet", write_legacy(tmp_path / "w.h5", layers))
@@ -124,26 +124,26 @@ def test_separable_convolutions(tmp_path: Path) -> None:
     middle = np.einsum("chw,hwc->c", x[0], depthwise[..., 0])
     found = model.block2.sepconv1(torch.from_numpy(x))[0, :, 1, 1].detach().numpy()
     np.testing.assert_allclose(found, middle @ pointwise[0, 0], rtol=1e-3, atol=1e-3)
-    # The four unnamed 1x1 convolutions beside the blocks, by order.
+    # The four 1x1 convolutions of the shortcuts have default names and match by order.
     kernel = layers["conv2d_3"][0]
     assert torch.equal(model.block13.residual.conv.weight[:, :, 0, 0], torch.from_numpy(kernel[0, 0].T))
 
 
 def test_dense_layer_behind_a_flatten(tmp_path: Path) -> None:
-    """Keras flattens row, column, channel; here it is channel, row, column."""
+    """Keras flattens row, column, channel; PyTorch channel, row, column."""
     model = VGG((1, 1, 1, 1, 1), 3, hidden=(5,), input_size=96).eval()  # a 3 x 3 map
     layers = random_layers(model)
     layers |= {"fc1": [normal(3 * 3 * 512, 5), normal(5)], "predictions": [normal(5, 3), normal(3)]}
     assert load_keras_weights(model, "vgg16", write_legacy(tmp_path / "w.h5", layers)).head_loaded
-    picture = normal(2, 3, 3, 512)  # channels last, as Keras has it
-    hidden = np.maximum(picture.reshape(2, -1) @ layers["fc1"][0] + layers["fc1"][1], 0)
+    maps = normal(2, 3, 3, 512)  # channels last, as in Keras
+    hidden = np.maximum(maps.reshape(2, -1) @ layers["fc1"][0] + layers["fc1"][1], 0)
     expected = hidden @ layers["predictions"][0] + layers["predictions"][1]
-    found = model.forward_head(torch.from_numpy(picture).permute(0, 3, 1, 2)).detach().numpy()
+    found = model.forward_head(torch.from_numpy(maps).permute(0, 3, 1, 2)).detach().numpy()
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-2)
 
 
-def test_networks_that_saw_bgr_are_turned_round(tmp_path: Path) -> None:
-    """RGB with our mean and deviation gives what BGR minus Keras's mean gave."""
+def test_first_convolution_of_a_bgr_network_is_reversed(tmp_path: Path) -> None:
+    """RGB with our mean and standard deviation gives the output of BGR minus Keras's mean."""
     model = VGG((1, 1, 1, 1, 1), 0, hidden=(), input_size=32, global_pool="").eval()
     layers = random_layers(model)
     path = write_legacy(tmp_path / "w.h5", layers)
@@ -160,7 +160,7 @@ def test_networks_that_saw_bgr_are_turned_round(tmp_path: Path) -> None:
     assert not np.allclose(model.block1.conv1(ours)[0, :, 1, 1].detach().numpy(), expected, rtol=0.1)
 
 
-def test_grouped_convolution_that_keras_wrote_as_depthwise_and_sum(tmp_path: Path) -> None:
+def test_grouped_convolution_from_a_depthwise_one_and_a_sum(tmp_path: Path) -> None:
     model = ResNet((1, 1, 1, 1), 0, widths=(64, 64, 64, 64), groups=4, bias=False, stride_on="middle").eval()
     layers = random_layers(model)
     load_keras_weights(model, "resnext50", write_legacy(tmp_path / "w.h5", layers))
@@ -171,7 +171,7 @@ def test_grouped_convolution_that_keras_wrote_as_depthwise_and_sum(tmp_path: Pat
     np.testing.assert_allclose(found, depthwise.sum(1).reshape(-1), rtol=1e-3, atol=1e-3)
 
 
-def test_the_courses_names_fit_both_lineages(tmp_path: Path) -> None:
+def test_names_of_the_course_fit_both_lineages(tmp_path: Path) -> None:
     course = ResNet((2, 1, 1, 1), 0, pad_stem_pool=False, epsilon=1e-3)
     layers = random_layers(course)
     assert {"conv1", "bn_conv1", "res2a_branch1", "bn2b_branch2c", "res5a_branch2a"} <= set(layers)
@@ -183,7 +183,7 @@ def test_the_courses_names_fit_both_lineages(tmp_path: Path) -> None:
     assert all(torch.equal(state[name], tensor) for name, tensor in course.state_dict().items())
 
 
-def test_names_of_other_times() -> None:
+def test_old_names() -> None:
     old = ["conv1", "bn_conv1", "res2a_branch2a", "bn2a_branch1", "res4f_branch2c"]
     assert current_names(old) == [
         "conv1_conv",
@@ -209,7 +209,7 @@ def test_keras_3(tmp_path: Path, form: str) -> None:
     expected = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     fill(model)
     groups = None
-    if form.startswith("unnamed"):  # early Keras 3: kinds, counted in the order of model.layers
+    if form.startswith("unnamed"):  # early Keras 3: kinds and numbers in the order of model.layers
         groups = [row.name for row in renumbered(keras_layers(model)) if row.parameters] + ["conv2d_14"]
     content = io.BytesIO()
     with h5py.File(content, "w") as file:
@@ -222,7 +222,7 @@ def test_keras_3(tmp_path: Path, form: str) -> None:
     else:
         path.write_bytes(content.getvalue())
     assert is_keras_file(path)
-    if groups:  # the classifier is one more conv2d there and cannot be told from the others
+    if groups:  # the classifier is a conv2d like the others
         with pytest.raises(ModelFileError, match="in the file but not in the network: .*conv2d"):
             load_keras_weights(model, "mobilenet", path)
         return
@@ -255,7 +255,7 @@ def test_a_model_within_a_model(tmp_path: Path) -> None:
     assert found.named and set(found.layers) == {"block1_conv1", "fc", "dense"}
 
 
-def test_archives_that_are_something_else(tmp_path: Path) -> None:
+def test_other_archives_are_errors(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
         archive.writestr("a.jpg", b"")
     assert not is_keras_file(tmp_path / "photos.zip")
@@ -267,7 +267,7 @@ def test_archives_that_are_something_else(tmp_path: Path) -> None:
         read_keras_file(tmp_path / "empty.weights.h5")
 
 
-def test_each_keras_network_has_a_documented_input() -> None:
+def test_input_range_of_each_keras_network() -> None:
     modes = {name: input_mode(name) for name, entry in REGISTRY.items() if entry.keras_name}
     assert {name for name, mode in modes.items() if mode == "tf"} == {
         *("xception", "inception_v3", "inception_resnet_v2", "mobilenet", "mobilenet_v2"),
@@ -281,15 +281,15 @@ def test_each_keras_network_has_a_documented_input() -> None:
         input_mode("vgg16", "bgr")
 
 
-def test_a_networks_own_input_goes_with_its_file(tmp_path: Path) -> None:
-    """`keras_input` of a configuration: VGG16 trained on RGB in 0..1, as the tutorials do."""
+def test_keras_input_overrides_the_published_range(tmp_path: Path) -> None:
+    """A VGG16 that was trained on RGB in 0..1, as in the original tutorials."""
     model = VGG((1, 1, 1, 1, 1), 0, hidden=(), input_size=32, global_pool="").eval()
     layers = random_layers(model)
     path = write_legacy(tmp_path / "w.h5", layers)
-    published, own = plan_weights("vgg16", str(path)), plan_weights("vgg16", str(path), "unit")
-    assert published.preprocessing.std[0] == 1 / 255 and own.preprocessing.std[0] == 1.0
+    published, unit = plan_weights("vgg16", str(path)), plan_weights("vgg16", str(path), "unit")
+    assert published.preprocessing.std[0] == 1 / 255 and unit.preprocessing.std[0] == 1.0
     kernel = torch.from_numpy(layers["block1_conv1"][0]).permute(3, 2, 0, 1)
-    load_weights(model, "vgg16", own)
+    load_weights(model, "vgg16", unit)
     assert torch.equal(model.block1.conv1.weight, kernel)
     load_weights(model, "vgg16", published)
     assert torch.equal(model.block1.conv1.weight, kernel.flip(1))
@@ -309,8 +309,8 @@ TUTORIALS = {  # network, names of its convolutions and norms, names of its dens
 
 
 @pytest.mark.parametrize("name", TUTORIALS)
-def test_small_networks_of_the_tutorials(tmp_path: Path, name: str) -> None:
-    """Whole models with their dense layers; those that nobody named are counted, from any number on."""
+def test_small_networks_of_the_original_tutorials(tmp_path: Path, name: str) -> None:
+    """Whole models with their dense layers; default names can start from any number."""
     model, names, dense = TUTORIALS[name]
     layers = dict(zip(names, random_layers(model).values(), strict=True))
     side = model.head.map_size
@@ -320,10 +320,9 @@ def test_small_networks_of_the_tutorials(tmp_path: Path, name: str) -> None:
     assert report.head_loaded and report.used == sum(map(len, layers.values()))
     assert torch.equal(next(model.parameters()), torch.from_numpy(layers[names[0]][0]).permute(3, 2, 0, 1))
     maps = normal(2, side, side, model.num_features)  # channels last, as Keras flattens them
-    answer = maps.reshape(2, -1)
+    expected = maps.reshape(2, -1)
     for layer in dense:
-        answer = (answer if layer == dense[0] else np.maximum(answer, 0)) @ layers[layer][0] + layers[layer][
-            1
-        ]
+        kernel, bias = layers[layer]
+        expected = (expected if layer == dense[0] else np.maximum(expected, 0)) @ kernel + bias
     found = model.forward_head(torch.from_numpy(maps).permute(0, 3, 1, 2)).detach().numpy()
-    np.testing.assert_allclose(found, answer, rtol=1e-3, atol=1e-4 * abs(answer).max())
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * abs(expected).max())

@@ -1,4 +1,4 @@
-"""Against Keras itself; `python benchmarks/keras_parity.py` does the same for all and writes the table."""
+"""Logits against Keras; `python benchmarks/keras_parity.py` compares all networks and writes the table."""
 
 import importlib.util
 import os
@@ -12,7 +12,7 @@ from flowers_torch.models.factory import create_model
 from flowers_torch.models.heads import set_head
 from flowers_torch.models.keras.weights import keras_options, load_keras_weights
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks/keras_parity.py"
+SCRIPT = Path(__file__).parents[3] / "benchmarks/keras_parity.py"
 REASON = "needs Keras: pip install keras tensorflow-cpu"
 
 
@@ -47,29 +47,29 @@ def test_same_weights_give_keras_logits(parity: ModuleType, name: str, tmp_path:
 
 
 def tutorial_model(keras: Any, name: str) -> Any:
-    """A network as the tutorials build it in Keras, with a few classes and logits as output."""
+    """A network of the original tutorials in Keras, with logits as output."""
     layers = keras.layers
     if name == "inception_v3":  # Flowers-17
-        body = keras.applications.InceptionV3(weights=None, include_top=False, input_shape=(75, 75, 3))
-        pooled = layers.GlobalAveragePooling2D()(body.output)
-        return keras.Model(body.input, layers.Dense(17)(layers.Dense(1024, activation="relu")(pooled)))
+        backbone = keras.applications.InceptionV3(weights=None, include_top=False, input_shape=(75, 75, 3))
+        pooled = layers.GlobalAveragePooling2D()(backbone.output)
+        return keras.Model(backbone.input, layers.Dense(17)(layers.Dense(1024, activation="relu")(pooled)))
     if name == "happy_model":
         image = keras.Input((64, 64, 3))
         x = layers.Conv2D(32, (7, 7), name="conv0")(layers.ZeroPadding2D((3, 3))(image))
         x = layers.Activation("relu")(layers.BatchNormalization(axis=3, name="bn0")(x))
         x = layers.Flatten()(layers.MaxPooling2D((2, 2), name="max_pool")(x))
         return keras.Model(image, layers.Dense(3, name="fc")(x))
-    parts = [keras.Input((150, 150, 3))]  # cats and dogs
+    features = [keras.Input((150, 150, 3))]  # cats and dogs
     for filters in (32, 32, 64):
-        parts += [layers.Conv2D(filters, (3, 3), activation="relu"), layers.MaxPooling2D((2, 2))]
+        features += [layers.Conv2D(filters, (3, 3), activation="relu"), layers.MaxPooling2D((2, 2))]
     dense = [layers.Dense(64, activation="relu"), layers.Dropout(0.5), layers.Dense(3)]
-    return keras.Sequential([*parts, layers.Flatten(), *dense])
+    return keras.Sequential([*features, layers.Flatten(), *dense])
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("name", ["inception_v3", "happy_model", "small_convnet"])
-def test_whole_models_of_the_tutorials(parity: ModuleType, name: str, tmp_path: Path) -> None:
+def test_whole_models_of_the_original_tutorials(parity: ModuleType, name: str, tmp_path: Path) -> None:
     parity.keras.utils.set_random_seed(0)
     theirs = tutorial_model(parity.keras, name)
     parity.randomise(theirs)

