@@ -160,17 +160,17 @@ def test_without_onednn_only_batch_norm_is_fused(
 def test_the_copy_is_compared_in_full_float32(settled: Settle) -> None:
     """With the ten bits of mantissa of TF32 every copy would deviate."""
     allowed, backends = [], (torch.backends.cudnn, torch.backends.cuda.matmul)
-    before = [backend.allow_tf32 for backend in backends]  # type: ignore[union-attr]
+    before = [backend.allow_tf32 for backend in backends]
 
     def forward(network: nn.Module) -> Tensor:
-        allowed.append([backend.allow_tf32 for backend in backends])  # type: ignore[union-attr]
+        allowed.append([backend.allow_tf32 for backend in backends])
         output: Tensor = network(images())
         return output
 
     model = settled(create_model("test_resnet")).eval()
     assert fuse_conv_bn(model, forward) is not model
     assert allowed and not any(map(any, allowed))
-    assert [backend.allow_tf32 for backend in backends] == before  # type: ignore[union-attr]
+    assert [backend.allow_tf32 for backend in backends] == before
 
 
 @pytest.mark.gpu

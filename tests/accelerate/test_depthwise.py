@@ -19,7 +19,8 @@ def test_depthwise_gradients_are_those_of_torch(
     conv = nn.Conv2d(8, 8, kernel, stride, padding, dilation, groups=8)
     inputs = torch.randn(2, 8, 19, 17).contiguous(memory_format=torch.channels_last).requires_grad_()
     unit = FusedUnit(conv, None, nn.ReLU6)
-    found, expected = [], []
+    found: list[torch.Tensor] = []
+    expected: list[torch.Tensor] = []
     for call, into in ((unit, found), (lambda maps: conv(maps).clamp(0, 6), expected)):
         conv.zero_grad(set_to_none=True)
         inputs.grad = None

@@ -20,7 +20,7 @@ def test_the_faster_precision_is_chosen_and_nothing_else_changes(
     before = {name: value.clone() for name, value in model.state_dict().items()}
     real = precision._step_seconds
 
-    def seconds(candidate: Runtime, *arguments: object) -> float:
+    def seconds(candidate: Runtime, *arguments: Any) -> float:
         real(candidate, *arguments)
         return 1.0 if candidate.precision == faster else 2.0
 
