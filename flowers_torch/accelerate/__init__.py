@@ -25,7 +25,7 @@ TRICKS = {
     "fusion": "convolution, batch norm and activation of frozen networks in one call (conv_bn)",
     "fused_step": "the same in training, where batch norm keeps its statistics (fused_step)",
     "depthwise": "fast gradients of depthwise convolutions on a CPU (depthwise)",
-    "precision": "the fastest precision and memory layout, found by timing a step (precision)",
+    "precision": "the fastest precision, found by timing a step (precision)",
     "allocator": "freed memory stays with the process (allocator)",
     "compile": "torch.compile of the network in a training step (compiled)",
 }
@@ -110,11 +110,11 @@ class Acceleration:
         return CompiledNetwork(network, batch_size)
 
     def tuned(self, runtime: Runtime, model: nn.Module, size: int, backward: bool) -> Runtime:
-        """The runtime with the fastest precision, and on CUDA the fastest memory layout, for a network.
+        """The runtime with the fastest precision, for a network.
 
         Args:
             runtime: As chosen for the machine. A precision that the user set stays.
-            model: On the device, in the modes of its training. It takes the memory layout that is chosen.
+            model: On the device, in the modes of its training.
             size: Side of the input images in pixels.
             backward: Whether to time a training step; else the forward pass.
         """

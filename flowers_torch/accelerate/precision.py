@@ -1,7 +1,7 @@
-"""Autotuning of precision and memory layout: the fastest that computes well for the network at hand.
+"""Autotuning of precision: the fastest one that computes well for the network at hand.
 
 Why: on CPUs neither fp32 nor bf16 is faster for all networks. Dense convolutions gain from bf16, depthwise
-ones only where they are fused. On GPUs bf16, fp16 and fp32 with TF32 compete, in both memory layouts.
+ones only where they are fused. On GPUs bf16, fp16 and fp32 with TF32 compete.
 Gain: a head-only run on 340 images takes 9.7 s, in fp32 10.9 s (EfficientNet-Lite0, 2 cores with AMX).
 Check: the output in each precision is compared with that in fp32. Random numbers, gradients, buffers and
 modes are restored afterwards.
@@ -27,8 +27,7 @@ def autotune(runtime: Runtime, model: nn.Module, size: int, backward: bool = Tru
 
     Args:
         runtime: As chosen for the machine.
-        model: On the device, in the modes of its training. It takes the memory layout that is chosen.
-        size: Side of the input images in pixels.
+        model: On the device, in the modes of its training.         size: Side of the input images in pixels.
         backward: Whether to time a training step; else the forward pass of a frozen network.
     """
     deadline = time.perf_counter() + TUNING_SECONDS
@@ -36,19 +35,16 @@ def autotune(runtime: Runtime, model: nn.Module, size: int, backward: bool = Tru
     buffers = {name: value.clone() for name, value in model.named_buffers()}
     rates: dict[Runtime, float] = {}
     remarks: list[str] = []
-    kind, placed = runtime.device.type, runtime
+    kind = runtime.device.type
     with torch.random.fork_rng(devices=[runtime.device] if kind == "cuda" else []):
         batch = torch.randn(BATCH_SIZE.get(kind, 4), 3, size, size)
         fp32 = dataclasses.replace(runtime, precision="fp32")
         expected = _output(fp32, model, fp32.images(batch))
         for candidate in _candidates(runtime):
-            name = _name(candidate, runtime)
+            name = _name(candidate)
             if len(rates) > 1 and time.perf_counter() > deadline:
                 remarks.append(f"no time for {name}")
                 continue
-            if candidate.channels_last != placed.channels_last:
-                placed = candidate
-                placed.place(model)
             images = candidate.images(batch)
             output = expected if candidate == fp32 else _output(candidate, model, images)
             deviation = float((output - expected).norm() / expected.norm().clamp(min=1e-12))
@@ -66,30 +62,22 @@ def autotune(runtime: Runtime, model: nn.Module, size: int, backward: bool = Tru
     for candidate, rate in rates.items():
         if rate > MIN_GAIN.get(kind, 1.0) * rates[best]:
             best = candidate
-    if best.channels_last != placed.channels_last:
-        best.place(model)
-    figures = [f"{_name(candidate, runtime)} {rate:.1f} img/s" for candidate, rate in rates.items()]
+    figures = [f"{_name(candidate)} {rate:.1f} img/s" for candidate, rate in rates.items()]
     reason = f"fastest of {', '.join([*figures, *remarks])}"
     return dataclasses.replace(best, reason=reason, fixed=True, rate=rates[best])
 
 
 def _candidates(runtime: Runtime) -> list[Runtime]:
-    """Precisions and layouts to try, the most promising first."""
-    precisions, layouts = ["fp32", "bf16"], [runtime.channels_last]
+    """Precisions to try, the most promising first."""
+    precisions = ["fp32", "bf16"]
     if runtime.device.type == "cuda":
         precisions = ["bf16", "fp16", "fp32"] if runtime.precision == "bf16" else ["fp16", "fp32"]
-        layouts = [True, False] if runtime.channels_last else [False]
-    return [
-        dataclasses.replace(runtime, precision=precision, channels_last=layout)
-        for layout in layouts
-        for precision in precisions
-    ]
+    return [dataclasses.replace(runtime, precision=precision) for precision in precisions]
 
 
-def _name(candidate: Runtime, runtime: Runtime) -> str:
+def _name(candidate: Runtime) -> str:
     tf32 = " (TF32)" if (candidate.device.type, candidate.precision) == ("cuda", "fp32") else ""
-    layout = "" if candidate.channels_last == runtime.channels_last else " channels first"
-    return f"{candidate.precision}{tf32}{layout}"
+    return f"{candidate.precision}{tf32}"
 
 
 def _set_modes(modes: dict[nn.Module, bool]) -> None:

@@ -225,7 +225,8 @@ def _prepare(config: Config, distributed: Distributed, splits: Splits | None) ->
         license=plan.license,
     )
     model = _make_model(config, info, plan)
-    runtime = _tune(config, runtime.place(model), info, runtime, acceleration)
+    size = preprocessing.size
+    runtime = _tune(config, runtime.place(model), size, runtime, acceleration, distributed)
     stages = ", ".join(f"{stage.name} {stage.epochs} x ({stage.trains})" for stage in config.stages)
     log.info(
         f"plan     {stages}; each epoch has {len(splits['train'])} photos, {config.batch_size} per step"
@@ -250,14 +251,22 @@ def _make_model(config: Config, info: ModelInfo, plan: WeightsPlan) -> nn.Module
 
 
 def _tune(
-    config: Config, model: nn.Module, info: ModelInfo, runtime: Runtime, acceleration: Acceleration
+    config: Config,
+    model: nn.Module,
+    size: int,
+    runtime: Runtime,
+    acceleration: Acceleration,
+    distributed: Distributed,
 ) -> Runtime:
     """Chooses the precision by a step of the last stage that trains more than the head."""
     beyond_head = [stage for stage in config.stages if stage.train != "head"]
     stage = (beyond_head or config.stages)[-1]
     apply_rules(model, rules_for(model, stage.train))
     set_train_mode(model, stage.batch_norm)
-    runtime = acceleration.tuned(runtime, model, info.preprocessing.size, bool(beyond_head))
+    network = model
+    if distributed.size == 1:
+        network = acceleration.training_network(model, runtime, size)
+    runtime = acceleration.tuned(runtime, network, size, bool(beyond_head))
     log.info(f"device   {runtime.device}, {runtime.precision} ({runtime.reason})")
     return runtime
 

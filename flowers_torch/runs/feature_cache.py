@@ -156,7 +156,8 @@ class FeatureCache:
     def _key(self, weights: str, shown: str) -> str:
         info, runtime = self.info, self.runtime
         network = (weights, info.arch, sorted(info.model_options.items()), info.preprocessing)
-        how = (runtime.precision, runtime.device.type, runtime.channels_last, self.acceleration)
+        fused = "fusion" in self.acceleration.tricks
+        how = (runtime.precision, runtime.device.type, runtime.channels_last, fused)
         software = (FORMAT, __version__, torch.__version__, torchvision.__version__, PIL.__version__)
         return hashlib.sha256(repr((network, how, shown, software)).encode()).hexdigest()[:32]
 
