@@ -43,13 +43,9 @@ def read_image(path: Path, size: int, crop: float, interpolation: str) -> Tensor
 
 def choose_split(path: str, seed: int) -> str:
     """The split of an image, by a number in 0..1 that depends on its path and the seed only."""
-    digest = hashlib.sha256(b"%d\0" % seed + path.encode()).digest()
-    number, edge = int.from_bytes(digest[:8], "big") / 2**64, 0.0
-    for split, fraction in SPLITS.items():
-        edge += fraction
-        if number < edge:
-            return split
-    return "test"
+    digest, edge = hashlib.sha256(b"%d\0" % seed + path.encode()).digest(), 0.0
+    number = int.from_bytes(digest[:8], "big") / 2**64
+    return next((s for s, fraction in SPLITS.items() if number < (edge := edge + fraction)), "test")
 
 
 def batches_of_epoch(count: int, batch_size: int, seed: int, epoch: int) -> list[Tensor]:
@@ -86,7 +82,6 @@ def main(arguments: list[str] | None = None) -> dict[str, list[float] | float]:
     parser.add_argument("--batch-size", type=int, default=32, help="images per step (32)")
     parser.add_argument("--seed", type=int, default=0, help="random seed (0)")
     args = parser.parse_args(arguments)
-
     paths = sorted((path.relative_to(args.data) for path in args.data.glob("*/*")), key=natural)
     classes = sorted({path.parts[0] for path in paths}, key=lambda name: natural(Path(name)))
     torch.manual_seed(args.seed)
