@@ -21,9 +21,9 @@ import numpy as np
 import torch
 
 from flowers_torch.data.sources.demo import FORMS, draw_picture
-from flowers_torch.deploy.graph import Predictions
-from flowers_torch.deploy.onnx_file import describe, parse_onnx, to_onnx
-from flowers_torch.deploy.parity import PHOTOS, compare
+from flowers_torch.deploy.graph import ExportableClassifier
+from flowers_torch.deploy.onnx_file import export_metadata, parse_onnx, to_onnx
+from flowers_torch.deploy.parity import PARITY_IMAGES, compare
 from flowers_torch.models.checkpoint import ModelInfo, build
 from flowers_torch.models.registry import REGISTRY
 
@@ -59,13 +59,13 @@ def measure(name: str, threads: int) -> dict[str, Any]:
     info = ModelInfo(name, tuple(f"class {i}" for i in range(17)), REGISTRY[name].preprocessing)
     network = build(info)
     settle(network, info.preprocessing.size)
-    answers = Predictions(network, info).eval()
+    answers = ExportableClassifier(network, info).eval()
     start = time.perf_counter()
-    content = to_onnx(answers, describe(info, photos=False))
+    content = to_onnx(answers, export_metadata(info, with_preprocessing=False))
     seconds = time.perf_counter() - start
     model = parse_onnx(content, Path(name), threads=threads)
     forms = list(FORMS)
-    photos = [draw_picture(forms[i % 6], 200, np.random.default_rng(i)) for i in range(PHOTOS)]
+    photos = [draw_picture(forms[i % 6], 200, np.random.default_rng(i)) for i in range(PARITY_IMAGES)]
     parity = compare(answers, model, photos)
     size = info.preprocessing.size
     image = torch.randn(1, 3, size, size)

@@ -103,7 +103,7 @@ def run(
     config.out = str(folder)
     result = recipe.train(config, overwrite=True, split=split)
     seconds = time.monotonic() - started
-    row = {"correct": result.test.correct, "photos": result.test.photos, "seconds": round(seconds, 1)}
+    row = {"correct": result.test.correct, "photos": result.test.images, "seconds": round(seconds, 1)}
     if views:
         flowers_torch(["evaluate", str(folder), "--tta", "flip", "--out", str(folder / "views")])
         found = json.loads((folder / "views" / "metrics.json").read_text())

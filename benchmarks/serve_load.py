@@ -132,11 +132,11 @@ def main() -> None:
 
     classifier = Classifier.load(Path(args.run), choose_runtime("auto", "fp32"))
     inputs = torch.zeros(BATCH, 3, *2 * [classifier.info.preprocessing.size])
-    classifier.answer(list(inputs))
+    classifier.classify(list(inputs))
     passes = 10
     clock = Clock()
     for _ in range(passes):
-        classifier.answer(list(inputs))
+        classifier.classify(list(inputs))
     bare = clock.stop(passes * BATCH)
     clock = Clock()
     list(classifier.predict(files, batch_size=BATCH))
@@ -153,14 +153,14 @@ def main() -> None:
 
     times = sorted(seconds)
     median, slow = (1e3 * times[round(share * (len(times) - 1))] for share in (0.5, 0.99))
-    batches = grown("flowers_batch_photos_count")
+    batches = grown("flowers_batch_images_count")
     served = Cost(args.requests / took, 1e3 * grown("process_cpu_seconds_total") / args.requests)
     print(f"cores    {len(os.sched_getaffinity(0))}, threads of torch {torch.get_num_threads()}")
     for name, cost in (("network", bare), ("predict", predicting), ("served", served)):
         print(f"{name:8} {cost.rate:.1f} photos/s, {cost.milliseconds:.1f} ms of processor time a photo")
     print(f"crowd    {args.clients} clients, {len(seconds)} requests, {lost} lost")
     print(f"times    p50 {median:.0f} ms, p99 {slow:.0f} ms")
-    print(f"batches  {batches:.0f}, {grown('flowers_batch_photos_sum') / batches:.1f} photos on average")
+    print(f"batches  {batches:.0f}, {grown('flowers_batch_images_sum') / batches:.1f} photos on average")
     print(f"memory   {', '.join(f'{size:.0f}' for size in memory)} MiB")
     if lost:
         sys.exit(1)

@@ -16,7 +16,7 @@ result = train(PHOTOS, "small_convnet", "none", size=48, epochs=(1, 3), quiet=Tr
 
 # %% Print the accuracy on the test photos, with its 95% interval.
 low, high = result.test.interval()
-print(f"accuracy {result.test.accuracy:.3f} ({low:.3f} .. {high:.3f}) on {result.test.photos} test photos")
+print(f"accuracy {result.test.accuracy:.3f} ({low:.3f} .. {high:.3f}) on {result.test.images} test photos")
 
 # %% Print the loss of each epoch.
 for row in result.history:
@@ -28,7 +28,7 @@ for row in result.history:
 import csv  # noqa: E402
 
 with (result.folder / "predictions.csv").open() as file:
-    wrong = [row["file"] for row in csv.DictReader(file) if not int(row["right"])]
+    wrong = [row["file"] for row in csv.DictReader(file) if not int(row["correct"])]
 print(f"{len(wrong)} test photos are misclassified; {result.folder / 'report.html'} shows them")
 
 # %% Load the model: its class names, its network, and its predictions for other photos.

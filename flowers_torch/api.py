@@ -13,7 +13,7 @@ from typing import Any
 
 from flowers_torch.config import HEAD_ONLY
 from flowers_torch.config_file import load_config
-from flowers_torch.deploy.classifier import Classifier, Photo, Prediction, find_inputs
+from flowers_torch.deploy.classifier import Classifier, ImageSource, Prediction, find_inputs
 from flowers_torch.errors import UsageError
 from flowers_torch.log import console
 from flowers_torch.runs.recipe import Result
@@ -75,7 +75,7 @@ def load(model: str | Path, device: str = "auto") -> Classifier:
 
 
 def predict(
-    model: Classifier | str | Path, photos: Photo | Sequence[Photo], top: int = 3
+    model: Classifier | str | Path, photos: ImageSource | Sequence[ImageSource], top: int = 3
 ) -> list[Prediction]:
     """What a model says of photos, an answer for each.
 
@@ -85,7 +85,7 @@ def predict(
         top: Classes in each answer, the likeliest first.
 
     Returns:
-        Answers in order: `file`, `classes`, `probabilities`, `doubt`; `error` where a photo cannot be read.
+        Answers in order: `file`, `classes`, `probabilities`, `reason`; `error` where a photo cannot be read.
 
     Raises:
         UsageError: no photos there, or `top` below 1.

@@ -184,7 +184,7 @@ def test_sorting_and_explaining(
     (info,) = json.loads(capsys.readouterr().out)
     assert Path(info["sorted"]).resolve() == Path(photo).resolve()
     assert Path(info["gradcam"]).read_bytes()[:2] == b"\xff\xd8"
-    assert info["unsure"] is False
+    assert info["abstained"] is False
 
 
 def test_the_doctor(capsys: pytest.CaptureFixture[str]) -> None:

@@ -138,7 +138,8 @@ def test_wrong_hash_of_a_file_is_an_error(checkpoint: Checkpoint) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sha256", "message"), [("", "needs a checksum"), ("../../x", "is no sha256"), ("abc", "is no sha256")]
+    ("sha256", "message"),
+    [("", "needs a checksum"), ("../../x", "is not a valid sha256"), ("abc", "is not a valid sha256")],
 )
 def test_url_needs_a_valid_hash(checkpoint: Checkpoint, sha256: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):

@@ -113,7 +113,7 @@ def test_the_tutorial_s_variants_of_a_head_take_a_step(
 def test_every_recipe_runs_to_its_end(path: Path, two_classes: Path, tmp_path: Path) -> None:
     config = small(path, two_classes, tmp_path / "run")
     result = recipe.train(config)
-    assert result.test.photos >= 2 and (result.folder / "report.html").is_file()
+    assert result.test.images >= 2 and (result.folder / "report.html").is_file()
     rows = read_history(result.folder)
     assert [row["stage"] for row in rows] == [stage.name for stage in config.stages]
     losses = [float(row[name]) for row in rows for name in ("train_loss", "val_loss")]
@@ -140,7 +140,7 @@ def test_the_happy_house_from_the_course_s_files_to_an_own_photo(tmp_path: Path)
     file = write_course_files(tmp_path, "happy", 2)
     overrides = {"data": str(file), "out": str(tmp_path / "run"), "stages.scratch.epochs": 6, "device": "cpu"}
     result = recipe.train(load_config(file="happy_house", overrides=overrides))
-    assert result.test.photos == 8 and result.test.accuracy == 1
+    assert result.test.images == 8 and result.test.accuracy == 1
     model, info = load_classifier(result.folder)
     assert info.head == "sigmoid" and info.classes == ("0", "1")
     assert sum(p.numel() for p in model.parameters()) == 37_569
@@ -156,7 +156,7 @@ def test_signs_from_the_course_s_files(tmp_path: Path) -> None:
     file = write_course_files(tmp_path, "signs", 6)
     overrides = {"data": str(file), "out": str(tmp_path / "run"), "stages.scratch.epochs": 1, "device": "cpu"}
     result = recipe.train(load_config(file="signs_resnet50", overrides=overrides))
-    assert result.test.photos == 8 and math.isfinite(result.test.loss)
+    assert result.test.images == 8 and math.isfinite(result.test.loss)
     model, info = load_classifier(result.folder)
     assert info.head == "softmax" and info.classes == tuple("012345")
     assert sum(p.numel() for p in model.parameters()) == 23_546_886

@@ -26,14 +26,14 @@ def run(args: argparse.Namespace) -> int:
 
     import dataclasses
 
-    from flowers_torch.evaluation.comparison import common_photos, compare, select
+    from flowers_torch.evaluation.comparison import common_images, compare, select
     from flowers_torch.evaluation.metrics import score
     from flowers_torch.evaluation.predictions import load_predictions
     from flowers_torch.report.run_summary import read_history
 
     folders = [Path(name).expanduser() for name in args.runs]
     runs = [load_predictions(folder) for folder in folders]
-    shared = common_photos(runs)
+    shared = common_images(runs)
     table: list[dict[str, Any]] = []
     for folder, predictions in zip(folders, runs, strict=True):
         scores = score(*select(predictions, "test", shared))
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
         ]
         from flowers_torch.files.atomic import to_json
 
-        print(to_json({"photos": len(shared), "runs": table, "pairs": found}, indent=1))
+        print(to_json({"images": len(shared), "runs": table, "pairs": found}, indent=1))
         return 0
     own = [len(predictions.paths["test"]) for predictions in runs]
     print(f"{len(shared)} test photos in common (of {', '.join(map(str, own))})")
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         )
     for i, j, result in pairs:
         low, high = result.interval
-        gain = (result.second_correct - result.first_correct) / result.photos
+        gain = (result.second_correct - result.first_correct) / result.images
         print(
             f"{printable(folders[i], 60)} (first), {printable(folders[j], 60)} (second): {result.verdict()}"
         )

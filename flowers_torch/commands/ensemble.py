@@ -46,8 +46,15 @@ def run(args: argparse.Namespace) -> int:
 
     import torch
 
-    from flowers_torch.evaluation.comparison import common_photos, select
-    from flowers_torch.evaluation.ensembles import Logits, State, choose, judge, mean_prediction, soups
+    from flowers_torch.evaluation.comparison import common_images, select
+    from flowers_torch.evaluation.ensembles import (
+        State,
+        ValAndTest,
+        best_candidate,
+        mean_prediction,
+        model_soups,
+        score_candidate,
+    )
     from flowers_torch.evaluation.evaluate import predict_images
     from flowers_torch.evaluation.predictions import load_predictions
     from flowers_torch.files.tensors import safe_load
@@ -56,16 +63,16 @@ def run(args: argparse.Namespace) -> int:
 
     runs = [load_predictions(folder) for folder in folders]
     names = [folder.name for folder in folders]
-    paths = {part: common_photos(runs, part) for part in ("val", "test")}
+    paths = {part: common_images(runs, part) for part in ("val", "test")}
     parts = [{part: select(run, part, paths[part]) for part in paths} for run in runs]
     labels = (parts[0]["val"][1], parts[0]["test"][1])
 
     singles = [
-        judge(name, (part["val"][0], part["test"][0]), labels)
+        score_candidate(name, (part["val"][0], part["test"][0]), labels)
         for name, part in zip(names, parts, strict=True)
     ]
     val, test = (mean_prediction([part[p][0] for part in parts]) for p in ("val", "test"))
-    candidates = [*singles, judge("answers: mean of all", (val, test), labels)]
+    candidates = [*singles, score_candidate("answers: mean of all", (val, test), labels)]
 
     files = [safe_load(folder / "model.safetensors") for folder in folders]
     records = [
@@ -76,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
         opened, network = Experiment.open(folders[0], args.device, args.moved)
         place = {path: i for i, path in enumerate(opened.dataset.paths)}
 
-        def predict(state: State) -> Logits:
+        def predict(state: State) -> ValAndTest:
             network.load_state_dict(state)
             found = []
             for part in ("val", "test"):
@@ -92,8 +99,8 @@ def run(args: argparse.Namespace) -> int:
             return found[0], found[1]
 
         states = [state for state, _ in files]
-        candidates += soups(names, states, singles, labels, predict)
-    best = choose(candidates)
+        candidates += model_soups(names, states, singles, labels, predict)
+    best = best_candidate(candidates)
     print(f"{len(paths['val'])} validation and {len(paths['test'])} test photos in common")
     width = max(len(printable(c.name, 70)) for c in candidates)
     print(f"  {'':{width}}  val loss      acc  test loss      acc")
@@ -108,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
         averaged = [c for c in candidates if c.state is not None]
         if not averaged:
             raise UsageError("the networks differ, so there are no averaged weights", "leave out --out")
-        chosen = choose(averaged)
+        chosen = best_candidate(averaged)
         # The limits of what the model knows belong to one network's features, not to an average of several.
         info = dataclasses.replace(records[0], temperature=chosen.temperature, selective={})
         state = {name: torch.as_tensor(value) for name, value in (chosen.state or {}).items()}
@@ -132,7 +139,7 @@ def _try_on(folders: list[Path], data: str, with_weights: bool, device: str) -> 
 
     from flowers_torch.commands.evaluate import trained_on, translate_labels
     from flowers_torch.data.sources.open import open_dataset
-    from flowers_torch.evaluation.ensembles import mean_prediction, mix
+    from flowers_torch.evaluation.ensembles import average_weights, mean_prediction
     from flowers_torch.evaluation.evaluate import predict_images
     from flowers_torch.evaluation.metrics import score
     from flowers_torch.models.checkpoint import load_classifier
@@ -161,7 +168,9 @@ def _try_on(folders: list[Path], data: str, with_weights: bool, device: str) -> 
     rows["answers: mean of all"] = mean_prediction(list(rows.values()))
     if with_weights and _are_alike([info for _, info in models]):
         model, info = models[0]
-        model.load_state_dict(mix([m.state_dict() for m, _ in models], [1 / len(models)] * len(models)))
+        model.load_state_dict(
+            average_weights([m.state_dict() for m, _ in models], [1 / len(models)] * len(models))
+        )
         found = predict_images(model, info.preprocessing, paths, labels, runtime)
         rows["weights: mean of all"] = found.logits / info.temperature
     width = max(map(len, rows))

@@ -209,7 +209,7 @@ def _print(scores: "Scores", classes: tuple[str, ...], choice: dict[str, Any]) -
         before = choice["one_view"]
         print(f"views    {choice['views']}: accuracy {scores.accuracy:.4f}, loss {scores.loss:.4f}; with one")
         print(f"         view {before['accuracy']:.4f}, {before['loss']:.4f}")
-    top = scores.in_top[min(len(scores.in_top), 3) - 1] / scores.photos
+    top = scores.in_top[min(len(scores.in_top), 3) - 1] / scores.images
     macro = scores.averages()["macro"]
     print(
         f"more     top-{min(len(scores.in_top), 3)} {top:.4f}, macro F1 {macro['f1']:.4f}, "

@@ -10,7 +10,7 @@ from flowers_torch.commands.predict import share
 from flowers_torch.errors import FlowersError, UsageError, printable
 
 if TYPE_CHECKING:
-    from flowers_torch.deploy.export import Trial
+    from flowers_torch.deploy.export import VerificationData
 
 SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2", "safetensors": ".safetensors", "page": ".html"}
 EXAMPLES = """examples:
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     ):
         if given and args.format not in formats:
             raise UsageError(f"{flag} with --format {args.format}", f"use it with {' or '.join(formats)}")
-    most_lost = share(args.max_loss, "--max-loss")
+    max_loss = share(args.max_loss, "--max-loss")
 
     from flowers_torch.deploy import export
     from flowers_torch.deploy.onnx_file import need
@@ -74,22 +74,24 @@ def run(args: argparse.Namespace) -> int:
         from flowers_torch.deploy.offline_page import find_runtime, write_page
 
         runtime = find_runtime(args.runtime)  # before minutes are spent on the rest
-    trial = find_trial(model, args.int8, args.moved)
+    trial = find_verification_data(model, args.int8, args.moved)
     if args.format == "page":
-        made = export.make_onnx(network, info, trial, path, True, args.int8, most_lost)
+        made = export.export_onnx(network, info, trial, path, True, max_loss if args.int8 else None)
         lines = [*write_page(path, made.content, runtime, args.folder), *made.lines]
     elif args.format == "onnx":
         photos = args.with_preprocessing
-        lines = export.make_onnx(network, info, trial, path, photos, args.int8, most_lost).write(path)
+        lines = export.export_onnx(network, info, trial, path, photos, max_loss if args.int8 else None).write(
+            path
+        )
     elif args.format == "torch-export":
-        lines = export.make_program(network, info, trial, path, args.with_preprocessing).write(path)
+        lines = export.export_program(network, info, trial, path, args.with_preprocessing).write(path)
     else:
-        lines = export.make_weights(network, info, trial, path).write(path)
+        lines = export.export_weights(network, info, trial, path).write(path)
     print("\n".join(lines))
     return 0
 
 
-def find_trial(model: Path, int8: bool = False, data: str = "") -> "Trial":
+def find_verification_data(model: Path, int8: bool = False, data: str = "") -> "VerificationData":
     """Validation photos of a run; drawings where there is no run or its photos are gone.
 
     Raises:
@@ -99,9 +101,9 @@ def find_trial(model: Path, int8: bool = False, data: str = "") -> "Trial":
 
     from flowers_torch.data.images import load_image
     from flowers_torch.data.sources.demo import FORMS, draw_picture
-    from flowers_torch.deploy.export import Trial
-    from flowers_torch.deploy.parity import PHOTOS
-    from flowers_torch.deploy.quantize import CALIBRATION_PHOTOS
+    from flowers_torch.deploy.export import VerificationData
+    from flowers_torch.deploy.parity import PARITY_IMAGES
+    from flowers_torch.deploy.quantize import CALIBRATION_IMAGES
 
     reason = "a weights file alone has no photos"
     if model.is_dir():
@@ -114,12 +116,12 @@ def find_trial(model: Path, int8: bool = False, data: str = "") -> "Trial":
         else:
             root, names, labels = opened.dataset.root, opened.dataset.paths, opened.dataset.labels
             train, val = opened.splits["train"], opened.splits["val"]
-            tried = [root / names[val[i * len(val) // PHOTOS]] for i in range(PHOTOS)]
-            step = max(1, len(train) // CALIBRATION_PHOTOS)
-            return Trial(
+            tried = [root / names[val[i * len(val) // PARITY_IMAGES]] for i in range(PARITY_IMAGES)]
+            step = max(1, len(train) // CALIBRATION_IMAGES)
+            return VerificationData(
                 [load_image(path) for path in tried],
                 "validation photos",
-                [root / names[i] for i in train[::step][:CALIBRATION_PHOTOS]],
+                [root / names[i] for i in train[::step][:CALIBRATION_IMAGES]],
                 [root / names[i] for i in val],
                 [labels[i] for i in val],
             )
@@ -128,6 +130,7 @@ def find_trial(model: Path, int8: bool = False, data: str = "") -> "Trial":
     print(f"flowers-torch: compared on drawings: {reason}", file=sys.stderr)
     forms = list(FORMS)
     drawings = [
-        draw_picture(forms[i % len(forms)], 160 + 8 * i, np.random.default_rng([0, i])) for i in range(PHOTOS)
+        draw_picture(forms[i % len(forms)], 160 + 8 * i, np.random.default_rng([0, i]))
+        for i in range(PARITY_IMAGES)
     ]
-    return Trial(drawings, "drawings")
+    return VerificationData(drawings, "drawings")

@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     for point in found["curve"]:
         band = f"{point['low']:.3f} .. {point['high']:.3f}"
-        print(f"curve    {point['photos']:6} photos: accuracy {point['accuracy']:.4f} ({band})")
+        print(f"curve    {point['images']:6} photos: accuracy {point['accuracy']:.4f} ({band})")
     print(f"more?    {found['more_photos']}")
     print(f"labels   {len(found['suspects'])} of {found['photos']} look like another class")
     for suspect in found["suspects"][:SHOWN]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from flowers_torch.errors import DataError, UsageError, printable
 
 if TYPE_CHECKING:
-    from flowers_torch.deploy.classifier import Classifier, Photo, Prediction
+    from flowers_torch.deploy.classifier import Classifier, ImageSource, Prediction
 
 EXAMPLES = """examples:
   flowers-torch predict runs/photos-inception_v3-1 new.jpg --top 3
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     records = []
     table = csv.writer(sys.stdout, lineterminator="\n")
     if args.csv:
-        table.writerow(["file", "rank", "class", "probability", "doubt", "error"])
+        table.writerow(["file", "rank", "class", "probability", "reason", "error"])
     with bar("predict", len(photos)) as meter:
         answers = classifier.predict(photos, args.top, args.batch_size, least)
         for number, (photo, answer) in enumerate(zip(photos, answers, strict=True)):
@@ -105,7 +105,7 @@ def share(text: str, flag: str = "--max-error") -> float:
     return value
 
 
-def _explain(classifier: "Classifier", photo: "Photo", folder: Path, number: int) -> Path:
+def _explain(classifier: "Classifier", photo: "ImageSource", folder: Path, number: int) -> Path:
     from flowers_torch.files.atomic import atomic_write
 
     picture = classifier.explain(photo)
@@ -118,8 +118,8 @@ def _explain(classifier: "Classifier", photo: "Photo", folder: Path, number: int
 def _to_text(answer: "Prediction", unsure: bool) -> str:
     pairs = zip(answer.classes, answer.probabilities, strict=True)
     text = ", ".join(f"{printable(name, 60)} {p:.3f}" for name, p in pairs)
-    if answer.doubt:
-        text = f"unsure ({answer.doubt}; {text})" if unsure else f"{text} ({answer.doubt})"
+    if answer.reason:
+        text = f"unsure ({answer.reason}; {text})" if unsure else f"{text} ({answer.reason})"
     return f"{printable(answer.file)}: {text}"
 
 
@@ -128,4 +128,6 @@ def _to_rows(answer: "Prediction") -> list[list[object]]:
     if answer.error:
         return [[file, "", "", "", "", answer.error]]
     pairs = zip(answer.classes, answer.probabilities, strict=True)
-    return [[file, rank, name, f"{p:.6f}", answer.doubt, ""] for rank, (name, p) in enumerate(pairs, start=1)]
+    return [
+        [file, rank, name, f"{p:.6f}", answer.reason, ""] for rank, (name, p) in enumerate(pairs, start=1)
+    ]

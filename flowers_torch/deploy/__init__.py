@@ -1,1 +1,1 @@
-"""Using a trained model: prediction from the weights file alone."""
+"""Deployment of trained models: prediction, export, serving and packing, from the weights file alone."""

@@ -1,7 +1,6 @@
-"""Micro-batching: what waits is computed together, by the one thread that runs the network.
+"""Micro-batching: requests that wait are computed together by the one thread that runs the network.
 
-Nothing is held back for company: while a batch is computed the next one gathers, so that a lone request is
-answered at once and a crowd shares the cost of a pass.
+No request waits for others to fill a batch. The next batch collects while the current one is computed.
 """
 
 import threading
@@ -17,16 +16,16 @@ Result = TypeVar("Result")
 
 
 class Batcher(Generic[Item, Result]):
-    """A thread with a queue in front of it.
+    """A worker thread with a queue.
 
     Args:
-        compute: Items to results, one each, in order. Called by one thread only, so it may keep state.
-        most: Items in a batch.
+        compute: Maps items to one result each, in order; always called from the same thread.
+        max_batch: Largest number of items in a batch.
     """
 
-    def __init__(self, compute: Callable[[Sequence[Item]], Sequence[Result]], most: int) -> None:
+    def __init__(self, compute: Callable[[Sequence[Item]], Sequence[Result]], max_batch: int) -> None:
         self._compute = compute
-        self._most = most
+        self._max_batch = max_batch
         self._waiting: deque[tuple[Item, Future[Result]]] = deque()
         self._changed = threading.Condition()
         self._closing = False
@@ -34,7 +33,7 @@ class Batcher(Generic[Item, Result]):
         self._thread.start()
 
     def submit(self, item: Item) -> "Future[Result]":
-        """Queues an item; its future gets the result, or the error of its batch.
+        """Queues an item; its future receives the result, or the error of its batch.
 
         Raises:
             ResourceError: `close` was called.
@@ -42,13 +41,13 @@ class Batcher(Generic[Item, Result]):
         future: Future[Result] = Future()
         with self._changed:
             if self._closing:
-                raise ResourceError("the server is stopping", "ask again later")
+                raise ResourceError("the server is stopping", "try again later")
             self._waiting.append((item, future))
             self._changed.notify()
         return future
 
     def close(self) -> None:
-        """Computes what still waits, then ends the thread."""
+        """Computes the waiting items, then ends the thread."""
         with self._changed:
             self._closing = True
             self._changed.notify()
@@ -56,7 +55,7 @@ class Batcher(Generic[Item, Result]):
 
     @property
     def alive(self) -> bool:
-        """Whether items would be computed."""
+        """Whether the thread is running."""
         return self._thread.is_alive()
 
     def _work(self) -> None:
@@ -66,18 +65,18 @@ class Batcher(Generic[Item, Result]):
                 for (_, future), result in zip(batch, results, strict=True):
                     future.set_result(result)
             # guard: H07 batch
-            except Exception as error:  # of whatever kind: the next batch is to be computed all the same
+            except Exception as error:  # any error: the thread must survive it
                 for _, future in batch:
                     if not future.done():
                         future.set_exception(error)
 
     def _take(self) -> list[tuple[Item, "Future[Result]"]]:
-        """The next batch, once there is one; empty at the end. Who has gone meanwhile is left out."""
+        """Waits for the next batch without canceled items; empty at the end."""
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._closing)
                 if not self._waiting:
                     return []
-                taken = [self._waiting.popleft() for _ in range(min(self._most, len(self._waiting)))]
+                taken = [self._waiting.popleft() for _ in range(min(self._max_batch, len(self._waiting)))]
             if batch := [(item, future) for item, future in taken if future.set_running_or_notify_cancel()]:
                 return batch

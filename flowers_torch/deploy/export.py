@@ -1,4 +1,4 @@
-"""A trained classifier in the formats of other programs; a file gets its name once it has been checked."""
+"""Export of a trained classifier to other formats; each file is verified before it is written."""
 
 import dataclasses
 import io
@@ -15,38 +15,30 @@ from PIL import Image
 from torch import nn
 
 from flowers_torch.deploy.graph import ExportableClassifier
-from flowers_torch.deploy.onnx_file import attach, describe, parse_onnx, relabel, to_onnx, trace
-from flowers_torch.deploy.parity import compare, require
-from flowers_torch.deploy.quantize import cost, quantize, reader, require_accuracy
+from flowers_torch.deploy.onnx_file import attach_metadata, export_metadata, parse_onnx, to_onnx, trace
+from flowers_torch.deploy.parity import compare, require_parity
+from flowers_torch.deploy.quantize import measure_loss, model_input, quantize, require_accuracy
 from flowers_torch.errors import printable
 from flowers_torch.files.atomic import atomic_write
 from flowers_torch.models.checkpoint import ModelInfo, load_classifier, save_classifier
 
-METADATA_FILE = "flowers_torch.json"  # inside a .pt2
+METADATA_FILE = "flowers_torch.json"  # inside a .pt2 file
 
 
 @dataclasses.dataclass(frozen=True)
-class Trial:
-    """Photos that an export is tried on.
+class VerificationData:
+    """Images on which an export is verified; int8 needs the files."""
 
-    Attributes:
-        photos: Upright RGB, `parity.PHOTOS` of them.
-        told: What they are, for a line of text.
-        calibration: Files of training photos, for eight bits.
-        validation: Files of validation photos, to measure what eight bits cost.
-        labels: Of the validation photos.
-    """
-
-    photos: Sequence[Image.Image]
-    told: str
-    calibration: Sequence[Path] = ()
-    validation: Sequence[Path] = ()
-    labels: Sequence[int] = ()
+    images: Sequence[Image.Image]  # upright RGB, `parity.PARITY_IMAGES` of them
+    description: str  # of the images, for a printed line
+    calibration: Sequence[Path] = ()  # training files, for the scales of the activations
+    validation: Sequence[Path] = ()  # files to measure the accuracy of int8
+    labels: Sequence[int] = ()  # of the validation files
 
 
 @dataclasses.dataclass(frozen=True)
-class Made:
-    """A checked model, not yet written: its bytes, and lines that tell about it."""
+class VerifiedExport:
+    """The bytes of a verified model and lines that describe it."""
 
     content: bytes
     lines: list[str]
@@ -58,83 +50,83 @@ class Made:
         return [f"export   {printable(path)}, {megabytes(len(self.content))}", *self.lines]
 
 
-def make_onnx(
+def export_onnx(
     network: nn.Module,
     info: ModelInfo,
-    trial: Trial,
+    data: VerificationData,
     path: Path,
-    photos: bool = False,
-    int8: bool = False,
-    most_lost: float = 0.02,
-) -> Made:
-    """An .onnx file, compared with the network.
+    with_preprocessing: bool = False,
+    int8_max_loss: float | None = None,
+) -> VerifiedExport:
+    """An .onnx file, verified against the network.
 
     Args:
-        network: In inference mode, on the CPU.
-        record: Of the network.
-        trial: With files of photos where `int8` is wanted.
-        path: What the file will be called, for errors.
-        photos: Whether the graph prepares photos.
-        int8: Quantise it.
-        most_lost: Share of validation photos that the quantised model may name wrong more than before.
+        network: Network in inference mode, on the CPU.
+        info: Metadata of the network.
+        data: Images to verify with.
+        path: Path of the file, for error messages.
+        with_preprocessing: Include the preprocessing in the graph.
+        int8_max_loss: Quantize to int8 if the validation accuracy drops by at most this fraction; float32 if
+            None.
 
     Raises:
         UsageError: a package is missing.
-        ExportError: it does not compute what the network does, or eight bits cost too much.
+        ExportError: the file does not compute what the network does, or int8 loses too much accuracy.
     """
-    answers = ExportableClassifier(network, info, photos).eval()
-    metadata = describe(info, photos)
-    content = to_onnx(answers, metadata)
-    parity = compare(answers, parse_onnx(content, path), trial.photos)
-    require(parity, path)  # guard: E02 export
-    metadata["check"] = dataclasses.asdict(parity)
-    lines = [f"check    {trial.told}: {parity.describe()}"]
-    if not int8:
-        return Made(relabel(content, metadata), lines)
-    read = reader(photos, info.preprocessing)
-    small = quantize(content, map(read, trial.calibration))
-    before, after = parse_onnx(content, path), parse_onnx(attach(small, metadata), path)
-    told = cost(before, after, trial.validation, trial.labels, info.preprocessing)
-    require_accuracy(told, most_lost, path)
-    metadata["int8"] = dataclasses.asdict(told)
-    lines.append(f"int8     {told.describe()}; {megabytes(len(content))} before")
-    return Made(attach(small, metadata), lines)
+    exportable = ExportableClassifier(network, info, with_preprocessing).eval()
+    metadata = export_metadata(info, with_preprocessing)
+    content = to_onnx(exportable, metadata)
+    parity = compare(exportable, parse_onnx(content, path), data.images)
+    require_parity(parity, path)  # guard: E02 export
+    metadata["parity"] = dataclasses.asdict(parity)
+    lines = [f"check    {data.description}: {parity.describe()}"]
+    if int8_max_loss is None:
+        return VerifiedExport(attach_metadata(content, metadata), lines)
+    read = model_input(with_preprocessing, info.preprocessing)
+    quantized = attach_metadata(quantize(content, map(read, data.calibration)), metadata)
+    before, after = parse_onnx(content, path), parse_onnx(quantized, path)
+    loss = measure_loss(before, after, data.validation, data.labels, info.preprocessing)
+    require_accuracy(loss, int8_max_loss, path)
+    metadata["int8"] = dataclasses.asdict(loss)
+    lines.append(f"int8     {loss.describe()}; {megabytes(len(content))} before")
+    return VerifiedExport(attach_metadata(quantized, metadata), lines)
 
 
-def make_program(network: nn.Module, info: ModelInfo, trial: Trial, path: Path, photos: bool = False) -> Made:
-    """A .pt2 file for `torch.export.load`, compared with the network; arguments as `make_onnx`."""
-    answers = ExportableClassifier(network, info, photos).eval()
-    metadata = describe(info, photos)
+def export_program(
+    network: nn.Module, info: ModelInfo, data: VerificationData, path: Path, with_preprocessing: bool = False
+) -> VerifiedExport:
+    """A .pt2 file for `torch.export.load`; arguments as in `export_onnx`."""
+    exportable = ExportableClassifier(network, info, with_preprocessing).eval()
+    metadata = json.dumps(export_metadata(info, with_preprocessing))
     file = io.BytesIO()
-    torch.export.save(trace(answers), file, extra_files={METADATA_FILE: json.dumps(metadata)})
+    torch.export.save(trace(exportable), file, extra_files={METADATA_FILE: metadata})
     file.seek(0)
     program = torch.export.load(file).module()
-    parity = compare(answers, lambda x: _run(answers, program, x), trial.photos)
-    require(parity, path)
-    return Made(file.getvalue(), [f"check    {trial.told}: {parity.describe()}"])
+    parity = compare(exportable, lambda x: _run(exportable, program, x), data.images)
+    require_parity(parity, path)
+    return VerifiedExport(file.getvalue(), [f"check    {data.description}: {parity.describe()}"])
 
 
-def make_weights(network: nn.Module, info: ModelInfo, trial: Trial, path: Path) -> Made:
-    """Weights and record as one .safetensors file, read back and compared; arguments as `make_onnx`."""
+def export_weights(network: nn.Module, info: ModelInfo, data: VerificationData, path: Path) -> VerifiedExport:
+    """A .safetensors file with weights and metadata; arguments as in `export_onnx`."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.safetensors"
         save_classifier(network.state_dict(), info, file)
-        copy, again = load_classifier(file)
+        loaded = ExportableClassifier(*load_classifier(file))
         content = file.read_bytes()
-    answers = ExportableClassifier(copy, again)
-    parity = compare(ExportableClassifier(network, info), lambda x: _run(answers, answers, x), trial.photos)
-    require(parity, path)
-    return Made(content, [f"check    {trial.told}: {parity.describe()}"])
+    parity = compare(ExportableClassifier(network, info), lambda x: _run(loaded, loaded, x), data.images)
+    require_parity(parity, path)
+    return VerifiedExport(content, [f"check    {data.description}: {parity.describe()}"])
 
 
 def _run(
-    answers: ExportableClassifier, module: nn.Module, inputs: NDArray[Any]
+    exportable: ExportableClassifier, module: nn.Module, inputs: NDArray[Any]
 ) -> dict[str, NDArray[np.float32]]:
     with torch.inference_mode():
         outputs = module(torch.from_numpy(inputs))
-    return {name: value.numpy() for name, value in zip(answers.outputs, outputs, strict=True)}
+    return {name: value.numpy() for name, value in zip(exportable.outputs, outputs, strict=True)}
 
 
 def megabytes(count: int) -> str:
-    """A number of bytes as people say it."""
+    """A number of bytes in megabytes."""
     return f"{count / 1e6:.1f} MB"

@@ -1,4 +1,4 @@
-"""Features of many photos: from a trained classifier or a network of the zoo, by the one image path."""
+"""Features of image files, from a trained classifier or a pretrained network."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -19,26 +19,26 @@ from flowers_torch.training.device import Runtime
 
 
 def open_network(name: str, weights: str = "", keras_input: str = "") -> tuple[nn.Module, Preprocessing, str]:
-    """A trained classifier, or a network of the zoo with weights.
+    """Loads a trained classifier, or a named network with weights.
 
     Args:
-        name: A run folder or model file; with `weights` the name of a network.
-        weights: What `train --weights` takes; empty for a trained classifier.
-        keras_input: How an .h5 file wants its photos; see `plan_weights`.
+        name: A run folder or model file; with `weights`, the name of a network.
+        weights: Value of `train --weights`; empty for a trained classifier.
+        keras_input: Preprocessing of an .h5 file; see `plan_weights`.
 
     Returns:
-        The network, how it wants its photos, and what was loaded in words.
+        The network, its preprocessing, and a description of what was loaded.
 
     Raises:
-        UsageError: nothing of that name.
-        ModelFileError: weights that cannot be used.
+        UsageError: there is no model of that name.
+        ModelFileError: the weights do not fit.
     """
     if weights:
         plan = plan_weights(name, weights, keras_input)
         model = build_network(name, options=plan.options)
         return model, plan.preprocessing, load_weights(model, name, plan)
     if keras_input:
-        raise UsageError("--keras-input is for a Keras file", "add --weights FILE.h5")
+        raise UsageError("--keras-input needs a Keras file", "add --weights FILE.h5")
     path = Path(name).expanduser()
     if not path.exists():
         raise UsageError(
@@ -51,36 +51,36 @@ def open_network(name: str, weights: str = "", keras_input: str = "") -> tuple[n
 def image_features(
     model: nn.Module,
     preprocessing: Preprocessing,
-    photos: Sequence[Path],
+    paths: Sequence[Path],
     runtime: Runtime,
     layer: str = "",
     pooling: str = "avg",
     batch_size: int = 32,
     progress: Callable[[int], None] | None = None,
 ) -> Tensor:
-    """Features of photos, a row each, on the CPU.
+    """Features of image files, one row each, on the CPU.
 
     Args:
-        model: The network.
-        preprocessing: How it wants its photos.
-        photos: Files that can all be read.
+        model: A timm-style network.
+        preprocessing: Preprocessing of the network.
+        paths: Readable image files.
         runtime: Device and precision.
-        layer: See `models.features.features`.
-        pooling: See there.
-        batch_size: Photos computed at once.
-        progress: Called with the number of photos done.
+        layer: As for `layer_features.features`; empty for its default.
+        pooling: As for `layer_features.features`.
+        batch_size: Images per forward pass.
+        progress: Called with the number of finished images.
 
     Raises:
-        DataError: a photo that cannot be read.
+        DataError: an image cannot be read.
     """
     model = runtime.place(model).eval()
     transform = eval_transform(**dataclasses.asdict(preprocessing))
     layer = module_name(model, layer) if layer else ""
-    parts = []
-    for start in range(0, len(photos), batch_size):
-        images = torch.stack([transform(load_image(p)) for p in photos[start : start + batch_size]])
+    rows = []
+    for start in range(0, len(paths), batch_size):
+        images = torch.stack([transform(load_image(p)) for p in paths[start : start + batch_size]])
         with runtime.autocast():
-            parts.append(features(model, runtime.images(images), layer, pooling).float().cpu())
+            rows.append(features(model, runtime.images(images), layer, pooling).float().cpu())
         if progress is not None:
             progress(start + len(images))
-    return torch.cat(parts)
+    return torch.cat(rows)

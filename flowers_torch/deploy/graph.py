@@ -1,7 +1,4 @@
-"""What an exported model computes: from photos or network inputs to logits, probabilities and strangeness.
-
-One module for every format, so that an .onnx, a .pt2 and the page in a browser answer alike.
-"""
+"""The module that every export format contains: images to logits, probabilities and the OOD distance."""
 
 import math
 from typing import Any
@@ -15,72 +12,66 @@ from flowers_torch.data.preprocessing import Preprocessing
 from flowers_torch.evaluation.selective import read_ood_detector
 from flowers_torch.models.checkpoint import ModelInfo
 
-Size = Any  # an int, or one that is not known before the graph runs
+Size = Any  # an int, or a symbolic size while the module is traced
 
 
 class ExportableClassifier(nn.Module):
-    """A trained network as it is exported.
+    """A trained network with its temperature and its out-of-distribution detector.
 
-    Takes network inputs (N, 3, size, size), normalised as the record says; with `photos` upright RGB photos
-    of one size (N, H, W, 3) as bytes, as `numpy.asarray(image)[None]` gives them.
+    The input is a batch of normalized images (N, 3, size, size); with preprocessing, a batch of upright RGB
+    images of equal size (N, H, W, 3) in uint8, such as `numpy.asarray(image)[None]`.
 
     Returns a tuple of:
-        logits (N, classes), as validation computed them, before the temperature;
-        probabilities (N, classes), softmax(logits / temperature), as `predict` states them;
-        strangeness (N,), 0 .. 2, how unlike the training photos, where the record knows what those were like.
-
-    Args:
-        network: In inference mode.
-        record: Of the network.
-        photos: Whether preparing the photos is part of it.
+        logits (N, classes), before the temperature;
+        probabilities (N, classes), softmax(logits / temperature);
+        OOD distance (N,) in 0..2, if the metadata has a detector.
     """
 
-    centre: Tensor
+    center: Tensor
     directions: Tensor
 
-    def __init__(self, network: nn.Module, info: ModelInfo, photos: bool = False) -> None:
+    def __init__(self, network: nn.Module, info: ModelInfo, with_preprocessing: bool = False) -> None:
         super().__init__()
-        self.prepare = Prepare(info.preprocessing) if photos else nn.Identity()
+        self.preprocess = Preprocess(info.preprocessing) if with_preprocessing else nn.Identity()
         self.network = network
         self.temperature = info.temperature
         self.preprocessing = info.preprocessing
-        self.photos = photos
-        familiar = read_ood_detector(info.selective)
-        self.knows = familiar is not None
-        if familiar is not None:
-            self.register_buffer("centre", familiar.centre)
-            self.register_buffer("directions", familiar.directions)
+        self.with_preprocessing = with_preprocessing
+        detector = read_ood_detector(info.selective)
+        self.has_detector = detector is not None
+        if detector is not None:
+            self.register_buffer("center", detector.center)
+            self.register_buffer("directions", detector.directions)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        seen: list[Tensor] = []
+        features: list[Tensor] = []
         classifier: nn.Module = self.network.get_classifier()  # type: ignore[operator]
-        hook = classifier.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+        hook = classifier.register_forward_pre_hook(lambda module, inputs: features.append(inputs[0]))
         try:
-            logits = self.network(self.prepare(x))
+            logits = self.network(self.preprocess(x))
         finally:
             hook.remove()
         probabilities = (logits / self.temperature).softmax(1)
-        if not self.knows:
+        if not self.has_detector:
             return logits, probabilities
-        direction = F.normalize(seen[0].flatten(1) - self.centre, dim=1)
+        direction = F.normalize(features[0].flatten(1) - self.center, dim=1)
         return logits, probabilities, 1 - (direction @ self.directions.T).amax(1)
 
     @property
     def outputs(self) -> list[str]:
-        """Names of what comes out."""
-        return ["logits", "probabilities", "strangeness"][: 3 if self.knows else 2]
+        """Names of the outputs."""
+        return ["logits", "probabilities", "ood_distance"][: 3 if self.has_detector else 2]
 
 
-class Prepare(nn.Module):
-    """The evaluation transform on bytes of photos (N, H, W, 3) of one size: (N, 3, size, size).
+class Preprocess(nn.Module):
+    """The evaluation transform for uint8 images of equal size: (N, H, W, 3) to (N, 3, size, size).
 
-    It is `data.augment.eval_transform` but for one thing: the photo is resized by PyTorch's or ONNX Runtime's
-    antialiased filter on bytes, not by Pillow's. The three round differently, by one grey level of 255,
-    two at most (some more in the noise of tall photos, whose columns Pillow resizes first); docs/export.md
-    has what was measured. A photo's EXIF orientation, transparency and colour space are for the reader of
-    the file to deal with, as `data.images.load_image` does.
+    Same as `eval_transform`, except that PyTorch's or ONNX Runtime's antialiased filter replaces Pillow's.
+    They differ by rounding: one gray level of 255, rarely two, and a few more in noisy tall images, whose
+    columns Pillow resizes first. EXIF orientation, transparency and color profiles are left to the reader of
+    the file, as in `load_image`.
 
-    Places are computed without comparing sizes, which would bind the graph to photos of one shape.
+    No size is compared with another, because a comparison would restrict the graph to one image shape.
     """
 
     mean: Tensor
@@ -92,19 +83,19 @@ class Prepare(nn.Module):
         self.register_buffer("mean", torch.tensor(preprocessing.mean)[:, None, None])
         self.register_buffer("std", torch.tensor(preprocessing.std)[:, None, None])
 
-    def forward(self, photos: Tensor) -> Tensor:
-        size, pixels = self.preprocessing.size, photos.permute(0, 3, 1, 2)
+    def forward(self, images: Tensor) -> Tensor:
+        size, pixels = self.preprocessing.size, images.permute(0, 3, 1, 2)
         if self.preprocessing.stretch:
             pixels = self._resize(pixels, size, size)
         else:
-            pixels = _middle_of_strip(pixels)
+            pixels = _limit_aspect(pixels)
             height: Size
             width: Size
             height, width = pixels.shape[2:]
             shorter, target = torch.sym_min(height, width), math.floor(size / self.preprocessing.crop)
             height, width = target * height // shorter, target * width // shorter
             pixels = self._resize(pixels, height, width)
-            pixels = _cut(pixels, _half_to_even(height - size), size, _half_to_even(width - size), size)
+            pixels = _crop(pixels, _half_to_even(height - size), size, _half_to_even(width - size), size)
         return (pixels / 255 - self.mean) / self.std
 
     def _resize(self, pixels: Tensor, height: int, width: int) -> Tensor:
@@ -112,20 +103,20 @@ class Prepare(nn.Module):
         return F.interpolate(pixels, (height, width), mode=mode, antialias=True)
 
 
-def _middle_of_strip(pixels: Tensor) -> Tensor:
-    """As `data.augment.LimitAspect`."""
+def _limit_aspect(pixels: Tensor) -> Tensor:
+    """Same as `data.augment.per_image.LimitAspect`."""
     height, width = pixels.shape[2:]
     longest = MAX_ASPECT * torch.sym_min(height, width)
-    kept_height, kept_width = torch.sym_min(height, longest), torch.sym_min(width, longest)
-    return _cut(pixels, (height - kept_height) // 2, kept_height, (width - kept_width) // 2, kept_width)
+    new_height, new_width = torch.sym_min(height, longest), torch.sym_min(width, longest)
+    return _crop(pixels, (height - new_height) // 2, new_height, (width - new_width) // 2, new_width)
 
 
-def _cut(pixels: Tensor, top: Size, height: Size, left: Size, width: Size) -> Tensor:
+def _crop(pixels: Tensor, top: Size, height: Size, left: Size, width: Size) -> Tensor:
     rows = torch.arange(height, device=pixels.device) + top
     columns = torch.arange(width, device=pixels.device) + left
     return pixels.index_select(2, rows).index_select(3, columns)
 
 
 def _half_to_even(number: Size) -> Size:
-    """number / 2, rounded as torchvision's centre crop rounds it: Python's way, a half to the even side."""
+    """round(number / 2) with halves to even, as in torchvision's center crop."""
     return number // 2 + (number % 2) * ((number // 2) % 2)

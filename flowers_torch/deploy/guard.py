@@ -1,4 +1,4 @@
-"""What every request to the local server passes first: whom it may come from, how large it may be."""
+"""Checks that every request to the local server passes: its host, its origin and its size."""
 
 import ipaddress
 import socket
@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-# The page loads nothing but its own files, and no other page may frame it or learn where it is.
+# The page loads only its own files, and no other page may frame it or learn its address.
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src 'self' blob: data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -22,22 +22,21 @@ HEADERS = {
 
 
 class Guard:
-    """ASGI middleware that turns away requests from other sites and sets the headers of every response.
+    """ASGI middleware that refuses requests of other sites and sets the headers of every response.
 
-    A page of another site can make a browser send requests here: under a name of its own that it points to
-    this machine (DNS rebinding), which shows in `Host`, or openly, which shows in `Origin`. Addresses in
-    numbers cannot be pointed anywhere, so they are no risk.
+    A page of another site can make a browser send requests to this server: openly, with its own `Origin`, or
+    by DNS rebinding, with its own name as `Host`. Numeric addresses cannot be rebound and are allowed.
 
     Args:
-        app: What is guarded.
-        names: Host names that the server goes by, besides localhost and addresses in numbers.
-        seen: Called with path and status of each response.
+        app: The guarded application.
+        names: Allowed host names besides localhost and numeric addresses.
+        on_response: Called with path and status of each response.
     """
 
-    def __init__(self, app: ASGIApp, names: Collection[str], seen: Callable[[str, int], None]) -> None:
+    def __init__(self, app: ASGIApp, names: Collection[str], on_response: Callable[[str, int], None]) -> None:
         self.app = app
         self.names = {"localhost", *(name.lower() for name in names)}
-        self.seen = seen
+        self.on_response = on_response
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -47,13 +46,13 @@ class Guard:
         async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message).update(HEADERS)
-                self.seen(scope["path"], message["status"])
+                self.on_response(scope["path"], message["status"])
             await send(message)
 
         headers = Headers(scope=scope)
         host, origin = headers.get("host", ""), headers.get("origin")
-        if not self.knows(host):  # guard: H06 name
-            refused = PlainTextResponse("this server does not go by that name\n", 403)
+        if not self.allows_host(host):  # guard: H06 name
+            refused = PlainTextResponse("this host name is not allowed\n", 403)
             await refused(scope, receive, send_guarded)
         elif origin not in (None, f"http://{host}", f"https://{host}"):  # guard: H06 origin
             refused = PlainTextResponse("requests of other sites are refused\n", 403)
@@ -61,24 +60,24 @@ class Guard:
         else:
             await self.app(scope, receive, send_guarded)
 
-    def knows(self, host: str) -> bool:
+    def allows_host(self, host: str) -> bool:
         """Whether a `Host` header names this server."""
         try:
             name = urlsplit(f"//{host}").hostname or ""
         except ValueError:
             return False
-        return name in self.names or _is_address(name)
+        return name in self.names or _is_numeric(name)
 
 
 def host_names(host: str) -> set[str]:
-    """Names under which a server at `host` may be called: on the network also the machine's own."""
-    if _is_address(host) and ipaddress.ip_address(host).is_loopback:
+    """Names of a server that listens at `host`; the machine's own names unless it is a loopback address."""
+    if _is_numeric(host) and ipaddress.ip_address(host).is_loopback:
         return set()
     own = socket.gethostname()
     return {host, own, f"{own}.local"}
 
 
-def _is_address(name: str) -> bool:
+def _is_numeric(name: str) -> bool:
     try:
         ipaddress.ip_address(name)
     except ValueError:
@@ -86,16 +85,16 @@ def _is_address(name: str) -> bool:
     return True
 
 
-def limited(scope: Scope, receive: Receive, most: int) -> Receive:
-    """`receive` that ends a request whose body is larger than `most` bytes, before more of it is read.
+def limit_body(scope: Scope, receive: Receive, max_bytes: int) -> Receive:
+    """Wraps `receive` so that it fails as soon as the body exceeds `max_bytes`.
 
     Raises:
-        HTTPException: 413, at once where the request states its length.
+        HTTPException: 413, before anything is read if the request states its length.
     """
-    stated = Headers(scope=scope).get("content-length", "0")
-    what = f"a request may hold {most >> 20} MB; send fewer or smaller photos"
-    too_large = HTTPException(413, what, {"Connection": "close"})  # or the rest would be read all the same
-    if stated.isdigit() and int(stated) > most:
+    length = Headers(scope=scope).get("content-length", "0")
+    detail = f"a request may hold {max_bytes >> 20} MB; send fewer or smaller photos"
+    too_large = HTTPException(413, detail, {"Connection": "close"})  # or the server would read the rest
+    if length.isdigit() and int(length) > max_bytes:
         raise too_large
     received = 0
 
@@ -103,7 +102,7 @@ def limited(scope: Scope, receive: Receive, most: int) -> Receive:
         nonlocal received
         message = await receive()
         received += len(message.get("body", b""))
-        if received > most:  # guard: H06 body
+        if received > max_bytes:  # guard: H06 body
             raise too_large
         return message
 

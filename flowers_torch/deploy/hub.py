@@ -1,4 +1,4 @@
-"""A trained classifier for torch.hub: from a file or an address, checked before it is opened."""
+"""torch.hub entry point for a trained classifier."""
 
 import dataclasses
 import re
@@ -17,23 +17,25 @@ def flowers_classifier(checkpoint: str, sha256: str = "") -> nn.Module:
     """A classifier trained by this package, in inference mode.
 
     Args:
-        checkpoint: `model.safetensors`, the run folder that holds it, or its http(s) or file address.
-        sha256: Hexadecimal digest of the file. An address needs one: what is fetched is not what somebody
-            may have put there since.
+        checkpoint: `model.safetensors`, the run folder that holds it, or its http(s) or file URL.
+        sha256: Hexadecimal digest of the file; required for a URL, whose content may change.
 
     Returns:
-        A network from (N, 3, H, W) to logits (N, classes), with three more attributes: `classes`, the names
-        in the order of the logits; `transform`, from an RGB PIL image to the network's input (3, H, W);
-        `record`, all that the file says of itself.
+        A network from (N, 3, H, W) to logits (N, classes) with three more attributes: `classes`, the names in
+        the order of the logits; `transform`, from an RGB PIL image to the network input (3, H, W); `info`,
+        all metadata of the file.
 
     Raises:
-        UsageError: an address without a digest, or a digest that is none.
-        ResourceError: the address cannot be fetched, or what came has another digest.
-        ModelFileError: the file is not there, has another digest, is damaged or of another kind.
+        UsageError: a URL without a digest, or an invalid digest.
+        ResourceError: the URL cannot be fetched, or the download has another digest.
+        ModelFileError: the file is missing, damaged, of another kind, or has another digest.
     """
     digest = sha256.lower()
     if digest and not re.fullmatch("[0-9a-f]{64}", digest):
-        raise UsageError(f"{printable(sha256)} is no sha256", "pass the 64 digits that sha256sum FILE prints")
+        raise UsageError(
+            f"{printable(sha256)} is not a valid sha256: expected 64 hexadecimal digits",
+            "pass the digits that sha256sum FILE prints",
+        )
     if "://" in checkpoint:
         if not digest:  # guard: H01
             raise UsageError(f"{printable(checkpoint)} needs a checksum", "pass sha256=, see sha256sum FILE")
@@ -45,6 +47,6 @@ def flowers_classifier(checkpoint: str, sha256: str = "") -> nn.Module:
         raise ModelFileError(f"{printable(path)} has sha256 {found}, expected {digest}", "use another copy")
     network, info = load_classifier(path)
     transform = eval_transform(**dataclasses.asdict(info.preprocessing))
-    # Past nn.Module's own bookkeeping: the transform is a module too, but no part of the network.
+    # `vars` bypasses nn.Module, which would register the transform as a submodule.
     vars(network).update(info=info, classes=info.classes, transform=transform)
     return network

@@ -1,8 +1,7 @@
-"""A model as a web page that works offline: it classifies in the browser and sends nothing.
+"""Export of a model as a web page that classifies photos offline, in the browser.
 
-ONNX Runtime's WebAssembly build runs the .onnx file that takes photos, so the page prepares them as every
-other export does. Where the whole is small it is one .html file; else a folder, whose parts are scripts,
-because a page opened from a file may load scripts from beside it and nothing else.
+ONNX Runtime's WebAssembly build runs an .onnx file with preprocessing. A small page is one .html file. A
+large page is a folder of scripts, because a page that is opened from a file may load nothing else.
 """
 
 import base64
@@ -28,13 +27,13 @@ RUNTIME_FILE = f"onnxruntime-web-{RUNTIME_VERSION}.tgz"
 RUNTIME_URL = f"https://registry.npmjs.org/onnxruntime-web/-/{RUNTIME_FILE}"
 RUNTIME_SHA256 = "d2228df7e4616bc3348bf504ee888f3bec43789a273f0a63f3e68d203ce3bf71"
 SCRIPT, WASM = "dist/ort.wasm.bundle.min.mjs", "dist/ort-wasm-simd-threaded.wasm"
-MOST_RUNTIME_BYTES = 64 << 20  # of either of these
-WAYS_ON = f"elsewhere: npm pack onnxruntime-web@{RUNTIME_VERSION}; here: --runtime {RUNTIME_FILE}"
+MAX_RUNTIME_BYTES = 64 << 20  # of each of the two files
+DOWNLOAD_HINT = f"elsewhere: npm pack onnxruntime-web@{RUNTIME_VERSION}; here: --runtime {RUNTIME_FILE}"
 
-MOST_ONE_FILE = 48 << 20  # bytes of a page that phones still open
-PART_BYTES = 12 << 20  # of a script in a folder; a multiple of 3, so that parts decode one by one
+MAX_SINGLE_FILE = 48 << 20  # bytes; phones open no larger pages
+CHUNK_BYTES = 12 << 20  # of a script; a multiple of 3, so that each chunk decodes alone
 
-# No request but for the folder's own scripts; the runtime is started from memory (blob:).
+# The page may load only the scripts of its folder; the runtime starts from memory (blob:).
 POLICY = (
     "default-src 'none'; img-src blob:; style-src 'unsafe-inline'; "
     "script-src 'unsafe-inline' 'wasm-unsafe-eval' blob:"
@@ -42,27 +41,27 @@ POLICY = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Runtime:
-    """ONNX Runtime for browsers: an ES module and the program that it starts."""
+class BrowserRuntime:
+    """ONNX Runtime for browsers: an ES module and the WebAssembly program that it starts."""
 
     version: str
     script: bytes
     wasm: bytes
 
 
-def find_runtime(where: str = "") -> Runtime:
-    """The runtime from npm's package `onnxruntime-web`.
+def find_runtime(where: str = "") -> BrowserRuntime:
+    """Reads the runtime from the npm package `onnxruntime-web`.
 
     Args:
-        where: The unpacked package or its .tgz, as `npm pack onnxruntime-web` makes it; empty for the version
-            that this package was tested with, fetched once and checked.
+        where: The unpacked package or the .tgz of `npm pack onnxruntime-web`; empty to download the tested
+            version once and verify its checksum.
 
     Raises:
-        UsageError: no such package there.
-        ResourceError: it cannot be fetched.
+        UsageError: there is no such package.
+        ResourceError: the download fails.
     """
     if not where:
-        path = download(RUNTIME_URL, cache_folder() / RUNTIME_FILE, RUNTIME_SHA256, ways_on=WAYS_ON)
+        path = download(RUNTIME_URL, cache_folder() / RUNTIME_FILE, RUNTIME_SHA256, ways_on=DOWNLOAD_HINT)
     else:
         path = Path(where).expanduser()
     names = ("package.json", SCRIPT, WASM)
@@ -75,24 +74,24 @@ def find_runtime(where: str = "") -> Runtime:
         version = str(json.loads(found[0])["version"])
     except (OSError, KeyError, TypeError, ValueError, tarfile.TarError, EOFError) as error:
         raise UsageError(
-            f"--runtime {printable(path)} is no onnxruntime-web: {printable(error)}",
+            f"--runtime {printable(path)} is not a valid onnxruntime-web package: {printable(error)}",
             f"npm pack onnxruntime-web@{RUNTIME_VERSION}, then --runtime {RUNTIME_FILE}",
         ) from error
-    return Runtime(version, found[1], found[2])
+    return BrowserRuntime(version, found[1], found[2])
 
 
-def write_page(path: Path, model: bytes, runtime: Runtime, as_folder: bool = False) -> list[str]:
-    """Writes the page of a model and returns lines about it.
+def write_page(path: Path, model: bytes, runtime: BrowserRuntime, as_folder: bool = False) -> list[str]:
+    """Writes the page of a model and returns lines that describe it.
 
     Args:
-        path: The .html file. A page too large for one file becomes a folder of that name without the suffix,
-            with `index.html` in it.
-        model: An .onnx file that takes photos.
-        runtime: Of the browser.
-        as_folder: Even where one file would do.
+        path: The .html file. A page that is too large for one file becomes a folder of this name without the
+            suffix, with an `index.html`.
+        model: An .onnx file with preprocessing.
+        runtime: From `find_runtime`.
+        as_folder: Write a folder even if one file would do.
     """
     metadata = parse_onnx(model, path).metadata
-    parts = {
+    resources = {
         "runtime": _encode(runtime.script),
         "wasm": _encode(gzip.compress(runtime.wasm, 9, mtime=0)),
         "model": _encode(model),
@@ -105,23 +104,23 @@ def write_page(path: Path, model: bytes, runtime: Runtime, as_folder: bool = Fal
         "size": megabytes(len(model)),
     }
     calls = {
-        f"{name}-{number}.js": f'part("{name}","{value}")'
-        for name, values in parts.items()
+        f"{name}-{number}.js": f'addChunk("{name}","{value}")'
+        for name, values in resources.items()
         for number, value in enumerate(values)
     }
     total = sum(map(len, calls.values()))
-    if total <= MOST_ONE_FILE and not as_folder:
+    if total <= MAX_SINGLE_FILE and not as_folder:
         html = build_page(facts, [f"<script>{call}</script>" for call in calls.values()], POLICY)
         _write(path, html)
         size = megabytes(path.stat().st_size)
-        return [f"export   {printable(path)}, {size}: one file, opens in any browser without network"]
+        return [f"export   {printable(path)}, {size}: one file that opens offline in any browser"]
     folder = path.with_suffix("") if path.suffix == ".html" else path
     for name, call in calls.items():
         _write(folder / name, call)
     scripts = [f'<script src="{name}"></script>' for name in calls]
-    # 'self' is for servers; a page from a file has no origin of its own.
+    # 'self' is for servers; a page that is opened from a file has no origin.
     _write(folder / "index.html", build_page(facts, scripts, f"{POLICY} 'self' file:"))
-    reason = "" if as_folder else f", more than the {MOST_ONE_FILE >> 20} MB that one file may have"
+    reason = "" if as_folder else f", more than the {MAX_SINGLE_FILE >> 20} MB of one file"
     return [
         f"export   {printable(folder / 'index.html')} with {len(calls)} files beside it, "
         f"{megabytes(total)}{reason}"
@@ -136,16 +135,16 @@ def build_page(facts: dict[str, object], scripts: list[str], policy: str) -> str
 
 
 def _encode(content: bytes) -> list[str]:
-    starts = range(0, len(content), PART_BYTES)
-    return [base64.b64encode(content[start : start + PART_BYTES]).decode() for start in starts]
+    starts = range(0, len(content), CHUNK_BYTES)
+    return [base64.b64encode(content[start : start + CHUNK_BYTES]).decode() for start in starts]
 
 
 def _member(archive: tarfile.TarFile, name: str) -> bytes:
     file = archive.extractfile(name)
     if file is None:
-        raise KeyError(f"{name} is no file")
-    content = file.read(MOST_RUNTIME_BYTES + 1)
-    if len(content) > MOST_RUNTIME_BYTES:
+        raise KeyError(f"{name} is not a file")
+    content = file.read(MAX_RUNTIME_BYTES + 1)
+    if len(content) > MAX_RUNTIME_BYTES:
         raise ValueError(f"{name} is too large")
     return content
 

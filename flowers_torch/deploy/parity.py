@@ -1,4 +1,4 @@
-"""Whether an exported model computes what the network does, tried on photos before the file gets its name."""
+"""Parity check: an exported model must compute what the network does."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -14,92 +14,82 @@ from flowers_torch.deploy.graph import ExportableClassifier
 from flowers_torch.errors import ExportError, printable
 
 BATCHES = (1, 2, 17)
-PHOTOS = sum(BATCHES)
-TOLERANCE = 1e-4  # of the logits, as a share of the largest of them: other kernels, other order of sums
-PHOTO_TOLERANCE = (
-    0.01  # of the same, where the graph resizes the photos: by one grey level otherwise than Pillow
-)
+PARITY_IMAGES = sum(BATCHES)
+# Largest allowed difference of the logits, relative to the largest logit.
+TOLERANCE = 1e-4  # other kernels, other order of summation
+PREPROCESSING_TOLERANCE = 0.01  # resizing in the graph differs from Pillow's by a gray level
 
 Exported = Callable[[NDArray[Any]], dict[str, NDArray[np.float32]]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Parity:
-    """How far an exported model is from the network.
-
-    Attributes:
-        logits: Largest difference.
-        probabilities: Largest difference.
-        largest: The largest logit, either sign.
-        photos: Photos tried.
-        tolerance: Of `logits`, as a share of `largest`.
-    """
+    """Largest differences between an exported model and the network."""
 
     logits: float
     probabilities: float
-    largest: float
-    photos: int
-    tolerance: float
+    largest: float  # largest absolute logit
+    images: int
+    tolerance: float  # allowed difference of the logits, relative to `largest`
 
     @property
     def holds(self) -> bool:
-        """Whether the difference is within the tolerance; NaN is not."""
+        """Whether the difference is within the tolerance; False for NaN."""
         return self.logits <= self.tolerance * self.largest  # guard: E02 worst
 
     def describe(self) -> str:
         """One line."""
         return (
-            f"{self.photos} photos in batches of {', '.join(map(str, BATCHES))}: logits up to "
+            f"{self.images} photos in batches of {', '.join(map(str, BATCHES))}: logits up to "
             f"{self.largest:.3g} differ by at most {self.logits:.2g}, "
             f"probabilities by {self.probabilities:.2g}"
         )
 
 
-def compare(answers: ExportableClassifier, exported: Exported, photos: Sequence[Image.Image]) -> Parity:
-    """Compares with the network behind the one evaluation transform, in batches of 1, 2 and 17.
+def compare(model: ExportableClassifier, exported: Exported, images: Sequence[Image.Image]) -> Parity:
+    """Compares an exported model with the network behind the evaluation transform.
 
-    A model that prepares photos itself takes photos of one size in a batch, so those of a batch are cut to
-    their common part.
+    A model with preprocessing takes images of equal size, so the images of its batches are cropped.
 
     Args:
-        answers: Eager.
-        exported: Batch to outputs by name.
-        photos: `PHOTOS` upright RGB photos.
+        model: The module that was exported.
+        exported: Maps a batch to outputs by name.
+        images: `PARITY_IMAGES` upright RGB images.
     """
-    transform = eval_transform(**dataclasses.asdict(answers.preprocessing))
+    transform = eval_transform(**dataclasses.asdict(model.preprocessing))
     found, expected = [], []
-    rest = list(photos)
+    rest = list(images)
     for count in BATCHES:
         batch, rest = rest[:count], rest[count:]
-        if answers.photos:
-            width, height = (min(photo.size[side] for photo in batch) for side in (0, 1))
-            batch = [photo.crop((0, 0, width, height)) for photo in batch]
-        inputs = torch.stack([transform(photo) for photo in batch])
+        if model.with_preprocessing:
+            width, height = (min(image.size[side] for image in batch) for side in (0, 1))
+            batch = [image.crop((0, 0, width, height)) for image in batch]
+        inputs = torch.stack([transform(image) for image in batch])
         with torch.inference_mode():
-            answer = answers.network(inputs)
-        expected.append((answer, (answer / answers.temperature).softmax(1)))
-        given = np.stack([np.asarray(photo) for photo in batch]) if answers.photos else inputs.numpy()
-        outputs = exported(given)
+            logits = model.network(inputs)
+        expected.append((logits, (logits / model.temperature).softmax(1)))
+        raw = np.stack([np.asarray(image) for image in batch]) if model.with_preprocessing else inputs.numpy()
+        outputs = exported(raw)
         found.append(tuple(torch.from_numpy(outputs[name]) for name in ("logits", "probabilities")))
-    logits, probabilities = (
+    logits_difference, probability_difference = (
         float(torch.cat([(a[i] - b[i]).abs().flatten() for a, b in zip(found, expected, strict=True)]).max())
         for i in (0, 1)
     )
     largest = max(float(value.abs().max()) for value, _ in expected)
-    tolerance = PHOTO_TOLERANCE if answers.photos else TOLERANCE
-    return Parity(logits, probabilities, largest, sum(BATCHES), tolerance)
+    tolerance = PREPROCESSING_TOLERANCE if model.with_preprocessing else TOLERANCE
+    return Parity(logits_difference, probability_difference, largest, PARITY_IMAGES, tolerance)
 
 
-def require(parity: Parity, path: object) -> None:
-    """Refuses an export that answers otherwise than the network.
+def require_parity(parity: Parity, path: object) -> None:
+    """Refuses an export that differs from the network.
 
     Raises:
-        ExportError: the difference is above the tolerance.
+        ExportError: the difference exceeds the tolerance.
     """
     if not parity.holds:
         allowed = parity.tolerance * parity.largest
         raise ExportError(
-            f"{printable(path)} was not written, it would not compute what the network does: "
+            f"{printable(path)} was not written because it would not compute what the network does: "
             f"{parity.describe()}, allowed {allowed:.2g}",
             "report it with the network's name and the versions of `flowers-torch doctor`",
         )

@@ -1,7 +1,7 @@
-"""Eight-bit .onnx models: a quarter of the size, and what that costs in accuracy, measured.
+"""Static int8 quantization of .onnx models by ONNX Runtime, with the loss of accuracy measured.
 
-Static quantisation by ONNX Runtime: the weights of each output channel and the activations of each layer get
-a scale of their own; the activations' come from training photos, so that validation photos can judge.
+Weights are scaled per output channel, activations per layer. Training images calibrate the activations, so
+validation images can measure the accuracy.
 """
 
 import dataclasses
@@ -20,127 +20,108 @@ from flowers_torch.data.preprocessing import Preprocessing
 from flowers_torch.deploy.onnx_file import OnnxModel, need
 from flowers_torch.errors import ExportError, printable
 
-CALIBRATION_PHOTOS = 128
-LAYERS = ["Add", "AveragePool", "Clip", "Concat", "Conv", "Gemm", "GlobalAveragePool", "MatMul", "MaxPool"]
-LAYERS += ["Mul", "Relu"]
+CALIBRATION_IMAGES = 128
+OPERATORS = ["Add", "AveragePool", "Clip", "Concat", "Conv", "Gemm", "GlobalAveragePool", "MatMul", "MaxPool"]
+OPERATORS += ["Mul", "Relu"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Cost:
-    """What eight bits cost on labelled photos.
+class QuantizationLoss:
+    """Accuracy on validation images before (float32) and after (int8) quantization."""
 
-    Attributes:
-        photos: How many.
-        right_before: Photos that the model named right.
-        right_after: Those that the eight-bit model does.
-        agree: Photos that both give the same answer to, right or wrong.
-    """
-
-    photos: int
-    right_before: int
-    right_after: int
-    agree: int
+    images: int
+    correct_before: int
+    correct_after: int
+    agree: int  # images for which both models predict the same class
 
     @property
-    def lost(self) -> float:
-        """Share of photos, negative where eight bits are better."""
-        return (self.right_before - self.right_after) / self.photos
+    def fraction(self) -> float:
+        """Loss of accuracy; negative if int8 is better."""
+        return (self.correct_before - self.correct_after) / self.images
 
     def describe(self) -> str:
         """One line."""
-        before, after = (right / self.photos for right in (self.right_before, self.right_after))
+        before, after = (correct / self.images for correct in (self.correct_before, self.correct_after))
         return (
-            f"accuracy on {self.photos} validation photos {before:.4f} before, {after:.4f} after; "
-            f"{self.agree} answers are the same"
+            f"accuracy on {self.images} validation photos {before:.4f} before, {after:.4f} after; "
+            f"{self.agree} predictions are the same"
         )
 
 
-def quantize(content: bytes, inputs: Iterable[NDArray[Any]]) -> Any:
-    """An eight-bit `onnx.ModelProto`.
-
-    Args:
-        content: An .onnx file in 32 bits.
-        inputs: Batches that the scales of the activations are taken from.
-    """
+def quantize(content: bytes, inputs: Iterable[NDArray[Any]]) -> bytes:
+    """Quantizes the content of an .onnx file to int8; batches of inputs calibrate the activations."""
     onnx = need("onnx")
     quantization = need("onnxruntime.quantization")
+    shape_inference = need("onnxruntime.quantization.shape_inference")
     with tempfile.TemporaryDirectory() as folder:
         path, inferred = Path(folder) / "int8.onnx", Path(folder) / "inferred.onnx"
-        # Without shapes ONNX Runtime says on the log that it would like them.
-        shapes = need("onnxruntime.quantization.shape_inference")
-        whole = onnx.load_model_from_string(content)
-        shapes.quant_pre_process(whole, inferred, skip_optimization=True, skip_symbolic_shape=True)
+        # Inferred shapes avoid a warning of ONNX Runtime.
+        shape_inference.quant_pre_process(
+            onnx.load_model_from_string(content), inferred, skip_optimization=True, skip_symbolic_shape=True
+        )
         model = onnx.load_model(inferred)
         quantization.quantize_static(
             model,
             path,
-            _Reader(model.graph.input[0].name, iter(inputs)),
+            _CalibrationReader(model.graph.input[0].name, iter(inputs)),
             quant_format=quantization.QuantFormat.QDQ,
-            op_types_to_quantize=LAYERS,
-            nodes_to_exclude=_not_the_network(model.graph),
+            op_types_to_quantize=OPERATORS,
+            nodes_to_exclude=_nodes_after_logits(model.graph),
             per_channel=True,
-            reduce_range=True,  # seven bits of weights: processors without VNNI add up in 16 bits
+            reduce_range=True,  # 7-bit weights: processors without VNNI accumulate in 16 bits
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
         )
-        return onnx.load_model_from_string(path.read_bytes())
+        return path.read_bytes()
 
 
-def cost(
+def measure_loss(
     before: OnnxModel,
     after: OnnxModel,
     paths: Sequence[Path],
     labels: Sequence[int],
     preprocessing: Preprocessing,
-) -> Cost:
-    """Compares two models on labelled photos.
-
-    Args:
-        before: In 32 bits.
-        after: In eight; both take the same input.
-        paths: Photos.
-        labels: Of the photos, as the models count their classes.
-        preprocessing: Of both.
-    """
-    read = reader(before.metadata["input"] == "photos", preprocessing)
-    guesses = [
+) -> QuantizationLoss:
+    """Compares the float32 and the int8 model, which take the same input, on labeled image files."""
+    read = model_input(before.metadata["input"] == "images", preprocessing)
+    predicted = [
         [int(model(values)["logits"].argmax()) for model in (before, after)] for values in map(read, paths)
     ]
-    return Cost(
+    return QuantizationLoss(
         len(paths),
-        sum(first == label for (first, _), label in zip(guesses, labels, strict=True)),
-        sum(second == label for (_, second), label in zip(guesses, labels, strict=True)),
-        sum(first == second for first, second in guesses),
+        sum(first == label for (first, _), label in zip(predicted, labels, strict=True)),
+        sum(second == label for (_, second), label in zip(predicted, labels, strict=True)),
+        sum(first == second for first, second in predicted),
     )
 
 
-def require_accuracy(found: Cost, most: float, path: object) -> None:
-    """Refuses an eight-bit model that lost too much.
+def require_accuracy(loss: QuantizationLoss, max_loss: float, path: object) -> None:
+    """Refuses an int8 model that loses too much accuracy.
 
     Raises:
-        ExportError: with both accuracies.
+        ExportError: the loss exceeds `max_loss`.
     """
-    if found.lost > most:
+    if loss.fraction > max_loss:
         raise ExportError(
-            f"{printable(path)} was not written, eight bits lose too much: {found.describe()}",
-            f"leave out --int8, or allow it with --max-loss {found.lost:.1%}",
+            f"{printable(path)} was not written because int8 loses too much accuracy: {loss.describe()}",
+            f"leave out --int8, or allow it with --max-loss {loss.fraction:.1%}",
         )
 
 
-def reader(photos: bool, preprocessing: Preprocessing) -> Callable[[Path], NDArray[Any]]:
-    """From a photo's path to a batch of one, as bytes (1, H, W, 3) or as network input (1, 3, size, size)."""
+def model_input(with_preprocessing: bool, preprocessing: Preprocessing) -> Callable[[Path], NDArray[Any]]:
+    """A function from an image file to a batch of one: uint8 (1, H, W, 3), or (1, 3, size, size)."""
     transform: Callable[[Image.Image], Any] = eval_transform(**dataclasses.asdict(preprocessing))
 
     def read(path: Path) -> NDArray[Any]:
         image = load_image(path)
-        return np.asarray(image)[None] if photos else transform(image)[None].numpy()
+        return np.asarray(image)[None] if with_preprocessing else transform(image)[None].numpy()
 
     return read
 
 
 @dataclasses.dataclass
-class _Reader:
-    """Batches as ONNX Runtime's calibration asks for them."""
+class _CalibrationReader:
+    """ONNX Runtime's interface for calibration batches."""
 
     name: str
     batches: Iterator[NDArray[Any]]
@@ -151,13 +132,13 @@ class _Reader:
         return None if batch is None else {self.name: batch}
 
 
-def _not_the_network(graph: Any) -> list[str]:
-    """Nodes that the logits do not depend on: probabilities and strangeness stay exact."""
-    made_by = {output: node for node in graph.node for output in node.output}
-    wanted, needed = ["logits"], set()
-    while wanted:
-        node = made_by.get(wanted.pop())
+def _nodes_after_logits(graph: Any) -> list[str]:
+    """Nodes that the logits do not depend on; probabilities and OOD distance stay in float32."""
+    producers = {output: node for node in graph.node for output in node.output}
+    pending, needed = ["logits"], set()
+    while pending:
+        node = producers.get(pending.pop())
         if node is not None and node.name not in needed:
             needed.add(node.name)
-            wanted += node.input
+            pending += node.input
     return [node.name for node in graph.node if node.name not in needed]

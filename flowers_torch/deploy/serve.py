@@ -1,10 +1,10 @@
-"""A local page and a JSON endpoint for a trained classifier.
+"""HTTP server for a trained classifier.
 
-    POST /api/predict   photos in, answers out, computed by the one image path and the one forward pass
-    GET  /              a page to drop photos on
+    POST /api/predict   photos in, predictions out
+    GET  /              a page for photos
     GET  /api/model  /healthz  /metrics
 
-The files of the page are read once, into a fixed table: no request can name any other file.
+The files of the page are read once into a fixed table, so no request can name another file.
 """
 
 import asyncio
@@ -34,8 +34,8 @@ from flowers_torch import __version__
 from flowers_torch.data.images import MAX_PIXELS, load_image
 from flowers_torch.deploy.batching import Batcher
 from flowers_torch.deploy.classifier import Classifier, Prediction
-from flowers_torch.deploy.guard import Guard, limited
-from flowers_torch.deploy.meters import CONTENT_TYPE, Meters
+from flowers_torch.deploy.guard import Guard, limit_body
+from flowers_torch.deploy.server_metrics import CONTENT_TYPE, ServerMetrics
 from flowers_torch.errors import DataError, FlowersError, UsageError, printable
 from flowers_torch.files.atomic import to_json
 
@@ -45,54 +45,47 @@ PAGE = {
     "/page.js": ("page.js", "text/javascript; charset=utf-8"),
     "/icon.svg": ("icon.svg", "image/svg+xml"),
 }
-TOP = 5  # classes in an answer where the request does not say
-MOST_PHOTOS = 64  # in one request
-BODY_SECONDS = 60.0  # that a request may take to arrive
+DEFAULT_TOP = 5  # classes in a prediction
+MAX_IMAGES = 64  # in one request
+BODY_SECONDS = 60.0  # timeout for receiving a request
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What the server takes on.
+    """Limits of the server."""
 
-    Attributes:
-        photo_bytes: Size of a photo's file; a request may hold eight times that.
-        pixels: Width times height of a photo.
-        batch: Photos computed at once.
-        waiting: Photos at work or waiting; requests beyond are answered 503.
-    """
-
-    photo_bytes: int = 10 << 20
-    pixels: int = MAX_PIXELS
-    batch: int = 32
-    waiting: int = 128
+    image_bytes: int = 10 << 20  # of an image file; a request may hold eight times as much
+    pixels: int = MAX_PIXELS  # width times height of an image
+    batch: int = 32  # images per forward pass
+    waiting: int = 128  # images in the queue or being computed; further requests get status 503
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A photo as the network wants it, and whether its answer is to be explained."""
+    """A preprocessed image, and whether to explain its prediction."""
 
     pixels: Tensor
     explain: bool
 
 
 @dataclasses.dataclass(frozen=True)
-class ServedResult:
-    """What came of a job: the answer, and the picture that explains it or why there is none."""
+class JobResult:
+    """A prediction, and its heatmap or the reason why there is none."""
 
-    answer: Prediction
-    picture: Image.Image | None = None
-    no_picture: str = ""
+    prediction: Prediction
+    heatmap: Image.Image | None = None
+    no_heatmap: str = ""
 
 
 class Service:
-    """A classifier behind its queue, with the endpoints as methods.
+    """A classifier behind a queue; the endpoints are its methods.
 
     Args:
-        classifier: Ready to answer.
-        name: What the page calls the model.
-        limits: What is taken on.
-        least: Probability below which an answer is in doubt.
-        promise: What that came to in validation, in words.
+        classifier: The loaded model.
+        name: Name of the model on the page.
+        limits: Limits of the server.
+        confidence_threshold: Probability below which the model abstains.
+        threshold_text: Description of the threshold; empty without one.
     """
 
     def __init__(
@@ -100,157 +93,159 @@ class Service:
         classifier: Classifier,
         name: str,
         limits: Limits,
-        least: float = 0.0,
-        promise: str = "",
+        confidence_threshold: float = 0.0,
+        threshold_text: str = "",
     ) -> None:
         self.classifier, self.name, self.limits = classifier, name, limits
-        self.least, self.promise = least, promise
+        self.confidence_threshold, self.threshold_text = confidence_threshold, threshold_text
         self.classes = [printable(label) for label in classifier.info.classes]
-        self.meters = Meters(lambda: self.held)
-        self.held = 0  # photos at work or waiting; touched by the event loop's thread only
+        self.server_metrics = ServerMetrics(lambda: self.pending)
+        self.pending = 0  # images that wait or are being computed; changed by the event loop's thread only
         self.readers = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "reader")
         side = classifier.info.preprocessing.size
-        classifier.answer([torch.zeros(3, side, side)])  # the first pass is slow: not for the first visitor
+        classifier.classify([torch.zeros(3, side, side)])  # warm-up: the first forward pass is slow
         self.batcher = Batcher(self.compute, limits.batch)
 
-    def compute(self, jobs: Sequence[Job]) -> list[ServedResult]:
-        """Answers a batch; in the network's thread."""
+    def compute(self, jobs: Sequence[Job]) -> list[JobResult]:
+        """Computes a batch; called in the network's thread."""
         started = time.perf_counter()
-        answers = self.classifier.answer([job.pixels for job in jobs], len(self.classes), self.least)
-        outcomes = [ServedResult(answer) for answer in answers]
+        inputs = [job.pixels for job in jobs]
+        predictions = self.classifier.classify(inputs, len(self.classes), self.confidence_threshold)
+        results = [JobResult(prediction) for prediction in predictions]
         if wanted := [i for i, job in enumerate(jobs) if job.explain]:
             try:
-                pictures = self.classifier.explain_inputs([jobs[i].pixels for i in wanted])
-                for i, picture in zip(wanted, pictures, strict=True):
-                    outcomes[i] = ServedResult(answers[i], picture)
-            except UsageError as error:  # a network without a map of places
+                heatmaps = self.classifier.explain_inputs([inputs[i] for i in wanted])
+                for i, heatmap in zip(wanted, heatmaps, strict=True):
+                    results[i] = JobResult(predictions[i], heatmap)
+            except UsageError as error:  # the network has no spatial feature map
                 for i in wanted:
-                    outcomes[i] = ServedResult(answers[i], no_picture=str(error))
-        self.meters.sizes.observe(len(jobs))
-        self.meters.network.observe(time.perf_counter() - started)
-        return outcomes
+                    results[i] = JobResult(predictions[i], no_heatmap=str(error))
+        self.server_metrics.sizes.observe(len(jobs))
+        self.server_metrics.network.observe(time.perf_counter() - started)
+        return results
 
     @contextlib.contextmanager
-    def place(self) -> Iterator[Callable[[int], None]]:
-        """Keeps places of the queue for a request: one at first, more by calling what it gives.
+    def reserve(self) -> Iterator[Callable[[int], None]]:
+        """Reserves one place in the queue for a request, and more by calling the yielded function.
 
         Raises:
-            HTTPException: 503, all are taken.
+            HTTPException: 503, the queue is full.
         """
-        mine = 0
+        own = 0
 
-        def take(photos: int) -> None:
-            nonlocal mine
-            if self.held + photos > self.limits.waiting:  # guard: H06 queue
-                raise HTTPException(503, "too many photos are waiting; ask again", {"Retry-After": "1"})
-            mine += photos
-            self.held += photos
+        def take(images: int) -> None:
+            nonlocal own
+            if self.pending + images > self.limits.waiting:  # guard: H06 queue
+                raise HTTPException(503, "too many photos are waiting; try again", {"Retry-After": "1"})
+            own += images
+            self.pending += images
 
         take(1)
         try:
             yield take
         finally:
-            self.held -= mine
+            self.pending -= own
 
     async def predict(self, request: Request) -> Response:
-        """Answers to the photos of a request, in order; one that cannot be read has its reason there."""
+        """Predictions for the images of a request, in order; an unreadable image has an error instead."""
         started = time.perf_counter()
-        top, explain = _whole(request, "top", TOP), bool(_whole(request, "gradcam", 0, least=0))
-        with self.place() as take:
+        top = _query_integer(request, "top", DEFAULT_TOP, minimum=1)
+        explain = bool(_query_integer(request, "gradcam", 0, minimum=0))
+        with self.reserve() as take:
             try:
                 async with asyncio.timeout(BODY_SECONDS):
-                    photos = await self.receive(request)
+                    files = await self.receive(request)
             except TimeoutError:
                 raise HTTPException(408, f"the photos took more than {BODY_SECONDS:g} s to arrive") from None
             except ClientDisconnect:
-                return Response(status_code=400)  # to nobody
-            take(len(photos) - 1)
-            work = [self.info(name, content, top, explain) for name, content in photos]
-            records = await asyncio.gather(*work)
-        self.meters.seconds.observe(time.perf_counter() - started)
-        return _json({"model": self.name, "photos": records})
+                return Response(status_code=400)  # nobody receives it
+            take(len(files) - 1)
+            work = [self.predict_file(name, content, top, explain) for name, content in files]
+            predictions = await asyncio.gather(*work)
+        self.server_metrics.seconds.observe(time.perf_counter() - started)
+        return _json({"model": self.name, "predictions": predictions})
 
     async def receive(self, request: Request) -> list[tuple[str, bytes | None]]:
-        """Names and bytes of the photos that a request holds; None for one that is too large.
+        """Names and contents of the image files in a request; None for a file that is too large.
 
-        Either a form with any number of files, as browsers and `curl -F` send it, or the bytes of one photo.
+        The body is a form with any number of files, as browsers and `curl -F` send it, or one image file.
         """
-        request = Request(request.scope, limited(request.scope, request.receive, 8 * self.limits.photo_bytes))
-        most = self.limits.photo_bytes
-        photos: list[tuple[str, bytes | None]] = []
+        limited = limit_body(request.scope, request.receive, 8 * self.limits.image_bytes)
+        request = Request(request.scope, limited)
+        most = self.limits.image_bytes
+        files: list[tuple[str, bytes | None]] = []
         if request.headers.get("content-type", "").startswith("multipart/form-data"):
-            files = min(MOST_PHOTOS, self.limits.waiting)
-            async with request.form(max_files=files, max_fields=files) as form:
+            max_files = min(MAX_IMAGES, self.limits.waiting)
+            async with request.form(max_files=max_files, max_fields=max_files) as form:
                 for _, file in form.multi_items():
                     if isinstance(file, UploadFile):
                         small = file.size is not None and file.size <= most  # guard: H06 photo
                         # guard: H06 escape
-                        photos.append((printable(file.filename), await file.read() if small else None))
+                        files.append((printable(file.filename), await file.read() if small else None))
         elif content := await request.body():
-            photos.append(("the photo", content if len(content) <= most else None))
-        if not photos:
+            files.append(("the photo", content if len(content) <= most else None))
+        if not files:
             raise HTTPException(400, "the request holds no photo; see curl -F photo=@FILE")
-        return photos
+        return files
 
-    async def info(self, name: str, content: bytes | None, top: int, explain: bool) -> dict[str, Any]:
-        """What the answer says of one photo."""
+    async def predict_file(self, name: str, content: bytes | None, top: int, explain: bool) -> dict[str, Any]:
+        """JSON values for one image file."""
         loop = asyncio.get_running_loop()
         try:
             if content is None:
-                raise DataError(
-                    f"{name} holds more than {self.limits.photo_bytes >> 20} MB", "make it smaller"
-                )
+                limit = self.limits.image_bytes >> 20
+                raise DataError(f"{name} holds more than {limit} MB", "make it smaller")
             pixels = await loop.run_in_executor(self.readers, self.read, name, content)
-            outcome = await asyncio.wrap_future(self.batcher.submit(Job(pixels, explain)))
+            result = await asyncio.wrap_future(self.batcher.submit(Job(pixels, explain)))
         except FlowersError as error:  # guard: H07 photo
-            self.meters.photos.labels("error").inc()
+            self.server_metrics.images.labels("error").inc()
             return {"file": name, "error": str(error)}
-        answer = outcome.answer
-        self.meters.photos.labels("unsure" if answer.doubt else "answered").inc()
+        prediction = result.prediction
+        self.server_metrics.images.labels("abstained" if prediction.reason else "predicted").inc()
         shown = dataclasses.replace(
-            answer,
+            prediction,
             file=name,
-            classes=tuple(printable(label) for label in answer.classes[:top]),
-            probabilities=answer.probabilities[:top],
+            classes=tuple(printable(label) for label in prediction.classes[:top]),
+            probabilities=prediction.probabilities[:top],
         )
-        found = shown.to_dict()
-        if outcome.picture:
-            found["gradcam"] = await loop.run_in_executor(self.readers, _data_uri, outcome.picture)
-        elif outcome.no_picture:
-            found["no_gradcam"] = outcome.no_picture
-        return found
+        values = shown.to_dict()
+        if result.heatmap:
+            values["gradcam"] = await loop.run_in_executor(self.readers, _data_uri, result.heatmap)
+        elif result.no_heatmap:
+            values["no_gradcam"] = result.no_heatmap
+        return values
 
     def read(self, name: str, content: bytes) -> Tensor:
-        """A photo's bytes as the network wants them; in a reader's thread."""
+        """An image file as network input; called in a reader's thread."""
         file = io.BytesIO(content)
         file.name = name
         # guard: H06 pixels
-        return self.classifier.prepare(load_image(file, self.limits.pixels, self.classifier.enough_side))
+        image = load_image(file, self.limits.pixels, self.classifier.enough_side)
+        return self.classifier.preprocess(image)
 
     async def model(self, request: Request) -> Response:
-        """What the page says of the model, and the limits that it keeps to."""
-        info = self.classifier.info
+        """The model and the limits that the page respects."""
         return _json(
             {
                 "name": self.name,
-                "arch": printable(info.arch),
+                "arch": printable(self.classifier.info.arch),
                 "classes": self.classes,
-                "unsure": self.promise,
-                "photo_bytes": self.limits.photo_bytes,
+                "threshold": self.threshold_text,
+                "image_bytes": self.limits.image_bytes,
                 "flowers_torch": __version__,
             }
         )
 
     async def health(self, request: Request) -> Response:
-        """200 while photos would be answered."""
+        """Status 200 while predictions are possible."""
         return _json({"status": "ok"}) if self.batcher.alive else _json({"status": "dead"}, 503)
 
     async def metrics(self, request: Request) -> Response:
-        """Counts and times in Prometheus's text form."""
-        return Response(self.meters.text(), media_type=CONTENT_TYPE)
+        """Metrics in Prometheus's text format."""
+        return Response(self.server_metrics.text(), media_type=CONTENT_TYPE)
 
     def close(self) -> None:
-        """Ends the threads, once what waits is computed."""
+        """Computes the waiting images, then ends the threads."""
         self.batcher.close()
         self.readers.shutdown()
 
@@ -260,23 +255,20 @@ def make_app(service: Service, names: Collection[str] = ()) -> Starlette:
 
     Args:
         service: Closed when the application ends.
-        names: Host names that the server may be called by; see `Guard`.
+        names: Allowed host names; see `Guard`.
     """
-    endpoints = [
+    folder = importlib.resources.files("flowers_torch.deploy") / "serve_page"
+    routes = [
+        *(_asset(path, (folder / name).read_bytes(), kind) for path, (name, kind) in PAGE.items()),
         Route("/api/predict", service.predict, methods=["POST"]),
         Route("/api/model", service.model),
         Route("/healthz", service.health),
         Route("/metrics", service.metrics),
     ]
-    folder = importlib.resources.files("flowers_torch.deploy") / "serve_page"
-    routes = [
-        *(_asset(path, (folder / name).read_bytes(), kind) for path, (name, kind) in PAGE.items()),
-        *endpoints,
-    ]
-    known = {route.path for route in routes}
+    paths = {route.path for route in routes}
 
-    def seen(path: str, status: int) -> None:
-        service.meters.requests.labels(path if path in known else "other", str(status)).inc()
+    def count(path: str, status: int) -> None:
+        service.server_metrics.requests.labels(path if path in paths else "other", str(status)).inc()
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -285,8 +277,8 @@ def make_app(service: Service, names: Collection[str] = ()) -> Starlette:
 
     return Starlette(
         routes=routes,
-        middleware=[Middleware(Guard, names=names, seen=seen)],
-        exception_handlers={HTTPException: _refuse, Exception: _fail},
+        middleware=[Middleware(Guard, names=names, on_response=count)],
+        exception_handlers={HTTPException: _http_error, Exception: _server_error},
         lifespan=lifespan,
     )
 
@@ -299,32 +291,28 @@ def _asset(path: str, content: bytes, kind: str) -> Route:
 
 
 def _json(value: Any, status: int = 200, headers: Any = None) -> Response:
-    """ASCII throughout: names of classes and files may hold what is no UTF-8."""
+    """An ASCII response: class and file names may not be valid UTF-8."""
     return Response(to_json(value), status, headers, "application/json")
 
 
-async def _refuse(request: Request, error: Exception) -> Response:
+async def _http_error(request: Request, error: Exception) -> Response:
     status, headers = getattr(error, "status_code", 500), getattr(error, "headers", None)
     return _json({"error": getattr(error, "detail", "")}, status, headers)
 
 
-async def _fail(request: Request, error: Exception) -> Response:
-    return _json({"error": "the server failed; its terminal says why"}, 500)
+async def _server_error(request: Request, error: Exception) -> Response:
+    return _json({"error": "the server failed; see its terminal"}, 500)
 
 
-def _whole(request: Request, name: str, default: int, least: int = 1) -> int:
-    """A whole number of the query.
-
-    Raises:
-        HTTPException: 400, it is none.
-    """
+def _query_integer(request: Request, name: str, default: int, minimum: int) -> int:
+    """An integer of the query string; status 400 if it is invalid."""
     text = request.query_params.get(name, str(default))
-    if not (text.isascii() and text.isdigit() and len(text) < 10) or int(text) < least:
-        raise HTTPException(400, f"{name} must be a number from {least} on")
+    if not (text.isascii() and text.isdigit() and len(text) < 10) or int(text) < minimum:
+        raise HTTPException(400, f"{name} must be a number from {minimum} on")
     return int(text)
 
 
-def _data_uri(picture: Image.Image) -> str:
+def _data_uri(image: Image.Image) -> str:
     file = io.BytesIO()
-    picture.save(file, "JPEG", quality=88)
+    image.save(file, "JPEG", quality=88)
     return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"

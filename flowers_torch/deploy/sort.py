@@ -1,77 +1,77 @@
-"""Photos sorted into folders by what the network named them; the photos themselves stay where they are."""
+"""Sorting of photos into folders by predicted class, with links; the photos themselves are not moved."""
 
 import os
 import shutil
 from pathlib import Path
 
-from flowers_torch.deploy.classifier import Prediction, is_address
+from flowers_torch.deploy.classifier import Prediction, is_url
 from flowers_torch.errors import ResourceError, UsageError, printable
 from flowers_torch.files.atomic import write_text
 
 UNSURE, UNREADABLE = "unsure", "unreadable"
 
 
-def sort_into(folder: Path, answer: Prediction) -> Path:
-    """Links a photo into `folder/<class>/`, or into `unsure/` or `unreadable/`.
+def sort_into(folder: Path, prediction: Prediction) -> Path:
+    """Links an image into `folder/<class>/`, or into `unsure/` or `unreadable/`.
 
-    Where the file system has no links the photo is copied; an address becomes a text file that holds it.
-    A photo that is linked there already is left alone; another one of the same name gets a number.
+    The image is copied if the file system has no links. A URL is written to a text file. An image that is
+    already linked is left alone; another image of the same name gets a number.
 
     Args:
-        folder: Made where it is missing.
-        answer: Of a photo.
+        folder: Target folder; created if missing.
+        prediction: Prediction for the image.
 
     Raises:
         ResourceError: the folder cannot be written.
     """
-    if answer.error:
+    if prediction.error:
         name = UNREADABLE
-    elif answer.doubt:
+    elif prediction.reason:
         name = UNSURE
     else:
-        name = folder_name(answer.classes[0])
+        name = folder_name(prediction.classes[0])
     target = folder / name
     try:
         target.mkdir(parents=True, exist_ok=True)
-        if is_address(answer.file):
-            place = _free(target, f"{Path(answer.file).name[:100] or 'photo'}.txt", None)
-            write_text(place, answer.file + "\n")
-            return place
-        photo = Path(answer.file).absolute()
-        place = _free(target, photo.name, photo)
-        if not place.is_symlink():
+        if is_url(prediction.file):
+            path = _free_path(target, f"{Path(prediction.file).name[:100] or 'photo'}.txt", None)
+            write_text(path, prediction.file + "\n")
+            return path
+        image = Path(prediction.file).absolute()
+        path = _free_path(target, image.name, image)
+        if not path.is_symlink():
             try:
-                os.symlink(photo, place)
-            except (OSError, NotImplementedError):  # no right, or a file system without links
-                shutil.copy2(photo, place)
+                os.symlink(image, path)
+            except (OSError, NotImplementedError):  # no permission, or a file system without links
+                shutil.copy2(image, path)
     except OSError as error:
         raise ResourceError(
             f"cannot sort into {printable(target)}: {error.strerror}", "choose another folder"
         ) from error
-    return place
+    return path
 
 
 def folder_name(label: str) -> str:
-    """A class as the name of one folder, whatever the weights file calls it: it must not lead elsewhere."""
+    """A class name as the name of one folder, which cannot lead to another folder."""
     name = "".join("_" if c in '/\\:*?"<>|' or not c.isprintable() else c for c in label).strip(" .")[:100]
     return f"{name}_class" if name.lower() in (UNSURE, UNREADABLE) else name or "_"
 
 
-def check_folder(folder: Path, photos: list[Path]) -> None:
-    """Refuses a folder that would become part of the photos, or that is a file."""
+def check_folder(folder: Path, images: list[Path]) -> None:
+    """Refuses a folder that holds the images, and a file."""
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{printable(folder)} is a file", "name a folder")
-    home = folder.resolve()
-    if any(home == photo.resolve().parent for photo in photos):
+    resolved = folder.resolve()
+    if any(resolved == image.resolve().parent for image in images):
         raise UsageError(f"{printable(folder)} holds the photos themselves", "name another folder")
 
 
-def _free(folder: Path, name: str, photo: Path | None) -> Path:
-    """A place for a file of this name: free, or linked to this photo already."""
+def _free_path(folder: Path, name: str, image: Path | None) -> Path:
+    """A path that is free or already links to this image."""
     stem, suffix = os.path.splitext(name)
     number = 1
     while True:
-        place = folder / (name if number == 1 else f"{stem}-{number}{suffix}")
-        if not os.path.lexists(place) or (photo and place.is_symlink() and Path(os.readlink(place)) == photo):
-            return place
+        path = folder / (name if number == 1 else f"{stem}-{number}{suffix}")
+        if not os.path.lexists(path) or (image and path.is_symlink() and Path(os.readlink(path)) == image):
+            return path
         number += 1

@@ -1,1 +1,1 @@
-"""Evaluation: metrics from sums and counts, figures."""
+"""Evaluation of trained models: predictions, metrics, calibration, comparison and explanations."""

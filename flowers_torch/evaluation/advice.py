@@ -1,4 +1,4 @@
-"""Why a run did not learn as it could have, and what to type next: rules over its history."""
+"""Advice on training: rules over a run's history that say what went wrong and which options to try next."""
 
 import dataclasses
 import math
@@ -8,13 +8,13 @@ from typing import Any
 from flowers_torch.evaluation.metrics import wilson
 from flowers_torch.training.checkpoint import CRITERION
 
-OVERFIT_GAP = 0.1  # of accuracy between training and validation
-STILL_FALLING = 0.03  # share by which the last epoch lowered the validation loss
+OVERFIT_GAP = 0.1  # accuracy on training images minus accuracy on validation images
+STILL_FALLING = 0.03  # relative drop of the validation loss in the last epoch
 
 
 @dataclasses.dataclass(frozen=True)
 class Advice:
-    """Something that the history shows, and the flags that would try to mend it (empty: nothing to do)."""
+    """An observation about the history and the flags that may help; no flags where none would."""
 
     what: str
     flags: str
@@ -24,127 +24,125 @@ def advise_on_training(
     history: Sequence[dict[str, Any]],
     stages: Sequence[dict[str, Any]],
     classes: int,
-    val_photos: int,
+    val_images: int,
     pretrained: bool,
 ) -> list[Advice]:
-    """Reads the history of a run.
+    """Applies the rules to the history of a run.
 
     Args:
-        history: A row for each epoch, as in history.csv.
-        stages: Settings of each stage: name, epochs, train, augment, and lr unless L-BFGS fits it.
-        classes: How many.
-        val_photos: Photos that validation counts on.
-        pretrained: Whether it started from trained weights.
+        history: One row per epoch, as in history.csv.
+        stages: Settings of each stage: name, epochs, augment, and lr unless L-BFGS fits the stage.
+        classes: Number of classes.
+        val_images: Number of validation images.
+        pretrained: Whether training started from pretrained weights.
 
     Returns:
-        What is worth doing, most important first; empty where all went well.
+        Advice in order of importance; empty if nothing stands out.
     """
     if not any(math.isfinite(row[CRITERION]) for row in history):
         return []
     best = min((row for row in history if math.isfinite(row[CRITERION])), key=lambda row: row[CRITERION])
-    last = history[-1]
-    advice: list[Advice] = []
-    chance = 1 / classes
-    # At chance: the interval of the best accuracy still holds what guessing would give.
-    if wilson(round(best["val_accuracy"] * val_photos), val_photos)[0] <= chance:
-        advice.append(_did_not_learn(history, stages, classes, pretrained))
-        return advice
+    correct = round(best["val_accuracy"] * val_images)
+    if wilson(correct, val_images)[0] <= 1 / classes:  # chance lies within the interval
+        return [_no_learning(history, stages, classes, pretrained)]
+    found = [
+        _number_of_epochs(history, best, stages),
+        _overfitting(history[-1], best, stages),
+        _too_much_augmentation(history[-1], stages),
+    ]
+    return [advice for advice in found if advice is not None]
+
+
+def _stage_index(row: dict[str, Any], stages: Sequence[dict[str, Any]]) -> int:
     names = [stage["name"] for stage in stages]
-    number = names.index(best["stage"]) if best["stage"] in names else len(stages) - 1
-    final = names.index(last["stage"]) if last["stage"] in names else len(stages) - 1
-    epochs = ",".join(str(stage["epochs"]) for stage in stages)
-    rows = [row for row in history if row["stage"] == last["stage"]]
-    if number < final and "lr" in stages[final]:
-        advice.append(
-            Advice(
-                f"stage {last['stage']} made it worse than stage {best['stage']} had left it: its learning "
-                "rate is too high for these weights",
-                _rate_flag(stages[final], 1 / 3),
-            )
+    return names.index(row["stage"]) if row["stage"] in names else len(stages) - 1
+
+
+def _number_of_epochs(
+    history: Sequence[dict[str, Any]], best: dict[str, Any], stages: Sequence[dict[str, Any]]
+) -> Advice | None:
+    last, final = history[-1], _stage_index(history[-1], stages)
+    if _stage_index(best, stages) < final and "lr" in stages[final]:
+        return Advice(
+            f"stage {last['stage']} is worse than stage {best['stage']}: its learning rate is too high for "
+            "these weights",
+            _rate_flag(stages[final], 1 / 3),
         )
-    elif best is last and any(math.isfinite(row[CRITERION]) for row in rows[:-1]):
-        before = min(row[CRITERION] for row in rows[:-1] if math.isfinite(row[CRITERION]))
-        if last[CRITERION] < before * (1 - STILL_FALLING):
-            longer = [str(stage["epochs"]) for stage in stages]
-            longer[final] = str(2 * stages[final]["epochs"])
-            advice.append(
-                Advice(
-                    "the calibrated validation loss was still falling in the last epoch "
-                    f"(by {1 - last[CRITERION] / before:.0%})",
-                    f"--epochs {','.join(longer)}",
-                )
-            )
+    earlier = [row[CRITERION] for row in history[:-1] if row["stage"] == last["stage"]]
+    earlier = [loss for loss in earlier if math.isfinite(loss)]
+    if best is last and earlier and last[CRITERION] < min(earlier) * (1 - STILL_FALLING):
+        epochs = [str(stage["epochs"] * (2 if i == final else 1)) for i, stage in enumerate(stages)]
+        return Advice(
+            "the calibrated validation loss was still falling in the last epoch "
+            f"(by {1 - last[CRITERION] / min(earlier):.0%})",
+            f"--epochs {','.join(epochs)}",
+        )
+    return None
+
+
+def _overfitting(
+    last: dict[str, Any], best: dict[str, Any], stages: Sequence[dict[str, Any]]
+) -> Advice | None:
     gap = last["train_accuracy"] - last["val_accuracy"]
-    rising = last[CRITERION] > best[CRITERION] * 1.1
-    if gap > OVERFIT_GAP and rising:
-        stronger = "rand" if stages[final].get("augment") in ("crop", "trivial") else "crop"
-        advice.append(
-            Advice(
-                f"it learned the training photos by heart (accuracy {last['train_accuracy']:.2f} there, "
-                f"{last['val_accuracy']:.2f} in validation, whose loss rose again): more photos, or stronger "
-                "augmentation",
-                f"--set stages.{last['stage']}.augment={stronger} --epochs {epochs}",
-            )
+    stage = stages[_stage_index(last, stages)]
+    if gap > OVERFIT_GAP and last[CRITERION] > best[CRITERION] * 1.1:
+        stronger = "rand" if stage.get("augment") in ("crop", "trivial") else "crop"
+        epochs = ",".join(str(each["epochs"]) for each in stages)
+        return Advice(
+            f"the network memorized the training photos (accuracy {last['train_accuracy']:.2f} on them, "
+            f"{last['val_accuracy']:.2f} in validation, with a rising validation loss): use more photos or "
+            "stronger augmentation",
+            f"--set stages.{last['stage']}.augment={stronger} --epochs {epochs}",
         )
-    elif gap > 2 * OVERFIT_GAP:
-        advice.append(
-            Advice(
-                f"validation ({last['val_accuracy']:.2f}) stays far behind training "
-                f"({last['train_accuracy']:.2f}): more photos would help most; dropout may",
-                "--set dropout=0.3" if all("lr" in stage for stage in stages) else "",  # L-BFGS knows none
-            )
+    if gap > 2 * OVERFIT_GAP:
+        return Advice(
+            f"validation accuracy ({last['val_accuracy']:.2f}) stays far behind training accuracy "
+            f"({last['train_accuracy']:.2f}): more photos would help most, dropout may help",
+            "--set dropout=0.3" if all("lr" in each for each in stages) else "",  # L-BFGS has no dropout
         )
-    if (
-        gap < -2 * OVERFIT_GAP
-        and last["train_accuracy"] < 0.8
-        and stages[final].get("augment")
-        not in (
-            "none",
-            "light",
-        )
-    ):
-        advice.append(
-            Advice(
-                f"training accuracy ({last['train_accuracy']:.2f}) is far below validation's "
-                f"({last['val_accuracy']:.2f}): the augmentation may be too strong",
-                f"--set stages.{last['stage']}.augment=light",
-            )
-        )
-    return advice
+    return None
 
 
-def _did_not_learn(
+def _too_much_augmentation(last: dict[str, Any], stages: Sequence[dict[str, Any]]) -> Advice | None:
+    gap = last["val_accuracy"] - last["train_accuracy"]
+    augment = stages[_stage_index(last, stages)].get("augment")
+    if gap <= 2 * OVERFIT_GAP or last["train_accuracy"] >= 0.8 or augment in ("none", "light"):
+        return None
+    return Advice(
+        f"training accuracy ({last['train_accuracy']:.2f}) is far below validation accuracy "
+        f"({last['val_accuracy']:.2f}): the augmentation may be too strong",
+        f"--set stages.{last['stage']}.augment=light",
+    )
+
+
+def _no_learning(
     history: Sequence[dict[str, Any]], stages: Sequence[dict[str, Any]], classes: int, pretrained: bool
 ) -> Advice:
-    """Why validation stayed at chance."""
-    what = f"it did not learn: validation is no better than guessing among {classes} classes"
+    """The most likely reason why validation stayed at chance."""
+    what = f"the network did not learn: validation is no better than guessing among {classes} classes"
     last, stage = history[-1], stages[-1]
     if last["train_accuracy"] > max(2 / classes, 0.7) and "lr" in stage:
         return Advice(
-            f"{what}, while training reached {last['train_accuracy']:.2f}: batch-norm statistics that do not "
-            "fit the photos, or labels that differ between the parts",
+            f"{what}, while training reached {last['train_accuracy']:.2f}: the batch-norm statistics do not "
+            "fit the photos, or the labels differ between the splits",
             f"--set stages.{stage['name']}.batch_norm=all",
         )
     losses = [row["train_loss"] for row in history]
+    change = f"from {losses[0]:.2f} to {losses[-1]:.2f}"
     if losses[-1] > losses[0] * 1.05 and "lr" in stage:
         return Advice(
-            f"{what}, and the training loss rose from {losses[0]:.2f} to {losses[-1]:.2f}: the learning rate "
-            "is too high",
+            f"{what}, and the training loss rose {change}: the learning rate is too high",
             _rate_flag(stage, 1 / 10),
         )
     if not pretrained:
-        return Advice(
-            f"{what}: it started from random weights, which takes thousands of photos or many epochs",
-            "--weights imagenet",
-        )
-    labels = "the labels have nothing to do with the photos (see flowers-torch check)"
-    by_steps = [stage for stage in stages if "lr" in stage]
-    if not by_steps:
+        return Advice(f"{what}: random weights need thousands of photos or many epochs", "--weights imagenet")
+    labels = "the labels are unrelated to the photos (see flowers-torch check)"
+    with_rate = [stage for stage in stages if "lr" in stage]
+    if not with_rate:
         return Advice(f"{what}: the frozen network does not tell them apart, or {labels}", "")
     return Advice(
-        f"{what}, and the training loss hardly moved ({losses[0]:.2f} to {losses[-1]:.2f}): the learning "
-        f"rate is too low, or {labels}",
-        _rate_flag(by_steps[0], 10),
+        f"{what}, and the training loss hardly moved ({change}): the learning rate is too low, or {labels}",
+        _rate_flag(with_rate[0], 10),
     )
 
 

@@ -1,7 +1,7 @@
-"""Several runs as one: the mean of their answers, or the mean of their weights (a soup).
+"""Ensembles average the predictions of several runs; model soups average their weights.
 
-Which combination to take is chosen on validation photos; the test is looked at afterwards, for each of them.
-Wortsman et al. 2022, "Model soups"; "Robust fine-tuning of zero-shot models" for the line between two.
+Validation images select a candidate; test images only report on it. Wortsman et al. 2022, "Model soups" and
+"Robust fine-tuning of zero-shot models" (interpolation between two sets of weights).
 """
 
 import dataclasses
@@ -15,41 +15,43 @@ from flowers_torch.evaluation.calibration import fit_temperature
 from flowers_torch.evaluation.metrics import Scores, score
 
 State = dict[str, Tensor]
-Logits = tuple[Tensor, Tensor]  # of the validation and of the test photos
-LINE = (0.25, 0.5, 0.75)  # shares of the second run's weights that are tried
+ValAndTest = tuple[Tensor, Tensor]  # logits or labels of the validation and of the test images
+INTERPOLATION = (0.25, 0.5, 0.75)  # fractions of the second run's weights
 
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """One way to combine runs, with what it came to."""
+    """A run, an ensemble or a soup with its scores."""
 
     name: str
     temperature: float
     val: Scores
     test: Scores
-    state: State | None = None  # weights, where the combination is one network
+    state: State | None = None  # weights, unless the candidate is an ensemble
 
 
-def judge(name: str, logits: Logits, labels: Logits, state: State | None = None) -> Candidate:
-    """Scores logits of validation and test, both at the temperature that validation wants."""
+def score_candidate(
+    name: str, logits: ValAndTest, labels: ValAndTest, state: State | None = None
+) -> Candidate:
+    """Scores of a candidate at the temperature that is fitted on validation images."""
     temperature = fit_temperature(logits[0], labels[0])
-    val, test = (score(part / temperature, truth) for part, truth in zip(logits, labels, strict=True))
+    val, test = (score(each / temperature, truth) for each, truth in zip(logits, labels, strict=True))
     return Candidate(name, temperature, val, test, state)
 
 
-def choose(candidates: Sequence[Candidate]) -> Candidate:
-    """The one with the least loss on validation."""
+def best_candidate(candidates: Sequence[Candidate]) -> Candidate:
+    """The candidate with the lowest validation loss."""
     return min(candidates, key=lambda candidate: candidate.val.loss)
 
 
-def mean_prediction(parts: Sequence[Tensor]) -> Tensor:
-    """Logarithm of the mean probability of several networks (N, classes), from calibrated logits of each."""
-    stacked = torch.stack([part.double() for part in parts]).log_softmax(2)
-    return (stacked.logsumexp(0) - torch.tensor(float(len(parts))).log()).float()
+def mean_prediction(logits: Sequence[Tensor]) -> Tensor:
+    """Logarithm of the mean probability (N, classes), from the calibrated logits of each network."""
+    stacked = torch.stack([each.double() for each in logits]).log_softmax(2)
+    return (stacked.logsumexp(0) - torch.tensor(float(len(logits))).log()).float()
 
 
-def mix(states: Sequence[State], shares: Sequence[float]) -> State:
-    """Weighted mean of state dicts; counters (integers) are the first one's.
+def average_weights(states: Sequence[State], fractions: Sequence[float]) -> State:
+    """Weighted mean of state dicts; integer counters come from the first one.
 
     Raises:
         ModelFileError: the networks differ.
@@ -57,7 +59,7 @@ def mix(states: Sequence[State], shares: Sequence[float]) -> State:
     shapes = [{name: tensor.shape for name, tensor in state.items()} for state in states]
     if any(other != shapes[0] for other in shapes):
         raise ModelFileError("the runs have different networks", "average weights of one network only")
-    weights = torch.tensor(shares)
+    weights = torch.tensor(fractions)
     return {
         name: torch.tensordot(weights.to(value.dtype), torch.stack([state[name] for state in states]), 1)
         if value.is_floating_point()
@@ -66,42 +68,42 @@ def mix(states: Sequence[State], shares: Sequence[float]) -> State:
     }
 
 
-def soups(
+def model_soups(
     names: Sequence[str],
     states: Sequence[State],
     singles: Sequence[Candidate],
-    labels: Logits,
-    predict: Callable[[State], Logits],
+    labels: ValAndTest,
+    predict: Callable[[State], ValAndTest],
 ) -> list[Candidate]:
-    """Averages of the weights of runs that started from the same weights.
+    """Averages the weights of runs that started from the same weights.
 
     Args:
-        names: Of the runs.
-        states: Their weights.
-        singles: What each came to alone.
-        labels: Of the validation and the test photos.
-        predict: Weights to logits of both; the one expensive step.
+        names: Name of each run.
+        states: Weights of each run.
+        singles: Scores of each run alone.
+        labels: Labels of the validation and of the test images.
+        predict: Returns the logits of both for given weights; the only expensive step.
 
     Returns:
-        For two runs the points of the line between them; for more the mean of all and the greedy soup, which
-        takes runs in from the best down as long as validation gains.
+        For two runs, the points between them. For more, the mean of all runs and the greedy soup, which adds
+        runs from the best to the worst as long as the validation loss falls.
     """
+
+    def soup(title: str, members: Sequence[State], fractions: Sequence[float]) -> Candidate:
+        state = average_weights(members, fractions)
+        return score_candidate(f"weights: {title}", predict(state), labels, state)
+
     if len(states) == 2:
-        found = []
-        for share in LINE:
-            state = mix(states, (1 - share, share))
-            title = f"weights: {1 - share:g} of {names[0]}, {share:g} of {names[1]}"
-            found.append(judge(title, predict(state), labels, state))
-        return found
-    state = mix(states, [1 / len(states)] * len(states))
-    uniform = judge("weights: mean of all", predict(state), labels, state)
+        return [
+            soup(f"{1 - f:g} of {names[0]}, {f:g} of {names[1]}", states, (1 - f, f)) for f in INTERPOLATION
+        ]
+    uniform = soup("mean of all", states, [1 / len(states)] * len(states))
     order = sorted(range(len(states)), key=lambda i: singles[i].val.loss)
-    taken, best = [order[0]], singles[order[0]]
+    members, best = [order[0]], singles[order[0]]
     for index in order[1:]:
-        trial = [*taken, index]
-        state = mix([states[i] for i in trial], [1 / len(trial)] * len(trial))
-        title = "weights: greedy soup of " + ", ".join(names[i] for i in trial)
-        candidate = judge(title, predict(state), labels, state)
+        trial = [*members, index]
+        title = "greedy soup of " + ", ".join(names[i] for i in trial)
+        candidate = soup(title, [states[i] for i in trial], [1 / len(trial)] * len(trial))
         if candidate.val.loss < best.val.loss:
-            taken, best = trial, candidate
-    return [uniform] if len(taken) == 1 else [uniform, best]
+            members, best = trial, candidate
+    return [uniform] if len(members) == 1 else [uniform, best]

@@ -1,4 +1,4 @@
-"""A network's answers to labelled photos, through the one evaluation transform or several views."""
+"""Predictions for labeled image files, with the evaluation transform or with test-time views."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -26,30 +26,30 @@ def predict_images(
     batch_size: int = 32,
     acceleration: Acceleration = AUTO,
 ) -> Predictions:
-    """Runs the network over photos.
+    """Runs a network on image files.
 
     Args:
-        model: On the device of `runtime`.
-        preprocessing: Of the model's record.
-        paths: Files.
-        labels: Of the files, as the model counts its classes.
+        model: Network on the device of `runtime`.
+        preprocessing: Preprocessing of the network.
+        paths: Image files.
+        labels: Label of each file, as an index into the model's classes.
         runtime: Device and precision.
-        views: Key of `VIEWS`; other than `none` the logits are those of the mean probability.
-        batch_size: Images of a batch.
-        acceleration: The tricks in use.
+        views: Key of `VIEWS`; with several views the logits are those of the mean probability.
+        batch_size: Images per forward pass, views included.
+        acceleration: What makes it faster.
     """
     network = acceleration.training_network(model.eval(), runtime, preprocessing.size)
-    at_once, how = max(1, batch_size // VIEWS[views]), loader_settings(-1, runtime.device)
+    images_per_batch = max(1, batch_size // VIEWS[views])
+    settings = loader_settings(-1, runtime.device)
     if views != "none":
         transform = view_transform(views, **dataclasses.asdict(preprocessing))
-        photos = TransformedImages(paths, labels, transform, 0, random=False)
-        loader, _ = make_loader(photos, at_once, shuffle=False, **how)
+        images = TransformedImages(paths, labels, transform, 0, random=False)
+        loader, _ = make_loader(images, images_per_batch, shuffle=False, **settings)
         return collect_views(network, loader, runtime)
-    # By way of canvases, as in the run that trained it.
-    photos = resized_images(paths, labels, 0, "none", preprocessing)
-    loader, order = make_loader(photos, at_once, shuffle=False, **how)
-    augment = batch_augmentation("none", preprocessing.size)
-    batches = TrainingBatches(
-        loader, order, 0, 0, runtime.device, augment, preprocessing.mean, preprocessing.std
-    )
+    # The path of validation during training: resized images, then the batch transform.
+    images = resized_images(paths, labels, 0, "none", preprocessing)
+    loader, order = make_loader(images, images_per_batch, shuffle=False, **settings)
+    augmentation = batch_augmentation("none", preprocessing.size)
+    mean, std = preprocessing.mean, preprocessing.std
+    batches = TrainingBatches(loader, order, 0, 0, runtime.device, augmentation, mean, std)
     return collect(network, batches, runtime)

@@ -1,7 +1,7 @@
-"""Photos that may be in the wrong class, by confident learning (Northcutt et al. 2021).
+"""Label issues: images that may have the wrong label, by confident learning (Northcutt et al. 2021).
 
-A photo is suspect when a model that never saw it is as sure of another class as it is, on average, of that
-class's own photos.
+An image has a label issue if a model that was not trained on it gives another class a probability of at least
+that class's mean probability for its own images.
 """
 
 import dataclasses
@@ -12,32 +12,27 @@ from torch import Tensor
 
 @dataclasses.dataclass(frozen=True)
 class LabelIssue:
-    """A photo whose label is in doubt."""
+    """An image whose label may be wrong."""
 
     index: int
-    label: int  # as given
-    better: int  # the class that it looks like
-    own: float  # probability of the given label
-    other: float  # of the other class
+    label: int
+    suggested: int  # class that the model suggests
+    label_probability: float
+    suggested_probability: float
 
 
 def find_label_issues(probabilities: Tensor, labels: Tensor) -> list[LabelIssue]:
-    """Suspect photos, most doubtful first.
-
-    Args:
-        probabilities: Of each photo, from a model that never saw it (N, classes).
-        labels: As given (N,).
-    """
+    """Label issues, the most severe first, from out-of-sample probabilities (N, classes) and labels (N,)."""
     classes = probabilities.shape[1]
-    thresholds = torch.full((classes,), 2.0, dtype=probabilities.dtype)  # a class without photos claims none
+    thresholds = torch.full((classes,), 2.0, dtype=probabilities.dtype)  # never reached by an empty class
     for label in labels.unique().tolist():
         thresholds[label] = probabilities[labels == label, label].mean()
-    claims = torch.where(probabilities >= thresholds, probabilities, -1.0)
-    strength, better = claims.max(1)
-    doubtful = (strength >= 0) & (better != labels)
-    own = probabilities[torch.arange(len(labels)), labels]
-    found = [
-        LabelIssue(i, int(labels[i]), int(better[i]), float(own[i]), float(strength[i]))
-        for i in doubtful.nonzero()[:, 0].tolist()
+    candidates = torch.where(probabilities >= thresholds, probabilities, -1.0)
+    probability, suggested = candidates.max(1)
+    is_issue = (probability >= 0) & (suggested != labels)
+    of_label = probabilities[torch.arange(len(labels)), labels]
+    issues = [
+        LabelIssue(i, int(labels[i]), int(suggested[i]), float(of_label[i]), float(probability[i]))
+        for i in is_issue.nonzero()[:, 0].tolist()
     ]
-    return sorted(found, key=lambda s: (s.own - s.other, s.index))
+    return sorted(issues, key=lambda i: (i.label_probability - i.suggested_probability, i.index))

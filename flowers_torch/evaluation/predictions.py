@@ -1,4 +1,4 @@
-"""What a network answered to photos, kept so that everything later is computed without running it again."""
+"""Predictions of a network, and the file that stores those of a finished run."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,7 +19,7 @@ PREDICTIONS_FILE = "predictions.safetensors"
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-    """Logits (N, classes), labels (N,), and the features that the classifier saw (N, D), empty if unknown."""
+    """Logits (N, classes), labels (N,) and the classifier's input features (N, D), (N, 0) if unknown."""
 
     logits: Tensor
     labels: Tensor
@@ -30,59 +30,59 @@ def collect(
     model: nn.Module,
     batches: Iterable[Sequence[Tensor]],
     runtime: Runtime,
-    after_batch: Callable[[int], Any] = lambda photos: None,
+    after_batch: Callable[[int], Any] = lambda images: None,
 ) -> Predictions:
-    """The forward pass behind validation and test, which also keeps the input of the classifier.
+    """Runs a network over batches; also returns the features that enter its classifier.
 
     Args:
-        model: A network with timm's contract; left in inference mode.
+        model: A timm-style network; left in inference mode.
         batches: `(images, labels, ...)`.
         runtime: Device and precision.
-        after_batch: Called with the number of photos of each batch.
+        after_batch: Called with the number of images of each batch.
     """
-    seen: list[Tensor] = []
+    features: list[Tensor] = []
 
-    def keep(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        seen.append(inputs[0].flatten(1).float())
+    def capture(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        features.append(inputs[0].flatten(1).float())
 
     classifier: nn.Module = model.get_classifier()  # type: ignore[operator]
-    hook = classifier.register_forward_pre_hook(keep)
+    hook = classifier.register_forward_pre_hook(capture)
     try:
         logits, labels = predict_logits(model, batches, runtime, after_batch)
     finally:
         hook.remove()
-    return Predictions(logits, labels, torch.cat(seen).cpu() if seen else torch.empty(len(labels), 0))
+    return Predictions(logits, labels, torch.cat(features).cpu() if features else torch.empty(len(labels), 0))
 
 
 @dataclasses.dataclass(frozen=True)
 class RunPredictions:
-    """The answers of a finished run, by part ("val", "test")."""
+    """Predictions of a finished run, by split ("val", "test")."""
 
     classes: tuple[str, ...]
-    temperature: float  # what the logits are to be divided by
+    temperature: float
     paths: dict[str, tuple[str, ...]]
     logits: dict[str, Tensor]
     labels: dict[str, Tensor]
-    places: Tensor | None = None  # of every nth test photo on a map of their features (M, 2)
+    projection: Tensor | None = None  # t-SNE of the features of every nth test image (M, 2)
 
-    def calibrated(self, part: str) -> Tensor:
-        """Logits whose softmax is what the model states as probabilities."""
-        return self.logits[part] / self.temperature
+    def calibrated(self, split: str) -> Tensor:
+        """Logits divided by the temperature."""
+        return self.logits[split] / self.temperature
 
 
 def save_predictions(
     folder: Path,
     classes: Sequence[str],
     temperature: float,
-    parts: Mapping[str, tuple[Sequence[str], Predictions]],
-    places: Tensor | None = None,
+    splits: Mapping[str, tuple[Sequence[str], Predictions]],
+    projection: Tensor | None = None,
 ) -> None:
-    """Writes `predictions.safetensors`: paths, logits and labels of each part, and the map of the test."""
-    tensors: dict[str, Tensor] = {} if places is None else {"test/places": places}
-    for part, (_, answers) in parts.items():
-        tensors |= {f"{part}/logits": answers.logits, f"{part}/labels": answers.labels}
+    """Writes `predictions.safetensors`: paths, logits and labels of each split, and the projection."""
+    tensors: dict[str, Tensor] = {} if projection is None else {"test/projection": projection}
+    for split, (_, predictions) in splits.items():
+        tensors |= {f"{split}/logits": predictions.logits, f"{split}/labels": predictions.labels}
     metadata: dict[str, Any] = {"classes": list(classes), "temperature": temperature}
-    metadata["paths"] = {part: list(paths) for part, (paths, _) in parts.items()}
+    metadata["paths"] = {split: list(paths) for split, (paths, _) in splits.items()}
     safe_save(tensors, folder / PREDICTIONS_FILE, metadata)
 
 
@@ -90,7 +90,7 @@ def load_predictions(folder: Path) -> RunPredictions:
     """Reads what `save_predictions` wrote.
 
     Raises:
-        DataError: the run has no predictions, because it is unfinished or older than this file.
+        DataError: the run has no predictions, or the file holds something else.
         ModelFileError: the file is damaged.
     """
     path = Path(folder) / PREDICTIONS_FILE
@@ -100,14 +100,16 @@ def load_predictions(folder: Path) -> RunPredictions:
         raise DataError(what, f"finish the run, or write it with: {command}")
     tensors, metadata = safe_load(path)
     try:
-        paths = {part: tuple(names) for part, names in metadata["paths"].items()}
+        paths = {split: tuple(names) for split, names in metadata["paths"].items()}
         return RunPredictions(
             tuple(metadata["classes"]),
             float(metadata["temperature"]),
             paths,
-            {part: tensors[f"{part}/logits"] for part in paths},
-            {part: tensors[f"{part}/labels"] for part in paths},
-            tensors.get("test/places"),
+            {split: tensors[f"{split}/logits"] for split in paths},
+            {split: tensors[f"{split}/labels"] for split in paths},
+            tensors.get("test/projection"),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(f"{printable(path)} is no predictions file", "train or evaluate again") from error
+        raise DataError(
+            f"{printable(path)} is not a valid predictions file", "train or evaluate again"
+        ) from error

@@ -1,6 +1,6 @@
-"""When a model should say "I don't know": too improbable, or too unlike the photos that it learned from.
+"""Selective prediction: a model abstains on images of low confidence or out of distribution.
 
-Both are measured on validation photos and travel in the weights file as plain JSON (`ModelInfo.trust`).
+Both limits are fitted on validation images and stored in the weights file (`ModelInfo.selective`).
 """
 
 import base64
@@ -16,136 +16,123 @@ from torch import Tensor
 from flowers_torch.errors import UsageError
 from flowers_torch.evaluation.metrics import wilson
 
-CURVE_POINTS = 1000  # of the stored trade-off between answering and erring
-REFERENCE_PHOTOS = 128  # of training, whose features say what is familiar; each costs a forward pass
-KEPT_SHARE = 0.99  # of validation photos that count as like the training photos
-MAX_VALUES = 1 << 21  # class means larger than this are not stored: they would not fit a file's header
+CURVE_POINTS = 1000  # of the stored risk-coverage curve
+REFERENCE_IMAGES = 128  # training images that the detector is fitted on; each costs a forward pass
+IN_DISTRIBUTION_FRACTION = 0.99  # of the validation images
+MAX_VALUES = 1 << 21  # larger detectors do not fit into a file's header and are not stored
+
+Curve = list[tuple[float, int, int]]  # (probability, accepted, errors)
 
 
 @dataclasses.dataclass(frozen=True)
 class Threshold:
-    """The probability from which on to answer, and what that came to in validation."""
+    """A confidence threshold and its result on the validation images."""
 
     probability: float
-    answered: int
-    wrong: int
-    photos: int
+    accepted: int
+    errors: int
+    images: int
 
     def describe(self) -> str:
-        """One line, with what the few photos of a validation can really promise."""
-        bound = wilson(self.wrong, self.answered, z=1.645)[1]  # one-sided 95%
+        """One line with an upper bound of the error rate."""
+        bound = wilson(self.errors, self.accepted, z=1.645)[1]  # one-sided 95%
         return (
-            f"answers from probability {self.probability:.3f} on: {self.wrong} of {self.answered} wrong in "
-            f"validation (with 95% certainty at most {bound:.1%}), "
-            f"{1 - self.answered / self.photos:.1%} of photos unsure"
+            f"answers from probability {self.probability:.3f} on: {self.errors} of {self.accepted} wrong in "
+            f"validation (at most {bound:.1%} with 95% confidence), "
+            f"{1 - self.accepted / self.images:.1%} of photos unsure"
         )
 
 
-def risk_coverage_curve(confidence: Tensor, right: Tensor) -> list[tuple[float, int, int]]:
-    """How many photos are answered, and how many of them wrong, from each probability on.
+def risk_coverage_curve(confidence: Tensor, correct: Tensor) -> Curve:
+    """Numbers of accepted images and of errors among them for each confidence threshold.
 
     Returns:
-        (probability, answered, wrong), from the surest photo down; at most about `CURVE_POINTS` of them.
+        (probability, accepted, errors) in order of falling probability; about `CURVE_POINTS` at most.
     """
     order = confidence.argsort(descending=True, stable=True)
     values = confidence[order].tolist()
-    wrong = (~right[order]).long().cumsum(0).tolist()
-    # Photos of one probability are answered together or not at all.
+    errors = (~correct[order]).long().cumsum(0).tolist()
+    # Images of equal probability are accepted together.
     last = [i for i, v in enumerate(values) if i + 1 == len(values) or values[i + 1] < v]
     step = math.ceil(len(last) / CURVE_POINTS)
-    kept = sorted({*last[::step], last[-1]})
-    return [(values[i], i + 1, wrong[i]) for i in kept]
+    return [(values[i], i + 1, errors[i]) for i in sorted({*last[::step], last[-1]})]
 
 
-def choose_threshold(curve: list[tuple[float, int, int]], max_error: float) -> Threshold:
-    """The lowest probability from which on validation erred no more often than wanted.
-
-    Args:
-        curve: From `risk_coverage_curve`.
-        max_error: Share of wrong answers among those given.
+def choose_threshold(curve: Curve, max_error: float) -> Threshold:
+    """The lowest threshold at which at most the fraction `max_error` of the accepted images is wrong.
 
     Raises:
-        UsageError: even the surest answers were wrong more often.
+        UsageError: no threshold has so low an error rate.
     """
-    photos = curve[-1][1]
+    images = curve[-1][1]
     fitting = [point for point in curve if point[2] <= max_error * point[1]]
     if not fitting:
         raise UsageError(
-            f"--max-error {max_error:.3g}: in validation even the surest answers erred more often",
+            f"--max-error {max_error:.3g}: even the most confident predictions on validation photos have "
+            "more errors",
             f"allow more than {min(point[2] / point[1] for point in curve):.1%}",
         )
-    probability, answered, wrong = max(fitting, key=lambda point: point[1])
-    return Threshold(0.0 if answered == photos else probability, answered, wrong, photos)
+    probability, accepted, errors = max(fitting, key=lambda point: point[1])
+    return Threshold(0.0 if accepted == images else probability, accepted, errors, images)
 
 
 @dataclasses.dataclass(frozen=True)
 class OODDetector:
-    """What the features of training photos look like: their centre and the direction of each class from it.
+    """Detects out-of-distribution images by the direction of their features from the training mean."""
 
-    Attributes:
-        centre: Mean of the features (D,).
-        directions: Of the class means, seen from the centre, unit length (classes with photos, D).
-        limit: Largest distance that still counts as familiar.
-    """
-
-    centre: Tensor
-    directions: Tensor
-    limit: float
+    center: Tensor  # mean of the training features (D,)
+    directions: Tensor  # unit vectors from the center to the class means (classes, D)
+    threshold: float  # largest distance of an in-distribution image
 
     def distance(self, features: Tensor) -> Tensor:
-        """1 - cosine with the nearest class direction (N,); 0 .. 2."""
-        return 1 - (F.normalize(features - self.centre, dim=1) @ self.directions.T).amax(1)
+        """1 - cosine similarity with the nearest class direction (N,), in 0..2."""
+        return 1 - (F.normalize(features - self.center, dim=1) @ self.directions.T).amax(1)
 
 
 def fit_ood_detector(train: Tensor, labels: Tensor, validation: Tensor) -> OODDetector:
-    """Learns the class directions from training photos and the limit from photos held out.
-
-    Args:
-        train: Features of training photos (N, D).
-        labels: Their classes (N,).
-        validation: Features of photos that did not train (M, D).
-    """
-    centre = train.mean(0)
+    """Fits the directions on training features (N, D) and labels (N,), the threshold on validation (M, D)."""
+    center = train.mean(0)
     means = torch.stack([train[labels == label].mean(0) for label in labels.unique()])
-    # Stored in half precision; rounded here, so that the limit belongs to what is stored.
-    centre, directions = centre.half().float(), F.normalize(means - centre, dim=1).half().float()
-    distances = OODDetector(centre, directions, 0.0).distance(validation).sort().values
-    rank = min(len(distances), math.ceil((len(distances) + 1) * KEPT_SHARE))  # a conformal quantile
-    return OODDetector(centre, directions, float(distances[rank - 1]))
+    # Rounded to half precision as in the file, so that the threshold belongs to the stored values.
+    center, directions = center.half().float(), F.normalize(means - center, dim=1).half().float()
+    distances = OODDetector(center, directions, 0.0).distance(validation).sort().values
+    # The conformal quantile of the validation distances.
+    rank = min(len(distances), math.ceil((len(distances) + 1) * IN_DISTRIBUTION_FRACTION))
+    return OODDetector(center, directions, float(distances[rank - 1]))
 
 
-def pack_selective(curve: list[tuple[float, int, int]], familiar: OODDetector | None) -> dict[str, Any]:
-    """The plain values that the weights file keeps."""
-    selective: dict[str, Any] = {"curve": [[round(p, 6), answered, wrong] for p, answered, wrong in curve]}
-    if familiar is not None and familiar.directions.numel() <= MAX_VALUES:
+def pack_selective(curve: Curve, detector: OODDetector | None) -> dict[str, Any]:
+    """JSON values for the weights file."""
+    selective: dict[str, Any] = {"curve": [[round(p, 6), accepted, errors] for p, accepted, errors in curve]}
+    if detector is not None and detector.directions.numel() <= MAX_VALUES:
         selective["ood_detector"] = {
-            "centre": _pack(familiar.centre[None]),
-            "directions": _pack(familiar.directions),
-            "features": familiar.centre.numel(),
-            "limit": familiar.limit,
+            "center": _pack(detector.center[None]),
+            "directions": _pack(detector.directions),
+            "features": detector.center.numel(),
+            "threshold": detector.threshold,
         }
     return selective
 
 
-def read_curve(selective: dict[str, Any]) -> list[tuple[float, int, int]]:
-    """The trade-off that a weights file keeps.
+def read_curve(selective: dict[str, Any]) -> Curve:
+    """The risk-coverage curve of a weights file.
 
     Raises:
-        UsageError: it keeps none, because it is older or was not made by training.
+        UsageError: the file has none.
     """
     if not selective.get("curve"):
-        raise UsageError("the model knows no trade-off of errors", "train it again, or leave out --max-error")
-    return [(float(p), int(answered), int(wrong)) for p, answered, wrong in selective["curve"]]
+        raise UsageError("the model has no risk-coverage curve", "train it again, or leave out --max-error")
+    return [(float(p), int(accepted), int(errors)) for p, accepted, errors in selective["curve"]]
 
 
 def read_ood_detector(selective: dict[str, Any]) -> OODDetector | None:
-    """The features that a weights file knows; None where it keeps none."""
+    """The detector of a weights file; None if it has none."""
     stored = selective.get("ood_detector")
     if not stored:
         return None
     features = int(stored["features"])
-    centre, directions = _unpack(stored["centre"], features), _unpack(stored["directions"], features)
-    return OODDetector(centre[0], directions, float(stored["limit"]))
+    center, directions = _unpack(stored["center"], features), _unpack(stored["directions"], features)
+    return OODDetector(center[0], directions, float(stored["threshold"]))
 
 
 def _pack(rows: Tensor) -> str:

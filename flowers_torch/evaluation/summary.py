@@ -1,4 +1,4 @@
-"""Results in plain words, and as rows for a table."""
+"""One-line descriptions of epochs and scores, and table rows of predictions."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,41 +7,42 @@ import torch
 from torch import Tensor
 
 from flowers_torch.errors import printable
-from flowers_torch.evaluation.metrics import FEW_PHOTOS, Scores
+from flowers_torch.evaluation.metrics import FEW_IMAGES, Scores
 
 
 def describe_epoch(row: dict[str, Any], epochs: int) -> str:
-    """One line for an epoch of the history, with the time that the rest of its stage will take."""
+    """One line for an epoch of the history, with the remaining time of its stage."""
     left = (epochs - row["epoch"]) * row["seconds"]
-    still = f"{left / 60:.0f} min" if left >= 90 else f"{left:.0f} s"
+    remaining = f"{left / 60:.0f} min" if left >= 90 else f"{left:.0f} s"
     return (
         f"  {row['stage']} {row['epoch']}/{epochs}  "
         f"train loss {row['train_loss']:.4f} acc {row['train_accuracy']:.4f}  "
         f"val loss {row['val_loss']:.4f} acc {row['val_accuracy']:.4f}  "
-        f"{row['seconds']:.1f} s, {row['images_per_second']:.1f} img/s" + (f", {still} left" if left else "")
+        f"{row['seconds']:.1f} s, {row['images_per_second']:.1f} img/s"
+        + (f", {remaining} left" if left else "")
     )
 
 
-def describe_scores(scores: Scores, classes: Sequence[str], part: str = "test") -> str:
-    """One line: accuracy with its interval, and the weakest class with what it is taken for."""
+def describe_scores(scores: Scores, classes: Sequence[str], split: str = "test") -> str:
+    """One line: accuracy with its interval, and the class with the lowest recall."""
     low, high = scores.interval()
     text = (
-        f"{part:8} accuracy {scores.accuracy:.4f} (95% interval {low:.3f} .. {high:.3f}), "
-        f"{scores.correct} of {scores.photos} photos, loss {scores.loss:.4f}"
+        f"{split:8} accuracy {scores.accuracy:.4f} (95% interval {low:.3f} .. {high:.3f}), "
+        f"{scores.correct} of {scores.images} photos, loss {scores.loss:.4f}"
     )
     weakest = weakest_class(scores)
     if weakest is None:
         return text
     label, other = weakest
     return text + (
-        f"; weakest {printable(classes[label], 40)} {float(scores.recalls()[label]):.2f}, "
-        f"mostly taken for {printable(classes[other], 40)}"
+        f"; lowest recall {printable(classes[label], 40)} {float(scores.recalls()[label]):.2f}, "
+        f"mostly misclassified as {printable(classes[other], 40)}"
     )
 
 
 def weakest_class(scores: Scores) -> tuple[int, int] | None:
-    """The class that is recognised least and what it is mostly taken for; None where nothing went wrong."""
-    if scores.correct == scores.photos:
+    """The class with the lowest recall and its most frequent wrong prediction; None without errors."""
+    if scores.correct == scores.images:
         return None
     weakest = int(torch.where(scores.recalls().isnan(), 2.0, scores.recalls()).argmin())
     others = scores.confusion[weakest].clone()
@@ -50,22 +51,22 @@ def weakest_class(scores: Scores) -> tuple[int, int] | None:
 
 
 def describe_small_classes(scores: Scores, classes: Sequence[str]) -> str:
-    """A warning about classes with too few photos; empty where there is none."""
+    """A warning about classes with too few images; empty if there are none."""
     small = scores.small_classes()
     if not small:
         return ""
-    named = ", ".join(f"{printable(classes[i], 40)} ({int(scores.supports()[i])})" for i in small[:5])
+    names = ", ".join(f"{printable(classes[i], 40)} ({int(scores.supports()[i])})" for i in small[:5])
     more = f" and {len(small) - 5} more" if len(small) > 5 else ""
     return (
-        f"{len(small)} of {len(classes)} classes have under {FEW_PHOTOS} photos here, too few for numbers of "
-        f"their own: {named}{more}"
+        f"{len(small)} of {len(classes)} classes have under {FEW_IMAGES} photos here, too few for metrics of "
+        f"their own: {names}{more}"
     )
 
 
 def prediction_rows(
     paths: Sequence[str], logits: Tensor, labels: Tensor, classes: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """A row for each photo: file, label, predicted class, its probability, and whether that is right."""
+    """A row for each image: file, label, predicted class, its probability, and whether it is correct."""
     probabilities, predicted = logits.softmax(1).max(1)
     rows = zip(paths, labels.tolist(), predicted.tolist(), probabilities.tolist(), strict=True)
     return [
@@ -74,7 +75,7 @@ def prediction_rows(
             "label": classes[label],
             "predicted": classes[guess],
             "probability": round(probability, 6),
-            "right": int(guess == label),
+            "correct": int(guess == label),
         }
         for path, label, guess, probability in rows
     ]

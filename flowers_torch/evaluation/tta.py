@@ -1,4 +1,4 @@
-"""Test-time augmentation: several views of a photo, whose probabilities are averaged."""
+"""Test-time augmentation: probabilities averaged over several views of an image."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,9 +14,9 @@ from flowers_torch.errors import UsageError
 from flowers_torch.evaluation.predictions import Predictions, collect
 from flowers_torch.training.device import Runtime
 
-VIEWS = {"none": 1, "flip": 2, "scales": 3, "crop5": 5, "crop10": 10}  # name -> views of a photo
-SCALES = (1.0, 1.15, 1.3)  # of the resized photo, for "scales"
-CORNER_MARGIN = 0.875  # share of the photo's side that a corner crop shows, where the network crops nothing
+VIEWS = {"none": 1, "flip": 2, "scales": 3, "crop5": 5, "crop10": 10}  # name -> number of views
+SCALES = (1.0, 1.15, 1.3)  # relative sizes of the resized image, for "scales"
+CORNER_CROP = 0.875  # crop fraction of corner crops if the network's own is larger
 
 
 def view_transform(
@@ -28,20 +28,22 @@ def view_transform(
     crop: float = 0.875,
     stretch: bool = False,
 ) -> Callable[[Image.Image], Tensor]:
-    """Photo to its views (V, 3, size, size); the first one of `flip` and `scales` is the evaluation's own.
+    """A transform from an image to its views (V, 3, size, size).
+
+    The first view of `flip` and `scales` is the evaluation transform.
 
     Args:
-        name: Key of `VIEWS`: `none`; `flip`, the photo and its mirror image; `scales`, three sizes from which
-            the centre is cut; `crop5`, four corners and the centre; `crop10`, those and their mirror images.
-        size: And the others, as in `eval_transform`.
+        name: Key of `VIEWS`: `none`; `flip`, the image and its mirror image; `scales`, center crops at three
+            sizes; `crop5`, the corners and the center; `crop10`, these and their mirror images.
+        size: This and the remaining arguments are those of `eval_transform`.
     """
     if name not in VIEWS:
-        raise UsageError(f"no test-time views are called {name!r}", f"use one of {', '.join(VIEWS)}")
+        raise UsageError(f"{name!r} is not a valid test-time view", f"use one of {', '.join(VIEWS)}")
     plain = eval_transform(size, mean, std, interpolation, crop, stretch)
     mode = InterpolationMode(interpolation)
     values = v2.Compose(to_input(mean, std))
 
-    def resized(side: int) -> v2.Compose:
+    def resize(side: int) -> v2.Compose:
         if stretch:
             return v2.Compose([v2.Resize((side, side), interpolation=mode, antialias=True)])
         return v2.Compose([LimitAspect(), v2.Resize(side, interpolation=mode, antialias=True)])
@@ -53,32 +55,32 @@ def view_transform(
 
     elif name == "scales":
         sides = [math.floor(size / (1.0 if stretch else crop) * scale) for scale in SCALES]
-        enlarge = [resized(side) for side in sides[1:]]
+        resizes = [resize(side) for side in sides[1:]]
 
         def views(image: Image.Image) -> list[Tensor]:
-            larger = [functional.center_crop(place(image), [size, size]) for place in enlarge]
+            larger = [functional.center_crop(each(image), [size, size]) for each in resizes]
             return [plain(image), *map(values, larger)]
 
     else:
-        whole = resized(math.floor(size / (CORNER_MARGIN if stretch or crop > CORNER_MARGIN else crop)))
+        whole = resize(math.floor(size / (CORNER_CROP if stretch or crop > CORNER_CROP else crop)))
 
         def views(image: Image.Image) -> list[Tensor]:
-            return [values(part) for part in functional.five_crop(whole(image), [size, size])]
+            return [values(each) for each in functional.five_crop(whole(image), [size, size])]
 
     mirrored = name in ("flip", "crop10")
 
     def transform(image: Image.Image) -> Tensor:
-        made = torch.stack(views(image))
-        return torch.cat([made, made.flip(3)]) if mirrored else made
+        stacked = torch.stack(views(image))
+        return torch.cat([stacked, stacked.flip(3)]) if mirrored else stacked
 
     return transform
 
 
 def collect_views(model: nn.Module, batches: Iterable[Sequence[Tensor]], runtime: Runtime) -> Predictions:
-    """As `collect`, for batches of views (N, V, 3, H, W).
+    """Like `collect`, for batches of views (N, V, 3, H, W).
 
     Returns:
-        Logarithms of the views' mean probabilities as logits; features of the first view.
+        Logarithms of the mean probabilities as logits, and the features of the first view.
     """
     views = 0
 
@@ -88,11 +90,11 @@ def collect_views(model: nn.Module, batches: Iterable[Sequence[Tensor]], runtime
             views = images.shape[1]
             yield images.flatten(0, 1), labels.repeat_interleave(views)
 
-    answers = collect(model, flattened(), runtime)
-    probabilities = answers.logits.double().unflatten(0, (-1, views)).softmax(2).mean(1)
-    tiny = torch.finfo(torch.float32).tiny  # a probability of 0 would become a logit of -inf
+    predictions = collect(model, flattened(), runtime)
+    probabilities = predictions.logits.double().unflatten(0, (-1, views)).softmax(2).mean(1)
+    tiny = torch.finfo(torch.float32).tiny  # avoids logits of -inf
     return Predictions(
         probabilities.clamp(min=tiny).log().float(),
-        answers.labels[::views],
-        answers.features[::views],
+        predictions.labels[::views],
+        predictions.features[::views],
     )

@@ -100,7 +100,7 @@ def reliability_chart(bins: Sequence[Bin], photos: int) -> Markup:
             "x": (to_x(b.low) + 1, to_x(b.high) - 1),
             "y": to_y(b.accuracy),
             "bin": b,
-            "few": b.photos < max(5, photos / 100),  # such bars vary by chance and are drawn paler
+            "few": b.images < max(5, photos / 100),  # such bars vary by chance and are drawn paler
         }
         for b in bins
     ]

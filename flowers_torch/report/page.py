@@ -12,7 +12,7 @@ from flowers_torch.data.augment.preview import sample_by_class
 from flowers_torch.data.dataset import ImageDataset
 from flowers_torch.data.quality.report import Finding
 from flowers_torch.evaluation.advice import Advice, advise_on_training
-from flowers_torch.evaluation.metrics import FEW_PHOTOS
+from flowers_torch.evaluation.metrics import FEW_IMAGES
 from flowers_torch.evaluation.summary import weakest_class
 from flowers_torch.files.atomic import write_text
 from flowers_torch.models.checkpoint import ModelInfo
@@ -62,7 +62,7 @@ def write_report(folder: Path, info: ModelInfo, source: Source | None) -> Path:
         "version": __version__,
         "charts": charts,
         "weakest": weakest_class(run.scores),
-        "few_photos": FEW_PHOTOS,
+        "few_photos": FEW_IMAGES,
         "advice": advise(run, info),
         "class_rows": performance.class_rows(run),
         "confusion_rows": performance.confusion_rows(run, cells),

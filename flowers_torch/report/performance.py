@@ -6,7 +6,7 @@ from markupsafe import Markup
 
 from flowers_torch.evaluation.calibration import reliability
 from flowers_torch.evaluation.learning_curve import CurvePoint
-from flowers_torch.evaluation.metrics import FEW_PHOTOS, wilson
+from flowers_torch.evaluation.metrics import FEW_IMAGES, wilson
 from flowers_torch.evaluation.selective import risk_coverage_curve
 from flowers_torch.report.charts import Axis, Series, line_chart, percent_tick, reliability_chart
 from flowers_torch.report.run_summary import RunSummary
@@ -30,7 +30,7 @@ def class_rows(run: RunSummary) -> list[dict[str, Any]]:
             "name": name,
             "photos": photos,
             "correct": correct,
-            "few": photos < FEW_PHOTOS,
+            "few": photos < FEW_IMAGES,
             "interval": wilson(correct, photos),
             "recall": recall,
             "precision": precision,
@@ -103,7 +103,7 @@ def learning_curve_chart(run: RunSummary) -> dict[str, Markup]:
     band = [(p.low, p.high) for p in points]
     chart = line_chart(
         "Accuracy by number of training photos",
-        [Series("", "b", [(p.photos, p.accuracy) for p in points], band)],
+        [Series("", "b", [(p.images, p.accuracy) for p in points], band)],
         Axis("training photos (linear head on fixed features)", "{:,.0f}".format),
         Axis(format=percent_tick, limits=(min(p.low for p in points), 1.0)),
     )

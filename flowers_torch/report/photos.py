@@ -17,7 +17,7 @@ from flowers_torch.data.augment.preview import variants
 from flowers_torch.data.images import load_image
 from flowers_torch.data.preprocessing import Preprocessing
 from flowers_torch.errors import DataError, UsageError, printable
-from flowers_torch.evaluation.gradcam import grad_cam, overlay, seen_picture
+from flowers_torch.evaluation.gradcam import grad_cam, input_to_image, overlay
 from flowers_torch.report.run_summary import RunSummary
 from flowers_torch.report.templating import percent
 from flowers_torch.training.device import Runtime
@@ -77,7 +77,7 @@ def choose_pictured(run: RunSummary) -> list[int]:
 
 def map_dots(run: RunSummary, width: int = 720, height: int = 460, margin: int = 14) -> list[dict[str, Any]]:
     """Test photos placed by a projection of their features, mistakes last (on top); empty without one."""
-    places = run.predictions.places
+    places = run.predictions.projection
     if places is None:
         return []
     low, high = places.amin(0), places.amax(0)
@@ -145,7 +145,7 @@ def grad_cams(
             continue
         except UsageError:
             return {}
-        image = seen_picture(pixels, prep.mean, prep.std)
+        image = input_to_image(pixels, prep.mean, prep.std)
         uris = [
             data_uri(i, GRAD_CAM_SIDE, 80) for i in (image, overlay(image, heat[0]), overlay(image, heat[1]))
         ]

@@ -55,7 +55,7 @@ def _measured(info: ModelInfo, run: RunSummary) -> dict[str, str]:
     error, temperature = scores.calibration_error, info.temperature
     return {
         "Data": f"{code(run.data)}: {split_counts(run)}.",
-        "Accuracy": f"{scores.accuracy:.4f} on {plural(scores.photos, 'test photo')} "
+        "Accuracy": f"{scores.accuracy:.4f} on {plural(scores.images, 'test photo')} "
         f"(95% interval {low:.3f} to {high:.3f}).",
         "Lowest recalls": f"{weakest}.",
         "Calibration": f"Expected calibration error {error:.3f} at temperature {temperature:.2f}.",

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from flowers_torch.config import Config, Stage
-from flowers_torch.evaluation.selective import REFERENCE_PHOTOS
+from flowers_torch.evaluation.selective import REFERENCE_IMAGES
 from flowers_torch.log import log
 from flowers_torch.models.freeze import apply_rules, freeze_table, rules_for, set_train_mode
 from flowers_torch.runs.experiment import Experiment
@@ -64,7 +64,7 @@ def stage_cost(experiment: Experiment, model: nn.Module, stage: Stage) -> StageC
         value.copy_(buffers[name])
     train, val, test = (len(splits[split]) for split in ("train", "val", "test"))
     predict = step.predict_seconds + reading
-    closing = (val + test + min(train, REFERENCE_PHOTOS)) * predict
+    closing = (val + test + min(train, REFERENCE_IMAGES)) * predict
     if views := stage.views_to_cache(train):  # an epoch then costs what the head adds to the backbone
         head = max(0.0, step.train_seconds - step.predict_seconds)
         return StageCost((views * train + val) * predict, train * head, closing, step.memory_bytes)

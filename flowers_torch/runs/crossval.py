@@ -106,7 +106,7 @@ def _train_folds(
             own = dataclasses.replace(config, seed=seed)
             recipe.train(own, folder, overwrite=True, command=command or again, splits=split)
         test = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["test"]
-        counts = {key: test[key] for key in ("accuracy", "correct", "photos")}
+        counts = {key: test[key] for key in ("accuracy", "correct", "images")}
         runs.append({"seed": seed, "fold": fold, "folder": folder.name, **counts})
         rows += [{"seed": seed, "fold": fold, **row} for row in _predictions(folder)]
         write_csv(out / "predictions.csv", rows)  # after each fold, so that a stopped run leaves what it has
@@ -115,7 +115,7 @@ def _train_folds(
     mean, std = summary["mean"], summary["std"]
     log.info(f"folds    accuracy {mean:.4f} +- {std:.4f} over {len(runs)} networks; see {printable(out)}")
     for row in summary["by_seed"]:
-        correct = f"{row['correct']} of {row['photos']} photos correct"
+        correct = f"{row['correct']} of {row['images']} photos correct"
         log.info(f"seed {row['seed']:3} {correct}: {row['accuracy']:.4f}")
     return summary
 
@@ -137,9 +137,9 @@ def _summary(runs: list[dict[str, Any]], folds: int, repeats: int) -> dict[str, 
     by_seed = []
     for seed in dict.fromkeys(run["seed"] for run in runs):
         own = [run for run in runs if run["seed"] == seed]
-        correct, photos = (sum(run[key] for run in own) for key in ("correct", "photos"))
+        correct, photos = (sum(run[key] for run in own) for key in ("correct", "images"))
         if len(own) == folds:
-            by_seed.append({"seed": seed, "correct": correct, "photos": photos, "accuracy": correct / photos})
+            by_seed.append({"seed": seed, "correct": correct, "images": photos, "accuracy": correct / photos})
     return {
         "folds": folds,
         "repeats": repeats,

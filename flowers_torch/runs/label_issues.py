@@ -11,7 +11,11 @@ import torch
 
 from flowers_torch.data.splits.assign import group_units
 from flowers_torch.evaluation.label_issues import find_label_issues
-from flowers_torch.evaluation.learning_curve import learning_curve, more_photos_help, out_of_fold
+from flowers_torch.evaluation.learning_curve import (
+    describe_learning_curve,
+    learning_curve,
+    out_of_fold_probabilities,
+)
 from flowers_torch.files.atomic import write_json
 from flowers_torch.log import log
 from flowers_torch.models.checkpoint import build
@@ -44,19 +48,19 @@ def find_run_label_issues(experiment: Experiment) -> dict[str, Any]:
     features = experiment.features.of_frozen(experiment.runtime.place(model), range(len(dataset)))
     labels, classes = torch.tensor(dataset.labels), len(dataset.classes)
     units = group_units(dataset, duplicates)
-    curve = learning_curve(features, labels, classes, units=units)
-    probabilities = out_of_fold(features, labels, classes, units=units)
+    curve = learning_curve(features, labels, classes, groups=units)
+    probabilities = out_of_fold_probabilities(features, labels, classes, groups=units)
     found = {
         "photos": len(dataset),
         "curve": [dataclasses.asdict(point) for point in curve],
-        "more_photos": more_photos_help(curve),
+        "more_photos": describe_learning_curve(curve),
         "suspects": [
             {
                 "file": dataset.paths[issue.index],
                 "label": dataset.classes[issue.label],
-                "looks_like": dataset.classes[issue.better],
-                "probability": issue.other,
-                "probability_of_label": issue.own,
+                "looks_like": dataset.classes[issue.suggested],
+                "probability": issue.suggested_probability,
+                "probability_of_label": issue.label_probability,
             }
             for issue in find_label_issues(probabilities, labels)
         ],

@@ -17,9 +17,9 @@ from flowers_torch.evaluation.advice import advise_on_training
 from flowers_torch.evaluation.calibration import fit_temperature
 from flowers_torch.evaluation.metrics import Scores, score
 from flowers_torch.evaluation.predictions import Predictions, save_predictions
-from flowers_torch.evaluation.projection import MOST, map_images
+from flowers_torch.evaluation.projection import MAX_POINTS, project_features
 from flowers_torch.evaluation.selective import (
-    REFERENCE_PHOTOS,
+    REFERENCE_IMAGES,
     fit_ood_detector,
     pack_selective,
     risk_coverage_curve,
@@ -127,7 +127,7 @@ def calibrate(
     if validation.features.numel():
         dataset, train = experiment.dataset, set(experiment.splits["train"])
         order = sample_by_class(dataset, len(dataset))
-        chosen = [index for index in order if index in train][:REFERENCE_PHOTOS]
+        chosen = [index for index in order if index in train][:REFERENCE_IMAGES]
         frozen = bool(experiment.config.stages[-1].views_to_cache(len(train)))
         reference = predict_indices(experiment, model, chosen, check, frozen)
         detector = fit_ood_detector(reference.features, reference.labels, validation.features)
@@ -158,7 +158,7 @@ def _save_predictions(experiment: Experiment, info: ModelInfo, found: dict[str, 
     folder, test = experiment.folder, found["test"]
     paths = {name: [experiment.dataset.paths[i] for i in experiment.splits[name]] for name in found}
     mappable = test.features.numel() and len(test.labels) >= 4
-    places = map_images(test.features[:: -(-len(test.labels) // MOST)]) if mappable else None
+    places = project_features(test.features[:: -(-len(test.labels) // MAX_POINTS)]) if mappable else None
     parts = {name: (paths[name], found[name]) for name in found}
     save_predictions(folder, info.classes, info.temperature, parts, places)
     rows = prediction_rows(paths["test"], test.logits / info.temperature, test.labels, info.classes)

@@ -232,11 +232,11 @@ def compare_with_parent(former: Path, folder: Path, device: str = "auto") -> Com
 
 
 def _tell(former: Path, folder: Path, result: Comparison, fresh: dict[str, list[int]]) -> None:
-    before, now = (count / result.photos for count in (result.first_correct, result.second_correct))
+    before, now = (count / result.images for count in (result.first_correct, result.second_correct))
     low, high = result.interval
     log.log(
         RESULT,
-        f"update   {result.photos} test photos that neither saw: {before:.4f} before (first), {now:.4f} now "
+        f"update   {result.images} test photos that neither saw: {before:.4f} before (first), {now:.4f} now "
         f"(second), {now - before:+.4f} (95% bootstrap {low:+.4f} .. {high:+.4f}); {result.verdict()}",
     )
     for name, (right, photos) in fresh.items():

@@ -62,4 +62,4 @@ def test_features(tmp_path: Path, suffix: str, capsys: pytest.CaptureFixture[str
     assert main([*arguments, "--out", str(tmp_path / "x.csv")]) == 2
     assert main(["features", "mobilenet", str(tmp_path), "--out", str(out)]) == 2  # no weights named
     unneeded = ["features", str(tmp_path), str(tmp_path), "--out", str(out), "--keras-input", "tf"]
-    assert main(unneeded) == 2 and "--keras-input is for a Keras file" in capsys.readouterr().err
+    assert main(unneeded) == 2 and "--keras-input needs a Keras file" in capsys.readouterr().err

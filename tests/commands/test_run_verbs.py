@@ -51,7 +51,7 @@ def test_evaluating_a_run_gives_its_own_test(runs: list[str], capsys: pytest.Cap
     )
     assert main(["evaluate", runs[0]]) == 0
     text = capsys.readouterr().out
-    assert "95% interval" in text and "macro F1" in text and "too few for numbers of their own" in text
+    assert "95% interval" in text and "macro F1" in text and "too few for metrics of their own" in text
 
 
 def test_evaluating_on_other_photos(
@@ -60,7 +60,7 @@ def test_evaluating_on_other_photos(
     weights = str(Path(runs[0]) / "model.safetensors")
     assert main(["evaluate", weights, str(photo_folder), "--out", str(tmp_path / "out"), "--json"]) == 0
     shown = capsys.readouterr()
-    assert "of these 60 photos trained the model" in shown.err and json.loads(shown.out)["photos"] == 60
+    assert "of these 60 photos trained the model" in shown.err and json.loads(shown.out)["images"] == 60
     assert (tmp_path / "out" / "predictions.csv").is_file()
     (tmp_path / "p" / "red").mkdir(parents=True)
     (tmp_path / "p" / "mauve").mkdir()
@@ -97,7 +97,7 @@ def test_mistakes(
 def test_comparing(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     found = run_json(capsys, "compare", *runs)
     (pair,) = found["pairs"]  # type: ignore[misc]
-    assert pair["photos"] == found["photos"] > 5 and 0 <= pair["p_value"] <= 1
+    assert pair["images"] == found["images"] > 5 and 0 <= pair["p_value"] <= 1
     assert main(["compare", *runs]) == 0 and "bootstrap" in capsys.readouterr().out
     assert main(["compare", runs[0]]) == 2
 

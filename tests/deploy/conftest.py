@@ -1,4 +1,4 @@
-"""What the tests of deployment share: a classifier served on the loopback, and a small one exported once."""
+"""Fixtures of the deployment tests: a classifier served on the loopback, and a small exported one."""
 
 import dataclasses
 import http.client
@@ -18,8 +18,8 @@ from PIL import Image
 
 from flowers_torch.data.preprocessing import Preprocessing
 from flowers_torch.deploy.classifier import Classifier
-from flowers_torch.deploy.export import Trial, make_onnx
-from flowers_torch.deploy.parity import PHOTOS
+from flowers_torch.deploy.export import VerificationData, export_onnx
+from flowers_torch.deploy.parity import PARITY_IMAGES
 from flowers_torch.evaluation.selective import fit_ood_detector, pack_selective
 from flowers_torch.models.checkpoint import ModelInfo, build, load_classifier, save_classifier
 from flowers_torch.training.device import Runtime
@@ -29,19 +29,19 @@ HOSTILE = ("</script><img src=x onerror=window.hacked=1>", "\u202etulip\x1b[31m"
 
 @dataclasses.dataclass(frozen=True)
 class Small:
-    """A weights file, its record and its network, and what it is tried on."""
+    """A weights file with its metadata, its network and its verification images."""
 
     file: Path
     info: ModelInfo
     network: torch.nn.Module
-    trial: Trial
+    data: VerificationData
 
 
 @pytest.fixture(scope="session")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
     torch.manual_seed(0)
     features, labels = torch.randn(8, 64), torch.arange(8) % 2
-    familiar = fit_ood_detector(features, labels, torch.randn(8, 64))
+    detector = fit_ood_detector(features, labels, torch.randn(8, 64))
     info = ModelInfo(
         "cifar_resnet",
         HOSTILE,
@@ -50,24 +50,26 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
         weights="/a/private/place/secret.h5",
         license="mit",
         temperature=0.5,
-        selective=pack_selective([(0.9, 4, 0), (0.4, 10, 2)], familiar),
+        selective=pack_selective([(0.9, 4, 0), (0.4, 10, 2)], detector),
     )
     file = tmp_path_factory.mktemp("small") / "model.safetensors"
     save_classifier(build(info).state_dict(), info, file)
-    draw = np.random.default_rng(0)
-    photos = [
-        Image.fromarray(draw.integers(0, 256, (40 + i % 3, 50 - i % 2, 3), dtype=np.uint8))
-        for i in range(PHOTOS)
+    rng = np.random.default_rng(0)
+    images = [
+        Image.fromarray(rng.integers(0, 256, (40 + i % 3, 50 - i % 2, 3), dtype=np.uint8))
+        for i in range(PARITY_IMAGES)
     ]
-    return Small(file, info, load_classifier(file)[0], Trial(photos, "noise"))
+    return Small(file, info, load_classifier(file)[0], VerificationData(images, "noise"))
 
 
 @pytest.fixture(scope="session")
 def onnx_bytes(small: Small) -> bytes:
-    """Takes photos."""
+    """An .onnx file with preprocessing."""
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package, reason=f"needs {package}, of the extra onnx")
-    return make_onnx(small.network, small.info, small.trial, Path("model.onnx"), photos=True).content
+    return export_onnx(
+        small.network, small.info, small.data, Path("model.onnx"), with_preprocessing=True
+    ).content
 
 
 HOSTILE_CLASS = '"><img src=x onerror=window.hacked=1>\x1b[31m\ud800\u202e'
@@ -81,14 +83,14 @@ SERVED = ModelInfo(
 
 @dataclasses.dataclass
 class Served:
-    """A running server with what it serves."""
+    """A running server and its service."""
 
     service: Any
     server: Any
     port: int
 
-    def ask(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any, Any]:
-        """Status, headers and body of an answer, JSON decoded."""
+    def request(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any, Any]:
+        """Status, headers and body of a response, with JSON decoded."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         try:
             connection.request(method, path, body, {k.replace("_", "-"): v for k, v in headers.items()})
@@ -99,18 +101,18 @@ class Served:
         is_json = response.headers["content-type"] == "application/json"
         return response.status, response.headers, json.loads(content) if is_json else content
 
-    def send(self, *photos: tuple[str, bytes], query: str = "") -> tuple[int, Any, Any]:
-        """Photos as a browser sends a form."""
+    def send(self, *images: tuple[str, bytes], query: str = "") -> tuple[int, Any, Any]:
+        """Sends images in a form, as a browser does."""
         body = b""
-        for name, content in photos:
+        for name, content in images:
             name = name.replace('"', "%22")
             disposition = f'form-data; name="photo"; filename="{name}"'
             body += f"--edge\r\nContent-Disposition: {disposition}\r\n\r\n".encode() + content + b"\r\n"
         kind = "multipart/form-data; boundary=edge"
-        return self.ask("POST", f"/api/predict{query}", body + b"--edge--\r\n", Content_Type=kind)
+        return self.request("POST", f"/api/predict{query}", body + b"--edge--\r\n", Content_Type=kind)
 
     @property
-    def address(self) -> str:
+    def url(self) -> str:
         return urllib.parse.urlunsplit(("http", f"127.0.0.1:{self.port}", "/", "", ""))
 
 
@@ -149,11 +151,11 @@ def served_classifier(served_file: Path) -> Classifier:
 
 @pytest.fixture(scope="module")
 def served(served_classifier: Classifier) -> Iterator[Served]:
-    with serving(served_classifier, photo_bytes=1 << 20) as running:
+    with serving(served_classifier, image_bytes=1 << 20) as running:
         yield running
 
 
 @pytest.fixture
 def serve_with(served_classifier: Classifier) -> Any:
-    """Starts another server, with limits of its own."""
+    """Starts another server with the given limits."""
     return lambda **limits: serving(served_classifier, **limits)

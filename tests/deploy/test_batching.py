@@ -1,4 +1,4 @@
-"""What waits is computed together, in order, and nothing that fails takes the rest with it."""
+"""Micro-batching: waiting items share a batch, in order, and an error affects only its batch."""
 
 import threading
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from flowers_torch.errors import ResourceError
 
 
 class Network:
-    """Doubles numbers once it is let go, and notes the batches."""
+    """Doubles numbers once `go` is set, and records the batches."""
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
@@ -26,9 +26,9 @@ class Network:
         return [2 * item for item in items]
 
 
-def test_what_waits_is_computed_together() -> None:
+def test_waiting_items_share_a_batch() -> None:
     network = Network()
-    batcher = Batcher(network, most=4)
+    batcher = Batcher(network, max_batch=4)
     first = batcher.submit(1)
     assert network.begun.wait(10)
     rest = [batcher.submit(n) for n in range(2, 8)]
@@ -41,16 +41,16 @@ def test_what_waits_is_computed_together() -> None:
 def test_a_batch_that_fails_costs_only_itself() -> None:
     network = Network()
     network.go.set()
-    batcher = Batcher(network, most=4)
+    batcher = Batcher(network, max_batch=4)
     with pytest.raises(ValueError, match="a bad one"):
         batcher.submit(-1).result(10)
     assert batcher.alive and batcher.submit(5).result(10) == 10
     batcher.close()
 
 
-def test_closing_finishes_what_waits_and_takes_no_more() -> None:
+def test_closing_computes_waiting_items_and_refuses_more() -> None:
     network = Network()
-    batcher = Batcher(network, most=1)
+    batcher = Batcher(network, max_batch=1)
     futures = [batcher.submit(n) for n in range(3)]
     assert network.begun.wait(10)
     closing = threading.Thread(target=batcher.close)
@@ -62,13 +62,13 @@ def test_closing_finishes_what_waits_and_takes_no_more() -> None:
         batcher.submit(1)
 
 
-def test_who_has_gone_is_left_out() -> None:
+def test_canceled_items_are_left_out() -> None:
     network = Network()
-    batcher = Batcher(network, most=4)
+    batcher = Batcher(network, max_batch=4)
     first = batcher.submit(1)
     assert network.begun.wait(10)
-    gone, stays = batcher.submit(2), batcher.submit(3)
-    assert gone.cancel()
+    canceled, other = batcher.submit(2), batcher.submit(3)
+    assert canceled.cancel()
     network.go.set()
-    assert (first.result(10), stays.result(10)) == (2, 6) and network.batches == [[1], [3]]
+    assert (first.result(10), other.result(10)) == (2, 6) and network.batches == [[1], [3]]
     batcher.close()

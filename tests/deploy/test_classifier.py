@@ -1,4 +1,4 @@
-"""One preprocessing path: validation, prediction and plain PyTorch give the same logits."""
+"""Classification of files: validation, prediction and plain PyTorch give the same logits."""
 
 import dataclasses
 from pathlib import Path
@@ -11,7 +11,13 @@ from PIL import Image
 from flowers_torch.data.augment.per_image import train_transform
 from flowers_torch.data.loading.loaders import TransformedImages, make_loader
 from flowers_torch.data.preprocessing import Preprocessing
-from flowers_torch.deploy.classifier import IMPROBABLE, STRANGE, Classifier, find_files, find_inputs
+from flowers_torch.deploy.classifier import (
+    LOW_CONFIDENCE,
+    OUT_OF_DISTRIBUTION,
+    Classifier,
+    find_files,
+    find_inputs,
+)
 from flowers_torch.errors import ResourceError, UsageError
 from flowers_torch.evaluation.predictions import collect
 from flowers_torch.evaluation.selective import fit_ood_detector, pack_selective
@@ -19,7 +25,7 @@ from flowers_torch.models.checkpoint import ModelInfo, build, save_classifier
 from flowers_torch.training.device import Runtime
 from flowers_torch.training.step import predict_logits
 
-RECORD = ModelInfo(
+INFO = ModelInfo(
     "test_resnet", ("blue", "green", "red"), Preprocessing(size=64, mean=(0.5,) * 3, std=(0.5,) * 3, crop=0.8)
 )
 FP32 = Runtime(torch.device("cpu"), "fp32", "for a test")
@@ -29,45 +35,45 @@ FP32 = Runtime(torch.device("cpu"), "fp32", "for a test")
 def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("model") / "model.safetensors"
-    save_classifier(build(RECORD).state_dict(), RECORD, path)
+    save_classifier(build(INFO).state_dict(), INFO, path)
     return path
 
 
 def test_validation_prediction_and_plain_pytorch_agree(photo_folder: Path, model_file: Path) -> None:
-    photos = sorted(photo_folder.rglob("*.png"))[:7]
+    files = sorted(photo_folder.rglob("*.png"))[:7]
     classifier = Classifier.load(model_file, FP32)
-    predicted = classifier.logits(photos)
+    predicted = classifier.logits(files)
 
-    transform = train_transform("none", **dataclasses.asdict(RECORD.preprocessing))
-    loader, _ = make_loader(TransformedImages(photos, [0] * 7, transform, seed=0), 7, shuffle=False)
-    validated, _ = predict_logits(classifier.answering, loader, FP32)
+    transform = train_transform("none", **dataclasses.asdict(INFO.preprocessing))
+    loader, _ = make_loader(TransformedImages(files, [0] * 7, transform, seed=0), 7, shuffle=False)
+    validated, _ = predict_logits(classifier.inference_model, loader, FP32)
     assert torch.equal(predicted, validated)
     unfused, _ = predict_logits(classifier.model, loader, FP32)
     torch.testing.assert_close(predicted, unfused, rtol=1e-4, atol=1e-5)
 
     torch.manual_seed(0)
-    network = build(RECORD).eval()
-    resized = [Image.open(p).convert("RGB").resize((96, 80), Image.Resampling.BICUBIC) for p in photos]
+    network = build(INFO).eval()
+    resized = [Image.open(p).convert("RGB").resize((96, 80), Image.Resampling.BICUBIC) for p in files]
     pixels = np.stack([np.asarray(image)[8:72, 16:80] for image in resized]).astype(np.float32) / 255
     plain = network(torch.from_numpy((pixels - 0.5) / 0.5).permute(0, 3, 1, 2))
     assert torch.allclose(predicted, plain, atol=1e-4)
 
 
-def test_bad_photos_are_answered_with_a_reason_among_good_ones(
+def test_bad_images_get_an_error_among_good_ones(
     photo_folder: Path, model_file: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "bad.jpg").write_bytes(b"nothing")
     good = sorted(photo_folder.rglob("*.png"))
     classifier = Classifier.load(model_file, FP32)
     mixed = [good[0], tmp_path / "bad.jpg", good[1], good[2]]
-    answers = list(classifier.predict(mixed, top=5, batch_size=2))
-    assert [answer.file for answer in answers] == [str(path) for path in mixed]
-    assert "bad.jpg" in answers[1].error and not answers[1].classes
+    predictions = list(classifier.predict(mixed, top=5, batch_size=2))
+    assert [prediction.file for prediction in predictions] == [str(path) for path in mixed]
+    assert "bad.jpg" in predictions[1].error and not predictions[1].classes
     alone = [next(iter(classifier.predict([path], top=5))) for path in good[:3]]
-    for answer, other in zip([answers[0], *answers[2:]], alone, strict=True):
-        assert answer.classes == other.classes
-        assert answer.probabilities == pytest.approx(other.probabilities, abs=1e-5)
-        assert len(answer.classes) == 3 and sum(answer.probabilities) == pytest.approx(1)
+    for prediction, other in zip([predictions[0], *predictions[2:]], alone, strict=True):
+        assert prediction.classes == other.classes
+        assert prediction.probabilities == pytest.approx(other.probabilities, abs=1e-5)
+        assert len(prediction.classes) == 3 and sum(prediction.probabilities) == pytest.approx(1)
 
 
 def test_files_folders_and_globs(photo_folder: Path, tmp_path: Path) -> None:
@@ -82,54 +88,54 @@ def test_files_folders_and_globs(photo_folder: Path, tmp_path: Path) -> None:
             find_files([nothing])
 
 
-def test_the_temperature_of_the_file_is_honoured(photo_folder: Path, tmp_path: Path) -> None:
+def test_the_temperature_of_the_file_is_applied(photo_folder: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     path = tmp_path / "model.safetensors"
-    info = dataclasses.replace(RECORD, temperature=0.5)
+    info = dataclasses.replace(INFO, temperature=0.5)
     save_classifier(build(info).state_dict(), info, path)
     classifier = Classifier.load(path, FP32)
-    photo = photo_folder / "red" / "3.png"
-    (answer,) = classifier.predict([photo], top=3)
-    expected = (classifier.logits([photo])[0] / 0.5).softmax(0).sort(descending=True).values
-    assert answer.probabilities == pytest.approx(expected.tolist(), abs=1e-5)
+    file = photo_folder / "red" / "3.png"
+    (prediction,) = classifier.predict([file], top=3)
+    expected = (classifier.logits([file])[0] / 0.5).softmax(0).sort(descending=True).values
+    assert prediction.probabilities == pytest.approx(expected.tolist(), abs=1e-5)
 
 
-def test_what_it_says_unsure_to(photo_folder: Path, model_file: Path) -> None:
-    """It is told of red and green photos: blue ones are strange to it."""
+def test_abstention(photo_folder: Path, model_file: Path) -> None:
+    """The detector is fitted on red and green images, so blue ones are out of distribution."""
     model = Classifier.load(model_file, FP32).model
     known = [*sorted((photo_folder / "red").glob("*.png")), *sorted((photo_folder / "green").glob("*.png"))]
     labels = torch.arange(2).repeat_interleave(20)
-    transform = train_transform("none", **dataclasses.asdict(RECORD.preprocessing))
+    transform = train_transform("none", **dataclasses.asdict(INFO.preprocessing))
     loader, _ = make_loader(TransformedImages(known, labels.tolist(), transform, seed=0), 20, shuffle=False)
     features = collect(model, loader, FP32).features
-    familiar = fit_ood_detector(features[::2], labels[::2], features[1::2])
-    familiar = dataclasses.replace(familiar, limit=familiar.limit + 0.1)
-    selective = pack_selective([(0.9, 10, 0), (0.5, 20, 4)], familiar)
-    classifier = Classifier(model, dataclasses.replace(RECORD, selective=selective), FP32)
-    assert {answer.doubt for answer in classifier.predict(known)} == {""}
-    strange = classifier.predict(sorted((photo_folder / "blue").glob("*.png")))
-    assert {answer.doubt for answer in strange} == {STRANGE}
-    assert next(classifier.predict(known[:1], least=0.999)).doubt == IMPROBABLE
+    detector = fit_ood_detector(features[::2], labels[::2], features[1::2])
+    detector = dataclasses.replace(detector, threshold=detector.threshold + 0.1)
+    selective = pack_selective([(0.9, 10, 0), (0.5, 20, 4)], detector)
+    classifier = Classifier(model, dataclasses.replace(INFO, selective=selective), FP32)
+    assert {prediction.reason for prediction in classifier.predict(known)} == {""}
+    ood = classifier.predict(sorted((photo_folder / "blue").glob("*.png")))
+    assert {prediction.reason for prediction in ood} == {OUT_OF_DISTRIBUTION}
+    assert next(classifier.predict(known[:1], confidence_threshold=0.999)).reason == LOW_CONFIDENCE
     assert classifier.threshold(0.05).probability == pytest.approx(0.9)
 
 
-def test_an_explanation_is_a_picture_of_what_the_network_sees(photo_folder: Path, model_file: Path) -> None:
-    picture = Classifier.load(model_file, FP32).explain(photo_folder / "red" / "3.png")
-    assert picture.size == (64, 64) and np.asarray(picture).std() > 1
+def test_an_explanation_shows_the_input_of_the_network(photo_folder: Path, model_file: Path) -> None:
+    heatmap = Classifier.load(model_file, FP32).explain(photo_folder / "red" / "3.png")
+    assert heatmap.size == (64, 64) and np.asarray(heatmap).std() > 1
 
 
-def test_addresses_are_fetched_and_failures_are_answers(
+def test_urls_are_fetched_and_failures_are_errors(
     photo_folder: Path, model_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    photo = photo_folder / "red" / "3.png"
+    file = photo_folder / "red" / "3.png"
 
     def fetch(url: str) -> bytes:
         if "gone" in url:
             raise ResourceError(f"cannot fetch {url}: not found")
-        return photo.read_bytes() if url.endswith(".png") else b"<html>"
+        return file.read_bytes() if url.endswith(".png") else b"<html>"
 
     monkeypatch.setattr("flowers_torch.deploy.classifier.fetch_bytes", fetch)
-    inputs = find_inputs(["https://x.org/a.png", str(photo), "http://x.org/gone.png", "https://x.org/page"])
+    inputs = find_inputs(["https://x.org/a.png", str(file), "http://x.org/gone.png", "https://x.org/page"])
     web, local, gone, page = Classifier.load(model_file, FP32).predict(inputs)
     assert web.probabilities == pytest.approx(local.probabilities, abs=1e-6) and web.file.endswith("a.png")
     assert "not found" in gone.error and "https://x.org/page is not an image" in page.error

@@ -1,4 +1,4 @@
-"""`flowers-torch export`: what is written answers as the network does, or is not written."""
+"""`flowers-torch export`: a written file computes what the network does."""
 
 import json
 import zipfile
@@ -11,11 +11,11 @@ import torch
 
 from flowers_torch.cli import main
 from flowers_torch.deploy import export
-from flowers_torch.deploy.export import METADATA_FILE, make_onnx, make_program
+from flowers_torch.deploy.export import METADATA_FILE, export_onnx, export_program
 from flowers_torch.deploy.graph import ExportableClassifier
 from flowers_torch.deploy.onnx_file import open_onnx, parse_onnx
-from flowers_torch.deploy.parity import PHOTOS, compare
-from flowers_torch.deploy.quantize import Cost, require_accuracy
+from flowers_torch.deploy.parity import PARITY_IMAGES, compare
+from flowers_torch.deploy.quantize import QuantizationLoss, require_accuracy
 from flowers_torch.errors import ExportError, UsageError
 from flowers_torch.models.checkpoint import build, load_classifier, save_classifier
 
@@ -26,57 +26,55 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
     return line
 
 
-def eager(answers: ExportableClassifier) -> Any:
-    """A model that computes what `answers` does."""
+def eager(model: ExportableClassifier) -> Any:
+    """An exported model that computes what `model` does."""
 
     def run(inputs: Any) -> Any:
         with torch.inference_mode():
-            outputs = answers(torch.from_numpy(inputs))
-        return {name: value.numpy() for name, value in zip(answers.outputs, outputs, strict=True)}
+            outputs = model(torch.from_numpy(inputs))
+        return {name: value.numpy() for name, value in zip(model.outputs, outputs, strict=True)}
 
     return run
 
 
 def test_parity_sees_the_worst_photo_of_all_batches(small: Any) -> None:
-    answers, photos = ExportableClassifier(small.network, small.info), small.trial.photos
-    exact = compare(answers, eager(answers), photos)
-    assert exact.holds and exact.logits < 1e-5 and exact.photos == PHOTOS
+    model, images = ExportableClassifier(small.network, small.info), small.data.images
+    exact = compare(model, eager(model), images)
+    assert exact.holds and exact.logits < 1e-5 and exact.images == PARITY_IMAGES
     calls = []
 
     def wrong(inputs: Any) -> Any:
         calls.append(len(inputs))
-        outputs = eager(answers)(inputs)
+        outputs = eager(model)(inputs)
         if len(inputs) == 17:
             outputs["logits"] = outputs["logits"].copy()
             outputs["logits"][16, 2] += 0.5
         return outputs
 
-    off = compare(answers, wrong, photos)
+    off = compare(model, wrong, images)
     assert calls == [1, 2, 17] and off.logits == pytest.approx(0.5, abs=1e-4) and not off.holds
-    nan = compare(
-        answers, lambda x: {k: v * np.nan for k, v in eager(answers)(x).items()}, small.trial.photos
-    )
+    nan = compare(model, lambda x: {k: v * np.nan for k, v in eager(model)(x).items()}, images)
     assert not nan.holds
 
 
 def test_a_network_that_exports_wrong_leaves_no_file(
     small: Any, onnx_bytes: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    """The graph is that of other weights."""
+    """The graph has other weights."""
     torch.manual_seed(1)
     path = tmp_path / "other.safetensors"
     save_classifier(build(small.info).state_dict(), small.info, path)
-    monkeypatch.setattr(export, "to_onnx", lambda answers, metadata: onnx_bytes)
+    monkeypatch.setattr(export, "to_onnx", lambda model, metadata: onnx_bytes)
     out = tmp_path / "out" / "model.onnx"
     assert main(["export", str(path), "--with-preprocessing", "--out", str(out)]) == 8
-    assert "was not written, it would not compute what the network does" in one_line(capsys)
+    assert "was not written because it would not compute what the network does" in one_line(capsys)
     assert not out.parent.exists()
 
 
 def test_the_command_writes_what_was_checked(
     small: Any, onnx_bytes: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    monkeypatch.setattr(export, "to_onnx", lambda answers, metadata: onnx_bytes)
+    monkeypatch.setattr(export, "to_onnx", lambda model, metadata: onnx_bytes)
     out = tmp_path / "flowers.onnx"
     assert main(["export", str(small.file), "--with-preprocessing", "--out", str(out)]) == 0
     captured = capsys.readouterr()
@@ -85,7 +83,7 @@ def test_the_command_writes_what_was_checked(
     )
     assert "compared on drawings: a weights file alone has no photos" in captured.err
     assert [path.name for path in tmp_path.iterdir()] == ["flowers.onnx"]
-    assert open_onnx(out).metadata["check"]["photos"] == 20
+    assert open_onnx(out).metadata["parity"]["images"] == 20
 
 
 @pytest.mark.slow
@@ -97,27 +95,27 @@ def test_export_of_network_inputs(small: Any, tmp_path: Path) -> None:
     with torch.inference_mode():
         expected = small.network(images)
     model = open_onnx(out)
-    assert model.metadata["input"] == "images"
+    assert model.metadata["input"] == "pixel_values"
     np.testing.assert_allclose(model(images.numpy())["logits"], expected.numpy(), atol=1e-4)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("photos", [False, True])
-def test_torch_export(small: Any, tmp_path: Path, photos: bool) -> None:
+@pytest.mark.parametrize("with_preprocessing", [False, True])
+def test_torch_export(small: Any, tmp_path: Path, with_preprocessing: bool) -> None:
     path = tmp_path / "model.pt2"
-    make_program(small.network, small.info, small.trial, path, photos).write(path)
+    export_program(small.network, small.info, small.data, path, with_preprocessing).write(path)
     files = {METADATA_FILE: ""}
     program = torch.export.load(path, extra_files=files).module()
     assert tuple(json.loads(files[METADATA_FILE])["classes"]) == small.info.classes
-    with zipfile.ZipFile(path) as archive:  # where it was made stays private
+    with zipfile.ZipFile(path) as archive:  # without paths of this machine
         assert not any(
             str(Path(__file__).parents[2]).encode() in archive.read(name) for name in archive.namelist()
         )
     for count in (1, 2, 17):
-        shape = (count, 41, 53, 3) if photos else (count, 3, 32, 32)
-        inputs = torch.randint(0, 256, shape, dtype=torch.uint8) if photos else torch.randn(shape)
+        shape = (count, 41, 53, 3) if with_preprocessing else (count, 3, 32, 32)
+        inputs = torch.randint(0, 256, shape, dtype=torch.uint8) if with_preprocessing else torch.randn(shape)
         with torch.inference_mode():
-            expected = ExportableClassifier(small.network, small.info, photos)(inputs)
+            expected = ExportableClassifier(small.network, small.info, with_preprocessing)(inputs)
             torch.testing.assert_close(program(inputs), expected)
 
 
@@ -157,35 +155,35 @@ def test_mistakes(arguments: list[str], message: str, small: Any, tmp_path: Path
     assert message in one_line(capsys) and not out.exists()
 
 
-def test_eight_bits_that_cost_too_much_are_refused() -> None:
-    require_accuracy(Cost(100, 90, 88, 95), 0.02, "x")
+def test_int8_that_loses_too_much_is_refused() -> None:
+    require_accuracy(QuantizationLoss(100, 90, 88, 95), 0.02, "x")
     with pytest.raises(ExportError, match="0.9000 before, 0.8700 after; .*allow it with --max-loss 3.0%"):
-        require_accuracy(Cost(100, 90, 87, 95), 0.02, "x")
+        require_accuracy(QuantizationLoss(100, 90, 87, 95), 0.02, "x")
 
 
 @pytest.mark.slow
-def test_eight_bits(small: Any, photo_folder: Path, tmp_path: Path) -> None:
-    """A quarter of the size, nearly the same answers, measured on the photos that are given for it."""
-    photos = sorted(photo_folder.rglob("*.png"))
-    trial = export.Trial(small.trial.photos, "noise", photos[::2], photos[1::2], [0] * 30)
+def test_int8(small: Any, photo_folder: Path, tmp_path: Path) -> None:
+    """A smaller file, nearly the same predictions, and the accuracy on the validation images."""
+    files = sorted(photo_folder.rglob("*.png"))
+    data = export.VerificationData(small.data.images, "noise", files[::2], files[1::2], [0] * 30)
     path = Path("x.onnx")
-    whole = make_onnx(small.network, small.info, trial, path, photos=True)
-    eight = make_onnx(small.network, small.info, trial, path, photos=True, int8=True, most_lost=1)
-    assert len(eight.content) < 0.6 * len(whole.content)
-    model = parse_onnx(eight.content, path)
-    told = model.metadata["int8"]
+    whole = export_onnx(small.network, small.info, data, path, with_preprocessing=True)
+    int8 = export_onnx(small.network, small.info, data, path, with_preprocessing=True, int8_max_loss=1)
+    assert len(int8.content) < 0.6 * len(whole.content)
+    model = parse_onnx(int8.content, path)
+    loss = model.metadata["int8"]
     assert (
-        told["photos"] == 30 and told["agree"] >= 25 and any("accuracy on 30" in line for line in eight.lines)
+        loss["images"] == 30 and loss["agree"] >= 25 and any("accuracy on 30" in line for line in int8.lines)
     )
     assert model.session.get_inputs()[0].type == "tensor(uint8)"
-    images = np.stack([np.asarray(photo.crop((0, 0, 40, 40))) for photo in small.trial.photos])
+    images = np.stack([np.asarray(image.crop((0, 0, 40, 40))) for image in small.data.images])
     outputs, expected = model(images), parse_onnx(whole.content, path)(images)
     assert np.abs(outputs["logits"] - expected["logits"]).max() < 0.3 * np.abs(expected["logits"]).max()
     np.testing.assert_allclose(outputs["probabilities"].sum(1), 1, atol=1e-6)
 
 
 def test_int8_is_refused_before_anything_is_computed(small: Any) -> None:
-    from flowers_torch.commands.export import find_trial
+    from flowers_torch.commands.export import find_verification_data
 
     with pytest.raises(UsageError, match="leave out --int8"):
-        find_trial(small.file, int8=True)
+        find_verification_data(small.file, int8=True)

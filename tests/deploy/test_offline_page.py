@@ -1,4 +1,4 @@
-"""The page as a file: complete, harmless whatever the names are, and made of a runtime that was looked at."""
+"""The offline page: complete, safe for any class name, with a verified runtime."""
 
 import base64
 import gzip
@@ -14,16 +14,16 @@ import pytest
 
 from flowers_torch.cli import main
 from flowers_torch.deploy import offline_page as page
-from flowers_torch.deploy.offline_page import Runtime, find_runtime, write_page
+from flowers_torch.deploy.offline_page import BrowserRuntime, find_runtime, write_page
 from flowers_torch.errors import ModelFileError, ResourceError, UsageError
 
-RUNTIME = Runtime("9.9.9", b"1 // </script><script>window.hacked=1</script>", b"\0asm" + bytes(5000))
+RUNTIME = BrowserRuntime("9.9.9", b"1 // </script><script>window.hacked=1</script>", b"\0asm" + bytes(5000))
 
 
-def parts(text: str) -> dict[str, bytes]:
-    """What the scripts of a page hand over, by name."""
+def chunks(text: str) -> dict[str, bytes]:
+    """The content that the scripts of a page add, by name."""
     found: dict[str, bytes] = {}
-    for name, value in re.findall(r'part\("(\w+)","([A-Za-z0-9+/=]*)"\)', text):
+    for name, value in re.findall(r'addChunk\("(\w+)","([A-Za-z0-9+/=]*)"\)', text):
         found[name] = found.get(name, b"") + base64.b64decode(value)
     return found
 
@@ -33,11 +33,11 @@ def test_one_file_holds_everything(onnx_bytes: bytes, tmp_path: Path) -> None:
     (line,) = write_page(path, onnx_bytes, RUNTIME)
     assert str(path) in line and "one file" in line and [p.name for p in tmp_path.iterdir()] == ["model.html"]
     html = path.read_text()
-    held = parts(html)
+    held = chunks(html)
     assert held["model"] == onnx_bytes and held["runtime"] == RUNTIME.script
     assert gzip.decompress(held["wasm"]) == RUNTIME.wasm
-    assert "default-src &#39;none&#39;" in html
-    assert "://" not in html.split("<script>part(")[0]
+    assert "default-src &#x27;none&#x27;" in html
+    assert "://" not in html.split("<script>addChunk(")[0]
 
 
 def test_names_of_classes_cannot_become_markup(onnx_bytes: bytes, small: Any, tmp_path: Path) -> None:
@@ -50,9 +50,9 @@ def test_names_of_classes_cannot_become_markup(onnx_bytes: bytes, small: Any, tm
     assert len(html.split("window.hacked")) == 2  # in the JSON, escaped
 
 
-def test_the_script_writes_text_never_markup() -> None:
-    script = (Path(page.__file__).parent / "templates/offline_page.js").read_text()
-    for way in (
+def test_the_script_never_writes_markup() -> None:
+    script = page._file("offline_page.js")
+    for name in (
         "innerHTML",
         "outerHTML",
         "insertAdjacentHTML",
@@ -61,32 +61,32 @@ def test_the_script_writes_text_never_markup() -> None:
         "fetch(",
         "XMLHttp",
     ):
-        assert way not in script
+        assert name not in script
 
 
 def test_a_large_model_becomes_a_folder(
     onnx_bytes: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(page, "MOST_ONE_FILE", 1 << 18)
-    monkeypatch.setattr(page, "PART_BYTES", 3 * 40_000)
+    monkeypatch.setattr(page, "MAX_SINGLE_FILE", 1 << 18)
+    monkeypatch.setattr(page, "CHUNK_BYTES", 3 * 40_000)
     (line,) = write_page(tmp_path / "model.html", onnx_bytes, RUNTIME)
     folder = tmp_path / "model"
-    assert "more than the 0 MB that one file may have" in line and not (tmp_path / "model.html").exists()
+    assert "more than the 0 MB of one file" in line and not (tmp_path / "model.html").exists()
     html = (folder / "index.html").read_text()
     scripts = re.findall(r'<script src="([\w.-]+)">', html)
     assert {*scripts, "index.html"} == {path.name for path in folder.iterdir()} and "model-1.js" in scripts
-    held = parts("".join((folder / name).read_text() for name in scripts))
+    held = chunks("".join((folder / name).read_text() for name in scripts))
     assert held["model"] == onnx_bytes and gzip.decompress(held["wasm"]) == RUNTIME.wasm
 
 
-def test_a_model_that_is_none_makes_no_page(onnx_bytes: bytes, tmp_path: Path) -> None:
+def test_a_damaged_model_gives_no_page(onnx_bytes: bytes, tmp_path: Path) -> None:
     with pytest.raises(ModelFileError):
         write_page(tmp_path / "model.html", onnx_bytes[:999], RUNTIME)
     assert not list(tmp_path.iterdir())
 
 
 def package(path: Path, **changed: bytes) -> Path:
-    """An npm package as `npm pack` makes it."""
+    """Writes an npm package like `npm pack`."""
     files = {
         "package.json": b'{"version": "9.9.9"}',
         page.SCRIPT: b"export {}",
@@ -102,7 +102,7 @@ def package(path: Path, **changed: bytes) -> Path:
 
 def test_the_runtime_comes_from_a_package_or_its_folder(tmp_path: Path) -> None:
     found = find_runtime(str(package(tmp_path / "ort.tgz")))
-    assert found == Runtime("9.9.9", b"export {}", b"\0asm")
+    assert found == BrowserRuntime("9.9.9", b"export {}", b"\0asm")
     (tmp_path / "package" / "dist").mkdir(parents=True)
     (tmp_path / "package" / "package.json").write_text('{"version": "9.9.9"}')
     (tmp_path / "package" / page.SCRIPT).write_bytes(b"export {}")
@@ -110,20 +110,22 @@ def test_the_runtime_comes_from_a_package_or_its_folder(tmp_path: Path) -> None:
     assert find_runtime(str(tmp_path / "package")) == found
 
 
-def test_what_is_no_runtime_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_runtime_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "text.tgz").write_text("nothing")
     with tarfile.open(tmp_path / "other.tgz", "w:gz"):
         pass
     package(tmp_path / "broken.tgz", **{"package.json": b"["})
     for name in ("nowhere.tgz", "text.tgz", "other.tgz", "broken.tgz", "."):
-        with pytest.raises(UsageError, match="is no onnxruntime-web: .*; fix: npm pack onnxruntime-web@"):
+        with pytest.raises(
+            UsageError, match="is not a valid onnxruntime-web package: .*; fix: npm pack onnxruntime-web@"
+        ):
             find_runtime(str(tmp_path / name))
-    monkeypatch.setattr(page, "MOST_RUNTIME_BYTES", 2)
+    monkeypatch.setattr(page, "MAX_RUNTIME_BYTES", 2)
     with pytest.raises(UsageError, match="too large"):
         find_runtime(str(package(tmp_path / "large.tgz")))
 
 
-def test_the_runtime_is_fetched_once_and_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_runtime_is_downloaded_once_and_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLOWERS_TORCH_CACHE", str(tmp_path / "cache"))
     source = package(tmp_path / "ort.tgz")
     monkeypatch.setattr(page, "RUNTIME_URL", source.as_uri())
@@ -137,8 +139,10 @@ def test_the_runtime_is_fetched_once_and_checked(tmp_path: Path, monkeypatch: py
 
 
 def test_no_runtime_no_export(small: Any, tmp_path: Path, capsys: Any) -> None:
-    """Found before minutes are spent on the export."""
+    """The error comes before the slow export."""
     pytest.importorskip("onnx", reason="needs the extra onnx")
     arguments = ["--format", "page", "--out", str(tmp_path / "x.html"), "--runtime", str(tmp_path / "no")]
     assert main(["export", str(small.file), *arguments]) == 2
-    assert "is no onnxruntime-web" in capsys.readouterr().err and not list(tmp_path.iterdir())
+    assert "is not a valid onnxruntime-web package" in capsys.readouterr().err and not list(
+        tmp_path.iterdir()
+    )

@@ -1,6 +1,7 @@
-"""The page in a real browser: Debian's chromium, headless, driven by selenium (`pip install selenium`).
+"""The offline page in headless Chromium, driven by selenium (`pip install selenium`).
 
-ONNX Runtime comes from npm (`npm pack onnxruntime-web@1.30.0`, its path in ONNXRUNTIME_WEB) or is fetched.
+ONNXRUNTIME_WEB is the path of ONNX Runtime (`npm pack onnxruntime-web@1.30.0`); without it the runtime is
+downloaded.
 """
 
 import csv
@@ -17,17 +18,17 @@ from PIL import Image
 
 from flowers_torch.data.sources.demo import FORMS, draw_picture
 from flowers_torch.deploy.classifier import Classifier
-from flowers_torch.deploy.export import make_onnx
-from flowers_torch.deploy.offline_page import Runtime, find_runtime, write_page
+from flowers_torch.deploy.export import export_onnx
+from flowers_torch.deploy.offline_page import BrowserRuntime, find_runtime, write_page
 from flowers_torch.errors import ResourceError
-from flowers_torch.training.device import Runtime as Device
+from flowers_torch.training.device import Runtime
 
 pytestmark = pytest.mark.slow
-TOLERANCE = 2e-3  # of probabilities: a resize that rounds otherwise, and a browser's own JPEG decoder
+TOLERANCE = 2e-3  # of probabilities; resize filter and JPEG decoder differ
 
 
 @pytest.fixture(scope="module")
-def runtime() -> Runtime:
+def runtime() -> BrowserRuntime:
     try:
         return find_runtime(os.environ.get("ONNXRUNTIME_WEB", ""))
     except ResourceError as error:
@@ -35,19 +36,19 @@ def runtime() -> Runtime:
 
 
 @pytest.fixture(scope="module")
-def pages(small: Any, runtime: Runtime, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def pages(small: Any, runtime: BrowserRuntime, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The page as one file and as a folder."""
     pytest.importorskip("onnx", reason="needs the extra onnx")
     folder = tmp_path_factory.mktemp("page")
-    model = make_onnx(small.network, small.info, small.trial, folder / "model.html", photos=True)
+    model = export_onnx(small.network, small.info, small.data, folder / "model.html", with_preprocessing=True)
     write_page(folder / "model.html", model.content, runtime)
     write_page(folder / "parts.html", model.content, runtime, as_folder=True)
     return {"file": folder / "model.html", "folder": folder / "parts" / "index.html"}
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Ten photos: JPEG and PNG, wide, high, a strip, one turned by EXIF, one with transparency, one grey."""
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """JPEG and PNG files: wide, tall, a strip, rotated by EXIF, transparent, gray."""
     folder = tmp_path_factory.mktemp("photos")
     forms = list(FORMS)
     drawn = [draw_picture(forms[i % 6], 120 + 10 * i, np.random.default_rng(i)) for i in range(10)]
@@ -66,8 +67,8 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return sorted(folder.iterdir())
 
 
-def look(browser: Any, page: Path, width: int = 1400, scheme: str = "light") -> None:
-    """Opens the page from its file and waits until the model is there."""
+def open_page(browser: Any, page: Path, width: int = 1400, scheme: str = "light") -> None:
+    """Opens the page from its file and waits for the model."""
     metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     features = [{"name": "prefers-color-scheme", "value": scheme}]
@@ -82,28 +83,28 @@ def wait(browser: Any, ready: Any) -> None:
     WebDriverWait(browser, 120, 0.2).until(lambda _: ready())
 
 
-def answer(browser: Any, photos: list[Path]) -> list[list[str]]:
-    """Gives photos to the page; the rows of its table, header first."""
-    browser.find_element("id", "files").send_keys("\n".join(map(str, photos)))
-    told = f"{len(photos)} of {len(photos)} photos"
-    wait(browser, lambda: browser.find_element("id", "status").text.startswith(told))
+def classify(browser: Any, files: list[Path]) -> list[list[str]]:
+    """Rows of the table that the page exports for photos, with the header."""
+    browser.find_element("id", "files").send_keys("\n".join(map(str, files)))
+    status = f"{len(files)} of {len(files)} photos"
+    wait(browser, lambda: browser.find_element("id", "status").text.startswith(status))
     return list(csv.reader(io.StringIO(browser.execute_script("return table()"))))
 
 
 @pytest.mark.parametrize("form", ["file", "folder"])
-def test_it_answers_as_torch_does_without_any_request(
-    browser: Any, pages: dict[str, Path], small: Any, photos: list[Path], form: str
+def test_it_predicts_as_torch_does_without_any_request(
+    browser: Any, pages: dict[str, Path], small: Any, files: list[Path], form: str
 ) -> None:
     browser.get_log("performance"), browser.get_log("browser")
-    look(browser, pages[form])
-    header, *rows = answer(browser, photos)
-    assert len(rows) == 10 and [row[0] for row in rows] == [path.name for path in photos]
-    classifier = Classifier(small.network, small.info, Device(torch.device("cpu"), "fp32", "for a test"))
-    expected = (classifier.logits(photos) / small.info.temperature).softmax(1)
+    open_page(browser, pages[form])
+    header, *rows = classify(browser, files)
+    assert len(rows) == 10 and [row[0] for row in rows] == [path.name for path in files]
+    classifier = Classifier(small.network, small.info, Runtime(torch.device("cpu"), "fp32", "for a test"))
+    expected = (classifier.logits(files) / small.info.temperature).softmax(1)
     found = np.array([[float(value) for value in row[4:]] for row in rows])
     assert np.abs(found - expected.numpy()).max() < TOLERANCE
     assert [header.index(row[1]) - 4 for row in rows] == expected.argmax(1).tolist()
-    assert [row[3] for row in rows] == [a.doubt for a in classifier.predict(photos)]
+    assert [row[3] for row in rows] == [p.reason for p in classifier.predict(files)]
     assert browser.get_log("browser") == [] and browser.execute_script("return window.hacked") is None
     events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     sent = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
@@ -112,8 +113,8 @@ def test_it_answers_as_torch_does_without_any_request(
 
 
 def test_the_policy_refuses_a_request(browser: Any, pages: dict[str, Path]) -> None:
-    """What a flaw might try."""
-    look(browser, pages["file"])
+    """A fetch, as injected code might try."""
+    open_page(browser, pages["file"])
     script = "const done = arguments[0]; fetch('http://127.0.0.1:9/').then(done, e => done(`${e}`))"
     events = "document.addEventListener('securitypolicyviolation', e => window.refused = e.violatedDirective)"
     browser.execute_script(events)
@@ -122,29 +123,32 @@ def test_the_policy_refuses_a_request(browser: Any, pages: dict[str, Path]) -> N
 
 
 def test_a_bad_photo_among_good_ones(
-    browser: Any, pages: dict[str, Path], photos: list[Path], tmp_path: Path
+    browser: Any, pages: dict[str, Path], files: list[Path], tmp_path: Path
 ) -> None:
     bad = tmp_path / "<img src=x onerror=window.hacked=1>.jpg"
     bad.write_bytes(b"nothing")
-    look(browser, pages["file"])
-    _, first, second, third = answer(browser, [photos[0], bad, photos[1]])
+    open_page(browser, pages["file"])
+    _, first, second, third = classify(browser, [files[0], bad, files[1]])
     assert first[1] and third[1] and not second[1] and "cannot be read" in second[3]
-    assert browser.find_elements("css selector", ".card .fault")
+    assert browser.find_elements("css selector", ".card .error")
     assert browser.execute_script("return window.hacked") is None
     browser.find_element("id", "clear").click()
     assert not browser.find_elements("css selector", ".card")
 
 
-def test_the_threshold_is_that_of_predict(browser: Any, pages: dict[str, Path], photos: list[Path]) -> None:
-    """The small model's curve: from 0.9 on 4 of 10 validation photos are answered, none wrong."""
+def test_the_threshold_is_that_of_predict(browser: Any, pages: dict[str, Path], files: list[Path]) -> None:
+    """The curve of the small model accepts 4 of 10 validation images from 0.9 on, without errors."""
     from selenium.webdriver.support.ui import Select
 
-    look(browser, pages["file"])
-    answer(browser, photos[:3])
+    open_page(browser, pages["file"])
+    classify(browser, files[:3])
     select = Select(browser.find_element("id", "care"))
     assert [option.text for option in select.options][0] == "always" and len(select.options) > 1
     select.select_by_index(len(select.options) - 1)
-    assert "0 of 4 answers were wrong, and it was unsure of 60%" in browser.find_element("id", "promise").text
+    assert (
+        "0 of 4 predictions were wrong, and 60% of photos were unsure"
+        in browser.find_element("id", "promise").text
+    )
     assert all(
         row.get_attribute("class").endswith("unsure")
         for row in browser.find_elements("css selector", ".card")
@@ -153,26 +157,24 @@ def test_the_threshold_is_that_of_predict(browser: Any, pages: dict[str, Path], 
 
 @pytest.mark.parametrize("width", [360, 1400])
 def test_it_fits_phone_and_desktop_in_light_and_dark(
-    browser: Any, pages: dict[str, Path], photos: list[Path], width: int
+    browser: Any, pages: dict[str, Path], files: list[Path], width: int
 ) -> None:
-    papers = {}
+    backgrounds = {}
     for scheme in ("light", "dark"):
-        look(browser, pages["file"], width, scheme)
-        answer(browser, photos[:2])
+        open_page(browser, pages["file"], width, scheme)
+        classify(browser, files[:2])
         assert browser.execute_script("return document.documentElement.scrollWidth") <= width
-        colour = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
-        papers[scheme] = sum(map(int, colour[4:-1].split(",")))
-    assert papers["light"] > 700 > 150 > papers["dark"]
+        color = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+        backgrounds[scheme] = sum(map(int, color[4:-1].split(",")))
+    assert backgrounds["light"] > 700 > 150 > backgrounds["dark"]
 
 
-def test_everything_can_be_reached_by_keyboard(
-    browser: Any, pages: dict[str, Path], photos: list[Path]
-) -> None:
+def test_everything_is_reachable_by_keyboard(browser: Any, pages: dict[str, Path], files: list[Path]) -> None:
     from selenium.webdriver import ActionChains
     from selenium.webdriver.common.keys import Keys
 
-    look(browser, pages["file"])
-    answer(browser, photos[:1])
+    open_page(browser, pages["file"])
+    classify(browser, files[:1])
     browser.execute_script("document.activeElement.blur()")
     reached = []
     for _ in range(5):

@@ -1,4 +1,4 @@
-"""Exported .onnx files: complete in one file, self-explaining, and read with suspicion."""
+"""ONNX files: complete in one file, with metadata, and validated when opened."""
 
 import json
 import sys
@@ -12,20 +12,20 @@ import torch
 from flowers_torch.cli import main
 from flowers_torch.data.preprocessing import Preprocessing
 from flowers_torch.deploy.graph import ExportableClassifier
-from flowers_torch.deploy.onnx_file import attach, describe, need, open_onnx, parse_onnx, relabel
+from flowers_torch.deploy.onnx_file import attach_metadata, export_metadata, need, open_onnx, parse_onnx
 from flowers_torch.errors import ModelFileError, UsageError
 
 
 def test_a_lone_file_is_complete(onnx_bytes: bytes, small: Any, tmp_path: Path) -> None:
-    """Weights in a second file would be lost with the first copy."""
+    """No weights are in a second file."""
     path = tmp_path / "alone.onnx"
     path.write_bytes(onnx_bytes)
     model = open_onnx(path, threads=1)
-    photos = np.stack([np.asarray(photo.crop((0, 0, 40, 40))) for photo in small.trial.photos[:2]])
-    found = model(photos)
+    images = np.stack([np.asarray(image.crop((0, 0, 40, 40))) for image in small.data.images[:2]])
+    found = model(images)
     with torch.inference_mode():
-        expected = ExportableClassifier(small.network, small.info, photos=True)(torch.from_numpy(photos))
-    assert list(found) == ["logits", "probabilities", "strangeness"]
+        expected = ExportableClassifier(small.network, small.info, True)(torch.from_numpy(images))
+    assert list(found) == ["logits", "probabilities", "ood_distance"]
     for value, wanted in zip(found.values(), expected, strict=True):
         np.testing.assert_allclose(value, wanted.numpy(), atol=2e-2)
 
@@ -36,8 +36,10 @@ def test_the_page_s_own_lines_run(
     page = (Path(__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8")
     code = page.split("```python\n")[1].split("```")[0]
     monkeypatch.chdir(tmp_path)
-    Path("model.onnx").write_bytes(relabel(onnx_bytes, describe(small.info, True) | {"classes": ["a"] * 3}))
-    small.trial.photos[0].save("photo.jpg")
+    Path("model.onnx").write_bytes(
+        attach_metadata(onnx_bytes, export_metadata(small.info, True) | {"classes": ["a"] * 3})
+    )
+    small.data.images[0].save("photo.jpg")
     exec(code, {})
     name, probability = capsys.readouterr().out.split()
     assert name == "a" and 1 / 3 < float(probability) <= 1
@@ -47,21 +49,21 @@ def test_the_page_s_own_lines_run(
 @pytest.mark.parametrize(("height", "width"), [(40, 50), (64, 33), (200, 20)])
 def test_any_number_of_photos_of_any_size(onnx_bytes: bytes, count: int, height: int, width: int) -> None:
     model = parse_onnx(onnx_bytes, Path("x.onnx"), threads=1)
-    photos = np.random.default_rng(0).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
-    together = model(photos)["logits"]
+    images = np.random.default_rng(0).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
+    together = model(images)["logits"]
     assert together.shape == (count, 3)
-    np.testing.assert_allclose(together[-1:], model(photos[-1:])["logits"], atol=1e-4)
+    np.testing.assert_allclose(together[-1:], model(images[-1:])["logits"], atol=1e-4)
 
 
 def test_the_metadata_say_all_that_is_needed(onnx_bytes: bytes, small: Any) -> None:
     found = parse_onnx(onnx_bytes, Path("x.onnx")).metadata
     assert tuple(found["classes"]) == small.info.classes
     assert Preprocessing.from_dict(found["preprocessing"]) == small.info.preprocessing
-    assert found["temperature"] == 0.5 and found["input"] == "photos"
+    assert found["temperature"] == 0.5 and found["input"] == "images"
     assert found["selective"]["curve"] == [[0.9, 4, 0], [0.4, 10, 2]]
-    assert found["selective"]["limit"] == small.info.selective["ood_detector"]["limit"]
-    assert found["check"]["photos"] == 20 and found["weights"] == "secret.h5" and found["license"] == "mit"
-    assert "\\ud800" in json.dumps(found["classes"])  # stored as it is, though no file system's idea of text
+    assert found["selective"]["ood_threshold"] == small.info.selective["ood_detector"]["threshold"]
+    assert found["parity"]["images"] == 20 and found["weights"] == "secret.h5" and found["license"] == "mit"
+    assert "\\ud800" in json.dumps(found["classes"])  # stored as it is, though not valid UTF-8
     assert b"/a/private/place" not in onnx_bytes and str(Path(__file__).parents[2]).encode() not in onnx_bytes
 
 
@@ -75,7 +77,7 @@ def test_cut_and_altered_files(onnx_bytes: bytes, tmp_path: Path) -> None:
         b"\x08" * 4096,
     ):
         path.write_bytes(content)
-        with pytest.raises(ModelFileError, match="model.onnx (is damaged|does not say)"):
+        with pytest.raises(ModelFileError, match="model.onnx (is damaged|lacks the metadata)"):
             open_onnx(path)
     with pytest.raises(ModelFileError, match="no such file"):
         open_onnx(tmp_path / "nothing.onnx")
@@ -89,7 +91,7 @@ def test_weights_outside_of_the_file_are_refused(onnx_bytes: bytes, location: st
     weights.ClearField("raw_data")
     weights.data_location = onnx.TensorProto.EXTERNAL
     weights.external_data.add(key="location", value=location)
-    with pytest.raises(ModelFileError, match=f"wants to read the file {location}"):
+    with pytest.raises(ModelFileError, match=f"refers to the file {location}"):
         parse_onnx(model.SerializeToString(), Path("x.onnx"))
 
 
@@ -99,16 +101,15 @@ def test_weights_outside_are_found_in_constants_and_functions(onnx_bytes: bytes)
     tensor = onnx.TensorProto(data_location=onnx.TensorProto.EXTERNAL)
     node = onnx.helper.make_node("Constant", [], ["c"], value=tensor)
     model.functions.add(name="f", domain="d").node.append(node)
-    with pytest.raises(ModelFileError, match="wants to read the file"):
+    with pytest.raises(ModelFileError, match="refers to the file"):
         parse_onnx(model.SerializeToString(), Path("x.onnx"))
 
 
-def test_files_of_others_are_not_taken_for_ours(onnx_bytes: bytes, small: Any) -> None:
-    model = need("onnx").load_model_from_string(onnx_bytes)
-    metadata = describe(small.info, photos=True)
+def test_files_of_other_origin_are_refused(onnx_bytes: bytes, small: Any) -> None:
+    metadata = export_metadata(small.info, with_preprocessing=True)
     del metadata["temperature"]
-    with pytest.raises(ModelFileError, match="does not say its temperature"):
-        parse_onnx(attach(model, metadata), Path("x.onnx"))
+    with pytest.raises(ModelFileError, match="lacks the metadata temperature"):
+        parse_onnx(attach_metadata(onnx_bytes, metadata), Path("x.onnx"))
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])

@@ -1,10 +1,10 @@
-"""Sorting photos by what they were named."""
+"""Sorting of images by predicted class."""
 
 from pathlib import Path
 
 import pytest
 
-from flowers_torch.deploy.classifier import STRANGE, Prediction
+from flowers_torch.deploy.classifier import OUT_OF_DISTRIBUTION, Prediction
 from flowers_torch.deploy.sort import check_folder, folder_name, sort_into
 from flowers_torch.errors import UsageError
 
@@ -14,24 +14,24 @@ def test_links_by_class_and_again(tmp_path: Path) -> None:
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "1.jpg").write_text(folder)
     out = tmp_path / "out"
-    answers = [
+    predictions = [
         Prediction(str(tmp_path / "a" / "1.jpg"), ("rose",), (0.9,)),
         Prediction(str(tmp_path / "b" / "1.jpg"), ("rose",), (0.9,)),
-        Prediction(str(tmp_path / "b" / "1.jpg"), ("iris",), (0.4,), doubt=STRANGE),
+        Prediction(str(tmp_path / "b" / "1.jpg"), ("iris",), (0.4,), reason=OUT_OF_DISTRIBUTION),
         Prediction("https://example.org/x/2.jpg", ("iris",), (0.8,)),
         Prediction(str(tmp_path / "a" / "gone.jpg"), error="it is gone"),
     ]
-    places = [sort_into(out, answer) for answer in answers]
-    assert [str(place.relative_to(out)) for place in places] == [
+    paths = [sort_into(out, prediction) for prediction in predictions]
+    assert [str(path.relative_to(out)) for path in paths] == [
         "rose/1.jpg",
         "rose/1-2.jpg",
         "unsure/1.jpg",
         "iris/2.jpg.txt",
         "unreadable/gone.jpg",
     ]
-    assert places[1].read_text() == "b" and places[1].is_symlink()
-    assert places[3].read_text() == "https://example.org/x/2.jpg\n"
-    assert [sort_into(out, answer) for answer in answers[:2]] == places[:2]  # nothing is linked twice
+    assert paths[1].read_text() == "b" and paths[1].is_symlink()
+    assert paths[3].read_text() == "https://example.org/x/2.jpg\n"
+    assert [sort_into(out, prediction) for prediction in predictions[:2]] == paths[:2]  # already linked
 
 
 @pytest.mark.parametrize(
@@ -47,8 +47,8 @@ def test_links_by_class_and_again(tmp_path: Path) -> None:
 )
 def test_class_names_stay_inside_the_folder(label: str, name: str, tmp_path: Path) -> None:
     assert folder_name(label) == name
-    place = sort_into(tmp_path, Prediction(__file__, (label,), (1.0,)))
-    assert place.parent.parent == tmp_path and ".." not in place.relative_to(tmp_path).parts
+    path = sort_into(tmp_path, Prediction(__file__, (label,), (1.0,)))
+    assert path.parent.parent == tmp_path and ".." not in path.relative_to(tmp_path).parts
 
 
 def test_the_photos_own_folder_is_refused(tmp_path: Path) -> None:

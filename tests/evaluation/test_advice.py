@@ -1,4 +1,4 @@
-"""Each rule speaks when it should, and none when all is well."""
+"""Advice on training: each rule applies to its history, and none to a good one."""
 
 from typing import Any
 
@@ -41,7 +41,7 @@ def history(*rows: tuple[float, float, float, float]) -> list[dict[str, Any]]:
         ),
         (
             [(2, 0.4, 0.5, 0.9), (1, 0.8, 0.7, 0.85), (0.6, 0.85, 0.8, 0.83), (0.5, 0.86, 0.8, 0.83)],
-            "made it worse",
+            "is worse than stage head",
             "--set stages.finetune.lr=0.0001",
         ),
         (
@@ -51,7 +51,7 @@ def history(*rows: tuple[float, float, float, float]) -> list[dict[str, Any]]:
         ),
         (
             [(2, 0.4, 1.5, 0.5), (1, 0.8, 0.9, 0.7), (0.2, 0.95, 1.1, 0.7), (0.1, 1.0, 1.3, 0.7)],
-            "by heart",
+            "memorized",
             "--set stages.finetune.augment=rand",
         ),
         (
@@ -67,14 +67,14 @@ def history(*rows: tuple[float, float, float, float]) -> list[dict[str, Any]]:
     ],
 )
 def test_rules(rows: list[tuple[float, float, float, float]], words: str, flags: str) -> None:
-    found = advise_on_training(history(*rows), STAGES, classes=10, val_photos=200, pretrained=True)
+    found = advise_on_training(history(*rows), STAGES, classes=10, val_images=200, pretrained=True)
     if not words:
         assert found == []
     else:
         assert len(found) == 1 and words in found[0].what and flags in found[0].flags
 
 
-def test_random_weights_are_blamed_first() -> None:
+def test_random_weights_are_the_first_reason() -> None:
     rows = [(2.4, 0.1, 2.4, 0.1)] * 3
     (found,) = advise_on_training(history(*rows), STAGES, 10, 200, pretrained=False)
     assert "random weights" in found.what and found.flags == "--weights imagenet"

@@ -1,4 +1,4 @@
-"""Calibration: bins, their error, and the temperature that mends it."""
+"""Calibration: bins, the calibration error and the temperature."""
 
 import numpy as np
 import pytest
@@ -13,46 +13,46 @@ from flowers_torch.evaluation.calibration import (
 )
 
 
-def overconfident(photos: int, sharpness: float, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits whose probabilities would be exact if they were divided by `sharpness`."""
+def overconfident(images: int, scale: float, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits that are calibrated when divided by `scale`."""
     generator = torch.Generator().manual_seed(seed)
-    logits = 2 * torch.randn(photos, 5, generator=generator, dtype=torch.float64)
+    logits = 2 * torch.randn(images, 5, generator=generator, dtype=torch.float64)
     labels = torch.multinomial(logits.softmax(1), 1, generator=generator)[:, 0]
-    return logits * sharpness, labels
+    return logits * scale, labels
 
 
 def test_bins_against_a_plain_loop() -> None:
-    draw = np.random.default_rng(0)
-    confidence, right = draw.uniform(0.2, 1, 300), draw.random(300) < 0.7
-    confidence[:3] = (1.0, 1 / 3, 0.2)  # edges belong to the bin below
+    rng = np.random.default_rng(0)
+    confidence, correct = rng.uniform(0.2, 1, 300), rng.random(300) < 0.7
+    confidence[:3] = (1.0, 1 / 3, 0.2)  # an edge belongs to the bin below it
     expected = 0.0
     for low in np.linspace(0, 1, BINS + 1)[:-1]:
         inside = (confidence > low) & (confidence <= low + 1 / BINS + 1e-12)
         if inside.any():
-            expected += inside.sum() / 300 * abs(confidence[inside].mean() - right[inside].mean())
-    found = reliability(torch.from_numpy(confidence), torch.from_numpy(right))
-    assert sum(b.photos for b in found) == 300
+            expected += inside.sum() / 300 * abs(confidence[inside].mean() - correct[inside].mean())
+    found = reliability(torch.from_numpy(confidence), torch.from_numpy(correct))
+    assert sum(b.images for b in found) == 300
     assert all(b.low < b.confidence <= b.high for b in found)
-    value = expected_calibration_error(torch.from_numpy(confidence), torch.from_numpy(right))
+    value = expected_calibration_error(torch.from_numpy(confidence), torch.from_numpy(correct))
     assert value == pytest.approx(expected, abs=1e-9)
 
 
 def test_a_known_error() -> None:
     confidence = torch.tensor([0.95] * 10 + [0.55] * 10)
-    right = torch.tensor([True] * 9 + [False] + [True] * 3 + [False] * 7)
-    assert expected_calibration_error(confidence, right) == pytest.approx((0.05 + 0.25) / 2, abs=1e-6)
+    correct = torch.tensor([True] * 9 + [False] + [True] * 3 + [False] * 7)
+    assert expected_calibration_error(confidence, correct) == pytest.approx((0.05 + 0.25) / 2, abs=1e-6)
 
 
-@pytest.mark.parametrize("sharpness", [0.4, 1.0, 3.0])
-def test_the_temperature_is_found_and_mends_the_error(sharpness: float) -> None:
-    logits, labels = overconfident(4000, sharpness)
+@pytest.mark.parametrize("scale", [0.4, 1.0, 3.0])
+def test_the_temperature_calibrates(scale: float) -> None:
+    logits, labels = overconfident(4000, scale)
     temperature = fit_temperature(logits, labels)
-    assert temperature == pytest.approx(sharpness, rel=0.05)
+    assert temperature == pytest.approx(scale, rel=0.05)
     confidence, predicted = (logits / temperature).softmax(1).max(1)
     assert expected_calibration_error(confidence, predicted == labels) < 0.02
 
 
-def test_the_temperature_minimises_the_loss_as_scipy_does() -> None:
+def test_the_temperature_minimizes_the_loss_as_scipy_does() -> None:
     optimize = pytest.importorskip("scipy.optimize")
     logits, labels = overconfident(3000, 2.0, seed=1)
     best = optimize.minimize_scalar(
@@ -61,7 +61,7 @@ def test_the_temperature_minimises_the_loss_as_scipy_does() -> None:
     assert fit_temperature(logits, labels) == pytest.approx(best.x, rel=1e-2)
 
 
-def test_photos_that_are_all_right_give_no_certainty() -> None:
+def test_errorless_images_do_not_give_certainty() -> None:
     logits = torch.tensor([[3.0, 0, 0], [0, 3.0, 0], [0, 0, 3.0]]).repeat(10, 1)
     labels = torch.tensor([0, 1, 2]).repeat(10)
     temperature = fit_temperature(logits, labels)
@@ -69,5 +69,5 @@ def test_photos_that_are_all_right_give_no_certainty() -> None:
     assert probability == pytest.approx(1 - (1 / 32) * (2 / 3), abs=1e-3)
 
 
-def test_all_wrong_stays_within_the_limits() -> None:
+def test_the_temperature_stays_within_its_limits() -> None:
     assert fit_temperature(torch.tensor([[9.0, 0.0]] * 4), torch.tensor([1] * 4)) == pytest.approx(20, 1e-3)

@@ -1,4 +1,4 @@
-"""Two models on the same photos."""
+"""Paired comparison of two models on the same images."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flowers_torch.errors import DataError
-from flowers_torch.evaluation.comparison import bootstrap_difference, common_photos, compare, mcnemar
+from flowers_torch.evaluation.comparison import bootstrap_difference, common_images, compare, mcnemar
 from flowers_torch.evaluation.predictions import RunPredictions
 
 
@@ -19,19 +19,19 @@ def run(
     )
 
 
-def test_photos_that_changed() -> None:
+def test_images_that_changed() -> None:
     first = run("abcde", [0, 0, 1, 1, 0], [0, 0, 0, 1, 1])
-    second = run("edcba", [1, 1, 0, 0, 1], [1, 1, 0, 0, 0])  # another order of the same photos
+    second = run("edcba", [1, 1, 0, 0, 1], [1, 1, 0, 0, 0])  # the same images in another order
     result = compare(first, second)
-    assert (result.photos, result.first_correct, result.second_correct) == (5, 3, 4)
+    assert (result.images, result.first_correct, result.second_correct) == (5, 3, 4)
     assert result.only_first == ["a"] and result.only_second == ["c", "e"]
     assert result.p_value == 1.0 and "cannot tell" in result.verdict()
 
 
-def test_only_common_photos_count() -> None:
+def test_only_common_images_count() -> None:
     first, second = run("abc", [0, 0, 0], [0, 0, 1]), run("cd", [1, 0], [1, 0])
-    assert common_photos([first, second]) == ["c"]
-    assert compare(first, second).photos == 1
+    assert common_images([first, second]) == ["c"]
+    assert compare(first, second).images == 1
     with pytest.raises(DataError, match="no test photo in common"):
         compare(first, run("z", [0], [0]))
     with pytest.raises(DataError, match="different classes"):
@@ -49,7 +49,7 @@ def test_mcnemar_is_the_exact_binomial_test(first: int, second: int) -> None:
     assert mcnemar(first, second) == pytest.approx(expected, rel=1e-9)
 
 
-def test_the_bootstrap_against_a_plain_one() -> None:
+def test_the_bootstrap_equals_a_plain_one() -> None:
     generator = torch.Generator().manual_seed(0)
     first = torch.rand(200, generator=generator) < 0.8
     second = torch.rand(200, generator=generator) < 0.9
@@ -62,7 +62,7 @@ def test_the_bootstrap_against_a_plain_one() -> None:
     assert bootstrap_difference(first, first) == (0.0, 0.0)
 
 
-def test_a_clear_difference_is_called_one() -> None:
+def test_a_clear_difference_is_significant() -> None:
     paths = "".join(chr(0x4E00 + i) for i in range(40))
     result = compare(run(paths, [1] * 20 + [0] * 20, [0] * 40), run(paths, [0] * 40, [0] * 40))
     assert result.p_value < 1e-4 and result.verdict().startswith("the second is better")

@@ -1,4 +1,4 @@
-"""Grad-CAM peaks where the cause of the decision is."""
+"""Grad-CAM: heatmaps peak at the region that decides the class."""
 
 import numpy as np
 import pytest
@@ -13,13 +13,13 @@ from flowers_torch.models.factory import create_model
 
 
 def planted(
-    photos: int, size: int, side: int, seed: int
+    count: int, size: int, side: int, seed: int
 ) -> tuple[torch.Tensor, torch.Tensor, list[tuple[int, int]]]:
-    """Noise; every second picture has a bright square somewhere, and is of class 1."""
+    """Noise images; every second one has a bright square and belongs to class 1."""
     generator = torch.Generator().manual_seed(seed)
-    images = 0.3 * torch.randn(photos, 3, size, size, generator=generator)
-    places = torch.randint(size - side, (photos, 2), generator=generator).tolist()
-    labels = torch.arange(photos) % 2
+    images = 0.3 * torch.randn(count, 3, size, size, generator=generator)
+    places = torch.randint(size - side, (count, 2), generator=generator).tolist()
+    labels = torch.arange(count) % 2
     for image, label, (top, left) in zip(images, labels, places, strict=True):
         if label:
             image[:, top : top + side, left : left + side] += 2.0
@@ -27,12 +27,12 @@ def planted(
 
 
 def with_fitted_head(arch: str, images: torch.Tensor, labels: torch.Tensor) -> nn.Module:
-    """A network of random layers whose classifier is fitted: only the patch can decide."""
+    """A network with random layers and a fitted classifier, so that only the square decides."""
     torch.manual_seed(0)
     model = create_model(arch, 2, size=images.shape[-1]).eval()
     with torch.no_grad():
-        seen = model.forward_head(model.forward_features(images), pre_logits=True).flatten(1)  # type: ignore[operator]
-        probe = fit_logistic_regression(seen, labels, 2)
+        features = model.forward_head(model.forward_features(images), pre_logits=True).flatten(1)  # type: ignore[operator]
+        probe = fit_logistic_regression(features, labels, 2)
         classifier: nn.Linear = model.get_classifier()  # type: ignore[operator]
         weight = probe.weight / probe.scale
         classifier.weight.copy_(weight)
@@ -51,16 +51,16 @@ def test_the_map_peaks_at_the_planted_patch(arch: str) -> None:
     heat = grad_cam(model, images[ones], torch.ones(int(ones.sum()), dtype=torch.long))
     assert heat.shape == (10, size, size) and float(heat.min()) >= 0 and float(heat.max()) == 1
     hits = 0
-    for picture, (top, left) in zip(
+    for heatmap, (top, left) in zip(
         heat, [p for p, one in zip(places, ones, strict=True) if one], strict=True
     ):
-        row, column = divmod(int(picture.argmax()), size)
-        margin = side // 2  # a cell of the map is as coarse as that
+        row, column = divmod(int(heatmap.argmax()), size)
+        margin = side // 2  # size of a cell of the feature map
         hits += top - margin <= row < top + side + margin and left - margin <= column < left + side + margin
     assert hits >= 8, hits
 
 
-def test_the_network_is_left_as_it_was() -> None:
+def test_the_network_is_unchanged() -> None:
     model = create_model("test_resnet", 3).train()
     for parameter in model.parameters():
         parameter.requires_grad_(False)
@@ -70,23 +70,23 @@ def test_the_network_is_left_as_it_was() -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_channels_last_maps_are_understood() -> None:
-    """Swin answers with channels last."""
+def test_channels_last_maps() -> None:
+    """Swin returns channels-last features."""
     torch.manual_seed(0)
     model = create_model("swin_tiny_patch4_window7_224", 2, embed_dim=12, depths=(1, 1, 1, 1))
     assert grad_cam(model, torch.randn(1, 3, 224, 224)).shape == (1, 224, 224)
 
 
-def test_a_network_without_a_map() -> None:
+def test_a_network_without_a_feature_map() -> None:
     class Flat(nn.Module):
         def forward_features(self, x: torch.Tensor) -> torch.Tensor:
             return x.flatten(1)
 
-    with pytest.raises(UsageError, match="Flat has no map"):
+    with pytest.raises(UsageError, match="Flat has no spatial feature map"):
         grad_cam(Flat(), torch.randn(1, 3, 8, 8))
 
 
-def test_the_overlay_colours_what_matters() -> None:
+def test_the_overlay_colors_the_heatmap() -> None:
     image = Image.new("RGB", (40, 20), (100, 100, 100))
     heat = torch.zeros(10, 10)
     heat[:, 5:] = 1

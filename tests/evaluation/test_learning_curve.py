@@ -1,4 +1,4 @@
-"""The linear probe and what is told from it."""
+"""Linear probes: folds, out-of-fold probabilities and learning curves."""
 
 import numpy as np
 import pytest
@@ -6,19 +6,19 @@ import torch
 
 from flowers_torch.evaluation.learning_curve import (
     CurvePoint,
+    assign_folds,
+    describe_learning_curve,
     fit_logistic_regression,
-    fold_of,
     learning_curve,
-    more_photos_help,
-    out_of_fold,
+    out_of_fold_probabilities,
 )
 
 
-def blobs(photos: int, classes: int, spread: float, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def blobs(images: int, classes: int, spread: float, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    centres = torch.randn(classes, 8, generator=torch.Generator().manual_seed(99))
-    labels = torch.arange(photos) % classes
-    return centres[labels] + spread * torch.randn(photos, 8, generator=generator), labels
+    centers = torch.randn(classes, 8, generator=torch.Generator().manual_seed(99))
+    labels = torch.arange(images) % classes
+    return centers[labels] + spread * torch.randn(images, 8, generator=generator), labels
 
 
 def test_equal_to_scikit_learn() -> None:
@@ -30,42 +30,42 @@ def test_equal_to_scikit_learn() -> None:
     assert probe.logits(features).softmax(1).numpy() == pytest.approx(theirs.predict_proba(inputs), abs=5e-3)
 
 
-def test_folds_are_even_and_keep_twins_together() -> None:
+def test_folds_are_even_and_keep_groups_together() -> None:
     labels = torch.arange(100) % 4
-    place = fold_of(labels, 5)
-    counts = torch.stack([torch.bincount(labels[place == f], minlength=4) for f in range(5)])
+    fold = assign_folds(labels, 5)
+    counts = torch.stack([torch.bincount(labels[fold == f], minlength=4) for f in range(5)])
     assert counts.min() == counts.max() == 5
-    units = list(range(100))
-    units[40], units[80] = 0, 0
-    place = fold_of(labels, 5, units)
-    assert place[0] == place[40] == place[80]
+    groups = list(range(100))
+    groups[40], groups[80] = 0, 0
+    fold = assign_folds(labels, 5, groups)
+    assert fold[0] == fold[40] == fold[80]
 
 
-def test_nobody_is_judged_by_a_probe_that_saw_it() -> None:
-    """Labels by chance: a probe that saw the photos would know them, one that did not cannot."""
+def test_probabilities_are_out_of_fold() -> None:
+    """Labels are random: only a probe that was fitted on an image can know its label."""
     features = torch.randn(80, 200, generator=torch.Generator().manual_seed(0))
     labels = torch.randint(2, (80,), generator=torch.Generator().manual_seed(1))
     seen = fit_logistic_regression(features, labels, 2).logits(features).argmax(1)
-    unseen = out_of_fold(features, labels, 2).argmax(1)
+    unseen = out_of_fold_probabilities(features, labels, 2).argmax(1)
     assert (seen == labels).float().mean() == 1
     assert (unseen == labels).float().mean() < 0.75
 
 
-def test_more_photos_help_where_they_do() -> None:
+def test_accuracy_rises_with_more_images() -> None:
     hard, labels = blobs(300, 10, 1.5)
     points = learning_curve(hard, labels, 10)
-    assert [p.photos for p in points] == pytest.approx([24, 60, 120, 240], abs=8)
+    assert [p.images for p in points] == pytest.approx([24, 60, 120, 240], abs=8)
     assert points[0].accuracy < points[-1].accuracy
     assert all(p.low <= p.accuracy <= p.high for p in points)
 
 
 @pytest.mark.parametrize(
-    ("half", "whole", "told"),
+    ("half", "whole", "text"),
     [
         (CurvePoint(400, 0.80, 0.78, 0.82), CurvePoint(800, 0.90, 0.88, 0.92), "should help"),
         (CurvePoint(40, 0.80, 0.7, 0.9), CurvePoint(80, 0.84, 0.74, 0.91), "may help"),
         (CurvePoint(400, 0.99, 0.98, 1.0), CurvePoint(800, 0.992, 0.98, 1.0), "bring little"),
     ],
 )
-def test_what_is_said_of_the_curve(half: CurvePoint, whole: CurvePoint, told: str) -> None:
-    assert told in more_photos_help([half, whole])
+def test_the_description_of_the_curve(half: CurvePoint, whole: CurvePoint, text: str) -> None:
+    assert text in describe_learning_curve([half, whole])

@@ -23,7 +23,7 @@ LABELS = torch.tensor([0, 1, 2, 2, 0])
 
 def test_scores() -> None:
     scores = score(LOGITS, LABELS)
-    assert (scores.photos, scores.correct, scores.accuracy) == (5, 4, 0.8)
+    assert (scores.images, scores.correct, scores.accuracy) == (5, 4, 0.8)
     assert scores.confusion.tolist() == [[2, 0, 0], [0, 1, 0], [0, 1, 1]]
     assert scores.recalls().tolist() == [1, 1, 0.5]
     assert scores.precisions().tolist() == [1, 0.5, 1]
@@ -31,27 +31,27 @@ def test_scores() -> None:
     assert scores.loss == pytest.approx(float(F.cross_entropy(LOGITS, LABELS)))
 
 
-def test_json_of_a_class_without_photos() -> None:
+def test_json_of_a_class_without_images() -> None:
     values = score(LOGITS[:2], LABELS[:2]).to_dict(("a", "b", "c"))
     assert values["recall"] == {"a": 1.0, "b": 1.0, "c": None} == values["f1"]
-    assert values["precision"]["c"] == 0 and values["class_photos"]["c"] == 0
+    assert values["precision"]["c"] == 0 and values["support"]["c"] == 0
     assert values["interval_95"] == [pytest.approx(0.342, abs=1e-3), 1.0]
     assert values["macro"] == {"precision": 1.0, "recall": 1.0, "f1": 1.0}
 
 
-def random_case(seed: int, classes: int, photos: int) -> tuple[torch.Tensor, torch.Tensor, Scores]:
-    draw = np.random.default_rng(seed)
-    labels = torch.from_numpy(draw.integers(0, classes, photos))
-    logits = torch.from_numpy(draw.normal(0, 3, (photos, classes)))
-    logits[torch.arange(photos), labels] += draw.choice([0.0, 3.0])
+def random_case(seed: int, classes: int, images: int) -> tuple[torch.Tensor, torch.Tensor, Scores]:
+    rng = np.random.default_rng(seed)
+    labels = torch.from_numpy(rng.integers(0, classes, images))
+    logits = torch.from_numpy(rng.normal(0, 3, (images, classes)))
+    logits[torch.arange(images), labels] += rng.choice([0.0, 3.0])
     return logits, labels, score(logits, labels)
 
 
 @settings(deadline=None, max_examples=30)
 @given(st.integers(0, 2**32 - 1), st.integers(2, 12), st.integers(1, 80))
-def test_equal_to_scikit_learn(seed: int, classes: int, photos: int) -> None:
+def test_equal_to_scikit_learn(seed: int, classes: int, images: int) -> None:
     sklearn = pytest.importorskip("sklearn.metrics")
-    logits, labels, scores = random_case(seed, classes, photos)
+    logits, labels, scores = random_case(seed, classes, images)
     probabilities = logits.softmax(1).numpy()
     truth, predicted = labels.numpy(), logits.argmax(1).numpy()
     every = np.arange(classes)
@@ -82,51 +82,55 @@ def test_equal_to_scikit_learn(seed: int, classes: int, photos: int) -> None:
 
 @settings(deadline=None, max_examples=30)
 @given(st.integers(0, 2**32 - 1), st.integers(2, 6), st.integers(2, 60))
-def test_the_order_and_the_grouping_of_photos_do_not_matter(seed: int, classes: int, photos: int) -> None:
-    logits, labels, scores = random_case(seed, classes, photos)
-    order = torch.randperm(photos, generator=torch.Generator().manual_seed(seed))
+def test_the_order_of_images_does_not_matter(seed: int, classes: int, images: int) -> None:
+    logits, labels, scores = random_case(seed, classes, images)
+    order = torch.randperm(images, generator=torch.Generator().manual_seed(seed))
     again = score(logits[order], labels[order])
     assert again.correct == scores.correct and torch.equal(again.confusion, scores.confusion)
     assert again.loss == pytest.approx(scores.loss) and again.brier == pytest.approx(scores.brier)
 
 
 @pytest.mark.parametrize(
-    ("correct", "photos", "low", "high"),
+    ("correct", "images", "low", "high"),
     [(263, 272, 0.9384, 0.9825), (0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (50, 100, 0.4038, 0.5962)],
 )
-def test_wilson_by_known_values(correct: int, photos: int, low: float, high: float) -> None:
-    assert wilson(correct, photos) == pytest.approx((low, high), abs=1e-4)
+def test_wilson_by_known_values(correct: int, images: int, low: float, high: float) -> None:
+    assert wilson(correct, images) == pytest.approx((low, high), abs=1e-4)
 
 
 @settings(deadline=None, max_examples=50)
 @given(st.integers(1, 500), st.data())
-def test_wilson_equals_scipy(photos: int, data: st.DataObject) -> None:
+def test_wilson_equals_scipy(images: int, data: st.DataObject) -> None:
     stats = pytest.importorskip("scipy.stats")
-    correct = data.draw(st.integers(0, photos))
-    expected = stats.binomtest(correct, photos).proportion_ci(0.95, method="wilson")
-    assert wilson(correct, photos) == pytest.approx((expected.low, expected.high), abs=1e-4)
+    correct = data.draw(st.integers(0, images))
+    expected = stats.binomtest(correct, images).proportion_ci(0.95, method="wilson")
+    assert wilson(correct, images) == pytest.approx((expected.low, expected.high), abs=1e-4)
 
 
-def test_the_weakest_class_is_named() -> None:
+def test_the_weakest_class_is_reported() -> None:
     text = describe_scores(score(LOGITS, LABELS), ("rose", "iris", "tulip\n"))
-    assert "0.8000" in text and "weakest tulip\\n 0.50, mostly taken for iris" in text and "\n" not in text
-    assert "weakest" not in describe_scores(score(LOGITS[:2], LABELS[:2]), ("a", "b", "c"))
+    assert (
+        "0.8000" in text
+        and "lowest recall tulip\\n 0.50, mostly misclassified as iris" in text
+        and "\n" not in text
+    )
+    assert "lowest recall" not in describe_scores(score(LOGITS[:2], LABELS[:2]), ("a", "b", "c"))
 
 
-def test_small_classes_are_warned_of() -> None:
+def test_small_classes_give_a_warning() -> None:
     text = describe_small_classes(score(LOGITS, LABELS), ("rose", "iris", "tulip"))
     assert text.startswith("3 of 3 classes have under 10 photos") and "iris (1)" in text
     enough = score(LOGITS.repeat(10, 1), LABELS.repeat(10))
     assert describe_small_classes(enough, ("rose", "iris", "tulip")) == ""
 
 
-def test_rows() -> None:
+def test_prediction_rows() -> None:
     rows = prediction_rows(["a.jpg", "b.jpg"], LOGITS[1:3], LABELS[1:3], ("x", "y", "z"))
-    assert [row["predicted"] for row in rows] == ["y", "y"] and [row["right"] for row in rows] == [1, 0]
+    assert [row["predicted"] for row in rows] == ["y", "y"] and [row["correct"] for row in rows] == [1, 0]
     assert rows[0]["probability"] == pytest.approx(float(LOGITS[1].softmax(0)[1]), abs=1e-6)
 
 
-def test_an_epoch_s_line() -> None:
+def test_the_line_of_an_epoch() -> None:
     row = {
         "stage": "head",
         "epoch": 1,

@@ -1,4 +1,4 @@
-"""Answers are kept as they were."""
+"""Predictions: features, and the file of a run."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ FP32 = Runtime(torch.device("cpu"), "fp32", "for a test")
 
 
 @pytest.mark.parametrize(("arch", "size", "hidden"), [("test_resnet", 32, 0), ("lenet5_relu", 32, 8)])
-def test_features_are_what_the_classifier_sees(arch: str, size: int, hidden: int) -> None:
+def test_features_are_the_input_of_the_classifier(arch: str, size: int, hidden: int) -> None:
     torch.manual_seed(0)
     model = create_model(arch, 3, size=size)
     set_head(model, 3, hidden)
@@ -33,14 +33,13 @@ def test_features_are_what_the_classifier_sees(arch: str, size: int, hidden: int
     classifier: nn.Module = model.get_classifier()  # type: ignore[operator]
     with torch.no_grad():
         assert torch.allclose(classifier(found.features), found.logits, atol=1e-5)
-    before = len(classifier._forward_pre_hooks)
-    assert before == 0
+    assert not classifier._forward_pre_hooks
 
 
 def test_predictions_survive_the_file(tmp_path: Path) -> None:
     val = Predictions(torch.randn(3, 2), torch.tensor([0, 1, 1]), torch.empty(3, 0))
     test = Predictions(torch.randn(2, 2), torch.tensor([1, 0]), torch.empty(2, 0))
-    names = ["b\udcff.jpg", "c é.jpg"]  # a file name that is no UTF-8, as Python holds it
+    names = ["b\udcff.jpg", "c é.jpg"]  # not valid UTF-8
     save_predictions(tmp_path, ("x", "y"), 2.0, {"val": (["a", "b", "c"], val), "test": (names, test)})
     found = load_predictions(tmp_path)
     assert found.classes == ("x", "y") and found.paths["test"] == tuple(names)

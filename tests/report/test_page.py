@@ -133,7 +133,7 @@ def test_without_its_photos(finished: Any, tmp_path: Path) -> None:
 def test_label_issues_are_shown_where_they_were_computed(finished: Any, tmp_path: Path) -> None:
     for name in ("config.toml", "metrics.json", "split.json", "history.csv", "predictions.safetensors"):
         (tmp_path / name).write_bytes((finished.folder / name).read_bytes())
-    curve = [{"photos": n, "accuracy": 0.5 + n / 100, "low": 0.4, "high": 0.9} for n in (3, 10, 30)]
+    curve = [{"images": n, "accuracy": 0.5 + n / 100, "low": 0.4, "high": 0.9} for n in (3, 10, 30)]
     suspect = {"file": "iris/0.png", "label": "iris", "looks_like": "<i>rose", "probability": 0.93}
     write_json(
         tmp_path / "insight.json",

@@ -37,7 +37,7 @@ def test_the_summary(finished: Path) -> None:
     assert summary["n"] == 3 and summary["mean"] == pytest.approx(sum(accuracies) / 3)
     assert summary["std"] >= 0 and summary["finished"]
     (whole,) = summary["by_seed"]
-    assert whole["photos"] == 60 and whole["accuracy"] == sum(run["correct"] for run in summary["runs"]) / 60
+    assert whole["images"] == 60 and whole["accuracy"] == sum(run["correct"] for run in summary["runs"]) / 60
 
 
 def test_an_interrupted_one_goes_on(

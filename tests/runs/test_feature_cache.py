@@ -201,7 +201,7 @@ def test_a_cache_that_cannot_be_written_ends_no_run(
     monkeypatch.setattr(front, "safe_save", full)
     with caplog.at_level("INFO", logger="flowers_torch"):
         result = recipe.train(config(photo_folder, tmp_path / "run", head()))
-    assert result.test.photos == 10
+    assert result.test.images == 10
     assert "features are not kept for next time: no space left" in caplog.text
 
 
@@ -230,7 +230,7 @@ def test_a_stored_stage_can_be_planned_and_augmented_photo_by_photo(
         wanted = config(photo_folder, tmp_path / stage.optimizer, stage, batch_augment=False)
         cost = stage_cost(prepare(wanted), stage)
         assert cost.front_seconds > cost.epoch_seconds >= 0 and cost.memory_bytes > 0
-        assert recipe.train(wanted).test.photos == 10
+        assert recipe.train(wanted).test.images == 10
 
 
 def test_a_store_beyond_the_memory_is_a_file_that_leaves_nothing(

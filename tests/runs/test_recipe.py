@@ -76,7 +76,7 @@ def test_the_run_folder(finished: recipe.Result, photo_folder: Path) -> None:
         rows = list(csv.DictReader(file))
     split = json.loads((folder / "split.json").read_text())
     assert [row["file"] for row in rows] == list(split["parts"]["test"])
-    assert sum(int(row["right"]) for row in rows) == finished.test.correct
+    assert sum(int(row["correct"]) for row in rows) == finished.test.correct
     wanted = dataclasses.replace(
         config(photo_folder, folder, dropout=0.3), out=""
     )  # to be run again elsewhere
@@ -230,7 +230,7 @@ def test_class_weights_mixed_photos_and_a_last_batch_of_one(
     )
     wanted.stages[1] = dataclasses.replace(wanted.stages[1], mixup=0.4, cutmix=1.0)
     result = recipe.train(wanted)
-    assert result.test.photos >= 3 and result.test.accuracy >= 0.8
+    assert result.test.images >= 3 and result.test.accuracy >= 0.8
 
 
 def test_a_dry_run_writes_nothing(
@@ -459,7 +459,7 @@ def test_the_loss_that_keeps_weights_also_ends_stages_and_advises(
 
 def test_no_time_at_all_still_ends_in_a_test(photo_folder: Path, tmp_path: Path) -> None:
     result = recipe.train(config(photo_folder, tmp_path / "run", minutes=1e-6))
-    assert len(result.history) == 1 and result.test.photos > 0
+    assert len(result.history) == 1 and result.test.images > 0
 
 
 def test_tensorboard_gets_each_epoch(photo_folder: Path, tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def test_both_are_compared_on_photos_that_neither_saw(former: Path, updated: Pat
     found = json.loads((updated / "update.json").read_text())
     after = load_predictions(updated)
     known = [path for path in after.paths["test"] if "/yellow/" not in path]
-    assert found["photos"] == len(known) >= len(marks(former)["test"])
+    assert found["images"] == len(known) >= len(marks(former)["test"])
     assert list(found["new_classes"]) == ["yellow"]
     assert found["new_classes"]["yellow"][1] == len(after.paths["test"]) - len(known) > 0
     # The former model's own test said the same of the photos that it tested.
@@ -141,4 +141,4 @@ def test_a_run_is_no_better_than_itself(former: Path, updated: Path, tmp_path: P
     shutil.copytree(updated, copy, symlinks=True)
     result = compare_with_parent(updated, copy, "cpu")
     assert result.first_correct == result.second_correct and not result.only_first and result.p_value == 1
-    assert result.photos == len(load_predictions(updated).paths["test"])
+    assert result.images == len(load_predictions(updated).paths["test"])

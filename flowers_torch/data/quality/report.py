@@ -26,7 +26,7 @@ MAX_ASPECT = 3.0  # a centre crop of a longer strip shows less than a third of i
 BLANK_CONTRAST = 4.0  # out of 128
 BLURRED_SHARE = 0.2  # of the set's median sharpness
 GREY_COLOUR = 1.5  # mean difference of the channels, out of 255
-FEW_PHOTOS = 20  # a class; below this a test says little
+FEW_IMAGES = 20  # a class; below this a test says little
 SUFFIX_FORMATS = {
     "JPEG": ".jpg .jpeg .jpe .jfif .mpo",
     "MPO": ".jpg .jpeg .jpe .jfif .mpo",
@@ -214,10 +214,10 @@ def _classes(photos: ImageDataset, inspections: Sequence[Inspection]) -> list[Fi
         what = f"no readable photo in: {', '.join(empty)}"
         found.append(Finding("no_readable_photo", 3, what, "add photos or remove these classes"))
     few = [
-        f"{names[label]} ({counts[label]})" for label in range(len(names)) if 0 < counts[label] < FEW_PHOTOS
+        f"{names[label]} ({counts[label]})" for label in range(len(names)) if 0 < counts[label] < FEW_IMAGES
     ]
     if few:
-        what = f"fewer than {FEW_PHOTOS} photos in: {', '.join(few)}"
+        what = f"fewer than {FEW_IMAGES} photos in: {', '.join(few)}"
         found.append(Finding("few_photos", 2, what, "add photos: the test cannot say much about them"))
     rarest, commonest = min(counts.values(), default=0), max(counts.values(), default=0)
     if rarest and commonest >= IMBALANCE * rarest:

@@ -1,47 +1,47 @@
-// Photos go to /api/predict one by one, a few at a time; answers are set as text, never as HTML.
+// Each photo is one request to /api/predict. All text is set as text, never as HTML.
 "use strict";
 
-const AT_ONCE = 4;
-const SHOWN = 3; // classes of an answer
-const MOST = 200; // answers kept on the page
+const MAX_REQUESTS = 4;
+const SHOWN = 3; // classes of a prediction
+const MAX_CARDS = 200;
 const find = (selector, root = document) => root.querySelector(selector);
 const queue = [];
 let working = 0;
-let model = { photo_bytes: Infinity };
+let model = { image_bytes: Infinity };
 
-function percent(share) {
-  if (share >= 0.9995) return share === 1 ? "100%" : "99.9%";
-  if (share < 0.001) return "< 0.1%";
-  return `${(100 * share).toFixed(1)}%`;
+function percent(fraction) {
+  if (fraction >= 0.9995) return fraction === 1 ? "100%" : "99.9%";
+  if (fraction < 0.001) return "< 0.1%";
+  return `${(100 * fraction).toFixed(1)}%`;
 }
 
 function add(files) {
   find("#notice").hidden = true;
   const photos = [...files].filter((file) => file.size);
-  if (photos.length > MOST) notify(`The first ${MOST} of ${photos.length} photos are looked at.`);
-  const cards = photos.slice(0, MOST).map(card);
-  find("#answers").prepend(...cards.map((made) => made.item));
-  [...find("#answers").children].slice(MOST).forEach(remove);
+  if (photos.length > MAX_CARDS) notify(`Only the first ${MAX_CARDS} of ${photos.length} photos are classified.`);
+  const cards = photos.slice(0, MAX_CARDS).map(card);
+  find("#predictions").prepend(...cards.map((each) => each.item));
+  [...find("#predictions").children].slice(MAX_CARDS).forEach(remove);
   queue.push(...cards);
   count();
-  for (; working < AT_ONCE && queue.length; working += 1) work();
+  for (; working < MAX_REQUESTS && queue.length; working += 1) work();
 }
 
 async function work() {
   while (queue.length) {
     const next = queue.shift();
-    if (next.item.isConnected) await answer(next);
+    if (next.item.isConnected) await classify(next);
   }
   working -= 1;
 }
 
 function card(file) {
-  const item = find("#answer").content.firstElementChild.cloneNode(true);
+  const item = find("#prediction").content.firstElementChild.cloneNode(true);
   const photo = find(".photo", item);
   item.classList.add("waiting");
   find(".file", item).textContent = find(".file", item).title = file.name || "pasted photo";
-  find("h3", item).textContent = "looking ...";
-  photo.onerror = () => { // of a format that the browser does not show, or broken
+  find("h3", item).textContent = "classifying ...";
+  photo.onerror = () => { // damaged, or in a format that the browser does not show
     photo.hidden = true;
     find(".none", item).hidden = false;
     find("figure", item).classList.add("blank");
@@ -50,59 +50,59 @@ function card(file) {
   find(".remove", item).onclick = () => {
     const next = item.nextElementSibling || item.previousElementSibling;
     remove(item);
-    (next ? find(".remove", next) : find("#choose")).focus(); // the keyboard stays where it was
+    (next ? find(".remove", next) : find("#choose")).focus(); // keeps the keyboard focus in place
   };
   return { item, file };
 }
 
-async function answer({ item, file }) {
-  const record = await ask(file, "");
+async function classify({ item, file }) {
+  const prediction = await request(file, "");
   item.classList.remove("waiting");
-  if (record.error) return fail(item, record.error);
-  const best = record.classes[0];
+  if (prediction.error) return fail(item, prediction.error);
+  const best = prediction.classes[0];
   const title = find("h3", item);
   title.textContent = best.class;
-  title.append(" ", part("small", `${percent(best.probability)} sure`));
-  find(".photo", item).alt = `your photo, taken for ${best.class}`;
-  if (record.unsure) {
+  title.append(" ", element("small", `${percent(best.probability)} sure`));
+  find(".photo", item).alt = `your photo, classified as ${best.class}`;
+  if (prediction.abstained) {
     item.classList.add("unsure");
     title.firstChild.textContent = `perhaps ${best.class}`;
-    find(".doubt", item).textContent = `unsure: ${record.doubt}`;
-    find(".doubt", item).hidden = false;
+    find(".reason", item).textContent = `unsure: ${prediction.reason}`;
+    find(".reason", item).hidden = false;
   }
-  for (const found of record.classes.slice(0, SHOWN)) {
+  for (const found of prediction.classes.slice(0, SHOWN)) {
     const bar = document.createElement("progress");
     bar.value = found.probability;
     bar.setAttribute("aria-label", found.class);
     const row = document.createElement("li");
-    row.append(part("span", found.class, "name"), part("span", percent(found.probability), "share"), bar);
+    row.append(element("span", found.class, "name"), element("span", percent(found.probability), "percent"), bar);
     find("ol", item).append(row);
   }
-  find(".look", item).hidden = false;
-  find(".look", item).onclick = () => look(item, file);
-  say(`${find(".file", item).textContent}: ${title.textContent} ${find(".doubt", item).textContent}`);
+  find(".explain", item).hidden = false;
+  find(".explain", item).onclick = () => explain(item, file);
+  announce(`${find(".file", item).textContent}: ${title.textContent} ${find(".reason", item).textContent}`);
 }
 
-async function look(item, file) {
-  const button = find(".look", item);
+async function explain(item, file) {
+  const button = find(".explain", item);
   const heat = find(".heat", item);
   if (!heat.getAttribute("src")) {
     button.disabled = true;
-    const record = await ask(file, "&gradcam=1");
+    const prediction = await request(file, "&gradcam=1");
     button.disabled = false;
     button.focus();
-    if (!record.gradcam) return notify(record.no_gradcam || record.error);
-    heat.src = record.gradcam;
-    heat.alt = `what the network saw, yellow where it spoke for ${record.classes[0].class}`;
+    if (!prediction.gradcam) return notify(prediction.no_gradcam || prediction.error);
+    heat.src = prediction.gradcam;
+    heat.alt = `network input, yellow where it supports ${prediction.classes[0].class}`;
   }
   heat.hidden = !heat.hidden;
   find(".legend", item).hidden = heat.hidden;
   button.setAttribute("aria-pressed", String(!heat.hidden));
 }
 
-async function ask(file, query) {
-  if (file.size > model.photo_bytes) {
-    return { error: `larger than ${Math.round(model.photo_bytes / 2 ** 20)} MB, the most that this server takes` };
+async function request(file, query) {
+  if (file.size > model.image_bytes) {
+    return { error: `larger than ${Math.round(model.image_bytes / 2 ** 20)} MB, the most that this server takes` };
   }
   const form = new FormData();
   form.append("photo", file, file.name || "pasted photo");
@@ -117,17 +117,17 @@ async function ask(file, query) {
       await new Promise((done) => setTimeout(done, 1000));
       continue;
     }
-    const told = await response.json().catch(() => ({}));
-    return told.photos ? told.photos[0] : { error: told.error || `the server answered ${response.status}` };
+    const answer = await response.json().catch(() => ({}));
+    return answer.predictions ? answer.predictions[0] : { error: answer.error || `the server answered ${response.status}` };
   }
 }
 
 function fail(item, reason) {
   item.classList.add("failed");
-  find("h3", item).textContent = "no answer";
+  find("h3", item).textContent = "no prediction";
   const [what, fix] = reason.split("; fix: ");
-  find("ol", item).replaceWith(part("p", what), ...(fix ? [part("p", `What helps: ${fix}.`, "soft")] : []));
-  say(`${find(".file", item).textContent}: no answer, ${reason}`);
+  find("ol", item).replaceWith(element("p", what), ...(fix ? [element("p", `Fix: ${fix}.`, "soft")] : []));
+  announce(`${find(".file", item).textContent}: no prediction, ${reason}`);
 }
 
 function remove(item) {
@@ -137,26 +137,26 @@ function remove(item) {
 }
 
 function count() {
-  const photos = find("#answers").children.length;
+  const photos = find("#predictions").children.length;
   find("#tools").hidden = !photos;
   find("#count").textContent = photos === 1 ? "1 photo" : `${photos} photos`;
 }
 
-function part(tag, text, name = "") {
-  const made = document.createElement(tag);
-  made.textContent = text;
-  if (name) made.className = name;
-  return made;
+function element(tag, text, name = "") {
+  const node = document.createElement(tag);
+  node.textContent = text;
+  if (name) node.className = name;
+  return node;
 }
 
-function say(text) { find("#said").textContent = text; }
+function announce(text) { find("#announcement").textContent = text; }
 
 function notify(text) {
   find("#notice").textContent = text;
   find("#notice").hidden = false;
 }
 
-// The camera in the page where the browser gives it to pages; else the phone's own camera application.
+// Uses the camera in the page if the browser allows it, otherwise the phone's camera application.
 const viewfinder = find("#viewfinder");
 const video = find("video", viewfinder);
 
@@ -166,7 +166,7 @@ async function openCamera() {
     video.srcObject = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
   } catch (error) {
     const refused = error.name === "NotAllowedError";
-    return notify(refused ? "The browser may not use the camera; its address bar has the switch." : "No camera was found.");
+    return notify(refused ? "The browser blocks the camera; allow it in the address bar." : "No camera was found.");
   }
   viewfinder.showModal();
 }
@@ -188,12 +188,12 @@ find("#camera").onclick = openCamera;
 find("#shoot").onclick = shoot;
 find("#leave").onclick = () => viewfinder.close();
 
-// Files: by button, by dropping them anywhere, by pasting.
+// Files are chosen, dropped anywhere, or pasted.
 find("#choose").onclick = () => find("#files").click();
 for (const input of [find("#files"), find("#capture")]) {
   input.onchange = () => { add(input.files); input.value = ""; };
 }
-let depth = 0; // dragenter and dragleave come for every element on the way
+let depth = 0; // dragenter and dragleave fire for every nested element
 const holdsFiles = (event) => [...(event.dataTransfer?.types ?? [])].includes("Files");
 const mark = (change) => { depth = Math.max(0, depth + change); find("#drop").classList.toggle("over", depth > 0); };
 addEventListener("dragenter", (event) => holdsFiles(event) && mark(1));
@@ -209,22 +209,22 @@ addEventListener("drop", (event) => {
 addEventListener("paste", (event) => {
   const files = [...(event.clipboardData?.files ?? [])];
   if (files.length) add(files);
-  else notify("There is no picture in the clipboard.");
+  else notify("There is no image in the clipboard.");
 });
 find("#clear").onclick = () => {
   queue.length = 0;
-  [...find("#answers").children].forEach(remove);
+  [...find("#predictions").children].forEach(remove);
   find("#choose").focus();
 };
 
-fetch("/api/model").then((response) => response.json()).then((told) => {
-  model = told;
-  document.title = `${told.name}: what is in the photo?`;
-  const careful = told.unsure ? "; it rather says unsure than err" : "";
-  find("#model").textContent = `${told.name} (${told.arch}) knows ${told.classes.length} classes${careful}`;
-  find("#known summary").textContent = `What it can tell apart (${told.classes.length})`;
-  find("#known ul").append(...told.classes.map((name) => part("li", name)));
-  find("#promise").textContent = `It ${told.unsure}.`;
-  find("#promise").hidden = !told.unsure;
-  find("#known").hidden = false;
+fetch("/api/model").then((response) => response.json()).then((answer) => {
+  model = answer;
+  document.title = `${model.name}: what is in the photo?`;
+  const careful = model.threshold ? " and says when it is unsure" : "";
+  find("#model").textContent = `${model.name} (${model.arch}) tells ${model.classes.length} classes apart${careful}`;
+  find("#classes summary").textContent = `Classes (${model.classes.length})`;
+  find("#classes ul").append(...model.classes.map((name) => element("li", name)));
+  find("#threshold").textContent = `It ${model.threshold}.`;
+  find("#threshold").hidden = !model.threshold;
+  find("#classes").hidden = false;
 }).catch(() => notify("The server does not answer."));

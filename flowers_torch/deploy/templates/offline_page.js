@@ -1,34 +1,34 @@
 "use strict";
-// Base64 of the runtime and the model, as the scripts after this one hand it over.
-const store = {};
-function part(name, text) { (store[name] ??= []).push(text); }
+// Base64 chunks of the runtime and the model, added by the scripts after this one.
+const chunks = {};
+function addChunk(name, text) { (chunks[name] ??= []).push(text); }
 
-const TOP = 3, LEAST_SHOWN = 0.005, MOST_FILE = 64 << 20, MOST_PIXELS = 24e6;
+const TOP = 3, MIN_SHOWN = 0.005, MAX_BYTES = 64 << 20, MAX_PIXELS = 24e6;
 const $ = id => document.getElementById(id);
 const facts = JSON.parse($("facts").textContent);
-const photos = [];  // {file, card, outputs, error} in the order of their coming
+const photos = [];  // {file, card, outputs, error} in order of arrival
 let ort, session, queue = Promise.resolve();
 
-function take(name) {
-  const pieces = store[name].map(text => {
+function takeBlob(name) {
+  const parts = chunks[name].map(text => {
     const raw = atob(text), bytes = new Uint8Array(raw.length);
     for (let i = 0; i < raw.length; i++) bytes[i] = raw.charCodeAt(i);
     return bytes;
   });
-  delete store[name];  // a large model would be held twice
-  return new Blob(pieces);
+  delete chunks[name];  // frees the memory
+  return new Blob(parts);
 }
 
 async function start() {
   const began = performance.now();
   describe();
   try {
-    const script = URL.createObjectURL(new Blob([take("runtime")], {type: "text/javascript"}));
+    const script = URL.createObjectURL(new Blob([takeBlob("runtime")], {type: "text/javascript"}));
     ort = await import(script);
-    const unzipped = take("wasm").stream().pipeThrough(new DecompressionStream("gzip"));
+    const unzipped = takeBlob("wasm").stream().pipeThrough(new DecompressionStream("gzip"));
     ort.env.wasm.wasmBinary = await new Response(unzipped).arrayBuffer();
-    ort.env.wasm.numThreads = 1;  // more need headers that only a server can send
-    const model = new Uint8Array(await take("model").arrayBuffer());
+    ort.env.wasm.numThreads = 1;  // more threads need headers that only a server can send
+    const model = new Uint8Array(await takeBlob("model").arrayBuffer());
     session = await ort.InferenceSession.create(model, {executionProviders: ["wasm"]});
     ort.env.wasm.wasmBinary = undefined;
   } catch (error) {
@@ -42,29 +42,34 @@ async function start() {
 
 function describe() {
   document.body.classList.add("waiting");
+<<<<<<< HEAD:flowers_torch/deploy/templates/offline_page.js
   const license = facts.license ? ` The license of the weights it began with: ${facts.license}.` : "";
   $("about").textContent = `It names one of these classes whatever a photo shows. Network: ${facts.network}, ` +
+=======
+  const license = facts.license ? ` License of the pretrained weights: ${facts.license}.` : "";
+  $("about").textContent = `Every photo is classified as one of these classes. Network: ${facts.network}, ` +
+>>>>>>> bcddcd7 (Evaluation and deployment in the field's words):flowers_torch/deploy/offline_page.js
     `${facts.size}.${license}`;
   $("knows").open = facts.classes.length <= 40;
   $("names").replaceChildren(...facts.classes.map(name => element("li", name)));
-  const curve = facts.trust.curve ?? [];
-  for (const most of [0.1, 0.05, 0.02, 0.01, 0]) {
-    const fitting = curve.filter(([, answered, wrong]) => wrong <= most * answered);
-    const all = fitting.includes(curve.at(-1));  // then it answers every photo anyway
-    const promise = most ? `with at most ${most * 100}% wrong` : "with none wrong";
-    if (fitting.length && !all) $("care").append(new Option(promise, most));
+  const curve = facts.selective.curve ?? [];
+  for (const maxError of [0.1, 0.05, 0.02, 0.01, 0]) {
+    const fitting = curve.filter(([, accepted, errors]) => errors <= maxError * accepted);
+    const all = fitting.includes(curve.at(-1));  // then no photo is unsure
+    const option = maxError ? `with at most ${maxError * 100}% wrong` : "with none wrong";
+    if (fitting.length && !all) $("care").append(new Option(option, maxError));
   }
 }
 
-// The probability from which on validation erred no more often than is wanted, as `predict --max-error`.
+// The confidence threshold for the chosen error rate in validation, as in `predict --max-error`.
 function threshold() {
-  const most = Number($("care").value), curve = facts.trust.curve ?? [];
-  if (most === 1 || !curve.length) return {least: 0, told: ""};
+  const maxError = Number($("care").value), curve = facts.selective.curve ?? [];
+  if (maxError === 1 || !curve.length) return {probability: 0, text: ""};
   const all = curve.at(-1)[1];
-  const [least, answered, wrong] = curve.filter(([, n, w]) => w <= most * n).reduce((a, b) => b[1] > a[1] ? b : a);
-  const share = (100 * (all - answered) / all).toFixed(0);
-  return {least, told: `In validation ${wrong} of ${answered} answers were wrong, ` +
-    `and it was unsure of ${share}% of photos.`};
+  const [probability, accepted, errors] = curve.filter(([, n, e]) => e <= maxError * n).reduce((a, b) => b[1] > a[1] ? b : a);
+  const unsure = (100 * (all - accepted) / all).toFixed(0);
+  return {probability, text: `In validation ${errors} of ${accepted} predictions were wrong, ` +
+    `and ${unsure}% of photos were unsure.`};
 }
 
 function say(message, bad = false) {
@@ -72,12 +77,12 @@ function say(message, bad = false) {
   $("status").classList.toggle("bad", bad);
 }
 
-// All text goes through textContent: names of files and classes come from strangers.
+// All text goes through textContent: file and class names are not trusted.
 function element(kind, text = "", name = "") {
-  const made = document.createElement(kind);
-  made.textContent = text;
-  made.className = name;
-  return made;
+  const node = document.createElement(kind);
+  node.textContent = text;
+  node.className = name;
+  return node;
 }
 
 function add(files) {
@@ -91,22 +96,22 @@ function add(files) {
     body.append(element("small", file.name), element("h2", "…"));
     card.append(image, body);
     $("cards").append(card);
-    queue = queue.then(() => answer(photo));
+    queue = queue.then(() => classify(photo));
   }
   document.body.classList.toggle("full", photos.length > 0);
   if (photos.length) $("knows").open = false;
   $("tools").hidden = !photos.length;
 }
 
-async function answer(photo) {
-  if (!photos.includes(photo)) return;  // cleared meanwhile
-  await new Promise(resolve => setTimeout(resolve));  // the browser draws first
+async function classify(photo) {
+  if (!photos.includes(photo)) return;  // removed in the meantime
+  await new Promise(resolve => setTimeout(resolve));  // lets the browser draw
   const began = performance.now();
   try {
-    if (photo.file.size > MOST_FILE) throw new Error(`it has more than ${MOST_FILE >> 20} MB`);
+    if (photo.file.size > MAX_BYTES) throw new Error(`it has more than ${MAX_BYTES >> 20} MB`);
     const {data, height, width} = await pixels(photo.file);
     const input = new ort.Tensor("uint8", data, [1, height, width, 3]);
-    const outputs = await session.run({photos: input});
+    const outputs = await session.run({images: input});
     photo.outputs = Object.fromEntries(Object.entries(outputs).map(([name, value]) => [name, Array.from(value.data)]));
   } catch (error) {
     photo.error = `This photo cannot be read: ${error.message || error}`;
@@ -117,10 +122,10 @@ async function answer(photo) {
   say(`${done} of ${photos.length} photos.${photo.error ? "" : ` One takes ${Math.round(performance.now() - began)} ms.`}`);
 }
 
-// An upright photo on white as bytes R, G, B, as the package's own reader gives it; colour profiles are ignored.
+// An upright photo as RGB bytes on white, as the package reads it; color profiles are ignored.
 async function pixels(file) {
   const image = await createImageBitmap(file, {colorSpaceConversion: "none"});
-  const shrink = Math.min(1, Math.sqrt(MOST_PIXELS / (image.width * image.height)));
+  const shrink = Math.min(1, Math.sqrt(MAX_PIXELS / (image.width * image.height)));
   const width = Math.max(1, Math.round(image.width * shrink)), height = Math.max(1, Math.round(image.height * shrink));
   const canvas = document.createElement("canvas");
   Object.assign(canvas, {width, height});
@@ -144,9 +149,9 @@ function ranked(photo) {
   return all.sort((a, b) => b.value - a.value);
 }
 
-function doubt(photo, least) {
-  if (photo.outputs.strangeness && photo.outputs.strangeness[0] > facts.trust.limit) return "unlike the training photos";
-  return ranked(photo)[0].value < least ? "too improbable" : "";
+function reason(photo, minimum) {
+  if (photo.outputs.ood_distance && photo.outputs.ood_distance[0] > facts.selective.ood_threshold) return "unlike the training photos";
+  return ranked(photo)[0].value < minimum ? "too improbable" : "";
 }
 
 function show(photo) {
@@ -155,35 +160,35 @@ function show(photo) {
   body.replaceChildren(element("small", photo.file.name));
   if (photo.error) {
     card.firstChild.hidden = true;
-    body.append(element("p", photo.error, "fault"));
+    body.append(element("p", photo.error, "error"));
     return;
   }
-  const [first, ...others] = ranked(photo).slice(0, TOP), why = doubt(photo, threshold().least);
+  const [first, ...others] = ranked(photo).slice(0, TOP), why = reason(photo, threshold().probability);
   card.classList.toggle("unsure", !!why);
   card.firstChild.alt = why ? "unsure" : first.name;
-  if (why) body.append(element("span", `unsure: ${why}`, "doubt"));
+  if (why) body.append(element("span", `unsure: ${why}`, "reason"));
   const list = element("dl");
-  for (const {name, value} of [first, ...others.filter(other => other.value >= LEAST_SHOWN)]) {
+  for (const {name, value} of [first, ...others.filter(other => other.value >= MIN_SHOWN)]) {
     const bar = element("i"), title = element("dt");
-    bar.style.setProperty("--share", `${100 * value}%`);
+    bar.style.setProperty("--fraction", `${100 * value}%`);
     title.append(name === first.name ? element("h2", why ? `perhaps ${name}` : name) : name);
     list.append(title, element("dd", percent(value)), bar);
   }
   body.append(list);
 }
 
-// What is not quite 100% is never called so.
-function percent(share) {
-  const text = (100 * share).toFixed(1);
-  return text === "100.0" && share < 1 ? "99.9%" : `${text}%`;
+// Only a probability of 1 is shown as 100%.
+function percent(fraction) {
+  const text = (100 * fraction).toFixed(1);
+  return text === "100.0" && fraction < 1 ? "99.9%" : `${text}%`;
 }
 
 function table() {
-  const least = threshold().least;
+  const minimum = threshold().probability;
   const quote = value => `"${String(value).replaceAll('"', '""')}"`;
   const rows = photos.filter(p => p.outputs || p.error).map(p => p.error ? [p.file.name, "", "", p.error]
-    : [p.file.name, ranked(p)[0].name, ranked(p)[0].value.toFixed(6), doubt(p, least), ...p.outputs.probabilities]);
-  return [["file", "class", "probability", "doubt", ...facts.classes], ...rows]
+    : [p.file.name, ranked(p)[0].name, ranked(p)[0].value.toFixed(6), reason(p, minimum), ...p.outputs.probabilities]);
+  return [["file", "class", "probability", "reason", ...facts.classes], ...rows]
     .map(row => row.map(quote).join(",")).join("\n") + "\n";
 }
 
@@ -200,7 +205,7 @@ addEventListener("drop", event => {
 });
 addEventListener("paste", event => { if (session) add(event.clipboardData.files); });
 $("care").addEventListener("change", () => {
-  $("promise").textContent = threshold().told;
+  $("promise").textContent = threshold().text;
   photos.filter(photo => photo.outputs).forEach(show);
 });
 $("clear").addEventListener("click", () => {
@@ -213,7 +218,7 @@ $("clear").addEventListener("click", () => {
 $("save").addEventListener("click", () => {
   const link = element("a");
   link.href = URL.createObjectURL(new Blob([table()], {type: "text/csv"}));
-  link.download = "answers.csv";
+  link.download = "predictions.csv";
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);
 });
