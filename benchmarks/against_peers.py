@@ -142,7 +142,7 @@ def train(args: argparse.Namespace, folder: Path) -> None:
         config = load_config(arch=args.arch, data=args.data, overrides={"seed": seed})
         os.environ["FLOWERS_TORCH_CACHE"] = str(folder / "cache")  # where the peers' photos lie
         admission = open_filtered(config)
-        known, parts = admission.photos, choose_split(admission.photos, config, admission.duplicates)
+        known, parts = admission.dataset, choose_split(admission.dataset, config, admission.duplicates)
         photos: dict[str, Any] = {"classes": list(known.classes)}
         for part, rows in parts.items():
             photos[part] = [[str(known.root / known.paths[i]), known.labels[i]] for i in rows]

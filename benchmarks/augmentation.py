@@ -1,10 +1,10 @@
-"""Photo by photo or a whole batch at once: what augmentation costs on one core of this CPU.
+"""What augmentation costs on one core of this CPU.
 
     python benchmarks/augmentation.py 17flowers.tgz --size 224
 
-For each policy that both layers have: milliseconds of processor time a photo for what a worker does after
-decoding and for what the training device does, and photos a second in all, mean and standard deviation over
-the repeats. Processor time, not the clock's, so that other programs matter little.
+For each augmentation of batches: milliseconds of processor time per image for resizing in a worker and for
+augmenting on the training device, and images per second in all, mean and standard deviation over the repeats.
+Processor time hardly depends on other programs.
 """
 
 import argparse
@@ -14,11 +14,11 @@ from collections.abc import Callable
 
 import torch
 
+from flowers_torch.data.augment.names import BATCH_AUGMENTATIONS
 from flowers_torch.data.augment.per_batch import SampleGenerator, standardize
-from flowers_torch.data.augment.per_image import AUGMENTATIONS, train_transform
 from flowers_torch.data.augment.preview import sample_by_class
 from flowers_torch.data.images import load_image
-from flowers_torch.data.loading.batches import BATCH_AUGMENTATIONS, batch_augmentation
+from flowers_torch.data.loading.batches import batch_augmentation
 from flowers_torch.data.loading.resize import resize_transform
 from flowers_torch.data.sources.open import open_dataset
 
@@ -33,7 +33,7 @@ def milliseconds(work: Callable[[], object], photos: int) -> float:
 
 
 def main() -> None:
-    """Prints a line for each policy and layer."""
+    """Prints a line for each augmentation."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -50,32 +50,25 @@ def main() -> None:
     aspects = torch.tensor([image.width / image.height for image in loaded])
     decode = statistics.fmean(milliseconds(lambda: list(map(load_image, paths)), count) for _ in range(3))
     print(f"{count} photos of {photos.name}, input {args.size} px; decoding {decode:.2f} ms a photo")
-    print("| policy | layer | in a worker, ms | on the device, ms | photos/s with decoding |")
-    print("|---|---|---|---|---|")
-    for policy in (name for name in AUGMENTATIONS if name in BATCH_AUGMENTATIONS):
-        one_by_one = train_transform(policy, args.size, MEAN, STD)
+    print("| augmentation | in a worker, ms | on the device, ms | images/s with decoding |")
+    print("|---|---|---|---|")
+    for policy in BATCH_AUGMENTATIONS:
         shrink, augment = resize_transform(policy, args.size), batch_augmentation(policy, args.size)
 
         def by_batch(canvases: torch.Tensor, augment=augment) -> torch.Tensor:  # type: ignore[no-untyped-def]
             draws = SampleGenerator(0, 0, torch.arange(count))
             return standardize(augment(canvases.float() / 255, draws, aspects), MEAN, STD)
 
-        rates: dict[str, list[tuple[float, float]]] = {"photo": [], "batch": []}
+        pairs = []
         canvases = torch.stack([shrink(image) for image in loaded])
         by_batch(canvases)
         for _ in range(args.repeats):
-            rates["photo"].append((milliseconds(lambda t=one_by_one: list(map(t, loaded)), count), 0.0))
             worker = milliseconds(lambda t=shrink: torch.stack(list(map(t, loaded))), count)
-            rates["batch"].append((worker, milliseconds(lambda f=by_batch, c=canvases: f(c), count)))
-        for layer, pairs in rates.items():
-            speeds = [1000 / (decode + worker + device) for worker, device in pairs]
-            worker, device = (statistics.fmean(values) for values in zip(*pairs, strict=True))
-            spread = statistics.stdev(speeds)
-            mean = statistics.fmean(speeds)
-            print(
-                f"| {policy} | {layer} | {worker:.2f} | {device:.2f} | {mean:.0f} +- {spread:.0f} |",
-                flush=True,
-            )
+            pairs.append((worker, milliseconds(lambda f=by_batch, c=canvases: f(c), count)))
+        speeds = [1000 / (decode + worker + device) for worker, device in pairs]
+        worker, device = (statistics.fmean(values) for values in zip(*pairs, strict=True))
+        speed = f"{statistics.fmean(speeds):.0f} +- {statistics.stdev(speeds):.0f}"
+        print(f"| {policy} | {worker:.2f} | {device:.2f} | {speed} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.io import decode_image
 from torchvision.transforms import v2
 
-from flowers_torch.data.augment.per_image import enough_side, train_transform
+from flowers_torch.data.augment.per_image import enough_side
 from flowers_torch.data.augment.preview import sample_by_class
 from flowers_torch.data.loading.batches import CPU_PHOTOS, TrainingBatches, batch_augmentation
 from flowers_torch.data.loading.image_cache import make_image_cache
@@ -116,10 +116,10 @@ def paths(args: argparse.Namespace, photos: list[Path], policy: str) -> dict[str
     """Ways from the files to batches, by name; each call begins an epoch."""
     size, labels = args.size, [int(path.parent.name) for path in photos]
 
-    def ours(dataset: TransformedImages, by_batch: bool) -> Batches:
+    def ours(dataset: TransformedImages) -> Batches:
         reading = loader_settings(args.workers, torch.device(args.device))
         loader, order = make_loader(dataset, args.batch_size, shuffle=True, **reading)
-        augment = batch_augmentation(policy, size) if by_batch else None
+        augment = batch_augmentation(policy, size)
         return TrainingBatches(loader, order, 0, CLASSES, args.device, augment, MEAN, STD)
 
     def canvases() -> TransformedImages:
@@ -140,14 +140,12 @@ def paths(args: argparse.Namespace, photos: list[Path], policy: str) -> dict[str
         )
 
     known = canvases()
-    for _ in ours(known, by_batch=True):
+    for _ in ours(known):
         pass
-    one_by_one = TransformedImages(photos, labels, train_transform(policy, size, MEAN, STD), seed=0)
     views = torchvision_transform(policy, size)
     return {
-        "ours, first epoch": lambda: ours(canvases(), by_batch=True),
-        "ours, later epochs": lambda: ours(known, by_batch=True),
-        "ours, photo by photo": lambda: ours(one_by_one, by_batch=False),
+        "ours, first epoch": lambda: ours(canvases()),
+        "ours, later epochs": lambda: ours(known),
         "ImageFolder, Pillow": lambda: torchvision(transform=views),
         "ImageFolder, tensors": lambda: torchvision(transform=views, loader=decoded),
     }

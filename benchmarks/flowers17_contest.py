@@ -97,7 +97,7 @@ def run(
 ) -> dict[str, Any]:
     """Trains and tests on one split."""
     admission = open_filtered(config)
-    split = exact_split(admission.photos, sizes, seed=number, groups=admission.duplicates)
+    split = exact_split(admission.dataset, sizes, seed=number, groups=admission.duplicates)
     started = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="contest-", dir=keep))
     config.out = str(folder)

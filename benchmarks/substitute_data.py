@@ -44,7 +44,7 @@ def main() -> None:
     if args.out.exists():
         sys.exit(f"{args.out} already exists; name a new folder")
     admission = filter_images(open_dataset(args.data))
-    photos = admission.photos
+    photos = admission.dataset
     kinds = [photos.classes[label] for label in photos.labels]
     pictures = [load_image(photos.root / path) for path in photos.paths]
     yellow = ["other" if kind not in YELLOW else "yellow" for kind in kinds]

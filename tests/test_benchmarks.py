@@ -130,7 +130,7 @@ def test_a_small_run_of_each(name: str, photo_folder: Path, tmp_path: Path) -> N
     rows = [json.loads(line) for line in results.read_text().splitlines()]
     assert len(rows) == {"data_path": 2, "growth": 4, "techniques": 5}[name]
     table = [line for line in ended.stdout.splitlines() if line.startswith("|")]
-    assert len(table) == {"data_path": 14, "growth": 6, "techniques": 7}[name]
+    assert len(table) == {"data_path": 12, "growth": 6, "techniques": 7}[name]
 
 
 @pytest.mark.slow

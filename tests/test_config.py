@@ -116,7 +116,7 @@ def test_unknown_config_lists_those_there_are() -> None:
 
 
 @pytest.mark.parametrize("text", ["60/20/20", "0.6/0.2/0.2", "3/1/1"])
-def test_shares(text: str) -> None:
+def test_split_fractions(text: str) -> None:
     assert split_fractions(text) == pytest.approx((0.6, 0.2, 0.2))
 
 

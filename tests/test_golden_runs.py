@@ -152,7 +152,7 @@ def results(folders: Sequence[Path]) -> dict[str, Any]:
     return exact | {"norm": math.sqrt(square), "classes": digest([name.encode() for name in classes])}
 
 
-SPLITS_KEY = "parts"
+SPLITS_KEY = "splits"
 
 
 @pytest.mark.parametrize("name", RUNS)

@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
         if args.out:
             print(f"look at {printable(args.out / 'gallery.html')}")
     worst = [finding for finding in result.findings if finding.severity == 3]
-    blocking = worst if args.strict else [f for f in worst if f.kind in ("unreadable", "no_readable_photo")]
+    blocking = worst if args.strict else [f for f in worst if f.kind in ("unreadable", "no_readable_image")]
     if blocking:
         where = args.out / "exclude.csv" if args.out else "exclude.csv"
         fix = f"repair them, or leave them out with {command_line('--exclude', where)}"

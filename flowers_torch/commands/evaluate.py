@@ -177,7 +177,7 @@ def trained_on(model: Path, photos: "ImageDataset", chosen: list[int]) -> int:
     path = (model if model.is_dir() else model.parent) / "split.json"
     if not path.is_file():
         return 0
-    parts = json.loads(path.read_text(encoding="utf-8"))["parts"]
+    parts = json.loads(path.read_text(encoding="utf-8"))["splits"]
     seen = parts["train"] | parts["val"]
     names = [photos.paths[i] for i in chosen]
     return sum(fingerprint(photos.root / name) == seen[name] for name in names if name in seen)

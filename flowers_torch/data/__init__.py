@@ -1,1 +1,1 @@
-"""Photos: one image loader, folders and archives, splits, augmentation, the drawn demo set."""
+"""Labeled images: sources, quality checks, splits, augmentation and batches."""

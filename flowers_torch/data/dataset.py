@@ -1,4 +1,4 @@
-"""A labelled set of images: where they are, which classes they have, how the source splits and groups them."""
+"""A labeled set of image files that are found but not yet read."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -7,17 +7,17 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class ImageDataset:
-    """A labelled set of photos, found but not yet read.
+    """A labeled set of image files.
 
     Attributes:
-        name: What the set is called in run folders and reports.
+        name: Name in run folders and reports.
         root: Folder that `paths` are relative to.
-        classes: Class names in natural order; a label is an index into them.
-        paths: Relative posix paths, in natural order.
+        classes: Class names; a label is an index into them.
+        paths: Relative POSIX paths.
         labels: Class index of each path.
-        split: Path to "train", "val" or "test" where the source itself says so, else empty.
-        groups: Path to the name of a group whose photos must stay in one part; photos alone are absent.
-        notes: What was ignored or is odd, one line each.
+        split: Path to "train", "val" or "test" where the source has a split, else empty.
+        groups: Path to the name of a group that must stay in one split; other images are absent.
+        notes: Remarks on the source, one line each, such as what was ignored.
     """
 
     name: str
@@ -33,6 +33,6 @@ class ImageDataset:
         return len(self.paths)
 
     def counts(self) -> list[int]:
-        """Photos of each class, in the order of `classes`."""
+        """Number of images of each class, in the order of `classes`."""
         found = Counter(self.labels)
         return [found[label] for label in range(len(self.classes))]

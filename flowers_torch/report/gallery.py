@@ -20,13 +20,13 @@ def write_gallery(path: Path, result: QualityReport) -> None:
         (finding, [[_figure(result, index) for index in group] for group in finding.groups[:GROUPS]])
         for finding in result.findings
     ]
-    counts = list(zip(result.photos.classes, result.photos.counts(), strict=True))
-    values = {"photos": result.photos, "sections": sections, "class_counts": counts}
+    counts = list(zip(result.dataset.classes, result.dataset.counts(), strict=True))
+    values = {"photos": result.dataset, "sections": sections, "class_counts": counts}
     write_text(path, render("gallery.html.jinja", values))
 
 
 def _figure(result: QualityReport, index: int) -> dict[str, Any]:
-    photos, inspection = result.photos, result.inspections[index]
+    photos, inspection = result.dataset, result.inspections[index]
     error, src = inspection.error, ""
     if not error:
         try:

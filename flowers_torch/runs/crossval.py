@@ -47,8 +47,8 @@ def cross_validate(
     """
     config = with_absolute_paths(config)
     filtered = open_images(config)
-    make_folds(filtered.photos, folds, config.seed, filtered.duplicates)  # errors come before any folder
-    folder = new_run_folder(str(out), filtered.photos.name, f"{config.arch}-crossval")
+    make_folds(filtered.dataset, folds, config.seed, filtered.duplicates)  # errors come before any folder
+    folder = new_run_folder(str(out), filtered.dataset.name, f"{config.arch}-crossval")
     resuming = command_line("flowers-torch", "crossval", "--resume", folder.absolute())
     heading = f"{folds} folds, {repeats} repeats; resume with: {resuming}"
     write_text(folder / "config.toml", to_toml(config, heading))
@@ -91,7 +91,7 @@ def _train_folds(
     again = ["flowers-torch", "crossval", "--config", str((out / "config.toml").absolute()), *counts_of_folds]
     plan: dict[tuple[int, int], Splits] = {}
     for seed in range(config.seed, config.seed + repeats):
-        splits = make_folds(filtered.photos, folds, seed, filtered.duplicates)
+        splits = make_folds(filtered.dataset, folds, seed, filtered.duplicates)
         plan |= {(seed, fold): split for fold, split in enumerate(splits)}
     for (seed, fold), split in plan.items():
         _check_begun(out / f"seed{seed}-fold{fold}" / "split.json", split, filtered)
@@ -124,7 +124,7 @@ def _check_begun(path: Path, split: Splits, filtered: FilteredDataset) -> None:
     """A fold that has begun must have the images that it would get now."""
     if not path.is_file():
         return
-    begun, changes = load_split(path, filtered.photos)
+    begun, changes = load_split(path, filtered.dataset)
     fix = "restore them, or start a new cross-validation"
     changes.refuse(path, fix)
     if begun != split:

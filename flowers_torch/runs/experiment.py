@@ -136,7 +136,7 @@ class Experiment:
             change = check_exact(checkpoint.fingerprint, now, folder, allow_config_change)
             with images_of(folder, config):
                 filtered = open_images(config)
-            splits, data_change = load_split(folder / "split.json", filtered.photos)
+            splits, data_change = load_split(folder / "split.json", filtered.dataset)
             if data_change:
                 log.info(f"the photos have changed since the run began:\n{data_change.table()}")
                 if not allow_data_change:  # guard: D31 resume
@@ -151,9 +151,9 @@ class Experiment:
             heading = f"changed: {change or f'the photos are now at {printable(config.data, 1000)}'}"
             write_text(folder / "config.toml", to_toml(config, heading))
         if distributed.is_main and data_change:
-            save_split(splits, filtered.photos, folder / "split.json", config.seed)
+            save_split(splits, filtered.dataset, folder / "split.json", config.seed)
         acceleration = Acceleration.parse(config.accelerate)
-        facts = (config, runtime, acceleration, distributed, filtered.photos, splits, checkpoint.info)
+        facts = (config, runtime, acceleration, distributed, filtered.dataset, splits, checkpoint.info)
         return cls(*facts, folder=folder), runtime.place(model), checkpoint
 
     @classmethod
@@ -175,7 +175,7 @@ class Experiment:
         config = with_absolute_paths(load_config(data=data, file=str(folder / "config.toml")))
         model, info = load_classifier(folder)
         with images_of(folder, config):
-            dataset = open_images(config).photos
+            dataset = open_images(config).dataset
         runtime = runtime_of_run(device, config.precision)
         splits, changes = load_split(folder / "split.json", dataset)
         if changes:
@@ -204,8 +204,8 @@ def _prepare(config: Config, distributed: Distributed, splits: Splits | None) ->
     check_size(config.arch, preprocessing.size)
 
     filtered = open_images(config)
-    dataset = filtered.photos
-    for line in (*dataset.notes, *filtered.remarks):
+    dataset = filtered.dataset
+    for line in (*dataset.notes, *filtered.warnings):
         log.info(f"note     {line}")
     splits = splits or choose_splits(dataset, config, filtered.duplicates)
     log.info(f"data     {dataset.name}: {describe_splits(dataset, splits)}")
@@ -236,7 +236,7 @@ def _prepare(config: Config, distributed: Distributed, splits: Splits | None) ->
     config = dataclasses.replace(config, weights=weights, precision=runtime.precision)
     config = with_absolute_paths(config)
     facts = (config, runtime, acceleration, distributed, dataset, splits, info)
-    return Experiment(*facts, duplicates=filtered.duplicates, unreadable=filtered.bad), model
+    return Experiment(*facts, duplicates=filtered.duplicates, unreadable=filtered.unreadable), model
 
 
 def _make_model(config: Config, info: ModelInfo, plan: WeightsPlan) -> nn.Module:

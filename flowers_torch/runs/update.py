@@ -21,10 +21,10 @@ from flowers_torch.data.dataset import ImageDataset
 from flowers_torch.data.quality.filter import filter_images
 from flowers_torch.data.quality.scan import inspect_images
 from flowers_torch.data.sources.open import open_dataset
-from flowers_torch.data.sources.tar_members import split_path
 from flowers_torch.data.splits.assign import SPLITS
 from flowers_torch.data.splits.extension import AssignedImage, extend_splits
 from flowers_torch.data.splits.split_file import fingerprint, read_split
+from flowers_torch.data.tar_members import split_path
 from flowers_torch.errors import DataError, ResourceError, UsageError, printable
 from flowers_torch.evaluation.comparison import Comparison, compare
 from flowers_torch.evaluation.evaluate import predict_images
@@ -77,7 +77,7 @@ def update(
     old = parent_images(folder, known)
     found = open_dataset(source, fewest=1)
     exclude = former.exclude if found.root.resolve() == known.root.resolve() else ""
-    new = filter_images(found, exclude, "none", config.skip_bad).photos
+    new = filter_images(found, exclude, "none", config.skip_bad).dataset
     seen = dict(zip(known.paths, inspect_images(known), strict=True))
     added = extend_splits(
         old, [seen[member.name] for member in old], new, inspect_images(new), shares, former.seed
@@ -86,7 +86,7 @@ def update(
         raise UsageError(f"{printable(source)} holds no photo that the run does not know", "add new ones")
     new_folder = new_run_folder(str(out), known.name, config.arch)
     link_images([*old, *added], new_folder / PHOTOS_FOLDER)
-    counts = ", ".join(f"{sum(m.part == part for m in added)} {part}" for part in SPLITS)
+    counts = ", ".join(f"{sum(m.split == part for m in added)} {part}" for part in SPLITS)
     fresh = sorted({m.label for m in added} - {m.label for m in old})
     classes = f"; new classes: {printable(', '.join(fresh))}" if fresh else ""
     log.info(f"data     {len(added)} new photos ({counts}) beside the {len(old)} of the run{classes}")
@@ -131,7 +131,7 @@ def parent_images(folder: Path, photos: ImageDataset) -> list[AssignedImage]:
         DataError: some are gone or have other bytes than then.
     """
     label = dict(zip(photos.paths, photos.labels, strict=True))
-    parts: dict[str, dict[str, str]] = read_split(folder / "split.json")["parts"]
+    parts: dict[str, dict[str, str]] = read_split(folder / "split.json")["splits"]
     lost = [
         name
         for members in parts.values()
@@ -169,7 +169,7 @@ def link_images(members: Sequence[AssignedImage], folder: Path) -> None:
     taken: set[Path] = set()
     try:
         for member in members:
-            place = folder / member.part / member.label
+            place = folder / member.split / member.label
             place.mkdir(parents=True, exist_ok=True)
             stem, suffix = os.path.splitext(member.file.name)
             link, number = place / member.file.name, 2

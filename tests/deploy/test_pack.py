@@ -99,7 +99,7 @@ def finished(small: Any, folder: Path) -> Path:
     names = {"train": ["a", "b", "c"], "val": ["d", "e"], "test": ["f", "g", "h", "i"]}
     write_json(
         folder / "split.json",
-        {"data": "garden", "parts": {part: dict.fromkeys(paths, "0") for part, paths in names.items()}},
+        {"data": "garden", "splits": {part: dict.fromkeys(paths, "0") for part, paths in names.items()}},
     )
     write_json(folder / "metrics.json", json.loads("{}"))
     logits = torch.eye(3)[[0, 1, 2, 0]] * 5

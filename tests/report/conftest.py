@@ -74,7 +74,7 @@ def write_run(folder: Path, photos: ImageDataset) -> None:
     paths = {part: [photos.paths[i] for i in indices] for part, indices in parts.items()}
     write_json(
         folder / "split.json",
-        {"data": photos.name, "parts": {part: dict.fromkeys(names, "0") for part, names in paths.items()}},
+        {"data": photos.name, "splits": {part: dict.fromkeys(names, "0") for part, names in paths.items()}},
     )
     epochs = (("head", 1, 1e-3, 1.0), ("finetune", 1, 1e-4, 0.8), ("finetune", 2, 1e-5, 0.7))
     accuracies = {"train_accuracy": 0.7, "val_accuracy": 0.8, "seconds": 1.0}

@@ -26,7 +26,7 @@ def test_every_photo_is_tested_once(finished: Path) -> None:
     files = [row["file"] for row in rows]
     assert len(files) == len(set(files)) == 60
     for fold in range(3):
-        split = json.loads((finished / f"seed0-fold{fold}" / "split.json").read_text())["parts"]
+        split = json.loads((finished / f"seed0-fold{fold}" / "split.json").read_text())["splits"]
         assert sorted(split["test"]) == sorted(row["file"] for row in rows if row["fold"] == str(fold))
         assert not set(split["test"]) & (set(split["train"]) | set(split["val"]))
 
@@ -64,7 +64,7 @@ def test_an_interrupted_one_goes_on(
 
     split = out / "seed0-fold1" / "split.json"
     content = json.loads(split.read_text())
-    content["parts"]["val"] = dict(list(content["parts"]["val"].items())[1:])
+    content["splits"]["val"] = dict(list(content["splits"]["val"].items())[1:])
     split.write_text(json.dumps(content))
     assert main(["crossval", "--resume", str(out)]) == 3
     assert main(["crossval", "--resume", str(tmp_path)]) == 2

@@ -75,7 +75,7 @@ def test_the_run_folder(finished: recipe.Result, photo_folder: Path) -> None:
     with (folder / "predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
     split = json.loads((folder / "split.json").read_text())
-    assert [row["file"] for row in rows] == list(split["parts"]["test"])
+    assert [row["file"] for row in rows] == list(split["splits"]["test"])
     assert sum(int(row["correct"]) for row in rows) == finished.test.correct
     wanted = dataclasses.replace(
         config(photo_folder, folder, dropout=0.3), out=""
@@ -153,7 +153,7 @@ def test_a_photo_that_goes_missing_during_training_costs_no_step(
                 gone.rename(tmp_path / "elsewhere.png")
             yield rate
 
-    photos = prepare.open_filtered(wanted).photos
+    photos = prepare.open_filtered(wanted).dataset
     train = prepare.choose_split(photos, wanted)["train"]
     order = EpochBatchSampler(len(train), 8, seed=0, shuffle=True)
     order.epoch = 1
@@ -188,7 +188,7 @@ def test_a_photo_that_goes_missing_during_training_costs_no_step(
     assert [row["changes"] for row in allowed.history] == [0, 1, 1, 1]
     metrics = json.loads((tmp_path / "allowed" / "metrics.json").read_text())
     assert metrics["changes"] == [{"stage": 0, "epoch": 1, "missing": 1, "edited": 0, "added": 0}]
-    parts = json.loads((tmp_path / "allowed" / "split.json").read_text())["parts"]
+    parts = json.loads((tmp_path / "allowed" / "split.json").read_text())["splits"]
     assert gone.name not in {Path(name).name for name in parts["train"] if Path(name).parent == gone.parent}
 
 

@@ -63,7 +63,9 @@ def updated(former: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def marks(folder: Path) -> dict[str, set[str]]:
-    return {part: set(photos.values()) for part, photos in read_split(folder / "split.json")["parts"].items()}
+    return {
+        part: set(photos.values()) for part, photos in read_split(folder / "split.json")["splits"].items()
+    }
 
 
 def test_known_photos_keep_their_part_and_new_ones_join(former: Path, updated: Path) -> None:
@@ -106,7 +108,7 @@ def test_both_are_compared_on_photos_that_neither_saw(former: Path, updated: Pat
 def test_what_would_spoil_the_test_is_refused_before_anything_is_written(
     former: Path, tmp_path: Path
 ) -> None:
-    test = sorted(read_split(former / "split.json")["parts"]["test"])[0]
+    test = sorted(read_split(former / "split.json")["splits"]["test"])[0]
     for part, seed in (("train", 5), ("test", 6)):
         for label in ("blue", "green", "red"):
             draw(tmp_path / "new" / part / label, (60, 70, 80), 2, seed)

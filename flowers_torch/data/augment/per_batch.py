@@ -1,8 +1,7 @@
-"""Augmentation of whole batches as tensors, on the CPU or the GPU: images in, images out, draws passed in.
+"""Augmentations of batches of tensors, on the CPU or the GPU.
 
-The third of three layers that agree: `keras_augment.py` (one image, slow, equal to Keras), `augment.py` (one
-image, torchvision) and this. Images are float tensors (N, 3, H, W) in 0..1. Draws come from `SampleGenerator`, which is
-a function of (seed, view, photo): the same photo gets the same variant in whatever batch it comes.
+Images are float tensors (N, 3, H, W) in 0..1. Random numbers come from a `SampleGenerator`, a function of
+(seed, view, position): an image gets the same variant in any batch.
 """
 
 import functools
@@ -15,21 +14,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flowers_torch.data.augment.keras import FILL_MODES
-
-# Of the RGB values of ImageNet's training photos (Krizhevsky, Sutskever, Hinton 2012), in units of 0..1.
+FILL_MODES = ("constant", "nearest", "reflect", "wrap")
+# Principal components of ImageNet's RGB values (Krizhevsky, Sutskever, Hinton 2012), in units of 0..1.
 PCA_VALUES = (0.2175, 0.0188, 0.0045)
 PCA_VECTORS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
-GREY = (0.299, 0.587, 0.114)
+GRAY = (0.299, 0.587, 0.114)
 
 
 class SampleGenerator:
-    """Random numbers that are counted, not streamed: a function of seed, view, photo and the call's number.
+    """Random numbers for each image, a function of seed, view, position and a counter of draws.
 
     Args:
-        seed: Of the run.
-        views: Pass over the photos, one number or one a photo (N,); see `loaders.EpochBatchSampler`.
-        positions: (N,) integers, the photos' places in the data set; the draws live on their device.
+        seed: Seed of the run.
+        views: Pass over the dataset, one number or one for each image (N,); see `loaders.EpochBatchSampler`.
+        positions: (N,) integers, the positions of the images in the dataset, on the device of the results.
     """
 
     def __init__(self, seed: int, views: int | Tensor, positions: Tensor) -> None:
@@ -61,56 +59,57 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:
-    return (x >> bits) & ((1 << (64 - bits)) - 1)  # a logical shift; that of int64 copies the sign
+    return (x >> bits) & ((1 << (64 - bits)) - 1)  # a logical shift; the shift of int64 copies the sign
 
 
-def mirror(images: Tensor, draws: SampleGenerator, probability: float = 0.5) -> Tensor:
-    """Mirrors each image with a probability."""
-    chosen = draws.uniform(1)[:, :, None, None] < probability
+def mirror(images: Tensor, generator: SampleGenerator, probability: float = 0.5) -> Tensor:
+    """Mirrors each image with the given probability."""
+    chosen = generator.uniform(1)[:, :, None, None] < probability
     return torch.where(chosen, images.flip(-1), images)
 
 
 def resized_crop(
     images: Tensor,
     size: int,
-    draws: SampleGenerator,
+    generator: SampleGenerator,
     scale: tuple[float, float] = (0.3, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
     aspects: Tensor | None = None,
     attempts: int = 10,
 ) -> Tensor:
-    """A random part of each image, stretched to (size, size); the twin of torchvision's `RandomResizedCrop`.
+    """A random crop of each image, stretched to (size, size), as torchvision's `RandomResizedCrop`.
 
     Args:
         images: (N, 3, H, W).
         size: Side of the result.
-        draws: Of these images.
-        scale: Share of the area that the part covers.
-        ratio: Its width over its height, drawn by its logarithm.
-        aspects: (N,) width over height of the photos, where the images are squashed ones; W / H if None.
-        attempts: Parts drawn for each image, of which the first that fits is taken. Where none fits it is
-            the largest central part of an allowed ratio.
+        generator: Random numbers of these images.
+        scale: Range of the crop's fraction of the area.
+        ratio: Range of its width over its height, drawn by logarithm.
+        aspects: (N,) width over height of the original images, if these are stretched; W / H if None.
+        attempts: Crops drawn for each image. The first that fits is taken; if none fits, it is the largest
+            center crop with an allowed ratio.
     """
-    wide = _aspects(images, aspects)  # (N, 1), in photos' heights
-    areas = draws.uniform(attempts, *scale) * wide
-    ratios = draws.uniform(attempts, math.log(ratio[0]), math.log(ratio[1])).exp()
+    wide = _aspects(images, aspects)  # (N, 1), in heights of the original image
+    areas = generator.uniform(attempts, *scale) * wide
+    ratios = generator.uniform(attempts, math.log(ratio[0]), math.log(ratio[1])).exp()
     heights, widths = (areas / ratios).sqrt(), (areas * ratios).sqrt()
     fits = (heights <= 1) & (widths <= wide)
-    chosen, any_fits = fits.int().argmax(1, keepdim=True), fits.any(1, keepdim=True)  # argmax: the first one
+    chosen = fits.int().argmax(1, keepdim=True)  # the first that fits
+    any_fits = fits.any(1, keepdim=True)
     largest_height, largest_width = (wide / ratio[0]).clamp(max=1), wide.clamp(max=ratio[1])
     height = torch.where(any_fits, heights.gather(1, chosen), largest_height)
     width = torch.where(any_fits, widths.gather(1, chosen), largest_width)
-    place = torch.where(any_fits, draws.uniform(2), 0.5)
+    place = torch.where(any_fits, generator.uniform(2), 0.5)
     return cut(images, size, place[:, :1], place[:, 1:], height, width / wide)
 
 
 def random_crop(
-    images: Tensor, size: int, draws: SampleGenerator, share: float, aspects: Tensor | None = None
+    images: Tensor, size: int, generator: SampleGenerator, fraction: float, aspects: Tensor | None = None
 ) -> Tensor:
-    """A square part of each image, `share` of its photo's shorter side; other arguments as `resized_crop`."""
+    """A random square of each image, `fraction` of the original's shorter side; else as `resized_crop`."""
     wide = _aspects(images, aspects)
-    side = share * wide.clamp(max=1)
-    place = draws.uniform(2)
+    side = fraction * wide.clamp(max=1)
+    place = generator.uniform(2)
     return cut(images, size, place[:, :1], place[:, 1:], side, side / wide)
 
 
@@ -121,17 +120,17 @@ def _aspects(images: Tensor, aspects: Tensor | None) -> Tensor:
 
 
 def cut(images: Tensor, size: int, down: Tensor, across: Tensor, height: Tensor, width: Tensor) -> Tensor:
-    """A part of each image, stretched to (size, size).
+    """A rectangle of each image, stretched to (size, size).
 
     Args:
         images: (N, 3, H, W).
         size: Side of the result.
-        down: (N, 1), where the part lies: 0 at the top, 1 at the bottom.
-        across: (N, 1), 0 at the left, 1 at the right.
-        height: (N, 1), of the part, as a share of H.
-        width: (N, 1), as a share of W.
+        down: (N, 1), vertical position: 0 at the top, 1 at the bottom.
+        across: (N, 1), horizontal position: 0 at the left, 1 at the right.
+        height: (N, 1), as a fraction of H.
+        width: (N, 1), as a fraction of W.
     """
-    # grid_sample counts from -1 to 1 between the outer edges of the image.
+    # grid_sample: -1 and 1 are the outer edges of the image.
     steps = (2 * torch.arange(size, device=images.device) + 1) / size
     rows = 2 * down * (1 - height) + steps * height - 1
     columns = 2 * across * (1 - width) + steps * width - 1
@@ -140,13 +139,15 @@ def cut(images: Tensor, size: int, down: Tensor, across: Tensor, height: Tensor,
 
 
 def affine(images: Tensor, matrices: Tensor, fill_mode: str = "nearest", cval: float = 0.0) -> Tensor:
-    """Moves each image by its matrix; the twin of `keras_augment.apply_affine`.
+    """Transforms each image by its matrix, as Keras's `apply_affine_transform`.
 
     Args:
         images: (N, 3, H, W).
-        matrices: (N, 2, 3): where an output pixel (row, column, 1) is read from.
-        fill_mode: "constant", "nearest", "reflect" or "wrap".
-        cval: Fills under "constant".
+        matrices: (N, 2, 3): the source (row, column) of an output pixel (row, column, 1).
+        fill_mode: What is outside of the image: "constant" is `cval`, "nearest" repeats the border, "reflect"
+            mirrors the image (border pixels twice), "wrap" continues at the other side with a period of one
+            less than the side, as in SciPy.
+        cval: Value for "constant".
     """
     height, width = images.shape[-2:]
     rows, columns = torch.meshgrid(
@@ -157,7 +158,7 @@ def affine(images: Tensor, matrices: Tensor, fill_mode: str = "nearest", cval: f
 
 
 def draw_affines(
-    draws: SampleGenerator,
+    generator: SampleGenerator,
     height: int,
     width: int,
     rotation: float = 0.0,
@@ -165,22 +166,22 @@ def draw_affines(
     shear: float = 0.0,
     zoom: float = 0.0,
 ) -> Tensor:
-    """Matrices (N, 2, 3) for `affine`, around the centre.
+    """Random matrices (N, 2, 3) for `affine`, around the center.
 
     Args:
-        draws: Of the images.
+        generator: Random numbers of the images.
         height: Of the images.
         width: Of the images.
         rotation: Degrees to either side.
-        shift: Share of each side, to either side.
+        shift: Fraction of each side, to either side.
         shear: Degrees to either side.
         zoom: z for factors 1 - z .. 1 + z, drawn for each axis; above 1 shows more than the image.
     """
-    angle, lean = (draws.uniform(1, -d, d)[:, 0].deg2rad() for d in (rotation, shear))
-    move_y, move_x = (draws.uniform(1, -shift, shift)[:, 0] * side for side in (height, width))
-    zoom_y, zoom_x = (draws.uniform(1, 1 - zoom, 1 + zoom)[:, 0] for _ in range(2))
+    angle, lean = (generator.uniform(1, -d, d)[:, 0].deg2rad() for d in (rotation, shear))
+    move_y, move_x = (generator.uniform(1, -shift, shift)[:, 0] * side for side in (height, width))
+    zoom_y, zoom_x = (generator.uniform(1, 1 - zoom, 1 + zoom)[:, 0] for _ in range(2))
     cos, sin = angle.cos(), angle.sin()
-    # In (x, y): rotation times shear times zoom; then rows and columns change places.
+    # rotation @ shear @ zoom in (x, y); then rows and columns are swapped
     xx, xy = cos * zoom_x, (-cos * lean.sin() - sin * lean.cos()) * zoom_y
     yx, yy = sin * zoom_x, (-sin * lean.sin() + cos * lean.cos()) * zoom_y
     middle_y, middle_x = height / 2 - 0.5, width / 2 - 0.5
@@ -193,21 +194,21 @@ def draw_affines(
 def sample(
     images: Tensor, rows: Tensor, columns: Tensor, fill_mode: str = "nearest", cval: float = 0.0
 ) -> Tensor:
-    """Bilinear values of images (N, C, H, W) at fractional pixel places (N, h, w): images (N, C, h, w)."""
+    """Bilinear samples of images (N, C, H, W) at fractional pixels (N, h, w): images (N, C, h, w)."""
     if fill_mode not in FILL_MODES:
-        raise ValueError(f"unknown fill mode {fill_mode!r}; there are {', '.join(FILL_MODES)}")
+        raise ValueError(f"{fill_mode!r} is not a valid fill mode: expected {', '.join(FILL_MODES)}")
     height, width = images.shape[-2:]
     outside = (rows < 0) | (rows > height - 1) | (columns < 0) | (columns > width - 1)
     rows, columns = _inside(rows, height, fill_mode), _inside(columns, width, fill_mode)
-    # grid_sample counts from -1 to 1 between the centres of the outermost pixels.
+    # grid_sample: -1 and 1 are the centers of the outermost pixels.
     grid = torch.stack([columns / max(width - 1, 1), rows / max(height - 1, 1)], dim=-1) * 2 - 1
     values = F.grid_sample(images, grid.to(images.dtype), align_corners=True, padding_mode="border")
     return torch.where(outside[:, None], cval, values) if fill_mode == "constant" else values
 
 
 def _inside(places: Tensor, size: int, fill_mode: str) -> Tensor:
-    """Places outside of 0 .. size - 1 as those inside with the same value."""
-    if fill_mode == "reflect":  # about the outer edges, half a pixel beyond the outermost centres
+    """Maps positions outside of 0 .. size - 1 to positions inside with the same value."""
+    if fill_mode == "reflect":  # at the outer edges, half a pixel beyond the outermost centers
         turned = (places + 0.5).remainder(2 * size)
         places = torch.minimum(turned, 2 * size - turned) - 0.5
     elif fill_mode == "wrap":
@@ -216,64 +217,65 @@ def _inside(places: Tensor, size: int, fill_mode: str) -> Tensor:
     return places.clamp(0, size - 1)
 
 
-def jitter_colour(
+def jitter_color(
     images: Tensor,
-    draws: SampleGenerator,
+    generator: SampleGenerator,
     brightness: float = 0.0,
     contrast: float = 0.0,
     saturation: float = 0.0,
 ) -> Tensor:
-    """Multiplies brightness, contrast and saturation, in this order, by factors within 1 - x .. 1 + x."""
-    factors = [draws.uniform(1, 1 - x, 1 + x)[:, :, None, None] for x in (brightness, contrast, saturation)]
-    return adjust_colour(images, *factors)
+    """Multiplies brightness, contrast and saturation by random factors in 1 - x .. 1 + x."""
+    ranges = (brightness, contrast, saturation)
+    return adjust_color(images, *(generator.uniform(1, 1 - x, 1 + x)[:, :, None, None] for x in ranges))
 
 
-def adjust_colour(images: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor) -> Tensor:
-    """The same by given factors (N, 1, 1, 1), as torchvision's `adjust_brightness` and so on."""
-    # Only the first line makes a new large tensor: on a CPU their memory costs more than the sums.
+def adjust_color(images: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor) -> Tensor:
+    """Multiplies by factors (N, 1, 1, 1), as torchvision's `adjust_brightness` and so on."""
+    # Only the first line allocates: on a CPU, new memory costs more than the arithmetic.
     images = (images * brightness).clamp_(0, 1)
-    mean = _grey(images).mean((2, 3), keepdim=True)
+    mean = _gray(images).mean((2, 3), keepdim=True)
     images.sub_(mean).mul_(contrast).add_(mean).clamp_(0, 1)
-    grey = _grey(images)
-    return images.sub_(grey).mul_(saturation).add_(grey).clamp_(0, 1)
+    gray = _gray(images)
+    return images.sub_(gray).mul_(saturation).add_(gray).clamp_(0, 1)
 
 
-def _grey(images: Tensor) -> Tensor:
+def _gray(images: Tensor) -> Tensor:
     red, green, blue = images.split(1, dim=1)
-    return (red * GREY[0]).add_(green, alpha=GREY[1]).add_(blue, alpha=GREY[2])
+    return (red * GRAY[0]).add_(green, alpha=GRAY[1]).add_(blue, alpha=GRAY[2])
 
 
-def shift_rgb(images: Tensor, draws: SampleGenerator, amount: float = 0.08) -> Tensor:
-    """Adds to each channel a value of its own within plus and minus `amount`."""
-    return (images + draws.uniform(3, -amount, amount)[:, :, None, None]).clamp(0, 1)
+def shift_rgb(images: Tensor, generator: SampleGenerator, amount: float = 0.08) -> Tensor:
+    """Adds a random value in -amount .. amount to each channel."""
+    return (images + generator.uniform(3, -amount, amount)[:, :, None, None]).clamp(0, 1)
 
 
-def shift_pca_colour(images: Tensor, draws: SampleGenerator, std: float = 0.1) -> Tensor:
-    """AlexNet's colour augmentation: moves all pixels along the principal axes of natural RGB values."""
+def shift_pca_color(images: Tensor, generator: SampleGenerator, std: float = 0.1) -> Tensor:
+    """AlexNet's color augmentation: shifts all pixels along the principal components of RGB values."""
     values, vectors = _constant(PCA_VALUES, images.device), _constant(PCA_VECTORS, images.device)
-    shifts = (draws.normal(3) * std * values) @ vectors.T  # (N, 3)
+    shifts = (generator.normal(3) * std * values) @ vectors.T  # (N, 3)
     return (images + shifts[:, :, None, None]).clamp(0, 1)
 
 
 def erase(
     images: Tensor,
-    draws: SampleGenerator,
+    generator: SampleGenerator,
     probability: float = 0.25,
     scale: tuple[float, float] = (0.02, 0.2),
     ratio: tuple[float, float] = (0.3, 3.3),
 ) -> Tensor:
-    """Fills a random rectangle of some images with their mean colour (random erasing)."""
+    """Fills a random rectangle of some images with the image's mean color (random erasing)."""
     height, width = images.shape[-2:]
-    area = draws.uniform(1, *scale) * height * width
-    aspect = draws.uniform(1, math.log(ratio[0]), math.log(ratio[1])).exp()
+    area = generator.uniform(1, *scale) * height * width
+    aspect = generator.uniform(1, math.log(ratio[0]), math.log(ratio[1])).exp()
     tall, wide = (area / aspect).sqrt().clamp(max=height), (area * aspect).sqrt().clamp(max=width)
-    top, left = draws.uniform(1) * (height - tall), draws.uniform(1) * (width - wide)
-    inside = _rectangles(top, left, tall, wide, height, width) & (draws.uniform(1)[:, :, None] < probability)
+    top, left = generator.uniform(1) * (height - tall), generator.uniform(1) * (width - wide)
+    inside = _rectangles(top, left, tall, wide, height, width)
+    inside &= generator.uniform(1)[:, :, None] < probability
     return torch.where(inside[:, None], images.mean((2, 3), keepdim=True), images)
 
 
 def _rectangles(top: Tensor, left: Tensor, tall: Tensor, wide: Tensor, height: int, width: int) -> Tensor:
-    """Which pixels' centres lie inside: (N, height, width), from corners and sides (N, 1)."""
+    """Masks (N, height, width) of rectangles, from corners and sides (N, 1)."""
     rows = torch.arange(height, device=top.device) + 0.5
     columns = torch.arange(width, device=top.device) + 0.5
     in_rows = (rows >= top) & (rows < top + tall)
@@ -281,45 +283,44 @@ def _rectangles(top: Tensor, left: Tensor, tall: Tensor, wide: Tensor, height: i
     return in_rows[:, :, None] & in_columns[:, None, :]
 
 
-def mixup(images: Tensor, targets: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    """Blends each image and its target with those of the batch's other end (Zhang et al. 2018).
+def mixup(images: Tensor, targets: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
+    """Blends each image and its target with those of the reversed batch (Zhang et al. 2018).
 
     Args:
         images: (N, 3, H, W).
         targets: (N, classes), rows that sum to 1.
-        share: Of the image itself, 0..1; see `draw_fraction`.
+        fraction: Weight of the image itself, 0..1; see `draw_fraction`.
     """
-    return torch.lerp(images.flip(0), images, share), torch.lerp(targets.flip(0), targets, share)
+    return torch.lerp(images.flip(0), images, fraction), torch.lerp(targets.flip(0), targets, fraction)
 
 
-def cutmix(images: Tensor, targets: Tensor, share: float, draws: SampleGenerator) -> tuple[Tensor, Tensor]:
-    """Pastes into each image a rectangle of the image at the batch's other end (Yun et al. 2019).
-
-    Arguments as `mixup`; the targets are blended by the area that the rectangle really covers.
-    """
+def cutmix(
+    images: Tensor, targets: Tensor, fraction: float, generator: SampleGenerator
+) -> tuple[Tensor, Tensor]:
+    """Pastes a rectangle of the reversed batch into each image (Yun et al. 2019); arguments as `mixup`."""
     height, width = images.shape[-2:]
-    side = math.sqrt(1 - share)
-    centre = draws.uniform(2)
-    low_y, high_y = ((centre[:, :1] * height + d * side * height / 2).clamp(0, height) for d in (-1, 1))
-    low_x, high_x = ((centre[:, 1:] * width + d * side * width / 2).clamp(0, width) for d in (-1, 1))
+    side = math.sqrt(1 - fraction)
+    center = generator.uniform(2)
+    low_y, high_y = ((center[:, :1] * height + d * side * height / 2).clamp(0, height) for d in (-1, 1))
+    low_x, high_x = ((center[:, 1:] * width + d * side * width / 2).clamp(0, width) for d in (-1, 1))
     inside = _rectangles(low_y, low_x, high_y - low_y, high_x - low_x, height, width)
-    kept = 1 - inside.float().mean((1, 2))[:, None]
-    return torch.where(inside[:, None], images.flip(0), images), torch.lerp(targets.flip(0), targets, kept)
+    rest = 1 - inside.float().mean((1, 2))[:, None]
+    return torch.where(inside[:, None], images.flip(0), images), torch.lerp(targets.flip(0), targets, rest)
 
 
 def draw_fraction(alpha: float, *counters: int) -> float:
-    """A share from Beta(alpha, alpha), a function of the counters: (seed, epoch, batch)."""
+    """A fraction from Beta(alpha, alpha), a function of the counters (seed, epoch, batch)."""
     return float(np.random.Generator(np.random.Philox(np.random.SeedSequence(counters))).beta(alpha, alpha))
 
 
 def standardize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Subtracts the channels' mean and divides by their deviation: the network's input."""
-    centre, spread = (_constant(tuple(values), images.device)[:, None, None] for values in (mean, std))
-    return (images - centre).div_(spread)
+    """Subtracts the mean of the channels and divides by their deviation: the input of the network."""
+    center, spread = (_constant(tuple(values), images.device)[:, None, None] for values in (mean, std))
+    return (images - center).div_(spread)
 
 
 @functools.cache
 def _constant(values: tuple[Any, ...], device: torch.device) -> Tensor:
-    """A tensor of them on the device, put there once: the copy waits for all that a GPU has to do."""
+    """A cached tensor on the device: a new copy would wait for all pending work of a GPU."""
     with torch.inference_mode(False):
         return torch.tensor(values, device=device)

@@ -17,14 +17,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from flowers_torch.data.augment import per_batch as batch_augment
+from flowers_torch.data.augment.names import BATCH_AUGMENTATIONS, COLOR, CROPS, KERAS
 from flowers_torch.data.augment.per_batch import SampleGenerator
-from flowers_torch.data.augment.per_image import COLOUR, CROPS, KERAS, MAX_ASPECT
+from flowers_torch.data.augment.per_image import MAX_ASPECT
 from flowers_torch.data.loading.gpu_cache import GPUImages, cache_bytes_on, copied
 from flowers_torch.data.loading.image_cache import CachedImages
 from flowers_torch.data.loading.loaders import EpochBatchSampler
 from flowers_torch.data.loading.resize import RESIZE_FACTORS
 
-BATCH_AUGMENTATIONS = tuple(RESIZE_FACTORS)
 CPU_IMAGES = 8  # augmented at a time on a CPU, whose caches hold these
 
 # (resized images in 0..1, random generator, aspects) -> inputs in 0..1
@@ -58,7 +58,7 @@ def _augment(
         fraction = size / math.floor(size / crop)
         images = batch_augment.random_crop(images, size, random, fraction, aspects)
         images = batch_augment.shift_rgb(batch_augment.mirror(images, random), random)
-        return batch_augment.shift_pca_colour(images, random)
+        return batch_augment.shift_pca_color(images, random)
     if augmentation in KERAS:
         if images.shape[-2:] != (size, size):
             images = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
@@ -67,7 +67,7 @@ def _augment(
     scale, ratio = CROPS[augmentation]
     images = batch_augment.resized_crop(images, size, random, scale, ratio, aspects)
     images = batch_augment.mirror(images, random)
-    return batch_augment.jitter_colour(images, random, *COLOUR) if augmentation == "crop" else images
+    return batch_augment.jitter_color(images, random, *COLOR) if augmentation == "crop" else images
 
 
 class TrainingBatches:

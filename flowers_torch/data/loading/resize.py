@@ -14,7 +14,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from flowers_torch.data.augment.per_image import KERAS, LimitAspect, enough_side
+from flowers_torch.data.augment.names import KERAS
+from flowers_torch.data.augment.per_image import LimitAspect, enough_side
 from flowers_torch.data.loading.loaders import TransformedImages
 from flowers_torch.data.preprocessing import Preprocessing
 
@@ -60,7 +61,7 @@ def _whole(side: int, interpolation: str, image: Image.Image) -> Tensor:
 
 def _center_crop(shorter: int, size: int, interpolation: str, image: Image.Image) -> Tensor:
     """The center of an image resized to a shorter side, cropped as the evaluation transform crops it."""
-    image = LimitAspect()(image)
+    image = LimitAspect()(image)  # guard: D22
     width, height = (int(shorter * side / min(image.size)) for side in image.size)
     left, top = (round((side - size) / 2) for side in (width, height))
     return _resized((height, width), interpolation, image)[:, top : top + size, left : left + size]

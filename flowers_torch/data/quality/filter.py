@@ -1,4 +1,4 @@
-"""Which photos go into training: all that can be read and are not in quarantine, with twins kept together."""
+"""Selection of the images to train on: readable, not excluded, with duplicates kept in one split."""
 
 import dataclasses
 from pathlib import Path
@@ -6,82 +6,77 @@ from pathlib import Path
 from flowers_torch.data.dataset import ImageDataset
 from flowers_torch.data.quality.report import Finding, check_quality, drop_images, read_exclude_list
 from flowers_torch.data.quality.scan import inspect_images
+from flowers_torch.data.sources.rows import listed
 from flowers_torch.data.sources.tables import read_groups
 from flowers_torch.errors import DataError, printable
 
-MIN_SEVERITY = 2  # damage from which on a finding is worth a line in the log of training
+MIN_SEVERITY = 2  # of findings that training warns of
 
 
 @dataclasses.dataclass(frozen=True)
 class FilteredDataset:
-    """What the check before training came to.
+    """A dataset after the checks before training.
 
     Attributes:
-        photos: Those that training may use.
-        twins: Positions of photos that show the same picture, to be kept in one part; empty unless asked for.
-        bad: Path to reason of those that were left out because they cannot be read.
-        remarks: Harmful findings, worst first, one line each.
+        dataset: The images to train on.
+        duplicates: Groups of positions that must stay in one split; empty unless requested.
+        unreadable: Path to reason of the images that were left out as unreadable.
+        warnings: Findings of some severity, worst first, one line each.
     """
 
-    photos: ImageDataset
+    dataset: ImageDataset
     duplicates: list[list[int]]
-    bad: dict[str, str]
-    remarks: list[str]
+    unreadable: dict[str, str]
+    warnings: list[str]
 
 
 def filter_images(
-    photos: ImageDataset,
+    dataset: ImageDataset,
     exclude: str = "",
     groups: str = "duplicates",
     skip_bad: bool = False,
     cache: Path | None = None,
 ) -> FilteredDataset:
-    """Decodes every photo once, before anything is downloaded or trained; what is known is not read again.
+    """Decodes every image once, before anything is downloaded or trained. Cached inspections are reused.
 
     Args:
-        photos: As found.
-        quarantine: `exclude.csv` of a check, or empty.
-        groups: Which photos stay in one part of the split: "duplicates", "none", or a table of file,group.
-        skip_bad: Leave out photos that cannot be read, instead of stopping.
-        cache: Where inspections are remembered; `files.cache_folder()` if None.
+        exclude: Path of an exclude list, or empty.
+        groups: Images that stay in one split: "duplicates", "none", or the path of a table file,group.
+        skip_bad: Whether unreadable images are left out instead of raising.
+        cache: `files.cache_folder()` if None.
 
     Raises:
-        DataError: unreadable photos (unless skipped), or no photo left of a class.
+        DataError: unreadable images (unless skipped), or a class without any image left.
     """
     if exclude:
-        photos = drop_images(photos, read_exclude_list(Path(exclude).expanduser()))
-    inspections = inspect_images(photos, cache=cache)
-    bad = {p: seen.error for p, seen in zip(photos.paths, inspections, strict=True) if seen.error}
+        dataset = drop_images(dataset, read_exclude_list(Path(exclude).expanduser()))
+    inspections = inspect_images(dataset, cache=cache)
+    bad = {path: found.error for path, found in zip(dataset.paths, inspections, strict=True) if found.error}
     if bad and not skip_bad:
         first = next(iter(bad.values())).split("; fix: ")[0]
         raise DataError(
-            f"{len(bad)} of {len(photos)} photos cannot be used; the first: {first}",
+            f"{len(bad)} of {len(dataset)} photos cannot be used; the first: {first}",
             "replace them, or leave them out with --skip-bad",
         )
     if bad:
-        photos = drop_images(photos, bad)
-        inspections = [seen for seen in inspections if not seen.error]
+        dataset = drop_images(dataset, bad)
+        inspections = [inspection for inspection in inspections if not inspection.error]
     if groups not in ("duplicates", "none"):
-        photos = dataclasses.replace(photos, groups=read_groups(Path(groups).expanduser(), photos))
-    result = check_quality(photos, inspections)
-    remarks = [
-        _remark(photos, finding)
-        for finding in result.findings
+        dataset = dataclasses.replace(dataset, groups=read_groups(Path(groups).expanduser(), dataset))
+    report = check_quality(dataset, inspections)
+    warnings = [
+        _warning(dataset, finding)
+        for finding in report.findings
         if finding.severity >= MIN_SEVERITY or finding.kind == "several_frames"  # guard: D19
     ]
     if bad:
-        remarks.insert(0, f"{len(bad)} photos cannot be used and are left out: {_first(bad)}")
-    return FilteredDataset(photos, result.duplicates if groups == "duplicates" else [], bad, remarks)
+        warnings.insert(0, f"{len(bad)} photos cannot be used and are left out: {listed(list(bad), most=3)}")
+    return FilteredDataset(dataset, report.duplicates if groups == "duplicates" else [], bad, warnings)
 
 
-def _remark(photos: ImageDataset, finding: Finding) -> str:
-    """What was found, with the first of the pairs where it is about twins."""
+def _warning(dataset: ImageDataset, finding: Finding) -> str:
+    """What was found, with the first group of duplicates if there is one."""
     pairs = [group for group in finding.groups if len(group) > 1]
     if not pairs:
         return finding.what
-    return f"{finding.what} (first: {' = '.join(printable(photos.paths[i], 60) for i in pairs[0])})"
-
-
-def _first(bad: dict[str, str], most: int = 3) -> str:
-    shown = ", ".join(printable(path, 60) for path in list(bad)[:most])
-    return shown if len(bad) <= most else f"{shown} and {len(bad) - most} more"
+    return f"{finding.what} (first: {' = '.join(printable(dataset.paths[i], 60) for i in pairs[0])})"

@@ -1,4 +1,4 @@
-"""Inspects every photo of a set, in worker processes that are allowed to die, and remembers the results."""
+"""Inspection of all images of a dataset in worker processes that may crash, with a cache of the results."""
 
 import dataclasses
 import hashlib
@@ -15,50 +15,49 @@ from typing import Any
 
 from flowers_torch.data.dataset import ImageDataset
 from flowers_torch.data.quality.inspection import Inspection
-from flowers_torch.data.sources.tar_members import split_path
+from flowers_torch.data.tar_members import split_path
 from flowers_torch.errors import ResourceError, printable
 from flowers_torch.files.atomic import write_json
 from flowers_torch.files.cache import cache_folder
 
-CACHE_FORMAT = 3
+CACHE_FORMAT = 4
 SECONDS_TO_START = 120.0
-SECONDS_PER_PHOTO = 20.0  # a photo that takes longer to decode is refused
+SECONDS_PER_IMAGE = 20.0  # an image that takes longer to decode is unreadable
 
 
 def inspect_images(
-    photos: ImageDataset,
+    dataset: ImageDataset,
     workers: int | None = None,
     cache: Path | None = None,
     progress: Callable[[int], None] | None = None,
-    seconds_per_photo: float = SECONDS_PER_PHOTO,
+    seconds_per_image: float = SECONDS_PER_IMAGE,
 ) -> list[Inspection]:
-    """Inspects all photos; those whose path, size and time of change are known from before are not read.
+    """Inspects all images. Files whose path, size and modification time are in the cache are not read.
 
     Args:
-        photos: The set.
-        workers: Processes; the number of cores that this process may use if None.
-        cache: Folder for what is remembered; `files.cache_folder()` if None.
-        progress: Called with the number of photos done, from any thread.
-        seconds_per_photo: After this time a worker is killed and the photo counts as unreadable.
+        workers: Number of processes; the number of available cores if None.
+        cache: `files.cache_folder()` if None.
+        progress: Called with the number of images done, from any thread.
+        seconds_per_image: Time after which a worker is killed and the image counts as unreadable.
 
     Returns:
-        One inspection a photo, in the order of `photos.paths`.
+        One inspection for each image, in the order of `dataset.paths`.
     """
-    memory = _memory_file(photos, Path(cache or cache_folder()))
-    known = _recall(memory)
-    stamps = [_stamp(photos.root / path) for path in photos.paths]
+    file = _cache_file(dataset, Path(cache or cache_folder()))
+    known = _read_cache(file)
+    stamps = [_stamp(dataset.root / path) for path in dataset.paths]
     found: list[Inspection | None] = []
-    for path, stamp in zip(photos.paths, stamps, strict=True):
+    for path, stamp in zip(dataset.paths, stamps, strict=True):
         entry = known.get(path)
         found.append(Inspection(**entry[1]) if entry and stamp and entry[0] == stamp else None)
     todo = [index for index, inspection in enumerate(found) if inspection is None]
     if todo:
-        paths = [photos.root / photos.paths[index] for index in todo]
+        paths = [dataset.root / dataset.paths[index] for index in todo]
         count = min(workers or _cores(), len(todo))
-        new = _inspect_all(paths, count, seconds_per_photo, progress)
+        new = _inspect_all(paths, count, seconds_per_image, progress)
         for index, inspection in zip(todo, new, strict=True):
             found[index] = inspection
-        _remember(memory, photos, stamps, found)
+        _write_cache(file, dataset, stamps, found)
     return [inspection for inspection in found if inspection is not None]
 
 
@@ -72,9 +71,8 @@ def _inspect_all(
         nonlocal done
         worker = idle.get()
         try:
-            # Once more with a fresh process: the first one may have fallen to a short memory or a sleeping
-            # machine, and a good photo must not be blamed for that.
-            return worker.inspect(path, seconds) or worker.inspect(path, seconds) or _deadly(path, seconds)
+            # A second try with a new process: lack of memory or a sleeping machine can end the first.
+            return worker.inspect(path, seconds) or worker.inspect(path, seconds) or _fatal(path, seconds)
         finally:
             idle.put(worker)
             done += 1
@@ -93,13 +91,13 @@ def _inspect_all(
 
 
 class Worker:
-    """One `inspection` process, started again after each photo that it did not survive."""
+    """An `inspection` process that is restarted after each image that ends it."""
 
     def __init__(self) -> None:
         self.process: subprocess.Popen[bytes] | None = None
 
     def inspect(self, path: Path, seconds: float) -> Inspection | None:
-        """None where the process crashed or took too long; it is gone then."""
+        """The inspection, or None if the process crashed or took too long and was stopped."""
         if self.process is None:
             self.process = self._start()
         process = self.process
@@ -113,20 +111,21 @@ class Worker:
             return None
 
     def stop(self) -> None:
+        """Kills the process."""
         if self.process is not None:
             self.process.kill()
             self.process.communicate()
             self.process = None
 
     def _start(self) -> "subprocess.Popen[bytes]":
-        # The package may have been found through the script's folder, which a child does not inherit.
+        # A child does not inherit the script's folder, where the package may have been found.
         here = str(Path(__file__).parents[2])
         path = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
         self.process = subprocess.Popen(
             [sys.executable, "-m", "flowers_torch.data.quality.inspection"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,  # libtiff writes there whatever it thinks of a file
+            stderr=subprocess.DEVNULL,  # libtiff prints warnings there
             env=os.environ | {"PYTHONPATH": path},
         )
         try:
@@ -139,18 +138,13 @@ class Worker:
         return self.process
 
 
-def _deadly(path: Path, seconds: float) -> Inspection:
-    why = f"crashes the image decoder, or takes longer than {seconds:g} s in it"
-    return Inspection(error=f"{printable(path)} {why}; fix: remove it", deadly=True)
+def _fatal(path: Path, seconds: float) -> Inspection:
+    reason = f"crashes the image decoder, or takes longer than {seconds:g} s to decode"
+    return Inspection(error=f"{printable(path)} {reason}; fix: remove it", fatal=True)
 
 
 def _read_line(stream: Any, seconds: float) -> bytes:
-    """A line from a pipe.
-
-    Raises:
-        EOFError: the other side ended.
-        TimeoutError: nothing came in time.
-    """
+    """A line from a pipe; EOFError if it was closed, TimeoutError after `seconds`."""
     line = b""
     with selectors.DefaultSelector() as selector:
         selector.register(stream, selectors.EVENT_READ)
@@ -169,7 +163,7 @@ def _cores() -> int:
 
 
 def _stamp(path: Path) -> list[int]:
-    """Size and time of change; empty for what cannot be looked at, which is then read again."""
+    """Size and modification time; empty for a file that cannot be accessed."""
     inside = split_path(path)
     try:
         status = (inside[0] if inside else path).stat()
@@ -178,31 +172,31 @@ def _stamp(path: Path) -> list[int]:
     return [status.st_size, status.st_mtime_ns]
 
 
-def _memory_file(photos: ImageDataset, cache: Path) -> Path:
-    where = os.fsencode(photos.root.resolve())
-    return cache / "inspections" / f"{hashlib.sha256(where).hexdigest()[:16]}.json"
+def _cache_file(dataset: ImageDataset, cache: Path) -> Path:
+    root = os.fsencode(dataset.root.resolve())
+    return cache / "inspections" / f"{hashlib.sha256(root).hexdigest()[:16]}.json"
 
 
-def _recall(memory: Path) -> dict[str, tuple[list[int], dict[str, Any]]]:
+def _read_cache(file: Path) -> dict[str, tuple[list[int], dict[str, Any]]]:
     try:
-        content = json.loads(memory.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
         if content["format"] != CACHE_FORMAT:
             return {}
-        known = {path: (stamp, values) for path, (stamp, values) in content["photos"].items()}
+        known = {path: (stamp, values) for path, (stamp, values) in content["images"].items()}
         for _, values in known.values():
             Inspection(**values)
         return known
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}  # absent or damaged: everything is read anew
+        return {}  # absent or damaged: all images are inspected
 
 
-def _remember(
-    memory: Path, photos: ImageDataset, stamps: list[list[int]], found: list[Inspection | None]
+def _write_cache(
+    file: Path, dataset: ImageDataset, stamps: list[list[int]], found: list[Inspection | None]
 ) -> None:
-    rows = zip(photos.paths, stamps, found, strict=True)
+    rows = zip(dataset.paths, stamps, found, strict=True)
     content = {
-        path: (stamp, dataclasses.asdict(seen))
-        for path, stamp, seen in rows
-        if seen and stamp and not seen.deadly
+        path: (stamp, dataclasses.asdict(inspection))
+        for path, stamp, inspection in rows
+        if inspection and stamp and not inspection.fatal
     }
-    write_json(memory, {"format": CACHE_FORMAT, "photos": content})
+    write_json(file, {"format": CACHE_FORMAT, "images": content})

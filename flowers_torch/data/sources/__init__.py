@@ -1,1 +1,1 @@
-"""TODO."""
+"""Sources of labeled images: folders, tables, archives, tar shards, arrays and named datasets."""

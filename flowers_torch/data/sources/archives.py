@@ -1,7 +1,8 @@
-"""Unpacking archives from strangers: nothing outside the target folder, no bombs, all of it or nothing."""
+"""Safe unpacking of archives: nothing outside of the target folder, no bombs, all files or none."""
 
 import bz2
 import contextlib
+import glob
 import gzip
 import lzma
 import os
@@ -22,8 +23,8 @@ from flowers_torch.files.download import file_digest
 
 MAX_MEMBERS = 2_000_000
 MAX_BYTES = 256 * 1024**3
-MAX_RATIO = 100  # photos hardly shrink; what unpacks to more than this many times its size is a bomb
-SMALL_BYTES = 64 * 1024**2  # up to here the ratio does not matter
+MAX_RATIO = 100  # an archive that unpacks to more than this many times its size is a bomb
+SMALL_BYTES = 64 * 1024**2  # allowed whatever the ratio
 STALE_SECONDS = 24 * 3600
 SUFFIXES = (".tar.gz", ".tar.bz2", ".tar.xz", ".tgz", ".tbz2", ".txz", ".tar", ".zip")
 
@@ -32,28 +33,28 @@ _Opener = Callable[[IO[bytes]], IO[bytes]]
 
 @contextlib.contextmanager
 def staged_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside `folder` that takes its name when the block ends well, and else is removed.
+    """A temporary folder that is renamed to `folder` at the end of the block, or removed after an error.
 
-    So a folder of that name is always complete. What a killed run left behind goes after a day.
+    A folder of that name is therefore always complete. Leftovers of killed runs are removed after a day.
 
     Raises:
-        ResourceError: the place cannot be written or the disk is full.
+        ResourceError: the folder cannot be written or the disk is full.
     """
     prefix = f".{folder.name}."
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.parent.glob(f"{glob_escape(prefix)}*.partial"):
+        for leftover in folder.parent.glob(f"{glob.escape(prefix)}*.partial"):
             if time.time() - leftover.stat().st_mtime > STALE_SECONDS:
                 shutil.rmtree(leftover, ignore_errors=True)
         staging = Path(tempfile.mkdtemp(dir=folder.parent, prefix=prefix, suffix=".partial"))  # guard: D39
     except OSError as error:
         raise _cannot_write(folder, error) from error
     try:
-        staging.chmod(0o755)  # mkdtemp makes private folders; a data set is as readable as others
+        staging.chmod(0o755)  # mkdtemp makes private folders
         yield staging
         os.rename(staging, folder)
     except OSError as error:
-        if folder.is_dir():  # another process was faster with the same content
+        if folder.is_dir():  # another process finished the same content first
             return
         raise _cannot_write(folder, error) from error
     finally:
@@ -63,13 +64,13 @@ def staged_folder(folder: Path) -> Iterator[Path]:
 def extract_archive(
     archive: Path, folder: Path, max_members: int = MAX_MEMBERS, max_bytes: int = MAX_BYTES
 ) -> Path:
-    """Unpacks a tar (plain, gz, bz2, xz) or zip, recognised by its content, to `folder`.
+    """Unpacks a tar (plain, gz, bz2, xz) or zip, recognized by its content, to `folder`.
 
-    Only folders and regular files are accepted, at relative paths that stay inside. A `folder` that exists
-    is complete already and is returned untouched.
+    Only folders and regular files at relative paths are accepted. An existing `folder` is complete and is
+    returned as it is.
 
     Raises:
-        DataError: no archive, cut off, damaged, encrypted, with unsafe members, or larger than the limits.
+        DataError: not an archive, truncated, damaged, encrypted, unsafe members, or above the limits.
         ResourceError: the disk is full or cannot be written.
     """
     archive, folder = Path(archive), Path(folder)
@@ -87,29 +88,29 @@ def extract_archive(
         except (EOFError, tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError) as error:
             raise _damaged(archive, error) from error
         except OSError as error:
-            if error.errno is None:  # gzip and bz2 report bad bytes this way; a full disk has a number
+            if error.errno is None:  # bad bytes in gzip and bz2; a full disk has a number
                 raise _damaged(archive, error) from error
             raise
         if not target.members:
-            raise _damaged(archive, "no files in it")
+            raise _damaged(archive, "it holds no files")
     return folder
 
 
 def extract_to_cache(archive: Path, cache: Path) -> Path:
-    """Unpacks an archive into the cache, once. Its content names the folder: other bytes, other folder."""
-    with open_regular(archive):  # its errors name the path
+    """Unpacks an archive into a folder of the cache that is named by the archive's content."""
+    with open_regular(archive):  # raises errors that name the path
         digest = file_digest(archive)
     return extract_archive(archive, cache / f"{archive_name(archive)[:64]}-{digest[:12]}")
 
 
 def archive_name(archive: Path) -> str:
-    """The file's name without its archive suffix."""
+    """The file name without its archive suffix."""
     suffix = next((suffix for suffix in SUFFIXES if archive.name.lower().endswith(suffix)), "")
     return archive.name.removesuffix(archive.name[len(archive.name) - len(suffix) :]) or "archive"
 
 
 class _Target:
-    """Writes members below one folder, refusing what leaves it or goes beyond the limits."""
+    """Writes members below one folder and refuses unsafe paths and sizes beyond the limits."""
 
     def __init__(self, folder: Path, archive: Path, max_members: int, max_bytes: int) -> None:
         self.folder, self.archive = folder, archive
@@ -139,14 +140,14 @@ class _Target:
                     raise self.refuse(f"unpacks to more than {self.max_bytes:,} bytes")
                 file.write(chunk)
 
-    def refuse(self, why: str) -> DataError:
-        return DataError(f"archive {printable(self.archive)} {why}", "unpack it by hand if you trust it")
+    def refuse(self, reason: str) -> DataError:
+        return DataError(f"archive {printable(self.archive)} {reason}", "unpack it yourself if you trust it")
 
 
 def _unpack_zip(file: IO[bytes], target: _Target) -> None:
     with zipfile.ZipFile(file) as content:
         for member in content.infolist():
-            kind = stat.S_IFMT(member.external_attr >> 16)  # 0 where the zip was made on Windows
+            kind = stat.S_IFMT(member.external_attr >> 16)  # 0 in a zip that was made on Windows
             if member.flag_bits & 1:
                 raise target.refuse("is encrypted")
             if kind not in (0, stat.S_IFREG, stat.S_IFDIR):  # guard: D36 zip
@@ -166,7 +167,7 @@ def _unpack_tar(stream: IO[bytes], target: _Target) -> None:
     with stream, tarfile.open(fileobj=reader, mode="r:") as content:  # type: ignore[call-overload]
         for member in content:
             if member.isdir():
-                if PurePosixPath(member.name).parts:  # "." itself is there already
+                if PurePosixPath(member.name).parts:  # not for "." itself
                     target.path(member.name).mkdir(parents=True, exist_ok=True)
             elif member.isreg() and not member.issparse():
                 with content.extractfile(member) as source:
@@ -174,16 +175,16 @@ def _unpack_tar(stream: IO[bytes], target: _Target) -> None:
             else:
                 # guard: D36 tar
                 raise target.refuse(f"holds a link, device or sparse file: {printable(member.name)}")
-            content.members.clear()  # tarfile would keep them all
-        # tarfile ends quietly at a broken or missing header; only a block of zeros is a true end.
+            content.members.clear()  # else tarfile keeps all of them
+        # tarfile stops silently at a broken or missing header; a complete archive ends in zeros.
         if reader.last != bytes(tarfile.BLOCKSIZE):
-            raise tarfile.ReadError("it ends before its end mark")
-        while reader.read(1 << 20):  # to the end, where gzip checks its own checksum
+            raise tarfile.ReadError("its end marker is missing")
+        while reader.read(1 << 20):  # gzip checks its checksum at the end
             pass
 
 
 class _ForwardReader:
-    """What `tarfile` needs of a file, over a stream that is read once; counts what headers make it read."""
+    """The file that `tarfile` reads: forward only, with a limit on the bytes that headers make it read."""
 
     def __init__(self, stream: IO[bytes], target: _Target) -> None:
         self.stream, self.target = stream, target
@@ -194,7 +195,7 @@ class _ForwardReader:
         return self.position
 
     def read(self, size: int) -> bytes:
-        # A header can claim a gigabyte of extended attributes: bounded by what may be unpacked in all.
+        # A header can claim a gigabyte of extended attributes.
         limit = 2 * self.target.max_bytes + 2048 * self.target.max_members
         if self.position + size > limit:
             raise self.target.refuse(f"unpacks to more than {self.target.max_bytes:,} bytes")
@@ -219,22 +220,17 @@ def _decompressor(start: bytes, archive: Path) -> _Opener:
     if start[257:262] == b"ustar":
         return lambda file: file
     # guard: D38 page
-    what = "is a web page, not an archive" if start.lstrip()[:1] == b"<" else "is no tar or zip archive"
-    raise DataError(f"{printable(archive)} {what}", "fetch it again, or give a .tgz, .tar or .zip file")
-
-
-def glob_escape(name: str) -> str:
-    """A name as a glob pattern that matches nothing else."""
-    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
+    what = "is a web page, not an archive" if start.lstrip()[:1] == b"<" else "is not a tar or zip archive"
+    raise DataError(f"{printable(archive)} {what}", "download it again, or give a .tgz, .tar or .zip file")
 
 
 def _damaged(archive: Path, error: object) -> DataError:
     reason = printable(" ".join(str(error).split()))
-    return DataError(f"archive {printable(archive)} is cut off or damaged: {reason}", "fetch it again")
+    return DataError(f"archive {printable(archive)} is cut off or damaged: {reason}", "download it again")
 
 
 def _cannot_write(folder: Path, error: OSError) -> ResourceError:
     return ResourceError(
         f"cannot write {printable(folder)}: {error.strerror or error}",
-        "free space or choose another cache folder",
+        "free space, or choose another cache folder",
     )

@@ -1,8 +1,7 @@
-"""Demo data: little pictures of flowers that exist nowhere, drawn on the spot.
+"""The demo dataset: small drawings of invented flowers.
 
-The classes are forms (`cup`, `rays`, ...), not species. Every colour belongs to two forms, and all share
-their grounds, poses and light, so that a classifier has to look at the shape: the mean colour of a picture
-does not give its class away.
+The classes are forms (`cup`, `rays`, ...), not species. Every color occurs in two forms, and all forms share
+backgrounds, poses and light, so the mean color does not reveal the class.
 """
 
 from collections.abc import Callable
@@ -11,22 +10,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from flowers_torch.data.sources.drawing import (
-    SUPERSAMPLING,
-    Array,
-    Colour,
-    Drawing,
-    Petal,
-    Pose,
-    blade,
-    rgb,
-    to_bytes,
-)
+from flowers_torch.data.sources.drawing import Array, Color, Drawing, Petal, Pose, blade, rgb, to_bytes
 from flowers_torch.errors import UsageError, printable
 
 RGB = tuple[float, float, float]
 
-# Colours of petals by name: tip and throat.
+# Colors of petals by name: tip and throat.
 PETALS: dict[str, tuple[RGB, RGB]] = {
     "white": ((0.96, 0.95, 0.92), (0.88, 0.90, 0.62)),
     "cream": ((0.98, 0.92, 0.72), (0.93, 0.74, 0.30)),
@@ -39,126 +28,119 @@ PETALS: dict[str, tuple[RGB, RGB]] = {
     "blue": ((0.36, 0.46, 0.88), (0.92, 0.93, 0.98)),
 }
 GREENS: tuple[RGB, ...] = (
-    (0.20, 0.40, 0.12),
-    (0.33, 0.52, 0.17),
-    (0.14, 0.32, 0.16),
-    (0.45, 0.58, 0.26),
-    (0.26, 0.42, 0.24),
-)
+    (0.20, 0.40, 0.12), (0.33, 0.52, 0.17), (0.14, 0.32, 0.16), (0.45, 0.58, 0.26), (0.26, 0.42, 0.24),
+)  # fmt: skip
 SOIL, SKY = (0.40, 0.29, 0.20), (0.62, 0.76, 0.90)
 
 
 def draw_demo(folder: Path, classes: int = 6, per_class: int = 150, size: int = 96, seed: int = 0) -> None:
-    """Draws `classes` folders of `per_class` JPEG pictures; the same arguments give the same bytes.
+    """Draws `classes` folders of `per_class` JPEG images; the same arguments give the same bytes.
 
-    A picture depends on (seed, class, index, size) alone, so that a larger set contains the smaller one.
+    An image depends only on (seed, class, index, size), so a larger dataset contains the smaller one.
 
     Args:
-        folder: Where the class folders go; new or empty.
+        folder: Parent of the class folders; new or empty.
         classes: 2 to 6, in the order of `FORMS`.
-        per_class: Pictures in each class.
+        per_class: Images of each class.
         size: Width and height in pixels.
-        seed: Of all randomness.
+        seed: Random seed.
 
     Raises:
-        UsageError: a number out of range, or a folder that holds something.
+        UsageError: a number out of range, or a folder that is not empty.
     """
     if not 2 <= classes <= len(FORMS):
         raise UsageError(f"demo data of {classes} classes", f"choose 2 to {len(FORMS)}")
     if per_class < 1 or size < 16:
-        raise UsageError(f"demo data of {per_class} pictures of {size} pixels", "choose at least 1 and 16")
+        raise UsageError(f"demo data of {per_class} images of {size} pixels", "choose at least 1 and 16")
     folder = Path(folder)
     if folder.exists() and any(folder.iterdir()):
         raise UsageError(f"demo data would be mixed into {printable(folder)}", "name a new folder")
     for number, form in enumerate(list(FORMS)[:classes]):
         (folder / form).mkdir(parents=True)
         for index in range(per_class):
-            picture = draw_picture(form, size, np.random.default_rng([seed, number, index]))
-            picture.save(folder / form / f"{form}_{index:04d}.jpg", quality=92, subsampling=0)
+            image = draw_picture(form, size, np.random.default_rng([seed, number, index]))
+            image.save(folder / form / f"{form}_{index:04d}.jpg", quality=92, subsampling=0)
 
 
 def draw_picture(form: str, size: int, rng: np.random.Generator) -> Image.Image:
-    """One RGB picture of a flower.
+    """Draws one RGB image of a flower.
 
-    Args:
-        form: A key of `FORMS`.
-        size: Width and height in pixels.
-        rng: Decides everything else.
+    `form` is a key of `FORMS`, `size` the side in pixels; `rng` decides everything else.
     """
     light = rng.uniform(0, 2 * np.pi)
-    picture = _ground(size, rng)
-    canvas = Drawing(size, light, rng)
-    FORMS[form](canvas, rng)
-    flower = canvas.image.reduce(SUPERSAMPLING)
+    image = _background(size, rng)
+    drawing = Drawing(size, light, rng)
+    FORMS[form](drawing, rng)
+    flower = drawing.finished()
     if rng.random() < 0.3:  # the camera is not always in focus
         flower = flower.filter(ImageFilter.GaussianBlur(rng.uniform(0.003, 0.008) * size))
     shadow = flower.getchannel("A").filter(ImageFilter.GaussianBlur(0.04 * size))
     strength, reach = rng.uniform(0.2, 0.6), rng.uniform(0.02, 0.06) * size
     place = (round(-reach * np.cos(light)), round(reach * np.sin(light)))
-    picture.paste((8, 12, 10), place, shadow.point(lambda value: value * strength))
-    picture.paste(flower, (0, 0), flower)
-    return _lit(picture, light, rng)
+    image.paste((8, 12, 10), place, shadow.point(lambda value: value * strength))
+    image.paste(flower, (0, 0), flower)
+    return _light(image, light, rng)
 
 
-# The forms. Each draws a stem and a blossom; the ranges are what individuals of a form differ in.
+# Each form draws a stem and a blossom. The ranges are the variation within a form.
 
 
-def _cross(canvas: Drawing, rng: np.random.Generator) -> None:
+def _cross(drawing: Drawing, rng: np.random.Generator) -> None:
     """Four broad, notched petals."""
     pose = _facing(rng, scale=(0.33, 0.44), tilt=(0, 0.6))
-    _stem_down(canvas, pose.centre, rng)
-    tip, throat = _petal_colours(rng, "white", "red", "violet")
+    _stem_down(drawing, pose.center, rng)
+    tip, throat = _petal_colors(rng, "white", "red", "violet")
     petal = Petal(
         (1.25, rng.uniform(1.35, 1.7)), tip, throat,
         width=rng.uniform(0.44, 0.54), shape=(0.75, 0.22), notch=rng.uniform(0.08, 0.2),
     )  # fmt: skip
-    canvas.whorl(pose, 4, petal, turn=rng.uniform(0, 2 * np.pi))
-    canvas.disc(pose, 0.16, 0.12, _vary((0.80, 0.74, 0.22), rng), florets=14)
+    drawing.whorl(pose, 4, petal, turn=rng.uniform(0, 2 * np.pi))
+    drawing.disc(pose, 0.16, 0.12, _vary((0.80, 0.74, 0.22), rng), florets=14)
 
 
-def _cup(canvas: Drawing, rng: np.random.Generator) -> None:
+def _cup(drawing: Drawing, rng: np.random.Generator) -> None:
     """A deep cup of six petals, seen from the side."""
-    centre = np.array([0.5, 0.62]) + rng.uniform(-0.1, 0.1, 2)
-    pose = Pose(centre, rng.uniform(0.40, 0.52), rng.uniform(1.15, 1.5), rng.uniform(-0.5, 0.5))
-    _stem_down(canvas, pose.centre, rng)
-    tip, throat = _petal_colours(rng, "red", "yellow", "cream")
+    center = np.array([0.5, 0.62]) + rng.uniform(-0.1, 0.1, 2)
+    pose = Pose(center, rng.uniform(0.40, 0.52), rng.uniform(1.15, 1.5), rng.uniform(-0.5, 0.5))
+    _stem_down(drawing, pose.center, rng)
+    tip, throat = _petal_colors(rng, "red", "yellow", "cream")
     opening = (rng.uniform(1.2, 1.5), rng.uniform(-0.35, 0.05))
     petal = Petal(opening, tip, throat, length=1.15, width=0.44, shape=(0.5, 0.5))
     turn = rng.uniform(0, 2 * np.pi)
-    canvas.whorl(pose, 3, petal, turn + np.pi / 3, shade=0.72)
-    canvas.whorl(pose, 3, petal, turn)
+    drawing.whorl(pose, 3, petal, turn + np.pi / 3, shade=0.72)
+    drawing.whorl(pose, 3, petal, turn)
 
 
-def _globe(canvas: Drawing, rng: np.random.Generator) -> None:
-    """A ball of many small petals without a visible centre."""
+def _globe(drawing: Drawing, rng: np.random.Generator) -> None:
+    """A ball of many small petals without a visible center."""
     pose = _facing(rng, scale=(0.32, 0.42), tilt=(0, 0.7))
-    _stem_down(canvas, pose.centre, rng)
-    tip, throat = _petal_colours(rng, "orange", "magenta", "violet")
+    _stem_down(drawing, pose.center, rng)
+    tip, throat = _petal_colors(rng, "orange", "magenta", "violet")
     count = rng.integers(11, 15)
     for ring, lean in enumerate(np.linspace(1.75, 0.15, 6)):  # from the outermost ring inwards
         petal = Petal((lean, lean - 0.5), tip, throat, 1.05 - 0.1 * ring, width=0.2, shape=(0.8, 0.35))
-        canvas.whorl(pose, round(count * (1 - 0.12 * ring)), petal, 2.4 * ring, shade=0.74 + 0.065 * ring)
+        drawing.whorl(pose, round(count * (1 - 0.12 * ring)), petal, 2.4 * ring, shade=0.74 + 0.065 * ring)
 
 
-def _rays(canvas: Drawing, rng: np.random.Generator) -> None:
+def _rays(drawing: Drawing, rng: np.random.Generator) -> None:
     """Many narrow rays around a broad dark disc."""
     pose = _facing(rng, scale=(0.28, 0.36), tilt=(0, 0.7))
-    _stem_down(canvas, pose.centre, rng)
-    tip, throat = _petal_colours(rng, "yellow", "white", "orange")
+    _stem_down(drawing, pose.center, rng)
+    tip, throat = _petal_colors(rng, "yellow", "white", "orange")
     count = rng.integers(15, 22)
     petal = Petal((1.3, rng.uniform(1.4, 1.7)), tip, throat, 0.95, width=0.11, inner=0.3, shape=(0.45, 0.3))
-    canvas.whorl(pose, int(count), petal, np.pi / count, shade=0.8)
-    canvas.whorl(pose, int(count), petal)
-    centre = ((0.42, 0.24, 0.10), (0.30, 0.17, 0.10), (0.50, 0.36, 0.10))[rng.integers(3)]
-    canvas.disc(pose, 0.42, 0.22, _vary(centre, rng), florets=55)
+    drawing.whorl(pose, int(count), petal, np.pi / count, shade=0.8)
+    drawing.whorl(pose, int(count), petal)
+    center = ((0.42, 0.24, 0.10), (0.30, 0.17, 0.10), (0.50, 0.36, 0.10))[rng.integers(3)]
+    drawing.disc(pose, 0.42, 0.22, _vary(center, rng), florets=55)
 
 
-def _spike(canvas: Drawing, rng: np.random.Generator) -> None:
-    """A spire of small blossoms along an upright stem."""
+def _spike(drawing: Drawing, rng: np.random.Generator) -> None:
+    """Small blossoms along an upright stem."""
     top = np.array([rng.uniform(0.35, 0.65), rng.uniform(0.04, 0.16)])
     foot = np.array([rng.uniform(0.35, 0.65), 1.05])
-    canvas.stem(top, foot, rng.uniform(0.009, 0.013), _green(rng))
-    tip, throat = _petal_colours(rng, "blue", "magenta", "pink")
+    drawing.stem(top, foot, rng.uniform(0.009, 0.013), _green(rng))
+    tip, throat = _petal_colors(rng, "blue", "magenta", "pink")
     petal = Petal((0.7, 1.3), tip, throat, width=0.42, shape=(0.7, 0.35))
     full = rng.uniform(0.075, 0.10)
     for s in np.linspace(0, 1, rng.integers(9, 12)):
@@ -168,46 +150,40 @@ def _spike(canvas: Drawing, rng: np.random.Generator) -> None:
             place = place + np.array([side * 0.085 * grown, rng.uniform(-0.02, 0.02)])
             roll = side * np.pi / 2 + rng.uniform(-0.4, 0.4)
             pose = Pose(place, full * grown, rng.uniform(0.3, 0.9), roll)
-            canvas.whorl(pose, 4, petal, rng.uniform(0, 2 * np.pi), shade=rng.uniform(0.8, 1.05))
+            drawing.whorl(pose, 4, petal, rng.uniform(0, 2 * np.pi), shade=rng.uniform(0.8, 1.05))
 
 
-def _star(canvas: Drawing, rng: np.random.Generator) -> None:
+def _star(drawing: Drawing, rng: np.random.Generator) -> None:
     """Five or six pointed petals that do not touch."""
     pose = _facing(rng, scale=(0.37, 0.48), tilt=(0, 0.6))
-    _stem_down(canvas, pose.centre, rng)
-    tip, throat = _petal_colours(rng, "cream", "blue", "pink")
+    _stem_down(drawing, pose.center, rng)
+    tip, throat = _petal_colors(rng, "cream", "blue", "pink")
     petal = Petal(
         (1.0, rng.uniform(1.5, 1.9)), tip, throat,
         width=rng.uniform(0.19, 0.25), inner=0.04, shape=(0.7, 0.95),
     )  # fmt: skip
-    canvas.whorl(pose, int(rng.integers(5, 7)), petal, rng.uniform(0, 2 * np.pi))
-    canvas.disc(pose, 0.13, 0.3, _vary((0.90, 0.72, 0.20), rng), florets=8)
+    drawing.whorl(pose, int(rng.integers(5, 7)), petal, rng.uniform(0, 2 * np.pi))
+    drawing.disc(pose, 0.13, 0.3, _vary((0.90, 0.72, 0.20), rng), florets=8)
 
 
-# In the natural order of their names, which is that of the class folders.
-FORMS: dict[str, Callable[[Drawing, np.random.Generator], None]] = {
-    "cross": _cross,
-    "cup": _cup,
-    "globe": _globe,
-    "rays": _rays,
-    "spike": _spike,
-    "star": _star,
-}
+# In the order of class folders.
+FORMS: dict[str, Callable[[Drawing, np.random.Generator], None]]
+FORMS = {form.__name__[1:]: form for form in (_cross, _cup, _globe, _rays, _spike, _star)}
 
 
 def _facing(rng: np.random.Generator, scale: tuple[float, float], tilt: tuple[float, float]) -> Pose:
-    """A blossom near the middle that faces the viewer more or less, leaning in any direction."""
-    centre = 0.5 + rng.uniform(-0.1, 0.1, 2)
-    return Pose(centre, rng.uniform(*scale), rng.uniform(*tilt), rng.uniform(-np.pi, np.pi))
+    """The pose of a blossom near the middle that roughly faces the viewer."""
+    center = 0.5 + rng.uniform(-0.1, 0.1, 2)
+    return Pose(center, rng.uniform(*scale), rng.uniform(*tilt), rng.uniform(-np.pi, np.pi))
 
 
-def _stem_down(canvas: Drawing, start: Array, rng: np.random.Generator) -> None:
+def _stem_down(drawing: Drawing, start: Array, rng: np.random.Generator) -> None:
     end = np.array([start[0] + rng.uniform(-0.25, 0.25), 1.05])
-    canvas.stem(start, end, rng.uniform(0.009, 0.014), _green(rng))
+    drawing.stem(start, end, rng.uniform(0.009, 0.014), _green(rng))
 
 
-def _ground(size: int, rng: np.random.Generator) -> Image.Image:
-    """What lies behind, out of focus: sky, soil, leaves or meadow, and bits of other blossoms."""
+def _background(size: int, rng: np.random.Generator) -> Image.Image:
+    """An unfocused background: sky, soil, leaves or meadow, and petals of other blossoms."""
     kind = ("sky", "soil", "leaves", "meadow")[rng.integers(4)]
     green, soil = _green(rng), np.array(SOIL)
     top, bottom = {
@@ -221,13 +197,13 @@ def _ground(size: int, rng: np.random.Generator) -> Image.Image:
     image = Image.fromarray(to_bytes(np.broadcast_to(ramp, (size, size, 3))))
     draw = ImageDraw.Draw(image)
 
-    def scatter(base: Array, angle: float, length: float, width: float, colour: Colour) -> None:
-        draw.polygon(((base + blade(angle, length, width)) * size).ravel().tolist(), fill=rgb(colour))
+    def scatter(base: Array, angle: float, length: float, width: float, color: Color) -> None:
+        draw.polygon(((base + blade(angle, length, width)) * size).ravel().tolist(), fill=rgb(color))
 
     for _ in range(rng.integers(14, 34)):
         base = rng.uniform((-0.1, 0.5 if kind == "sky" else -0.1), (1.1, 1.1))
         tone = (_green(rng) if rng.random() < 0.75 else _vary(SOIL, rng)) * rng.uniform(0.6, 1.3)
-        if kind == "leaves":  # broad, in all directions
+        if kind == "leaves":  # broad and in all directions
             scatter(base, rng.uniform(0, 2 * np.pi), rng.uniform(0.2, 0.5), rng.uniform(0.06, 0.14), tone)
         elif kind == "soil" and rng.random() < 0.7:  # clods and pebbles
             tone = _vary(SOIL, rng) * rng.uniform(0.6, 1.5)
@@ -235,15 +211,15 @@ def _ground(size: int, rng: np.random.Generator) -> Image.Image:
         else:  # blades of grass
             scatter(base, rng.uniform(0.9, 2.3), rng.uniform(0.3, 0.8), rng.uniform(0.01, 0.03), tone)
     for _ in range(rng.integers(0, 7)):  # petals of neighbours
-        base, (tip, _) = rng.uniform(0, 1, 2), _petal_colours(rng, *PETALS)
+        base, (tip, _) = rng.uniform(0, 1, 2), _petal_colors(rng, *PETALS)
         for angle in rng.uniform(0, 2 * np.pi, rng.integers(1, 4)):
             scatter(base, angle, rng.uniform(0.06, 0.16), rng.uniform(0.02, 0.05), tip * 0.85)
     return image.filter(ImageFilter.GaussianBlur(rng.uniform(0.008, 0.045) * size))
 
 
-def _lit(picture: Image.Image, light: float, rng: np.random.Generator) -> Image.Image:
-    """Sunlight over the picture: exposure, fall-off away from the light, warmth, and the sensor's noise."""
-    values = np.asarray(picture, np.float64) / 255
+def _light(image: Image.Image, light: float, rng: np.random.Generator) -> Image.Image:
+    """Adds exposure, falloff away from the light, color temperature and sensor noise."""
+    values = np.asarray(image, np.float64) / 255
     axis = np.linspace(-1, 1, len(values))
     slope = axis[None, :] * np.cos(light) - axis[:, None] * np.sin(light)
     gain = rng.uniform(0.8, 1.2) * (1 + rng.uniform(0, 0.22) * slope)
@@ -253,15 +229,15 @@ def _lit(picture: Image.Image, light: float, rng: np.random.Generator) -> Image.
     return Image.fromarray(to_bytes(values + noise))
 
 
-def _petal_colours(rng: np.random.Generator, *names: str) -> tuple[Colour, Colour]:
-    """Tip and throat in one of the named colours, as they vary in a flower bed."""
+def _petal_colors(rng: np.random.Generator, *names: str) -> tuple[Color, Color]:
+    """Tip and throat in one of the named colors, slightly varied."""
     tip, throat = PETALS[names[rng.integers(len(names))]]
     return _vary(tip, rng), _vary(throat, rng)
 
 
-def _green(rng: np.random.Generator) -> Colour:
+def _green(rng: np.random.Generator) -> Color:
     return _vary(GREENS[rng.integers(len(GREENS))], rng)
 
 
-def _vary(colour: Array | RGB, rng: np.random.Generator) -> Colour:
-    return np.asarray(colour) * rng.uniform(0.88, 1.12) + rng.uniform(-0.04, 0.04, 3)
+def _vary(color: Array | RGB, rng: np.random.Generator) -> Color:
+    return np.asarray(color) * rng.uniform(0.88, 1.12) + rng.uniform(-0.04, 0.04, 3)

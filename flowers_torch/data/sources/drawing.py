@@ -1,7 +1,7 @@
-"""Flowers out of petals: a posed blossom, a light, and the canvas they are drawn on.
+"""Drawings of flowers: petals, blossoms, stems and leaves under one light.
 
-Lengths in the plane are in picture widths, x to the right and y down. A blossom is built around its own z
-axis in units of its petals' length and brought into the picture by a `Pose`.
+Lengths are in image widths, x to the right and y down. A blossom is built around its own z axis, in units of
+its petals' length, and projected into the image by a `Pose`.
 """
 
 from dataclasses import dataclass
@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 Array = NDArray[np.float64]
-Colour = Array  # red, green, blue in 0..1
+Color = Array  # red, green, blue in 0..1
 
-SUPERSAMPLING = 3  # everything is drawn this much larger and averaged down, which smooths the edges
+SUPERSAMPLING = 3  # drawings are this much larger and averaged down, for smooth edges
 OUTLINE_POINTS = 9  # along each side of a petal or leaf
 ALONG = np.linspace(0, 1, OUTLINE_POINTS)  # from base to tip
 THERE_AND_BACK = np.concatenate((np.arange(OUTLINE_POINTS), np.arange(OUTLINE_POINTS - 2, -1, -1)))
@@ -21,8 +21,8 @@ SIDE = np.where(np.arange(len(THERE_AND_BACK)) < OUTLINE_POINTS, 1.0, -1.0)  # o
 BLADE = np.stack((ALONG, np.sin(np.pi * ALONG**0.8)), -1)[THERE_AND_BACK]  # a leaf along x, 1 long and wide
 BLADE[:, 1] *= SIDE
 
-# A petal is drawn as four shapes, one on another: share of its length, width and notch, brightness, and
-# how far its colour goes from tip to throat.
+# A petal is four shapes on top of each other. Columns: fraction of its length, of its width and of its notch,
+# brightness, and blend from the color of the tip to that of the throat.
 LAYERS = np.array(
     [
         [1.00, 1.00, 1.0, 0.68, 0.0],  # a dark rim
@@ -35,59 +35,63 @@ LAYERS = np.array(
 
 @dataclass(frozen=True)
 class Pose:
-    """Where a blossom sits and how it faces."""
+    """Position and direction of a blossom."""
 
-    centre: Array  # of the blossom in the picture
-    scale: float  # picture widths per unit of the blossom
+    center: Array  # of the blossom in the image
+    scale: float  # image widths per unit of the blossom
     tilt: float  # radians between the blossom's axis and the line of sight
-    roll: float  # direction of the tilt in the picture; 0 leans the axis upwards
+    roll: float  # direction of the tilt in the image; 0 is upwards
 
     def project(self, points: Array) -> tuple[Array, Array]:
-        """Points (..., 3) around the axis to places (..., 2) in the picture and their nearness (...)."""
+        """Projects points (..., 3) around the axis: places (..., 2) in the image and nearness (...)."""
         x, y, z = np.moveaxis(points, -1, 0)
         up = y * np.cos(self.tilt) + z * np.sin(self.tilt)
         nearness = z * np.cos(self.tilt) - y * np.sin(self.tilt)
         scale = self.scale / (1 - 0.18 * nearness)
         right = (x * np.cos(self.roll) + up * np.sin(self.roll)) * scale
         up = (up * np.cos(self.roll) - x * np.sin(self.roll)) * scale
-        return np.stack((self.centre[0] + right, self.centre[1] - up), -1), nearness
+        return np.stack((self.center[0] + right, self.center[1] - up), -1), nearness
 
 
 @dataclass(frozen=True)
 class Petal:
-    """The petal that a whorl repeats; lengths in units of the blossom, angles in radians."""
+    """The shape of the petals of a whorl; lengths in units of the blossom, angles in radians."""
 
     opening: tuple[float, float]  # between axis and petal, at its base and at its tip; pi/2 lies flat
-    tip: Colour
-    throat: Colour
+    tip: Color
+    throat: Color
     length: float = 1.0  # along its curve
-    width: float = 0.3  # half of the greatest
+    width: float = 0.3  # half of the maximum
     inner: float = 0.0  # radius at which it begins
     shape: tuple[float, float] = (0.6, 0.4)  # exponents of the outline s^a (1 - s)^b; b near 1 is pointed
-    notch: float = 0.0  # depth of a notch in the tip, as a share of the length
+    notch: float = 0.0  # depth of a notch in the tip, as a fraction of the length
 
 
 class Drawing:
-    """A transparent picture with one light, on which petals, centres, stems and leaves are drawn."""
+    """A transparent image with one light, to draw petals, centers, stems and leaves on."""
 
     def __init__(self, size: int, light: float, rng: np.random.Generator) -> None:
         self.pixels = size * SUPERSAMPLING
         self.image = Image.new("RGBA", (self.pixels, self.pixels))
         self.draw = ImageDraw.Draw(self.image)
-        self.light = light  # where it comes from, as an angle in the picture
+        self.light = light  # its direction, as an angle in the image
         self.rng = rng
 
-    def polygon(self, points: Array, colour: Colour) -> None:
-        """Fills an outline (n, 2)."""
-        self.draw.polygon((points * self.pixels).ravel().tolist(), fill=rgb(colour))
+    def finished(self) -> Image.Image:
+        """The drawing at its final size."""
+        return self.image.reduce(SUPERSAMPLING)
 
-    def dot(self, point: Array, radius: float, colour: Colour) -> None:
+    def polygon(self, points: Array, color: Color) -> None:
+        """Fills an outline (n, 2)."""
+        self.draw.polygon((points * self.pixels).ravel().tolist(), fill=rgb(color))
+
+    def dot(self, point: Array, radius: float, color: Color) -> None:
         """A filled circle around a point (2,)."""
         (x, y), r = point * self.pixels, radius * self.pixels
-        self.draw.ellipse((x - r, y - r, x + r, y + r), fill=rgb(colour))
+        self.draw.ellipse((x - r, y - r, x + r, y + r), fill=rgb(color))
 
     def whorl(self, pose: Pose, count: int, petal: Petal, turn: float = 0.0, shade: float = 1.0) -> None:
-        """A ring of `count` petals around the axis, the far ones first, from angle `turn` on."""
+        """A ring of `count` petals around the axis, starting at angle `turn`; far petals are drawn first."""
         rng = self.rng
         azimuth = turn + (np.arange(count) + rng.uniform(-0.12, 0.12, count)) * 2 * np.pi / count
         outlines, nearness = pose.project(_petals(petal, azimuth, rng.uniform(0.9, 1.06, count)))
@@ -101,19 +105,19 @@ class Drawing:
             for layer in range(len(LAYERS)):
                 self.draw.polygon(corners[layer][number], fill=tuple(fills[layer][number]))
 
-    def disc(self, pose: Pose, radius: float, height: float, colour: Colour, florets: int) -> None:
-        """A domed centre, its florets in the spiral of a seed head."""
+    def disc(self, pose: Pose, radius: float, height: float, color: Color, florets: int) -> None:
+        """A domed center with florets in the spiral of a seed head."""
         ring = np.linspace(0, 2 * np.pi, 24, endpoint=False)
         rim = np.stack((radius * np.cos(ring), radius * np.sin(ring), np.full(24, height * 0.4)), -1)
-        self.polygon(pose.project(rim)[0], colour * 0.6)
+        self.polygon(pose.project(rim)[0], color * 0.6)
         inwards = np.arange(florets)[::-1] + 0.5
         r, turn = radius * np.sqrt(inwards / florets), inwards * 2.39996  # the golden angle
         places = np.stack((r * np.cos(turn), r * np.sin(turn), height * (1 - 0.6 * inwards / florets)), -1)
         for number, point in enumerate(pose.project(places)[0]):
             shade = 0.75 + 0.45 * number / florets + self.rng.uniform(-0.12, 0.12)
-            self.dot(point, pose.scale * radius * 0.9 / np.sqrt(florets), colour * shade)
+            self.dot(point, pose.scale * radius * 0.9 / np.sqrt(florets), color * shade)
 
-    def stem(self, start: Array, end: Array, width: float, green: Colour) -> None:
+    def stem(self, start: Array, end: Array, width: float, green: Color) -> None:
         """A bent stalk between two points, with two leaves."""
         rng = self.rng
         s = np.linspace(0, 1, 12)[:, None]
@@ -122,19 +126,19 @@ class Drawing:
         for _ in range(2):
             base, angle = path[rng.integers(3, 11)], rng.choice([0.5, 2.6]) + rng.uniform(-0.4, 0.4)
             length, half = rng.uniform(0.15, 0.3), rng.uniform(0.025, 0.05)
-            for share, part, shade in (
+            for long, wide, shade in (
                 (1.0, 1.0, 0.8),
                 (0.95, 0.75, 1.05),
                 (0.9, 0.08, 1.3),
             ):  # rim, leaf, rib
-                self.polygon(base + blade(angle, length * share, half * part), green * shade)
+                self.polygon(base + blade(angle, length * long, half * wide), green * shade)
         side = across / np.hypot(*across) * width
         self.polygon(np.concatenate((path - side, (path + side)[::-1])), green * 0.75)
         self.polygon(np.concatenate((path - side * 0.6, (path + side * 0.2)[::-1])), green * 1.15)
 
 
 def _petals(petal: Petal, azimuth: Array, stretch: Array) -> Array:
-    """Outlines (layers, petals, points, 3) of petals that leave the axis at `azimuth`; mid point = tip."""
+    """Outlines (layers, petals, points, 3) of petals at `azimuth`; the tip is the middle point."""
     rise, fall = petal.shape
     half = ALONG**rise * (1 - ALONG) ** fall
     bend = petal.opening[0] + (petal.opening[1] - petal.opening[0]) * ALONG
@@ -149,7 +153,7 @@ def _petals(petal: Petal, azimuth: Array, stretch: Array) -> Array:
 
 
 def _integral(values: Array) -> Array:
-    """Running trapezoid sum over 0..1, from 0."""
+    """Cumulative trapezoid sum over 0..1, starting at 0."""
     steps = (values[1:] + values[:-1]) / (2 * (len(values) - 1))
     return np.concatenate(([0.0], np.cumsum(steps)))
 
@@ -160,12 +164,12 @@ def blade(angle: float, length: float, width: float) -> Array:
     return BLADE @ np.array([[length * cos, -length * sin], [-width * sin, -width * cos]])
 
 
-def rgb(colour: Colour) -> tuple[int, int, int]:
-    """A colour as Pillow wants it."""
-    red, green, blue = to_bytes(colour).tolist()
+def rgb(color: Color) -> tuple[int, int, int]:
+    """A color as a tuple of bytes, for Pillow."""
+    red, green, blue = to_bytes(color).tolist()
     return red, green, blue
 
 
 def to_bytes(values: Array) -> NDArray[np.uint8]:
-    """0..1 to 0..255, clipped."""
+    """Scales 0..1 to 0..255, clipped."""
     return (values.clip(0, 1) * 255 + 0.5).astype(np.uint8)

@@ -1,7 +1,6 @@
 """Oxford Flowers-17: 1360 photos, 80 of each of 17 British flowers (Nilsback and Zisserman, CVPR 2006).
 
-The archive has no class folders: `jpg/image_0001.jpg` to `jpg/image_1360.jpg`, 80 after 80. The files stay
-where they are; the number says the class.
+The archive has no class folders: `jpg/image_0001.jpg` to `jpg/image_1360.jpg` are ordered by class.
 """
 
 from collections.abc import Callable
@@ -24,13 +23,13 @@ SPLITS_URL = "https://www.robots.ox.ac.uk/~vgg/data/flowers/17/datasplits.mat"
 SPLITS_MD5 = "4828cddfd0d803c5abbdebcb1e148a1e"
 OTHER_WAYS = "give --data FOLDER, --data path/to/17flowers.tgz, or --data demo"
 
-PHOTOS_PER_CLASS = 80
-# In the order of the files. The tutorial that this set is known from lists another order: a bug there.
+IMAGES_PER_CLASS = 80
+# In the order of the files. The original tutorial lists another order, which does not match the photos.
 CLASSES = tuple(
     """daffodil snowdrop lily_valley bluebell crocus iris tigerlily tulip fritillary sunflower daisy
     colts_foot dandelion cowslip buttercup windflower pansy""".split()
 )
-PATHS = tuple(f"jpg/image_{number:04d}.jpg" for number in range(1, PHOTOS_PER_CLASS * len(CLASSES) + 1))
+PATHS = tuple(f"jpg/image_{number:04d}.jpg" for number in range(1, IMAGES_PER_CLASS * len(CLASSES) + 1))
 
 
 def flowers17(
@@ -38,15 +37,15 @@ def flowers17(
     cache: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ImageDataset:
-    """Finds or fetches Flowers-17 and unpacks it into the cache, once.
+    """Flowers-17, downloaded and unpacked into the cache once.
 
     Args:
-        archive: A local `17flowers.tgz` (or a re-packed one); downloaded if None.
-        cache: Where downloads and unpacked sets are kept; `files.cache_folder()` if None.
-        progress: Called with bytes so far and bytes in all while downloading.
+        archive: A local `17flowers.tgz` or an archive with the same files; downloaded if None.
+        cache: Folder for downloads and unpacked files; `files.cache_folder()` if None.
+        progress: Called with the bytes downloaded and the bytes in all.
 
     Raises:
-        ResourceError: no network, with the other ways on.
+        ResourceError: no network; the error names the alternatives.
         DataError: the archive is damaged or holds something else.
     """
     cache = Path(cache or cache_folder())
@@ -56,7 +55,7 @@ def flowers17(
         md5 = file_digest(archive, "md5")
         if md5 != MD5:
             notes.append(f"{printable(archive)} is not Oxford's own file (md5 {md5}, theirs is {MD5})")
-        _keep_splits(archive.parent / SPLITS_NAME, folder)
+        _copy_splits(archive.parent / SPLITS_NAME, folder)
     else:
         folder = cache / "flowers17"
         if not folder.is_dir():
@@ -65,10 +64,10 @@ def flowers17(
 
 
 def flowers17_folder(folder: Path, notes: tuple[str, ...] = ()) -> ImageDataset:
-    """The photos of an unpacked archive: `folder/jpg/image_0001.jpg` and on.
+    """The dataset in an unpacked archive: `folder/jpg/image_0001.jpg` and so on.
 
     Raises:
-        DataError: photos are missing, or there are others.
+        DataError: missing or additional images.
     """
     found = [f"jpg/{name}" for name in list_folder(folder / "jpg")[1] if name.endswith(".jpg")]
     missing, extra = sorted(set(PATHS) - set(found)), sorted(set(found) - set(PATHS))
@@ -83,8 +82,8 @@ def flowers17_folder(folder: Path, notes: tuple[str, ...] = ()) -> ImageDataset:
 
 
 def whole_set(folder: Path, notes: tuple[str, ...] = ()) -> ImageDataset:
-    """All 1360 photos below a folder, whether they are there or not."""
-    labels = tuple(index // PHOTOS_PER_CLASS for index in range(len(PATHS)))
+    """All 1360 images below a folder, whether they exist or not."""
+    labels = tuple(index // IMAGES_PER_CLASS for index in range(len(PATHS)))
     return ImageDataset("flowers17", folder, CLASSES, PATHS, labels, notes=notes)
 
 
@@ -100,31 +99,31 @@ def by_file_name(split: dict[str, list[int]], photos: ImageDataset) -> dict[str,
 
 
 def is_flowers17(folder: Path) -> bool:
-    """Whether a folder is laid out like the unpacked archive."""
+    """Whether a folder has the layout of the unpacked archive."""
     return (folder / PATHS[0]).is_file() and (folder / PATHS[-1]).is_file()
 
 
-def official_split(photos: ImageDataset, which: int, cache: Path | None = None) -> dict[str, list[int]]:
-    """One of Oxford's own three splits, 680/340/340 photos without those that are excluded.
+def official_split(dataset: ImageDataset, which: int, cache: Path | None = None) -> dict[str, list[int]]:
+    """One of Oxford's three splits into 680/340/340 images, without those that are excluded.
 
     Args:
-        photos: From `flowers17`, all or some of them.
+        dataset: From `flowers17`, all or some of its images.
         which: 1, 2 or 3.
         cache: Where `datasplits.mat` is kept; `files.cache_folder()` if None.
 
     Raises:
-        ResourceError: `datasplits.mat` lay neither beside the archive nor in the cache, and no network.
+        ResourceError: `datasplits.mat` is neither beside the archive nor in the cache, and no network.
         DataError: the file is not Oxford's.
-        UsageError: no such split, or SciPy, which reads the file, is not installed.
+        UsageError: no such split, or SciPy is not installed.
     """
     if which not in (1, 2, 3):
         raise UsageError(f"Oxford has splits 1, 2 and 3, not {which}", "choose one of them")
-    path = photos.root / SPLITS_NAME
-    if not path.exists():  # nothing is written beside the photos: the folder may be a user's own
+    path = dataset.root / SPLITS_NAME
+    if not path.exists():  # nothing is written beside the images: the folder may be a user's own
         path = Path(cache or cache_folder()) / SPLITS_NAME
     if not path.exists():
-        ways_on = f"put {SPLITS_NAME} beside the archive, or use a split of fractions"
-        download(SPLITS_URL, path, SPLITS_MD5, "md5", ways_on)
+        alternatives = f"put {SPLITS_NAME} beside the archive, or use a split of fractions"
+        download(SPLITS_URL, path, SPLITS_MD5, "md5", alternatives)
     try:
         from scipy.io import loadmat
     except ImportError as error:
@@ -132,13 +131,12 @@ def official_split(photos: ImageDataset, which: int, cache: Path | None = None) 
     keys = {"train": f"trn{which}", "val": f"val{which}", "test": f"tst{which}"}
     try:
         content = loadmat(path, variable_names=list(keys.values()))
-        split = {part: np.sort(content[key].ravel().astype(np.int64) - 1) for part, key in keys.items()}
-    except Exception as error:  # SciPy's readers raise ValueError, TypeError, KeyError, ... on other files
+        splits = {split: np.sort(content[key].ravel().astype(np.int64) - 1) for split, key in keys.items()}
+    except Exception as error:  # SciPy raises ValueError, TypeError, KeyError, ... on other files
         raise _not_oxfords(path) from error
-    numbers = np.concatenate(list(split.values()))
-    if not np.array_equal(np.sort(numbers), np.arange(len(PATHS))):
+    if not np.array_equal(np.sort(np.concatenate(list(splits.values()))), np.arange(len(PATHS))):
         raise _not_oxfords(path)
-    return by_file_name({part: indices.tolist() for part, indices in split.items()}, photos)
+    return by_file_name({split: indices.tolist() for split, indices in splits.items()}, dataset)
 
 
 def _not_oxfords(path: Path) -> DataError:
@@ -148,8 +146,8 @@ def _not_oxfords(path: Path) -> DataError:
     )
 
 
-def _keep_splits(source: Path, folder: Path) -> None:
-    """Copies `datasplits.mat` to the unpacked photos, where `official_split` looks for it."""
+def _copy_splits(source: Path, folder: Path) -> None:
+    """Copies `datasplits.mat` to the unpacked images, where `official_split` looks for it."""
     if source.is_file() and not (folder / SPLITS_NAME).exists():
         with atomic_write(folder / SPLITS_NAME) as file:
             file.write(source.read_bytes())

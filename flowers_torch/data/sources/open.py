@@ -1,4 +1,4 @@
-"""`--data SOURCE`: from what a person typed to a set of photos."""
+"""Opens the source of a dataset that `--data` names."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +18,7 @@ ACCEPTED = (
     "a folder or pattern of .tar shards, an .h5 of arrays, CIFAR-10's folder, cifar10, flowers17, or demo"
 )
 CIFAR10_FOLDER = "cifar-10-batches-py"  # in cifar-10-python.tar.gz
-DEMO_VERSION = 1  # raise when draw_demo draws something else, so that nobody keeps the old pictures
+DEMO_VERSION = 1  # to be raised when `draw_demo` draws something else
 
 
 def open_dataset(
@@ -27,18 +27,18 @@ def open_dataset(
     progress: Callable[[int, int], None] | None = None,
     fewest: int = 2,
 ) -> ImageDataset:
-    """Finds the photos of any source.
+    """Finds the images of any source.
 
     Args:
-        source: A folder (of class folders, or split already), an archive of one, a table of labels,
-            tar shards (their folder or a pattern), an HDF5 file, CIFAR-10's folder or archive, `cifar10`,
-            `flowers17` or `demo`. A folder called so is reached as `./demo`.
-        cache: Where fetched, unpacked and drawn sets are kept; `files.cache_folder()` if None.
-        progress: Called with bytes so far and bytes in all while downloading.
-        fewest: Classes that a folder must hold.
+        source: A folder (of class folders, or with a split), an archive of one, a CSV table, tar shards
+            (their folder or a pattern), an HDF5 file, CIFAR-10's folder or archive, `cifar10`, `flowers17`
+            or `demo`. `./demo` names a folder called demo.
+        cache: Folder for downloaded, unpacked and drawn datasets; `files.cache_folder()` if None.
+        progress: Called with the bytes downloaded and the bytes in all.
+        fewest: Minimum number of classes in a folder.
 
     Raises:
-        DataError: nothing of that name, or nothing usable in it.
+        DataError: unknown source, or nothing usable in it.
         ResourceError: no network or no space.
     """
     cache = Path(cache or cache_folder())
@@ -61,7 +61,7 @@ def open_dataset(
         return read_hdf5(path, cache)
     if path.name.lower().endswith(SUFFIXES) and path.exists():
         return _archive(path, cache)
-    what = "is no archive of a known kind" if path.exists() else "does not exist"
+    what = "is not an archive of a known kind" if path.exists() else "does not exist"
     raise DataError(f"--data {printable(source)} {what}", f"give {ACCEPTED}")
 
 
@@ -71,7 +71,7 @@ def _archive(path: Path, cache: Path) -> ImageDataset:
         return flowers17(path, cache)
     if is_cifar10(folder / CIFAR10_FOLDER):
         return cifar10(cache, folder / CIFAR10_FOLDER)
-    while not find_split_folders(folder):  # most archives hold one folder that holds everything
+    while not find_split_folders(folder):  # most archives hold a single folder
         folders, _ = list_folder(folder)
         inner = list_folder(folder / folders[0])[0] if len(folders) == 1 else []
         if not inner:

@@ -1,10 +1,8 @@
-"""Tar shards as WebDataset lays them out, read where they lie: for sets larger than the disk cache.
+"""Tar shards in the layout of WebDataset, read without unpacking.
 
     train-0000.tar   0001.jpg 0001.cls 0002.jpg 0002.cls ...     or   rose/0001.jpg tulip/0002.jpg ...
 
-A shard is listed once, by its headers, and its photos are then photos like any others: the same loader,
-check, split, order and resume. So no shuffle buffer is needed, and nothing is gained from the webdataset
-package, whose order is that of a stream.
+Images in shards are addressed by path like any others, so an epoch is shuffled as a whole without a buffer.
 """
 
 import json
@@ -15,30 +13,25 @@ from pathlib import Path, PurePosixPath
 
 from flowers_torch.data.dataset import ImageDataset
 from flowers_torch.data.images import is_image_name
-from flowers_torch.data.sources.folders import (
-    check_split_classes,
-    counted,
-    list_folder,
-    natural_key,
-    split_of_name,
-)
-from flowers_torch.data.sources.tar_members import SUFFIX, members, open_member
+from flowers_torch.data.sources.folders import list_folder
+from flowers_torch.data.sources.rows import counted, dataset_from_rows, natural_key, split_of_name
+from flowers_torch.data.tar_members import SUFFIX, members, open_member
 from flowers_torch.errors import DataError, printable
 
 CLASS_LISTS = ("classes.txt", "labels.txt", "classnames.txt")  # beside the shards: line n names class n
-LABEL_FIELDS = ("label", "class", "class_name", "cls", "category")  # of a .json beside a photo
+LABEL_FIELDS = ("label", "class", "class_name", "cls", "category")  # of a .json beside an image
 MAX_LABEL_BYTES = 1024**2
 
 
 def find_shards(source: str | Path) -> list[Path]:
-    """The shards that a source names, in natural order; none where it is no source of shards.
+    """The shards of a source in natural order; an empty list if the source is something else.
 
     Args:
-        source: A folder of .tar files without class folders, or a pattern of such files with `*` or with a
-            range in braces, as `set/train-{0000..0041}.tar`.
+        source: A folder of .tar files without class folders, or a pattern of .tar files with `*` or a range:
+            `set/train-{0000..0041}.tar`.
 
     Raises:
-        DataError: a pattern that no file matches, or a shard of a range that is not there.
+        DataError: a pattern without a match, or a missing shard of a range.
     """
     path = Path(source).expanduser()
     if path.is_dir():
@@ -52,8 +45,10 @@ def find_shards(source: str | Path) -> list[Path]:
         paths = [path.with_name(name) for name in names]
         absent = [p for p in paths if not p.is_file()]
         if absent or not paths:
-            what = f"{len(absent)} of {len(paths)} shards of {printable(source)} are not there"
-            raise DataError(f"{what} (first: {printable(absent[0])})" if absent else what, "name those there")
+            what = f"{len(absent)} of {len(paths)} shards of {printable(source)} do not exist"
+            raise DataError(
+                f"{what} (first: {printable(absent[0])})" if absent else what, "name existing shards"
+            )
         return paths
     if "*" not in path.name:
         return []
@@ -64,96 +59,80 @@ def find_shards(source: str | Path) -> list[Path]:
 
 
 def read_shards(shards: list[Path]) -> ImageDataset:
-    """Photos of tar shards of one folder.
+    """Reads a dataset from tar shards of one folder.
 
-    A photo's label is in `KEY.cls` or `KEY.json` beside `KEY.jpg`, else the name of its folder in the shard.
-    Labels that are numbers are named by `classes.txt` beside the shards, where there is one. Shards whose
-    names hold train, val or test make a split, and so do folders of these names above the class folders.
+    The label of `KEY.jpg` is in `KEY.cls` or `KEY.json`, else it is the name of the image's folder. Numeric
+    labels are named by `classes.txt` beside the shards. A split comes from shard names that contain train,
+    val or test, or from folders of these names above the class folders.
 
     Raises:
-        DataError: unreadable shards, photos without a label, one class only, parts whose classes differ.
+        DataError: unreadable shards, images without a label, one class, or splits whose classes differ.
     """
     root = shards[0].parent
-    rows: list[tuple[str, str, str]] = []  # path, label, part
+    rows: list[tuple[str, str, str]] = []  # path, label, split
     other: Counter[str] = Counter()
-    unlabelled: list[str] = []
     for shard in shards:
-        part_of_shard = _part(re.split(r"[^A-Za-z]+", shard.stem))
-        names = members(shard)
-        beside = {name for name in names if name.lower().endswith((".cls", ".json"))}
-        labels = {_key(name): name for name in beside}
-        for name in names:
-            path = f"{shard.name}/{name}"
-            if is_image_name(name) and not PurePosixPath(name).name.startswith("."):
-                label = _label(shard, labels.get(_key(name))) or PurePosixPath(name).parent.name
-                # Above the class folder a shard may hold folders of parts, as an archive of a split set does.
-                part = part_of_shard or _part(PurePosixPath(name).parts[:-2])
-                rows.append((path, label, part))
-                if not label:
-                    unlabelled.append(path)
-            elif name not in beside:
-                other[PurePosixPath(name).suffix.lower() or "no suffix"] += 1
-    if unlabelled:
+        _list_shard(shard, rows, other)
+    unlabeled = [path for path, label, _ in rows if not label]
+    if unlabeled:
         raise DataError(
-            f"{len(unlabelled)} of {len(rows)} photos in the shards of {printable(root)} have no label "
-            f"(first: {printable(unlabelled[0])})",
+            f"{len(unlabeled)} of {len(rows)} photos in the shards of {printable(root)} have no label "
+            f"(first: {printable(unlabeled[0])})",
             "put a .cls or .json beside each, or class folders into the shards",
         )
     if not rows:
         raise DataError(f"the shards of {printable(root)} hold no photos", "write photos and labels to them")
-    rows.sort(key=lambda row: natural_key(row[0]))
     names_of = _class_names(root, {label for _, label, _ in rows})
     classes = sorted(set(names_of.values()), key=natural_key)
     if all(label.isdecimal() for label in names_of):
         classes = [names_of[label] for label in sorted(names_of, key=int)]
     if len(classes) < 2:
         raise DataError(f"the shards of {printable(root)} hold one class only", "add photos of another class")
-    index = {name: position for position, name in enumerate(classes)}
-    split = {path: part for path, _, part in rows if part}
-    if len(set(split.values())) > 1:
-        if len(split) < len(rows):
-            lost = next(path for path, _, part in rows if not part)
-            raise DataError(
-                f"the part of {printable(lost)} is not clear from its shard's name",
-                "let it say train or test",
-            )
-        by_part: dict[str, set[str]] = {}
-        for _, label, part in rows:
-            by_part.setdefault(part, set()).add(names_of[label])
-        check_split_classes(by_part, root)
-    else:
-        split = {}
-    notes = [f"{len(shards)} shards, read where they lie"]
+    has_split = len({split for _, _, split in rows if split}) > 1
+    unclear = min((path for path, _, split in rows if not split), key=natural_key, default=None)
+    if has_split and unclear is not None:
+        raise DataError(
+            f"the split of {printable(unclear)} is not clear from its shard's name",
+            "put train, val or test into the name",
+        )
+    labeled = [(path, names_of[label], split if has_split else "") for path, label, split in rows]
+    notes = [f"{len(shards)} shards, read without unpacking"]
     if other:
-        notes.append(f"ignored {other.total()} files that are no photos: {counted(other)}")
-    return ImageDataset(
-        root.resolve().name,
-        root,
-        tuple(classes),
-        tuple(path for path, _, _ in rows),
-        tuple(index[names_of[label]] for _, label, _ in rows),
-        split,
-        notes=tuple(notes),
-    )
+        notes.append(f"ignored {other.total()} files that are not photos: {counted(other)}")
+    return dataset_from_rows(root, root, root.resolve().name, classes, labeled, notes)
 
 
-def _part(words: Iterable[str]) -> str:
-    """ "train", "val" or "test" where one of the words names that part, else nothing."""
+def _list_shard(shard: Path, rows: list[tuple[str, str, str]], other: Counter[str]) -> None:
+    """Appends the images of a shard to `rows`, and counts the suffixes of what is neither image nor label."""
+    split_of_shard = _find_split(re.split(r"[^A-Za-z]+", shard.stem))
+    names = members(shard)
+    label_files = {name for name in names if name.lower().endswith((".cls", ".json"))}
+    label_of = {_key(name): name for name in label_files}
+    for name in names:
+        path = PurePosixPath(name)
+        if is_image_name(name) and not path.name.startswith("."):
+            label = _read_label(shard, label_of.get(_key(name))) or path.parent.name
+            rows.append((f"{shard.name}/{name}", label, split_of_shard or _find_split(path.parts[:-2])))
+        elif name not in label_files:
+            other[path.suffix.lower() or "no suffix"] += 1
+
+
+def _find_split(words: Iterable[str]) -> str:
+    """The first split that is named by one of the words, or an empty string."""
     return next(filter(None, map(split_of_name, words)), "")
 
 
 def _key(name: str) -> str:
-    """What the files of one sample have in common: all up to the first dot of the file's name."""
+    """The common name of the files of one sample: everything up to the first dot of the file name."""
     path = PurePosixPath(name)
     return str(path.with_name(path.name.partition(".")[0] or path.name))
 
 
-def _label(shard: Path, name: str | None) -> str:
+def _read_label(shard: Path, name: str | None) -> str:
     if name is None:
         return ""
     with open_member(shard, name) as file:
         content = file.read(MAX_LABEL_BYTES)
-    where = f"{printable(shard)}/{printable(name)}"
     try:
         text = content.decode("utf-8").strip()
         if name.lower().endswith(".cls"):
@@ -161,11 +140,12 @@ def _label(shard: Path, name: str | None) -> str:
         values = json.loads(text)
         return next((str(values[field]).strip() for field in LABEL_FIELDS if field in values), "")
     except (ValueError, TypeError, RecursionError) as error:
+        where = f"{printable(shard)}/{printable(name)}"
         raise DataError(f"{where} holds no label: {printable(error)}", "write a name or a number") from error
 
 
 def _class_names(root: Path, labels: set[str]) -> dict[str, str]:
-    """Label to class name: the line of that number where labels are numbers and a list is there."""
+    """Label to class name: a line of the class list if the labels are numbers and there is a list."""
     lists = [root / name for name in CLASS_LISTS if (root / name).is_file()]
     if not lists or not all(label.isdecimal() for label in labels):
         return {label: label for label in labels}
@@ -173,7 +153,7 @@ def _class_names(root: Path, labels: set[str]) -> dict[str, str]:
     highest = max(map(int, labels))
     if highest >= len(names) or len(set(names)) < len(names) or "" in names[: highest + 1]:
         raise DataError(
-            f"{printable(lists[0])} has {len(set(names) - {''})} names, the labels reach to {highest}",
-            "write one name a line, in the order of the labels from 0",
+            f"{printable(lists[0])} has {len(set(names) - {''})} names, but the labels go up to {highest}",
+            "write one name on each line, in the order of the labels from 0",
         )
     return {label: names[int(label)] for label in labels}

@@ -1,11 +1,12 @@
-"""Labels in a table: `file,label[,split][,group]`, as CSV beside the photos."""
+"""Labels in a CSV file: `file,label[,split][,group]`."""
 
 import csv
 import io
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from flowers_torch.data.dataset import ImageDataset
-from flowers_torch.data.sources.folders import check_split_classes, natural_key, split_of_name
+from flowers_torch.data.sources.rows import dataset_from_rows, natural_key, split_of_name
 from flowers_torch.errors import DataError, printable
 
 MAX_BYTES = 1024**3
@@ -18,36 +19,40 @@ COLUMNS = {
 
 
 def read_table(path: Path) -> ImageDataset:
-    """Photos as a CSV file lists them.
+    """Reads a dataset from a CSV file.
 
-    The first line names the columns, in any order and case; comma, semicolon and tab are understood. `split`
-    takes the usual names of train, val and test; `group` names photos that must stay in one part.
+    The first line names the columns in any order and case, separated by commas, semicolons or tabs. `split`
+    accepts the usual names of train, val and test. Images of one `group` stay in one split.
 
     Args:
-        path: The file; photos are relative to its folder.
+        path: The file; images are relative to its folder.
 
     Raises:
-        DataError: with the line: missing columns, files outside of the folder or absent, empty labels,
-            unknown or missing splits, one file under two labels, one class only.
+        DataError: with the line: missing columns, files that are missing or outside of the folder, empty
+            labels, unknown or missing splits, a file with two labels, or a single class.
     """
     path = Path(path).expanduser()
     root = path.parent
-    rows, header = _rows(path)
-    columns = _columns(header, path)
-    found: dict[str, tuple[str, str, str]] = {}
+    rows, header = _read_rows(path)
+    columns = _find_columns(header, path)
+    found: dict[str, tuple[str, str, str]] = {}  # path to class, split, group
     absent: list[str] = []
     notes: list[str] = []
     for line, row in rows:
         values = {name: row.get(column, "") or "" for name, column in columns.items()}
         file, label = _relative(values["file"], root, path, line), values["label"].strip()
-        part = split_of_name(values.get("split", ""))
+        split = split_of_name(values.get("split", ""))
         if not label:
             raise _wrong(path, line, f"no label for {printable(file)}")
-        if "split" in columns and part is None:
-            raise _wrong(path, line, f"split {printable(values['split'])!r} is none of train, val, test")
-        entry = (label, part or "", values.get("group", "").strip())
+        if "split" in columns and split is None:
+            raise _wrong(
+                path,
+                line,
+                f"split {printable(values['split'])!r} is not valid: expected train, val or test",
+            )
+        entry = (label, split or "", values.get("group", "").strip())
         if file in found and found[file][:2] != entry[:2]:
-            raise _wrong(path, line, f"{printable(file)} was listed before with another label or split")
+            raise _wrong(path, line, f"{printable(file)} has another label or split on an earlier line")
         if file in found:
             notes.append(f"{printable(file)} is listed twice")
         elif not (root / file).is_file():
@@ -55,58 +60,44 @@ def read_table(path: Path) -> ImageDataset:
         found[file] = entry
     if absent:
         raise DataError(
-            f"{len(absent)} of {len(found)} photos of {printable(path)} are not there "
+            f"{len(absent)} of {len(found)} photos of {printable(path)} do not exist "
             f"(first: {printable(absent[0])})",
             "put them beside the table or remove their lines",
         )
     classes = sorted({label for label, _, _ in found.values()}, key=natural_key)
     if len(classes) < 2:
         raise DataError(f"{printable(path)} lists {len(classes)} class only", "list photos of each class")
-    if "split" in columns:
-        by_part: dict[str, set[str]] = {}
-        for label, part, _ in found.values():
-            by_part.setdefault(part, set()).add(label)
-        check_split_classes(by_part, path)
-    paths = sorted(found, key=natural_key)
-    index = {name: label for label, name in enumerate(classes)}
-    return ImageDataset(
-        path.stem,
-        root,
-        tuple(classes),
-        tuple(paths),
-        tuple(index[found[file][0]] for file in paths),
-        split={file: found[file][1] for file in paths if found[file][1]},
-        groups={file: found[file][2] for file in paths if found[file][2]},
-        notes=tuple(notes),
-    )
+    labeled = [(file, label, split) for file, (label, split, _) in found.items()]
+    dataset = dataset_from_rows(path, root, path.stem, classes, labeled, notes)
+    return replace(dataset, groups={file: group for file in dataset.paths if (group := found[file][2])})
 
 
-def read_groups(path: Path, photos: ImageDataset) -> dict[str, str]:
-    """Group of each photo from a table `file,group`; photos that it does not list stay alone.
+def read_groups(path: Path, dataset: ImageDataset) -> dict[str, str]:
+    """Path to group from a table `file,group`; images that it does not list have no group.
 
     Raises:
-        DataError: a missing column, or a file that is none of the photos.
+        DataError: a missing column, or a file that is not in the dataset.
     """
-    rows, header = _rows(path)
+    rows, header = _read_rows(path)
     names = {name.strip().lower(): name for name in header}
     if not {"file", "group"} <= names.keys():
         raise DataError(f"{printable(path)} needs the columns file and group", "add them")
-    known = set(photos.paths)
+    known = set(dataset.paths)
     groups = {}
     for line, row in rows:
         file, group = (row[names["file"]] or "").strip(), (row[names["group"]] or "").strip()
         if file not in known:
-            raise _wrong(path, line, f"{printable(file)} is none of the photos of {printable(photos.name)}")
+            raise _wrong(path, line, f"{printable(file)} is not a photo of {printable(dataset.name)}")
         if group:
             groups[file] = group
     return groups
 
 
-def _rows(path: Path) -> tuple[list[tuple[int, dict[str, str | None]]], list[str]]:
-    """Lines after the first with their numbers, and the names in the first."""
+def _read_rows(path: Path) -> tuple[list[tuple[int, dict[str, str | None]]], list[str]]:
+    """The rows with their line numbers, and the header."""
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise DataError(f"{printable(path)} is too large for a table of labels", "split it")
+            raise DataError(f"{printable(path)} is too large for a table of labels", "divide it into several")
         text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
     except OSError as error:
         raise DataError(f"cannot read {printable(path)}: {error.strerror}", "check the path") from error
@@ -122,31 +113,33 @@ def _rows(path: Path) -> tuple[list[tuple[int, dict[str, str | None]]], list[str
     return rows, list(reader.fieldnames or ())
 
 
-def _columns(header: list[str], path: Path) -> dict[str, str]:
-    """Which column holds what."""
+def _find_columns(header: list[str], path: Path) -> dict[str, str]:
+    """Key of `COLUMNS` to the column that holds it."""
     columns = {}
     for name, variants in COLUMNS.items():
         matching = [column for column in header if column.strip().lower() in variants]
         if len(matching) > 1:
-            what = (
-                f"{printable(path)} has several columns for the {name}: {', '.join(map(printable, matching))}"
+            several = ", ".join(map(printable, matching))
+            raise DataError(
+                f"{printable(path)} has several columns for the {name}: {several}", f"keep one, named {name}"
             )
-            raise DataError(what, f"keep one, named {name}")
         if matching:
             columns[name] = matching[0]
         elif name in ("file", "label"):
-            what = f"{printable(path)} has no column for the {name}, only {', '.join(map(printable, header))}"
-            raise DataError(what, "let its first line be file,label or file,label,split")
+            raise DataError(
+                f"{printable(path)} has no column for the {name}, only {', '.join(map(printable, header))}",
+                "start it with file,label or file,label,split",
+            )
     return columns
 
 
 def _relative(file: str, root: Path, path: Path, line: int) -> str:
-    """The file's posix path relative to the table's folder."""
+    """The file's POSIX path relative to the table's folder."""
     name = PurePosixPath(file.strip().replace("\\", "/"))
     if name.is_absolute() and name.is_relative_to(root.resolve().as_posix()):
         name = name.relative_to(root.resolve().as_posix())
     if not name.parts or name.is_absolute() or ".." in name.parts or "\0" in file:
-        raise _wrong(path, line, f"{printable(file)!r} is no file below the table's folder")
+        raise _wrong(path, line, f"{printable(file)!r} is not a path below the table's folder")
     return str(name)
 
 

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Train, validation and test splits: how they are drawn, saved, read and extended."""

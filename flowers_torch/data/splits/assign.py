@@ -1,7 +1,6 @@
-"""Which photo is for training, which for validation, which for the test.
+"""Splits that are stable: every image has a number that only its relative path and the seed determine.
 
-A photo's part follows from a number between 0 and 1 that its relative path and the seed determine alone. So
-adding or removing photos moves no other photo, on any machine, and no two parts can overlap.
+Adding or removing images moves no other image, on any machine, and splits never overlap.
 """
 
 import hashlib
@@ -12,15 +11,15 @@ from flowers_torch.data.dataset import ImageDataset
 from flowers_torch.errors import DataError, printable
 
 SPLITS = ("train", "val", "test")
-IMBALANCE = 3  # largest class over smallest from which on it is worth a remark
+IMBALANCE = 3  # ratio of the largest to the smallest class from which a dataset counts as imbalanced
 
 Splits = dict[str, list[int]]
 
 
 def split_number(path: str, seed: int) -> float:
-    """A uniform number in [0, 1) that depends on nothing but the seed and the relative path.
+    """A uniform number in [0, 1), a function of the seed and the relative path.
 
-    The path is NFC-normalised first, because macOS and Linux encode the same accents differently.
+    The path is NFC-normalized, because macOS and Linux encode accents differently.
     """
     name = unicodedata.normalize("NFC", path).encode("utf-8", "surrogateescape")
     digest = hashlib.sha256(b"%d\0" % seed + name).digest()
@@ -28,29 +27,27 @@ def split_number(path: str, seed: int) -> float:
 
 
 def split_dataset(
-    photos: ImageDataset,
+    dataset: ImageDataset,
     fractions: Sequence[float] = (0.6, 0.2, 0.2),
     seed: int = 0,
     groups: Sequence[Sequence[int]] = (),
 ) -> Splits:
-    """Splits every class by these fractions, or as the source itself says.
+    """Splits every class by fractions, or as the source does.
 
-    Where the source is split already, that is kept; a part that it lacks is drawn from its training photos.
-    A class so small that a part got none of it gives that part one photo, of the part that has most of
-    the class, the one with the smallest number; only there can an added photo move another.
+    A split of the source stays as it is; a split that the source lacks is drawn from its training images. If
+    a small class has no image in a split, the split gets the image with the smallest number from the split
+    that has most of the class. Only in that case can an added image move another.
 
     Args:
-        photos: The set.
-        fractions: For train, val and test, summing to 1; test may be 0.
-        seed: Another seed gives another split.
-        groups: Photos that must stay together, such as twins, besides the source's own groups; each group
-            goes where the first of its photos would go alone. A split that the source gives is not changed.
+        fractions: Of train, val and test; they sum to 1, and test may be 0.
+        groups: Images that stay together, such as duplicates, in addition to the groups of the source. A
+            group goes where its first image would go alone. The split of the source is not changed.
 
     Returns:
-        Indices into `photos.paths`, ascending, by part.
+        Split to ascending indices into `dataset.paths`.
 
     Raises:
-        DataError: fractions that are none, or a class with fewer photos than there are parts.
+        DataError: invalid fractions, or a class with fewer images than there are splits.
     """
     if len(fractions) != 3 or any(not 0 <= f <= 1 for f in fractions) or abs(sum(fractions) - 1) > 1e-6:
         raise DataError(
@@ -60,29 +57,29 @@ def split_dataset(
         raise DataError(
             f"split fractions {tuple(fractions)} leave train or val empty", "give both some photos"
         )
-    given = set(photos.split.values())
-    drawn = {part: share for part, share in zip(SPLITS, fractions, strict=True) if part not in given}
-    drawn["train"] = fractions[0]  # what is drawn comes out of train
-    wanted = [part for part in SPLITS if part in given or drawn.get(part)]
-    units = group_units(photos, groups)
-    numbers = [split_number(photos.paths[unit], seed) for unit in units]
-    parts = [photos.split.get(path, "train") for path in photos.paths]
-    for index, part in enumerate(parts):
-        if part == "train":
-            parts[index] = split_of(numbers[index], drawn)
-    for label, name in enumerate(photos.classes):
-        members = [index for index, own in enumerate(photos.labels) if own == label]
-        _fill_parts(parts, numbers, units, members, wanted, name)
-    return {part: [index for index, own in enumerate(parts) if own == part] for part in SPLITS}
+    given = set(dataset.split.values())
+    drawn = {split: f for split, f in zip(SPLITS, fractions, strict=True) if split not in given}
+    drawn["train"] = fractions[0]  # the missing splits are drawn from train
+    wanted = [split for split in SPLITS if split in given or drawn.get(split)]
+    units = group_units(dataset, groups)
+    numbers = [split_number(dataset.paths[unit], seed) for unit in units]
+    assigned = [dataset.split.get(path, "train") for path in dataset.paths]
+    for index, split in enumerate(assigned):
+        if split == "train":
+            assigned[index] = split_of(numbers[index], drawn)
+    for label, name in enumerate(dataset.classes):
+        members = [index for index, own in enumerate(dataset.labels) if own == label]
+        _fill_splits(assigned, numbers, units, members, wanted, name)
+    return {split: [index for index, own in enumerate(assigned) if own == split] for split in SPLITS}
 
 
-def group_units(photos: ImageDataset, groups: Sequence[Sequence[int]] = ()) -> list[int]:
-    """For each photo the first photo of its group; itself where it is in none. Groups that overlap join."""
+def group_units(dataset: ImageDataset, groups: Sequence[Sequence[int]] = ()) -> list[int]:
+    """For each image, the first image of its group, or itself. Overlapping groups are joined."""
     named: dict[str, list[int]] = {}
-    for index, path in enumerate(photos.paths):
-        if path in photos.groups:
-            named.setdefault(photos.groups[path], []).append(index)
-    units = list(range(len(photos)))
+    for index, path in enumerate(dataset.paths):
+        if path in dataset.groups:
+            named.setdefault(dataset.groups[path], []).append(index)
+    units = list(range(len(dataset)))
     pairs = [(group[0], other) for group in (*groups, *named.values()) for other in group[1:]]
     for group in group_pairs(pairs):
         for index in group:
@@ -91,7 +88,7 @@ def group_units(photos: ImageDataset, groups: Sequence[Sequence[int]] = ()) -> l
 
 
 def group_pairs(pairs: Iterable[tuple[int, int]]) -> list[list[int]]:
-    """Joins pairs that share a photo into groups, each ascending."""
+    """Joins pairs that share an index into groups, each ascending."""
     parent: dict[int, int] = {}
 
     def root(i: int) -> int:
@@ -109,117 +106,122 @@ def group_pairs(pairs: Iterable[tuple[int, int]]) -> list[list[int]]:
 
 
 def exact_split(
-    photos: ImageDataset, counts: Sequence[int], seed: int = 0, groups: Sequence[Sequence[int]] = ()
+    dataset: ImageDataset, counts: Sequence[int], seed: int = 0, groups: Sequence[Sequence[int]] = ()
 ) -> Splits:
-    """Splits into parts of exactly these sizes, each class in proportion; classes of one size differ by
-    at most one photo within a part. For fixed sets: here an added photo does move others.
+    """Splits of exact sizes with every class in proportion, for fixed datasets.
+
+    Classes of one size differ by at most one image within a split. An added image can move others.
 
     Args:
-        photos: The set.
-        counts: Photos for train, val and test in all.
-        seed: Another seed gives another split.
-        groups: Photos that must stay together; those of several classes cannot be kept so here.
+        counts: Number of images in train, val and test.
+        groups: Images that stay together; a group of several classes is divided by class.
 
     Raises:
-        DataError: counts that do not fit, or groups that fill no part exactly.
+        DataError: counts that do not fit, or groups that do not fill a split exactly.
     """
-    if len(counts) != 3 or min(counts) < 0 or sum(counts) > len(photos):
+    if len(counts) != 3 or min(counts) < 0 or sum(counts) > len(dataset):
         raise DataError(
-            f"cannot draw {list(counts)} photos from the {len(photos)} of {printable(photos.name)}",
+            f"cannot draw {list(counts)} photos from the {len(dataset)} of {printable(dataset.name)}",
             "give three counts that fit",
         )
-    units = group_units(photos, groups)
-    split: Splits = {part: [] for part in SPLITS}
-    for label, quota in enumerate(_class_quotas(photos, counts, seed)):
+    units = group_units(dataset, groups)
+    splits: Splits = {split: [] for split in SPLITS}
+    for label, quota in enumerate(_class_quotas(dataset, counts, seed)):
         members: dict[int, list[int]] = {}
-        for index, own in enumerate(photos.labels):
+        for index, own in enumerate(dataset.labels):
             if own == label:
                 members.setdefault(units[index], []).append(index)
-        waiting = sorted(members, key=lambda unit: split_number(photos.paths[unit], seed))
-        for part, count in zip(SPLITS, quota, strict=True):
+        waiting = sorted(members, key=lambda unit: split_number(dataset.paths[unit], seed))
+        for split, count in zip(SPLITS, quota, strict=True):
             room, left = count, []
             for unit in waiting:
                 if len(members[unit]) <= room:
-                    split[part] += members[unit]
+                    splits[split] += members[unit]
                     room -= len(members[unit])
-                else:  # a pair for the last place waits for the next part; a photo alone takes the place
+                else:  # too large for the room that is left
                     left.append(unit)
             if room:
                 raise DataError(
-                    f"the groups of {printable(photos.classes[label])} do not fill a part of {count} photos",
-                    "use shares, smaller groups, or --groups none",
+                    f"the groups of {printable(dataset.classes[label])} do not fill a split of {count}",
+                    "use fractions, smaller groups, or --groups none",
                 )
             waiting = left
-    return {part: sorted(indices) for part, indices in split.items()}
+    return {split: sorted(indices) for split, indices in splits.items()}
 
 
-def split_of(number: float, shares: Mapping[str, float]) -> str:
-    """The part whose interval holds the number of a photo, by the shares of the parts; `train` is first."""
-    total = sum(shares.values())
+def split_of(number: float, fractions: Mapping[str, float]) -> str:
+    """The split whose interval of [0, 1) holds the number of an image; intervals start with `train`."""
+    total = sum(fractions.values())
     edge = 0.0
-    for part in SPLITS:
-        edge += shares.get(part, 0.0) / total
+    for split in SPLITS:
+        edge += fractions.get(split, 0.0) / total
         if number < edge:
-            return part
-    return "train"  # the edges' rounding error left a hair above the last one
+            return split
+    return "train"  # rounding can leave a gap above the last edge
 
 
-def _fill_parts(
-    parts: list[str], numbers: list[float], units: list[int], members: list[int], wanted: list[str], name: str
+def _fill_splits(
+    assigned: list[str],
+    numbers: list[float],
+    units: list[int],
+    members: list[int],
+    wanted: list[str],
+    name: str,
 ) -> None:
-    """Gives one photo of a class, with its group, to each part that got none; edits `parts`."""
+    """Moves an image of a class, with its group, into each split that has none; edits `assigned`."""
     count = len({units[i] for i in members})
     if count < len(wanted):  # guard: D30 few
-        grouped = " that are in no group together" if count < len(members) else ""
+        grouped = " that are not in one group" if count < len(members) else ""
         raise DataError(
             f"class {printable(name)} has {count} photo{'s' * (count != 1)}{grouped}, too few to be in "
             f"{', '.join(wanted)}",
             f"add photos until it has at least {len(wanted)}" + (", or use --groups none" if grouped else ""),
         )
-    for part in wanted:
-        by_part = {own: sorted({units[i] for i in members if parts[i] == own}) for own in wanted}
-        if not by_part[part]:
-            largest = max(by_part.values(), key=lambda own: len(own))
+    for split in wanted:
+        by_split = {own: sorted({units[i] for i in members if assigned[i] == own}) for own in wanted}
+        if not by_split[split]:
+            largest = max(by_split.values(), key=len)
             unit = min(largest, key=lambda i: numbers[i])
             for index, own in enumerate(units):
                 if own == unit:
-                    parts[index] = part
+                    assigned[index] = split
 
 
-def _class_quotas(photos: ImageDataset, counts: Sequence[int], seed: int) -> list[list[int]]:
-    """Photos of each class (row) for each part (column): columns sum exactly, entries are rounded quotas."""
-    sizes = photos.counts()
-    counts = [*counts, len(photos) - sum(counts)]  # the last column: in no part
-    quotas = [[count * size // len(photos) for count in counts] for size in sizes]
+def _class_quotas(dataset: ImageDataset, counts: Sequence[int], seed: int) -> list[list[int]]:
+    """Images of each class (row) for each split (column): exact column sums of rounded proportions."""
+    sizes = dataset.counts()
+    counts = [*counts, len(dataset) - sum(counts)]  # the last column is in no split
+    quotas = [[count * size // len(dataset) for count in counts] for size in sizes]
     room = [size - sum(quota) for size, quota in zip(sizes, quotas, strict=True)]
-    lacking = [count - sum(quota[part] for quota in quotas) for part, count in enumerate(counts)]
-    # Parts that lack most choose first, and take from the classes with most room left: such a greedy choice
-    # succeeds whenever any choice of at most one extra photo a class and part does (Gale and Ryser).
-    for part in sorted(range(len(counts)), key=lambda part: -lacking[part]):
+    lacking = [count - sum(quota[column] for quota in quotas) for column, count in enumerate(counts)]
+    # The column that lacks most chooses first, from the classes with most room. This greedy choice succeeds
+    # whenever some choice of at most one more image per class and column does (Gale and Ryser).
+    for column in sorted(range(len(counts)), key=lambda column: -lacking[column]):
         order = sorted(
             range(len(sizes)),
-            key=lambda label: (-room[label], split_number(f"{part}/{photos.classes[label]}", seed)),
+            key=lambda label: (-room[label], split_number(f"{column}/{dataset.classes[label]}", seed)),
         )
-        for label in order[: lacking[part]]:
-            quotas[label][part] += 1
+        for label in order[: lacking[column]]:
+            quotas[label][column] += 1
             room[label] -= 1
     return [quota[: len(SPLITS)] for quota in quotas]
 
 
-def is_imbalanced(photos: ImageDataset) -> bool:
-    """Whether the largest class has several times the photos of the smallest."""
-    counts = photos.counts()
+def is_imbalanced(dataset: ImageDataset) -> bool:
+    """Whether the largest class has at least `IMBALANCE` times the images of the smallest."""
+    counts = dataset.counts()
     return max(counts) >= IMBALANCE * max(1, min(counts))
 
 
-def describe_splits(photos: ImageDataset, split: Splits) -> str:
-    """One line: how many photos of how many classes, how they are split, and how lopsided the set is."""
-    counts = photos.counts()
-    parts = ", ".join(f"{len(indices)} {part}" for part, indices in split.items())
-    text = f"{len(photos)} photos of {len(photos.classes)} classes: {parts}"
-    if is_imbalanced(photos):
+def describe_splits(dataset: ImageDataset, splits: Splits) -> str:
+    """One line with the number of images, classes and images of each split, and any imbalance."""
+    counts = dataset.counts()
+    sizes = ", ".join(f"{len(indices)} {split}" for split, indices in splits.items())
+    text = f"{len(dataset)} photos of {len(dataset.classes)} classes: {sizes}"
+    if is_imbalanced(dataset):
+        most, fewest = max(counts), min(counts)
         text += (
-            f"; lopsided: {max(counts)} of {printable(photos.classes[counts.index(max(counts))], 40)}, "
-            f"{min(counts)} of {printable(photos.classes[counts.index(min(counts))], 40)}"
+            f"; imbalanced: {most} of {printable(dataset.classes[counts.index(most)], 40)}, "
+            f"{fewest} of {printable(dataset.classes[counts.index(fewest)], 40)}"
         )
     return text

@@ -1,7 +1,6 @@
-"""More photos for a set that is split already: which part the new ones go to, so that no test is spoiled.
+"""Extension of a split by new images, without spoiling the test.
 
-A photo that is known, and every other picture of the same, belongs into the part that it had: in training it
-would give away the test, in the test it would be known by heart. What is left is split as any set is.
+A duplicate of a known image goes to the split of that image. All other images are split as usual.
 """
 
 import dataclasses
@@ -18,13 +17,13 @@ from flowers_torch.errors import DataError, printable
 
 @dataclasses.dataclass(frozen=True)
 class AssignedImage:
-    """A photo of the grown set."""
+    """An image with its class and split."""
 
     file: Path
     label: str
-    part: str
-    name: str  # in its own set
-    group: str = ""  # as its source names it; photos of a group stay in one part
+    split: str
+    name: str  # path in its own dataset
+    group: str = ""  # images of a group stay in one split
 
 
 def extend_splits(
@@ -32,114 +31,114 @@ def extend_splits(
     old_inspections: Sequence[Inspection],
     new: ImageDataset,
     new_inspections: Sequence[Inspection],
-    shares: Sequence[float],
+    fractions: Sequence[float],
     seed: int,
 ) -> list[AssignedImage]:
-    """The photos to add, each with its part.
-
-    Those that are known already, by their file or by the same bytes, are not among them.
+    """The images to add, each with its split. Known files and exact copies of them are left out.
 
     Args:
-        old: Photos that have their parts.
-        old_inspections: Of each.
-        new: Photos to add, all readable; where their source splits them, that is kept.
-        new_inspections: Of each.
-        shares: Of train, val and test, for those that nothing decides.
-        seed: Of the split.
+        old: Images with their splits.
+        old_inspections: One for each.
+        new: Images to add, all readable; a split of their source stays as it is.
+        new_inspections: One for each.
+        fractions: Of train, val and test, for images whose split nothing else decides.
+        seed: Seed of the split.
 
     Raises:
-        DataError: a photo would be in another part than the same picture, or under another class; or a new
-            class is too small for the parts.
+        DataError: duplicates in different splits or classes, or a new class that is too small.
     """
-    known = {member.file.resolve() for member in old}
+    known = {image.file.resolve() for image in old}
     fresh = [i for i, path in enumerate(new.paths) if (new.root / path).resolve() not in known]
-    files = [*(member.file for member in old), *(new.root / new.paths[i] for i in fresh)]
-    seen = [*old_inspections, *(new_inspections[i] for i in fresh)]
-    names = [*(member.group for member in old), *(new.groups.get(new.paths[i], "") for i in fresh)]
-    parts = {i: new.split[new.paths[i]] for i in fresh if new.paths[i] in new.split}
+    files = [*(image.file for image in old), *(new.root / new.paths[i] for i in fresh)]
+    inspections = [*old_inspections, *(new_inspections[i] for i in fresh)]
+    names = [*(image.group for image in old), *(new.groups.get(new.paths[i], "") for i in fresh)]
+    assigned = {i: new.split[new.paths[i]] for i in fresh if new.paths[i] in new.split}
     copies: set[int] = set()
-    together: dict[int, int] = {}  # new photo -> the first one of its group
-    for group in _groups(near_duplicates(_as_set(files), seen), names):
-        ours = [old[place] for place in group if place < len(old)]
-        theirs = [fresh[place - len(old)] for place in group if place >= len(old)]
-        first = ours[0] if ours else AssignedImage(Path(), "", parts.get(theirs[0], ""), new.paths[theirs[0]])
-        together |= {i: theirs[0] for i in theirs}
+    first_of: dict[int, int] = {}  # new image -> the first new image of its group
+    for group in _groups(near_duplicates(_as_dataset(files), inspections), names):
+        ours = [old[position] for position in group if position < len(old)]
+        theirs = [fresh[position - len(old)] for position in group if position >= len(old)]
+        if not theirs:
+            continue
+        first_of |= {i: theirs[0] for i in theirs}
+        first = AssignedImage(Path(), "", assigned.get(theirs[0], ""), new.paths[theirs[0]])
+        first = ours[0] if ours else first
         for i in theirs:
-            wanted = parts.get(i, first.part)
+            wanted = assigned.get(i, first.split)
             for other in (*ours, first):
-                if wanted != other.part:  # guard: D27 update
-                    raise _spoiled(new.paths[i], parts.get(i, "new"), other)
+                if wanted != other.split:  # guard: D27 update
+                    raise _conflict(new.paths[i], assigned.get(i, "new"), other)
             if not ours:
                 continue
-            parts[i] = first.part
-            if any(_same_bytes(new_inspections[i], seen[place]) for place in group if place < len(old)):
-                if new.classes[new.labels[i]] not in {member.label for member in ours}:
-                    name = printable(new.paths[i])
+            assigned[i] = first.split
+            if any(_same_bytes(new_inspections[i], inspections[p]) for p in group if p < len(old)):
+                if new.classes[new.labels[i]] not in {image.label for image in ours}:
                     raise DataError(
-                        f"{name} is {printable(first.name)}, known as {printable(first.label)}",
+                        f"{printable(new.paths[i])} is {printable(first.name)}, "
+                        f"known as {printable(first.label)}",
                         "decide for one class, and remove it from the other",
                     )
                 copies.add(i)
     added = [i for i in fresh if i not in copies]
-    undecided = [i for i in added if i not in parts]
-    parts |= _draw(new, undecided, together, {member.label for member in old}, shares, seed)
+    undecided = [i for i in added if i not in assigned]
+    assigned |= _draw(new, undecided, first_of, {image.label for image in old}, fractions, seed)
     return [
-        AssignedImage(new.root / new.paths[i], new.classes[new.labels[i]], parts[i], new.paths[i])
+        AssignedImage(new.root / new.paths[i], new.classes[new.labels[i]], assigned[i], new.paths[i])
         for i in added
     ]
 
 
 def _groups(duplicates: Sequence[Sequence[int]], names: Sequence[str]) -> list[list[int]]:
-    """Photos that must stay in one part: twins, and those whose groups have one name."""
+    """Images that stay in one split: duplicates, and images with the same name of a group."""
     named: dict[str, list[int]] = {}
-    for place, name in enumerate(names):
+    for position, name in enumerate(names):
         if name:
-            named.setdefault(name, []).append(place)
+            named.setdefault(name, []).append(position)
     return group_pairs((group[0], other) for group in (*duplicates, *named.values()) for other in group[1:])
 
 
-def _spoiled(name: str, part: str, other: AssignedImage) -> DataError:
+def _conflict(name: str, split: str, other: AssignedImage) -> DataError:
     return DataError(
-        f"{printable(name)} ({part}) belongs with {printable(other.name)} ({other.part}), being the same "
-        "picture or of one group: the test would be spoiled",
-        "leave one out, or give both the same part",
+        f"{printable(name)} ({split}) belongs with {printable(other.name)} ({other.split}): they show one "
+        "picture or are of one group, so different splits would spoil the test",
+        "leave one out, or give both the same split",
     )
 
 
 def _draw(
     new: ImageDataset,
     undecided: Sequence[int],
-    together: Mapping[int, int],
+    first_of: Mapping[int, int],
     known: set[str],
-    shares: Sequence[float],
+    fractions: Sequence[float],
     seed: int,
 ) -> dict[int, str]:
-    """Parts by hash; a class that is new gets photos in every part."""
-    by_share = dict(zip(SPLITS, shares, strict=True))
-    parts = {}
-    strangers = []
+    """Splits by split number for known classes; a new class gets images in every split."""
+    by_split = dict(zip(SPLITS, fractions, strict=True))
+    assigned = {}
+    of_new_classes = []
     for i in undecided:
         if new.classes[new.labels[i]] in known:
-            parts[i] = split_of(split_number(new.paths[together.get(i, i)], seed), by_share)
+            assigned[i] = split_of(split_number(new.paths[first_of.get(i, i)], seed), by_split)
         else:
-            strangers.append(i)
-    if not strangers:
-        return parts
-    names = [new.classes[new.labels[i]] for i in strangers]
+            of_new_classes.append(i)
+    if not of_new_classes:
+        return assigned
+    names = [new.classes[new.labels[i]] for i in of_new_classes]
     classes = tuple(dict.fromkeys(names))
-    paths = tuple(new.paths[i] for i in strangers)
-    alone = ImageDataset(new.name, new.root, classes, paths, tuple(classes.index(name) for name in names))
+    paths = tuple(new.paths[i] for i in of_new_classes)
+    subset = ImageDataset(new.name, new.root, classes, paths, tuple(classes.index(name) for name in names))
     groups: dict[int, list[int]] = {}
-    for place, i in enumerate(strangers):
-        groups.setdefault(together.get(i, i), []).append(place)
-    split = split_dataset(alone, shares, seed, list(groups.values()))
-    parts |= {strangers[place]: part for part, places in split.items() for place in places}
-    # A group of several classes, drawn apart, goes where its first photo went.
-    return {i: parts.get(together.get(i, i), part) for i, part in parts.items()}
+    for position, i in enumerate(of_new_classes):
+        groups.setdefault(first_of.get(i, i), []).append(position)
+    splits = split_dataset(subset, fractions, seed, list(groups.values()))
+    assigned |= {of_new_classes[p]: split for split, positions in splits.items() for p in positions}
+    # A group of several classes follows its first image.
+    return {i: assigned.get(first_of.get(i, i), split) for i, split in assigned.items()}
 
 
-def _as_set(files: Sequence[Path]) -> ImageDataset:
-    """Files from anywhere as one set, for the search of twins."""
+def _as_dataset(files: Sequence[Path]) -> ImageDataset:
+    """Files from anywhere as one dataset, to find duplicates in."""
     root = Path(os.path.commonpath([file.absolute().parent for file in files]))
     paths = tuple(str(file.absolute().relative_to(root)) for file in files)
     return ImageDataset("", root, ("",), paths, (0,) * len(paths))

@@ -1,4 +1,4 @@
-"""`split.json`: which photos a run had in which part, and whether they are still the same."""
+"""`split.json`: the split of each image of a run, with fingerprints that reveal changed files."""
 
 import hashlib
 import json
@@ -13,17 +13,17 @@ from flowers_torch.errors import DataError, printable
 from flowers_torch.files.atomic import write_json
 
 SPLIT_FORMAT = 1
-EDGE_BYTES = 16384  # read from each end of a photo to notice that it was edited
+EDGE_BYTES = 16384  # of each end of a file, read for its fingerprint
 
 
 @dataclass(frozen=True)
 class DataChanges:
-    """How photos differ from those that a split was saved for; paths by part.
+    """Differences between the images of a dataset and those of a saved split.
 
     Attributes:
-        missing: Photos of the split that are not there any more.
-        edited: Photos of the split with other bytes than then.
-        added: Photos that the split does not know; they are in no part.
+        missing: Split to the paths that do not exist any more.
+        edited: Split to the paths whose content has changed.
+        added: Paths that are not in the saved split.
     """
 
     missing: dict[str, list[str]]
@@ -33,43 +33,40 @@ class DataChanges:
     def __bool__(self) -> bool:
         return any(self.counts().values())
 
+    def _paths(self) -> dict[str, list[str]]:
+        missing, edited = (sum(paths.values(), []) for paths in (self.missing, self.edited))
+        return {"missing": missing, "edited": edited, "added": self.added}
+
     def counts(self) -> dict[str, int]:
-        """How many photos are missing, edited and added."""
-        missing, edited = (sum(map(len, found.values())) for found in (self.missing, self.edited))
-        return {"missing": missing, "edited": edited, "added": len(self.added)}
+        """Number of missing, edited and added images."""
+        return {kind: len(paths) for kind, paths in self._paths().items()}
 
     def table(self) -> str:
-        """A line for each part with its counts, and the first photo of each kind."""
-        lines = [f"{'part':9}{'missing':>9}{'edited':>9}{'added':>9}"]
-        for part in SPLITS:
-            lines.append(f"{part:9}{len(self.missing[part]):9}{len(self.edited[part]):9}{0:9}")
-        lines.append(f"{'in none':9}{0:9}{0:9}{len(self.added):9}")
-        for kind, names in (
-            ("missing", sum(self.missing.values(), [])),
-            ("edited", sum(self.edited.values(), [])),
-            ("added", self.added),
-        ):
-            if names:
-                lines.append(f"first {kind}: {printable(names[0])}")
+        """The counts of each split in lines, and the first image of each kind."""
+        lines = [f"{'split':9}{'missing':>9}{'edited':>9}{'added':>9}"]
+        for split in SPLITS:
+            lines.append(f"{split:9}{len(self.missing[split]):9}{len(self.edited[split]):9}{0:9}")
+        lines.append(f"{'none':9}{0:9}{0:9}{len(self.added):9}")
+        lines += [f"first {kind}: {printable(paths[0])}" for kind, paths in self._paths().items() if paths]
         return "\n".join(lines)
 
     def refuse(self, path: Path, fix: str) -> None:
-        """Raises where anything changed.
+        """Raises if anything changed.
 
         Raises:
-            DataError: how many photos are missing, edited and added, and the first of them.
+            DataError: with the counts and the first image.
         """
         if not self:
             return
         counts = ", ".join(f"{count} {kind}" for kind, count in self.counts().items())
-        first = next(iter([*sum(self.missing.values(), []), *sum(self.edited.values(), []), *self.added]))
+        first = sum(self._paths().values(), [])[0]
         raise DataError(
             f"the photos are not those of {printable(path)}: {counts} (first: {printable(first)})", fix
         )
 
 
 def fingerprint(path: Path) -> str:
-    """A short digest of a photo's size and of both ends of its bytes: cheap, and edits change it."""
+    """A short digest of a file's size and of both ends of its content."""
     with open_regular(path) as file:
         size = file.seek(0, 2)
         file.seek(0)
@@ -79,72 +76,68 @@ def fingerprint(path: Path) -> str:
     return hashlib.blake2b(b"%d\0" % size + start + end, digest_size=8).hexdigest()  # guard: D31 same size
 
 
-def save_split(split: Splits, photos: ImageDataset, path: Path, seed: int) -> None:
-    """Writes `split.json`: relative paths and fingerprints by part, for later runs to have the same parts."""
+def save_split(splits: Splits, dataset: ImageDataset, path: Path, seed: int) -> None:
+    """Writes `split.json` with the relative paths and fingerprints of each split."""
     write_json(
         path,
         {
             "format": SPLIT_FORMAT,
-            "data": photos.name,
+            "data": dataset.name,
             "seed": seed,
-            "classes": list(photos.classes),
-            "counts": {part: len(indices) for part, indices in split.items()},
-            "parts": {
-                part: {photos.paths[i]: fingerprint(photos.root / photos.paths[i]) for i in indices}
-                for part, indices in split.items()
+            "classes": list(dataset.classes),
+            "counts": {split: len(indices) for split, indices in splits.items()},
+            "splits": {
+                split: {dataset.paths[i]: fingerprint(dataset.root / dataset.paths[i]) for i in indices}
+                for split, indices in splits.items()
             },
         },
     )
 
 
-def load_split(path: Path, photos: ImageDataset) -> tuple[Splits, DataChanges]:
-    """Reads `split.json` back as indices into `photos.paths`, and compares the photos with those of then.
+def load_split(path: Path, dataset: ImageDataset) -> tuple[Splits, DataChanges]:
+    """Reads `split.json` as indices into `dataset.paths`, and compares the images.
 
-    Photos that are missing are left out of their part, new ones stay out of every part.
-
-    Args:
-        path: The file.
-        photos: The set as it is now.
+    Missing images are left out of their split; new images are in no split.
 
     Raises:
-        DataError: no such file, no split, other classes, or a part of which no photo is left.
+        DataError: no such file, not a split, other classes, or a split without any image left.
     """
     content = read_split(path)
-    if content["classes"] != list(photos.classes):
+    if content["classes"] != list(dataset.classes):
         raise DataError(
-            f"{printable(path)} was made for other classes than those of {printable(photos.name)}",
+            f"{printable(path)} was made for other classes than those of {printable(dataset.name)}",
             "use the data that it was made for, or make a new split",
         )
-    parts: dict[str, dict[str, str]] = content["parts"]
-    index = {name: i for i, name in enumerate(photos.paths)}
-    known = set().union(*parts.values())
+    saved: dict[str, dict[str, str]] = content["splits"]
+    index = {name: i for i, name in enumerate(dataset.paths)}
+    known = set().union(*saved.values())
     changes = DataChanges(
-        {part: [name for name in parts[part] if name not in index] for part in SPLITS},
+        {split: [name for name in saved[split] if name not in index] for split in SPLITS},
         {
-            part: [
+            split: [
                 name
-                for name, mark in parts[part].items()
-                if name in index and fingerprint(photos.root / name) != mark
+                for name, digest in saved[split].items()
+                if name in index and fingerprint(dataset.root / name) != digest
             ]
-            for part in SPLITS
+            for split in SPLITS
         },
-        [name for name in photos.paths if name not in known],
+        [name for name in dataset.paths if name not in known],
     )
-    split = {part: sorted(index[name] for name in parts[part] if name in index) for part in SPLITS}
-    emptied = [part for part in SPLITS if parts[part] and not split[part]]
+    splits = {split: sorted(index[name] for name in saved[split] if name in index) for split in SPLITS}
+    emptied = [split for split in SPLITS if saved[split] and not splits[split]]
     if emptied:
         raise DataError(
-            f"none of the {emptied[0]} photos of {printable(path)} is left in {printable(photos.root)}",
+            f"none of the {emptied[0]} photos of {printable(path)} is left in {printable(dataset.root)}",
             "put them back, or start a new run",
         )
-    return split, changes
+    return splits, changes
 
 
 def read_split(path: Path) -> dict[str, Any]:
-    """What `split.json` holds: `parts` by name, each from path to fingerprint, `classes`, `seed`, `data`.
+    """The content of `split.json`: `splits` (name to path to fingerprint), `classes`, `seed`, `data`.
 
     Raises:
-        DataError: no such file, or no split.
+        DataError: no such file, or not a split.
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -152,16 +145,16 @@ def read_split(path: Path) -> dict[str, Any]:
         raise DataError(
             f"cannot read the split {printable(path)}: {printable(error)}", "make a new split"
         ) from error
-    parts = content.get("parts") if isinstance(content, dict) else None
-    if not isinstance(parts, dict) or not isinstance(content.get("classes"), list):
-        raise DataError(f"{printable(path)} is no split of this package", "make a new split")
+    splits = content.get("splits") if isinstance(content, dict) else None
+    if not isinstance(splits, dict) or not isinstance(content.get("classes"), list):
+        raise DataError(f"{printable(path)} is not a split of this package", "make a new split")
     if content.get("format") != SPLIT_FORMAT:
         raise DataError(
             f"{printable(path)} has format {printable(content.get('format'))}, expected {SPLIT_FORMAT}",
             "make a new split",
         )
-    if set(parts) != set(SPLITS) or not all(isinstance(members, dict) for members in parts.values()):
+    if set(splits) != set(SPLITS) or not all(isinstance(members, dict) for members in splits.values()):
         raise DataError(f"{printable(path)} lacks one of {', '.join(SPLITS)}", "make a new split")
-    if sum(map(len, parts.values())) != len(set().union(*parts.values())):
-        raise DataError(f"{printable(path)} lists a photo in two parts", "make a new split")
+    if sum(map(len, splits.values())) != len(set().union(*splits.values())):
+        raise DataError(f"{printable(path)} lists a photo in two splits", "make a new split")
     return content

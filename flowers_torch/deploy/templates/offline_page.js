@@ -42,13 +42,8 @@ async function start() {
 
 function describe() {
   document.body.classList.add("waiting");
-<<<<<<< HEAD:flowers_torch/deploy/templates/offline_page.js
-  const license = facts.license ? ` The license of the weights it began with: ${facts.license}.` : "";
-  $("about").textContent = `It names one of these classes whatever a photo shows. Network: ${facts.network}, ` +
-=======
   const license = facts.license ? ` License of the pretrained weights: ${facts.license}.` : "";
   $("about").textContent = `Every photo is classified as one of these classes. Network: ${facts.network}, ` +
->>>>>>> bcddcd7 (Evaluation and deployment in the field's words):flowers_torch/deploy/offline_page.js
     `${facts.size}.${license}`;
   $("knows").open = facts.classes.length <= 40;
   $("names").replaceChildren(...facts.classes.map(name => element("li", name)));

@@ -1,4 +1,4 @@
-"""Parity with Keras's own output (tests/data/golden, from Keras 3.15), and the random draws."""
+"""Parity with the output of Keras 3.15 in the folder golden, and the random draws."""
 
 import json
 from pathlib import Path
@@ -7,15 +7,14 @@ import numpy as np
 import pytest
 
 from flowers_torch.data.augment.keras import (
-    FILL_MODES,
     Affine,
     KerasAugment,
     Standardizer,
-    apply_affine,
     change_brightness,
     preprocess_input,
     shift_channels,
 )
+from flowers_torch.data.augment.per_batch import FILL_MODES
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = json.loads((GOLDEN / "image_data_generator.json").read_text())
@@ -31,7 +30,7 @@ def golden():
 def test_affine_is_keras(golden, k):
     case = dict(CASES[k])
     fill_mode, cval = case.pop("fill_mode"), case.pop("cval")
-    ours = apply_affine(golden["image_uint8"].astype(np.float32), Affine(**case), fill_mode, cval)
+    ours = Affine(**case).apply(golden["image_uint8"], fill_mode, cval)
     close = np.abs(ours - golden[f"affine_{k}"]).max(axis=2) <= 1
     assert close.mean() >= 0.999
     assert np.abs(ours - golden[f"affine_{k}"]).mean() < 0.02
@@ -70,7 +69,7 @@ def test_zca_whitens():
     np.testing.assert_allclose(flat.T @ flat / 500, np.eye(16), atol=1e-3)
 
 
-def test_standardizing_before_fit_says_so():
+def test_standardizing_before_fit_is_an_error():
     with pytest.raises(ValueError, match="fit"):
         Standardizer(featurewise_center=True)(np.zeros((2, 2, 3)))
 
@@ -90,14 +89,14 @@ def test_draws_stay_within_their_ranges_and_fill_them():
     )
     generator = np.random.default_rng(0)
     draws = [augment.draw_affine(generator, 50, 100) for _ in range(400)]
-    for name, limit, centre in [
+    for name, limit, center in [
         ("theta", 30, 0),
         ("tx", 20, 0),
         ("ty", 5, 0),
         ("shear", 10, 0),
         ("zx", 0.2, 1),
     ]:
-        values = np.array([getattr(draw, name) for draw in draws]) - centre
+        values = np.array([getattr(draw, name) for draw in draws]) - center
         assert np.abs(values).max() <= limit and values.max() > 0.9 * limit and values.min() < -0.9 * limit
     assert any(abs(draw.zx - draw.zy) > 0.1 for draw in draws)
 
@@ -108,18 +107,20 @@ def test_the_whole_augmentation_is_a_function_of_the_generator(golden):
     first, again, other = (augment(image, np.random.default_rng(seed)) for seed in (1, 1, 2))
     assert first.shape == image.shape and first.dtype == np.float32
     assert np.array_equal(first, again) and not np.array_equal(first, other)
-    assert np.array_equal(KerasAugment()(image, np.random.default_rng(0)), image)
+    np.testing.assert_allclose(KerasAugment()(image, np.random.default_rng(0)), image, atol=0.01)
 
 
 def test_flips():
     image = np.arange(12, dtype=np.float32).reshape(2, 2, 3)
     flipped = [KerasAugment(horizontal_flip=True)(image, np.random.default_rng(s)) for s in range(20)]
-    mirrored = sum(np.array_equal(f, image[:, ::-1]) for f in flipped)
-    assert 4 < mirrored < 16 and mirrored + sum(np.array_equal(f, image) for f in flipped) == 20
+    mirrored = sum(np.allclose(f, image[:, ::-1], atol=0.01) for f in flipped)
+    assert 4 < mirrored < 16 and mirrored + sum(np.allclose(f, image, atol=0.01) for f in flipped) == 20
     upside = KerasAugment(vertical_flip=True)
-    assert any(np.array_equal(upside(image, np.random.default_rng(s)), image[::-1]) for s in range(10))
+    assert any(
+        np.allclose(upside(image, np.random.default_rng(s)), image[::-1], atol=0.01) for s in range(10)
+    )
 
 
 def test_unknown_fill_mode():
     with pytest.raises(ValueError, match="constant, nearest, reflect, wrap"):
-        apply_affine(np.zeros((2, 2, 3)), Affine(), "mirror")
+        Affine().apply(np.zeros((2, 2, 3)), "mirror")

@@ -1,4 +1,4 @@
-"""The preview shows what the policies do, and writes nothing but what it says."""
+"""The preview shows the augmentations, and writes only the files that it names."""
 
 import argparse
 import dataclasses
@@ -20,7 +20,7 @@ from flowers_torch.data.sources.folders import find_images
 from flowers_torch.errors import UsageError
 
 
-def photo(seed: int = 0) -> Image.Image:
+def image(seed: int = 0) -> Image.Image:
     pixels = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     return Image.fromarray(pixels).resize((80, 60), Image.Resampling.BICUBIC)
 
@@ -30,20 +30,20 @@ def folder(tmp_path):
     for i in range(12):
         path = tmp_path / f"set/{'abc'[i % 3]}/{i}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
-        photo(i).save(path)
+        image(i).save(path)
     return tmp_path / "set"
 
 
-@pytest.mark.parametrize("policy", PREVIEW_AUGMENTATIONS)
-def test_variants(policy):
-    made = variants(photo(), policy, 32, 4, seed=1)
-    assert len(made) == 4 and {picture.size for picture in made} == {
-        (80, 60) if policy == "tutorial" else (32, 32)
+@pytest.mark.parametrize("augmentation", PREVIEW_AUGMENTATIONS)
+def test_variants(augmentation):
+    results = variants(image(), augmentation, 32, 4, seed=1)
+    assert len(results) == 4 and {result.size for result in results} == {
+        (80, 60) if augmentation == "tutorial" else (32, 32)
     }
-    again = variants(photo(), policy, 32, 4, seed=1)
-    assert all(np.array_equal(a, b) for a, b in zip(made, again, strict=True))
-    different = {picture.tobytes() for picture in made}
-    assert len(different) == (1 if policy == "none" else 4)
+    again = variants(image(), augmentation, 32, 4, seed=1)
+    assert all(np.array_equal(a, b) for a, b in zip(results, again, strict=True))
+    different = {result.tobytes() for result in results}
+    assert len(different) == {"none": 1, "mirror": 2}.get(augmentation, 4)
 
 
 def test_the_tutorial_s_ranges():
@@ -64,10 +64,10 @@ def test_the_tutorial_s_ranges():
 
 
 def test_the_choice_takes_each_class_in_turn(folder):
-    photos = find_images(folder)
-    chosen = sample_by_class(photos, 7)
+    dataset = find_images(folder)
+    chosen = sample_by_class(dataset, 7)
     assert len(set(chosen)) == 7
-    labels = [photos.labels[i] for i in chosen]
+    labels = [dataset.labels[i] for i in chosen]
     assert sorted(labels[:3]) == sorted(labels[3:6]) == [0, 1, 2]
 
 

@@ -126,7 +126,7 @@ def test_the_balanced_sampler_draws_classes_equally(files):
     order.skip = 4
     assert list(order) == whole[4:]
     dataset = TransformedImages(
-        files, [0] * 12 + [1], train_transform("light", 24, (0.5,) * 3, (0.5,) * 3), 0
+        files, [0] * 12 + [1], train_transform("trivial", 24, (0.5,) * 3, (0.5,) * 3), 0
     )
     loader, _ = make_loader(dataset, 13, shuffle=True, balanced=True)
     (batch,) = list(loader)

@@ -1,4 +1,4 @@
-"""What goes into training: bad photos stop it or are left out and said; twins stay together."""
+"""The filter before training: unreadable images, excluded images and duplicates."""
 
 import dataclasses
 
@@ -12,7 +12,7 @@ from flowers_torch.errors import DataError
 
 
 @pytest.fixture
-def photos(tmp_path):
+def dataset(tmp_path):
     rng = np.random.default_rng(0)
     for i in range(24):
         path = tmp_path / f"set/{'ab'[i % 2]}/{i}.png"
@@ -23,43 +23,43 @@ def photos(tmp_path):
     return find_images(tmp_path / "set")
 
 
-def test_good_photos_with_their_twins(photos):
-    admission = filter_images(photos)
-    assert admission.photos is photos and admission.bad == {}
-    (group,) = admission.duplicates
-    assert {photos.paths[i] for i in group} == {"a/0.png", "a/again.bmp"}
-    assert any("more than once" in s and "(first: a/0.png = a/again.bmp)" in s for s in admission.remarks)
-    assert filter_images(photos, groups="none").duplicates == []
+def test_good_images_and_their_duplicates(dataset):
+    filtered = filter_images(dataset)
+    assert filtered.dataset is dataset and filtered.unreadable == {}
+    (group,) = filtered.duplicates
+    assert {dataset.paths[i] for i in group} == {"a/0.png", "a/again.bmp"}
+    assert any("more than once" in s and "(first: a/0.png = a/again.bmp)" in s for s in filtered.warnings)
+    assert filter_images(dataset, groups="none").duplicates == []
 
 
-def test_animations_are_noted_once(photos):
-    assert not any("hold several pictures" in line for line in filter_images(photos).remarks)
-    first, second = (Image.new("RGB", (70, 70), colour) for colour in ("red", "blue"))
+def test_animations_give_one_warning(dataset):
+    assert not any("hold several pictures" in line for line in filter_images(dataset).warnings)
+    first, second = (Image.new("RGB", (70, 70), color) for color in ("red", "blue"))
     for name in ("a/4.png", "b/5.png"):
-        first.save(photos.root / name, "GIF", save_all=True, append_images=[second])
-    assert sum("2 photos hold several pictures" in line for line in filter_images(photos).remarks) == 1
+        first.save(dataset.root / name, "GIF", save_all=True, append_images=[second])
+    assert sum("2 photos hold several pictures" in line for line in filter_images(dataset).warnings) == 1
 
 
-def test_bad_photos_stop_or_are_skipped(photos):
-    bad = photos.root / "b/1.png"
+def test_unreadable_images_are_an_error_or_skipped(dataset):
+    bad = dataset.root / "b/1.png"
     bad.write_bytes(bad.read_bytes()[:100])
     with pytest.raises(DataError, match=r"1 of 25 photos cannot be used.*1\.png.*--skip-bad"):
-        filter_images(photos)
-    admission = filter_images(photos, skip_bad=True)
-    assert list(admission.bad) == ["b/1.png"] and "b/1.png" not in admission.photos.paths
-    assert "1 photos cannot be used" in admission.remarks[0]
+        filter_images(dataset)
+    filtered = filter_images(dataset, skip_bad=True)
+    assert list(filtered.unreadable) == ["b/1.png"] and "b/1.png" not in filtered.dataset.paths
+    assert "1 photos cannot be used" in filtered.warnings[0]
 
 
-def test_all_of_a_class_bad(photos):
-    for path in (photos.root / "b").iterdir():
+def test_all_of_a_class_bad(dataset):
+    for path in (dataset.root / "b").iterdir():
         path.write_bytes(b"")
     with pytest.raises(DataError, match="no photo of b"):
-        filter_images(photos, skip_bad=True)
+        filter_images(dataset, skip_bad=True)
 
 
-def test_quarantine_and_groups_from_tables(photos, tmp_path):
-    (tmp_path / "exclude.csv").write_text("file,reason\na/again.bmp,exact_twins\n")
+def test_exclude_list_and_groups_from_tables(dataset, tmp_path):
+    (tmp_path / "exclude.csv").write_text("file,reason\na/again.bmp,exact_duplicates\n")
     (tmp_path / "groups.csv").write_text("file,group\na/0.png,x\na/2.png,x\n")
-    admission = filter_images(photos, str(tmp_path / "exclude.csv"), str(tmp_path / "groups.csv"))
-    assert "a/again.bmp" not in admission.photos.paths and admission.duplicates == []
-    assert admission.photos == dataclasses.replace(admission.photos, groups={"a/0.png": "x", "a/2.png": "x"})
+    filtered = filter_images(dataset, str(tmp_path / "exclude.csv"), str(tmp_path / "groups.csv"))
+    assert "a/again.bmp" not in filtered.dataset.paths and filtered.duplicates == []
+    assert filtered.dataset == dataclasses.replace(filtered.dataset, groups={"a/0.png": "x", "a/2.png": "x"})

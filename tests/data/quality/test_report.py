@@ -1,4 +1,4 @@
-"""The check: finds what was planted, spares what is good, touches nothing, survives its photos."""
+"""The quality check finds planted problems and nothing else, writes nothing and survives any image."""
 
 import argparse
 import json
@@ -29,7 +29,7 @@ from flowers_torch.report.gallery import write_gallery
 
 
 def scene(seed: int, width: int = 200, height: int = 160) -> Image.Image:
-    """A detailed picture, different for each seed."""
+    """A detailed image, different for each seed."""
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 256, (7, 9, 3), dtype=np.uint8))
     fine = rng.integers(-40, 40, (height, width, 3))
@@ -39,7 +39,7 @@ def scene(seed: int, width: int = 200, height: int = 160) -> Image.Image:
 
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory):
-    """Two classes of good photos with one of each trouble among them."""
+    """Two classes of good images, and one image with each problem."""
     root = tmp_path_factory.mktemp("planted") / "set"
     for name, first in (("a", 0), ("b", 100)):
         (root / name).mkdir(parents=True)
@@ -55,7 +55,7 @@ def planted(tmp_path_factory):
     Image.new("RGB", (200, 150), (9, 9, 9)).save(root / "b/blank.jpg")
     scene(300, 40, 40).save(root / "a/tiny.jpg")
     scene(301, 400, 100).save(root / "b/strip.jpg")
-    scene(302).convert("L").save(root / "a/grey.jpg")
+    scene(302).convert("L").save(root / "a/gray.jpg")
     scene(303).save(root / "b/lying.jpg", "PNG")
     scene(304).convert("RGBA").save(root / "a/alpha.png")
     scene(305).convert("CMYK").save(root / "b/print.jpg")
@@ -78,21 +78,21 @@ def result(planted, inspected):
 def named(result, kind) -> list[list[str]]:
     groups = [finding.groups for finding in result.findings if finding.kind == kind]
     assert len(groups) <= 1
-    return sorted(sorted(result.photos.paths[i] for i in group) for group in sum(groups, []))
+    return sorted(sorted(result.dataset.paths[i] for i in group) for group in sum(groups, []))
 
 
 @pytest.mark.parametrize(
     ("kind", "paths"),
     [
         ("unreadable", [["a/cut.jpg"], ["b/page.jpg"]]),
-        ("twins_across_classes", [["a/4.jpg", "b/contradiction.jpg"]]),
+        ("duplicates_across_classes", [["a/4.jpg", "b/contradiction.jpg"]]),
         ("exact_duplicates", [["a/3.jpg", "a/copy.jpg"]]),
         ("near_duplicates", [["a/5.jpg", "a/smaller.jpg"], ["b/6.jpg", "b/mirrored.png"]]),
         ("blank", [["b/blank.jpg"]]),
         ("tiny", [["a/tiny.jpg"]]),
         ("odd_aspect", [["b/strip.jpg"]]),
         ("blurred", [["a/blurred.jpg"]]),
-        ("grey", [["a/deep.png"], ["a/grey.jpg"]]),
+        ("gray", [["a/deep.png"], ["a/gray.jpg"]]),
         ("other_format", [["b/lying.jpg"]]),
         ("alpha", [["a/alpha.png"]]),
         ("cmyk", [["b/print.jpg"]]),
@@ -100,54 +100,54 @@ def named(result, kind) -> list[list[str]]:
         ("several_frames", [["b/moving.gif"]]),
     ],
 )
-def test_each_planted_trouble_is_found_and_nothing_else(result, kind, paths):
+def test_each_planted_problem_is_found_and_nothing_else(result, kind, paths):
     assert named(result, kind) == paths
 
 
-def test_the_worst_comes_first(result):
+def test_the_worst_finding_comes_first(result):
     damages = [finding.severity for finding in result.findings]
     assert damages == sorted(damages, reverse=True) and result.findings[0].kind == "unreadable"
     assert any(finding.kind == "note" and "notes.txt" not in finding.what for finding in result.findings)
     assert all(finding.todo and "\n" not in finding.what for finding in result.findings)
 
 
-def test_twins_across_the_parts_of_a_split(planted, inspected):
+def test_duplicates_across_splits(planted, inspected):
     index = {path: i for i, path in enumerate(planted.paths)}
     apart = {"train": [index["a/5.jpg"], index["b/6.jpg"]], "test": [index["a/smaller.jpg"]]}
     together = {"train": [index["a/5.jpg"], index["a/smaller.jpg"]], "test": [index["b/6.jpg"]]}
-    assert named(check_quality(planted, inspected, apart), "twins_across_parts") == [
+    assert named(check_quality(planted, inspected, apart), "duplicates_across_splits") == [
         ["a/5.jpg", "a/smaller.jpg"]
     ]
-    assert named(check_quality(planted, inspected, together), "twins_across_parts") == []
+    assert named(check_quality(planted, inspected, together), "duplicates_across_splits") == []
 
 
-def test_features_find_twins_that_the_hash_misses(planted, inspected):
+def test_features_find_duplicates_that_the_hash_misses(planted, inspected):
     features = np.eye(len(planted), dtype=np.float32)
     features[10] = features[11] * 2
     assert [10, 11] in near_duplicates(planted, inspected, features)
     assert [10, 11] not in near_duplicates(planted, inspected)
 
 
-def test_classes_without_a_readable_photo_or_with_few(planted, inspected):
+def test_classes_with_no_or_few_readable_images(planted, inspected):
     gone = [
-        Inspection(error="bad") if label == 1 else seen
-        for label, seen in zip(planted.labels, inspected, strict=True)
+        Inspection(error="bad") if label == 1 else inspection
+        for label, inspection in zip(planted.labels, inspected, strict=True)
     ]
     kinds = {finding.kind: finding.what for finding in check_quality(planted, gone).findings}
-    assert kinds["no_readable_photo"].endswith("b")
-    few = [Inspection(error="bad") if i > 5 else seen for i, seen in enumerate(gone)]
-    assert "a (" in {f.kind: f.what for f in check_quality(planted, few).findings}["few_photos"]
+    assert kinds["no_readable_image"].endswith("b")
+    few = [Inspection(error="bad") if i > 5 else x for i, x in enumerate(gone)]
+    assert "a (" in {f.kind: f.what for f in check_quality(planted, few).findings}["few_images"]
 
 
-def test_quarantine_round_trip(planted, result, tmp_path):
+def test_exclude_list_round_trip(planted, result, tmp_path):
     write_exclude_list(tmp_path / "exclude.csv", result)
     exclude = read_exclude_list(tmp_path / "exclude.csv")
     assert exclude == {
-        "a/4.jpg": "twins_across_classes",
+        "a/4.jpg": "duplicates_across_classes",
         "a/copy.jpg": "exact_duplicates",
         "a/cut.jpg": "unreadable",
         "b/blank.jpg": "blank",
-        "b/contradiction.jpg": "twins_across_classes",
+        "b/contradiction.jpg": "duplicates_across_classes",
         "b/page.jpg": "unreadable",
     }
     clean = drop_images(planted, exclude)
@@ -156,7 +156,7 @@ def test_quarantine_round_trip(planted, result, tmp_path):
         dict(zip(clean.paths, clean.labels, strict=True)).items()
         <= dict(zip(planted.paths, planted.labels, strict=True)).items()
     )
-    assert "6 photos are in quarantine" in clean.notes[-1]
+    assert "6 photos are excluded" in clean.notes[-1]
     everything_of_b = {path: "x" for path in planted.paths if path.startswith("b/")}
     with pytest.raises(DataError, match="no photo of b"):
         drop_images(planted, everything_of_b)
@@ -166,7 +166,7 @@ def test_quarantine_round_trip(planted, result, tmp_path):
             read_exclude_list(tmp_path / name)
 
 
-def test_hostile_names_in_every_output(tmp_path):
+def test_hostile_file_names_in_every_output(tmp_path):
     names = ['a/"<script>alert(1).jpg', "b/x\ny\x1b[31m,z.jpg"]
     for i, name in enumerate([*names, "a/1.jpg", "b/2.jpg"]):
         (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -174,8 +174,8 @@ def test_hostile_names_in_every_output(tmp_path):
     odd = os.fsdecode(os.fsencode(tmp_path) + b"/set/b/\xff.jpg")
     Path(odd).write_bytes(b"")
     (tmp_path / "set/a/same.jpg").write_bytes((tmp_path / "set" / names[1]).read_bytes())
-    photos = find_images(tmp_path / "set")
-    found = check_quality(photos, inspect_images(photos, 1, tmp_path / "cache"))
+    dataset = find_images(tmp_path / "set")
+    found = check_quality(dataset, inspect_images(dataset, 1, tmp_path / "cache"))
     assert named(found, "unreadable") == [["b/\udcff.jpg"]]
     json.loads(json.dumps(found.as_json()))
     write_gallery(tmp_path / "gallery.html", found)
@@ -185,7 +185,7 @@ def test_hostile_names_in_every_output(tmp_path):
     assert set(read_exclude_list(tmp_path / "q.csv")) == {"b/\udcff.jpg", names[1], "a/same.jpg"}
 
 
-def test_inspections_are_remembered_until_a_photo_changes(planted, tmp_path, monkeypatch):
+def test_inspections_are_cached_until_an_image_changes(planted, tmp_path, monkeypatch):
     first = inspect_images(planted, 2, tmp_path)
     read = []
     real = scan._inspect_all
@@ -203,7 +203,7 @@ def test_inspections_are_remembered_until_a_photo_changes(planted, tmp_path, mon
     assert inspect_images(planted, 2, tmp_path) == first and len(read) == 1 + len(planted)
 
 
-DEADLY = """
+FAULTY_WORKER = """
 import json, os, signal, sys, time
 print("ready", flush=True)
 for line in sys.stdin:
@@ -214,41 +214,41 @@ for line in sys.stdin:
 """
 
 
-def test_a_photo_that_kills_or_stalls_the_decoder_costs_only_itself(tmp_path, monkeypatch):
-    """The worker is replaced by a program that does what a decoder with a bug does."""
+def test_an_image_that_kills_or_stalls_the_decoder_costs_only_itself(tmp_path, monkeypatch):
+    """A program that crashes and hangs takes the place of the worker."""
     names = ["a/1.jpg", "a/crash.jpg", "a/2.jpg", "b/stall.jpg", "b/3.jpg"]
     for name in names:
         (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "set" / name).write_bytes(b"x")
-    (tmp_path / "worker.py").write_text(DEADLY)
+    (tmp_path / "worker.py").write_text(FAULTY_WORKER)
     real = scan.subprocess.Popen
     command = [sys.executable, str(tmp_path / "worker.py")]
     monkeypatch.setattr(scan.subprocess, "Popen", lambda _, **options: real(command, **options))
-    photos = find_images(tmp_path / "set")
-    found = dict(zip(photos.paths, inspect_images(photos, 1, tmp_path, seconds_per_photo=1), strict=True))
+    dataset = find_images(tmp_path / "set")
+    found = dict(zip(dataset.paths, inspect_images(dataset, 1, tmp_path, seconds_per_image=1), strict=True))
     for name in ("a/crash.jpg", "b/stall.jpg"):
         assert f"{name} crashes the image decoder, or takes longer than 1 s" in found[name].error
     assert all(found[name].width and not found[name].error for name in ("a/1.jpg", "a/2.jpg", "b/3.jpg"))
 
 
-def test_a_photo_that_only_fails_once_is_good(tmp_path, monkeypatch):
-    """As when the machine slept or memory ran short: a second process gets a second try."""
+def test_an_image_that_fails_once_is_good(tmp_path, monkeypatch):
+    """A second process gets a second try, as after a lack of memory."""
     for name in ("a/1.jpg", "b/2.jpg"):
         (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
         scene(1).save(tmp_path / "set" / name)
     mark = str(tmp_path / "mark")
     once = f"if not os.path.exists({mark!r}): open({mark!r}, 'w'); os._exit(1)"
     (tmp_path / "worker.py").write_text(
-        DEADLY.replace('if "crash" in path: os.kill', once + "\n    if 0: os.kill")
+        FAULTY_WORKER.replace('if "crash" in path: os.kill', once + "\n    if 0: os.kill")
     )
     real = scan.subprocess.Popen
     command = [sys.executable, str(tmp_path / "worker.py")]
     monkeypatch.setattr(scan.subprocess, "Popen", lambda _, **options: real(command, **options))
     found = inspect_images(find_images(tmp_path / "set"), 1, tmp_path)
-    assert (tmp_path / "mark").exists() and not any(seen.error for seen in found)
+    assert (tmp_path / "mark").exists() and not any(inspection.error for inspection in found)
 
 
-def test_workers_that_do_not_start_are_no_fault_of_the_photos(tmp_path, monkeypatch):
+def test_workers_that_do_not_start_are_a_resource_error(tmp_path, monkeypatch):
     (tmp_path / "set/a").mkdir(parents=True)
     (tmp_path / "set/b").mkdir()
     for name in ("a/1.jpg", "b/2.jpg"):
@@ -262,28 +262,28 @@ def test_workers_that_do_not_start_are_no_fault_of_the_photos(tmp_path, monkeypa
 
 def test_pipes_are_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "x.jpg")
-    assert "no regular file" in inspect_image(tmp_path / "x.jpg").error
+    assert "not a regular file" in inspect_image(tmp_path / "x.jpg").error
 
 
 @pytest.mark.parametrize("orientation", [1, 6])
-def test_the_size_is_that_of_the_upright_photo_however_it_is_decoded(tmp_path, orientation):
+def test_the_size_is_that_of_the_upright_image(tmp_path, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.effect_noise((2500, 1300), 60).convert("RGB").save(tmp_path / "large.jpg", exif=exif)
-    seen = inspect_image(tmp_path / "large.jpg")
-    assert (seen.width, seen.height) == ((1300, 2500) if orientation == 6 else (2500, 1300))
+    inspection = inspect_image(tmp_path / "large.jpg")
+    assert (inspection.width, inspection.height) == ((1300, 2500) if orientation == 6 else (2500, 1300))
 
 
 def test_the_hash_survives_what_the_eye_does(tmp_path):
     base = scene(1, 300, 240)
     darker = base.point(lambda v: int(v * 0.7))
     variants = [base, base.resize((150, 120)), darker, base.crop((3, 3, 297, 237)), scene(2, 300, 240)]
-    seen = []
+    inspections = []
     for i, image in enumerate(variants):
         image.save(tmp_path / f"{i}.jpg", quality=50 if i else 95)
-        seen.append(inspect_image(tmp_path / f"{i}.jpg"))
-    assert {(i, j) for i, j, _ in hash_candidates(seen)} >= {(0, 1), (0, 2), (0, 3)}
-    assert not any(4 in pair[:2] for pair in hash_candidates(seen))
+        inspections.append(inspect_image(tmp_path / f"{i}.jpg"))
+    assert {(i, j) for i, j, _ in hash_candidates(inspections)} >= {(0, 1), (0, 2), (0, 3)}
+    assert not any(4 in pair[:2] for pair in hash_candidates(inspections))
     assert group_pairs([(1, 2), (5, 4), (2, 3)]) == [[1, 2, 3], [4, 5]]
 
 
@@ -301,7 +301,7 @@ def test_the_command(planted, tmp_path, monkeypatch, capsys):
     assert before == sorted((str(p), p.stat().st_mtime_ns) for p in planted.root.rglob("*"))
     printed = json.loads(capsys.readouterr().out)
     assert printed == json.loads((tmp_path / "out/check.json").read_text())
-    assert printed["photos"] == len(planted) and printed["findings"][0]["kind"] == "unreadable"
+    assert printed["images"] == len(planted) and printed["findings"][0]["kind"] == "unreadable"
     page = (tmp_path / "out/gallery.html").read_text()
     assert page.count("<img") > 10 and "http" not in page
     assert len(read_exclude_list(tmp_path / "out/exclude.csv")) == 6
@@ -312,8 +312,8 @@ def test_the_command(planted, tmp_path, monkeypatch, capsys):
     assert "1. [!!!] 2 photos cannot be read" in capsys.readouterr().out
 
 
-def test_twins_by_a_network(tmp_path, monkeypatch, capsys):
-    """A crop moves the hash; the features of a network on constant colours tell what is alike."""
+def test_near_duplicates_by_the_features_of_a_network(tmp_path, monkeypatch, capsys):
+    """A crop changes the hash; the features of a network still agree."""
     monkeypatch.setenv("FLOWERS_TORCH_CACHE", str(tmp_path / "cache"))
     for i in range(6):
         path = tmp_path / f"set/{'ab'[i % 2]}/{i}.jpg"
@@ -321,12 +321,12 @@ def test_twins_by_a_network(tmp_path, monkeypatch, capsys):
         scene(i).save(path)
     scene(4).crop((40, 30, 160, 130)).save(tmp_path / "set/a/crop.jpg")
     (tmp_path / "set/b/bad.jpg").write_bytes(b"")
-    photos = find_images(tmp_path / "set")
-    index = {path: i for i, path in enumerate(photos.paths)}
-    seen = []
+    dataset = find_images(tmp_path / "set")
+    index = {path: i for i, path in enumerate(dataset.paths)}
+    embedded = []
 
     def features(model, preprocessing, paths, runtime, **_):
-        seen.extend(paths)
+        embedded.extend(paths)
         rows = np.eye(len(paths), dtype=np.float32)
         names = [path.name for path in paths]
         rows[names.index("crop.jpg")] = rows[names.index("4.jpg")] + 0.01
@@ -337,14 +337,14 @@ def test_twins_by_a_network(tmp_path, monkeypatch, capsys):
         "flowers_torch.deploy.features.open_network", lambda *words: (None, None, f"loaded {words}")
     )
     with pytest.raises(DataError, match="1 photo cannot be read"):
-        run(photos.root, "--embed", "some_net", "--weights", "offline", "--json")
+        run(dataset.root, "--embed", "some_net", "--weights", "offline", "--json")
     out, err = capsys.readouterr()
     assert "loaded ('some_net', 'offline')" in err
     found = {finding["kind"]: finding["groups"] for finding in json.loads(out)["findings"]}
-    assert found["near_duplicates"] == [[photos.paths[index["a/4.jpg"]], "a/crop.jpg"]]
-    assert photos.root / "b/bad.jpg" not in seen and len(seen) == 7
+    assert found["near_duplicates"] == [[dataset.paths[index["a/4.jpg"]], "a/crop.jpg"]]
+    assert dataset.root / "b/bad.jpg" not in embedded and len(embedded) == 7
     with pytest.raises(UsageError, match="--weights is for --embed"):
-        run(photos.root, "--weights", "offline")
+        run(dataset.root, "--weights", "offline")
 
 
 def test_a_clean_set_passes(tmp_path, monkeypatch, capsys):
@@ -357,5 +357,5 @@ def test_a_clean_set_passes(tmp_path, monkeypatch, capsys):
     assert "nothing was found" in capsys.readouterr().out
     (tmp_path / "set/b/again.jpg").write_bytes((tmp_path / "set/a/0.jpg").read_bytes())
     assert run(tmp_path / "set") == 0
-    with pytest.raises(DataError, match="several classes at once"):
+    with pytest.raises(DataError, match="several classes"):
         run(tmp_path / "set", "--strict")

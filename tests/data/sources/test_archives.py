@@ -1,4 +1,4 @@
-"""Archives from strangers: nothing outside, no bombs, all or nothing."""
+"""Safe unpacking: nothing outside of the folder, no bombs, all files or none."""
 
 import gzip
 import io
@@ -50,7 +50,7 @@ GOOD = (("set/a/1.jpg", b"one"), ("set/b/2.jpg", random.Random(0).randbytes(100_
 
 
 def refuse(tmp_path: Path, content: bytes, match: str, **limits: int) -> None:
-    """The archive is refused, and nothing but the archive itself is there afterwards."""
+    """Asserts that the archive is refused and nothing else is left."""
     archive = tmp_path / "in" / "set.tgz"
     archive.parent.mkdir(exist_ok=True)
     archive.write_bytes(content)
@@ -70,7 +70,7 @@ def test_unpacks_whatever_the_suffix(tmp_path, mode):
     assert {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*.jpg")} == dict(GOOD)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "set.bin"]
     (folder / "mark").write_text("")
-    extract_archive(archive, folder)  # is there already: not unpacked again
+    extract_archive(archive, folder)  # exists: not unpacked again
     assert (folder / "mark").exists()
 
 
@@ -111,18 +111,18 @@ def test_a_header_that_claims_gigabytes_of_attributes(tmp_path):
     refuse(tmp_path, gzip.compress(header.tobuf() + bytes(100_000)), "unpacks to more than", max_members=1000)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("fraction", [0.0, 0.1, 0.5, 0.9, 0.999])
 @pytest.mark.parametrize("mode", ["w", "w:gz", "w:xz", "zip"])
-def test_cut_archives(tmp_path, share, mode):
+def test_truncated_archives(tmp_path, fraction, mode):
     content = zip_bytes(*GOOD) if mode == "zip" else tar_bytes(*GOOD, mode=mode)
-    if mode == "w" and share > 0.9:  # a tar ends in kilobytes of zeros
-        share = 0.9
-    refuse(tmp_path, content[: int(len(content) * share)], "cut off or damaged|no tar or zip")
+    if mode == "w" and fraction > 0.9:  # a tar ends in kilobytes of zeros
+        fraction = 0.9
+    refuse(tmp_path, content[: int(len(content) * fraction)], "cut off or damaged|not a tar or zip")
 
 
 def test_a_tar_cut_between_two_members_is_noticed(tmp_path):
-    refuse(tmp_path, tar_bytes(*GOOD, mode="w")[:1024], "end mark")
-    refuse(tmp_path, gzip.compress(tar_bytes(*GOOD, mode="w")[:1024]), "end mark")
+    refuse(tmp_path, tar_bytes(*GOOD, mode="w")[:1024], "end marker")
+    refuse(tmp_path, gzip.compress(tar_bytes(*GOOD, mode="w")[:1024]), "end marker")
 
 
 def test_flipped_bytes_are_noticed(tmp_path):
@@ -132,9 +132,9 @@ def test_flipped_bytes_are_noticed(tmp_path):
         refuse(tmp_path, bytes(flipped), "cut off or damaged")
 
 
-def test_what_is_no_archive(tmp_path):
+def test_invalid_archives(tmp_path):
     refuse(tmp_path, b"<html>404</html>", "web page")
-    refuse(tmp_path, b"words", "no tar or zip")
+    refuse(tmp_path, b"words", "not a tar or zip")
     refuse(tmp_path, tar_bytes(), "no files")
     with pytest.raises(DataError, match="none.tgz"):
         extract_archive(tmp_path / "none.tgz", tmp_path / "out")
@@ -169,7 +169,7 @@ def test_killed_while_unpacking_counts_as_nothing(tmp_path):
     archive = tmp_path / "set.tgz"
     archive.write_bytes(tar_bytes(*GOOD))
     code = (
-        "import os, signal; from pathlib import Path; from flowers_torch.data import archives\n"
+        "import os, signal; from pathlib import Path; from flowers_torch.data.sources import archives\n"
         "write = archives._Target.write\n"
         "def die(self, name, source):\n"
         "    write(self, name, source); os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -181,7 +181,7 @@ def test_killed_while_unpacking_counts_as_nothing(tmp_path):
     (leftover,) = tmp_path.glob(".out.*.partial")
     extract_archive(archive, tmp_path / "out")
     assert len(list((tmp_path / "out").rglob("*.jpg"))) == 2
-    assert leftover.exists()  # could belong to a run that is still at work
+    assert leftover.exists()  # may belong to another process
     old = time.time() - 2 * archives.STALE_SECONDS
     os.utime(leftover, (old, old))
     with staged_folder(tmp_path / "out2"), staged_folder(tmp_path / "out"):

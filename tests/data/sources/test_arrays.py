@@ -1,4 +1,4 @@
-"""Arrays as people bring them: what is meant is converted and said, what cannot be meant is an error."""
+"""Arrays in memory, HDF5 files and CIFAR-10: usual layouts are converted, others are errors."""
 
 import hashlib
 import pickle
@@ -19,7 +19,7 @@ LABELS = np.arange(12) % 3
 
 
 @pytest.mark.parametrize(
-    ("images", "says"),
+    ("images", "message"),
     [
         (IMAGES, None),
         (IMAGES.transpose(0, 3, 1, 2), "channels first"),
@@ -29,21 +29,21 @@ LABELS = np.arange(12) % 3
         ((IMAGES / 255).transpose(0, 3, 1, 2), "channels first"),
     ],
 )
-def test_image_layouts_and_ranges(images, says):
+def test_image_layouts_and_ranges(images, message):
     checked = check_arrays(images, LABELS)
     assert checked.images.dtype == np.uint8 and np.array_equal(checked.images, IMAGES)
-    assert (says is None and checked.notes == ()) or any(says in note for note in checked.notes)
+    assert (message is None and checked.notes == ()) or any(message in note for note in checked.notes)
 
 
 @pytest.mark.parametrize("shape", [(12, 10, 14), (12, 10, 14, 1), (12, 1, 10, 14)])
-def test_grey_images(shape):
-    grey = IMAGES[..., 0].reshape(shape)
-    checked = check_arrays(grey, LABELS)
+def test_gray_images(shape):
+    gray = IMAGES[..., 0].reshape(shape)
+    checked = check_arrays(gray, LABELS)
     assert np.array_equal(checked.images, np.repeat(IMAGES[..., :1], 3, axis=3))
 
 
 @pytest.mark.parametrize(
-    ("images", "says"),
+    ("images", "message"),
     [
         (IMAGES[0, 0], r"shape \(14, 3\)"),
         (IMAGES[..., :2], "no axis of 1 or 3 channels"),
@@ -55,31 +55,31 @@ def test_grey_images(shape):
         (IMAGES[:0], "shape"),
     ],
 )
-def test_images_that_cannot_be_meant(images, says):
-    with pytest.raises(DataError, match=f"{says}.*fix: "):
+def test_invalid_images(images, message):
+    with pytest.raises(DataError, match=f"{message}.*fix: "):
         check_arrays(images, LABELS[: len(images)])
 
 
 @pytest.mark.parametrize(
-    ("labels", "says"),
+    ("labels", "message"),
     [
         (LABELS, None),
-        (LABELS[:, None], "taken as"),
-        (LABELS[None], "taken as"),
+        (LABELS[:, None], "read as"),
+        (LABELS[None], "read as"),
         (np.eye(3)[LABELS], "one-hot"),
         (LABELS + 1, "shifted"),
         (LABELS.astype(np.float32), None),
         (list(LABELS), None),
     ],
 )
-def test_label_layouts(labels, says):
+def test_label_layouts(labels, message):
     checked = check_arrays(IMAGES, labels, classes=3)
     assert np.array_equal(checked.labels, LABELS)
-    assert (says is None and checked.notes == ()) or any(says in note for note in checked.notes)
+    assert (message is None and checked.notes == ()) or any(message in note for note in checked.notes)
 
 
 @pytest.mark.parametrize(
-    ("labels", "says"),
+    ("labels", "message"),
     [
         (LABELS[:-1], r"12 images, but labels of shape \(11,\)"),
         (LABELS - 1, "from -1 to 1"),
@@ -89,8 +89,8 @@ def test_label_layouts(labels, says):
         (np.array(["a"] * 12), "type <U1"),
     ],
 )
-def test_labels_that_cannot_be_meant(labels, says):
-    with pytest.raises(DataError, match=f"{says}.*fix: "):
+def test_invalid_labels(labels, message):
+    with pytest.raises(DataError, match=f"{message}.*fix: "):
         check_arrays(IMAGES, labels, classes=3)
 
 
@@ -100,23 +100,23 @@ def test_the_declared_size():
         check_arrays(IMAGES, LABELS, size=(14, 10))
 
 
-def test_arrays_become_photos_without_loss(tmp_path):
-    parts = {"train": (IMAGES, LABELS + 1), "test": (IMAGES[:6] / 255, LABELS[:6])}
-    photos = write_images(tmp_path / "set", parts, ["zebra", "ape", "cat"])
-    assert photos.classes == ("zebra", "ape", "cat") and photos.name == "set"
-    assert [list(photos.split.values()).count(part) for part in ("train", "test")] == [12, 6]
-    assert any("train: labels count from 1" in note for note in photos.notes)
-    for path, label in zip(photos.paths, photos.labels, strict=True):
+def test_arrays_are_written_without_loss(tmp_path):
+    by_split = {"train": (IMAGES, LABELS + 1), "test": (IMAGES[:6] / 255, LABELS[:6])}
+    dataset = write_images(tmp_path / "set", by_split, ["zebra", "ape", "cat"])
+    assert dataset.classes == ("zebra", "ape", "cat") and dataset.name == "set"
+    assert [list(dataset.split.values()).count(split) for split in ("train", "test")] == [12, 6]
+    assert any("train: labels count from 1" in note for note in dataset.notes)
+    for path, label in zip(dataset.paths, dataset.labels, strict=True):
         index = int(path[-10:-4])
-        assert np.array_equal(np.asarray(load_image(photos.root / path)), IMAGES[index])
+        assert np.array_equal(np.asarray(load_image(dataset.root / path)), IMAGES[index])
         assert label == LABELS[index]
-    assert write_images(tmp_path / "set", {}) == photos  # is there already
+    assert write_images(tmp_path / "set", {}) == dataset  # exists
     plain = write_images(tmp_path / "plain", {"train": (IMAGES, LABELS)})
     assert plain.classes == ("0", "1", "2") and plain.split == {} and len(plain) == 12
 
 
 @pytest.mark.parametrize("classes", [["a", "a", "b"], ["a", "../b", "c"], ["a", "", "c"], ["a", ".b", "c"]])
-def test_class_names_that_are_no_folders(tmp_path, classes):
+def test_class_names_that_are_not_valid_folder_names(tmp_path, classes):
     with pytest.raises(DataError, match="class names"):
         write_images(tmp_path / "set", {"train": (IMAGES, LABELS)}, classes)
     assert list(tmp_path.iterdir()) == []
@@ -135,7 +135,7 @@ TRAIN = {"train_set_x": IMAGES, "train_set_y": LABELS}
 TEST = {"test_set_x": IMAGES[:6], "test_set_y": LABELS[None, :6]}
 
 
-def test_hdf5_of_both_parts_and_of_one_each(tmp_path):
+def test_hdf5_with_both_splits_and_with_one_each(tmp_path):
     both = open_dataset(
         write_h5(tmp_path / "happy.h5", **TRAIN, **TEST, list_classes=[b"no", b"so", b"yes"]), tmp_path
     )
@@ -143,16 +143,16 @@ def test_hdf5_of_both_parts_and_of_one_each(tmp_path):
     path = write_h5(tmp_path / "train_signs.h5", **TRAIN, **SIGNS)
     assert open_dataset(path, tmp_path).split == {}
     write_h5(tmp_path / "test_signs.h5", **TEST, **SIGNS)
-    photos = open_dataset(path, tmp_path)
-    assert photos.classes == ("0", "1", "2") and sorted(set(photos.split.values())) == ["test", "train"]
-    assert open_dataset(path, tmp_path) == photos
+    dataset = open_dataset(path, tmp_path)
+    assert dataset.classes == ("0", "1", "2") and sorted(set(dataset.split.values())) == ["test", "train"]
+    assert open_dataset(path, tmp_path) == dataset
 
 
-def test_hdf5_that_is_not(tmp_path):
+def test_invalid_hdf5(tmp_path):
     with pytest.raises(DataError, match="lacks train_set_x.*holds test_set_x, test_set_y"):
         read_hdf5(write_h5(tmp_path / "a.h5", **TEST), tmp_path)
     (tmp_path / "b.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(40))
-    with pytest.raises(DataError, match="b.h5 is no readable HDF5"):
+    with pytest.raises(DataError, match="b.h5 is not a readable HDF5"):
         read_hdf5(tmp_path / "b.h5", tmp_path)
     h5py = pytest.importorskip("h5py")
     write_h5(tmp_path / "other.h5", **TRAIN)
@@ -174,13 +174,13 @@ def test_cifar10_comes_from_torchvision_once(tmp_path, monkeypatch):
             self.data, self.targets = (IMAGES, list(LABELS)) if train else (IMAGES[:6], list(LABELS[:6]))
 
     monkeypatch.setattr("torchvision.datasets.CIFAR10", Stub)
-    photos = open_dataset("cifar10", tmp_path)
-    assert photos.classes == ("airplane", "bird", "automobile") and len(photos) == 18
-    assert cifar10(tmp_path) == photos and calls == [(tmp_path, True, True), (tmp_path, False, True)]
+    dataset = open_dataset("cifar10", tmp_path)
+    assert dataset.classes == ("airplane", "bird", "automobile") and len(dataset) == 18
+    assert cifar10(tmp_path) == dataset and calls == [(tmp_path, True, True), (tmp_path, False, True)]
 
 
 def write_cifar10(folder, monkeypatch=None):
-    """Batches in the form of the original ones, which torchvision takes for them by their sums."""
+    """Batches in the original format; torchvision accepts them by patched checksums."""
     folder.mkdir()
     flat = np.random.default_rng(0).integers(0, 256, (12, 3072), dtype=np.uint8)
     contents = {f"data_batch_{i + 1}": {"data": flat[2 * i : 2 * i + 2], "labels": [0, 1]} for i in range(5)}
@@ -199,23 +199,23 @@ def write_cifar10(folder, monkeypatch=None):
 
 def test_cifar10_s_own_files_as_a_folder_and_as_an_archive(tmp_path, monkeypatch):
     flat = write_cifar10(tmp_path / "cifar-10-batches-py", monkeypatch)
-    photos = open_dataset(tmp_path / "cifar-10-batches-py", tmp_path / "cache")
-    assert photos.classes == ("airplane", "automobile")
-    assert sorted(photos.split.values()) == ["test"] * 2 + ["train"] * 10
-    where = {path: index for index, path in enumerate(photos.paths)}
-    picture = np.asarray(load_image(photos.root / "test" / "automobile" / "000000.png"))
-    assert np.array_equal(picture, flat[10].reshape(3, 32, 32).transpose(1, 2, 0))
-    assert photos.labels[where["test/automobile/000000.png"]] == 1
+    dataset = open_dataset(tmp_path / "cifar-10-batches-py", tmp_path / "cache")
+    assert dataset.classes == ("airplane", "automobile")
+    assert sorted(dataset.split.values()) == ["test"] * 2 + ["train"] * 10
+    where = {path: index for index, path in enumerate(dataset.paths)}
+    image = np.asarray(load_image(dataset.root / "test" / "automobile" / "000000.png"))
+    assert np.array_equal(image, flat[10].reshape(3, 32, 32).transpose(1, 2, 0))
+    assert dataset.labels[where["test/automobile/000000.png"]] == 1
     with tarfile.open(tmp_path / "cifar-10-python.tar.gz", "w:gz") as archive:
         archive.add(tmp_path / "cifar-10-batches-py", "cifar-10-batches-py")
     unpacked = open_dataset(tmp_path / "cifar-10-python.tar.gz", tmp_path / "other")
-    assert unpacked.paths == photos.paths and unpacked.labels == photos.labels
+    assert unpacked.paths == dataset.paths and unpacked.labels == dataset.labels
 
 
 def test_batches_with_other_checksums_are_never_unpickled(tmp_path, monkeypatch):
     write_cifar10(tmp_path / "cifar")
     monkeypatch.setattr("pickle.load", lambda *_, **__: pytest.fail("unpickled"))
-    with pytest.raises(DataError, match="does not hold CIFAR-10's own files"):
+    with pytest.raises(DataError, match="does not hold the original files of CIFAR-10"):
         open_dataset(tmp_path / "cifar", tmp_path / "cache")
 
 
@@ -224,6 +224,6 @@ def test_cifar10_without_network(tmp_path, monkeypatch):
         raise RuntimeError("File not found or corrupted.")
 
     monkeypatch.setattr("torchvision.datasets.CIFAR10", fails)
-    with pytest.raises(ResourceError, match="cannot fetch CIFAR-10.*cifar-10-batches-py"):
+    with pytest.raises(ResourceError, match="cannot download CIFAR-10.*cifar-10-batches-py"):
         cifar10(tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""The demo data: reproducible, honest, and not to be told apart by colour."""
+"""The demo dataset: reproducible, and its classes do not differ by color."""
 
 from pathlib import Path
 
@@ -17,17 +17,17 @@ def contents(root: Path) -> dict[str, bytes]:
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*.jpg")}
 
 
-def mean_colours(root: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    """Standardised mean red, green, blue of every picture, and its class, in random order."""
-    photos = find_images(root, "demo")
-    means = [np.asarray(Image.open(root / path).convert("RGB")).mean((0, 1)) for path in photos.paths]
-    order = torch.randperm(len(photos), generator=torch.Generator().manual_seed(0))
-    x, y = torch.tensor(np.array(means), dtype=torch.float32)[order], torch.tensor(photos.labels)[order]
+def mean_colors(root: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """Standardized mean red, green, blue of every image, and its class, in random order."""
+    dataset = find_images(root, "demo")
+    means = [np.asarray(Image.open(root / path).convert("RGB")).mean((0, 1)) for path in dataset.paths]
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))
+    x, y = torch.tensor(np.array(means), dtype=torch.float32)[order], torch.tensor(dataset.labels)[order]
     return (x - x.mean(0)) / x.std(0), y
 
 
 def folds(y: torch.Tensor, count: int = 3) -> list[torch.Tensor]:
-    """Stratified masks of test pictures: disjoint, and together everything."""
+    """Stratified masks of test images: disjoint and complete."""
     place = torch.zeros_like(y)
     for label in y.unique():
         members = (y == label).nonzero()[:, 0]
@@ -36,7 +36,7 @@ def folds(y: torch.Tensor, count: int = 3) -> list[torch.Tensor]:
 
 
 def logistic_regression(x: torch.Tensor, y: torch.Tensor, test: torch.Tensor) -> float:
-    """Accuracy on `test` of a multinomial logistic regression on colours and their products."""
+    """Accuracy on `test` of a multinomial logistic regression on colors and their products."""
     x = torch.cat((x, x * x, x * x.roll(1, 1)), 1)
     weights = torch.zeros(x.shape[1] + 1, int(y.max()) + 1, requires_grad=True)
     optimizer = torch.optim.LBFGS([weights], max_iter=50, line_search_fn="strong_wolfe")
@@ -52,67 +52,67 @@ def logistic_regression(x: torch.Tensor, y: torch.Tensor, test: torch.Tensor) ->
 
 
 def nearest_neighbours(x: torch.Tensor, y: torch.Tensor, test: torch.Tensor, k: int) -> float:
-    """Accuracy on `test` of a vote of the k nearest colours elsewhere."""
+    """Accuracy on `test` of a vote of the k nearest colors elsewhere."""
     nearest = torch.cdist(x[test], x[~test]).topk(k, largest=False).indices
     return float((y[~test][nearest].mode(1).values == y[test]).float().mean())
 
 
-def check_colours_do_not_give_the_class_away(root: Path) -> None:
-    x, y = mean_colours(root)
+def check_colors_do_not_reveal_the_class(root: Path) -> None:
+    x, y = mean_colors(root)
     accuracies = {"logistic regression": np.mean([logistic_regression(x, y, test) for test in folds(y)])}
     for k in (5, 15):
         accuracies[f"{k} neighbours"] = np.mean([nearest_neighbours(x, y, test, k) for test in folds(y)])
     assert max(accuracies.values()) < 0.70, accuracies
     assert max(accuracies.values()) > 0.25, (
         accuracies
-    )  # else this test has lost its eyes: forms do prefer colours
+    )  # forms do prefer colors, so a working classifier finds something
 
 
-def test_mean_colours_do_not_give_the_class_away(tmp_path):
-    draw_demo(tmp_path, per_class=60, size=32)  # a mean colour needs no fine picture
-    check_colours_do_not_give_the_class_away(tmp_path)
+def test_mean_colors_do_not_reveal_the_class(tmp_path):
+    draw_demo(tmp_path, per_class=60, size=32)  # small images have a mean color too
+    check_colors_do_not_reveal_the_class(tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
-def test_mean_colours_of_the_set_as_trained(tmp_path, seed):
+def test_mean_colors_of_the_full_demo(tmp_path, seed):
     draw_demo(tmp_path, seed=seed)
-    check_colours_do_not_give_the_class_away(tmp_path)
+    check_colors_do_not_reveal_the_class(tmp_path)
 
 
-def test_a_leak_of_colour_would_be_seen(tmp_path):
-    for label, colour in enumerate(((200, 90, 90), (90, 200, 90), (90, 90, 200))):
+def test_the_color_check_finds_a_leak(tmp_path):
+    for label, color in enumerate(((200, 90, 90), (90, 200, 90), (90, 90, 200))):
         (tmp_path / str(label)).mkdir()
         for index in range(10):
-            shade = tuple(c + 2 * index for c in colour)
+            shade = tuple(c + 2 * index for c in color)
             Image.new("RGB", (8, 8), shade).save(tmp_path / str(label) / f"{index}.png")
     with pytest.raises(AssertionError):
-        check_colours_do_not_give_the_class_away(tmp_path)
+        check_colors_do_not_reveal_the_class(tmp_path)
 
 
-def test_same_arguments_same_bytes_and_each_picture_for_itself(tmp_path):
+def test_same_arguments_give_the_same_bytes(tmp_path):
     draw_demo(tmp_path / "a", per_class=3, size=32)
     draw_demo(tmp_path / "b", classes=3, per_class=2, size=32)
     large, small = contents(tmp_path / "a"), contents(tmp_path / "b")
     assert len(large) == 18 and len(small) == 6
     assert small == {name: large[name] for name in small}
-    assert len(set(large.values())) == 18  # no picture twice, within a class or across
+    assert len(set(large.values())) == 18  # all images differ
 
 
-def test_another_seed_draws_other_pictures(tmp_path):
+def test_another_seed_draws_other_images(tmp_path):
     draw_demo(tmp_path / "a", classes=2, per_class=2, size=32)
     draw_demo(tmp_path / "b", classes=2, per_class=2, size=32, seed=1)
     first, second = contents(tmp_path / "a"), contents(tmp_path / "b")
     assert first.keys() == second.keys() and not set(first.values()) & set(second.values())
 
 
-def test_the_folder_is_a_data_set_of_ours(tmp_path):
+def test_the_demo_is_a_folder_of_class_folders(tmp_path):
     draw_demo(tmp_path, per_class=2)
-    photos = find_images(tmp_path, "demo")
-    assert photos.classes == tuple(FORMS) and len(photos) == 12
-    for path in photos.paths:
-        with Image.open(tmp_path / path) as picture:
-            assert (picture.format, picture.mode, picture.size) == ("JPEG", "RGB", (96, 96))
+    dataset = find_images(tmp_path, "demo")
+    assert dataset.classes == tuple(FORMS) and len(dataset) == 12
+    for path in dataset.paths:
+        with Image.open(tmp_path / path) as image:
+            assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (96, 96))
 
 
 def test_names_are_not_those_of_flowers17():
@@ -123,7 +123,7 @@ def test_names_are_not_those_of_flowers17():
 def test_a_form_keeps_its_picture_at_any_size(form):
     small, large = (draw_picture(form, size, np.random.default_rng(3)) for size in (48, 96))
     difference = np.asarray(large.reduce(2), float) - np.asarray(small, float)
-    # Sensor noise is drawn for each pixel; the flower and its ground stay where they are.
+    # Sensor noise is drawn for each pixel; the flower and the background are the same.
     assert np.sqrt(np.mean(difference**2)) < 16
 
 

@@ -1,4 +1,4 @@
-"""Flowers-17 from an archive, from the network and from Oxford's split file, on substitute photos."""
+"""Flowers-17 from an archive, from the network and from Oxford's split file, with substitute data."""
 
 import functools
 import hashlib
@@ -29,7 +29,7 @@ def packed(names=PATHS) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=1) as tar:
         for name in (*reversed(names), "jpg/files.txt"):
-            data = hashlib.sha256(name.encode()).digest()  # no photo: nothing here decodes it
+            data = hashlib.sha256(name.encode()).digest()  # substitute data: no test decodes it
             info = tarfile.TarInfo(name)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
@@ -42,21 +42,21 @@ def content() -> bytes:
 
 
 @pytest.fixture(scope="module")
-def photos(content, tmp_path_factory):
+def dataset(content, tmp_path_factory):
     folder = tmp_path_factory.mktemp("flowers17")
     (folder / "mine.tgz").write_bytes(content)
     return flowers17(folder / "mine.tgz", folder / "cache")
 
 
-def test_80_photos_after_80_belong_to_a_class(photos):
-    assert photos.name == "flowers17" and photos.classes == CLASSES and len(photos) == 1360
-    assert photos.counts() == [80] * 17
-    labels = dict(zip(photos.paths, photos.labels, strict=True))
+def test_every_80_images_belong_to_a_class(dataset):
+    assert dataset.name == "flowers17" and dataset.classes == CLASSES and len(dataset) == 1360
+    assert dataset.counts() == [80] * 17
+    labels = dict(zip(dataset.paths, dataset.labels, strict=True))
     assert labels["jpg/image_0080.jpg"] == CLASSES.index("daffodil")
     assert labels["jpg/image_0081.jpg"] == CLASSES.index("snowdrop")
     assert labels["jpg/image_1360.jpg"] == CLASSES.index("pansy")
-    assert all((photos.root / path).is_file() for path in photos.paths[::100])
-    assert "not Oxford's own file" in photos.notes[0]
+    assert all((dataset.root / path).is_file() for path in dataset.paths[::100])
+    assert "not Oxford's own file" in dataset.notes[0]
 
 
 def test_other_content_is_refused(tmp_path):
@@ -68,10 +68,10 @@ def test_other_content_is_refused(tmp_path):
         flowers17(tmp_path / "b.tgz", tmp_path / "cache")
 
 
-def test_recognised_as_archive_and_as_folder(tmp_path, content, photos):
+def test_archive_and_folder_are_recognized(tmp_path, content, dataset):
     (tmp_path / "anything.tar.gz").write_bytes(content)
-    assert open_dataset(tmp_path / "anything.tar.gz", tmp_path / "cache").labels == photos.labels
-    assert open_dataset(photos.root, tmp_path / "cache").classes == CLASSES
+    assert open_dataset(tmp_path / "anything.tar.gz", tmp_path / "cache").labels == dataset.labels
+    assert open_dataset(dataset.root, tmp_path / "cache").classes == CLASSES
     assert len(list((tmp_path / "cache").iterdir())) == 1  # unpacked once
 
 
@@ -115,7 +115,7 @@ def test_downloads_once(server, tmp_path):
     first = open_dataset("flowers17", tmp_path, progress=lambda done, total: steps.append((done, total)))
     assert first.notes == () and first.counts() == [80] * 17
     assert steps[-1] == (len(server["body"]), len(server["body"]))
-    (tmp_path / "17flowers.tgz").unlink()  # what is unpacked is enough
+    (tmp_path / "17flowers.tgz").unlink()  # the unpacked files are enough
     assert open_dataset("flowers17", tmp_path) == first and len(server["requests"]) == 1
 
 
@@ -168,33 +168,33 @@ def test_official_splits(tmp_path, content, splits_file, where):
     folder = tmp_path / ("in" if where == "beside the archive" else "cache")
     folder.mkdir(exist_ok=True)
     (folder / "datasplits.mat").write_bytes(splits_file[0])
-    photos = flowers17(tmp_path / "in/17flowers.tgz", tmp_path / "cache")
+    dataset = flowers17(tmp_path / "in/17flowers.tgz", tmp_path / "cache")
     for which in (1, 2, 3):
-        split = official_split(photos, which, tmp_path / "cache")
-        assert [len(split[part]) for part in ("train", "val", "test")] == [680, 340, 340]
-        assert sorted(i + 1 for i in split["test"]) == sorted(splits_file[1][f"tst{which}"].ravel())
-        assert sorted(sum(split.values(), [])) == list(range(1360))
+        splits = official_split(dataset, which, tmp_path / "cache")
+        assert [len(splits[split]) for split in ("train", "val", "test")] == [680, 340, 340]
+        assert sorted(i + 1 for i in splits["test"]) == sorted(splits_file[1][f"tst{which}"].ravel())
+        assert sorted(sum(splits.values(), [])) == list(range(1360))
 
 
-def test_official_splits_that_are_not(photos, splits_file, monkeypatch, tmp_path):
+def test_invalid_official_splits(dataset, splits_file, monkeypatch, tmp_path):
     with pytest.raises(UsageError, match="1, 2 and 3, not 4"):
-        official_split(photos, 4)
-    path = photos.root / "datasplits.mat"
+        official_split(dataset, 4)
+    path = dataset.root / "datasplits.mat"
     for wrong in (b"", b"words" * 100, splits_file[0][:2000]):
         path.write_bytes(wrong)
         with pytest.raises(DataError, match=r"datasplits\.mat"):
-            official_split(photos, 1)
+            official_split(dataset, 1)
     import scipy.io
 
     changed = dict(splits_file[1])
     changed["tst1"] = changed["val1"]
     scipy.io.savemat(path, changed)
     with pytest.raises(DataError, match="does not split"):
-        official_split(photos, 1)
+        official_split(dataset, 1)
     path.unlink()
     monkeypatch.setattr(module, "SPLITS_URL", (tmp_path / "none").as_uri())
     with pytest.raises(ResourceError, match="beside the archive"):
-        official_split(photos, 1, tmp_path)
+        official_split(dataset, 1, tmp_path)
 
 
 def jpeg(colour: int) -> bytes:
@@ -203,7 +203,7 @@ def jpeg(colour: int) -> bytes:
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize("split", ["oxford1", "seed"])
+@pytest.mark.parametrize("split", ["oxford1", "tutorial"])
 def test_an_exclude_list_moves_no_photo_of_a_named_split(tmp_path, splits_file, monkeypatch, split):
     monkeypatch.setenv("FLOWERS_TORCH_CACHE", str(tmp_path / "cache"))
     (tmp_path / "photos/jpg").mkdir(parents=True)
@@ -218,10 +218,15 @@ def test_an_exclude_list_moves_no_photo_of_a_named_split(tmp_path, splits_file, 
     for name, flags in (("all", []), ("fewer", ["--exclude", str(tmp_path / "list.csv")])):
         flags = [*flags, "--data", str(tmp_path / "photos"), "--split", split, "--groups", "none"]
         flags += ["--arch", "test_resnet", "--weights", "none", "--size", "32", "--device", "cpu"]
-        flags += ["--set", "stages=[{name = 'head', train = 'head', epochs = 1, views = 0}]", "--seed", "1"]
+        flags += [
+            "--set",
+            "stages=[{name = 'head', train = 'head', epochs = 1, cached_views = 0}]",
+            "--seed",
+            "1",
+        ]
         assert main(["train", *flags, "--out", str(tmp_path / name), "--quiet"]) == 0
         content = json.loads((tmp_path / name / "split.json").read_text())
-        parts.append({part: set(members) for part, members in content["parts"].items()})
+        parts.append({part: set(members) for part, members in content["splits"].items()})
     if split == "oxford1":
         assert parts[0]["test"] == {PATHS[i - 1] for i in splits_file[1]["tst1"].ravel()}
     assert parts[1] == {part: members - set(excluded) for part, members in parts[0].items()}
@@ -249,6 +254,6 @@ def test_a_folder_called_flowers17_is_only_a_folder(photo_folder, tmp_path, monk
 @pytest.mark.slow
 @pytest.mark.skipif(not (SHARED / "data/17flowers.tgz").is_file(), reason="needs FLOWERS_TORCH_SHARED")
 def test_the_real_archive(tmp_path):
-    photos = open_dataset(SHARED / "data/17flowers.tgz", tmp_path)
-    assert photos.counts() == [80] * 17
-    assert load_image(photos.root / photos.paths[0]).mode == "RGB"
+    dataset = open_dataset(SHARED / "data/17flowers.tgz", tmp_path)
+    assert dataset.counts() == [80] * 17
+    assert load_image(dataset.root / dataset.paths[0]).mode == "RGB"

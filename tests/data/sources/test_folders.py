@@ -1,4 +1,4 @@
-"""Finding photos in folders as people, file managers and archives leave them."""
+"""Folders of images, with the files that people, file managers and archives leave in them."""
 
 import os
 import socket
@@ -21,11 +21,11 @@ def put(root: Path, *names: str) -> Path:
 
 def test_class_folders(tmp_path):
     put(tmp_path, "b/2.jpg", "b/10.JPG", "b/deep/er.JpEg", "a10/1.jfif", "a2/1.gif")
-    photos = find_images(tmp_path)
-    assert photos.classes == ("a2", "a10", "b")
-    assert photos.paths == ("a2/1.gif", "a10/1.jfif", "b/2.jpg", "b/10.JPG", "b/deep/er.JpEg")
-    assert photos.labels == (0, 1, 2, 2, 2) and photos.counts() == [1, 1, 3]
-    assert photos.split == {} and photos.notes == () and photos.name == tmp_path.name
+    dataset = find_images(tmp_path)
+    assert dataset.classes == ("a2", "a10", "b")
+    assert dataset.paths == ("a2/1.gif", "a10/1.jfif", "b/2.jpg", "b/10.JPG", "b/deep/er.JpEg")
+    assert dataset.labels == (0, 1, 2, 2, 2) and dataset.counts() == [1, 1, 3]
+    assert dataset.split == {} and dataset.notes == () and dataset.name == tmp_path.name
 
 
 def test_natural_order():
@@ -34,7 +34,7 @@ def test_natural_order():
 
 
 @pytest.mark.parametrize("val", ["val", "Valid", "validation", "DEV", "validate"])
-def test_a_split_that_is_there_is_kept(tmp_path, val):
+def test_split_folders_are_a_split(tmp_path, val):
     put(
         tmp_path,
         "Train/a/1.jpg",
@@ -44,20 +44,20 @@ def test_a_split_that_is_there_is_kept(tmp_path, val):
         "test/b/5.jpg",
         "test/a/6.jpg",
     )
-    photos = find_images(tmp_path)
-    assert photos.classes == ("a", "b")
-    assert {photos.split[path] for path in photos.paths if path.startswith(val)} == {"val"}
-    by_path = dict(zip(photos.paths, photos.labels, strict=True))
-    assert by_path["test/b/5.jpg"] == 1 and by_path["test/a/6.jpg"] == 0 and len(photos) == 6
+    dataset = find_images(tmp_path)
+    assert dataset.classes == ("a", "b")
+    assert {dataset.split[path] for path in dataset.paths if path.startswith(val)} == {"val"}
+    by_path = dict(zip(dataset.paths, dataset.labels, strict=True))
+    assert by_path["test/b/5.jpg"] == 1 and by_path["test/a/6.jpg"] == 0 and len(dataset) == 6
 
 
-def test_a_missing_part_is_said(tmp_path):
+def test_a_missing_split_is_noted(tmp_path):
     put(tmp_path, "train/a/1.jpg", "train/b/2.jpg", "validation/a/3.jpg", "validation/b/4.jpg", "extra/x.jpg")
     notes = "\n".join(find_images(tmp_path).notes)
     assert "no test folder" in notes and "extra" in notes
 
 
-def test_classes_that_differ_between_parts_are_an_error(tmp_path):
+def test_classes_that_differ_between_splits_are_an_error(tmp_path):
     put(tmp_path, "train/a/1.jpg", "train/b/2.jpg", "val/b/1.jpg", "val/c/1.jpg")
     with pytest.raises(DataError, match="val in .*differ.*missing a, extra c"):
         find_images(tmp_path)
@@ -68,7 +68,7 @@ def test_classes_that_differ_between_parts_are_an_error(tmp_path):
         find_images(tmp_path)
 
 
-def test_two_folders_for_one_part(tmp_path):
+def test_two_folders_for_one_split(tmp_path):
     put(tmp_path, "train/a/1.jpg", "val/a/1.jpg", "valid/a/1.jpg")
     with pytest.raises(DataError, match="several folders for val: val, valid"):
         find_images(tmp_path)
@@ -87,7 +87,7 @@ def test_missing_file_or_empty_root(tmp_path):
             find_images(tmp_path / name)
 
 
-def test_photos_at_the_wrong_depth(tmp_path):
+def test_images_at_the_wrong_depth(tmp_path):
     put(tmp_path, "flat/1.jpg", "deep/flowers/rose/1.jpg", "deep/flowers/tulip/1.jpg")
     with pytest.raises(DataError, match="flat holds photos but no class folders"):
         find_images(tmp_path / "flat")
@@ -98,7 +98,7 @@ def test_photos_at_the_wrong_depth(tmp_path):
         find_images(tmp_path / "parts")
 
 
-def test_all_empty_classes_are_named_at_once(tmp_path):
+def test_all_empty_classes_are_listed(tmp_path):
     put(tmp_path, "a/1.jpg", "b/1.jpg")
     for name in ("c", "d", "e/inner"):
         (tmp_path / name).mkdir(parents=True)
@@ -112,14 +112,14 @@ def test_one_class_only(tmp_path):
         find_images(put(tmp_path, "rose/1.jpg"))
 
 
-def test_litter_is_ignored_and_said(tmp_path):
+def test_hidden_and_system_files_are_ignored_and_counted(tmp_path):
     put(tmp_path, "a/1.jpg", "b/1.jpg", "a/._1.jpg", ".ipynb_checkpoints/1.jpg", "__MACOSX/a/1.jpg")
     put(tmp_path, "a/@eaDir/1.jpg", ".git/x.jpg", "stray.jpg")
     for name in ("a/.DS_Store", "b/.DS_Store", "b/Thumbs.db", "a/notes.txt", "a/clip.mov", "a/web.avif"):
         (tmp_path / name).write_text("")
-    photos = find_images(tmp_path)
-    assert photos.paths == ("a/1.jpg", "b/1.jpg") and photos.classes == ("a", "b")
-    notes = "\n".join(photos.notes)
+    dataset = find_images(tmp_path)
+    assert dataset.paths == ("a/1.jpg", "b/1.jpg") and dataset.classes == ("a", "b")
+    notes = "\n".join(dataset.notes)
     for text in (
         ".DS_Store (2)",
         ".ipynb_checkpoints",
@@ -130,7 +130,7 @@ def test_litter_is_ignored_and_said(tmp_path):
         "stray.jpg",
     ):
         assert text in notes, text
-    assert "a: ignored 3 files that are no photos" in notes and ".mov" in notes and ".avif" in notes
+    assert "a: ignored 3 files that are not photos" in notes and ".mov" in notes and ".avif" in notes
 
 
 def test_links(tmp_path):
@@ -143,9 +143,9 @@ def test_links(tmp_path):
     (root / "a/twice").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
     (root / "b/gone.jpg").symlink_to(tmp_path / "gone.jpg")
     (root / "b/real.jpg").symlink_to(tmp_path / "elsewhere/2.jpg")
-    photos = find_images(root)
-    assert photos.paths == ("a/1.jpg", "a/more/2.jpg", "b/1.jpg", "b/real.jpg")
-    assert any("b: ignored 1" in note and "dangling link" in note for note in photos.notes)
+    dataset = find_images(root)
+    assert dataset.paths == ("a/1.jpg", "a/more/2.jpg", "b/1.jpg", "b/real.jpg")
+    assert any("b: ignored 1" in note and "dangling link" in note for note in dataset.notes)
 
 
 def test_pipes_and_sockets_are_left_out(tmp_path, monkeypatch):
@@ -154,9 +154,9 @@ def test_pipes_and_sockets_are_left_out(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # socket paths must be short
     with socket.socket(socket.AF_UNIX) as server:
         server.bind("b/socket.jpg")
-        photos = find_images(tmp_path)
-    assert photos.paths == ("a/1.jpg", "b/1.jpg")
-    assert sum("pipe, socket or device" in note for note in photos.notes) == 2
+        dataset = find_images(tmp_path)
+    assert dataset.paths == ("a/1.jpg", "b/1.jpg")
+    assert sum("pipe, socket or device" in note for note in dataset.notes) == 2
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
@@ -195,15 +195,15 @@ def test_hostile_names(tmp_path):
     put(tmp_path, *(f"rose/{name}" for name in names), "tulip/1.jpg")
     odd = os.fsencode(tmp_path) + b"/tulip/\xff\xfe.jpg"
     Image.new("RGB", (8, 8)).save(os.fsdecode(odd))
-    photos = find_images(tmp_path)
-    assert len(photos) == len(names) + 2
-    assert all((photos.root / path).is_file() for path in photos.paths)
+    dataset = find_images(tmp_path)
+    assert len(dataset) == len(names) + 2
+    assert all((dataset.root / path).is_file() for path in dataset.paths)
 
 
-def test_nearly_equal_class_names_are_said(tmp_path):
-    photos = find_images(put(tmp_path, "Rose/1.jpg", "rose/1.jpg", "\xe9/1.jpg", "e\u0301/1.jpg"))
-    assert len(photos.classes) == 4
-    notes = "\n".join(photos.notes)
+def test_nearly_equal_class_names_are_noted(tmp_path):
+    dataset = find_images(put(tmp_path, "Rose/1.jpg", "rose/1.jpg", "\xe9/1.jpg", "e\u0301/1.jpg"))
+    assert len(dataset.classes) == 4
+    notes = "\n".join(dataset.notes)
     assert "'Rose', 'rose'" in notes and r"'e\u0301'" in notes
 
 

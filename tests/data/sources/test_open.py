@@ -1,4 +1,4 @@
-"""From what a person types after `--data` to photos."""
+"""Values of `--data`."""
 
 import sys
 import tarfile
@@ -42,8 +42,8 @@ def test_archives_of_folders(tmp_path, inner, kind):
     else:
         with tarfile.open(archive, "w:gz") as content:
             content.add(root, ".")
-    photos = open_dataset(archive, tmp_path / "cache")
-    assert photos.name == "roses" and photos.classes == ("a", "b") and len(photos) == 2
+    dataset = open_dataset(archive, tmp_path / "cache")
+    assert dataset.name == "roses" and dataset.classes == ("a", "b") and len(dataset) == 2
 
 
 def test_demo_is_drawn_once(tmp_path, monkeypatch):
@@ -59,7 +59,7 @@ def test_demo_is_drawn_once(tmp_path, monkeypatch):
 def test_unknown_sources_say_what_is_accepted(tmp_path):
     (tmp_path / "notes.txt").write_text("")
     for name, what in {
-        "notes.txt": "no archive",
+        "notes.txt": "not an archive",
         "none": "does not exist",
         "none.zip": "does not exist",
     }.items():
@@ -67,7 +67,7 @@ def test_unknown_sources_say_what_is_accepted(tmp_path):
             open_dataset(tmp_path / name)
 
 
-def test_paths_as_people_type_them(tmp_path, monkeypatch):
+def test_unusual_paths(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     for name in ("my photos", "-odd", "fünf & mehr"):

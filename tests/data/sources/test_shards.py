@@ -1,4 +1,4 @@
-"""Tar shards: photos in them are photos like any others, and nothing is unpacked."""
+"""Tar shards: their images behave like files, and nothing is unpacked."""
 
 import io
 import json
@@ -9,16 +9,16 @@ import pytest
 import torch
 from PIL import Image
 
+from flowers_torch.data import tar_members
 from flowers_torch.data.augment.per_image import train_transform
 from flowers_torch.data.images import load_image
 from flowers_torch.data.loading.loaders import TransformedImages, make_loader
 from flowers_torch.data.quality.filter import filter_images
 from flowers_torch.data.quality.scan import inspect_images
-from flowers_torch.data.sources import tar_members
 from flowers_torch.data.sources.open import open_dataset
 from flowers_torch.data.sources.shards import find_shards
-from flowers_torch.data.sources.tar_members import members, open_member
 from flowers_torch.data.splits.assign import split_dataset
+from flowers_torch.data.tar_members import members, open_member
 from flowers_torch.errors import DataError
 
 
@@ -48,32 +48,32 @@ def folders(tmp_path):
 
 
 def test_class_folders_in_shards(folders):
-    photos = open_dataset(folders)
-    assert photos.classes == ("rose", "tulip") and photos.counts() == [10, 10] and photos.name == "set"
-    assert photos.paths[0] == "part-0.tar/rose/00.jpg" and photos.split == {}
-    assert any("2 shards" in note for note in photos.notes) and any(
-        ".md (2)" in note for note in photos.notes
+    dataset = open_dataset(folders)
+    assert dataset.classes == ("rose", "tulip") and dataset.counts() == [10, 10] and dataset.name == "set"
+    assert dataset.paths[0] == "part-0.tar/rose/00.jpg" and dataset.split == {}
+    assert any("2 shards" in note for note in dataset.notes) and any(
+        ".md (2)" in note for note in dataset.notes
     )
-    assert load_image(photos.root / photos.paths[0]).size == (70, 70)
+    assert load_image(dataset.root / dataset.paths[0]).size == (70, 70)
     before = sorted(path.name for path in folders.iterdir())
-    admitted = filter_images(photos)
-    assert not admitted.bad and len(admitted.photos) == 20
-    split = split_dataset(photos)
-    assert sorted(sum(split.values(), [])) == list(range(20))
+    filtered = filter_images(dataset)
+    assert not filtered.unreadable and len(filtered.dataset) == 20
+    splits = split_dataset(dataset)
+    assert sorted(sum(splits.values(), [])) == list(range(20))
     assert sorted(path.name for path in folders.iterdir()) == before
 
 
 def test_batches_from_shards_are_those_from_files(folders, tmp_path):
-    photos = open_dataset(folders)
-    for path in photos.paths:
+    dataset = open_dataset(folders)
+    for path in dataset.paths:
         target = tmp_path / "unpacked" / path
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(open_member(*tar_members.split_path(photos.root / path)).read())
+        target.write_bytes(open_member(*tar_members.split_path(dataset.root / path)).read())
 
     def batches(root, workers=0):
-        transform = train_transform("light", 24, (0.5,) * 3, (0.5,) * 3)
-        dataset = TransformedImages([root / path for path in photos.paths], photos.labels, transform, 3)
-        loader, _ = make_loader(dataset, 7, shuffle=True, workers=workers)
+        transform = train_transform("rand", 24, (0.5,) * 3, (0.5,) * 3)
+        transformed = TransformedImages([root / path for path in dataset.paths], dataset.labels, transform, 3)
+        loader, _ = make_loader(transformed, 7, shuffle=True, workers=workers)
         return torch.cat([batch.image for batch in loader])
 
     files = batches(tmp_path / "unpacked")
@@ -81,7 +81,7 @@ def test_batches_from_shards_are_those_from_files(folders, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["cls", "numbers", "named numbers", "json"])
-def test_labels_beside_the_photos(tmp_path, kind):
+def test_label_files_beside_the_images(tmp_path, kind):
     files = {}
     for i in range(12):
         label = ("b", "a", "c")[i % 3]
@@ -92,19 +92,19 @@ def test_labels_beside_the_photos(tmp_path, kind):
     write_tar(tmp_path / "0.tar", files)
     if kind == "named numbers":
         (tmp_path / "classes.txt").write_text("b\na\nc\n")
-    photos = open_dataset(tmp_path)
+    dataset = open_dataset(tmp_path)
     wanted = {"numbers": ("0", "1", "2"), "named numbers": ("b", "a", "c")}.get(kind, ("a", "b", "c"))
-    assert photos.classes == wanted and photos.counts() == [4, 4, 4]
-    assert photos.classes[photos.labels[0]] == ("0" if kind == "numbers" else "b")
+    assert dataset.classes == wanted and dataset.counts() == [4, 4, 4]
+    assert dataset.classes[dataset.labels[0]] == ("0" if kind == "numbers" else "b")
 
 
 def test_shards_that_are_split_already(tmp_path):
-    for part, count in (("train", 2), ("val", 1), ("test", 1)):
+    for split, count in (("train", 2), ("val", 1), ("test", 1)):
         for shard in range(count):
-            files = {f"{name}/{part}{shard}{i}.jpg": jpeg(i) for i in range(3) for name in "ab"}
-            write_tar(tmp_path / f"mine-{part}-{shard:04d}.tar", files)
-    photos = open_dataset(tmp_path)
-    assert sorted(photos.split.values()).count("train") == 12 and len(photos.split) == len(photos) == 24
+            files = {f"{name}/{split}{shard}{i}.jpg": jpeg(i) for i in range(3) for name in "ab"}
+            write_tar(tmp_path / f"mine-{split}-{shard:04d}.tar", files)
+    dataset = open_dataset(tmp_path)
+    assert sorted(dataset.split.values()).count("train") == 12 and len(dataset.split) == len(dataset) == 24
     assert len(open_dataset(f"{tmp_path}/mine-train-{{0000..0001}}.tar")) == 12
     assert open_dataset(f"{tmp_path}/mine-train-*.tar").split == {}
     assert find_shards(tmp_path / "mine-val-0000.tar") == []  # a single archive is unpacked
@@ -120,7 +120,7 @@ def test_shards_that_are_split_already(tmp_path):
     write_tar(tmp_path / "mine-more.tar", {"a/1.jpg": jpeg(1)})
     with pytest.raises(DataError, match="not clear"):
         open_dataset(tmp_path)
-    files = {f"{part}/{name}/1.jpg": jpeg(1) for part in ("Train", "dev") for name in "ab"}
+    files = {f"{split}/{name}/1.jpg": jpeg(1) for split in ("Train", "dev") for name in "ab"}
     write_tar(tmp_path / "one/set.tar", files)
     assert sorted(open_dataset(tmp_path / "one").split.values()) == ["train", "train", "val", "val"]
 
@@ -147,23 +147,23 @@ def test_shards_that_cannot_be_used(tmp_path, files, message):
 def test_numbers_beyond_the_list_of_names(tmp_path):
     write_tar(tmp_path / "0.tar", {"1.jpg": b"x", "1.cls": b"0", "2.jpg": b"x", "2.cls": b"2"})
     (tmp_path / "classes.txt").write_text("a\nb\n")
-    with pytest.raises(DataError, match="2 names, the labels reach to 2"):
+    with pytest.raises(DataError, match="2 names, but the labels go up to 2"):
         open_dataset(tmp_path)
 
 
-def test_a_bad_photo_in_a_shard_is_named(folders):
+def test_an_error_names_the_bad_image_in_a_shard(folders):
     write_tar(folders / "part-2.tar", {"rose/bad.jpg": jpeg(3)[:300], "tulip/good.jpg": jpeg(4)})
-    photos = open_dataset(folders)
-    errors = [seen.error for seen in inspect_images(photos, workers=1) if seen.error]
+    dataset = open_dataset(folders)
+    errors = [found.error for found in inspect_images(dataset, workers=1) if found.error]
     assert len(errors) == 1 and "part-2.tar/rose/bad.jpg" in errors[0]
 
 
 @pytest.mark.parametrize("end", [100, 512 + 4, 1024 + 512])
-def test_cut_shards(tmp_path, end):
+def test_truncated_shards(tmp_path, end):
     write_tar(tmp_path / "0.tar", {"a/1.jpg": b"x" * 512, "b/1.jpg": b"y" * 512})
     whole = (tmp_path / "0.tar").read_bytes()
     (tmp_path / "0.tar").write_bytes(whole[:end])
-    with pytest.raises(DataError, match=r"0\.tar (is cut off|is no plain tar)"):
+    with pytest.raises(DataError, match=r"0\.tar (is cut off|is not a valid uncompressed tar)"):
         open_dataset(tmp_path)
 
 
@@ -181,7 +181,7 @@ def test_links_compression_and_doubles(tmp_path):
     assert set(members(tmp_path / "0.tar")) == {"a/1.jpg"}
     with tarfile.open(tmp_path / "1.tar", "w:gz"):
         pass
-    with pytest.raises(DataError, match="no plain tar.*uncompressed"):
+    with pytest.raises(DataError, match="not a valid uncompressed tar"):
         members(tmp_path / "1.tar")
     with tarfile.open(tmp_path / "2.tar", "w") as content:
         for _ in range(2):
@@ -207,7 +207,7 @@ def test_a_member_reads_like_a_file(tmp_path):
     assert file.closed
 
 
-def test_a_shard_written_anew_is_listed_anew(tmp_path):
+def test_a_rewritten_shard_is_listed_again(tmp_path):
     write_tar(tmp_path / "0.tar", {"a/1.jpg": b"x"})
     assert set(members(tmp_path / "0.tar")) == {"a/1.jpg"}
     write_tar(tmp_path / "0.tar", {"a/1.jpg": b"x", "a/2.jpg": b"y" * 20_000})

@@ -1,4 +1,4 @@
-"""Labels from CSV files, as people and spreadsheets write them."""
+"""Labels from CSV files as written by people and spreadsheets."""
 
 import pytest
 from PIL import Image
@@ -38,24 +38,24 @@ GOOD = "file,label\nin/10.jpg,rose\nin/2.jpg,class10\na b.jpg,class2\nin/1.jpg,r
     ],
 )
 def test_tables_as_they_come(root, text):
-    photos = read_table(table(root, text))
-    assert photos.classes == ("class2", "class10", "rose") and photos.name == "labels"
-    assert photos.paths == ("a b.jpg", "in/1.jpg", "in/2.jpg", "in/10.jpg")
-    assert photos.labels == (0, 2, 1, 2) and photos.split == {} and photos.root == root
-    assert open_dataset(root / "labels.csv") == photos
+    dataset = read_table(table(root, text))
+    assert dataset.classes == ("class2", "class10", "rose") and dataset.name == "labels"
+    assert dataset.paths == ("a b.jpg", "in/1.jpg", "in/2.jpg", "in/10.jpg")
+    assert dataset.labels == (0, 2, 1, 2) and dataset.split == {} and dataset.root == root
+    assert open_dataset(root / "labels.csv") == dataset
 
 
 def test_split_and_group_columns(root):
     text = "file,label,split,group\nin/1.jpg,a,Train,p\nin/2.jpg,b,training,\n"
     text += "in/10.jpg,a,validation,p\na b.jpg,b,dev,q\n"
-    photos = read_table(table(root, text))
-    assert photos.split == {"a b.jpg": "val", "in/1.jpg": "train", "in/2.jpg": "train", "in/10.jpg": "val"}
-    assert photos.groups == {"in/1.jpg": "p", "in/10.jpg": "p", "a b.jpg": "q"}
-    assert group_units(photos) == [0, 1, 2, 1] and group_units(photos, [[0, 3]]) == [0, 0, 2, 0]
+    dataset = read_table(table(root, text))
+    assert dataset.split == {"a b.jpg": "val", "in/1.jpg": "train", "in/2.jpg": "train", "in/10.jpg": "val"}
+    assert dataset.groups == {"in/1.jpg": "p", "in/10.jpg": "p", "a b.jpg": "q"}
+    assert group_units(dataset) == [0, 1, 2, 1] and group_units(dataset, [[0, 3]]) == [0, 0, 2, 0]
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ("", "no photos"),
         ("file,label\n", "no photos"),
@@ -64,10 +64,10 @@ def test_split_and_group_columns(root):
         ("file,path,label\nin/1.jpg,x,a\n", "several columns for the file"),
         ("file,label\nin/1.jpg,a\nin/2.jpg,\n", "line 3: no label"),
         ("file,label\nin/1.jpg,a\nin/2.jpg\n", "line 3: no label"),
-        ("file,label\n../x.jpg,a\n", "line 2.*no file below"),
-        ("file,label\n/etc/passwd,a\n", "line 2.*no file below"),
+        ("file,label\n../x.jpg,a\n", "line 2.*not a path below"),
+        ("file,label\n/etc/passwd,a\n", "line 2.*not a path below"),
         ("file,label\nin/1.jpg,a\nin/3.jpg,b\nin/4.jpg,b\n", "2 of 3 photos.*in/3.jpg"),
-        ("file,label\nin/1.jpg,a\nin/1.jpg,b\n", "line 3.*before with another label"),
+        ("file,label\nin/1.jpg,a\nin/1.jpg,b\n", "line 3.*another label or split"),
         ("file,label\nin/1.jpg,a\nin/2.jpg,a\n", "one class|1 class only"),
         ("file,label,split\nin/1.jpg,a,train\nin/2.jpg,b,later\n", "line 3: split 'later'"),
         ("file,label,split\nin/1.jpg,a,train\nin/2.jpg,b,\n", "line 3: split ''"),
@@ -76,8 +76,8 @@ def test_split_and_group_columns(root):
         ("file,label,split\nin/1.jpg,a,test\nin/2.jpg,b,test\n", "no photo as train"),
     ],
 )
-def test_mistakes_are_named_with_their_line(root, text, says):
-    with pytest.raises(DataError, match=says) as error:
+def test_errors_name_the_line(root, text, message):
+    with pytest.raises(DataError, match=message) as error:
         read_table(table(root, text))
     assert "labels.csv" in str(error.value)
 
@@ -87,9 +87,9 @@ def test_a_missing_table(tmp_path):
         read_table(tmp_path / "none.csv")
 
 
-def test_a_repeated_line_is_said(root):
-    photos = read_table(table(root, GOOD + "in/1.jpg,rose\n"))
-    assert len(photos) == 4 and photos.notes == ("in/1.jpg is listed twice",)
+def test_a_repeated_line_is_noted(root):
+    dataset = read_table(table(root, GOOD + "in/1.jpg,rose\n"))
+    assert len(dataset) == 4 and dataset.notes == ("in/1.jpg is listed twice",)
 
 
 def test_groups_for_class_folders(tmp_path):
@@ -97,22 +97,22 @@ def test_groups_for_class_folders(tmp_path):
         path = tmp_path / f"set/{'ab'[i % 2]}/{i}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (8, 8)).save(path)
-    photos = find_images(tmp_path / "set")
-    lines = [f"{path},plant{i // 3}" for i, path in enumerate(photos.paths[:9])]
+    dataset = find_images(tmp_path / "set")
+    lines = [f"{path},plant{i // 3}" for i, path in enumerate(dataset.paths[:9])]
     (tmp_path / "groups.csv").write_text("\n".join(["file,group", *lines]))
-    groups = read_groups(tmp_path / "groups.csv", photos)
+    groups = read_groups(tmp_path / "groups.csv", dataset)
     assert len(set(groups.values())) == 3
     import dataclasses
 
-    grouped = dataclasses.replace(photos, groups=groups)
+    grouped = dataclasses.replace(dataset, groups=groups)
     for seed in range(5):
-        split = split_dataset(grouped, seed=seed)
+        splits = split_dataset(grouped, seed=seed)
         for name in set(groups.values()):
-            members = {i for i, path in enumerate(photos.paths) if groups.get(path) == name}
-            assert sum(bool(members & set(indices)) for indices in split.values()) == 1
+            members = {i for i, path in enumerate(dataset.paths) if groups.get(path) == name}
+            assert sum(bool(members & set(indices)) for indices in splits.values()) == 1
     (tmp_path / "groups.csv").write_text("file,group\na/none.jpg,x\n")
-    with pytest.raises(DataError, match="line 2: a/none.jpg is none of the photos"):
-        read_groups(tmp_path / "groups.csv", photos)
+    with pytest.raises(DataError, match="line 2: a/none.jpg is not a photo of"):
+        read_groups(tmp_path / "groups.csv", dataset)
     (tmp_path / "groups.csv").write_text("file,plant\na/0.jpg,x\n")
     with pytest.raises(DataError, match="file and group"):
-        read_groups(tmp_path / "groups.csv", photos)
+        read_groups(tmp_path / "groups.csv", dataset)

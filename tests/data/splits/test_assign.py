@@ -1,4 +1,4 @@
-"""Splits: disjoint, stratified, the same everywhere, unmoved by added photos."""
+"""Splits are disjoint, stratified and reproducible, and added images move no others."""
 
 import dataclasses
 from collections import Counter
@@ -28,58 +28,58 @@ def made_up(sizes, split=None, root=Path("nowhere")) -> ImageDataset:
     )
 
 
-def parts_by_path(photos, split) -> dict[str, str]:
-    return {photos.paths[i]: part for part, indices in split.items() for i in indices}
+def split_by_path(dataset, splits) -> dict[str, str]:
+    return {dataset.paths[i]: split for split, indices in splits.items() for i in indices}
 
 
-def class_counts(photos, indices) -> list[int]:
-    counts = Counter(photos.labels[i] for i in indices)
-    return [counts[c] for c in range(len(photos.classes))]
+def class_counts(dataset, indices) -> list[int]:
+    counts = Counter(dataset.labels[i] for i in indices)
+    return [counts[c] for c in range(len(dataset.classes))]
 
 
-def test_the_number_is_fixed_for_all_time():
+def test_the_split_number_never_changes():
     """A change here would move every user's photos between train and test."""
     assert split_number("rose/1.jpg", 0) == pytest.approx(0.1695787118, abs=1e-9)
     assert split_number("rose/1.jpg", 1) != split_number("rose/1.jpg", 0)
     assert split_number("\xe9/1.jpg", 0) == split_number("e\u0301/1.jpg", 0)
-    assert 0 <= split_number("\udcff.jpg", 0) < 1  # a name that is no UTF-8
+    assert 0 <= split_number("\udcff.jpg", 0) < 1  # a name that is not valid UTF-8
 
 
 def test_disjoint_whole_and_near_the_fractions():
-    photos = made_up([400, 400, 400])
-    split = split_dataset(photos, (0.6, 0.2, 0.2), seed=3)
-    assert sorted(sum(split.values(), [])) == list(range(1200))
-    for part, share in zip(SPLITS, (0.6, 0.2, 0.2), strict=True):
-        assert split[part] == sorted(split[part])
-        for count in class_counts(photos, split[part]):
-            assert abs(count - 400 * share) < 40  # 4 standard deviations of a binomial
-    assert split == split_dataset(photos, (0.6, 0.2, 0.2), seed=3)
-    assert split != split_dataset(photos, (0.6, 0.2, 0.2), seed=4)
+    dataset = made_up([400, 400, 400])
+    splits = split_dataset(dataset, (0.6, 0.2, 0.2), seed=3)
+    assert sorted(sum(splits.values(), [])) == list(range(1200))
+    for split, fraction in zip(SPLITS, (0.6, 0.2, 0.2), strict=True):
+        assert splits[split] == sorted(splits[split])
+        for count in class_counts(dataset, splits[split]):
+            assert abs(count - 400 * fraction) < 40  # 4 standard deviations of a binomial
+    assert splits == split_dataset(dataset, (0.6, 0.2, 0.2), seed=3)
+    assert splits != split_dataset(dataset, (0.6, 0.2, 0.2), seed=4)
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 1000), st.sets(st.integers(0, 149), max_size=30))
-def test_added_and_removed_photos_move_no_others(seed, removed):
-    photos = made_up([50, 50, 50])
+def test_added_and_removed_images_move_no_others(seed, removed):
+    dataset = made_up([50, 50, 50])
     keep = [i for i in range(150) if i not in removed]
     fewer = dataclasses.replace(
-        photos, paths=tuple(photos.paths[i] for i in keep), labels=tuple(photos.labels[i] for i in keep)
+        dataset, paths=tuple(dataset.paths[i] for i in keep), labels=tuple(dataset.labels[i] for i in keep)
     )
-    before, after = (parts_by_path(p, split_dataset(p, seed=seed)) for p in (fewer, photos))
-    assert all(after[path] == part for path, part in before.items())
+    before, after = (split_by_path(p, split_dataset(p, seed=seed)) for p in (fewer, dataset))
+    assert all(after[path] == split for path, split in before.items())
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_small_classes_reach_every_part(seed):
-    photos = made_up([3, 4, 5, 40])
-    split = split_dataset(photos, seed=seed)
-    for part in SPLITS:
-        assert min(class_counts(photos, split[part])) >= 1
-    without_test = split_dataset(photos, (0.8, 0.2, 0), seed=seed)
+def test_small_classes_are_in_every_split(seed):
+    dataset = made_up([3, 4, 5, 40])
+    splits = split_dataset(dataset, seed=seed)
+    for split in SPLITS:
+        assert min(class_counts(dataset, splits[split])) >= 1
+    without_test = split_dataset(dataset, (0.8, 0.2, 0), seed=seed)
     assert without_test["test"] == []
 
 
-def test_a_class_too_small_for_the_parts_is_named():
+def test_a_class_with_fewer_images_than_splits_is_an_error():
     with pytest.raises(DataError, match="class1 has 2 photos, too few"):
         split_dataset(made_up([9, 2]))
     with pytest.raises(DataError, match="class1 has 1 photo,"):
@@ -92,33 +92,33 @@ def test_impossible_fractions(fractions):
         split_dataset(made_up([9, 9]), fractions)
 
 
-def test_the_sources_own_split_is_kept():
-    photos = made_up([30, 30])
-    given_split = {path: SPLITS[i % 3] for i, path in enumerate(photos.paths)}
-    photos = dataclasses.replace(photos, split=given_split)
-    assert parts_by_path(photos, split_dataset(photos, seed=5)) == given_split
+def test_the_split_of_the_source_is_unchanged():
+    dataset = made_up([30, 30])
+    given_split = {path: SPLITS[i % 3] for i, path in enumerate(dataset.paths)}
+    dataset = dataclasses.replace(dataset, split=given_split)
+    assert split_by_path(dataset, split_dataset(dataset, seed=5)) == given_split
 
 
 @pytest.mark.parametrize("missing", ["val", "test"])
-def test_a_part_that_the_source_lacks_is_drawn_from_train(missing):
-    photos = made_up([200, 200])
+def test_a_split_that_the_source_lacks_is_drawn_from_train(missing):
+    dataset = made_up([200, 200])
     other = {"val": "test", "test": "val"}[missing]
-    given_split = {path: other if i % 4 == 0 else "train" for i, path in enumerate(photos.paths)}
-    photos = dataclasses.replace(photos, split=given_split)
-    split = split_dataset(photos, (0.6, 0.2, 0.2), seed=1)
-    found = parts_by_path(photos, split)
-    assert [i for i in range(400) if i % 4 == 0] == split[other]
-    assert all(given_split[photos.paths[i]] == "train" for i in split[missing])
-    assert 0.15 < len(split[missing]) / 300 < 0.35 and len(found) == 400
+    given_split = {path: other if i % 4 == 0 else "train" for i, path in enumerate(dataset.paths)}
+    dataset = dataclasses.replace(dataset, split=given_split)
+    splits = split_dataset(dataset, (0.6, 0.2, 0.2), seed=1)
+    found = split_by_path(dataset, splits)
+    assert [i for i in range(400) if i % 4 == 0] == splits[other]
+    assert all(given_split[dataset.paths[i]] == "train" for i in splits[missing])
+    assert 0.15 < len(splits[missing]) / 300 < 0.35 and len(found) == 400
 
 
 def test_exact_split_of_flowers17():
-    photos = made_up([80] * 17)
-    split = exact_split(photos, (800, 280, 280), seed=0)
-    assert [len(split[part]) for part in SPLITS] == [800, 280, 280]
-    assert sorted(sum(split.values(), [])) == list(range(1360))
-    for part in SPLITS:
-        counts = class_counts(photos, split[part])
+    dataset = made_up([80] * 17)
+    splits = exact_split(dataset, (800, 280, 280), seed=0)
+    assert [len(splits[split]) for split in SPLITS] == [800, 280, 280]
+    assert sorted(sum(splits.values(), [])) == list(range(1360))
+    for split in SPLITS:
+        counts = class_counts(dataset, splits[split])
         assert max(counts) - min(counts) <= 1
 
 
@@ -129,30 +129,30 @@ def test_exact_split_sums_and_stays_in_proportion(sizes, data):
     train = data.draw(st.integers(0, total))
     val = data.draw(st.integers(0, total - train))
     test = data.draw(st.integers(0, total - train - val))
-    photos = made_up(sizes)
-    split = exact_split(photos, (train, val, test), seed=data.draw(st.integers(0, 9)))
-    assert [len(split[part]) for part in SPLITS] == [train, val, test]
-    assert len(set(sum(split.values(), []))) == train + val + test
-    for part, count in zip(SPLITS, (train, val, test), strict=True):
-        for size, found in zip(sizes, class_counts(photos, split[part]), strict=True):
+    dataset = made_up(sizes)
+    splits = exact_split(dataset, (train, val, test), seed=data.draw(st.integers(0, 9)))
+    assert [len(splits[split]) for split in SPLITS] == [train, val, test]
+    assert len(set(sum(splits.values(), []))) == train + val + test
+    for split, count in zip(SPLITS, (train, val, test), strict=True):
+        for size, found in zip(sizes, class_counts(dataset, splits[split]), strict=True):
             assert abs(found - count * size / total) <= 1
 
 
-def test_exact_split_asks_for_too_many():
+def test_an_exact_split_of_too_many_images_is_an_error():
     with pytest.raises(DataError, match="20"):
         exact_split(made_up([10, 10]), (15, 5, 5))
 
 
-def test_what_is_lopsided():
+def test_what_is_imbalanced():
     assert is_imbalanced(made_up([30, 10])) and not is_imbalanced(made_up([29, 10]))
 
 
-def test_the_description_says_what_is_lopsided():
-    photos = made_up([10, 12])
-    assert describe_splits(photos, {"train": [0, 1], "val": [2], "test": []}) == (
+def test_the_description_names_an_imbalance():
+    dataset = made_up([10, 12])
+    assert describe_splits(dataset, {"train": [0, 1], "val": [2], "test": []}) == (
         "22 photos of 2 classes: 2 train, 1 val, 0 test"
     )
-    assert "lopsided: 40 of class1, 10 of class0" in describe_splits(made_up([10, 40]), {"train": []})
+    assert "imbalanced: 40 of class1, 10 of class0" in describe_splits(made_up([10, 40]), {"train": []})
 
 
 @settings(max_examples=40, deadline=None)
@@ -160,34 +160,34 @@ def test_the_description_says_what_is_lopsided():
     st.integers(0, 99),
     st.lists(st.lists(st.integers(0, 59), min_size=2, max_size=4, unique=True), max_size=4),
 )
-def test_groups_stay_on_one_side(seed, groups):
+def test_groups_stay_in_one_split(seed, groups):
     taken: set[int] = set()
     groups = [g for g in groups if not taken & set(g) and not taken.update(g)]
-    photos = made_up([30, 30])
-    split = split_dataset(photos, seed=seed, groups=groups)
-    assert sorted(sum(split.values(), [])) == list(range(60))
-    found = parts_by_path(photos, split)
+    dataset = made_up([30, 30])
+    splits = split_dataset(dataset, seed=seed, groups=groups)
+    assert sorted(sum(splits.values(), [])) == list(range(60))
+    found = split_by_path(dataset, splits)
     for group in groups:
-        assert len({found[photos.paths[i]] for i in group}) == 1
-    for part in SPLITS:
-        assert min(class_counts(photos, split[part])) >= 1
+        assert len({found[dataset.paths[i]] for i in group}) == 1
+    for split in SPLITS:
+        assert min(class_counts(dataset, splits[split])) >= 1
     grouped = {i for group in groups for i in group}
-    alone = parts_by_path(photos, split_dataset(photos, seed=seed))
-    moved = [i for i in range(60) if i not in grouped and found[photos.paths[i]] != alone[photos.paths[i]]]
+    alone = split_by_path(dataset, split_dataset(dataset, seed=seed))
+    moved = [i for i in range(60) if i not in grouped and found[dataset.paths[i]] != alone[dataset.paths[i]]]
     assert moved == []
 
 
 def test_a_class_that_is_one_group_cannot_be_split():
-    with pytest.raises(DataError, match="class0 has 2 photos that are in no group together"):
+    with pytest.raises(DataError, match="class0 has 2 photos that are not in one group"):
         split_dataset(made_up([4, 9]), groups=[[0, 1, 2]])
 
 
 def test_exact_split_keeps_groups_whole():
-    photos = made_up([80] * 17)
+    dataset = made_up([80] * 17)
     groups = [[i, i + 40] for i in range(0, 1360, 80)] + [[5, 6, 7]]
-    split = exact_split(photos, (800, 280, 280), seed=1, groups=groups)
-    assert [len(split[part]) for part in SPLITS] == [800, 280, 280]
+    splits = exact_split(dataset, (800, 280, 280), seed=1, groups=groups)
+    assert [len(splits[split]) for split in SPLITS] == [800, 280, 280]
     for group in groups:
-        assert sum(bool(set(group) & set(indices)) for indices in split.values()) == 1
+        assert sum(bool(set(group) & set(indices)) for indices in splits.values()) == 1
     with pytest.raises(DataError, match="class0 do not fill"):
         exact_split(made_up([4, 4]), (2, 2, 4), groups=[[0, 1, 2, 3]])

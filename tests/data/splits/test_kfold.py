@@ -1,4 +1,4 @@
-"""Folds: every photo tested once, classes even, groups whole."""
+"""Folds: every image is tested once, classes are even, groups stay together."""
 
 from collections import Counter
 from pathlib import Path
@@ -17,9 +17,9 @@ def made_up(sizes) -> ImageDataset:
 
 
 @pytest.mark.parametrize("folds", [3, 5, 10])
-def test_each_photo_is_tested_once(folds):
-    photos = made_up([33, 41, 28])
-    splits = make_folds(photos, folds, seed=1)
+def test_each_image_is_tested_once(folds):
+    dataset = made_up([33, 41, 28])
+    splits = make_folds(dataset, folds, seed=1)
     assert sorted(sum((split["test"] for split in splits), [])) == list(range(102))
     sizes = [len(split["test"]) for split in splits]
     assert len(splits) == folds and max(sizes) - min(sizes) <= 1
@@ -27,17 +27,17 @@ def test_each_photo_is_tested_once(folds):
         assert sorted(sum(split.values(), [])) == list(range(102))
         assert split["val"] == splits[(k + 1) % folds]["test"]
     for label in range(3):
-        counts = [Counter(photos.labels[i] for i in split["test"])[label] for split in splits]
+        counts = [Counter(dataset.labels[i] for i in split["test"])[label] for split in splits]
         assert max(counts) - min(counts) <= 1
-    assert splits == make_folds(photos, folds, seed=1) != make_folds(photos, folds, seed=2)
+    assert splits == make_folds(dataset, folds, seed=1) != make_folds(dataset, folds, seed=2)
 
 
 def test_groups_stay_whole():
-    photos = made_up([20, 20])
+    dataset = made_up([20, 20])
     groups = [[0, 5, 7], [21, 22], [3, 25]]
-    for split in make_folds(photos, 4, groups=groups):
+    for split in make_folds(dataset, 4, groups=groups):
         for group in groups:
-            assert len({part for part, indices in split.items() for i in group if i in indices}) == 1
+            assert len({split for split, indices in split.items() for i in group if i in indices}) == 1
         assert sorted(sum(split.values(), [])) == list(range(40))
 
 

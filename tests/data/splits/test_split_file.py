@@ -1,4 +1,4 @@
-"""Saved splits: they come back, and notice when the photos are others."""
+"""Saved splits are restored and reveal changed images."""
 
 import dataclasses
 import json
@@ -19,76 +19,77 @@ def made_up(root) -> ImageDataset:
 
 
 @pytest.fixture
-def stored(tmp_path):
-    photos = made_up(tmp_path / "data")
-    for path in photos.paths:
-        (photos.root / path).parent.mkdir(parents=True, exist_ok=True)
-        (photos.root / path).write_bytes(path.encode() * 10_000)
-    split = split_dataset(photos, seed=2)
-    save_split(split, photos, tmp_path / "split.json", seed=2)
-    return tmp_path / "split.json", photos, split
+def saved(tmp_path):
+    dataset = made_up(tmp_path / "data")
+    for path in dataset.paths:
+        (dataset.root / path).parent.mkdir(parents=True, exist_ok=True)
+        (dataset.root / path).write_bytes(path.encode() * 10_000)
+    splits = split_dataset(dataset, seed=2)
+    save_split(splits, dataset, tmp_path / "split.json", seed=2)
+    return tmp_path / "split.json", dataset, splits
 
 
-def test_a_saved_split_comes_back(stored):
-    path, photos, split = stored
-    found, changes = load_split(path, photos)
-    assert found == split and not changes
+def test_a_saved_split_comes_back(saved):
+    path, dataset, splits = saved
+    found, changes = load_split(path, dataset)
+    assert found == splits and not changes
     changes.refuse(path, "nothing to restore")
     content = json.loads(path.read_text())
-    assert content["seed"] == 2 and content["counts"] == {part: len(split[part]) for part in SPLITS}
+    assert content["seed"] == 2 and content["counts"] == {split: len(splits[split]) for split in SPLITS}
 
 
-def test_changes_are_counted_by_part_and_refused(stored):
-    path, photos, split = stored
-    edited = photos.root / photos.paths[3]
+def test_changes_are_counted_by_split(saved):
+    path, dataset, splits = saved
+    edited = dataset.root / dataset.paths[3]
     edited.write_bytes(edited.read_bytes()[:-1] + b"!")  # of the same size
     now = dataclasses.replace(
-        photos, paths=(*photos.paths[2:], "class1/new.jpg"), labels=(*photos.labels[2:], 1)
+        dataset, paths=(*dataset.paths[2:], "class1/new.jpg"), labels=(*dataset.labels[2:], 1)
     )
     kept, changes = load_split(path, now)
-    split_of = {photos.paths[i]: part for part, indices in split.items() for i in indices}
+    split_of = {dataset.paths[i]: split for split, indices in splits.items() for i in indices}
     assert changes.added == ["class1/new.jpg"]
     for found, index in ((changes.missing, 0), (changes.missing, 1), (changes.edited, 3)):
-        assert photos.paths[index] in found[split_of[photos.paths[index]]]
+        assert dataset.paths[index] in found[split_of[dataset.paths[index]]]
     assert changes.counts() == {"missing": 2, "edited": 1, "added": 1}
     with pytest.raises(DataError, match="2 missing, 1 edited, 1 added.*class0/0.jpg.*fix: put them back"):
         changes.refuse(path, "put them back")
-    for text in ("in none          0        0        1", "first missing: class0/0.jpg"):
+    for text in ("none             0        0        1", "first missing: class0/0.jpg"):
         assert text in changes.table()
-    ours = {now.paths[i]: part for part, indices in kept.items() for i in indices}
-    assert ours == {p: part for p, part in split_of.items() if p in photos.paths[2:]}
+    ours = {now.paths[i]: split for split, indices in kept.items() for i in indices}
+    assert ours == {p: split for p, split in split_of.items() if p in dataset.paths[2:]}
 
 
-def test_a_part_that_is_gone_is_refused(stored):
-    path, photos, split = stored
-    left = [i for i in range(len(photos)) if i not in split["val"]]
+def test_a_split_without_images_is_an_error(saved):
+    path, dataset, splits = saved
+    left = [i for i in range(len(dataset)) if i not in splits["val"]]
     now = dataclasses.replace(
-        photos, paths=tuple(photos.paths[i] for i in left), labels=tuple(photos.labels[i] for i in left)
+        dataset, paths=tuple(dataset.paths[i] for i in left), labels=tuple(dataset.labels[i] for i in left)
     )
     with pytest.raises(DataError, match="none of the val photos"):
         load_split(path, now)
 
 
-def test_other_classes_are_refused(stored):
-    path, photos, _ = stored
+def test_other_classes_are_refused(saved):
+    path, dataset, _ = saved
     with pytest.raises(DataError, match="other classes"):
-        load_split(path, dataclasses.replace(photos, classes=("class1", "class0")))
+        load_split(path, dataclasses.replace(dataset, classes=("class1", "class0")))
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "{}", '{"parts": {}, "classes": []}', '{"parts": {}, "classes": [], "format": 1}']
+    "text",
+    ["", "{", "[]", "{}", '{"splits": {}, "classes": []}', '{"splits": {}, "classes": [], "format": 1}'],
 )
-def test_damaged_splits(stored, text):
-    path, photos, _ = stored
+def test_damaged_splits(saved, text):
+    path, dataset, _ = saved
     path.write_text(text)
     with pytest.raises(DataError, match="split"):
-        load_split(path, photos)
+        load_split(path, dataset)
 
 
-def test_a_photo_in_two_parts_is_refused(stored):
-    path, photos, _ = stored
+def test_an_image_in_two_splits_is_an_error(saved):
+    path, dataset, _ = saved
     content = json.loads(path.read_text())
-    content["parts"]["val"] |= content["parts"]["train"]
+    content["splits"]["val"] |= content["splits"]["train"]
     path.write_text(json.dumps(content))
-    with pytest.raises(DataError, match="two parts"):
-        load_split(path, photos)
+    with pytest.raises(DataError, match="two splits"):
+        load_split(path, dataset)

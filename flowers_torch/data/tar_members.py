@@ -1,7 +1,6 @@
-"""Files inside plain tar archives, read where they lie: a path may lead into one, as `set/0.tar/rose/1.jpg`.
+"""Files inside uncompressed tar archives, read without unpacking.
 
-Nothing is unpacked, so a set may be larger than any disk cache, and a member is found by its place in the
-archive, so photos can be taken in any order: an epoch is shuffled as a whole, and resuming is exact.
+A path may lead into an archive: `set/0.tar/rose/1.jpg`. Members are found by their offset, in any order.
 """
 
 import functools
@@ -17,7 +16,7 @@ SUFFIX = ".tar"
 
 
 class Slice(io.RawIOBase):
-    """A part of an open file, as a file of its own; closing it closes the whole."""
+    """A byte range of an open file, as a file of its own. Closing it closes the whole file."""
 
     def __init__(self, whole: IO[bytes], start: int, size: int) -> None:
         self.whole, self.start, self.size, self.position = whole, start, size, 0
@@ -31,7 +30,7 @@ class Slice(io.RawIOBase):
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self.position, os.SEEK_END: self.size}[whence]
         if base + offset < 0:
-            raise OSError("negative position")  # as files do
+            raise OSError("negative position")  # as regular files do
         self.position = base + offset
         return self.position
 
@@ -51,7 +50,7 @@ class Slice(io.RawIOBase):
 
 
 def split_path(path: Path) -> tuple[Path, str] | None:
-    """The archive and the member that a path leads to; None where it leads into no archive."""
+    """Splits a path into archive and member; None if it does not lead into an archive."""
     for parent in path.parents:
         if parent.suffix.lower() == SUFFIX and parent.is_file():
             return parent, path.relative_to(parent).as_posix()
@@ -62,7 +61,7 @@ def open_member(archive: Path, member: str) -> IO[bytes]:
     """Opens a member for reading.
 
     Raises:
-        DataError: the archive cannot be read, or has no such member.
+        DataError: the archive cannot be read or has no such member.
     """
     places = members(archive)
     if member not in places:
@@ -71,10 +70,10 @@ def open_member(archive: Path, member: str) -> IO[bytes]:
 
 
 def members(archive: Path) -> dict[str, tuple[int, int]]:
-    """Regular files of an archive: normalised name to first byte and size. Remembered until it changes.
+    """Name to (offset, size) of the regular files in an archive, cached until the archive changes.
 
     Raises:
-        DataError: no plain tar, cut off, with unsafe names or a name twice.
+        DataError: not an uncompressed tar, truncated, unsafe names, or a duplicate name.
     """
     try:
         status = archive.stat()
@@ -91,9 +90,9 @@ def _members(archive: Path, size: int, changed: int) -> dict[str, tuple[int, int
     try:
         with archive.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as content:
             for member in content:
-                content.members.clear()  # type: ignore[attr-defined]  # tarfile would keep them all
+                content.members.clear()  # type: ignore[attr-defined]  # else tarfile keeps all of them
                 if not member.isreg() or member.issparse():
-                    continue  # links lead elsewhere; what they lead to is listed itself
+                    continue  # links are skipped; their targets are members themselves
                 name = PurePosixPath(member.name)
                 # guard: D35 shard
                 if name.is_absolute() or ".." in name.parts or not name.parts or "\0" in member.name:
@@ -103,14 +102,14 @@ def _members(archive: Path, size: int, changed: int) -> dict[str, tuple[int, int
                 if str(name) in found:
                     raise _unusable(archive, f"holds {printable(name)} twice")
                 found[str(name)] = (member.offset_data, member.size)
-            # tarfile ends quietly at a broken or missing header; only a block of zeros is a true end.
+            # tarfile stops silently at a broken or missing header; a complete archive ends in zeros.
             file.seek(content.offset)
             if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-                raise _unusable(archive, "is cut off: it ends before its end mark")
+                raise _unusable(archive, "is cut off: its end marker is missing")
     except tarfile.TarError as error:
-        raise _unusable(archive, f"is no plain tar: {printable(error)}") from error
+        raise _unusable(archive, f"is not a valid uncompressed tar: {printable(error)}") from error
     return found
 
 
-def _unusable(archive: Path, why: str) -> DataError:
-    return DataError(f"{printable(archive)} {why}", "write it again, uncompressed")
+def _unusable(archive: Path, reason: str) -> DataError:
+    return DataError(f"{printable(archive)} {reason}", "write it again, uncompressed")
