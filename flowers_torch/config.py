@@ -8,21 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from flowers_torch.data.augment.names import AUGMENTATIONS
+
 RATE_FIELDS = frozenset(("lr", "schedule", "warmup_epochs", "layer_decay"))  # without meaning for L-BFGS
 HEAD_VIEWS = 2  # of each image, where only the head trains
 MANY_IMAGES = 20_000  # to train on, beyond which one view is enough
-AUGMENTATIONS = (
-    "none",
-    "mirror",
-    "light",
-    "crop",
-    "keras",
-    "keras_zoom",
-    "keras_shift",
-    "alexnet",
-    "rand",
-    "trivial",
-)
 
 
 def option(

@@ -294,20 +294,6 @@ def mixup(images: Tensor, targets: Tensor, fraction: float) -> tuple[Tensor, Ten
     return torch.lerp(images.flip(0), images, fraction), torch.lerp(targets.flip(0), targets, fraction)
 
 
-def cutmix(
-    images: Tensor, targets: Tensor, fraction: float, generator: SampleGenerator
-) -> tuple[Tensor, Tensor]:
-    """Pastes a rectangle of the reversed batch into each image (Yun et al. 2019); arguments as `mixup`."""
-    height, width = images.shape[-2:]
-    side = math.sqrt(1 - fraction)
-    center = generator.uniform(2)
-    low_y, high_y = ((center[:, :1] * height + d * side * height / 2).clamp(0, height) for d in (-1, 1))
-    low_x, high_x = ((center[:, 1:] * width + d * side * width / 2).clamp(0, width) for d in (-1, 1))
-    inside = _rectangles(low_y, low_x, high_y - low_y, high_x - low_x, height, width)
-    rest = 1 - inside.float().mean((1, 2))[:, None]
-    return torch.where(inside[:, None], images.flip(0), images), torch.lerp(targets.flip(0), targets, rest)
-
-
 def draw_fraction(alpha: float, *counters: int) -> float:
     """A fraction from Beta(alpha, alpha), a function of the counters (seed, epoch, batch)."""
     return float(np.random.Generator(np.random.Philox(np.random.SeedSequence(counters))).beta(alpha, alpha))

@@ -172,18 +172,12 @@ def test_erase():
     torch.testing.assert_close(color, images[first].mean((1, 2))[:, None].expand_as(color))
 
 
-def test_mixup_and_cutmix_keep_targets_true():
+def test_mixup_blends_images_and_targets():
     images = torch.stack([torch.zeros(3, 20, 20), torch.ones(3, 20, 20)])
     targets = torch.eye(2)
     mixed, blended = batch.mixup(images, targets, 0.7)
     assert torch.allclose(mixed[0], torch.tensor(0.3)) and torch.allclose(mixed[1], torch.tensor(0.7))
     assert torch.allclose(blended, torch.tensor([[0.7, 0.3], [0.3, 0.7]]))
-    for seed in range(20):
-        pasted, blended = batch.cutmix(images, targets, 0.6, draws(2, seed))
-        torch.testing.assert_close(blended.sum(1), torch.ones(2))
-        torch.testing.assert_close(pasted[0].mean(), blended[0, 1])
-        torch.testing.assert_close(pasted[1].mean(), blended[1, 1])
-        assert blended[0, 0] >= 0.6 - 0.06  # a rectangle at the border covers less, not more
 
 
 def test_fractions_follow_a_beta_distribution():

@@ -15,6 +15,7 @@ from flowers_torch.data.augment.names import BATCH_AUGMENTATIONS, COLOR, CROPS, 
 from flowers_torch.data.augment.per_image import LimitAspect, OneImage, to_floats, to_input
 from flowers_torch.data.loading.batches import batch_augmentation
 from flowers_torch.data.loading.resize import resize_transform
+from flowers_torch.data.preprocessing import Preprocessing
 
 SIZE = 24
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
@@ -63,7 +64,7 @@ def test_batches_agree_with_single_images_on_average(augmentation):
     reference = image_transform(augmentation)
     torch.manual_seed(0)
     expected = torch.stack([reference(image) for _ in range(400)])
-    resized = resize_transform(augmentation, SIZE)(image).expand(400, -1, -1, -1).float() / 255
+    resized = resize_transform(augmentation, Preprocessing(SIZE))(image).expand(400, -1, -1, -1).float() / 255
     generator = per_batch.SampleGenerator(0, torch.arange(400), torch.zeros(400, dtype=torch.int64))
     inputs = batch_augmentation(augmentation, SIZE)(resized, generator, torch.full((400,), 72 / 54))
     inputs = per_batch.standardize(inputs, MEAN, STD)
