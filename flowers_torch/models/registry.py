@@ -2,11 +2,14 @@
 
 import dataclasses
 import difflib
+import functools
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import timm
+import torch
 from torch import nn
 
 from flowers_torch.data.preprocessing import Preprocessing
@@ -88,7 +91,7 @@ def _timm_entry(name: str) -> NetworkEntry:
         raise ModelFileError(f"timm has no pretrained configuration for {name}", "choose another network")
     _, height, width = config.input_size
     return NetworkEntry(
-        build=lambda **keywords: timm.create_model(name, pretrained=False, **keywords),
+        build=functools.partial(_build_timm, name),
         preprocessing=Preprocessing(
             size=min(height, width),
             mean=tuple(config.mean),
@@ -100,6 +103,32 @@ def _timm_entry(name: str) -> NetworkEntry:
         timm_name=name,
         license=config.license or "not stated",
     )
+
+
+def _build_timm(name: str, num_classes: int, in_chans: int, **options: Any) -> nn.Module:
+    """A timm network with random weights. `options` may come from a stranger's file.
+
+    Only the parameters of the network's own constructor are passed on, and only plain values. timm's
+    `create_model` would also take names of files to open and of modules to load.
+
+    Raises:
+        UsageError: an option is not one of the constructor's, or its value is not plain.
+    """
+    if options:
+        with torch.device("meta"):  # no memory, no weights
+            network = type(timm.create_model(name))
+        known = set(inspect.signature(network).parameters) - {"num_classes", "in_chans", "kwargs", "args"}
+        for option, value in options.items():
+            if option not in known:
+                raise UsageError(
+                    f"model_options: {printable(option, 60)!r} is not an option of {name}",
+                    f"use {', '.join(sorted(known))}",
+                )
+            items = value if isinstance(value, list | tuple) else [value]
+            if not all(item is None or isinstance(item, bool | int | float | str) for item in items):
+                what = f"model_options: {option} must be a number, a text or a list of them"
+                raise UsageError(what, "give a plain value")
+    return timm.create_model(name, pretrained=False, num_classes=num_classes, in_chans=in_chans, **options)
 
 
 def _register(name: str, build: Callable[..., nn.Module], timm_name: str = "", **fields: Any) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from flowers_torch.errors import ModelFileError, UsageError
 from flowers_torch.models.checkpoint import ModelInfo, build
-from flowers_torch.models.factory import check_size, create_model
+from flowers_torch.models.factory import build_network, check_size, create_model
 from flowers_torch.models.heads import remove_head
 from flowers_torch.models.inspect.layer_features import features
 from flowers_torch.models.registry import REGISTRY, find_entry, list_models, register
@@ -181,3 +181,36 @@ def test_alternatives_have_pretrained_weights() -> None:
     entries = [entry for entry in REGISTRY.values() if entry.timm_alternative]
     assert len(entries) >= 5 and not any(entry.timm_name for entry in entries)
     assert all(timm.get_pretrained_cfg(entry.timm_alternative).has_weights for entry in entries)
+
+
+# Everything that timm's `create_model` takes beside the network's own options, and what it passes on.
+STRANGE_OPTIONS = (
+    *("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"),
+    *("scriptable", "exportable", "no_jit", "model_name", "features_only", "out_indices", "feature_cfg"),
+    *("pretrained_strict", "kwargs_filter", "pretrained_filter_fn", "model_cls", "pretrained_tag"),
+    *("variant", "default_cfg", "file", "url", "hf_hub_id", "hf_hub_filename", "custom_load"),
+    *("state_dict", "source", "self", "kwargs", "no_such"),
+)
+
+
+@pytest.mark.parametrize("option", STRANGE_OPTIONS)
+@pytest.mark.parametrize("name", ["timm:resnet18", "timm:vit_tiny_patch16_224"])
+def test_options_from_a_file_reach_the_constructor_only(
+    name: str, option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("timm.models._builder.load_pretrained", pytest.fail)
+    monkeypatch.setattr("timm.models._factory.load_checkpoint", pytest.fail)
+    with pytest.raises(UsageError, match="is not an option of"):
+        build_network(name, 3, options={option: str(tmp_path / "evil.pth")})
+
+
+@pytest.mark.parametrize("value", [{"file": "evil.pth"}, [["a"]], object(), [{"a": 1}]])
+def test_values_of_options_are_plain(value: object) -> None:
+    with pytest.raises(UsageError, match="must be a number"):
+        build_network("timm:resnet18", 3, options={"stem_width": value})
+
+
+def test_options_of_the_constructor_are_passed_on() -> None:
+    network = build_network("timm:resnet18", 3, options={"stem_width": 16, "drop_rate": 0.5})
+    assert network.conv1.out_channels != 64 or network.drop_rate == 0.5
+    assert network.fc.out_features == 3

@@ -6,6 +6,7 @@ import glob
 import gzip
 import lzma
 import os
+import re
 import shutil
 import stat
 import tarfile
@@ -14,7 +15,7 @@ import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO
 
 from flowers_torch.data.images import open_regular
@@ -26,6 +27,8 @@ MAX_BYTES = 256 * 1024**3
 MAX_RATIO = 100  # an archive that unpacks to more than this many times its size is a bomb
 SMALL_BYTES = 64 * 1024**2  # allowed whatever the ratio
 STALE_SECONDS = 24 * 3600
+DEVICE_NAME = re.compile(r"con|prn|aux|nul|(com|lpt)[0-9¹²³]", re.IGNORECASE)  # of Windows
+DRIVE = re.compile(r"[A-Za-z]:")
 SUFFIXES = (".tar.gz", ".tar.bz2", ".tar.xz", ".tgz", ".tbz2", ".txz", ".tar", ".zip")
 
 _Opener = Callable[[IO[bytes]], IO[bytes]]
@@ -122,11 +125,14 @@ class _Target:
         self.members += 1
         if self.members > self.max_members:  # guard: D37 members
             raise self.refuse(f"holds more than {self.max_members:,} members")
-        parts = PurePosixPath(name.replace("\\", "/")).parts
+        parts = _safe_parts(name)
         # guard: D35 archive
-        if not parts or parts[0] == "/" or ".." in parts or ":" in parts[0] or "\0" in name:
+        if not parts:
             raise self.refuse(f"holds an unsafe path: {printable(name)}")
-        return self.folder.joinpath(*parts)
+        path = self.folder.joinpath(*parts)
+        if not path.resolve().is_relative_to(self.folder.resolve()):  # whatever `_safe_parts` overlooks
+            raise self.refuse(f"holds a path that leads outside: {printable(name)}")
+        return path
 
     def write(self, name: str, source: IO[bytes]) -> None:
         path = self.path(name)
@@ -142,6 +148,19 @@ class _Target:
 
     def refuse(self, reason: str) -> DataError:
         return DataError(f"archive {printable(self.archive)} {reason}", "unpack it yourself if you trust it")
+
+
+def _safe_parts(name: str) -> list[str]:
+    """The folders and the file name of a member; empty unless they are safe on every system.
+
+    Absolute paths, drives, network shares and `..` are not, in the spelling of any system. Neither are the
+    names that Windows reserves for devices.
+    """
+    path = name.replace("\\", "/")
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    reserved = any(DEVICE_NAME.fullmatch(part.partition(".")[0].strip()) for part in parts)
+    drive = any(DRIVE.match(part) for part in parts)
+    return [] if path.startswith("/") or ".." in parts or "\0" in name or drive or reserved else parts
 
 
 def _unpack_zip(file: IO[bytes], target: _Target) -> None:
@@ -167,7 +186,7 @@ def _unpack_tar(stream: IO[bytes], target: _Target) -> None:
     with stream, tarfile.open(fileobj=reader, mode="r:") as content:  # type: ignore[call-overload]
         for member in content:
             if member.isdir():
-                if PurePosixPath(member.name).parts:  # not for "." itself
+                if member.name.strip("./"):  # not for "." itself
                     target.path(member.name).mkdir(parents=True, exist_ok=True)
             elif member.isreg() and not member.issparse():
                 with content.extractfile(member) as source:

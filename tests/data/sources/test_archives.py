@@ -74,12 +74,36 @@ def test_unpacks_whatever_the_suffix(tmp_path, mode):
     assert (folder / "mark").exists()
 
 
-@pytest.mark.parametrize(
-    "name", ["../evil", "a/../../evil", "/tmp/evil", "C:\\evil", "..\\evil", "C:/evil", "a\\..\\..\\e"]
+OUTSIDE = (
+    *(
+        "..",
+        "../evil",
+        "a/../../evil",
+        "..\\evil",
+        "a\\..\\..\\e",
+        "./../evil",
+        "a/./.././../evil",
+        "a//../..//e",
+    ),
+    *("/tmp/evil", "//tmp/evil", "///tmp/evil", "\\tmp\\evil", "/./tmp/evil", "/", "//"),
+    *("\\\\host\\share\\evil", "//host/share/evil", "\\\\?\\C:\\evil", "\\\\.\\PIPE\\evil", "\\/host/evil"),
+    *("C:\\evil", "C:/evil", "C:evil", "c:", "a/C:evil", "a\\d:\\evil"),
+    *("CON", "a/nul", "set/NUL.txt", "aux.jpg", "a/COM1", "lpt9.png", "prn /x", "con.tar.gz"),
 )
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
 @pytest.mark.parametrize("pack", [tar_bytes, zip_bytes])
 def test_paths_that_lead_outside(tmp_path, name, pack):
     refuse(tmp_path, pack(*GOOD, (name, b"evil")), "unsafe path")
+
+
+def test_names_that_only_look_unsafe(tmp_path):
+    names = ("a..b/c...jpg", "constance/1.jpg", "a/12:30.jpg", "com/lpt.jpg", "nullarbor.jpg")
+    archive = tmp_path / "set.tar"
+    archive.write_bytes(tar_bytes(*((name, b"x") for name in names)))
+    folder = extract_archive(archive, tmp_path / "out")
+    assert {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} == set(names)
 
 
 @pytest.mark.parametrize(
