@@ -182,7 +182,7 @@ def ours(args: argparse.Namespace, folder: Path, seed: int) -> dict[str, Command
 
     if args.tutorial:
         split = load_config(arch=args.arch).split  # the peers'
-        more = ["--config", "flowers17_seed", "--split", split, "--epochs", args.tutorial]
+        more = ["--config", "flowers17_tutorial", "--split", split, "--epochs", args.tutorial]
         return {"ours": run("full", *more)}
     found = {"ours": run("full", "--arch", args.arch)}
     if args.arch == "tf_efficientnet_lite0":

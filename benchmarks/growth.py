@@ -49,7 +49,7 @@ def main() -> None:
     args = parser.parse_args()
     every = ["--arch", args.arch, "--weights", args.weights, "--size", str(args.size), "--groups", "none"]
     every += ["--set", f"cache_gib={args.cache_gib}", "--batch-size", str(args.batch_size)]
-    full = ["--epochs", args.epochs, "--set", f"stages.finetune.views={args.views}"]
+    full = ["--epochs", args.epochs, "--set", f"stages.finetune.cached_views={args.views}"]
     kinds = {"head only": [*every, "--head-only"], "everything": [*every, *full]}
     runs: dict[tuple[str, int], list[dict[str, Any]]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as temporary:

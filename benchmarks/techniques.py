@@ -38,17 +38,17 @@ BOTH = {
     "fp32": without("precision"),
     "two workers that decode": ["--workers", "2"],
 }
-ADAMW = ["--set", "stages.0.optimizer=adamw", "--set", "stages.0.lr=3e-3"]
+ADAMW = ["--set", "stages.head.optimizer=adamw", "--set", "stages.head.lr=3e-3"]
 VARIANTS: dict[str, dict[str, list[str]]] = {
     "head only": {
         "as it is": [],
         AGAIN: [],
         **BOTH,
-        "one view of each photo": ["--set", "stages.0.views=1"],
-        "AdamW for L-BFGS, 8 epochs": [*ADAMW, "--set", "stages.0.epochs=8"],
+        "one view of each photo": ["--set", "stages.head.cached_views=1"],
+        "AdamW for L-BFGS, 8 epochs": [*ADAMW, "--set", "stages.head.epochs=8"],
         "AdamW, 2 epochs, nothing cached": [
             *ADAMW,
-            *("--set", "stages.0.epochs=2", "--set", "stages.0.views=0"),
+            *("--set", "stages.head.epochs=2", "--set", "stages.head.cached_views=0"),
         ],
     },
     "fine-tuning": {
@@ -56,10 +56,10 @@ VARIANTS: dict[str, dict[str, list[str]]] = {
         "no fused step": without("fused_step"),
         "no fast depthwise gradients": without("depthwise"),
         "bf16": ["--precision", "bf16"],
-        "AdamW for L-BFGS, nothing cached": [*ADAMW, "--set", "stages.0.views=0"],
-        "second stage cached, 2 views": ["--set", "stages.1.views=2"],
-        "all blocks trained": ["--set", "stages.1.train=all"],
-        "batch norm follows the photos": ["--set", "stages.1.batch_norm=trained"],
+        "AdamW for L-BFGS, nothing cached": [*ADAMW, "--set", "stages.head.cached_views=0"],
+        "second stage cached, 2 views": ["--set", "stages.finetune.cached_views=2"],
+        "all blocks trained": ["--set", "stages.finetune.train=all"],
+        "batch norm follows the photos": ["--set", "stages.finetune.batch_norm=trained"],
     },
 }
 

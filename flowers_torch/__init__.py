@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from flowers_torch.models.registry import list_models
     from flowers_torch.models.resnet import resnet50, resnet101, resnet152
 
-# Looked up on first use, so that `import flowers_torch` does not have to load torch.
-_HOMES = {
+# Imported on first use, so `import flowers_torch` does not load torch.
+_MODULES = {
     "BasicBlock": "flowers_torch.models.blocks",
     "ConvolutionalBlock": "flowers_torch.models.blocks",
     "IdentityBlock": "flowers_torch.models.blocks",
@@ -46,9 +46,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:

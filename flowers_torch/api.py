@@ -1,10 +1,10 @@
-"""The package from Python, as short as on the command line: `train`, `load`, `predict`.
+"""The package from Python: `train`, `load` and `predict`.
 
 from flowers_torch import load, predict, train
 
 result = train("my_photos", "tf_efficientnet_lite0", "offline", head_only=True)
-for answer in predict(load(result.folder), "new_photos/"):
-    print(answer.file, answer.classes[0], answer.probabilities[0])
+for prediction in predict(load(result.folder), "new_photos/"):
+    print(prediction.file, prediction.classes[0], prediction.probabilities[0])
 """
 
 from collections.abc import Sequence
@@ -34,25 +34,25 @@ def train(
     quiet: bool = False,
     **options: Any,
 ) -> Result:
-    """Trains a network on photos and leaves a run folder, as `python train.py` does.
+    """Trains a network on images and writes a run folder, as `python train.py` does.
 
     Args:
-        data: What `--data` takes: a folder, an archive, `flowers17`, `demo`, ...
-        arch: A network of the zoo or of timm; empty for the recipe's own.
-        weights: `imagenet`, `offline`, `none` or a file; empty for the recipe's own.
-        recipe: A TOML file, or the name of one in `configs/`; empty for the one of the network or the demo.
-        epochs: Of each stage, in their order.
-        head_only: Fit a linear head in seconds, no more.
+        data: A folder, an archive, a table, `flowers17` or `demo`.
+        arch: A registered network or any timm name; empty for that of the recipe.
+        weights: `imagenet`, `offline`, `none` or a file; empty for those of the recipe.
+        recipe: A TOML file, or the name of one in `configs/`; empty for that of the network or the demo.
+        epochs: Epochs of each stage, in order.
+        head_only: Fit a linear head in seconds, nothing else.
         out: Run folder; empty for `runs/<data>-<arch>-<n>`.
-        overwrite: Let `out` hold an earlier run.
-        quiet: Print the result only.
+        overwrite: Let `out` replace an earlier run.
+        quiet: Print only the result.
         options: Any other field of `config.py`, such as `seed=1`, or `**{"stages.finetune.lr": 1e-4}`.
 
     Returns:
-        `folder`, the scores on the test photos (`test.accuracy`, `test.interval()`), the `history`.
+        The `folder`, the scores on the test images (`test.accuracy`, `test.interval()`) and the `history`.
 
     Raises:
-        FlowersError: as the command's; its text says what to change.
+        FlowersError: as on the command line; the text has the fix.
     """
     changes: dict[str, Any] = {"weights": weights} if weights else {}
     changes |= HEAD_ONLY if head_only else {}
@@ -62,14 +62,14 @@ def train(
 
 
 def load(model: str | Path, device: str = "auto") -> Classifier:
-    """A trained model, ready for `predict`; its network is `.model`, its class names `.record.classes`.
+    """Loads a trained model for `predict`. Its network is `.model`, its class names are `.info.classes`.
 
     Args:
         model: A run folder, or its `model.safetensors`.
         device: auto, cpu, cuda, cuda:1 or mps.
 
     Raises:
-        ModelFileError: the file is missing, damaged or foreign.
+        ModelFileError: the file is missing, damaged or not one of this package.
     """
     return Classifier.load(Path(model).expanduser(), choose_runtime(device, "fp32"))
 
@@ -77,21 +77,22 @@ def load(model: str | Path, device: str = "auto") -> Classifier:
 def predict(
     model: Classifier | str | Path, photos: ImageSource | Sequence[ImageSource], top: int = 3
 ) -> list[Prediction]:
-    """What a model says of photos, an answer for each.
+    """Classifies images.
 
     Args:
         model: From `load`, or a run folder.
-        photos: A file, folder, pattern or address, or several.
-        top: Classes in each answer, the likeliest first.
+        photos: A file, folder, glob or URL, or a sequence of them.
+        top: Classes per image, the most probable first.
 
     Returns:
-        Answers in order: `file`, `classes`, `probabilities`, `reason`; `error` where a photo cannot be read.
+        A prediction for each image, in order: `file`, `classes`, `probabilities`, `reason`, and `error` if the
+        image cannot be read.
 
     Raises:
-        UsageError: no photos there, or `top` below 1.
+        UsageError: there are no images, or `top` is below 1.
     """
     if top < 1:
-        raise UsageError(f"top={top} asks for no answer", "use 1 or more")
+        raise UsageError(f"top={top} is not valid: expected 1 or more", "use top=1")
     classifier = model if isinstance(model, Classifier) else load(model)
     several = [photos] if isinstance(photos, str | Path) else photos
     return list(classifier.predict(find_inputs([str(photo) for photo in several]), top))

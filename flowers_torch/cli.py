@@ -1,8 +1,10 @@
-"""The `flowers-torch` command: verbs, and the one place where an error becomes a line and an exit code."""
+"""The `flowers-torch` program: its commands, and how an error becomes one line and an exit code."""
 
 import argparse
 import difflib
+import functools
 import importlib
+import io
 import json
 import os
 import signal
@@ -14,42 +16,50 @@ from types import FrameType
 from typing import NoReturn
 
 from flowers_torch import __version__
-from flowers_torch.errors import FlowersError, UsageError, printable
+from flowers_torch.errors import FlowersError, ResourceError, UsageError, one_line, printable
 
-# Verb -> what it does. Each is a module of `flowers_torch.commands`, imported only when it is called.
-VERBS = {
-    "train": "train a network on photos in class folders",
-    "check": "find what is wrong with photos: unreadable, twins, blurred, ...",
-    "preview": "save augmented photos to look at",
-    "lr-find": "find the learning rate that a stage can take",
-    "shortlist": "rank networks on your photos, in seconds each",
-    "crossval": "train and test in turn on every part of the photos",
-    "reproduce": "run a tutorial's recipe and print its figure beside ours",
-    "predict": "name the class of photos",
-    "serve": "a page in the browser, and an endpoint, to ask a model",
-    "evaluate": "how good a model is on labelled photos",
-    "update": "train a model further with new photos or classes",
-    "compare": "which of several runs is better, on the same photos",
-    "combine": "average the answers or the weights of several runs",
-    "export": "write a model for other programs, or as a page to try it",
-    "pack": "make a folder to give away, with model card and checksums",
-    "doctor": "what is installed, and what a run would use here",
-    "report": "build the report of a run anew",
-    "insight": "doubtful labels, and whether more photos would help",
-    "models": "list the networks",
-    "layers": "list a network's layers, with Keras's numbers",
-    "summary": "print a network's layers as Keras does",
-    "plot": "draw a network",
-    "features": "write a layer's features of photos",
+# Every command by group, with its help. Each is a module of `flowers_torch.commands`, imported on use.
+GROUPS = {
+    "data": {
+        "check": "find problems of a data set: unreadable, duplicate or blurred photos, ...",
+        "preview": "save augmented photos to look at",
+    },
+    "train": {
+        "train": "train a network on photos in class folders",
+        "lr-find": "find a learning rate for a stage",
+        "rank": "rank networks on your photos, in seconds each",
+        "crossval": "cross-validate a recipe",
+        "reproduce": "run the recipe of a tutorial and compare the results",
+    },
+    "use": {
+        "predict": "classify photos",
+        "serve": "serve a model as a web page and an HTTP endpoint",
+        "export": "write a model for other programs, or as a web page",
+        "pack": "make a folder to share, with model card and checksums",
+        "update": "train a model further with new photos or classes",
+    },
+    "inspect": {
+        "evaluate": "measure a model on labelled photos",
+        "compare": "compare runs on the same test photos",
+        "ensemble": "average the predictions or the weights of several runs",
+        "label-issues": "find doubtful labels, and whether more photos would help",
+        "report": "rebuild the report of a run",
+        "runs": "list the runs",
+    },
+    "model": {
+        "models": "list the networks",
+        "layers": "list the layers of a network",
+        "summary": "print the layers of a network as Keras does",
+        "plot": "draw a network",
+        "features": "write the features of photos to a file",
+        "doctor": "show what is installed and what a run would use here",
+    },
 }
-
-
-# These print one JSON text at their very end, or else the error as one, so that it is always valid.
-JSON_VERBS = ("predict", "evaluate", "compare", "insight", "doctor")
+COMMANDS = {name: text for group in GROUPS.values() for name, text in group.items()}
 
 
 class Terminated(BaseException):
-    """SIGTERM came: unwinds the stack as KeyboardInterrupt does, so that half-written files are removed."""
+    """Raised by SIGTERM. It unwinds the stack like KeyboardInterrupt, so half-written files are removed."""
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:
@@ -57,7 +67,7 @@ def _terminate(number: int, frame: FrameType | None) -> NoReturn:
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that answers mistakes in our one-line form, with near matches."""
+    """An argument parser that raises `UsageError`, with the flag that was probably meant."""
 
     def error(self, message: str) -> NoReturn:
         known = [flag for action in self._actions for flag in action.option_strings]
@@ -67,13 +77,10 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a verb and returns the exit code."""
+    """Runs a command and returns its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
-        width = max(map(len, VERBS))
-        print("usage: flowers-torch VERB ...\n")
-        print("\n".join(f"  {verb:{width}}  {text}" for verb, text in VERBS.items()))
-        print("\nflowers-torch VERB --help says more.")
+        print(_help())
         return 0
     if arguments[0] == "--version":
         print(f"flowers-torch {__version__}")
@@ -81,31 +88,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     return guarded(arguments[0], arguments[1:])
 
 
-def guarded(verb: str, arguments: list[str], prog: str | None = None) -> int:
-    """Runs one verb; every failure ends as one line on stderr and the exit code that belongs to it.
+def guarded(name: str, arguments: list[str], prog: str | None = None) -> int:
+    """Runs one command. Every failure ends in one line on stderr and the exit code that belongs to it.
+
+    With --json among the arguments the error is printed as JSON too. Commands print their own JSON last, so
+    stdout has one valid text.
 
     Args:
-        verb: Key of `VERBS`.
-        arguments: What follows it.
-        prog: Name in usage texts, where it is not `flowers-torch VERB`.
+        name: Key of `COMMANDS`.
+        arguments: The arguments of the command.
+        prog: Name in usage texts, if it is not `flowers-torch NAME`.
     """
-    debug = "--debug" in arguments
-    as_json = "--json" in arguments and verb in JSON_VERBS
+    debug, as_json = "--debug" in arguments, "--json" in arguments
+    _print_any_text()
     in_main = threading.current_thread() is threading.main_thread()
-    former = signal.signal(signal.SIGTERM, _terminate) if in_main else None
+    previous = signal.signal(signal.SIGTERM, _terminate) if in_main else None
     try:
-        if verb not in VERBS:
-            near = difflib.get_close_matches(verb, VERBS, n=1)
-            raise UsageError(f"no verb {printable(verb)!r}", f"use {near[0] if near else ', '.join(VERBS)}")
-        command = importlib.import_module(f"flowers_torch.commands.{verb.replace('-', '_')}")
+        if name not in COMMANDS:
+            near = difflib.get_close_matches(name, COMMANDS, n=1)
+            what = f"{printable(name)!r} is not a valid command"
+            raise UsageError(what, f"use {near[0]}" if near else "see flowers-torch --help")
+        command = importlib.import_module(f"flowers_torch.commands.{name.replace('-', '_')}")
         parser = Parser(
-            prog=prog or f"flowers-torch {verb}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            prog=prog or f"flowers-torch {name}",
+            description=command.__doc__,
+            formatter_class=functools.partial(argparse.RawDescriptionHelpFormatter, width=100),
             allow_abbrev=False,
         )
         command.add_arguments(parser)
-        parser.add_argument("--debug", action="store_true", help="show the trace of an error")
-        parser.set_defaults(command=["flowers-torch", verb, *arguments])  # as it can be typed again
+        parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        parser.set_defaults(command=["flowers-torch", name, *arguments])  # can be typed again
         code: int = command.run(parser.parse_args(arguments))
         if sys.stdout is not None:  # closed from the start (`>&-`)
             sys.stdout.flush()
@@ -115,27 +127,44 @@ def guarded(verb: str, arguments: list[str], prog: str | None = None) -> int:
             return error.exit_code
         return _fail(str(error), error.exit_code, debug, as_json)
     except Terminated:
-        return _fail(
-            "stopped by SIGTERM before there was anything to save", 128 + signal.SIGTERM, debug, as_json
-        )
+        code = 128 + signal.SIGTERM
+        return _fail("stopped by SIGTERM before there was anything to save", code, debug, as_json)
     except KeyboardInterrupt:
         return _fail("interrupted", 128 + signal.SIGINT, debug, as_json)
     except BrokenPipeError:
-        # The reader of a pipe (`| head`) has gone; a second failure while Python closes stdout is avoided.
+        # The reader of a pipe (`| head`) has gone. Python must not fail again while it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except MemoryError:
-        return _fail("out of memory; fix: lower --batch-size or --size", 6, debug, as_json)
     except Exception as error:
-        # Torch's kinds of it, by name: torch may not be loaded.
-        if "OutOfMemory" in type(error).__name__ or "can't allocate memory" in str(error):
-            return _fail("out of memory; fix: lower --batch-size or --size", 6, debug, as_json)
-        text = f"{type(error).__name__}: {printable(' '.join(str(error).split()), 300)}"
-        fix = "this is our bug, please report it with the output of --debug"
-        return _fail(f"{text}; fix: {fix}", 1, debug, as_json)
+        return _fail(*_describe(error), debug, as_json)
     finally:
         if in_main:
-            signal.signal(signal.SIGTERM, former)
+            signal.signal(signal.SIGTERM, previous)
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = ["usage: flowers-torch COMMAND ..."]
+    for group, commands in GROUPS.items():
+        lines += ["", group, *(f"  {name:{width}}  {text}" for name, text in commands.items())]
+    return "\n".join([*lines, "", "flowers-torch COMMAND --help shows the arguments of a command."])
+
+
+def _print_any_text() -> None:
+    """Makes stdout and stderr take every name, whatever the encoding of the terminal."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+
+
+def _describe(error: Exception) -> tuple[str, int]:
+    """Message and exit code of an error that is not one of ours."""
+    # The memory errors of torch are recognized by name, because torch may not be loaded.
+    lacks_memory = isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__
+    if lacks_memory or "can't allocate memory" in str(error):
+        return "out of memory; fix: lower --batch-size or --size", ResourceError.exit_code
+    text = f"{type(error).__name__}: {one_line(error)}"
+    return f"{text}; fix: this is a bug, please report it with the output of --debug", FlowersError.exit_code
 
 
 def _fail(message: str, code: int, debug: bool, as_json: bool = False) -> int:
@@ -149,7 +178,7 @@ def _fail(message: str, code: int, debug: bool, as_json: bool = False) -> int:
 
 
 def run() -> NoReturn:
-    """The installed command."""
+    """The installed program."""
     sys.exit(main())
 
 

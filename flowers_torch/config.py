@@ -122,7 +122,7 @@ class Config:
         "preprocessing of a Keras file's network; empty: as published",
         choices=("", "caffe", "tf", "torch", "unit"),
     )
-    split: str = option("60/20/20", "percent train/val/test; of flowers17 also tutorial, oxford1 .. oxford3")
+    split: str = option("60/20/20", "percent train/val/test; flowers17: also tutorial, oxford1-oxford3")
     groups: str = option("duplicates", "images kept in one split: duplicates, none, or a table file,group")
     exclude: str = option("", "exclude.csv of a check: images to leave out")
     skip_bad: bool = option(False, "leave out images that cannot be read, in place of stopping")
@@ -150,7 +150,7 @@ class Config:
     minutes: float = option(0.0, "time limit that the epochs are fitted to; 0: none", (0, 1e6))
     precision: str = option(
         "auto",
-        "arithmetic of the network; auto: the fastest that the device computes well",
+        "arithmetic of the network; auto: the fastest that is accurate",
         choices=("auto", "fp32", "bf16", "fp16"),
     )
     accelerate: str = option("auto", "auto, off, auto+compile, or a list of tricks")

@@ -1,7 +1,6 @@
-"""Errors that a person can act on: one line that says what is wrong, where, and what to type.
+"""Errors with one line of text (what is wrong, where, and how to fix it) and an exit code.
 
-Every error carries the exit code that the command line ends with. A message never spans lines and
-never passes raw control characters on to a terminal, because file names come from strangers.
+File names are untrusted, so messages contain no line breaks and no control characters.
 """
 
 import os
@@ -11,16 +10,16 @@ import signal
 class FlowersError(Exception):
     """Base of all errors of this package.
 
-    Args:
-        what: What is wrong, naming the file or flag. One line.
-        fix: What the user can do about it; empty where nothing useful can be said.
+    A `DataLoader` worker passes on only the text of an exception, after the worker's traceback. The last line
+    of that text is the message.
 
-    A single-string message also survives a trip through a `DataLoader` worker, which rebuilds an
-    exception from its text alone, with the worker's trace around it: the message is the last line of that.
+    Args:
+        what: What is wrong, with the file or flag. One line.
+        fix: What the user can do about it; empty if nothing.
     """
 
     exit_code = 1
-    quiet = False  # another process says it
+    quiet = False  # another process prints the error
 
     def __init__(self, what: str, fix: str = "") -> None:
         if "\nOriginal Traceback" in what:  # guard: R15
@@ -29,43 +28,43 @@ class FlowersError(Exception):
 
 
 class UsageError(FlowersError):
-    """Arguments or configuration that cannot be used."""
+    """Invalid arguments or configuration."""
 
     exit_code = 2
 
 
 class DataError(FlowersError):
-    """A data set, folder, archive or photo that cannot be used."""
+    """Invalid data set, folder, archive or image."""
 
     exit_code = 3
 
 
 class ModelFileError(FlowersError):
-    """A weights file, checkpoint or network that cannot be used."""
+    """Invalid weights file, checkpoint or network."""
 
     exit_code = 4
 
 
 class DivergedError(FlowersError):
-    """Training produced numbers that are not finite."""
+    """Training gave values that are not finite."""
 
     exit_code = 5
 
 
 class ResourceError(FlowersError):
-    """Disk, memory, permission or network."""
+    """Lack of disk space, memory, permission or network."""
 
     exit_code = 6
 
 
 class DistributedError(FlowersError):
-    """A peer process failed or disagrees."""
+    """Another process failed, or it differs."""
 
     exit_code = 7
 
 
 class PeerLostError(DistributedError):
-    """This process ends because another one did, which has said why."""
+    """Another process failed and prints the error."""
 
     quiet = True
 
@@ -80,11 +79,7 @@ class ExportError(FlowersError):
 
 
 class StoppedError(FlowersError):
-    """A signal asked the run to stop, and it did, after saving.
-
-    Args:
-        number: Of the signal; the exit code is 128 more, as shells have it.
-    """
+    """A signal stopped the run after its state was saved. The exit code is 128 + `number`, as in shells."""
 
     def __init__(self, what: str, fix: str = "", number: int = signal.SIGINT) -> None:
         super().__init__(what, fix)
@@ -92,7 +87,7 @@ class StoppedError(FlowersError):
 
 
 def printable(path: object, limit: int = 200) -> str:
-    """A path or name from outside, safe to print: control characters escaped, length bounded."""
+    """An untrusted path or name for printing: control characters are escaped, the length is limited."""
     text = os.fspath(path) if isinstance(path, os.PathLike) else str(path)
     text = text.encode("utf-8", "backslashreplace").decode("utf-8")  # undecodable bytes of file names
     if not text.isprintable():  # guard: D25 terminal, C15

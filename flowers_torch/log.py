@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a bar in a terminal, plain lines elsewhere, and a log file."""
+"""The output of a run: lines on stdout and in a log file, and a progress bar in a terminal."""
 
 import contextlib
 import logging
@@ -11,62 +11,60 @@ from typing import Any
 
 from tqdm import tqdm
 
-from flowers_torch.errors import UsageError
-
 log = logging.getLogger("flowers_torch")
-log.setLevel(logging.INFO)  # its handlers decide who sees the lines; without one nobody does
-RESULT = logging.INFO + 5  # level of the lines that --quiet leaves
+log.setLevel(logging.INFO)  # shown only by the handlers below
+RESULT = logging.INFO + 5  # level of the lines that --quiet prints
 
-# Escape sequences for the word that a line begins with; any other word stays as it is.
-COLOURS = {
+# Escape sequences for the first word of a line.
+COLORS = {
     "test": "1;32",
     "report": "1;32",
     "next": "1;32",
     "note": "33",
-    "selective": "36",
+    "calibration": "36",
     "plan": "36",
     "try": "33",
 }
-PLAIN_WORDS = ("data", "network", "weights", "device", "stage", "model", "resumed", "fold", "folds", "time")
-COLOURS |= dict.fromkeys(PLAIN_WORDS, "1")
+BOLD = ("data", "network", "weights", "device", "stage", "model", "resumed", "fold", "folds", "time")
+COLORS |= dict.fromkeys(BOLD, "1")
 _state = {"quiet": False}
 
 
 class _ConsoleHandler(logging.Handler):
-    """Prints records on stdout without tearing a bar apart."""
+    """Prints records on stdout above a progress bar."""
 
     def emit(self, log_record: logging.LogRecord) -> None:
         if sys.stdout is None:  # closed from the start (`>&-`)
             return
         # guard: R05
-        with contextlib.suppress(BrokenPipeError):  # `| head`: nobody reads on, but the training goes on
+        with contextlib.suppress(BrokenPipeError):  # `| head`: training continues without a reader
             message = log_record.getMessage()
-            tqdm.write(coloured(message) if may_colour() else message, file=sys.stdout)
+            tqdm.write(colored(message) if use_color() else message, file=sys.stdout)
             sys.stdout.flush()
 
 
 def _is_main() -> bool:
-    return os.environ.get("RANK", "0") == "0"  # torchrun's number of this process
+    return os.environ.get("RANK", "0") == "0"  # set by torchrun
 
 
-def may_colour() -> bool:
-    """Whether a person looks at a terminal that shows colours and has not asked for none (no-color.org)."""
+def use_color() -> bool:
+    """Whether stdout is a terminal that shows colors, and NO_COLOR is not set (no-color.org)."""
     dumb = os.environ.get("TERM", "") in ("", "dumb")
     return not os.environ.get("NO_COLOR") and not dumb and sys.stdout is not None and sys.stdout.isatty()
 
 
-def coloured(message: str) -> str:
-    """A line with its first word in colour."""
+def colored(message: str) -> str:
+    """A line with its first word in color."""
     word = message.split(" ", 1)[0]
-    return f"\x1b[{COLOURS[word]}m{word}\x1b[0m{message[len(word) :]}" if word in COLOURS else message
+    return f"\x1b[{COLORS[word]}m{word}\x1b[0m{message[len(word) :]}" if word in COLORS else message
 
 
 @contextmanager
 def console(quiet: bool = False) -> Iterator[None]:
-    """Shows the log's lines on stdout inside; of several processes only the main one's.
+    """Prints the log on stdout within the context, in the main process only.
 
     Args:
-        quiet: Show the results only, and no bars.
+        quiet: Print only the results, and no bars.
     """
     if not _is_main():
         yield
@@ -82,7 +80,7 @@ def console(quiet: bool = False) -> Iterator[None]:
 
 
 class _FileHandler(logging.FileHandler):
-    """Leaves it to the next save to speak of a full disk; logging would print a trace for each line."""
+    """Ignores a full disk, which the next save reports; logging would print a traceback for each line."""
 
     def handleError(self, log_record: logging.LogRecord) -> None:  # guard: C17 log
         pass
@@ -94,7 +92,7 @@ class _FileHandler(logging.FileHandler):
 
 @contextmanager
 def log_file(path: Path) -> Iterator[None]:
-    """Appends the log's lines, with the time, to a file inside."""
+    """Appends the log, with the time of each line, to a file within the context."""
     handler = _FileHandler(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     log.addHandler(handler)
@@ -106,32 +104,15 @@ def log_file(path: Path) -> Iterator[None]:
 
 
 def bar(title: str, total: int, done: int = 0) -> "tqdm[Any]":
-    """A bar on stderr that counts photos and shows speed and time left; silent where nobody looks."""
-    nobody_looks = sys.stderr is None or not sys.stderr.isatty()
+    """A progress bar on stderr that counts images; disabled if stderr is not a terminal."""
+    is_terminal = sys.stderr is not None and sys.stderr.isatty()
     return tqdm(
         total=total,
         initial=done,
         desc=title,
         unit="img",
         file=sys.stderr,
-        disable=nobody_looks or _state["quiet"] or not _is_main(),
+        disable=not is_terminal or _state["quiet"] or not _is_main(),
         leave=False,
         dynamic_ncols=True,
     )
-
-
-def write_tensorboard(folder: Path, row: dict[str, Any], epoch: int) -> None:
-    """Adds an epoch's numbers to TensorBoard's log of a run.
-
-    Raises:
-        UsageError: TensorBoard is not installed.
-    """
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        fix = 'pip install "flowers-torch[tensorboard]", or tensorboard = false'
-        raise UsageError("tensorboard = true needs the package tensorboard", fix) from error
-    with SummaryWriter(str(folder)) as writer:  # a file an epoch: nothing is open when a run is killed
-        for name, value in row.items():
-            if isinstance(value, float):
-                writer.add_scalar(name, value, epoch)

@@ -1,4 +1,4 @@
-"""Commands that are printed or stored for people to copy: they run when pasted into a shell."""
+"""Commands for people to copy. They run when pasted into a shell."""
 
 import os
 import shlex
@@ -6,12 +6,12 @@ from pathlib import Path
 
 
 def command_line(*words: str | Path) -> str:
-    """Words as a line for the shell, safe to print whatever they hold."""
+    """Words as a printable command line."""
     return " ".join(_quoted(os.fspath(word)) for word in words)
 
 
 def repeat_command(folder: Path, flags: str = "") -> str:
-    """The command that trains a run again from its configuration; `flags` are quoted already."""
+    """The command that repeats a run from its configuration. `flags` must be quoted."""
     command = command_line("flowers-torch", "train", "--config", (folder / "config.toml").absolute())
     return f"{command} {flags}" if flags else command
 
@@ -19,7 +19,7 @@ def repeat_command(folder: Path, flags: str = "") -> str:
 def _quoted(word: str) -> str:
     if word.isprintable():
         return shlex.quote(word)
-    # Control characters and bytes that are no text: as bash, zsh and POSIX 2024 write them.
+    # Control characters and undecodable bytes, in the notation of bash, zsh and POSIX 2024.
     plain = word.replace("\\", "\\\\").replace("'", "\\'")
     escaped = (
         "".join(f"\\{byte:03o}" for byte in os.fsencode(c)) if not c.isprintable() else c for c in plain

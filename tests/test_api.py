@@ -8,7 +8,7 @@ from flowers_torch import load, predict, train
 from flowers_torch.errors import DataError, UsageError
 
 
-def test_from_photos_to_answers(
+def test_from_photos_to_predictions(
     photo_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     result = train(
@@ -22,11 +22,11 @@ def test_from_photos_to_answers(
     assert result.history[1]["lr"] <= 0.01 and "plan" not in capsys.readouterr().out
     model = load(result.folder, "cpu")
     assert model.info.classes == ("blue", "green", "red")
-    answers = predict(model, photo_folder / "red", top=2)
-    assert len(answers) == 20 and {len(answer.classes) for answer in answers} == {2}
+    predictions = predict(model, photo_folder / "red", top=2)
+    assert len(predictions) == 20 and {len(one.classes) for one in predictions} == {2}
     one, other = predict(result.folder, [photo_folder / "red/0.png", str(photo_folder / "blue/1.png")])
     assert one.file.endswith("red/0.png") and other.file.endswith("blue/1.png")
-    assert one.probabilities[:2] == pytest.approx(answers[0].probabilities, abs=1e-5)
+    assert one.probabilities[:2] == pytest.approx(predictions[0].probabilities, abs=1e-5)
 
 
 def test_head_only_and_recipes(photo_folder: Path, tmp_path: Path) -> None:
@@ -38,7 +38,7 @@ def test_head_only_and_recipes(photo_folder: Path, tmp_path: Path) -> None:
         train(photo_folder, "test_resnet", "none", out=tmp_path / "a")
 
 
-def test_mistakes_are_the_command_s(tmp_path: Path) -> None:
+def test_errors_are_those_of_the_command(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="unknown field batchsize"):
         train("demo", batchsize=3)
     with pytest.raises(DataError, match="does not exist"):

@@ -1,4 +1,4 @@
-"""Files that are whole or absent; tensors that come back as they were, or not at all."""
+"""Atomic files; tensors that are read as they were written, or not at all."""
 
 import functools
 import hashlib

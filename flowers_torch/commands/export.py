@@ -1,12 +1,11 @@
-"""`flowers-torch export RUN|WEIGHTS`: the model for other programs, checked before the file gets its name."""
+"""Write a trained model for other programs, after a comparison with the network on photos."""
 
 import argparse
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flowers_torch.commands import add_data
-from flowers_torch.commands.predict import share
+from flowers_torch.commands import add_data, add_run, fraction
 from flowers_torch.errors import FlowersError, UsageError, printable
 
 if TYPE_CHECKING:
@@ -16,37 +15,35 @@ SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2", "safetensors": ".safetensor
 EXAMPLES = """examples:
   flowers-torch export runs/photos-inception_v3-1                            an .onnx file
   flowers-torch export runs/photos-inception_v3-1 --with-preprocessing --int8
-  flowers-torch export runs/photos-inception_v3-1 --format page              to try it in a browser
+  flowers-torch export runs/photos-inception_v3-1 --format page              a page to try it in a browser
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of the export."""
-    parser.description = "Write a trained model for other programs, compared with the network on photos."
     parser.epilog = EXAMPLES
-    parser.add_argument("model", help="run folder or model.safetensors")
+    add_run(parser)
     add_data(parser)
-    parser.add_argument("--format", default="onnx", metavar="F", help=" | ".join(SUFFIXES))
-    parser.add_argument("--out", type=Path, metavar="FILE", help="instead of exported/ beside the weights")
+    parser.add_argument("--format", default="onnx", metavar="NAME", help=f"{', '.join(SUFFIXES)} [onnx]")
     parser.add_argument(
-        "--with-preprocessing",
-        action="store_true",
-        help="onnx, torch-export: take photos of any size",
+        "--out", type=Path, metavar="FILE", help="file to write [exported/ beside the weights]"
     )
+    text = "onnx, torch-export: take photos of any size"
+    parser.add_argument("--with-preprocessing", action="store_true", help=text)
     parser.add_argument("--int8", action="store_true", help="onnx, page: eight bits, a quarter of the size")
-    parser.add_argument(
-        "--max-loss", default="2%", metavar="P", help="share of accuracy that --int8 may lose (default 2%%)"
-    )
-    parser.add_argument(
-        "--runtime", default="", metavar="PATH", help="page: onnxruntime-web from npm, folder or .tgz"
-    )
-    parser.add_argument("--folder", action="store_true", help="page: a folder even where one file would do")
+    text = "accuracy that --int8 may lose [2%%]"
+    parser.add_argument("--max-loss", default="2%", metavar="P", help=text)
+    text = "page: onnxruntime-web from npm, folder or .tgz"
+    parser.add_argument("--runtime", default="", metavar="PATH", help=text)
+    text = "page: write a folder even if one file is possible"
+    parser.add_argument("--folder", action="store_true", help=text)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Writes the file; exit code 8 and no file where it does not compute what the network does."""
+    """Writes the file; exit code 8 and no file if it does not compute what the network computes."""
     if args.format not in SUFFIXES:
-        raise UsageError(f"--format {printable(args.format)} is unknown", f"use {', '.join(SUFFIXES)}")
+        what = f"--format {printable(args.format)} is not a valid format"
+        raise UsageError(what, f"use {', '.join(SUFFIXES)}")
     for flag, given, formats in (
         ("--with-preprocessing", args.with_preprocessing, ("onnx", "torch-export")),
         ("--int8", args.int8, ("onnx", "page")),
@@ -54,17 +51,19 @@ def run(args: argparse.Namespace) -> int:
         ("--folder", args.folder, ("page",)),
     ):
         if given and args.format not in formats:
-            raise UsageError(f"{flag} with --format {args.format}", f"use it with {' or '.join(formats)}")
-    max_loss = share(args.max_loss, "--max-loss")
+            what = f"{flag} does not apply to --format {args.format}"
+            raise UsageError(what, f"use it with {' or '.join(formats)}")
+    max_loss = fraction(args.max_loss, "--max-loss")
 
     from flowers_torch.deploy import export
     from flowers_torch.deploy.onnx_file import need
     from flowers_torch.models.checkpoint import load_classifier
+    from flowers_torch.runs.folder import find_run
 
     if args.format in ("onnx", "page"):
         for package in ("onnx", "onnxscript", "onnxruntime"):
             need(package)
-    model = Path(args.model).expanduser()
+    model = find_run(args.run)
     network, info = load_classifier(model)
     name = f"model{'.int8' if args.int8 else ''}{SUFFIXES[args.format]}"
     path = (args.out or (model if model.is_dir() else model.parent) / "exported" / name).expanduser()
@@ -73,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     if args.format == "page":
         from flowers_torch.deploy.offline_page import find_runtime, write_page
 
-        runtime = find_runtime(args.runtime)  # before minutes are spent on the rest
+        runtime = find_runtime(args.runtime)  # fails before the slow steps
     trial = find_verification_data(model, args.int8, args.moved)
     if args.format == "page":
         made = export.export_onnx(network, info, trial, path, True, max_loss if args.int8 else None)
@@ -92,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def find_verification_data(model: Path, int8: bool = False, data: str = "") -> "VerificationData":
-    """Validation photos of a run; drawings where there is no run or its photos are gone.
+    """Validation photos of a run; drawings if there is no run or its photos are gone.
 
     Raises:
         UsageError: `int8` without photos of a run.
@@ -105,7 +104,7 @@ def find_verification_data(model: Path, int8: bool = False, data: str = "") -> "
     from flowers_torch.deploy.parity import PARITY_IMAGES
     from flowers_torch.deploy.quantize import CALIBRATION_IMAGES
 
-    reason = "a weights file alone has no photos"
+    reason = "a weights file has no photos"
     if model.is_dir():
         from flowers_torch.runs.experiment import Experiment
 
@@ -127,7 +126,7 @@ def find_verification_data(model: Path, int8: bool = False, data: str = "") -> "
             )
     if int8:
         raise UsageError(f"--int8 needs photos of the run: {reason}", "leave out --int8")
-    print(f"flowers-torch: compared on drawings: {reason}", file=sys.stderr)
+    print(f"flowers-torch: the comparison uses drawings: {reason}", file=sys.stderr)
     forms = list(FORMS)
     drawings = [
         draw_picture(forms[i % len(forms)], 160 + 8 * i, np.random.default_rng([0, i]))

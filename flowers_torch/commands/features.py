@@ -1,47 +1,49 @@
-"""`flowers-torch features`: what a layer answers to photos, written to a file."""
+"""Write a layer's features of photos to .npz or .safetensors.
+
+The file holds `features` (row i belongs to photo i) and the names of the photos.
+"""
 
 import argparse
 from pathlib import Path
 
+from flowers_torch.commands import RUN_HELP, add_device, check_positive
 from flowers_torch.errors import UsageError, printable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of feature extraction."""
-    parser.description = (
-        "Write a layer's features of photos to .npz or .safetensors: `features` (row i for the i-th photo) "
-        "and the photos' names."
-    )
-    parser.add_argument("model", help="run folder, model.safetensors, or (with --weights) a network")
-    parser.add_argument("photos", nargs="+", help="files, folders, globs")
+    parser.add_argument("model", metavar="RUN", help=f"{RUN_HELP}; with --weights a network")
+    parser.add_argument("photos", nargs="+", metavar="PHOTO", help="files, folders or globs")
     parser.add_argument("--out", required=True, metavar="FILE", help=".npz or .safetensors")
-    parser.add_argument("--weights", default="", help="imagenet | offline | none | file, for a network")
-    parser.add_argument(
-        "--keras-input", default="", metavar="X", help="caffe | tf | torch | unit, for an .h5"
-    )
-    parser.add_argument("--layer", default="", help="a name of `flowers-torch layers`; default: the last map")
-    parser.add_argument("--pooling", default="avg", help="avg | max | flatten | none")
-    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="photos computed at once")
-    parser.add_argument("--device", default="auto", help="auto | cpu | cuda | cuda:1 | mps")
+    text = "of a network: imagenet, offline, none or a file"
+    parser.add_argument("--weights", default="", metavar="NAME", help=text)
+    text = "preprocessing of a Keras file: caffe, tf, torch or unit"
+    parser.add_argument("--keras-input", default="", metavar="NAME", help=text)
+    text = "a name from `flowers-torch layers` [the last feature map]"
+    parser.add_argument("--layer", default="", metavar="NAME", help=text)
+    parser.add_argument("--pooling", default="avg", metavar="NAME", help="avg, max, flatten or none [avg]")
+    add_device(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Computes and writes the features; a photo that cannot be read ends it with exit code 3."""
+    """Computes and writes the features; exit code 3 if a photo cannot be read."""
     import os
 
     from flowers_torch.deploy.classifier import find_files
     from flowers_torch.deploy.features import image_features, open_network
     from flowers_torch.files.atomic import atomic_write
     from flowers_torch.files.tensors import safe_save
+    from flowers_torch.runs.folder import find_run
     from flowers_torch.training.device import choose_runtime
 
     out = Path(args.out).expanduser()
     if out.suffix not in (".npz", ".safetensors"):
-        raise UsageError(f"cannot write features to {printable(out)}", "end --out in .npz or .safetensors")
-    if args.batch_size < 1:
-        raise UsageError("--batch-size must be 1 or more", "give a positive number")
+        what = f"--out {printable(out)} is not a valid file name: expected .npz or .safetensors"
+        raise UsageError(what, "name a file that ends in .npz or .safetensors")
+    check_positive(args, "batch-size")
     photos = find_files(args.photos)
-    model, preprocessing, loaded = open_network(args.model, args.weights, args.keras_input)
+    name = args.model if args.weights or args.keras_input else str(find_run(args.model))
+    model, preprocessing, loaded = open_network(name, args.weights, args.keras_input)
     print(loaded)
     runtime = choose_runtime(args.device, "fp32")
     pooling = "" if args.pooling == "none" else args.pooling

@@ -1,50 +1,49 @@
-"""`flowers-torch insight RUN`: which labels are doubtful, and whether more photos would help."""
+"""Find doubtful labels, and whether more photos would help.
+
+The answers come from the features of the network as it was before training. They are written to
+label_issues.json and the report of the run.
+"""
 
 import argparse
-from pathlib import Path
 
-from flowers_torch.commands import add_data
+from flowers_torch.commands import add_data, add_json, add_run, print_json
 from flowers_torch.errors import printable
 
-SHOWN = 10  # suspects named on the console
+SHOWN = 10  # label issues that are printed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags of insight."""
-    parser.description = (
-        "Run the network that the run began with once over all photos, and answer from its features: which "
-        "labels are doubtful, and would more photos help? Writes insight.json and the report."
-    )
-    parser.add_argument("run", help="run folder")
+    """Adds the run."""
+    add_run(parser)
     add_data(parser)
-    parser.add_argument("--json", action="store_true", help="print the answers as JSON")
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the suspects and the curve."""
+    """Prints the learning curve and the most suspicious labels."""
+    from flowers_torch.report.run_summary import LABEL_ISSUES_FILE
     from flowers_torch.runs.experiment import Experiment
+    from flowers_torch.runs.folder import find_run_folder
     from flowers_torch.runs.label_issues import find_run_label_issues
     from flowers_torch.runs.results import write_run_report
 
-    opened, model = Experiment.open(Path(args.run).expanduser(), data=args.moved)
-    found = find_run_label_issues(opened)
-    path = write_run_report(opened, model, opened.info)
+    experiment, model = Experiment.open(find_run_folder(args.run), data=args.moved)
+    found = find_run_label_issues(experiment)
+    path = write_run_report(experiment, model, experiment.info)
     if args.json:
-        from flowers_torch.files.atomic import to_json
-
-        print(to_json(found, indent=1))
+        print_json(found)
         return 0
     for point in found["curve"]:
-        band = f"{point['low']:.3f} .. {point['high']:.3f}"
-        print(f"curve    {point['images']:6} photos: accuracy {point['accuracy']:.4f} ({band})")
-    print(f"more?    {found['more_photos']}")
-    print(f"labels   {len(found['suspects'])} of {found['photos']} look like another class")
-    for suspect in found["suspects"][:SHOWN]:
-        print(
-            f"  {printable(suspect['file'], 100)}: labelled {printable(suspect['label'], 40)}, looks like "
-            f"{printable(suspect['looks_like'], 40)} ({suspect['probability']:.2f})"
-        )
-    if len(found["suspects"]) > SHOWN:
-        print(f"  and {len(found['suspects']) - SHOWN} more in insight.json")
+        interval = f"{point['low']:.3f} .. {point['high']:.3f}"
+        print(f"curve    {point['images']:6} photos: accuracy {point['accuracy']:.4f} ({interval})")
+    print(f"curve    {found['more_photos']}")
+    issues = found["suspects"]
+    print(f"labels   {len(issues)} of {found['photos']} photos look like another class")
+    for issue in issues[:SHOWN]:
+        label, other = printable(issue["label"], 40), printable(issue["looks_like"], 40)
+        file = printable(issue["file"], 100)
+        print(f"  {file}: labelled {label}, looks like {other} ({issue['probability']:.2f})")
+    if len(issues) > SHOWN:
+        print(f"  and {len(issues) - SHOWN} more in {LABEL_ISSUES_FILE}")
     print(f"report   {printable(path)}")
     return 0

@@ -1,34 +1,42 @@
-"""`flowers-torch layers`: names that freezing and features take, and Keras's numbers for them."""
+"""List a network's layers in order of execution, or with Keras's names and numbers."""
 
 import argparse
 
+from flowers_torch.commands import add_arch, add_json, print_json
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags of the list."""
-    parser.description = "List a network's layers in order of execution, or in Keras's order with its names."
-    parser.add_argument("arch", help="a network of the zoo or of timm")
-    parser.add_argument("--keras", action="store_true", help="Keras's numbers and names beside ours")
-    parser.add_argument("--size", type=int, default=0, help="side of the picture, pixels")
+    """Adds the network."""
+    add_arch(parser)
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints one line for each layer."""
-    import torch
-
-    from flowers_torch.models.factory import check_size, create_model
+    """Prints a line for each layer."""
+    from flowers_torch.models.factory import create_meta_model
     from flowers_torch.models.inspect.summary import layer_rows
     from flowers_torch.models.keras.layers import keras_layers
-    from flowers_torch.models.registry import find_entry
 
-    size = args.size or find_entry(args.arch).preprocessing.size
-    check_size(args.arch, size)
-    with torch.device("meta"):
-        model = create_model(args.arch, size=size)
+    model, size = create_meta_model(args.arch, size=args.size)
     rows = keras_layers(model, size) if args.keras else layer_rows(model, size)
+    if args.json:
+        print_json(
+            [
+                {
+                    "number": number,
+                    "name": row.name,
+                    "kind": row.kind,
+                    "shape": row.shape[1:],
+                    "parameters": row.parameters,
+                }
+                | ({"module": row.module} if args.keras else {})
+                for number, row in enumerate(rows)
+            ]
+        )
+        return 0
     if args.keras:
-        print("First N layers of Keras's model.layers (without head) = all lines with a number below N.")
-    names = [row.name for row in rows]
-    width = max(map(len, names))
+        print("Keras's first N layers (without head) are the lines with a number below N.")
+    width = max(len(row.name) for row in rows)
     for number, row in enumerate(rows):
         ours = f"  {row.module}" if args.keras else ""
         shape = "x".join(map(str, row.shape[1:]))

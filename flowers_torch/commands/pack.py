@@ -1,23 +1,26 @@
-"""`flowers-torch pack RUN`: a folder to give away or upload, with weights, card, hubconf and checksums."""
+"""Make a folder to share: weights, model card, hubconf.py and SHA256SUMS."""
 
 import argparse
 from pathlib import Path
 
+from flowers_torch.commands import add_run
 from flowers_torch.errors import printable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags of packing."""
-    parser.description = "Make a folder to give away: weights, model card, hubconf.py, SHA256SUMS."
-    parser.add_argument("model", help="run folder or model.safetensors")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="instead of packed/ beside the weights")
+    """Adds the run and the folder."""
+    add_run(parser)
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder to write [packed/ beside the weights]"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Writes the folder and prints what is in it."""
+    """Writes the folder and prints its files."""
     from flowers_torch.deploy.pack import pack
+    from flowers_torch.runs.folder import find_run
 
-    model = Path(args.model).expanduser()
+    model = find_run(args.run)
     folder = args.out or (model if model.is_dir() else model.parent) / "packed"
     for path in pack(model, folder.expanduser()):
         print(f"pack     {printable(path)}, {path.stat().st_size:,} bytes")

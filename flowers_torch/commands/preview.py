@@ -1,4 +1,4 @@
-"""`flowers-torch preview DATA OUT`: what augmentation makes of the photos, as pictures to look at."""
+"""Save augmented variants of photos, as training sees them."""
 
 import argparse
 from pathlib import Path
@@ -8,24 +8,27 @@ from flowers_torch.errors import UsageError, printable
 PER_ROW = 5
 EXAMPLES = """examples:
   flowers-torch preview photos/ look/                        20 variants of photos of all classes
-  flowers-torch preview rose.jpg look/ --policy tutorial     20 variants of one photo, as Keras's tutorial
-  flowers-torch preview flowers17 look/ --policy rand --n 40 --size 299
+  flowers-torch preview rose.jpg look/ --augment tutorial    20 variants of one photo, as in Keras's tutorial
+  flowers-torch preview flowers17 look/ --augment rand --n 40 --size 299
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The verb's arguments."""
-    parser.epilog, parser.formatter_class = EXAMPLES, argparse.RawDescriptionHelpFormatter
-    parser.add_argument("data", help="anything that `train --data` takes, or one photo")
-    parser.add_argument("out", type=Path, help="folder for the pictures and contact_sheet.jpg")
-    parser.add_argument("--n", type=int, default=20, help="variants in all (20)")
-    parser.add_argument("--policy", default="crop", help="of training (crop), or tutorial")
-    parser.add_argument("--size", type=int, default=224, help="side of the pictures in pixels (224)")
-    parser.add_argument("--seed", type=int, default=0, help="another seed, other variants")
+    """Adds the flags of the preview."""
+    parser.epilog = EXAMPLES
+    parser.add_argument("data", metavar="DATA", help="folder, archive, table, flowers17, demo, or one photo")
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder for the images and contact_sheet.jpg")
+    parser.add_argument("--n", type=int, default=20, metavar="N", help="number of variants [20]")
+    text = "augmentation of a stage, or tutorial [crop]"
+    parser.add_argument("--augment", default="crop", metavar="NAME", help=text)
+    parser.add_argument(
+        "--size", type=int, default=224, metavar="N", help="side of the images in pixels [224]"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the augmentation [0]")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Writes the pictures; each row of the sheet is a photo and variants of it."""
+    """Writes the images; each row of the contact sheet is a photo and its variants."""
     from flowers_torch.data.augment.preview import (
         PREVIEW_AUGMENTATIONS,
         contact_sheet,
@@ -37,9 +40,9 @@ def run(args: argparse.Namespace) -> int:
     from flowers_torch.data.sources.open import open_dataset
     from flowers_torch.files.atomic import atomic_write
 
-    if args.policy not in PREVIEW_AUGMENTATIONS:
-        known = ", ".join(PREVIEW_AUGMENTATIONS)
-        raise UsageError(f"--policy {printable(args.policy)} is unknown", f"use one of {known}")
+    if args.augment not in PREVIEW_AUGMENTATIONS:
+        what = f"--augment {printable(args.augment)} is not a valid augmentation"
+        raise UsageError(what, f"use one of {', '.join(PREVIEW_AUGMENTATIONS)}")
     for flag, value, most in (("--n", args.n, 10_000), ("--size", args.size, 4096)):
         if not 1 <= value <= most:
             raise UsageError(f"{flag} {value} is out of range", f"use 1 .. {most}")
@@ -49,20 +52,20 @@ def run(args: argparse.Namespace) -> int:
     if source.is_file() and is_image_name(source):
         rows = [(source, args.n)]
     else:
-        photos = open_dataset(args.data)
-        chosen = sample_by_class(photos, -(-args.n // PER_ROW), args.seed)
-        left = [min(PER_ROW, args.n - PER_ROW * row) for row in range(len(chosen))]
-        rows = [(photos.root / photos.paths[i], count) for i, count in zip(chosen, left, strict=True)]
+        dataset = open_dataset(args.data)
+        chosen = sample_by_class(dataset, -(-args.n // PER_ROW), args.seed)
+        counts = [min(PER_ROW, args.n - PER_ROW * row) for row in range(len(chosen))]
+        rows = [(dataset.root / dataset.paths[i], count) for i, count in zip(chosen, counts, strict=True)]
     sheet = []
     for number, (path, count) in enumerate(rows):
-        photo = load_image(path)
-        made = variants(photo, args.policy, args.size, count, derived_seed(args.seed, number))
-        for index, picture in enumerate(made):
+        image = load_image(path)
+        augmented = variants(image, args.augment, args.size, count, derived_seed(args.seed, number))
+        for index, variant in enumerate(augmented):
             with atomic_write(args.out / f"{number:03d}_{index:02d}.jpg") as file:
-                picture.save(file, "JPEG", quality=92)
-        pictures = [photo, *made]
-        sheet += [pictures[i : i + PER_ROW + 1] for i in range(0, len(pictures), PER_ROW + 1)]
+                variant.save(file, "JPEG", quality=92)
+        images = [image, *augmented]
+        sheet += [images[i : i + PER_ROW + 1] for i in range(0, len(images), PER_ROW + 1)]
     with atomic_write(args.out / "contact_sheet.jpg") as file:
         contact_sheet(sheet).save(file, "JPEG", quality=90)
-    print(f"{sum(count for _, count in rows)} pictures; look at {printable(args.out / 'contact_sheet.jpg')}")
+    print(f"{sum(count for _, count in rows)} images in {printable(args.out)}, all on contact_sheet.jpg")
     return 0

@@ -1,22 +1,17 @@
-"""`flowers-torch report RUN`: builds the report of a finished run anew."""
+"""Rebuild report.html of a finished run from its folder and its photos."""
 
 import argparse
-from pathlib import Path
 
-from flowers_torch.commands import add_data
+from flowers_torch.commands import add_data, add_run
 from flowers_torch.errors import printable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags of the report."""
-    parser.description = (
-        "Build report.html of a finished run anew, from what its folder holds and its photos."
-    )
-    parser.add_argument("run", help="run folder")
+    """Adds the run."""
+    add_run(parser)
     add_data(parser)
-    parser.add_argument(
-        "--no-photos", action="store_true", help="leave the pictures out: the photos are gone or private"
-    )
+    text = "leave out the photos, if they are gone or private"
+    parser.add_argument("--no-photos", action="store_true", help=text)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -24,9 +19,10 @@ def run(args: argparse.Namespace) -> int:
     from flowers_torch.models.checkpoint import load_classifier
     from flowers_torch.report.page import write_report
     from flowers_torch.runs.experiment import Experiment
+    from flowers_torch.runs.folder import find_run_folder
     from flowers_torch.runs.results import write_run_report
 
-    folder = Path(args.run).expanduser()
+    folder = find_run_folder(args.run)
     if args.no_photos:
         path = write_report(folder, load_classifier(folder)[1], None)
     else:

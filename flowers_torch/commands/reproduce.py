@@ -1,16 +1,16 @@
-"""`flowers-torch reproduce RECIPE`: compares a tutorial's figure with ours."""
+"""Run the recipe of a tutorial; print its figure, ours, and the differences."""
 
 import argparse
-import os
 from pathlib import Path
 
-from flowers_torch.commands import set_allocator, train
+from flowers_torch.commands import set_allocator, set_cache, train
+from flowers_torch.config_file import load_config
 from flowers_torch.errors import UsageError
 
 RESULTS = Path("benchmarks/reproduction.jsonl")
 EXAMPLES = """examples:
   flowers-torch reproduce                                        list the recipes and their figures
-  flowers-torch reproduce happy_house --data train_happy.h5      run it and compare
+  flowers-torch reproduce happy_house --data train_happy.h5      run a recipe and compare
   flowers-torch reproduce happy_house --data train_happy.h5 --defaults
   flowers-torch reproduce --run runs/train_happy-happy_model-1   compare a finished run
   flowers-torch reproduce --page docs/reproduction.md            write the page
@@ -18,40 +18,37 @@ EXAMPLES = """examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of `train`, and those of the comparison."""
-    train.add_arguments(parser)
+    """Adds the flags of a configuration and those of the comparison."""
     parser.usage = f"{parser.prog} [RECIPE] [--data DATA] [options]"
-    parser.description = "Run a tutorial's recipe; print its figure, ours, and the differences."
     parser.epilog = EXAMPLES
-    parser.add_argument("recipe", nargs="?", default="", help="recipe of a tutorial (list all of them)")
-    parser.add_argument("--run", metavar="RUN", help="read this finished run instead of training")
+    text = "recipe of a tutorial; without one, list them"
+    parser.add_argument("recipe", nargs="?", default="", metavar="RECIPE", help=text)
+    train.add_config(parser)
+    parser.add_argument("--out", default="", metavar="DIR", help="run folder [runs/<data>-<arch>-<n>]")
+    parser.add_argument("--overwrite", action="store_true", help="let --out replace an earlier run")
+    parser.add_argument("--run", metavar="RUN", help="finished run to read instead of training")
     parser.add_argument("--defaults", action="store_true", help="use this package's default schedule")
-    parser.add_argument(
-        "--substitute-data", action="store_true", help="mark the photos as not the tutorial's"
-    )
+    text = "mark the photos as not the tutorial's"
+    parser.add_argument("--substitute-data", action="store_true", help=text)
     parser.add_argument("--record", action="store_true", help="add the result to --results")
-    parser.add_argument(
-        "--results", type=Path, default=RESULTS, metavar="FILE", help=f"results file ({RESULTS})"
-    )
-    parser.add_argument(
-        "--page", type=Path, metavar="FILE", help="write the page of all results to this file"
-    )
+    text = f"file of the recorded results [{RESULTS}]"
+    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FILE", help=text)
+    parser.add_argument("--page", type=Path, metavar="FILE", help="file for the page of all results")
 
 
 def run(args: argparse.Namespace) -> int:
     """Lists the recipes, writes the page, or compares a run and records it."""
-    if args.resume or args.origin or args.config or args.dry_run:
-        raise UsageError(
-            "reproduce does not take --resume, --from, --config or --dry-run", "use train, then --run FOLDER"
-        )
+    if args.config:
+        raise UsageError("reproduce does not take --config", "name the recipe, or use train, then --run RUN")
     if args.page and (args.recipe or args.run):
-        raise UsageError(
-            "--page writes the recorded results and runs nothing", "give it alone, or with --results"
-        )
-    if args.page:
-        return _write_page(args)
+        raise UsageError("--page only writes the recorded results", "leave out the recipe and --run")
+
+    from flowers_torch.runs.folder import find_run_folder
+    from flowers_torch.tutorials import reproduce
     from flowers_torch.tutorials.catalog import read_catalog
 
+    if args.page:
+        return _write_page(args)
     catalog = read_catalog()
     if not args.recipe and not args.run:
         for name, tutorial in catalog.recipes.items():
@@ -59,9 +56,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.recipe:
         catalog.find(args.recipe)
-    from flowers_torch.tutorials import reproduce
-
-    folder = Path(args.run).expanduser() if args.run else _train(args)
+    folder = find_run_folder(args.run) if args.run else _train(args)
     recipe = args.recipe or reproduce.recipe_of(folder)
     result = reproduce.read_reproduction(folder, recipe, args.substitute_data)
     print(reproduce.describe(recipe, result, reproduce.read_results(args.results)))
@@ -71,10 +66,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _train(args: argparse.Namespace) -> Path:
-    from flowers_torch.config_file import load_config
-
-    if args.cache:
-        os.environ["FLOWERS_TORCH_CACHE"] = args.cache
+    set_cache(args.cache)
     config = load_config(args.arch, args.data, args.recipe, train.overrides(args))
     from flowers_torch.log import console
     from flowers_torch.runs import recipe

@@ -1,14 +1,14 @@
-"""`flowers-torch serve RUN|WEIGHTS`: a page in the browser to try a model, and an endpoint for programs."""
+"""Serve a trained model on this machine: a web page to try it, and an HTTP endpoint for programs."""
 
 import argparse
 import ipaddress
 import signal
 import socket
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flowers_torch.commands.predict import share
+from flowers_torch.commands import add_device, add_run, check_positive, fraction
+from flowers_torch.commands.predict import add_max_error
 from flowers_torch.errors import ResourceError, UsageError, printable
 
 if TYPE_CHECKING:
@@ -19,52 +19,46 @@ EXAMPLES = """examples:
   flowers-torch serve runs/photos-inception_v3-1 --max-error 2%
   curl -F photo=@rose.jpg -F photo=@tulip.jpg http://127.0.0.1:8000/api/predict
 """
-STOP_SECONDS = 30  # that running requests get to finish
+STOP_SECONDS = 30  # for running requests to finish
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of serving."""
-    parser.description = "Try a trained model in the browser, or ask it over HTTP, on this machine."
     parser.epilog = EXAMPLES
-    parser.add_argument("model", help="run folder or model.safetensors")
-    parser.add_argument("--port", type=int, default=8000, metavar="N", help="0 takes a free one (8000)")
+    add_run(parser)
+    parser.add_argument("--port", type=int, default=8000, metavar="N", help="0 takes a free one [8000]")
     # guard: H06 host
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen at (127.0.0.1)")
-    parser.add_argument(
-        "--name", action="append", default=[], help="a host name that it may be called by, as a proxy's"
-    )
-    parser.add_argument("--max-error", metavar="P", help="rather say unsure than err more often, as 2%%")
-    parser.add_argument("--max-upload", type=int, default=10, metavar="MB", help="size of a photo (10)")
-    parser.add_argument("--queue", type=int, default=128, metavar="N", help="photos that may wait (128)")
-    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="photos computed at once")
-    parser.add_argument("--device", default="auto", help="auto | cpu | cuda | cuda:1 | mps")
-    parser.add_argument("--precision", default="fp32", help="fp32 | bf16 | fp16 | auto")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen at [127.0.0.1]")
+    text = "additional host name of this server, such as that of a proxy"
+    parser.add_argument("--name", action="append", default=[], help=text)
+    add_max_error(parser)
+    parser.add_argument("--max-upload", type=int, default=10, metavar="MB", help="largest photo [10]")
+    parser.add_argument("--queue", type=int, default=128, metavar="N", help="photos that may wait [128]")
+    add_device(parser, precision=True)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serves until SIGINT or SIGTERM; what is at work then is finished, and the exit code is 0."""
-    for flag in ("max_upload", "queue", "batch_size"):
-        if getattr(args, flag) < 1:
-            raise UsageError(f"--{flag.replace('_', '-')} must be 1 or more", "give a positive number")
-    max_error = share(args.max_error) if args.max_error is not None else None
+    """Serves until SIGINT or SIGTERM. Running requests are finished, and the exit code is 0."""
+    check_positive(args, "max-upload", "queue", "batch-size")
+    max_error = fraction(args.max_error) if args.max_error is not None else None
     try:
         import prometheus_client  # noqa: F401
         import python_multipart  # noqa: F401
         import starlette  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError as error:
-        raise UsageError(
-            f"serving needs {error.name}, which is not installed", 'pip install "flowers-torch[serve]"'
-        ) from error
-    listener = listen(args.host, args.port)  # before the network is loaded: a port in use is said at once
+        what = f"serve needs {error.name}, which is not installed"
+        raise UsageError(what, 'pip install "flowers-torch[serve]"') from error
+    listener = listen(args.host, args.port)  # before the network is loaded, so that a port in use fails early
 
     from flowers_torch.deploy.classifier import Classifier
     from flowers_torch.deploy.guard import host_names
     from flowers_torch.deploy.serve import Limits, Service, make_app
+    from flowers_torch.runs.folder import find_run
     from flowers_torch.training.device import choose_runtime
 
     with listener:
-        path = Path(args.model).expanduser()
+        path = find_run(args.run)
         classifier = Classifier.load(path, choose_runtime(args.device, args.precision))
         threshold = classifier.threshold(max_error) if max_error is not None else None
         service = Service(
@@ -75,15 +69,14 @@ def run(args: argparse.Namespace) -> int:
             threshold.describe() if threshold else "",
         )
         host, port = listener.getsockname()[:2]
-        info = classifier.info
-        device = classifier.runtime.device
+        info, device = classifier.info, classifier.runtime.device
         print(f"model    {printable(info.arch)}, {len(info.classes)} classes, on {device}")
         if threshold:
             print(f"unsure   {threshold.describe()}")
         if not ipaddress.ip_address(host).is_loopback:
             print(
-                f"flowers-torch: warning: --host {printable(args.host)} lets every machine of the network "
-                "use this server, unencrypted and without a password",
+                f"flowers-torch: warning: --host {printable(args.host)} opens this server to the network, "
+                "unencrypted and without a password",
                 file=sys.stderr,
             )
         address = f"[{host}]" if ":" in host else host
@@ -94,28 +87,29 @@ def run(args: argparse.Namespace) -> int:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket.
+    """Opens a listening socket.
 
     Raises:
-        UsageError: no such address.
-        ResourceError: the port is in use, or not for this user.
+        UsageError: the address is not valid.
+        ResourceError: the port is in use, or this user may not use it.
     """
     if not 0 <= port < 65536:
-        raise UsageError(f"--port {port} is no port", "give one from 1 to 65535, or 0")
+        raise UsageError(
+            f"--port {port} is not a valid port: expected 0 .. 65535", "give another --port, or 0"
+        )
     try:
         family, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except (OSError, UnicodeError) as error:
-        raise UsageError(f"--host {printable(host)} is no address", "leave it out") from error
+        raise UsageError(f"--host {printable(host)} is not a valid address", "leave it out") from error
     try:
         return socket.create_server(place[:2], family=family, backlog=512)
     except OSError as error:
-        raise ResourceError(
-            f"cannot listen at {printable(host)} port {port}: {error.strerror}", "give another --port, or 0"
-        ) from error
+        what = f"cannot listen at {printable(host)} port {port}: {error.strerror}"
+        raise ResourceError(what, "give another --port, or 0") from error
 
 
 def make_server(app: Any) -> "uvicorn.Server":
-    """uvicorn, quiet, and patient with what is running when it is told to stop."""
+    """A quiet uvicorn server that finishes the running requests when it stops."""
     import uvicorn
 
     config = uvicorn.Config(
@@ -133,14 +127,14 @@ def make_server(app: Any) -> "uvicorn.Server":
 
 
 def serve(server: "uvicorn.Server", listener: socket.socket) -> None:
-    """Runs a server until a signal comes."""
+    """Runs a server until SIGINT or SIGTERM."""
 
     def stop(number: int, frame: object) -> None:
-        server.should_exit = True  # also where it comes before uvicorn listens to signals itself
+        server.should_exit = True  # also before uvicorn installs its own handlers
 
-    former = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         server.run(sockets=[listener])
     finally:
-        for number, handler in former.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)

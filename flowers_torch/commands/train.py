@@ -1,14 +1,14 @@
-"""`flowers-torch train`, also `python train.py`: the two-stage recipe from the command line."""
+"""Train a network on photos in class folders: first a head on the frozen backbone, then all of it."""
 
 import argparse
 import dataclasses
-import os
 import tomllib
 from collections.abc import Sequence
 from typing import Any
 
-from flowers_torch.commands import set_allocator, set_allocator_of_run
+from flowers_torch.commands import set_allocator, set_allocator_of_run, set_cache
 from flowers_torch.config import HEAD_ONLY, Config
+from flowers_torch.config_file import load_config
 from flowers_torch.errors import UsageError, printable
 
 EXAMPLES = """examples:
@@ -17,35 +17,46 @@ EXAMPLES = """examples:
   python train.py --arch tf_efficientnet_lite0 --weights offline --data my_photos/
 """
 
-# Flags that set the field of the same name; config.py has their meaning.
-FLAGS = (
-    *("weights", "keras-input", "split", "groups", "exclude", "size", "batch-size", "seed"),
-    *("precision", "accelerate", "device", "workers", "threads"),
-)
+# Flags that set the field of the same name in config.py, with their placeholder.
+FLAGS = {
+    "weights": "NAME",
+    "keras-input": "NAME",
+    "split": "A/B/C",
+    "groups": "NAME",
+    "exclude": "FILE",
+    "size": "N",
+    "batch-size": "N",
+    "seed": "N",
+    "precision": "NAME",
+    "accelerate": "NAME",
+    "device": "NAME",
+    "workers": "N",
+    "threads": "N",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of training."""
     parser.usage = f"{parser.prog} [--arch NAME] [--data DATA] [options]"
-    parser.description = "Train a network on photos: a head on the frozen backbone, then everything."
     parser.epilog = EXAMPLES
-    parser.add_argument("--arch", default="", metavar="NAME", help="network, of the zoo or of timm")
-    parser.add_argument("--data", default="", help="folder | archive | flowers17 | demo")
-    parser.add_argument("--config", default="", metavar="FILE", help="TOML with any option; flags win")
-    add_options(parser, tuple(FLAGS))
-    parser.add_argument("--cache", metavar="DIR", help="where downloads are kept")
-    parser.add_argument(
-        "--resume", metavar="RUN", help="go on with an interrupted run: its folder, or latest"
-    )
-    # Left out of the help: the refusal that they lift names them.
-    parser.add_argument("--allow-config-change", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--allow-data-change", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument(
-        "--from", dest="origin", metavar="RUN", help="begin anew with a run's options and weights"
-    )
+    add_config(parser)
     parser.add_argument("--out", default="", metavar="DIR", help="run folder [runs/<data>-<arch>-<n>]")
     parser.add_argument("--overwrite", action="store_true", help="let --out replace an earlier run")
-    parser.add_argument("--dry-run", action="store_true", help="show data, model, stages, memory, time; stop")
+    parser.add_argument("--dry-run", action="store_true", help="print splits, network, memory and time only")
+    parser.add_argument("--resume", metavar="RUN", help="interrupted run to resume, or latest")
+    parser.add_argument("--from", dest="origin", metavar="RUN", help="run that provides options and weights")
+    # Left out of the help: the errors that they lift name them.
+    parser.add_argument("--allow-config-change", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--allow-data-change", action="store_true", help=argparse.SUPPRESS)
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that make a configuration."""
+    parser.add_argument("--arch", default="", metavar="NAME", help="a registered network or any timm name")
+    parser.add_argument("--data", default="", help="folder, archive, table, flowers17 or demo")
+    parser.add_argument("--config", default="", metavar="FILE", help="TOML file with options; flags win")
+    add_options(parser, tuple(FLAGS))
+    parser.add_argument("--cache", metavar="DIR", help="folder for downloads and features")
 
 
 def add_fields(parser: argparse.ArgumentParser, flags: Sequence[str]) -> None:
@@ -53,47 +64,27 @@ def add_fields(parser: argparse.ArgumentParser, flags: Sequence[str]) -> None:
     fields = {field.name.replace("_", "-"): field for field in dataclasses.fields(Config)}
     for flag in flags:
         field = fields[flag]
-        kind = type(field.default)
         text = f"{field.metadata['help']} [{field.default}]".replace(" []", "").replace("%", "%%")
-        parser.add_argument(f"--{flag}", type=kind, help=text, metavar="N" if kind is int else "X")
+        parser.add_argument(f"--{flag}", type=type(field.default), help=text, metavar=FLAGS[flag])
 
 
 def add_options(parser: argparse.ArgumentParser, flags: Sequence[str]) -> None:
     """Adds what `overrides` reads: some of `FLAGS`, and the flags that stand for several options."""
     add_fields(parser, flags)
-    parser.add_argument("--quiet", action="store_true", help="print the result and the report's place only")
     parser.add_argument("--skip-bad", action="store_true", help="leave out photos that cannot be read")
-    parser.add_argument("--head-only", action="store_true", help="fit a linear head in seconds, no more")
-    parser.add_argument("--epochs", metavar="A,B", help="epochs of each stage, as 2,5")
-    parser.add_argument("--time", metavar="T", help="fit the epochs to this, as 20m or 1.5h")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="K=V",
-        help="any other option, as stages.finetune.lr=1e-4",
-    )
+    parser.add_argument("--head-only", action="store_true", help="fit a linear head in seconds, nothing else")
+    parser.add_argument("--epochs", metavar="A,B", help="epochs of each stage, such as 2,5")
+    parser.add_argument("--time", metavar="T", help="time limit for the epochs, such as 20m or 1.5h")
+    text = "any other option, such as stages.finetune.lr=1e-4"
+    parser.add_argument("--set", action="append", default=[], metavar="K=V", help=text)
+    parser.add_argument("--quiet", action="store_true", help="print the result only")
 
 
 def run(args: argparse.Namespace) -> int:
     """Trains, resumes or estimates."""
+    _check(args)
+    set_cache(args.cache)
     changes = overrides(args)
-    if args.resume and (args.origin or args.config or args.dry_run or args.overwrite):  # guard: K05
-        raise UsageError(
-            "--resume goes on with a run; --from, --config, --dry-run, --overwrite begin one",
-            "give one of them",
-        )
-    if args.origin and (args.config or args.arch):
-        raise UsageError(
-            "--from takes the network and the options of its run", "leave out --arch and --config"
-        )
-    for flag in ("allow_config_change", "allow_data_change"):
-        if getattr(args, flag) and not args.resume:
-            raise UsageError(f"--{flag.replace('_', '-')} is for --resume", "leave it out")
-    if args.cache:
-        os.environ["FLOWERS_TORCH_CACHE"] = args.cache
-    from flowers_torch.config_file import load_config
-
     if args.resume:
         config = None
         changes |= {name: value for name, value in (("arch", args.arch), ("data", args.data)) if value}
@@ -104,11 +95,11 @@ def run(args: argparse.Namespace) -> int:
 
     from flowers_torch.log import console
     from flowers_torch.runs import cost, recipe
-    from flowers_torch.runs.folder import find_run
+    from flowers_torch.runs.folder import find_run_folder
 
     with console(args.quiet):
         if config is None:
-            folder = find_run(args.resume)
+            folder = find_run_folder(args.resume)
             set_allocator_of_run(folder, changes)
             recipe.resume(folder, changes, args.allow_config_change, args.allow_data_change)
             return 0
@@ -120,14 +111,28 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def start_from(run: str, changes: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of `load_config` for a new run with an earlier one's options, from its best weights on."""
-    from flowers_torch.runs.folder import find_run
+def _check(args: argparse.Namespace) -> None:
+    """Raises UsageError if flags exclude each other."""
+    if args.resume and (args.origin or args.config or args.dry_run or args.overwrite):  # guard: K05
+        what = "--resume cannot be used with --from, --config, --dry-run or --overwrite"
+        raise UsageError(what, "leave out one of them")
+    if args.origin and (args.config or args.arch):
+        what = "--from takes the network and the options from its run"
+        raise UsageError(what, "leave out --arch and --config")
+    for flag in ("allow_config_change", "allow_data_change"):
+        if getattr(args, flag) and not args.resume:
+            raise UsageError(f"--{flag.replace('_', '-')} needs --resume", "leave it out")
 
-    folder = find_run(run)
+
+def start_from(run: str, changes: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of `load_config` for a new run with the options and the best weights of an earlier one."""
+    from flowers_torch.runs.folder import find_run_folder
+
+    folder = find_run_folder(run)
     weights = folder / "model.safetensors"
     if not weights.is_file() or not (folder / "config.toml").is_file():
-        raise UsageError(f"--from {printable(folder)} is no run with weights", "name the folder of a run")
+        what = f"--from {printable(folder)} is not a run with weights"
+        raise UsageError(what, "name the folder of a run")
     return {
         "file": str(folder / "config.toml"),
         "overrides": {"weights": str(weights), "keras_input": ""} | changes,
@@ -135,19 +140,18 @@ def start_from(run: str, changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def overrides(args: argparse.Namespace) -> dict[str, Any]:
-    """Changes to the configuration by field name, as the flags ask for."""
-    fields = {flag.replace("-", "_"): getattr(args, flag.replace("-", "_")) for flag in FLAGS}
-    changes = {name: value for name, value in fields.items() if value is not None}
+    """The changes to the configuration that the flags state, by field name."""
+    changes = field_changes(args)
     if args.skip_bad:
         changes["skip_bad"] = True
     if args.head_only:
         changes |= HEAD_ONLY
     if args.epochs is not None:
         try:
-            counts = [int(part) for part in args.epochs.split(",")]
+            changes["epochs"] = [int(count) for count in args.epochs.split(",")]
         except ValueError:
-            raise UsageError(f"--epochs {printable(args.epochs)} is no list", "use such as 2,5") from None
-        changes["epochs"] = counts
+            what = f"--epochs {printable(args.epochs)} is not a valid list of numbers"
+            raise UsageError(what, "give a list such as 2,5") from None
     if args.time is not None:
         changes["minutes"] = minutes(args.time)
     for assignment in args.set:
@@ -161,14 +165,21 @@ def overrides(args: argparse.Namespace) -> dict[str, Any]:
     return changes
 
 
+def field_changes(args: argparse.Namespace) -> dict[str, Any]:
+    """The values of the flags of `FLAGS` that were given, by field name."""
+    values = {name: getattr(args, name, None) for name in (flag.replace("-", "_") for flag in FLAGS)}
+    return {name: value for name, value in values.items() if value is not None}
+
+
 def minutes(text: str) -> float:
-    """Minutes from such as `90s`, `20m` or `1.5h`.
+    """Minutes from a text such as `90s`, `20m` or `1.5h`.
 
     Raises:
-        UsageError: no such text.
+        UsageError: it is another text.
     """
     units = {"s": 1 / 60, "m": 1.0, "h": 60.0}
     try:
         return float(text[:-1]) * units[text[-1:]]
     except (ValueError, KeyError):
-        raise UsageError(f"--time {printable(text)} is no time", "use such as 90s, 20m or 1.5h") from None
+        what = f"--time {printable(text)} is not a valid time"
+        raise UsageError(what, "give a time such as 90s, 20m or 1.5h") from None

@@ -1,57 +1,55 @@
-"""`flowers-torch update RUN NEWDATA`: a trained model learns more photos or classes."""
+"""Train a model further with new photos or classes, and compare it with the model it started from.
+
+Both are tested on photos that neither has seen.
+"""
 
 import argparse
-from pathlib import Path
 
-from flowers_torch.commands import add_data, set_allocator_of_run, train
+from flowers_torch.commands import add_data, add_run, set_allocator_of_run, train
 from flowers_torch.errors import UsageError
 
 EXAMPLES = """examples:
-  flowers-torch update runs/garden-inception_v3-1 new_photos/         more photos of the classes it knows
-  flowers-torch update runs/garden-inception_v3-1 orchids/            orchids/orchid/*.jpg: one class more
+  flowers-torch update runs/garden-inception_v3-1 new_photos/         more photos of the known classes
+  flowers-torch update runs/garden-inception_v3-1 orchids/            orchids/orchid/*.jpg: a new class
   flowers-torch update runs/garden-inception_v3-1 --resume runs/garden-inception_v3-2
 """
-FLAGS = ("batch-size", "precision", "device", "workers", "threads")
+FLAGS = ("batch-size", "precision", "accelerate", "device", "workers", "threads")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags of updating: those of training that make sense for it."""
-    parser.description = (
-        "Train a model further with new photos or classes, and compare it with what it was, on test photos "
-        "that neither has seen."
-    )
+    """Adds the flags of updating: those of training that apply to it."""
     parser.epilog = EXAMPLES
-    parser.add_argument("run", help="folder of the finished run")
-    parser.add_argument("data", nargs="?", default="", help="new photos; the known ones may be among them")
+    add_run(parser)
+    text = "new photos; photos of the run among them are ignored"
+    parser.add_argument("new", nargs="?", default="", metavar="NEW_DATA", help=text)
     add_data(parser)
-    parser.set_defaults(**{flag.replace("-", "_"): None for flag in train.FLAGS})
     train.add_options(parser, FLAGS)
     parser.add_argument("--out", default="", metavar="DIR", help="run folder [runs/<data>-<arch>-<n>]")
-    parser.add_argument("--resume", metavar="NEW", help="go on with an interrupted update: its folder")
+    parser.add_argument("--resume", metavar="NEW_RUN", help="interrupted update to resume, or latest")
 
 
 def run(args: argparse.Namespace) -> int:
     """Trains and compares."""
-    if bool(args.data) == bool(args.resume):
-        raise UsageError(
-            "update takes new photos, or --resume with the folder of an update", "give one of them"
-        )
+    if bool(args.new) == bool(args.resume):
+        raise UsageError("update needs new photos or --resume", "give one of them")
     changes = train.overrides(args)
     if args.resume and changes:
-        raise UsageError("--resume goes on with the options that the update began with", "give it alone")
+        raise UsageError("--resume uses the options of the interrupted update", "leave out the other flags")
 
     from flowers_torch.log import console
     from flowers_torch.runs import recipe
-    from flowers_torch.runs.folder import find_run
+    from flowers_torch.runs.folder import find_run_folder
     from flowers_torch.runs.update import compare_with_parent, update
 
-    folder = find_run(args.run)
-    begun = Path(args.resume).expanduser() if args.resume else folder
+    folder = find_run_folder(args.run)
     with console(args.quiet):
-        set_allocator_of_run(begun, changes)
-        if args.resume:
-            recipe.resume(begun, {"data": args.moved} if args.moved else None)
-            compare_with_parent(folder, begun)
-        else:
-            update(folder, args.data, changes, args.command, args.moved, args.out)
+        if not args.resume:
+            here = {"device": "auto", "precision": "auto", "threads": 0}  # the run may be of another machine
+            set_allocator_of_run(folder, here | changes)
+            update(folder, args.new, changes, args.command, args.moved, args.out)
+            return 0
+        begun = find_run_folder(args.resume)
+        set_allocator_of_run(begun)
+        recipe.resume(begun, {"data": args.moved} if args.moved else None)
+        compare_with_parent(folder, begun)
     return 0

@@ -1,4 +1,4 @@
-"""Writing files so that each is complete or absent, whatever interrupts the process."""
+"""Atomic writing: a file is complete or absent, whatever interrupts the process."""
 
 import contextlib
 import csv
@@ -16,16 +16,15 @@ from flowers_torch.errors import ResourceError, printable
 
 @contextlib.contextmanager
 def atomic_write(path: Path, previous: Path | None = None, size: int = 0) -> Iterator[IO[bytes]]:
-    """A binary file that appears under `path` complete, or not at all.
+    """Opens a binary file that replaces `path` on success.
 
-    The order is write, fsync, rename, fsync of the folder: after a power cut there is the old file or the
-    new one, never a mixture. On an error the temporary file is removed and the old file stays.
+    The order is write, fsync, rename, fsync of the folder, so after a power cut there is the old file or the
+    new one. After an error the old file remains.
 
     Args:
         path: The file.
-        previous: Where the file of before goes once the new one is complete. A kill between the two renames
-            leaves it there and nothing under `path`.
-        size: Bytes to come where that is known, for the error's text.
+        previous: New path of the old file. A kill between the two renames leaves only this file.
+        size: Bytes to write, for the error message; 0 if unknown.
 
     Raises:
         ResourceError: the folder cannot be written or the disk is full.
@@ -41,7 +40,7 @@ def atomic_write(path: Path, previous: Path | None = None, size: int = 0) -> Ite
             yield file
             file.flush()
             os.fsync(file.fileno())  # guard: C19
-        # NamedTemporaryFile makes private files; a result should be as readable as any other new file.
+        # NamedTemporaryFile makes private files. Results get the permissions of any new file.
         temporary.chmod(0o666 & ~_umask())
         if previous is not None:
             with contextlib.suppress(FileNotFoundError):
@@ -56,7 +55,7 @@ def atomic_write(path: Path, previous: Path | None = None, size: int = 0) -> Ite
         ) from error
     finally:
         if temporary is not None:
-            with contextlib.suppress(OSError):  # the disk may have become read-only or gone
+            with contextlib.suppress(OSError):  # the disk may be read-only or absent now
                 temporary.unlink(missing_ok=True)  # guard: C17 write
 
 
@@ -67,7 +66,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
-    """A value as JSON, where NaN and the infinities, which JSON has not, are null."""
+    """A value as JSON. NaN and infinities become null."""
     return json.dumps(_without_infinities(value), indent=indent, ensure_ascii=True, allow_nan=False)
 
 
@@ -85,7 +84,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Writes rows with the keys of the first as header, atomically."""
+    """Writes rows atomically, with the keys of the first one as header."""
     text = io.StringIO()
     if rows:
         writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
@@ -95,6 +94,7 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def fsync_folder(folder: Path) -> None:
+    """Makes renames in a folder durable."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

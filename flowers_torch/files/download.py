@@ -1,4 +1,4 @@
-"""Downloads that resume, and that take their name only once their checksum is right."""
+"""Downloads that resume and whose checksum is verified before they get their name."""
 
 import hashlib
 import http.client
@@ -19,15 +19,11 @@ def file_digest(path: Path, algorithm: str = "sha256") -> str:
 
 
 def check_digest(path: Path, digest: str, algorithm: str = "sha256") -> None:
-    """Sees whether a file that was fetched earlier is still what it was.
-
-    Raises:
-        ResourceError: it is not.
-    """
+    """Raises ResourceError if a file does not have this digest."""
     found = file_digest(path, algorithm)
     if not found.startswith(digest):  # guard: R17
         what = f"{printable(path)} is damaged: its {algorithm} is {found}, expected {digest}"
-        raise ResourceError(what, "delete it, so that it is fetched anew")
+        raise ResourceError(what, "delete it to download it again")
 
 
 def download(
@@ -38,19 +34,19 @@ def download(
     ways_on: str = "check the network",
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Fetches `url` to `path`, continuing a partial download, and checks it before it takes its name.
+    """Downloads a file and verifies it; a partial download is resumed.
 
     Args:
-        url: http(s) or file address.
-        path: Where the verified file goes; an existing file is checked and returned.
-        digest: Expected hexadecimal digest, or its start where the source states no more.
-        algorithm: Of the digest, as `hashlib` calls it.
-        ways_on: What a user without network can do, for the error's text.
-        progress: Called with bytes so far and bytes in all (0 where unknown).
+        url: http(s) or file URL.
+        path: The file. An existing one is verified and returned.
+        digest: Expected hexadecimal digest, or the start of it.
+        algorithm: Of the digest, a name of `hashlib`.
+        ways_on: The fix in the error message, for a user without network.
+        progress: Called with bytes so far and bytes in all (0 if unknown).
 
     Raises:
-        ResourceError: no network, a refused request, a cut download or a wrong checksum. A cut download
-            leaves `<name>.part` for the next try; a wrong one leaves nothing.
+        ResourceError: no network, a failed request, an incomplete download or a wrong checksum. An incomplete
+            download leaves `<name>.part` to resume from.
     """
     path = Path(path)
     if path.exists():  # guard: H05
@@ -69,7 +65,7 @@ def download(
     if not found.startswith(digest):  # guard: D38 checksum, H02
         part.unlink()
         raise ResourceError(
-            f"what came from {url} has {algorithm} {found}, expected {digest}; it was deleted", ways_on
+            f"the download from {url} has {algorithm} {found}, expected {digest}, and was deleted", ways_on
         )
     os.replace(part, path)
     fsync_folder(path.parent)
@@ -77,15 +73,15 @@ def download(
 
 
 def fetch_bytes(url: str, most: int = 64 << 20, timeout: float = 30) -> bytes:
-    """What an http(s) address answers, for content that needs no checksum because it is looked at at once.
+    """The content of an http(s) URL, without a checksum.
 
     Args:
-        url: The address.
-        most: Bytes from which on it is refused.
-        timeout: Seconds without an answer.
+        url: The URL.
+        most: Largest number of bytes.
+        timeout: Seconds without a response.
 
     Raises:
-        ResourceError: no network, a refused request, or too much.
+        ResourceError: no network, a failed request, or too many bytes.
     """
     try:
         with urllib.request.urlopen(url, timeout=timeout) as response:
@@ -93,7 +89,7 @@ def fetch_bytes(url: str, most: int = 64 << 20, timeout: float = 30) -> bytes:
     except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or error
         raise ResourceError(
-            f"cannot fetch {printable(url)}: {one_line(reason)}", "check the address and the network"
+            f"cannot fetch {printable(url)}: {one_line(reason)}", "check the URL and the network"
         ) from error
     if len(content) > most:
         raise ResourceError(f"{printable(url)} holds more than {most >> 20} MB", "give a smaller photo")
@@ -106,7 +102,7 @@ def _fetch(url: str, part: Path, progress: Callable[[int, int], None] | None) ->
     try:
         response = urllib.request.urlopen(request, timeout=30)
     except urllib.error.HTTPError as error:
-        if error.code == 416 and have:  # nothing left to send: the part is complete, the checksum decides
+        if error.code == 416 and have:  # the part is complete; the checksum decides
             return
         raise
     with response:

@@ -1,4 +1,4 @@
-"""Saving and loading tensors with JSON metadata, without ever running code from a file."""
+"""Saving and loading tensors with JSON metadata. Loading never runs code from a file."""
 
 import hashlib
 import json
@@ -15,25 +15,21 @@ from flowers_torch.errors import ModelFileError, one_line, printable
 from flowers_torch.files.atomic import atomic_write
 
 HASH_KEY = "sha256"
-
-
 MAX_HEADER_BYTES = 16 * 1024**2
-
-
 # guard: C07
-SAFE_TORCH = (2, 10)  # older ones could be made to run code in spite of weights_only
+SAFE_TORCH = (2, 10)  # older versions can run code in spite of weights_only
 
 
 def safe_save(
     tensors: dict[str, Tensor], path: Path, metadata: dict[str, Any], previous: Path | None = None
 ) -> None:
-    """Writes tensors with JSON metadata as one .safetensors file, atomically, with a checksum inside.
+    """Writes a .safetensors file with metadata and a checksum, atomically.
 
     Args:
-        tensors: Name to tensor, any device; stored contiguous.
-        path: Target file; replaced only once the new one is complete.
-        metadata: Name to anything that JSON can hold.
-        previous: Where the file of before is kept; by default it goes.
+        tensors: Name to tensor on any device.
+        path: The file.
+        metadata: Name to a JSON value.
+        previous: New path of the old file; None removes it.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     texts = {key: json.dumps(value) for key, value in metadata.items()}
@@ -44,17 +40,14 @@ def safe_save(
 
 
 def safe_load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Reads a .safetensors file of ours or of others, or a foreign .pth, and never runs code from it.
-
-    Args:
-        path: The file; what it is gets decided by its first bytes, not by its name.
+    """Reads a .safetensors or .pth file. Its first bytes, not its name, tell which.
 
     Returns:
-        Tensors by name (a .pth's `state_dict` or `model` entry unwrapped, `module.` and `_orig_mod.`
-        stripped), and the metadata (empty for a foreign file).
+        Tensors by name, and the metadata, which are empty for a file without our checksum. Of a .pth file the
+        entry `state_dict` or `model` is used, without the prefixes `module.` and `_orig_mod.`.
 
     Raises:
-        ModelFileError: missing, damaged, of another kind, or holding more than tensors.
+        ModelFileError: the file is missing, damaged, of another kind, or has other objects than tensors.
     """
     path = Path(path)
     if not path.is_file():
@@ -63,7 +56,7 @@ def safe_load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     with path.open("rb") as file:
         start = file.read(16)
     if len(start) < 16:  # guard: C01
-        raise ModelFileError(f"{printable(path)} is empty or cut off", "use a complete weights file")
+        raise ModelFileError(f"{printable(path)} is empty or incomplete", "use a complete weights file")
     if start[8:9] == b"{":
         return _load_safetensors(path, int.from_bytes(start[:8], "little"))
     if start[:2] == b"PK" or start[:1] == b"\x80":
@@ -77,7 +70,7 @@ def safe_load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def _load_safetensors(path: Path, header_bytes: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if header_bytes > min(MAX_HEADER_BYTES, path.stat().st_size - 8):
         raise ModelFileError(
-            f"{printable(path)} is damaged: its header says {header_bytes} bytes", "use another copy"
+            f"{printable(path)} is damaged: its header has {header_bytes} bytes", "use another copy"
         )
     try:
         with safetensors.safe_open(path, framework="pt") as file:
@@ -88,7 +81,7 @@ def _load_safetensors(path: Path, header_bytes: int) -> tuple[dict[str, Tensor],
             f"{printable(path)} is damaged: {one_line(error)}", "use another copy"
         ) from error
     if HASH_KEY not in texts:
-        return tensors, {}  # a foreign file, or one whose mark is damaged: its metadata are not trusted
+        return tensors, {}  # without the checksum the metadata are not trusted
     stated = texts.pop(HASH_KEY)
     if stated != json.dumps(_checksum(tensors, texts)):  # guard: C03
         raise ModelFileError(f"{printable(path)} is damaged: its checksum does not match", "use another copy")
@@ -109,11 +102,11 @@ def _load_pth(path: Path) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)  # guard: C04, C05, C06
     except Exception as error:  # torch raises RuntimeError, EOFError, KeyError, ... on damaged files
         if "weights_only" in str(error):
-            # torch's own text goes on to recommend the unsafe loader; only the culprit's name is passed on.
-            culprit = re.search(r"GLOBAL (\S+)", str(error))
+            # torch's message recommends the unsafe loader, so only the name of the object is used.
+            global_name = re.search(r"GLOBAL (\S+)", str(error))
             raise ModelFileError(
                 f"{printable(path)} holds more than tensors and is not loaded"
-                + (f" ({culprit[1]})" if culprit else ""),
+                + (f" ({global_name[1]})" if global_name else ""),
                 "ask for the weights as .safetensors",
             ) from None
         raise ModelFileError(
@@ -124,14 +117,14 @@ def _load_pth(path: Path) -> dict[str, Tensor]:
             content = content[key]
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise ModelFileError(
-            f"{printable(path)} holds no state dict of tensors", "save model.state_dict() there"
+            f"{printable(path)} has no state dict of tensors", "save model.state_dict() there"
         )
     # guard: C11
     return {name.removeprefix("module.").removeprefix("_orig_mod."): value for name, value in content.items()}
 
 
 def _other_zip(path: Path) -> str:
-    """What a zip archive is, if not one of `torch.save`; empty for those, and for what is no archive."""
+    """The kind of a zip archive that `torch.save` did not write; empty for all other files."""
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
@@ -139,7 +132,7 @@ def _other_zip(path: Path) -> str:
         return ""
     names = {member.filename.rpartition("/")[2] for member in members}
     if any(member.compress_type != zipfile.ZIP_STORED for member in members):  # guard: C09
-        return "a compressed archive"  # torch writes none: a small file could fill the memory
+        return "a compressed archive"  # torch.save does not compress, and a small file could fill the memory
     if "constants.pkl" in names:
         return "a TorchScript program"
     if "archive_format" in names:

@@ -2,6 +2,7 @@
 
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from flowers_torch.errors import UsageError
@@ -75,6 +76,13 @@ def create_model(
         if plan.license:
             log.info(f"weights  {plan.source}, license: {plan.license}")
     return model
+
+
+def create_meta_model(name: str, num_classes: int = 1000, size: int = 0) -> tuple[nn.Module, int]:
+    """A network on the meta device, which has shapes and no values, and its input size in pixels."""
+    size = size or find_entry(name).preprocessing.size
+    with torch.device("meta"):
+        return create_model(name, num_classes, size=size), size
 
 
 def build_network(

@@ -15,7 +15,7 @@ from flowers_torch.errors import DataError, printable
 from flowers_torch.evaluation.metrics import Scores, score
 from flowers_torch.evaluation.predictions import RunPredictions, load_predictions
 
-LABEL_ISSUES_FILE = "insight.json"  # label issues and learning curve, where they were computed
+LABEL_ISSUES_FILE = "label_issues.json"  # label issues and learning curve, where they were computed
 
 
 @dataclasses.dataclass(frozen=True)

@@ -40,7 +40,7 @@ FILES = (
     "predictions.safetensors",
     "log.txt",
     "report.html",
-    "insight.json",
+    "label_issues.json",
     *(f"exported/model.{kind}" for kind in "onnx int8.onnx pt2 safetensors html int8.html".split()),
     *(f"packed/{name}" for name in ("model.safetensors", "README.md", "hubconf.py", "SHA256SUMS")),
     *(f"figures/{name}.svg" for name in "loss accuracy learning_rate reliability".split()),
@@ -140,18 +140,49 @@ def _launch() -> str:
     return f"{socket.gethostname()} {os.getppid()}" if job == "none" else job
 
 
-def find_run(name: str, root: Path = Path("runs")) -> Path:
-    """The run folder that a person means: its path, or `latest` for the one below `root` last written to.
+def find_run(name: str | Path, root: Path = Path("runs")) -> Path:
+    """The run that a person means: a folder, or a weights file.
+
+    Args:
+        name: Path of a run folder or of a weights file, name of a run below `root`, or `latest` for the run
+            below `root` that was last written to.
+        root: Where the runs are.
 
     Raises:
-        UsageError: there is no run for `latest`.
+        UsageError: there is no such run.
     """
-    if name != "latest":
-        return Path(name).expanduser()
-    folders = [path.parent for path in root.glob("*/config.toml")]
-    if not folders:
-        raise UsageError(f"no run in {printable(root.absolute())}", "name the run folder")
-    return max(folders, key=lambda folder: max(file.stat().st_mtime_ns for file in folder.iterdir()))
+    if str(name) == "latest":
+        folders = [path.parent for path in root.glob("*/config.toml")]
+        if not folders:
+            raise UsageError(f"no run in {printable(root.absolute())}", "name the run folder")
+        return max(folders, key=last_written)
+    path = Path(name).expanduser()
+    for candidate in (path, root / path):
+        if candidate.exists():
+            return candidate
+    what = (
+        f"there is no run {printable(name)}: expected a folder, a weights file, a name below runs/ or latest"
+    )
+    raise UsageError(what, "list the runs with: flowers-torch runs")
+
+
+def find_run_folder(name: str | Path, root: Path = Path("runs")) -> Path:
+    """The folder of the run that a person means; `name` may be the weights file in it.
+
+    Raises:
+        UsageError: there is no such run, or it is a weights file without a run folder.
+    """
+    path = find_run(name, root)
+    if path.is_dir():
+        return path
+    if (path.parent / "config.toml").is_file():
+        return path.parent
+    raise UsageError(f"{printable(path)} is not in a run folder", "name a run folder")
+
+
+def last_written(folder: Path) -> int:
+    """When a run folder was last written to, in nanoseconds."""
+    return max(file.stat().st_mtime_ns for file in folder.iterdir())
 
 
 def _not_writable(folder: Path, error: OSError) -> ResourceError:

@@ -17,7 +17,7 @@ from flowers_torch.report.run_summary import read_history
 from flowers_torch.tutorials.catalog import read_catalog
 
 # Options of the photos or the machine, which are no changes of a recipe.
-NOT_COMPARED = set("data out seed threads workers device precision checkpoint_minutes cache_gib".split())
+NOT_COMPARED = set("data seed threads workers device precision checkpoint_minutes cache_gib".split())
 
 
 @dataclasses.dataclass(frozen=True)

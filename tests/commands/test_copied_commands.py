@@ -1,4 +1,4 @@
-"""Every command that is printed or stored for copying runs when it is pasted, from any working directory."""
+"""Commands that are printed or written to files run when pasted, from any working directory."""
 
 import html
 import os
@@ -20,7 +20,7 @@ FLAGS = "--arch test_resnet --size 32 --epochs 1,1 --device cpu --precision fp32
 
 @pytest.fixture(scope="module")
 def place(photo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A folder with a run in `my runs/1` and what training printed; the command was typed in that folder."""
+    """A folder with a run in `my runs/1`, and the output of training; the command ran in that folder."""
     place = tmp_path_factory.mktemp("place")
     shutil.copytree(photo_folder, place / "photos")
     with pytest.MonkeyPatch.context() as patch:
@@ -38,7 +38,7 @@ def place(photo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
 
 
 def paste(line: str, out: Path, photo: Path) -> None:
-    """Runs a command as people do, with their own photo and their own folder for the result."""
+    """Runs a command with a photo and an output folder in place of the placeholders."""
     name, *words = shlex.split(line.replace("PHOTO...", shlex.quote(str(photo))))
     assert name == "flowers-torch"
     if words[0] == "train":
@@ -77,13 +77,13 @@ def test_commands_of_the_report(
     monkeypatch.chdir(tmp_path)
     page = (folder / "my runs" / "1" / "report.html").read_text()
     lines = {html.unescape(found) for found in re.findall(r"<pre>(flowers-torch .*?)</pre>", page)}
-    lines = {line for line in lines if "--data photos" not in line}  # as it was typed
-    assert {line.split()[1] for line in lines} == {"train", "predict", "insight"}
+    lines = {line for line in lines if "--data photos" not in line}  # the command that was typed
+    assert {line.split()[1] for line in lines} == {"train", "predict", "label-issues"}
     for number, line in enumerate(sorted(lines)):
         paste(line, tmp_path / str(number), folder / "photos" / "red" / "1.png")
 
 
-def test_commands_of_other_verbs(
+def test_commands_printed_by_other_commands(
     place: tuple[Path, str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -97,17 +97,17 @@ def test_commands_of_other_verbs(
     assert (tmp_path / "cv/seed0-fold2/command.txt").read_text() == shlex.join(
         ["flowers-torch", *crossval]
     ) + "\n"
-    resume = (tmp_path / "cv" / "config.toml").read_text().splitlines()[0].partition("go on with: ")[2]
+    resume = (tmp_path / "cv" / "config.toml").read_text().splitlines()[0].partition("resume with: ")[2]
     assert main(shlex.split(resume)[1:]) == 0
     capsys.readouterr()
-    assert main(["lr-find", *options, "--stage=2", "--steps", "10", "--highest", "0.1"]) == 0
+    assert main(["lr-find", *options, "--stage=finetune", "--steps", "10", "--highest", "0.1"]) == 0
     (line,) = re.findall(r"^next +(.*)$", capsys.readouterr().out, re.M)
     assert shlex.split(line)[2:-2] == options and "--set stages.finetune.lr=" in line
     paste(line, tmp_path / "tried", folder)
 
 
 @pytest.mark.parametrize("word", ["a b", "it's", "~", "$HOME", "\x1b[31m\n'\\", "ü", "\udcff"])
-def test_words_reach_the_command_as_they_are(word: str) -> None:
+def test_words_are_quoted(word: str) -> None:
     line = command_line("printf", "%s", word)
     assert line.isprintable()
     done = subprocess.run(["bash", "-c", line], capture_output=True, check=True)

@@ -136,7 +136,7 @@ def test_label_issues_are_shown_where_they_were_computed(finished: Any, tmp_path
     curve = [{"images": n, "accuracy": 0.5 + n / 100, "low": 0.4, "high": 0.9} for n in (3, 10, 30)]
     suspect = {"file": "iris/0.png", "label": "iris", "looks_like": "<i>rose", "probability": 0.93}
     write_json(
-        tmp_path / "insight.json",
+        tmp_path / "label_issues.json",
         {"photos": 90, "curve": curve, "more_photos": "more photos would <u>help", "suspects": [suspect]},
     )
     page = write_report(tmp_path, finished.info, finished.source).read_text(encoding="utf-8")

@@ -62,7 +62,7 @@ def test_the_run_folder(finished: recipe.Result, photo_folder: Path) -> None:
     folder = finished.folder
     found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     elsewhere = {"resume.safetensors", "resume.previous.safetensors", "bad_files.jsonl"}
-    elsewhere |= {"insight.json", "figures/learning_curve.svg"}  # `flowers-torch report` writes them
+    elsewhere |= {"label_issues.json", "figures/learning_curve.svg"}  # `flowers-torch report` writes them
     elsewhere |= {
         name for name in FILES if name.startswith(("exported/", "packed/"))
     }  # and these export, pack

@@ -1,4 +1,4 @@
-"""The tutorials' facts, one run's comparison, the results file and the page."""
+"""The catalog of tutorials, the comparison of a run, the results file and the page."""
 
 import argparse
 import dataclasses
@@ -32,7 +32,7 @@ RUN = Reproduction(
 )
 
 
-def test_every_row_and_every_recipe_of_a_tutorial_is_there() -> None:
+def test_catalog_has_every_row_and_every_recipe() -> None:
     shown = {row for t in TUTORIALS.values() for row in t.rows.split()}
     shown |= {row for exact in CATALOG.exact for row in exact.rows.split()}
     assert shown == set(ROWS.split())
@@ -51,7 +51,7 @@ def test_an_exact_figure_has_tests_and_a_command(exact: ExactFigure) -> None:
     assert (ROOT / exact.see).exists()
 
 
-def test_printed_figures_are_those_that_are_compared() -> None:
+def test_figures_contain_the_accuracy_that_is_compared() -> None:
     for tutorial in TUTORIALS.values():
         figures = [float(text) for text in re.findall(r"0\.\d+", tutorial.figure)]
         if tutorial.accuracy is None:
@@ -70,7 +70,7 @@ def test_our_defaults_change_the_schedule_and_nothing_else() -> None:
     assert "stages.finetune.optimizer=adamw" in changed and "stages.finetune.lr=0.0003" in changed
     assert all(text.startswith(("stages.", "batch_size")) for text in changed)
     assert differences(config, config) == []
-    assert differences(dataclasses.replace(config, seed=3, out="x", weights="imagenet"), config) == []
+    assert differences(dataclasses.replace(config, seed=3, weights="imagenet"), config) == []
 
 
 def test_differences_repeat_the_run() -> None:
@@ -81,7 +81,7 @@ def test_differences_repeat_the_run() -> None:
     for texts in (
         wanted,
         ['model_options={global_pool = "avg"}'],
-        ["model_options.global_pool=avg", 'stages.bottleneck.rules=[["*", 1.0]]'],
+        ["model_options.global_pool=avg", 'stages.bottleneck.train=[["*", 1.0]]'],
         ['stages=[{name = "a", lr = 0.5}, {name = "b", optimizer = "sgd"}]', "batch_size=4"],
     ):
         changed = load_config(file="five_animals_bottleneck", overrides=overrides_of(texts))
@@ -107,7 +107,7 @@ def test_recorded_options_are_a_whole_configuration(one: Reproduction) -> None:
         assert config.model_options == {}
 
 
-def test_results_are_kept_once_for_each_run(tmp_path: Path) -> None:
+def test_results_are_recorded_once_for_each_run(tmp_path: Path) -> None:
     file = tmp_path / "results.jsonl"
     assert read_results(file) == []
     add_result(file, dataclasses.replace(RUN, correct=1))
@@ -126,7 +126,7 @@ def test_results_are_kept_once_for_each_run(tmp_path: Path) -> None:
         read_results(file)
 
 
-def test_the_page_has_every_row_and_says_what_is_not_measured() -> None:
+def test_the_page_has_every_row_and_marks_what_is_not_measured() -> None:
     elsewhere = dataclasses.replace(
         RUN, data="x", substitute_data=False, machine="a GPU", changes=("weights=own.h5",)
     )
@@ -170,8 +170,11 @@ def test_the_command_runs_compares_and_records(
     assert "tutorial 0.9599 on 100 validation photos" in printed and "(substitute data)" in printed
     assert "default  stages.scratch.optimizer adamw instead of rmsprop" in printed
     assert "changed  stages.scratch.epochs=1" in printed and "gap " not in printed
-    (kept,) = read_results(tmp_path / "results.jsonl")
-    assert kept.recipe == "five_animals_convnet" and "stages.scratch.lr=0.0003" in kept.changes
+    (recorded_result,) = read_results(tmp_path / "results.jsonl")
+    assert (
+        recorded_result.recipe == "five_animals_convnet"
+        and "stages.scratch.lr=0.0003" in recorded_result.changes
+    )
     (tmp_path / "run" / "command.txt").write_text("flowers-torch reproduce five_animals_convnet --quiet\n")
     assert main(["reproduce", "--run", str(tmp_path / "run")]) == 0
     printed = capsys.readouterr().out
@@ -183,7 +186,7 @@ def test_the_command_runs_compares_and_records(
     assert "five_animals_convnet" in (tmp_path / "page.md").read_text()
 
 
-def test_the_list(capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_of_recipes(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["reproduce"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == len(TUTORIALS)
 
@@ -192,6 +195,6 @@ def test_the_list(capsys: pytest.CaptureFixture[str]) -> None:
     "words",
     [["no_such"], ["happy_house", "--resume", "x"], ["happy_house", "--page", "x"], ["--run", "nowhere"]],
 )
-def test_mistakes(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["reproduce", *words]) == UsageError.exit_code
     assert len(capsys.readouterr().err.splitlines()) == 1

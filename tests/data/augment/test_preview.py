@@ -95,11 +95,11 @@ def test_the_command(folder, tmp_path, capsys):
     with pytest.raises(UsageError, match="not empty"):
         run(folder, tmp_path / "look")
     one = next(folder.rglob("*.jpg"))
-    run(one, tmp_path / "one", "--policy", "tutorial")
+    run(one, tmp_path / "one", "--augment", "tutorial")
     assert len(list((tmp_path / "one").iterdir())) == 21
 
 
-@pytest.mark.parametrize("words", [("--policy", "strong"), ("--n", "0"), ("--size", "100000")])
+@pytest.mark.parametrize("words", [("--augment", "strong"), ("--n", "0"), ("--size", "100000")])
 def test_mistakes(folder, tmp_path, words):
     with pytest.raises(UsageError, match=words[0]):
         run(folder, tmp_path / "look", *words)

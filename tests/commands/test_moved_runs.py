@@ -1,4 +1,4 @@
-"""A run works from every working directory, on every machine, and where its photos have moved."""
+"""A run opens in any working directory, on any machine, and after its photos have moved."""
 
 import shutil
 from pathlib import Path
@@ -10,7 +10,7 @@ from PIL import Image
 
 from flowers_torch.cli import main
 from flowers_torch.config_file import load_config
-from flowers_torch.runs.results import open_run
+from flowers_torch.runs.experiment import Experiment
 
 FLAGS = (
     "--arch test_resnet --weights none --size 32 --epochs 1,1 --device cpu --precision fp32 --quiet".split()
@@ -19,7 +19,7 @@ FLAGS = (
 
 @pytest.fixture(scope="module")
 def place(photo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs `a` and `b` in `runs/`, started beside their photos with paths as people type them."""
+    """Runs `a` and `b` in `runs/` that were started with relative paths."""
     place = tmp_path_factory.mktemp("place")
     shutil.copytree(photo_folder, place / "photos")
     (place / "exclude.csv").write_text("file,reason\nred/0.png,blurred\n")
@@ -48,20 +48,20 @@ def commands(runs: Path, data: list[str]) -> list[list[str]]:
     return [
         ["evaluate", a, *data],
         ["evaluate", a, "--save", *data],
-        ["insight", a, *data],
+        ["label-issues", a, *data],
         ["report", a, *data],
-        ["combine", a, b, *(["--run-data", data[1]] if data else [])],
+        ["ensemble", a, b, *data],
     ]
 
 
 def interrupted(place: Path, to: Path) -> Path:
-    """The cross-validation, stopped before its last fold was tested."""
+    """A copy of the cross-validation without the test of its last fold."""
     shutil.copytree(place / "runs" / "cv", to)
     (to / "seed0-fold2" / "metrics.json").unlink()
     return to
 
 
-def test_every_working_directory_will_do(
+def test_runs_open_in_any_working_directory(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -74,7 +74,7 @@ def test_every_working_directory_will_do(
 def test_photos_that_have_moved(
     place: Path, new_photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """They are asked for in one line, and found where --data says."""
+    """One line asks for them, and --data gives their folder."""
     now = ["--data", str(place / "moved")]
     (place / "photos").rename(place / "moved")
     crossval = ["crossval", "--resume", str(interrupted(place, tmp_path / "cv"))]
@@ -91,7 +91,7 @@ def test_photos_that_have_moved(
         (place / "moved").rename(place / "photos")
 
 
-def test_other_photos_are_refused(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_changed_photos_are_an_error(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(place / "photos", tmp_path / "photos")
     edited = tmp_path / "photos" / "red" / "5.png"
     edited.write_bytes(edited.read_bytes() + b"x")
@@ -101,7 +101,7 @@ def test_other_photos_are_refused(place: Path, tmp_path: Path, capsys: pytest.Ca
 
 @pytest.fixture
 def new_photos(tmp_path: Path) -> Path:
-    """A class that no run knows."""
+    """A new class."""
     folder = tmp_path / "new" / "violet"
     folder.mkdir(parents=True)
     for number in range(6):
@@ -111,18 +111,18 @@ def new_photos(tmp_path: Path) -> Path:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine that does not compute fp16")
-def test_a_run_of_another_machine_opens_here(place: Path, new_photos: Path, tmp_path: Path) -> None:
-    """One of a GPU without bf16: fp16, channels first, with more threads than there are here."""
+def test_a_run_of_another_machine_opens(place: Path, new_photos: Path, tmp_path: Path) -> None:
+    """A run in fp16 on a second GPU opens on the CPU."""
     runs = tmp_path / "runs"
     shutil.copytree(place / "runs", runs)
     for name in "ab":
         file = runs / name / "config.toml"
         text = file.read_text().replace('precision = "fp32"', 'precision = "fp16"')
         text = text.replace('device = "cpu"', 'device = "cuda:1"').replace("threads = 0", "threads = 3")
-        file.write_text(text.replace("channels_last = true", "channels_last = false"))
-    opened = open_run(runs / "a")
-    assert (opened.runtime.device.type, opened.runtime.precision) == ("cpu", "fp32")
-    assert opened.runtime.channels_last and torch.get_num_threads() != 3
+        file.write_text(text)
+    experiment, _ = Experiment.open(runs / "a")
+    assert (experiment.runtime.device.type, experiment.runtime.precision) == ("cpu", "fp32")
+    assert torch.get_num_threads() != 3
     update = ["update", str(runs / "a"), str(new_photos), "--out", str(tmp_path / "updated")]
     for command in [*commands(runs, []), update]:
         assert main(command) == 0, command

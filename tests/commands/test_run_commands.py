@@ -1,4 +1,4 @@
-"""Verbs that look at finished runs: evaluate, compare, combine, insight, report."""
+"""Commands that read finished runs: evaluate, compare, ensemble, label-issues, report, runs."""
 
 import dataclasses
 import json
@@ -15,15 +15,13 @@ from flowers_torch.runs import recipe
 
 @pytest.fixture(scope="module")
 def runs(photo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Two short trainings on the same parts of the photos."""
+    """Two short runs with the same splits."""
     root = tmp_path_factory.mktemp("runs")
     for name, lr in (("a", 0.01), ("b", 0.003)):
         config = Config(arch="test_resnet", data=str(photo_folder), weights="none", size=32, device="cpu")
         stages = [Stage(epochs=2, lr=lr)]
-        config = dataclasses.replace(
-            config, precision="fp32", batch_size=8, out=str(root / name), stages=stages
-        )
-        recipe.train(config, argv=["flowers-torch", "train"])
+        config = dataclasses.replace(config, precision="fp32", batch_size=8, stages=stages)
+        recipe.train(config, root / name)
     return [str(root / "a"), str(root / "b")]
 
 
@@ -43,7 +41,7 @@ def test_training_leaves_a_report_and_a_calibrated_model(runs: list[str]) -> Non
     assert info.selective["curve"] and info.selective["ood_detector"]["features"] == 96
 
 
-def test_evaluating_a_run_gives_its_own_test(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluate_repeats_the_test_of_a_run(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     found = run_json(capsys, "evaluate", runs[0])
     metrics = json.loads((Path(runs[0]) / "metrics.json").read_text())["test"]
     assert found["confusion"] == metrics["confusion"] and found["loss"] == pytest.approx(
@@ -54,7 +52,7 @@ def test_evaluating_a_run_gives_its_own_test(runs: list[str], capsys: pytest.Cap
     assert "95% interval" in text and "macro F1" in text and "too few for metrics of their own" in text
 
 
-def test_evaluating_on_other_photos(
+def test_evaluate_on_other_photos(
     runs: list[str], photo_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     weights = str(Path(runs[0]) / "model.safetensors")
@@ -70,7 +68,9 @@ def test_evaluating_on_other_photos(
     assert "no class mauve" in capsys.readouterr().err
 
 
-def test_views_are_chosen_on_validation(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_views_are_chosen_on_the_validation_photos(
+    runs: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     found = run_json(capsys, "evaluate", runs[0], "--tta", "auto")
     tried = found["validation"]
     assert isinstance(tried, dict) and set(tried) == {"none", "flip", "scales", "crop5", "crop10"}
@@ -82,65 +82,90 @@ def test_views_are_chosen_on_validation(runs: list[str], capsys: pytest.CaptureF
     ("arguments", "code", "message"),
     [
         (["--tta", "crop7"], 2, "crop10"),
-        (["--part", "tset"], 2, "train, val or test"),
-        (["--save", "--json"], 2, "alone"),
+        (["--subset", "tset"], 2, "train, val or test"),
+        (["--save", "--json"], 2, "leave out the other flags"),
         (["--batch-size", "0"], 2, "batch-size"),
     ],
 )
-def test_mistakes(
+def test_errors_of_evaluate(
     arguments: list[str], code: int, message: str, runs: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["evaluate", runs[0], *arguments]) == code
     assert message in capsys.readouterr().err
 
 
-def test_comparing(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_compare(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     found = run_json(capsys, "compare", *runs)
     (pair,) = found["pairs"]  # type: ignore[misc]
-    assert pair["images"] == found["images"] > 5 and 0 <= pair["p_value"] <= 1
+    assert pair["photos"] == found["images"] > 5 and 0 <= pair["p_value"] <= 1
     assert main(["compare", *runs]) == 0 and "bootstrap" in capsys.readouterr().out
     assert main(["compare", runs[0]]) == 2
 
 
-def test_combining_writes_a_model_that_predicts(
+def test_ensemble_writes_a_model_that_predicts(
     runs: list[str], photo_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     soup = tmp_path / "soup.safetensors"
-    assert main(["combine", *runs, "--out", str(soup)]) == 0
+    assert main(["ensemble", *runs, "--out", str(soup)]) == 0
     text = capsys.readouterr().out
-    assert "answers: mean of all" in text and "0.5 of a, 0.5 of b" in text and "* best on validation" in text
+    assert (
+        "predictions: mean of all" in text and "0.5 of a, 0.5 of b" in text and "* best on validation" in text
+    )
+    found = run_json(capsys, "ensemble", *runs, "--no-weights")
+    assert found["best"] in [row["name"] for row in found["candidates"]]  # type: ignore[attr-defined]
     state = safe_load(soup)[0]
     assert state and all(value.isfinite().all() for value in state.values())
     assert main(["predict", str(soup), str(photo_folder / "red" / "1.png")]) == 0
 
 
-def test_folds_together_on_photos_that_none_has_seen(
+def test_ensemble_of_folds_on_other_photos(
     runs: list[str], photo_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folds = [Path(run).name for run in runs]
     folder = Path(runs[0]).parent
     (folder / "crossval.json").write_text(json.dumps({"runs": [{"folder": name} for name in folds]}))
-    assert main(["combine", str(folder), "--data", str(photo_folder)]) == 0
+    assert main(["ensemble", str(folder), "--evaluate-on", str(photo_folder)]) == 0
     out, err = capsys.readouterr()
     assert "of these 60 photos trained a run" in err
-    rows = {line[:20].strip(): line.split() for line in out.splitlines()[2:]}
-    assert list(rows) == [*folds, "answers: mean of all", "weights: mean of all"]
+    rows = {line[:25].strip(): line.split() for line in out.splitlines()[2:]}
+    assert list(rows) == [*folds, "predictions: mean of all", "weights: mean of all"]
     accuracies = [float(row[-4]) for row in rows.values()]
     assert all(0.3 < accuracy <= 1 for accuracy in accuracies)
-    assert main(["combine", str(folder), "--data", str(photo_folder), "--out", str(tmp_path / "x")]) == 2
+    evaluated = ["ensemble", str(folder), "--evaluate-on", str(photo_folder)]
+    assert main([*evaluated, "--out", str(tmp_path / "x")]) == 2
+    assert run_json(capsys, *evaluated)["images"] == 60
     (folder / "crossval.json").unlink()
 
 
-def test_insight_joins_the_report(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    found = run_json(capsys, "insight", runs[1])
+def test_label_issues_are_in_the_report(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    found = run_json(capsys, "label-issues", runs[1])
     assert found["photos"] == 60 and len(found["curve"]) == 4  # type: ignore[arg-type]
     assert "Labels to check: " in (Path(runs[1]) / "report.html").read_text()
 
 
-def test_the_report_is_rebuilt(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_is_rebuilt(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     page = Path(runs[0]) / "report.html"
     before = page.read_text()
     page.unlink()
     assert main(["report", runs[0]]) == 0 and page.read_text() == before
     assert main(["report", runs[0], "--no-photos"]) == 0 and "data:image" not in page.read_text()
     assert "report.html" in capsys.readouterr().out
+
+
+def test_runs_are_found_by_name_and_weights_file(
+    runs: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(Path(runs[0]).parent.parent)
+    (Path(runs[0]).parent).rename("runs")
+    try:
+        assert main(["compare", "a", "runs/b/model.safetensors"]) == 0
+        assert main(["evaluate", "a"]) == main(["evaluate", "latest"]) == 0
+        capsys.readouterr()
+        rows = {row["name"]: row for row in run_json(capsys, "runs")}  # type: ignore[call-overload]
+        assert main(["runs"]) == 0
+    finally:
+        Path("runs").rename(Path(runs[0]).parent)
+    assert set(rows) == {"a", "b"} and rows["a"]["finished"] and rows["a"]["arch"] == "test_resnet"
+    low, high = rows["a"]["interval_95"]
+    assert low <= rows["a"]["accuracy"] <= high
+    assert capsys.readouterr().out.count("finished") == 2

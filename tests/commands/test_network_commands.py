@@ -1,4 +1,4 @@
-"""models, layers, summary, plot and features, as typed."""
+"""The commands models, layers, summary, plot and features."""
 
 from pathlib import Path
 

@@ -1,0 +1,42 @@
+"""List the runs in a folder, the newest first."""
+
+import argparse
+from pathlib import Path
+
+from flowers_torch.commands import add_json, print_json
+from flowers_torch.errors import printable
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the folder."""
+    text = "folder that holds the runs [runs]"
+    parser.add_argument("folder", nargs="?", default="runs", metavar="FOLDER", help=text)
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints a line for each run."""
+    from flowers_torch.runs.listing import list_runs
+
+    found = list_runs(Path(args.folder).expanduser())
+    if args.json:
+        print_json(found)
+        return 0
+    if not found:
+        print(f"there are no runs in {printable(args.folder)}")
+        return 0
+    width = max(len(printable(row.name, 60)) for row in found)
+    data, arch = (max(len(printable(getattr(row, name), 30)) for row in found) for name in ("data", "arch"))
+    data, arch = max(data, 4), max(arch, 7)
+    print(
+        f"{'run':{width}}  {'date':16}  {'data':{data}}  {'network':{arch}}  accuracy  95% interval    state"
+    )
+    for row in found:
+        accuracy = "" if row.accuracy is None else f"{row.accuracy:.4f}"
+        interval = "{:.3f} .. {:.3f}".format(*row.interval_95) if row.interval_95 else ""
+        print(
+            f"{printable(row.name, 60):{width}}  {row.date}  {printable(row.data, 30):{data}}  "
+            f"{printable(row.arch, 30):{arch}}  {accuracy:8}  {interval:14}  "
+            f"{'finished' if row.finished else 'unfinished'}"
+        )
+    return 0

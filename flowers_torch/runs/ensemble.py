@@ -1,0 +1,195 @@
+"""Several runs as one: the mean of their predictions, or the mean of their weights."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowers_torch.data.sources.open import open_dataset
+from flowers_torch.errors import DataError, UsageError
+from flowers_torch.evaluation.comparison import common_images, select
+from flowers_torch.evaluation.ensembles import (
+    Candidate,
+    State,
+    ValAndTest,
+    average_weights,
+    best_candidate,
+    mean_prediction,
+    model_soups,
+    score_candidate,
+)
+from flowers_torch.evaluation.evaluate import predict_images
+from flowers_torch.evaluation.metrics import Scores, score
+from flowers_torch.evaluation.predictions import load_predictions
+from flowers_torch.files.tensors import safe_load
+from flowers_torch.models.checkpoint import ModelInfo, load_classifier, read_model_info, save_classifier
+from flowers_torch.runs.crossval import SUMMARY_FILE
+from flowers_torch.runs.evaluate import count_known, translate_labels
+from flowers_torch.runs.experiment import Experiment
+from flowers_torch.training.checkpoint import MODEL_FILE
+from flowers_torch.training.device import choose_runtime
+
+MEAN_PREDICTION = "predictions: mean of all"
+MEAN_WEIGHTS = "weights: mean of all"
+
+
+@dataclasses.dataclass(frozen=True)
+class Ensembles:
+    """Ways to combine runs, each scored on the validation and test images that they share.
+
+    Attributes:
+        candidates: The single runs, the mean of their predictions, and averages of their weights.
+        best: The candidate with the lowest validation loss.
+        alike: Whether the networks differ in nothing but their weights.
+        val: Number of validation images in common.
+        test: Number of test images in common.
+    """
+
+    candidates: list[Candidate]
+    best: Candidate
+    alike: bool
+    val: int
+    test: int
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluatedEnsembles:
+    """Scores of the single runs and of their means on other images; `known` of them trained a run."""
+
+    scores: dict[str, Scores]
+    known: int
+
+
+def run_folders(folder: Path) -> list[Path]:
+    """The run itself, or the runs of a cross-validation."""
+    if not (folder / SUMMARY_FILE).is_file():
+        return [folder]
+    runs = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))["runs"]
+    return [folder / run["folder"] for run in runs]
+
+
+def score_ensembles(
+    folders: Sequence[Path], weights: bool = True, device: str = "auto", data: str = ""
+) -> Ensembles:
+    """Scores the runs alone, the mean of their predictions and averages of their weights.
+
+    Args:
+        folders: Two or more finished runs.
+        weights: Average weights too, where the networks are alike; runs the network for each average.
+        device: Where to compute.
+        data: Where the images of the runs are now; empty if they have not moved.
+
+    Raises:
+        DataError: the runs have no predictions, different classes or no images in common.
+    """
+    runs = [load_predictions(folder) for folder in folders]
+    names = [folder.name for folder in folders]
+    paths = {split: common_images(runs, split) for split in ("val", "test")}
+    found = [{split: select(run, split, paths[split]) for split in paths} for run in runs]
+    labels = (found[0]["val"][1], found[0]["test"][1])
+    singles = [
+        score_candidate(name, (one["val"][0], one["test"][0]), labels)
+        for name, one in zip(names, found, strict=True)
+    ]
+    val, test = (mean_prediction([one[split][0] for one in found]) for split in ("val", "test"))
+    candidates = [*singles, score_candidate(MEAN_PREDICTION, (val, test), labels)]
+    alike = _are_alike([_info(folder) for folder in folders])
+    if alike and weights:
+        run, network = Experiment.open(folders[0], device, data)
+        dataset, place = run.dataset, {path: index for index, path in enumerate(run.dataset.paths)}
+
+        def predict(state: State) -> ValAndTest:
+            network.load_state_dict(state)
+            logits = []
+            for split in ("val", "test"):
+                rows = [place[path] for path in paths[split]]
+                files = [dataset.root / dataset.paths[row] for row in rows]
+                truth = [dataset.labels[row] for row in rows]
+                logits.append(
+                    predict_images(network, run.info.preprocessing, files, truth, run.runtime).logits
+                )
+            return logits[0], logits[1]
+
+        states = [safe_load(folder / MODEL_FILE)[0] for folder in folders]
+        candidates += model_soups(names, states, singles, labels, predict)
+    return Ensembles(candidates, best_candidate(candidates), alike, len(paths["val"]), len(paths["test"]))
+
+
+def save_averaged(found: Ensembles, folders: Sequence[Path], out: Path) -> Candidate:
+    """Writes the best averaged weights as a weights file.
+
+    Raises:
+        UsageError: the networks differ.
+    """
+    averaged = [candidate for candidate in found.candidates if candidate.state is not None]
+    if not averaged:
+        raise UsageError("the networks differ, so there are no averaged weights", "leave out --out")
+    chosen = best_candidate(averaged)
+    # The out-of-distribution detector fits the features of one network, not those of an average.
+    info = dataclasses.replace(_info(folders[0]), temperature=chosen.temperature, selective={})
+    state = {name: torch.as_tensor(value) for name, value in (chosen.state or {}).items()}
+    save_classifier(state, info, out, combined=[folder.name for folder in folders])
+    return chosen
+
+
+def evaluate_ensembles(
+    folders: Sequence[Path], data: str, weights: bool = True, device: str = "auto"
+) -> EvaluatedEnsembles:
+    """Scores the runs and their means on other images. Runs of different folds share no validation images.
+
+    Args:
+        folders: Two or more finished runs.
+        data: Labelled images, as `open_dataset` takes them.
+        weights: Average weights too, where the networks are alike.
+        device: Where to compute.
+
+    Raises:
+        DataError: the runs or the images have different classes.
+    """
+    runtime, models = choose_runtime(device, "fp32"), [load_classifier(folder) for folder in folders]
+    classes = models[0][1].classes
+    if any(info.classes != classes for _, info in models):
+        raise DataError("the runs have different classes", "name runs of the same data")
+    dataset = open_dataset(data)
+    labels = translate_labels(dataset, classes)
+    paths = [dataset.root / path for path in dataset.paths]
+    logits: dict[str, Tensor] = {}
+    for folder, (model, info) in zip(folders, models, strict=True):
+        network = runtime.place(model)
+        predictions = predict_images(network, info.preprocessing, paths, labels, runtime)
+        logits[folder.name] = predictions.logits / info.temperature
+    logits[MEAN_PREDICTION] = mean_prediction(list(logits.values()))
+    if weights and _are_alike([info for _, info in models]):
+        model, info = models[0]
+        model.load_state_dict(
+            average_weights([m.state_dict() for m, _ in models], [1 / len(models)] * len(models))
+        )
+        predictions = predict_images(model, info.preprocessing, paths, labels, runtime)
+        logits[MEAN_WEIGHTS] = predictions.logits / info.temperature
+    scores = {name: score(values, torch.tensor(labels)) for name, values in logits.items()}
+    known = max(count_known(folder, dataset, range(len(dataset))) for folder in folders)
+    return EvaluatedEnsembles(scores, known)
+
+
+def _info(folder: Path) -> ModelInfo:
+    return read_model_info(safe_load(folder / MODEL_FILE)[1], folder)
+
+
+def _are_alike(infos: Sequence[ModelInfo]) -> bool:
+    """Whether the networks differ in nothing but their weights."""
+    kinds = {
+        (info.arch, info.head_hidden, info.head, str(info.model_options), info.preprocessing)
+        for info in infos
+    }
+    return len(kinds) == 1
+
+
+def candidate_dict(candidate: Candidate) -> dict[str, Any]:
+    """A candidate as JSON."""
+    scores = {"val": candidate.val, "test": candidate.test}
+    found = {split: {"accuracy": one.accuracy, "loss": one.loss} for split, one in scores.items()}
+    return {"name": candidate.name, "temperature": candidate.temperature, **found}

@@ -1,0 +1,63 @@
+"""The runs below a folder, as a table."""
+
+import dataclasses
+import datetime
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from flowers_torch.errors import UsageError, printable
+from flowers_torch.runs.crossval import SUMMARY_FILE
+from flowers_torch.runs.folder import last_written
+
+
+@dataclasses.dataclass(frozen=True)
+class ListedRun:
+    """A row of the table. A cross-validation has the mean accuracy of its folds and no interval."""
+
+    name: str
+    date: str  # last written, "YYYY-MM-DD HH:MM"
+    data: str
+    arch: str
+    accuracy: float | None  # on the test images; None if unfinished
+    interval_95: tuple[float, float] | None
+    finished: bool
+
+
+def list_runs(root: Path = Path("runs")) -> list[ListedRun]:
+    """The runs in a folder, the newest first. A damaged file leaves its values empty.
+
+    Raises:
+        UsageError: there is no such folder.
+    """
+    if not root.is_dir():
+        raise UsageError(f"there is no folder {printable(root)}", "name the folder that holds the runs")
+    folders = [path.parent for path in root.glob("*/config.toml")]
+    return [_describe(folder) for folder in sorted(folders, key=last_written, reverse=True)]
+
+
+def _describe(folder: Path) -> ListedRun:
+    config = _read(folder / "config.toml")
+    test = _read(folder / "metrics.json").get("test", {})
+    accuracy, interval, finished = test.get("accuracy"), test.get("interval_95"), bool(test)
+    if summary := _read(folder / SUMMARY_FILE):
+        accuracy, finished = summary.get("mean"), bool(summary.get("finished"))
+    return ListedRun(
+        folder.name,
+        f"{datetime.datetime.fromtimestamp(last_written(folder) / 1e9):%Y-%m-%d %H:%M}",
+        Path(config.get("data", "")).name,
+        config.get("arch", ""),
+        accuracy,
+        tuple(interval) if interval else None,
+        finished,
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
