@@ -33,7 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from flowers_torch.config_file import load_config
 from flowers_torch.models.factory import create_model
 from flowers_torch.models.pretrained import offline_state_dict
-from flowers_torch.runs.experiment import choose_split, open_filtered
+from flowers_torch.runs.dataset import choose_splits, open_images
 
 HERE = Path(__file__).parent
 IN_KERAS = ("inception_v3", "resnet50")
@@ -141,11 +141,11 @@ def train(args: argparse.Namespace, folder: Path) -> None:
     for seed in map(int, args.seeds.split(",")):
         config = load_config(arch=args.arch, data=args.data, overrides={"seed": seed})
         os.environ["FLOWERS_TORCH_CACHE"] = str(folder / "cache")  # where the peers' photos lie
-        admission = open_filtered(config)
-        known, parts = admission.dataset, choose_split(admission.dataset, config, admission.duplicates)
+        filtered = open_images(config)
+        known, splits = filtered.photos, choose_splits(filtered.photos, config, filtered.duplicates)
         photos: dict[str, Any] = {"classes": list(known.classes)}
-        for part, rows in parts.items():
-            photos[part] = [[str(known.root / known.paths[i]), known.labels[i]] for i in rows]
+        for split, rows in splits.items():
+            photos[split] = [[str(known.root / known.paths[i]), known.labels[i]] for i in rows]
         (folder / "photos.json").write_text(json.dumps(photos))
         flags = ["--photos", str(folder / "photos.json"), "--seed", str(seed), "--epochs", args.epochs]
         if args.tutorial:

@@ -59,14 +59,14 @@ def measure(name: str, threads: int) -> dict[str, Any]:
     info = ModelInfo(name, tuple(f"class {i}" for i in range(17)), REGISTRY[name].preprocessing)
     network = build(info)
     settle(network, info.preprocessing.size)
-    answers = ExportableClassifier(network, info).eval()
+    classifier = ExportableClassifier(network, info).eval()
     start = time.perf_counter()
-    content = to_onnx(answers, export_metadata(info, with_preprocessing=False))
+    content = to_onnx(classifier, export_metadata(info, with_preprocessing=False))
     seconds = time.perf_counter() - start
     model = parse_onnx(content, Path(name), threads=threads)
     forms = list(FORMS)
     photos = [draw_picture(forms[i % 6], 200, np.random.default_rng(i)) for i in range(PARITY_IMAGES)]
-    parity = compare(answers, model, photos)
+    parity = compare(classifier, model, photos)
     size = info.preprocessing.size
     image = torch.randn(1, 3, size, size)
     with torch.inference_mode():

@@ -24,7 +24,7 @@ from flowers_torch.config import Config
 from flowers_torch.config_file import load_config
 from flowers_torch.data.splits.assign import exact_split
 from flowers_torch.runs import recipe
-from flowers_torch.runs.experiment import open_filtered
+from flowers_torch.runs.dataset import open_images
 
 SIZES = (680, 340, 340)  # Oxford's
 # Nearly all photos that are not tested; two a class remain to choose the epoch and to calibrate.
@@ -96,12 +96,11 @@ def run(
     config: Config, number: int, keep: Path | None, views: bool, sizes: tuple[int, int, int]
 ) -> dict[str, Any]:
     """Trains and tests on one split."""
-    admission = open_filtered(config)
-    split = exact_split(admission.dataset, sizes, seed=number, groups=admission.duplicates)
+    filtered = open_images(config)
+    splits = exact_split(filtered.photos, sizes, seed=number, groups=filtered.duplicates)
     started = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="contest-", dir=keep))
-    config.out = str(folder)
-    result = recipe.train(config, overwrite=True, split=split)
+    result = recipe.train(config, folder, overwrite=True, splits=splits)
     seconds = time.monotonic() - started
     row = {"correct": result.test.correct, "photos": result.test.images, "seconds": round(seconds, 1)}
     if views:

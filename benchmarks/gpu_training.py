@@ -39,8 +39,8 @@ from torchvision.transforms import v2
 from flowers_torch import __version__
 from flowers_torch.config import Config, Stage
 from flowers_torch.log import console
-from flowers_torch.runs.experiment import prepare
-from flowers_torch.runs.stage import begin_stage, quicken_step
+from flowers_torch.runs.experiment import Experiment
+from flowers_torch.runs.stage import make_train_state
 from flowers_torch.training.device import DTYPES, choose_runtime
 from flowers_torch.training.state import EpochMetrics
 from flowers_torch.training.step import train_epoch
@@ -104,7 +104,7 @@ def compare(args: argparse.Namespace, arch: str, size: int, photos: Path) -> Non
             for name, run in runs.items():
                 rates[name].append(rate(args, run, args.steps))
         for name, found in rates.items():
-            info(args, limits, arch, size, data, name, found, reason=ours.run.runtime.reason)
+            info(args, limits, arch, size, data, name, found, reason=ours.runtime.reason)
 
 
 class Ours:
@@ -125,21 +125,26 @@ class Ours:
         config.split, config.stages, config.cache_gib = "90/5/5", [stage], 16.0
         for key, value in options.items():
             setattr(config, key, value)
-        self.run = prepare(config)
-        self.training, self.batches = begin_stage(self.run, stage, 0)
-        quicken_step(self.run, self.training)  # with --set 'accelerate="auto+compile"'
+        experiment, model = Experiment.new(config)
+        self.runtime = runtime = experiment.runtime
+        self.training = make_train_state(experiment, model, stage, 0)
+        self.batches = experiment.loaders.training(experiment.splits["train"], stage.augment)
+        # with --set 'accelerate="auto+compile"'
+        self.training.compiled = experiment.acceleration.compiled(model, runtime, args.batch_size)
+        if self.training.compiled is None:
+            self.training.network = experiment.acceleration.training_network(model, runtime, size)
         self.steps = len(self.batches)
-        device = self.run.runtime.device
-        images = self.run.runtime.images(torch.randn(args.batch_size, 3, size, size, device=device))
+        device = runtime.device
+        images = runtime.images(torch.randn(args.batch_size, 3, size, size, device=device))
         labels = torch.arange(args.batch_size, device=device) % CLASSES
         self.noise = (images, labels, labels)
 
     def on_noise(self, steps: int) -> int:
         """Trains on a batch that stays on the device."""
-        sums = EpochMetrics()
-        for _ in train_epoch(self.training, [self.noise] * steps, sums, 0, lambda step: 1e-5):
+        metrics = EpochMetrics()
+        for _ in train_epoch(self.training, [self.noise] * steps, metrics, 0, lambda step: 1e-5):
             pass
-        return sums.photos
+        return metrics.images
 
     def on_photos(self) -> tuple[Run, Run]:
         """Two functions over the same endless batches, for the first pass and for those behind."""
@@ -152,10 +157,10 @@ class Ours:
         batches = endless()
 
         def run(steps: int) -> int:
-            before, some = counted.photos, itertools.islice(batches, steps)
+            before, some = counted.images, itertools.islice(batches, steps)
             for _ in train_epoch(self.training, some, counted, 0, lambda step: 1e-5):
                 pass
-            return counted.photos - before
+            return counted.images - before
 
         return run, run
 

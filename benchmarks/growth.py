@@ -3,10 +3,9 @@
     python benchmarks/growth.py 17flowers.tgz --photos 85
 
 The larger sets are copies of the first one's photos, each cut out at another place and stored anew, so that
-none is a twin of another; `groups = none` keeps the search for twins from grouping what it finds all the
-same. Every run begins with an empty cache.
+none is a duplicate of another; with `groups = none` duplicates that are found all the same stay single. Every run begins with an empty cache.
 
-Memory is that of the run's processes without files that the system may take back at any time (a store beyond
+Memory is that of the run's processes without files that the system may take back at any time (a cache beyond
 the budget is such a file). The budget is `cache_gib`, chosen so small that the larger sets exceed it. A run
 is bounded where its peak is at most that of the smallest set, plus the budget, plus --allowance; the exit
 status is 1 where one is not. Rows are appended to --results.
@@ -41,15 +40,15 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--batch-size", type=int, default=16, help="several of them in the smallest set")
     parser.add_argument("--epochs", default="1,1", help="of the run that trains everything")
-    parser.add_argument("--views", type=int, default=0, help="stored for its second stage; 0: none")
-    parser.add_argument("--store-gib", type=float, default=0.05)
+    parser.add_argument("--views", type=int, default=0, help="cached for its first stage; 0: none")
+    parser.add_argument("--cache-gib", type=float, default=0.05)
     parser.add_argument("--allowance", type=float, default=0.1, help="GiB for what grows with every photo")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--results", type=Path, default=Path("growth.jsonl"))
     args = parser.parse_args()
     every = ["--arch", args.arch, "--weights", args.weights, "--size", str(args.size), "--groups", "none"]
     every += ["--set", f"cache_gib={args.cache_gib}", "--batch-size", str(args.batch_size)]
-    full = ["--epochs", args.epochs, "--set", f"stages.finetune.cached_views={args.views}"]
+    full = ["--epochs", args.epochs, "--set", f"stages.head.cached_views={args.views}"]
     kinds = {"head only": [*every, "--head-only"], "everything": [*every, *full]}
     runs: dict[tuple[str, int], list[dict[str, Any]]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as temporary:

@@ -57,7 +57,6 @@ VARIANTS: dict[str, dict[str, list[str]]] = {
         "no fast depthwise gradients": without("depthwise"),
         "bf16": ["--precision", "bf16"],
         "AdamW for L-BFGS, nothing cached": [*ADAMW, "--set", "stages.head.cached_views=0"],
-        "second stage cached, 2 views": ["--set", "stages.finetune.cached_views=2"],
         "all blocks trained": ["--set", "stages.finetune.train=all"],
         "batch norm follows the photos": ["--set", "stages.finetune.batch_norm=trained"],
     },

@@ -3,12 +3,11 @@
     python benchmarks/tutorial_bugs.py 17flowers.tgz [--signs train_signs.h5] [--happy RUN]
 
 A linear head is fitted, the same way each time, on the features of EfficientNet-Lite0 (ImageNet weights
-from pip); the nearest neighbour among the training photos stands for a network that knows its photos by
+from pip). The nearest neighbor among the training images stands for a network that knows its images by
 heart. --signs takes the HDF5 pair or its substitute, --happy a finished run of the recipe happy_house.
 """
 
 import argparse
-import dataclasses
 import math
 import statistics
 from collections.abc import Sequence
@@ -23,11 +22,9 @@ from flowers_torch.data.augment.keras import preprocess_input
 from flowers_torch.data.splits.assign import exact_split
 from flowers_torch.evaluation.metrics import wilson
 from flowers_torch.models.freeze import apply_rules, rules_for
-from flowers_torch.models.split_model import split_network
-from flowers_torch.runs.experiment import Run, part_batches, predict_part, prepare
-from flowers_torch.runs.feature_cache import answers
-from flowers_torch.runs.results import open_run
-from flowers_torch.runs.stage import begin_stage
+from flowers_torch.runs.experiment import Experiment
+from flowers_torch.runs.prediction import predict_indices
+from flowers_torch.runs.stage import make_train_state
 from flowers_torch.training.linear_probe import fit_logistic_regression
 from flowers_torch.training.step import train_step
 
@@ -48,27 +45,28 @@ def main() -> None:
     args = parser.parse_args()
 
     settings = {"weights": "offline", "workers": 0}
-    run = prepare(load_config("tf_efficientnet_lite0", args.data, overrides=settings))
-    labels = torch.tensor(run.photos.labels)
-    features = compute(run, range(len(labels)), "none")
+    experiment, model = Experiment.new(load_config("tf_efficientnet_lite0", args.data, overrides=settings))
+    dataset = experiment.dataset
+    labels = torch.tensor(dataset.labels)
+    features = compute(experiment, model, range(len(labels)), "none")
 
     trials = [the_tutorials_parts(len(labels), seed) for seed in SEEDS]
     shared = [len(set(train) & set(test)) / len(test) for train, _, test in trials]
     print(f"test photos that are training photos too: {statistics.fmean(shared):.3f}")
-    report("parts drawn anew, overlapping", features, labels, trials)
-    counts, duplicates = (800, 280, 280), run.duplicates
-    disjoint = [exact_split(run.photos, counts, seed, duplicates) for seed in SEEDS]
+    report("splits that overlap", features, labels, trials)
+    counts, duplicates = (800, 280, 280), experiment.duplicates
+    disjoint = [exact_split(dataset, counts, seed, duplicates) for seed in SEEDS]
     honest = [(split["train"], split["val"], split["test"]) for split in disjoint]
-    report("disjoint, twins together", features, labels, honest)
+    report("disjoint, duplicates together", features, labels, honest)
     listed = [torch.tensor(np.random.RandomState(seed).permutation(labels.numpy())) for seed in SEEDS]
     found = [accuracies(features, scrambled, parts) for scrambled, parts in zip(listed, honest, strict=True)]
     print(f"files in another order than their names: linear {spread([linear for linear, _ in found])}")
 
     probe = fit_logistic_regression(features[honest[0][0]], labels[honest[0][0]], 17, L2)
-    for policy in ("none", "keras"):
-        val = compute(run, honest[0][1], policy)
+    for augmentation in ("none", "keras"):
+        val = compute(experiment, model, honest[0][1], augmentation)
         right = int((probe.logits(val).argmax(1) == labels[honest[0][1]]).sum())
-        print(f"validation photos augmented by {policy}: {right / len(val):.4f} of {len(val)}")
+        print(f"validation photos augmented by {augmentation}: {right / len(val):.4f} of {len(val)}")
     print(f"62 of 64 right, 95% interval: {wilson(62, 64)[0]:.3f} .. {wilson(62, 64)[1]:.3f}")
 
     uniform = -(0.2 * math.log(0.2) + 0.8 * math.log(0.8))
@@ -81,15 +79,14 @@ def main() -> None:
         happy(args.happy)
 
 
-def compute(run: Run, photos: Sequence[int], policy: str) -> Tensor:
-    """Pooled features of photos under an augmentation."""
-    apply_rules(run.model, rules_for(run.model, "head"))
-    made = split_network(run.model, run.info.preprocessing.size, run.runtime.channels_last)
-    some = dataclasses.replace(run, split={"some": list(photos)})
-    values = made and answers(some, made, "some", policy, 1, lambda done: None)
-    if values is None:
-        raise SystemExit("the network cannot be cut in front of its head")
-    return values
+def compute(experiment: Experiment, model: nn.Module, images: Sequence[int], augmentation: str) -> Tensor:
+    """Features of augmented images in front of the head."""
+    apply_rules(model, rules_for(model, "head"))
+    split = experiment.features.split(model)
+    features = split and experiment.features.features(split, images, augmentation)
+    if features is None:
+        raise SystemExit("the network cannot be split in front of its head")
+    return features
 
 
 def the_tutorials_parts(photos: int, seed: int) -> Parts:
@@ -103,11 +100,11 @@ def report(name: str, features: Tensor, labels: Tensor, trials: Sequence[Parts])
     """A line with both classifiers' test accuracies."""
     found = [accuracies(features, labels, parts) for parts in trials]
     linear, nearest = zip(*found, strict=True)
-    print(f"{name}: linear {spread(linear)}, nearest neighbour {spread(nearest)}")
+    print(f"{name}: linear {spread(linear)}, nearest neighbor {spread(nearest)}")
 
 
 def accuracies(features: Tensor, labels: Tensor, parts: Parts) -> tuple[float, float]:
-    """Test accuracy of a linear head and of the nearest neighbour."""
+    """Test accuracy of a linear head and of the nearest neighbor."""
     train, _, test = (torch.tensor(part) for part in parts)
     probe = fit_logistic_regression(features[train], labels[train], 17, L2)
     linear = probe.logits(features[test]).argmax(1) == labels[test]
@@ -134,33 +131,36 @@ def overwritten(features: Tensor, labels: Tensor) -> None:
 
 
 def signs(data: str, momentum: float) -> str:
-    """The recipe signs_resnet50 for the tutorial's 68 steps, with another pace of batch norm's averages."""
-    run = prepare(load_config(data=data, file="signs_resnet50"))
-    for module in run.model.modules():
+    """The recipe signs_resnet50 for the tutorial's 68 steps, with another momentum of batch norm."""
+    experiment, model = Experiment.new(load_config(data=data, file="signs_resnet50"))
+    for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = momentum
-    training, batches = begin_stage(run, run.config.stages[0], 0)
+    stage, splits = experiment.config.stages[0], experiment.splits
+    train = make_train_state(experiment, model, stage, 0)
+    batches = experiment.loaders.training(splits["train"], stage.augment)
     for epoch in range(round(SIGNS_STEPS / len(batches.order))):
         batches.order.epoch = epoch
-        run.model.train()
-        right = sum(train_step(training, images, labels, 1e-3).correct for images, labels, _ in batches)
-    test = predict_part(run, "test", run.model, part_batches(run, "test"), lambda done: None)
-    share = float((test.logits.argmax(1) == test.labels).float().mean())
-    return f"{right / len(run.split['train']):.4f} in the last epoch of training, {share:.4f} on the test"
+        model.train()
+        right = sum(train_step(train, images, labels, 1e-3).correct for images, labels, _ in batches)
+    test = predict_indices(experiment, model, splits["test"])
+    accuracy = float((test.logits.argmax(1) == test.labels).float().mean())
+    return f"{right / len(splits['train']):.4f} in the last epoch of training, {accuracy:.4f} on the test"
 
 
 def happy(folder: Path) -> None:
     """Test photos prepared as in training, and as ImageNet's networks want them."""
-    run = open_run(folder, "cpu")
+    experiment, model = Experiment.open(folder, "cpu")
+    runtime, test = experiment.runtime, experiment.splits["test"]
     for name in ("as in training", "by preprocess_input"):
         right = 0
-        for images, labels, _ in part_batches(run, "test"):
+        for images, labels, _ in experiment.loaders.in_order(test):
             if name == "by preprocess_input":
                 levels = preprocess_input((255 * images).permute(0, 2, 3, 1).numpy(), "caffe")
                 images = torch.from_numpy(np.ascontiguousarray(levels)).permute(0, 3, 1, 2)
-            with torch.inference_mode(), run.runtime.autocast():
-                right += int((run.model(run.runtime.images(images)).argmax(1) == labels).sum())
-        print(f"HappyModel, photos prepared {name}: {right} of {len(run.split['test'])} right")
+            with torch.inference_mode(), runtime.autocast():
+                right += int((model(runtime.images(images)).argmax(1) == labels).sum())
+        print(f"HappyModel, photos prepared {name}: {right} of {len(test)} right")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The benchmarks run, and read off a run's console what it prints."""
+"""The benchmarks run, and parse what a run prints."""
 
 import argparse
 import json
@@ -40,7 +40,7 @@ def python(code: str) -> tuple[list[str], dict[str, str]]:
     return [sys.executable, "-c", code], {}
 
 
-def test_reads_what_a_run_prints(processes: ModuleType) -> None:
+def test_the_output_of_a_run_is_parsed(processes: ModuleType) -> None:
     row = dict.fromkeys(("train_loss", "train_accuracy", "val_loss", "seconds", "images_per_second"), 1.25)
     epoch = describe_epoch(row | {"stage": "finetune", "epoch": 2, "val_accuracy": 0.9706}, epochs=9)
     test = describe_scores(score(torch.eye(2).repeat(4, 1), torch.tensor([0, 1, 0, 1, 0, 1, 1, 1])), "ab")
@@ -52,7 +52,7 @@ def test_reads_what_a_run_prints(processes: ModuleType) -> None:
     assert told[-1][1]["status"] == 0
 
 
-def test_memory_counts_children_and_leaves_out_files(processes: ModuleType, tmp_path: Path) -> None:
+def test_memory_counts_children_but_not_files(processes: ModuleType, tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_bytes(bytes(100 << 20))
     child = f"""
@@ -68,13 +68,13 @@ with open({str(file)!r}, "rb") as opened:
     assert 60 << 20 < told[-1][1]["own_bytes"] < 100 << 20 < told[-1][1]["bytes"]
 
 
-def test_tells_that_a_program_failed(processes: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failed_program_is_reported(processes: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     told = list(processes.told(python("raise ValueError('no such thing')")))
     assert told[-1][1]["status"] == 1
     assert "no such thing" in capsys.readouterr().err
 
 
-def test_how_soon_ours_had_what_a_peer_came_to(
+def test_time_to_the_accuracy_of_a_peer(
     against_peers: ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs: dict[str, list[dict[str, Any]]] = {
@@ -115,7 +115,7 @@ COMMANDS = {
     ],
     "techniques": [
         *("--size", "32", "--weights", "none", "--runs", "head only"),
-        *("--only", "again, features known;no folding;photos not kept as bytes;features not kept"),
+        *("--only", "again, features known;no fusion;no acceleration;AdamW, 2 epochs, nothing cached"),
     ],
 }
 

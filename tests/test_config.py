@@ -1,4 +1,4 @@
-"""Configuration: precedence, all mistakes at once, and a file that repeats the run."""
+"""Configuration: precedence, all mistakes together, and a file that repeats the run."""
 
 import shlex
 import shutil
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flowers_torch import config as config_module
+from flowers_torch import config_file
 from flowers_torch.cli import Parser
 from flowers_torch.commands import train
 from flowers_torch.config import HEAD_ONLY, Config, Stage, split_fractions
@@ -31,13 +31,15 @@ def test_flag_beats_file_beats_default(tmp_path: Path) -> None:
     assert config.stages == [Stage(lr=0.5, momentum=0.5)]
 
 
-def test_overrides_stay_the_callers() -> None:
-    wanted = HEAD_ONLY | {"stages.head.views": 1}
-    assert load_config(overrides=wanted).stages[0].views == 1
-    assert HEAD_ONLY["stages"][0]["views"] == load_config(overrides=HEAD_ONLY).stages[0].views == 2
+def test_overrides_of_the_caller_are_not_changed() -> None:
+    wanted = HEAD_ONLY | {"stages.head.cached_views": 1}
+    assert load_config(overrides=wanted).stages[0].cached_views == 1
+    assert (
+        HEAD_ONLY["stages"][0]["cached_views"] == load_config(overrides=HEAD_ONLY).stages[0].cached_views == 2
+    )
 
 
-def test_presets_go_by_network_and_demo() -> None:
+def test_presets_are_chosen_by_network_and_by_demo() -> None:
     assert load_config(arch="inception_v3").head_hidden == 1024
     assert load_config(arch="resnet50").head_hidden == 0
     demo = load_config(arch="resnet50", data="demo")
@@ -48,8 +50,9 @@ def test_presets_go_by_network_and_demo() -> None:
 def test_the_written_file_repeats_the_run(tmp_path: Path) -> None:
     odd = {
         "model_options.drop_rate": 0.5,
-        "out": 'é"\\\x1b\x7f',
-        "stages.head.rules": [["fc.*", 1.0], ["*", 0.0]],
+        "data": 'é"\\\x1b\x7f',
+        "stages.head.train": [["fc.*", 1.0], ["*", 0]],
+        "stages.finetune.train": "layer4",
     }
     config = load_config(overrides=odd)
     file = write(tmp_path / "c.toml", to_toml(config, "heading\nof two lines"))
@@ -89,8 +92,12 @@ def test_all_mistakes_are_reported_together(tmp_path: Path) -> None:
         ("stages.tail.lr", 0.1),
         ("model.x", 1),
         ("stages", []),
-        ("stages.head.rules", [["fc.*"]]),
-        ("stages.head.rules", ["fc.*"]),
+        ("stages.head.train", [["fc.*"]]),
+        ("stages.head.train", ["fc.*"]),
+        ("stages.head.train", [["fc.*", -1.0]]),
+        ("stages.head.train", 3),
+        ("epochs", [1, 2, 3]),
+        ("epochs", 3),
     ],
 )
 def test_values_out_of_range_are_named(key: str, value: object) -> None:
@@ -105,23 +112,33 @@ def test_broken_files_are_named(tmp_path: Path, content: bytes) -> None:
         load_config(file=str(tmp_path / "c.toml"))
 
 
-def test_a_byte_order_mark_is_fine(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_accepted(tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_bytes(b"\xef\xbb\xbfseed = 4\n")
     assert load_config(file=str(tmp_path / "c.toml")).seed == 4
 
 
-def test_unknown_config_lists_those_there_are() -> None:
+def test_an_unknown_config_is_an_error_that_lists_the_others() -> None:
     with pytest.raises(UsageError, match="inception_v3"):
         load_config(file="no_such_recipe")
 
 
+def test_epochs_are_given_in_the_order_of_the_stages() -> None:
+    config = load_config(overrides={"epochs": [4]})
+    assert [stage.epochs for stage in config.stages] == [4, load_config().stages[1].epochs]
+
+
+def test_options_that_are_gone_are_unknown() -> None:
+    with pytest.raises(UsageError, match="unknown field out .*unknown field tensorboard"):
+        load_config(overrides={"out": "runs/a", "tensorboard": True})
+
+
 @pytest.mark.parametrize("text", ["60/20/20", "0.6/0.2/0.2", "3/1/1"])
-def test_split_fractions(text: str) -> None:
+def test_fractions(text: str) -> None:
     assert split_fractions(text) == pytest.approx((0.6, 0.2, 0.2))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_config_opens_with_purpose_command_and_result(path: Path) -> None:
+def test_every_config_starts_with_purpose_command_and_result(path: Path) -> None:
     config = load_config(file=str(path))
     heading = [line for line in path.read_text().splitlines() if line.startswith("#")]
     assert heading[0].startswith("# Purpose: ")
@@ -148,7 +165,7 @@ def test_an_installed_package_finds_its_recipes(tmp_path: Path, monkeypatch: pyt
     assert copied == {"configs": "flowers_torch/configs"}
     installed = tmp_path / "site-packages" / "flowers_torch"
     shutil.copytree(ROOT / "configs", tmp_path / "site-packages" / copied["configs"])
-    monkeypatch.setattr(config_module, "__file__", str(installed / "config.py"))
+    monkeypatch.setattr(config_file, "__file__", str(installed / "config_file.py"))
     assert config_folder() == installed / "configs"
     (installed / "configs" / "happy_house.toml").write_text('arch = "resnet50"\n')
     assert load_config(file="happy_house").arch == "resnet50"

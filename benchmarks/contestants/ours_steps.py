@@ -43,7 +43,7 @@ def make_step(
     runtime = AUTO.tuned(runtime, model if forward else network, size, backward=not forward)
     if not forward:
         training = TrainState(model, make_optimizer("adamw", model, groups), runtime.scaler(), runtime)
-        training.called = network
+        training.network = network
         return Step(runtime, lambda images, labels: train_step(training, images, labels, 1e-4))
     if fused:
 

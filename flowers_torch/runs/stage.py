@@ -85,6 +85,7 @@ def train_stage(
         log.info(
             f"stage    {stage.name} ends early: {stage.patience} epochs without a better validation loss"
         )
+        checkpointer.save(work.train)  # the best weights may not be in the folder yet
         model.load_state_dict(checkpointer.best_weights())
     state.stage, state.epoch = state.stage + 1, 0
     return best
@@ -145,8 +146,9 @@ def make_train_state(experiment: Experiment, model: nn.Module, stage: Stage, num
     groups = decay_by_layer(apply_rules(model, rules_for(model, stage.train)), stage.layer_decay)
     set_train_mode(model, stage.batch_norm)
     log.info(freeze_table(model, groups, None if stage.is_fitted else stage.lr))
-    optimizer_name = "sgd" if stage.is_fitted else stage.optimizer  # takes no step; a checkpoint needs one
-    optimizer = make_optimizer(optimizer_name, model, groups, stage.weight_decay, stage.momentum)
+    # Where the head is fitted no step is taken, but a checkpoint needs an optimizer: one without a state.
+    name, momentum = ("sgd", 0.0) if stage.is_fitted else (stage.optimizer, stage.momentum)
+    optimizer = make_optimizer(name, model, groups, stage.weight_decay, momentum)
     weights = None
     if config.class_weights == "balanced":
         labels = [experiment.dataset.labels[index] for index in experiment.splits["train"]]

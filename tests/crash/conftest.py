@@ -1,12 +1,12 @@
-"""What the crash tests share: a toy run on the real command line in a child process, killed at will.
+"""Shared by the crash tests: a small run on the real command line, in a child process that can be killed.
 
-A child is forked from this process, where everything is imported already, and calls the command's own `main`
-with its arguments: the same code as a fresh interpreter, without the five seconds of imports. What a test
-wants to widen or count inside the child is patched there, after the fork.
+A child is forked from this process, which has imported everything, and calls `main` with its arguments. This
+is the same code as in a new interpreter without the five seconds of imports. What a test slows down or counts
+is patched in the child, after the fork.
 
     FLOWERS_TORCH_CRASH_SEED=7 pytest tests/crash -m slow -s
 
-The seed picks the moments; without it each day has its own, so that nothing is tuned to one.
+The seed draws the moments. Without it each day has its own.
 """
 
 import contextlib
@@ -32,13 +32,15 @@ from PIL import Image
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from flowers_torch import cli, files, results  # noqa: F401, results: loaded once, before the forks
+from flowers_torch import cli
+from flowers_torch.files import atomic
 from flowers_torch.files.tensors import safe_load
+from flowers_torch.runs import recipe  # noqa: F401, imported once, before the forks
 from flowers_torch.training import checkpoint
-from flowers_torch.training import step as engine
+from flowers_torch.training import step as step_module
 
 SEED = int(os.environ.get("FLOWERS_TORCH_CRASH_SEED", datetime.date.today().toordinal()))
-STEPS = 10  # of the toy run: two stages of an epoch, 36 photos in batches of 8
+STEPS = 10  # of the small run: two stages of one epoch, 36 images in batches of 8
 
 CONFIG = """
 arch = "happy_model"
@@ -52,7 +54,7 @@ precision = "fp32"
 device = "cpu"
 threads = 1
 workers = {workers}
-checkpoint_minutes = 0.0  # a save after every step
+checkpoint_minutes = 0.0  # a checkpoint after every step
 [[stages]]
 name = "head"
 epochs = 1
@@ -68,9 +70,9 @@ weight_decay = 0.05
 
 
 class Counters:
-    """Numbers in memory that a child goes on writing and that outlive it."""
+    """Numbers in memory that a child writes and that outlive it."""
 
-    NAMES = ("steps", "saves_begun", "saves_ended", "pid0", "pid1")
+    NAMES = ("steps", "saves_started", "saves_finished", "pid0", "pid1")
 
     def __init__(self) -> None:
         self._memory = mmap.mmap(-1, 8 * len(self.NAMES))
@@ -86,11 +88,11 @@ class Counters:
 
     @property
     def inside_a_save(self) -> bool:
-        return self["saves_begun"] > self["saves_ended"]
+        return self["saves_started"] > self["saves_finished"]
 
 
 class Child:
-    """A forked process that runs `flowers-torch train ARGUMENTS`, in torchrun's processes where asked."""
+    """A forked process that runs `flowers-torch train ARGUMENTS`, on request in processes of torchrun."""
 
     def __init__(
         self,
@@ -103,7 +105,7 @@ class Child:
         self.started = time.monotonic()
         self.pid = os.fork()
         if self.pid == 0:
-            code = 70  # of this harness failing
+            code = 70  # a failure of these tests
             try:
                 self._become()
                 if processes:
@@ -112,7 +114,7 @@ class Child:
                     count_in_child(self.counters)
                     if before:
                         before()
-                    code = cli.guarded("train", arguments)
+                    code = cli.main(["train", *arguments])
             finally:
                 os._exit(code)
 
@@ -127,7 +129,7 @@ class Child:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def wait(self, seconds: float = 300) -> int:
-        """Exit code, or minus the number of the signal that ended it; a child that hangs fails the test."""
+        """Exit code, or minus the number of the signal that ended it. A child that hangs fails the test."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
@@ -139,7 +141,7 @@ class Child:
         pytest.fail(f"a child hung for {seconds} s: {self.text()[-2000:]}")
 
     def wait_for(self, condition: Callable[[], bool], seconds: float = 60) -> bool:
-        """Whether the condition came true while the child lived."""
+        """Whether the condition became true while the child was alive."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             if condition():
@@ -162,7 +164,7 @@ def launch(
     counters: Counters,
     before: Callable[[], Any] | None,
 ) -> int:
-    """torchrun's own agent, with processes that it forks instead of starting an interpreter for each."""
+    """The agent of torchrun, with forked processes instead of a new interpreter for each."""
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -176,15 +178,15 @@ def launch(
         start_method="fork",
     )
     try:
-        elastic_launch(config, one_of_several)(arguments, counters, before)
+        elastic_launch(config, run_process)(arguments, counters, before)
     except ChildFailedError as error:
         print(f"torchrun: {error.get_first_failure()[1].exitcode}")
         return 1
     return 0
 
 
-def one_of_several(arguments: list[str], counters: Counters, before: Callable[[], Any] | None) -> None:
-    """What the agent runs as each process."""
+def run_process(arguments: list[str], counters: Counters, before: Callable[[], Any] | None) -> None:
+    """What each process runs."""
     torch.set_num_threads(1)
     rank = int(os.environ["RANK"])
     counters.put(f"pid{rank}", os.getpid())
@@ -192,12 +194,12 @@ def one_of_several(arguments: list[str], counters: Counters, before: Callable[[]
         count_in_child(counters)
     if before:
         before()
-    sys.exit(cli.guarded("train", arguments))
+    sys.exit(cli.main(["train", *arguments]))
 
 
 def count_in_child(counters: Counters) -> None:
-    """Counts steps and saves; keeps a copy of each saved state, the last of which is the end of training."""
-    real_step, real_save = engine.train_step, checkpoint.safe_save
+    """Counts steps and saves, and copies each checkpoint; the last one is the end of training."""
+    real_step, real_save = step_module.train_step, checkpoint.safe_save
 
     def step(*arguments: Any, **keywords: Any) -> Any:
         result = real_step(*arguments, **keywords)
@@ -205,23 +207,23 @@ def count_in_child(counters: Counters) -> None:
         return result
 
     def save(tensors: Any, path: Path, *arguments: Any, **keywords: Any) -> None:
-        counters.add("saves_begun")
+        counters.add("saves_started")
         real_save(tensors, path, *arguments, **keywords)
-        counters.add("saves_ended")
-        with contextlib.suppress(OSError):  # vanished or read-only: a test's doing
-            shutil.copy(path, last_state(path.parent))
+        counters.add("saves_finished")
+        with contextlib.suppress(OSError):  # a test removed the folder or made it read-only
+            shutil.copy(path, last_checkpoint(path.parent))
 
-    engine.train_step, checkpoint.safe_save = step, save
+    step_module.train_step, checkpoint.safe_save = step, save
 
 
-def last_state(run: Path) -> Path:
-    """Where the harness keeps a run's newest saved state, which the run itself deletes at its end."""
-    return Path(os.environ["FLOWERS_TORCH_CACHE"]).with_name(f"{run.parent.name}-{run.name}.last-state")
+def last_checkpoint(run: Path) -> Path:
+    """Where the newest checkpoint of a run is copied to. The run itself deletes it at its end."""
+    return Path(os.environ["FLOWERS_TORCH_CACHE"]).with_name(f"{run.parent.name}-{run.name}.last-checkpoint")
 
 
 def slow_writes() -> None:
-    """Widens a save: the file comes in pieces, and there is a pause around every call that matters."""
-    real_fsync, real_replace, real_temporary = os.fsync, os.replace, files.tempfile.NamedTemporaryFile
+    """Slows a save down: the file is written in pieces, with a pause around every call that matters."""
+    real_fsync, real_replace, real_temporary = os.fsync, os.replace, atomic.tempfile.NamedTemporaryFile
 
     def pause() -> None:
         time.sleep(0.004)
@@ -248,28 +250,28 @@ def slow_writes() -> None:
         file.write = write
         return file
 
-    files.os.fsync, files.os.replace, files.tempfile.NamedTemporaryFile = fsync, replace, temporary
+    atomic.os.fsync, atomic.os.replace, atomic.tempfile.NamedTemporaryFile = fsync, replace, temporary
 
 
 def global_step(folder: Path) -> int:
-    """Steps that the newest saved state has behind it."""
-    progress = checkpoint.read_newest_checkpoint(folder).progress
+    """Steps that were done at the newest checkpoint."""
+    state = checkpoint.read_newest_checkpoint(folder).state
     per_epoch = STEPS // 2
-    return (progress.stage + progress.epoch) * per_epoch + progress.step
+    return (state.stage + state.epoch) * per_epoch + state.step
 
 
 def outcome(folder: Path) -> dict[str, Any]:
-    """All that must not depend on interruptions: final weights, optimiser, average, random state, numbers."""
-    tensors, metadata = safe_load(last_state(folder))
+    """What interruptions must not change: weights, optimizer, average, random state, history, test."""
+    tensors, metadata = safe_load(last_checkpoint(folder))
     best, _ = safe_load(folder / "model.safetensors")
-    progress = metadata["progress"]
+    state = metadata["state"]
     with (folder / "history.csv").open() as file:
         history = [untimed(row) for row in csv.DictReader(file)]
     metrics = json.loads((folder / "metrics.json").read_text())
     return {
         "best weights": {name: digest(value) for name, value in best.items()},
-        "last state": {name: digest(value) for name, value in tensors.items()},
-        "best row": untimed(progress["best"]),
+        "last checkpoint": {name: digest(value) for name, value in tensors.items()},
+        "best row": untimed(state["best"]),
         "history": history,
         "metrics": {**metrics, "best_epoch": untimed(metrics["best_epoch"])},
         "predictions": (folder / "predictions.csv").read_text(),
@@ -285,7 +287,7 @@ def digest(tensor: torch.Tensor) -> bytes:
 
 
 def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """Names of what differs, for a failure's message."""
+    """Names of the differences, for the message of a failure."""
     return [
         f"{part}/{name}" if isinstance(one[part], dict) else part
         for part in one
@@ -295,8 +297,8 @@ def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     ]
 
 
-class Toy:
-    """The toy run: how to start and resume it, and what it must come to."""
+class SmallRun:
+    """The small run: how to start and resume it, and its expected result."""
 
     steps = STEPS
     slow_writes = staticmethod(slow_writes)
@@ -305,18 +307,18 @@ class Toy:
     def __init__(self, root: Path, workers: int = 0) -> None:
         self.root, self.workers, self.number = root, workers, 0
         draw = np.random.default_rng(0)
-        for name, colour in (("blue", (60, 70, 180)), ("green", (60, 170, 60)), ("red", (190, 60, 50))):
+        for name, color in (("blue", (60, 70, 180)), ("green", (60, 170, 60)), ("red", (190, 60, 50))):
             (root / "photos" / name).mkdir(parents=True)
             for number in range(20):
-                pixels = np.clip(np.array(colour) + draw.normal(0, 25, (36, 40, 3)), 0, 255).astype(np.uint8)
+                pixels = np.clip(np.array(color) + draw.normal(0, 25, (36, 40, 3)), 0, 255).astype(np.uint8)
                 Image.fromarray(pixels).save(root / "photos" / name / f"{number}.png")
-        (root / "toy.toml").write_text(CONFIG.format(data=root / "photos", workers=workers))
+        (root / "small.toml").write_text(CONFIG.format(data=root / "photos", workers=workers))
         child, folder = self.start()
         assert child.wait() == 0, child.text()
         self.seconds = time.monotonic() - child.started
         assert child.counters["steps"] == STEPS
-        self.saves = child.counters["saves_ended"]
-        self.state_bytes = last_state(folder).stat().st_size
+        self.saves = child.counters["saves_finished"]
+        self.state_bytes = last_checkpoint(folder).stat().st_size
         self.expected = outcome(folder)
         again, folder = self.start()
         assert again.wait() == 0
@@ -326,27 +328,27 @@ class Toy:
     def start(
         self, before: Callable[[], Any] | None = None, folder: Path | None = None, **torchrun: int
     ) -> tuple[Child, Path]:
-        """Starts the run in a fresh folder, or anew in the given one."""
+        """Starts the run in a new folder, or again in the given one."""
         self.number += 1
         folder = folder or self.root / f"run{self.number}"
-        arguments = ["--config", str(self.root / "toy.toml"), "--out", str(folder), "--overwrite"]
+        arguments = ["--config", str(self.root / "small.toml"), "--out", str(folder), "--overwrite"]
         return Child(arguments, self.root / f"{self.number}.output", before, **torchrun), folder
 
     def resume(
         self, folder: Path, before: Callable[[], Any] | None = None, *flags: str, **torchrun: int
     ) -> Child:
-        """Goes on with a run."""
+        """Resumes a run."""
         self.number += 1
         arguments = ["--resume", str(folder), *flags]
         return Child(arguments, self.root / f"{self.number}.output", before, **torchrun)
 
     def finish(self, folder: Path) -> tuple[bool, Child]:
-        """Brings an interrupted run to its end; whether it had saved anything to go on from."""
+        """Runs an interrupted run to its end and checks the result; whether it had a checkpoint."""
         saved = bool(checkpoint.checkpoint_files(folder)) or (folder / "metrics.json").exists()
         child = self.resume(folder) if saved else self.start(folder=folder)[0]
         assert child.wait() == 0, child.text()
-        got = outcome(folder)
-        assert got == self.expected, differences(got, self.expected)
+        found = outcome(folder)
+        assert found == self.expected, differences(found, self.expected)
         left = [path.name for path in folder.iterdir() if path.name.endswith(".tmp") or "resume" in path.name]
         assert not left, left
         shutil.rmtree(folder)
@@ -355,13 +357,13 @@ class Toy:
 
 @pytest.fixture(scope="session", autouse=True)
 def fork_safely() -> None:
-    """Children are forked, which the threads of torch's pool would not survive."""
+    """Children are forked, and the threads of torch's pool would not survive a fork."""
     torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def one_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What is known of the photos is remembered from child to child."""
+    """All children share one cache."""
     patch = pytest.MonkeyPatch()
     patch.setenv("FLOWERS_TORCH_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
     yield
@@ -369,15 +371,15 @@ def one_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def toy(tmp_path_factory: pytest.TempPathFactory, one_cache: None) -> Toy:
-    """The toy run without workers."""
-    return Toy(tmp_path_factory.mktemp("toy"))
+def small_run(tmp_path_factory: pytest.TempPathFactory, one_cache: None) -> SmallRun:
+    """The small run without workers."""
+    return SmallRun(tmp_path_factory.mktemp("small"))
 
 
 @pytest.fixture(scope="session")
-def toy_with_workers(tmp_path_factory: pytest.TempPathFactory, one_cache: None) -> Toy:
-    """The toy run with four workers."""
-    return Toy(tmp_path_factory.mktemp("toy4"), workers=4)
+def run_with_workers(tmp_path_factory: pytest.TempPathFactory, one_cache: None) -> SmallRun:
+    """The small run with four workers."""
+    return SmallRun(tmp_path_factory.mktemp("small4"), workers=4)
 
 
 @pytest.fixture
@@ -388,7 +390,7 @@ def moments() -> random.Random:
 
 @pytest.fixture
 def report(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
-    """Prints a harness's counts, whatever pytest captures."""
+    """Prints counts past the capture of pytest."""
 
     def show(text: str) -> None:
         with capsys.disabled():

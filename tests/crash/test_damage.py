@@ -1,4 +1,4 @@
-"""Damaged and hostile files at every door that takes one."""
+"""Damaged and malicious files wherever a file is read."""
 
 import os
 import pickle
@@ -32,9 +32,9 @@ CUTS, FLIPS = 256, 2000
 
 
 @pytest.fixture(scope="module")
-def stopped(toy: Any) -> Path:
-    """A run that was stopped in its second stage, with both of its states and its best weights."""
-    child, folder = toy.start()
+def stopped(small_run: Any) -> Path:
+    """A run that was stopped in its second stage, with both checkpoints and its best weights."""
+    child, folder = small_run.start()
     assert child.wait_for(lambda: child.counters["steps"] >= 8), child.text()
     child.kill(signal.SIGTERM)
     assert child.wait() == 143, child.text()
@@ -44,7 +44,7 @@ def stopped(toy: Any) -> Path:
 
 def same(one: checkpoint.Checkpoint, other: checkpoint.Checkpoint) -> bool:
     return (
-        one.progress == other.progress
+        one.state == other.state
         and one.info == other.info
         and one.tensors.keys() == other.tensors.keys()
         and all(torch.equal(value, other.tensors[name]) for name, value in one.tensors.items())
@@ -54,7 +54,7 @@ def same(one: checkpoint.Checkpoint, other: checkpoint.Checkpoint) -> bool:
 def test_cuts_and_flips(
     stopped: Path, tmp_path: Path, moments: random.Random, report: Callable[[str], None]
 ) -> None:
-    """Refused, or proven equal; in a child, so that a crash or an endless loop would be seen."""
+    """Refused, or proven equal. This runs in a child, so that a crash or an endless loop is noticed."""
     whole = (stopped / RESUME_FILE).read_bytes()
     expected = read_checkpoint(stopped / RESUME_FILE)
     broken = tmp_path / RESUME_FILE
@@ -90,20 +90,20 @@ def test_cuts_and_flips(
     assert refused + equal == CUTS + FLIPS
 
 
-def test_a_broken_newest_state_falls_back(toy: Any, stopped: Path, tmp_path: Path) -> None:
-    """On the command line, to the same bits; the line that says so; and both broken."""
+def test_a_damaged_newest_checkpoint_falls_back(small_run: Any, stopped: Path, tmp_path: Path) -> None:
+    """The command line resumes from the previous checkpoint to the same bits, with a warning."""
     for name, severity in (("cut", lambda content: content[: len(content) // 2]), ("empty", lambda _: b"")):
-        folder = toy.root / f"fallback-{name}"
+        folder = small_run.root / f"fallback-{name}"
         shutil.copytree(stopped, folder)
         (folder / RESUME_FILE).write_bytes(severity((folder / RESUME_FILE).read_bytes()))
-        child = toy.resume(folder)
+        child = small_run.resume(folder)
         assert child.wait() == 0
         assert "WARNING" in child.text() and PREVIOUS_FILE in child.text()
-        assert toy.outcome(folder) == toy.expected
+        assert small_run.outcome(folder) == small_run.expected
     shutil.copytree(stopped, tmp_path / "both")
     for name in (RESUME_FILE, PREVIOUS_FILE):
         (tmp_path / "both" / name).write_bytes(b"x" * 99)
-    child = toy.resume(tmp_path / "both")
+    child = small_run.resume(tmp_path / "both")
     assert child.wait() == 4 and child.text().count("flowers-torch: error:") == 1
     with pytest.raises(ModelFileError):
         read_newest_checkpoint(tmp_path / "both")
@@ -132,14 +132,14 @@ def gadgets(canary: Path) -> dict[str, Any]:
 
 
 def containers(payload: Any, folder: Path) -> dict[str, Path]:
-    """The payload beside a good tensor, as torch's zip, as its legacy stream, as a bare pickle, as a tar."""
+    """The payload beside a valid tensor: torch's zip, its legacy stream, a bare pickle, a tar."""
     content = {"state_dict": {"weight": torch.zeros(2)}, "extra": payload}
     paths = {kind: folder / f"{kind}.pth" for kind in ("zip", "legacy", "pickle", "tar", "zip2")}
     torch.save(content, paths["zip"])
     torch.save(content, paths["legacy"], _use_new_zipfile_serialization=False)
     paths["pickle"].write_bytes(pickle.dumps(content, protocol=2))
     with zipfile.ZipFile(paths["zip"]) as source, zipfile.ZipFile(paths["zip2"], "w") as target:
-        for name in source.namelist():  # the payload under another name of the archive's
+        for name in source.namelist():  # the payload under another name in the archive
             target.writestr(name, source.read(name))
             if name.endswith("data.pkl"):
                 target.writestr(name.replace("data.pkl", "code/constants.pkl"), source.read(name))
@@ -150,8 +150,8 @@ def containers(payload: Any, folder: Path) -> dict[str, Path]:
     return paths
 
 
-def test_hostile_pickles_at_every_door(
-    toy: Any,
+def test_malicious_pickles_are_refused_everywhere(
+    small_run: Any,
     stopped: Path,
     tmp_path: Path,
     photo_folder: Path,
@@ -170,27 +170,27 @@ def test_hostile_pickles_at_every_door(
         for container, hostile in containers(gadgets(canary)[kind], tmp_path).items():
             (run / RESUME_FILE).write_bytes(hostile.read_bytes())
             (run / PREVIOUS_FILE).write_bytes(hostile.read_bytes())
-            posing = tmp_path / "model.safetensors"
-            posing.write_bytes(hostile.read_bytes())
-            toml = str(toy.root / "toy.toml")
-            doors = {
+            disguised = tmp_path / "model.safetensors"
+            disguised.write_bytes(hostile.read_bytes())
+            toml = str(small_run.root / "small.toml")
+            places = {
                 "resume": ["train", "--resume", str(run)],
                 "weights": ["train", "--config", toml, "--weights", str(hostile)],
-                "weights posing": ["train", "--config", toml, "--weights", str(posing)],
+                "weights disguised": ["train", "--config", toml, "--weights", str(disguised)],
                 "predict": ["predict", str(hostile), str(photo)],
                 "predict a run": ["predict", str(tmp_path), str(photo)],
             }
-            for door, arguments in doors.items():
+            for place, arguments in places.items():
                 capsys.readouterr()
                 code = cli.main(arguments)
                 text = "".join(capsys.readouterr())
                 tried += 1
-                assert code == 4, (kind, container, door, code, text)
+                assert code == 4, (kind, container, place, code, text)
                 assert text.count("flowers-torch: error:") == 1 and "Traceback" not in text, text
                 assert "weights_only" not in text and "unsafe" not in text.lower(), text
-                assert not canary.exists(), (kind, container, door)
+                assert not canary.exists(), (kind, container, place)
             with pytest.raises(ModelFileError):
-                flowers_classifier(str(posing))
+                flowers_classifier(str(disguised))
             tried += 1
             assert not canary.exists(), (kind, container, "hub")
-    report(f"{tried} hostile files at 6 doors: none executed, all refused with exit 4")
+    report(f"{tried} malicious files in 6 places: none executed, all refused with exit 4")

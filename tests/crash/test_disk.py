@@ -1,4 +1,4 @@
-"""Full, read-only and vanished disks; the order of the calls that make a save safe."""
+"""Disks that are full, read-only or gone, and the order of the calls that make a save safe."""
 
 import contextlib
 import os
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from flowers_torch.files import atomic as files
+from flowers_torch.files import atomic
 from flowers_torch.training import checkpoint
 
 pytestmark = pytest.mark.slow
@@ -30,7 +30,7 @@ def small_disk(place: Path, size: int) -> Iterator[Path]:
 
 
 def fill_after(saves: int, disk: Path, room: int) -> Callable[[], None]:
-    """Leaves that much room on the disk after so many saves."""
+    """Leaves `room` bytes on the disk after a number of saves."""
 
     def hook() -> None:
         real, left = checkpoint.safe_save, [saves]
@@ -60,42 +60,44 @@ def names(folder: Path) -> list[str]:
 
 @needs_root
 def test_a_disk_that_fills_up(
-    toy: Any, moments: random.Random, tmp_path: Path, report: Callable[[str], None]
+    small_run: Any, moments: random.Random, tmp_path: Path, report: Callable[[str], None]
 ) -> None:
-    """At 20 sizes between nothing and almost enough: exit 6, and the state before still loads."""
+    """At 20 sizes between nothing and almost enough: exit 6, and the previous checkpoint still loads."""
     cut = 0
     for number in range(20):
-        with small_disk(tmp_path / "disk", 12 * toy.state_bytes) as disk:
-            room = moments.randint(0, toy.state_bytes - 1)
-            child, folder = toy.start(fill_after(2 + number % 6, disk, room), disk / "run")
+        with small_disk(tmp_path / "disk", 12 * small_run.state_bytes) as disk:
+            room = moments.randint(0, small_run.state_bytes - 1)
+            child, folder = small_run.start(fill_after(2 + number % 6, disk, room), disk / "run")
             assert child.wait() == 6, child.text()
             line = one_error(child)
             assert ("No space left" in line and "bytes" in line) or "MB more" in line
             assert not [name for name in names(folder) if name.endswith(".tmp")]
-            before = checkpoint.read_checkpoint(checkpoint.checkpoint_files(folder)[0]).progress
+            before = checkpoint.read_checkpoint(checkpoint.checkpoint_files(folder)[0]).state
             cut += "resume.safetensors" in line
             (disk / "balloon").unlink()
-            second = toy.resume(folder)
+            second = small_run.resume(folder)
             assert second.wait() == 0, second.text()
-            assert toy.outcome(folder) == toy.expected
-            assert child.counters["steps"] + second.counters["steps"] <= toy.steps + 1, before
-    report(f"20 sizes of a full disk, {cut} of them cut the state: exit 6 each, all bit-identical afterwards")
+            assert small_run.outcome(folder) == small_run.expected
+            assert child.counters["steps"] + second.counters["steps"] <= small_run.steps + 1, before
+    report(
+        f"20 sizes of a full disk, {cut} of them in the middle of a checkpoint: exit 6 each, all bit-identical afterwards"
+    )
 
 
 @needs_root
-def test_a_disk_that_is_too_small_from_the_start(toy: Any, tmp_path: Path) -> None:
+def test_a_disk_that_is_too_small_from_the_start(small_run: Any, tmp_path: Path) -> None:
     for share in (0.05, 0.5, 2.0):
-        with small_disk(tmp_path / "disk", int(share * toy.state_bytes)) as disk:
-            child, folder = toy.start(folder=disk / "run")
+        with small_disk(tmp_path / "disk", int(share * small_run.state_bytes)) as disk:
+            child, folder = small_run.start(folder=disk / "run")
             assert child.wait() == 6 and child.counters["steps"] == 0, child.text()
             assert one_error(child)
             assert not [name for name in names(disk) if name.endswith(".tmp")]
 
 
 @needs_root
-def test_a_folder_that_becomes_read_only(toy: Any) -> None:
-    child, folder = toy.start()
-    assert child.wait_for(lambda: child.counters["saves_ended"] >= 3), child.text()
+def test_a_folder_that_becomes_read_only(small_run: Any) -> None:
+    child, folder = small_run.start()
+    assert child.wait_for(lambda: child.counters["saves_finished"] >= 3), child.text()
     subprocess.run(["mount", "--bind", folder, folder], check=True)
     try:
         subprocess.run(["mount", "-o", "remount,bind,ro", folder], check=True)
@@ -103,55 +105,57 @@ def test_a_folder_that_becomes_read_only(toy: Any) -> None:
     finally:
         subprocess.run(["umount", folder], check=True)
     assert "Read-only file system" in one_error(child)
-    toy.finish(folder)
+    small_run.finish(folder)
 
 
-def test_a_folder_that_vanishes(toy: Any) -> None:
-    child, folder = toy.start()
-    assert child.wait_for(lambda: child.counters["saves_ended"] >= 3), child.text()
+def test_a_folder_that_is_removed(small_run: Any) -> None:
+    child, folder = small_run.start()
+    assert child.wait_for(lambda: child.counters["saves_finished"] >= 3), child.text()
     away = folder.with_name(f"{folder.name}.away")
     folder.rename(away)
     assert child.wait() == 6, child.text()
     assert one_error(child) and not folder.exists()
     away.rename(folder)
-    toy.finish(folder)
+    small_run.finish(folder)
 
 
-def test_the_order_of_calls_at_each_save(toy: Any, tmp_path: Path, report: Callable[[str], None]) -> None:
-    """Of the whole run: write, fsync, rename (the old one, then the new one), fsync of the folder."""
+def test_the_order_of_calls_in_each_save(
+    small_run: Any, tmp_path: Path, report: Callable[[str], None]
+) -> None:
+    """In the whole run: write, fsync, rename (the old file, then the new one), fsync of the folder."""
     trace = tmp_path / "trace"
 
     def hook() -> None:
         real = {name: getattr(os, name) for name in ("fsync", "replace")}
-        real_temporary = files.tempfile.NamedTemporaryFile
+        real_temporary = atomic.tempfile.NamedTemporaryFile
 
-        def tell(text: str) -> None:
+        def record(text: str) -> None:
             with trace.open("a") as file:
                 file.write(f"{text}\n")
 
         def fsync(descriptor: int) -> None:
             name = os.readlink(f"/proc/self/fd/{descriptor}")
-            tell("fsync folder" if os.path.isdir(name) else f"fsync {os.stat(name).st_size}")
+            record("fsync folder" if os.path.isdir(name) else f"fsync {os.stat(name).st_size}")
             real["fsync"](descriptor)
 
         def replace(source: Path, target: Path) -> None:
             real["replace"](source, target)
-            tell(f"rename {Path(source).suffix} {Path(target).name}")
+            record(f"rename {Path(source).suffix} {Path(target).name}")
 
         def temporary(*arguments: Any, **keywords: Any) -> Any:
             file = real_temporary(*arguments, **keywords)
             real_write = file.write
 
             def write(data: bytes) -> None:
-                tell(f"write {len(data)}")
+                record(f"write {len(data)}")
                 real_write(data)
 
             file.write = write
             return file
 
-        files.os.fsync, files.os.replace, files.tempfile.NamedTemporaryFile = fsync, replace, temporary
+        atomic.os.fsync, atomic.os.replace, atomic.tempfile.NamedTemporaryFile = fsync, replace, temporary
 
-    child, _ = toy.start(hook)
+    child, _ = small_run.start(hook)
     assert child.wait() == 0, child.text()
     calls = trace.read_text().splitlines()
     saves = 0
@@ -166,5 +170,5 @@ def test_the_order_of_calls_at_each_save(toy: Any, tmp_path: Path, report: Calla
         written = calls[first - 1].removeprefix("write ")
         assert int(written) > 10_000 and calls[first] == f"fsync {written}"
         assert calls[place + 1] == "fsync folder"
-    report(f"order of calls right at each of {saves} saves of the state")
-    assert saves >= toy.steps
+    report(f"the order of calls is right at each of {saves} saves of a checkpoint")
+    assert saves >= small_run.steps

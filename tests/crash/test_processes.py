@@ -1,4 +1,4 @@
-"""Several processes under torchrun's agent: one dies, one errs, all are stopped, one too many dies."""
+"""Several processes under torchrun: one is killed, one fails, all are stopped."""
 
 import json
 import os
@@ -25,22 +25,22 @@ TWO = {"processes": 2}
 
 
 @pytest.fixture(scope="module")
-def whole(toy: Any) -> dict[str, Any]:
-    """What an uninterrupted run of two processes comes to."""
-    child, folder = toy.start(**TWO)
+def whole(small_run: Any) -> dict[str, Any]:
+    """The result of an uninterrupted run of two processes."""
+    child, folder = small_run.start(**TWO)
     assert child.wait() == 0, child.text()
-    assert child.text().count("stage 1") == 1  # one of them talks
-    return toy.outcome(folder)
+    assert child.text().count("stage    1") == 1  # one of them writes the log
+    return small_run.outcome(folder)
 
 
 def our_errors(child: Any) -> list[str]:
     return [line for line in child.text().splitlines() if "flowers-torch: error:" in line]
 
 
-def torchrun(toy: Any, folder: Path, log: Path) -> subprocess.Popen[bytes]:
-    """The real thing, each process an interpreter of its own: restarts by forking are not reliable."""
+def torchrun(small_run: Any, folder: Path, log: Path) -> subprocess.Popen[bytes]:
+    """The real torchrun with an interpreter for each process: restarts of forked ones are not reliable."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += ["--max-restarts=1", str(ROOT / "train.py"), "--config", str(toy.root / "toy.toml")]
+    command += ["--max-restarts=1", str(ROOT / "train.py"), "--config", str(small_run.root / "small.toml")]
     with log.open("wb") as output:
         return subprocess.Popen([*command, "--out", folder], stdout=output, stderr=subprocess.STDOUT)
 
@@ -50,7 +50,7 @@ def children(pid: int) -> list[int]:
 
 
 def result(folder: Path) -> dict[str, Any]:
-    """As `outcome`, without the last state, which nobody keeps here."""
+    """As `outcome`, without the last checkpoint, which is not copied here."""
     weights, _ = safe_load(folder / "model.safetensors")
     metrics = json.loads((folder / "metrics.json").read_text())
     return {
@@ -60,15 +60,15 @@ def result(folder: Path) -> dict[str, Any]:
     }
 
 
-def test_one_of_two_is_killed_and_torchrun_starts_both_again(
-    toy: Any, tmp_path: Path, moments: random.Random, report: Callable[[str], None]
+def test_one_of_two_is_killed_and_torchrun_restarts_both(
+    small_run: Any, tmp_path: Path, moments: random.Random, report: Callable[[str], None]
 ) -> None:
-    with torchrun(toy, tmp_path / "whole", tmp_path / "whole.log") as process:
+    with torchrun(small_run, tmp_path / "whole", tmp_path / "whole.log") as process:
         assert process.wait(900) == 0, (tmp_path / "whole.log").read_text()
     kills, longest = [0, 0], 0.0
     while sum(kills) < 20:
         folder, log = tmp_path / "run", tmp_path / "log"
-        with torchrun(toy, folder, log) as process:
+        with torchrun(small_run, folder, log) as process:
             while process.poll() is None and not checkpoint.checkpoint_files(folder):
                 time.sleep(0.01)
             time.sleep(moments.uniform(0, 0.5))
@@ -78,7 +78,7 @@ def test_one_of_two_is_killed_and_torchrun_starts_both_again(
                 os.kill(processes[rank], signal.SIGKILL)
             started = time.monotonic()
             assert process.wait(900) == 0, log.read_text()
-        if hit and "resumed" in log.read_text():  # else it was at its end already
+        if hit and "resumed" in log.read_text():  # else it had finished
             assert "flowers-torch: error:" not in log.read_text()
             assert result(folder) == result(tmp_path / "whole")
             kills[rank], longest = kills[rank] + 1, max(longest, time.monotonic() - started)
@@ -89,7 +89,7 @@ def test_one_of_two_is_killed_and_torchrun_starts_both_again(
     )
 
 
-def test_a_photo_that_only_one_process_cannot_read(toy: Any) -> None:
+def test_an_image_that_only_one_process_cannot_read(small_run: Any) -> None:
     def spoil() -> None:
         real, left = loaders.load_image, [12]
 
@@ -101,7 +101,7 @@ def test_a_photo_that_only_one_process_cannot_read(toy: Any) -> None:
 
         loaders.load_image = load_image
 
-    child, folder = toy.start(spoil, **TWO)
+    child, folder = small_run.start(spoil, **TWO)
     started = time.monotonic()
     assert child.wait(60) != 0
     assert time.monotonic() - started < 60
@@ -110,7 +110,7 @@ def test_a_photo_that_only_one_process_cannot_read(toy: Any) -> None:
     shutil.rmtree(folder)
 
 
-def test_the_main_process_cannot_save(toy: Any) -> None:
+def test_the_main_process_cannot_save(small_run: Any) -> None:
     def spoil() -> None:
         real, left = checkpoint.safe_save, [3]
 
@@ -122,44 +122,44 @@ def test_the_main_process_cannot_save(toy: Any) -> None:
 
         checkpoint.safe_save = save
 
-    child, folder = toy.start(spoil, **TWO)
+    child, folder = small_run.start(spoil, **TWO)
     assert child.wait(60) != 0
     assert len(our_errors(child)) == 1 and "No space left" in our_errors(child)[0], child.text()
-    assert checkpoint.read_newest_checkpoint(folder).progress.step == 2
+    assert checkpoint.read_newest_checkpoint(folder).state.step == 2
 
 
-def test_a_death_without_restarts_leaves_a_state_to_go_on_from(toy: Any, whole: dict[str, Any]) -> None:
-    child, folder = toy.start(**TWO)
+def test_a_kill_without_restarts_leaves_a_checkpoint(small_run: Any, whole: dict[str, Any]) -> None:
+    child, folder = small_run.start(**TWO)
     assert child.wait_for(lambda: child.counters["steps"] >= 4), child.text()
     os.kill(child.counters["pid1"], signal.SIGKILL)
     assert child.wait() != 0
-    again = toy.resume(folder, **TWO)
+    again = small_run.resume(folder, **TWO)
     assert again.wait() == 0, again.text()
-    assert toy.outcome(folder) == whole
+    assert small_run.outcome(folder) == whole
 
 
-def test_sigterm_to_torchrun_saves_in_every_process_s_name(toy: Any, whole: dict[str, Any]) -> None:
-    child, folder = toy.start(**TWO)
+def test_sigterm_to_torchrun_saves_once_for_all_processes(small_run: Any, whole: dict[str, Any]) -> None:
+    child, folder = small_run.start(**TWO)
     assert child.wait_for(lambda: child.counters["steps"] >= 3), child.text()
     child.kill(signal.SIGTERM)
     started = time.monotonic()
     child.wait()
     assert time.monotonic() - started < 30
     assert len(our_errors(child)) == 1 and "--resume" in our_errors(child)[0], child.text()
-    assert toy.global_step(folder) == child.counters["steps"]
-    again = toy.resume(folder, **TWO)
+    assert small_run.global_step(folder) == child.counters["steps"]
+    again = small_run.resume(folder, **TWO)
     assert again.wait() == 0, again.text()
-    assert again.counters["steps"] + child.counters["steps"] == toy.steps
-    assert toy.outcome(folder) == whole
+    assert again.counters["steps"] + child.counters["steps"] == small_run.steps
+    assert small_run.outcome(folder) == whole
 
 
-def test_another_number_of_processes_is_not_exact(toy: Any) -> None:
-    child, folder = toy.start(**TWO)
+def test_another_number_of_processes_is_not_exact(small_run: Any) -> None:
+    child, folder = small_run.start(**TWO)
     assert child.wait_for(lambda: child.counters["steps"] >= 3), child.text()
     child.kill(signal.SIGTERM)
     child.wait()
-    alone = toy.resume(folder)
+    alone = small_run.resume(folder)
     assert alone.wait() == 2 and "processes 2 -> 1" in our_errors(alone)[0]
-    allowed = toy.resume(folder, None, "--allow-config-change")
+    allowed = small_run.resume(folder, None, "--allow-config-change")
     assert allowed.wait() == 0, allowed.text()
     assert "processes 2 -> 1" in (folder / "metrics.json").read_text()

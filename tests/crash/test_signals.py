@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: the step is finished, all is saved, and nothing is done twice."""
+"""SIGTERM and SIGINT: the step is finished, everything is saved, and no step is done twice."""
 
 import os
 import random
@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from flowers_torch.files import atomic as files
+from flowers_torch.files import atomic
 from flowers_torch.runs import stage
 from flowers_torch.training import checkpoint
-from flowers_torch.training import step as engine
+from flowers_torch.training import step as step_module
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent.parent
@@ -24,18 +24,18 @@ ROOT = Path(__file__).parent.parent.parent
 
 @pytest.mark.parametrize(("number", "times"), [(signal.SIGTERM, 40), (signal.SIGINT, 20)])
 def test_one_signal(
-    number: signal.Signals, times: int, toy: Any, moments: random.Random, report: Callable[[str], None]
+    number: signal.Signals, times: int, small_run: Any, moments: random.Random, report: Callable[[str], None]
 ) -> None:
     done, redone, longest = 0, 0, 0.0
     while done < times:
-        child, folder = toy.start()
-        aim = moments.randint(1, toy.steps)
+        child, folder = small_run.start()
+        aim = moments.randint(1, small_run.steps)
         child.wait_for(lambda child=child, aim=aim: child.counters["steps"] >= aim)
-        time.sleep(moments.uniform(0, toy.seconds / toy.steps))
+        time.sleep(moments.uniform(0, small_run.seconds / small_run.steps))
         child.kill(number)
         sent = time.monotonic()
         code = child.wait()
-        if code == 0:  # it was at its end already
+        if code == 0:  # it had finished
             shutil.rmtree(folder)
             continue
         longest = max(longest, time.monotonic() - sent)
@@ -43,25 +43,25 @@ def test_one_signal(
         lines = [line for line in child.text().splitlines() if line.startswith("flowers-torch: error:")]
         assert len(lines) == 1 and number.name in lines[0] and "--resume" in lines[0], lines
         steps = child.counters["steps"]
-        assert toy.global_step(folder) == steps
-        saved, second = toy.finish(folder)
+        assert small_run.global_step(folder) == steps
+        saved, second = small_run.finish(folder)
         assert saved
-        redone = max(redone, steps + second.counters["steps"] - toy.steps)
+        redone = max(redone, steps + second.counters["steps"] - small_run.steps)
         done += 1
     report(f"{done} x {number.name}: exit {128 + number}, at most {longest:.2f} s, {redone} steps done twice")
     assert redone <= 1 and longest < 10
 
 
 MOMENTS: dict[str, tuple[Any, str]] = {
-    "first step": (engine, "train_step"),
+    "first step": (step_module, "train_step"),
     "save": (checkpoint, "safe_save"),
-    "validation": (stage, "predict_part"),
-    "stage's beginning": (stage, "begin_stage"),
+    "validation": (stage, "gather_predictions"),
+    "start of a stage": (stage, "make_train_state"),
 }
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_a_signal_at_a_certain_moment(moment: str, toy: Any) -> None:
+def test_a_signal_at_a_certain_moment(moment: str, small_run: Any) -> None:
     module, name = MOMENTS[moment]
 
     def hook() -> None:
@@ -75,28 +75,28 @@ def test_a_signal_at_a_certain_moment(moment: str, toy: Any) -> None:
 
         setattr(module, name, signalled)
 
-    child, folder = toy.start(hook)
+    child, folder = small_run.start(hook)
     assert child.wait() == 128 + signal.SIGTERM, child.text()
-    saved, second = toy.finish(folder)
-    assert saved and child.counters["steps"] + second.counters["steps"] <= toy.steps + 1
+    saved, second = small_run.finish(folder)
+    assert saved and child.counters["steps"] + second.counters["steps"] <= small_run.steps + 1
 
 
-def test_a_second_signal_leaves_at_once(toy: Any, report: Callable[[str], None]) -> None:
+def test_a_second_signal_ends_immediately(small_run: Any, report: Callable[[str], None]) -> None:
     """In the middle of a save that takes two seconds."""
 
     def very_slow() -> None:
-        toy.slow_writes()
+        small_run.slow_writes()
         real = os.fsync
 
         def fsync(descriptor: int) -> None:
             time.sleep(1)
             real(descriptor)
 
-        files.os.fsync = fsync
+        atomic.os.fsync = fsync
 
     longest = 0.0
     for first, second in [(signal.SIGTERM, signal.SIGTERM), (signal.SIGINT, signal.SIGINT)] * 3:
-        child, folder = toy.start(very_slow)
+        child, folder = small_run.start(very_slow)
         assert child.wait_for(lambda child=child: child.counters.inside_a_save)
         child.kill(first)
         time.sleep(0.1)
@@ -105,15 +105,21 @@ def test_a_second_signal_leaves_at_once(toy: Any, report: Callable[[str], None])
         code = child.wait()
         longest = max(longest, time.monotonic() - sent)
         assert code in (128 + second, -second), child.text()
-        assert child.counters.inside_a_save  # which it did not wait for
-        toy.finish(folder)
+        assert child.counters.inside_a_save  # it did not wait for the save
+        small_run.finish(folder)
     report(f"6 second signals: gone within {longest:.2f} s, all bit-identical afterwards")
     assert longest < 10
 
 
-def test_nobody_reads_what_it_prints(toy: Any, tmp_path: Path) -> None:
-    """`train.py ... | head -1`: the training goes on to its end, without a trace."""
-    command = [sys.executable, str(ROOT / "train.py"), "--config", str(toy.root / "toy.toml"), "--out"]
+def test_nobody_reads_the_output(small_run: Any, tmp_path: Path) -> None:
+    """`train.py ... | head -1`: training continues to its end without an error."""
+    command = [
+        sys.executable,
+        str(ROOT / "train.py"),
+        "--config",
+        str(small_run.root / "small.toml"),
+        "--out",
+    ]
     errors = tmp_path / "errors"
     with errors.open("w") as stderr:
         with subprocess.Popen([*command, tmp_path / "run"], stdout=subprocess.PIPE, stderr=stderr) as process:

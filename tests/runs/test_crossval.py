@@ -1,4 +1,4 @@
-"""Cross-validation through the command: each photo tested once, by a run that did not train on it."""
+"""Cross-validation from the command line: each image is tested once, by a run that did not train on it."""
 
 import csv
 import json
@@ -20,7 +20,7 @@ def finished(photo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return out
 
 
-def test_every_photo_is_tested_once(finished: Path) -> None:
+def test_every_image_is_tested_once(finished: Path) -> None:
     with (finished / "predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
     files = [row["file"] for row in rows]
@@ -40,10 +40,10 @@ def test_the_summary(finished: Path) -> None:
     assert whole["images"] == 60 and whole["accuracy"] == sum(run["correct"] for run in summary["runs"]) / 60
 
 
-def test_an_interrupted_one_goes_on(
+def test_an_interrupted_cross_validation_continues(
     finished: Path, photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stopped in the second fold: the first one is kept, the others end as they would have."""
+    """Stopped in the second fold: the first one stays, the others end as they would have."""
     out = tmp_path / "out"
     shutil.copytree(finished, out)
     shutil.rmtree(out / "seed0-fold2")
@@ -55,7 +55,7 @@ def test_an_interrupted_one_goes_on(
     monkeypatch.setattr(
         crossval.recipe,
         "train",
-        lambda config, **options: trained.append(config.out) or real(config, **options),
+        lambda config, out, **options: trained.append(out) or real(config, out, **options),
     )
     assert main(["crossval", "--resume", str(out)]) == 0
     assert [Path(folder).name for folder in trained] == ["seed0-fold1", "seed0-fold2"]
@@ -71,7 +71,7 @@ def test_an_interrupted_one_goes_on(
     assert main(["crossval", "--resume", str(out), "--seed", "3"]) == 2
 
 
-def test_a_fold_is_resumed_from_its_saved_state(
+def test_a_fold_is_resumed_from_its_checkpoint(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"

@@ -1,4 +1,4 @@
-"""The folder of a run: one run at a time, what a killed one left, which is the latest."""
+"""The run folder: one run at a time, the files of a killed one, and which folder is the latest."""
 
 import os
 import signal
@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from flowers_torch.errors import ResourceError, UsageError
-from flowers_torch.runs.folder import find_run, find_run_folder, new_run_folder, run_lock
+from flowers_torch.runs.folder import find_run, new_run_folder, run_lock
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 HOLD = """
 import sys, time
 from pathlib import Path
@@ -59,19 +59,16 @@ def test_the_latest_run_is_the_one_last_written_to(tmp_path: Path) -> None:
     (tmp_path / "b" / "log.txt").write_text("x")
     os.utime(tmp_path / "c" / "config.toml", (time.time() - 50, time.time() - 50))
     assert find_run("latest", tmp_path) == tmp_path / "b"
+    assert find_run("~/x") == Path.home() / "x"
 
 
-def test_a_run_is_a_folder_a_weights_file_or_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    weights = tmp_path / "runs" / "a" / "model.safetensors"
-    weights.parent.mkdir(parents=True)
-    weights.touch()
-    root = tmp_path / "runs"
-    assert find_run("~/runs/a") == find_run("a", root) == weights.parent
-    assert find_run(weights) == weights
-    with pytest.raises(UsageError, match="is not in a run folder"):
-        find_run_folder(weights)
-    (weights.parent / "config.toml").touch()
-    assert find_run_folder(weights) == find_run_folder("a", root) == weights.parent
-    with pytest.raises(UsageError, match="there is no run b: expected a folder"):
-        find_run("b", root)
+def test_overwriting_removes_the_files_of_a_run_only(tmp_path: Path) -> None:
+    for name in ("model.safetensors", "log.txt", "my_notes.txt"):
+        (tmp_path / name).write_text("x")
+    new_run_folder(str(tmp_path), "d", "a", overwrite=True)
+    assert {path.name for path in tmp_path.iterdir()} - {".lock"} == {"my_notes.txt"}
+
+
+def test_runs_are_numbered(tmp_path: Path) -> None:
+    names = [new_run_folder("", "my photos/é", "net", root=tmp_path).name for _ in range(3)]
+    assert names == [f"my_photos_é-net-{n}" for n in (1, 2, 3)]

@@ -1,4 +1,4 @@
-"""Networks ranked on photos: by what they see in them, without a look at the test photos."""
+"""Model ranking: by a linear head on frozen features, without the test images."""
 
 import dataclasses
 import json
@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from torch import Tensor
+from torch import Tensor, nn
 
-from flowers_torch.cli import guarded
+from flowers_torch.cli import main
 from flowers_torch.config import Config
 from flowers_torch.errors import UsageError
 from flowers_torch.runs import ranking as module
-from flowers_torch.runs.experiment import Run
+from flowers_torch.runs.experiment import Experiment
+from flowers_torch.runs.feature_cache import FeatureCache
 from flowers_torch.runs.ranking import rank_models
 
 
@@ -30,31 +31,30 @@ def test_networks_are_ranked_and_one_that_fails_comes_last(photo_folder: Path) -
     assert all(one.images_per_second > 0 and one.parameters > 0 for one in tried)
 
 
-def test_the_test_photos_are_not_looked_at(photo_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
-    tested: list[int] = []
-    real = module.pooled_features
+def test_the_test_images_are_not_used(photo_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[int] = []
+    real = FeatureCache.of_frozen
 
-    def noted(run: Run, photos: Sequence[int]) -> Tensor | None:
-        asked.extend(photos)
-        tested.extend(run.split["test"])
-        return real(run, photos)
+    def of_frozen(self: FeatureCache, model: nn.Module, indices: Sequence[int]) -> Tensor:
+        used.extend(indices)
+        return real(self, model, indices)
 
-    monkeypatch.setattr(module, "pooled_features", noted)
+    monkeypatch.setattr(FeatureCache, "of_frozen", of_frozen)
     rank_models(config(photo_folder), ["test_resnet"])
-    assert len(asked) == len(set(asked)) == 50 and not set(asked) & set(tested)
+    test = Experiment.new(dataclasses.replace(config(photo_folder), arch="test_resnet"))[0].splits["test"]
+    assert len(used) == len(set(used)) == 50 and not set(used) & set(test)
 
 
-def test_nothing_to_try(photo_folder: Path) -> None:
+def test_no_network_could_be_tried(photo_folder: Path) -> None:
     with pytest.raises(UsageError, match="no network could be tried"):
         rank_models(config(photo_folder), ["no_such_network"])
 
 
-def test_the_command(photo_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_rank_command(photo_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [str(photo_folder), "--arch", "test_resnet,nope", "--weights", "none", "--size", "32"]
-    assert guarded("shortlist", arguments) == 0
+    assert main(["rank", *arguments]) == 0
     printed = capsys.readouterr().out
     assert "test_resnet" in printed and "nope" in printed and "not tried" in printed
-    assert guarded("shortlist", [*arguments, "--json"]) == 0
+    assert main(["rank", *arguments, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert {field.name for field in dataclasses.fields(module.Candidate)} == set(found[0])

@@ -41,10 +41,8 @@ def former(photo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     root = tmp_path_factory.mktemp("update")
     shutil.copytree(photo_folder, root / "photos")
     config = Config(arch="test_resnet", data=str(root / "photos"), weights="none", size=32, device="cpu")
-    config = dataclasses.replace(
-        config, precision="fp32", batch_size=16, out=str(root / "run"), stages=STAGES
-    )
-    recipe.train(config)
+    config = dataclasses.replace(config, precision="fp32", batch_size=16, stages=STAGES)
+    recipe.train(config, root / "run")
     return root / "run"
 
 
@@ -115,7 +113,7 @@ def test_what_would_spoil_the_test_is_refused_before_anything_is_written(
     place = tmp_path / "new" / "train" / test.split("/")[0] / "leak.png"
     shutil.copy(former.parent / "photos" / test, place)
     with pytest.raises(DataError, match=r"leak.png \(train\) belongs with .* \(test\)"):
-        update(former, str(tmp_path / "new"), {"out": str(tmp_path / "run")})
+        update(former, str(tmp_path / "new"), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

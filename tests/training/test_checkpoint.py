@@ -1,4 +1,4 @@
-"""Progress on disk: what is written comes back; what is best; when it is written."""
+"""Checkpoints: what is written is read back, which weights are the best, and when they are written."""
 
 import types
 from pathlib import Path
@@ -31,7 +31,7 @@ from flowers_torch.training.optimizers import make_optimizer
 from flowers_torch.training.state import EpochMetrics, TrainState
 from flowers_torch.training.step import train_step
 
-RECORD = ModelInfo("test_resnet", ("a", "b"), Preprocessing(size=32))
+INFO = ModelInfo("test_resnet", ("a", "b"), Preprocessing(size=32))
 RUNTIME = Runtime(torch.device("cpu"), "fp32", "for a test")
 
 
@@ -53,14 +53,14 @@ def row(loss: float, accuracy: float = 0.5) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "rmsprop"])
-def test_a_restored_state_goes_on_exactly(tmp_path: Path, optimizer: str) -> None:
+def test_a_restored_state_continues_exactly(tmp_path: Path, optimizer: str) -> None:
     state = training(optimizer)
     step(state)
-    progress = RunState(
-        stage=1, epoch=2, step=3, sums=EpochMetrics(1.5, 2, 4), history=[row(1.0)], best=row(1.0)
+    run_state = RunState(
+        stage=1, epoch=2, step=3, metrics=EpochMetrics(1.5, 2, 4), history=[row(1.0)], best=row(1.0)
     )
     torch.manual_seed(99)
-    save_checkpoint(tmp_path / RESUME_FILE, progress, RECORD, state)
+    save_checkpoint(tmp_path / RESUME_FILE, run_state, INFO, state)
     expected_draw = torch.rand(3)
     step(state)
 
@@ -68,22 +68,22 @@ def test_a_restored_state_goes_on_exactly(tmp_path: Path, optimizer: str) -> Non
     saved = read_checkpoint(tmp_path / RESUME_FILE)
     restore_model(other.model, saved)
     restore_train_state(other, saved)
-    assert saved.progress == progress and saved.info == RECORD
+    assert saved.state == run_state and saved.info == INFO
     assert torch.equal(torch.rand(3), expected_draw)
     step(other)
     for name, value in state.model.state_dict().items():
         assert torch.equal(other.model.state_dict()[name], value), name
 
 
-def test_another_stage_s_optimiser_is_refused(tmp_path: Path) -> None:
+def test_a_checkpoint_of_other_parameters_is_refused(tmp_path: Path) -> None:
     state = training()
     step(state)
-    save_checkpoint(tmp_path / RESUME_FILE, RunState(), RECORD, state)
+    save_checkpoint(tmp_path / RESUME_FILE, RunState(), INFO, state)
     with pytest.raises(ModelFileError, match="which this stage does not"):
         restore_train_state(training(part="layer4"), read_checkpoint(tmp_path / RESUME_FILE))
 
 
-def test_best_is_by_loss_and_nan_never_is() -> None:
+def test_the_best_epoch_has_the_lowest_finite_loss() -> None:
     assert is_better(row(1.0), {}) and is_better(row(0.9, 0.1), row(1.0, 0.9))
     assert not is_better(row(1.0), row(1.0))
     assert not is_better(row(torch.nan), {}) and not is_better(row(torch.nan), row(1.0))
@@ -91,85 +91,85 @@ def test_best_is_by_loss_and_nan_never_is() -> None:
 
 def test_the_best_weights_are_those_of_the_best_epoch(tmp_path: Path) -> None:
     state = training()
-    saver = Checkpointer(tmp_path, RunState(), RECORD, minutes=1e9)
-    saver.end_epoch(row(0.5), state.model)
+    checkpointer = Checkpointer(tmp_path, RunState(), INFO, minutes=1e9)
+    checkpointer.end_epoch(row(0.5), state.model)
     best = state.model.fc.weight.detach().clone()
     step(state)
-    saver.end_epoch(row(0.7), state.model)
-    saver.save_if_due(state, force=True)
+    checkpointer.end_epoch(row(0.7), state.model)
+    checkpointer.save_if_due(state, force=True)
     assert torch.equal(load_classifier(tmp_path)[0].fc.weight, best)
     resumed = training().model
     restore_model(resumed, read_checkpoint(tmp_path / RESUME_FILE))
     assert torch.equal(resumed.fc.weight, state.model.fc.weight)
-    assert saver.progress.epoch == 2 and saver.progress.best == row(0.5)
+    assert checkpointer.state.epoch == 2 and checkpointer.state.best == row(0.5)
 
 
-def test_when_it_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_when_a_checkpoint_is_due(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
-    # Its own clock, not everybody's.
+    # Only the clock of this module.
     monkeypatch.setattr(checkpoint, "time", types.SimpleNamespace(monotonic=lambda: clock[0]))
-    saver = Checkpointer(tmp_path, RunState(step=1), RECORD, minutes=2)
+    checkpointer = Checkpointer(tmp_path, RunState(step=1), INFO, minutes=2)
     state, path = training(), tmp_path / RESUME_FILE
 
     def saves(seconds: float, **arguments: bool) -> bool:
         clock[0] += seconds
         path.unlink(missing_ok=True)
-        saver.save_if_due(state, **arguments)
+        checkpointer.save_if_due(state, **arguments)
         return path.exists()
 
     assert not saves(100) and saves(21)  # within an epoch: after two minutes
-    saver.end_epoch(row(1.0), state.model)
+    checkpointer.end_epoch(row(1.0), state.model)
     assert not saves(5) and saves(6)  # at the end of an epoch: unless the last save is fresh
     assert not (tmp_path / MODEL_FILE).read_bytes() == b"" and saves(0, force=True)
 
 
-def test_a_weights_file_is_no_resume_file(tmp_path: Path) -> None:
+def test_a_weights_file_is_not_a_checkpoint(tmp_path: Path) -> None:
     torch.save(nn.Linear(1, 1).state_dict(), tmp_path / "x")
-    with pytest.raises(ModelFileError, match="no resume file"):
+    with pytest.raises(ModelFileError, match="is not a checkpoint of a run|cannot be read|kind"):
         read_checkpoint(tmp_path / "x")
 
 
 def saved_twice(folder: Path) -> TrainState:
-    """A folder with two states, of the steps 1 and 2."""
+    """A folder with two checkpoints, of steps 1 and 2."""
     state = training()
     for number in (1, 2):
         step(state)
-        save_checkpoint(folder / RESUME_FILE, RunState(step=number), RECORD, state, {"batch_size": "8"})
+        save_checkpoint(folder / RESUME_FILE, RunState(step=number), INFO, state, {"batch_size": "8"})
     return state
 
 
-def test_the_state_before_is_kept_and_found_where_the_newest_is_damaged(
+def test_a_damaged_checkpoint_is_replaced_by_the_previous_one(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     saved_twice(tmp_path)
-    assert read_newest_checkpoint(tmp_path).progress.step == 2 and not caplog.text
-    assert read_newest_checkpoint(tmp_path).facts == {"batch_size": "8"}
+    assert read_newest_checkpoint(tmp_path).state.step == 2 and not caplog.text
+    assert read_newest_checkpoint(tmp_path).fingerprint == {"batch_size": "8"}
     content = bytearray((tmp_path / RESUME_FILE).read_bytes())
     content[-1] ^= 1
     (tmp_path / RESUME_FILE).write_bytes(content)
-    assert read_newest_checkpoint(tmp_path).progress.step == 1
+    assert read_newest_checkpoint(tmp_path).state.step == 1
     assert "checksum" in caplog.text and PREVIOUS_FILE in caplog.text and "WARNING" in caplog.text
     (tmp_path / RESUME_FILE).unlink()  # killed between the two renames of a save
-    assert read_newest_checkpoint(tmp_path).progress.step == 1
+    assert read_newest_checkpoint(tmp_path).state.step == 1
     (tmp_path / PREVIOUS_FILE).write_bytes(b"")
     with pytest.raises(ModelFileError, match="empty or cut off"):
         read_newest_checkpoint(tmp_path)
     (tmp_path / PREVIOUS_FILE).unlink()
-    with pytest.raises(ModelFileError, match="no saved state"):
+    with pytest.raises(ModelFileError, match="holds no checkpoint"):
         read_newest_checkpoint(tmp_path)
 
 
-def test_a_state_of_a_newer_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_of_a_newer_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoint, "FORMAT", 99)
     saved_twice(tmp_path)
     with pytest.raises(ModelFileError, match="update: pip install"):
         read_newest_checkpoint(tmp_path)
 
 
-def test_a_micro_batch_that_memory_allowed_is_kept(tmp_path: Path) -> None:
+def test_the_micro_batch_is_restored(tmp_path: Path) -> None:
     state = training()
     state.micro_batch = 4
-    save_checkpoint(tmp_path / RESUME_FILE, RunState(), RECORD, state)
+    save_checkpoint(tmp_path / RESUME_FILE, RunState(), INFO, state)
     for wanted, then in ((0, 4), (8, 4), (2, 2)):
         other = training()
         other.micro_batch = wanted
@@ -177,42 +177,44 @@ def test_a_micro_batch_that_memory_allowed_is_kept(tmp_path: Path) -> None:
         assert other.micro_batch == then
 
 
-def test_a_folder_that_is_gone_is_not_made_anew(tmp_path: Path) -> None:
-    saver = Checkpointer(tmp_path / "run", RunState(step=1), RECORD, minutes=0)
-    for save in (saver.save, saver.check_space):
+def test_a_run_folder_that_is_gone_is_not_created_again(tmp_path: Path) -> None:
+    checkpointer = Checkpointer(tmp_path / "run", RunState(step=1), INFO, minutes=0)
+    for save in (checkpointer.save, checkpointer.check_space):
         with pytest.raises(ResourceError, match="is gone"):
             save(training())
     assert not list(tmp_path.iterdir())
 
 
-def test_room_for_the_saves_is_looked_for_before_a_stage(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_disk_space_is_checked_before_a_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     state = saved_twice(tmp_path)
-    saver = Checkpointer(tmp_path, RunState(), RECORD, minutes=1)
+    checkpointer = Checkpointer(tmp_path, RunState(), INFO, minutes=1)
     weights = sum(value.nbytes for value in state.model.state_dict().values())
     there = sum(path.stat().st_size for path in tmp_path.iterdir())
 
     def room(free: float) -> None:
         monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: types.SimpleNamespace(free=free))
 
-    room(4.2 * weights - there)  # three states, whose optimiser is that of a small head, and the best weights
-    saver.check_space(state)
+    room(
+        4.2 * weights - there
+    )  # three checkpoints with the optimizer state of a small head, and the best weights
+    checkpointer.check_space(state)
     room(3.9 * weights - there)
-    with pytest.raises(ResourceError, match="MB more for its saved states"):
-        saver.check_space(state)
+    with pytest.raises(ResourceError, match="MB more for its checkpoints"):
+        checkpointer.check_space(state)
 
 
-def test_of_several_processes_one_writes(tmp_path: Path) -> None:
-    saver = Checkpointer(tmp_path, RunState(), RECORD, minutes=0, writes=False)
+def test_only_one_of_several_processes_writes(tmp_path: Path) -> None:
+    checkpointer = Checkpointer(tmp_path, RunState(), INFO, minutes=0, writes=False)
     state = training()
-    saver.end_epoch(row(0.5), state.model)
-    saver.save(state)
-    assert not list(tmp_path.iterdir()) and saver.best_so_far().keys() == state.model.state_dict().keys()
+    checkpointer.end_epoch(row(0.5), state.model)
+    checkpointer.save(state)
+    assert (
+        not list(tmp_path.iterdir()) and checkpointer.best_weights().keys() == state.model.state_dict().keys()
+    )
 
 
-def test_a_change_begins_the_epoch_anew_and_is_noted() -> None:
-    progress = RunState(stage=1, epoch=2, step=3, sums=EpochMetrics(1.0, 2, 3), seconds=4.0)
-    progress.restart_epoch({"options": "seed 0 -> 1"})
-    assert progress.changes == [{"stage": 1, "epoch": 2, "options": "seed 0 -> 1"}]
-    assert (progress.step, progress.sums, progress.seconds) == (0, EpochMetrics(), 0.0)
+def test_a_change_restarts_the_epoch_and_is_recorded() -> None:
+    state = RunState(stage=1, epoch=2, step=3, metrics=EpochMetrics(1.0, 2, 3), seconds=4.0)
+    state.restart_epoch({"options": "seed 0 -> 1"})
+    assert state.changes == [{"stage": 1, "epoch": 2, "options": "seed 0 -> 1"}]
+    assert (state.step, state.metrics, state.seconds) == (0, EpochMetrics(), 0.0)

@@ -1,4 +1,4 @@
-"""Several processes compute what one computes, and end together."""
+"""Several processes compute what one process computes, and end together."""
 
 import json
 import os
@@ -27,7 +27,7 @@ RUNTIME = Runtime(torch.device("cpu"), "fp32", "for a test")
 
 
 def together(folder: Path, work: Callable[[Distributed], Any], size: int = 2) -> list[Any]:
-    """What each of some forked processes in contact comes to; an error as [its name, text]."""
+    """Results of forked processes in one process group; an error is given as [name, text]."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -41,8 +41,8 @@ def together(folder: Path, work: Callable[[Distributed], Any], size: int = 2) ->
             os.environ["MASTER_PORT"] = str(port)
             try:
                 try:
-                    with distributed_context("cpu") as world:
-                        result = work(world)
+                    with distributed_context("cpu") as distributed:
+                        result = work(distributed)
                 except FlowersError as error:
                     result = [type(error).__name__, str(error)]
                 (folder / f"{rank}.json").write_text(json.dumps(result))
@@ -55,15 +55,16 @@ def together(folder: Path, work: Callable[[Distributed], Any], size: int = 2) ->
 
 
 def test_without_torchrun_there_is_one_process() -> None:
-    with distributed_context() as world:
-        assert world is SINGLE_PROCESS and world.is_main
-    assert world.sum(torch.ones(2)).tolist() == [1, 1] and world.most(3) == 3 and world.tell("x") == "x"
-    assert world.share([4, 5, 6]) == [4, 5, 6]
+    with distributed_context() as distributed:
+        assert distributed is SINGLE_PROCESS and distributed.is_main
+    assert distributed.all_reduce_sum(torch.ones(2)).tolist() == [1, 1] and distributed.all_reduce_max(3) == 3
+    assert distributed.broadcast("x") == "x"
+    assert distributed.shard([4, 5, 6]) == [4, 5, 6]
     model = nn.Linear(1, 1)
-    assert world.wrap(model) is model
+    assert distributed.wrap(model) is model
 
 
-def test_half_an_environment_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_incomplete_environment_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with (
@@ -73,7 +74,7 @@ def test_half_an_environment_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
         pass
 
 
-def test_a_port_in_use_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_port_in_use_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -81,30 +82,30 @@ def test_a_port_in_use_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         for name, value in (values | {"MASTER_PORT": str(taken.getsockname()[1])}).items():
             monkeypatch.setenv(name, value)
         with (
-            pytest.raises(UsageError, match="cannot meet at 127.0.0.1:.*--master-port"),
+            pytest.raises(UsageError, match="cannot connect at 127.0.0.1:.*--master-port"),
             distributed_context("cpu"),
         ):
             pass
 
 
 @pytest.mark.parametrize("size", [2, 3])
-def test_shares_cover_everything_and_are_gathered_in_order(size: int, tmp_path: Path) -> None:
-    def work(world: Distributed) -> Any:
-        share = torch.tensor(world.share(list(range(7))), dtype=torch.float32)
-        return [len(share), world.gather(share[:, None] * 10, 7).flatten().tolist()]
+def test_shards_cover_all_items_and_are_gathered_in_order(size: int, tmp_path: Path) -> None:
+    def work(distributed: Distributed) -> Any:
+        shard = torch.tensor(distributed.shard(list(range(7))), dtype=torch.float32)
+        return [len(shard), distributed.gather(shard[:, None] * 10, 7).flatten().tolist()]
 
     for length, gathered in together(tmp_path, work, size):
         assert length == -(-7 // size) and gathered == [0, 10, 20, 30, 40, 50, 60]
 
 
-def test_each_process_takes_its_share_of_the_same_batches() -> None:
+def test_each_process_takes_its_shard_of_the_same_batches() -> None:
     whole = EpochBatchSampler(30, 8, seed=0, shuffle=True)
     parts = [EpochBatchSampler(30, 8, 0, True, shard=(rank, 2)) for rank in range(2)]
     for order in (whole, *parts):
         order.epoch, order.skip = 3, 1
     for batch, first, second in zip(whole, *parts, strict=True):
         assert sorted(first + second) == sorted(batch) and abs(len(first) - len(second)) <= 1
-    # A last batch with fewer than two photos for each process joins the one before.
+    # A last batch with fewer than two images for each process joins the one before.
     assert [len(batch) for batch in EpochBatchSampler(19, 8, 0, True, shard=(0, 2))] == [4, 6]
 
 
@@ -121,7 +122,7 @@ class Net(nn.Module):
         return self.fc(self.conv(x).relu().flatten(1))
 
 
-def losses(world: Distributed, micro_batch: int = 0, poison: int | None = None) -> list[float]:
+def losses(distributed: Distributed, micro_batch: int = 0, poison: int | None = None) -> list[float]:
     """Mean losses of three epochs of 19 images in batches of 8, and a weight at the end."""
     generator = torch.Generator().manual_seed(1)
     images = torch.randn(21, 3, 8, 8, generator=generator)
@@ -131,51 +132,51 @@ def losses(world: Distributed, micro_batch: int = 0, poison: int | None = None) 
     model = Net()
     optimizer = make_optimizer("sgd", model, apply_rules(model, [("*", 1.0)]), momentum=0.9)
     training = TrainState(model, optimizer, RUNTIME.scaler(), RUNTIME, torch.tensor([0.5, 1.0, 3.0]))
-    training.clip_grad, training.micro_batch, training.world = 0.5, micro_batch, world
-    training.called = world.wrap(model)
-    order = EpochBatchSampler(21, 8, 0, True, shard=(world.rank, world.size))
+    training.clip_grad, training.micro_batch, training.distributed = 0.5, micro_batch, distributed
+    training.network = distributed.wrap(model)
+    order = EpochBatchSampler(21, 8, 0, True, shard=(distributed.rank, distributed.size))
     found = []
     for order.epoch in range(3):
         indices = [torch.tensor([position for _, position in batch]) for batch in order]
         batches = [(images[index], labels[index], index) for index in indices]
-        sums = EpochMetrics()
+        metrics = EpochMetrics()
         for _ in train_epoch(
-            training, batches, sums, 0, lambda step: 0.1, lambda position: f"{position}.jpg"
+            training, batches, metrics, 0, lambda step: 0.1, lambda position: f"{position}.jpg"
         ):
             pass
-        assert sums.photos == 21
-        found.append(sums.mean_loss)
-    return [*found, float(model.fc.weight[0, 0].detach()), sums.accuracy]
+        assert metrics.images == 21
+        found.append(metrics.mean_loss)
+    return [*found, float(model.fc.weight[0, 0].detach()), metrics.accuracy]
 
 
 @pytest.mark.parametrize("micro_batch", [0, 2])
-def test_two_processes_learn_what_one_learns(micro_batch: int, tmp_path: Path) -> None:
-    """Class weights, clipping, momentum and a ragged last batch included; to the rounding of float32."""
+def test_two_processes_learn_what_one_process_learns(micro_batch: int, tmp_path: Path) -> None:
+    """With class weights, clipping, momentum and a smaller last batch; up to the rounding of float32."""
     alone = losses(SINGLE_PROCESS)
-    for found in together(tmp_path, lambda world: losses(world, micro_batch)):
+    for found in together(tmp_path, lambda distributed: losses(distributed, micro_batch)):
         assert found == pytest.approx(alone, rel=1e-5)
 
 
-def test_one_process_says_why_all_end(tmp_path: Path) -> None:
-    """A photo that spoils the loss is in one share only; its process names it, the other is quiet."""
-    results = sorted(together(tmp_path, lambda world: losses(world, poison=5)))
+def test_the_process_that_fails_reports_the_reason(tmp_path: Path) -> None:
+    """An image that spoils the loss is in one shard only. Its process names it, the other one is quiet."""
+    results = sorted(together(tmp_path, lambda distributed: losses(distributed, poison=5)))
     assert results[0][0] == DivergedError.__name__ and "5.jpg" in results[0][1]
     assert results[1][0] == PeerLostError.__name__
 
 
 def test_a_lost_process_ends_the_others(tmp_path: Path) -> None:
-    def work(world: Distributed) -> Any:
-        if not world.is_main:
+    def work(distributed: Distributed) -> Any:
+        if not distributed.is_main:
             os._exit(0)
-        return world.sum(torch.ones(())).tolist()
+        return distributed.all_reduce_sum(torch.ones(())).tolist()
 
     (tmp_path / "1.json").write_text("null")
     assert together(tmp_path, work)[0][0] == PeerLostError.__name__
 
 
-def test_different_facts_are_refused_by_the_main_process(tmp_path: Path) -> None:
-    def work(world: Distributed) -> Any:
-        world.check_same({"batch_size": "8", "seed": str(world.rank)})
+def test_processes_with_different_settings_are_refused(tmp_path: Path) -> None:
+    def work(distributed: Distributed) -> Any:
+        distributed.check_equal({"batch_size": "8", "seed": str(distributed.rank)})
 
     first, second = together(tmp_path, work)
     text = "seed is 0 in process 0 and 1 in process 1; fix: start all with the same command"
@@ -183,27 +184,33 @@ def test_different_facts_are_refused_by_the_main_process(tmp_path: Path) -> None
     assert second[0] == PeerLostError.__name__
 
 
-def test_the_main_process_goes_first_and_tells(tmp_path: Path) -> None:
-    def work(world: Distributed) -> Any:
-        with world.main_first():
-            if world.is_main:
-                (tmp_path / "fetched").write_text("x")
-            there = (tmp_path / "fetched").exists()
+def test_the_main_process_goes_first_and_broadcasts(tmp_path: Path) -> None:
+    def work(distributed: Distributed) -> Any:
+        with distributed.main_first():
+            if distributed.is_main:
+                (tmp_path / "downloaded").write_text("x")
+            there = (tmp_path / "downloaded").exists()
         network = os.environ["GLOO_SOCKET_IFNAME"][:2]  # of one machine: the loopback
-        summed = world.sum(torch.tensor([world.rank, 1])).tolist()
-        return [there, network, world.tell(world.rank), world.most(world.rank), summed]
+        summed = distributed.all_reduce_sum(torch.tensor([distributed.rank, 1])).tolist()
+        return [
+            there,
+            network,
+            distributed.broadcast(distributed.rank),
+            distributed.all_reduce_max(distributed.rank),
+            summed,
+        ]
 
     assert together(tmp_path, work) == [[True, "lo", 0, 1, [1, 2]]] * 2
 
 
 @pytest.mark.slow
-def test_two_processes_fit_the_head_that_one_fits(photo_folder: Path, tmp_path: Path) -> None:
-    """The main process fits it by L-BFGS; the second stage then trains on from it in both."""
+def test_two_processes_fit_the_head_that_one_process_fits(photo_folder: Path, tmp_path: Path) -> None:
+    """The main process fits it by L-BFGS and broadcasts the weights."""
     root = Path(__file__).parent.parent.parent
     options = ["--arch", "test_resnet", "--weights", "none", "--data", str(photo_folder), "--device", "cpu"]
     options += ["--size", "32", "--precision", "fp32", "--threads", "1", "--head-only"]
     two = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}  # which torchrun would set for its processes alone
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}  # as torchrun sets it
     for name, how in (("one", []), ("two", two)):
         command = [sys.executable, *how, str(root / "train.py"), *options, "--out", str(tmp_path / name)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
@@ -218,11 +225,13 @@ def test_two_processes_fit_the_head_that_one_fits(photo_folder: Path, tmp_path: 
     ("message", "is_lost"),
     [("NCCL_DEBUG is not a valid option of gloo", False), ("gloo: Connection closed by peer [::1]", True)],
 )
-def test_only_a_peer_s_end_is_called_a_lost_process(message: str, is_lost: bool, tmp_path: Path) -> None:
+def test_only_the_end_of_a_peer_is_reported_as_a_lost_process(
+    message: str, is_lost: bool, tmp_path: Path
+) -> None:
     code = (
-        "import sys; from flowers_torch import cli, recipe\n"
+        "import sys; from flowers_torch import cli; from flowers_torch.runs.experiment import Experiment\n"
         f"def fails(*arguments): raise RuntimeError({message!r})\n"
-        "recipe.prepare_together = fails\n"
+        "Experiment.new = fails\n"
         "sys.exit(cli.main(['train', '--data', 'demo', '--device', 'cpu']))"
     )
     with socket.socket() as free:

@@ -1,4 +1,4 @@
-"""Steps that are read now and then: the same numbers, and nothing is touched by one that fails."""
+"""Steps whose numbers are read in intervals: the same results, and a failed step changes nothing."""
 
 import functools
 from collections.abc import Callable
@@ -19,11 +19,11 @@ from flowers_torch.training.distributed import Distributed
 from flowers_torch.training.optimizers import make_optimizer
 from flowers_torch.training.regularization import make_average
 from flowers_torch.training.state import (
+    GPU_READ_INTERVAL,
     MAX_SKIPPED_STEPS,
-    READ_EVERY,
     EpochMetrics,
     TrainState,
-    read_every,
+    read_interval,
     read_steps,
 )
 from flowers_torch.training.step import train_epoch, train_step
@@ -47,15 +47,17 @@ class Net(nn.Module):
         return self.fc(self.norm(self.conv(x)).relu().mean((2, 3)))
 
 
-def training(every: int, optimizer: str = "adamw", runtime: Runtime = CPU, **settings: Any) -> TrainState:
+def training(interval: int, optimizer: str = "adamw", runtime: Runtime = CPU, **settings: Any) -> TrainState:
     model = runtime.place(Net())
     made = make_optimizer(optimizer, model, apply_rules(model, [("*", 1.0)]), 0.01)
     average = make_average(model, 0.9)
-    return TrainState(model, made, runtime.scaler(), runtime, average=average, read_every=every, **settings)
+    return TrainState(
+        model, made, runtime.scaler(), runtime, average=average, read_interval=interval, **settings
+    )
 
 
 def batches(poison: int | None = None) -> list[tuple[torch.Tensor, ...]]:
-    """Six batches of four photos, the last one ragged."""
+    """Six batches of four images; the last one is smaller."""
     generator = torch.Generator().manual_seed(1)
     images = torch.randn(23, 3, 6, 6, generator=generator)
     labels = torch.randint(3, (23,), generator=generator)
@@ -66,8 +68,8 @@ def batches(poison: int | None = None) -> list[tuple[torch.Tensor, ...]]:
     return [(images[index], labels[index], index) for index in indices]
 
 
-def run(state: TrainState, sums: EpochMetrics, poison: int | None = None, lr: float = 0.01) -> list[float]:
-    return list(train_epoch(state, batches(poison), sums, 0, lambda step: lr, NAMES.__getitem__))
+def run(state: TrainState, metrics: EpochMetrics, poison: int | None = None, lr: float = 0.01) -> list[float]:
+    return list(train_epoch(state, batches(poison), metrics, 0, lambda step: lr, NAMES.__getitem__))
 
 
 def same(ours: nn.Module, theirs: nn.Module) -> bool:
@@ -78,42 +80,42 @@ def same(ours: nn.Module, theirs: nn.Module) -> bool:
 @pytest.mark.parametrize("settings", [{}, {"clip_grad": 0.05, "micro_batch": 2}], ids=["plain", "clipped"])
 @pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd"])
 def test_reading_less_often_changes_no_bit(optimizer: str, settings: dict[str, Any]) -> None:
-    often, seldom = (training(every, optimizer, **settings) for every in (1, 4))
+    often, seldom = (training(interval, optimizer, **settings) for interval in (1, 4))
     first, second = EpochMetrics(), EpochMetrics()
     for _ in range(2):
         assert run(often, first) == run(seldom, second)
-    assert first == second and first.photos == 46
+    assert first == second and first.images == 46
     assert same(often.model, seldom.model) and often.average is not None and seldom.average is not None
     assert same(often.average, seldom.average)
 
 
-def test_sums_wait_for_a_reading() -> None:
-    state, sums = training(4), EpochMetrics()
-    epoch, seen = train_epoch(state, batches(), sums, 0, lambda step: 0.01), []
+def test_metrics_are_added_when_steps_are_read() -> None:
+    state, metrics = training(4), EpochMetrics()
+    epoch, found = train_epoch(state, batches(), metrics, 0, lambda step: 0.01), []
     for _ in epoch:
-        seen.append((sums.photos, len(state.pending)))
-    assert seen == [(0, 1), (0, 2), (0, 3), (16, 0), (16, 1), (16, 2)] and sums.photos == 23
+        found.append((metrics.images, len(state.pending)))
+    assert found == [(0, 1), (0, 2), (0, 3), (16, 0), (16, 1), (16, 2)] and metrics.images == 23
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 @pytest.mark.parametrize("cause", ["loss", "gradient"])
-def test_a_failed_step_and_those_behind_it_touch_nothing(cause: str, optimizer: str) -> None:
-    """Four steps are read and sound; of the next the second one fails, and is named with its photos."""
-    state, twin, sums = training(4, optimizer), training(1, optimizer), EpochMetrics()
-    sound = 5
+def test_a_failed_step_and_the_steps_after_it_change_nothing(cause: str, optimizer: str) -> None:
+    """Four steps are read and finite. Of the next steps the second one fails; the error names its images."""
+    state, other, metrics = training(4, optimizer), training(1, optimizer), EpochMetrics()
+    finite = 5
     if cause == "gradient":
         calls = iter(range(100))
-        state.model.fc.weight.register_hook(lambda grad: grad * torch.inf if next(calls) == sound else grad)
+        state.model.fc.weight.register_hook(lambda grad: grad * torch.inf if next(calls) == finite else grad)
     with pytest.raises(DivergedError, match=r"in step 6 of the stage, on 20\.jpg, 21\.jpg, 22\.jpg; fix"):
-        run(state, sums, poison=21 if cause == "loss" else None)
-    for images, labels, _ in batches()[:sound]:
-        train_step(twin, images, labels, 0.01)
-    assert sums.photos == 20 and all(map(torch.equal, state.model.parameters(), twin.model.parameters()))
+        run(state, metrics, poison=21 if cause == "loss" else None)
+    for images, labels, _ in batches()[:finite]:
+        train_step(other, images, labels, 0.01)
+    assert metrics.images == 20 and all(map(torch.equal, state.model.parameters(), other.model.parameters()))
     assert all(parameter.grad is None for parameter in state.model.parameters())
 
 
-def test_sound_steps_behind_a_failed_one_touch_nothing_either() -> None:
-    state = training(READ_EVERY)
+def test_finite_steps_after_a_failed_one_change_nothing() -> None:
+    state = training(GPU_READ_INTERVAL)
     before = [parameter.detach().clone() for parameter in state.model.parameters()]
     with pytest.raises(
         DivergedError, match=r"in step 1 of the stage, on 0\.jpg, 1\.jpg, 2\.jpg, 3\.jpg; fix"
@@ -123,9 +125,9 @@ def test_sound_steps_behind_a_failed_one_touch_nothing_either() -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_loss_scaling_skips_and_goes_on(optimizer: str) -> None:
-    """Scaling begins too high; the optimiser is left as if the steps that are skipped had not been."""
-    scaled = [training(every, optimizer) for every in (1, 4)]
+def test_loss_scaling_skips_a_step_and_continues(optimizer: str) -> None:
+    """The scale starts too high. Skipped steps leave the optimizer as it was."""
+    scaled = [training(interval, optimizer) for interval in (1, 4)]
     for state in scaled:
         state.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
         state.model.fc.weight.register_hook(
@@ -136,52 +138,54 @@ def test_loss_scaling_skips_and_goes_on(optimizer: str) -> None:
     assert same(scaled[0].model, scaled[1].model)
     assert scaled[0].scaler.state_dict() == scaled[1].scaler.state_dict()
     assert scaled[1].scaler.get_scale() == 2.0
-    twin = training(1, optimizer)
+    other = training(1, optimizer)
     whole = [*batches(), *batches()]
     for images, labels, _ in whole[2:]:
-        train_step(twin, images, labels, 0.01)
-    for ours, theirs in zip(scaled[1].model.parameters(), twin.model.parameters(), strict=True):
+        train_step(other, images, labels, 0.01)
+    for ours, theirs in zip(scaled[1].model.parameters(), other.model.parameters(), strict=True):
         assert torch.allclose(ours, theirs, atol=1e-6)
 
 
-def test_loss_scaling_that_skips_for_ever_is_noticed_at_a_reading() -> None:
+def test_endless_skipping_is_noticed_when_steps_are_read() -> None:
     state = training(7)
     state.scaler = torch.amp.GradScaler("cpu")
     state.model.fc.weight.register_hook(lambda gradient: gradient * torch.inf)
     before = state.model.fc.weight.detach().clone()
-    sums = EpochMetrics()
+    metrics = EpochMetrics()
     for _ in range(3):
-        run(state, sums)
+        run(state, metrics)
     assert state.skipped == 18 < MAX_SKIPPED_STEPS
-    with pytest.raises(DivergedError, match=r"20 steps in a row had gradients beyond fp16 .* in step 2 of"):
-        run(state, sums)
+    with pytest.raises(
+        DivergedError, match=r"20 steps in a row had gradients beyond the range of fp16 .* in step 2 of"
+    ):
+        run(state, metrics)
     assert torch.equal(state.model.fc.weight, before)
 
 
-def test_a_save_reads_first_and_the_clock_waits_for_a_reading(tmp_path: Path) -> None:
-    state, progress = training(4), RunState()
-    saver = Checkpointer(tmp_path, progress, ModelInfo("x", ("a", "b"), None), minutes=0.0)  # type: ignore[arg-type]
-    state.sums = progress.sums
+def test_a_checkpoint_reads_the_steps_first(tmp_path: Path) -> None:
+    state, run_state = training(4), RunState()
+    checkpointer = Checkpointer(tmp_path, run_state, ModelInfo("x", ("a", "b"), None), minutes=0.0)  # type: ignore[arg-type]
+    state.metrics = run_state.metrics
     step = functools.partial(train_step, state, lr=0.01)
     state.pending.append(step(*batches()[0][:2]))
-    saver.save_if_due(state)
+    checkpointer.save_if_due(state)
     assert not (tmp_path / RESUME_FILE).exists() and len(state.pending) == 1
     state.pending.append(step(*batches(poison=4)[1][:2]))
     with pytest.raises(DivergedError):
-        saver.save(state)
-    assert not (tmp_path / RESUME_FILE).exists() and progress.sums.photos == 4
+        checkpointer.save(state)
+    assert not (tmp_path / RESUME_FILE).exists() and run_state.metrics.images == 4
 
 
-class Beside(Distributed):
+class FirstOfTwo(Distributed):
     """One of two processes; the other one's loss is not finite."""
 
-    def sum(self, values: torch.Tensor) -> torch.Tensor:
+    def all_reduce_sum(self, values: torch.Tensor) -> torch.Tensor:
         return values * torch.nan if values.ndim else 2 * values
 
 
-def test_another_process_names_its_own_photos() -> None:
+def test_another_process_reports_its_own_images() -> None:
     state = training(4)
-    state.world = Beside(size=2)
+    state.distributed = FirstOfTwo(size=2)
     before = state.model.fc.weight.detach().clone()
     state.pending = [train_step(state, *batches()[0][:2], lr=0.01)]
     with pytest.raises(PeerLostError):
@@ -191,11 +195,18 @@ def test_another_process_names_its_own_photos() -> None:
 
 @pytest.mark.parametrize(
     ("optimizer", "device", "steps"),
-    [("adamw", "cuda", READ_EVERY), ("sgd", "cuda", READ_EVERY), ("rmsprop", "cuda", 1), ("adamw", "cpu", 1)],
+    [
+        ("adamw", "cuda", GPU_READ_INTERVAL),
+        ("sgd", "cuda", GPU_READ_INTERVAL),
+        ("rmsprop", "cuda", 1),
+        ("adamw", "cpu", 1),
+    ],
 )
-def test_only_fused_optimisers_on_a_gpu_are_read_seldom(optimizer: str, device: str, steps: int) -> None:
+def test_only_fused_optimizers_on_a_gpu_are_read_in_intervals(
+    optimizer: str, device: str, steps: int
+) -> None:
     made = training(1, optimizer).optimizer
-    assert read_every(made, torch.device(device)) == steps
+    assert read_interval(made, torch.device(device)) == steps
 
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -208,21 +219,23 @@ gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA dev
 def test_a_step_on_a_gpu_waits_for_nothing(precision: str, optimizer: str) -> None:
     runtime = Runtime(torch.device("cuda"), precision, "for a test")
     weights = torch.tensor([0.5, 1.0, 2.0], device="cuda")
-    state = training(READ_EVERY, optimizer, runtime, class_weights=weights, clip_grad=1.0, micro_batch=2)
+    state = training(
+        GPU_READ_INTERVAL, optimizer, runtime, class_weights=weights, clip_grad=1.0, micro_batch=2
+    )
     data = [[values.cuda() for values in batch] for batch in batches()]
-    train_step(state, *data[0][:2], lr=0.01)  # makes what is made once
+    train_step(state, *data[0][:2], lr=0.01)  # allocates what is allocated once
     torch.cuda.synchronize()
-    with no_waiting():
+    with NoWaiting():
         state.pending = [train_step(state, *batch[:2], lr=0.01) for batch in data[1:]]
     read_steps(state)
-    assert state.sums.photos == 19
+    assert state.metrics.images == 19
 
 
 @pytest.mark.gpu
 @gpu
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_a_failed_step_on_a_gpu_touches_nothing(optimizer: str) -> None:
-    state = training(READ_EVERY, optimizer, Runtime(torch.device("cuda"), "fp32", "for a test"))
+def test_a_failed_step_on_a_gpu_changes_nothing(optimizer: str) -> None:
+    state = training(GPU_READ_INTERVAL, optimizer, Runtime(torch.device("cuda"), "fp32", "for a test"))
     before = [parameter.detach().clone() for parameter in state.model.parameters()]
     with pytest.raises(
         DivergedError, match=r"in step 1 of the stage, on 0\.jpg, 1\.jpg, 2\.jpg, 3\.jpg; fix"
@@ -231,7 +244,7 @@ def test_a_failed_step_on_a_gpu_touches_nothing(optimizer: str) -> None:
     assert all(map(torch.equal, state.model.parameters(), before))
 
 
-class no_waiting:
+class NoWaiting:
     """Inside, torch raises where the host would wait for the GPU."""
 
     set_mode: Callable[[str], None] = staticmethod(torch.cuda.set_sync_debug_mode)

@@ -1,4 +1,4 @@
-"""The training step against plain PyTorch, and what it refuses."""
+"""The training step against plain PyTorch, and its errors."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from flowers_torch.training.optimizers import make_optimizer
 from flowers_torch.training.regularization import make_average, make_penalty
 from flowers_torch.training.state import MAX_SKIPPED_STEPS, EpochMetrics, TrainState
 from flowers_torch.training.step import (
-    class_weights,
+    balanced_class_weights,
     predict_logits,
     train_epoch,
     train_step,
@@ -55,39 +55,37 @@ LABELS = torch.tensor([0, 1, 2, 0, 0])
 
 @pytest.mark.parametrize("auxiliary", [False, True])
 def test_a_step_equals_plain_pytorch(auxiliary: bool) -> None:
-    model, twin = Net(auxiliary), Net(auxiliary)
+    model, plain = Net(auxiliary), Net(auxiliary)
     weights = torch.tensor([0.5, 1.0, 2.0])
-    settings = {"class_weights": weights, "label_smoothing": 0.1, "auxiliary_weight": 0.3, "clip_grad": 0.05}
-    outcome = train_step(training(model, **settings), IMAGES, LABELS, lr=0.2)
+    settings = {"class_weights": weights, "label_smoothing": 0.1, "clip_grad": 0.05}
+    output = train_step(training(model, **settings), IMAGES, LABELS, lr=0.2)
 
-    optimizer = torch.optim.SGD(twin.parameters(), lr=0.2)
-    output = twin(IMAGES)
-    logits, extra = output if auxiliary else (output, None)
+    optimizer = torch.optim.SGD(plain.parameters(), lr=0.2)
+    outputs = plain(IMAGES)
+    logits, extra = outputs if auxiliary else (outputs, None)
     loss = F.cross_entropy(logits, LABELS, weight=weights, label_smoothing=0.1)
-    total = (
-        loss + 0.3 * F.cross_entropy(extra, LABELS, weight=weights, label_smoothing=0.1)
-        if auxiliary
-        else loss
-    )
+    total = loss
+    if auxiliary:
+        total = loss + 0.4 * F.cross_entropy(extra, LABELS, weight=weights, label_smoothing=0.1)
     total.backward()
-    nn.utils.clip_grad_norm_(twin.parameters(), 0.05)
+    nn.utils.clip_grad_norm_(plain.parameters(), 0.05)
     optimizer.step()
-    assert outcome.loss == pytest.approx(loss.item())
-    assert outcome.correct == int((logits.argmax(1) == LABELS).sum())
+    assert output.loss == pytest.approx(loss.item())
+    assert output.correct == int((logits.argmax(1) == LABELS).sum())
     for name, parameter in model.named_parameters():
-        assert torch.allclose(parameter, twin.get_parameter(name), atol=1e-7), name
+        assert torch.allclose(parameter, plain.get_parameter(name), atol=1e-7), name
 
 
 @pytest.mark.parametrize("micro_batch", [0, 2])
-def test_shares_of_one_class_are_that_class(micro_batch: int) -> None:
+def test_class_probabilities_are_accepted_as_labels(micro_batch: int) -> None:
     settings = {"class_weights": torch.tensor([0.5, 1.0, 2.0]), "label_smoothing": 0.1}
     ours, theirs = Net(), Net()
-    shares = F.one_hot(LABELS, 3).float()
-    found = train_step(training(ours, micro_batch=micro_batch, **settings), IMAGES, shares, lr=0.2)
+    probabilities = F.one_hot(LABELS, 3).float()
+    found = train_step(training(ours, micro_batch=micro_batch, **settings), IMAGES, probabilities, lr=0.2)
     expected = train_step(training(theirs, **settings), IMAGES, LABELS, lr=0.2)
     assert found.loss == pytest.approx(expected.loss) and found.correct == expected.correct
     torch.testing.assert_close(ours.fc.weight, theirs.fc.weight)
-    mixed = 0.25 * shares + 0.75 * shares.flip(0)
+    mixed = 0.25 * probabilities + 0.75 * probabilities.flip(0)
     loss = train_step(training(Net()), IMAGES, mixed, lr=0.2).loss
     logits = Net()(IMAGES).detach()
     parts = [F.cross_entropy(logits, labels) for labels in (LABELS, LABELS.flip(0))]
@@ -109,26 +107,26 @@ def test_numbers_that_are_not_finite_stop_before_the_update(poison: str) -> None
     assert torch.equal(model.fc.weight, before)
 
 
-def test_an_epoch_adds_sums_over_photos_not_means_of_batches() -> None:
-    state, sums = training(Net()), EpochMetrics()
+def test_epoch_metrics_are_means_over_images_not_batches() -> None:
+    state, metrics = training(Net()), EpochMetrics()
     batches = [(IMAGES, LABELS, torch.arange(5)), (IMAGES[:1], LABELS[:1], torch.arange(1))]
-    rates = list(train_epoch(state, batches, sums, 7, lambda step: step * 0.0 + 1e-9))
-    assert len(rates) == 2 and sums.photos == 6
+    rates = list(train_epoch(state, batches, metrics, 7, lambda step: step * 0.0 + 1e-9))
+    assert len(rates) == 2 and metrics.images == 6
     with torch.no_grad():
         logits = Net()(torch.cat([IMAGES, IMAGES[:1]]))
     expected = F.cross_entropy(logits, torch.cat([LABELS, LABELS[:1]]))
-    assert sums.mean_loss == pytest.approx(float(expected), rel=1e-4)
+    assert metrics.mean_loss == pytest.approx(float(expected), rel=1e-4)
 
 
 def test_steps_are_numbered_within_the_stage() -> None:
-    seen: list[int] = []
+    steps: list[int] = []
 
     def rate(step: int) -> float:
-        seen.append(step)
+        steps.append(step)
         return 0.1
 
     list(train_epoch(training(Net()), [(IMAGES, LABELS, LABELS)] * 3, EpochMetrics(), 7, rate))
-    assert seen == [7, 8, 9]
+    assert steps == [7, 8, 9]
 
 
 @pytest.mark.parametrize("runtime", [FP32, BF16], ids=lambda runtime: runtime.precision)
@@ -160,7 +158,7 @@ def test_prediction_keeps_order_and_leaves_no_graph() -> None:
 
 
 def test_balanced_class_weights() -> None:
-    assert torch.allclose(class_weights([0, 0, 0, 1], 2), torch.tensor([4 / 6, 4 / 2]))
+    assert torch.allclose(balanced_class_weights([0, 0, 0, 1], 2), torch.tensor([4 / 6, 4 / 2]))
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -177,15 +175,15 @@ def test_micro_batches_add_up_to_the_whole_batch(micro_batch: int, weighted: boo
 
 
 def test_a_penalty_joins_the_gradient_and_not_the_loss() -> None:
-    plain, drawn = Net(), Net()
-    start = drawn.fc.weight.detach().clone()
+    plain, penalized = Net(), Net()
+    start = penalized.fc.weight.detach().clone()
     first = train_step(training(plain), IMAGES, LABELS, lr=0.1)
-    second = train_step(training(drawn, penalty=make_penalty(drawn, "", l2=0.5)), IMAGES, LABELS, lr=0.1)
+    second = train_step(training(penalized, penalty=make_penalty(penalized, l2=0.5)), IMAGES, LABELS, lr=0.1)
     assert first.loss == pytest.approx(second.loss) and first.correct == second.correct
-    assert torch.allclose(plain.fc.weight - drawn.fc.weight, 0.1 * start, atol=1e-6)
+    assert torch.allclose(plain.fc.weight - penalized.fc.weight, 0.1 * start, atol=1e-6)
 
 
-def test_the_average_follows_each_step_and_is_what_counts() -> None:
+def test_the_average_follows_each_step_and_is_evaluated() -> None:
     model = Net()
     made = training(model, average=make_average(model, 0.9))
     for _ in range(3):
@@ -195,7 +193,7 @@ def test_the_average_follows_each_step_and_is_what_counts() -> None:
     assert not torch.equal(made.average.module.fc.weight, model.fc.weight)
 
 
-def test_divergence_names_the_step_and_the_photos() -> None:
+def test_divergence_names_the_step_and_the_images() -> None:
     images = IMAGES.clone()
     images[2] = torch.nan
     batches = [(IMAGES, LABELS, torch.arange(5)), (images, LABELS, torch.arange(5, 10))]
@@ -208,7 +206,7 @@ def test_divergence_names_the_step_and_the_photos() -> None:
         next(epoch)
 
 
-def test_loss_scaling_that_skips_for_ever_is_noticed() -> None:
+def test_endless_skipping_by_loss_scaling_is_noticed() -> None:
     model = Net()
     state = training(model, "adamw")
     state.scaler = torch.amp.GradScaler("cpu")
@@ -223,12 +221,12 @@ def test_loss_scaling_that_skips_for_ever_is_noticed() -> None:
     model.fc.weight.register_hook(lambda gradient: gradient * torch.inf)
     for _ in range(MAX_SKIPPED_STEPS - 1):
         train_step(state, IMAGES, LABELS, lr=0.01)
-    with pytest.raises(DivergedError, match="20 steps in a row had gradients beyond fp16"):
+    with pytest.raises(DivergedError, match="20 steps in a row had gradients beyond the range of fp16"):
         train_step(state, IMAGES, LABELS, lr=0.01)
 
 
 class Cramped(Net):
-    """Has memory for so many images at once."""
+    """Has memory for `room` images at a time."""
 
     room = 3
 
@@ -252,22 +250,22 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_no_gradient(
     assert caplog.text.count("out of memory") == 2 and "gradients of 8 added up" in caplog.text
 
 
-def test_out_of_memory_for_two_photos_is_the_end() -> None:
+def test_out_of_memory_with_two_images_is_an_error() -> None:
     model = Cramped()
     model.room = 1
-    with pytest.raises(ResourceError, match="out of memory with 2 photos at once; fix: lower --size"):
+    with pytest.raises(ResourceError, match="out of memory with 2 photos at a time; fix: lower --size"):
         train_step_in_memory(training(model), IMAGES[:4], LABELS[:4], 0.1)
 
 
 class Two(Distributed):
-    """One of two processes, whose partner answers as it does."""
+    """One of two processes; the other one computes the same."""
 
-    def sum(self, values: torch.Tensor) -> torch.Tensor:
+    def all_reduce_sum(self, values: torch.Tensor) -> torch.Tensor:
         return 2 * values
 
 
 def test_out_of_memory_in_one_of_several_processes_ends_it() -> None:
     cramped = training(Cramped())
-    cramped.world = Two(size=2)
-    with pytest.raises(ResourceError, match="out of memory with 4 photos at once"):
+    cramped.distributed = Two(size=2)
+    with pytest.raises(ResourceError, match="out of memory with 4 photos at a time"):
         train_step_in_memory(cramped, IMAGES[:4], LABELS[:4], 0.1)

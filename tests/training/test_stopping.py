@@ -1,4 +1,4 @@
-"""Signals are noted once, acted on the second time, and handed back."""
+"""The first signal is recorded, the second one acts, and the handlers are restored."""
 
 import os
 import signal
@@ -10,43 +10,43 @@ from flowers_torch.training.stopping import stop_request
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_signal_is_noted_and_the_second_acts(number: signal.Signals) -> None:
-    seen: list[int] = []
-    before = signal.signal(number, lambda received, frame: seen.append(received))
+def test_the_first_signal_is_recorded_and_the_second_acts(number: signal.Signals) -> None:
+    received_numbers: list[int] = []
+    before = signal.signal(number, lambda received, frame: received_numbers.append(received))
     try:
         with stop_request() as stop:
             assert not stop.number and not stop.signal_name
             os.kill(os.getpid(), number)
-            assert stop.number == number and stop.signal_name == number.name and not seen
+            assert stop.number == number and stop.signal_name == number.name and not received_numbers
             os.kill(os.getpid(), number)
-            assert seen == [number]
+            assert received_numbers == [number]
         os.kill(os.getpid(), number)
-        assert seen == [number, number]
+        assert received_numbers == [number, number]
     finally:
         signal.signal(number, before)
 
 
-def test_handlers_come_back_after_an_error() -> None:
+def test_handlers_are_restored_after_an_error() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(ValueError, match="inside"), stop_request():
         raise ValueError("inside")
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_other_threads_cannot_and_need_not() -> None:
-    noted: list[int] = []
+def test_other_threads_record_no_signal() -> None:
+    recorded: list[int] = []
 
     def work() -> None:
         with stop_request() as stop:
-            noted.append(stop.number)
+            recorded.append(stop.number)
 
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert noted == [0]
+    assert recorded == [0]
 
 
-def test_the_clock() -> None:
+def test_the_deadline() -> None:
     with stop_request() as stop:
         assert not stop.time_is_up()
     with stop_request(seconds=-1) as stop:

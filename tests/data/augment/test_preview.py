@@ -85,7 +85,7 @@ def run(*words) -> int:
     return preview.run(parser.parse_args([str(word) for word in words]))
 
 
-def test_the_command(folder, tmp_path, capsys):
+def test_the_rank_command(folder, tmp_path, capsys):
     assert run(folder, tmp_path / "look", "--n", 7, "--size", 48) == 0
     names = sorted(path.name for path in (tmp_path / "look").iterdir())
     assert names == sorted(

@@ -1,20 +1,25 @@
-"""Training batches: augmented together, the same from any worker, after any interruption, on any device."""
+"""Training batches are the same from any worker, after any interruption, and on any device."""
+
+import functools
 
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from flowers_torch.data.augment import per_batch as batch_augment
 from flowers_torch.data.augment.per_batch import SampleGenerator
-from flowers_torch.data.augment.per_image import eval_transform, train_transform
+from flowers_torch.data.augment.per_image import train_transform
 from flowers_torch.data.loading.batches import BATCH_AUGMENTATIONS, TrainingBatches, batch_augmentation
 from flowers_torch.data.loading.loaders import TransformedImages, make_loader
 from flowers_torch.data.loading.resize import resize_transform
+from flowers_torch.data.preprocessing import Preprocessing
 
 SIZE = 24
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
+INPUTS = Preprocessing(size=SIZE)
 
-BY_CHANCE = [policy for policy in BATCH_AUGMENTATIONS if policy not in ("none", "mirror")]
+RANDOM = [name for name in BATCH_AUGMENTATIONS if name not in ("none", "mirror")]
 
 
 @pytest.fixture(scope="module")
@@ -25,14 +30,15 @@ def files(tmp_path_factory):
     return [folder / f"{i}.png" for i in range(13)]
 
 
-def batches(files, policy="crop", workers=0, epoch=2, skip=0, seed=5, balanced=False, **mixing):
-    by_batch = policy in BATCH_AUGMENTATIONS
-    transform = resize_transform(policy, SIZE) if by_batch else train_transform(policy, SIZE, MEAN, STD)
+def batches(files, augmentation="crop", workers=0, epoch=2, skip=0, seed=5, mixup=0.0):
+    by_batch = augmentation in BATCH_AUGMENTATIONS
+    per_image = functools.partial(train_transform, size=SIZE, mean=MEAN, std=STD)
+    transform = resize_transform(augmentation, INPUTS) if by_batch else per_image(augmentation)
     dataset = TransformedImages(files, [i % 3 for i in range(len(files))], transform, seed)
-    loader, order = make_loader(dataset, 4, shuffle=True, workers=workers, balanced=balanced)
+    loader, order = make_loader(dataset, 4, shuffle=True, workers=workers)
     order.epoch, order.skip = epoch, skip
-    augment = batch_augmentation(policy, SIZE) if by_batch else None
-    return list(TrainingBatches(loader, order, seed, 3, "cpu", augment, MEAN, STD, **mixing))
+    augment = batch_augmentation(augmentation, SIZE) if by_batch else None
+    return list(TrainingBatches(loader, order, seed, 3, "cpu", augment, MEAN, STD, mixup))
 
 
 def equal(ours, theirs):
@@ -40,84 +46,83 @@ def equal(ours, theirs):
     return all(torch.equal(a, b) for one, two in pairs for a, b in zip(one, two, strict=True))
 
 
-@pytest.mark.parametrize("mixing", [{}, {"mixup": 0.4, "cutmix": 1.0}])
-@pytest.mark.parametrize("policy", [*BY_CHANCE, "rand"])
-def test_a_resumed_epoch_is_the_rest_of_the_whole_one(files, policy, mixing):
-    whole, rest = batches(files, policy, **mixing), batches(files, policy, skip=2, **mixing)
+@pytest.mark.parametrize("mixup", [0.0, 0.4])
+@pytest.mark.parametrize("augmentation", [*RANDOM, "rand"])
+def test_a_resumed_epoch_is_the_rest_of_the_whole_one(files, augmentation, mixup):
+    whole, rest = (batches(files, augmentation, skip=skip, mixup=mixup) for skip in (0, 2))
     assert len(whole) == 3 and equal(whole[2:], rest)
     for inputs, targets, positions in whole:
         assert inputs.shape == (len(positions), 3, SIZE, SIZE) and inputs.isfinite().all()
-        assert targets.shape == ((len(positions), 3) if mixing else (len(positions),))
+        assert targets.shape == ((len(positions), 3) if mixup else (len(positions),))
     for options in ({"epoch": 3}, {"seed": 6}):
-        assert not equal(whole, batches(files, policy, **options, **mixing))
+        assert not equal(whole, batches(files, augmentation, **options, mixup=mixup))
 
 
 @pytest.mark.parametrize("workers", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_workers_change_nothing(files, workers):
-    mixing = {"mixup": 0.4, "cutmix": 1.0}
-    assert equal(batches(files, **mixing), batches(files, workers=workers, **mixing))
+    assert equal(batches(files, mixup=0.4), batches(files, workers=workers, mixup=0.4))
 
 
-def test_how_many_are_augmented_at_a_time_changes_nothing(files, monkeypatch):
+def test_the_number_augmented_at_a_time_changes_nothing(files, monkeypatch):
     whole = batches(files)
-    monkeypatch.setattr("flowers_torch.data.loading.batches.CPU_PHOTOS", 3)
+    monkeypatch.setattr("flowers_torch.data.loading.batches.CPU_IMAGES", 3)
     for (ours, *_), (theirs, *_) in zip(whole, batches(files), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
 
 
-def test_repeats_of_the_balanced_sampler_are_different_views(files):
-    ours = batches(files, balanced=True)
-    positions = torch.cat([p for _, _, p in ours]).tolist()
-    inputs = torch.cat([i for i, _, _ in ours])
-    twice = next(p for p in positions if positions.count(p) > 1)
-    first, second = [i for i, p in enumerate(positions) if p == twice][:2]
-    assert not torch.allclose(inputs[first], inputs[second], atol=0.05)
-
-
-@pytest.mark.parametrize("policy", BY_CHANCE)
-def test_a_photo_gets_the_same_variant_in_any_batch(policy):
-    canvases = torch.rand(6, 3, 40, 40, generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("augmentation", RANDOM)
+def test_an_image_is_augmented_the_same_in_any_batch(augmentation):
+    resized = torch.rand(6, 3, 40, 40, generator=torch.Generator().manual_seed(0))
     aspects = torch.tensor([1.0, 1.5, 0.7, 4.0, 1.0, 0.25])
-    augment = batch_augmentation(policy, 32)
-    together = augment(canvases, SampleGenerator(1, 2, torch.arange(6)), aspects)
+    augment = batch_augmentation(augmentation, 32)
+    together = augment(resized, SampleGenerator(1, 2, torch.arange(6)), aspects)
     assert together.shape == (6, 3, 32, 32) and 0 <= together.min() and together.max() <= 1
-    alone = augment(canvases[4:5], SampleGenerator(1, 2, torch.tensor([4])), aspects[4:5])
+    alone = augment(resized[4:5], SampleGenerator(1, 2, torch.tensor([4])), aspects[4:5])
     torch.testing.assert_close(alone[0], together[4], atol=1e-5, rtol=0)
-    others = augment(canvases, SampleGenerator(1, 3, torch.arange(6)), aspects)
-    # A strip has no part of these ratios that is large enough: always its middle, mirrored or not.
+    others = augment(resized, SampleGenerator(1, 3, torch.arange(6)), aspects)
+    # No crop of a strip is large enough for these ratios. It is always its middle, mirrored or not.
     assert sum(torch.allclose(a, b, atol=1e-2) for a, b in zip(together, others, strict=True)) <= 3
 
 
-def test_without_chance_both_layers_give_the_same_input(files):
-    """A canvas of the input's own size, not augmented, is what prediction makes of the photo."""
+@pytest.mark.parametrize("augmentation", RANDOM)
+def test_augmentation_per_batch_and_per_image_agree_on_average(files, augmentation):
+    """Mean and spread of the views of a smooth image, pixel by pixel, per image and per batch."""
+    photo = Image.open(files[5]).resize((4, 3)).resize((72, 54), Image.Resampling.BICUBIC).convert("RGB")
+    photo.paste((250, 120, 10), (0, 0, 24, 54))
+    per_image = train_transform(augmentation, SIZE, MEAN, STD)
+    torch.manual_seed(0)
+    image_views = torch.stack([per_image(photo) for _ in range(400)])
+    resized = resize_transform(augmentation, INPUTS)(photo).expand(400, -1, -1, -1).float() / 255
+    draws = SampleGenerator(0, torch.arange(400), torch.zeros(400, dtype=torch.int64))
+    batch_views = batch_augmentation(augmentation, SIZE)(resized, draws, torch.full((400,), 72 / 54))
+    batch_views = batch_augment.standardize(batch_views, MEAN, STD)
+    spread = image_views.std(0)
+    assert (batch_views.mean(0) - image_views.mean(0)).abs().max() < 0.35 * spread.mean()
+    assert abs(float(batch_views.std(0).mean() / spread.mean()) - 1) < 0.08
+
+
+def test_without_randomness_both_give_the_same_input(files):
+    """A resized image of the input's size equals the input of prediction."""
     photo = Image.open(files[0]).convert("RGB")
-    whole = eval_transform(SIZE, MEAN, STD, stretch=True)(photo)
-    canvas = resize_transform("keras", SIZE)(photo)
-    ours = batch_augment.standardize(canvas[None].float() / 255, MEAN, STD)[0]
-    torch.testing.assert_close(ours, whole, atol=1.01 / 255 / min(STD), rtol=0)  # a level, by rounding
+    whole = train_transform("none", SIZE, MEAN, STD, stretch=True)(photo)
+    image = resize_transform("keras", INPUTS)(photo)
+    ours = batch_augment.standardize(image[None].float() / 255, MEAN, STD)[0]
+    torch.testing.assert_close(ours, whole, atol=1.01 / 255 / min(STD), rtol=0)  # one level, by rounding
 
 
-def test_mixed_targets_are_shares_of_the_classes(files):
-    kinds = set()
-    for epoch in range(6):
-        mixed = batches(files, "light", epoch=epoch, mixup=1.0, cutmix=1.0)
-        plain = batches(files, "light", epoch=epoch)
+def test_mixup_blends_images_and_targets_by_the_same_weights(files):
+    for epoch in range(3):
+        mixed, plain = (batches(files, "light", epoch=epoch, mixup=mixup) for mixup in (1.0, 0.0))
         for (inputs, targets, _), (originals, labels, _) in zip(mixed, plain, strict=True):
             torch.testing.assert_close(targets.sum(1), torch.ones(len(targets)))
-            own = targets.gather(1, labels[:, None])
-            assert ((own < 1) | (labels == labels.flip(0))[:, None]).all()
-            # Pasted pixels are another photo's own ones, blended ones are nobody's.
-            foreign = (inputs != originals).any(1)
-            pasted = (inputs == originals.flip(0)).all(1)
-            kinds.add("cutmix" if bool((pasted | ~foreign).all()) else "mixup")
-    assert kinds == {"mixup", "cutmix"}
-
-
-@pytest.mark.parametrize(("mixing", "wanted"), [({"mixup": 1.0}, "mixup"), ({"cutmix": 1.0}, "cutmix")])
-def test_one_kind_of_mixing_alone(files, mixing, wanted, monkeypatch):
-    other = "cutmix" if wanted == "mixup" else "mixup"
-    monkeypatch.setattr(batch_augment, other, None)
-    assert len(batches(files, **mixing)) == 3
+            one_hot = F.one_hot(labels, 3).float()
+            different = labels != labels.flip(0)
+            if not different.any():
+                continue
+            fraction = float(targets[different][0] @ one_hot[different][0])
+            torch.testing.assert_close(targets, fraction * one_hot + (1 - fraction) * one_hot.flip(0))
+            blend = fraction * originals + (1 - fraction) * originals.flip(0)
+            torch.testing.assert_close(inputs, blend, atol=1e-5, rtol=1e-5)
 
 
 def test_unknown_augmentation():
@@ -127,10 +132,10 @@ def test_unknown_augmentation():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-@pytest.mark.parametrize("policy", BY_CHANCE)
-def test_cuda_agrees_with_the_cpu(policy):
-    canvases = torch.rand(6, 3, 40, 40, generator=torch.Generator().manual_seed(0))
-    augment = batch_augmentation(policy, 32)
-    cpu = augment(canvases, SampleGenerator(1, 2, torch.arange(6)), torch.ones(6))
-    cuda = augment(canvases.cuda(), SampleGenerator(1, 2, torch.arange(6).cuda()), torch.ones(6).cuda())
+@pytest.mark.parametrize("augmentation", RANDOM)
+def test_cuda_agrees_with_the_cpu(augmentation):
+    resized = torch.rand(6, 3, 40, 40, generator=torch.Generator().manual_seed(0))
+    augment = batch_augmentation(augmentation, 32)
+    cpu = augment(resized, SampleGenerator(1, 2, torch.arange(6)), torch.ones(6))
+    cuda = augment(resized.cuda(), SampleGenerator(1, 2, torch.arange(6).cuda()), torch.ones(6).cuda())
     assert ((cpu - cuda.cpu()).abs() < 1 / 255).float().mean() > 0.99

@@ -1,4 +1,4 @@
-"""Photos that stay on the device: the same batches, bit by bit, as through a loader."""
+"""Images that stay on the device give the same batches, bit for bit, as a loader."""
 
 from pathlib import Path
 from typing import Any
@@ -8,13 +8,14 @@ import torch
 from PIL import Image
 
 from flowers_torch.data.loading import batches as batches_module
-from flowers_torch.data.loading import cached_features as stored
+from flowers_torch.data.loading import cached_features
 from flowers_torch.data.loading.batches import TrainingBatches, batch_augmentation
 from flowers_torch.data.loading.cached_features import CachedFeatureBatches
 from flowers_torch.data.loading.gpu_cache import GPUImages, cache_bytes_on, copied, move
-from flowers_torch.data.loading.image_cache import make_image_cache
+from flowers_torch.data.loading.image_cache import ImageCache
 from flowers_torch.data.loading.loaders import TransformedImages, make_loader
 from flowers_torch.data.loading.resize import resize_transform, resized_side
+from flowers_torch.data.preprocessing import Preprocessing
 
 SIZE = 24
 
@@ -28,15 +29,16 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def training(files: list[Path], device: str = "cpu", workers: int = 0, **options: Any) -> TrainingBatches:
-    """Over eleven photos, in room for two more in front of them."""
-    labels, transform = [i % 3 for i in range(11)], resize_transform("crop", SIZE)
-    dataset = TransformedImages(files[:11], labels, transform, 5, draws=False)
-    kept = make_image_cache(len(files), resized_side("crop", SIZE), 1 << 30, files[0].parent, workers > 0)
-    assert kept is not None
-    dataset.kept = kept.part(range(2, 13))
+    """Batches of eleven images, in a cache with room for two more in front of them."""
+    labels, transform = [i % 3 for i in range(11)], resize_transform("crop", Preprocessing(size=SIZE))
+    dataset = TransformedImages(files[:11], labels, transform, 5, random=False)
+    cache = ImageCache(len(files), 1 << 30, files[0].parent, shared=workers > 0)
+    cached = cache.images(resized_side("crop", SIZE), as_predicted=False)
+    assert cached is not None
+    dataset.cache = cached.subset(range(2, 13))
     loader, order = make_loader(dataset, 4, True, workers, pin_memory=device != "cpu")
-    policy, channels = batch_augmentation("crop", SIZE), ((0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
-    return TrainingBatches(loader, order, 5, 3, device, policy, *channels, mixup=0.4, cutmix=1.0, **options)
+    augment, channels = batch_augmentation("crop", SIZE), ((0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
+    return TrainingBatches(loader, order, 5, 3, device, augment, *channels, mixup=0.4, **options)
 
 
 def epochs(made: TrainingBatches, skip: int = 0) -> list[torch.Tensor]:
@@ -47,55 +49,55 @@ def epochs(made: TrainingBatches, skip: int = 0) -> list[torch.Tensor]:
     return values
 
 
-def test_batches_picked_on_the_device_are_those_of_the_loader(
+def test_batches_indexed_on_the_device_equal_those_of_the_loader(
     files: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From the second pass on no photo is asked for; an interrupted pass goes on in its middle."""
+    """From the second pass on no file is read. An interrupted pass continues in its middle."""
     through_loader = epochs(training(files), skip=1)
     monkeypatch.setattr(batches_module, "cache_bytes_on", lambda device: 1 << 30)
-    said: list[str] = []
-    made = training(files, say=said.append)
+    messages: list[str] = []
+    made = training(files, say=messages.append)
     list(made)
-    assert made.resident is None and not said
+    assert made.on_gpu is None and not messages
     monkeypatch.setattr(TransformedImages, "__getitem__", None)
     for ours, theirs in zip(epochs(made, skip=1), through_loader, strict=True):
         assert ours.dtype == theirs.dtype and torch.equal(ours, theirs)
-    assert made.resident is not None
-    assert said == ["photos   11 stay on cpu: 0 MiB of at most 1,024, which is half of what is free"]
+    assert made.on_gpu is not None
+    assert messages == ["photos   11 stay on cpu: 0 MiB of 1,024 MiB allowed, half of the free GPU memory"]
 
 
-@pytest.mark.parametrize("lack", ["too large", "out of memory"])
+@pytest.mark.parametrize("reason", ["too large", "out of memory"])
 def test_what_does_not_fit_is_copied_batch_by_batch(
-    lack: str, files: list[Path], monkeypatch: pytest.MonkeyPatch
+    reason: str, files: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_memory(*arguments: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    said: list[str] = []
-    made = training(files, say=said.append)
+    messages: list[str] = []
+    made = training(files, say=messages.append)
     expected = epochs(made)
     monkeypatch.setattr(
-        batches_module, "cache_bytes_on", lambda device: 1 if lack == "too large" else 1 << 30
+        batches_module, "cache_bytes_on", lambda device: 1 if reason == "too large" else 1 << 30
     )
     monkeypatch.setattr(batches_module, "GPUImages", no_memory)
-    assert all(map(torch.equal, epochs(made), expected)) and made.resident is None
-    assert len(said) == 1 and "11 are copied to cpu batch by batch: 0 MiB of at most" in said[0]
+    assert all(map(torch.equal, epochs(made), expected)) and made.on_gpu is None
+    assert len(messages) == 1 and "11 are copied to cpu batch by batch: 0 MiB of" in messages[0]
 
 
-def test_a_cpu_keeps_no_second_copy(files: list[Path]) -> None:
+def test_a_cpu_has_no_second_copy(files: list[Path]) -> None:
     assert cache_bytes_on("cpu") == 0
     made = training(files)
     epochs(made)
-    assert made.resident is None
+    assert made.on_gpu is None
     values = torch.arange(3)
     assert move(values, "cpu") is values
 
 
-def test_stored_values_stay_on_the_device_where_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cached_features_stay_on_the_device_where_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     values = torch.randn(10, 4, 4, 2).bfloat16()
     _, order = make_loader(TransformedImages([Path()] * 5, [0] * 5, torch.as_tensor, 0), 2, shuffle=True)
     before = list(CachedFeatureBatches(values, range(5), order, []))
-    monkeypatch.setattr(stored, "cache_bytes_on", lambda device: 1 << 20)
+    monkeypatch.setattr(cached_features, "cache_bytes_on", lambda device: 1 << 20)
     for ours, theirs in zip(CachedFeatureBatches(values, range(5), order, []), before, strict=True):
         assert all(map(torch.equal, ours, theirs))
 
@@ -107,7 +109,7 @@ gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA dev
 @gpu
 @pytest.mark.parametrize("room", [0, 1 << 30])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_batches_on_a_gpu_are_those_on_a_cpu(
+def test_batches_on_a_gpu_equal_those_on_a_cpu(
     workers: int, room: int, files: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = epochs(training(files))
@@ -115,14 +117,14 @@ def test_batches_on_a_gpu_are_those_on_a_cpu(
     made = training(files, "cuda", workers)
     for ours, theirs in zip(epochs(made), expected, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=0)
-    assert (made.resident is not None) == bool(room)
+    assert (made.on_gpu is not None) == bool(room)
 
 
 @pytest.mark.gpu
 @gpu
-def test_batches_from_a_gpu_wait_for_nothing(files: list[Path]) -> None:
+def test_batches_on_a_gpu_do_not_wait_for_it(files: list[Path]) -> None:
     made = training(files, "cuda")
-    assert epochs(made) and made.resident is not None
+    assert epochs(made) and made.on_gpu is not None
     loaded = list(made.loader)
     list(copied(loaded, "cuda"))
     torch.cuda.synchronize()
@@ -133,13 +135,13 @@ def test_batches_from_a_gpu_wait_for_nothing(files: list[Path]) -> None:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_a_part_is_uploaded_in_its_own_order(files: list[Path]) -> None:
+def test_a_subset_is_uploaded_in_its_own_order(files: list[Path]) -> None:
     made = training(files)
     list(made)
-    kept = made.loader.dataset.kept  # type: ignore[attr-defined]
+    cached = made.loader.dataset.cache  # type: ignore[attr-defined]
     order = make_loader(made.loader.dataset, 11, shuffle=False)[1]  # type: ignore[arg-type]
-    (item,) = GPUImages(kept, made.labels, "cpu").batches(order)
+    (item,) = GPUImages(cached, made.labels, "cpu").batches(order)
     assert item.position.tolist() == list(range(11)) and item.label.tolist() == made.labels
     for position, image in enumerate(item.image):
-        found = kept.find(position)
+        found = cached.get(position)
         assert found is not None and torch.equal(found[0], image) and item.aspect[position] == found[1]

@@ -1,4 +1,4 @@
-"""Batches that depend on seed, epoch and photo, and on nothing else."""
+"""Batches depend on seed, epoch and image, and on nothing else."""
 
 import threading
 
@@ -8,16 +8,16 @@ from PIL import Image
 
 from flowers_torch.data.augment.per_image import train_transform
 from flowers_torch.data.loading import loaders
-from flowers_torch.data.loading.image_cache import make_image_cache
+from flowers_torch.data.loading.image_cache import ImageCache
 from flowers_torch.data.loading.loaders import (
     EpochBatchSampler,
     TransformedImages,
-    balanced_draw,
     choose_workers,
     derived_seed,
     make_loader,
 )
 from flowers_torch.data.loading.resize import resize_transform, resized_side
+from flowers_torch.data.preprocessing import Preprocessing
 from flowers_torch.errors import DataError
 
 
@@ -29,8 +29,8 @@ def files(tmp_path_factory):
     return [folder / f"{i}.png" for i in range(13)]
 
 
-def batches(files, workers=0, epoch=2, skip=0, policy="rand", seed=5):
-    transform = train_transform(policy, 24, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+def batches(files, workers=0, epoch=2, skip=0, augmentation="rand", seed=5):
+    transform = train_transform(augmentation, 24, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     dataset = TransformedImages(files, [i % 3 for i in range(len(files))], transform, seed)
     loader, order = make_loader(dataset, 4, shuffle=True, workers=workers)
     order.epoch, order.skip = epoch, skip
@@ -43,30 +43,32 @@ def test_workers_change_nothing(files, workers):
         assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
-def canvases(files, threads, kept=None):
-    dataset = TransformedImages(files, [0] * len(files), resize_transform("crop", 24), seed=5, draws=False)
-    dataset.kept = kept
+def resized(files, threads, cache=None):
+    dataset = TransformedImages(
+        files, [0] * len(files), resize_transform("crop", Preprocessing(size=24)), seed=5, random=False
+    )
+    dataset.cache = cache
     loader, _ = make_loader(dataset, 4, shuffle=True, threads=threads)
     return list(loader)
 
 
-def test_threads_read_together_and_change_nothing(files, monkeypatch, tmp_path):
+def test_threads_read_in_parallel_and_change_nothing(files, monkeypatch, tmp_path):
     files, real, together = files[:12], loaders.load_image, threading.Barrier(2, timeout=10)
-    expected = canvases(files, 1)
-    # Each photo waits for another one that is being read: with one thread for ever.
+    expected = resized(files, 1)
+    # Each image waits for another one that is being read; one thread would wait forever.
     monkeypatch.setattr(loaders, "load_image", lambda path, **_: (together.wait(), real(path))[1])
-    kept = make_image_cache(12, resized_side("crop", 24), 1 << 20, tmp_path, shared=False)
-    for found in (canvases(files, 2), canvases(files, 2, kept), canvases(files, 2, kept)):
+    cached = ImageCache(12, 1 << 20, tmp_path, shared=False).images(resized_side("crop", 24), False)
+    for found in (resized(files, 2), resized(files, 2, cached), resized(files, 2, cached)):
         for ours, theirs in zip(found, expected, strict=True):
             assert torch.equal(ours.image, theirs.image) and torch.equal(ours.position, theirs.position)
             torch.testing.assert_close(ours.aspect.float(), theirs.aspect.float())
     with pytest.raises(DataError, match="cannot read"):
-        canvases([*files[:3], tmp_path / "gone.png"], 2)
+        resized([*files[:3], tmp_path / "gone.png"], 2)
 
 
-@pytest.mark.parametrize("policy", ["light", "keras", "keras_shift", "alexnet"])
-def test_the_batches_of_a_resumed_epoch_are_the_rest(files, policy):
-    whole, rest = batches(files, policy=policy), batches(files, policy=policy, skip=2)
+@pytest.mark.parametrize("augmentation", ["light", "keras", "keras_shift", "alexnet"])
+def test_the_batches_of_a_resumed_epoch_are_the_rest(files, augmentation):
+    whole, rest = batches(files, augmentation=augmentation), batches(files, augmentation=augmentation, skip=2)
     assert len(rest) == len(whole) - 2
     for ours, theirs in zip(whole[2:], rest, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
@@ -81,7 +83,7 @@ def test_epochs_and_seeds_differ(files):
     assert derived_seed(1, 2) != derived_seed(2, 1) and 0 <= derived_seed(1, 2) < 2**63
 
 
-def test_the_processes_own_random_stream_goes_on_undisturbed(files):
+def test_the_global_random_stream_is_not_disturbed(files):
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
@@ -90,14 +92,14 @@ def test_the_processes_own_random_stream_goes_on_undisturbed(files):
 
 
 @pytest.mark.parametrize(("count", "sizes"), [(8, [4, 4]), (9, [4, 5]), (10, [4, 4, 2]), (1, [1]), (3, [3])])
-def test_no_photo_is_dropped_and_none_is_alone(count, sizes):
+def test_no_image_is_dropped_and_none_is_alone_in_a_batch(count, sizes):
     order = EpochBatchSampler(count, 4, seed=0, shuffle=True)
     assert [len(batch) for batch in order] == sizes and len(order) == len(sizes)
     assert sorted(position for batch in order for _, position in batch) == list(range(count))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_bad_photo_is_named_from_a_worker_too(files, tmp_path, workers):
+def test_a_bad_image_is_named_from_a_worker_too(files, tmp_path, workers):
     bad = tmp_path / "bad.jpg"
     bad.write_bytes(files[0].read_bytes()[:200])
     with pytest.raises(DataError, match=r"bad\.jpg is cut off or damaged.*fix: "):
@@ -110,24 +112,3 @@ def test_workers_are_chosen_for_the_machine(monkeypatch):
     alone = choose_workers(-1, on_cpu=False)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")  # torchrun's number of processes on this machine
     assert 1 <= choose_workers(-1, on_cpu=False) == max(1, alone // 2)
-
-
-def test_the_balanced_sampler_draws_classes_equally(files):
-    labels = [0] * 90 + [1] * 9 + [2]
-    order = EpochBatchSampler(100, 10, seed=0, shuffle=True, weights=balanced_draw(labels))
-    counts = torch.zeros(3)
-    for epoch in range(30):
-        order.epoch = epoch
-        keys = [key for batch in order for key in batch]
-        assert len(keys) == len(set(keys)) == 100  # repeats of a photo are other views of it
-        counts += torch.bincount(torch.tensor([labels[position] for _, position in keys]), minlength=3)
-    assert (counts / counts.sum() - 1 / 3).abs().max() < 0.03
-    whole = list(order)
-    order.skip = 4
-    assert list(order) == whole[4:]
-    dataset = TransformedImages(
-        files, [0] * 12 + [1], train_transform("trivial", 24, (0.5,) * 3, (0.5,) * 3), 0
-    )
-    loader, _ = make_loader(dataset, 13, shuffle=True, balanced=True)
-    (batch,) = list(loader)
-    assert 3 <= int(batch.label.sum()) <= 10

@@ -1,4 +1,4 @@
-"""Workers that die, hang or find no shared memory end the pass with our message, soon."""
+"""Workers that die, hang or find no shared memory end the pass with an error that names the fix."""
 
 import multiprocessing
 import os
@@ -20,7 +20,7 @@ from flowers_torch.errors import DataError, ResourceError
 
 
 def dataset(folder: Path, do: Callable[[], Any], number: int = 6) -> TransformedImages:
-    """Photos of which the last one does something to the worker that reads it."""
+    """Images; the worker that reads the last one calls `do`."""
     paths = [folder / f"{n}.png" for n in range(number)]
     for n, path in enumerate(paths):
         Image.new("RGB", (8, 8), (n, 0, 0)).save(path)
@@ -38,9 +38,7 @@ def killed() -> None:
 
 
 def stopped() -> None:
-    time.sleep(
-        0.5
-    )  # until its batch before is handed over: else torch waits, and the other test is about that
+    time.sleep(0.5)  # until the batch before is handed over; another test is about a stop during that
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
@@ -52,11 +50,11 @@ def without_memory() -> None:
     ("do", "message"),
     [
         (killed, "a process that reads photos died.*--workers 0"),
-        (stopped, r"no photo came for 1 s: the workers hang; they began .*5\.png.*--workers 0"),
+        (stopped, r"the workers have read no photo for 1 s; the last ones they began: .*5\.png.*--workers 0"),
         (without_memory, "/dev/shm.*--workers 0"),
     ],
 )
-def test_a_worker_s_end_is_explained(
+def test_the_end_of_a_worker_is_explained(
     do: Callable[[], None], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(workers, "STALL_POLLS", 1)
@@ -70,24 +68,24 @@ def test_a_worker_s_end_is_explained(
 def test_a_worker_that_stops_while_it_hands_over_a_batch_is_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Torch asks the worker for the memory of its batch, and waits for the answer without end."""
+    """Torch requests the memory of a batch from the worker, and waits without end for the response."""
     monkeypatch.setattr(workers, "STALL_POLLS", 1)
     monkeypatch.setattr(workers, "POLL_SECONDS", 0.2)
     loader, _ = make_loader(dataset(tmp_path, lambda: None), 2, shuffle=False, workers=1)
     real = resource_sharer.DupFd.detach
 
-    def asked_too_late(self: resource_sharer.DupFd) -> int:
+    def detach(self: resource_sharer.DupFd) -> int:
         for process in multiprocessing.active_children():
             os.kill(process.pid, signal.SIGSTOP)  # type: ignore[arg-type]
         return real(self)
 
-    monkeypatch.setattr(resource_sharer.DupFd, "detach", asked_too_late)
-    with pytest.raises(ResourceError, match="the workers hang; they began .*--workers 0"):
+    monkeypatch.setattr(resource_sharer.DupFd, "detach", detach)
+    with pytest.raises(ResourceError, match="the workers have read no photo for .*--workers 0"):
         list(loader)
 
 
-def test_slow_is_not_stuck(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A batch may take longer than the limit as long as photos are being begun."""
+def test_slow_workers_are_not_hanging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch may take longer than the limit as long as workers begin new images."""
     monkeypatch.setattr(workers, "STALL_POLLS", 10)
     monkeypatch.setattr("flowers_torch.data.loading.loaders.POLL_SECONDS", 0.1)
     photos = dataset(tmp_path, lambda: None)
@@ -98,7 +96,7 @@ def test_slow_is_not_stuck(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("count", [0, 1])
-def test_a_broken_photo_is_named_as_without_workers(count: int, tmp_path: Path) -> None:
+def test_a_broken_image_is_named_with_and_without_workers(count: int, tmp_path: Path) -> None:
     photos = dataset(tmp_path, lambda: None)
     photos.paths[3].write_bytes(b"\x89PNG\r\n\x1a\n broken")
     loader, _ = make_loader(photos, 2, shuffle=False, workers=count)
@@ -106,7 +104,7 @@ def test_a_broken_photo_is_named_as_without_workers(count: int, tmp_path: Path) 
         list(loader)
 
 
-def test_death_noticed_in_the_middle_of_something_else() -> None:
+def test_the_death_of_a_worker_is_explained_wherever_it_is_raised() -> None:
     with pytest.raises(ResourceError, match="died"), worker_errors():
         raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed. ")
     with pytest.raises(ResourceError, match="/dev/shm"), worker_errors():

@@ -293,7 +293,7 @@ def run(*words: str) -> int:
     return check.run(parser.parse_args([str(word) for word in words]))
 
 
-def test_the_command(planted, tmp_path, monkeypatch, capsys):
+def test_the_rank_command(planted, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("FLOWERS_TORCH_CACHE", str(tmp_path / "cache"))
     before = sorted((str(p), p.stat().st_mtime_ns) for p in planted.root.rglob("*"))
     with pytest.raises(DataError, match="2 photos cannot be read.*--exclude"):

@@ -1,15 +1,16 @@
-"""Going on exactly, or not at all, or with a note."""
+"""A run is resumed exactly, or not at all, or with a note."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
 import torch
-from flowers_torch.runs.resuming import check_exact, run_facts
 
 from flowers_torch.config import Config
 from flowers_torch.errors import UsageError
-from flowers_torch.runs import resuming
+from flowers_torch.runs import fingerprint as module
+from flowers_torch.runs.fingerprint import check_exact, fingerprint
 from flowers_torch.training.device import Runtime
 
 RUNTIME = Runtime(torch.device("cpu"), "fp32", "for a test")
@@ -17,12 +18,11 @@ FOLDER = Path("runs/a")
 
 
 def facts(**changes: object) -> dict[str, str]:
-    return run_facts(dataclasses.replace(Config(), **changes), RUNTIME)  # type: ignore[arg-type]
+    return fingerprint(dataclasses.replace(Config(), **changes), RUNTIME)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("harmless", [{"workers": 4}, {"data": "elsewhere"}, {"checkpoint_minutes": 9.0}])
-def test_what_changes_no_number_is_no_difference(harmless: dict[str, object]) -> None:
-    """That these change nothing is shown where they are at work: loaders, splits, the crash harness."""
+def test_options_that_change_no_number_are_no_difference(harmless: dict[str, object]) -> None:
     assert check_exact(facts(), facts(**harmless), FOLDER, False) == ""
 
 
@@ -35,11 +35,9 @@ def test_what_changes_no_number_is_no_difference(harmless: dict[str, object]) ->
         ({"stages": Config().stages[:1]}, r"stages\.finetune\.lr +0.0003 -> None"),
     ],
 )
-def test_what_does_is_refused_with_a_table_or_allowed_by_a_flag(
+def test_differences_are_refused_with_a_table_or_allowed_by_a_flag(
     change: dict[str, object], row: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    import re
-
     with caplog.at_level("INFO", "flowers_torch"), pytest.raises(UsageError, match="--allow-config-change"):
         check_exact(facts(), facts(**change), FOLDER, False)
     assert re.search(row, caplog.text)
@@ -48,15 +46,15 @@ def test_what_does_is_refused_with_a_table_or_allowed_by_a_flag(
 
 
 def test_another_network_is_another_run() -> None:
-    with pytest.raises(UsageError, match="leave size as it was, or begin anew with --from runs/a"):
+    with pytest.raises(UsageError, match="leave size as it was, or start a new run with --from runs/a"):
         check_exact(facts(), facts(size=64), FOLDER, True)
 
 
-def test_the_machine_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_and_processes_count(monkeypatch: pytest.MonkeyPatch) -> None:
     before = facts()
-    monkeypatch.setattr(resuming.torch, "get_num_threads", lambda: 77)
+    monkeypatch.setattr(module.torch, "get_num_threads", lambda: 77)
     with pytest.raises(UsageError, match=r"threads \d+ -> 77"):
         check_exact(before, facts(), FOLDER, False)
-    processes = run_facts(Config(), RUNTIME, processes=2)
+    processes = fingerprint(Config(), RUNTIME, processes=2)
     with pytest.raises(UsageError, match="processes 1 -> 2"):
         check_exact(facts(), processes, FOLDER, False)

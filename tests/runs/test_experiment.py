@@ -1,0 +1,71 @@
+"""The frozen facts of a run: new, resumed, opened."""
+
+import dataclasses
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from flowers_torch.config import Config
+from flowers_torch.errors import DataError, UsageError
+from flowers_torch.evaluation.predictions import load_predictions
+from flowers_torch.runs import recipe
+from flowers_torch.runs.experiment import Experiment
+from flowers_torch.runs.prediction import predict_indices
+from flowers_torch.training.distributed import Distributed
+
+MakeConfig = Callable[..., Config]
+
+
+def test_what_is_chosen_becomes_part_of_the_configuration(make_config: MakeConfig) -> None:
+    experiment, model = Experiment.new(make_config(weights="", precision="auto"))
+    assert experiment.config.weights == "none"
+    assert experiment.config.precision == experiment.runtime.precision != "auto"
+    assert experiment.info.preprocessing.size == 32 and experiment.folder == Path()
+    assert sum(map(len, experiment.splits.values())) == len(experiment.dataset)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        experiment.config = Config()  # type: ignore[misc]
+
+
+def test_too_small_an_input_is_refused_before_any_image_is_read(tmp_path: Path) -> None:
+    config = Config(arch="inception_v3", data=str(tmp_path / "none"), weights="none", size=32)
+    with pytest.raises(UsageError, match="--size 32 is too small for inception_v3"):
+        Experiment.new(config)
+
+
+def test_each_process_needs_two_images_of_a_batch(make_config: MakeConfig) -> None:
+    class Main(Distributed):
+        def broadcast(self, value):  # type: ignore[no-untyped-def]
+            return value
+
+    with pytest.raises(UsageError, match="--batch-size 8 is too small for 5 processes; fix: use 10 or more"):
+        Experiment.new(make_config(), Main(size=5))
+
+
+def test_an_opened_run_predicts_what_it_predicted(finished: recipe.Result) -> None:
+    experiment, model = Experiment.open(finished.folder, "cpu")
+    stored = load_predictions(finished.folder)
+    for split in ("val", "test"):
+        found = predict_indices(experiment, model, experiment.splits[split])
+        assert torch.equal(found.labels, stored.labels[split])
+        torch.testing.assert_close(found.logits, stored.logits[split], rtol=1e-4, atol=1e-4)
+    features = predict_indices(experiment, model, experiment.splits["test"], from_features=True)
+    torch.testing.assert_close(features.logits, stored.logits["test"], rtol=1e-3, atol=1e-3)
+
+
+def test_a_run_whose_images_moved_or_changed_is_not_opened(
+    photo_folder: Path, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    shutil.copytree(photo_folder, tmp_path / "photos")
+    recipe.train(make_config(make_config().stages[0], data=str(tmp_path / "photos")), tmp_path / "run")
+    (tmp_path / "photos").rename(tmp_path / "moved")
+    with pytest.raises(DataError, match="the photos of .* are not at .*photos; fix: .*--data"):
+        Experiment.open(tmp_path / "run")
+    Experiment.open(tmp_path / "run", data=str(tmp_path / "moved"))
+    (tmp_path / "moved" / "red" / "0.png").unlink()
+    with pytest.raises(DataError, match="1 missing"):
+        Experiment.open(tmp_path / "run", data=str(tmp_path / "moved"))
+    with pytest.raises(DataError, match="is not a run folder"):
+        Experiment.open(tmp_path)
