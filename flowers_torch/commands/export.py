@@ -104,7 +104,7 @@ def find_verification_data(model: Path, int8: bool = False, data: str = "") -> "
     from flowers_torch.deploy.parity import PARITY_IMAGES
     from flowers_torch.deploy.quantize import CALIBRATION_IMAGES
 
-    reason = "a weights file has no photos"
+    reason = "a weights file alone has no photos"
     if model.is_dir():
         from flowers_torch.runs.experiment import Experiment
 
@@ -126,7 +126,7 @@ def find_verification_data(model: Path, int8: bool = False, data: str = "") -> "
             )
     if int8:
         raise UsageError(f"--int8 needs photos of the run: {reason}", "leave out --int8")
-    print(f"flowers-torch: the comparison uses drawings: {reason}", file=sys.stderr)
+    print(f"flowers-torch: compared on drawings: {reason}", file=sys.stderr)
     forms = list(FORMS)
     drawings = [
         draw_picture(forms[i % len(forms)], 160 + 8 * i, np.random.default_rng([0, i]))

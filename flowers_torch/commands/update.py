@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Trains and compares."""
     if bool(args.new) == bool(args.resume):
-        raise UsageError("update needs new photos or --resume", "give one of them")
+        raise UsageError("update needs new photos, or --resume", "give one of them")
     changes = train.overrides(args)
     if args.resume and changes:
         raise UsageError("--resume uses the options of the interrupted update", "leave out the other flags")

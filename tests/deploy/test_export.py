@@ -144,7 +144,7 @@ def test_weights_that_are_not_finite(small: Any, tmp_path: Path, capsys: Any) ->
         (["--format", "torch-export", "--int8"], "use it with onnx or page"),
         (["--format", "safetensors", "--with-preprocessing"], "use it with onnx or torch-export"),
         (["--runtime", "x"], "use it with page"),
-        (["--max-loss", "much"], "is no share"),
+        (["--max-loss", "much"], "is not a valid fraction"),
         (["--int8"], "--int8 needs photos of the run"),
     ],
 )

@@ -91,7 +91,7 @@ def test_the_rank_command(folder, tmp_path, capsys):
     assert names == sorted(
         ["contact_sheet.jpg", *(f"000_{i:02d}.jpg" for i in range(5)), "001_00.jpg", "001_01.jpg"]
     )
-    assert "7 pictures" in capsys.readouterr().out
+    assert "7 images" in capsys.readouterr().out
     with pytest.raises(UsageError, match="not empty"):
         run(folder, tmp_path / "look")
     one = next(folder.rglob("*.jpg"))
