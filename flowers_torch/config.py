@@ -36,45 +36,45 @@ class Stage:
     epochs: int = option(1, "passes over the training images", (1, 100_000))
     train: str | list[Any] = option(
         "all",
-        "what trains: head, all, a block's name (that block and all behind it), keras:N (all but the first N"
-        " layers of Keras), or a list of [parameter pattern, learning-rate multiplier]; 0 freezes",
+        "what trains: head, all, a block and everything after it, keras:N (all but the first N Keras layers),"
+        " or a list of [parameter pattern, learning-rate multiplier], where 0 freezes",
     )
     optimizer: str = option(
         "adamw",
-        "optimizer; lbfgs fits a linear head in closed form",
+        "optimizer; lbfgs fits a linear head to cached features",
         choices=("adamw", "adam", "sgd", "rmsprop", "lbfgs"),
     )
     lr: float = option(1e-3, "highest learning rate", (1e-12, 1e3))
     schedule: str = option(
         "cosine",
-        "learning rate over the stage: cosine falls to 0, plateau is divided by 10 when the loss stalls",
+        "learning rate over the stage; cosine falls to 0, plateau is divided by 10 when the loss stalls",
         choices=("cosine", "constant", "plateau"),
     )
     warmup_epochs: float = option(0.0, "epochs in which the learning rate rises from 0", (0, 100_000))
     patience: int = option(
         0,
-        "epochs without a better validation loss that end the stage (0: never), or that lower the rate of a"
-        " plateau schedule (0: 10)",
+        "epochs without a lower validation loss until the stage ends (0: never) or, with schedule plateau,"
+        " until the learning rate drops (0: 10)",
         (0, 100_000),
     )
-    layer_decay: float = option(1.0, "learning rate of a block over that of the block behind it", (1e-3, 1))
-    weight_decay: float = option(0.0, "decoupled decay of weights, not of biases and norms", (0, 10))
+    layer_decay: float = option(1.0, "learning rate of a block divided by that of the next block", (1e-3, 1))
+    weight_decay: float = option(0.0, "decoupled weight decay, except of biases and norms", (0, 10))
     l1: float = option(0.0, "penalty on |w| in the loss, as in Keras", (0, 10))
     l2: float = option(0.0, "penalty on w^2 in the loss, as in Keras", (0, 10))
     momentum: float = option(0.9, "momentum of sgd and rmsprop", (0, 0.9999))
     batch_norm: str = option(
         "trained",
-        "layers whose batch norm follows the batches; none: all use stored statistics (Keras: training=False)",
+        "layers whose batch norm uses batch statistics; none: running statistics, Keras's training=False",
         choices=("trained", "all", "none"),
     )
     cached_views: int = option(
         -1,
-        "augmented views of each image whose features in front of the head are cached; 0: the backbone runs"
-        " in every epoch; -1: 2 where only the head trains",
+        "augmented views of each image whose backbone features are cached; 0: the backbone runs in every"
+        " epoch; -1: 2 where only the head trains",
         (-1, 1000),
     )
-    augment: str = option("light", "augmentation (see docs/training.md)", choices=AUGMENTATIONS)
-    mixup: float = option(0.0, "blend pairs of images by weights from Beta(mixup, mixup); 0: never", (0, 10))
+    augment: str = option("light", "augmentation of the training images", choices=AUGMENTATIONS)
+    mixup: float = option(0.0, "alpha of mixup, which blends pairs of images; 0: no mixup", (0, 10))
 
     @property
     def is_fitted(self) -> bool:
@@ -116,50 +116,54 @@ class Config:
 
     arch: str = option("inception_v3", "network: a registered name or any timm name")
     data: str = option("flowers17", "folder, archive, table, flowers17 or demo")
-    weights: str = option("", "imagenet, offline, none or a file; empty: imagenet, for demo none")
+    weights: str = option("", "imagenet, offline, none, or a file; empty: imagenet, or none for demo")
     keras_input: str = option(
         "",
         "preprocessing of a Keras file's network; empty: as published",
         choices=("", "caffe", "tf", "torch", "unit"),
     )
     split: str = option("60/20/20", "percent train/val/test; flowers17: also tutorial, oxford1-oxford3")
-    groups: str = option("duplicates", "images kept in one split: duplicates, none, or a table file,group")
-    exclude: str = option("", "exclude.csv of a check: images to leave out")
-    skip_bad: bool = option(False, "leave out images that cannot be read, in place of stopping")
-    seed: int = option(0, "of split, order, augmentation and fresh weights", (0, 2**32 - 1))
-    size: int = option(0, "input side in pixels; 0: the network's own", (0, 4096))
+    groups: str = option(
+        "duplicates", "what stays in one split: duplicates, none, or the groups of a CSV table file,group"
+    )
+    exclude: str = option("", "images to leave out: exclude.csv of a check")
+    skip_bad: bool = option(False, "leave out unreadable images instead of stopping")
+    seed: int = option(0, "random seed of splits, order, augmentation, and new weights", (0, 2**32 - 1))
+    size: int = option(0, "height and width of the input in pixels; 0: those of the network", (0, 4096))
     resize: str = option(
         "",
-        "crop (shorter side, center crop) or stretch (both sides); empty: the network's own",
+        "crop: resize the shorter side, then center crop; stretch: resize both sides; empty: as the network",
         choices=("", "crop", "stretch"),
     )
     batch_size: int = option(32, "images per step", (1, 65_536))
     head_hidden: int = option(0, "width of a hidden layer of the head; 0: none", (0, 65_536))
     dropout: float = option(0.0, "dropout of the head's input", (0, 0.99))
-    head_norm: bool = option(False, "batch norm of the features in front of the head")
-    head: str = option("softmax", "sigmoid has one output for two classes", choices=("softmax", "sigmoid"))
-    model_options: dict[str, Any] = option(dict, "further options of the network, such as alpha of mobilenet")
+    head_norm: bool = option(False, "batch norm of the features before the head")
+    head: str = option(
+        "softmax", "type of head; sigmoid has one output for two classes", choices=("softmax", "sigmoid")
+    )
+    model_options: dict[str, Any] = option(dict, "other options of the network, such as alpha of mobilenet")
     label_smoothing: float = option(0.0, "label smoothing of the loss", (0, 0.99))
     class_weights: str = option(
-        "none", "balanced gives rare classes more weight in the loss", choices=("none", "balanced")
+        "none",
+        "class weights of the loss; balanced gives rare classes more weight",
+        choices=("none", "balanced"),
     )
     clip_grad: float = option(0.0, "largest norm of the gradient; 0: no clipping", (0, 1e9))
-    ema: float = option(
-        0.0, "decay of the moving average of the weights that is saved; 0: none", (0, 0.999999)
-    )
-    minutes: float = option(0.0, "time limit that the epochs are fitted to; 0: none", (0, 1e6))
+    ema: float = option(0.0, "decay of the moving average of the weights; 0: no average", (0, 0.999999))
+    minutes: float = option(0.0, "time limit of the run; 0: none", (0, 1e6))
     precision: str = option(
         "auto",
         "arithmetic of the network; auto: the fastest that is accurate",
         choices=("auto", "fp32", "bf16", "fp16"),
     )
-    accelerate: str = option("auto", "auto, off, auto+compile, or a list of tricks")
-    cache_gib: float = option(2.0, "memory for cached images; a file takes the rest", (0, 1e6))
-    device: str = option("auto", "cpu, cuda, cuda:1 or mps; auto: the best that is there")
+    accelerate: str = option("auto", "auto, off, auto+compile, or a list of techniques")
+    cache_gib: float = option(2.0, "memory for cached images in GiB; the rest goes to a file", (0, 1e6))
+    device: str = option("auto", "cpu, cuda, cuda:1, or mps; auto: the fastest one available")
     workers: int = option(-1, "processes that decode images; -1: chosen for the machine", (-1, 256))
     threads: int = option(0, "CPU threads; 0: torch's choice", (0, 1024))
-    deterministic: bool = option(False, "refuse operations that differ from run to run (CUDA)")
-    checkpoint_minutes: float = option(2.0, "between checkpoints within an epoch", (0, 1e6))
+    deterministic: bool = option(False, "refuse operations that are not deterministic on CUDA")
+    checkpoint_minutes: float = option(2.0, "minutes between checkpoints within an epoch", (0, 1e6))
     stages: list[Stage] = option(default_stages, "the stages of training, in order")
 
     @property

@@ -31,6 +31,7 @@ class Loaders:
         cache_bytes: Memory of the image cache, beyond which a file takes the images.
     """
 
+    # Plain arguments instead of a configuration, so that batches can be tested alone.
     def __init__(
         self,
         dataset: ImageDataset,

@@ -59,7 +59,6 @@ def test_the_latest_run_is_the_one_last_written_to(tmp_path: Path) -> None:
     (tmp_path / "b" / "log.txt").write_text("x")
     os.utime(tmp_path / "c" / "config.toml", (time.time() - 50, time.time() - 50))
     assert find_run("latest", tmp_path) == tmp_path / "b"
-    assert find_run("~/x") == Path.home() / "x"
 
 
 def test_overwriting_removes_the_files_of_a_run_only(tmp_path: Path) -> None:

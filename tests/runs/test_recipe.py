@@ -47,7 +47,7 @@ def test_the_run_folder(finished: recipe.Result, make_config: MakeConfig) -> Non
     folder = finished.folder
     found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     others = {"resume.safetensors", "resume.previous.safetensors", "bad_files.jsonl"}
-    others |= {"insight.json", "figures/learning_curve.svg"}  # the report command writes these
+    others |= {"label_issues.json", "figures/learning_curve.svg"}  # the report command writes these
     others |= {
         name for name in FILES if name.startswith(("exported/", "packed/"))
     }  # and other commands these
@@ -215,7 +215,7 @@ def test_an_image_that_disappears_during_training_costs_no_step(
                 gone.rename(tmp_path / "elsewhere.png")
             yield rate
 
-    dataset = open_images(config).photos
+    dataset = open_images(config).dataset
     train = choose_splits(dataset, config)["train"]
     order = EpochBatchSampler(len(train), 8, seed=0, shuffle=True)
     order.epoch = 1

@@ -152,7 +152,7 @@ def test_a_damaged_checkpoint_is_replaced_by_the_previous_one(
     (tmp_path / RESUME_FILE).unlink()  # killed between the two renames of a save
     assert read_newest_checkpoint(tmp_path).state.step == 1
     (tmp_path / PREVIOUS_FILE).write_bytes(b"")
-    with pytest.raises(ModelFileError, match="empty or cut off"):
+    with pytest.raises(ModelFileError, match="empty or incomplete"):
         read_newest_checkpoint(tmp_path)
     (tmp_path / PREVIOUS_FILE).unlink()
     with pytest.raises(ModelFileError, match="holds no checkpoint"):
