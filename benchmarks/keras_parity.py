@@ -4,7 +4,7 @@
     python benchmarks/keras_parity.py                  # all: about 7 minutes of one core
     python benchmarks/keras_parity.py Xception VGG16   # some
 
-Either way each finished network's line in docs/keras-parity.md is written anew, the others stay.
+Each finished network's row in docs/keras-parity.md is replaced; the others stay.
 
 Each Keras network gets random weights (batch norm statistics too), is saved in all three forms (legacy .h5,
 .weights.h5, .keras) and read here by the package's own loader. The pictures have Keras's usual size and an
@@ -47,12 +47,12 @@ HEADING = f"""# Parity with Keras
 Written by `python benchmarks/keras_parity.py` with Keras {keras.__version__} ({keras.backend.backend()}) and
 torch {torch.__version__.partition("+")[0]}, on one core of an Intel Xeon with AMX, in float32.
 
-Same random weights, same picture. The difference is the largest one of the 1000 logits relative to the
-largest logit, over two picture sizes (the usual and an odd one; VGG's dense layers take the usual one only)
-and all three file forms (legacy `.h5`, `.weights.h5`, `.keras`); at most {LIMIT:g} is asked for. Layers:
-whether `flowers-torch layers ARCH --keras` lists what `model.layers` lists, with every class, output shape
-and parameter count, and every name that Keras does not make up by counting. ResNeXt50 and ResNeXt101 are no
-longer part of Keras; the loader's tests have their layout.
+Each network of keras.applications gets random weights and predicts random images, in Keras and here. The largest
+difference is that of the 1000 logits, relative to the largest logit, over two image sizes (the usual and an odd one;
+only the usual one for VGG) and three file formats (legacy `.h5`, `.weights.h5`, `.keras`). The tolerance is {LIMIT:g}. The
+last column says whether `flowers-torch layers ARCH --keras` lists the layers of `model.layers` with equal classes,
+output shapes, parameter counts and names (numbered default names excepted). ResNeXt50 and ResNeXt101 are no longer
+part of Keras; tests of the loader cover them.
 
 | Keras | here | parameters | largest difference | layers |
 |---|---|---|---|---|

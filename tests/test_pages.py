@@ -1,9 +1,10 @@
-"""README and docs: each command is one that the program takes, code is run, links lead somewhere."""
+"""README and docs: the parser accepts every command, Python blocks run, links lead somewhere."""
 
 import re
 import shlex
 import shutil
 import signal
+import tomllib
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -14,11 +15,15 @@ import numpy as np
 import pytest
 
 from flowers_torch import cli, errors
+from flowers_torch.accelerate import TRICKS
 from flowers_torch.commands.train import overrides
+from flowers_torch.config import AUGMENTATIONS
 from flowers_torch.config_file import load_config
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+LINKED = [*PAGES, ROOT / "benchmarks/RESULTS.md"]
+MAX_COLUMNS = 120  # of every line but the row of a table, which cannot be broken
 OURS = re.compile(r"(python train\.py|flowers-torch [a-z]|torchrun .*train\.py)")
 
 
@@ -32,28 +37,27 @@ def blocks(text: str) -> Iterator[tuple[str, str]]:
 
 
 def commands(page: Path) -> list[str]:
-    """Our commands in blocks and in backticks, one a string."""
+    """The commands in blocks and in backticks, one per string."""
     text = page.read_text()
     lines = [line for _, code in blocks(text) for line in code.replace("\\\n", " ").splitlines()]
     lines = [part.strip() for line in lines for part in line.split("&&")]
     lines += re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S))
-    # Placeholders and sketches are for people: `flowers-torch VERB`, `torchrun ... train.py --resume runs/a`.
-    found = [line for line in lines if OURS.match(line) and "..." not in line and "VERB" not in line]
-    return [re.split(r"\s{3,}", line)[0] for line in found if "$" not in line]  # what follows explains
+    # Lines with `...` are sketches for people.
+    found = [line for line in lines if OURS.match(line) and "..." not in line and "$" not in line]
+    return [re.split(r"\s{3,}", line)[0] for line in found]  # a comment follows
 
 
 def words_of(command: str) -> tuple[str, list[str]]:
-    """Verb and arguments."""
+    """The name of a command and its arguments."""
     words = shlex.split(command, comments=True)
     if "train.py" in words:
         return "train", words[words.index("train.py") + 1 :]
     return words[1], words[2:]
 
 
-def parse(command: str) -> Any:
-    verb, words = words_of(command)
-    parser = cli.Parser(prog=verb, allow_abbrev=False)
-    module = import_module(f"flowers_torch.commands.{verb.replace('-', '_')}")
+def parse(name: str, words: list[str]) -> Any:
+    parser = cli.Parser(prog=name, allow_abbrev=False)
+    module = import_module(f"flowers_torch.commands.{name.replace('-', '_')}")
     module.add_arguments(parser)
     return parser.parse_args(words)
 
@@ -62,18 +66,24 @@ ALL = [(page, command) for page in PAGES for command in commands(page)]
 
 
 @pytest.mark.parametrize(("page", "command"), ALL, ids=[f"{p.name}: {c[:60]}" for p, c in ALL])
-def test_every_command_is_one_that_the_program_takes(page: Path, command: str) -> None:
-    verb, words = words_of(command)
-    assert verb in cli.COMMANDS
-    if not words:  # the verb is only spoken of
+def test_the_parser_accepts_every_command(page: Path, command: str) -> None:
+    name, words = words_of(command)
+    assert name in cli.COMMANDS
+    if not words:  # the command is only mentioned
         return
-    args = parse(command)
-    if verb in ("train", "crossval") and not args.resume:
+    args = parse(name, words)
+    if name in ("train", "crossval", "lr-find") and not getattr(args, "resume", None):
         load_config(args.arch, args.data, args.config if args.config != "FILE" else "", overrides(args))
 
 
 def test_many_commands_are_found() -> None:
-    assert len(ALL) > 60 and len({page for page, _ in ALL}) >= 8
+    assert len(ALL) > 60 and len({page for page, _ in ALL}) >= 15
+
+
+@pytest.mark.parametrize("page", LINKED, ids=lambda page: page.name)
+def test_lines_are_short(page: Path) -> None:
+    lines = page.read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if len(line) > MAX_COLUMNS and not line.startswith("|")] == []
 
 
 def anchors(page: Path) -> set[str]:
@@ -81,7 +91,7 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", LINKED, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
         if target.startswith("http"):
@@ -90,6 +100,11 @@ def test_links_lead_somewhere(page: Path) -> None:
         other = (page.parent / file).resolve() if file else page
         assert other.exists(), target
         assert not anchor or anchor in anchors(other), target
+
+
+def test_every_picture_is_shown() -> None:
+    shown = {path for page in LINKED for path in re.findall(r"!\[[^]]*\]\(([^)]+)\)", page.read_text())}
+    assert {path.name for path in (ROOT / "docs/images").iterdir()} <= {Path(path).name for path in shown}
 
 
 def test_readme_links_every_page() -> None:
@@ -103,7 +118,7 @@ def test_readme_links_every_page() -> None:
 
 @pytest.fixture
 def workplace(photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder as the pages assume it."""
+    """The working folder that the pages assume."""
     shutil.copytree(photo_folder, tmp_path / "photos")
     for name in ("my_photos", "new_photos"):
         shutil.copytree(photo_folder, tmp_path / name, ignore=shutil.ignore_patterns("1?.png", "[5-9].png"))
@@ -134,7 +149,7 @@ def workplace(photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     return tmp_path
 
 
-# A device, processes or a download: parsed only, by the test of all commands.
+# Lines that need a device, processes or a download are parsed only.
 NEEDS_MORE = ("cuda", "torchrun", "cifar10")
 
 
@@ -150,18 +165,51 @@ def test_every_line_of_the_keras_table_runs(workplace: Path, capsys: pytest.Capt
         if not OURS.match(line):
             exec(line, names)
         elif not any(text in line for text in NEEDS_MORE):
-            verb, words = words_of(line)
-            assert cli.main([verb, *words]) == 0, f"{line}: {capsys.readouterr().err}"
+            name, words = words_of(line)
+            assert cli.main([name, *words]) == 0, f"{line}: {capsys.readouterr().err}"
     assert (workplace / "look/contact_sheet.jpg").is_file() and (workplace / "model.svg").is_file()
     assert len(names["pictures"]) == 32 and names["maps"].shape[1] == 512
-    assert len(names["answers"]) == 20 and names["happy"](names["images"][:, :, :64, :64]).shape[1] == 2
+    assert len(names["predictions"]) == 20 and names["happy"](names["images"][:, :, :64, :64]).shape[1] == 2
 
 
-def test_research_code_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    for language, code in blocks((ROOT / "docs/research.md").read_text()):
-        assert language == "python"
+@pytest.mark.parametrize("page", ["networks", "research"])
+def test_python_blocks_run(page: str, capsys: pytest.CaptureFixture[str]) -> None:
+    codes = [
+        code for language, code in blocks((ROOT / f"docs/{page}.md").read_text()) if language == "python"
+    ]
+    assert codes
+    for code in codes:
         exec(code, {})
-    assert "frozen" in capsys.readouterr().out
+    assert page != "research" or "frozen" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("page", ["export", "torch-hub"])
+def test_python_blocks_that_need_files_compile(page: str) -> None:
+    codes = [
+        code for language, code in blocks((ROOT / f"docs/{page}.md").read_text()) if language == "python"
+    ]
+    assert codes and all(compile(code, page, "exec") for code in codes)
+
+
+def test_toml_blocks_are_configurations(tmp_path: Path) -> None:
+    found = [code for page in PAGES for language, code in blocks(page.read_text()) if language == "toml"]
+    assert found
+    for code in found:
+        (tmp_path / "config.toml").write_text(code)
+        assert load_config(file=str(tmp_path / "config.toml")) and tomllib.loads(code)
+
+
+def test_every_augmentation_is_described() -> None:
+    rows = re.findall(
+        r"^\| `(\w+)` \|", (ROOT / "docs/data.md").read_text().partition("## Augmentation")[2], re.M
+    )
+    assert tuple(rows) == AUGMENTATIONS
+
+
+def test_every_acceleration_is_described() -> None:
+    page = (ROOT / "docs/acceleration.md").read_text()
+    assert re.findall(r"^\| `(\w+)` \|", page, re.M) == list(TRICKS)
+    assert page.count("**Why.**") == page.count("**Gain.**") == page.count("**Check.**") == len(TRICKS)
 
 
 def test_every_exit_code_is_explained() -> None:

@@ -1,6 +1,7 @@
 """docs/reproduction.md: every row, its command, the tutorial's figure and ours."""
 
 import statistics
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,19 @@ def reproduction_page(results: list[Reproduction]) -> str:
         "trained": trained,
         "changed": changed,
         "exact": [_exact_row(figure) for figure in catalog.exact],
-        "photos": [f"- `{recipe}`: {tutorial.photos}." for recipe, tutorial in catalog.recipes.items()],
-        "differs": [f"- `{recipe}`: {text}." for recipe, t in catalog.recipes.items() for text in t.differs],
+        "photos": _by_text((recipe, tutorial.photos) for recipe, tutorial in catalog.recipes.items()),
+        "differs": _by_text((recipe, text) for recipe, t in catalog.recipes.items() for text in t.differs),
     }
     template = Path(__file__).with_name("page.md").read_text(encoding="utf-8")
     return template.format(**{name: "\n".join(rows) for name, rows in lines.items()})
+
+
+def _by_text(pairs: Iterable[tuple[str, str]]) -> list[str]:
+    """A row for each text, with all recipes that it applies to."""
+    recipes: dict[str, list[str]] = {}
+    for recipe, text in pairs:
+        recipes.setdefault(text, []).append(f"`{recipe}`")
+    return [f"| {text} | {', '.join(names)} |" for text, names in recipes.items()]
 
 
 def _trained_rows(recipe: str, results: list[Reproduction]) -> list[str]:
