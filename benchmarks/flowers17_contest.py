@@ -81,7 +81,7 @@ def main() -> None:
         same = {"recipe": args.recipe, "without": name, "more": args.more}
         rows = [row for row in read(args.results) if row.items() >= same.items()]
         for kind in ("correct", "correct_with_views"):
-            found = [row[kind] / row["photos"] for row in rows if kind in row]
+            found = [row[kind] / row["images"] for row in rows if kind in row]
             if not found:
                 continue
             spread = statistics.stdev(found) if len(found) > 1 else 0.0

@@ -71,7 +71,7 @@ def read_reproduction(folder: Path, recipe: str, substitute_data: bool = False) 
         substitute_data,
         config.seed,
         test["correct"],
-        test["photos"],
+        test["images"],
         low,
         high,
         sum(float(row["seconds"]) for row in history),

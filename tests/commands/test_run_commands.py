@@ -97,7 +97,7 @@ def test_errors_of_evaluate(
 def test_compare(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     found = run_json(capsys, "compare", *runs)
     (pair,) = found["pairs"]  # type: ignore[misc]
-    assert pair["photos"] == found["images"] > 5 and 0 <= pair["p_value"] <= 1
+    assert pair["images"] == found["images"] > 5 and 0 <= pair["p_value"] <= 1
     assert main(["compare", *runs]) == 0 and "bootstrap" in capsys.readouterr().out
     assert main(["compare", runs[0]]) == 2
 

@@ -123,7 +123,7 @@ def test_what_cannot_be_updated(former: Path, tmp_path: Path, capsys: pytest.Cap
     with pytest.raises(UsageError, match="is no run with weights"):
         update(tmp_path, str(former.parent / "photos"))
     assert main(["update", str(former)]) == 2
-    assert "needs new photos or --resume" in capsys.readouterr().err
+    assert "needs new photos, or --resume" in capsys.readouterr().err
     copy = tmp_path / "run"
     shutil.copytree(former, copy)
     text = (copy / "config.toml").read_text()

@@ -1,7 +1,7 @@
 """The augmentations by name, and the ranges that they draw from."""
 
 # Augmentations of whole batches of tensors; see `loading/batches.py`.
-BATCH_AUGMENTATIONS = ("none", "mirror", "light", "crop", "alexnet", "keras", "keras_zoom", "keras_shift")
+BATCH_AUGMENTATIONS = ("none", "mirror", "light", "crop", "keras", "keras_zoom", "keras_shift", "alexnet")
 # Augmentations of single images, which torchvision does not have for batches; see `per_image.py`.
 IMAGE_AUGMENTATIONS = ("rand", "trivial")
 AUGMENTATIONS = BATCH_AUGMENTATIONS + IMAGE_AUGMENTATIONS

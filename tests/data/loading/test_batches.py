@@ -84,7 +84,6 @@ def test_an_image_is_augmented_the_same_in_any_batch(augmentation):
     assert sum(torch.allclose(a, b, atol=1e-2) for a, b in zip(together, others, strict=True)) <= 3
 
 
-@pytest.mark.parametrize("augmentation", RANDOM)
 def test_without_randomness_both_give_the_same_input(files):
     """A resized image of the input's size equals the input of prediction."""
     photo = Image.open(files[0]).convert("RGB")
