@@ -3,11 +3,11 @@
     python benchmarks/data_path.py 17flowers.tgz --arch tf_efficientnet_lite0
     python benchmarks/data_path.py 17flowers.tgz --arch resnet50 --device cuda --workers 8 --photos 1360
 
-Ours in its first epoch, ours later, when photos lie in memory as bytes, and ours photo by photo, beside
-torchvision's `ImageFolder` with its transforms in a `DataLoader`, on Pillow images and on tensors. Each for
-training (random crops, mirror, colours) and as prediction sees photos (centre crops), which the frozen front
-of a stage takes; alone, and feeding the network. The share is of the network's speed on resident batches.
-All in turn, --rounds times; medians with range. Rows are appended to --results.
+The package's first epoch, its later epochs with images cached, and its augmentation per image, beside
+torchvision's `ImageFolder` with its transforms in a `DataLoader`, on Pillow images and on tensors. Each is
+measured for training (random crops, mirror, colors) and as prediction sees images (center crops, which a
+frozen backbone takes), alone and feeding the network. The fraction is of the network's speed on resident
+batches. All in turn, --rounds times; medians with range. Rows are appended to --results.
 """
 
 import argparse

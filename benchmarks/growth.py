@@ -2,13 +2,13 @@
 
     python benchmarks/growth.py 17flowers.tgz --photos 85
 
-The larger sets are copies of the first one's photos, each cut out at another place and stored anew, so that
-none is a duplicate of another; with `groups = none` duplicates that are found all the same stay single. Every run begins with an empty cache.
+The larger sets are crops of the images of the first one, each at another place and saved again. `groups =
+none` keeps the search for duplicates from grouping them. Every run starts with an empty cache.
 
-Memory is that of the run's processes without files that the system may take back at any time (a cache beyond
-the budget is such a file). The budget is `cache_gib`, chosen so small that the larger sets exceed it. A run
-is bounded where its peak is at most that of the smallest set, plus the budget, plus --allowance; the exit
-status is 1 where one is not. Rows are appended to --results.
+Memory is that of the run's processes without files that the system can take back at any time, such as an
+image cache beyond the budget. The budget is `cache_gib`; the larger sets exceed it. A run is bounded
+where its peak is at most that of the smallest set plus the budget and --allowance; otherwise the exit status
+is 1. Rows are appended to --results.
 """
 
 import argparse

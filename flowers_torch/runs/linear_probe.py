@@ -9,7 +9,7 @@ from torch import nn
 from flowers_torch.config import Stage
 from flowers_torch.errors import StoppedError, UsageError
 from flowers_torch.evaluation.metrics import score
-from flowers_torch.evaluation.predictions import Predictions, collect
+from flowers_torch.evaluation.predictions import collect
 from flowers_torch.evaluation.summary import describe_epoch
 from flowers_torch.log import log
 from flowers_torch.runs.experiment import Experiment
@@ -23,7 +23,7 @@ from flowers_torch.training.stopping import StopRequest
 
 def fit_head(
     experiment: Experiment, model: nn.Module, checkpointer: Checkpointer, stop: StopRequest
-) -> Predictions | None:
+) -> None:
     """Fits the head of the network to its optimum, and moves the run to the next stage.
 
     With several processes the main one does this for all.
@@ -34,9 +34,6 @@ def fit_head(
         checkpointer: Holds the run's state and saves it.
         stop: Checked after each batch.
 
-    Returns:
-        The validation predictions if this is the best epoch so far; None with several processes.
-
     Raises:
         StoppedError: a signal came; the features that were computed are cached.
         UsageError: the features cannot be computed apart from the head, or exceed the memory.
@@ -46,21 +43,19 @@ def fit_head(
     log.info(f"stage    {state.stage + 1} of {len(stages)}, {stage.name}: a linear head, fitted by L-BFGS")
     train = make_train_state(experiment, model, stage, state.stage)
     row: dict[str, Any] = {}
-    predictions: Predictions | None = None
     if distributed.is_main:
-        row, predictions = _fit(experiment, stage, train, state, stop)
+        row = _fit(experiment, stage, train, state, stop)
     distributed.broadcast_model(model)
     row = distributed.broadcast(row)
     checkpointer.end_epoch(row, model)
     state.stage, state.epoch = state.stage + 1, 0
     checkpointer.save(train)
-    return predictions if distributed.size == 1 and state.best is row else None
 
 
 def _fit(
     experiment: Experiment, stage: Stage, train: TrainState, state: RunState, stop: StopRequest
-) -> tuple[dict[str, Any], Predictions]:
-    """Fits the head; the row of the history and the validation predictions."""
+) -> dict[str, Any]:
+    """Fits the head; the row of the history."""
     started = time.monotonic()
 
     def check(_: int) -> None:
@@ -97,4 +92,4 @@ def _fit(
     training, timing = (fitted.loss, fitted.accuracy), (seconds, len(labels) / seconds)
     row = history_row(stage, state, None, training, predictions, timing)
     log.info(f"{describe_epoch(row, 1)}, L2 penalty {l2:g}")
-    return row, predictions
+    return row

@@ -5,7 +5,9 @@ from typing import Any
 
 from torch import nn
 
+from flowers_torch.config import Stage
 from flowers_torch.evaluation.predictions import Predictions, collect
+from flowers_torch.models.freeze import apply_rules, rules_for, set_train_mode
 from flowers_torch.runs.experiment import Experiment
 
 Check = Callable[[int], Any]  # called with the number of images of each batch; may raise to stop
@@ -34,6 +36,26 @@ def predict_indices(
         if split and batches:
             return collect(split.head, batches, experiment.runtime, check)
     model.eval()
+    return _predict(experiment, model, indices, check)
+
+
+def predict_validation(
+    experiment: Experiment, model: nn.Module, stage: Stage, check: Check = lambda images: None
+) -> Predictions:
+    """Predictions for the validation images with the same bits as in the epochs of a stage.
+
+    What is fused depends on what the stage trains. A resumed run recomputes these predictions, and in another
+    order of operations it would end with another temperature.
+    """
+    splits = experiment.splits
+    if stage.views_to_cache(len(splits["train"])):
+        return predict_indices(experiment, model, splits["val"], check, from_features=True)
+    apply_rules(model, rules_for(model, stage.train))
+    set_train_mode(model, stage.batch_norm)
+    return _predict(experiment, model, splits["val"], check)
+
+
+def _predict(experiment: Experiment, model: nn.Module, indices: Sequence[int], check: Check) -> Predictions:
     size = experiment.info.preprocessing.size
     network = experiment.acceleration.training_network(model, experiment.runtime, size)
     images = experiment.loaders.in_order(indices)

@@ -19,7 +19,6 @@ from flowers_torch.data.loading.workers import worker_errors
 from flowers_torch.data.splits.assign import Splits
 from flowers_torch.errors import DivergedError, ModelFileError, StoppedError, printable
 from flowers_torch.evaluation.metrics import Scores
-from flowers_torch.evaluation.predictions import Predictions
 from flowers_torch.files.tensors import safe_load
 from flowers_torch.log import RESULT, log, log_file
 from flowers_torch.runs.cost import fit_to_time
@@ -148,7 +147,6 @@ def _train_and_test(
         experiment.folder, state, experiment.info, config.checkpoint_minutes, facts, distributed.is_main
     )
     left = 60 * config.minutes - state.elapsed - state.closing_seconds
-    best: Predictions | None = None
     with (
         deterministic(config.deterministic),
         stop_request(left if config.minutes else math.inf, patient=distributed.size > 1) as stop,
@@ -156,16 +154,14 @@ def _train_and_test(
     ):
         while state.stage < len(config.stages):
             if config.stages[state.stage].is_fitted:
-                found = fit_head(experiment, model, checkpointer, stop)
+                fit_head(experiment, model, checkpointer, stop)
             else:
-                found = train_stage(experiment, model, checkpointer, stop, checkpoint)
-            best, checkpoint = found or best, None
-        return _test(experiment, model, state, best, stop)
+                train_stage(experiment, model, checkpointer, stop, checkpoint)
+            checkpoint = None
+        return _test(experiment, model, state, stop)
 
 
-def _test(
-    experiment: Experiment, model: nn.Module, state: RunState, best: Predictions | None, stop: StopRequest
-) -> Result:
+def _test(experiment: Experiment, model: nn.Module, state: RunState, stop: StopRequest) -> Result:
     """Tests the best weights once, on images that decided nothing, and writes the results."""
     folder, distributed = experiment.folder, experiment.distributed
     if not state.best:
@@ -180,7 +176,7 @@ def _test(
             fix = f"resume with: {command_line('flowers-torch', 'train', '--resume', folder.absolute())}"
             raise StoppedError(f"stopped by {stop.signal_name} before the test was over", fix, stop.number)
 
-    scores, info = write_results(experiment, model, state, best, check)
+    scores, info = write_results(experiment, model, state, check)
     result = Result(folder, scores, state.history)
     if not distributed.is_main:
         return result

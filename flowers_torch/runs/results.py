@@ -31,7 +31,7 @@ from flowers_torch.models.checkpoint import ModelInfo, save_classifier
 from flowers_torch.report.page import Source, write_report
 from flowers_torch.runs.experiment import Experiment
 from flowers_torch.runs.folder import environment
-from flowers_torch.runs.prediction import predict_indices
+from flowers_torch.runs.prediction import predict_indices, predict_validation
 from flowers_torch.shell import command_line, repeat_command
 from flowers_torch.training.checkpoint import MODEL_FILE, RunState
 
@@ -65,7 +65,6 @@ def write_results(
     experiment: Experiment,
     model: nn.Module,
     state: RunState,
-    validation: Predictions | None = None,
     check: Check = lambda images: None,
 ) -> tuple[Scores, ModelInfo]:
     """Tests the best weights once, on images that decided nothing, and writes everything about the run.
@@ -77,7 +76,6 @@ def write_results(
         experiment: What the run worked on.
         model: With the best weights.
         state: Of the run: history, best epoch, changes.
-        validation: Predictions of these weights for the validation images, if they are known.
         check: Called after each batch.
 
     Returns:
@@ -85,7 +83,8 @@ def write_results(
     """
     splits, stages = experiment.splits, experiment.config.stages
     frozen = bool(stages[-1].views_to_cache(len(splits["train"])))  # the backbone of the last stage
-    validation = validation or predict_indices(experiment, model, splits["val"], check, frozen)
+    best_stage = next((stage for stage in stages if stage.name == state.best.get("stage")), stages[-1])
+    validation = predict_validation(experiment, model, best_stage, check)
     info = calibrate(experiment, model, validation, check)
     test = predict_indices(experiment, model, splits["test"], check, frozen)
     scores = score(test.logits / info.temperature, test.labels)

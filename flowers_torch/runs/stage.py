@@ -54,7 +54,7 @@ def train_stage(
     checkpointer: Checkpointer,
     stop: StopRequest,
     checkpoint: Checkpoint | None = None,
-) -> Predictions | None:
+) -> None:
     """Trains the stage that the run is in, and moves the run to the next one.
 
     Args:
@@ -64,23 +64,19 @@ def train_stage(
         stop: Checked after each batch.
         checkpoint: What to continue from, if it was saved in this stage.
 
-    Returns:
-        The validation predictions of the best epoch, if the best epoch so far is one of these.
-
     Raises:
         StoppedError: a signal came; everything is saved.
         DivergedError: the loss or a gradient is not finite.
     """
     work = _begin(experiment, model, checkpointer, stop, checkpoint)
-    stage, state, best = work.stage, checkpointer.state, None
+    stage, state = work.stage, checkpointer.state
     while state.epoch < stage.epochs and not _is_out_of_patience(stage, state):
-        row, predictions = _run_epoch(experiment, work, checkpointer, stop)
-        best = predictions if state.best is row else best
+        _run_epoch(experiment, work, checkpointer, stop)
         if _time_is_up(experiment, stop):
             log.info(f"time     {experiment.config.minutes:g} minutes are over; the best weights are tested")
             state.stage, state.epoch = len(experiment.config.stages), 0
             checkpointer.save(work.train)
-            return best
+            return
     if state.epoch < stage.epochs:
         log.info(
             f"stage    {stage.name} ends early: {stage.patience} epochs without a better validation loss"
@@ -88,7 +84,6 @@ def train_stage(
         checkpointer.save(work.train)  # the best weights may not be in the folder yet
         model.load_state_dict(checkpointer.best_weights())
     state.stage, state.epoch = state.stage + 1, 0
-    return best
 
 
 def _begin(
@@ -213,8 +208,8 @@ def _fast_network(experiment: Experiment, model: nn.Module, features: StageFeatu
 
 def _run_epoch(
     experiment: Experiment, work: StageWork, checkpointer: Checkpointer, stop: StopRequest
-) -> tuple[dict[str, Any], Predictions]:
-    """One epoch, or the rest of one, and its validation; the row of the history and the predictions."""
+) -> None:
+    """One epoch, or the rest of one, and its validation."""
     stage, train, state, order = work.stage, work.train, checkpointer.state, work.batches.order
     started = time.monotonic() - state.seconds
     set_train_mode(train.network or train.model, stage.batch_norm)
@@ -249,7 +244,6 @@ def _run_epoch(
     log.info(describe_epoch(row, stage.epochs))
     checkpointer.end_epoch(row, train.evaluated)
     checkpointer.save_if_due(train, force=state.epoch == stage.epochs)
-    return row, predictions
 
 
 def _learning_rate(stage: Stage, state: RunState, steps_per_epoch: int) -> Callable[[int], float]:

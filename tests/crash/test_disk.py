@@ -79,9 +79,7 @@ def test_a_disk_that_fills_up(
             assert second.wait() == 0, second.text()
             assert small_run.outcome(folder) == small_run.expected
             assert child.counters["steps"] + second.counters["steps"] <= small_run.steps + 1, before
-    report(
-        f"20 sizes of a full disk, {cut} of them in the middle of a checkpoint: exit 6 each, all bit-identical afterwards"
-    )
+    report(f"20 sizes of a full disk, {cut} of them in the middle of a checkpoint: exit 6, all bit-identical")
 
 
 @needs_root

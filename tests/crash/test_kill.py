@@ -72,7 +72,7 @@ def test_a_run_resumes_from_every_save(small_run: Any, report: Callable[[str], N
         assert child.wait() == -signal.SIGKILL, child.text()
         small_run.finish(folder)
     report(
-        f"killed after each of {small_run.saves} saves of {small_run.steps} steps and two stages: all bit-identical"
+        f"after each of {small_run.saves} saves of {small_run.steps} steps in two stages: all bit-identical"
     )
 
 
@@ -93,4 +93,4 @@ def test_with_four_workers(
             continue
         kills += 1
         run_with_workers.finish(folder)
-    report(f"{kills} SIGKILLs with {run_with_workers.workers} workers: all bit-identical, as to no workers")
+    report(f"{kills} SIGKILLs with {run_with_workers.workers} workers: all bit-identical")

@@ -1,5 +1,6 @@
 """A small run on three colors: its configuration, its results, and a signal in a chosen step."""
 
+import json
 import os
 import signal
 from collections.abc import Callable
@@ -52,8 +53,9 @@ def assert_same() -> Callable[[recipe.Result | None, recipe.Result], None]:
         first, second = (safe_load(run.folder / "model.safetensors")[0] for run in (ours, theirs))
         assert first.keys() == second.keys()
         assert all(torch.equal(value, second[name]) for name, value in first.items())
-        files = [(run.folder / "predictions.csv").read_text() for run in (ours, theirs)]
-        assert files[0] == files[1]
+        metrics = [json.loads((run.folder / "metrics.json").read_text()) for run in (ours, theirs)]
+        for name in ("temperature", "uncalibrated", "test"):
+            assert metrics[0][name] == metrics[1][name], name
 
     return check
 

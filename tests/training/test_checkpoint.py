@@ -9,7 +9,7 @@ from torch import nn
 
 from flowers_torch.data.preprocessing import Preprocessing
 from flowers_torch.errors import ModelFileError, ResourceError
-from flowers_torch.models.checkpoint import ModelInfo, load_classifier
+from flowers_torch.models.checkpoint import ModelInfo, load_classifier, save_classifier
 from flowers_torch.models.factory import create_model
 from flowers_torch.models.freeze import Group
 from flowers_torch.training import checkpoint
@@ -124,9 +124,12 @@ def test_when_a_checkpoint_is_due(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_weights_file_is_not_a_checkpoint(tmp_path: Path) -> None:
-    torch.save(nn.Linear(1, 1).state_dict(), tmp_path / "x")
-    with pytest.raises(ModelFileError, match="is not a checkpoint of a run|cannot be read|kind"):
-        read_checkpoint(tmp_path / "x")
+    save_classifier(training().model.state_dict(), INFO, tmp_path / MODEL_FILE)
+    torch.save(nn.Linear(1, 1).state_dict(), tmp_path / "foreign")
+    with pytest.raises(ModelFileError, match="is not a checkpoint of a run"):
+        read_checkpoint(tmp_path / MODEL_FILE)
+    with pytest.raises(ModelFileError):
+        read_checkpoint(tmp_path / "foreign")
 
 
 def saved_twice(folder: Path) -> TrainState:
