@@ -109,7 +109,7 @@ def test_mixup_blends_images_and_targets_by_the_same_weights(files):
 
 
 def test_unknown_augmentation():
-    with pytest.raises(ValueError, match="light, crop, alexnet, keras"):
+    with pytest.raises(ValueError, match="light, crop, keras"):
         batch_augmentation("rand", SIZE)
 
 
