@@ -7,27 +7,18 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class ImageDataset:
-    """A labeled set of image files.
+    """A labeled set of image files."""
 
-    Attributes:
-        name: Name in run folders and reports.
-        root: Folder that `paths` are relative to.
-        classes: Class names; a label is an index into them.
-        paths: Relative POSIX paths.
-        labels: Class index of each path.
-        split: Path to "train", "val" or "test" where the source has a split, else empty.
-        groups: Path to the name of a group that must stay in one split; other images are absent.
-        notes: Remarks on the source, one line each, such as what was ignored.
-    """
-
-    name: str
+    name: str  # in run folders and reports
     root: Path
     classes: tuple[str, ...]
-    paths: tuple[str, ...]
-    labels: tuple[int, ...]
-    split: dict[str, str] = field(default_factory=dict)
-    groups: dict[str, str] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
+    paths: tuple[str, ...]  # POSIX, relative to `root`
+    labels: tuple[int, ...]  # indices into `classes`
+    split: dict[str, str] = field(
+        default_factory=dict
+    )  # path to "train", "val" or "test", if the source says
+    groups: dict[str, str] = field(default_factory=dict)  # path to a name; a group must stay in one split
+    notes: tuple[str, ...] = ()  # remarks on the source, one line each, such as what was ignored
 
     def __len__(self) -> int:
         return len(self.paths)

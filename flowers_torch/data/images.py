@@ -22,10 +22,17 @@ from flowers_torch.data import tar_members
 from flowers_torch.errors import DataError, printable
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # JPEG includes MPO
-IMAGE_SUFFIXES = frozenset(
-    """.jpg .jpeg .jpe .jfif .mpo .png .apng .webp .bmp .dib .gif .tif .tiff .ppm .pgm .pbm .pnm
-    .heic .heif .hif""".split()
-)
+SUFFIXES = {
+    "JPEG": ".jpg .jpeg .jpe .jfif .mpo",
+    "PNG": ".png .apng",
+    "TIFF": ".tif .tiff",
+    "PPM": ".ppm .pgm .pbm .pnm",
+    "BMP": ".bmp .dib",
+    "GIF": ".gif",
+    "WEBP": ".webp",
+    "HEIF": ".heic .heif .hif",
+}
+IMAGE_SUFFIXES = frozenset(" ".join(SUFFIXES.values()).split())
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 # guard: D12
 BACKGROUND = (255, 255, 255)  # behind transparent pixels
@@ -72,9 +79,6 @@ def load_image(
         at_least: Sufficient length of the shorter side in pixels; 0 for full size. A JPEG of twice that
             length or more is decoded at 1/2, 1/4 or 1/8 of its size, several times faster.
 
-    Returns:
-        An image of mode "RGB" that keeps no file open.
-
     Raises:
         DataError: with the path: missing, unreadable, not a regular file, not an accepted format, truncated,
             damaged, too large, or a pixel type without a defined range.
@@ -104,9 +108,8 @@ def open_regular(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
             file = open(path, "rb")
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = error.strerror if isinstance(error, OSError) else error
-        raise DataError(
-            f"cannot read {printable(path)}: {reason}", "check the path and its access rights"
-        ) from error
+        what = f"cannot read {printable(path)}: {reason}"
+        raise DataError(what, "check the path and its access rights") from error
     with file:
         yield file
 
@@ -142,10 +145,8 @@ def _register_heif(name: str) -> tuple[str, ...]:
     try:
         import pillow_heif
     except ImportError as error:
-        raise DataError(
-            f'{name} is a HEIC photo, which needs pip install "flowers-torch[heic]"',
-            "install that, or convert it to JPEG",
-        ) from error
+        what = f'{name} is a HEIC photo, which needs pip install "flowers-torch[heic]"'
+        raise DataError(what, "install that, or convert it to JPEG") from error
     pillow_heif.register_heif_opener()
     return ("HEIF",)
 
@@ -233,9 +234,8 @@ def _quiet() -> Iterator[None]:
 
 
 def _too_large(name: str, size: str, max_pixels: int) -> DataError:
-    return DataError(
-        f"{name} is too large: {size}, at most {max_pixels:,} pixels", "make it smaller or remove it"
-    )
+    what = f"{name} is too large: {size}, at most {max_pixels:,} pixels"
+    return DataError(what, "make it smaller or remove it")
 
 
 def _damaged(name: str, error: Exception) -> DataError:

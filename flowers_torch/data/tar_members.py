@@ -5,7 +5,6 @@ A path may lead into an archive: `set/0.tar/rose/1.jpg`. Members are found by th
 
 import functools
 import io
-import os
 import tarfile
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -13,40 +12,7 @@ from typing import IO
 from flowers_torch.errors import DataError, printable
 
 SUFFIX = ".tar"
-
-
-class Slice(io.RawIOBase):
-    """A byte range of an open file, as a file of its own. Closing it closes the whole file."""
-
-    def __init__(self, whole: IO[bytes], start: int, size: int) -> None:
-        self.whole, self.start, self.size, self.position = whole, start, size, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self.position, os.SEEK_END: self.size}[whence]
-        if base + offset < 0:
-            raise OSError("negative position")  # as regular files do
-        self.position = base + offset
-        return self.position
-
-    def tell(self) -> int:
-        return self.position
-
-    def readinto(self, buffer: "memoryview") -> int:  # type: ignore[override]
-        count = max(0, min(len(buffer), self.size - self.position))
-        self.whole.seek(self.start + self.position)
-        found = self.whole.readinto(memoryview(buffer)[:count])  # type: ignore[attr-defined]
-        self.position += found
-        return int(found)
-
-    def close(self) -> None:
-        self.whole.close()
-        super().close()
+MAX_BYTES = 1024**3  # of a member
 
 
 def split_path(path: Path) -> tuple[Path, str] | None:
@@ -58,15 +24,20 @@ def split_path(path: Path) -> tuple[Path, str] | None:
 
 
 def open_member(archive: Path, member: str) -> IO[bytes]:
-    """Opens a member for reading.
+    """Reads a member, as a file in memory.
 
     Raises:
-        DataError: the archive cannot be read or has no such member.
+        DataError: the archive cannot be read, has no such member, or it is larger than `MAX_BYTES`.
     """
     places = members(archive)
     if member not in places:
         raise DataError(f"{printable(archive)} holds no {printable(member)}", "check the path")
-    return io.BufferedReader(Slice(archive.open("rb", buffering=0), *places[member]), 1 << 16)
+    offset, size = places[member]
+    if size > MAX_BYTES:
+        raise _unusable(archive, f"holds a file larger than {MAX_BYTES:,} bytes: {printable(member)}")
+    with archive.open("rb") as file:
+        file.seek(offset)
+        return io.BytesIO(file.read(size))
 
 
 def members(archive: Path) -> dict[str, tuple[int, int]]:
@@ -79,9 +50,8 @@ def members(archive: Path) -> dict[str, tuple[int, int]]:
         status = archive.stat()
         return _members(archive, status.st_size, status.st_mtime_ns)
     except OSError as error:
-        raise DataError(
-            f"cannot read {printable(archive)}: {error.strerror or error}", "check its access rights"
-        ) from error
+        what = f"cannot read {printable(archive)}: {error.strerror or error}"
+        raise DataError(what, "check its access rights") from error
 
 
 @functools.cache

@@ -13,29 +13,20 @@ from PIL import Image, ImageEnhance
 
 from flowers_torch.data.augment.per_batch import affine
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-CAFFE_MEAN_BGR = (103.939, 116.779, 123.68)
+IMAGENET_MEAN = np.array((0.485, 0.456, 0.406), dtype=np.float32)
+IMAGENET_STD = np.array((0.229, 0.224, 0.225), dtype=np.float32)
+CAFFE_MEAN_BGR = np.array((103.939, 116.779, 123.68), dtype=np.float32)
 
 
 @dataclass(frozen=True)
 class Affine:
-    """Rotation, shift, shear and zoom, multiplied in this order.
+    """Rotation, shift, shear and zoom, multiplied in this order."""
 
-    Attributes:
-        theta: Rotation in degrees.
-        tx: Shift along the columns in pixels; positive moves the content to the left.
-        ty: Shift along the rows in pixels; positive moves the content up.
-        shear: In degrees.
-        zx: Zoom along the columns; above 1 shows more than the image.
-        zy: Zoom along the rows.
-    """
-
-    theta: float = 0.0
-    tx: float = 0.0
-    ty: float = 0.0
-    shear: float = 0.0
-    zx: float = 1.0
+    theta: float = 0.0  # degrees
+    tx: float = 0.0  # pixels along the columns; positive moves the content to the left
+    ty: float = 0.0  # pixels along the rows; positive moves the content up
+    shear: float = 0.0  # degrees
+    zx: float = 1.0  # along the columns; above 1 shows more than the image
     zy: float = 1.0
 
     def matrix(self, height: int, width: int) -> np.ndarray:
@@ -73,32 +64,18 @@ def change_brightness(image: np.ndarray, factor: float) -> np.ndarray:
 
 @dataclass(frozen=True)
 class KerasAugment:
-    """The random transformations of `ImageDataGenerator`, by its parameters.
+    """The random transformations of `ImageDataGenerator`, by its parameters."""
 
-    Attributes:
-        rotation_range: Degrees to either side.
-        width_shift_range: Fraction of the width below 1, else pixels, to either side.
-        height_shift_range: The same for the height.
-        shear_range: Degrees to either side.
-        zoom_range: z for 1 - z .. 1 + z, drawn for each axis; or (lowest, highest).
-        channel_shift_range: Gray levels to either side.
-        brightness_range: (lowest, highest) factor, or None.
-        horizontal_flip: Mirror half of the images.
-        vertical_flip: Turn half of the images upside down.
-        fill_mode: See `per_batch.affine`.
-        cval: Value for `fill_mode="constant"`.
-    """
-
-    rotation_range: float = 0.0
-    width_shift_range: float = 0.0
+    rotation_range: float = 0.0  # degrees to either side, as for shear
+    width_shift_range: float = 0.0  # a fraction of the width below 1, else pixels, to either side
     height_shift_range: float = 0.0
     shear_range: float = 0.0
-    zoom_range: float | tuple[float, float] = 0.0
-    channel_shift_range: float = 0.0
-    brightness_range: tuple[float, float] | None = None
+    zoom_range: float | tuple[float, float] = 0.0  # z for 1 - z .. 1 + z, drawn for each axis; or a range
+    channel_shift_range: float = 0.0  # gray levels to either side
+    brightness_range: tuple[float, float] | None = None  # of the factor
     horizontal_flip: bool = False
     vertical_flip: bool = False
-    fill_mode: str = "nearest"
+    fill_mode: str = "nearest"  # as for `per_batch.affine`
     cval: float = 0.0
 
     def draw_affine(self, generator: np.random.Generator, height: int, width: int) -> Affine:
@@ -123,8 +100,7 @@ class KerasAugment:
     def __call__(self, image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         """A random variant of an image (H, W, C) in 0..255, as float32 of the same shape."""
         image = self.draw_affine(generator, *image.shape[:2]).apply(image, self.fill_mode, self.cval)
-        if self.channel_shift_range:
-            limit = self.channel_shift_range
+        if limit := self.channel_shift_range:
             image = shift_channels(image, float(generator.uniform(-limit, limit)))
         if self.horizontal_flip and generator.random() < 0.5:
             image = image[:, ::-1]
@@ -140,22 +116,14 @@ class Standardizer:
     """`fit` and `standardize` of `ImageDataGenerator`: centering, scaling and ZCA whitening.
 
     Unlike Keras's, `fit` applies `rescale`, so that the statistics are those of the rescaled images.
-
-    Attributes:
-        rescale: Factor for all values.
-        samplewise_center: Subtract the image's own mean.
-        samplewise_std: Divide by the image's own standard deviation.
-        featurewise_center: Subtract the dataset's mean of each channel.
-        featurewise_std: Divide by the dataset's standard deviation of each channel.
-        zca_epsilon: Epsilon of the whitening; None for no whitening.
     """
 
     rescale: float = 1.0
-    samplewise_center: bool = False
+    samplewise_center: bool = False  # by the image's own statistics
     samplewise_std: bool = False
-    featurewise_center: bool = False
+    featurewise_center: bool = False  # by the statistics of each channel in the dataset
     featurewise_std: bool = False
-    zca_epsilon: float | None = None
+    zca_epsilon: float | None = None  # None for no whitening
     mean: np.ndarray | None = None
     std: np.ndarray | None = None
     whitening: np.ndarray | None = None
@@ -182,12 +150,9 @@ class Standardizer:
             image = image - image.mean()
         if self.samplewise_std:
             image = image / (image.std() + 1e-6)
-        for wanted, value in (
-            (self.featurewise_center, self.mean),
-            (self.featurewise_std, self.std),
-            (self.zca_epsilon is not None, self.whitening),
-        ):
-            if wanted and value is None:
+        wanted = (self.featurewise_center, self.featurewise_std, self.zca_epsilon is not None)
+        for needed, value in zip(wanted, (self.mean, self.std, self.whitening), strict=True):
+            if needed and value is None:
                 raise ValueError("the standardizer has no statistics: call fit on a set of images first")
         if self.mean is not None:
             image = image - self.mean
@@ -201,20 +166,14 @@ class Standardizer:
 def preprocess_input(image: np.ndarray, mode: str) -> np.ndarray:
     """Scales RGB values 0..255 (..., 3) as `keras.applications` does.
 
-    Args:
-        image: With any number of leading axes.
-        mode: `tf` scales to -1..1; `torch` scales to 0..1 and normalizes by ImageNet's mean and deviation;
-            `caffe` gives BGR minus ImageNet's mean, not scaled.
+    Mode `tf` scales to -1..1; `torch` scales to 0..1 and normalizes by ImageNet's mean and deviation; `caffe`
+    gives BGR minus ImageNet's mean, not scaled.
     """
     image = image.astype(np.float32)
     if mode == "tf":
         return image / 127.5 - 1
     if mode == "torch":
-        return (image / 255 - _float32(IMAGENET_MEAN)) / _float32(IMAGENET_STD)
+        return (image / 255 - IMAGENET_MEAN) / IMAGENET_STD
     if mode == "caffe":
-        return image[..., ::-1] - _float32(CAFFE_MEAN_BGR)
+        return image[..., ::-1] - CAFFE_MEAN_BGR
     raise ValueError(f"{mode!r} is not a valid preprocessing mode: expected tf, caffe, torch")
-
-
-def _float32(values: tuple[float, ...]) -> np.ndarray:
-    return np.array(values, dtype=np.float32)

@@ -25,7 +25,6 @@ class SampleGenerator:
     """Random numbers for each image, a function of seed, view, position and a counter of draws.
 
     Args:
-        seed: Seed of the run.
         views: Pass over the dataset, one number or one for each image (N,); see `loaders.EpochBatchSampler`.
         positions: (N,) integers, the positions of the images in the dataset, on the device of the results.
     """
@@ -80,9 +79,6 @@ def resized_crop(
     """A random crop of each image, stretched to (size, size), as torchvision's `RandomResizedCrop`.
 
     Args:
-        images: (N, 3, H, W).
-        size: Side of the result.
-        generator: Random numbers of these images.
         scale: Range of the crop's fraction of the area.
         ratio: Range of its width over its height, drawn by logarithm.
         aspects: (N,) width over height of the original images, if these are stretched; W / H if None.
@@ -123,8 +119,6 @@ def cut(images: Tensor, size: int, down: Tensor, across: Tensor, height: Tensor,
     """A rectangle of each image, stretched to (size, size).
 
     Args:
-        images: (N, 3, H, W).
-        size: Side of the result.
         down: (N, 1), vertical position: 0 at the top, 1 at the bottom.
         across: (N, 1), horizontal position: 0 at the left, 1 at the right.
         height: (N, 1), as a fraction of H.
@@ -142,7 +136,6 @@ def affine(images: Tensor, matrices: Tensor, fill_mode: str = "nearest", cval: f
     """Transforms each image by its matrix, as Keras's `apply_affine_transform`.
 
     Args:
-        images: (N, 3, H, W).
         matrices: (N, 2, 3): the source (row, column) of an output pixel (row, column, 1).
         fill_mode: What is outside of the image: "constant" is `cval`, "nearest" repeats the border, "reflect"
             mirrors the image (border pixels twice), "wrap" continues at the other side with a period of one
@@ -166,16 +159,10 @@ def draw_affines(
     shear: float = 0.0,
     zoom: float = 0.0,
 ) -> Tensor:
-    """Random matrices (N, 2, 3) for `affine`, around the center.
+    """Random matrices (N, 2, 3) for `affine`, around the center of images of height x width.
 
-    Args:
-        generator: Random numbers of the images.
-        height: Of the images.
-        width: Of the images.
-        rotation: Degrees to either side.
-        shift: Fraction of each side, to either side.
-        shear: Degrees to either side.
-        zoom: z for factors 1 - z .. 1 + z, drawn for each axis; above 1 shows more than the image.
+    `rotation` and `shear` are degrees and `shift` a fraction of each side, to either side. `zoom` is z for
+    factors 1 - z .. 1 + z, drawn for each axis; above 1 shows more than the image.
     """
     angle, lean = (generator.uniform(1, -d, d)[:, 0].deg2rad() for d in (rotation, shear))
     move_y, move_x = (generator.uniform(1, -shift, shift)[:, 0] * side for side in (height, width))
@@ -269,27 +256,18 @@ def erase(
     aspect = generator.uniform(1, math.log(ratio[0]), math.log(ratio[1])).exp()
     tall, wide = (area / aspect).sqrt().clamp(max=height), (area * aspect).sqrt().clamp(max=width)
     top, left = generator.uniform(1) * (height - tall), generator.uniform(1) * (width - wide)
-    inside = _rectangles(top, left, tall, wide, height, width)
-    inside &= generator.uniform(1)[:, :, None] < probability
-    return torch.where(inside[:, None], images.mean((2, 3), keepdim=True), images)
-
-
-def _rectangles(top: Tensor, left: Tensor, tall: Tensor, wide: Tensor, height: int, width: int) -> Tensor:
-    """Masks (N, height, width) of rectangles, from corners and sides (N, 1)."""
-    rows = torch.arange(height, device=top.device) + 0.5
-    columns = torch.arange(width, device=top.device) + 0.5
+    rows = torch.arange(height, device=images.device) + 0.5
+    columns = torch.arange(width, device=images.device) + 0.5
     in_rows = (rows >= top) & (rows < top + tall)
-    in_columns = (columns >= left) & (columns < left + wide)
-    return in_rows[:, :, None] & in_columns[:, None, :]
+    in_columns = (columns >= left) & (columns < left + wide) & (generator.uniform(1) < probability)
+    inside = in_rows[:, :, None] & in_columns[:, None, :]
+    return torch.where(inside[:, None], images.mean((2, 3), keepdim=True), images)
 
 
 def mixup(images: Tensor, targets: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
     """Blends each image and its target with those of the reversed batch (Zhang et al. 2018).
 
-    Args:
-        images: (N, 3, H, W).
-        targets: (N, classes), rows that sum to 1.
-        fraction: Weight of the image itself, 0..1; see `draw_fraction`.
+    Targets are (N, classes). `fraction` is the weight of the image itself, 0..1; see `draw_fraction`.
     """
     return torch.lerp(images.flip(0), images, fraction), torch.lerp(targets.flip(0), targets, fraction)
 

@@ -28,16 +28,8 @@ def eval_transform(
 ) -> v2.Compose:
     """The transform of evaluation: resize, center crop, scale to 0..1, normalize.
 
-    Args:
-        size: Side of the output in pixels.
-        mean: Of the channels, in units of 0..1.
-        std: Of the channels, in units of 0..1.
-        interpolation: "bilinear" or "bicubic", both antialiased.
-        crop: Fraction of the resized image's shorter side that the center crop keeps.
-        stretch: Resize both sides to `size` instead, as Keras's `target_size` does.
-
-    Returns:
-        Transform of an RGB `PIL.Image` to a float tensor (3, size, size).
+    It turns an RGB `PIL.Image` into a float tensor (3, size, size). The arguments are the fields of
+    `Preprocessing`; both interpolations are antialiased.
     """
     mode = InterpolationMode(interpolation)
     if stretch:
@@ -66,9 +58,8 @@ def train_transform(
 ) -> v2.Compose:
     """The transform of an augmentation of single images; arguments and result as in `eval_transform`.
 
-    Args:
-        augmentation: `rand` is a random crop, mirror, RandAugment and random erasing. `trivial` is a random
-            crop, mirror and TrivialAugment.
+    `rand` is a random crop, mirror, RandAugment and random erasing. `trivial` is a random crop, mirror and
+    TrivialAugment.
     """
     views: dict[str, list[nn.Module]] = {
         "rand": [v2.RandAugment(), *to_floats(), OneImage(erase)],
@@ -95,12 +86,8 @@ class ResizedCenter(nn.Module):
     """Resize with antialiasing and center crop in one step, without computing the pixels that are cut off.
 
     Equals torchvision's `Resize` and `CenterCrop` up to rounding: by 1 of 255 on photos. Noise can differ
-    more, because Pillow may resize rows or columns first and clips in between.
-
-    Args:
-        shorter: Shorter side of the resized image in pixels.
-        size: Side of the square crop, at most `shorter`.
-        resample: Pillow's filter.
+    more, because Pillow may resize rows or columns first and clips in between. `shorter` is the shorter side
+    of the resized image, at least `size`, the side of the crop.
     """
 
     def __init__(self, shorter: int, size: int, resample: Image.Resampling) -> None:

@@ -1,5 +1,6 @@
 """Augmented variants of images, as training sees them."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -34,25 +35,19 @@ PREVIEW_AUGMENTATIONS = (*AUGMENTATIONS, "tutorial")
 def variants(
     image: Image.Image, augmentation: str, size: int, count: int, seed: int = 0
 ) -> list[Image.Image]:
-    """Augmented variants of an image.
+    """Augmented variants of an RGB image, of `size` x `size` pixels. Variant i of a seed is always the same.
 
-    Args:
-        image: RGB.
-        augmentation: One of `PREVIEW_AUGMENTATIONS`; `tutorial` is Keras's own.
-        size: Side of the results in pixels; `tutorial` keeps the shape of the image.
-        count: Number of variants.
-        seed: Variant i of a seed is always the same.
+    The augmentation `tutorial` is Keras's own; it keeps the shape of the image.
     """
     if augmentation == "tutorial":
         pixels = np.asarray(image, dtype=np.float32)
         results = [TUTORIAL(pixels, np.random.default_rng((seed, i))) for i in range(count)]
         return [Image.fromarray(np.rint(values).clip(0, 255).astype(np.uint8)) for values in results]
     if augmentation in BATCH_AUGMENTATIONS:
-        resized = (
-            resize_transform(augmentation, Preprocessing(size))(image).expand(count, -1, -1, -1).float() / 255
-        )
+        resized = resize_transform(augmentation, Preprocessing(size))(image).float() / 255
         generator = SampleGenerator(seed, torch.arange(count), torch.zeros(count, dtype=torch.int64))
         aspects = torch.full((count,), image.width / image.height)
+        resized = resized.expand(count, -1, -1, -1)
         inputs = batch_augmentation(augmentation, size)(resized, generator, aspects)
         return [functional.to_pil_image(values) for values in inputs]
     transform = train_transform(augmentation, size, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
@@ -67,11 +62,11 @@ def variants(
 def sample_by_class(dataset: ImageDataset, count: int, seed: int = 0) -> list[int]:
     """Positions of random images, one of each class in turn."""
     order = sorted(range(len(dataset)), key=lambda i: split_number(dataset.paths[i], seed))
-    turn: dict[int, int] = {}
+    turn: Counter[int] = Counter()
     turns = []
     for index in order:
         label = dataset.labels[index]
-        turns.append((turn.setdefault(label, 0), label, index))
+        turns.append((turn[label], label, index))
         turn[label] += 1
     return [index for _, _, index in sorted(turns)[:count]]
 

@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from flowers_torch.data.dataset import ImageDataset
-from flowers_torch.data.quality.report import Finding, check_quality, drop_images, read_exclude_list
+from flowers_torch.data.quality.report import check_quality, drop_images, read_exclude_list
 from flowers_torch.data.quality.scan import inspect_images
 from flowers_torch.data.sources.rows import listed
 from flowers_torch.data.sources.tables import read_groups
@@ -15,19 +15,12 @@ MIN_SEVERITY = 2  # of findings that training warns of
 
 @dataclasses.dataclass(frozen=True)
 class FilteredDataset:
-    """A dataset after the checks before training.
-
-    Attributes:
-        dataset: The images to train on.
-        duplicates: Groups of positions that must stay in one split; empty unless requested.
-        unreadable: Path to reason of the images that were left out as unreadable.
-        warnings: Findings of some severity, worst first, one line each.
-    """
+    """A dataset after the checks before training."""
 
     dataset: ImageDataset
-    duplicates: list[list[int]]
-    unreadable: dict[str, str]
-    warnings: list[str]
+    duplicates: list[list[int]]  # groups of positions that must stay in one split; empty unless requested
+    unreadable: dict[str, str]  # path to reason of the images that were left out
+    warnings: list[str]  # findings of some severity, worst first, one line each
 
 
 def filter_images(
@@ -42,8 +35,7 @@ def filter_images(
     Args:
         exclude: Path of an exclude list, or empty.
         groups: Images that stay in one split: "duplicates", "none", or the path of a table file,group.
-        skip_bad: Whether unreadable images are left out instead of raising.
-        cache: `files.cache_folder()` if None.
+        skip_bad: Leave unreadable images out instead of raising.
 
     Raises:
         DataError: unreadable images (unless skipped), or a class without any image left.
@@ -64,19 +56,12 @@ def filter_images(
     if groups not in ("duplicates", "none"):
         dataset = dataclasses.replace(dataset, groups=read_groups(Path(groups).expanduser(), dataset))
     report = check_quality(dataset, inspections)
-    warnings = [
-        _warning(dataset, finding)
-        for finding in report.findings
-        if finding.severity >= MIN_SEVERITY or finding.kind == "several_frames"  # guard: D19
-    ]
+    warnings = []
+    for finding in report.findings:
+        if finding.severity >= MIN_SEVERITY or finding.kind == "several_frames":  # guard: D19
+            pairs = [group for group in finding.groups if len(group) > 1]
+            first = " = ".join(printable(dataset.paths[i], 60) for i in pairs[0]) if pairs else ""
+            warnings.append(f"{finding.what} (first: {first})" if pairs else finding.what)
     if bad:
         warnings.insert(0, f"{len(bad)} photos cannot be used and are left out: {listed(list(bad), most=3)}")
     return FilteredDataset(dataset, report.duplicates if groups == "duplicates" else [], bad, warnings)
-
-
-def _warning(dataset: ImageDataset, finding: Finding) -> str:
-    """What was found, with the first group of duplicates if there is one."""
-    pairs = [group for group in finding.groups if len(group) > 1]
-    if not pairs:
-        return finding.what
-    return f"{finding.what} (first: {' = '.join(printable(dataset.paths[i], 60) for i in pairs[0])})"

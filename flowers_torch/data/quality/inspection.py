@@ -5,7 +5,6 @@ inspection in JSON. A decoder that crashes then costs one image. Importing torch
 """
 
 import dataclasses
-import functools
 import hashlib
 import json
 import sys
@@ -13,50 +12,35 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageStat
 
 from flowers_torch.data.images import load_image, open_header, open_regular, read_orientation
 from flowers_torch.errors import DataError, printable
 
 HASH_SIDE = 32  # of the image that the perceptual hash is computed from
+# Rows of the type-II cosine transform (9, HASH_SIDE).
+COSINES = np.cos(np.arange(9)[:, None] * (np.arange(HASH_SIDE) + 0.5) * np.pi / HASH_SIDE).astype(np.float32)
 MEASURE_SIDE = 300  # approximate longer side (225 .. 450) for measuring sharpness
 
 
 @dataclasses.dataclass(frozen=True)
 class Inspection:
-    """The result of an inspection. Only `error` and `fatal` are set for an unreadable image.
+    """The result of an inspection. Only `error` and `fatal` are set for an unreadable image."""
 
-    Attributes:
-        error: Why the image cannot be used; empty for a good image.
-        fatal: Whether the decoder crashed or stalled; such a result is not cached.
-        format: Of the content: JPEG, PNG, ...
-        mode: Pillow's mode of the pixels in the file: RGB, L, P, CMYK, I;16, ...
-        alpha: Whether it may have transparent pixels.
-        frames: Number of frames in the file.
-        width: Of the upright image, in pixels.
-        height: Of the upright image, in pixels.
-        sha256: Of the file's bytes.
-        phash: Perceptual hash, 64 bits in hexadecimal; scaling, compression and brightness hardly change it.
-        phash_mirrored: Perceptual hash of the mirrored image.
-        contrast: Standard deviation of brightness, 0..128; about 0 for a blank image.
-        sharpness: Energy of the finest details over the contrast; small for a blurred image.
-        colorfulness: Mean difference between the channels, 0..255; about 0 for a gray image.
-    """
-
-    error: str = ""
-    fatal: bool = False
-    format: str = ""
-    mode: str = ""
-    alpha: bool = False
+    error: str = ""  # why the image cannot be used
+    fatal: bool = False  # the decoder crashed or stalled; such a result is not cached
+    format: str = ""  # of the content: JPEG, PNG, ...
+    mode: str = ""  # Pillow's, of the pixels in the file: RGB, L, P, CMYK, I;16, ...
+    alpha: bool = False  # may have transparent pixels
     frames: int = 1
-    width: int = 0
+    width: int = 0  # of the upright image, in pixels
     height: int = 0
-    sha256: str = ""
-    phash: str = ""
-    phash_mirrored: str = ""
-    contrast: float = 0.0
-    sharpness: float = 0.0
-    colorfulness: float = 0.0
+    sha256: str = ""  # of the file's bytes
+    phash: str = ""  # 64 bits in hexadecimal; scaling, compression and brightness hardly change it
+    phash_mirrored: str = ""  # of the mirrored image
+    contrast: float = 0.0  # standard deviation of brightness, 0..128; about 0 for a blank image
+    sharpness: float = 0.0  # energy of the finest details over the contrast; small for a blurred image
+    colorfulness: float = 0.0  # mean difference between the channels, 0..255; about 0 for a gray image
 
 
 def inspect_image(path: Path | str) -> Inspection:
@@ -76,9 +60,8 @@ def inspect_image(path: Path | str) -> Inspection:
     except DataError as error:
         return Inspection(error=str(error))
     except Exception as error:  # counting frames parses the whole file and can raise anything
-        return Inspection(
-            error=f"{printable(path)} is damaged: {printable(error)}; fix: replace or remove it"
-        )
+        damage = f"{printable(path)} is damaged: {printable(error)}"
+        return Inspection(error=f"{damage}; fix: replace or remove it")
     width, height = image.size
     if max(width, height) < max(header.size):  # the decoder reduced it
         width, height = reversed(header.size) if turned else header.size
@@ -90,26 +73,18 @@ def _measure(image: Image.Image) -> dict[str, Any]:
     factor = round(max(image.size) / MEASURE_SIDE)
     image = image.reduce(factor) if factor > 1 else image
     gray = image.convert("L")
-    contrast = _spread(gray)
+    contrast = float(ImageStat.Stat(gray).stddev[0])
     sharpness = _edges(np.asarray(gray)) / (contrast + 1)
     tiny = image.resize((HASH_SIDE, HASH_SIDE), Image.Resampling.BOX, reducing_gap=1.0)
     rgb = np.asarray(tiny, dtype=np.float32)
     upright, mirrored = perceptual_hashes(rgb.mean(axis=2))
     return {
-        "phash": f"{upright:016x}",
-        "phash_mirrored": f"{mirrored:016x}",
+        "phash": upright,
+        "phash_mirrored": mirrored,
         "contrast": round(contrast, 2),
         "sharpness": round(sharpness, 4),
         "colorfulness": round(float((rgb.max(axis=2) - rgb.min(axis=2)).mean()), 2),
     }
-
-
-def _spread(gray: Image.Image) -> float:
-    """Standard deviation of the brightness, computed from the histogram for speed."""
-    counts = np.asarray(gray.histogram(), dtype=np.float64)
-    levels = np.arange(256)
-    mean = (counts @ levels) / counts.sum()
-    return float(np.sqrt((counts @ (levels - mean) ** 2) / counts.sum()))
 
 
 def _edges(gray: np.ndarray) -> float:
@@ -124,33 +99,21 @@ def _edges(gray: np.ndarray) -> float:
     return float(np.sqrt(max(0.0, float(edges @ edges) / len(edges) - mean * mean)))
 
 
-def perceptual_hashes(gray: np.ndarray) -> tuple[int, int]:
-    """64-bit perceptual hashes of an image and of its mirror image.
+def perceptual_hashes(gray: np.ndarray) -> tuple[str, str]:
+    """64-bit perceptual hashes, in hexadecimal, of an image (32, 32) and of its mirror image.
 
     The bits are the signs, around their median, of the 8 x 8 lowest frequencies of the cosine transform
     except the mean (Zauner, "Implementation and benchmarking of perceptual image hash functions", 2010).
-
-    Args:
-        gray: Brightness (32, 32).
     """
-    basis = _cosines(HASH_SIDE, 9)
-    frequencies = basis @ gray @ basis.T  # (9, 9): rows vertical, columns horizontal
+    frequencies = COSINES @ gray @ COSINES.T  # (9, 9): rows vertical, columns horizontal
     low = frequencies[:8, 1:9]  # without the column of frequency 0, which holds the mean
     # Mirroring changes the sign of horizontal cosines of odd frequency.
-    signs = np.where(np.arange(1, 9) % 2 == 1, -1.0, 1.0)
-    return _bits(low), _bits(low * signs)
+    return _bits(low), _bits(low * np.where(np.arange(1, 9) % 2 == 1, -1.0, 1.0))
 
 
-def _bits(values: np.ndarray) -> int:
+def _bits(values: np.ndarray) -> str:
     middle = np.sort(values, axis=None)[31:33].mean()
-    return int.from_bytes(np.packbits((values > middle).ravel()).tobytes(), "big")
-
-
-@functools.cache
-def _cosines(size: int, count: int) -> np.ndarray:
-    """Rows of the type-II cosine transform (count, size)."""
-    positions = (np.arange(size) + 0.5) * np.pi / size
-    return np.cos(np.arange(count)[:, None] * positions).astype(np.float32)
+    return np.packbits((values > middle).ravel()).tobytes().hex()
 
 
 def main() -> None:

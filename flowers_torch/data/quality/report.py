@@ -7,13 +7,14 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from flowers_torch.data.dataset import ImageDataset
+from flowers_torch.data.images import SUFFIXES
 from flowers_torch.data.quality.duplicates import exact_duplicates, near_duplicates
 from flowers_torch.data.quality.inspection import Inspection
 from flowers_torch.data.splits.assign import IMBALANCE, Splits
@@ -26,38 +27,18 @@ BLANK_CONTRAST = 4.0  # out of 128
 BLURRED_FRACTION = 0.2  # of the dataset's median sharpness
 GRAY_COLORFULNESS = 1.5  # mean difference of the channels, out of 255
 FEW_IMAGES = 20  # of a class; with fewer, a test result is hardly meaningful
-SUFFIXES = {
-    "JPEG": ".jpg .jpeg .jpe .jfif .mpo",
-    "MPO": ".jpg .jpeg .jpe .jfif .mpo",
-    "PNG": ".png .apng",
-    "TIFF": ".tif .tiff",
-    "PPM": ".ppm .pgm .pbm .pnm",
-    "BMP": ".bmp .dib",
-    "GIF": ".gif",
-    "WEBP": ".webp",
-    "HEIF": ".heic .heif .hif",
-}
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A problem and the images that have it.
+    """A problem and the images that have it."""
 
-    Attributes:
-        kind: Short name for programs.
-        severity: 3 spoils training or its results, 2 harms them, 1 is worth a look.
-        what: One sentence.
-        todo: Advice.
-        groups: Positions of the images; duplicates form a group, other images are alone in theirs.
-        excluded: Positions for the exclude list.
-    """
-
-    kind: str
-    severity: int
-    what: str
-    todo: str
-    groups: list[list[int]] = field(default_factory=list)
-    excluded: list[int] = field(default_factory=list)
+    kind: str  # a short name for programs
+    severity: int  # 3 spoils training or its results, 2 harms them, 1 is worth a look
+    what: str  # one sentence
+    todo: str  # advice
+    groups: list[list[int]] = field(default_factory=list)  # of duplicates; other images are alone in theirs
+    excluded: list[int] = field(default_factory=list)  # positions for the exclude list
 
 
 @dataclass(frozen=True)
@@ -85,7 +66,7 @@ class QualityReport:
             "images": len(dataset),
             "classes": dict(zip(dataset.classes, dataset.counts(), strict=True)),
             "findings": [
-                {k: v for k, v in asdict(finding).items() if k not in ("groups", "excluded")}
+                {key: getattr(finding, key) for key in ("kind", "severity", "what", "todo")}
                 | {"groups": [[dataset.paths[i] for i in group] for group in finding.groups]}
                 for finding in self.findings
             ],
@@ -111,17 +92,17 @@ def check_quality(
     split_of = dict(dataset.split)
     if splits is not None:
         split_of = {dataset.paths[i]: split for split, indices in splits.items() for i in indices}
-    exact = exact_duplicates(inspections)
     if duplicates is None:
         duplicates = near_duplicates(dataset, inspections, features)
     unreadable = [index for index, inspection in enumerate(inspections) if inspection.error]
-    findings = [
-        *_finding("unreadable", 3, "cannot be read", "replace or remove them", unreadable, unreadable),
-        *_check_duplicates(dataset, exact, duplicates, split_of),
+    about_images = [
+        _about("unreadable", 3, "cannot be read", "replace or remove them", unreadable, unreadable),
+        *_check_duplicates(dataset, exact_duplicates(inspections), duplicates, split_of),
         *_check_appearance(dataset, inspections),
-        *_check_classes(dataset, inspections),
-        *(Finding("note", 1, note, "nothing, if that is intended") for note in dataset.notes),
     ]
+    findings = [finding for finding in about_images if finding.groups]
+    findings += _check_classes(dataset, inspections)
+    findings += [Finding("note", 1, note, "nothing, if that is intended") for note in dataset.notes]
     findings.sort(key=lambda finding: -finding.severity)  # stable within a severity
     return QualityReport(dataset, inspections, findings, duplicates)
 
@@ -135,30 +116,24 @@ def _check_duplicates(
     def splits(group: list[int]) -> set[str]:
         return {split_of[dataset.paths[i]] for i in group if dataset.paths[i] in split_of}
 
-    contradicting = [group for group in duplicates if len(labels(group)) > 1]
-    leaking = [group for group in duplicates if len(splits(group)) > 1]
+    mixed = [group for group in duplicates if len(labels(group)) > 1]  # guard: D27 labels
+    leaking = [group for group in duplicates if len(splits(group)) > 1]  # guard: D27 splits
     copied = [group for group in exact if len(labels(group)) == 1]
     similar = [group for group in duplicates if len(labels(group)) == 1 and group not in copied]
-    found = []
-    if contradicting:  # guard: D27 labels
-        what = f"{len(contradicting)} pictures are in several classes"
-        todo = "keep each in its true class only; the exclude list holds all copies"
-        found.append(
-            Finding("duplicates_across_classes", 3, what, todo, contradicting, sum(contradicting, []))
-        )
-    if leaking:  # guard: D27 splits
-        what = f"{len(leaking)} pictures are in several splits: the test result is too good"
-        todo = "split with --groups duplicates, or keep one of each"
-        found.append(Finding("duplicates_across_splits", 3, what, todo, leaking))
-    if copied:
-        what = f"{len(copied)} photos occur more than once, byte for byte"
-        copies = [i for group in copied for i in group[1:]]
-        found.append(Finding("exact_duplicates", 2, what, "remove the copies", copied, copies))
-    if similar:
-        what = f"{len(similar)} pictures occur more than once, saved again, scaled or mirrored"
-        todo = "split with --groups duplicates, so that no copy of a training photo is in the test"
-        found.append(Finding("near_duplicates", 2, what, todo, similar))
-    return found
+    across_classes = f"{len(mixed)} pictures are in several classes"
+    across_splits = f"{len(leaking)} pictures are in several splits: the test result is too good"
+    copies = f"{len(copied)} photos occur more than once, byte for byte"
+    near = f"{len(similar)} pictures occur more than once, saved again, scaled or mirrored"
+    keep = "keep each in its true class only; the exclude list holds all copies"
+    apart = "split with --groups duplicates, so that no copy of a training photo is in the test"
+    either = "split with --groups duplicates, or keep one of each"
+    extra = [i for group in copied for i in group[1:]]
+    return [
+        Finding("duplicates_across_classes", 3, across_classes, keep, mixed, sum(mixed, [])),
+        Finding("duplicates_across_splits", 3, across_splits, either, leaking),
+        Finding("exact_duplicates", 2, copies, "remove the copies", copied, extra),
+        Finding("near_duplicates", 2, near, apart, similar),
+    ]
 
 
 def _check_appearance(dataset: ImageDataset, inspections: Sequence[Inspection]) -> list[Finding]:
@@ -172,29 +147,33 @@ def _check_appearance(dataset: ImageDataset, inspections: Sequence[Inspection]) 
     gray = where(lambda x: x.colorfulness < GRAY_COLORFULNESS and x.contrast >= BLANK_CONTRAST)
     if len(gray) >= len(good) / 2:  # a dataset of gray images
         gray = []
-    other = [i for i, x in good if not dataset.paths[i].lower().endswith(tuple(SUFFIXES[x.format].split()))]
+    suffixes = [tuple(SUFFIXES.get(x.format, SUFFIXES["JPEG"]).split()) for _, x in good]  # MPO is a JPEG
+    other = [
+        i
+        for (i, _), known in zip(good, suffixes, strict=True)
+        if not dataset.paths[i].lower().endswith(known)
+    ]
     blurred = where(lambda x: x.contrast >= BLANK_CONTRAST and x.sharpness < BLURRED_FRACTION * median)
     strips = where(lambda x: max(x.width, x.height) > MAX_ASPECT * min(x.width, x.height))
     tiny = where(lambda x: min(x.width, x.height) < MIN_SIDE)
-    deep = where(lambda x: x.mode.startswith("I"))
-    cmyk = where(lambda x: x.mode == "CMYK")
-    animated = where(lambda x: x.frames > 1)
-    look = "look at them in the gallery"
-    found = [
-        _finding("blank", 2, "show nothing", "remove them", blank, blank),
-        _finding("tiny", 2, f"are smaller than {MIN_SIDE} pixels", look, tiny),
-        _finding("odd_aspect", 2, f"are longer than {MAX_ASPECT:g}:1", "crop them", strips),
-        _finding("blurred", 1, "are far less sharp than the others", look, blurred),
-        _finding("gray", 1, "are gray among color photos", look, gray),
-        _finding(
-            "other_format", 1, "have another format than their suffix", "nothing: the content decides", other
+    frames = where(lambda x: x.frames > 1)
+    look, fine = "look at them in the gallery", "nothing: the content decides"
+    return [
+        _about("blank", 2, "show nothing", "remove them", blank, blank),
+        _about("tiny", 2, f"are smaller than {MIN_SIDE} pixels", look, tiny),
+        _about("odd_aspect", 2, f"are longer than {MAX_ASPECT:g}:1", "crop them", strips),
+        _about("blurred", 1, "are far less sharp than the others", look, blurred),
+        _about("gray", 1, "are gray among color photos", look, gray),
+        _about("other_format", 1, "have another format than their suffix", fine, other),
+        _about("alpha", 1, "are partly transparent", "nothing: shown on white", where(lambda x: x.alpha)),
+        _about(
+            "deep", 1, "have 16 bits", "nothing: scaled to 8 bits", where(lambda x: x.mode.startswith("I"))
         ),
-        _finding("alpha", 1, "are partly transparent", "nothing: shown on white", where(lambda x: x.alpha)),
-        _finding("deep", 1, "have 16 bits", "nothing: scaled to 8 bits", deep),
-        _finding("cmyk", 1, "are in print colors", "nothing: converted to RGB", cmyk),
-        _finding("several_frames", 1, "hold several pictures", "nothing: the first one is used", animated),
+        _about(
+            "cmyk", 1, "are in print colors", "nothing: converted to RGB", where(lambda x: x.mode == "CMYK")
+        ),
+        _about("several_frames", 1, "hold several pictures", "nothing: the first one is used", frames),
     ]
-    return sum(found, [])
 
 
 def _check_classes(dataset: ImageDataset, inspections: Sequence[Inspection]) -> list[Finding]:
@@ -217,14 +196,11 @@ def _check_classes(dataset: ImageDataset, inspections: Sequence[Inspection]) -> 
     return found
 
 
-def _finding(
+def _about(
     kind: str, severity: int, what: str, todo: str, indices: list[int], excluded: Sequence[int] = ()
-) -> list[Finding]:
-    """The finding about some images, or nothing if there are none."""
-    if not indices:
-        return []
+) -> Finding:
     count = "1 photo" if len(indices) == 1 else f"{len(indices)} photos"
-    return [Finding(kind, severity, f"{count} {what}", todo, [[i] for i in indices], list(excluded))]
+    return Finding(kind, severity, f"{count} {what}", todo, [[i] for i in indices], list(excluded))
 
 
 def write_exclude_list(path: Path, report: QualityReport) -> None:

@@ -39,26 +39,27 @@ def inspect_images(
         cache: `files.cache_folder()` if None.
         progress: Called with the number of images done, from any thread.
         seconds_per_image: Time after which a worker is killed and the image counts as unreadable.
-
-    Returns:
-        One inspection for each image, in the order of `dataset.paths`.
     """
-    file = _cache_file(dataset, Path(cache or cache_folder()))
+    root = hashlib.sha256(os.fsencode(dataset.root.resolve())).hexdigest()[:16]
+    file = Path(cache or cache_folder()) / "inspections" / f"{root}.json"
     known = _read_cache(file)
     stamps = [_stamp(dataset.root / path) for path in dataset.paths]
-    found: list[Inspection | None] = []
-    for path, stamp in zip(dataset.paths, stamps, strict=True):
-        entry = known.get(path)
-        found.append(Inspection(**entry[1]) if entry and stamp and entry[0] == stamp else None)
-    todo = [index for index, inspection in enumerate(found) if inspection is None]
-    if todo:
-        paths = [dataset.root / dataset.paths[index] for index in todo]
+    found = {
+        path: known[path][1]
+        for path, stamp in zip(dataset.paths, stamps, strict=True)
+        if stamp and path in known and known[path][0] == stamp
+    }
+    if todo := [path for path in dataset.paths if path not in found]:
         count = min(workers or _cores(), len(todo))
-        new = _inspect_all(paths, count, seconds_per_image, progress)
-        for index, inspection in zip(todo, new, strict=True):
-            found[index] = inspection
-        _write_cache(file, dataset, stamps, found)
-    return [inspection for inspection in found if inspection is not None]
+        new = _inspect_all([dataset.root / path for path in todo], count, seconds_per_image, progress)
+        found |= zip(todo, new, strict=True)
+        content = {
+            path: (stamp, dataclasses.asdict(found[path]))
+            for path, stamp in zip(dataset.paths, stamps, strict=True)
+            if stamp and not found[path].fatal
+        }
+        write_json(file, {"format": CACHE_FORMAT, "images": content})
+    return [found[path] for path in dataset.paths]
 
 
 def _inspect_all(
@@ -72,7 +73,10 @@ def _inspect_all(
         worker = idle.get()
         try:
             # A second try with a new process: lack of memory or a sleeping machine can end the first.
-            return worker.inspect(path, seconds) or worker.inspect(path, seconds) or _fatal(path, seconds)
+            if found := worker.inspect(path, seconds) or worker.inspect(path, seconds):
+                return found
+            reason = f"crashes the image decoder, or takes longer than {seconds:g} s to decode"
+            return Inspection(error=f"{printable(path)} {reason}; fix: remove it", fatal=True)
         finally:
             idle.put(worker)
             done += 1
@@ -138,11 +142,6 @@ class Worker:
         return self.process
 
 
-def _fatal(path: Path, seconds: float) -> Inspection:
-    reason = f"crashes the image decoder, or takes longer than {seconds:g} s to decode"
-    return Inspection(error=f"{printable(path)} {reason}; fix: remove it", fatal=True)
-
-
 def _read_line(stream: Any, seconds: float) -> bytes:
     """A line from a pipe; EOFError if it was closed, TimeoutError after `seconds`."""
     line = b""
@@ -172,31 +171,12 @@ def _stamp(path: Path) -> list[int]:
     return [status.st_size, status.st_mtime_ns]
 
 
-def _cache_file(dataset: ImageDataset, cache: Path) -> Path:
-    root = os.fsencode(dataset.root.resolve())
-    return cache / "inspections" / f"{hashlib.sha256(root).hexdigest()[:16]}.json"
-
-
-def _read_cache(file: Path) -> dict[str, tuple[list[int], dict[str, Any]]]:
+def _read_cache(file: Path) -> dict[str, tuple[list[int], Inspection]]:
+    """Path to stamp and inspection."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         if content["format"] != CACHE_FORMAT:
             return {}
-        known = {path: (stamp, values) for path, (stamp, values) in content["images"].items()}
-        for _, values in known.values():
-            Inspection(**values)
-        return known
+        return {path: (stamp, Inspection(**values)) for path, (stamp, values) in content["images"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}  # absent or damaged: all images are inspected
-
-
-def _write_cache(
-    file: Path, dataset: ImageDataset, stamps: list[list[int]], found: list[Inspection | None]
-) -> None:
-    rows = zip(dataset.paths, stamps, found, strict=True)
-    content = {
-        path: (stamp, dataclasses.asdict(inspection))
-        for path, stamp, inspection in rows
-        if inspection and stamp and not inspection.fatal
-    }
-    write_json(file, {"format": CACHE_FORMAT, "images": content})

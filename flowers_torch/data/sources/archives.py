@@ -16,7 +16,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from flowers_torch.data.images import open_regular
 from flowers_torch.errors import DataError, ResourceError, printable
@@ -30,8 +30,6 @@ STALE_SECONDS = 24 * 3600
 DEVICE_NAME = re.compile(r"con|prn|aux|nul|(com|lpt)[0-9¹²³]", re.IGNORECASE)  # of Windows
 DRIVE = re.compile(r"[A-Za-z]:")
 SUFFIXES = (".tar.gz", ".tar.bz2", ".tar.xz", ".tgz", ".tbz2", ".txz", ".tar", ".zip")
-
-_Opener = Callable[[IO[bytes]], IO[bytes]]
 
 
 @contextlib.contextmanager
@@ -229,13 +227,15 @@ class _ForwardReader:
         return self.position
 
 
-def _decompressor(start: bytes, archive: Path) -> _Opener:
-    if start[:2] == b"\x1f\x8b":
-        return lambda file: gzip.GzipFile(fileobj=file, mode="rb")  # type: ignore[return-value]
-    if start[:3] == b"BZh":
-        return lambda file: bz2.BZ2File(file)
-    if start[:6] == b"\xfd7zXZ\0":
-        return lambda file: lzma.LZMAFile(file)
+def _decompressor(start: bytes, archive: Path) -> Callable[..., Any]:
+    openers: dict[bytes, Callable[..., Any]] = {
+        b"\x1f\x8b": gzip.open,
+        b"BZh": bz2.open,
+        b"\xfd7zXZ\0": lzma.open,
+    }
+    for magic, opener in openers.items():
+        if start.startswith(magic):
+            return opener
     if start[257:262] == b"ustar":
         return lambda file: file
     # guard: D38 page
@@ -249,7 +249,5 @@ def _damaged(archive: Path, error: object) -> DataError:
 
 
 def _cannot_write(folder: Path, error: OSError) -> ResourceError:
-    return ResourceError(
-        f"cannot write {printable(folder)}: {error.strerror or error}",
-        "free space, or choose another cache folder",
-    )
+    what = f"cannot write {printable(folder)}: {error.strerror or error}"
+    return ResourceError(what, "free space, or choose another cache folder")

@@ -6,7 +6,7 @@ dataset; ambiguous arrays are errors.
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,45 +26,23 @@ HDF5_SUFFIXES = (".h5", ".hdf5")
 NOTES_FILE = ".notes.json"  # hidden, so that it is not taken for an image
 
 
-@dataclass(frozen=True)
-class ImageArrays:
-    """Checked images of one split.
-
-    Attributes:
-        images: uint8 (N, height, width, 3).
-        labels: Class indices (N,).
-        notes: Conversions, one line each.
-    """
-
-    images: np.ndarray
-    labels: np.ndarray
-    notes: tuple[str, ...]
-
-
 def check_arrays(
-    images: Any, labels: Any, classes: int | None = None, size: tuple[int, int] | None = None
-) -> ImageArrays:
-    """Converts arrays of the usual layouts to uint8 (N, H, W, 3) and class indices (N,).
+    images: Any, labels: Any, classes: int | None = None
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Converts arrays of the usual layouts to uint8 (N, H, W, 3) and class indices (N,), with notes.
 
     Args:
         images: (N, H, W, 3), (N, 3, H, W), (N, H, W) or (N, H, W, 1); integers in 0..255, or floats in 0..1
             or 0..255.
         labels: (N,), (N, 1) or (1, N) indices from 0, or one-hot (N, classes).
         classes: Number of classes; the highest label + 1 if None.
-        size: Required (height, width).
 
     Raises:
         DataError: with what was given and what is accepted.
     """
     notes: list[str] = []
     pixels = _to_uint8(_to_channels_last(np.asarray(images), notes), notes)
-    if size is not None and pixels.shape[1:3] != tuple(size):
-        found = "x".join(map(str, pixels.shape[1:3]))
-        raise DataError(
-            f"the images are {found} (height x width), declared are {'x'.join(map(str, size))}",
-            "declare their true size or resize them",
-        )
-    return ImageArrays(pixels, _to_indices(np.asarray(labels), len(pixels), classes, notes), tuple(notes))
+    return pixels, _to_indices(np.asarray(labels), len(pixels), classes, notes), notes
 
 
 def _to_channels_last(images: np.ndarray, notes: list[str]) -> np.ndarray:
@@ -74,9 +52,8 @@ def _to_channels_last(images: np.ndarray, notes: list[str]) -> np.ndarray:
         notes.append(f"gray images {shape} read as (N, height, width)")
         images = images[..., None]
     if images.ndim != 4 or 0 in shape:
-        raise DataError(
-            f"images have the shape {shape}", "give (N, height, width, 3), (N, 3, height, width) or gray"
-        )
+        accepted = "(N, height, width, 3), (N, 3, height, width) or gray"
+        raise DataError(f"images have the shape {shape}", f"give {accepted}")
     if images.shape[-1] not in (1, 3) and shape[1] in (1, 3):
         notes.append(f"images {shape} have their channels first: moved to the last axis")
         images = images.transpose(0, 2, 3, 1)
@@ -100,9 +77,8 @@ def _to_uint8(images: np.ndarray, notes: list[str]) -> np.ndarray:
     if 0 <= low and high <= 255:
         notes.append(f"{images.dtype} images in 0..255: rounded to 8 bits")
         return np.rint(images).astype(np.uint8)
-    raise DataError(
-        f"images have values from {low:g} to {high:g}", "give 0..255 or 0..1, before any normalization"
-    )
+    what = f"images have values from {low:g} to {high:g}"
+    raise DataError(what, "give 0..255 or 0..1, before any normalization")
 
 
 def _to_indices(labels: np.ndarray, count: int, classes: int | None, notes: list[str]) -> np.ndarray:
@@ -117,9 +93,8 @@ def _to_indices(labels: np.ndarray, count: int, classes: int | None, notes: list
         labels = labels.argmax(axis=1)
         notes.append(f"one-hot labels of shape {shape}: converted to indices")
     if labels.shape != (count,):
-        raise DataError(
-            f"there are {count} images, but labels of shape {shape}", "give one label for each image"
-        )
+        what = f"there are {count} images, but labels of shape {shape}"
+        raise DataError(what, "give one label for each image")
     if labels.dtype.kind == "f" and np.array_equal(labels, np.rint(labels)):
         labels = labels.astype(np.int64)
     if labels.dtype.kind not in "iub":
@@ -139,7 +114,6 @@ def write_images(
     folder: Path,
     splits: dict[str, tuple[Any, Any]],
     classes: Sequence[str] | None = None,
-    size: tuple[int, int] | None = None,
     name: str | None = None,
 ) -> ImageDataset:
     """Writes arrays as class folders of PNG files and returns them as a dataset.
@@ -149,7 +123,6 @@ def write_images(
         splits: "train" (and "val", "test") to (images, labels); see `check_arrays`. A single entry gives a
             dataset without a split.
         classes: Names in the order of the labels; numbers if None.
-        size: Required (height, width).
         name: Name of the dataset; the folder's name if None.
 
     Raises:
@@ -158,35 +131,32 @@ def write_images(
     """
     if not folder.is_dir():
         checked = {
-            split: check_arrays(images, labels, len(classes) if classes else None, size)
+            split: check_arrays(images, labels, len(classes) if classes else None)
             for split, (images, labels) in splits.items()
         }
-        highest = max(int(arrays.labels.max()) for arrays in checked.values())
+        highest = max(int(labels.max()) for _, labels, _ in checked.values())
         names = [str(label) for label in range(highest + 1)] if classes is None else list(classes)
-        bad = [n for n in names if n in ("", ".", "..") or n.startswith(".") or "/" in n or "\0" in n]
+        bad = [n for n in names if not n or n.startswith(".") or "/" in n or "\0" in n]
         if bad or len(set(names)) < len(names):
             what = "that are not valid folder names" if bad else "that occur twice"
             raise DataError(f"class names {what}: {', '.join(map(printable, bad or names))}", "rename them")
         with staged_folder(folder) as staging:
-            for split, arrays in checked.items():
-                _write_split(staging / split if len(checked) > 1 else staging, arrays, names)
-            notes = [f"{split}: {note}" for split, arrays in checked.items() for note in arrays.notes]
+            for split, (images, labels, _) in checked.items():
+                root = staging / split if len(checked) > 1 else staging
+                for label in np.unique(labels):
+                    (root / names[label]).mkdir(parents=True)
+                for index, (image, label) in enumerate(zip(images, labels, strict=True)):
+                    path = root / names[label] / f"{index:06d}.png"
+                    Image.fromarray(np.ascontiguousarray(image)).save(path, compress_level=1)
+            notes = [f"{split}: {note}" for split, (_, _, notes) in checked.items() for note in notes]
             write_json(staging / NOTES_FILE, {"notes": notes, "classes": names})
     dataset = find_images(folder, name)
     content = json.loads((folder / NOTES_FILE).read_text(encoding="utf-8"))
     notes = content["notes"] + [note for note in dataset.notes if NOTES_FILE not in note]
     # In the order of the labels instead of the natural order of folders.
     ordered = tuple(label for label in content["classes"] if label in dataset.classes)
-    labels = tuple(ordered.index(dataset.classes[label]) for label in dataset.labels)
-    return replace(dataset, classes=ordered, labels=labels, notes=tuple(notes))
-
-
-def _write_split(folder: Path, arrays: ImageArrays, names: list[str]) -> None:
-    for label in np.unique(arrays.labels):
-        (folder / names[label]).mkdir(parents=True)
-    for index, (image, label) in enumerate(zip(arrays.images, arrays.labels, strict=True)):
-        path = folder / names[label] / f"{index:06d}.png"
-        Image.fromarray(np.ascontiguousarray(image)).save(path, compress_level=1)
+    indices = tuple(ordered.index(dataset.classes[label]) for label in dataset.labels)
+    return replace(dataset, classes=ordered, labels=indices, notes=tuple(notes))
 
 
 def read_hdf5(path: Path, cache: Path | None = None) -> ImageDataset:
@@ -194,10 +164,6 @@ def read_hdf5(path: Path, cache: Path | None = None) -> ImageDataset:
 
     Courses ship one file for each split: the other one is looked for beside `path`, under the name with
     `train` and `test` exchanged.
-
-    Args:
-        path: The file.
-        cache: Folder for the PNG files; `files.cache_folder()` if None.
 
     Raises:
         DataError: damaged, missing entries, or ambiguous arrays.
@@ -211,11 +177,8 @@ def read_hdf5(path: Path, cache: Path | None = None) -> ImageDataset:
     entries: dict[str, np.ndarray] = {}
     for file in reversed(files):
         entries |= _read_entries(file)
-    splits = {
-        split: (entries[f"{split}_set_x"], entries[f"{split}_set_y"])
-        for split in ("train", "test")
-        if f"{split}_set_x" in entries and f"{split}_set_y" in entries
-    }
+    keys = {split: (f"{split}_set_x", f"{split}_set_y") for split in ("train", "test")}
+    splits = {split: (entries[x], entries[y]) for split, (x, y) in keys.items() if {x, y} <= entries.keys()}
     if "train" not in splits:
         raise DataError(
             f"{printable(path)} lacks train_set_x or train_set_y (it holds {', '.join(sorted(entries))})",
@@ -255,9 +218,8 @@ def _read_entries(path: Path) -> dict[str, np.ndarray]:
                 found[key] = entry[()]
     except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
         reason = printable(" ".join(str(error).split()))
-        raise DataError(
-            f"{printable(path)} is not a readable HDF5 file: {reason}", "use another copy"
-        ) from error
+        what = f"{printable(path)} is not a readable HDF5 file: {reason}"
+        raise DataError(what, "use another copy") from error
     return found
 
 
@@ -269,12 +231,8 @@ def is_cifar10(folder: Path) -> bool:
 def cifar10(cache: Path | None = None, source: Path | None = None) -> ImageDataset:
     """CIFAR-10, read by torchvision, which unpickles only batches with the original checksums.
 
-    Args:
-        cache: Folder for the PNG files; `files.cache_folder()` if None.
-        source: A folder `cifar-10-batches-py`; if None, it is taken from the cache or downloaded.
-
-    Returns:
-        60000 images of 32 x 32 with the original split of 50000 train and 10000 test.
+    The original split has 50000 train and 10000 test images of 32 x 32 pixels. `source` is a folder
+    `cifar-10-batches-py`; if None, it is taken from the cache or downloaded.
 
     Raises:
         DataError: the files of `source` are not the original ones.

@@ -8,12 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageFilter
 
-from flowers_torch.data.sources.drawing import Array, Color, Drawing, Petal, Pose, blade, rgb, to_bytes
+from flowers_torch.data.sources.drawing import Array, Color, Drawing, Petal, Pose, to_bytes
 from flowers_torch.errors import UsageError, printable
 
 RGB = tuple[float, float, float]
+SUPERSAMPLING = 3  # flowers are drawn this much larger and averaged down, for smooth edges
+TURN = 2 * np.pi
 
 # Colors of petals by name: tip and throat.
 PETALS: dict[str, tuple[RGB, RGB]] = {
@@ -38,12 +40,7 @@ def draw_demo(folder: Path, classes: int = 6, per_class: int = 150, size: int = 
 
     An image depends only on (seed, class, index, size), so a larger dataset contains the smaller one.
 
-    Args:
-        folder: Parent of the class folders; new or empty.
-        classes: 2 to 6, in the order of `FORMS`.
-        per_class: Images of each class.
-        size: Width and height in pixels.
-        seed: Random seed.
+    `folder` is new or empty. The 2 to 6 classes are in the order of `FORMS`. `size` is in pixels.
 
     Raises:
         UsageError: a number out of range, or a folder that is not empty.
@@ -67,11 +64,11 @@ def draw_picture(form: str, size: int, rng: np.random.Generator) -> Image.Image:
 
     `form` is a key of `FORMS`, `size` the side in pixels; `rng` decides everything else.
     """
-    light = rng.uniform(0, 2 * np.pi)
+    light = rng.uniform(0, TURN)
     image = _background(size, rng)
-    drawing = Drawing(size, light, rng)
-    FORMS[form](drawing, rng)
-    flower = drawing.finished()
+    flower = Image.new("RGBA", (size * SUPERSAMPLING, size * SUPERSAMPLING))
+    FORMS[form](Drawing(flower, light, rng), rng)
+    flower = flower.reduce(SUPERSAMPLING)
     if rng.random() < 0.3:  # the camera is not always in focus
         flower = flower.filter(ImageFilter.GaussianBlur(rng.uniform(0.003, 0.008) * size))
     shadow = flower.getchannel("A").filter(ImageFilter.GaussianBlur(0.04 * size))
@@ -87,50 +84,38 @@ def draw_picture(form: str, size: int, rng: np.random.Generator) -> Image.Image:
 
 def _cross(drawing: Drawing, rng: np.random.Generator) -> None:
     """Four broad, notched petals."""
-    pose = _facing(rng, scale=(0.33, 0.44), tilt=(0, 0.6))
-    _stem_down(drawing, pose.center, rng)
-    tip, throat = _petal_colors(rng, "white", "red", "violet")
-    petal = Petal(
-        (1.25, rng.uniform(1.35, 1.7)), tip, throat,
-        width=rng.uniform(0.44, 0.54), shape=(0.75, 0.22), notch=rng.uniform(0.08, 0.2),
-    )  # fmt: skip
-    drawing.whorl(pose, 4, petal, turn=rng.uniform(0, 2 * np.pi))
+    pose, colors = _blossom(drawing, ("white", "red", "violet"), (0.33, 0.44), (0, 0.6))
+    opening, width, notch = (1.25, rng.uniform(1.35, 1.7)), rng.uniform(0.44, 0.54), rng.uniform(0.08, 0.2)
+    drawing.whorl(pose, 4, Petal(opening, colors, 1, width, 0, (0.75, 0.22), notch), rng.uniform(0, TURN))
     drawing.disc(pose, 0.16, 0.12, _vary((0.80, 0.74, 0.22), rng), florets=14)
 
 
 def _cup(drawing: Drawing, rng: np.random.Generator) -> None:
     """A deep cup of six petals, seen from the side."""
-    center = np.array([0.5, 0.62]) + rng.uniform(-0.1, 0.1, 2)
-    pose = Pose(center, rng.uniform(0.40, 0.52), rng.uniform(1.15, 1.5), rng.uniform(-0.5, 0.5))
-    _stem_down(drawing, pose.center, rng)
-    tip, throat = _petal_colors(rng, "red", "yellow", "cream")
+    pose, colors = _blossom(drawing, ("red", "yellow", "cream"), (0.40, 0.52), (1.15, 1.5), 0.5, y=0.62)
     opening = (rng.uniform(1.2, 1.5), rng.uniform(-0.35, 0.05))
-    petal = Petal(opening, tip, throat, length=1.15, width=0.44, shape=(0.5, 0.5))
-    turn = rng.uniform(0, 2 * np.pi)
+    petal = Petal(opening, colors, length=1.15, width=0.44, shape=(0.5, 0.5))
+    turn = rng.uniform(0, TURN)
     drawing.whorl(pose, 3, petal, turn + np.pi / 3, shade=0.72)
     drawing.whorl(pose, 3, petal, turn)
 
 
 def _globe(drawing: Drawing, rng: np.random.Generator) -> None:
     """A ball of many small petals without a visible center."""
-    pose = _facing(rng, scale=(0.32, 0.42), tilt=(0, 0.7))
-    _stem_down(drawing, pose.center, rng)
-    tip, throat = _petal_colors(rng, "orange", "magenta", "violet")
+    pose, colors = _blossom(drawing, ("orange", "magenta", "violet"), (0.32, 0.42), (0, 0.7))
     count = rng.integers(11, 15)
     for ring, lean in enumerate(np.linspace(1.75, 0.15, 6)):  # from the outermost ring inwards
-        petal = Petal((lean, lean - 0.5), tip, throat, 1.05 - 0.1 * ring, width=0.2, shape=(0.8, 0.35))
+        petal = Petal((lean, lean - 0.5), colors, 1.05 - 0.1 * ring, width=0.2, shape=(0.8, 0.35))
         drawing.whorl(pose, round(count * (1 - 0.12 * ring)), petal, 2.4 * ring, shade=0.74 + 0.065 * ring)
 
 
 def _rays(drawing: Drawing, rng: np.random.Generator) -> None:
     """Many narrow rays around a broad dark disc."""
-    pose = _facing(rng, scale=(0.28, 0.36), tilt=(0, 0.7))
-    _stem_down(drawing, pose.center, rng)
-    tip, throat = _petal_colors(rng, "yellow", "white", "orange")
-    count = rng.integers(15, 22)
-    petal = Petal((1.3, rng.uniform(1.4, 1.7)), tip, throat, 0.95, width=0.11, inner=0.3, shape=(0.45, 0.3))
-    drawing.whorl(pose, int(count), petal, np.pi / count, shade=0.8)
-    drawing.whorl(pose, int(count), petal)
+    pose, colors = _blossom(drawing, ("yellow", "white", "orange"), (0.28, 0.36), (0, 0.7))
+    count = int(rng.integers(15, 22))
+    petal = Petal((1.3, rng.uniform(1.4, 1.7)), colors, 0.95, width=0.11, inner=0.3, shape=(0.45, 0.3))
+    drawing.whorl(pose, count, petal, np.pi / count, shade=0.8)
+    drawing.whorl(pose, count, petal)
     center = ((0.42, 0.24, 0.10), (0.30, 0.17, 0.10), (0.50, 0.36, 0.10))[rng.integers(3)]
     drawing.disc(pose, 0.42, 0.22, _vary(center, rng), florets=55)
 
@@ -140,8 +125,7 @@ def _spike(drawing: Drawing, rng: np.random.Generator) -> None:
     top = np.array([rng.uniform(0.35, 0.65), rng.uniform(0.04, 0.16)])
     foot = np.array([rng.uniform(0.35, 0.65), 1.05])
     drawing.stem(top, foot, rng.uniform(0.009, 0.013), _green(rng))
-    tip, throat = _petal_colors(rng, "blue", "magenta", "pink")
-    petal = Petal((0.7, 1.3), tip, throat, width=0.42, shape=(0.7, 0.35))
+    petal = Petal((0.7, 1.3), _petal_colors(rng, "blue", "magenta", "pink"), width=0.42, shape=(0.7, 0.35))
     full = rng.uniform(0.075, 0.10)
     for s in np.linspace(0, 1, rng.integers(9, 12)):
         grown = 0.45 + 0.55 * min(1.0, 1.5 * s)
@@ -150,19 +134,15 @@ def _spike(drawing: Drawing, rng: np.random.Generator) -> None:
             place = place + np.array([side * 0.085 * grown, rng.uniform(-0.02, 0.02)])
             roll = side * np.pi / 2 + rng.uniform(-0.4, 0.4)
             pose = Pose(place, full * grown, rng.uniform(0.3, 0.9), roll)
-            drawing.whorl(pose, 4, petal, rng.uniform(0, 2 * np.pi), shade=rng.uniform(0.8, 1.05))
+            drawing.whorl(pose, 4, petal, rng.uniform(0, TURN), shade=rng.uniform(0.8, 1.05))
 
 
 def _star(drawing: Drawing, rng: np.random.Generator) -> None:
     """Five or six pointed petals that do not touch."""
-    pose = _facing(rng, scale=(0.37, 0.48), tilt=(0, 0.6))
-    _stem_down(drawing, pose.center, rng)
-    tip, throat = _petal_colors(rng, "cream", "blue", "pink")
-    petal = Petal(
-        (1.0, rng.uniform(1.5, 1.9)), tip, throat,
-        width=rng.uniform(0.19, 0.25), inner=0.04, shape=(0.7, 0.95),
-    )  # fmt: skip
-    drawing.whorl(pose, int(rng.integers(5, 7)), petal, rng.uniform(0, 2 * np.pi))
+    pose, colors = _blossom(drawing, ("cream", "blue", "pink"), (0.37, 0.48), (0, 0.6))
+    opening, width = (1.0, rng.uniform(1.5, 1.9)), rng.uniform(0.19, 0.25)
+    petal = Petal(opening, colors, width=width, inner=0.04, shape=(0.7, 0.95))
+    drawing.whorl(pose, int(rng.integers(5, 7)), petal, rng.uniform(0, TURN))
     drawing.disc(pose, 0.13, 0.3, _vary((0.90, 0.72, 0.20), rng), florets=8)
 
 
@@ -171,15 +151,21 @@ FORMS: dict[str, Callable[[Drawing, np.random.Generator], None]]
 FORMS = {form.__name__[1:]: form for form in (_cross, _cup, _globe, _rays, _spike, _star)}
 
 
-def _facing(rng: np.random.Generator, scale: tuple[float, float], tilt: tuple[float, float]) -> Pose:
-    """The pose of a blossom near the middle that roughly faces the viewer."""
-    center = 0.5 + rng.uniform(-0.1, 0.1, 2)
-    return Pose(center, rng.uniform(*scale), rng.uniform(*tilt), rng.uniform(-np.pi, np.pi))
-
-
-def _stem_down(drawing: Drawing, start: Array, rng: np.random.Generator) -> None:
-    end = np.array([start[0] + rng.uniform(-0.25, 0.25), 1.05])
-    drawing.stem(start, end, rng.uniform(0.009, 0.014), _green(rng))
+def _blossom(
+    drawing: Drawing,
+    colors: tuple[str, ...],
+    scale: tuple[float, float],
+    tilt: tuple[float, float],
+    roll: float = np.pi,
+    y: float = 0.5,
+) -> tuple[Pose, tuple[Color, Color]]:
+    """Draws a stem for a blossom near (0.5, y). Returns the pose and the colors of the blossom."""
+    rng = drawing.rng
+    center = (0.5, y) + rng.uniform(-0.1, 0.1, 2)
+    pose = Pose(center, rng.uniform(*scale), rng.uniform(*tilt), rng.uniform(-roll, roll))
+    foot = np.array([center[0] + rng.uniform(-0.25, 0.25), 1.05])
+    drawing.stem(center, foot, rng.uniform(0.009, 0.014), _green(rng))
+    return pose, _petal_colors(rng, *colors)
 
 
 def _background(size: int, rng: np.random.Generator) -> Image.Image:
@@ -195,25 +181,21 @@ def _background(size: int, rng: np.random.Generator) -> Image.Image:
     ramp = np.linspace(0, 1, size)[:, None, None] ** rng.uniform(0.6, 2.0)
     ramp = _vary(top, rng) * (1 - ramp) + bottom * ramp
     image = Image.fromarray(to_bytes(np.broadcast_to(ramp, (size, size, 3))))
-    draw = ImageDraw.Draw(image)
-
-    def scatter(base: Array, angle: float, length: float, width: float, color: Color) -> None:
-        draw.polygon(((base + blade(angle, length, width)) * size).ravel().tolist(), fill=rgb(color))
-
+    drawing = Drawing(image, 0, rng)
     for _ in range(rng.integers(14, 34)):
         base = rng.uniform((-0.1, 0.5 if kind == "sky" else -0.1), (1.1, 1.1))
         tone = (_green(rng) if rng.random() < 0.75 else _vary(SOIL, rng)) * rng.uniform(0.6, 1.3)
+        angle, length, width = (0.9, 2.3), (0.3, 0.8), (0.01, 0.03)  # blades of grass
         if kind == "leaves":  # broad and in all directions
-            scatter(base, rng.uniform(0, 2 * np.pi), rng.uniform(0.2, 0.5), rng.uniform(0.06, 0.14), tone)
+            angle, length, width = (0, TURN), (0.2, 0.5), (0.06, 0.14)
         elif kind == "soil" and rng.random() < 0.7:  # clods and pebbles
             tone = _vary(SOIL, rng) * rng.uniform(0.6, 1.5)
-            scatter(base, rng.uniform(0, np.pi), rng.uniform(0.05, 0.18), rng.uniform(0.03, 0.07), tone)
-        else:  # blades of grass
-            scatter(base, rng.uniform(0.9, 2.3), rng.uniform(0.3, 0.8), rng.uniform(0.01, 0.03), tone)
+            angle, length, width = (0, np.pi), (0.05, 0.18), (0.03, 0.07)
+        drawing.leaf(base, rng.uniform(*angle), rng.uniform(*length), rng.uniform(*width), tone)
     for _ in range(rng.integers(0, 7)):  # petals of neighbours
         base, (tip, _) = rng.uniform(0, 1, 2), _petal_colors(rng, *PETALS)
-        for angle in rng.uniform(0, 2 * np.pi, rng.integers(1, 4)):
-            scatter(base, angle, rng.uniform(0.06, 0.16), rng.uniform(0.02, 0.05), tip * 0.85)
+        for direction in rng.uniform(0, TURN, rng.integers(1, 4)):
+            drawing.leaf(base, direction, rng.uniform(0.06, 0.16), rng.uniform(0.02, 0.05), tip * 0.85)
     return image.filter(ImageFilter.GaussianBlur(rng.uniform(0.008, 0.045) * size))
 
 

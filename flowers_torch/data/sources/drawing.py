@@ -13,13 +13,13 @@ from PIL import Image, ImageDraw
 Array = NDArray[np.float64]
 Color = Array  # red, green, blue in 0..1
 
-SUPERSAMPLING = 3  # drawings are this much larger and averaged down, for smooth edges
 OUTLINE_POINTS = 9  # along each side of a petal or leaf
 ALONG = np.linspace(0, 1, OUTLINE_POINTS)  # from base to tip
 THERE_AND_BACK = np.concatenate((np.arange(OUTLINE_POINTS), np.arange(OUTLINE_POINTS - 2, -1, -1)))
 SIDE = np.where(np.arange(len(THERE_AND_BACK)) < OUTLINE_POINTS, 1.0, -1.0)  # one edge, then the other
 BLADE = np.stack((ALONG, np.sin(np.pi * ALONG**0.8)), -1)[THERE_AND_BACK]  # a leaf along x, 1 long and wide
 BLADE[:, 1] *= SIDE
+RIM_LEAF_RIB = ((1.0, 1.0, 0.8), (0.95, 0.75, 1.05), (0.9, 0.08, 1.3))  # of length, of width, brightness
 
 # A petal is four shapes on top of each other. Columns: fraction of its length, of its width and of its notch,
 # brightness, and blend from the color of the tip to that of the throat.
@@ -58,8 +58,7 @@ class Petal:
     """The shape of the petals of a whorl; lengths in units of the blossom, angles in radians."""
 
     opening: tuple[float, float]  # between axis and petal, at its base and at its tip; pi/2 lies flat
-    tip: Color
-    throat: Color
+    colors: tuple[Color, Color]  # of its tip and of its throat
     length: float = 1.0  # along its curve
     width: float = 0.3  # half of the maximum
     inner: float = 0.0  # radius at which it begins
@@ -68,27 +67,26 @@ class Petal:
 
 
 class Drawing:
-    """A transparent image with one light, to draw petals, centers, stems and leaves on."""
+    """Draws petals, centers, stems and leaves on an image, under one light.
 
-    def __init__(self, size: int, light: float, rng: np.random.Generator) -> None:
-        self.pixels = size * SUPERSAMPLING
-        self.image = Image.new("RGBA", (self.pixels, self.pixels))
-        self.draw = ImageDraw.Draw(self.image)
-        self.light = light  # its direction, as an angle in the image
-        self.rng = rng
+    Args:
+        image: Square; drawn on in place.
+        light: Direction of the light, as an angle in the image.
+        rng: Source of the variation.
+    """
 
-    def finished(self) -> Image.Image:
-        """The drawing at its final size."""
-        return self.image.reduce(SUPERSAMPLING)
+    def __init__(self, image: Image.Image, light: float, rng: np.random.Generator) -> None:
+        self.draw, self.pixels = ImageDraw.Draw(image), image.width
+        self.light, self.rng = light, rng
 
     def polygon(self, points: Array, color: Color) -> None:
         """Fills an outline (n, 2)."""
-        self.draw.polygon((points * self.pixels).ravel().tolist(), fill=rgb(color))
+        self.draw.polygon((points * self.pixels).ravel().tolist(), fill=tuple(to_bytes(color).tolist()))
 
-    def dot(self, point: Array, radius: float, color: Color) -> None:
-        """A filled circle around a point (2,)."""
-        (x, y), r = point * self.pixels, radius * self.pixels
-        self.draw.ellipse((x - r, y - r, x + r, y + r), fill=rgb(color))
+    def leaf(self, base: Array, angle: float, length: float, width: float, color: Color) -> None:
+        """A flat leaf from `base` along `angle`."""
+        cos, sin = np.cos(angle), np.sin(angle)
+        self.polygon(base + BLADE @ [[length * cos, -length * sin], [-width * sin, -width * cos]], color)
 
     def whorl(self, pose: Pose, count: int, petal: Petal, turn: float = 0.0, shade: float = 1.0) -> None:
         """A ring of `count` petals around the axis, starting at angle `turn`; far petals are drawn first."""
@@ -98,7 +96,8 @@ class Drawing:
         towards = outlines[0, :, OUTLINE_POINTS - 1] - outlines[0, :, 0]
         facing = np.cos(np.arctan2(-towards[:, 1], towards[:, 0]) - self.light)
         lit = shade * (0.92 + 0.12 * facing + rng.uniform(-0.05, 0.05, count))
-        tones = (petal.tip + LAYERS[:, 4, None] * (petal.throat - petal.tip)) * LAYERS[:, 3, None]
+        tip, throat = petal.colors
+        tones = (tip + LAYERS[:, 4, None] * (throat - tip)) * LAYERS[:, 3, None]
         fills = to_bytes(tones[:, None] * lit[None, :, None]).tolist()
         corners = (outlines * self.pixels).reshape(len(LAYERS), count, -1).tolist()
         for number in np.argsort(nearness[0].mean(1)):
@@ -113,9 +112,11 @@ class Drawing:
         inwards = np.arange(florets)[::-1] + 0.5
         r, turn = radius * np.sqrt(inwards / florets), inwards * 2.39996  # the golden angle
         places = np.stack((r * np.cos(turn), r * np.sin(turn), height * (1 - 0.6 * inwards / florets)), -1)
-        for number, point in enumerate(pose.project(places)[0]):
+        radius = pose.scale * radius * 0.9 / np.sqrt(florets) * self.pixels
+        for number, (x, y) in enumerate(pose.project(places)[0] * self.pixels):
             shade = 0.75 + 0.45 * number / florets + self.rng.uniform(-0.12, 0.12)
-            self.dot(point, pose.scale * radius * 0.9 / np.sqrt(florets), color * shade)
+            circle = (x - radius, y - radius, x + radius, y + radius)
+            self.draw.ellipse(circle, fill=tuple(to_bytes(color * shade).tolist()))
 
     def stem(self, start: Array, end: Array, width: float, green: Color) -> None:
         """A bent stalk between two points, with two leaves."""
@@ -126,15 +127,11 @@ class Drawing:
         for _ in range(2):
             base, angle = path[rng.integers(3, 11)], rng.choice([0.5, 2.6]) + rng.uniform(-0.4, 0.4)
             length, half = rng.uniform(0.15, 0.3), rng.uniform(0.025, 0.05)
-            for long, wide, shade in (
-                (1.0, 1.0, 0.8),
-                (0.95, 0.75, 1.05),
-                (0.9, 0.08, 1.3),
-            ):  # rim, leaf, rib
-                self.polygon(base + blade(angle, length * long, half * wide), green * shade)
+            for long, wide, shade in RIM_LEAF_RIB:
+                self.leaf(base, angle, length * long, half * wide, green * shade)
         side = across / np.hypot(*across) * width
-        self.polygon(np.concatenate((path - side, (path + side)[::-1])), green * 0.75)
-        self.polygon(np.concatenate((path - side * 0.6, (path + side * 0.2)[::-1])), green * 1.15)
+        for left, right, shade in ((1, 1, 0.75), (0.6, 0.2, 1.15)):  # the stalk and its lit part
+            self.polygon(np.concatenate((path - side * left, (path + side * right)[::-1])), green * shade)
 
 
 def _petals(petal: Petal, azimuth: Array, stretch: Array) -> Array:
@@ -142,7 +139,9 @@ def _petals(petal: Petal, azimuth: Array, stretch: Array) -> Array:
     rise, fall = petal.shape
     half = ALONG**rise * (1 - ALONG) ** fall
     bend = petal.opening[0] + (petal.opening[1] - petal.opening[0]) * ALONG
-    out, up = _integral(np.sin(bend)), _integral(np.cos(bend))
+    slopes = np.stack((np.sin(bend), np.cos(bend)))  # integrated by trapezoids
+    steps = (slopes[:, 1:] + slopes[:, :-1]) / (2 * (OUTLINE_POINTS - 1))
+    out, up = np.pad(steps.cumsum(1), ((0, 0), (1, 0)))
     at_tip = THERE_AND_BACK == OUTLINE_POINTS - 1
     layer_length, layer_width, layer_notch = (LAYERS[:, column, None, None] for column in range(3))
     reach = layer_length * petal.length * stretch[:, None] * (1 - petal.notch * layer_notch * at_tip)
@@ -150,24 +149,6 @@ def _petals(petal: Petal, azimuth: Array, stretch: Array) -> Array:
     aside = layer_width * petal.width / half.max() * (half[THERE_AND_BACK] * SIDE)
     cos, sin = np.cos(azimuth)[:, None], np.sin(azimuth)[:, None]
     return np.stack((radius * cos - aside * sin, radius * sin + aside * cos, height), -1)
-
-
-def _integral(values: Array) -> Array:
-    """Cumulative trapezoid sum over 0..1, starting at 0."""
-    steps = (values[1:] + values[:-1]) / (2 * (len(values) - 1))
-    return np.concatenate(([0.0], np.cumsum(steps)))
-
-
-def blade(angle: float, length: float, width: float) -> Array:
-    """Outline (points, 2) of a flat leaf from the origin along `angle`."""
-    cos, sin = np.cos(angle), np.sin(angle)
-    return BLADE @ np.array([[length * cos, -length * sin], [-width * sin, -width * cos]])
-
-
-def rgb(color: Color) -> tuple[int, int, int]:
-    """A color as a tuple of bytes, for Pillow."""
-    red, green, blue = to_bytes(color).tolist()
-    return red, green, blue
 
 
 def to_bytes(values: Array) -> NDArray[np.uint8]:

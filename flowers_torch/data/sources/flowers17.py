@@ -41,7 +41,6 @@ def flowers17(
 
     Args:
         archive: A local `17flowers.tgz` or an archive with the same files; downloaded if None.
-        cache: Folder for downloads and unpacked files; `files.cache_folder()` if None.
         progress: Called with the bytes downloaded and the bytes in all.
 
     Raises:
@@ -55,7 +54,10 @@ def flowers17(
         md5 = file_digest(archive, "md5")
         if md5 != MD5:
             notes.append(f"{printable(archive)} is not Oxford's own file (md5 {md5}, theirs is {MD5})")
-        _copy_splits(archive.parent / SPLITS_NAME, folder)
+        source = archive.parent / SPLITS_NAME  # `official_split` looks for it beside the images
+        if source.is_file() and not (folder / SPLITS_NAME).exists():
+            with atomic_write(folder / SPLITS_NAME) as file:
+                file.write(source.read_bytes())
     else:
         folder = cache / "flowers17"
         if not folder.is_dir():
@@ -106,11 +108,6 @@ def is_flowers17(folder: Path) -> bool:
 def official_split(dataset: ImageDataset, which: int, cache: Path | None = None) -> dict[str, list[int]]:
     """One of Oxford's three splits into 680/340/340 images, without those that are excluded.
 
-    Args:
-        dataset: From `flowers17`, all or some of its images.
-        which: 1, 2 or 3.
-        cache: Where `datasplits.mat` is kept; `files.cache_folder()` if None.
-
     Raises:
         ResourceError: `datasplits.mat` is neither beside the archive nor in the cache, and no network.
         DataError: the file is not Oxford's.
@@ -144,10 +141,3 @@ def _not_oxfords(path: Path) -> DataError:
         f"{printable(path)} does not split the {len(PATHS)} photos into train, val and test",
         f"remove it, or put Oxford's own there ({SPLITS_URL})",
     )
-
-
-def _copy_splits(source: Path, folder: Path) -> None:
-    """Copies `datasplits.mat` to the unpacked images, where `official_split` looks for it."""
-    if source.is_file() and not (folder / SPLITS_NAME).exists():
-        with atomic_write(folder / SPLITS_NAME) as file:
-            file.write(source.read_bytes())

@@ -37,10 +37,7 @@ class ClassFolders(ImageFolder):
     """torchvision's `ImageFolder` with this package's loader and natural class order.
 
     Unlike torchvision's, it accepts empty classes, ignores hidden folders and stops at circular links.
-
-    Attributes:
-        notes: What was ignored, one line each.
-        empty: Classes without an image.
+    `notes` say what was ignored; `empty` are the classes without an image.
     """
 
     def __init__(self, root: Path) -> None:
@@ -99,7 +96,7 @@ def find_images(root: Path | str, name: str | None = None, fewest: int = 2) -> I
 
     Args:
         root: The folder.
-        name: Name of the dataset; the folder's own name if None.
+        name: Of the dataset; the folder's own name if None.
         fewest: Minimum number of classes.
 
     Raises:
@@ -133,10 +130,8 @@ def find_split_folders(root: Path) -> dict[str, Path]:
     for split in SPLIT_NAMES:
         matching = [name for name in folders if split_of_name(name) == split]
         if len(matching) > 1:
-            raise DataError(
-                f"{printable(root)} holds several folders for {split}: {listed(matching)}",
-                "keep one of them",
-            )
+            several = f"several folders for {split}: {listed(matching)}"
+            raise DataError(f"{printable(root)} holds {several}", "keep one of them")
         if matching:
             splits[split] = root / matching[0]
     return splits if "train" in splits and len(splits) > 1 else {}
@@ -149,10 +144,8 @@ def _find_split_images(root: Path, name: str, splits: dict[str, Path]) -> ImageD
     _check_classes(found["train"], splits["train"])
     for split, folder in found.items():
         if not folder.samples:
-            raise DataError(
-                f"{printable(splits[split])} holds no photos in class folders",
-                "give it the classes of train, or remove it",
-            )
+            what = f"{printable(splits[split])} holds no photos in class folders"
+            raise DataError(what, "give it the classes of train, or remove it")
         notes += [f"{split}: {note}" for note in folder.notes]
     for split in SPLIT_NAMES.keys() - splits.keys():
         notes.append(f"no {split} folder: its photos are drawn from train")
@@ -171,20 +164,15 @@ def _check_classes(folder: ClassFolders, root: Path, fewest: int = 2) -> None:
         raise DataError(f"{printable(root)} {where}; {LAYOUT}", "put the photos of each class in a folder")
     deeper = _suggest_root(root, folder.classes)
     if deeper is not None:  # guard: D02
-        raise DataError(
-            f"the class folders are one level below {printable(root)}", f"use {printable(deeper)} instead"
-        )
+        what = f"the class folders are one level below {printable(root)}"
+        raise DataError(what, f"use {printable(deeper)} instead")
     if folder.empty:  # guard: D03
-        raise DataError(
-            f"{len(folder.empty)} of {len(folder.classes)} class folders of {printable(root)} hold no photo: "
-            f"{listed(folder.empty, most=50)}",
-            "add photos or remove these folders",
-        )
+        empty = f"{len(folder.empty)} of {len(folder.classes)} class folders of {printable(root)}"
+        what = f"{empty} hold no photo: {listed(folder.empty, most=50)}"
+        raise DataError(what, "add photos or remove these folders")
     if len(folder.classes) < fewest:  # guard: D30 one
-        raise DataError(
-            f"{printable(root)} holds one class only: {printable(folder.classes[0])}",
-            "add a folder for each other class",
-        )
+        what = f"{printable(root)} holds one class only: {printable(folder.classes[0])}"
+        raise DataError(what, "add a folder for each other class")
 
 
 def _suggest_root(root: Path, classes: list[str]) -> Path | None:
@@ -210,8 +198,7 @@ def list_folder(
         hidden: Counts hidden and system names, which are left out.
         other: Counts dangling links, pipes and devices, which are left out unopened.
     """
-    hidden = Counter() if hidden is None else hidden
-    other = Counter() if other is None else other
+    hidden, other = (Counter() if counts is None else counts for counts in (hidden, other))
     folders, files = [], []
     try:
         with os.scandir(folder) as entries:

@@ -30,9 +30,7 @@ def open_dataset(
     """Finds the images of any source.
 
     Args:
-        source: A folder (of class folders, or with a split), an archive of one, a CSV table, tar shards
-            (their folder or a pattern), an HDF5 file, CIFAR-10's folder or archive, `cifar10`, `flowers17`
-            or `demo`. `./demo` names a folder called demo.
+        source: See `ACCEPTED`. `./demo` names a folder called demo.
         cache: Folder for downloaded, unpacked and drawn datasets; `files.cache_folder()` if None.
         progress: Called with the bytes downloaded and the bytes in all.
         fewest: Minimum number of classes in a folder.

@@ -26,13 +26,7 @@ def dataset_from_rows(
 ) -> ImageDataset:
     """A dataset from rows of (path, class, split); the split is empty where the source has none.
 
-    Args:
-        source: The file or folder that errors name.
-        root: Folder that the paths are relative to.
-        name: Name of the dataset.
-        classes: In the order of the labels.
-        rows: In any order.
-        notes: Notes of the dataset.
+    `source` is the file or folder that errors name; the paths are relative to `root`.
 
     Raises:
         DataError: the source has a split whose classes differ from those of train.

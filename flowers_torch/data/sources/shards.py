@@ -75,11 +75,9 @@ def read_shards(shards: list[Path]) -> ImageDataset:
         _list_shard(shard, rows, other)
     unlabeled = [path for path, label, _ in rows if not label]
     if unlabeled:
-        raise DataError(
-            f"{len(unlabeled)} of {len(rows)} photos in the shards of {printable(root)} have no label "
-            f"(first: {printable(unlabeled[0])})",
-            "put a .cls or .json beside each, or class folders into the shards",
-        )
+        what = f"{len(unlabeled)} of {len(rows)} photos in the shards of {printable(root)} have no label"
+        first = f" (first: {printable(unlabeled[0])})"
+        raise DataError(what + first, "put a .cls or .json beside each, or class folders into the shards")
     if not rows:
         raise DataError(f"the shards of {printable(root)} hold no photos", "write photos and labels to them")
     names_of = _class_names(root, {label for _, label, _ in rows})
@@ -91,10 +89,8 @@ def read_shards(shards: list[Path]) -> ImageDataset:
     has_split = len({split for _, _, split in rows if split}) > 1
     unclear = min((path for path, _, split in rows if not split), key=natural_key, default=None)
     if has_split and unclear is not None:
-        raise DataError(
-            f"the split of {printable(unclear)} is not clear from its shard's name",
-            "put train, val or test into the name",
-        )
+        what = f"the split of {printable(unclear)} is not clear from its shard's name"
+        raise DataError(what, "put train, val or test into the name")
     labeled = [(path, names_of[label], split if has_split else "") for path, label, split in rows]
     notes = [f"{len(shards)} shards, read without unpacking"]
     if other:

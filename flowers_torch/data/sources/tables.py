@@ -22,10 +22,8 @@ def read_table(path: Path) -> ImageDataset:
     """Reads a dataset from a CSV file.
 
     The first line names the columns in any order and case, separated by commas, semicolons or tabs. `split`
-    accepts the usual names of train, val and test. Images of one `group` stay in one split.
-
-    Args:
-        path: The file; images are relative to its folder.
+    accepts the usual names of train, val and test. Images of one `group` stay in one split. Paths are
+    relative to the folder of the file.
 
     Raises:
         DataError: with the line: missing columns, files that are missing or outside of the folder, empty
@@ -45,11 +43,8 @@ def read_table(path: Path) -> ImageDataset:
         if not label:
             raise _wrong(path, line, f"no label for {printable(file)}")
         if "split" in columns and split is None:
-            raise _wrong(
-                path,
-                line,
-                f"split {printable(values['split'])!r} is not valid: expected train, val or test",
-            )
+            what = f"split {printable(values['split'])!r} is not valid: expected train, val or test"
+            raise _wrong(path, line, what)
         entry = (label, split or "", values.get("group", "").strip())
         if file in found and found[file][:2] != entry[:2]:
             raise _wrong(path, line, f"{printable(file)} has another label or split on an earlier line")
@@ -59,11 +54,9 @@ def read_table(path: Path) -> ImageDataset:
             absent.append(file)
         found[file] = entry
     if absent:
-        raise DataError(
-            f"{len(absent)} of {len(found)} photos of {printable(path)} do not exist "
-            f"(first: {printable(absent[0])})",
-            "put them beside the table or remove their lines",
-        )
+        what = f"{len(absent)} of {len(found)} photos of {printable(path)} do not exist"
+        first = f" (first: {printable(absent[0])})"
+        raise DataError(what + first, "put them beside the table or remove their lines")
     classes = sorted({label for label, _, _ in found.values()}, key=natural_key)
     if len(classes) < 2:
         raise DataError(f"{printable(path)} lists {len(classes)} class only", "list photos of each class")
@@ -126,10 +119,8 @@ def _find_columns(header: list[str], path: Path) -> dict[str, str]:
         if matching:
             columns[name] = matching[0]
         elif name in ("file", "label"):
-            raise DataError(
-                f"{printable(path)} has no column for the {name}, only {', '.join(map(printable, header))}",
-                "start it with file,label or file,label,split",
-            )
+            what = f"no column for the {name}, only {', '.join(map(printable, header))}"
+            raise DataError(f"{printable(path)} has {what}", "start it with file,label or file,label,split")
     return columns
 
 

@@ -50,13 +50,11 @@ def split_dataset(
         DataError: invalid fractions, or a class with fewer images than there are splits.
     """
     if len(fractions) != 3 or any(not 0 <= f <= 1 for f in fractions) or abs(sum(fractions) - 1) > 1e-6:
-        raise DataError(
-            f"split fractions {tuple(fractions)} do not sum to 1", "give three, such as 0.6 0.2 0.2"
-        )
+        what = f"split fractions {tuple(fractions)} do not sum to 1"
+        raise DataError(what, "give three, such as 0.6 0.2 0.2")
     if min(fractions[:2]) == 0:
-        raise DataError(
-            f"split fractions {tuple(fractions)} leave train or val empty", "give both some photos"
-        )
+        what = f"split fractions {tuple(fractions)} leave train or val empty"
+        raise DataError(what, "give both some photos")
     given = set(dataset.split.values())
     drawn = {split: f for split, f in zip(SPLITS, fractions, strict=True) if split not in given}
     drawn["train"] = fractions[0]  # the missing splits are drawn from train
@@ -120,10 +118,8 @@ def exact_split(
         DataError: counts that do not fit, or groups that do not fill a split exactly.
     """
     if len(counts) != 3 or min(counts) < 0 or sum(counts) > len(dataset):
-        raise DataError(
-            f"cannot draw {list(counts)} photos from the {len(dataset)} of {printable(dataset.name)}",
-            "give three counts that fit",
-        )
+        what = f"cannot draw {list(counts)} photos from the {len(dataset)} of {printable(dataset.name)}"
+        raise DataError(what, "give three counts that fit")
     units = group_units(dataset, groups)
     splits: Splits = {split: [] for split in SPLITS}
     for label, quota in enumerate(_class_quotas(dataset, counts, seed)):
@@ -141,10 +137,8 @@ def exact_split(
                 else:  # too large for the room that is left
                     left.append(unit)
             if room:
-                raise DataError(
-                    f"the groups of {printable(dataset.classes[label])} do not fill a split of {count}",
-                    "use fractions, smaller groups, or --groups none",
-                )
+                what = f"the groups of {printable(dataset.classes[label])} do not fill a split of {count}"
+                raise DataError(what, "use fractions, smaller groups, or --groups none")
             waiting = left
     return {split: sorted(indices) for split, indices in splits.items()}
 
@@ -220,8 +214,6 @@ def describe_splits(dataset: ImageDataset, splits: Splits) -> str:
     text = f"{len(dataset)} photos of {len(dataset.classes)} classes: {sizes}"
     if is_imbalanced(dataset):
         most, fewest = max(counts), min(counts)
-        text += (
-            f"; imbalanced: {most} of {printable(dataset.classes[counts.index(most)], 40)}, "
-            f"{fewest} of {printable(dataset.classes[counts.index(fewest)], 40)}"
-        )
+        common, rare = (printable(dataset.classes[counts.index(n)], 40) for n in (most, fewest))
+        text += f"; imbalanced: {most} of {common}, {fewest} of {rare}"
     return text

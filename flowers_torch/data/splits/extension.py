@@ -36,13 +36,8 @@ def extend_splits(
 ) -> list[AssignedImage]:
     """The images to add, each with its split. Known files and exact copies of them are left out.
 
-    Args:
-        old: Images with their splits.
-        old_inspections: One for each.
-        new: Images to add, all readable; a split of their source stays as it is.
-        new_inspections: One for each.
-        fractions: Of train, val and test, for images whose split nothing else decides.
-        seed: Seed of the split.
+    The new images must be readable. A split of their source stays as it is. The fractions of train, val and
+    test are for images whose split nothing else decides.
 
     Raises:
         DataError: duplicates in different splits or classes, or a new class that is too small.
@@ -71,7 +66,7 @@ def extend_splits(
             if not ours:
                 continue
             assigned[i] = first.split
-            if any(_same_bytes(new_inspections[i], inspections[p]) for p in group if p < len(old)):
+            if new_inspections[i].sha256 in {inspections[p].sha256 for p in group if p < len(old)}:
                 if new.classes[new.labels[i]] not in {image.label for image in ours}:
                     raise DataError(
                         f"{printable(new.paths[i])} is {printable(first.name)}, "
@@ -127,11 +122,10 @@ def _draw(
     names = [new.classes[new.labels[i]] for i in of_new_classes]
     classes = tuple(dict.fromkeys(names))
     paths = tuple(new.paths[i] for i in of_new_classes)
-    subset = ImageDataset(new.name, new.root, classes, paths, tuple(classes.index(name) for name in names))
-    groups: dict[int, list[int]] = {}
-    for position, i in enumerate(of_new_classes):
-        groups.setdefault(first_of.get(i, i), []).append(position)
-    splits = split_dataset(subset, fractions, seed, list(groups.values()))
+    groups = {new.paths[i]: new.paths[first_of.get(i, i)] for i in of_new_classes}
+    labels = tuple(classes.index(name) for name in names)
+    subset = ImageDataset(new.name, new.root, classes, paths, labels, groups=groups)
+    splits = split_dataset(subset, fractions, seed)
     assigned |= {of_new_classes[p]: split for split, positions in splits.items() for p in positions}
     # A group of several classes follows its first image.
     return {i: assigned.get(first_of.get(i, i), split) for i, split in assigned.items()}
@@ -142,7 +136,3 @@ def _as_dataset(files: Sequence[Path]) -> ImageDataset:
     root = Path(os.path.commonpath([file.absolute().parent for file in files]))
     paths = tuple(str(file.absolute().relative_to(root)) for file in files)
     return ImageDataset("", root, ("",), paths, (0,) * len(paths))
-
-
-def _same_bytes(one: Inspection, other: Inspection) -> bool:
-    return bool(one.sha256) and one.sha256 == other.sha256

@@ -31,10 +31,8 @@ def make_folds(
     for label, name in enumerate(dataset.classes):
         own = {unit for unit, x in zip(units, dataset.labels, strict=True) if x == label} - fold_of.keys()
         if len(own) < folds:
-            raise DataError(
-                f"class {printable(name)} has {len(own)} photos or groups, too few for {folds} folds",
-                "use fewer folds or add photos",
-            )
+            what = f"class {printable(name)} has {len(own)} photos or groups, too few for {folds} folds"
+            raise DataError(what, "use fewer folds or add photos")
         for unit in sorted(own, key=lambda unit: split_number(dataset.paths[unit], seed)):
             fold_of[unit] = dealt % folds
             dealt += 1

@@ -18,17 +18,11 @@ EDGE_BYTES = 16384  # of each end of a file, read for its fingerprint
 
 @dataclass(frozen=True)
 class DataChanges:
-    """Differences between the images of a dataset and those of a saved split.
+    """Differences between the images of a dataset and those of a saved split."""
 
-    Attributes:
-        missing: Split to the paths that do not exist any more.
-        edited: Split to the paths whose content has changed.
-        added: Paths that are not in the saved split.
-    """
-
-    missing: dict[str, list[str]]
-    edited: dict[str, list[str]]
-    added: list[str]
+    missing: dict[str, list[str]]  # split to the paths that do not exist any more
+    edited: dict[str, list[str]]  # split to the paths whose content has changed
+    added: list[str]  # paths that are not in the saved split
 
     def __bool__(self) -> bool:
         return any(self.counts().values())
@@ -51,18 +45,11 @@ class DataChanges:
         return "\n".join(lines)
 
     def refuse(self, path: Path, fix: str) -> None:
-        """Raises if anything changed.
-
-        Raises:
-            DataError: with the counts and the first image.
-        """
-        if not self:
-            return
-        counts = ", ".join(f"{count} {kind}" for kind, count in self.counts().items())
-        first = sum(self._paths().values(), [])[0]
-        raise DataError(
-            f"the photos are not those of {printable(path)}: {counts} (first: {printable(first)})", fix
-        )
+        """Raises a `DataError` with the counts and the first image if anything changed."""
+        if self:
+            counts = ", ".join(f"{count} {kind}" for kind, count in self.counts().items())
+            changed = f"{counts} (first: {printable(sum(self._paths().values(), [])[0])})"
+            raise DataError(f"the photos are not those of {printable(path)}: {changed}", fix)
 
 
 def fingerprint(path: Path) -> str:
@@ -104,32 +91,25 @@ def load_split(path: Path, dataset: ImageDataset) -> tuple[Splits, DataChanges]:
     """
     content = read_split(path)
     if content["classes"] != list(dataset.classes):
-        raise DataError(
-            f"{printable(path)} was made for other classes than those of {printable(dataset.name)}",
-            "use the data that it was made for, or make a new split",
-        )
+        what = f"{printable(path)} was made for other classes than those of {printable(dataset.name)}"
+        raise DataError(what, "use the data that it was made for, or make a new split")
     saved: dict[str, dict[str, str]] = content["splits"]
     index = {name: i for i, name in enumerate(dataset.paths)}
     known = set().union(*saved.values())
-    changes = DataChanges(
-        {split: [name for name in saved[split] if name not in index] for split in SPLITS},
-        {
-            split: [
-                name
-                for name, digest in saved[split].items()
-                if name in index and fingerprint(dataset.root / name) != digest
-            ]
-            for split in SPLITS
-        },
-        [name for name in dataset.paths if name not in known],
-    )
+    missing: dict[str, list[str]] = {split: [] for split in SPLITS}
+    edited: dict[str, list[str]] = {split: [] for split in SPLITS}
+    for split in SPLITS:
+        for name, digest in saved[split].items():
+            if name not in index:
+                missing[split].append(name)
+            elif fingerprint(dataset.root / name) != digest:
+                edited[split].append(name)
+    changes = DataChanges(missing, edited, [name for name in dataset.paths if name not in known])
     splits = {split: sorted(index[name] for name in saved[split] if name in index) for split in SPLITS}
     emptied = [split for split in SPLITS if saved[split] and not splits[split]]
     if emptied:
-        raise DataError(
-            f"none of the {emptied[0]} photos of {printable(path)} is left in {printable(dataset.root)}",
-            "put them back, or start a new run",
-        )
+        what = f"none of the {emptied[0]} photos of {printable(path)} is left in {printable(dataset.root)}"
+        raise DataError(what, "put them back, or start a new run")
     return splits, changes
 
 
@@ -142,17 +122,14 @@ def read_split(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(
-            f"cannot read the split {printable(path)}: {printable(error)}", "make a new split"
-        ) from error
+        what = f"cannot read the split {printable(path)}: {printable(error)}"
+        raise DataError(what, "make a new split") from error
     splits = content.get("splits") if isinstance(content, dict) else None
     if not isinstance(splits, dict) or not isinstance(content.get("classes"), list):
         raise DataError(f"{printable(path)} is not a split of this package", "make a new split")
     if content.get("format") != SPLIT_FORMAT:
-        raise DataError(
-            f"{printable(path)} has format {printable(content.get('format'))}, expected {SPLIT_FORMAT}",
-            "make a new split",
-        )
+        what = f"has format {printable(content.get('format'))}, expected {SPLIT_FORMAT}"
+        raise DataError(f"{printable(path)} {what}", "make a new split")
     if set(splits) != set(SPLITS) or not all(isinstance(members, dict) for members in splits.values()):
         raise DataError(f"{printable(path)} lacks one of {', '.join(SPLITS)}", "make a new split")
     if sum(map(len, splits.values())) != len(set().union(*splits.values())):
