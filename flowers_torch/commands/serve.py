@@ -65,8 +65,7 @@ def run(args: argparse.Namespace) -> int:
             classifier,
             printable(path.name if path.is_dir() else path.stem),
             Limits(args.max_upload << 20, batch=args.batch_size, waiting=args.queue),
-            threshold.probability if threshold else 0.0,
-            threshold.describe() if threshold else "",
+            threshold,
         )
         host, port = listener.getsockname()[:2]
         info, device = classifier.info, classifier.runtime.device

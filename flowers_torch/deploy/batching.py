@@ -3,10 +3,9 @@
 No request waits for others to fill a batch. The next batch collects while the current one is computed.
 """
 
-import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
 from flowers_torch.errors import ResourceError
@@ -27,10 +26,8 @@ class Batcher(Generic[Item, Result]):
         self._compute = compute
         self._max_batch = max_batch
         self._waiting: deque[tuple[Item, Future[Result]]] = deque()
-        self._changed = threading.Condition()
-        self._closing = False
-        self._thread = threading.Thread(target=self._work, name="network", daemon=True)
-        self._thread.start()
+        self._thread = ThreadPoolExecutor(1, "network")
+        self.alive = True
 
     def submit(self, item: Item) -> "Future[Result]":
         """Queues an item; its future receives the result, or the error of its batch.
@@ -38,45 +35,30 @@ class Batcher(Generic[Item, Result]):
         Raises:
             ResourceError: `close` was called.
         """
+        if not self.alive:
+            raise ResourceError("the server is stopping", "try again later")
         future: Future[Result] = Future()
-        with self._changed:
-            if self._closing:
-                raise ResourceError("the server is stopping", "try again later")
-            self._waiting.append((item, future))
-            self._changed.notify()
+        self._waiting.append((item, future))
+        self._thread.submit(self._next_batch)
         return future
 
     def close(self) -> None:
         """Computes the waiting items, then ends the thread."""
-        with self._changed:
-            self._closing = True
-            self._changed.notify()
-        self._thread.join()
+        self.alive = False
+        self._thread.shutdown()
 
-    @property
-    def alive(self) -> bool:
-        """Whether the thread is running."""
-        return self._thread.is_alive()
-
-    def _work(self) -> None:
-        while batch := self._take():
-            try:
-                results = self._compute([item for item, _ in batch])
-                for (_, future), result in zip(batch, results, strict=True):
-                    future.set_result(result)
-            # guard: H07 batch
-            except Exception as error:  # any error: the thread must survive it
-                for _, future in batch:
-                    if not future.done():
-                        future.set_exception(error)
-
-    def _take(self) -> list[tuple[Item, "Future[Result]"]]:
-        """Waits for the next batch without canceled items; empty at the end."""
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._closing)
-                if not self._waiting:
-                    return []
-                taken = [self._waiting.popleft() for _ in range(min(self._max_batch, len(self._waiting)))]
-            if batch := [(item, future) for item, future in taken if future.set_running_or_notify_cancel()]:
-                return batch
+    def _next_batch(self) -> None:
+        """Called once for each item; does nothing if an earlier batch included the item."""
+        taken = [self._waiting.popleft() for _ in range(min(self._max_batch, len(self._waiting)))]
+        batch = [(item, future) for item, future in taken if future.set_running_or_notify_cancel()]
+        if not batch:
+            return
+        try:
+            results = self._compute([item for item, _ in batch])
+            for (_, future), result in zip(batch, results, strict=True):
+                future.set_result(result)
+        # guard: H07 batch
+        except Exception as error:  # any error: its requests must not wait forever
+            for _, future in batch:
+                if not future.done():
+                    future.set_exception(error)

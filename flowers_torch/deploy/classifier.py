@@ -60,9 +60,13 @@ class Classifier:
 
     def __post_init__(self) -> None:
         self.ood_detector = read_ood_detector(self.info.selective)
+        preprocessing = self.info.preprocessing
+        self.preprocess = eval_transform(**dataclasses.asdict(preprocessing))  # of an upright RGB image
+        self.enough_side = enough_side(preprocessing.size, preprocessing.crop)  # for `load_image`
         # The network that predicts: `model`, or a fused form of it that is faster.
-        size = self.info.preprocessing.size
-        self.inference_model = self.acceleration.training_network(self.model.eval(), self.runtime, size)
+        self.inference_model = self.acceleration.training_network(
+            self.model.eval(), self.runtime, preprocessing.size
+        )
 
     @classmethod
     def load(cls, path: Path, runtime: Runtime) -> "Classifier":
@@ -92,32 +96,20 @@ class Classifier:
     ) -> Iterator[Prediction]:
         """Yields a prediction for each image in order; for an unreadable one, a prediction with its error.
 
-        Args:
-            sources: Files and URLs.
-            top: Number of classes in each prediction.
-            batch_size: Images per forward pass.
-            confidence_threshold: Probability below which the model abstains.
+        Each prediction has the `top` most probable classes; below the threshold the model abstains.
         """
         for start in range(0, len(sources), batch_size):
             inputs: list[Tensor] = []
-            errors: dict[int, str] = {}
-            batch = sources[start : start + batch_size]
-            for index, source in enumerate(batch):
+            found: list[Prediction] = []
+            for source in sources[start : start + batch_size]:
                 try:
                     inputs.append(self._read(source))
+                    found.append(Prediction(os.fspath(source)))
                 except (DataError, ResourceError) as error:
-                    errors[index] = str(error)
+                    found.append(Prediction(os.fspath(source), error=str(error)))
             predictions = iter(self.classify(inputs, top, confidence_threshold))
-            for index, source in enumerate(batch):
-                if index in errors:
-                    yield Prediction(os.fspath(source), error=errors[index])
-                else:
-                    yield dataclasses.replace(next(predictions), file=os.fspath(source))
-
-    @property
-    def enough_side(self) -> int:
-        """Shorter side that an image needs, for `load_image`."""
-        return enough_side(self.info.preprocessing.size, self.info.preprocessing.crop)
+            for each in found:
+                yield each if each.error else dataclasses.replace(next(predictions), file=each.file)
 
     def explain(self, source: ImageSource) -> Image.Image:
         """The network's view of an image with the Grad-CAM heatmap of the predicted class.
@@ -134,12 +126,6 @@ class Classifier:
         mean, std = self.info.preprocessing.mean, self.info.preprocessing.std
         return [overlay(input_to_image(x, mean, std), h) for x, h in zip(inputs, heat, strict=True)]
 
-    def preprocess(self, image: Image.Image) -> Tensor:
-        """An upright RGB image as network input (3, H, W)."""
-        transform = eval_transform(**dataclasses.asdict(self.info.preprocessing))
-        pixels: Tensor = transform(image)
-        return pixels
-
     def classify(
         self, inputs: Sequence[Tensor], top: int = 3, confidence_threshold: float = 0.0
     ) -> list[Prediction]:
@@ -155,10 +141,9 @@ class Classifier:
             is_ood = (distances > self.ood_detector.threshold).tolist()
         found = []
         for indices, values, ood in zip(best.indices.tolist(), best.values.tolist(), is_ood, strict=True):
-            low = values[0] < confidence_threshold
-            reason = OUT_OF_DISTRIBUTION if ood else LOW_CONFIDENCE if low else ""
+            low = LOW_CONFIDENCE if values[0] < confidence_threshold else ""
             names = tuple(self.info.classes[i] for i in indices)
-            found.append(Prediction("", names, tuple(values), reason))
+            found.append(Prediction("", names, tuple(values), OUT_OF_DISTRIBUTION if ood else low))
         return found
 
     def _read(self, source: ImageSource) -> Tensor:
@@ -166,7 +151,8 @@ class Classifier:
         if is_url(source):
             file = io.BytesIO(fetch_bytes(str(source)))
             file.name = str(source)  # for error messages
-        return self.preprocess(load_image(file, at_least=self.enough_side))
+        pixels: Tensor = self.preprocess(load_image(file, at_least=self.enough_side))
+        return pixels
 
     @staticmethod
     def _batch(inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

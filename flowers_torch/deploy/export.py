@@ -16,7 +16,7 @@ from torch import nn
 
 from flowers_torch.deploy.graph import ExportableClassifier
 from flowers_torch.deploy.onnx_file import attach_metadata, export_metadata, parse_onnx, to_onnx, trace
-from flowers_torch.deploy.parity import compare, require_parity
+from flowers_torch.deploy.parity import Exported, Parity, compare, require_parity
 from flowers_torch.deploy.quantize import measure_loss, model_input, quantize, require_accuracy
 from flowers_torch.errors import printable
 from flowers_torch.files.atomic import atomic_write
@@ -62,12 +62,11 @@ def export_onnx(
 
     Args:
         network: Network in inference mode, on the CPU.
-        info: Metadata of the network.
+        info: Its metadata.
         data: Images to verify with.
-        path: Path of the file, for error messages.
+        path: For error messages.
         with_preprocessing: Include the preprocessing in the graph.
-        int8_max_loss: Quantize to int8 if the validation accuracy drops by at most this fraction; float32 if
-            None.
+        int8_max_loss: Largest drop of the validation accuracy by quantization to int8; float32 if None.
 
     Raises:
         UsageError: a package is missing.
@@ -76,20 +75,19 @@ def export_onnx(
     exportable = ExportableClassifier(network, info, with_preprocessing).eval()
     metadata = export_metadata(info, with_preprocessing)
     content = to_onnx(exportable, metadata)
-    parity = compare(exportable, parse_onnx(content, path), data.images)
-    require_parity(parity, path)  # guard: E02 export
+    model = parse_onnx(content, path)
+    parity, lines = _verify(exportable, model, data, path)
     metadata["parity"] = dataclasses.asdict(parity)
-    lines = [f"check    {data.description}: {parity.describe()}"]
-    if int8_max_loss is None:
-        return VerifiedExport(attach_metadata(content, metadata), lines)
-    read = model_input(with_preprocessing, info.preprocessing)
-    quantized = attach_metadata(quantize(content, map(read, data.calibration)), metadata)
-    before, after = parse_onnx(content, path), parse_onnx(quantized, path)
-    loss = measure_loss(before, after, data.validation, data.labels, info.preprocessing)
-    require_accuracy(loss, int8_max_loss, path)
-    metadata["int8"] = dataclasses.asdict(loss)
-    lines.append(f"int8     {loss.describe()}; {megabytes(len(content))} before")
-    return VerifiedExport(attach_metadata(quantized, metadata), lines)
+    if int8_max_loss is not None:
+        read = model_input(with_preprocessing, info.preprocessing)
+        quantized = attach_metadata(quantize(content, map(read, data.calibration)), metadata)
+        int8 = parse_onnx(quantized, path)
+        loss = measure_loss(model, int8, data.validation, data.labels, info.preprocessing)
+        require_accuracy(loss, int8_max_loss, path)
+        metadata["int8"] = dataclasses.asdict(loss)
+        lines.append(f"int8     {loss.describe()}; {megabytes(len(content))} before")
+        content = quantized
+    return VerifiedExport(attach_metadata(content, metadata), lines)
 
 
 def export_program(
@@ -102,9 +100,8 @@ def export_program(
     torch.export.save(trace(exportable), file, extra_files={METADATA_FILE: metadata})
     file.seek(0)
     program = torch.export.load(file).module()
-    parity = compare(exportable, lambda x: _run(exportable, program, x), data.images)
-    require_parity(parity, path)
-    return VerifiedExport(file.getvalue(), [f"check    {data.description}: {parity.describe()}"])
+    _, lines = _verify(exportable, lambda x: _run(exportable, program, x), data, path)
+    return VerifiedExport(file.getvalue(), lines)
 
 
 def export_weights(network: nn.Module, info: ModelInfo, data: VerificationData, path: Path) -> VerifiedExport:
@@ -114,9 +111,17 @@ def export_weights(network: nn.Module, info: ModelInfo, data: VerificationData, 
         save_classifier(network.state_dict(), info, file)
         loaded = ExportableClassifier(*load_classifier(file))
         content = file.read_bytes()
-    parity = compare(ExportableClassifier(network, info), lambda x: _run(loaded, loaded, x), data.images)
-    require_parity(parity, path)
-    return VerifiedExport(content, [f"check    {data.description}: {parity.describe()}"])
+    exportable = ExportableClassifier(network, info)
+    _, lines = _verify(exportable, lambda x: _run(loaded, loaded, x), data, path)
+    return VerifiedExport(content, lines)
+
+
+def _verify(
+    exportable: ExportableClassifier, exported: Exported, data: VerificationData, path: Path
+) -> tuple[Parity, list[str]]:
+    parity = compare(exportable, exported, data.images)
+    require_parity(parity, path)  # guard: E02 export
+    return parity, [f"check    {data.description}: {parity.describe()}"]
 
 
 def _run(

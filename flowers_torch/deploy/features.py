@@ -24,7 +24,7 @@ def open_network(name: str, weights: str = "", keras_input: str = "") -> tuple[n
     Args:
         name: A run folder or model file; with `weights`, the name of a network.
         weights: Value of `train --weights`; empty for a trained classifier.
-        keras_input: Preprocessing of an .h5 file; see `plan_weights`.
+        keras_input: Preprocessing of an .h5 file.
 
     Returns:
         The network, its preprocessing, and a description of what was loaded.
@@ -60,15 +60,8 @@ def image_features(
 ) -> Tensor:
     """Features of image files, one row each, on the CPU.
 
-    Args:
-        model: A timm-style network.
-        preprocessing: Preprocessing of the network.
-        paths: Readable image files.
-        runtime: Device and precision.
-        layer: As for `layer_features.features`; empty for its default.
-        pooling: As for `layer_features.features`.
-        batch_size: Images per forward pass.
-        progress: Called with the number of finished images.
+    `layer` and `pooling` are those of `layer_features.features`; `progress` is called with the number of
+    finished images.
 
     Raises:
         DataError: an image cannot be read.

@@ -5,10 +5,11 @@ import socket
 from collections.abc import Callable, Collection
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
-from starlette.responses import PlainTextResponse
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.types import ASGIApp, Message, Receive
 
 # The page loads only its own files, and no other page may frame it or learn its address.
 HEADERS = {
@@ -21,11 +22,12 @@ HEADERS = {
 }
 
 
-class Guard:
-    """ASGI middleware that refuses requests of other sites and sets the headers of every response.
+class Guard(BaseHTTPMiddleware):
+    """Refuses requests of other sites and sets the headers of every response.
 
     A page of another site can make a browser send requests to this server: openly, with its own `Origin`, or
-    by DNS rebinding, with its own name as `Host`. Numeric addresses cannot be rebound and are allowed.
+    by DNS rebinding, with its own name as `Host`. Numeric addresses cannot be rebound and are allowed, which
+    Starlette's `TrustedHostMiddleware` cannot express.
 
     Args:
         app: The guarded application.
@@ -34,31 +36,22 @@ class Guard:
     """
 
     def __init__(self, app: ASGIApp, names: Collection[str], on_response: Callable[[str, int], None]) -> None:
-        self.app = app
+        super().__init__(app)
         self.names = {"localhost", *(name.lower() for name in names)}
         self.on_response = on_response
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-
-        async def send_guarded(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(HEADERS)
-                self.on_response(scope["path"], message["status"])
-            await send(message)
-
-        headers = Headers(scope=scope)
-        host, origin = headers.get("host", ""), headers.get("origin")
+    async def dispatch(self, request: Request, call_next: RequestResponseEndpoint) -> Response:
+        """The response of the application, or a refusal."""
+        host, origin = request.headers.get("host", ""), request.headers.get("origin")
         if not self.allows_host(host):  # guard: H06 name
-            refused = PlainTextResponse("this host name is not allowed\n", 403)
-            await refused(scope, receive, send_guarded)
+            response: Response = PlainTextResponse("this host name is not allowed\n", 403)
         elif origin not in (None, f"http://{host}", f"https://{host}"):  # guard: H06 origin
-            refused = PlainTextResponse("requests of other sites are refused\n", 403)
-            await refused(scope, receive, send_guarded)
+            response = PlainTextResponse("requests of other sites are refused\n", 403)
         else:
-            await self.app(scope, receive, send_guarded)
+            response = await call_next(request)
+        response.headers.update(HEADERS)
+        self.on_response(request.scope["path"], response.status_code)
+        return response
 
     def allows_host(self, host: str) -> bool:
         """Whether a `Host` header names this server."""
@@ -85,22 +78,21 @@ def _is_numeric(name: str) -> bool:
     return True
 
 
-def limit_body(scope: Scope, receive: Receive, max_bytes: int) -> Receive:
-    """Wraps `receive` so that it fails as soon as the body exceeds `max_bytes`.
+def limit_body(request: Request, max_bytes: int) -> Receive:
+    """The `receive` of a request, which fails as soon as the body exceeds `max_bytes`.
 
     Raises:
         HTTPException: 413, before anything is read if the request states its length.
     """
-    length = Headers(scope=scope).get("content-length", "0")
     detail = f"a request may hold {max_bytes >> 20} MB; send fewer or smaller photos"
     too_large = HTTPException(413, detail, {"Connection": "close"})  # or the server would read the rest
-    if length.isdigit() and int(length) > max_bytes:
+    if int(request.headers.get("content-length", 0)) > max_bytes:  # a number, as uvicorn has verified
         raise too_large
     received = 0
 
     async def counted() -> Message:
         nonlocal received
-        message = await receive()
+        message = await request.receive()
         received += len(message.get("body", b""))
         if received > max_bytes:  # guard: H06 body
             raise too_large

@@ -5,11 +5,10 @@ large page is a folder of scripts, because a page that is opened from a file may
 """
 
 import base64
-import dataclasses
 import gzip
-import json
 import tarfile
 from pathlib import Path
+from typing import NamedTuple
 
 from markupsafe import Markup
 
@@ -17,7 +16,7 @@ from flowers_torch import __version__
 from flowers_torch.deploy.export import megabytes
 from flowers_torch.deploy.onnx_file import parse_onnx
 from flowers_torch.errors import UsageError, printable
-from flowers_torch.files.atomic import atomic_write
+from flowers_torch.files.atomic import write_text
 from flowers_torch.files.cache import cache_folder
 from flowers_torch.files.download import download
 from flowers_torch.report.templating import render
@@ -40,11 +39,9 @@ POLICY = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class BrowserRuntime:
+class BrowserRuntime(NamedTuple):
     """ONNX Runtime for browsers: an ES module and the WebAssembly program that it starts."""
 
-    version: str
     script: bytes
     wasm: bytes
 
@@ -60,24 +57,19 @@ def find_runtime(where: str = "") -> BrowserRuntime:
         UsageError: there is no such package.
         ResourceError: the download fails.
     """
+    path = Path(where).expanduser()
     if not where:
         path = download(RUNTIME_URL, cache_folder() / RUNTIME_FILE, RUNTIME_SHA256, ways_on=DOWNLOAD_HINT)
-    else:
-        path = Path(where).expanduser()
-    names = ("package.json", SCRIPT, WASM)
     try:
         if path.is_dir():
-            found = [(path / name).read_bytes() for name in names]
-        else:
-            with tarfile.open(path, "r:gz") as archive:
-                found = [_member(archive, f"package/{name}") for name in names]
-        version = str(json.loads(found[0])["version"])
-    except (OSError, KeyError, TypeError, ValueError, tarfile.TarError, EOFError) as error:
+            return BrowserRuntime((path / SCRIPT).read_bytes(), (path / WASM).read_bytes())
+        with tarfile.open(path, "r:gz") as archive:
+            return BrowserRuntime(*(_member(archive, f"package/{name}") for name in (SCRIPT, WASM)))
+    except (OSError, KeyError, ValueError, tarfile.TarError, EOFError) as error:
         raise UsageError(
             f"--runtime {printable(path)} is not a valid onnxruntime-web package: {printable(error)}",
             f"npm pack onnxruntime-web@{RUNTIME_VERSION}, then --runtime {RUNTIME_FILE}",
         ) from error
-    return BrowserRuntime(version, found[1], found[2])
 
 
 def write_page(path: Path, model: bytes, runtime: BrowserRuntime, as_folder: bool = False) -> list[str]:
@@ -110,16 +102,15 @@ def write_page(path: Path, model: bytes, runtime: BrowserRuntime, as_folder: boo
     }
     total = sum(map(len, calls.values()))
     if total <= MAX_SINGLE_FILE and not as_folder:
-        html = build_page(facts, [f"<script>{call}</script>" for call in calls.values()], POLICY)
-        _write(path, html)
+        write_text(path, _html(facts, [f"<script>{call}</script>" for call in calls.values()], POLICY))
         size = megabytes(path.stat().st_size)
         return [f"export   {printable(path)}, {size}: one file that opens offline in any browser"]
     folder = path.with_suffix("") if path.suffix == ".html" else path
     for name, call in calls.items():
-        _write(folder / name, call)
+        write_text(folder / name, call)
     scripts = [f'<script src="{name}"></script>' for name in calls]
     # 'self' is for servers; a page that is opened from a file has no origin.
-    _write(folder / "index.html", build_page(facts, scripts, f"{POLICY} 'self' file:"))
+    write_text(folder / "index.html", _html(facts, scripts, f"{POLICY} 'self' file:"))
     reason = "" if as_folder else f", more than the {MAX_SINGLE_FILE >> 20} MB of one file"
     return [
         f"export   {printable(folder / 'index.html')} with {len(calls)} files beside it, "
@@ -127,8 +118,7 @@ def write_page(path: Path, model: bytes, runtime: BrowserRuntime, as_folder: boo
     ]
 
 
-def build_page(facts: dict[str, object], scripts: list[str], policy: str) -> str:
-    """The HTML around the scripts that hold model and runtime."""
+def _html(facts: dict[str, object], scripts: list[str], policy: str) -> str:
     safe = Markup("".join(scripts))  # base64 and file names of ours
     values = {"facts": facts, "scripts": safe, "policy": policy, "version": __version__}
     return render("offline_page.html.jinja", values, "flowers_torch.deploy")
@@ -141,15 +131,7 @@ def _encode(content: bytes) -> list[str]:
 
 def _member(archive: tarfile.TarFile, name: str) -> bytes:
     file = archive.extractfile(name)
-    if file is None:
-        raise KeyError(f"{name} is not a file")
-    content = file.read(MAX_RUNTIME_BYTES + 1)
-    if len(content) > MAX_RUNTIME_BYTES:
-        raise ValueError(f"{name} is too large")
+    content = file.read(MAX_RUNTIME_BYTES + 1) if file else b""  # not a regular file
+    if not 0 < len(content) <= MAX_RUNTIME_BYTES:
+        raise ValueError(f"{name} is too large or no file")
     return content
-
-
-def _write(path: Path, content: str) -> None:
-    data = content.encode()
-    with atomic_write(path, size=len(data)) as file:
-        file.write(data)

@@ -6,6 +6,7 @@ Each metadata entry is JSON; see `export_metadata`. A file that refers to other 
 import dataclasses
 import importlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -125,8 +126,7 @@ def attach_metadata(content: bytes, metadata: dict[str, Any]) -> bytes:
     del model.metadata_props[:]
     for key, value in metadata.items():
         model.metadata_props.add(key=key, value=json.dumps(value))
-    result: bytes = model.SerializeToString()
-    return result
+    return bytes(model.SerializeToString())
 
 
 def open_onnx(path: Path, threads: int = 0) -> OnnxModel:
@@ -146,27 +146,19 @@ def parse_onnx(content: bytes, path: Path, threads: int = 0) -> OnnxModel:
     onnx, runtime = need("onnx"), need("onnxruntime")
     try:
         model = onnx.load_model_from_string(content)
-        external = next(_external_files(model), None)
-        if external is not None:  # guard: E07 outside
-            raise ModelFileError(
-                f"{printable(path)} refers to the file {printable(external)}",
-                "use an export of this package",
-            )
+        problems = [f"refers to the file {printable(name)}" for name in _external_files(model)]
+        metadata = {entry.key: json.loads(entry.value) for entry in model.metadata_props}
+        required = ("format", "classes", "temperature", "input")
+        problems += [f"lacks the metadata {key}" for key in required if key not in metadata]
+        if problems:  # guard: E07 outside
+            raise ModelFileError(f"{printable(path)} {problems[0]}", "use an export of this package")
         onnx.checker.check_model(model)
-        texts = {entry.key: entry.value for entry in model.metadata_props}
-        metadata = {key: json.loads(texts[key]) for key in ("format", "classes", "temperature", "input")}
-        metadata |= {key: json.loads(value) for key, value in texts.items() if key not in metadata}
         options = runtime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3  # errors only; they are raised too
         session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except ModelFileError:
         raise
-    except KeyError as error:
-        raise ModelFileError(
-            f"{printable(path)} lacks the metadata {printable(error.args[0])}",
-            "use an export of this package",
-        ) from error
     # guard: E07 damaged
     except Exception as error:  # protobuf, onnx and onnxruntime each have their own errors
         reason = printable(" ".join(str(error).split()), 200)
@@ -174,14 +166,11 @@ def parse_onnx(content: bytes, path: Path, threads: int = 0) -> OnnxModel:
     return OnnxModel(session, metadata)
 
 
-def _external_files(message: Any) -> Any:
-    """Yields the names of files that any tensor of a model refers to."""
-    if message.DESCRIPTOR.name == "TensorProto":
-        if message.external_data or message.data_location == 1:
-            locations = (entry.value for entry in message.external_data if entry.key == "location")
-            yield next(locations, "(unnamed)")
-        return
+def _external_files(message: Any) -> Iterator[str]:
+    """The names of files that any tensor of a model refers to."""
+    if message.DESCRIPTOR.name == "TensorProto" and (message.external_data or message.data_location == 1):
+        yield next((entry.value for entry in message.external_data if entry.key == "location"), "(unnamed)")
     for field, value in message.ListFields():
         if field.message_type is not None:
-            for child in value if not hasattr(value, "DESCRIPTOR") else [value]:
+            for child in [value] if hasattr(value, "DESCRIPTOR") else value:
                 yield from _external_files(child)

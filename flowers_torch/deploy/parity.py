@@ -50,14 +50,10 @@ def compare(model: ExportableClassifier, exported: Exported, images: Sequence[Im
     """Compares an exported model with the network behind the evaluation transform.
 
     A model with preprocessing takes images of equal size, so the images of its batches are cropped.
-
-    Args:
-        model: The module that was exported.
-        exported: Maps a batch to outputs by name.
-        images: `PARITY_IMAGES` upright RGB images.
+    `images` are `PARITY_IMAGES` upright RGB images.
     """
     transform = eval_transform(**dataclasses.asdict(model.preprocessing))
-    found, expected = [], []
+    differences, largest = [], 0.0
     rest = list(images)
     for count in BATCHES:
         batch, rest = rest[:count], rest[count:]
@@ -67,17 +63,16 @@ def compare(model: ExportableClassifier, exported: Exported, images: Sequence[Im
         inputs = torch.stack([transform(image) for image in batch])
         with torch.inference_mode():
             logits = model.network(inputs)
-        expected.append((logits, (logits / model.temperature).softmax(1)))
-        raw = np.stack([np.asarray(image) for image in batch]) if model.with_preprocessing else inputs.numpy()
-        outputs = exported(raw)
-        found.append(tuple(torch.from_numpy(outputs[name]) for name in ("logits", "probabilities")))
-    logits_difference, probability_difference = (
-        float(torch.cat([(a[i] - b[i]).abs().flatten() for a, b in zip(found, expected, strict=True)]).max())
-        for i in (0, 1)
-    )
-    largest = max(float(value.abs().max()) for value, _ in expected)
+        probabilities = (logits / model.temperature).softmax(1)
+        outputs = exported(
+            np.stack([np.asarray(image) for image in batch]) if model.with_preprocessing else inputs.numpy()
+        )
+        found = (torch.from_numpy(outputs[name]) for name in ("logits", "probabilities"))
+        differences.append([(a - b).abs().max() for a, b in zip(found, (logits, probabilities), strict=True)])
+        largest = max(largest, float(logits.abs().max()))
+    worst, worst_probability = torch.tensor(differences).amax(0).tolist()  # NaN if any is
     tolerance = PREPROCESSING_TOLERANCE if model.with_preprocessing else TOLERANCE
-    return Parity(logits_difference, probability_difference, largest, PARITY_IMAGES, tolerance)
+    return Parity(worst, worst_probability, largest, PARITY_IMAGES, tolerance)
 
 
 def require_parity(parity: Parity, path: object) -> None:

@@ -6,8 +6,9 @@ validation images can measure the accuracy.
 
 import dataclasses
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -60,13 +61,18 @@ def quantize(content: bytes, inputs: Iterable[NDArray[Any]]) -> bytes:
             onnx.load_model_from_string(content), inferred, skip_optimization=True, skip_symbolic_shape=True
         )
         model = onnx.load_model(inferred)
+        (source,) = (value.name for value in model.graph.input)
+        batches = ({source: batch} for batch in inputs)
+        # Probabilities and OOD distance, which the logits do not depend on, stay in float32.
+        before_logits = onnx.utils.Extractor(model).extract_model([source], ["logits"]).graph.node
+        names = {node.name for node in before_logits}
         quantization.quantize_static(
             model,
             path,
-            _CalibrationReader(model.graph.input[0].name, iter(inputs)),
+            SimpleNamespace(get_next=lambda: next(batches, None)),
             quant_format=quantization.QuantFormat.QDQ,
             op_types_to_quantize=OPERATORS,
-            nodes_to_exclude=_nodes_after_logits(model.graph),
+            nodes_to_exclude=[node.name for node in model.graph.node if node.name not in names],
             per_channel=True,
             reduce_range=True,  # 7-bit weights: processors without VNNI accumulate in 16 bits
             activation_type=quantization.QuantType.QUInt8,
@@ -117,28 +123,3 @@ def model_input(with_preprocessing: bool, preprocessing: Preprocessing) -> Calla
         return np.asarray(image)[None] if with_preprocessing else transform(image)[None].numpy()
 
     return read
-
-
-@dataclasses.dataclass
-class _CalibrationReader:
-    """ONNX Runtime's interface for calibration batches."""
-
-    name: str
-    batches: Iterator[NDArray[Any]]
-
-    def get_next(self) -> dict[str, NDArray[Any]] | None:
-        """The next batch; None at the end."""
-        batch = next(self.batches, None)
-        return None if batch is None else {self.name: batch}
-
-
-def _nodes_after_logits(graph: Any) -> list[str]:
-    """Nodes that the logits do not depend on; probabilities and OOD distance stay in float32."""
-    producers = {output: node for node in graph.node for output in node.output}
-    pending, needed = ["logits"], set()
-    while pending:
-        node = producers.get(pending.pop())
-        if node is not None and node.name not in needed:
-            needed.add(node.name)
-            pending += node.input
-    return [node.name for node in graph.node if node.name not in needed]

@@ -8,19 +8,20 @@ The files of the page are read once into a fixed table, so no request can name a
 """
 
 import asyncio
-import base64
 import contextlib
 import dataclasses
-import importlib.resources
+import functools
 import io
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
@@ -35,9 +36,11 @@ from flowers_torch.data.images import MAX_PIXELS, load_image
 from flowers_torch.deploy.batching import Batcher
 from flowers_torch.deploy.classifier import Classifier, Prediction
 from flowers_torch.deploy.guard import Guard, limit_body
-from flowers_torch.deploy.server_metrics import CONTENT_TYPE, ServerMetrics
+from flowers_torch.deploy.server_metrics import ServerMetrics
 from flowers_torch.errors import DataError, FlowersError, UsageError, printable
+from flowers_torch.evaluation.selective import Threshold
 from flowers_torch.files.atomic import to_json
+from flowers_torch.report.photos import data_uri
 
 PAGE = {
     "/": ("index.html", "text/html; charset=utf-8"),
@@ -60,21 +63,8 @@ class Limits:
     waiting: int = 128  # images in the queue or being computed; further requests get status 503
 
 
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """A preprocessed image, and whether to explain its prediction."""
-
-    pixels: Tensor
-    explain: bool
-
-
-@dataclasses.dataclass(frozen=True)
-class JobResult:
-    """A prediction, and its heatmap or the reason why there is none."""
-
-    prediction: Prediction
-    heatmap: Image.Image | None = None
-    no_heatmap: str = ""
+Job = tuple[Tensor, bool]  # a preprocessed image, and whether to explain its prediction
+JobResult = tuple[Prediction, Image.Image | UsageError | None]  # with a heatmap, or why there is none
 
 
 class Service:
@@ -84,20 +74,13 @@ class Service:
         classifier: The loaded model.
         name: Name of the model on the page.
         limits: Limits of the server.
-        confidence_threshold: Probability below which the model abstains.
-        threshold_text: Description of the threshold; empty without one.
+        threshold: Confidence below which the model abstains; None if it always answers.
     """
 
     def __init__(
-        self,
-        classifier: Classifier,
-        name: str,
-        limits: Limits,
-        confidence_threshold: float = 0.0,
-        threshold_text: str = "",
+        self, classifier: Classifier, name: str, limits: Limits, threshold: Threshold | None = None
     ) -> None:
-        self.classifier, self.name, self.limits = classifier, name, limits
-        self.confidence_threshold, self.threshold_text = confidence_threshold, threshold_text
+        self.classifier, self.name, self.limits, self.threshold = classifier, name, limits, threshold
         self.classes = [printable(label) for label in classifier.info.classes]
         self.server_metrics = ServerMetrics(lambda: self.pending)
         self.pending = 0  # images that wait or are being computed; changed by the event loop's thread only
@@ -109,49 +92,42 @@ class Service:
     def compute(self, jobs: Sequence[Job]) -> list[JobResult]:
         """Computes a batch; called in the network's thread."""
         started = time.perf_counter()
-        inputs = [job.pixels for job in jobs]
-        predictions = self.classifier.classify(inputs, len(self.classes), self.confidence_threshold)
-        results = [JobResult(prediction) for prediction in predictions]
-        if wanted := [i for i, job in enumerate(jobs) if job.explain]:
-            try:
-                heatmaps = self.classifier.explain_inputs([inputs[i] for i in wanted])
-                for i, heatmap in zip(wanted, heatmaps, strict=True):
-                    results[i] = JobResult(predictions[i], heatmap)
-            except UsageError as error:  # the network has no spatial feature map
-                for i in wanted:
-                    results[i] = JobResult(predictions[i], no_heatmap=str(error))
+        least = self.threshold.probability if self.threshold else 0.0
+        predictions = self.classifier.classify([pixels for pixels, _ in jobs], len(self.classes), least)
+        explained = [pixels for pixels, explain in jobs if explain]
+        try:
+            heatmaps: Iterable[Any] = self.classifier.explain_inputs(explained) if explained else []
+        except UsageError as error:  # the network has no spatial feature map
+            heatmaps = [error] * len(explained)
+        heatmap = iter(heatmaps)
         self.server_metrics.sizes.observe(len(jobs))
         self.server_metrics.network.observe(time.perf_counter() - started)
-        return results
+        return [
+            (prediction, next(heatmap) if explain else None)
+            for prediction, (_, explain) in zip(predictions, jobs, strict=True)
+        ]
 
     @contextlib.contextmanager
-    def reserve(self) -> Iterator[Callable[[int], None]]:
-        """Reserves one place in the queue for a request, and more by calling the yielded function.
+    def reserve(self, images: int) -> Iterator[None]:
+        """Reserves places in the queue.
 
         Raises:
             HTTPException: 503, the queue is full.
         """
-        own = 0
-
-        def take(images: int) -> None:
-            nonlocal own
-            if self.pending + images > self.limits.waiting:  # guard: H06 queue
-                raise HTTPException(503, "too many photos are waiting; try again", {"Retry-After": "1"})
-            own += images
-            self.pending += images
-
-        take(1)
+        if self.pending + images > self.limits.waiting:  # guard: H06 queue
+            raise HTTPException(503, "too many photos are waiting; try again", {"Retry-After": "1"})
+        self.pending += images
         try:
-            yield take
+            yield
         finally:
-            self.pending -= own
+            self.pending -= images
 
     async def predict(self, request: Request) -> Response:
         """Predictions for the images of a request, in order; an unreadable image has an error instead."""
         started = time.perf_counter()
         top = _query_integer(request, "top", DEFAULT_TOP, minimum=1)
         explain = bool(_query_integer(request, "gradcam", 0, minimum=0))
-        with self.reserve() as take:
+        with self.reserve(1):
             try:
                 async with asyncio.timeout(BODY_SECONDS):
                     files = await self.receive(request)
@@ -159,9 +135,9 @@ class Service:
                 raise HTTPException(408, f"the photos took more than {BODY_SECONDS:g} s to arrive") from None
             except ClientDisconnect:
                 return Response(status_code=400)  # nobody receives it
-            take(len(files) - 1)
-            work = [self.predict_file(name, content, top, explain) for name, content in files]
-            predictions = await asyncio.gather(*work)
+            with self.reserve(len(files) - 1):
+                work = [self.predict_file(name, content, top, explain) for name, content in files]
+                predictions = await asyncio.gather(*work)
         self.server_metrics.seconds.observe(time.perf_counter() - started)
         return _json({"model": self.name, "predictions": predictions})
 
@@ -170,9 +146,8 @@ class Service:
 
         The body is a form with any number of files, as browsers and `curl -F` send it, or one image file.
         """
-        limited = limit_body(request.scope, request.receive, 8 * self.limits.image_bytes)
-        request = Request(request.scope, limited)
         most = self.limits.image_bytes
+        request = Request(request.scope, limit_body(request, 8 * most))
         files: list[tuple[str, bytes | None]] = []
         if request.headers.get("content-type", "").startswith("multipart/form-data"):
             max_files = min(MAX_IMAGES, self.limits.waiting)
@@ -196,23 +171,18 @@ class Service:
                 limit = self.limits.image_bytes >> 20
                 raise DataError(f"{name} holds more than {limit} MB", "make it smaller")
             pixels = await loop.run_in_executor(self.readers, self.read, name, content)
-            result = await asyncio.wrap_future(self.batcher.submit(Job(pixels, explain)))
+            prediction, heatmap = await asyncio.wrap_future(self.batcher.submit((pixels, explain)))
         except FlowersError as error:  # guard: H07 photo
             self.server_metrics.images.labels("error").inc()
             return {"file": name, "error": str(error)}
-        prediction = result.prediction
         self.server_metrics.images.labels("abstained" if prediction.reason else "predicted").inc()
-        shown = dataclasses.replace(
-            prediction,
-            file=name,
-            classes=tuple(printable(label) for label in prediction.classes[:top]),
-            probabilities=prediction.probabilities[:top],
-        )
-        values = shown.to_dict()
-        if result.heatmap:
-            values["gradcam"] = await loop.run_in_executor(self.readers, _data_uri, result.heatmap)
-        elif result.no_heatmap:
-            values["no_gradcam"] = result.no_heatmap
+        values = dataclasses.replace(prediction, file=name).to_dict()
+        values["classes"] = [row | {"class": printable(row["class"])} for row in values["classes"][:top]]
+        if isinstance(heatmap, UsageError):
+            values["no_gradcam"] = str(heatmap)
+        elif heatmap:
+            encode = functools.partial(data_uri, heatmap, max(heatmap.size), quality=88)
+            values["gradcam"] = await loop.run_in_executor(self.readers, encode)
         return values
 
     def read(self, name: str, content: bytes) -> Tensor:
@@ -221,7 +191,8 @@ class Service:
         file.name = name
         # guard: H06 pixels
         image = load_image(file, self.limits.pixels, self.classifier.enough_side)
-        return self.classifier.preprocess(image)
+        pixels: Tensor = self.classifier.preprocess(image)
+        return pixels
 
     async def model(self, request: Request) -> Response:
         """The model and the limits that the page respects."""
@@ -230,7 +201,7 @@ class Service:
                 "name": self.name,
                 "arch": printable(self.classifier.info.arch),
                 "classes": self.classes,
-                "threshold": self.threshold_text,
+                "threshold": self.threshold.describe() if self.threshold else "",
                 "image_bytes": self.limits.image_bytes,
                 "flowers_torch": __version__,
             }
@@ -242,7 +213,7 @@ class Service:
 
     async def metrics(self, request: Request) -> Response:
         """Metrics in Prometheus's text format."""
-        return Response(self.server_metrics.text(), media_type=CONTENT_TYPE)
+        return Response(generate_latest(self.server_metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     def close(self) -> None:
         """Computes the waiting images, then ends the threads."""
@@ -257,7 +228,7 @@ def make_app(service: Service, names: Collection[str] = ()) -> Starlette:
         service: Closed when the application ends.
         names: Allowed host names; see `Guard`.
     """
-    folder = importlib.resources.files("flowers_torch.deploy") / "serve_page"
+    folder = Path(__file__).parent / "serve_page"
     routes = [
         *(_asset(path, (folder / name).read_bytes(), kind) for path, (name, kind) in PAGE.items()),
         Route("/api/predict", service.predict, methods=["POST"]),
@@ -295,9 +266,8 @@ def _json(value: Any, status: int = 200, headers: Any = None) -> Response:
     return Response(to_json(value), status, headers, "application/json")
 
 
-async def _http_error(request: Request, error: Exception) -> Response:
-    status, headers = getattr(error, "status_code", 500), getattr(error, "headers", None)
-    return _json({"error": getattr(error, "detail", "")}, status, headers)
+async def _http_error(request: Request, error: Any) -> Response:
+    return _json({"error": error.detail}, error.status_code, error.headers)
 
 
 async def _server_error(request: Request, error: Exception) -> Response:
@@ -310,9 +280,3 @@ def _query_integer(request: Request, name: str, default: int, minimum: int) -> i
     if not (text.isascii() and text.isdigit() and len(text) < 10) or int(text) < minimum:
         raise HTTPException(400, f"{name} must be a number from {minimum} on")
     return int(text)
-
-
-def _data_uri(image: Image.Image) -> str:
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=88)
-    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"

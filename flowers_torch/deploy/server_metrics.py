@@ -2,17 +2,9 @@
 
 from collections.abc import Callable
 
-from prometheus_client import (
-    CONTENT_TYPE_LATEST,
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    generate_latest,
-)
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.process_collector import ProcessCollector
 
-CONTENT_TYPE = CONTENT_TYPE_LATEST
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
@@ -32,7 +24,3 @@ class ServerMetrics:
         self.network = Histogram("flowers_network_seconds", "Per batch in the network", registry=own)
         self.sizes = Histogram("flowers_batch_images", "Images in a batch", buckets=BATCH_SIZES, registry=own)
         Gauge("flowers_pending_images", "Waiting or being computed", registry=own).set_function(pending)
-
-    def text(self) -> bytes:
-        """All metrics, as `CONTENT_TYPE`."""
-        return generate_latest(self.registry)

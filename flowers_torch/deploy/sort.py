@@ -1,5 +1,6 @@
 """Sorting of photos into folders by predicted class, with links; the photos themselves are not moved."""
 
+import itertools
 import os
 import shutil
 from pathlib import Path
@@ -17,20 +18,13 @@ def sort_into(folder: Path, prediction: Prediction) -> Path:
     The image is copied if the file system has no links. A URL is written to a text file. An image that is
     already linked is left alone; another image of the same name gets a number.
 
-    Args:
-        folder: Target folder; created if missing.
-        prediction: Prediction for the image.
-
     Raises:
         ResourceError: the folder cannot be written.
     """
-    if prediction.error:
-        name = UNREADABLE
-    elif prediction.reason:
-        name = UNSURE
+    if prediction.error or prediction.reason:
+        target = folder / (UNREADABLE if prediction.error else UNSURE)
     else:
-        name = folder_name(prediction.classes[0])
-    target = folder / name
+        target = folder / folder_name(prediction.classes[0])
     try:
         target.mkdir(parents=True, exist_ok=True)
         if is_url(prediction.file):
@@ -69,9 +63,8 @@ def check_folder(folder: Path, images: list[Path]) -> None:
 def _free_path(folder: Path, name: str, image: Path | None) -> Path:
     """A path that is free or already links to this image."""
     stem, suffix = os.path.splitext(name)
-    number = 1
-    while True:
+    for number in itertools.count(1):
         path = folder / (name if number == 1 else f"{stem}-{number}{suffix}")
-        if not os.path.lexists(path) or (image and path.is_symlink() and Path(os.readlink(path)) == image):
-            return path
-        number += 1
+        if not os.path.lexists(path) or (image and path.is_symlink() and path.readlink() == image):
+            break
+    return path

@@ -39,9 +39,10 @@ def advise_on_training(
     Returns:
         Advice in order of importance; empty if nothing stands out.
     """
-    if not any(math.isfinite(row[CRITERION]) for row in history):
+    finite = [row for row in history if math.isfinite(row[CRITERION])]
+    if not finite:
         return []
-    best = min((row for row in history if math.isfinite(row[CRITERION])), key=lambda row: row[CRITERION])
+    best = min(finite, key=lambda row: row[CRITERION])
     correct = round(best["val_accuracy"] * val_images)
     if wilson(correct, val_images)[0] <= 1 / classes:  # chance lies within the interval
         return [_no_learning(history, stages, classes, pretrained)]

@@ -24,24 +24,20 @@ class Bin:
     accuracy: float
 
 
-def reliability(confidence: Tensor, correct: Tensor, bins: int = BINS) -> list[Bin]:
+def reliability(confidence: Tensor, correct: Tensor) -> list[Bin]:
     """Confidence (N,) against correctness (N,) in bins of equal width; empty bins are left out."""
-    edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64)
-    index = (torch.bucketize(confidence.double(), edges) - 1).clamp(0, bins - 1)
-    counts = torch.bincount(index, minlength=bins).tolist()
-    confidences = torch.bincount(index, confidence.double(), bins).tolist()
-    hits = torch.bincount(index, correct.double(), bins).tolist()
-    return [
-        Bin(float(edges[i]), float(edges[i + 1]), n, confidences[i] / n, hits[i] / n)
-        for i, n in enumerate(counts)
-        if n
-    ]
+    edges = torch.linspace(0, 1, BINS + 1, dtype=torch.float64)
+    index = (torch.bucketize(confidence.double(), edges) - 1).clamp(0, BINS - 1)
+    sums = (torch.bincount(index, values.double(), BINS).tolist() for values in (confidence, correct))
+    counts = torch.bincount(index, minlength=BINS).tolist()
+    rows = zip(edges[:-1].tolist(), edges[1:].tolist(), counts, *sums, strict=True)
+    return [Bin(low, high, n, confident / n, hits / n) for low, high, n, confident, hits in rows if n]
 
 
-def expected_calibration_error(confidence: Tensor, correct: Tensor, bins: int = BINS) -> float:
+def expected_calibration_error(confidence: Tensor, correct: Tensor) -> float:
     """Mean distance between confidence and accuracy over the images (ECE); 0 is best."""
-    found = reliability(confidence, correct, bins)
-    return sum(b.images * abs(b.confidence - b.accuracy) for b in found) / len(confidence)
+    bins = reliability(confidence, correct)
+    return sum(b.images * abs(b.confidence - b.accuracy) for b in bins) / len(confidence)
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,28 +34,18 @@ class Comparison:
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """Exact two-sided p-value for equal error rates, from the numbers of images on which the models differ.
-
-    Under the null hypothesis each of these images is equally likely to favor either model.
-    """
+    """Exact two-sided p-value for equal error rates, from the numbers of images that only one gets right."""
     differ, fewer = only_first + only_second, min(only_first, only_second)
     tail = sum(math.comb(differ, k) for k in range(fewer + 1))
     return min(1.0, 2 * tail / 2**differ)
 
 
-def bootstrap_difference(first: Tensor, second: Tensor, seed: int = 0) -> tuple[float, float]:
+def bootstrap_difference(first: Tensor, second: Tensor) -> tuple[float, float]:
     """95% bootstrap interval of the accuracy difference, second - first, from their correctness (N,)."""
-    # A resample is determined by its numbers of differences -1, 0 and 1, a multinomial draw, which is
-    # computed as two binomial draws.
-    difference = second.long() - first.long()
-    fractions = torch.tensor([(difference == d).sum() for d in (-1, 0, 1)], dtype=torch.float64) / len(first)
-    generator = torch.Generator().manual_seed(seed)
-    count = torch.full((RESAMPLES,), float(len(first)), dtype=torch.float64)
-    worse = torch.binomial(count, torch.full_like(count, float(fractions[0])), generator)
-    rest = 1 - float(fractions[0])
-    odds = min(1.0, float(fractions[2]) / rest) if rest > 0 else 0.0
-    better = torch.binomial(count - worse, torch.full_like(count, odds), generator)
-    low, high = ((better - worse) / len(first)).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64))
+    # A resample is determined by its numbers of differences -1, 0 and 1, which are a multinomial draw.
+    counts = torch.bincount(second.long() - first.long() + 1, minlength=3).numpy()
+    draws = np.random.default_rng(0).multinomial(len(first), counts / len(first), RESAMPLES)
+    low, high = np.quantile((draws[:, 2] - draws[:, 0]) / len(first), (0.025, 0.975))
     return float(low), float(high)
 
 
@@ -79,7 +70,7 @@ def select(run: RunPredictions, split: str, paths: list[str]) -> tuple[Tensor, T
     return run.calibrated(split)[rows], run.labels[split][rows]
 
 
-def compare(first: RunPredictions, second: RunPredictions, seed: int = 0) -> Comparison:
+def compare(first: RunPredictions, second: RunPredictions) -> Comparison:
     """Compares two runs on the test images that they share."""
     paths = common_images([first, second])
     (first_logits, labels), (second_logits, _) = (select(run, "test", paths) for run in (first, second))
@@ -96,5 +87,5 @@ def compare(first: RunPredictions, second: RunPredictions, seed: int = 0) -> Com
         only_first,
         only_second,
         mcnemar(len(only_first), len(only_second)),
-        bootstrap_difference(first_correct, second_correct, seed),
+        bootstrap_difference(first_correct, second_correct),
     )

@@ -56,8 +56,8 @@ def average_weights(states: Sequence[State], fractions: Sequence[float]) -> Stat
     Raises:
         ModelFileError: the networks differ.
     """
-    shapes = [{name: tensor.shape for name, tensor in state.items()} for state in states]
-    if any(other != shapes[0] for other in shapes):
+    first, *others = ({name: tensor.shape for name, tensor in state.items()} for state in states)
+    if any(other != first for other in others):
         raise ModelFileError("the runs have different networks", "average weights of one network only")
     weights = torch.tensor(fractions)
     return {
@@ -79,8 +79,8 @@ def model_soups(
 
     Args:
         names: Name of each run.
-        states: Weights of each run.
-        singles: Scores of each run alone.
+        states: Its weights.
+        singles: Its scores.
         labels: Labels of the validation and of the test images.
         predict: Returns the logits of both for given weights; the only expensive step.
 
@@ -94,9 +94,8 @@ def model_soups(
         return score_candidate(f"weights: {title}", predict(state), labels, state)
 
     if len(states) == 2:
-        return [
-            soup(f"{1 - f:g} of {names[0]}, {f:g} of {names[1]}", states, (1 - f, f)) for f in INTERPOLATION
-        ]
+        first, second = names
+        return [soup(f"{1 - f:g} of {first}, {f:g} of {second}", states, (1 - f, f)) for f in INTERPOLATION]
     uniform = soup("mean of all", states, [1 / len(states)] * len(states))
     order = sorted(range(len(states)), key=lambda i: singles[i].val.loss)
     members, best = [order[0]], singles[order[0]]

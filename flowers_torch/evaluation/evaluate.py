@@ -1,6 +1,5 @@
 """Predictions for labeled image files, with the evaluation transform or with test-time views."""
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -36,13 +35,13 @@ def predict_images(
         runtime: Device and precision.
         views: Key of `VIEWS`; with several views the logits are those of the mean probability.
         batch_size: Images per forward pass, views included.
-        acceleration: What makes it faster.
+        acceleration: Tricks that make it faster.
     """
     network = acceleration.training_network(model.eval(), runtime, preprocessing.size)
     images_per_batch = max(1, batch_size // VIEWS[views])
     settings = loader_settings(-1, runtime.device)
     if views != "none":
-        transform = view_transform(views, **dataclasses.asdict(preprocessing))
+        transform = view_transform(views, preprocessing)
         images = TransformedImages(paths, labels, transform, 0, random=False)
         loader, _ = make_loader(images, images_per_batch, shuffle=False, **settings)
         return collect_views(network, loader, runtime)

@@ -5,6 +5,7 @@ transformer's classifier may read a single token; its gradient is taken one bloc
 still contributes.
 """
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -12,10 +13,10 @@ from torch import Tensor, nn
 
 from flowers_torch.errors import UsageError
 
-# Five samples of the "viridis" color map, from no contribution to the largest.
-COLORS = torch.tensor(
-    [[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]], dtype=torch.float32
-)
+# The "viridis" color map from no contribution to the largest, interpolated between five of its colors.
+COLORS = np.array([[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]])
+LEVELS = np.linspace(0, len(COLORS) - 1, 256)
+PALETTE = np.stack([np.interp(LEVELS, range(len(COLORS)), channel) for channel in COLORS.T], 1).round()
 
 
 def grad_cam(model: nn.Module, images: Tensor, targets: Tensor | None = None) -> Tensor:
@@ -23,7 +24,7 @@ def grad_cam(model: nn.Module, images: Tensor, targets: Tensor | None = None) ->
 
     Args:
         model: A timm-style network.
-        images: Preprocessed images (N, 3, H, W) on the network's device.
+        images: Preprocessed images (N, 3, H, W) on its device.
         targets: Class of each image (N,); the predicted class if None.
 
     Returns:
@@ -98,13 +99,7 @@ def input_to_image(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ..
 def overlay(image: Image.Image, heat: Tensor, strength: float = 0.75) -> Image.Image:
     """Blends a heatmap (H, W) over an RGB image of any size; `strength` is the opacity where the map is 1."""
     gray = Image.fromarray((heat * 255).round().to(torch.uint8).numpy())
-    values = torch.frombuffer(
-        bytearray(gray.resize(image.size, Image.Resampling.BILINEAR).tobytes()), dtype=torch.uint8
-    )
-    position = values.float() / 255 * (len(COLORS) - 1)
-    low = position.floor().long().clamp(max=len(COLORS) - 2)
-    colors = torch.lerp(COLORS[low], COLORS[low + 1], (position - low)[:, None])
-    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).float().view(-1, 3)
-    opacity = strength * (values.float() / 255)[:, None]
-    mixed = torch.lerp(pixels, colors, opacity).round().to(torch.uint8)
-    return Image.frombytes("RGB", image.size, mixed.numpy().tobytes())
+    gray = gray.resize(image.size, Image.Resampling.BILINEAR)
+    colors = gray.copy()
+    colors.putpalette(PALETTE.astype(int).flatten().tolist())
+    return Image.composite(colors.convert("RGB"), image, gray.point(lambda level: strength * level))

@@ -34,12 +34,23 @@ def out_of_fold_probabilities(
 ) -> Tensor:
     """Probabilities (N, classes) of each image from a linear probe fitted without the image's fold."""
     fold_of_image = assign_folds(labels, folds, groups)
-    found = torch.empty(len(labels), classes)
+    return _out_of_fold(features, labels, classes, fold_of_image)[0]
+
+
+def _out_of_fold(
+    features: Tensor, labels: Tensor, classes: int, fold_of_image: Tensor, fraction: float = 1.0
+) -> tuple[Tensor, int]:
+    """Probabilities from probes fitted on the first images of each class, and their mean number."""
+    found, trained = torch.empty(len(labels), classes), []
     for fold in fold_of_image.unique().tolist():
         held_out = fold_of_image == fold
-        probe = fit_logistic_regression(features[~held_out], labels[~held_out], classes)
+        rest = (~held_out).nonzero()[:, 0]
+        by_class = (rest[labels[rest] == label] for label in labels.unique())
+        chosen = torch.cat([m[: max(1, round(fraction * len(m)))] for m in by_class if len(m)])
+        probe = fit_logistic_regression(features[chosen], labels[chosen], classes)
         found[held_out] = probe.logits(features[held_out]).softmax(1)
-    return found
+        trained.append(len(chosen))
+    return found, sum(trained) // len(trained)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,16 +70,9 @@ def learning_curve(
     fold_of_image = assign_folds(labels, folds, groups)
     points = []
     for fraction in FRACTIONS:
-        correct, trained, runs = 0, 0, 0
-        for fold in fold_of_image.unique().tolist():
-            held_out = fold_of_image == fold
-            rest = (~held_out).nonzero()[:, 0]
-            by_class = (rest[labels[rest] == label] for label in labels.unique())
-            chosen = torch.cat([m[: max(1, round(fraction * len(m)))] for m in by_class if len(m)])
-            probe = fit_logistic_regression(features[chosen], labels[chosen], classes)
-            correct += int((probe.logits(features[held_out]).argmax(1) == labels[held_out]).sum())
-            trained, runs = trained + len(chosen), runs + 1
-        points.append(CurvePoint(trained // runs, correct / len(labels), *wilson(correct, len(labels))))
+        found, trained = _out_of_fold(features, labels, classes, fold_of_image, fraction)
+        correct = int((found.argmax(1) == labels).sum())
+        points.append(CurvePoint(trained, correct / len(labels), *wilson(correct, len(labels))))
     return points
 
 

@@ -75,10 +75,8 @@ class Scores:
         """JSON values; NaN becomes null."""
 
         def by_class(values: Tensor) -> dict[str, Any]:
-            return {
-                name: None if value != value else value
-                for name, value in zip(classes, values.tolist(), strict=True)
-            }
+            pairs = zip(classes, values.tolist(), strict=True)
+            return {name: None if value != value else value for name, value in pairs}
 
         return {
             "images": self.images,
@@ -122,10 +120,7 @@ def score(logits: Tensor, labels: Tensor) -> Scores:
 def wilson(correct: int, total: int, z: float = 1.96) -> tuple[float, float]:
     """Wilson score interval of a proportion; it stays within 0..1 and is accurate near both ends.
 
-    Args:
-        correct: Number of successes.
-        total: Number of trials, at least 1.
-        z: Number of standard deviations; 1.96 for 95%.
+    `z` is the number of standard deviations: 1.96 for 95%.
     """
     fraction = correct / total
     center = (fraction + z**2 / (2 * total)) / (1 + z**2 / total)

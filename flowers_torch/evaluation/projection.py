@@ -3,30 +3,28 @@
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 MAX_POINTS = 800  # more points hide each other in a plot and take long
 COMPONENTS = 50  # principal components from which distances are computed
+PERPLEXITY = 30.0  # approximate number of neighbors of an image
+STEPS = 300  # of gradient descent
 
 
-def project_features(features: Tensor, perplexity: float = 30.0, steps: int = 300) -> Tensor:
-    """Positions (N, 2) by t-SNE (van der Maaten and Hinton 2008).
+def project_features(features: Tensor) -> Tensor:
+    """Positions (N, 2) by t-SNE (van der Maaten and Hinton 2008) of at least 4 images.
 
     The result is deterministic, because the first two principal components initialize it. Distances between
     clusters that are far apart carry no meaning.
-
-    Args:
-        features: Features (N, D) of at least 4 images, at most about `MAX_POINTS`.
-        perplexity: Approximate number of neighbors of an image; at most (N - 1) / 3.
-        steps: Number of steps of gradient descent.
     """
-    points = _principal_components(features, COMPONENTS)
-    near = _neighbor_probabilities(points, min(perplexity, (len(points) - 1) / 3))
+    points = _principal_components(features)
+    near = _neighbor_probabilities(points, min(PERPLEXITY, (len(points) - 1) / 3))
     positions = points[:, :2] / points[:, 0].std().clamp(min=1e-12) * 1e-4
     speed, gains = torch.zeros_like(positions), torch.ones_like(positions)
     rate = max(len(points) / 48, 50.0)  # scikit-learn's "auto"
-    for step in range(steps):
-        early = step < steps // 3
+    for step in range(STEPS):
+        early = step < STEPS // 3
         weights = 1 / (1 + torch.cdist(positions, positions).square())
         weights.fill_diagonal_(0)
         pull = (12.0 if early else 1.0) * near - weights / weights.sum()
@@ -38,13 +36,13 @@ def project_features(features: Tensor, perplexity: float = 30.0, steps: int = 30
     return (positions - positions.mean(0)).float()
 
 
-def _principal_components(features: Tensor, count: int) -> Tensor:
+def _principal_components(features: Tensor) -> Tensor:
     """The first principal components with deterministic signs; at least two columns."""
     centered = (features - features.mean(0)).double()
-    axes = torch.linalg.svd(centered, full_matrices=False)[2][:count]
+    axes = torch.linalg.svd(centered, full_matrices=False)[2][:COMPONENTS]
     signs = axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()
     points = centered @ (axes * signs).T
-    return torch.nn.functional.pad(points, (0, max(0, 2 - points.shape[1])))
+    return F.pad(points, (0, max(0, 2 - points.shape[1])))
 
 
 def _neighbor_probabilities(points: Tensor, perplexity: float) -> Tensor:
@@ -55,12 +53,9 @@ def _neighbor_probabilities(points: Tensor, perplexity: float) -> Tensor:
     low = torch.full((len(points), 1), math.log(1e-4), dtype=points.dtype)
     high = torch.full_like(low, math.log(1e6))
     for _ in range(50):
-        precision = ((low + high) / 2).exp()
-        chances = (-distances * precision).masked_fill(diagonal, -math.inf).softmax(1)
+        middle = (low + high) / 2
+        chances = (-distances * middle.exp()).masked_fill(diagonal, -math.inf).softmax(1)
         entropy = torch.special.entr(chances).sum(1, keepdim=True)
         too_wide = entropy > math.log(perplexity)
-        low, high = (
-            torch.where(too_wide, (low + high) / 2, low),
-            torch.where(too_wide, high, (low + high) / 2),
-        )
+        low, high = torch.where(too_wide, middle, low), torch.where(too_wide, high, middle)
     return (chances + chances.T) / (2 * len(points))

@@ -44,18 +44,13 @@ class Threshold:
 
 
 def risk_coverage_curve(confidence: Tensor, correct: Tensor) -> Curve:
-    """Numbers of accepted images and of errors among them for each confidence threshold.
-
-    Returns:
-        (probability, accepted, errors) in order of falling probability; about `CURVE_POINTS` at most.
-    """
-    order = confidence.argsort(descending=True, stable=True)
-    values = confidence[order].tolist()
-    errors = (~correct[order]).long().cumsum(0).tolist()
+    """Numbers of accepted images and of errors among them for about `CURVE_POINTS` falling thresholds."""
+    values, order = confidence.sort(descending=True, stable=True)
+    errors = (~correct[order]).cumsum(0)
     # Images of equal probability are accepted together.
-    last = [i for i, v in enumerate(values) if i + 1 == len(values) or values[i + 1] < v]
-    step = math.ceil(len(last) / CURVE_POINTS)
-    return [(values[i], i + 1, errors[i]) for i in sorted({*last[::step], last[-1]})]
+    accepted = values.unique_consecutive(return_counts=True)[1].cumsum(0).tolist()
+    step = math.ceil(len(accepted) / CURVE_POINTS)
+    return [(float(values[n - 1]), n, int(errors[n - 1])) for n in sorted({*accepted[::step], accepted[-1]})]
 
 
 def choose_threshold(curve: Curve, max_error: float) -> Threshold:

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from flowers_torch.errors import printable
@@ -30,21 +29,18 @@ def describe_scores(scores: Scores, classes: Sequence[str], split: str = "test")
         f"{split:8} accuracy {scores.accuracy:.4f} (95% interval {low:.3f} .. {high:.3f}), "
         f"{scores.correct} of {scores.images} photos, loss {scores.loss:.4f}"
     )
-    weakest = weakest_class(scores)
-    if weakest is None:
-        return text
-    label, other = weakest
-    return text + (
-        f"; lowest recall {printable(classes[label], 40)} {float(scores.recalls()[label]):.2f}, "
-        f"mostly misclassified as {printable(classes[other], 40)}"
-    )
+    if weakest := weakest_class(scores):
+        label, other = (printable(classes[i], 40) for i in weakest)
+        recall = float(scores.recalls()[weakest[0]])
+        text += f"; lowest recall {label} {recall:.2f}, mostly misclassified as {other}"
+    return text
 
 
 def weakest_class(scores: Scores) -> tuple[int, int] | None:
     """The class with the lowest recall and its most frequent wrong prediction; None without errors."""
     if scores.correct == scores.images:
         return None
-    weakest = int(torch.where(scores.recalls().isnan(), 2.0, scores.recalls()).argmin())
+    weakest = int(scores.recalls().nan_to_num(2.0).argmin())
     others = scores.confusion[weakest].clone()
     others[weakest] = -1
     return weakest, int(others.argmax())

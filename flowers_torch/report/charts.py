@@ -57,14 +57,9 @@ class Scale:
 def line_chart(
     title: str, series: Sequence[Series], x: Axis, y: Axis, marks: Sequence[tuple[float, str]] = ()
 ) -> Markup:
-    """Lines over a common x, labeled at their ends.
+    """Lines over a common x, labeled at their ends; `marks` are (x, label) of dotted vertical lines.
 
-    Args:
-        title: For people who cannot see it, and as its heading.
-        series: At least one, with at least one point.
-        x: Horizontal axis; its ticks are by default at some of the points.
-        y: Vertical axis.
-        marks: (x, label) of dotted vertical lines.
+    Every series has at least one point. The ticks of x are by default at some of the points.
     """
     xs = [x for s in series for x, _ in s.points]
     ys = [y for s in series for _, y in s.points] + [y for s in series for pair in s.band for y in pair]
@@ -74,12 +69,11 @@ def line_chart(
     to_y = Scale(*(y.limits or (y_ticks[0], y_ticks[-1])), HEIGHT - BOTTOM, TOP, y.log)
     lines: list[dict[str, Any]] = []
     for s in sorted(series, key=lambda s: to_y(s.points[-1][1])):
-        upper = [(to_x(x), to_y(high)) for (x, _), (_, high) in zip(s.points, s.band, strict=False)]
-        lower = [(to_x(x), to_y(low)) for (x, _), (low, _) in zip(s.points, s.band, strict=False)]
-        clear = lines[-1]["name_at"] + LINE_HEIGHT if lines else 0.0  # names must not overlap
-        name_at = max(to_y(s.points[-1][1]) + 4, clear)
         dots = [(to_x(px), to_y(py), f"{s.name} {x.format(px)}: {y.format(py)}") for px, py in s.points]
-        lines.append({"series": s, "band": upper + lower[::-1], "dots": dots, "name_at": name_at})
+        edges = [(dot[0], to_y(low), to_y(high)) for dot, (low, high) in zip(dots, s.band, strict=False)]
+        band = [(px, high) for px, _, high in edges] + [(px, low) for px, low, _ in reversed(edges)]
+        clear = lines[-1]["name_at"] + LINE_HEIGHT if lines else 0.0  # names must not overlap
+        lines.append({"series": s, "band": band, "dots": dots, "name_at": max(dots[-1][1] + 4, clear)})
     values = {
         "title": title,
         "lines": lines,
@@ -95,13 +89,9 @@ def reliability_chart(bins: Sequence[Bin], photos: int) -> Markup:
     """Stated probability against accuracy, as bars that say how many photos they stand for."""
     right = WIDTH - 24
     to_x, to_y = Scale(0, 1, LEFT, right), Scale(0, 1, HEIGHT - BOTTOM, TOP)
+    few = max(5, photos / 100)  # bars of fewer vary by chance and are drawn paler
     bars = [
-        {
-            "x": (to_x(b.low) + 1, to_x(b.high) - 1),
-            "y": to_y(b.accuracy),
-            "bin": b,
-            "few": b.images < max(5, photos / 100),  # such bars vary by chance and are drawn paler
-        }
+        {"x": (to_x(b.low) + 1, to_x(b.high) - 1), "y": to_y(b.accuracy), "bin": b, "few": b.images < few}
         for b in bins
     ]
     ticks = [(to_x(tick), to_y(tick), f"{tick:.0%}") for tick in (0.0, 0.25, 0.5, 0.75, 1.0)]
@@ -109,12 +99,7 @@ def reliability_chart(bins: Sequence[Bin], photos: int) -> Markup:
 
 
 def history_charts(history: Sequence[dict[str, Any]], stages: Sequence[str] = ()) -> dict[str, Markup]:
-    """Loss, accuracy and learning rate over the epochs; a dotted line marks where a stage begins.
-
-    Args:
-        history: Rows of history.csv.
-        stages: Labels of the marks; the names of the stages where they are missing.
-    """
+    """Loss, accuracy and learning rate over the epochs; `stages` label the lines where stages begin."""
     labels = dict(zip(dict.fromkeys(row["stage"] for row in history), stages, strict=False))
     marks = [
         (number + 0.5 if number else 1.0, labels.get(row["stage"], str(row["stage"])))
@@ -147,14 +132,8 @@ def sweep_chart(rates: Sequence[float], losses: Sequence[float], suggestion: flo
     """Smoothed loss over growing learning rates, with a line at the suggested one."""
     top = 2 * losses[0] - min(losses)  # the divergence at the end must not flatten the rest
     points = [(rate, min(loss, top)) for rate, loss in zip(rates, losses, strict=True)]
-    x = Axis("learning rate", format="{:.0e}".format, log=True)
-    return line_chart(
-        "Loss over the learning rate",
-        [Series("loss", "b", points)],
-        x,
-        Axis(),
-        [(suggestion, f"{suggestion:g}")],
-    )
+    x, marks = Axis("learning rate", "{:.0e}".format, log=True), [(suggestion, f"{suggestion:g}")]
+    return line_chart("Loss over the learning rate", [Series("loss", "b", points)], x, Axis(), marks)
 
 
 def standalone(chart: Markup) -> Markup:

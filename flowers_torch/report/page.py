@@ -11,7 +11,7 @@ from flowers_torch import __version__
 from flowers_torch.data.augment.preview import sample_by_class
 from flowers_torch.data.dataset import ImageDataset
 from flowers_torch.data.quality.report import Finding
-from flowers_torch.evaluation.advice import Advice, advise_on_training
+from flowers_torch.evaluation.advice import advise_on_training
 from flowers_torch.evaluation.metrics import FEW_IMAGES
 from flowers_torch.evaluation.summary import weakest_class
 from flowers_torch.files.atomic import write_text
@@ -38,12 +38,7 @@ class Source:
 
 
 def write_report(folder: Path, info: ModelInfo, source: Source | None) -> Path:
-    """Writes `report.html` and `figures/*.svg` into a run folder.
-
-    Args:
-        folder: Folder of a finished run.
-        record: Metadata of its network.
-        source: Photos and network; None leaves the pictures out.
+    """Writes `report.html` and `figures/*.svg` into a run folder; without a source the pictures are left out.
 
     Raises:
         DataError: not a finished run.
@@ -63,7 +58,9 @@ def write_report(folder: Path, info: ModelInfo, source: Source | None) -> Path:
         "charts": charts,
         "weakest": weakest_class(run.scores),
         "few_photos": FEW_IMAGES,
-        "advice": advise(run, info),
+        "advice": advise_on_training(
+            run.history, run.stages, len(run.classes), len(run.split["val"]), info.weights != "none"
+        ),
         "class_rows": performance.class_rows(run),
         "confusion_rows": performance.confusion_rows(run, cells),
         "dots": photos.map_dots(run),
@@ -77,12 +74,6 @@ def write_report(folder: Path, info: ModelInfo, source: Source | None) -> Path:
     for name, chart in charts.items():
         write_text(folder / "figures" / f"{name}.svg", standalone(chart))
     return folder / REPORT_FILE
-
-
-def advise(run: RunSummary, info: ModelInfo) -> list[Advice]:
-    """What is worth trying, judged by the history."""
-    pretrained = info.weights != "none"
-    return advise_on_training(run.history, run.stages, len(run.classes), len(run.split["val"]), pretrained)
 
 
 def _test_photos(
@@ -103,9 +94,8 @@ def _test_photos(
     def figures(members: Sequence[int]) -> list[photos.Figure]:
         return [photos.figure(run, photo, pictures.pop(photo, "")) for photo in members]
 
-    explained_figures = [(photos.figure(run, photo), cams[photo]) for photo in cams]
     shown = {
-        "explained": explained_figures,
+        "explained": [(photos.figure(run, photo), cam) for photo, cam in cams.items()],
         "mistakes": figures([photo for photo in mistakes if photo not in cams]),
         "least_confident": figures(least),
         "most_confident": figures(most),

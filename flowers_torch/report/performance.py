@@ -18,30 +18,17 @@ CONFUSIONS = 60  # in that list
 def class_rows(run: RunSummary) -> list[dict[str, Any]]:
     """Recall with its interval, precision and F1 of each class, lowest recall first."""
     scores = run.scores
-    columns = (
-        scores.supports(),
-        scores.confusion.diag(),
-        scores.recalls(),
-        scores.precisions(),
-        scores.f1s(),
-    )
-    rows = [
-        {
-            "name": name,
-            "photos": photos,
-            "correct": correct,
-            "few": photos < FEW_IMAGES,
-            "interval": wilson(correct, photos),
-            "recall": recall,
-            "precision": precision,
-            "f1": f1,
-        }
-        for name, photos, correct, recall, precision, f1 in zip(
-            run.classes, *(column.tolist() for column in columns), strict=True
-        )
-        if photos
+    photos, correct = scores.supports(), scores.confusion.diag()
+    columns = (photos, correct, scores.recalls(), scores.precisions(), scores.f1s())
+    keys = ("name", "photos", "correct", "recall", "precision", "f1")
+    values = zip(run.classes, *(column.tolist() for column in columns), strict=True)
+    rows = [dict(zip(keys, row, strict=True)) for row in values]
+    present = [
+        row | {"few": row["photos"] < FEW_IMAGES, "interval": wilson(row["correct"], row["photos"])}
+        for row in rows
+        if row["photos"]
     ]
-    return sorted(rows, key=lambda row: (row["recall"], row["f1"]))
+    return sorted(present, key=lambda row: (row["recall"], row["f1"]))
 
 
 def confusion_cells(run: RunSummary) -> dict[str, list[int]]:
@@ -52,39 +39,21 @@ def confusion_cells(run: RunSummary) -> dict[str, list[int]]:
     return cells
 
 
-def confusion_rows(run: RunSummary, cells: dict[str, list[int]]) -> list[list[dict[str, Any] | None]]:
-    """The confusion matrix for printing; with many classes a row for each of the commonest confusions."""
-    counts, supports = run.scores.confusion.tolist(), run.scores.supports().tolist()
-
-    def cell(label: int, guess: int) -> dict[str, Any] | None:
-        true, predicted, count = run.classes[label], run.classes[guess], counts[label][guess]
-        if not count:
-            return None
-        return {
-            "key": f"{label},{guess}",
-            "label": true,
-            "predicted": predicted,
-            "title": f"{true}, recognized" if label == guess else f"{true}, predicted as {predicted}",
-            "count": count,
-            "fraction": count / supports[label],
-            "miss": label != guess,
-        }
-
+def confusion_rows(run: RunSummary, cells: dict[str, list[int]]) -> list[list[tuple[int, int, int]]]:
+    """(label, predicted, photos) of each cell; of many classes a row for each of the commonest confusions."""
+    counts, classes = run.scores.confusion.tolist(), range(len(run.classes))
     if len(run.classes) <= MATRIX_CLASSES:
-        return [[cell(i, j) for j in range(len(run.classes))] for i in range(len(run.classes))]
+        return [[(i, j, counts[i][j]) for j in classes] for i in classes]
     pairs = [tuple(map(int, key.split(","))) for key in sorted(cells, key=lambda key: -len(cells[key]))]
-    return [[cell(i, j)] for i, j in pairs if i != j][:CONFUSIONS]
+    return [[(i, j, counts[i][j])] for i, j in pairs if i != j][:CONFUSIONS]
 
 
 def calibration_charts(run: RunSummary) -> dict[str, Markup]:
     """Stated probability against accuracy, and the error rate when only confident predictions count."""
     confidence, predicted = run.probabilities.max(1)
     correct = predicted == run.labels
-    photos = len(correct)
-    points = [
-        (answered / photos, wrong / answered)
-        for _, answered, wrong in risk_coverage_curve(confidence, correct)
-    ]
+    photos, curve = len(correct), risk_coverage_curve(confidence, correct)
+    points = [(answered / photos, wrong / answered) for _, answered, wrong in curve]
     y = Axis(format=percent_tick, limits=(0.0, max(0.01, *(error for _, error in points)) * 1.1))
     label = "fraction of photos answered, most confident first"
     x = Axis(label, percent_tick, ticks=(0.0, 0.25, 0.5, 0.75, 1.0))

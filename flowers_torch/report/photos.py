@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import io
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -66,13 +67,9 @@ def extremes(run: RunSummary) -> tuple[list[int], list[int]]:
 def choose_pictured(run: RunSummary) -> list[int]:
     """Test photos that get a thumbnail: mistakes, extremes, then every class in turn."""
     least, most = extremes(run)
-    turns: dict[int, int] = {}
-    order = []
-    for photo, label in enumerate(run.labels.tolist()):
-        turns[label] = turns.get(label, 0) + 1
-        order.append((turns[label], label, photo))
-    chosen = dict.fromkeys([*mistakes(run), *least, *most, *(photo for _, _, photo in sorted(order))])
-    return list(chosen)[:TEST_PICTURES]
+    by_class = [(run.labels == label).nonzero()[:, 0].tolist() for label in range(len(run.classes))]
+    turns = [photo for turn in itertools.zip_longest(*by_class) for photo in turn if photo is not None]
+    return list(dict.fromkeys([*mistakes(run), *least, *most, *turns]))[:TEST_PICTURES]
 
 
 def map_dots(run: RunSummary, width: int = 720, height: int = 460, margin: int = 14) -> list[dict[str, Any]]:
@@ -94,9 +91,8 @@ def map_dots(run: RunSummary, width: int = 720, height: int = 460, margin: int =
 
 def hues(classes: int) -> list[int]:
     """A hue for each class; with many classes, neighbors in the list are far apart."""
-    return [
-        round(360 * i * 0.381966 % 360) if classes > 8 else round(360 * i / classes) for i in range(classes)
-    ]
+    step = 360 * 0.381966 if classes > 8 else 360 / classes
+    return [round(i * step % 360) for i in range(classes)]
 
 
 def data_uri(image: Image.Image, side: int = SIDE, quality: int = 72) -> Markup:
@@ -146,10 +142,10 @@ def grad_cams(
         except UsageError:
             return {}
         image = input_to_image(pixels, prep.mean, prep.std)
-        uris = [
-            data_uri(i, GRAD_CAM_SIDE, 80) for i in (image, overlay(image, heat[0]), overlay(image, heat[1]))
-        ]
-        found[photo] = dict(zip(("input", "predicted", "true"), uris, strict=True)) | {
+        found[photo] = {
+            "input": data_uri(image, GRAD_CAM_SIDE, 80),
+            "predicted": data_uri(overlay(image, heat[0]), GRAD_CAM_SIDE, 80),
+            "true": data_uri(overlay(image, heat[1]), GRAD_CAM_SIDE, 80),
             "predicted_class": run.classes[guess],
             "true_class": run.classes[label],
         }

@@ -23,11 +23,9 @@ LICENCE = "The publisher chooses one that the licenses of the pretrained weights
 
 
 def model_card(info: ModelInfo, run: RunSummary | None = None) -> dict[str, str]:
-    """Sections of the model card, by heading; names are Markdown code spans.
+    """Sections of the model card, by heading; without the run the card states that nothing was measured.
 
-    Args:
-        record: Metadata of the network.
-        run: The run that trained it; without one the card states that nothing was measured.
+    Names are Markdown code spans.
     """
     names = ", ".join(code(name) for name in info.classes[:CARD_CLASSES])
     more = len(info.classes) - CARD_CLASSES
@@ -46,12 +44,9 @@ def model_card(info: ModelInfo, run: RunSummary | None = None) -> dict[str, str]
 def _measured(info: ModelInfo, run: RunSummary) -> dict[str, str]:
     scores = run.scores
     low, high = scores.interval()
-    recalls = [
-        (recall, name)
-        for recall, name in zip(scores.recalls().tolist(), run.classes, strict=True)
-        if recall == recall  # a class without test photos has none
-    ]
-    weakest = ", ".join(f"{code(name)} {recall:.2f}" for recall, name in sorted(recalls)[:3])
+    recalls = zip(scores.recalls().tolist(), run.classes, strict=True)
+    known = sorted(pair for pair in recalls if pair[0] >= 0)  # NaN for a class without test photos
+    weakest = ", ".join(f"{code(name)} {recall:.2f}" for recall, name in known[:3])
     error, temperature = scores.calibration_error, info.temperature
     return {
         "Data": f"{code(run.data)}: {split_counts(run)}.",
@@ -79,8 +74,8 @@ def settings(run: RunSummary) -> dict[str, list[list[Any]]]:
     others = {k: v for k, v in run.config.items() if k not in ("stages", "model_options")}
     return {
         "Stages": [[name, *(stage.get(name, "") for stage in run.stages)] for name in names],
-        "Other settings": [[name, value] for name, value in others.items()],
-        "Versions and machine": [[name, value] for name, value in run.environment.items()],
+        "Other settings": [*map(list, others.items())],
+        "Versions and machine": [*map(list, run.environment.items())],
     }
 
 

@@ -1,5 +1,6 @@
 """A finished run, read back from its folder for the report and the model card."""
 
+import contextlib
 import csv
 import dataclasses
 import datetime
@@ -112,10 +113,8 @@ def _number(value: str) -> Any:
     if not value:
         return None  # a stage without a learning rate
     for kind in (int, float):
-        try:
+        with contextlib.suppress(ValueError):
             return kind(value)
-        except ValueError:
-            continue
     return value
 
 

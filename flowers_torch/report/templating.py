@@ -14,13 +14,7 @@ LONGEST = 10_000  # characters of one value in a page
 
 
 def render(template: str, values: dict[str, Any], package: str = "flowers_torch.report") -> Markup:
-    """A filled template, safe to stand in another one.
-
-    Args:
-        template: Its file in the folder `templates` of the package. All but Markdown and Python is escaped.
-        values: The variables of the template.
-        package: The package that owns it.
-    """
+    """A filled template, safe to stand in another one; all but Markdown and Python is escaped."""
     return Markup(_environment(package).get_template(template).render(values))  # escaped by the template
 
 
@@ -48,10 +42,7 @@ def _finalize(value: Any) -> Any:
 
 def percent(fraction: float) -> str:
     """0.9926 as 99.3%; 100% only if exact."""
-    rounded = f"{fraction:.1%}"
-    if rounded == "100.0%":
-        return "100%" if fraction == 1 else "99.9%"
-    return rounded
+    return "100%" if fraction == 1 else f"{min(fraction, 0.999):.1%}"
 
 
 def plural(count: int | Sequence[Any], name: str) -> str:

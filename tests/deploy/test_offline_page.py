@@ -17,7 +17,7 @@ from flowers_torch.deploy import offline_page as page
 from flowers_torch.deploy.offline_page import BrowserRuntime, find_runtime, write_page
 from flowers_torch.errors import ModelFileError, ResourceError, UsageError
 
-RUNTIME = BrowserRuntime("9.9.9", b"1 // </script><script>window.hacked=1</script>", b"\0asm" + bytes(5000))
+RUNTIME = BrowserRuntime(b"1 // </script><script>window.hacked=1</script>", b"\0asm" + bytes(5000))
 
 
 def chunks(text: str) -> dict[str, bytes]:
@@ -88,7 +88,6 @@ def test_a_damaged_model_gives_no_page(onnx_bytes: bytes, tmp_path: Path) -> Non
 def package(path: Path, **changed: bytes) -> Path:
     """Writes an npm package like `npm pack`."""
     files = {
-        "package.json": b'{"version": "9.9.9"}',
         page.SCRIPT: b"export {}",
         page.WASM: b"\0asm",
     } | changed
@@ -102,9 +101,8 @@ def package(path: Path, **changed: bytes) -> Path:
 
 def test_the_runtime_comes_from_a_package_or_its_folder(tmp_path: Path) -> None:
     found = find_runtime(str(package(tmp_path / "ort.tgz")))
-    assert found == BrowserRuntime("9.9.9", b"export {}", b"\0asm")
+    assert found == BrowserRuntime(b"export {}", b"\0asm")
     (tmp_path / "package" / "dist").mkdir(parents=True)
-    (tmp_path / "package" / "package.json").write_text('{"version": "9.9.9"}')
     (tmp_path / "package" / page.SCRIPT).write_bytes(b"export {}")
     (tmp_path / "package" / page.WASM).write_bytes(b"\0asm")
     assert find_runtime(str(tmp_path / "package")) == found
@@ -114,7 +112,7 @@ def test_an_invalid_runtime_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "text.tgz").write_text("nothing")
     with tarfile.open(tmp_path / "other.tgz", "w:gz"):
         pass
-    package(tmp_path / "broken.tgz", **{"package.json": b"["})
+    package(tmp_path / "broken.tgz", **{page.SCRIPT: b""})
     for name in ("nowhere.tgz", "text.tgz", "other.tgz", "broken.tgz", "."):
         with pytest.raises(
             UsageError, match="is not a valid onnxruntime-web package: .*; fix: npm pack onnxruntime-web@"

@@ -256,11 +256,12 @@ def test_the_heatmap_shows_the_input_of_the_network(served: Any, images: list[Pa
 
 
 def test_low_confidence_gives_abstention(served_classifier: Classifier, images: list[Path]) -> None:
-    from flowers_torch.deploy.serve import Job, Limits, Service
+    from flowers_torch.deploy.serve import Limits, Service
+    from flowers_torch.evaluation.selective import Threshold
 
-    service = Service(served_classifier, "run", Limits(), confidence_threshold=0.999)
-    (result,) = service.compute([Job(service.read("a.png", images[0].read_bytes()), False)])
-    assert result.prediction.reason == LOW_CONFIDENCE
+    service = Service(served_classifier, "run", Limits(), Threshold(0.999, 1, 0, 1))
+    ((prediction, _),) = service.compute([(service.read("a.png", images[0].read_bytes()), False)])
+    assert prediction.reason == LOW_CONFIDENCE
     service.close()
 
 

@@ -27,23 +27,23 @@ def image(width: int = 60, height: int = 44) -> Image.Image:
 @pytest.mark.parametrize("crop", [0.875, 1.0])
 @pytest.mark.parametrize("name", VIEWS)
 def test_shapes(name: str, crop: float, stretch: bool) -> None:
-    keywords = dataclasses.asdict(dataclasses.replace(PLAIN, crop=crop, stretch=stretch))
-    views = view_transform(name, **keywords)(image())
+    preprocessing = dataclasses.replace(PLAIN, crop=crop, stretch=stretch)
+    views = view_transform(name, preprocessing)(image())
     assert views.shape == (VIEWS[name], 3, 32, 32)
     flat = views.flatten(1)
     assert len({tuple(row.tolist()) for row in flat}) == VIEWS[name]  # all views differ
     if name in ("none", "flip", "scales"):
-        assert torch.equal(views[0], eval_transform(**keywords)(image()))
+        assert torch.equal(views[0], eval_transform(**dataclasses.asdict(preprocessing))(image()))
 
 
 def test_mirror_images() -> None:
-    views = view_transform("crop10", **dataclasses.asdict(PLAIN))(image())
+    views = view_transform("crop10", PLAIN)(image())
     assert torch.equal(views[5:], views[:5].flip(3))
 
 
 def test_an_unknown_name() -> None:
     with pytest.raises(UsageError, match="crop10"):
-        view_transform("crop11", **dataclasses.asdict(PLAIN))
+        view_transform("crop11", PLAIN)
 
 
 def test_the_prediction_is_the_mean_probability() -> None:
