@@ -123,9 +123,7 @@ class Config:
         choices=("", "caffe", "tf", "torch", "unit"),
     )
     split: str = option("60/20/20", "percent train/val/test; flowers17: also tutorial, oxford1-oxford3")
-    groups: str = option(
-        "duplicates", "what stays in one split: duplicates, none, or the groups of a CSV table file,group"
-    )
+    groups: str = option("duplicates", "what stays in one split: duplicates, none, or a CSV file,group")
     exclude: str = option("", "images to leave out: exclude.csv of a check")
     skip_bad: bool = option(False, "leave out unreadable images instead of stopping")
     seed: int = option(0, "random seed of splits, order, augmentation, and new weights", (0, 2**32 - 1))
