@@ -68,7 +68,6 @@ class Acceleration:
         Args:
             model: On the device, in the modes that it runs in. Its layers of batch norm in inference mode
                 are fused, so a change of modes needs a new view.
-            runtime: Device, precision and memory layout.
             size: Side of the input images in pixels.
             inputs: Example inputs of a network that takes no images, such as the tail of a split network.
         """
@@ -98,8 +97,7 @@ class Acceleration:
 
         Args:
             network: The plain network or tail: compilers and the fused view exclude each other.
-            runtime: Device and precision.
-            batch_size: Images of a full batch. Other batches run the network as it is.
+            batch_size: Other batches run the network as it is.
             processes: Processes that train together; more than one are not compiled.
         """
         if "compile" not in self.tricks:

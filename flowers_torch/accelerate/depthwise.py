@@ -36,8 +36,6 @@ def convolution_gradients(
     Args:
         gradient: Of the output (N, C', H', W').
         maps: The input, padded as `Geometry.pad` does.
-        weight: The kernels.
-        geometry: Of the convolution.
         needed: Which of the three gradients to compute.
     """
     gradients: Gradients = torch.ops.aten.convolution_backward(

@@ -48,7 +48,6 @@ def fused_view(model: nn.Module, inputs: Tensor, fuse: bool = True, depthwise: b
     Args:
         model: In the modes of its training. Batch norm in inference mode is fused, other batch norm uses the
             statistics of the batch in the view too.
-        inputs: Example inputs.
         fuse: Whether to fuse convolutions with batch norm and activation.
         depthwise: Whether to replace the gradients of depthwise convolutions.
     """

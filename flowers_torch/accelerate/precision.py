@@ -27,7 +27,8 @@ def autotune(runtime: Runtime, model: nn.Module, size: int, backward: bool = Tru
 
     Args:
         runtime: As chosen for the machine.
-        model: On the device, in the modes of its training.         size: Side of the input images in pixels.
+        model: On the device, in the modes of its training.
+        size: Side of the input images in pixels.
         backward: Whether to time a training step; else the forward pass of a frozen network.
     """
     deadline = time.perf_counter() + TUNING_SECONDS

@@ -29,13 +29,12 @@ StridePlace = Literal["first", "middle"]
 ShortcutKind = Literal["projection", "zero_pad", "none"]
 
 
-class MainPath(nn.Module):
+class MainPath(nn.Sequential):
     """1x1, f x f and 1x1 convolution, each with batch norm, ReLU after the first two.
 
     Shapes: N x in_channels x H x W -> N x filters[2] x ceil(H / stride) x ceil(W / stride).
 
     Args:
-        in_channels: Channels of the input.
         kernel_size: f of the middle convolution; an even f is padded right and below, as in TensorFlow.
         filters: Output channels of the three convolutions.
         stride: Stride of the convolution that `stride_on` names.
@@ -67,22 +66,17 @@ class MainPath(nn.Module):
         padding = (kernel_size - 1) // 2
         self.conv1 = nn.Conv2d(in_channels, first, 1, stride1, bias=bias)
         self.bn1 = nn.BatchNorm2d(first, epsilon)
-        self.relu1 = nn.ReLU()
+        self.relu1 = nn.ReLU()  # N x filters[0] x H/s x W/s, s = 1 if stride_on="middle"
         # torch's padding="same" pads like this too, but warns for even kernels and does not allow a stride.
         self.extra_pad = nn.Identity() if kernel_size % 2 else nn.ZeroPad2d((0, 1, 0, 1))
         self.conv2 = nn.Conv2d(first, middle, kernel_size, stride2, padding, groups=groups, bias=bias)
         self.bn2 = nn.BatchNorm2d(middle, epsilon)
-        self.relu2 = nn.ReLU()
+        self.relu2 = nn.ReLU()  # N x filters[1] x H/stride x W/stride
         self.conv3 = nn.Conv2d(middle, last, 1, bias=bias)
         self.bn3 = nn.BatchNorm2d(last, epsilon)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.relu1(self.bn1(self.conv1(x)))  # N x filters[0] x H/s x W/s, s = 1 if stride_on="middle"
-        x = self.relu2(self.bn2(self.conv2(self.extra_pad(x))))  # N x filters[1] x H/stride x W/stride
-        return self.bn3(self.conv3(x))  # N x filters[2] x H/stride x W/stride
 
-
-class Projection(nn.Module):
+class Projection(nn.Sequential):
     """A shortcut that changes the size: a 1x1 convolution with batch norm, the learned W_s of the paper.
 
     Shapes: N x in_channels x H x W -> N x out_channels x ceil(H / stride) x ceil(W / stride).
@@ -95,9 +89,6 @@ class Projection(nn.Module):
         self.conv = nn.Conv2d(in_channels, out_channels, 1, stride, bias=bias)
         self.bn = nn.BatchNorm2d(out_channels, epsilon)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.bn(self.conv(x))
-
 
 class IdentityBlock(nn.Module):
     """Residual block for equal input and output size: relu(main(x) + x).
@@ -105,10 +96,7 @@ class IdentityBlock(nn.Module):
     Shapes: N x C x H x W -> N x C x H x W with C = in_channels = filters[2].
 
     Args:
-        in_channels: Channels of the input; equal to `filters[2]`.
-        kernel_size: f of the middle convolution.
-        filters: Output channels of the 1x1, f x f and 1x1 convolution.
-        bias, epsilon, groups: As in `MainPath`.
+        kernel_size, filters, bias, epsilon, groups: As in `MainPath`.
 
     Raises:
         UsageError: `in_channels` and `filters[2]` differ.
@@ -145,11 +133,8 @@ class ConvolutionalBlock(nn.Module):
     Shapes: N x in_channels x H x W -> N x filters[2] x ceil(H / stride) x ceil(W / stride).
 
     Args:
-        in_channels: Channels of the input.
-        kernel_size: f of the middle convolution.
-        filters: Output channels of the 1x1, f x f and 1x1 convolution.
         stride: Stride of the main path and of the shortcut.
-        stride_on, bias, epsilon, groups: As in `MainPath`.
+        kernel_size, filters, stride_on, bias, epsilon, groups: As in `MainPath`.
 
     Raises:
         UsageError: a convolution with an even kernel has a stride.
@@ -184,7 +169,6 @@ class PreActivationBlock(nn.Module):
     Shapes: N x in_channels x H x W -> N x 4 filters x ceil(H / stride) x ceil(W / stride).
 
     Args:
-        in_channels: Channels of the input.
         filters: Output channels of the first two convolutions; the third has four times as many.
         stride: Stride of the 3x3 convolution and of the shortcut.
         project: Whether the shortcut is a 1x1 convolution of the activated input (with bias, without batch
@@ -225,8 +209,6 @@ class BasicBlock(nn.Module):
     Shapes: N x in_channels x H x W -> N x out_channels x ceil(H / stride) x ceil(W / stride).
 
     Args:
-        in_channels: Channels of the input.
-        out_channels: Channels of the output.
         stride: Stride of the first convolution and of the shortcut.
         shortcut: What a shortcut does where the size changes: "projection" is a learned 1x1 convolution,
             "zero_pad" subsamples and appends zero channels. "none" builds no shortcut at all.

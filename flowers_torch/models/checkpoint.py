@@ -50,9 +50,6 @@ def save_classifier(state: dict[str, Tensor], info: ModelInfo, path: Path, **ext
     """Writes a .safetensors file.
 
     Args:
-        state: The network's state dict.
-        info: Stored as metadata.
-        path: The file.
         extra: Further metadata that JSON can hold, such as the accuracy.
     """
     metadata = {"format": FORMAT, "flowers_torch": __version__, "model_info": dataclasses.asdict(info)}

@@ -6,12 +6,12 @@ it takes any size.
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor, nn
 
 from flowers_torch.models.blocks import glorot_init_
-from flowers_torch.models.network import MlpHead, Network
+from flowers_torch.models.network import MlpHead, Network, variant
 
 
 class LeNet5(Network):
@@ -140,42 +140,20 @@ class VGG(Network):
             layers["pool"] = nn.MaxPool2d(2)
             return nn.Sequential(layers)
 
-        self.block1 = block(depths[0], in_chans, 64)
-        self.block2 = block(depths[1], 64, 128)
-        self.block3 = block(depths[2], 128, 256)
-        self.block4 = block(depths[3], 256, 512)
-        self.block5 = block(depths[4], 512, 512)
+        self.block1 = block(depths[0], in_chans, 64)  # N x 64 x H/2 x W/2
+        self.block2 = block(depths[1], 64, 128)  # N x 128 x H/4 x W/4
+        self.block3 = block(depths[2], 128, 256)  # N x 256 x H/8 x W/8
+        self.block4 = block(depths[3], 256, 512)  # N x 512 x H/16 x W/16
+        self.block5 = block(depths[4], 512, 512)  # N x 512 x H/32 x W/32
         glorot_init_(self)
         self.head = MlpHead(512, num_classes, global_pool, hidden, dropout, map_size=input_size // 32)
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        x = self.block1(x)  # N x 64 x H/2 x W/2
-        x = self.block2(x)  # N x 128 x H/4 x W/4
-        x = self.block3(x)  # N x 256 x H/8 x W/8
-        x = self.block4(x)  # N x 512 x H/16 x W/16
-        return self.block5(x)  # N x 512 x H/32 x W/32
 
+MODERN = "LeNet-5 in its modern form: max pooling and ReLU; options as in `LeNet5`."
+VGG16 = "VGG16: 138,357,544 parameters with 1000 classes, 14,714,688 of them below the head."
+VGG19 = "VGG19: 143,667,240 parameters with 1000 classes, 20,024,384 of them below the head."
 
-def lenet5(num_classes: int = 10, **options: Any) -> LeNet5:
-    """LeNet-5 of 1998: average pooling and tanh; options as in `LeNet5`."""
-    return LeNet5(num_classes, **options)
-
-
-def lenet5_relu(num_classes: int = 10, **options: Any) -> LeNet5:
-    """LeNet-5 in its modern form: max pooling and ReLU; options as in `LeNet5`."""
-    return LeNet5(num_classes, pool="max", activation="relu", **options)
-
-
-def alexnet(num_classes: int = 1000, **options: Any) -> AlexNet:
-    """AlexNet with grouped convolutions; options as in `AlexNet`."""
-    return AlexNet(num_classes, **options)
-
-
-def vgg16(num_classes: int = 1000, **options: Any) -> VGG:
-    """VGG16: 138,357,544 parameters with 1000 classes, 14,714,688 of them below the head."""
-    return VGG((2, 2, 3, 3, 3), num_classes, **options)
-
-
-def vgg19(num_classes: int = 1000, **options: Any) -> VGG:
-    """VGG19: 143,667,240 parameters with 1000 classes, 20,024,384 of them below the head."""
-    return VGG((2, 2, 4, 4, 4), num_classes, **options)
+lenet5, alexnet = LeNet5, AlexNet
+lenet5_relu = variant(MODERN, LeNet5, pool="max", activation="relu")
+vgg16 = variant(VGG16, VGG, (2, 2, 3, 3, 3))
+vgg19 = variant(VGG19, VGG, (2, 2, 4, 4, 4))

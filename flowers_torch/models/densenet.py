@@ -5,13 +5,12 @@ Paper: Huang et al. 2017, https://arxiv.org/abs/1608.06993.
 """
 
 from collections import OrderedDict
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from flowers_torch.models.blocks import glorot_init_
-from flowers_torch.models.network import MlpHead, Network
+from flowers_torch.models.network import MlpHead, Network, variant
 
 GROWTH = 32  # growth rate: channels that each layer adds
 
@@ -49,7 +48,8 @@ def _transition(channels: int, epsilon: float) -> nn.Sequential:
 class DenseNet(Network):
     """Stem, four stages of dense layers with transitions between them, batch norm, ReLU, head.
 
-    Shapes: N x in_chans x H x W -> N x num_classes; at least 32 x 32 pixels.
+    Shapes: N x in_chans x H x W -> N x num_classes; the stem gives N x 64 x H/4 x W/4. At least 32 x 32
+    pixels.
 
     Args:
         depths: Layers in the four stages.
@@ -73,7 +73,9 @@ class DenseNet(Network):
                 relu=nn.ReLU(),
             )
         )
-        self.pool1 = nn.Sequential(OrderedDict(pad=nn.ZeroPad2d(1), pool=nn.MaxPool2d(3, 2)))
+        self.pool1 = nn.Sequential(
+            OrderedDict(pad=nn.ZeroPad2d(1), pool=nn.MaxPool2d(3, 2))
+        )  # N x 64 x H/4 x W/4
         channels = 64
         self.stages = nn.Sequential()
         for number, depth in enumerate(depths, 2):
@@ -83,28 +85,12 @@ class DenseNet(Network):
             if number < 5:
                 self.stages.add_module(f"pool{number}", _transition(channels, epsilon))
                 channels //= 2
-        self.bn = nn.BatchNorm2d(channels, epsilon)
+        self.bn = nn.BatchNorm2d(channels, epsilon)  # N x C x H/32 x W/32
         self.relu = nn.ReLU()
         glorot_init_(self)
         self.head = MlpHead(channels, num_classes, global_pool)
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        x = self.conv1(x)  # N x 64 x H/2 x W/2
-        x = self.pool1(x)  # N x 64 x H/4 x W/4
-        x = self.stages(x)  # N x C x H/32 x W/32
-        return self.relu(self.bn(x))  # N x C x H/32 x W/32
 
-
-def densenet121(num_classes: int = 1000, **options: Any) -> DenseNet:
-    """DenseNet121: 8,062,504 parameters as Keras counts them; options as in `DenseNet`."""
-    return DenseNet((6, 12, 24, 16), num_classes, **options)
-
-
-def densenet169(num_classes: int = 1000, **options: Any) -> DenseNet:
-    """DenseNet169: 14,307,880 parameters as Keras counts them; options as in `DenseNet`."""
-    return DenseNet((6, 12, 32, 32), num_classes, **options)
-
-
-def densenet201(num_classes: int = 1000, **options: Any) -> DenseNet:
-    """DenseNet201: 20,242,984 parameters as Keras counts them; options as in `DenseNet`."""
-    return DenseNet((6, 12, 48, 32), num_classes, **options)
+densenet121 = variant("DenseNet121: 8,062,504 parameters as Keras counts them.", DenseNet, (6, 12, 24, 16))
+densenet169 = variant("DenseNet169: 14,307,880 parameters as Keras counts them.", DenseNet, (6, 12, 32, 32))
+densenet201 = variant("DenseNet201: 20,242,984 parameters as Keras counts them.", DenseNet, (6, 12, 48, 32))

@@ -33,7 +33,7 @@ def create_model(
 
     Args:
         name: A registered name or any timm name; `timm:NAME` is timm's network where both have one.
-        num_classes: Number of logits; ignored without classifier.
+        num_classes: Ignored without classifier.
         in_chans: Image channels; pretrained weights have 3.
         weights: None (random), "imagenet", "offline", or a .safetensors, .pth or Keras file. The classifier
             stays random where its number of classes differs from the file's.

@@ -33,7 +33,6 @@ def set_head(
 
     Args:
         model: A network with timm's contract.
-        num_classes: Number of logits.
         hidden: Width of a hidden ReLU layer before the classifier; 0 for none. The original Keras tutorial
             has 1024 (global average pooling, Dense 1024 ReLU, Dense n).
         dropout: Probability before the classifier.

@@ -59,8 +59,6 @@ class InceptionModule(nn.Module):
     Shapes: N x in_channels x H x W -> N x widths.total x H x W.
 
     Args:
-        in_channels: Channels of the input.
-        widths: Output channels of the six convolutions.
         batch_norm: Whether each convolution has batch norm, or a bias as in the paper.
     """
 
@@ -190,6 +188,4 @@ class GoogLeNet(Network):
                 glorot_init_(auxiliary.fc)
 
 
-def googlenet(num_classes: int = 1000, **options: Any) -> GoogLeNet:
-    """GoogLeNet; options as in `GoogLeNet`."""
-    return GoogLeNet(num_classes, **options)
+googlenet = GoogLeNet

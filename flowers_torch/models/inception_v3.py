@@ -149,10 +149,7 @@ class InceptionV3(nn.Module):
     75 x 75 pixels.
 
     Args:
-        num_classes: Logits; 0 for pooled features.
-        in_chans: Image channels.
-        drop_rate: Dropout before the classifier.
-        global_pool: "avg", "max" or "" (none), as in timm.
+        num_classes, in_chans, drop_rate, global_pool: As in timm.
         count_include_pad: Whether the inner average poolings count their zero padding: True as in timm and
             torchvision, False as in Keras.
     """
@@ -167,24 +164,25 @@ class InceptionV3(nn.Module):
     ) -> None:
         super().__init__()
         self.drop_rate = drop_rate
-        self.Conv2d_1a_3x3 = ConvNormAct(in_chans, 32, 3, stride=2)
+        self.Conv2d_1a_3x3 = ConvNormAct(in_chans, 32, 3, stride=2)  # N x 32 x 149 x 149
         self.Conv2d_2a_3x3 = ConvNormAct(32, 32, 3)
-        self.Conv2d_2b_3x3 = ConvNormAct(32, 64, 3, padding=1)
-        self.Pool1 = nn.MaxPool2d(3, stride=2)
+        self.Conv2d_2b_3x3 = ConvNormAct(32, 64, 3, padding=1)  # N x 64 x 147 x 147
+        self.Pool1 = nn.MaxPool2d(3, stride=2)  # N x 64 x 73 x 73
         self.Conv2d_3b_1x1 = ConvNormAct(64, 80, 1)
-        self.Conv2d_4a_3x3 = ConvNormAct(80, 192, 3)
-        self.Pool2 = nn.MaxPool2d(3, stride=2)
-        self.Mixed_5b = InceptionA(192, 32, count_include_pad)
-        self.Mixed_5c = InceptionA(256, 64, count_include_pad)
+        self.Conv2d_4a_3x3 = ConvNormAct(80, 192, 3)  # N x 192 x 71 x 71
+        self.Pool2 = nn.MaxPool2d(3, stride=2)  # N x 192 x 35 x 35
+        self.Mixed_5b = InceptionA(192, 32, count_include_pad)  # N x 256 x 35 x 35
+        self.Mixed_5c = InceptionA(256, 64, count_include_pad)  # N x 288 x 35 x 35
         self.Mixed_5d = InceptionA(288, 64, count_include_pad)
-        self.Mixed_6a = InceptionB(288)
+        self.Mixed_6a = InceptionB(288)  # N x 768 x 17 x 17
         self.Mixed_6b = InceptionC(768, 128, count_include_pad)
         self.Mixed_6c = InceptionC(768, 160, count_include_pad)
         self.Mixed_6d = InceptionC(768, 160, count_include_pad)
         self.Mixed_6e = InceptionC(768, 192, count_include_pad)
-        self.Mixed_7a = InceptionD(768)
-        self.Mixed_7b = InceptionE(1280, count_include_pad)
+        self.Mixed_7a = InceptionD(768)  # N x 1280 x 8 x 8
+        self.Mixed_7b = InceptionE(1280, count_include_pad)  # N x 2048 x 8 x 8
         self.Mixed_7c = InceptionE(2048, count_include_pad)
+        self.feature_names = [name for name, _ in self.named_children()]
         self.num_features = 2048
         self.global_pool: Any  # timm: SelectAdaptivePool2d
         self.reset_classifier(num_classes, global_pool)
@@ -194,24 +192,8 @@ class InceptionV3(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """The last feature map, N x 2048 x 8 x 8 at 299 pixels."""
-        x = self.Conv2d_1a_3x3(x)  # N x 32 x 149 x 149
-        x = self.Conv2d_2a_3x3(x)  # N x 32 x 147 x 147
-        x = self.Conv2d_2b_3x3(x)  # N x 64 x 147 x 147
-        x = self.Pool1(x)  # N x 64 x 73 x 73
-        x = self.Conv2d_3b_1x1(x)  # N x 80 x 73 x 73
-        x = self.Conv2d_4a_3x3(x)  # N x 192 x 71 x 71
-        x = self.Pool2(x)  # N x 192 x 35 x 35
-        x = self.Mixed_5b(x)  # N x 256 x 35 x 35
-        x = self.Mixed_5c(x)  # N x 288 x 35 x 35
-        x = self.Mixed_5d(x)  # N x 288 x 35 x 35
-        x = self.Mixed_6a(x)  # N x 768 x 17 x 17
-        x = self.Mixed_6b(x)  # N x 768 x 17 x 17
-        x = self.Mixed_6c(x)  # N x 768 x 17 x 17
-        x = self.Mixed_6d(x)  # N x 768 x 17 x 17
-        x = self.Mixed_6e(x)  # N x 768 x 17 x 17
-        x = self.Mixed_7a(x)  # N x 1280 x 8 x 8
-        x = self.Mixed_7b(x)  # N x 2048 x 8 x 8
-        x = self.Mixed_7c(x)  # N x 2048 x 8 x 8
+        for name in self.feature_names:
+            x = self.get_submodule(name)(x)
         return x
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:

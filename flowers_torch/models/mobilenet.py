@@ -6,7 +6,6 @@ Papers: https://arxiv.org/abs/1704.04861, https://arxiv.org/abs/1801.04381.
 """
 
 from collections import OrderedDict
-from typing import Any
 
 from timm.layers import Conv2dSame
 from torch import Tensor, nn
@@ -34,7 +33,7 @@ def _stem(in_chans: int, channels: int) -> nn.Sequential:
     )
 
 
-class DepthwiseBlock(nn.Module):
+class DepthwiseBlock(nn.Sequential):
     """Depthwise 3x3 and 1x1 convolution, each with batch norm and ReLU6.
 
     Shapes: N x in_channels x H x W -> N x out_channels x H x W; stride 2 halves H and W, rounded down.
@@ -52,13 +51,9 @@ class DepthwiseBlock(nn.Module):
         self.pw_bn = nn.BatchNorm2d(out_channels, EPSILON)
         self.pw_relu = nn.ReLU6()
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.dw_relu(self.dw_bn(self.dw(self.pad(x))))
-        return self.pw_relu(self.pw_bn(self.pw(x)))
-
 
 class MobileNet(Network):
-    """Stem, 13 depthwise blocks, head.
+    """Stem, 13 depthwise blocks, head: 4,253,864 parameters as Keras counts them.
 
     Shapes: N x in_chans x 224 x 224 -> N x num_classes; the feature map is N x 1024 alpha x 7 x 7. At least
     32 x 32 pixels.
@@ -80,7 +75,7 @@ class MobileNet(Network):
     ) -> None:
         super().__init__()
         widths = [int(w * alpha) for w in (32, 64, 128, 128, 256, 256, *[512] * 6, 1024, 1024)]
-        self.conv1 = _stem(in_chans, widths[0])
+        self.conv1 = _stem(in_chans, widths[0])  # N x 32 alpha x H/2 x W/2
         self.blocks = nn.Sequential(
             OrderedDict(
                 (f"block{i}", DepthwiseBlock(widths[i - 1], widths[i], depth_multiplier, stride))
@@ -90,10 +85,6 @@ class MobileNet(Network):
         glorot_init_(self)
         self.head = MlpHead(widths[-1], num_classes, global_pool, dropout=dropout)
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        x = self.conv1(x)  # N x 32 alpha x H/2 x W/2
-        return self.blocks(x)  # N x 1024 alpha x H/32 x W/32
-
 
 class InvertedResidual(nn.Module):
     """1x1 expansion, depthwise 3x3, 1x1 projection without activation; residual where the shapes agree.
@@ -101,9 +92,6 @@ class InvertedResidual(nn.Module):
     Shapes: N x in_channels x H x W -> N x out_channels x ceil(H/stride) x ceil(W/stride).
 
     Args:
-        in_channels: Channels of the input.
-        out_channels: Channels of the output.
-        stride: Stride of the depthwise convolution.
         expansion: Factor of the middle's width; 1 omits the first convolution.
     """
 
@@ -132,7 +120,7 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNetV2(Network):
-    """Stem, 17 inverted residuals, a 1x1 convolution, head.
+    """Stem, 17 inverted residuals, a 1x1 convolution, head: 3,538,984 parameters as Keras counts them.
 
     Shapes: N x in_chans x 224 x 224 -> N x num_classes; the feature map is N x 1280 x 7 x 7. At least
     32 x 32 pixels.
@@ -146,7 +134,7 @@ class MobileNetV2(Network):
     ) -> None:
         super().__init__()
         channels = make_divisible(32 * alpha)
-        self.conv1 = _stem(in_chans, channels)
+        self.conv1 = _stem(in_chans, channels)  # N x 32 alpha x H/2 x W/2
         self.blocks = nn.Sequential()
         for width, repeats, stride, expansion in (
             (16, 1, 1, 1),
@@ -164,23 +152,11 @@ class MobileNetV2(Network):
                 )
                 channels = out_channels
         last = make_divisible(1280 * alpha) if alpha > 1 else 1280
-        self.conv_last = nn.Conv2d(channels, last, 1, bias=False)
+        self.conv_last = nn.Conv2d(channels, last, 1, bias=False)  # N x 1280 x H/32 x W/32
         self.bn_last = nn.BatchNorm2d(last, EPSILON)
         self.relu_last = nn.ReLU6()
         glorot_init_(self)
         self.head = MlpHead(last, num_classes, global_pool)
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        x = self.conv1(x)  # N x 32 alpha x H/2 x W/2
-        x = self.blocks(x)  # N x 320 alpha x H/32 x W/32
-        return self.relu_last(self.bn_last(self.conv_last(x)))  # N x 1280 x H/32 x W/32
 
-
-def mobilenet(num_classes: int = 1000, **options: Any) -> MobileNet:
-    """MobileNet: 4,253,864 parameters as Keras counts them; options as in `MobileNet`."""
-    return MobileNet(num_classes, **options)
-
-
-def mobilenet_v2(num_classes: int = 1000, **options: Any) -> MobileNetV2:
-    """MobileNetV2: 3,538,984 parameters as Keras counts them; options as in `MobileNetV2`."""
-    return MobileNetV2(num_classes, **options)
+mobilenet, mobilenet_v2 = MobileNet, MobileNetV2

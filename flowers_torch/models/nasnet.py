@@ -4,20 +4,20 @@ The inputs of a cell are the output of the cell before it (`x`) and of the one b
 first adjusts `p` to the shape of `x`. Paper: Zoph et al. 2018, https://arxiv.org/abs/1707.07012.
 """
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from flowers_torch.models.blocks import glorot_init_
-from flowers_torch.models.network import MlpHead, Network
+from flowers_torch.models.network import MlpHead, Network, variant
 from flowers_torch.models.tf_layers import Crop2d, SamePad2d, SeparableConv2d
 
 EPSILON = 1e-3  # of batch norm
 Adjust = Literal["keep", "project", "halve"]
 
 
-class SeparableBlock(nn.Module):
+class SeparableBlock(nn.Sequential):
     """Twice ReLU, separable convolution, batch norm: N x in_channels x H x W -> N x channels x H/s x W/s."""
 
     def __init__(self, in_channels: int, channels: int, kernel_size: int, stride: int = 1) -> None:
@@ -30,12 +30,8 @@ class SeparableBlock(nn.Module):
         self.conv2 = SeparableConv2d(channels, channels, kernel_size)
         self.bn2 = nn.BatchNorm2d(channels, EPSILON)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.bn1(self.conv1(self.pad(self.relu1(x))))
-        return self.bn2(self.conv2(self.relu2(x)))
 
-
-class Projection(nn.Module):
+class Projection(nn.Sequential):
     """ReLU, 1x1 convolution, batch norm: N x in_channels x H x W -> N x channels x H x W."""
 
     def __init__(self, in_channels: int, channels: int) -> None:
@@ -43,9 +39,6 @@ class Projection(nn.Module):
         self.relu = nn.ReLU()
         self.conv = nn.Conv2d(in_channels, channels, 1, bias=False)
         self.bn = nn.BatchNorm2d(channels, EPSILON)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.bn(self.conv(self.relu(x)))
 
 
 class FactorizedReduction(nn.Module):
@@ -83,9 +76,7 @@ class NormalCell(nn.Module):
     """Keeps the size: x and p -> N x 6 channels x H x W.
 
     Args:
-        x_channels: Channels of x.
-        p_channels: Channels of p.
-        channels: Channels of each branch.
+        channels: Of each branch.
         adjust: "halve" where p is twice as high and wide as x, otherwise "project".
     """
 
@@ -210,11 +201,7 @@ class NASNet(Network):
         return self.relu(x)  # N x features x H/32 x W/32
 
 
-def nasnet_mobile(num_classes: int = 1000, **options: Any) -> NASNet:
-    """NASNet-A (4 @ 1056): 5,326,716 parameters as Keras counts them; options as in `NASNet`."""
-    return NASNet(4, 1056, 32, skip_reduction=False, num_classes=num_classes, **options)
-
-
-def nasnet_large(num_classes: int = 1000, **options: Any) -> NASNet:
-    """NASNet-A (6 @ 4032): 88,949,818 parameters as Keras counts them; options as in `NASNet`."""
-    return NASNet(6, 4032, 96, skip_reduction=True, num_classes=num_classes, **options)
+MOBILE = "NASNet-A (4 @ 1056): 5,326,716 parameters as Keras counts them."
+LARGE = "NASNet-A (6 @ 4032): 88,949,818 parameters as Keras counts them."
+nasnet_mobile = variant(MOBILE, NASNet, 4, 1056, 32, False)
+nasnet_large = variant(LARGE, NASNet, 6, 4032, 96, True)

@@ -3,7 +3,9 @@
 `Network` offers timm's contract, so that training, freezing and export treat both kinds alike.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
@@ -11,6 +13,14 @@ from flowers_torch.errors import UsageError
 from flowers_torch.models.blocks import glorot_init_
 
 POOLS = ("avg", "max", "flatten", "avg2x2", "")
+T = TypeVar("T")
+
+
+def variant(doc: str, network: Callable[..., T], *arguments: Any, **options: Any) -> Callable[..., T]:
+    """A constructor with some arguments given; `doc` is what torch.hub.help shows."""
+    build = partial(network, *arguments, **options)
+    build.__doc__ = doc
+    return build
 
 
 class MlpHead(nn.Module):
@@ -99,10 +109,10 @@ class MlpHead(nn.Module):
 
 
 class Network(nn.Module):
-    """A feature extractor, which the subclass defines, and a `head`.
+    """A feature extractor and a `head`, its last module.
 
-    A subclass sets `head` as its last module and defines `forward_features`. Its parameters are in the order
-    of the forward pass, so that "this block and all behind it" is a slice of them.
+    Parameters are in the order of the forward pass: "this block and all behind it" is a slice of them.
+    A subclass whose modules do not simply follow each other defines `forward_features`.
 
     All constructors take `num_classes` (logits; 0 for features), `in_chans` (image channels), `global_pool`
     (`pool` of `MlpHead`) and, where the head may flatten, `input_size` (height and width of the images; it
@@ -129,8 +139,11 @@ class Network(nn.Module):
         return self.head.num_features
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """The last feature map, N x num_features x H x W."""
-        raise NotImplementedError
+        """The last feature map, N x num_features x H x W: all modules but the head, one after another."""
+        for name, module in self.named_children():
+            if name != "head":
+                x = module(x)
+        return x
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Logits of a feature map, or the input of the classifier."""

@@ -17,7 +17,7 @@ from flowers_torch.files.cache import cache_folder
 from flowers_torch.files.download import check_digest, download
 from flowers_torch.files.tensors import safe_load
 from flowers_torch.models.registry import find_entry
-from flowers_torch.models.weight_names import rename_tensors
+from flowers_torch.models.weight_names import rename_tensors, timm_names
 
 OFFLINE_ARCH = "tf_efficientnet_lite0"
 NO_NETWORK_FIX = f"give --weights FILE, --weights offline (with --arch {OFFLINE_ARCH}), or --weights none"
@@ -70,7 +70,7 @@ def read_imagenet(arch: str, path: Path) -> dict[str, Tensor]:
     except RuntimeError as error:
         what = f"{printable(path)} does not fit {arch}: {one_line(error)}"
         raise ModelFileError(what, "delete that file") from error
-    return rename_tensors(model.state_dict(), entry.timm_names)
+    return rename_tensors(model.state_dict(), timm_names(arch))
 
 
 def offline_state_dict(path: Path | None = None) -> tuple[dict[str, Tensor], Path]:

@@ -18,14 +18,6 @@ from flowers_torch.models import classic, densenet, mobilenet, nasnet, resnet, r
 from flowers_torch.models.inception import googlenet
 from flowers_torch.models.inception_v3 import InceptionV3
 from flowers_torch.models.resnet_cifar import cifar_resnet
-from flowers_torch.models.weight_names import (
-    DENSENET_NAMES,
-    RESNET_NAMES,
-    VGG16_NAMES,
-    VGG19_NAMES,
-    XCEPTION_NAMES,
-    NameTable,
-)
 from flowers_torch.models.xception import xception
 
 TIMM_PREFIX = "timm:"  # selects timm's network where the registry has another one of the same name
@@ -41,7 +33,6 @@ class NetworkEntry:
     takes_input_size: bool = False  # build also takes input_size=, for heads that flatten
     timm_name: str = ""  # timm network whose pretrained weights fit
     timm_options: dict[str, Any] = dataclasses.field(default_factory=dict)  # of build, for these weights
-    timm_names: NameTable = ()  # their parameter names -> ours, where they differ
     timm_alternative: str = ""  # closest timm network with pretrained weights, where none fit this one
     keras_name: str = ""  # name in keras.applications
     license: str = ""  # of timm's pretrained weights
@@ -147,15 +138,15 @@ def _unscaled(size: int) -> Preprocessing:
 _register("lenet5", classic.lenet5, min_size=16, preprocessing=_unscaled(32))
 _register("lenet5_relu", classic.lenet5_relu, min_size=16, preprocessing=_unscaled(32))
 _register("alexnet", classic.alexnet, min_size=63)
-_register("vgg16", classic.vgg16, "vgg16", timm_names=VGG16_NAMES, keras_name="VGG16")
-_register("vgg19", classic.vgg19, "vgg19", timm_names=VGG19_NAMES, keras_name="VGG19")
+_register("vgg16", classic.vgg16, "vgg16", keras_name="VGG16")
+_register("vgg19", classic.vgg19, "vgg19", keras_name="VGG19")
 _register("googlenet", googlenet)
 _register("happy_model", small.happy_model, min_size=8, preprocessing=_unscaled(64))
 _register("small_convnet", small.small_convnet, min_size=22, preprocessing=_unscaled(150))
 _register("cifar10_net", small.cifar10_net, min_size=10, preprocessing=_unscaled(32))
 
 # ResNet and ResNeXt, which take the weights of timm and torchvision
-_RESNET: dict[str, Any] = dict(timm_options={"lineage": "torch"}, timm_names=RESNET_NAMES)
+_RESNET: dict[str, Any] = dict(timm_options={"lineage": "torch"})
 _register("resnet50", resnet.resnet50, "resnet50", keras_name="ResNet50", **_RESNET)
 _register("resnet101", resnet.resnet101, "resnet101", keras_name="ResNet101", **_RESNET)
 _register("resnet152", resnet.resnet152, "resnet152", keras_name="ResNet152", **_RESNET)
@@ -173,38 +164,21 @@ _register("resnet152v2", resnet_v2.resnet152v2, keras_name="ResNet152V2")
 # The other networks of keras.applications; their heads never flatten
 _register_pooled = partial(_register, takes_input_size=False)
 _register_pooled("inception_v3", InceptionV3, "inception_v3", min_size=75, keras_name="InceptionV3")
-_register_pooled(
-    "xception", xception, "legacy_xception", min_size=71, timm_names=XCEPTION_NAMES, keras_name="Xception"
-)
-_DENSENET: dict[str, Any] = dict(timm_options={"epsilon": 1e-5}, timm_names=DENSENET_NAMES)
+_register_pooled("xception", xception, "legacy_xception", min_size=71, keras_name="Xception")
+_DENSENET: dict[str, Any] = dict(timm_options={"epsilon": 1e-5})
 _register_pooled("densenet121", densenet.densenet121, "densenet121", keras_name="DenseNet121", **_DENSENET)
 _register_pooled("densenet169", densenet.densenet169, "densenet169", keras_name="DenseNet169", **_DENSENET)
 _register_pooled("densenet201", densenet.densenet201, "densenet201", keras_name="DenseNet201", **_DENSENET)
 
 # timm's MobileNets pad symmetrically, and its NASNet leaves the padding out of its averages. No weights fit.
 _TF = Preprocessing(224, (0.5,) * 3, (0.5,) * 3, "bilinear")  # pixels in -1..1
-_register_pooled(
-    "mobilenet",
-    mobilenet.mobilenet,
-    preprocessing=_TF,
-    keras_name="MobileNet",
-    timm_alternative="mobilenetv1_100",
-)
-_register_pooled(
-    "mobilenet_v2",
-    mobilenet.mobilenet_v2,
-    preprocessing=_TF,
-    keras_name="MobileNetV2",
-    timm_alternative="mobilenetv2_100",
-)
-_register_pooled("nasnet_mobile", nasnet.nasnet_mobile, preprocessing=_TF, keras_name="NASNetMobile")
-_register_pooled(
-    "nasnet_large",
-    nasnet.nasnet_large,
-    preprocessing=dataclasses.replace(_TF, size=331),
-    keras_name="NASNetLarge",
-    timm_alternative="nasnetalarge",
-)
+_register_tf = partial(_register_pooled, preprocessing=_TF)
+_V1, _V2 = mobilenet.MobileNet, mobilenet.MobileNetV2
+_register_tf("mobilenet", _V1, keras_name="MobileNet", timm_alternative="mobilenetv1_100")
+_register_tf("mobilenet_v2", _V2, keras_name="MobileNetV2", timm_alternative="mobilenetv2_100")
+_register_tf("nasnet_mobile", nasnet.nasnet_mobile, keras_name="NASNetMobile")
+_TF_LARGE: dict[str, Any] = dict(preprocessing=dataclasses.replace(_TF, size=331), keras_name="NASNetLarge")
+_register_pooled("nasnet_large", nasnet.nasnet_large, timm_alternative="nasnetalarge", **_TF_LARGE)
 
 # timm's own network, which computes exactly what Keras's does
 _ENTRY = _timm_entry("inception_resnet_v2")

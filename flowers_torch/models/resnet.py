@@ -12,18 +12,13 @@ ResNeXt has no bias and the stride on the 3x3 in all lineages; only the epsilon 
 Papers: https://arxiv.org/abs/1512.03385, https://arxiv.org/abs/1611.05431.
 """
 
+from collections.abc import Callable
 from typing import Any, Literal
 
-from torch import Tensor, nn
+from torch import nn
 
 from flowers_torch.errors import UsageError
-from flowers_torch.models.blocks import (
-    ConvolutionalBlock,
-    Filters,
-    IdentityBlock,
-    StridePlace,
-    glorot_init_,
-)
+from flowers_torch.models.blocks import ConvolutionalBlock, Filters, IdentityBlock, StridePlace, glorot_init_
 from flowers_torch.models.network import MlpHead, Network
 
 Lineage = Literal["keras", "torch", "course"]
@@ -34,6 +29,12 @@ LINEAGES: dict[str, dict[str, Any]] = {
     "torch": dict(bias=False, stride_on="middle", epsilon=1e-5),
     "course": dict(bias=True, stride_on="first", epsilon=1e-3, pad_stem_pool=False, global_pool="avg2x2"),
 }
+ARGUMENTS = """Args:
+    num_classes: Logits; 0 for features.
+    lineage: "keras", "torch" or "course"; decides which weights fit. The course's network is
+        `resnet50(6, lineage="course", input_size=64)`: 23,600,006 parameters, 53,120 of them not trainable.
+    **options: Further arguments of `ResNet`.
+"""
 OUT_CHANNELS = (256, 512, 1024, 2048)
 
 
@@ -78,72 +79,34 @@ class ResNet(Network):
         self.pad = nn.ZeroPad2d(3)
         self.conv1 = nn.Conv2d(in_chans, 64, 7, stride=2, bias=bias)
         self.bn1 = nn.BatchNorm2d(64, epsilon)
-        self.relu = nn.ReLU()
+        self.relu = nn.ReLU()  # N x 64 x H/2 x W/2
         # Keras pads with zeros before the pooling; after a ReLU, the pooling's own padding gives the same.
-        self.max_pool = nn.MaxPool2d(3, stride=2, padding=int(pad_stem_pool))
-        self.stage2 = stage(0, 64, stride=1)
-        self.stage3 = stage(1, 256, stride=2)
-        self.stage4 = stage(2, 512, stride=2)
-        self.stage5 = stage(3, 1024, stride=2)
+        self.max_pool = nn.MaxPool2d(3, stride=2, padding=int(pad_stem_pool))  # N x 64 x H/4 x W/4
+        self.stage2 = stage(0, 64, stride=1)  # N x 256 x H/4 x W/4
+        self.stage3 = stage(1, 256, stride=2)  # N x 512 x H/8 x W/8
+        self.stage4 = stage(2, 512, stride=2)  # N x 1024 x H/16 x W/16
+        self.stage5 = stage(3, 1024, stride=2)  # N x 2048 x H/32 x W/32
         glorot_init_(self)
 
         side = (input_size + 1) // 2
         side = (side + 1) // 2 if pad_stem_pool else (side - 1) // 2
         self.head = MlpHead(2048, num_classes, global_pool, map_size=(side + 7) // 8)
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        x = self.relu(self.bn1(self.conv1(self.pad(x))))  # N x 64 x H/2 x W/2
-        x = self.max_pool(x)  # N x 64 x H/4 x W/4
-        x = self.stage2(x)  # N x 256 x H/4 x W/4
-        x = self.stage3(x)  # N x 512 x H/8 x W/8
-        x = self.stage4(x)  # N x 1024 x H/16 x W/16
-        return self.stage5(x)  # N x 2048 x H/32 x W/32
+
+def _resnet(doc: str, depths: Depths, **fixed: Any) -> Callable[..., ResNet]:
+    def build(num_classes: int = 1000, *, lineage: Lineage = "keras", **options: Any) -> ResNet:
+        if lineage not in LINEAGES:
+            raise UsageError(f"unknown lineage {lineage!r} of a ResNet", f"use one of {', '.join(LINEAGES)}")
+        return ResNet(depths, num_classes, **(LINEAGES[lineage] | fixed | options))
+
+    build.__doc__ = f"{doc} parameters as Keras counts them.\n\n{ARGUMENTS}"
+    return build
 
 
-def resnet50(num_classes: int = 1000, *, lineage: Lineage = "keras", **options: Any) -> ResNet:
-    """ResNet50: 25,636,712 parameters as Keras counts them, with 1000 classes.
+_X: dict[str, Any] = dict(bias=False, stride_on="middle", widths=(128, 256, 512, 1024), groups=32)
 
-    The course's network is `resnet50(6, lineage="course", input_size=64)`: 23,600,006 parameters, 53,120 of
-    them not trainable.
-
-    Args:
-        num_classes: Logits; 0 for features.
-        lineage: A row of the table above; decides which weights fit.
-        **options: Further arguments of `ResNet`.
-    """
-    return _resnet((3, 4, 6, 3), num_classes, lineage, options)
-
-
-def resnet101(num_classes: int = 1000, *, lineage: Lineage = "keras", **options: Any) -> ResNet:
-    """ResNet101: 44,707,176 parameters as Keras counts them; arguments as in `resnet50`."""
-    return _resnet((3, 4, 23, 3), num_classes, lineage, options)
-
-
-def resnet152(num_classes: int = 1000, *, lineage: Lineage = "keras", **options: Any) -> ResNet:
-    """ResNet152: 60,419,944 parameters as Keras counts them; arguments as in `resnet50`."""
-    return _resnet((3, 8, 36, 3), num_classes, lineage, options)
-
-
-def resnext50(num_classes: int = 1000, *, lineage: Lineage = "keras", **options: Any) -> ResNet:
-    """ResNeXt50 32x4d: 25,097,128 parameters as Keras counts them; arguments as in `resnet50`."""
-    return _resnext((3, 4, 6, 3), num_classes, lineage, options)
-
-
-def resnext101(num_classes: int = 1000, *, lineage: Lineage = "keras", **options: Any) -> ResNet:
-    """ResNeXt101 32x4d: 44,315,560 parameters as Keras counts them; arguments as in `resnet50`."""
-    return _resnext((3, 4, 23, 3), num_classes, lineage, options)
-
-
-def _resnet(depths: Depths, num_classes: int, lineage: str, options: dict[str, Any]) -> ResNet:
-    return ResNet(depths, num_classes, **(_details(lineage) | options))
-
-
-def _resnext(depths: Depths, num_classes: int, lineage: str, options: dict[str, Any]) -> ResNet:
-    details = _details(lineage) | {"bias": False, "stride_on": "middle"}
-    return ResNet(depths, num_classes, widths=(128, 256, 512, 1024), groups=32, **(details | options))
-
-
-def _details(lineage: str) -> dict[str, Any]:
-    if lineage not in LINEAGES:
-        raise UsageError(f"unknown lineage {lineage!r} of a ResNet", f"use one of {', '.join(LINEAGES)}")
-    return LINEAGES[lineage]
+resnet50 = _resnet("ResNet50: 25,636,712", (3, 4, 6, 3))
+resnet101 = _resnet("ResNet101: 44,707,176", (3, 4, 23, 3))
+resnet152 = _resnet("ResNet152: 60,419,944", (3, 8, 36, 3))
+resnext50 = _resnet("ResNeXt50 32x4d: 25,097,128", (3, 4, 6, 3), **_X)
+resnext101 = _resnet("ResNeXt101 32x4d: 44,315,560", (3, 4, 23, 3), **_X)

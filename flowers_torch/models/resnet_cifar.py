@@ -7,9 +7,7 @@ A deeper plain network has a higher *training* error. It does not overfit; it is
 Paper: https://arxiv.org/abs/1512.03385, section 4.2.
 """
 
-from typing import Any
-
-from torch import Tensor, nn
+from torch import nn
 
 from flowers_torch.errors import UsageError
 from flowers_torch.models.blocks import BasicBlock, ShortcutKind, glorot_init_
@@ -32,9 +30,9 @@ class CifarResNet(Network):
 
     def __init__(
         self,
-        depth: int,
         num_classes: int = 10,
         in_chans: int = 3,
+        depth: int = 20,
         shortcut: ShortcutKind = "zero_pad",
         width: int = 16,
         global_pool: str = "avg",
@@ -56,19 +54,11 @@ class CifarResNet(Network):
         self.conv1 = nn.Conv2d(in_chans, width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU()
-        self.stage1 = stage(width, width, stride=1)
-        self.stage2 = stage(width, 2 * width, stride=2)
-        self.stage3 = stage(2 * width, 4 * width, stride=2)
+        self.stage1 = stage(width, width, stride=1)  # N x width x H x W
+        self.stage2 = stage(width, 2 * width, stride=2)  # N x 2 width x H/2 x W/2
+        self.stage3 = stage(2 * width, 4 * width, stride=2)  # N x 4 width x H/4 x W/4
         glorot_init_(self)
         self.head = MlpHead(4 * width, num_classes, global_pool, map_size=(input_size + 3) // 4)
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        x = self.relu(self.bn1(self.conv1(x)))  # N x width x H x W
-        x = self.stage1(x)  # N x width x H x W
-        x = self.stage2(x)  # N x 2 width x H/2 x W/2
-        return self.stage3(x)  # N x 4 width x H/4 x W/4
 
-
-def cifar_resnet(num_classes: int = 10, *, depth: int = 20, **options: Any) -> CifarResNet:
-    """A thin ResNet of 6n + 2 layers; options as in `CifarResNet`."""
-    return CifarResNet(depth, num_classes, **options)
+cifar_resnet = CifarResNet

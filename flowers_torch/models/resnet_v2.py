@@ -5,12 +5,10 @@ stage has the stride.
 Paper: https://arxiv.org/abs/1603.05027.
 """
 
-from typing import Any
-
-from torch import Tensor, nn
+from torch import nn
 
 from flowers_torch.models.blocks import PreActivationBlock, glorot_init_
-from flowers_torch.models.network import MlpHead, Network
+from flowers_torch.models.network import MlpHead, Network, variant
 
 
 class ResNetV2(Network):
@@ -40,38 +38,19 @@ class ResNetV2(Network):
             )
 
         self.pad = nn.ZeroPad2d(3)
-        self.conv1 = nn.Conv2d(in_chans, 64, 7, stride=2)
+        self.conv1 = nn.Conv2d(in_chans, 64, 7, stride=2)  # N x 64 x H/2 x W/2
         # Without a ReLU before it, padding with zeros differs from the pooling's own padding (-infinity).
-        self.max_pool = nn.Sequential(nn.ZeroPad2d(1), nn.MaxPool2d(3, stride=2))
-        self.stage2 = stage(64, 64, depths[0], last_stride=2)
-        self.stage3 = stage(256, 128, depths[1], last_stride=2)
-        self.stage4 = stage(512, 256, depths[2], last_stride=2)
-        self.stage5 = stage(1024, 512, depths[3], last_stride=1)
+        self.max_pool = nn.Sequential(nn.ZeroPad2d(1), nn.MaxPool2d(3, stride=2))  # N x 64 x H/4 x W/4
+        self.stage2 = stage(64, 64, depths[0], last_stride=2)  # N x 256 x H/8 x W/8
+        self.stage3 = stage(256, 128, depths[1], last_stride=2)  # N x 512 x H/16 x W/16
+        self.stage4 = stage(512, 256, depths[2], last_stride=2)  # N x 1024 x H/32 x W/32
+        self.stage5 = stage(1024, 512, depths[3], last_stride=1)  # N x 2048 x H/32 x W/32
         self.post_bn = nn.BatchNorm2d(2048, 1.001e-5)
         self.post_relu = nn.ReLU()
         glorot_init_(self)
         self.head = MlpHead(2048, num_classes, global_pool, map_size=(input_size + 31) // 32)
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        x = self.conv1(self.pad(x))  # N x 64 x H/2 x W/2
-        x = self.max_pool(x)  # N x 64 x H/4 x W/4
-        x = self.stage2(x)  # N x 256 x H/8 x W/8
-        x = self.stage3(x)  # N x 512 x H/16 x W/16
-        x = self.stage4(x)  # N x 1024 x H/32 x W/32
-        x = self.stage5(x)  # N x 2048 x H/32 x W/32
-        return self.post_relu(self.post_bn(x))
 
-
-def resnet50v2(num_classes: int = 1000, **options: Any) -> ResNetV2:
-    """ResNet50V2: 25,613,800 parameters as Keras counts them; options as in `ResNetV2`."""
-    return ResNetV2((3, 4, 6, 3), num_classes, **options)
-
-
-def resnet101v2(num_classes: int = 1000, **options: Any) -> ResNetV2:
-    """ResNet101V2: 44,675,560 parameters as Keras counts them; options as in `ResNetV2`."""
-    return ResNetV2((3, 4, 23, 3), num_classes, **options)
-
-
-def resnet152v2(num_classes: int = 1000, **options: Any) -> ResNetV2:
-    """ResNet152V2: 60,380,648 parameters as Keras counts them; options as in `ResNetV2`."""
-    return ResNetV2((3, 8, 36, 3), num_classes, **options)
+resnet50v2 = variant("ResNet50V2: 25,613,800 parameters as Keras counts them.", ResNetV2, (3, 4, 6, 3))
+resnet101v2 = variant("ResNet101V2: 44,675,560 parameters as Keras counts them.", ResNetV2, (3, 4, 23, 3))
+resnet152v2 = variant("ResNet152V2: 60,380,648 parameters as Keras counts them.", ResNetV2, (3, 8, 36, 3))

@@ -3,8 +3,6 @@
 A binary network has num_classes=1, one logit, and trains with `binary_cross_entropy_with_logits`.
 """
 
-from typing import Any
-
 from torch import Tensor, nn
 
 from flowers_torch.models.blocks import glorot_init_
@@ -27,14 +25,10 @@ class HappyModel(Network):
         self.pad = nn.ZeroPad2d(3)
         self.conv0 = nn.Conv2d(in_chans, 32, 7)
         self.bn0 = nn.BatchNorm2d(32, 1e-3)
-        self.relu = nn.ReLU()
-        self.max_pool = nn.MaxPool2d(2)
+        self.relu = nn.ReLU()  # N x 32 x 64 x 64
+        self.max_pool = nn.MaxPool2d(2)  # N x 32 x 32 x 32
         glorot_init_(self)
         self.head = MlpHead(32, num_classes, global_pool, map_size=input_size // 2)
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        x = self.relu(self.bn0(self.conv0(self.pad(x))))  # N x 32 x 64 x 64
-        return self.max_pool(x)  # N x 32 x 32 x 32
 
 
 class SmallConvNet(Network):
@@ -113,16 +107,4 @@ class Cifar10Net(Network):
         return self.drop(self.max_pool(x))  # N x 64 x 6 x 6
 
 
-def happy_model(num_classes: int = 1, **options: Any) -> HappyModel:
-    """HappyModel for 64x64 images."""
-    return HappyModel(num_classes, **options)
-
-
-def small_convnet(num_classes: int = 1, **options: Any) -> SmallConvNet:
-    """A convnet for a few hundred images of 150x150; options as in `SmallConvNet`."""
-    return SmallConvNet(num_classes, **options)
-
-
-def cifar10_net(num_classes: int = 10, **options: Any) -> Cifar10Net:
-    """A small network for 32x32 images; options as in `Cifar10Net`."""
-    return Cifar10Net(num_classes, **options)
+happy_model, small_convnet, cifar10_net = HappyModel, SmallConvNet, Cifar10Net

@@ -20,7 +20,7 @@ from flowers_torch.models.keras.files import is_keras_file
 from flowers_torch.models.keras.weights import MEAN_STD, input_mode, keras_options, load_keras_weights
 from flowers_torch.models.pretrained import OFFLINE_ARCH, fetch_imagenet, offline_state_dict, read_imagenet
 from flowers_torch.models.registry import NetworkEntry, find_entry
-from flowers_torch.models.weight_names import rename_tensors
+from flowers_torch.models.weight_names import rename_tensors, timm_names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,6 @@ def plan_weights(arch: str, weights: str, keras_input: str = "") -> WeightsPlan:
     """Resolves `--weights` for a network.
 
     Args:
-        arch: Name of the network.
         weights: imagenet, offline, none, or a .safetensors, .pth or Keras file.
         keras_input: Input range of a Keras file (caffe, tf, torch or unit) where it differs from that of
             Keras's published weights.
@@ -87,7 +86,7 @@ def _plan_keras_file(arch: str, entry: NetworkEntry, path: Path, keras_input: st
 def _plan_file(arch: str, entry: NetworkEntry, path: Path) -> WeightsPlan:
     state, metadata = safe_load(path)
     if "model_info" not in metadata:
-        from_timm = rename_tensors(state, entry.timm_names).keys() != state.keys()
+        from_timm = rename_tensors(state, timm_names(arch)).keys() != state.keys()
         options = entry.timm_options if from_timm else {}
         return WeightsPlan("file", path.name, entry.preprocessing, options, "that of the file", path)
     info = read_model_info(metadata, path)
@@ -111,9 +110,7 @@ def load_weights(model: nn.Module, arch: str, plan: WeightsPlan, classes: Sequen
     """Fills a network and returns a line for the log; a head that does not fit stays as it is.
 
     Args:
-        model: The network, built with `plan.options`.
-        arch: Its name.
-        plan: From `plan_weights`.
+        model: The network `arch`, built with `plan.options`.
         classes: The network's classes. If the file names its classes too, rows of the head are copied by
             class name; rows of new classes stay random.
 
@@ -132,7 +129,7 @@ def load_weights(model: nn.Module, arch: str, plan: WeightsPlan, classes: Sequen
         state = read_imagenet(arch, path)
     else:
         path = plan.path
-        state = rename_tensors(safe_load(path)[0], find_entry(arch).timm_names)
+        state = rename_tensors(safe_load(path)[0], timm_names(arch))
     if not plan.classes or not classes or plan.classes == tuple(classes):
         return _load_backbone(model, state, path)
     known = sum(name in plan.classes for name in classes)

@@ -6,7 +6,6 @@ Paper: Chollet 2017, https://arxiv.org/abs/1610.02357.
 """
 
 from collections import OrderedDict
-from typing import Any
 
 from timm.layers.pool2d_same import MaxPool2dSame
 from torch import Tensor, nn
@@ -24,8 +23,6 @@ class EntryBlock(nn.Module):
     Shapes: N x in_channels x H x W -> N x out_channels x ceil(H/2) x ceil(W/2).
 
     Args:
-        in_channels: Channels of the input.
-        out_channels: Channels of the output.
         middle_channels: Channels between the two convolutions.
         relu_first: Whether a ReLU precedes the first convolution (in all blocks but the first).
     """
@@ -73,6 +70,7 @@ class MiddleBlock(nn.Module):
 class Xception(Network):
     """Entry flow of blocks 1 to 4, middle flow of blocks 5 to 12, exit flow of blocks 13 and 14, head.
 
+    22,910,480 parameters as Keras counts them.
     Shapes: N x in_chans x 299 x 299 -> N x num_classes; the feature map is N x 2048 x 10 x 10. At least
     71 x 71 pixels.
     """
@@ -89,11 +87,11 @@ class Xception(Network):
                 conv2_act=nn.ReLU(),
             )
         )
-        self.block2 = EntryBlock(64, 128, 128, relu_first=False)
-        self.block3 = EntryBlock(128, 256, 256)
-        self.block4 = EntryBlock(256, 728, 728)
+        self.block2 = EntryBlock(64, 128, 128, relu_first=False)  # N x 128 x 74 x 74
+        self.block3 = EntryBlock(128, 256, 256)  # N x 256 x 37 x 37
+        self.block4 = EntryBlock(256, 728, 728)  # N x 728 x 19 x 19
         self.middle = nn.Sequential(OrderedDict((f"block{i}", MiddleBlock()) for i in range(5, 13)))
-        self.block13 = EntryBlock(728, 1024, 728)
+        self.block13 = EntryBlock(728, 1024, 728)  # N x 1024 x 10 x 10
         self.block14 = nn.Sequential(
             OrderedDict(
                 sepconv1=SeparableConv2d(1024, 1536, 3),
@@ -107,16 +105,5 @@ class Xception(Network):
         glorot_init_(self)
         self.head = MlpHead(2048, num_classes, global_pool)
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        x = self.block1(x)  # N x 64 x 147 x 147
-        x = self.block2(x)  # N x 128 x 74 x 74
-        x = self.block3(x)  # N x 256 x 37 x 37
-        x = self.block4(x)  # N x 728 x 19 x 19
-        x = self.middle(x)  # N x 728 x 19 x 19
-        x = self.block13(x)  # N x 1024 x 10 x 10
-        return self.block14(x)  # N x 2048 x 10 x 10
 
-
-def xception(num_classes: int = 1000, **options: Any) -> Xception:
-    """Xception: 22,910,480 parameters as Keras counts them; options as in `Xception`."""
-    return Xception(num_classes, **options)
+xception = Xception

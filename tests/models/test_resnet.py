@@ -134,7 +134,7 @@ def test_plain_network_has_the_same_layers() -> None:
 @pytest.mark.parametrize("depth", [2, 9, 21])
 def test_impossible_depths_are_errors(depth: int) -> None:
     with pytest.raises(UsageError, match=f"6n \\+ 2 layers, not {depth}"):
-        CifarResNet(depth)
+        CifarResNet(depth=depth)
 
 
 def test_unknown_lineage_is_an_error() -> None:

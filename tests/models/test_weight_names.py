@@ -13,15 +13,7 @@ from flowers_torch.errors import ModelFileError
 from flowers_torch.models import classic, densenet, resnet
 from flowers_torch.models.checkpoint import load_matching
 from flowers_torch.models.network import Network
-from flowers_torch.models.weight_names import (
-    DENSENET_NAMES,
-    RESNET_NAMES,
-    VGG16_NAMES,
-    VGG19_NAMES,
-    XCEPTION_NAMES,
-    NameTable,
-    rename_tensors,
-)
+from flowers_torch.models.weight_names import rename_tensors, timm_names
 from flowers_torch.models.xception import EPSILON, xception
 
 RESNETS = {
@@ -31,7 +23,7 @@ RESNETS = {
     "resnext50": "resnext50_32x4d",
     "resnext101": "resnext101_32x4d",  # torchvision has only the 32x8d one
 }
-VGGS = {"vgg16": (classic.vgg16, VGG16_NAMES), "vgg19": (classic.vgg19, VGG19_NAMES)}
+VGGS = {"vgg16": (classic.vgg16, "vgg16"), "vgg19": (classic.vgg19, "vgg19")}
 
 
 def randomize_batch_norm(network: nn.Module) -> None:
@@ -44,13 +36,13 @@ def randomize_batch_norm(network: nn.Module) -> None:
             tensor.copy_(0.5 + torch.rand(tensor.shape, generator=generator))
 
 
-def assert_same_logits(theirs: nn.Module, build: Callable[[], Network], names: NameTable, size: int) -> None:
+def assert_same_logits(theirs: nn.Module, build: Callable[[], Network], arch: str, size: int) -> None:
     torch.manual_seed(0)
     randomize_batch_norm(theirs)
     with torch.device("meta"):
         ours = build()
     ours.to_empty(device="cpu")
-    load_matching(ours, rename_tensors(theirs.state_dict(), names), "theirs")
+    load_matching(ours, rename_tensors(theirs.state_dict(), timm_names(arch)), "theirs")
     images = torch.randn(2, 3, size, size)
     with torch.inference_mode():
         expected, found = theirs.eval()(images), ours.eval()(images)
@@ -63,14 +55,14 @@ def assert_same_logits(theirs: nn.Module, build: Callable[[], Network], names: N
 )
 def test_resnet_weights_of_timm(name: str) -> None:
     theirs = timm.create_model(RESNETS[name])
-    assert_same_logits(theirs, lambda: getattr(resnet, name)(lineage="torch"), RESNET_NAMES, 65)
+    assert_same_logits(theirs, lambda: getattr(resnet, name)(lineage="torch"), name, 65)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in RESNETS if name != "resnext101"])
 def test_resnet_weights_of_torchvision(name: str) -> None:
     theirs = torchvision.models.get_model(RESNETS[name])
-    assert_same_logits(theirs, lambda: getattr(resnet, name)(lineage="torch"), RESNET_NAMES, 65)
+    assert_same_logits(theirs, lambda: getattr(resnet, name)(lineage="torch"), name, 65)
 
 
 @pytest.mark.slow
@@ -85,7 +77,7 @@ def test_vgg_weights(name: str, library: str) -> None:
 @pytest.mark.parametrize("library", ["timm", "torchvision"])
 def test_densenet_weights(library: str) -> None:
     theirs = {"timm": timm.create_model, "torchvision": torchvision.models.get_model}[library]("densenet121")
-    assert_same_logits(theirs, partial(densenet.densenet121, epsilon=1e-5), DENSENET_NAMES, 64)
+    assert_same_logits(theirs, partial(densenet.densenet121, epsilon=1e-5), "densenet121", 64)
 
 
 @pytest.mark.slow
@@ -95,30 +87,30 @@ def test_xception_weights_of_timm() -> None:
     for module in theirs.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eps = EPSILON
-    assert_same_logits(theirs, xception, XCEPTION_NAMES, 71)
+    assert_same_logits(theirs, xception, "xception", 71)
 
 
-TABLES: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module], NameTable]] = {
+TABLES: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module], str]] = {
     **{f"{name} of timm": (partial(timm.create_model, name), *rest) for name, rest in VGGS.items()},
     **{f"{name} of torchvision": (getattr(torchvision.models, name), *rest) for name, rest in VGGS.items()},
     **{
         f"densenet{depth}": (
             getattr(torchvision.models, f"densenet{depth}"),
             getattr(densenet, f"densenet{depth}"),
-            DENSENET_NAMES,
+            f"densenet{depth}",
         )
         for depth in (121, 169, 201)
     },
-    "xception": (partial(timm.create_model, "legacy_xception"), xception, XCEPTION_NAMES),
+    "xception": (partial(timm.create_model, "legacy_xception"), xception, "xception"),
 }
 
 
 @pytest.mark.parametrize("name", TABLES)
 def test_every_tensor_has_a_counterpart(name: str) -> None:
-    theirs_of, ours_of, names = TABLES[name]
+    theirs_of, ours_of, arch = TABLES[name]
     with torch.device("meta"):
         theirs, ours = theirs_of().state_dict(), ours_of().state_dict()
-    found = {key: tensor.shape for key, tensor in rename_tensors(theirs, names).items()}
+    found = {key: tensor.shape for key, tensor in rename_tensors(theirs, timm_names(arch)).items()}
     assert found == {key: tensor.shape for key, tensor in ours.items()}
 
 
@@ -126,11 +118,11 @@ def test_weights_of_another_lineage_are_an_error_and_change_nothing() -> None:
     ours, theirs = resnet.resnet50(), timm.create_model("resnet50")
     before = {name: tensor.clone() for name, tensor in ours.state_dict().items()}
     with pytest.raises(ModelFileError, match="timm's resnet50 does not fit ResNet: 53 missing .conv1.bias"):
-        load_matching(ours, rename_tensors(theirs.state_dict(), RESNET_NAMES), "timm's resnet50")
+        load_matching(ours, rename_tensors(theirs.state_dict(), timm_names("resnet50")), "timm's resnet50")
     for name, tensor in ours.state_dict().items():
         assert torch.equal(tensor, before[name])
 
 
 def test_two_tensors_of_one_name_are_an_error() -> None:
     with pytest.raises(ModelFileError, match="two of the weights would become head.fc.bias"):
-        rename_tensors({"fc.bias": torch.zeros(3), "head.fc.bias": torch.zeros(3)}, RESNET_NAMES)
+        rename_tensors({"fc.bias": torch.zeros(3), "head.fc.bias": torch.zeros(3)}, timm_names("resnet50"))

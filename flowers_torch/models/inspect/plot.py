@@ -5,6 +5,7 @@ skips rows gets a place of its own in each, and the places of a row are ordered 
 """
 
 from collections.abc import Sequence
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 from markupsafe import Markup, escape
@@ -48,8 +49,9 @@ def layout(rows: Sequence[KerasLayer]) -> tuple[dict[str, Place], list[list[Plac
         Place of each layer by name (1 across is a box's width), and one list of places per connection.
     """
     level: dict[str, int] = {}
-    for row in _in_order(rows):
-        level[row.name] = max((level[name] + 1 for name in row.inputs), default=0)
+    inputs = {row.name: row.inputs for row in rows}
+    for name in TopologicalSorter(inputs).static_order():
+        level[name] = max((level[source] + 1 for source in inputs[name]), default=0)
     chains: list[list[str]] = []
     members: dict[int, list[str]] = {}
     parents: dict[str, list[str]] = {}
@@ -78,17 +80,6 @@ def layout(rows: Sequence[KerasLayer]) -> tuple[dict[str, Place], list[list[Plac
         level |= dict.fromkeys(members[depth], depth)
     places = {row.name: (across[row.name], level[row.name]) for row in rows}
     return places, [[(across[name], level[name]) for name in chain] for chain in chains]
-
-
-def _in_order(rows: Sequence[KerasLayer]) -> list[KerasLayer]:
-    """Each row behind its inputs; rows may come in any order."""
-    done: dict[str, KerasLayer] = {}
-    waiting = list(rows)
-    while waiting:
-        ready = [row for row in waiting if all(name in done for name in row.inputs)]
-        done |= {row.name: row for row in ready}
-        waiting = [row for row in waiting if row.name not in done]
-    return list(done.values())
 
 
 def plot(rows: Sequence[KerasLayer], path: Path, title: str = "") -> None:

@@ -5,6 +5,7 @@ record every layer and every tensor operation between layers. The summary table,
 list and the features of a named layer are derived from this trace.
 """
 
+import copy
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -46,10 +47,11 @@ class _Recorder(TorchFunctionMode):
     With a `target` it records nothing and ends the forward pass with the output of the layer of that name.
     """
 
-    def __init__(self, model: nn.Module, tensors: dict[str, Tensor], target: str = "") -> None:
+    def __init__(self, model: nn.Module, target: str = "") -> None:
         super().__init__()
         self.paths = {module: name for name, module in model.named_modules()}
-        self.own = {id(tensor): name for name, tensor in tensors.items()}
+        tensors = (*model.named_parameters(), *model.named_buffers())
+        self.own = {id(tensor): name for name, tensor in tensors}
         self.nodes: list[Node] = []
         self.producer: dict[int, int] = {}  # id of a tensor -> index of the node that returned it
         self.alive: list[Any] = []  # keeps the tensors, because Python reuses the ids of deleted ones
@@ -130,17 +132,6 @@ def _tensors(value: Any) -> list[Tensor]:
     return [tensor for item in value for tensor in _tensors(item)]
 
 
-class _Method(nn.Module):
-    """A method of a network as a module, for `functional_call`."""
-
-    def __init__(self, model: nn.Module, method: str) -> None:
-        super().__init__()
-        self.model, self.method = model, method
-
-    def forward(self, x: Tensor) -> Any:
-        return getattr(self.model, self.method)(x)
-
-
 @contextmanager
 def at_inference(model: nn.Module) -> Iterator[None]:
     """Inference mode without gradients; restores the mode of each module at the end."""
@@ -156,12 +147,8 @@ def at_inference(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _recording(model: nn.Module, recorder: _Recorder) -> Iterator[None]:
-    hooks = []
-    for module in model.modules():
-        hooks += [
-            module.register_forward_pre_hook(recorder.enter),
-            module.register_forward_hook(recorder.leave),
-        ]
+    hooks = [module.register_forward_pre_hook(recorder.enter) for module in model.modules()]
+    hooks += [module.register_forward_hook(recorder.leave) for module in model.modules()]
     try:
         with at_inference(model), recorder:
             yield
@@ -178,14 +165,14 @@ def trace(model: nn.Module, size: int, method: str = "forward") -> list[Node]:
         size: Image height and width, pixels.
         method: `forward`, or `forward_features` to leave the head out.
     """
-    tensors = {name: t.detach().to("meta") for name, t in (*model.named_parameters(), *model.named_buffers())}
-    recorder = _Recorder(model, tensors)
+    values = (*model.parameters(), *model.buffers())
+    model = copy.deepcopy(model, {id(value): value.detach().to("meta") for value in values})
+    recorder = _Recorder(model)
     in_channels = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
     x = torch.empty(1, in_channels, size, size, device="meta")
     recorder.record("input", "input", (), x)
-    state = {f"model.{name}": tensor for name, tensor in tensors.items()}
     with _recording(model, recorder):
-        torch.func.functional_call(_Method(model, method), state, (x,))
+        getattr(model, method)(x)
     return recorder.nodes
 
 
@@ -200,8 +187,7 @@ def layer_output(model: nn.Module, images: Tensor, layer: str) -> Tensor:
     Raises:
         UsageError: there is no such layer, or it does not run.
     """
-    tensors = dict((*model.named_parameters(), *model.named_buffers()))
-    recorder = _Recorder(model, tensors, layer)
+    recorder = _Recorder(model, layer)
     recorder.record("input", "input", (), images)
     try:
         with _recording(model, recorder):

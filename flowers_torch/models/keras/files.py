@@ -9,9 +9,8 @@ import itertools
 import zipfile
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,18 +21,11 @@ Weights = list[tuple[str, np.ndarray]]  # (name, array) in Keras's order within 
 MAX_BYTES = 4 * 1024**3  # the largest network has 0.36 GB; an HDF5 header can claim any size
 
 
-@dataclass(frozen=True)
-class KerasFile:
-    """The layers of a weights file.
-
-    Attributes:
-        layers: Layer name to weights, in the file's order, without layers that have none. A model that is
-            used as a layer is replaced by its layers.
-        named: Whether these are the layers' names; early Keras 3 wrote kinds and numbers instead.
-    """
+class KerasFile(NamedTuple):
+    """The layers with weights, in the file's order; a model used as a layer is replaced by its layers."""
 
     layers: dict[str, Weights]
-    named: bool = True
+    named: bool = True  # whether the keys are the layers' names; early Keras 3 wrote kinds and numbers
 
 
 def is_keras_file(path: Path) -> bool:

@@ -16,34 +16,9 @@ from torch import nn
 from flowers_torch.errors import UsageError
 from flowers_torch.models.inception_v3 import InceptionV3
 from flowers_torch.models.inspect.trace import Node, trace
-from flowers_torch.models.keras.names import rules_of
+from flowers_torch.models.keras.names import TABLES, rules_of
 
-# Kinds of trace nodes -> Keras's classes.
-KINDS = {
-    "input": "InputLayer",
-    "Conv2d": "Conv2D",
-    "Conv2dSame": "Conv2D",
-    "SeparableConv2d": "SeparableConv2D",
-    "BatchNorm2d": "BatchNormalization",
-    "batch_norm": "BatchNormalization",
-    "ReLU": "Activation",
-    "ReLU6": "ReLU",
-    "MaxPool2d": "MaxPooling2D",
-    "MaxPool2dSame": "MaxPooling2D",
-    "AvgPool2d": "AveragePooling2D",
-    "AdaptiveAvgPool2d": "GlobalAveragePooling2D",
-    "AdaptiveMaxPool2d": "GlobalMaxPooling2D",
-    "FastAdaptiveAvgPool2d": "GlobalAveragePooling2D",
-    "ZeroPad2d": "ZeroPadding2D",
-    "SamePad2d": "ZeroPadding2D",
-    "Crop2d": "Cropping2D",
-    "Linear": "Dense",
-    "add": "Add",
-    "cat": "Concatenate",
-    "mul": "Multiply",
-    "flatten": "Flatten",
-    "dropout": "Dropout",
-}
+KINDS = TABLES["kinds"]  # of trace nodes -> Keras's classes
 # Keras's class of a layer that is part of another module here, by the pattern of its name.
 EXTRA = ((re.compile(r".*_pad"), "ZeroPadding2D"), (re.compile(r".*_reduce"), "Lambda"))
 PADS = ("ZeroPad2d", "SamePad2d")

@@ -35,20 +35,9 @@ MEAN_STD = {
 }
 # Input range of Keras's published weights, or of the tutorial; "tf" for all others.
 MODES = {
-    "vgg16": "caffe",
-    "vgg19": "caffe",
-    "resnet50": "caffe",
-    "resnet101": "caffe",
-    "resnet152": "caffe",
-    "resnext50": "torch",
-    "resnext101": "torch",
-    "densenet121": "torch",
-    "densenet169": "torch",
-    "densenet201": "torch",
-    "resnet50_course": "unit",
-    "happy_model": "unit",
-    "small_convnet": "unit",
-    "cifar10_net": "unit",
+    **dict.fromkeys(("vgg16", "vgg19", "resnet50", "resnet101", "resnet152"), "caffe"),
+    **dict.fromkeys(("resnext50", "resnext101", "densenet121", "densenet169", "densenet201"), "torch"),
+    **dict.fromkeys(("resnet50_course", "happy_model", "small_convnet", "cifar10_net"), "unit"),
 }
 # Default names with a number. The number depends on the Keras session; only kind and order are meaningful.
 COUNTED = re.compile(r"(conv2d|depthwise_conv2d|separable_conv2d|batch_normalization)(?:_v1)?(?:_(\d+))?")
@@ -80,7 +69,6 @@ def input_mode(arch: str, keras_input: str = "") -> str:
     """The input range of a file's network, a key of `MEAN_STD`.
 
     Args:
-        arch: Name of the network.
         keras_input: The user's choice; empty is the range of Keras's published weights.
 
     Raises:
@@ -99,7 +87,6 @@ def load_keras_weights(
 
     Args:
         model: A network of the registry; its classifier may be any module.
-        arch: Name of the network.
         path: A legacy .h5, .weights.h5 or .keras file, with or without head.
         with_head: Whether the file's dense layers go into the linear layers of the head, in order. None loads
             them if all shapes fit. The report names layers that are left out.
@@ -232,8 +219,6 @@ def torch_layout(module: nn.Module, weights: Weights, needs_gamma: bool, channel
     because their names changed between its versions.
 
     Args:
-        module: The module here.
-        weights: The layer's arrays.
         needs_gamma: Whether a batch norm must have a gamma in the file; otherwise a missing gamma is 1.
         channels: Channels of the last feature map, to recognize a dense layer behind a Flatten.
     """

@@ -13,7 +13,6 @@ from flowers_torch.errors import ModelFileError
 from flowers_torch.models.inception_v3 import InceptionV3
 from flowers_torch.models.keras.files import read_keras_file
 from flowers_torch.models.keras.layers import keras_layers
-from flowers_torch.models.keras.names import MIXED
 from flowers_torch.models.keras.weights import load_keras_weights
 
 SHARED = Path(os.environ.get("FLOWERS_TORCH_SHARED", Path(__file__).parents[3] / "../shared"))
@@ -36,7 +35,11 @@ KERAS_ORDER: tuple[str, ...] = (
     *("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "Conv2d_3b_1x1", "Conv2d_4a_3x3"),
     *(
         f"Mixed_{block}.{branch}"
-        for block, branches in zip(MIXED, (_A, _A, _A, _B, _C, _C, _C, _C, _D, _E, _E), strict=True)
+        for block, branches in zip(
+            "5b 5c 5d 6a 6b 6c 6d 6e 7a 7b 7c".split(),
+            (_A, _A, _A, _B, _C, _C, _C, _C, _D, _E, _E),
+            strict=True,
+        )
         for branch in branches.split()
     ),
 )
