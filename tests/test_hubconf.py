@@ -192,7 +192,9 @@ def test_pickled_code_from_a_url_is_not_run(tmp_path: Path, legacy: bool) -> Non
     assert not canary.exists()
 
 
-def test_the_documented_call_works_without_stdin(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_documented_call_works_without_stdin(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """torch.hub asks for confirmation for a repository on the web, not for a local folder."""
     assert '"flowers_classifier", source="local"' in (REPOSITORY / "docs/torch-hub.md").read_text()
 

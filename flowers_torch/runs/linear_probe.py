@@ -21,9 +21,7 @@ from flowers_torch.training.state import TrainState
 from flowers_torch.training.stopping import StopRequest
 
 
-def fit_head(
-    experiment: Experiment, model: nn.Module, checkpointer: Checkpointer, stop: StopRequest
-) -> None:
+def fit_head(experiment: Experiment, model: nn.Module, checkpointer: Checkpointer, stop: StopRequest) -> None:
     """Fits the head of the network to its optimum, and moves the run to the next stage.
 
     With several processes the main one does this for all.
