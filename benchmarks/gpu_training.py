@@ -130,7 +130,7 @@ class Ours:
         self.training = make_train_state(experiment, model, stage, 0)
         self.batches = experiment.loaders.training(experiment.splits["train"], stage.augment)
         # with --set 'accelerate="auto+compile"'
-        self.training.compiled = experiment.acceleration.compiled(model, runtime, args.batch_size)
+        self.training.compiled = experiment.acceleration.compiled(model, args.batch_size)
         if self.training.compiled is None:
             self.training.network = experiment.acceleration.training_network(model, runtime, size)
         self.steps = len(self.batches)

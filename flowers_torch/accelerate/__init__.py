@@ -16,7 +16,6 @@ from flowers_torch.accelerate.conv_bn import fuse_conv_bn
 from flowers_torch.accelerate.fused_step import fused_view
 from flowers_torch.accelerate.precision import autotune
 from flowers_torch.errors import UsageError, printable
-from flowers_torch.log import log
 from flowers_torch.models.split_model import example_inputs
 from flowers_torch.training.device import Runtime
 
@@ -90,22 +89,14 @@ class Acceleration:
         """
         return fuse_conv_bn(model, forward, dtype) if "fusion" in self.tricks else model
 
-    def compiled(
-        self, network: nn.Module, runtime: Runtime, batch_size: int, processes: int = 1
-    ) -> CompiledNetwork | None:
+    def compiled(self, network: nn.Module, batch_size: int) -> CompiledNetwork | None:
         """A compiled call of the network for batches of `batch_size`; None without the trick `compile`.
 
         Args:
             network: The plain network or tail: compilers and the fused view exclude each other.
             batch_size: Other batches run the network as it is.
-            processes: Processes that train together; more than one are not compiled.
         """
-        if "compile" not in self.tricks:
-            return None
-        if processes > 1:
-            log.info("compile  not used: it needs a single process")
-            return None
-        return CompiledNetwork(network, batch_size)
+        return CompiledNetwork(network, batch_size) if "compile" in self.tricks else None
 
     def tuned(self, runtime: Runtime, model: nn.Module, size: int, backward: bool) -> Runtime:
         """The runtime with the fastest precision, for a network.

@@ -58,13 +58,12 @@ class SplitModel:
         return _classifier_input(network or self.model, self.classifier, images)
 
 
-def split_model(model: nn.Module, size: int, channels_last: bool = True) -> SplitModel | None:
+def split_model(model: nn.Module, size: int) -> SplitModel | None:
     """Splits a network in front of its classifier.
 
     Args:
         model: A network with timm's contract; its modes stay as they are.
         size: Side of its input in pixels.
-        channels_last: Memory layout of its convolutions.
 
     Returns:
         None where backbone and head one after the other do not compute what the network computes. They are
@@ -75,8 +74,7 @@ def split_model(model: nn.Module, size: int, channels_last: bool = True) -> Spli
     modes = {module: module.training for module in (*model.modules(), head)}
     model.eval()
     head.eval()
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    images = example_inputs(size).to(parameter.device).contiguous(memory_format=layout)
+    images = example_inputs(size).to(parameter.device).contiguous(memory_format=torch.channels_last)
     try:
         with torch.no_grad(), without_tf32():
             features, logits = _classifier_input(model, name, images), model(images)

@@ -60,7 +60,7 @@ class FeatureCache:
         Args:
             model: Everything but its head is frozen.
         """
-        return split_model(model, self.info.preprocessing.size, self.runtime.channels_last)
+        return split_model(model, self.info.preprocessing.size)
 
     def features(
         self,
@@ -157,7 +157,7 @@ class FeatureCache:
         info, runtime = self.info, self.runtime
         network = (weights, info.arch, sorted(info.model_options.items()), info.preprocessing)
         fused = "fusion" in self.acceleration.tricks
-        how = (runtime.precision, runtime.device.type, runtime.channels_last, fused)
+        how = (runtime.precision, runtime.device.type, fused)
         software = (FORMAT, __version__, torch.__version__, torchvision.__version__, PIL.__version__)
         return hashlib.sha256(repr((network, how, shown, software)).encode()).hexdigest()[:32]
 

@@ -117,11 +117,7 @@ def _begin(
     if experiment.distributed.size == 1:
         same = train.evaluated is model
         train.network = evaluated if same else _fast_network(experiment, model, features)
-        compiled = (
-            None
-            if features
-            else experiment.acceleration.compiled(model, experiment.runtime, config.batch_size)
-        )
+        compiled = None if features else experiment.acceleration.compiled(model, config.batch_size)
         if compiled:
             train.network, train.compiled = model, compiled
     epochs_before = sum(earlier.epochs for earlier in config.stages[:number])

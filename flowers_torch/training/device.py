@@ -20,7 +20,6 @@ class Runtime:
     device: torch.device
     precision: str  # fp32, bf16 or fp16: of the network's arithmetic; parameters stay fp32
     reason: str
-    channels_last: bool = True  # memory layout of images and convolution weights
     rate: float = 0.0  # images/s of the step that tuning has timed; 0: none
     fixed: bool = True  # False: tuning may still find a faster precision for the network at hand
 
@@ -45,14 +44,13 @@ class Runtime:
         return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
 
     def images(self, batch: torch.Tensor) -> torch.Tensor:
-        """Moves a batch of images, or of pooled features, to the device in the memory layout of the run."""
-        layout = torch.channels_last if self.channels_last and batch.ndim == 4 else torch.contiguous_format
+        """Moves a batch to the device: images (N, C, H, W) in channels_last, features (N, D) as they are."""
+        layout = torch.channels_last if batch.ndim == 4 else torch.contiguous_format
         return batch.to(self.device, non_blocking=True).contiguous(memory_format=layout)
 
     def place(self, model: nn.Module) -> nn.Module:
-        """Moves a network to the device in the memory layout of the run, in place."""
-        layout = torch.channels_last if self.channels_last else torch.contiguous_format
-        return model.to(self.device, memory_format=layout)  # type: ignore[call-overload]
+        """Moves a network to the device in channels_last, in place."""
+        return model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def choose_runtime(device: str = "auto", precision: str = "auto", threads: int = 0) -> Runtime:

@@ -17,7 +17,7 @@ from flowers_torch.accelerate.fused_step import FusedUnit
 from flowers_torch.errors import UsageError
 from flowers_torch.models.factory import create_model
 from flowers_torch.models.freeze import apply_rules, rules_for, set_train_mode
-from flowers_torch.models.split_model import example_inputs, split_network
+from flowers_torch.models.split_model import example_inputs, split_model
 from flowers_torch.training.device import Runtime
 from flowers_torch.training.optimizers import make_optimizer
 from flowers_torch.training.state import TrainState
@@ -74,7 +74,7 @@ def test_off_is_plain_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
     model = network()
     assert OFF.training_network(model, CPU, SIZE) is model
     assert OFF.frozen_network(model, lambda network: network(images())) is model
-    assert OFF.compiled(model, CPU, 8) is None
+    assert OFF.compiled(model, 8) is None
     assert OFF.tuned(CPU, model, SIZE, True) is CPU
     open_choice = dataclasses.replace(CPU, precision="bf16", fixed=False)
     assert OFF.tuned(open_choice, model, SIZE, True).precision == "fp32"
@@ -85,7 +85,7 @@ def train(acceleration: Acceleration, batch_norm: str) -> tuple[list[float], nn.
     model = network("layer3", batch_norm)
     groups = apply_rules(model, rules_for(model, "layer3"))
     training = TrainState(model, make_optimizer("sgd", model, groups), CPU.scaler(), CPU)
-    view = training.called = acceleration.training_network(model, CPU, SIZE)
+    view = training.network = acceleration.training_network(model, CPU, SIZE)
     losses = [train_step(training, images(), torch.arange(8) % 3, lr=0.01).loss for _ in range(4)]
     return losses, model, view
 
@@ -105,7 +105,7 @@ def test_training_and_predictions_are_the_same_without_acceleration(batch_norm: 
 
 def test_frozen_features_are_the_same_without_acceleration() -> None:
     model = network("head").eval()
-    split = split_network(model, SIZE)
+    split = split_model(model, SIZE)
     assert split is not None
     copies = [
         acceleration.frozen_network(model, lambda copy: split.backbone(example_inputs(SIZE), copy))
@@ -114,16 +114,6 @@ def test_frozen_features_are_the_same_without_acceleration() -> None:
     assert contains(copies[0], FusedConv2d) and copies[1] is model
     fast, plain = (split.backbone(CPU.images(images()), network) for network in copies)
     torch.testing.assert_close(fast, plain, rtol=1e-3, atol=1e-4)
-
-
-def test_the_tail_of_a_split_network_is_accelerated_too() -> None:
-    model = network("layer3")
-    split = split_network(model, SIZE)
-    assert split is not None
-    features = split.backbone(CPU.images(images()))
-    view = AUTO.training_network(split.tail, CPU, SIZE, split.backbone(CPU.images(example_inputs(SIZE))))
-    assert contains(view, FusedUnit)
-    torch.testing.assert_close(view(features), split.tail(features), rtol=1e-3, atol=1e-4)
 
 
 def test_a_missing_onednn_leaves_the_plain_network(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,13 +127,10 @@ def test_a_missing_onednn_leaves_the_plain_network(monkeypatch: pytest.MonkeyPat
         torch.testing.assert_close(fused(images()), model(images()), rtol=1e-3, atol=1e-4)
 
 
-def test_compiling_is_for_one_process(caplog: pytest.LogCaptureFixture) -> None:
+def test_compiling_is_off_by_default() -> None:
     acceleration, model = Acceleration.parse("auto+compile"), network()
-    assert isinstance(acceleration.compiled(model, CPU, 8), CompiledNetwork)
-    with caplog.at_level("INFO", "flowers_torch"):
-        assert acceleration.compiled(model, CPU, 8, processes=2) is None
-    assert "compile  not used: it needs a single process" in caplog.text
-    assert AUTO.compiled(model, CPU, 8) is None
+    assert isinstance(acceleration.compiled(model, 8), CompiledNetwork)
+    assert AUTO.compiled(model, 8) is None
 
 
 def test_a_precision_of_the_user_is_not_tuned() -> None:

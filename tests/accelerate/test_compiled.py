@@ -69,7 +69,7 @@ def test_only_batches_of_one_size_are_compiled(
 
     monkeypatch.setattr(torch, "compile", compile_nothing)
     state, plain = train_state(), train_state()
-    state.quick = CompiledNetwork(state.model, 8)
+    state.compiled = CompiledNetwork(state.model, 8)
     with caplog.at_level("INFO", "flowers_torch"):
         assert steps(state, (5, 8, 8, 5, 8)) == steps(plain, (5, 8, 8, 5, 8))
     assert sizes == [8, 8, 8]
@@ -83,7 +83,7 @@ def test_a_compiler_that_fails_is_explained(monkeypatch: pytest.MonkeyPatch) -> 
 
     use_backend(monkeypatch, backend)
     state = train_state()
-    state.quick = CompiledNetwork(state.model, 8)
+    state.compiled = CompiledNetwork(state.model, 8)
     with pytest.raises(UsageError, match=r"torch.compile fails: .*no compiler here.*; fix: use accelerate"):
         steps(state)
 
@@ -94,7 +94,7 @@ def test_a_traced_step_is_the_plain_one(monkeypatch: pytest.MonkeyPatch) -> None
     use_backend(monkeypatch, "aot_eager")
     state, plain = train_state(), train_state()
     names = list(state.model.state_dict())
-    state.quick = CompiledNetwork(state.model, 8)
+    state.compiled = CompiledNetwork(state.model, 8)
     assert steps(state) == pytest.approx(steps(plain))
     assert list(state.model.state_dict()) == names
     assert set(state.optimizer.param_groups[0]["names"]) <= set(names)
@@ -107,7 +107,7 @@ def test_a_traced_step_is_the_plain_one(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.filterwarnings("default")
 def test_a_compiled_step_is_the_plain_one(caplog: pytest.LogCaptureFixture) -> None:
     state, plain = train_state(), train_state()
-    state.quick = CompiledNetwork(state.model, 8)
+    state.compiled = CompiledNetwork(state.model, 8)
     with caplog.at_level("INFO", "flowers_torch"):
         assert steps(state) == pytest.approx(steps(plain), rel=1e-4)
     assert "compile  compiled for batches of 8 images in" in caplog.text

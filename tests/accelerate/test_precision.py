@@ -53,55 +53,19 @@ def test_a_precision_with_another_output_is_not_chosen(monkeypatch: pytest.Monke
     ("half", "expected"), [("bf16", ["bf16", "fp16", "fp32"]), ("fp16", ["fp16", "fp32"])]
 )
 def test_the_candidates_of_a_gpu(half: str, expected: list[str]) -> None:
-    both = precision._candidates(Runtime(torch.device("cuda"), half, "", fixed=False))
-    first = precision._candidates(Runtime(torch.device("cuda"), half, "", channels_last=False, fixed=False))
-    assert [(c.precision, c.channels_last) for c in both] == [
-        *((name, True) for name in expected),
-        *((name, False) for name in expected),
-    ]
-    assert [(c.precision, c.channels_last) for c in first] == [(name, False) for name in expected]
-
-
-@pytest.mark.parametrize("channels_last", [True, False])
-def test_the_network_takes_the_fastest_memory_layout(
-    channels_last: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def kernel(model: torch.nn.Module) -> torch.Tensor:
-        return next(p for p in model.parameters() if p.ndim == 4 and p.shape[1] > 1 and p.shape[2] > 1)
-
-    def candidates(start: Runtime) -> list[Runtime]:
-        return [dataclasses.replace(start, channels_last=layout) for layout in (True, False)]
-
-    def seconds(candidate: Runtime, model: torch.nn.Module, images: torch.Tensor, backward: bool) -> float:
-        layout = torch.channels_last if candidate.channels_last else torch.contiguous_format
-        assert images.is_contiguous(memory_format=layout)
-        assert kernel(model).is_contiguous(memory_format=layout)
-        return 1.0 if candidate.channels_last == channels_last else 2.0
-
-    monkeypatch.setattr(precision, "_candidates", candidates)
-    monkeypatch.setattr(precision, "_step_seconds", seconds)
-    runtime = Runtime(torch.device("cpu"), "fp32", "for a test", fixed=False)
-    model = runtime.place(create_model("test_resnet", num_classes=3))
-    chosen = autotune(runtime, model, 32)
-    assert chosen.channels_last == channels_last and "fp32 channels first" in chosen.reason
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    assert kernel(model).is_contiguous(memory_format=layout)
+    candidates = precision._candidates(Runtime(torch.device("cuda"), half, "", fixed=False))
+    assert [candidate.precision for candidate in candidates] == expected
 
 
 def test_two_candidates_are_timed_without_regard_to_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    layouts = (True, True, False)
+    def candidates(start: Runtime) -> list[Runtime]:
+        return [dataclasses.replace(start, precision=name) for name in ("fp32", "bf16", "fp16")]
+
     monkeypatch.setattr(precision, "TUNING_SECONDS", 0.0)
-    monkeypatch.setattr(
-        precision,
-        "_candidates",
-        lambda start: [
-            dataclasses.replace(start, precision=name, channels_last=layout)
-            for name, layout in zip(("fp32", "bf16", "fp32"), layouts, strict=True)
-        ],
-    )
+    monkeypatch.setattr(precision, "_candidates", candidates)
     runtime = Runtime(torch.device("cpu"), "bf16", "for a test", fixed=False)
     chosen = autotune(runtime, create_model("test_resnet", num_classes=3), 32)
-    assert chosen.reason.count("img/s") == 2 and "no time for fp32 channels first" in chosen.reason
+    assert chosen.reason.count("img/s") == 2 and "no time for fp16" in chosen.reason
 
 
 @pytest.mark.gpu

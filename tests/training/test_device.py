@@ -32,11 +32,12 @@ def test_autocast_follows_the_precision(precision: str) -> None:
     assert not chosen.scaler().is_enabled()
 
 
-def test_images_take_the_memory_layout() -> None:
-    images = torch.randn(2, 3, 8, 8)
-    for channels_last in (True, False):
-        chosen = Runtime(torch.device("cpu"), "fp32", "for a test", channels_last)
-        assert chosen.images(images).is_contiguous(memory_format=torch.channels_last) == channels_last
+def test_images_and_kernels_are_channels_last() -> None:
+    chosen = Runtime(torch.device("cpu"), "fp32", "for a test")
+    assert chosen.images(torch.randn(2, 3, 8, 8)).is_contiguous(memory_format=torch.channels_last)
+    assert chosen.images(torch.randn(2, 3)).is_contiguous()
+    kernels = chosen.place(torch.nn.Conv2d(3, 4, 3)).weight
+    assert kernels.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_threads_are_set() -> None:
