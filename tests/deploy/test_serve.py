@@ -292,9 +292,9 @@ def test_it_listens_on_this_machine_only_unless_told() -> None:
         assert host == "127.0.0.1"
         with pytest.raises(ResourceError, match=f"port {port}.*another --port"):
             command.listen("127.0.0.1", port)
-    with pytest.raises(UsageError, match="no address"):
+    with pytest.raises(UsageError, match="is not a valid address"):
         command.listen("no such host", 0)
-    with pytest.raises(UsageError, match="no port"):
+    with pytest.raises(UsageError, match="is not a valid port"):
         command.listen("127.0.0.1", 70_000)
 
 

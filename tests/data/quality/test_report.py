@@ -344,7 +344,7 @@ def test_near_duplicates_by_the_features_of_a_network(tmp_path, monkeypatch, cap
     found = {finding["kind"]: finding["groups"] for finding in json.loads(out)["findings"]}
     assert found["near_duplicates"] == [[dataset.paths[index["a/4.jpg"]], "a/crop.jpg"]]
     assert dataset.root / "b/bad.jpg" not in embedded and len(embedded) == 7
-    with pytest.raises(UsageError, match="--weights is for --embed"):
+    with pytest.raises(UsageError, match="--weights needs --embed"):
         run(dataset.root, "--weights", "offline")
 
 
