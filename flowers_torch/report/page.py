@@ -46,7 +46,7 @@ def write_report(folder: Path, info: ModelInfo, source: Source | None) -> Path:
     run = read_run(folder)
     stages = [f"{stage['name']}: {stage['train']}" for stage in run.stages]
     charts = (
-        (history_charts(run.history, stages) if run.history else {})
+        (history_charts(run.history, stages) if len(run.history) > 1 else {})
         | performance.calibration_charts(run)
         | performance.learning_curve_chart(run)
     )
