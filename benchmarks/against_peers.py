@@ -5,14 +5,11 @@
     python benchmarks/against_peers.py train 17flowers.tgz --seeds 0,1,2
     python benchmarks/against_peers.py train 17flowers.tgz --arch inception_v3 --weights notop.h5 --tutorial
 
-`steps` times training steps (or forward passes) on resident noise; the median of the rounds is shown with
-the lowest and the highest. `train` times whole processes from start to test on the same photos of the same
-split: seconds until validation first reached 95% and 97%, and how soon ours reached what each peer came to;
-with `--tutorial` the Keras tutorial's 2 + 2 epochs at batch 64. Ours begins with an empty cache, checks its
-photos and writes its report within its time; the peers do neither.
-
-The peers live in Pythons of their own, named by FASTAI_PYTHON (`pip install -e ".[peer-fastai]"`) and
-KERAS_PYTHON (`pip install -e ".[peer-keras]"`); those not named are left out. Rows are appended to --results.
+`steps` times training steps (or forward passes) on one batch of random images in memory. The median of the
+rounds is shown with the lowest and the highest. `train` times whole processes from start to test on the same
+photos of the same split: seconds until validation first reached 95% and 97%, and how much faster ours reached
+the accuracy of each peer. With `--tutorial` it is the Keras tutorial's 2 + 2 epochs at batch 64. Ours begins
+with an empty cache, checks its photos and writes its report within its time; the peers do neither.
 """
 
 import argparse
@@ -27,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from processes import TRAIN, Command, gib, info, spread, told
+from processes import TRAIN, Command, gib, info, progress_of, spread
 from torch.utils.flop_counter import FlopCounterMode
 
 from flowers_torch.config_file import load_config
@@ -98,10 +95,10 @@ def peers(args: argparse.Namespace, folder: Path, flags: list[str]) -> dict[str,
 
 
 def steps(args: argparse.Namespace, folder: Path) -> None:
-    """Images a second on resident noise, against what the processor could do."""
+    """Images a second on one batch in memory, against what the processor could do."""
     flags = ["--steps", str(args.steps), *(["--forward"] if args.forward else [])]
     photos = folder / "photos.json"
-    some = [[str(noise_photo(folder, i)), i % 17] for i in range(64)]
+    some = [[str(noise_image(folder, i)), i % 17] for i in range(64)]
     photos.write_text(json.dumps({"classes": list(range(17)), "train": some, "val": some[:17], "test": []}))
     own = [sys.executable, str(HERE / "contestants" / "ours_steps.py"), "--arch", args.arch]
     own += ["--size", str(args.size), "--batch-size", str(args.batch_size), *flags]
@@ -110,12 +107,12 @@ def steps(args: argparse.Namespace, folder: Path) -> None:
     if args.forward:
         contestants["ours, fused"] = ([*own, "--fused"], package)
     else:
-        contestants["ours, stored batch norm"] = ([*own, "--stored"], package)
+        contestants["ours, stored batch norm"] = ([*own, "--fixed-statistics"], package)
     contestants = chosen(contestants | peers(args, folder, [*flags, "--photos", str(photos)]), args.only)
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in contestants}
     for _ in range(args.rounds):
         for name, command in contestants.items():
-            rows[name] += [row for _, row in told(command) if "images_per_second" in row]
+            rows[name] += [row for _, row in progress_of(command) if "images_per_second" in row]
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         create_model(args.arch, 17).eval()(torch.zeros(1, 3, args.size, args.size))
     work = counter.get_total_flops() * (1 if args.forward else 3)
@@ -126,7 +123,7 @@ def steps(args: argparse.Namespace, folder: Path) -> None:
         if measured:
             rates = [row["images_per_second"] for row in measured]
             chosen_ones = sorted({row["precision"] for row in measured if "precision" in row})
-            how = f" ({', '.join(chosen_ones)} by its probe)" if chosen_ones else ""
+            how = f" ({', '.join(chosen_ones)} by autotuning)" if chosen_ones else ""
             print(f"| {name}{how} | {spread(rates)} |")
             size = {"arch": args.arch, "size": args.size, "batch_size": args.batch_size}
             info(args.results, what="steps", kind=kind, **size, name=name + how, images_per_second=rates)
@@ -142,7 +139,7 @@ def train(args: argparse.Namespace, folder: Path) -> None:
         config = load_config(arch=args.arch, data=args.data, overrides={"seed": seed})
         os.environ["FLOWERS_TORCH_CACHE"] = str(folder / "cache")  # where the peers' photos lie
         filtered = open_images(config)
-        known, splits = filtered.photos, choose_splits(filtered.photos, config, filtered.duplicates)
+        known, splits = filtered.dataset, choose_splits(filtered.dataset, config, filtered.duplicates)
         photos: dict[str, Any] = {"classes": list(known.classes)}
         for split, rows in splits.items():
             photos[split] = [[str(known.root / known.paths[i]), known.labels[i]] for i in rows]
@@ -154,7 +151,7 @@ def train(args: argparse.Namespace, folder: Path) -> None:
         contestants = ours(args, folder / f"seed{seed}", seed) | peers(args, folder, flags)
         for name, command in chosen(contestants, args.only).items():
             run: dict[str, Any] = {"name": name, "seed": seed, "epochs": [], "test_accuracy": None}
-            for seconds, row in told(command):
+            for seconds, row in progress_of(command):
                 if "val_accuracy" in row:
                     run["epochs"].append((seconds, row["val_accuracy"]))
                 run |= {key: value for key, value in row.items() if key != "val_accuracy"}
@@ -167,7 +164,7 @@ def train(args: argparse.Namespace, folder: Path) -> None:
             )
     finished = {name: ended for name, rows in runs.items() if (ended := [r for r in rows if r["epochs"]])}
     print_runs(finished)
-    print_how_soon(finished)
+    print_times_to_accuracy(finished)
 
 
 def ours(args: argparse.Namespace, folder: Path, seed: int) -> dict[str, Command]:
@@ -204,9 +201,9 @@ def print_runs(runs: dict[str, list[dict[str, Any]]]) -> None:
         print(f"| {' | '.join(cells)} |")
 
 
-def print_how_soon(runs: dict[str, list[dict[str, Any]]]) -> None:
-    """When ours had what each peer came to at its end, and in its best epoch."""
-    print("\n| peer | its validation accuracy | after, s | run of ours | had that after, s | times sooner |")
+def print_times_to_accuracy(runs: dict[str, list[dict[str, Any]]]) -> None:
+    """When ours reached each peer's accuracy of the last and of the best epoch."""
+    print("\n| peer | its validation accuracy | after, s | ours | reached after, s | times faster |")
     print("|---|---|---|---|---|---|")
     for peer in (name for name in runs if not name.startswith("ours")):
         for own in (name for name in runs if name.startswith("ours")):
@@ -218,9 +215,9 @@ def print_how_soon(runs: dict[str, list[dict[str, Any]]]) -> None:
                 levels = [choose(theirs["epochs"]) for theirs, _ in pairs]
                 their = [reached(row, level) for (row, _), level in zip(pairs, levels, strict=True)]
                 mine = [reached(row, level) for (_, row), level in zip(pairs, levels, strict=True)]
-                sooner = [a / b for a, b in zip(their, mine, strict=True) if a and b]
+                faster = [a / b for a, b in zip(their, mine, strict=True) if a and b]
                 cells = [peer, f"{word} {spread(levels, 3)}", in_words(their), own, in_words(mine)]
-                print(f"| {' | '.join(cells)} | {spread(sooner) if sooner else ''} |")
+                print(f"| {' | '.join(cells)} | {spread(faster) if faster else ''} |")
 
 
 def reached(run: dict[str, Any], level: float) -> float | None:
@@ -241,8 +238,8 @@ def chosen(contestants: dict[str, Command], only: str) -> dict[str, Command]:
     return {name: contestants[name] for name in names}
 
 
-def noise_photo(folder: Path, number: int) -> Path:
-    """A photo to make a data loader happy that is not used."""
+def noise_image(folder: Path, number: int) -> Path:
+    """A small photo of noise."""
     from PIL import Image
 
     path = folder / f"{number}.jpg"

@@ -1,9 +1,9 @@
-"""How many photos a second the check looks at with one worker process: decoding, hashes, sharpness, colours.
+"""Photos per second of the data check with one worker process: decoding, hashes, sharpness, colors.
 
     taskset -c 1 python benchmarks/check_speed.py 17flowers.tgz --side 500
 
 With --side the photos are first saved as JPEGs of that longer side, elsewhere. Prints mean and deviation
-over the repeats; the worker starts anew for each and its start is taken off.
+over the repeats; each repeat starts a new worker, and the time of that start does not count.
 """
 
 import argparse
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def measure(paths: list[Path]) -> tuple[float, float]:
-    """Seconds by the clock, and of processor time of this process and its worker, to look at photos."""
+    """Elapsed seconds, and processor time of this process and its worker, to check photos."""
     started = time.perf_counter(), processor_seconds()
     worker = Worker()
     for path in paths:

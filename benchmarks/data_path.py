@@ -6,8 +6,8 @@
 The package's first epoch, its later epochs with images cached, and its augmentation per image, beside
 torchvision's `ImageFolder` with its transforms in a `DataLoader`, on Pillow images and on tensors. Each is
 measured for training (random crops, mirror, colors) and as prediction sees images (center crops, which a
-frozen backbone takes), alone and feeding the network. The fraction is of the network's speed on resident
-batches. All in turn, --rounds times; medians with range. Rows are appended to --results.
+frozen backbone takes), alone and feeding the network. The fraction is of the network's speed on
+batches in memory. All in turn, --rounds times; medians with range. Rows are appended to --results.
 """
 
 import argparse
@@ -27,17 +27,17 @@ from torchvision.datasets import ImageFolder
 from torchvision.io import decode_image
 from torchvision.transforms import v2
 
-from flowers_torch.data.augment.per_image import enough_side
 from flowers_torch.data.augment.preview import sample_by_class
-from flowers_torch.data.loading.batches import CPU_PHOTOS, TrainingBatches, batch_augmentation
-from flowers_torch.data.loading.image_cache import make_image_cache
+from flowers_torch.data.loading.batches import CPU_IMAGES, TrainingBatches, batch_augmentation
+from flowers_torch.data.loading.image_cache import ImageCache
 from flowers_torch.data.loading.loaders import TransformedImages, loader_settings, make_loader
-from flowers_torch.data.loading.resize import resize_transform, resized_side
+from flowers_torch.data.loading.resize import resized_images, resized_side
+from flowers_torch.data.preprocessing import Preprocessing
 from flowers_torch.data.sources.open import open_dataset
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 CROP = 0.875
-STORE_BYTES = 2 << 30
+CACHE_BYTES = 2 << 30
 Batches = Iterable[Any]  # (images, labels, ...)
 
 
@@ -56,8 +56,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--results", type=Path, default=Path("data_path.jsonl"))
     args = parser.parse_args()
-    photos = open_dataset(args.data)
-    chosen = [photos.root / photos.paths[i] for i in sample_by_class(photos, args.photos)]
+    dataset = open_dataset(args.data)
+    chosen = [dataset.root / dataset.paths[i] for i in sample_by_class(dataset, args.photos)]
     with tempfile.TemporaryDirectory() as temporary:
         links = []
         for number, path in enumerate(chosen):  # as torchvision wants them: a folder a class
@@ -65,72 +65,74 @@ def main() -> None:
             link.parent.mkdir(exist_ok=True)
             link.symlink_to(path.resolve())
             links.append(link)
-        print(f"{len(links)} photos of {photos.name}, {args.arch} at {args.size} px, {args.workers} workers")
-        for policy, forward in (("crop", False), ("none", True)):
-            step = make_step(args.arch, args.size, forward, forward, args.device, stored=True)  # the fastest
-            measure(args, links, policy, step)
+        print(f"{len(links)} photos of {dataset.name}, {args.arch} at {args.size} px, {args.workers} workers")
+        for augmentation, forward in (("crop", False), ("none", True)):
+            step = make_step(args.arch, args.size, forward, forward, args.device, fixed_statistics=True)
+            measure(args, links, augmentation, step)
 
 
-def measure(args: argparse.Namespace, photos: list[Path], policy: str, step: Step) -> None:
-    """The table of a policy."""
-    root = photos[0].parent.parent
-    makers = paths(args, photos, policy)
-    resident = [
+def measure(args: argparse.Namespace, files: list[Path], augmentation: str, step: Step) -> None:
+    """Prints the table of an augmentation."""
+    root = files[0].parent.parent
+    makers = paths(args, files, augmentation)
+    in_memory = [
         (batch[0].to(step.runtime.device), batch[1]) for batch in makers["ours, later epochs"]()
     ]  # which also brings the files into the system's cache
     seconds: dict[str, list[float]] = defaultdict(list)
     on_cpu = step.runtime.device.type == "cpu"
-    at_once = CPU_PHOTOS if policy == "none" and on_cpu else args.batch_size  # as front.py has it
+    chunk = CPU_IMAGES if augmentation == "none" and on_cpu else args.batch_size  # as in training
     for _ in range(args.rounds):
-        seconds["resident"].append(timed(resident, step, at_once))
+        seconds["in_memory"].append(timed(in_memory, step, chunk))
         for name, make in makers.items():
-            seconds[name].append(timed(make(), step, at_once, feed=False))
-            seconds[f"{name}, fed"].append(timed(make(), step, at_once))
-    rates = {name: [len(photos) / value for value in values] for name, values in seconds.items()}
-    use = "training" if policy == "crop" else "a frozen front"
-    print(f"\n{use}: {step.runtime.precision}, resident batches {spread(rates['resident'])} images/s\n")
-    print("| path | images/s | feeding the network | share of its own speed |\n|---|---|---|---|")
+            seconds[name].append(timed(make(), step, chunk, feed=False))
+            seconds[f"{name}, fed"].append(timed(make(), step, chunk))
+    rates = {name: [len(files) / value for value in values] for name, values in seconds.items()}
+    use = "training" if augmentation == "crop" else "a frozen backbone"
+    print(f"\n{use}: {step.runtime.precision}, batches in memory {spread(rates['in_memory'])} images/s\n")
+    print("| path | images/s | feeding the network | fraction of its own speed |\n|---|---|---|---|")
     for name in makers:
-        pairs = zip(rates[f"{name}, fed"], rates["resident"], strict=True)
-        share = spread([100 * fed / own for fed, own in pairs], 0)
-        print(f"| {name} | {spread(rates[name])} | {spread(rates[f'{name}, fed'])} | {share} % |", flush=True)
-    how = {"arch": args.arch, "size": args.size, "photos": len(photos), "workers": args.workers}
+        pairs = zip(rates[f"{name}, fed"], rates["in_memory"], strict=True)
+        fraction = spread([100 * fed / own for fed, own in pairs], 0)
+        print(
+            f"| {name} | {spread(rates[name])} | {spread(rates[f'{name}, fed'])} | {fraction} % |", flush=True
+        )
+    how = {"arch": args.arch, "size": args.size, "photos": len(files), "workers": args.workers}
     how |= {"batch_size": args.batch_size, "device": args.device, "precision": step.runtime.precision}
-    info(args.results, policy=policy, folder=root.name, **how, images_per_second=rates)
+    info(args.results, augmentation=augmentation, folder=root.name, **how, images_per_second=rates)
 
 
-def timed(batches: Batches, step: Step, at_once: int, feed: bool = True) -> float:
-    """Seconds to go through batches, with or without the network, which sees so many photos at once."""
+def timed(batches: Batches, step: Step, chunk: int, feed: bool = True) -> float:
+    """Seconds to go through batches, with or without the network, which sees `chunk` photos at a time."""
     started = time.perf_counter()
     for images, labels, *_ in batches:
         images = step.runtime.images(images)
         if feed:
-            for some, classes in zip(images.split(at_once), labels.split(at_once), strict=True):
+            for some, classes in zip(images.split(chunk), labels.split(chunk), strict=True):
                 step.do(some, classes)
     if step.runtime.device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - started
 
 
-def paths(args: argparse.Namespace, photos: list[Path], policy: str) -> dict[str, Callable[[], Batches]]:
+def paths(args: argparse.Namespace, files: list[Path], augmentation: str) -> dict[str, Callable[[], Batches]]:
     """Ways from the files to batches, by name; each call begins an epoch."""
-    size, labels = args.size, [int(path.parent.name) for path in photos]
+    size, labels = args.size, [int(path.parent.name) for path in files]
 
     def ours(dataset: TransformedImages) -> Batches:
         reading = loader_settings(args.workers, torch.device(args.device))
         loader, order = make_loader(dataset, args.batch_size, shuffle=True, **reading)
-        augment = batch_augmentation(policy, size)
+        augment = batch_augmentation(augmentation, size)
         return TrainingBatches(loader, order, 0, CLASSES, args.device, augment, MEAN, STD)
 
-    def canvases() -> TransformedImages:
-        side, folder = resized_side(policy, size), photos[0].parent.parent
-        enough, view = enough_side(side, CROP), resize_transform(policy, size)
-        made = TransformedImages(photos, labels, view, seed=0, draws=False, at_least=enough)
-        made.kept = make_image_cache(len(photos), side, STORE_BYTES, folder, shared=args.workers > 0)
+    def empty_cache() -> TransformedImages:
+        side, folder = resized_side(augmentation, size), files[0].parent.parent
+        made = resized_images(files, labels, 0, augmentation, Preprocessing(size, crop=CROP))
+        cache = ImageCache(len(files), CACHE_BYTES, folder, shared=args.workers > 0)
+        made.cache = cache.images(side, as_predicted=augmentation == "none")
         return made
 
     def torchvision(**options: Any) -> Batches:
-        folder = ImageFolder(str(photos[0].parent.parent), **options)
+        folder = ImageFolder(str(files[0].parent.parent), **options)
         return DataLoader(
             folder,
             args.batch_size,
@@ -139,13 +141,13 @@ def paths(args: argparse.Namespace, photos: list[Path], policy: str) -> dict[str
             pin_memory=args.device != "cpu",
         )
 
-    known = canvases()
-    for _ in ours(known):
+    cached = empty_cache()
+    for _ in ours(cached):
         pass
-    views = torchvision_transform(policy, size)
+    views = torchvision_transform(augmentation, size)
     return {
-        "ours, first epoch": lambda: ours(canvases()),
-        "ours, later epochs": lambda: ours(known),
+        "ours, first epoch": lambda: ours(empty_cache()),
+        "ours, later epochs": lambda: ours(cached),
         "ImageFolder, Pillow": lambda: torchvision(transform=views),
         "ImageFolder, tensors": lambda: torchvision(transform=views, loader=decoded),
     }
@@ -156,11 +158,11 @@ def decoded(path: str) -> Tensor:
     return decode_image(path, mode="RGB")
 
 
-def torchvision_transform(policy: str, size: int) -> v2.Compose:
+def torchvision_transform(augmentation: str, size: int) -> v2.Compose:
     """The same in torchvision's layers."""
     bicubic = v2.InterpolationMode.BICUBIC
     views = [v2.Resize(int(size / CROP), bicubic), v2.CenterCrop(size)]
-    if policy == "crop":
+    if augmentation == "crop":
         crop = v2.RandomResizedCrop(size, (0.3, 1.0), interpolation=bicubic)
         views = [crop, v2.RandomHorizontalFlip(), v2.ColorJitter(0.2, 0.2, 0.2)]
     return v2.Compose([*views, v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)])

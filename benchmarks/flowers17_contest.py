@@ -97,7 +97,7 @@ def run(
 ) -> dict[str, Any]:
     """Trains and tests on one split."""
     filtered = open_images(config)
-    splits = exact_split(filtered.photos, sizes, seed=number, groups=filtered.duplicates)
+    splits = exact_split(filtered.dataset, sizes, seed=number, groups=filtered.duplicates)
     started = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="contest-", dir=keep))
     result = recipe.train(config, folder, overwrite=True, splits=splits)

@@ -7,7 +7,7 @@ InceptionV3 at 299 px and ResNet50 at 224 px, everything trains, from random wei
 stays on the device; `jpegs` are files, made by this script unless --data names a folder of class folders.
 The contestants take turns, round by round, each in its own best reasonable way: timm as its train.py with
 --amp --channels-last, torchvision as its references/classification with --amp. Both read the loss in each
-step. Of ours the first pass over the JPEGs, which decodes them, is told apart from the later ones.
+step. The first pass of ours over the JPEGs decodes them and has a line of its own.
 
 The ceilings: a large matrix product in the precision of ours over the operations of a step; and a copy within
 the device over the least that a step must move: each layer's output and its gradient, written and read once.
@@ -45,7 +45,7 @@ from flowers_torch.training.device import DTYPES, choose_runtime
 from flowers_torch.training.state import EpochMetrics
 from flowers_torch.training.step import train_epoch
 
-NETWORKS = {"inception_v3": (299, 75), "resnet50": (224, 32)}  # usual and least side in pixels
+NETWORKS = {"inception_v3": (299, 75), "resnet50": (224, 32)}  # usual and smallest side in pixels
 CLASSES = 17
 Run = Callable[[int], int]  # trains so many steps, returns how many photos that were
 
@@ -70,17 +70,17 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("gpu_training.jsonl"))
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, console():
-        photos = Path(args.data) if args.data else make_photos(Path(folder) / "photos", args.photos)
+        images = Path(args.data) if args.data else make_images(Path(folder) / "photos", args.photos)
         for arch in args.arch.split(","):
             usual, least = NETWORKS[arch]
-            compare(args, arch, max(args.size, least) if args.size else usual, photos)
+            compare(args, arch, max(args.size, least) if args.size else usual, images)
 
 
-def compare(args: argparse.Namespace, arch: str, size: int, photos: Path) -> None:
+def compare(args: argparse.Namespace, arch: str, size: int, images: Path) -> None:
     """Measures one network and writes a line for each contestant, beside the ceilings."""
-    ours = Ours(args, arch, size, photos)
-    precision = ours.run.runtime.precision
-    limits = ceilings(ours.run.model, size, torch.device(args.device), precision)
+    ours = Ours(args, arch, size, images)
+    precision = ours.runtime.precision
+    limits = ceilings(ours.training.model, size, torch.device(args.device), precision)
     print(f"\n{arch} at {size} px, batches of {args.batch_size}, {precision}, images/s")
     for name, value in limits.items():
         print(f"  {name:36}{value:12,.1f}")
@@ -92,9 +92,9 @@ def compare(args: argparse.Namespace, arch: str, size: int, photos: Path) -> Non
             runs = {"ours": ours.on_noise, "timm": others[0](), "torchvision": others[1]()}
         else:
             others = [
-                functools.partial(make, args, arch, size, photos) for make in (timm_loop, torchvision_loop)
+                functools.partial(make, args, arch, size, images) for make in (timm_loop, torchvision_loop)
             ]
-            first, rest = ours.on_photos()
+            first, rest = ours.on_images()
             info(args, limits, arch, size, "jpegs", "ours, first pass", [rate(args, first, ours.steps)])
             runs = {"ours": rest, "timm": others[0](), "torchvision": others[1]()}
         rates: dict[str, list[float]] = {name: [] for name in runs}
@@ -108,14 +108,14 @@ def compare(args: argparse.Namespace, arch: str, size: int, photos: Path) -> Non
 
 
 class Ours:
-    """The package as `train` uses it: its probe, its batches, its step."""
+    """The package as `train` uses it: its precision, its batches, its step."""
 
-    def __init__(self, args: argparse.Namespace, arch: str, size: int, photos: Path) -> None:
+    def __init__(self, args: argparse.Namespace, arch: str, size: int, images: Path) -> None:
         stage = Stage("all", epochs=10_000, lr=1e-5, weight_decay=0.05, augment="crop")
         options = {key: json.loads(value) for key, _, value in (text.partition("=") for text in args.set)}
         config = Config(
             arch,
-            str(photos),
+            str(images),
             "none",
             groups="none",
             size=size,
@@ -146,7 +146,7 @@ class Ours:
             pass
         return metrics.images
 
-    def on_photos(self) -> tuple[Run, Run]:
+    def on_images(self) -> tuple[Run, Run]:
         """Two functions over the same endless batches, for the first pass and for those behind."""
         counted = EpochMetrics()
 
@@ -165,7 +165,7 @@ class Ours:
         return run, run
 
 
-def timm_loop(args: argparse.Namespace, arch: str, size: int, photos: Path | None) -> Run:
+def timm_loop(args: argparse.Namespace, arch: str, size: int, folder: Path | None) -> Run:
     """As timm's train.py trains with --amp --amp-dtype bfloat16 --channels-last --opt adamw."""
     device = torch.device(args.device)
     options = {"aux_logits": False} if arch == "inception_v3" else {}
@@ -175,10 +175,10 @@ def timm_loop(args: argparse.Namespace, arch: str, size: int, photos: Path | Non
     optimizer = timm.optim.create_optimizer_v2(model, "adamw", lr=1e-5, weight_decay=0.05)
     amp = device.type == "cuda" or choose_runtime(args.device).precision == "bf16"
     batches: Iterator[Any] = noise(args, size, device)
-    if photos:
+    if folder:
         config = timm.data.resolve_data_config({}, model=model)
         loader = timm.data.create_loader(
-            timm.data.create_dataset("", root=str(photos)),
+            timm.data.create_dataset("", root=str(folder)),
             (3, size, size),
             args.batch_size,
             is_training=True,
@@ -212,7 +212,7 @@ def timm_loop(args: argparse.Namespace, arch: str, size: int, photos: Path | Non
     return run
 
 
-def torchvision_loop(args: argparse.Namespace, arch: str, size: int, photos: Path | None) -> Run:
+def torchvision_loop(args: argparse.Namespace, arch: str, size: int, folder: Path | None) -> Run:
     """As torchvision's references/classification/train.py trains with --amp."""
     device = torch.device(args.device)
     options = {"aux_logits": False, "init_weights": False} if arch == "inception_v3" else {}
@@ -221,7 +221,7 @@ def torchvision_loop(args: argparse.Namespace, arch: str, size: int, photos: Pat
     amp = device.type == "cuda"  # its float16 is for GPUs
     scaler = torch.amp.GradScaler(device.type, enabled=amp)
     batches: Iterator[Any] = noise(args, size, device)
-    if photos:
+    if folder:
         views = [
             v2.RandomResizedCrop(size, antialias=True),
             v2.RandomHorizontalFlip(),
@@ -230,7 +230,7 @@ def torchvision_loop(args: argparse.Namespace, arch: str, size: int, photos: Pat
             v2.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
             v2.ToPureTensor(),
         ]
-        dataset = torchvision.datasets.ImageFolder(str(photos), v2.Compose(views))
+        dataset = torchvision.datasets.ImageFolder(str(folder), v2.Compose(views))
         loader: Any = torch.utils.data.DataLoader(
             dataset,
             args.batch_size,
@@ -261,7 +261,7 @@ def torchvision_loop(args: argparse.Namespace, arch: str, size: int, photos: Pat
 
 
 def noise(args: argparse.Namespace, size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """One batch, for ever."""
+    """The same batch again and again."""
     images = torch.randn(args.batch_size, 3, size, size, device=device)
     images = images.contiguous(memory_format=torch.channels_last)
     return itertools.repeat((images, torch.arange(args.batch_size, device=device) % CLASSES))
@@ -327,7 +327,7 @@ def best(function: Callable[[], Any], device: torch.device, tries: int = 8) -> f
     return min(times[1:])
 
 
-def make_photos(folder: Path, count: int) -> Path:
+def make_images(folder: Path, count: int) -> Path:
     """JPEGs of 500 x 375 in class folders, each a soft picture with some grain."""
     for number in range(count):
         place = folder / f"class{number % CLASSES:02}"

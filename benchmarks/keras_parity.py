@@ -47,12 +47,12 @@ HEADING = f"""# Parity with Keras
 Written by `python benchmarks/keras_parity.py` with Keras {keras.__version__} ({keras.backend.backend()}) and
 torch {torch.__version__.partition("+")[0]}, on one core of an Intel Xeon with AMX, in float32.
 
-Each network of keras.applications gets random weights and predicts random images, in Keras and here. The largest
-difference is that of the 1000 logits, relative to the largest logit, over two image sizes (the usual and an odd one;
-only the usual one for VGG) and three file formats (legacy `.h5`, `.weights.h5`, `.keras`). The tolerance is {LIMIT:g}. The
-last column says whether `flowers-torch layers ARCH --keras` lists the layers of `model.layers` with equal classes,
-output shapes, parameter counts and names (numbered default names excepted). ResNeXt50 and ResNeXt101 are no longer
-part of Keras; tests of the loader cover them.
+Each network of keras.applications gets random weights and predicts random images, in Keras and here. The
+largest difference is that of the 1000 logits, relative to the largest logit, over two image sizes (the usual
+and an odd one; only the usual one for VGG) and three file formats (legacy `.h5`, `.weights.h5`, `.keras`).
+The tolerance is {LIMIT:g}. The last column says whether `flowers-torch layers ARCH --keras` lists the layers
+of `model.layers` with equal classes, output shapes, parameter counts and names (numbered default names
+excepted). ResNeXt50 and ResNeXt101 are no longer part of Keras; tests of the loader cover them.
 
 | Keras | here | parameters | largest difference | layers |
 |---|---|---|---|---|
@@ -161,11 +161,11 @@ def bare_name(name: str, kind: str) -> str:
 def write_page(measured: dict[str, str]) -> None:
     """Puts lines of the table, by Keras's name, into the page of the documentation.
 
-    Lines of networks that were measured before stay as they are; all are in the order of the zoo.
+    Lines of networks that were measured before stay as they are; all are in the order of `ARCHS`.
     """
     old = PAGE.read_text().splitlines() if PAGE.is_file() else []
-    kept = {line.split()[1]: line for line in old if line.startswith("| ")}
-    rows = [line for name in ARCHS if (line := (kept | measured).get(name))]
+    known = {line.split()[1]: line for line in old if line.startswith("| ")}
+    rows = [line for name in ARCHS if (line := (known | measured).get(name))]
     PAGE.write_text(HEADING + "\n".join([*rows, ""]))
 
 

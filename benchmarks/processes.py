@@ -25,10 +25,10 @@ TEST = re.compile(r"^test\s+accuracy ([\d.]+)")
 POLL_SECONDS = 0.05
 
 
-def told(command: Command) -> Iterator[tuple[float, dict[str, Any]]]:
-    """What a program tells, with the seconds since its start.
+def progress_of(command: Command) -> Iterator[tuple[float, dict[str, Any]]]:
+    """What a program prints of its progress, with the seconds since its start.
 
-    Programs tell by lines of JSON (`contestants/told.py`); `train.py` is read off its console. The last item
+    Programs print lines of JSON (`contestants/protocol.py`). `train.py` prints its usual lines. The last item
     has `status`, `cpu_seconds` (of the program and what it started) and two peaks of memory: `bytes`, of
     the largest of its processes with the files that it maps, and `own_bytes`, of all of them together
     without files that the system may take back at any time.
@@ -73,20 +73,20 @@ def run_training(flags: Sequence[str], cache: Path) -> dict[str, Any]:
         cache: Where it keeps what it computes once; an empty folder for a first run.
     """
     result: dict[str, Any] = {"epochs": [], "test_accuracy": None}
-    for seconds, row in told(([sys.executable, TRAIN, *flags], {"FLOWERS_TORCH_CACHE": str(cache)})):
+    for seconds, row in progress_of(([sys.executable, TRAIN, *flags], {"FLOWERS_TORCH_CACHE": str(cache)})):
         if "val_accuracy" in row:
             result["epochs"].append((seconds, row["val_accuracy"]))
         result |= {key: value for key, value in row.items() if key != "val_accuracy"}
     return result | {"seconds": seconds}
 
 
-def _watch_memory(pid: int, most: list[int]) -> None:
+def _watch_memory(pid: int, peak: list[int]) -> None:
     """Keeps the highest sum of memory that belongs to a process and its children alone, while it runs."""
     while Path(f"/proc/{pid}").exists():
         held = [_own_bytes(member) for member in family(pid)]
         if not any(held):  # a zombie holds nothing
             return
-        most[0] = max(most[0], sum(held))
+        peak[0] = max(peak[0], sum(held))
         time.sleep(POLL_SECONDS)
 
 

@@ -1,12 +1,11 @@
-"""How a served model bears a crowd: many clients at once on the loopback, each asking again and again.
+"""Load test of a served model: many concurrent clients on the loopback, each sending request after request.
 
     python benchmarks/serve_load.py RUN PHOTOS --clients 50 --requests 2000
 
 Starts `flowers-torch serve RUN` as a process of its own, sends photos of the folder PHOTOS in turn, one a
 request, and prints requests a second, the median and 99th percentile of their times, how many were lost, the
-sizes of the batches and the server's memory on the way. Beside them stands what the same network does without
-a server: on photos decoded before, and by `predict`, which decodes them too. All of it shares the cores that
-the process was given, the clients included.
+sizes of the batches and the server's peak memory. For comparison it times the same network without a server:
+on photos decoded before, and by `predict`, which decodes them too. Server and clients share the same cores.
 """
 
 import argparse
@@ -33,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 class Cost(NamedTuple):
-    """Photos a second by the clock, and the processor's time for one, which other work does not change."""
+    """Photos per second, and the processor time of one photo, which does not depend on other programs."""
 
     rate: float
     milliseconds: float
@@ -45,10 +44,10 @@ class Clock:
     def __init__(self) -> None:
         self.started = time.perf_counter(), time.process_time()
 
-    def stop(self, photos: int) -> Cost:
-        """What so many photos came to."""
+    def stop(self, images: int) -> Cost:
+        """The cost of so many images."""
         wall, own = time.perf_counter() - self.started[0], time.process_time() - self.started[1]
-        return Cost(photos / wall, 1e3 * own / photos)
+        return Cost(images / wall, 1e3 * own / images)
 
 
 @contextlib.contextmanager

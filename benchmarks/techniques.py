@@ -85,7 +85,7 @@ def main() -> None:
     if unknown := wanted - names:
         parser.error(f"no variant {', '.join(unknown)}; there are {'; '.join(sorted(names))}")
     with tempfile.TemporaryDirectory() as temporary:
-        data = some_photos(args.data, args.photos, Path(temporary) / "photos") if args.photos else args.data
+        data = copy_images(args.data, args.photos, Path(temporary) / "photos") if args.photos else args.data
         for seed in args.seeds.split(","):
             for kind, flags_of_kind in kinds.items():
                 every = ["--data", data, "--arch", args.arch, "--weights", args.weights, "--seed", seed]
@@ -106,7 +106,7 @@ def main() -> None:
     table(runs)
 
 
-def some_photos(data: str, count: int, folder: Path) -> str:
+def copy_images(data: str, count: int, folder: Path) -> str:
     """Copies some photos of a data set into a folder for each class."""
     from flowers_torch.data.augment.preview import sample_by_class
     from flowers_torch.data.sources.open import open_dataset

@@ -31,7 +31,7 @@ from flowers_torch.training.step import train_step
 SEEDS = range(5)
 SIGNS_STEPS = 68  # two epochs of 1080 photos, 32 at a time
 L2 = 30.0  # of the linear head; what validation chooses most often
-Parts = tuple[Sequence[int], Sequence[int], Sequence[int]]
+Splits = tuple[Sequence[int], Sequence[int], Sequence[int]]
 
 
 def main() -> None:
@@ -50,7 +50,7 @@ def main() -> None:
     labels = torch.tensor(dataset.labels)
     features = compute(experiment, model, range(len(labels)), "none")
 
-    trials = [the_tutorials_parts(len(labels), seed) for seed in SEEDS]
+    trials = [the_tutorials_splits(len(labels), seed) for seed in SEEDS]
     shared = [len(set(train) & set(test)) / len(test) for train, _, test in trials]
     print(f"test photos that are training photos too: {statistics.fmean(shared):.3f}")
     report("splits that overlap", features, labels, trials)
@@ -59,7 +59,9 @@ def main() -> None:
     honest = [(split["train"], split["val"], split["test"]) for split in disjoint]
     report("disjoint, duplicates together", features, labels, honest)
     listed = [torch.tensor(np.random.RandomState(seed).permutation(labels.numpy())) for seed in SEEDS]
-    found = [accuracies(features, scrambled, parts) for scrambled, parts in zip(listed, honest, strict=True)]
+    found = [
+        accuracies(features, scrambled, splits) for scrambled, splits in zip(listed, honest, strict=True)
+    ]
     print(f"files in another order than their names: linear {spread([linear for linear, _ in found])}")
 
     probe = fit_logistic_regression(features[honest[0][0]], labels[honest[0][0]], 17, L2)
@@ -83,29 +85,29 @@ def compute(experiment: Experiment, model: nn.Module, images: Sequence[int], aug
     """Features of augmented images in front of the head."""
     apply_rules(model, rules_for(model, "head"))
     split = experiment.features.split(model)
-    features = split and experiment.features.features(split, images, augmentation)
+    features = experiment.features.features(split, images, augmentation) if split else None
     if features is None:
         raise SystemExit("the network cannot be split in front of its head")
     return features
 
 
-def the_tutorials_parts(photos: int, seed: int) -> Parts:
-    """Its three calls shuffle all photos anew and take 800, 260 and 260 from different places."""
+def the_tutorials_splits(images: int, seed: int) -> Splits:
+    """Its three calls each shuffle all photos and take 800, 260 and 260 from different places."""
     random = np.random.RandomState(seed)
-    train, val, test = (random.permutation(photos).tolist() for _ in range(3))
+    train, val, test = (random.permutation(images).tolist() for _ in range(3))
     return train[:800], val[800:1060], test[1060:1320]
 
 
-def report(name: str, features: Tensor, labels: Tensor, trials: Sequence[Parts]) -> None:
+def report(name: str, features: Tensor, labels: Tensor, trials: Sequence[Splits]) -> None:
     """A line with both classifiers' test accuracies."""
-    found = [accuracies(features, labels, parts) for parts in trials]
+    found = [accuracies(features, labels, splits) for splits in trials]
     linear, nearest = zip(*found, strict=True)
     print(f"{name}: linear {spread(linear)}, nearest neighbor {spread(nearest)}")
 
 
-def accuracies(features: Tensor, labels: Tensor, parts: Parts) -> tuple[float, float]:
+def accuracies(features: Tensor, labels: Tensor, splits: Splits) -> tuple[float, float]:
     """Test accuracy of a linear head and of the nearest neighbor."""
-    train, _, test = (torch.tensor(part) for part in parts)
+    train, _, test = (torch.tensor(split) for split in splits)
     probe = fit_logistic_regression(features[train], labels[train], 17, L2)
     linear = probe.logits(features[test]).argmax(1) == labels[test]
     units = nn.functional.normalize(features - features[train].mean(0))

@@ -1,6 +1,6 @@
 """From photos to predictions, cell by cell, in VS Code, Spyder or Jupyter (with jupytext), or as a program.
 
-python examples/notebook.py [PHOTOS]
+python examples/notebook.py [DATA]
 """
 
 # %% Choose the photos: a folder with one folder for each class, or else drawn flowers.
@@ -8,11 +8,11 @@ import sys
 
 from flowers_torch import load, predict, train
 
-PHOTOS = sys.argv[1] if len(sys.argv) > 1 else "demo"
+DATA = sys.argv[1] if len(sys.argv) > 1 else "demo"
 
 # %% Train a small network from random weights, so that nothing is downloaded. For your own photos use
-# `train(PHOTOS, "tf_efficientnet_lite0", "offline")`, or `train(PHOTOS)` for InceptionV3.
-result = train(PHOTOS, "small_convnet", "none", size=48, epochs=(1, 3), quiet=True)
+# `train(DATA, "tf_efficientnet_lite0", "offline")`, or `train(DATA)` for InceptionV3.
+result = train(DATA, "small_convnet", "none", size=48, epochs=(1, 3), quiet=True)
 
 # %% Print the accuracy on the test photos, with its 95% interval.
 low, high = result.test.interval()
@@ -34,6 +34,6 @@ print(f"{len(wrong)} test photos are misclassified; {result.folder / 'report.htm
 # %% Load the model: its class names, its network, and its predictions for other photos.
 model = load(result.folder)
 print(model.info.classes, sum(p.numel() for p in model.model.parameters()), "parameters")
-if PHOTOS != "demo":
-    for prediction in predict(model, PHOTOS, top=2)[:5]:
+if DATA != "demo":
+    for prediction in predict(model, DATA, top=2)[:5]:
         print(prediction.file, prediction.classes, prediction.probabilities)

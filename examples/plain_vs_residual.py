@@ -3,9 +3,9 @@
     python examples/plain_vs_residual.py        about 8 minutes of one core (Intel Xeon with AMX)
     python examples/plain_vs_residual.py --data my_photos/ --depths 8 20 56 --seeds 0 1 2
 
-Every network is a thin ResNet of 6n + 2 layers or its plain twin, which has the same layers and lacks only
+Every network is a thin ResNet of 6n + 2 layers or the plain network, which has the same layers and lacks only
 the sums. What is compared is the error on the *training* photos: a deeper network that does worse there is
-not overfitting, it is harder to optimise (He et al., https://arxiv.org/abs/1512.03385, figures 1 and 6).
+not overfitting, it is harder to optimize (He et al., https://arxiv.org/abs/1512.03385, figures 1 and 6).
 
 Expected on the demo photos (mean of three seeds, lowest to highest):
 
@@ -40,18 +40,18 @@ COLORS = {"plain": "c", "residual": "b"}  # of the style sheet of charts
 Results = dict[tuple[str, int], Tensor]  # (kind, depth) -> training error (seeds, epochs)
 
 
-def read_photos(source: str, size: int) -> tuple[Tensor, Tensor]:
+def read_images(source: str, size: int) -> tuple[Tensor, Tensor]:
     """All photos of a set as one tensor (N, 3, size, size), and their labels (N,)."""
-    photos = open_dataset(source)
+    dataset = open_dataset(source)
     transform = eval_transform(size, mean=(0.5,) * 3, std=(0.25,) * 3, crop=1.0)
-    images = [transform(load_image(photos.root / path)) for path in photos.paths]
-    return torch.stack(images), torch.tensor(photos.labels)
+    images = [transform(load_image(dataset.root / path)) for path in dataset.paths]
+    return torch.stack(images), torch.tensor(dataset.labels)
 
 
 def training_errors(
     depth: int, shortcut: str, images: Tensor, labels: Tensor, epochs: int, width: int, lr: float, seed: int
 ) -> list[float]:
-    """Trains one network and returns the share of training photos it got wrong in each epoch.
+    """Trains one network and returns the fraction of training photos it got wrong in each epoch.
 
     SGD with momentum 0.9, batches of 64, random mirroring; the learning rate rises for a fifth of the time,
     without which the deepest residual networks do not always start, and falls to 0.
@@ -124,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> Results:
     parser.add_argument("--lr", type=float, default=0.05)
     parser.add_argument("--out", type=Path, default=Path("plain_vs_residual.svg"))
     args = parser.parse_args(arguments)
-    images, labels = read_photos(args.data, args.size)
+    images, labels = read_images(args.data, args.size)
     results = sweep(images, labels, args.depths, args.seeds, args.epochs, args.width, args.lr)
     plot(results, args.out)
     print(f"wrote {args.out}")

@@ -75,18 +75,18 @@ def load(model: str | Path, device: str = "auto") -> Classifier:
 
 
 def predict(
-    model: Classifier | str | Path, photos: ImageSource | Sequence[ImageSource], top: int = 3
+    model: Classifier | str | Path, images: ImageSource | Sequence[ImageSource], top: int = 3
 ) -> list[Prediction]:
     """Classifies images.
 
     Args:
         model: From `load`, or a run folder.
-        photos: A file, folder, glob or URL, or a sequence of them.
+        images: A file, folder, glob or URL, or a sequence of them.
         top: Classes per image, the most probable first.
 
     Returns:
-        A prediction for each image, in order: `file`, `classes`, `probabilities`, `reason`, and `error` if the
-        image cannot be read.
+        A prediction for each image, in order: `file`, `classes`, `probabilities`, `reason`, and `error`
+        if the image cannot be read.
 
     Raises:
         UsageError: there are no images, or `top` is below 1.
@@ -94,5 +94,5 @@ def predict(
     if top < 1:
         raise UsageError(f"top={top} is not valid: expected 1 or more", "use top=1")
     classifier = model if isinstance(model, Classifier) else load(model)
-    several = [photos] if isinstance(photos, str | Path) else photos
-    return list(classifier.predict(find_inputs([str(photo) for photo in several]), top))
+    several = [images] if isinstance(images, str | Path) else images
+    return list(classifier.predict(find_inputs([str(image) for image in several]), top))

@@ -39,7 +39,7 @@ GROUPS = {
         "update": "train a model further with new photos or classes",
     },
     "inspect": {
-        "evaluate": "measure a model on labelled photos",
+        "evaluate": "measure a model on labeled photos",
         "compare": "compare runs on the same test photos",
         "ensemble": "average the predictions or the weights of several runs",
         "label-issues": "find doubtful labels, and whether more photos would help",

@@ -26,23 +26,22 @@ def private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder with real photos, weights and reference values; tests that need it skip without it."""
-    root = Path(__file__).parent.parent
-    folder = (root / os.environ.get("FLOWERS_TORCH_SHARED", "../shared")).resolve()
-    if not folder.is_dir():
-        pytest.skip("needs FLOWERS_TORCH_SHARED, which is not there")
-    return folder
+    folder = os.environ.get("FLOWERS_TORCH_SHARED", "")
+    if not folder:
+        pytest.skip("needs FLOWERS_TORCH_SHARED")
+    return Path(folder).resolve()
 
 
 @pytest.fixture(scope="session")
 def photo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three classes of twenty small photos that differ in colour, with noise."""
+    """Three classes of twenty small photos that differ in color, with noise."""
     root = tmp_path_factory.mktemp("photos")
     draw = np.random.default_rng(0)
-    for name, colour in (("blue", (60, 70, 180)), ("green", (60, 170, 60)), ("red", (190, 60, 50))):
+    for name, color in (("blue", (60, 70, 180)), ("green", (60, 170, 60)), ("red", (190, 60, 50))):
         (root / name).mkdir()
         for number in range(20):
             noise = draw.normal(0, 25, (40, 48, 3))
-            pixels = np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)
+            pixels = np.clip(np.array(color) + noise, 0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(root / name / f"{number}.png")
     return root
 

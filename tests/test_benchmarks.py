@@ -44,12 +44,12 @@ def test_the_output_of_a_run_is_parsed(processes: ModuleType) -> None:
     row = dict.fromkeys(("train_loss", "train_accuracy", "val_loss", "seconds", "images_per_second"), 1.25)
     epoch = describe_epoch(row | {"stage": "finetune", "epoch": 2, "val_accuracy": 0.9706}, epochs=9)
     test = describe_scores(score(torch.eye(2).repeat(4, 1), torch.tensor([0, 1, 0, 1, 0, 1, 1, 1])), "ab")
-    told = list(processes.told(python(f"print({epoch!r}); print({test!r}); print('other')")))
-    assert [row for _, row in told[:-1]] == [
+    rows = list(processes.progress_of(python(f"print({epoch!r}); print({test!r}); print('other')")))
+    assert [row for _, row in rows[:-1]] == [
         {"val_accuracy": 0.9706},
         {"test_accuracy": 0.875},
     ]
-    assert told[-1][1]["status"] == 0
+    assert rows[-1][1]["status"] == 0
 
 
 def test_memory_counts_children_but_not_files(processes: ModuleType, tmp_path: Path) -> None:
@@ -63,14 +63,14 @@ with open({str(file)!r}, "rb") as opened:
     time.sleep(0.3)
 """
     parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}], check=True)"
-    told = list(processes.told(python(parent)))
-    assert told[-1][1]["status"] == 0
-    assert 60 << 20 < told[-1][1]["own_bytes"] < 100 << 20 < told[-1][1]["bytes"]
+    rows = list(processes.progress_of(python(parent)))
+    assert rows[-1][1]["status"] == 0
+    assert 60 << 20 < rows[-1][1]["own_bytes"] < 100 << 20 < rows[-1][1]["bytes"]
 
 
 def test_a_failed_program_is_reported(processes: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
-    told = list(processes.told(python("raise ValueError('no such thing')")))
-    assert told[-1][1]["status"] == 1
+    rows = list(processes.progress_of(python("raise ValueError('no such thing')")))
+    assert rows[-1][1]["status"] == 1
     assert "no such thing" in capsys.readouterr().err
 
 
@@ -84,7 +84,7 @@ def test_time_to_the_accuracy_of_a_peer(
             {"seed": 0, "epochs": [(5.0, 0.8), (12.0, 0.91)]},
         ],
     }
-    against_peers.print_how_soon(runs)
+    against_peers.print_times_to_accuracy(runs)
     assert capsys.readouterr().out.splitlines()[-2:] == [
         "| peer | last 0.900 | 20 | ours | 12 | 1.7 |",
         "| peer | best 0.960 | 20 | ours | never |  |",

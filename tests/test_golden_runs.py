@@ -77,15 +77,15 @@ RUNS: dict[str, tuple[str, list[str]]] = {  # options beside OPTIONS, and flags
 
 
 def draw_images(root: Path) -> Path:
-    """Four classes of 15 small images that differ in colour and in the direction of a gradient."""
+    """Four classes of 15 small images that differ in color and in the direction of a gradient."""
     draw = np.random.default_rng(11)
     ramp = np.linspace(-60, 60, 40)
     for label, name in enumerate(("ash", "beech", "cedar", "date")):
         (root / name).mkdir(parents=True)
         slope = ramp[:, None, None] if label % 2 else ramp[None, :, None]
-        colour = np.array([120, 90 + 50 * (label // 2), 140 - 40 * (label // 2)])
+        color = np.array([120, 90 + 50 * (label // 2), 140 - 40 * (label // 2)])
         for number in range(15):
-            pixels = colour + slope + draw.normal(0, 30, (40, 40, 3))
+            pixels = color + slope + draw.normal(0, 30, (40, 40, 3))
             Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(root / name / f"{number}.png")
     return root
 
@@ -174,7 +174,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one() -> None:
         assert runs["resumed"] == runs["two_stages"]
 
 
-def log_record() -> None:
+def write_golden() -> None:
     golden = json.loads(GOLDEN.read_text()) if GOLDEN.is_file() else {}
     golden[VERSIONS] = {}
     for name in RUNS:
@@ -186,4 +186,4 @@ def log_record() -> None:
 
 
 if __name__ == "__main__":
-    log_record()
+    write_golden()

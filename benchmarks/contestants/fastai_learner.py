@@ -22,18 +22,18 @@ from fastai.vision.all import (
     set_seed,
     vision_learner,
 )
-from told import arguments, pair, tell, tell_rate
+from protocol import arguments, pair, print_progress, print_rate
 
 args = arguments(__doc__).parse_args()
 set_seed(args.seed)
-told = json.load(open(args.photos))
+splits = json.load(open(args.photos))
 rows = pd.DataFrame(
-    [(path, label, part) for part in ("train", "val", "test") for path, label in told[part]],
-    columns=["path", "label", "part"],
+    [(path, label, split) for split in ("train", "val", "test") for path, label in splits[split]],
+    columns=["path", "label", "split"],
 )
-rows["is_valid"] = rows["part"] == "val"
+rows["is_valid"] = rows["split"] == "val"
 block = DataBlock(
-    (ImageBlock, CategoryBlock(vocab=list(range(len(told["classes"]))))),
+    (ImageBlock, CategoryBlock(vocab=list(range(len(splits["classes"]))))),
     get_x=ColReader("path"),
     get_y=ColReader("label"),
     splitter=ColSplitter(),
@@ -43,7 +43,7 @@ block = DataBlock(
         Normalize.from_stats([0.5] * 3, [0.5] * 3, cuda=False),  # of the weights; fastai's is for its own
     ],
 )
-loaders = block.dataloaders(rows[rows["part"] != "test"], bs=args.batch_size, num_workers=args.workers)
+loaders = block.dataloaders(rows[rows["split"] != "test"], bs=args.batch_size, num_workers=args.workers)
 learner = vision_learner(
     loaders, args.arch, pretrained=False, metrics=accuracy, normalize=False, cbs=ChannelsLast()
 )
@@ -65,7 +65,7 @@ if args.steps:
     learner.create_opt()
     learner.model.to(memory_format=torch.channels_last)
     images = torch.randn(args.batch_size, 3, args.size, args.size).to(memory_format=torch.channels_last)
-    labels = torch.arange(args.batch_size) % len(told["classes"])
+    labels = torch.arange(args.batch_size) % len(splits["classes"])
     learner.model.train(not args.forward)
 
     def train():
@@ -79,7 +79,7 @@ if args.steps:
         with torch.inference_mode(), autocast():
             learner.model(images)
 
-    tell_rate(predict if args.forward else train, args.batch_size, args.steps)
+    print_rate(predict if args.forward else train, args.batch_size, args.steps)
     raise SystemExit
 
 
@@ -101,11 +101,11 @@ class Teller(Callback):
     order = 90
 
     def after_epoch(self):
-        tell(epoch=self.epoch + 1, val_accuracy=float(self.recorder.values[-1][-1]))
+        print_progress(epoch=self.epoch + 1, val_accuracy=float(self.recorder.values[-1][-1]))
 
 
 frozen, free = pair(args.epochs, int)
 with learner.no_bar(), learner.no_logging():
     learner.fine_tune(free, freeze_epochs=frozen, cbs=[HalfPrecision(), Teller()])
-    test = learner.dls.test_dl(rows[rows["part"] == "test"], with_labels=True)
-    tell(test_accuracy=float(learner.validate(dl=test)[1]))
+    test = learner.dls.test_dl(rows[rows["split"] == "test"], with_labels=True)
+    print_progress(test_accuracy=float(learner.validate(dl=test)[1]))

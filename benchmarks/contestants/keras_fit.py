@@ -10,7 +10,7 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 import numpy as np
-from told import arguments, pair, tell, tell_rate
+from protocol import arguments, pair, print_progress, print_rate
 
 parser = arguments(__doc__)
 parser.add_argument("--xla", action="store_true", help="jit_compile")
@@ -59,33 +59,33 @@ if args.steps:
         if args.forward
         else (lambda: model.train_on_batch(images, labels))
     )
-    tell_rate(step, args.batch_size, args.steps)
+    print_rate(step, args.batch_size, args.steps)
     raise SystemExit
 
-told = json.load(open(args.photos))
+splits = json.load(open(args.photos))
 
 
-def arrays(part):
+def arrays(split):
     images = np.stack(
         [
             keras.utils.img_to_array(
                 keras.utils.load_img(path, target_size=(args.size, args.size)), dtype="uint8"
             )
-            for path, _ in told[part]
+            for path, _ in splits[split]
         ]
     )
-    return images, np.array([label for _, label in told[part]])
+    return images, np.array([label for _, label in splits[split]])
 
 
-train, val, test = (arrays(part) for part in ("train", "val", "test"))
-base, model = network(len(told["classes"]))
+train, val, test = (arrays(split) for split in ("train", "val", "test"))
+base, model = network(len(splits["classes"]))
 
 
-class Teller(keras.callbacks.Callback):
-    """Tells each epoch."""
+class PrintProgress(keras.callbacks.Callback):
+    """Prints the progress of each epoch."""
 
     def on_epoch_end(self, epoch, logs=None):
-        tell(epoch=epoch + 1, val_accuracy=logs["val_accuracy"])
+        print_progress(epoch=epoch + 1, val_accuracy=logs["val_accuracy"])
 
 
 frozen, free = pair(args.epochs, int)
@@ -93,5 +93,5 @@ rates = pair(args.lr)
 stages = [(False, frozen, keras.optimizers.SGD(rates[0])), (True, free, keras.optimizers.Adam(rates[1]))]
 for base.trainable, epochs, optimizer in stages:
     compiled(model, optimizer)
-    model.fit(*train, args.batch_size, epochs, verbose=0, callbacks=[Teller()], validation_data=val)
-tell(test_accuracy=model.evaluate(*test, args.batch_size, verbose=0)[1])
+    model.fit(*train, args.batch_size, epochs, verbose=0, callbacks=[PrintProgress()], validation_data=val)
+print_progress(test_accuracy=model.evaluate(*test, args.batch_size, verbose=0)[1])

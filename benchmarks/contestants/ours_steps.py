@@ -1,7 +1,7 @@
-"""A contestant: this package's own training step on resident noise, in the precision that tuning chooses.
+"""A contestant: this package's own training step on random images, in the precision that tuning chooses.
 
 With --forward --fused the network runs like the frozen backbone of a stage: batch norm is fused into the
-convolutions. With --stored batch norm keeps its running statistics in training too.
+convolutions. With --fixed-statistics batch norm uses its running statistics in training too.
 """
 
 import dataclasses
@@ -31,14 +31,19 @@ class Step:
 
 
 def make_step(
-    arch: str, size: int, forward: bool, fused: bool = False, device: str = "cpu", stored: bool = False
+    arch: str,
+    size: int,
+    forward: bool,
+    fused: bool = False,
+    device: str = "cpu",
+    fixed_statistics: bool = False,
 ) -> Step:
     """A training step of all of a network, or its forward pass."""
     runtime = choose_runtime(device)
     AUTO.set_allocator(runtime)
     model = runtime.place(create_model(arch, CLASSES))
     groups = apply_rules(model, rules_for(model, "all"))
-    set_train_mode(model, "none" if stored else "trained")
+    set_train_mode(model, "none" if fixed_statistics else "trained")
     network = AUTO.training_network(model, runtime, size)
     runtime = AUTO.tuned(runtime, model if forward else network, size, backward=not forward)
     if not forward:
@@ -57,14 +62,14 @@ def make_step(
 
 
 if __name__ == "__main__":
-    from told import arguments, tell_rate
+    from protocol import arguments, print_rate
 
     parser = arguments(__doc__)
     parser.add_argument("--fused", action="store_true")
-    parser.add_argument("--stored", action="store_true")
+    parser.add_argument("--fixed-statistics", action="store_true")
     args = parser.parse_args()
-    step = make_step(args.arch, args.size, args.forward, args.fused, stored=args.stored)
+    step = make_step(args.arch, args.size, args.forward, args.fused, fixed_statistics=args.fixed_statistics)
     images = step.runtime.images(torch.randn(args.batch_size, 3, args.size, args.size))
     labels = torch.arange(args.batch_size) % CLASSES
     chosen = step.runtime.precision
-    tell_rate(lambda: step.do(images, labels), args.batch_size, args.steps, precision=chosen)
+    print_rate(lambda: step.do(images, labels), args.batch_size, args.steps, precision=chosen)

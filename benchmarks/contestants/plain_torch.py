@@ -5,7 +5,7 @@ import json
 import timm
 import torch
 from PIL import Image
-from told import arguments, pair, tell, tell_rate
+from protocol import arguments, pair, print_progress, print_rate
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
@@ -44,10 +44,10 @@ if args.steps:
             model(images)
 
     model.train(not args.forward)
-    tell_rate(predict if args.forward else train, args.batch_size, args.steps)
+    print_rate(predict if args.forward else train, args.batch_size, args.steps)
     raise SystemExit
 
-told = json.load(open(args.photos))
+splits = json.load(open(args.photos))
 to_input = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5] * 3, [0.5] * 3)]
 crop = [v2.RandomResizedCrop(args.size, (0.3, 1.0)), v2.RandomHorizontalFlip(), v2.ColorJitter(0.2, 0.2, 0.2)]
 middle = [v2.Resize(int(args.size / 0.875)), v2.CenterCrop(args.size)]
@@ -55,8 +55,8 @@ views = {"train": v2.Compose(crop + to_input), "val": v2.Compose(middle + to_inp
 
 
 class ImageDataset(Dataset):
-    def __init__(self, part):
-        self.rows, self.view = told[part], views["train" if part == "train" else "val"]
+    def __init__(self, split):
+        self.rows, self.view = splits[split], views["train" if split == "train" else "val"]
 
     def __len__(self):
         return len(self.rows)
@@ -66,20 +66,22 @@ class ImageDataset(Dataset):
         return self.view(Image.open(path).convert("RGB")), label
 
 
-parts = {
-    part: DataLoader(ImageDataset(part), args.batch_size, shuffle=part == "train", num_workers=args.workers)
-    for part in ("train", "val", "test")
+loaders = {
+    split: DataLoader(
+        ImageDataset(split), args.batch_size, shuffle=split == "train", num_workers=args.workers
+    )
+    for split in ("train", "val", "test")
 }
-model = network(len(told["classes"]))
+model = network(len(splits["classes"]))
 
 
-def accuracy(part):
+def accuracy(split):
     model.eval()
     right = 0
     with torch.inference_mode(), autocast():
-        for images, labels in parts[part]:
+        for images, labels in loaders[split]:
             right += int((model(images.to(memory_format=layout)).argmax(1) == labels).sum())
-    return right / len(told[part])
+    return right / len(splits[split])
 
 
 head = set(model.get_classifier().parameters())
@@ -88,15 +90,15 @@ for stage, (epochs, lr) in enumerate(zip(pair(args.epochs, int), pair(args.lr), 
         parameter.requires_grad = stage == 1 or parameter in head
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, epochs * len(parts["train"])))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, epochs * len(loaders["train"])))
     for epoch in range(epochs):
         model.train()
-        for images, labels in parts["train"]:
+        for images, labels in loaders["train"]:
             with autocast():
                 logits = model(images.to(memory_format=layout)).float()
             torch.nn.functional.cross_entropy(logits, labels, label_smoothing=0.1).backward()
             optimizer.step()
             optimizer.zero_grad()
             schedule.step()
-        tell(stage=stage, epoch=epoch + 1, val_accuracy=accuracy("val"))
-tell(test_accuracy=accuracy("test"))
+        print_progress(stage=stage, epoch=epoch + 1, val_accuracy=accuracy("val"))
+print_progress(test_accuracy=accuracy("test"))

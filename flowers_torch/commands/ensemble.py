@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = f"two or more: {RUN_HELP}; or one cross-validation"
     parser.add_argument("runs", nargs="+", metavar="RUN", help=text)
     add_data(parser)
-    text = "other labelled photos to evaluate on"
+    text = "other labeled photos to evaluate on"
     parser.add_argument("--evaluate-on", dest="other", metavar="DATA", help=text)
     parser.add_argument("--out", type=Path, metavar="FILE", help="file for the best averaged weights")
     text = "average the predictions only, which takes no time"

@@ -1,4 +1,4 @@
-"""Measure a trained model on labelled photos: accuracy and more, with 95% intervals."""
+"""Measure a trained model on labeled photos: accuracy and more, with 95% intervals."""
 
 import argparse
 import sys
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of evaluation."""
     parser.epilog = EXAMPLES
     add_run(parser)
-    text = "other labelled photos [the test photos of the run]"
+    text = "other labeled photos [the test photos of the run]"
     parser.add_argument("other", nargs="?", metavar="DATA", help=text)
     add_data(parser)
     text = "train, val or test [test; all other photos]"
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     elif path.is_dir():
         found = evaluate_run(path, args.subset or "test", data=args.moved, **options)
     else:
-        raise UsageError("a weights file has no test photos", "name labelled photos after it")
+        raise UsageError("a weights file has no test photos", "name labeled photos after it")
     if found.known:
         text = f"{found.known} of these {len(found.rows)} photos trained the model or chose its weights"
         print(f"flowers-torch: {text}, so the result is too good", file=sys.stderr)

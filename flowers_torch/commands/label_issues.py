@@ -1,7 +1,7 @@
 """Find doubtful labels, and whether more photos would help.
 
-The answers come from the features of the network as it was before training. They are written to
-label_issues.json and the report of the run.
+Both come from the features of the network before training. The results are written to label_issues.json
+and the report of the run.
 """
 
 import argparse
@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the learning curve and the most suspicious labels."""
+    """Prints the learning curve and the most doubtful labels."""
     from flowers_torch.report.run_summary import LABEL_ISSUES_FILE
     from flowers_torch.runs.experiment import Experiment
     from flowers_torch.runs.folder import find_run_folder
@@ -37,12 +37,12 @@ def run(args: argparse.Namespace) -> int:
         interval = f"{point['low']:.3f} .. {point['high']:.3f}"
         print(f"curve    {point['images']:6} photos: accuracy {point['accuracy']:.4f} ({interval})")
     print(f"curve    {found['more_photos']}")
-    issues = found["suspects"]
-    print(f"labels   {len(issues)} of {found['photos']} photos look like another class")
+    issues = found["label_issues"]
+    print(f"labels   {len(issues)} of {found['images']} photos look like another class")
     for issue in issues[:SHOWN]:
         label, other = printable(issue["label"], 40), printable(issue["looks_like"], 40)
         file = printable(issue["file"], 100)
-        print(f"  {file}: labelled {label}, looks like {other} ({issue['probability']:.2f})")
+        print(f"  {file}: labeled {label}, looks like {other} ({issue['probability']:.2f})")
     if len(issues) > SHOWN:
         print(f"  and {len(issues) - SHOWN} more in {LABEL_ISSUES_FILE}")
     print(f"report   {printable(path)}")

@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_max_error(parser: argparse.ArgumentParser) -> None:
     """Adds --max-error."""
-    text = "largest error among the answers, such as 2%%; the rest is unsure"
+    text = "largest error rate of the predictions, such as 2%%; the rest is unsure"
     parser.add_argument("--max-error", metavar="P", help=text)
 
 
@@ -60,10 +60,10 @@ def run(args: argparse.Namespace) -> int:
     classes = len(classifier.info.classes)
     if args.top > classes:
         raise UsageError(f"--top {args.top}: the model has {classes} classes", f"use --top {classes}")
-    least = 0.0
+    confidence = 0.0
     if max_error is not None:
         threshold = classifier.threshold(max_error)
-        least = threshold.probability
+        confidence = threshold.probability
         print(f"flowers-torch: {threshold.describe()}", file=sys.stderr)
 
     failed = 0
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     if args.csv:
         table.writerow(["file", "rank", "class", "probability", "reason", "error"])
     with bar("predict", len(photos)) as meter:
-        predictions = classifier.predict(photos, args.top, args.batch_size, least)
+        predictions = classifier.predict(photos, args.top, args.batch_size, confidence)
         for number, (photo, prediction) in enumerate(zip(photos, predictions, strict=True)):
             failed += bool(prediction.error)
             extra: dict[str, Any] = {}
@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
             elif prediction.error:
                 meter.write(f"flowers-torch: {prediction.error}", file=sys.stderr)
             else:
-                meter.write(_to_text(prediction, unsure=max_error is not None), file=sys.stdout)
+                meter.write(_to_text(prediction, abstains=max_error is not None), file=sys.stdout)
             meter.update()
     if args.json:
         print_json(rows)
@@ -96,21 +96,21 @@ def run(args: argparse.Namespace) -> int:
     return DataError.exit_code if failed else 0  # guard: K08
 
 
-def _explain(classifier: "Classifier", photo: "ImageSource", folder: Path, number: int) -> Path:
+def _explain(classifier: "Classifier", source: "ImageSource", folder: Path, number: int) -> Path:
     from flowers_torch.files.atomic import atomic_write
 
-    image = classifier.explain(photo)
-    path = folder / f"{number:04d}-{Path(str(photo)).stem[:80]}.jpg"
+    image = classifier.explain(source)
+    path = folder / f"{number:04d}-{Path(str(source)).stem[:80]}.jpg"
     with atomic_write(path) as file:
         image.save(file, "JPEG", quality=90)
     return path
 
 
-def _to_text(prediction: "Prediction", unsure: bool) -> str:
+def _to_text(prediction: "Prediction", abstains: bool) -> str:
     pairs = zip(prediction.classes, prediction.probabilities, strict=True)
     text = ", ".join(f"{printable(name, 60)} {p:.3f}" for name, p in pairs)
     if reason := prediction.reason:
-        text = f"unsure ({reason}; {text})" if unsure else f"{text} ({reason})"
+        text = f"unsure ({reason}; {text})" if abstains else f"{text} ({reason})"
     return f"{printable(prediction.file)}: {text}"
 
 

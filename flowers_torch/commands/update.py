@@ -48,8 +48,8 @@ def run(args: argparse.Namespace) -> int:
             set_allocator_of_run(folder, here | changes)
             update(folder, args.new, changes, args.command, args.moved, args.out)
             return 0
-        begun = find_run_folder(args.resume)
-        set_allocator_of_run(begun)
-        recipe.resume(begun, {"data": args.moved} if args.moved else None)
-        compare_with_parent(folder, begun)
+        unfinished = find_run_folder(args.resume)
+        set_allocator_of_run(unfinished)
+        recipe.resume(unfinished, {"data": args.moved} if args.moved else None)
+        compare_with_parent(folder, unfinished)
     return 0

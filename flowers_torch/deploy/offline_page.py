@@ -88,7 +88,7 @@ def write_page(path: Path, model: bytes, runtime: BrowserRuntime, as_folder: boo
         "wasm": _encode(gzip.compress(runtime.wasm, 9, mtime=0)),
         "model": _encode(model),
     }
-    facts = {
+    summary = {
         "classes": [printable(name, 80) for name in metadata["classes"]],
         "selective": metadata["selective"],
         "network": f"{metadata['arch']}, {metadata['preprocessing']['size']} pixels",
@@ -102,7 +102,7 @@ def write_page(path: Path, model: bytes, runtime: BrowserRuntime, as_folder: boo
     }
     total = sum(map(len, calls.values()))
     if total <= MAX_SINGLE_FILE and not as_folder:
-        write_text(path, _html(facts, [f"<script>{call}</script>" for call in calls.values()], POLICY))
+        write_text(path, _html(summary, [f"<script>{call}</script>" for call in calls.values()], POLICY))
         size = megabytes(path.stat().st_size)
         return [f"export   {printable(path)}, {size}: one file that opens offline in any browser"]
     folder = path.with_suffix("") if path.suffix == ".html" else path
@@ -110,7 +110,7 @@ def write_page(path: Path, model: bytes, runtime: BrowserRuntime, as_folder: boo
         write_text(folder / name, call)
     scripts = [f'<script src="{name}"></script>' for name in calls]
     # 'self' is for servers; a page that is opened from a file has no origin.
-    write_text(folder / "index.html", _html(facts, scripts, f"{POLICY} 'self' file:"))
+    write_text(folder / "index.html", _html(summary, scripts, f"{POLICY} 'self' file:"))
     reason = "" if as_folder else f", more than the {MAX_SINGLE_FILE >> 20} MB of one file"
     return [
         f"export   {printable(folder / 'index.html')} with {len(calls)} files beside it, "
@@ -118,9 +118,9 @@ def write_page(path: Path, model: bytes, runtime: BrowserRuntime, as_folder: boo
     ]
 
 
-def _html(facts: dict[str, object], scripts: list[str], policy: str) -> str:
+def _html(summary: dict[str, object], scripts: list[str], policy: str) -> str:
     safe = Markup("".join(scripts))  # base64 and file names of ours
-    values = {"facts": facts, "scripts": safe, "policy": policy, "version": __version__}
+    values = {"summary": summary, "scripts": safe, "policy": policy, "version": __version__}
     return render("offline_page.html.jinja", values, "flowers_torch.deploy")
 
 

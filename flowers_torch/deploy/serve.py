@@ -40,7 +40,7 @@ from flowers_torch.deploy.server_metrics import ServerMetrics
 from flowers_torch.errors import DataError, FlowersError, UsageError, printable
 from flowers_torch.evaluation.selective import Threshold
 from flowers_torch.files.atomic import to_json
-from flowers_torch.report.photos import data_uri
+from flowers_torch.report.image_sections import data_uri
 
 PAGE = {
     "/": ("index.html", "text/html; charset=utf-8"),
@@ -74,7 +74,7 @@ class Service:
         classifier: The loaded model.
         name: Name of the model on the page.
         limits: Limits of the server.
-        threshold: Confidence below which the model abstains; None if it always answers.
+        threshold: Confidence below which the model abstains; None if it never abstains.
     """
 
     def __init__(

@@ -37,7 +37,7 @@ class Threshold:
         """One line with an upper bound of the error rate."""
         bound = wilson(self.errors, self.accepted, z=1.645)[1]  # one-sided 95%
         return (
-            f"answers from probability {self.probability:.3f} on: {self.errors} of {self.accepted} wrong in "
+            f"abstains below probability {self.probability:.3f}: {self.errors} of {self.accepted} wrong in "
             f"validation (at most {bound:.1%} with 95% confidence), "
             f"{1 - self.accepted / self.images:.1%} of photos unsure"
         )

@@ -72,12 +72,12 @@ def download(
     return path
 
 
-def fetch_bytes(url: str, most: int = 64 << 20, timeout: float = 30) -> bytes:
+def fetch_bytes(url: str, max_bytes: int = 64 << 20, timeout: float = 30) -> bytes:
     """The content of an http(s) URL, without a checksum.
 
     Args:
         url: The URL.
-        most: Largest number of bytes.
+        max_bytes: Largest number of bytes.
         timeout: Seconds without a response.
 
     Raises:
@@ -85,14 +85,14 @@ def fetch_bytes(url: str, most: int = 64 << 20, timeout: float = 30) -> bytes:
     """
     try:
         with urllib.request.urlopen(url, timeout=timeout) as response:
-            content: bytes = response.read(most + 1)
+            content: bytes = response.read(max_bytes + 1)
     except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or error
         raise ResourceError(
             f"cannot fetch {printable(url)}: {one_line(reason)}", "check the URL and the network"
         ) from error
-    if len(content) > most:
-        raise ResourceError(f"{printable(url)} holds more than {most >> 20} MB", "give a smaller photo")
+    if len(content) > max_bytes:
+        raise ResourceError(f"{printable(url)} holds more than {max_bytes >> 20} MB", "give a smaller photo")
     return content
 
 

@@ -85,11 +85,11 @@ def line_chart(
     return render("line_chart.svg.jinja", _FRAME | values)
 
 
-def reliability_chart(bins: Sequence[Bin], photos: int) -> Markup:
+def reliability_chart(bins: Sequence[Bin], images: int) -> Markup:
     """Stated probability against accuracy, as bars that say how many photos they stand for."""
     right = WIDTH - 24
     to_x, to_y = Scale(0, 1, LEFT, right), Scale(0, 1, HEIGHT - BOTTOM, TOP)
-    few = max(5, photos / 100)  # bars of fewer vary by chance and are drawn paler
+    few = max(5, images / 100)  # bars of fewer vary by chance and are drawn paler
     bars = [
         {"x": (to_x(b.low) + 1, to_x(b.high) - 1), "y": to_y(b.accuracy), "bin": b, "few": b.images < few}
         for b in bins

@@ -7,7 +7,7 @@ from flowers_torch.data.images import load_image
 from flowers_torch.data.quality.report import QualityReport
 from flowers_torch.errors import DataError
 from flowers_torch.files.atomic import write_text
-from flowers_torch.report.photos import data_uri
+from flowers_torch.report.image_sections import data_uri
 from flowers_torch.report.templating import render
 
 SIDE = 160  # of a thumbnail, pixels

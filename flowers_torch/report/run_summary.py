@@ -89,7 +89,7 @@ def read_run(folder: Path) -> RunSummary:
             json.loads(_text(folder / "environment.json") or "{}"),
             read_history(folder),
             json.loads(_text(folder / "metrics.json")),
-            {part: list(members) for part, members in split["splits"].items()},
+            {name: list(members) for name, members in split["splits"].items()},
             str(split["data"]),
             predictions,
             json.loads(_text(folder / LABEL_ISSUES_FILE) or "{}"),

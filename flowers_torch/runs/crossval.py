@@ -1,4 +1,4 @@
-"""Cross-validation: the recipe once per fold, so that every image is tested by a network that never saw it."""
+"""Cross-validation: the recipe once per fold. Every image is tested by a network that never saw it."""
 
 import csv
 import dataclasses
@@ -94,7 +94,7 @@ def _train_folds(
         splits = make_folds(filtered.dataset, folds, seed, filtered.duplicates)
         plan |= {(seed, fold): split for fold, split in enumerate(splits)}
     for (seed, fold), split in plan.items():
-        _check_begun(out / f"seed{seed}-fold{fold}" / "split.json", split, filtered)
+        _check_split(out / f"seed{seed}-fold{fold}" / "split.json", split, filtered)
     runs: list[dict[str, Any]] = []
     rows: list[dict[str, Any]] = []
     for (seed, fold), split in plan.items():
@@ -120,14 +120,14 @@ def _train_folds(
     return summary
 
 
-def _check_begun(path: Path, split: Splits, filtered: FilteredDataset) -> None:
-    """A fold that has begun must have the images that it would get now."""
+def _check_split(path: Path, split: Splits, filtered: FilteredDataset) -> None:
+    """Refuses to continue a fold whose saved split differs from the split that it would get now."""
     if not path.is_file():
         return
-    begun, changes = load_split(path, filtered.dataset)
+    saved, changes = load_split(path, filtered.dataset)
     fix = "restore them, or start a new cross-validation"
     changes.refuse(path, fix)
-    if begun != split:
+    if saved != split:
         raise DataError(f"the folds differ from those of {printable(path)}: other duplicates were found", fix)
 
 

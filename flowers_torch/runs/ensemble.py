@@ -143,7 +143,7 @@ def evaluate_ensembles(
 
     Args:
         folders: Two or more finished runs.
-        data: Labelled images, as `open_dataset` takes them.
+        data: Labeled images, as `open_dataset` takes them.
         weights: Average weights too, where the networks are alike.
         device: Where to compute.
 

@@ -1,4 +1,4 @@
-"""Evaluation of a trained model on labelled images: those of its run, or others."""
+"""Evaluation of a trained model on labeled images: those of its run, or others."""
 
 import dataclasses
 import json
@@ -29,7 +29,7 @@ from flowers_torch.training.device import Runtime, choose_runtime
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """A model on labelled images.
+    """A model on labeled images.
 
     Attributes:
         classes: Of the model.
@@ -65,7 +65,7 @@ class Evaluation:
 
 @dataclasses.dataclass(frozen=True)
 class _Model:
-    """A network and labelled images for it."""
+    """A network and labeled images for it."""
 
     network: nn.Module
     info: ModelInfo
@@ -134,7 +134,7 @@ def evaluate_run(
 def evaluate_data(
     path: Path, data: str, split: str = "", views: str = "none", device: str = "auto", batch_size: int = 32
 ) -> Evaluation:
-    """Evaluates a model on other labelled images, in folders named after its classes.
+    """Evaluates a model on other labeled images, in folders named after its classes.
 
     Args:
         path: A run folder or a weights file.

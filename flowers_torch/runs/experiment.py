@@ -1,7 +1,7 @@
-"""The frozen facts of a run: configuration, device, images, splits, and what the network is.
+"""The fixed inputs of a run: configuration, device, images, splits and model metadata.
 
-`Experiment.new`, `Experiment.resume` and `Experiment.open` are the only ways to get one. Each also returns the
-network, which training changes; the experiment itself never changes.
+`Experiment.new`, `Experiment.resume` and `Experiment.open` are the only ways to make one. Each also returns
+the network. Training changes the network, but never the experiment.
 """
 
 import dataclasses
@@ -153,8 +153,8 @@ class Experiment:
         if distributed.is_main and data_change:
             save_split(splits, filtered.dataset, folder / "split.json", config.seed)
         acceleration = Acceleration.parse(config.accelerate)
-        facts = (config, runtime, acceleration, distributed, filtered.dataset, splits, checkpoint.info)
-        return cls(*facts, folder=folder), runtime.place(model), checkpoint
+        values = (config, runtime, acceleration, distributed, filtered.dataset, splits, checkpoint.info)
+        return cls(*values, folder=folder), runtime.place(model), checkpoint
 
     @classmethod
     def open(cls, folder: Path, device: str = "auto", data: str = "") -> tuple["Experiment", nn.Module]:
@@ -181,8 +181,8 @@ class Experiment:
         if changes:
             changes.refuse(folder / "split.json", "restore the photos that the run was trained and tested on")
         acceleration = Acceleration.parse(config.accelerate)
-        facts = (config, runtime, acceleration, SINGLE_PROCESS, dataset, splits, info)
-        return cls(*facts, folder=folder), runtime.place(model)
+        values = (config, runtime, acceleration, SINGLE_PROCESS, dataset, splits, info)
+        return cls(*values, folder=folder), runtime.place(model)
 
 
 def _prepare(config: Config, distributed: Distributed, splits: Splits | None) -> tuple[Experiment, nn.Module]:
@@ -235,8 +235,8 @@ def _prepare(config: Config, distributed: Distributed, splits: Splits | None) ->
     # What was chosen becomes part of the configuration, so that a resumed run does not choose again.
     config = dataclasses.replace(config, weights=weights, precision=runtime.precision)
     config = with_absolute_paths(config)
-    facts = (config, runtime, acceleration, distributed, dataset, splits, info)
-    return Experiment(*facts, duplicates=filtered.duplicates, unreadable=filtered.unreadable), model
+    values = (config, runtime, acceleration, distributed, dataset, splits, info)
+    return Experiment(*values, duplicates=filtered.duplicates, unreadable=filtered.unreadable), model
 
 
 def _make_model(config: Config, info: ModelInfo, plan: WeightsPlan) -> nn.Module:
@@ -281,4 +281,5 @@ def _duration(config: Config, splits: Splits, images_per_second: float) -> str:
         views = stage.views_to_cache(train)
         images += views * train + val if views else stage.epochs * (train + val)
     seconds = images / images_per_second
-    return f"; at most about {f'{seconds / 60:.0f} minutes' if seconds > 90 else f'{math.ceil(seconds)} seconds'}"
+    duration = f"{seconds / 60:.0f} minutes" if seconds > 90 else f"{math.ceil(seconds)} seconds"
+    return f"; at most about {duration}"

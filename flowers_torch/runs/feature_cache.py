@@ -209,7 +209,7 @@ def _hash_backbone(split: SplitModel) -> str:
 
 
 def _read(path: Path) -> tuple[list[str], Tensor]:
-    """Image hashes and features of a file; none where it is missing or damaged, so that it is written again."""
+    """Image hashes and features of a file; empty if it is missing or damaged. It is then written again."""
     try:
         tensors, metadata = safe_load(path)
         known, features = list(metadata["images"]), tensors["features"]

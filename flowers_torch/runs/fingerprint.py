@@ -41,13 +41,13 @@ def fingerprint(config: Config, runtime: Runtime, processes: int = 1) -> dict[st
     values["stages"] = [stage.name for stage in config.stages]
     for stage in config.stages:
         values |= {f"stages.{stage.name}.{name}": value for name, value in stage.settings().items()}
-    facts = {name: json.dumps(value) for name, value in values.items()}
+    entries = {name: json.dumps(value) for name, value in values.items()}
     here = environment()
     on_cpu = runtime.device.type == "cpu"
-    facts["device"] = "cpu" if on_cpu else f"{runtime.device.type} {here['gpu'] or ''}".strip()
-    facts["threads"] = str(torch.get_num_threads()) if on_cpu else "any"
-    facts["processes"] = str(processes)  # guard: T08
-    return facts | {name: str(here[name]) for name in ("torch", "torchvision", "pillow")}
+    entries["device"] = "cpu" if on_cpu else f"{runtime.device.type} {here['gpu'] or ''}".strip()
+    entries["threads"] = str(torch.get_num_threads()) if on_cpu else "any"
+    entries["processes"] = str(processes)  # guard: T08
+    return entries | {name: str(here[name]) for name in ("torch", "torchvision", "pillow")}
 
 
 def check_exact(before: Mapping[str, str], now: Mapping[str, str], folder: Path, allow: bool) -> str:

@@ -1,6 +1,6 @@
 """What the features of all images tell about the data: label issues, and a learning curve.
 
-The features come from the network as it was before training. After training it has memorised its training
+The features come from the network as it was before training. After training it has memorized its training
 images, wrong labels included.
 """
 
@@ -32,7 +32,8 @@ def find_run_label_issues(experiment: Experiment) -> dict[str, Any]:
         experiment: A finished run.
 
     Returns:
-        `curve` and `more_photos` (would more photos help?), `suspects` (most suspicious first), `photos`.
+        `images` (their number), `curve`, `more_photos` (would more photos help?) and `label_issues` (most
+        confident first).
 
     Raises:
         UsageError: the network cannot be split in front of its head, or the features exceed the memory.
@@ -51,10 +52,10 @@ def find_run_label_issues(experiment: Experiment) -> dict[str, Any]:
     curve = learning_curve(features, labels, classes, groups=units)
     probabilities = out_of_fold_probabilities(features, labels, classes, groups=units)
     found = {
-        "photos": len(dataset),
+        "images": len(dataset),
         "curve": [dataclasses.asdict(point) for point in curve],
         "more_photos": describe_learning_curve(curve),
-        "suspects": [
+        "label_issues": [
             {
                 "file": dataset.paths[issue.index],
                 "label": dataset.classes[issue.label],

@@ -57,16 +57,16 @@ def train(
         config: The resolved configuration.
         out: The run folder; empty for the next free `runs/<data>-<arch>-<n>`.
         overwrite: Let `out` hold an earlier run.
-        command: What was typed, for the record; None stores the command that repeats the run.
+        command: The command line, for the log; None stores the command that repeats the run.
         splits: Indices of the filtered images, in place of the configuration's own splits.
     """
     started = time.monotonic()
     with distributed_context(config.device) as distributed:
-        # torchrun restarts all processes when one dies; they continue in the folder that they had begun.
-        begun = distributed.broadcast(folder_of_launch(str(out)) if distributed.restarts else None)
-        if begun and checkpoint_files(begun):
-            return _resume(begun, distributed)
-        out, overwrite = begun or out, overwrite or bool(begun)
+        # torchrun restarts all processes when one dies. They resume in the folder of the first start.
+        existing = distributed.broadcast(folder_of_launch(str(out)) if distributed.restarts else None)
+        if existing and checkpoint_files(existing):
+            return _resume(existing, distributed)
+        out, overwrite = existing or out, overwrite or bool(existing)
 
         experiment, model = Experiment.new(config, distributed, splits)
         closing_seconds = 0.0
@@ -140,11 +140,16 @@ def _train_and_test(
     experiment: Experiment, model: nn.Module, state: RunState, checkpoint: Checkpoint | None = None
 ) -> Result:
     config, distributed = experiment.config, experiment.distributed
-    facts = fingerprint(config, experiment.runtime, distributed.size)
+    values = fingerprint(config, experiment.runtime, distributed.size)
     paths = json.dumps(experiment.dataset.paths)
-    distributed.check_equal(facts | {"splits": json.dumps(experiment.splits), "photos": paths})
+    distributed.check_equal(values | {"splits": json.dumps(experiment.splits), "photos": paths})
     checkpointer = Checkpointer(
-        experiment.folder, state, experiment.info, config.checkpoint_minutes, facts, distributed.is_main
+        experiment.folder,
+        state,
+        experiment.info,
+        config.checkpoint_minutes,
+        values,
+        distributed.is_main,
     )
     left = 60 * config.minutes - state.elapsed - state.closing_seconds
     with (

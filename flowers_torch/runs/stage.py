@@ -96,9 +96,8 @@ def _begin(
     """Freezes, makes a fresh optimizer and the batches, or restores them from a checkpoint."""
     config, number = experiment.config, checkpointer.state.stage
     stage, train_indices = config.stages[number], experiment.splits["train"]
-    log.info(
-        f"stage    {number + 1} of {len(config.stages)}, {stage.name}: {stage.epochs} epochs, {stage.optimizer}"
-    )
+    place = f"{number + 1} of {len(config.stages)}"
+    log.info(f"stage    {place}, {stage.name}: {stage.epochs} epochs, {stage.optimizer}")
     train = make_train_state(experiment, model, stage, number)
     batches: Batches = experiment.loaders.training(train_indices, stage.augment, stage.mixup)
     validation: Batches = experiment.loaders.in_order(experiment.splits["val"])

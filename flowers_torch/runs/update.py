@@ -1,7 +1,7 @@
-"""A trained model learns more photos or classes: from its own weights on, and held against what it was.
+"""Further training of a model with more photos or classes, and a comparison with the former model.
 
-The run's photos keep their parts, the new ones join them so that no test is spoiled (`data/growth.py`). All
-are linked into the new run's folder, which from there on is a run like any other.
+The photos of the run keep their splits. New photos are assigned so that no test photo was ever trained on
+(`data/splits/extend.py`). All photos are linked into the folder of the new run.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ from flowers_torch.runs.folder import new_run_folder
 from flowers_torch.training.checkpoint import MODEL_FILE
 from flowers_torch.training.device import choose_runtime, runtime_of_run
 
-PHOTOS_FOLDER = "photos"  # of links, in the new run
+IMAGES_FOLDER = "photos"  # of links, in the new run
 UPDATE_FILE = "update.json"
 
 
@@ -56,7 +56,7 @@ def update(
         folder: The finished run.
         source: New images, as `open_dataset` takes them; known ones may be among them.
         changes: To the run's configuration, as `load_config` takes them.
-        command: What was typed, for the record.
+        command: The command line, for the log.
         data: Where the run's own images are now; empty if they have not moved.
         out: Folder of the new run; empty for the next free one in `runs/`.
 
@@ -68,10 +68,12 @@ def update(
         DataError: the run's photos are gone or changed, or a new photo would spoil the comparison.
     """
     if not (folder / MODEL_FILE).is_file() or not (folder / "config.toml").is_file():
-        raise UsageError(f"{printable(folder)} is no run with weights", "name the folder of a finished run")
+        raise UsageError(
+            f"{printable(folder)} is not a run with weights", "name the folder of a finished run"
+        )
     former = with_absolute_paths(load_config(data=data, file=str(folder / "config.toml")))
     config = _config_of_update(folder, former, changes or {})
-    shares = split_fractions(former.split) or split_fractions(Config.split) or ()
+    fractions = split_fractions(former.split) or split_fractions(Config.split) or ()
     with images_of(folder, former):
         known = open_dataset(former.data)
     old = parent_images(folder, known)
@@ -80,17 +82,17 @@ def update(
     new = filter_images(found, exclude, "none", config.skip_bad).dataset
     seen = dict(zip(known.paths, inspect_images(known), strict=True))
     added = extend_splits(
-        old, [seen[member.name] for member in old], new, inspect_images(new), shares, former.seed
+        old, [seen[member.name] for member in old], new, inspect_images(new), fractions, former.seed
     )
     if not added:
         raise UsageError(f"{printable(source)} holds no photo that the run does not know", "add new ones")
     new_folder = new_run_folder(str(out), known.name, config.arch)
-    link_images([*old, *added], new_folder / PHOTOS_FOLDER)
-    counts = ", ".join(f"{sum(m.split == part for m in added)} {part}" for part in SPLITS)
+    link_images([*old, *added], new_folder / IMAGES_FOLDER)
+    counts = ", ".join(f"{sum(m.split == split for m in added)} {split}" for split in SPLITS)
     fresh = sorted({m.label for m in added} - {m.label for m in old})
     classes = f"; new classes: {printable(', '.join(fresh))}" if fresh else ""
     log.info(f"data     {len(added)} new photos ({counts}) beside the {len(old)} of the run{classes}")
-    config = dataclasses.replace(config, data=str(new_folder / PHOTOS_FOLDER))
+    config = dataclasses.replace(config, data=str(new_folder / IMAGES_FOLDER))
     again = [
         "flowers-torch",
         "update",
@@ -120,23 +122,23 @@ def _config_of_update(folder: Path, former: Config, changes: dict[str, Any]) -> 
     return config
 
 
-def parent_images(folder: Path, photos: ImageDataset) -> list[AssignedImage]:
-    """The photos of a finished run with their parts.
+def parent_images(folder: Path, dataset: ImageDataset) -> list[AssignedImage]:
+    """The images of a finished run with their splits.
 
     Args:
         folder: The run.
-        photos: What its data are now; more than then do no harm.
+        dataset: The images of its data now. Additional images do no harm.
 
     Raises:
-        DataError: some are gone or have other bytes than then.
+        DataError: some are missing or have changed.
     """
-    label = dict(zip(photos.paths, photos.labels, strict=True))
-    parts: dict[str, dict[str, str]] = read_split(folder / "split.json")["splits"]
+    label = dict(zip(dataset.paths, dataset.labels, strict=True))
+    splits: dict[str, dict[str, str]] = read_split(folder / "split.json")["splits"]
     lost = [
         name
-        for members in parts.values()
+        for members in splits.values()
         for name, mark in members.items()
-        if name not in label or fingerprint(photos.root / name) != mark
+        if name not in label or fingerprint(dataset.root / name) != mark
     ]
     if lost:
         raise DataError(
@@ -145,15 +147,15 @@ def parent_images(folder: Path, photos: ImageDataset) -> list[AssignedImage]:
         )
     return [
         AssignedImage(
-            photos.root / name, photos.classes[label[name]], part, name, photos.groups.get(name, "")
+            dataset.root / name, dataset.classes[label[name]], split, name, dataset.groups.get(name, "")
         )
-        for part, members in parts.items()
+        for split, members in splits.items()
         for name in members
     ]
 
 
 def link_images(members: Sequence[AssignedImage], folder: Path) -> None:
-    """Lays links to photos out as `folder/<part>/<class>/<photo>`; copies where there can be no links.
+    """Links photos into `folder/<split>/<class>/<photo>`, or copies them where links are impossible.
 
     Raises:
         UsageError: photos inside of tar archives, or a class whose name can be no folder's.
@@ -189,8 +191,8 @@ def link_images(members: Sequence[AssignedImage], folder: Path) -> None:
 def compare_with_parent(former: Path, folder: Path, device: str = "auto") -> Comparison:
     """Compares a run with the one it came from, on its test photos, which neither has seen.
 
-    Only photos of classes that both know count; of the others it is said how many are right. Writes
-    `update.json` and says the result.
+    Only photos of classes that both know count. For the other classes it logs how many are right. Writes
+    `update.json` and logs the result.
 
     Args:
         former: The run of before.
@@ -206,17 +208,17 @@ def compare_with_parent(former: Path, folder: Path, device: str = "auto") -> Com
     paths = [after.paths["test"][i] for i in shared.tolist()]
     runtime = choose_runtime(device, "fp32")
     place = {name: row for row, name in enumerate(after.classes)}
-    answers = predict_images(
+    predictions = predict_images(
         runtime.place(network),
         info.preprocessing,
         [photos / path for path in paths],
         labels[shared].tolist(),
         runtime,
     )
-    # The logits of before in the columns of now: what the former network does not know it cannot answer.
+    # The former network's logits in the new network's columns; it cannot predict classes that are new.
     logits = torch.full((len(paths), len(after.classes)), -torch.inf)
     columns = [column for column, name in enumerate(info.classes) if name in place]
-    logits[:, [place[info.classes[column]] for column in columns]] = answers.logits[:, columns]
+    logits[:, [place[info.classes[column]] for column in columns]] = predictions.logits[:, columns]
     result = compare(
         _alone(after.classes, info.temperature, paths, logits, labels[shared]),
         _alone(after.classes, after.temperature, paths, after.logits["test"][shared], labels[shared]),
@@ -227,11 +229,11 @@ def compare_with_parent(former: Path, folder: Path, device: str = "auto") -> Com
         for label, name in enumerate(after.classes)
         if not known[label]
     }
-    _tell(former, folder, result, fresh)
+    _report(former, folder, result, fresh)
     return result
 
 
-def _tell(former: Path, folder: Path, result: Comparison, fresh: dict[str, list[int]]) -> None:
+def _report(former: Path, folder: Path, result: Comparison, fresh: dict[str, list[int]]) -> None:
     before, now = (count / result.images for count in (result.first_correct, result.second_correct))
     low, high = result.interval
     log.log(

@@ -1,1 +1,1 @@
-"""Training: stages, the loop, optimisers and schedules, checkpoints."""
+"""Training: stages, the loop, optimizers and schedules, checkpoints."""

@@ -212,7 +212,7 @@ class Checkpointer:
         self.last_save = time.monotonic()
 
     def end_epoch(self, row: dict[str, Any], model: nn.Module) -> None:
-        """Counts an epoch as done: its row joins the history, and its weights are kept if they are the best."""
+        """Adds the row of a finished epoch to the history, and keeps its weights if they are the best."""
         state = self.state
         state.history.append(row)
         if is_better(row, state.best):

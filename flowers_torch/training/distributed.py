@@ -120,16 +120,16 @@ class Distributed:
             for tensor in tensors:
                 dist.broadcast(tensor.detach(), src=0)
 
-    def check_equal(self, facts: dict[str, str]) -> None:
+    def check_equal(self, values: dict[str, str]) -> None:
         """Checks that all processes are about to do the same.
 
         Raises:
-            DistributedError: names the first fact in which a process differs from the main one.
+            DistributedError: names the first value in which a process differs from the main one.
         """
         if self.size == 1:
             return
         gathered: list[Any] = [None] * self.size
-        dist.all_gather_object(gathered, facts)
+        dist.all_gather_object(gathered, values)
         for rank, theirs in enumerate(gathered):
             for name, value in gathered[0].items():
                 if theirs.get(name) != value:  # guard: T05

@@ -14,7 +14,7 @@ FIRST = 100.0  # the penalty that is tried first
 
 @dataclasses.dataclass(frozen=True)
 class LinearProbe:
-    """Multinomial logistic regression on standardised features."""
+    """Multinomial logistic regression on standardized features."""
 
     mean: Tensor
     scale: Tensor

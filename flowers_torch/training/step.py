@@ -70,14 +70,14 @@ def _backward(state: TrainState, images: Tensor, labels: Tensor) -> tuple[Tensor
     weight = total.float()
     network = state.network or state.model
     forward = state.compiled or network
-    # Equal parts, and never a single image, on which batch norm cannot train.
-    parts = math.ceil(len(images) / (state.micro_batch or len(images)))
-    parts = max(1, min(parts, len(images) // 2))
+    # Equal micro-batches of at least two images, because batch norm cannot train on one.
+    count = math.ceil(len(images) / (state.micro_batch or len(images)))
+    count = max(1, min(count, len(images) // 2))
     loss = weight.new_zeros((), dtype=state.runtime.accumulation_dtype)
     correct = weight.new_zeros((), dtype=torch.int64)
-    pairs = zip(images.tensor_split(parts), labels.tensor_split(parts), strict=True)
-    for part, (inputs, targets) in enumerate(pairs, start=1):
-        with sync_gradients_if(part == parts, network):
+    pairs = zip(images.tensor_split(count), labels.tensor_split(count), strict=True)
+    for number, (inputs, targets) in enumerate(pairs, start=1):
+        with sync_gradients_if(number == count, network):
             with state.runtime.autocast():
                 logits, auxiliary = main_and_auxiliary(forward(state.runtime.images(inputs)))
             main = _loss_sum(state, logits, targets) / weight
@@ -133,8 +133,8 @@ def train_step_in_memory(
             torch.cuda.empty_cache()
         state.micro_batch = math.ceil(size / 2)
         log.warning(
-            f"WARNING  out of memory with {size} photos at a time; now {state.micro_batch} at a time, with the"
-            f" gradients of {len(images)} added up"
+            f"WARNING  out of memory with {size} photos at a time; now {state.micro_batch} at a time, with "
+            f"the gradients of {len(images)} added up"
         )
 
 

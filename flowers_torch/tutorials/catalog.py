@@ -1,4 +1,4 @@
-"""The facts about the original tutorials in tutorials.toml."""
+"""The contents of tutorials.toml, about the original tutorials."""
 
 import dataclasses
 import tomllib
@@ -16,7 +16,7 @@ class Tutorial:
         rows: Ids of the rows in docs/reproduction.md, separated by spaces.
         title: Network and photos.
         source: Document and place of the figure.
-        photos: Where the photos come from.
+        data: Where the photos come from.
         figure: What the tutorial printed, and for what; empty if it printed nothing.
         accuracy: The accuracy in `figure`.
         differs: What the recipe does differently on purpose.
@@ -25,7 +25,7 @@ class Tutorial:
     rows: str
     title: str
     source: str
-    photos: str
+    data: str
     figure: str = ""
     accuracy: float | None = None
     differs: tuple[str, ...] = ()
@@ -80,8 +80,8 @@ def read_catalog() -> Catalog:
     content = tomllib.loads(Path(__file__).with_name("tutorials.toml").read_text(encoding="utf-8"))
     recipes = {}
     for name, row in content["recipes"].items():
-        photos = content["photos"][row["photos"]]
+        data = content["data"][row["data"]]
         differs = tuple(content["differences"][key] for key in row.get("differs", ()))
-        recipes[name] = Tutorial(**row | {"photos": photos, "differs": differs})
+        recipes[name] = Tutorial(**row | {"data": data, "differs": differs})
     exact = tuple(ExactFigure(**row | {"tests": tuple(row["tests"])}) for row in content["exact"])
     return Catalog(content["documents"], recipes, exact)

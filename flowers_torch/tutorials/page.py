@@ -25,7 +25,7 @@ def reproduction_page(results: list[Reproduction]) -> str:
         "trained": trained,
         "changed": changed,
         "exact": [_exact_row(figure) for figure in catalog.exact],
-        "photos": _by_text((recipe, tutorial.photos) for recipe, tutorial in catalog.recipes.items()),
+        "photos": _by_text((recipe, tutorial.data) for recipe, tutorial in catalog.recipes.items()),
         "differs": _by_text((recipe, text) for recipe, t in catalog.recipes.items() for text in t.differs),
     }
     template = Path(__file__).with_name("page.md").read_text(encoding="utf-8")
@@ -82,7 +82,7 @@ def _cells(runs: list[Reproduction]) -> str:
     times = [one.train_seconds for one in runs if one.train_seconds is not None]
     seconds = f"{statistics.fmean(times):.0f} s" if times else NOT_MEASURED
     return (
-        f"{statistics.fmean(accuracies):.4f} ({spread}) on {first.photos} photos of {kind}`{first.data}`"
+        f"{statistics.fmean(accuracies):.4f} ({spread}) on {first.images} photos of {kind}`{first.data}`"
         f" | {seeds} | {seconds} | {first.machine}"
     )
 

@@ -29,7 +29,7 @@ class Reproduction:
     substitute_data: bool  # whether the photos are not the tutorial's
     seed: int
     correct: int
-    photos: int
+    images: int
     low: float  # 95% interval of the accuracy
     high: float
     train_seconds: float | None  # of the epochs; None if other work made it meaningless
@@ -40,7 +40,7 @@ class Reproduction:
 
     @property
     def accuracy(self) -> float:
-        return self.correct / self.photos
+        return self.correct / self.images
 
 
 def read_reproduction(folder: Path, recipe: str, substitute_data: bool = False) -> Reproduction:
@@ -165,7 +165,7 @@ def describe(recipe: str, result: Reproduction, recorded: Sequence[Reproduction]
         recorded: Earlier results; those on the same photos are listed.
     """
     tutorial, config = read_catalog().find(recipe), load_config(file=recipe)
-    photos = f"{result.photos} test photos of {result.data}{' (substitute data)' * result.substitute_data}"
+    photos = f"{result.images} test photos of {result.data}{' (substitute data)' * result.substitute_data}"
     ours = f"{result.accuracy:.4f} ({result.low:.3f} .. {result.high:.3f}) on {photos}"
     seconds = "time not measured" if result.train_seconds is None else f"{result.train_seconds:.0f} s"
     lines = [
@@ -184,7 +184,7 @@ def describe(recipe: str, result: Reproduction, recorded: Sequence[Reproduction]
     for one in recorded:
         if (one.recipe, one.data) == (recipe, result.data) and one != result:
             changes = ", ".join(one.changes) or "the recipe as it is"
-            lines.append(f"recorded {one.accuracy:.4f} of {one.photos} photos, seed {one.seed}: {changes}")
+            lines.append(f"recorded {one.accuracy:.4f} of {one.images} photos, seed {one.seed}: {changes}")
     return "\n".join(lines)
 
 
@@ -210,6 +210,6 @@ def add_result(path: Path, result: Reproduction) -> None:
     def key(one: Reproduction) -> tuple[Any, ...]:
         return one.recipe, one.data, one.substitute_data, one.seed, one.changes, one.machine
 
-    kept = [one for one in read_results(path) if key(one) != key(result)]
-    lines = [json.dumps(dataclasses.asdict(one)) for one in [*kept, result]]
+    others = [one for one in read_results(path) if key(one) != key(result)]
+    lines = [json.dumps(dataclasses.asdict(one)) for one in [*others, result]]
     write_text(path, "".join(f"{line}\n" for line in lines))

@@ -139,7 +139,7 @@ def test_ensemble_of_folds_on_other_photos(
 
 def test_label_issues_are_in_the_report(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     found = run_json(capsys, "label-issues", runs[1])
-    assert found["photos"] == 60 and len(found["curve"]) == 4  # type: ignore[arg-type]
+    assert found["images"] == 60 and len(found["curve"]) == 4  # type: ignore[arg-type]
     assert "Labels to check: " in (Path(runs[1]) / "report.html").read_text()
 
 

@@ -127,25 +127,25 @@ def test_the_order_of_calls_in_each_save(
         real = {name: getattr(os, name) for name in ("fsync", "replace")}
         real_temporary = atomic.tempfile.NamedTemporaryFile
 
-        def record(text: str) -> None:
+        def note(text: str) -> None:
             with trace.open("a") as file:
                 file.write(f"{text}\n")
 
         def fsync(descriptor: int) -> None:
             name = os.readlink(f"/proc/self/fd/{descriptor}")
-            record("fsync folder" if os.path.isdir(name) else f"fsync {os.stat(name).st_size}")
+            note("fsync folder" if os.path.isdir(name) else f"fsync {os.stat(name).st_size}")
             real["fsync"](descriptor)
 
         def replace(source: Path, target: Path) -> None:
             real["replace"](source, target)
-            record(f"rename {Path(source).suffix} {Path(target).name}")
+            note(f"rename {Path(source).suffix} {Path(target).name}")
 
         def temporary(*arguments: Any, **keywords: Any) -> Any:
             file = real_temporary(*arguments, **keywords)
             real_write = file.write
 
             def write(data: bytes) -> None:
-                record(f"write {len(data)}")
+                note(f"write {len(data)}")
                 real_write(data)
 
             file.write = write

@@ -19,7 +19,7 @@ from flowers_torch.data.augment.per_image import enough_side, eval_transform
 from flowers_torch.data.images import MAX_PIXELS, load_image
 from flowers_torch.errors import DataError
 
-SHARED = Path(os.environ.get("FLOWERS_TORCH_SHARED", Path(__file__).parents[2] / ".." / "shared"))
+SHARED = Path(os.environ.get("FLOWERS_TORCH_SHARED", ""))
 
 
 def gradient(width: int = 40, height: int = 30) -> Image.Image:

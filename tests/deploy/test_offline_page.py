@@ -44,9 +44,9 @@ def test_names_of_classes_cannot_become_markup(onnx_bytes: bytes, small: Any, tm
     write_page(tmp_path / "model.html", onnx_bytes, RUNTIME)
     html = (tmp_path / "model.html").read_text()
     assert "<img src=x" not in html and "\u202e" not in html and "\x1b" not in html
-    facts = json.loads(re.findall(r'id="facts">(.*?)</script>', html)[0])
-    assert facts["classes"][0] == small.info.classes[0]
-    assert facts["classes"][1] == "\\u202etulip\\x1b[31m"
+    summary = json.loads(re.findall(r'id="summary">(.*?)</script>', html)[0])
+    assert summary["classes"][0] == small.info.classes[0]
+    assert summary["classes"][1] == "\\u202etulip\\x1b[31m"
     assert len(html.split("window.hacked")) == 2  # in the JSON, escaped
 
 

@@ -184,7 +184,7 @@ def test_alternatives_have_pretrained_weights() -> None:
 
 
 # Everything that timm's `create_model` takes beside the network's own options, and what it passes on.
-STRANGE_OPTIONS = (
+FOREIGN_OPTIONS = (
     *("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"),
     *("scriptable", "exportable", "no_jit", "model_name", "features_only", "out_indices", "feature_cfg"),
     *("pretrained_strict", "kwargs_filter", "pretrained_filter_fn", "model_cls", "pretrained_tag"),
@@ -193,7 +193,7 @@ STRANGE_OPTIONS = (
 )
 
 
-@pytest.mark.parametrize("option", STRANGE_OPTIONS)
+@pytest.mark.parametrize("option", FOREIGN_OPTIONS)
 @pytest.mark.parametrize("name", ["timm:resnet18", "timm:vit_tiny_patch16_224"])
 def test_options_from_a_file_reach_the_constructor_only(
     name: str, option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

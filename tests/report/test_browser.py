@@ -9,7 +9,7 @@ pytestmark = pytest.mark.slow
 
 
 def look(browser: Any, page: Any, width: int, scheme: str = "light") -> None:
-    """Opens the page from its file at a width, in a colour scheme."""
+    """Opens the page from its file at a width, in a color scheme."""
     metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     features = [{"name": "prefers-color-scheme", "value": scheme}]

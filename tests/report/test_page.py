@@ -134,10 +134,10 @@ def test_label_issues_are_shown_where_they_were_computed(finished: Any, tmp_path
     for name in ("config.toml", "metrics.json", "split.json", "history.csv", "predictions.safetensors"):
         (tmp_path / name).write_bytes((finished.folder / name).read_bytes())
     curve = [{"images": n, "accuracy": 0.5 + n / 100, "low": 0.4, "high": 0.9} for n in (3, 10, 30)]
-    suspect = {"file": "iris/0.png", "label": "iris", "looks_like": "<i>rose", "probability": 0.93}
+    issue = {"file": "iris/0.png", "label": "iris", "looks_like": "<i>rose", "probability": 0.93}
     write_json(
         tmp_path / "label_issues.json",
-        {"photos": 90, "curve": curve, "more_photos": "more photos would <u>help", "suspects": [suspect]},
+        {"images": 90, "curve": curve, "more_photos": "more photos would <u>help", "label_issues": [issue]},
     )
     page = write_report(tmp_path, finished.info, finished.source).read_text(encoding="utf-8")
     assert "Labels to check: 1" in page and "looks like <b>&lt;i&gt;rose</b> (93.0%)" in page

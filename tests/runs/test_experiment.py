@@ -1,4 +1,4 @@
-"""The frozen facts of a run: new, resumed, opened."""
+"""The fixed inputs of a run: new, resumed, opened."""
 
 import dataclasses
 import shutil

@@ -17,13 +17,13 @@ RUNTIME = Runtime(torch.device("cpu"), "fp32", "for a test")
 FOLDER = Path("runs/a")
 
 
-def facts(**changes: object) -> dict[str, str]:
+def fingerprint_of(**changes: object) -> dict[str, str]:
     return fingerprint(dataclasses.replace(Config(), **changes), RUNTIME)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("harmless", [{"workers": 4}, {"data": "elsewhere"}, {"checkpoint_minutes": 9.0}])
 def test_options_that_change_no_number_are_no_difference(harmless: dict[str, object]) -> None:
-    assert check_exact(facts(), facts(**harmless), FOLDER, False) == ""
+    assert check_exact(fingerprint_of(), fingerprint_of(**harmless), FOLDER, False) == ""
 
 
 @pytest.mark.parametrize(
@@ -39,22 +39,22 @@ def test_differences_are_refused_with_a_table_or_allowed_by_a_flag(
     change: dict[str, object], row: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level("INFO", "flowers_torch"), pytest.raises(UsageError, match="--allow-config-change"):
-        check_exact(facts(), facts(**change), FOLDER, False)
+        check_exact(fingerprint_of(), fingerprint_of(**change), FOLDER, False)
     assert re.search(row, caplog.text)
-    allowed = check_exact(facts(), facts(**change), FOLDER, True)
+    allowed = check_exact(fingerprint_of(), fingerprint_of(**change), FOLDER, True)
     assert re.search(row.replace(" +", " "), allowed)
 
 
 def test_another_network_is_another_run() -> None:
     with pytest.raises(UsageError, match="leave size as it was, or start a new run with --from runs/a"):
-        check_exact(facts(), facts(size=64), FOLDER, True)
+        check_exact(fingerprint_of(), fingerprint_of(size=64), FOLDER, True)
 
 
 def test_threads_and_processes_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = facts()
+    before = fingerprint_of()
     monkeypatch.setattr(module.torch, "get_num_threads", lambda: 77)
     with pytest.raises(UsageError, match=r"threads \d+ -> 77"):
-        check_exact(before, facts(), FOLDER, False)
+        check_exact(before, fingerprint_of(), FOLDER, False)
     processes = fingerprint(Config(), RUNTIME, processes=2)
     with pytest.raises(UsageError, match="processes 1 -> 2"):
-        check_exact(facts(), processes, FOLDER, False)
+        check_exact(fingerprint_of(), processes, FOLDER, False)

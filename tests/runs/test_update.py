@@ -27,11 +27,11 @@ STAGES = [
 ]
 
 
-def draw(folder: Path, colour: tuple[int, int, int], count: int, seed: int) -> None:
+def draw(folder: Path, color: tuple[int, int, int], count: int, seed: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     generator = np.random.default_rng(seed)
     for number in range(count):
-        pixels = np.clip(np.array(colour) + generator.normal(0, 25, (40, 48, 3)), 0, 255).astype(np.uint8)
+        pixels = np.clip(np.array(color) + generator.normal(0, 25, (40, 48, 3)), 0, 255).astype(np.uint8)
         Image.fromarray(pixels).save(folder / f"{seed}-{number}.png")
 
 
@@ -120,7 +120,7 @@ def test_what_would_spoil_the_test_is_refused_before_anything_is_written(
 def test_what_cannot_be_updated(former: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UsageError, match="holds no photo that the run does not know"):
         update(former, str(former.parent / "photos"))
-    with pytest.raises(UsageError, match="is no run with weights"):
+    with pytest.raises(UsageError, match="is not a run with weights"):
         update(tmp_path, str(former.parent / "photos"))
     assert main(["update", str(former)]) == 2
     assert "needs new photos, or --resume" in capsys.readouterr().err

@@ -12,8 +12,8 @@ from flowers_torch.training.linear_probe import fit_linear_probe, fit_logistic_r
 def problem(photos: int = 120, width: int = 6, classes: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(photos) % classes
-    centres = torch.randn(classes, width, generator=generator)
-    return 0.02 * (centres[labels] + torch.randn(photos, width, generator=generator)), labels
+    centers = torch.randn(classes, width, generator=generator)
+    return 0.02 * (centers[labels] + torch.randn(photos, width, generator=generator)), labels
 
 
 def test_it_is_scikit_learn_s_logistic_regression() -> None:

@@ -29,7 +29,7 @@ def test_unknown_schedule() -> None:
         ([], 1.0),
         ([3.0, 2.0, 1.0], 1.0),
         ([1.0, 1.0, 1.0], 0.1),  # the first is the best, then two epochs without an improvement
-        ([1.0, 0.99995, 1.0], 0.1),  # less than min_delta is no improvement
+        ([1.0, 0.99995, 1.0], 0.1),  # less than min_delta does not count as an improvement
         ([1.0, 0.9, 1.0, 1.0], 0.1),
         ([1.0, 1.0, 0.5, 0.6], 1.0),  # an improvement restarts the count
         ([1.0, 1.0, 1.0, 1.0], 0.1),  # and so does a drop

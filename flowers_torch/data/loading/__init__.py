@@ -1,1 +1,1 @@
-"""TODO."""
+"""Reading images: decoding, resizing, the image cache, worker processes and batches."""

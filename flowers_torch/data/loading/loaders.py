@@ -82,7 +82,7 @@ class TransformedImages(Dataset[Item]):
         """A transformed image, decoded now or cached before, and its aspect ratio."""
         view, position = key
         if self.heartbeat:
-            self.heartbeat.record(position)
+            self.heartbeat.update(position)
         if self.cache and (cached := self.cache.get(position)):
             return cached
         image = load_image(self.paths[position], at_least=self.at_least)

@@ -27,12 +27,12 @@ class Heartbeat:
     """
 
     def __init__(self, workers: int) -> None:
-        # The standard library's shared memory, because torch's needs /dev/shm and a lack of it is reported too.
+        # The standard library's shared memory, because torch's needs /dev/shm, which may be too small.
         self.positions = multiprocessing.Array("q", [-1] * workers, lock=False)
         self.counts = multiprocessing.Array("q", workers, lock=False)
 
-    def record(self, position: int) -> None:
-        """Called in a worker when it begins to read an image."""
+    def update(self, position: int) -> None:
+        """Notes the image that this worker begins to read."""
         if info := get_worker_info():
             self.positions[info.id] = position
             self.counts[info.id] += 1
@@ -86,8 +86,8 @@ class WatchedLoader(DataLoader[Any]):
 class _Watch:
     """Kills workers that hang while one of them hands over a batch, because torch would wait forever.
 
-    While the loader waits for a batch, a thread checks whether workers begin new images. It checks as often as
-    the loader polls and waits twice as long.
+    While the loader waits for a batch, a thread checks whether workers begin new images. It checks as often
+    as the loader polls and waits twice as long.
     """
 
     def __init__(self, workers: Sequence[Any], heartbeat: Heartbeat | None) -> None:

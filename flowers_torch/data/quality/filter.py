@@ -63,5 +63,5 @@ def filter_images(
             first = " = ".join(printable(dataset.paths[i], 60) for i in pairs[0]) if pairs else ""
             warnings.append(f"{finding.what} (first: {first})" if pairs else finding.what)
     if bad:
-        warnings.insert(0, f"{len(bad)} photos cannot be used and are left out: {listed(list(bad), most=3)}")
+        warnings.insert(0, f"{len(bad)} photos cannot be used and are left out: {listed(list(bad), limit=3)}")
     return FilteredDataset(dataset, report.duplicates if groups == "duplicates" else [], bad, warnings)

@@ -123,12 +123,12 @@ class _Target:
         self.members += 1
         if self.members > self.max_members:  # guard: D37 members
             raise self.refuse(f"holds more than {self.max_members:,} members")
-        parts = _safe_parts(name)
+        components = _safe_components(name)
         # guard: D35 archive
-        if not parts:
+        if not components:
             raise self.refuse(f"holds an unsafe path: {printable(name)}")
-        path = self.folder.joinpath(*parts)
-        if not path.resolve().is_relative_to(self.folder.resolve()):  # whatever `_safe_parts` overlooks
+        path = self.folder.joinpath(*components)
+        if not path.resolve().is_relative_to(self.folder.resolve()):  # whatever `_safe_components` overlooks
             raise self.refuse(f"holds a path that leads outside: {printable(name)}")
         return path
 
@@ -148,7 +148,7 @@ class _Target:
         return DataError(f"archive {printable(self.archive)} {reason}", "unpack it yourself if you trust it")
 
 
-def _safe_parts(name: str) -> list[str]:
+def _safe_components(name: str) -> list[str]:
     """The folders and the file name of a member; empty unless they are safe on every system.
 
     Absolute paths, drives, network shares and `..` are not, in the spelling of any system. Neither are the

@@ -23,7 +23,7 @@ from flowers_torch.files.download import file_digest
 
 MAX_BYTES = 32 * 1024**3
 HDF5_SUFFIXES = (".h5", ".hdf5")
-NOTES_FILE = ".notes.json"  # hidden, so that it is not taken for an image
+NOTES_FILE = ".notes.json"  # hidden, so that it is not listed as an image
 
 
 def check_arrays(

@@ -192,7 +192,7 @@ def _background(size: int, rng: np.random.Generator) -> Image.Image:
             tone = _vary(SOIL, rng) * rng.uniform(0.6, 1.5)
             angle, length, width = (0, np.pi), (0.05, 0.18), (0.03, 0.07)
         drawing.leaf(base, rng.uniform(*angle), rng.uniform(*length), rng.uniform(*width), tone)
-    for _ in range(rng.integers(0, 7)):  # petals of neighbours
+    for _ in range(rng.integers(0, 7)):  # petals of neighbors
         base, (tip, _) = rng.uniform(0, 1, 2), _petal_colors(rng, *PETALS)
         for direction in rng.uniform(0, TURN, rng.integers(1, 4)):
             drawing.leaf(base, direction, rng.uniform(0.06, 0.16), rng.uniform(0.02, 0.05), tip * 0.85)

@@ -89,15 +89,15 @@ def whole_set(folder: Path, notes: tuple[str, ...] = ()) -> ImageDataset:
     return ImageDataset("flowers17", folder, CLASSES, PATHS, labels, notes=notes)
 
 
-def is_from_flowers17(photos: ImageDataset) -> bool:
-    """Whether photos are those of this set, or what an exclude list left of them."""
-    return photos.classes == CLASSES and set(photos.paths) <= set(PATHS)
+def is_from_flowers17(dataset: ImageDataset) -> bool:
+    """Whether a dataset is Flowers-17, or what an exclude list left of it."""
+    return dataset.classes == CLASSES and set(dataset.paths) <= set(PATHS)
 
 
-def by_file_name(split: dict[str, list[int]], photos: ImageDataset) -> dict[str, list[int]]:
-    """A split of the whole set as indices into the photos that are left of it."""
-    index = {path: i for i, path in enumerate(photos.paths)}
-    return {part: [index[PATHS[i]] for i in members if PATHS[i] in index] for part, members in split.items()}
+def by_file_name(split: dict[str, list[int]], dataset: ImageDataset) -> dict[str, list[int]]:
+    """A split of the whole set as indices into the images that are left of it."""
+    index = {path: i for i, path in enumerate(dataset.paths)}
+    return {name: [index[PATHS[i]] for i in members if PATHS[i] in index] for name, members in split.items()}
 
 
 def is_flowers17(folder: Path) -> bool:

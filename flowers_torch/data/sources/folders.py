@@ -168,7 +168,7 @@ def _check_classes(folder: ClassFolders, root: Path, fewest: int = 2) -> None:
         raise DataError(what, f"use {printable(deeper)} instead")
     if folder.empty:  # guard: D03
         empty = f"{len(folder.empty)} of {len(folder.classes)} class folders of {printable(root)}"
-        what = f"{empty} hold no photo: {listed(folder.empty, most=50)}"
+        what = f"{empty} hold no photo: {listed(folder.empty, limit=50)}"
         raise DataError(what, "add photos or remove these folders")
     if len(folder.classes) < fewest:  # guard: D30 one
         what = f"{printable(root)} holds one class only: {printable(folder.classes[0])}"

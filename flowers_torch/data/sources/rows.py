@@ -76,14 +76,14 @@ def natural_key(name: str) -> tuple[list[tuple[int, str]], str]:
     return [(int(piece), "") if piece.isdecimal() else (-1, piece) for piece in pieces], name
 
 
-def listed(names: Sequence[str], most: int = 5) -> str:
+def listed(names: Sequence[str], limit: int = 5) -> str:
     """The first names in one line, and how many more there are."""
-    shown = ", ".join(printable(name, limit=60) for name in names[:most])
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+    shown = ", ".join(printable(name, limit=60) for name in names[:limit])
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
 
 
 def counted(counts: Counter[str]) -> str:
     """Names with their counts in one line, the most frequent first."""
     return listed(
-        [name if count == 1 else f"{name} ({count})" for name, count in counts.most_common()], most=10
+        [name if count == 1 else f"{name} ({count})" for name, count in counts.most_common()], limit=10
     )

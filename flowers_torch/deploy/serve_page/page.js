@@ -111,14 +111,14 @@ async function request(file, query) {
     try {
       response = await fetch(`/api/predict?top=${SHOWN}${query}`, { method: "POST", body: form });
     } catch {
-      return { error: "the server does not answer; is it still running?" };
+      return { error: "the server does not respond; is it still running?" };
     }
     if (response.status === 503 && tries < 30) {
       await new Promise((done) => setTimeout(done, 1000));
       continue;
     }
-    const answer = await response.json().catch(() => ({}));
-    return answer.predictions ? answer.predictions[0] : { error: answer.error || `the server answered ${response.status}` };
+    const body = await response.json().catch(() => ({}));
+    return body.predictions ? body.predictions[0] : { error: body.error || `the server responded with ${response.status}` };
   }
 }
 
@@ -217,8 +217,8 @@ find("#clear").onclick = () => {
   find("#choose").focus();
 };
 
-fetch("/api/model").then((response) => response.json()).then((answer) => {
-  model = answer;
+fetch("/api/model").then((response) => response.json()).then((info) => {
+  model = info;
   document.title = `${model.name}: what is in the photo?`;
   const careful = model.threshold ? " and says when it is unsure" : "";
   find("#model").textContent = `${model.name} (${model.arch}) tells ${model.classes.length} classes apart${careful}`;
@@ -227,4 +227,4 @@ fetch("/api/model").then((response) => response.json()).then((answer) => {
   find("#threshold").textContent = `It ${model.threshold}.`;
   find("#threshold").hidden = !model.threshold;
   find("#classes").hidden = false;
-}).catch(() => notify("The server does not answer."));
+}).catch(() => notify("The server does not respond."));

@@ -5,7 +5,7 @@ function addChunk(name, text) { (chunks[name] ??= []).push(text); }
 
 const TOP = 3, MIN_SHOWN = 0.005, MAX_BYTES = 64 << 20, MAX_PIXELS = 24e6;
 const $ = id => document.getElementById(id);
-const facts = JSON.parse($("facts").textContent);
+const summary = JSON.parse($("summary").textContent);
 const photos = [];  // {file, card, outputs, error} in order of arrival
 let ort, session, queue = Promise.resolve();
 
@@ -42,12 +42,12 @@ async function start() {
 
 function describe() {
   document.body.classList.add("waiting");
-  const license = facts.license ? ` License of the pretrained weights: ${facts.license}.` : "";
-  $("about").textContent = `Every photo is classified as one of these classes. Network: ${facts.network}, ` +
-    `${facts.size}.${license}`;
-  $("knows").open = facts.classes.length <= 40;
-  $("names").replaceChildren(...facts.classes.map(name => element("li", name)));
-  const curve = facts.selective.curve ?? [];
+  const license = summary.license ? ` License of the pretrained weights: ${summary.license}.` : "";
+  $("about").textContent = `Every photo is classified as one of these classes. Network: ${summary.network}, ` +
+    `${summary.size}.${license}`;
+  $("knows").open = summary.classes.length <= 40;
+  $("names").replaceChildren(...summary.classes.map(name => element("li", name)));
+  const curve = summary.selective.curve ?? [];
   for (const maxError of [0.1, 0.05, 0.02, 0.01, 0]) {
     const fitting = curve.filter(([, accepted, errors]) => errors <= maxError * accepted);
     const all = fitting.includes(curve.at(-1));  // then no photo is unsure
@@ -58,7 +58,7 @@ function describe() {
 
 // The confidence threshold for the chosen error rate in validation, as in `predict --max-error`.
 function threshold() {
-  const maxError = Number($("care").value), curve = facts.selective.curve ?? [];
+  const maxError = Number($("care").value), curve = summary.selective.curve ?? [];
   if (maxError === 1 || !curve.length) return {probability: 0, text: ""};
   const all = curve.at(-1)[1];
   const [probability, accepted, errors] = curve.filter(([, n, e]) => e <= maxError * n).reduce((a, b) => b[1] > a[1] ? b : a);
@@ -140,12 +140,12 @@ async function pixels(file) {
 }
 
 function ranked(photo) {
-  const all = photo.outputs.probabilities.map((value, label) => ({value, name: facts.classes[label]}));
+  const all = photo.outputs.probabilities.map((value, label) => ({value, name: summary.classes[label]}));
   return all.sort((a, b) => b.value - a.value);
 }
 
 function reason(photo, minimum) {
-  if (photo.outputs.ood_distance && photo.outputs.ood_distance[0] > facts.selective.ood_threshold) return "unlike the training photos";
+  if (photo.outputs.ood_distance && photo.outputs.ood_distance[0] > summary.selective.ood_threshold) return "unlike the training photos";
   return ranked(photo)[0].value < minimum ? "too improbable" : "";
 }
 
@@ -183,7 +183,7 @@ function table() {
   const quote = value => `"${String(value).replaceAll('"', '""')}"`;
   const rows = photos.filter(p => p.outputs || p.error).map(p => p.error ? [p.file.name, "", "", p.error]
     : [p.file.name, ranked(p)[0].name, ranked(p)[0].value.toFixed(6), reason(p, minimum), ...p.outputs.probabilities]);
-  return [["file", "class", "probability", "reason", ...facts.classes], ...rows]
+  return [["file", "class", "probability", "reason", ...summary.classes], ...rows]
     .map(row => row.map(quote).join(",")).join("\n") + "\n";
 }
 

@@ -19,7 +19,7 @@ def random_images(count: int = 4, height: int = 24, width: int = 32) -> torch.Te
     return torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(0))
 
 
-def draws(count: int = 4, seed: int = 0, epoch: int = 0) -> SampleGenerator:
+def generator(count: int = 4, seed: int = 0, epoch: int = 0) -> SampleGenerator:
     return SampleGenerator(seed, epoch, torch.arange(count))
 
 
@@ -55,8 +55,8 @@ def test_splitmix64_is_the_published_one():
 
 
 def test_drawn_matrices_are_keras_on_squares():
-    matrices = batch.draw_affines(draws(3), 20, 20, rotation=30, shift=0.2, shear=15, zoom=0.2)
-    again = draws(3)
+    matrices = batch.draw_affines(generator(3), 20, 20, rotation=30, shift=0.2, shear=15, zoom=0.2)
+    again = generator(3)
     theta, shear = again.uniform(1, -30, 30), again.uniform(1, -15, 15)
     ty, tx = again.uniform(1, -0.2, 0.2) * 20, again.uniform(1, -0.2, 0.2) * 20
     zy, zx = again.uniform(1, 0.8, 1.2), again.uniform(1, 0.8, 1.2)
@@ -67,13 +67,13 @@ def test_drawn_matrices_are_keras_on_squares():
 
 def test_an_affine_without_ranges_changes_nothing():
     images = random_images()
-    matrices = batch.draw_affines(draws(), 24, 32)
+    matrices = batch.draw_affines(generator(), 24, 32)
     torch.testing.assert_close(batch.affine(images, matrices), images, atol=1e-5, rtol=0)
 
 
 def test_a_crop_of_everything_is_torchvisions_resize():
     images = random_images(2, 40, 40)
-    whole = batch.resized_crop(images, 20, draws(2), scale=(1, 1), ratio=(1, 1))
+    whole = batch.resized_crop(images, 20, generator(2), scale=(1, 1), ratio=(1, 1))
     torch.testing.assert_close(whole, tv.resize(images, [20, 20], antialias=False), atol=1e-5, rtol=0)
 
 
@@ -97,7 +97,7 @@ def test_crops_are_drawn_as_torchvision_draws_them(augmentation, wide):
     expected = torch.stack([RandomResizedCrop(16, scale, ratio)(image) for _ in range(300)])
     resized = tv.resize(image, [64, 64]).expand(300, -1, -1, -1)
     aspects = torch.full((300,), width / height)
-    ours = batch.resized_crop(resized, 16, draws(300), scale, ratio, aspects)
+    ours = batch.resized_crop(resized, 16, generator(300), scale, ratio, aspects)
     expected_crops, our_crops = shape_of_crops(expected), shape_of_crops(ours)
     areas = our_crops[:, 2] * our_crops[:, 3]
     assert areas.max() < 1.03 and (wide != 1 or areas.min() > scale[0] - 0.03)
@@ -120,7 +120,7 @@ def test_a_random_crop_is_a_square_of_the_image():
     x = (torch.arange(80) + 0.5) / 80
     resized = torch.stack([x.expand(80, -1), x[:, None].expand(-1, 80), x.expand(80, -1)])
     by_split = shape_of_crops(
-        batch.random_crop(resized.expand(200, -1, -1, -1), 20, draws(200), 0.75, torch.full((200,), 2.0))
+        batch.random_crop(resized.expand(200, -1, -1, -1), 20, generator(200), 0.75, torch.full((200,), 2.0))
     )
     torch.testing.assert_close(by_split[:, 2], torch.full((200,), 0.375), atol=0.01, rtol=0)
     torch.testing.assert_close(by_split[:, 3], torch.full((200,), 0.75), atol=0.01, rtol=0)
@@ -129,7 +129,7 @@ def test_a_random_crop_is_a_square_of_the_image():
 
 def test_mirror():
     images = random_images(400, 2, 2)
-    mirrored = batch.mirror(images, draws(400))
+    mirrored = batch.mirror(images, generator(400))
     flipped = (mirrored == images.flip(-1)).flatten(1).all(1)
     unchanged = (mirrored == images).flatten(1).all(1)
     assert (flipped ^ unchanged).all() and 150 < flipped.sum() < 250
@@ -142,19 +142,19 @@ def test_color_is_torchvisions():
     for image, (b, c, s), result in zip(images, factors.tolist(), ours, strict=True):
         expected = tv.adjust_saturation(tv.adjust_contrast(tv.adjust_brightness(image, b), c), s)
         torch.testing.assert_close(result, expected, atol=2e-3, rtol=0)
-    jittered = batch.jitter_color(images, draws(3), 0.2, 0.2, 0.2)
+    jittered = batch.jitter_color(images, generator(3), 0.2, 0.2, 0.2)
     assert 0 < (jittered - images).abs().mean() < 0.2 and jittered.min() >= 0 and jittered.max() <= 1
 
 
 def test_rgb_shift_moves_each_channel_as_a_whole():
     images = random_images(50) * 0.5 + 0.25
-    shifts = batch.shift_rgb(images, draws(50), 0.1) - images
+    shifts = batch.shift_rgb(images, generator(50), 0.1) - images
     assert shifts.std((2, 3)).max() < 1e-6 and 0.09 < shifts.abs().max() <= 0.1
 
 
 def test_pca_color_has_alexnets_covariance():
     gray = torch.full((20_000, 3, 1, 1), 0.5)
-    shifts = (batch.shift_pca_color(gray, draws(20_000), std=0.1) - 0.5)[:, :, 0, 0]
+    shifts = (batch.shift_pca_color(gray, generator(20_000), std=0.1) - 0.5)[:, :, 0, 0]
     vectors, values = torch.tensor(batch.PCA_VECTORS), torch.tensor(batch.PCA_VALUES)
     expected = vectors @ torch.diag((0.1 * values) ** 2) @ vectors.T
     torch.testing.assert_close(shifts.T.cov(), expected, atol=2e-5, rtol=0)
@@ -163,7 +163,7 @@ def test_pca_color_has_alexnets_covariance():
 
 def test_erase():
     images = random_images(300, 32, 32)
-    erased = batch.erase(images, draws(300), probability=0.5)
+    erased = batch.erase(images, generator(300), probability=0.5)
     changed = (erased != images).any(1)
     areas = changed.float().mean((1, 2))
     assert 110 < (areas > 0).sum() < 190 and areas.max() < 0.25
@@ -196,4 +196,4 @@ def test_standardize():
 def test_mistakes():
     with pytest.raises(ValueError, match="fill mode"):
         batch.affine(random_images(), torch.zeros(4, 2, 3), "edge")
-    assert math.isfinite(float(draws().normal(100).sum()))
+    assert math.isfinite(float(generator().normal(100).sum()))

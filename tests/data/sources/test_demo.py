@@ -51,7 +51,7 @@ def logistic_regression(x: torch.Tensor, y: torch.Tensor, test: torch.Tensor) ->
     return float(((x[test] @ weights[1:] + weights[0]).argmax(1) == y[test]).float().mean())
 
 
-def nearest_neighbours(x: torch.Tensor, y: torch.Tensor, test: torch.Tensor, k: int) -> float:
+def nearest_neighbors(x: torch.Tensor, y: torch.Tensor, test: torch.Tensor, k: int) -> float:
     """Accuracy on `test` of a vote of the k nearest colors elsewhere."""
     nearest = torch.cdist(x[test], x[~test]).topk(k, largest=False).indices
     return float((y[~test][nearest].mode(1).values == y[test]).float().mean())
@@ -61,7 +61,7 @@ def check_colors_do_not_reveal_the_class(root: Path) -> None:
     x, y = mean_colors(root)
     accuracies = {"logistic regression": np.mean([logistic_regression(x, y, test) for test in folds(y)])}
     for k in (5, 15):
-        accuracies[f"{k} neighbours"] = np.mean([nearest_neighbours(x, y, test, k) for test in folds(y)])
+        accuracies[f"{k} neighbors"] = np.mean([nearest_neighbors(x, y, test, k) for test in folds(y)])
     assert max(accuracies.values()) < 0.70, accuracies
     assert max(accuracies.values()) > 0.25, (
         accuracies

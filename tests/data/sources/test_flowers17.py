@@ -22,7 +22,7 @@ from flowers_torch.data.sources.flowers17 import CLASSES, PATHS, flowers17, offi
 from flowers_torch.data.sources.open import open_dataset
 from flowers_torch.errors import DataError, ResourceError, UsageError
 
-SHARED = Path(os.environ.get("FLOWERS_TORCH_SHARED", Path(__file__).parents[2] / ".." / "shared"))
+SHARED = Path(os.environ.get("FLOWERS_TORCH_SHARED", ""))
 
 
 def packed(names=PATHS) -> bytes:
@@ -197,9 +197,9 @@ def test_invalid_official_splits(dataset, splits_file, monkeypatch, tmp_path):
         official_split(dataset, 1, tmp_path)
 
 
-def jpeg(colour: int) -> bytes:
+def jpeg(color: int) -> bytes:
     buffer = io.BytesIO()
-    Image.new("RGB", (40, 40), (colour % 256, colour // 256 * 40, 90)).save(buffer, "jpeg")
+    Image.new("RGB", (40, 40), (color % 256, color // 256 * 40, 90)).save(buffer, "jpeg")
     return buffer.getvalue()
 
 

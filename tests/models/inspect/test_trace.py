@@ -178,9 +178,9 @@ def test_plot_of_a_network(tmp_path: Path, model: Forked) -> None:
         plot(layer_rows(model, 8), tmp_path / "graph.jpg")
 
 
-def test_colours_follow_the_kind(tmp_path: Path) -> None:
+def test_colors_follow_the_kind(tmp_path: Path) -> None:
     rows = [replace(row("a"), kind="ZeroPadding2D"), replace(row("b", "a"), kind="Conv2D")]
     plot(rows, tmp_path / "padded.svg")
     plot([*rows, replace(row("c", "a", "b"), kind="Add")], tmp_path / "added.svg")
-    colours = [(tmp_path / name).read_text().count("#fbf3c0") for name in ("padded.svg", "added.svg")]
-    assert colours == [0, 1]
+    colors = [(tmp_path / name).read_text().count("#fbf3c0") for name in ("padded.svg", "added.svg")]
+    assert colors == [0, 1]

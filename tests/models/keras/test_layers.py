@@ -19,7 +19,7 @@ from flowers_torch.models.inspect.summary import layer_rows, parameter_counts, s
 from flowers_torch.models.keras.layers import keras_count, keras_layers, keras_prefix
 from flowers_torch.models.registry import REGISTRY
 
-SHARED = Path(os.environ.get("FLOWERS_TORCH_SHARED", Path(__file__).parents[3] / "../shared"))
+SHARED = Path(os.environ.get("FLOWERS_TORCH_SHARED", ""))
 ARCHS = {entry.keras_name: name for name, entry in REGISTRY.items() if entry.keras_name}
 
 # Keras name: (parameters with top and 1000 classes, layers without top or 0, digest of that list)
@@ -46,7 +46,7 @@ KERAS = {
     "NASNetLarge": (88_949_818, 0, ""),
 }
 LISTED = [name for name, (_, layers, _) in KERAS.items() if layers]
-QUICK = ("Xception", "VGG16", "ResNet50", "ResNet50V2", "InceptionV3", "MobileNet", "MobileNetV2")
+FAST = ("Xception", "VGG16", "ResNet50", "ResNet50V2", "InceptionV3", "MobileNet", "MobileNetV2")
 # Default names with a number, which depends on the Keras session.
 COUNTED = re.compile(
     r"(conv2d|batch_normalization|activation|add|concatenate|max_pooling2d|average_pooling2d|zero_padding2d"
@@ -79,7 +79,7 @@ def test_all_twenty_networks_are_registered() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in LISTED]
+    "name", [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in LISTED]
 )
 def test_layers_are_those_of_keras_in_its_order(name: str) -> None:
     """The digests are of the lists of Keras 3.15 (see the next test)."""

@@ -15,7 +15,7 @@ from flowers_torch.models.keras.files import read_keras_file
 from flowers_torch.models.keras.layers import keras_layers
 from flowers_torch.models.keras.weights import load_keras_weights
 
-SHARED = Path(os.environ.get("FLOWERS_TORCH_SHARED", Path(__file__).parents[3] / "../shared"))
+SHARED = Path(os.environ.get("FLOWERS_TORCH_SHARED", ""))
 
 
 # Keras numbers its layers in the order of their creation: conv2d, conv2d_1, ..., each with a batch norm of

@@ -36,19 +36,19 @@ TEST_PICTURES = 320  # thumbnails of test photos
 class Figure:
     """A test photo with its caption; `src` is empty where its picture is elsewhere in the page or missing."""
 
-    photo: int
+    index: int
     src: str
     file: str
     caption: str
     wrong: bool
 
 
-def figure(run: RunSummary, photo: int, src: str = "") -> Figure:
-    """What the page says about a test photo; texts are printable."""
-    guess, label = run.predicted[photo], int(run.labels[photo])
+def figure(run: RunSummary, index: int, src: str = "") -> Figure:
+    """What the page says about the test photo at an index; texts are printable."""
+    guess, label = run.predicted[index], int(run.labels[index])
     predicted = "" if guess == label else f", predicted as {run.classes[guess]}"
-    caption = f"{run.classes[label]}{predicted} ({percent(float(run.probabilities[photo, guess]))})"
-    return Figure(photo, src, printable(run.paths[photo]), printable(caption), guess != label)
+    caption = f"{run.classes[label]}{predicted} ({percent(float(run.probabilities[index, guess]))})"
+    return Figure(index, src, printable(run.paths[index]), printable(caption), guess != label)
 
 
 def mistakes(run: RunSummary) -> list[int]:
@@ -68,7 +68,7 @@ def choose_pictured(run: RunSummary) -> list[int]:
     """Test photos that get a thumbnail: mistakes, extremes, then every class in turn."""
     least, most = extremes(run)
     by_class = [(run.labels == label).nonzero()[:, 0].tolist() for label in range(len(run.classes))]
-    turns = [photo for turn in itertools.zip_longest(*by_class) for photo in turn if photo is not None]
+    turns = [index for turn in itertools.zip_longest(*by_class) for index in turn if index is not None]
     return list(dict.fromkeys([*mistakes(run), *least, *most, *turns]))[:TEST_PICTURES]
 
 
@@ -81,9 +81,9 @@ def map_dots(run: RunSummary, width: int = 720, height: int = 460, margin: int =
     unit = torch.where(high > low, (places - low) / (high - low).clamp(min=1e-12), 0.5)
     pixels = margin + unit * torch.tensor([width - 2 * margin, height - 2 * margin])
     step = -(-len(run.paths) // len(places))  # of many photos every nth has a place
-    figures = [figure(run, photo) for photo in range(0, len(run.paths), step)]
+    figures = [figure(run, index) for index in range(0, len(run.paths), step)]
     dots = [
-        {"x": x, "y": height - y, "figure": f, "label": int(run.labels[f.photo])}
+        {"x": x, "y": height - y, "figure": f, "label": int(run.labels[f.index])}
         for f, (x, y) in zip(figures, pixels.tolist(), strict=True)
     ]
     return sorted(dots, key=lambda dot: dot["figure"].wrong)
@@ -119,22 +119,22 @@ def thumbnails(paths: Sequence[Path]) -> list[str]:
 
 def grad_cams(
     run: RunSummary,
-    photos: Sequence[int],
+    indices: Sequence[int],
     root: Path,
     model: nn.Module,
     prep: Preprocessing,
     runtime: Runtime,
 ) -> dict[int, dict[str, str]]:
-    """The input of the network and the heat maps for the predicted and the true class, by photo.
+    """The input of the network and the heat maps for the predicted and the true class, by index.
 
     Photos that cannot be read are left out, and all of them for a network that Grad-CAM does not support.
     """
     transform = eval_transform(**dataclasses.asdict(prep))
     found = {}
-    for photo in photos:
-        guess, label = run.predicted[photo], int(run.labels[photo])
+    for index in indices:
+        guess, label = run.predicted[index], int(run.labels[index])
         try:
-            pixels = transform(load_image(root / run.paths[photo]))
+            pixels = transform(load_image(root / run.paths[index]))
             batch = runtime.images(pixels[None].repeat(2, 1, 1, 1))
             heat = grad_cam(model, batch, torch.tensor([guess, label]))
         except DataError:
@@ -142,7 +142,7 @@ def grad_cams(
         except UsageError:
             return {}
         image = input_to_image(pixels, prep.mean, prep.std)
-        found[photo] = {
+        found[index] = {
             "input": data_uri(image, GRAD_CAM_SIDE, 80),
             "predicted": data_uri(overlay(image, heat[0]), GRAD_CAM_SIDE, 80),
             "true": data_uri(overlay(image, heat[1]), GRAD_CAM_SIDE, 80),
@@ -152,14 +152,16 @@ def grad_cams(
     return found
 
 
-def augmentation_sheet(paths: Sequence[Path], policy: str, size: int, columns: int = 5) -> list[list[Markup]]:
+def augmentation_sheet(
+    paths: Sequence[Path], augmentation: str, size: int, columns: int = 5
+) -> list[list[Markup]]:
     """Rows of thumbnails: a photo, then augmented views of it."""
     rows = []
     for path in paths:
         try:
-            photo = load_image(path)
+            image = load_image(path)
         except DataError:
             continue
-        made = variants(photo, policy, min(size, 2 * SIDE), columns)
-        rows.append([data_uri(picture) for picture in (photo, *made)])
+        made = variants(image, augmentation, min(size, 2 * SIDE), columns)
+        rows.append([data_uri(picture) for picture in (image, *made)])
     return rows

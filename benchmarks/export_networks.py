@@ -1,8 +1,8 @@
-"""Exports every network of the zoo to ONNX and times it against PyTorch, one photo at a time.
+"""Exports every network of the registry to ONNX and times it against PyTorch, one photo at a time.
 
-    python benchmarks/export_zoo.py --results zoo.jsonl              all that the file does not hold yet
-    python benchmarks/export_zoo.py --results zoo.jsonl resnet50     some
-    python benchmarks/export_zoo.py --results zoo.jsonl --table      writes the table into RESULTS.md
+    python benchmarks/export_networks.py --results export.jsonl            those that the file lacks
+    python benchmarks/export_networks.py --results export.jsonl resnet50   some
+    python benchmarks/export_networks.py --results export.jsonl --table    writes the table into RESULTS.md
 
 Nothing else should run. Random weights and 17 classes at each network's usual size. The check is that of
 `flowers-torch export`, on drawn flowers in batches of 1, 2 and 17.
@@ -28,7 +28,7 @@ from flowers_torch.models.checkpoint import ModelInfo, build
 from flowers_torch.models.registry import REGISTRY
 
 PAGE = Path(__file__).with_name("RESULTS.md")
-MARKS = ("<!-- zoo -->", "<!-- /zoo -->")
+MARKS = ("<!-- networks -->", "<!-- /networks -->")
 
 
 def median_ms(run: Callable[[], Any], seconds: float = 2.0) -> float:
@@ -84,7 +84,7 @@ def measure(name: str, threads: int) -> dict[str, Any]:
 
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
-    """Markdown, with every network of the zoo in it."""
+    """Markdown, with every network of the registry."""
     lines = ["| network | pixels | file, MB | torch, ms | onnxruntime, ms | largest difference |"]
     lines.append("|---|---:|---:|---:|---:|---:|")
     for name in sorted(REGISTRY):

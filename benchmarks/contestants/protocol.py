@@ -1,4 +1,4 @@
-"""What each contestant is told and what it tells; the standard library only, for any Python.
+"""The arguments of every contestant and the lines that it prints. Needs only the standard library.
 
 The photos come as a JSON file: {"classes": [...], "train": [[path, label], ...], "val": ..., "test": ...}.
 Progress goes to stdout as JSON lines. Seconds count from the start of the process, imports included.
@@ -23,7 +23,7 @@ def arguments(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--epochs", default="1,8", help="with a frozen backbone, and of everything")
     parser.add_argument("--lr", default="3e-3,6e-4", help="of both stages")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=0, help="time so many steps on resident noise, and end")
+    parser.add_argument("--steps", type=int, default=0, help="only time so many steps on random images")
     parser.add_argument("--forward", action="store_true", help="with --steps: forward passes only")
     parser.add_argument("--bf16", action="store_true", help="mixed precision in bfloat16")
     parser.add_argument("--workers", type=int, default=0, help="of PyTorch's data loaders")
@@ -36,17 +36,17 @@ def pair(text: str, kind: type = float) -> tuple[Any, Any]:
     return kind(first), kind(second)
 
 
-def tell(**values: Any) -> None:
-    """A line of progress, with the time and the most memory so far."""
+def print_progress(**values: Any) -> None:
+    """A line of progress, with the time and the peak memory so far."""
     started = float(os.environ.get("BENCHMARK_STARTED", time.time()))
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps({"seconds": time.time() - started, "bytes": most} | values), flush=True)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps({"seconds": time.time() - started, "bytes": peak} | values), flush=True)
 
 
-def tell_rate(step: Any, images: int, steps: int, **more: Any) -> None:
+def print_rate(step: Any, images: int, steps: int, **more: Any) -> None:
     """Images a second of a function that does one step; the first two calls choose kernels."""
     step(), step()
     started = time.perf_counter()
     for _ in range(steps):
         step()
-    tell(images_per_second=images * steps / (time.perf_counter() - started), **more)
+    print_progress(images_per_second=images * steps / (time.perf_counter() - started), **more)
