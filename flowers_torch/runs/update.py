@@ -1,7 +1,7 @@
 """Further training of a model with more photos or classes, and a comparison with the former model.
 
 The photos of the run keep their splits. New photos are assigned so that no test photo was ever trained on
-(`data/splits/extend.py`). All photos are linked into the folder of the new run.
+(`data/splits/extension.py`). All photos are linked into the folder of the new run.
 """
 
 import dataclasses
