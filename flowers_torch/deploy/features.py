@@ -12,8 +12,8 @@ from flowers_torch.data.images import load_image
 from flowers_torch.data.preprocessing import Preprocessing
 from flowers_torch.errors import UsageError, printable
 from flowers_torch.models.checkpoint import load_classifier
-from flowers_torch.models.factory import build_network
 from flowers_torch.models.inspect.layer_features import features, module_name
+from flowers_torch.models.registry import build_network
 from flowers_torch.models.weights import load_weights, plan_weights
 from flowers_torch.training.device import Runtime
 

@@ -14,8 +14,8 @@ from flowers_torch import __version__
 from flowers_torch.data.preprocessing import Preprocessing
 from flowers_torch.errors import ModelFileError, printable
 from flowers_torch.files.tensors import safe_load, safe_save
-from flowers_torch.models.factory import build_network
 from flowers_torch.models.heads import set_head
+from flowers_torch.models.registry import build_network
 
 FORMAT = 1  # raised when an older reader would misread a newer file
 

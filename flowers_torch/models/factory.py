@@ -8,7 +8,8 @@ from torch import nn
 from flowers_torch.errors import UsageError
 from flowers_torch.log import log
 from flowers_torch.models.heads import remove_head
-from flowers_torch.models.registry import REGISTRY, find_entry
+from flowers_torch.models.registry import REGISTRY, build_network, check_size, find_entry
+from flowers_torch.models.weights import load_weights, plan_weights
 
 
 def create_model(
@@ -62,8 +63,6 @@ def create_model(
         check_size(name, size)
     plan = None
     if weights is not None:
-        from flowers_torch.models.weights import load_weights, plan_weights  # they import this module
-
         plan = plan_weights(name, weights, keras_input)
         options = plan.options | options
     if not include_top and name in REGISTRY:
@@ -83,26 +82,3 @@ def create_meta_model(name: str, num_classes: int = 1000, size: int = 0) -> tupl
     size = size or find_entry(name).preprocessing.size
     with torch.device("meta"):
         return create_model(name, num_classes, size=size), size
-
-
-def build_network(
-    name: str,
-    num_classes: int = 1000,
-    in_chans: int = 3,
-    size: int = 0,
-    options: dict[str, Any] | None = None,
-) -> nn.Module:
-    """A network with random weights; arguments as in `create_model`."""
-    entry = find_entry(name)
-    keywords = ({"input_size": size} if entry.takes_input_size and size else {}) | (options or {})
-    try:
-        return entry.build(num_classes=num_classes, in_chans=in_chans, **keywords)
-    except TypeError as error:
-        raise UsageError(f"network {name} cannot be built: {error}", "correct model_options") from error
-
-
-def check_size(name: str, size: int) -> None:
-    """Raises UsageError for images that are too small for a network."""
-    entry = find_entry(name)
-    if size < entry.min_size:
-        raise UsageError(f"--size {size} is too small for {name}", f"use --size {entry.min_size} or more")

@@ -69,6 +69,29 @@ def find_entry(name: str) -> NetworkEntry:
     return entry
 
 
+def build_network(
+    name: str,
+    num_classes: int = 1000,
+    in_chans: int = 3,
+    size: int = 0,
+    options: dict[str, Any] | None = None,
+) -> nn.Module:
+    """A network with random weights; arguments as in `factory.create_model`."""
+    entry = find_entry(name)
+    keywords = ({"input_size": size} if entry.takes_input_size and size else {}) | (options or {})
+    try:
+        return entry.build(num_classes=num_classes, in_chans=in_chans, **keywords)
+    except TypeError as error:
+        raise UsageError(f"network {name} cannot be built: {error}", "correct model_options") from error
+
+
+def check_size(name: str, size: int) -> None:
+    """Raises UsageError for images that are too small for a network."""
+    entry = find_entry(name)
+    if size < entry.min_size:
+        raise UsageError(f"--size {size} is too small for {name}", f"use --size {entry.min_size} or more")
+
+
 def register(name: str, entry: NetworkEntry) -> None:
     """Adds a network under a new name."""
     if name in REGISTRY:

@@ -26,8 +26,8 @@ from flowers_torch.files.atomic import write_text
 from flowers_torch.files.tensors import safe_load
 from flowers_torch.log import log
 from flowers_torch.models.checkpoint import ModelInfo, build, load_classifier
-from flowers_torch.models.factory import check_size
 from flowers_torch.models.freeze import apply_rules, rules_for, set_train_mode
+from flowers_torch.models.registry import check_size
 from flowers_torch.models.weights import WeightsPlan, load_weights, plan_weights
 from flowers_torch.runs.dataset import choose_splits, images_of, open_images
 from flowers_torch.runs.feature_cache import FeatureCache

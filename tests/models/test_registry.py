@@ -9,10 +9,17 @@ import torch
 
 from flowers_torch.errors import ModelFileError, UsageError
 from flowers_torch.models.checkpoint import ModelInfo, build
-from flowers_torch.models.factory import build_network, check_size, create_model
+from flowers_torch.models.factory import create_model
 from flowers_torch.models.heads import remove_head
 from flowers_torch.models.inspect.layer_features import features
-from flowers_torch.models.registry import REGISTRY, find_entry, list_models, register
+from flowers_torch.models.registry import (
+    REGISTRY,
+    build_network,
+    check_size,
+    find_entry,
+    list_models,
+    register,
+)
 from flowers_torch.models.weights import load_weights, plan_weights
 
 SLOW = {"nasnet_large", "nasnet_mobile", "inception_resnet_v2", "densenet201", "resnet152v2", "resnet152"}
