@@ -12,7 +12,8 @@ from flowers_torch.commands import RUN_HELP, add_data, add_device, add_json, pri
 from flowers_torch.errors import UsageError, printable
 
 if TYPE_CHECKING:
-    from flowers_torch.runs.ensemble import Ensembles, EvaluatedEnsembles
+    from flowers_torch.evaluation.metrics import Scores
+    from flowers_torch.runs.ensemble import Ensembles
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,9 +45,8 @@ def run(args: argparse.Namespace) -> int:
     if len(folders) < 2:
         raise UsageError("ensemble needs two runs or more", "name another run")
     if args.other:
-        _print_evaluated(
-            ensemble.evaluate_ensembles(folders, args.other, not args.no_weights, args.device), args.json
-        )
+        scores, known = ensemble.evaluate_ensembles(folders, args.other, not args.no_weights, args.device)
+        _print_evaluated(scores, known, args.json)
         return 0
     found = ensemble.score_ensembles(folders, not args.no_weights, args.device, args.moved)
     chosen = ensemble.save_averaged(found, folders, args.out) if args.out else None
@@ -71,21 +71,21 @@ def _print(found: "Ensembles") -> None:
     print(f"* best on validation{'' if found.alike else different}")
 
 
-def _print_evaluated(found: "EvaluatedEnsembles", as_json: bool) -> None:
-    photos = next(iter(found.scores.values())).images
-    if found.known:
-        text = f"{found.known} of these {photos} photos trained a run or chose its weights"
+def _print_evaluated(scores: dict[str, "Scores"], known: int, as_json: bool) -> None:
+    photos = next(iter(scores.values())).images
+    if known:
+        text = f"{known} of these {photos} photos trained a run or chose its weights"
         print(f"flowers-torch: {text}, so the result is too good", file=sys.stderr)
     if as_json:
         rows = [
             {"name": name, "accuracy": one.accuracy, "interval_95": list(one.interval()), "loss": one.loss}
-            for name, one in found.scores.items()
+            for name, one in scores.items()
         ]
-        print_json({"images": photos, "known": found.known, "candidates": rows})
+        print_json({"images": photos, "known": known, "candidates": rows})
         return
-    width = max(len(printable(name, 70)) for name in found.scores)
+    width = max(len(printable(name, 70)) for name in scores)
     print(f"{photos} photos\n{'':{width}}    loss      acc   95% interval")
-    for name, one in found.scores.items():
+    for name, one in scores.items():
         low, high = one.interval()
         values = f"{one.loss:6.4f}   {one.accuracy:.4f}   {low:.3f} .. {high:.3f}"
         print(f"{printable(name, 70):{width}}  {values}")

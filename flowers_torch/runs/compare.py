@@ -51,10 +51,8 @@ def compare_runs(folders: Sequence[Path]) -> RunComparison:
         scores, weights = score(*select(one, "test", shared)), folder / MODEL_FILE
         seconds = sum(row.get("seconds", 0) for row in read_history(folder))
         size = weights.stat().st_size / 1e6 if weights.is_file() else None
-        own = len(one.paths["test"])
-        rows.append(
-            ComparedRun(str(folder), own, scores.accuracy, scores.interval(), scores.loss, seconds, size)
-        )
+        of_test = (len(one.paths["test"]), scores.accuracy, scores.interval(), scores.loss)
+        rows.append(ComparedRun(str(folder), *of_test, seconds, size))
     numbers = combinations(range(len(folders)), 2)
     pairs = [(i, j, compare(predictions[i], predictions[j])) for i, j in numbers]
     return RunComparison(len(shared), rows, pairs)

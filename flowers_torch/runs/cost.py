@@ -16,19 +16,12 @@ from flowers_torch.training.estimate import estimate
 
 @dataclasses.dataclass(frozen=True)
 class StageCost:
-    """Measured cost of a stage.
+    """Measured cost of a stage."""
 
-    Attributes:
-        features_seconds: Before the first epoch, where the features of a frozen backbone are cached.
-        epoch_seconds: Training and validation, with reading.
-        closing_seconds: The last validation, the test, and the reference images of the detector.
-        memory_bytes: Network, optimizer and activations.
-    """
-
-    features_seconds: float
-    epoch_seconds: float
-    closing_seconds: float
-    memory_bytes: int
+    features_seconds: float  # before the first epoch, where the features of a frozen backbone are cached
+    epoch_seconds: float  # training and validation, with reading
+    closing_seconds: float  # the last validation, the test, and the reference images of the detector
+    memory_bytes: int  # network, optimizer and activations
 
 
 def dry_run(config: Config) -> None:
@@ -86,7 +79,7 @@ def fit_to_time(experiment: Experiment, model: nn.Module, started: float) -> tup
         The experiment with the new epochs, which a resumed run will have too, and the seconds that are
         reserved for the last validation and the test.
     """
-    config = experiment.config
+    config, closing = experiment.config, 0.0
     if experiment.distributed.is_main:
         costs = [stage_cost(experiment, model, stage) for stage in config.stages]
         closing = 1.5 * costs[-1].closing_seconds
@@ -105,7 +98,5 @@ def fit_to_time(experiment: Experiment, model: nn.Module, started: float) -> tup
         config = dataclasses.replace(config, stages=stages)
         planned = ", ".join(f"{stage.name} {stage.epochs}" for stage in stages)
         log.info(f"time     epochs that fit into {config.minutes:g} minutes: {planned}")
-    else:
-        closing = 0.0
     config, closing = experiment.distributed.broadcast((config, closing))
     return dataclasses.replace(experiment, config=config), closing

@@ -60,7 +60,6 @@ def resume(out: Path, data: str = "") -> dict[str, Any]:
     """Resumes an interrupted cross-validation: finished folds stay, the unfinished one is resumed.
 
     Args:
-        out: The folder of the cross-validation.
         data: Where its images are now; empty if they have not moved.
 
     Raises:
@@ -108,7 +107,10 @@ def _train_folds(
         test = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["test"]
         counts = {key: test[key] for key in ("accuracy", "correct", "images")}
         runs.append({"seed": seed, "fold": fold, "folder": folder.name, **counts})
-        rows += [{"seed": seed, "fold": fold, **row} for row in _predictions(folder)]
+        with (folder / "predictions.csv").open(
+            encoding="utf-8", errors="surrogateescape", newline=""
+        ) as file:
+            rows += [{"seed": seed, "fold": fold, **row} for row in csv.DictReader(file)]
         write_csv(out / "predictions.csv", rows)  # after each fold, so that a stopped run leaves what it has
         write_json(out / SUMMARY_FILE, _summary(runs, folds, repeats))
     summary = _summary(runs, folds, repeats)
@@ -150,8 +152,3 @@ def _summary(runs: list[dict[str, Any]], folds: int, repeats: int) -> dict[str, 
         "by_seed": by_seed,
         "runs": runs,
     }
-
-
-def _predictions(folder: Path) -> list[dict[str, Any]]:
-    with (folder / "predictions.csv").open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-        return list(csv.DictReader(file))

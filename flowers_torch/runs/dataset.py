@@ -8,12 +8,7 @@ from pathlib import Path
 from flowers_torch.config import Config, split_fractions
 from flowers_torch.data.dataset import ImageDataset
 from flowers_torch.data.quality.filter import FilteredDataset, filter_images
-from flowers_torch.data.sources.flowers17 import (
-    by_file_name,
-    is_from_flowers17,
-    official_split,
-    whole_set,
-)
+from flowers_torch.data.sources.flowers17 import by_file_name, is_from_flowers17, official_split, whole_set
 from flowers_torch.data.sources.open import open_dataset
 from flowers_torch.data.splits.assign import Splits, exact_split, split_dataset
 from flowers_torch.errors import DataError, UsageError, printable

@@ -39,29 +39,13 @@ MEAN_WEIGHTS = "weights: mean of all"
 
 @dataclasses.dataclass(frozen=True)
 class Ensembles:
-    """Ways to combine runs, each scored on the validation and test images that they share.
+    """Ways to combine runs, each scored on the validation and test images that they share."""
 
-    Attributes:
-        candidates: The single runs, the mean of their predictions, and averages of their weights.
-        best: The candidate with the lowest validation loss.
-        alike: Whether the networks differ in nothing but their weights.
-        val: Number of validation images in common.
-        test: Number of test images in common.
-    """
-
-    candidates: list[Candidate]
-    best: Candidate
-    alike: bool
-    val: int
-    test: int
-
-
-@dataclasses.dataclass(frozen=True)
-class EvaluatedEnsembles:
-    """Scores of the single runs and of their means on other images; `known` of them trained a run."""
-
-    scores: dict[str, Scores]
-    known: int
+    candidates: list[Candidate]  # the single runs, the mean of their predictions, averages of their weights
+    best: Candidate  # with the lowest validation loss
+    alike: bool  # whether the networks differ in nothing but their weights
+    val: int  # validation images in common
+    test: int  # test images in common
 
 
 def run_folders(folder: Path) -> list[Path]:
@@ -80,7 +64,6 @@ def score_ensembles(
     Args:
         folders: Two or more finished runs.
         weights: Average weights too, where the networks are alike; runs the network for each average.
-        device: Where to compute.
         data: Where the images of the runs are now; empty if they have not moved.
 
     Raises:
@@ -89,14 +72,12 @@ def score_ensembles(
     runs = [load_predictions(folder) for folder in folders]
     names = [folder.name for folder in folders]
     paths = {split: common_images(runs, split) for split in ("val", "test")}
-    found = [{split: select(run, split, paths[split]) for split in paths} for run in runs]
-    labels = (found[0]["val"][1], found[0]["test"][1])
-    singles = [
-        score_candidate(name, (one["val"][0], one["test"][0]), labels)
-        for name, one in zip(names, found, strict=True)
-    ]
-    val, test = (mean_prediction([one[split][0] for one in found]) for split in ("val", "test"))
-    candidates = [*singles, score_candidate(MEAN_PREDICTION, (val, test), labels)]
+    val, test = ([select(run, split, paths[split]) for run in runs] for split in paths)
+    labels = (val[0][1], test[0][1])
+    logits = list(zip((one[0] for one in val), (one[0] for one in test), strict=True))
+    singles = [score_candidate(name, one, labels) for name, one in zip(names, logits, strict=True)]
+    mean = tuple(mean_prediction(one) for one in zip(*logits, strict=True))
+    candidates = [*singles, score_candidate(MEAN_PREDICTION, (mean[0], mean[1]), labels)]
     alike = _are_alike([_info(folder) for folder in folders])
     if alike and weights:
         run, network = Experiment.open(folders[0], device, data)
@@ -104,15 +85,14 @@ def score_ensembles(
 
         def predict(state: State) -> ValAndTest:
             network.load_state_dict(state)
-            logits = []
+            answers = []
             for split in ("val", "test"):
                 rows = [place[path] for path in paths[split]]
                 files = [dataset.root / dataset.paths[row] for row in rows]
                 truth = [dataset.labels[row] for row in rows]
-                logits.append(
-                    predict_images(network, run.info.preprocessing, files, truth, run.runtime).logits
-                )
-            return logits[0], logits[1]
+                found = predict_images(network, run.info.preprocessing, files, truth, run.runtime)
+                answers.append(found.logits)
+            return answers[0], answers[1]
 
         states = [safe_load(folder / MODEL_FILE)[0] for folder in folders]
         candidates += model_soups(names, states, singles, labels, predict)
@@ -138,14 +118,16 @@ def save_averaged(found: Ensembles, folders: Sequence[Path], out: Path) -> Candi
 
 def evaluate_ensembles(
     folders: Sequence[Path], data: str, weights: bool = True, device: str = "auto"
-) -> EvaluatedEnsembles:
+) -> tuple[dict[str, Scores], int]:
     """Scores the runs and their means on other images. Runs of different folds share no validation images.
 
     Args:
         folders: Two or more finished runs.
         data: Labeled images, as `open_dataset` takes them.
         weights: Average weights too, where the networks are alike.
-        device: Where to compute.
+
+    Returns:
+        The scores by name, and how many of the images trained a run or chose its weights.
 
     Raises:
         DataError: the runs or the images have different classes.
@@ -165,14 +147,13 @@ def evaluate_ensembles(
     logits[MEAN_PREDICTION] = mean_prediction(list(logits.values()))
     if weights and _are_alike([info for _, info in models]):
         model, info = models[0]
-        model.load_state_dict(
-            average_weights([m.state_dict() for m, _ in models], [1 / len(models)] * len(models))
-        )
+        states = [one.state_dict() for one, _ in models]
+        model.load_state_dict(average_weights(states, [1 / len(models)] * len(models)))
         predictions = predict_images(model, info.preprocessing, paths, labels, runtime)
         logits[MEAN_WEIGHTS] = predictions.logits / info.temperature
     scores = {name: score(values, torch.tensor(labels)) for name, values in logits.items()}
     known = max(count_known(folder, dataset, range(len(dataset))) for folder in folders)
-    return EvaluatedEnsembles(scores, known)
+    return scores, known
 
 
 def _info(folder: Path) -> ModelInfo:
@@ -182,8 +163,7 @@ def _info(folder: Path) -> ModelInfo:
 def _are_alike(infos: Sequence[ModelInfo]) -> bool:
     """Whether the networks differ in nothing but their weights."""
     kinds = {
-        (info.arch, info.head_hidden, info.head, str(info.model_options), info.preprocessing)
-        for info in infos
+        (one.arch, one.head_hidden, one.head, str(one.model_options), one.preprocessing) for one in infos
     }
     return len(kinds) == 1
 

@@ -29,25 +29,15 @@ from flowers_torch.training.device import Runtime, choose_runtime
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """A model on labeled images.
-
-    Attributes:
-        classes: Of the model.
-        scores: With the chosen views.
-        views: Key of `VIEWS`.
-        rows: A row for each image, as in predictions.csv.
-        one_view: The scores without test-time augmentation, if there was any.
-        validation: Scores on the validation images by views, where views were tried on them.
-        known: Images that trained the model or chose its weights.
-    """
+    """A model on labeled images."""
 
     classes: tuple[str, ...]
-    scores: Scores
-    views: str
-    rows: list[dict[str, Any]]
-    one_view: Scores | None = None
-    validation: dict[str, Scores] = dataclasses.field(default_factory=dict)
-    known: int = 0
+    scores: Scores  # with the chosen views
+    views: str  # key of `VIEWS`
+    rows: list[dict[str, Any]]  # one for each image, as in predictions.csv
+    one_view: Scores | None = None  # the scores without test-time augmentation, if there was any
+    validation: dict[str, Scores] = dataclasses.field(default_factory=dict)  # by views, where they were tried
+    known: int = 0  # images that trained the model or chose its weights
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
@@ -76,19 +66,17 @@ class _Model:
 
     def predict(self, indices: Sequence[int], views: str = "none") -> Predictions:
         paths = [self.dataset.root / self.dataset.paths[index] for index in indices]
-        labels = [self.labels[index] for index in indices]
-        preprocessing = self.info.preprocessing
-        return predict_images(
-            self.network, preprocessing, paths, labels, self.runtime, views, self.batch_size
-        )
+        labels, network = [self.labels[index] for index in indices], (self.network, self.info.preprocessing)
+        return predict_images(*network, paths, labels, self.runtime, views, self.batch_size)
 
-    def evaluation(
-        self, indices: Sequence[int], predictions: Predictions, temperature: float, **more: Any
-    ) -> Evaluation:
-        logits, classes = predictions.logits / temperature, self.info.classes
-        paths = [self.dataset.paths[index] for index in indices]
-        rows = prediction_rows(paths, logits, predictions.labels, classes)
-        return Evaluation(classes, score(logits, predictions.labels), rows=rows, **more)
+    def evaluate(self, indices: Sequence[int], views: str, temperature: float, **more: Any) -> Evaluation:
+        plain, one_view = self.predict(indices), None
+        if views != "none" or "validation" in more:
+            one_view = score(plain.logits / self.info.temperature, plain.labels)
+        labels, classes = plain.labels, self.info.classes
+        logits = (plain if views == "none" else self.predict(indices, views)).logits / temperature
+        rows = prediction_rows([self.dataset.paths[i] for i in indices], logits, labels, classes)
+        return Evaluation(classes, score(logits, labels), views, rows, one_view, **more)
 
 
 def evaluate_run(
@@ -102,33 +90,23 @@ def evaluate_run(
     """Evaluates a run on its own images.
 
     Args:
-        folder: The finished run.
         split: train, val or test.
         views: Key of `VIEWS`, or auto for the views with the lowest validation loss.
-        data: Where the images of the run are now; empty if they have not moved.
-        device: Where to compute.
-        batch_size: Images per batch.
+        data: Where the images are now; empty if they have not moved.
     """
     run, network = Experiment.open(folder, device, data)
     labels = translate_labels(run.dataset, run.info.classes)
     model = _Model(network, run.info, run.runtime, run.dataset, labels, batch_size)
-    chosen = run.splits[split]
-    plain = model.predict(chosen)
-    temperature = run.info.temperature
     if views == "none":
-        return model.evaluation(chosen, plain, temperature, views=views)
+        return model.evaluate(run.splits[split], views, run.info.temperature)
     tried = {}
     for name in VIEWS if views == "auto" else ("none", views):
         val = model.predict(run.splits["val"], name)
         fitted = fit_temperature(val.logits, val.labels)
         tried[name] = (score(val.logits / fitted, val.labels), fitted)
     best = min(tried, key=lambda name: tried[name][0].loss) if views == "auto" else views
-    final = plain if best == "none" else model.predict(chosen, best)
     validation = {name: scores for name, (scores, _) in tried.items()}
-    one_view = score(plain.logits / temperature, plain.labels)
-    return model.evaluation(
-        chosen, final, tried[best][1], views=best, one_view=one_view, validation=validation
-    )
+    return model.evaluate(run.splits[split], best, tried[best][1], validation=validation)
 
 
 def evaluate_data(
@@ -141,8 +119,6 @@ def evaluate_data(
         data: What `open_dataset` takes.
         split: Use only the images that `data` itself puts into this split; empty for all.
         views: Key of `VIEWS`.
-        device: Where to compute.
-        batch_size: Images per batch.
 
     Raises:
         DataError: no images of the split, or a class that the model does not know.
@@ -156,21 +132,15 @@ def evaluate_data(
         raise DataError(f"{printable(data)} has no {split} photos", "leave out --subset")
     labels = translate_labels(dataset, info.classes)
     model = _Model(runtime.place(network), info, runtime, dataset, labels, batch_size)
-    plain = model.predict(chosen)
     known = count_known(path, dataset, chosen)
-    if views == "none":
-        return model.evaluation(chosen, plain, info.temperature, views=views, known=known)
-    final, one_view = model.predict(chosen, views), score(plain.logits / info.temperature, plain.labels)
-    return model.evaluation(chosen, final, info.temperature, views=views, one_view=one_view, known=known)
+    return model.evaluate(chosen, views, info.temperature, known=known)
 
 
 def rewrite_results(folder: Path, device: str = "auto", data: str = "") -> None:
     """Tests a finished run again and replaces its results, as training writes them.
 
     Args:
-        folder: The run folder.
-        device: Where to compute.
-        data: Where the images of the run are now; empty if they have not moved.
+        data: Where the images are now; empty if they have not moved.
     """
     experiment, network = Experiment.open(folder, device, data)
     best = safe_load(folder / MODEL_FILE)[1].get("best", {})
@@ -199,11 +169,8 @@ def translate_labels(dataset: ImageDataset, classes: Sequence[str]) -> list[int]
     """
     unknown = [name for name in dataset.classes if name not in classes]
     if unknown:
-        named = ", ".join(printable(name, 40) for name in unknown[:5])
-        known = printable(", ".join(classes), 300)
-        raise DataError(
-            f"the model has no class {named}" + (" ..." if len(unknown) > 5 else ""),
-            f"name the class folders as the model does: {known}",
-        )
+        named = ", ".join(printable(name, 40) for name in unknown[:5]) + (" ..." if unknown[5:] else "")
+        fix = f"name the class folders as the model does: {printable(', '.join(classes), 300)}"
+        raise DataError(f"the model has no class {named}", fix)
     places = {name: place for place, name in enumerate(classes)}
     return [places[dataset.classes[label]] for label in dataset.labels]

@@ -40,31 +40,18 @@ from flowers_torch.training.distributed import SINGLE_PROCESS, Distributed
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """What a run works on.
+    """What a run works on."""
 
-    Attributes:
-        config: Resolved, with absolute paths.
-        runtime: Device and precision.
-        acceleration: What makes it faster.
-        distributed: The processes that share the run.
-        dataset: The images, without those that were filtered out.
-        splits: Indices of the images of each split.
-        info: The network, its classes and preprocessing; not yet calibrated.
-        duplicates: Groups of indices of images that show the same.
-        unreadable: Path to reason of images that were left out.
-        folder: The run folder; empty before there is one.
-    """
-
-    config: Config
+    config: Config  # resolved, with absolute paths
     runtime: Runtime
     acceleration: Acceleration
     distributed: Distributed
-    dataset: ImageDataset
+    dataset: ImageDataset  # without the images that were filtered out
     splits: Splits
-    info: ModelInfo
-    duplicates: list[list[int]] = dataclasses.field(default_factory=list)
-    unreadable: dict[str, str] = dataclasses.field(default_factory=dict)
-    folder: Path = Path()
+    info: ModelInfo  # not yet calibrated
+    duplicates: list[list[int]] = dataclasses.field(default_factory=list)  # images that show the same
+    unreadable: dict[str, str] = dataclasses.field(default_factory=dict)  # path to reason
+    folder: Path = Path()  # empty before there is one
 
     @functools.cached_property
     def loaders(self) -> Loaders:
@@ -95,7 +82,6 @@ class Experiment:
         Of several processes the main one goes first: it downloads, decodes, tunes and refuses for all.
 
         Args:
-            config: The resolved configuration.
             distributed: The processes that share the run.
             splits: Indices of the filtered images, in place of the configuration's own splits.
 
@@ -161,8 +147,6 @@ class Experiment:
         """A finished run with its best weights. The precision is chosen for this machine.
 
         Args:
-            folder: The run folder.
-            device: Where to compute.
             data: Where its images are now; empty if they have not moved.
 
         Raises:
@@ -225,16 +209,15 @@ def _prepare(config: Config, distributed: Distributed, splits: Splits | None) ->
         license=plan.license,
     )
     model = _make_model(config, info, plan)
-    size = preprocessing.size
-    runtime = _tune(config, runtime.place(model), size, runtime, acceleration, distributed)
+    alone = distributed.size == 1
+    runtime = _tune(config, runtime.place(model), preprocessing.size, runtime, acceleration, alone)
     stages = ", ".join(f"{stage.name} {stage.epochs} x ({stage.trains})" for stage in config.stages)
     log.info(
         f"plan     {stages}; each epoch has {len(splits['train'])} photos, {config.batch_size} per step"
         + _duration(config, splits, runtime.rate)
     )
     # What was chosen becomes part of the configuration, so that a resumed run does not choose again.
-    config = dataclasses.replace(config, weights=weights, precision=runtime.precision)
-    config = with_absolute_paths(config)
+    config = with_absolute_paths(dataclasses.replace(config, weights=weights, precision=runtime.precision))
     values = (config, runtime, acceleration, distributed, dataset, splits, info)
     return Experiment(*values, duplicates=filtered.duplicates, unreadable=filtered.unreadable), model
 
@@ -251,21 +234,14 @@ def _make_model(config: Config, info: ModelInfo, plan: WeightsPlan) -> nn.Module
 
 
 def _tune(
-    config: Config,
-    model: nn.Module,
-    size: int,
-    runtime: Runtime,
-    acceleration: Acceleration,
-    distributed: Distributed,
+    config: Config, model: nn.Module, size: int, runtime: Runtime, acceleration: Acceleration, alone: bool
 ) -> Runtime:
     """Chooses the precision by a step of the last stage that trains more than the head."""
     beyond_head = [stage for stage in config.stages if stage.train != "head"]
     stage = (beyond_head or config.stages)[-1]
     apply_rules(model, rules_for(model, stage.train))
     set_train_mode(model, stage.batch_norm)
-    network = model
-    if distributed.size == 1:
-        network = acceleration.training_network(model, runtime, size)
+    network = acceleration.training_network(model, runtime, size) if alone else model
     runtime = acceleration.tuned(runtime, network, size, bool(beyond_head))
     log.info(f"device   {runtime.device}, {runtime.precision} ({runtime.reason})")
     return runtime

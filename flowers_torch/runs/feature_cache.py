@@ -43,8 +43,6 @@ class FeatureCache:
     """Computes features in front of the head, or reads those that are known.
 
     Args:
-        loaders: Of the images.
-        info: Of the network.
         acceleration: How the backbone is run.
         max_bytes: Memory for the features of one call.
     """
@@ -55,11 +53,7 @@ class FeatureCache:
         self._fused: tuple[str, nn.Module] | None = None  # hash of a backbone's weights, and its faster copy
 
     def split(self, model: nn.Module) -> SplitModel | None:
-        """The network split in front of its head, or None where it does not compute the same in two parts.
-
-        Args:
-            model: Everything but its head is frozen.
-        """
+        """The network split in front of its head, or None where it does not compute the same in two parts."""
         return split_model(model, self.info.preprocessing.size)
 
     def features(
@@ -72,12 +66,7 @@ class FeatureCache:
     ) -> Tensor | None:
         """Features (views * images, D) of images, float32 on the CPU; None where they exceed the memory.
 
-        Args:
-            split: From `split`.
-            indices: Of the images in the data set.
-            augmentation: Of the views.
-            views: Views of each image, one after the other.
-            check: Called after each batch.
+        The views come one after the other.
         """
         if 4 * split.width * views * len(indices) > self.max_bytes:
             return None
@@ -85,8 +74,7 @@ class FeatureCache:
         hashes = [self._hash_image(index) for index in indices]
         found = []
         for view in range(views):
-            shown = _fixed_view(augmentation, view)
-            if shown:
+            if _fixed_view(augmentation, view):
                 found.append(self._cached(split, weights, indices, hashes, augmentation, view, check))
             else:  # only an identical run could use a random view again
                 batches = self.loaders.in_order(indices, augmentation)
@@ -134,9 +122,8 @@ class FeatureCache:
         A file holds one view under one backbone, with a row for each image that was ever requested. Another
         split, seed or fold therefore computes nothing twice.
         """
-        path = (
-            cache_folder() / "features" / f"{self._key(weights, _fixed_view(augmentation, view))}.safetensors"
-        )
+        key = self._key(weights, _fixed_view(augmentation, view))
+        path = cache_folder() / "features" / f"{key}.safetensors"
         known, features = _read(path)
         there = set(known)
         missing = {code: index for code, index in zip(hashes, indices, strict=True) if code not in there}
@@ -187,8 +174,7 @@ class FeatureCache:
         if self._fused is None or self._fused[0] != weights:
             example = self.runtime.images(example_inputs(self.info.preprocessing.size))
             forward = functools.partial(split.backbone, example)
-            network = self.acceleration.frozen_network(split.model, forward, self.runtime.dtype)
-            self._fused = weights, network
+            self._fused = weights, self.acceleration.frozen_network(split.model, forward, self.runtime.dtype)
         return self._fused[1]
 
 

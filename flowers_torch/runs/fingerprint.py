@@ -18,20 +18,7 @@ HARMLESS = frozenset(("data", "workers", "checkpoint_minutes"))
 # Compared as what they resolved to on the machine instead.
 RESOLVED = frozenset(("device", "threads", "stages"))
 # The checkpoint holds the network and the splits, whatever an option says.
-FIXED = frozenset(
-    (
-        "arch",
-        "weights",
-        "size",
-        "resize",
-        "head_hidden",
-        "dropout",
-        "head_norm",
-        "head",
-        "model_options",
-        "split",
-    )
-)
+FIXED = frozenset("arch weights size resize head_hidden dropout head_norm head model_options split".split())
 
 
 def fingerprint(config: Config, runtime: Runtime, processes: int = 1) -> dict[str, str]:
@@ -51,16 +38,13 @@ def fingerprint(config: Config, runtime: Runtime, processes: int = 1) -> dict[st
 
 
 def check_exact(before: Mapping[str, str], now: Mapping[str, str], folder: Path, allow: bool) -> str:
-    """Refuses to resume where the result could not be exact.
+    """The differences between the fingerprint of a checkpoint and the one now, in one line.
 
     Args:
         before: Fingerprint in the checkpoint.
         now: Fingerprint of the run that is to be resumed.
         folder: The run folder, for the error's text.
         allow: Accept differences that can be accepted.
-
-    Returns:
-        The differences in one line; empty if there are none.
 
     Raises:
         UsageError: there are differences that are not allowed. The log has a table of all of them.

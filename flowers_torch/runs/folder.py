@@ -25,22 +25,9 @@ except ImportError:  # Windows: two runs in one folder are not noticed there
 
 # Everything that training writes; --overwrite removes these and nothing else.
 FILES = (
-    "model.safetensors",
-    "resume.safetensors",
-    "resume.previous.safetensors",
-    "config.toml",
-    "command.txt",
-    "environment.json",
-    "labels.txt",
-    "split.json",
-    "bad_files.jsonl",
-    "history.csv",
-    "metrics.json",
-    "predictions.csv",
-    "predictions.safetensors",
-    "log.txt",
-    "report.html",
-    "label_issues.json",
+    *("model.safetensors", "resume.safetensors", "resume.previous.safetensors", "config.toml", "command.txt"),
+    *("environment.json", "labels.txt", "split.json", "bad_files.jsonl", "history.csv", "metrics.json"),
+    *("predictions.csv", "predictions.safetensors", "log.txt", "report.html", "label_issues.json"),
     *(f"exported/model.{kind}" for kind in "onnx int8.onnx pt2 safetensors html int8.html".split()),
     *(f"packed/{name}" for name in ("model.safetensors", "README.md", "hubconf.py", "SHA256SUMS")),
     *(f"figures/{name}.svg" for name in "loss accuracy learning_rate reliability".split()),
@@ -56,8 +43,6 @@ def new_run_folder(
 
     Args:
         out: As the user wants it; empty for the next free `runs/<data>-<arch>-<n>`.
-        data: Name of the data set.
-        arch: Name of the network.
         overwrite: Clear the files of an earlier run out of `out`.
         root: Where numbered runs go.
 
@@ -75,10 +60,8 @@ def new_run_folder(
             raise UsageError(f"--out {printable(folder)} is a file", "name a folder")
         if folder.is_dir() and any(folder.iterdir()):
             if not overwrite:  # guard: K04
-                raise UsageError(
-                    f"--out {printable(folder)} is not empty",
-                    "add --overwrite, use --resume, or name another",
-                )
+                what = f"--out {printable(folder)} is not empty"
+                raise UsageError(what, "add --overwrite, use --resume, or name another")
             with run_lock(folder):
                 for name in FILES:
                     (folder / name).unlink(missing_ok=True)
@@ -112,9 +95,8 @@ def run_lock(folder: Path) -> Iterator[None]:
             except (BlockingIOError, PermissionError):
                 file.seek(0)
                 holder = printable(file.read(200).strip())
-                raise UsageError(
-                    f"{printable(folder)} is in use by {holder}", "wait for it, or name another folder"
-                ) from None
+                what = f"{printable(folder)} is in use by {holder}"
+                raise UsageError(what, "wait for it, or name another folder") from None
             except OSError:  # a file system without locks
                 pass
         file.truncate(0)
@@ -135,7 +117,7 @@ def folder_of_launch(out: str, root: Path = Path("runs")) -> Path | None:
 
 
 def _launch() -> str:
-    """Names a start of torchrun, the same before and after it restarts its processes; empty without it."""
+    """Names a start of torchrun, the same before and after a restart of its processes; empty without it."""
     job = os.environ.get("TORCHELASTIC_RUN_ID", "")
     return f"{socket.gethostname()} {os.getppid()}" if job == "none" else job
 
@@ -160,9 +142,7 @@ def find_run(name: str | Path, root: Path = Path("runs")) -> Path:
     for candidate in (path, root / path):
         if candidate.exists():
             return candidate
-    what = (
-        f"there is no run {printable(name)}: expected a folder, a weights file, a name below runs/ or latest"
-    )
+    what = f"there is no run {printable(name)}: expected a folder, a file, a name below runs/ or latest"
     raise UsageError(what, "list the runs with: flowers-torch runs")
 
 

@@ -7,15 +7,14 @@ import torch
 from torch import nn
 
 from flowers_torch.config import Stage
-from flowers_torch.errors import StoppedError, UsageError
+from flowers_torch.errors import UsageError
 from flowers_torch.evaluation.metrics import score
 from flowers_torch.evaluation.predictions import collect
 from flowers_torch.evaluation.summary import describe_epoch
 from flowers_torch.log import log
 from flowers_torch.runs.experiment import Experiment
-from flowers_torch.runs.stage import history_row, make_train_state
-from flowers_torch.shell import command_line
-from flowers_torch.training.checkpoint import Checkpointer, RunState, checkpoint_files
+from flowers_torch.runs.stage import history_row, make_train_state, raise_if_stopped, stage_features
+from flowers_torch.training.checkpoint import Checkpointer, RunState
 from flowers_torch.training.linear_probe import fit_linear_probe
 from flowers_torch.training.state import TrainState
 from flowers_torch.training.stopping import StopRequest
@@ -24,13 +23,7 @@ from flowers_torch.training.stopping import StopRequest
 def fit_head(experiment: Experiment, model: nn.Module, checkpointer: Checkpointer, stop: StopRequest) -> None:
     """Fits the head of the network to its optimum, and moves the run to the next stage.
 
-    With several processes the main one does this for all.
-
-    Args:
-        experiment: What the run works on.
-        model: The network.
-        checkpointer: Holds the run's state and saves it.
-        stop: Checked after each batch.
+    With several processes the main one does this for all. Arguments as in `train_stage`.
 
     Raises:
         StoppedError: a signal came; the features that were computed are cached.
@@ -43,7 +36,7 @@ def fit_head(experiment: Experiment, model: nn.Module, checkpointer: Checkpointe
     row: dict[str, Any] = {}
     if distributed.is_main:
         row = _fit(experiment, stage, train, state, stop)
-    distributed.broadcast_model(model)
+    distributed.broadcast_tensors(model.state_dict().values())
     row = distributed.broadcast(row)
     checkpointer.end_epoch(row, model)
     state.stage, state.epoch = state.stage + 1, 0
@@ -57,21 +50,15 @@ def _fit(
     started = time.monotonic()
 
     def check(_: int) -> None:
-        if stop.number:
-            saved = checkpoint_files(experiment.folder)
-            resume = command_line("flowers-torch", "train", "--resume", experiment.folder.absolute())
-            fix = f"resume with: {resume}" if saved else "start again"
-            raise StoppedError(f"stopped by {stop.signal_name}", fix, stop.number)
+        raise_if_stopped(experiment, stop)
 
-    dataset, splits, cache = experiment.dataset, experiment.splits, experiment.features
-    views = stage.views_to_cache(len(splits["train"]))
-    split = cache.split(train.model)
-    features = cache.features(split, splits["train"], stage.augment, views, check) if split else None
-    validation = cache.batches(split, splits["val"], check) if split else None
-    if split is None or features is None or validation is None:
+    found = stage_features(experiment, train.model, stage, check)
+    if found is None:
         what = f"stage {stage.name}: optimizer lbfgs needs cached features, which are not possible here"
         raise UsageError(what, "raise cache_gib, or use optimizer = adamw")
-    labels = torch.tensor([dataset.labels[index] for index in splits["train"]]).repeat(views)
+    split, features, validation = found
+    dataset, indices = experiment.dataset, experiment.splits["train"]
+    labels = torch.tensor([dataset.labels[i] for i in indices]).repeat(len(features) // len(indices))
     weights = train.class_weights
     probe, l2 = fit_linear_probe(
         (features, labels),

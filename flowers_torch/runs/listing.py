@@ -43,15 +43,9 @@ def _describe(folder: Path) -> ListedRun:
     accuracy, interval, finished = test.get("accuracy"), test.get("interval_95"), bool(test)
     if summary := _read(folder / SUMMARY_FILE):
         accuracy, finished = summary.get("mean"), bool(summary.get("finished"))
-    return ListedRun(
-        folder.name,
-        f"{datetime.datetime.fromtimestamp(last_written(folder) / 1e9):%Y-%m-%d %H:%M}",
-        Path(config.get("data", "")).name,
-        config.get("arch", ""),
-        accuracy,
-        tuple(interval) if interval else None,
-        finished,
-    )
+    date = f"{datetime.datetime.fromtimestamp(last_written(folder) / 1e9):%Y-%m-%d %H:%M}"
+    name, interval = Path(config.get("data", "")).name, tuple(interval) if interval else None
+    return ListedRun(folder.name, date, name, config.get("arch", ""), accuracy, interval, finished)
 
 
 def _read(path: Path) -> dict[str, Any]:

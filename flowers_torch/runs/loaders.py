@@ -21,8 +21,6 @@ class Loaders:
     """Makes batches of a data set's images, each decoded once for all splits and stages.
 
     Args:
-        dataset: The images.
-        preprocessing: Of the network.
         runtime: Device that trains.
         distributed: Processes that share the work.
         batch_size: Images per step, over all processes.
@@ -84,15 +82,5 @@ class Loaders:
             images.cache = cached and cached.subset(indices)
         shard = (self.distributed.rank, self.distributed.size)
         loader, order = make_loader(images, self.batch_size, shuffle, shard=shard, **self.settings)
-        return TrainingBatches(
-            loader,
-            order,
-            self.seed,
-            len(self.dataset.classes),
-            self.runtime.device,
-            augment,
-            inputs.mean,
-            inputs.std,
-            mixup,
-            log.info if shuffle else str,
-        )
+        facts = (loader, order, self.seed, len(self.dataset.classes), self.runtime.device)
+        return TrainingBatches(*facts, augment, inputs.mean, inputs.std, mixup, log.info if shuffle else str)

@@ -8,15 +8,7 @@ from flowers_torch.training.lr_finder import Sweep, lr_find
 
 
 def find_learning_rate(config: Config, number: int, lowest: float, highest: float, steps: int) -> Sweep:
-    """Trains a stage for a few steps at increasing learning rates.
-
-    Args:
-        config: The configuration.
-        number: Position of the stage.
-        lowest: First learning rate.
-        highest: Last learning rate.
-        steps: Number of batches.
-    """
+    """Trains a stage, given by its position, for a few steps at increasing learning rates."""
     experiment, model = Experiment.new(config)
     stage = config.stages[number]
     state = make_train_state(experiment, model, stage, number)

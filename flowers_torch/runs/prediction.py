@@ -1,6 +1,6 @@
 """Predictions of a run's network for some of its images."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import nn
@@ -9,8 +9,7 @@ from flowers_torch.config import Stage
 from flowers_torch.evaluation.predictions import Predictions, collect
 from flowers_torch.models.freeze import apply_rules, rules_for, set_train_mode
 from flowers_torch.runs.experiment import Experiment
-
-Check = Callable[[int], Any]  # called with the number of images of each batch; may raise to stop
+from flowers_torch.runs.feature_cache import Check
 
 
 def predict_indices(
@@ -23,12 +22,8 @@ def predict_indices(
     """Predictions in the order of the indices, each image once, from all processes.
 
     Args:
-        experiment: Of the images.
-        model: The network, with the weights to predict with.
-        indices: Of the images in the data set.
-        check: Called after each batch.
-        from_features: Use cached features where the network can be split in front of its head. This is for
-            a backbone that the last stage left frozen.
+        model: With the weights to predict with.
+        from_features: Use cached features where that is possible, of a backbone that the last stage froze.
     """
     if from_features and experiment.distributed.size == 1:
         split = experiment.features.split(model)
@@ -65,16 +60,7 @@ def _predict(experiment: Experiment, model: nn.Module, indices: Sequence[int], c
 def gather_predictions(
     experiment: Experiment, network: nn.Module, batches: Iterable[Any], count: int, check: Check
 ) -> Predictions:
-    """Predictions for batches of this process's shard, gathered from all processes.
-
-    Args:
-        experiment: Of the images.
-        network: What to call.
-        batches: Of this process.
-        count: Images of all processes.
-        check: Called after each batch.
-    """
+    """Predictions for batches of this process's shard, gathered to the `count` images of all processes."""
     local = collect(network, batches, experiment.runtime, check)
-    gather = experiment.distributed.gather
     values = (local.logits, local.labels, local.features)
-    return Predictions(*(gather(value, count) for value in values))
+    return Predictions(*(experiment.distributed.gather(value, count) for value in values))

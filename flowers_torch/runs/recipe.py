@@ -17,7 +17,7 @@ from torch import nn
 from flowers_torch.config import Config
 from flowers_torch.data.loading.workers import worker_errors
 from flowers_torch.data.splits.assign import Splits
-from flowers_torch.errors import DivergedError, ModelFileError, StoppedError, printable
+from flowers_torch.errors import DivergedError, ModelFileError, printable
 from flowers_torch.evaluation.metrics import Scores
 from flowers_torch.files.tensors import safe_load
 from flowers_torch.log import RESULT, log, log_file
@@ -27,7 +27,7 @@ from flowers_torch.runs.fingerprint import fingerprint
 from flowers_torch.runs.folder import folder_of_launch, new_run_folder, run_lock
 from flowers_torch.runs.linear_probe import fit_head
 from flowers_torch.runs.results import write_provenance, write_results, write_run_report
-from flowers_torch.runs.stage import train_stage
+from flowers_torch.runs.stage import raise_if_stopped, train_stage
 from flowers_torch.shell import command_line
 from flowers_torch.training.checkpoint import MODEL_FILE, Checkpoint, Checkpointer, RunState, checkpoint_files
 from flowers_torch.training.device import deterministic
@@ -54,7 +54,6 @@ def train(
     """Trains a network and leaves a run folder.
 
     Args:
-        config: The resolved configuration.
         out: The run folder; empty for the next free `runs/<data>-<arch>-<n>`.
         overwrite: Let `out` hold an earlier run.
         command: The command line, for the log; None stores the command that repeats the run.
@@ -79,10 +78,8 @@ def train(
         with _run_folder(experiment.folder, distributed):
             if distributed.is_main:
                 write_provenance(experiment, command)
-            elapsed = time.monotonic() - started
-            return _train_and_test(
-                experiment, model, RunState(elapsed=elapsed, closing_seconds=closing_seconds)
-            )
+            state = RunState(elapsed=time.monotonic() - started, closing_seconds=closing_seconds)
+            return _train_and_test(experiment, model, state)
 
 
 def resume(
@@ -94,7 +91,6 @@ def resume(
     """Resumes an interrupted run from its newest checkpoint; None if it had finished already.
 
     Args:
-        folder: The run folder.
         changes: To its configuration, as `load_config` takes them.
         allow_config_change: Resume although the result will differ from that of an uninterrupted run.
         allow_data_change: Resume although images are missing, edited or new, with those of each split that
@@ -173,13 +169,11 @@ def _test(experiment: Experiment, model: nn.Module, state: RunState, stop: StopR
         raise DivergedError("the validation loss was never finite", "lower the learning rates of the stages")
     if distributed.is_main:
         model.load_state_dict(safe_load(folder / MODEL_FILE)[0])
-    distributed.broadcast_model(model)
+    distributed.broadcast_tensors(model.state_dict().values())
 
     def check(_: int) -> None:
         stop.number = int(distributed.all_reduce_max(stop.number))
-        if stop.number:
-            fix = f"resume with: {command_line('flowers-torch', 'train', '--resume', folder.absolute())}"
-            raise StoppedError(f"stopped by {stop.signal_name} before the test was over", fix, stop.number)
+        raise_if_stopped(experiment, stop, " before the test was over")
 
     scores, info = write_results(experiment, model, state, check)
     result = Result(folder, scores, state.history)

@@ -2,9 +2,8 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -30,14 +29,13 @@ from flowers_torch.log import RESULT, log
 from flowers_torch.models.checkpoint import ModelInfo, save_classifier
 from flowers_torch.report.page import Source, write_report
 from flowers_torch.runs.experiment import Experiment
+from flowers_torch.runs.feature_cache import Check
 from flowers_torch.runs.folder import environment
 from flowers_torch.runs.prediction import predict_indices, predict_validation
 from flowers_torch.shell import command_line, repeat_command
 from flowers_torch.training.checkpoint import MODEL_FILE, RunState
 
 MAX_CHECKED = 20_000  # images up to which the report shows the data-quality findings
-
-Check = Callable[[int], Any]
 
 
 def write_provenance(experiment: Experiment, command: Sequence[str] | None) -> None:
@@ -49,9 +47,8 @@ def write_provenance(experiment: Experiment, command: Sequence[str] | None) -> N
     """
     config, folder, dataset = experiment.config, experiment.folder, experiment.dataset
     repeat = repeat_command(folder)
-    write_text(
-        folder / "config.toml", to_toml(config, f"{dataset.name} with {config.arch}; repeat with: {repeat}")
-    )
+    heading = f"{dataset.name} with {config.arch}; repeat with: {repeat}"
+    write_text(folder / "config.toml", to_toml(config, heading))
     write_text(folder / "command.txt", (command_line(*command) if command else repeat) + "\n")
     write_text(folder / "labels.txt", "".join(f"{name}\n" for name in dataset.classes))
     write_json(folder / "environment.json", environment())
@@ -62,10 +59,7 @@ def write_provenance(experiment: Experiment, command: Sequence[str] | None) -> N
 
 
 def write_results(
-    experiment: Experiment,
-    model: nn.Module,
-    state: RunState,
-    check: Check = lambda images: None,
+    experiment: Experiment, model: nn.Module, state: RunState, check: Check = lambda images: None
 ) -> tuple[Scores, ModelInfo]:
     """Tests the best weights once, on images that decided nothing, and writes everything about the run.
 
@@ -73,10 +67,8 @@ def write_results(
     validation and training images and stored in the weights file.
 
     Args:
-        experiment: What the run worked on.
         model: With the best weights.
-        state: Of the run: history, best epoch, changes.
-        check: Called after each batch.
+        state: History, best epoch and changes of the run.
 
     Returns:
         The test scores, and the model metadata with what was fitted.
@@ -101,9 +93,7 @@ def write_results(
         "best_epoch": state.best,
         "temperature": info.temperature,
         "uncalibrated": {
-            "loss": uncalibrated.loss,
-            "brier": uncalibrated.brier,
-            "calibration_error": uncalibrated.calibration_error,
+            name: getattr(uncalibrated, name) for name in ("loss", "brier", "calibration_error")
         },
         "test": scores.to_dict(info.classes),
         "changes": state.changes,
@@ -113,10 +103,7 @@ def write_results(
 
 
 def calibrate(
-    experiment: Experiment,
-    model: nn.Module,
-    validation: Predictions,
-    check: Check = lambda images: None,
+    experiment: Experiment, model: nn.Module, validation: Predictions, check: Check = lambda images: None
 ) -> ModelInfo:
     """The model metadata with temperature, risk-coverage curve and out-of-distribution detector."""
     temperature = fit_temperature(validation.logits, validation.labels)

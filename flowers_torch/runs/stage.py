@@ -21,18 +21,27 @@ from flowers_torch.log import bar, log
 from flowers_torch.models.freeze import apply_rules, decay_by_layer, freeze_table, rules_for, set_train_mode
 from flowers_torch.models.split_model import Head, SplitModel
 from flowers_torch.runs.experiment import Experiment
+from flowers_torch.runs.feature_cache import Check
 from flowers_torch.runs.prediction import gather_predictions
 from flowers_torch.shell import command_line
-from flowers_torch.training.checkpoint import Checkpoint, Checkpointer, RunState, restore_train_state
+from flowers_torch.training.checkpoint import (
+    CRITERION,
+    Checkpoint,
+    Checkpointer,
+    RunState,
+    checkpoint_files,
+    restore_train_state,
+)
 from flowers_torch.training.optimizers import make_optimizer
 from flowers_torch.training.regularization import make_average, make_penalty
 from flowers_torch.training.schedules import learning_rate, out_of_patience, plateau_multiplier
-from flowers_torch.training.state import TrainState, read_interval, read_steps
+from flowers_torch.training.state import TrainState, read_steps
 from flowers_torch.training.step import balanced_class_weights, train_epoch
 from flowers_torch.training.stopping import StopRequest
 
 Batches = TrainingBatches | CachedFeatureBatches
-Check = Callable[[int], None]
+Features = tuple[SplitModel, Tensor, CachedFeatureBatches]  # of training (views * images, D) and validation
+READ_INTERVAL = {"cuda": 20}  # steps between two readings of the loss; a GPU would wait at each one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +67,6 @@ def train_stage(
     """Trains the stage that the run is in, and moves the run to the next one.
 
     Args:
-        experiment: What the run works on.
-        model: The network.
         checkpointer: Holds the run's state and saves it.
         stop: Checked after each batch.
         checkpoint: What to continue from, if it was saved in this stage.
@@ -70,7 +77,7 @@ def train_stage(
     """
     work = _begin(experiment, model, checkpointer, stop, checkpoint)
     stage, state = work.stage, checkpointer.state
-    while state.epoch < stage.epochs and not _is_out_of_patience(stage, state):
+    while state.epoch < stage.epochs and not _ends_early(stage, state):
         _run_epoch(experiment, work, checkpointer, stop)
         if _time_is_up(experiment, stop):
             log.info(f"time     {experiment.config.minutes:g} minutes are over; the best weights are tested")
@@ -78,9 +85,8 @@ def train_stage(
             checkpointer.save(work.train)
             return
     if state.epoch < stage.epochs:
-        log.info(
-            f"stage    {stage.name} ends early: {stage.patience} epochs without a better validation loss"
-        )
+        waited = f"{stage.patience} epochs without a better validation loss"
+        log.info(f"stage    {stage.name} ends early: {waited}")
         checkpointer.save(work.train)  # the best weights may not be in the folder yet
         model.load_state_dict(checkpointer.best_weights())
     state.stage, state.epoch = state.stage + 1, 0
@@ -106,11 +112,16 @@ def _begin(
     checkpointer.check_space(train)
     check = functools.partial(_leave_if_stopped, experiment, checkpointer, train, stop)
 
-    features = stage_features(experiment, model, stage, check)
+    features = None
+    # With several processes the backbone always runs: each process would need the features of the others.
+    if stage.views_to_cache(len(train_indices)) and experiment.distributed.size == 1:
+        features = stage_features(experiment, model, stage, check)
+        if features is None:
+            log.info("features are not cached; the backbone runs in every epoch")
     if features:
+        _, seen, validation = features
         device = experiment.runtime.device
-        batches = CachedFeatureBatches(features.train, batches.labels, batches.order, batches.paths, device)
-        validation = features.validation
+        batches = CachedFeatureBatches(seen, batches.labels, batches.order, batches.paths, device)
     set_train_mode(model, stage.batch_norm)
     evaluated = _fast_network(experiment, train.evaluated, features)
     if experiment.distributed.size == 1:
@@ -124,14 +135,7 @@ def _begin(
 
 
 def make_train_state(experiment: Experiment, model: nn.Module, stage: Stage, number: int) -> TrainState:
-    """Freezes the network as the stage wants it, logs the outcome, and makes a fresh optimizer.
-
-    Args:
-        experiment: Of the run.
-        model: The network.
-        stage: Its settings.
-        number: Index of the stage.
-    """
+    """Freezes the network as a stage wants it, logs the outcome, and makes a fresh optimizer."""
     config, runtime = experiment.config, experiment.runtime
     groups = decay_by_layer(apply_rules(model, rules_for(model, stage.train)), stage.layer_decay)
     set_train_mode(model, stage.batch_norm)
@@ -156,47 +160,34 @@ def make_train_state(experiment: Experiment, model: nn.Module, stage: Stage, num
         distributed=experiment.distributed,
         network=experiment.distributed.wrap(model),
         seed=derived_seed(config.seed, number),
-        read_interval=read_interval(optimizer, runtime.device),
+        read_interval=READ_INTERVAL.get(runtime.device.type, 1),
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class StageFeatures:
-    """Cached features of a stage that trains the head only."""
+def stage_features(experiment: Experiment, model: nn.Module, stage: Stage, check: Check) -> Features | None:
+    """The network split in front of its head, and the features of the training and validation images.
 
-    split: SplitModel
-    train: Tensor  # (views * images, D)
-    validation: CachedFeatureBatches
-
-
-def stage_features(
-    experiment: Experiment, model: nn.Module, stage: Stage, check: Check
-) -> StageFeatures | None:
-    """Features of the training and validation images, or None where the backbone runs in every epoch.
-
-    With several processes the backbone always runs: each process would need the features of the others.
+    None, with a reason in the log, where there are no features.
     """
     indices, cache = experiment.splits["train"], experiment.features
     views = stage.views_to_cache(len(indices))
-    if not views or experiment.distributed.size > 1:
-        return None
     split = cache.split(model)
     if split is None:
-        log.info("features cannot be computed apart from the head; the backbone runs in every epoch")
+        log.info("features cannot be computed apart from the head")
         return None
     train = cache.features(split, indices, stage.augment, views, check)
     validation = cache.batches(split, experiment.splits["val"], check)
     if train is None or validation is None:
-        log.info("features exceed cache_gib; the backbone runs in every epoch")
+        log.info("features exceed cache_gib")
         return None
     log.info(f"features {views} views of each photo, {train.nbytes / 2**20:.0f} MiB")
-    return StageFeatures(split, train, validation)
+    return split, train, validation
 
 
-def _fast_network(experiment: Experiment, model: nn.Module, features: StageFeatures | None) -> nn.Module:
+def _fast_network(experiment: Experiment, model: nn.Module, features: Features | None) -> nn.Module:
     """What a step calls in place of a network: its head on cached features, or a faster form."""
     if features:
-        return Head(model.get_submodule(features.split.classifier))
+        return Head(model.get_submodule(features[0].classifier))
     size = experiment.info.preprocessing.size
     return experiment.acceleration.training_network(model, experiment.runtime, size)
 
@@ -226,7 +217,7 @@ def _run_epoch(
                     read_steps(train)
                     break
         state.seconds = time.monotonic() - started  # a GPU has finished its last steps
-        experiment.distributed.broadcast_buffers(train.evaluated)
+        experiment.distributed.broadcast_tensors(train.evaluated.buffers())
         count = len(experiment.splits["val"])
         predictions = gather_predictions(experiment, work.evaluated, work.validation, count, work.check)
     except DataError:  # an image disappeared or broke; the work so far is saved
@@ -255,11 +246,10 @@ def _learning_rate(stage: Stage, state: RunState, steps_per_epoch: int) -> Calla
     )
 
 
-def _is_out_of_patience(stage: Stage, state: RunState) -> bool:
-    """Whether the stage ends early, by the criterion that also chooses the best weights."""
-    if stage.schedule == "plateau":
-        return False
-    return out_of_patience(_stage_losses(state, "val_calibrated_loss"), stage.patience)
+def _ends_early(stage: Stage, state: RunState) -> bool:
+    """Whether the stage is out of patience, by the criterion that also chooses the best weights."""
+    losses = _stage_losses(state, CRITERION)
+    return stage.schedule != "plateau" and out_of_patience(losses, stage.patience)
 
 
 def _stage_losses(state: RunState, name: str) -> list[float]:
@@ -277,11 +267,17 @@ def _leave_if_stopped(
     experiment: Experiment, checkpointer: Checkpointer, train: TrainState, stop: StopRequest, images: int
 ) -> None:
     stop.number = int(experiment.distributed.all_reduce_max(stop.number))  # all leave after the same batch
-    if stop.signal_name:
+    if stop.number:
         checkpointer.save(train)
+    raise_if_stopped(experiment, stop, "; everything is saved")
+
+
+def raise_if_stopped(experiment: Experiment, stop: StopRequest, what: str = "") -> None:
+    """Raises an error with the command that resumes the run, if a signal came."""
+    if stop.number:
         resume = command_line("flowers-torch", "train", "--resume", experiment.folder.absolute())
-        what = f"stopped by {stop.signal_name}; everything is saved"
-        raise StoppedError(what, f"resume with: {resume}", stop.number)
+        fix = f"resume with: {resume}" if checkpoint_files(experiment.folder) else "start again"
+        raise StoppedError(f"stopped by {stop.signal_name}{what}", fix, stop.number)
 
 
 def history_row(
@@ -295,11 +291,10 @@ def history_row(
     """The row of an epoch in the history.
 
     Args:
-        stage: Its stage.
-        state: Of the run, at the end of the epoch.
-        lr: Learning rate at its start; None where the head was fitted in closed form.
+        state: At the end of the epoch.
+        lr: Learning rate at the start; None where the head was fitted in closed form.
         training: Loss and accuracy on the training images.
-        validation: Predictions for the validation images.
+        validation: Of the validation images.
         timing: Seconds of the epoch, and training images per second.
     """
     val = score(validation.logits, validation.labels)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from flowers_torch.config import Config, split_fractions, with_absolute_paths
 from flowers_torch.config_file import load_config
@@ -53,7 +52,6 @@ def update(
     """Trains the model of a run further with more images, and compares the two.
 
     Args:
-        folder: The finished run.
         source: New images, as `open_dataset` takes them; known ones may be among them.
         changes: To the run's configuration, as `load_config` takes them.
         command: The command line, for the log.
@@ -93,13 +91,9 @@ def update(
     classes = f"; new classes: {printable(', '.join(fresh))}" if fresh else ""
     log.info(f"data     {len(added)} new photos ({counts}) beside the {len(old)} of the run{classes}")
     config = dataclasses.replace(config, data=str(new_folder / IMAGES_FOLDER))
-    again = [
-        "flowers-torch",
-        "update",
-        str(folder.absolute()),
-        with_absolute_paths(dataclasses.replace(former, data=source)).data,
-    ]
-    recipe.train(config, new_folder, overwrite=True, command=command or again)
+    again = with_absolute_paths(dataclasses.replace(former, data=source)).data
+    command = command or ["flowers-torch", "update", str(folder.absolute()), again]
+    recipe.train(config, new_folder, overwrite=True, command=command)
     compare_with_parent(folder, new_folder, config.device)
     return new_folder
 
@@ -123,32 +117,22 @@ def _config_of_update(folder: Path, former: Config, changes: dict[str, Any]) -> 
 
 
 def parent_images(folder: Path, dataset: ImageDataset) -> list[AssignedImage]:
-    """The images of a finished run with their splits.
-
-    Args:
-        folder: The run.
-        dataset: The images of its data now. Additional images do no harm.
+    """The images of a finished run with their splits; `dataset` is what its data holds now.
 
     Raises:
         DataError: some are missing or have changed.
     """
-    label = dict(zip(dataset.paths, dataset.labels, strict=True))
+    label = {path: dataset.classes[i] for path, i in zip(dataset.paths, dataset.labels, strict=True)}
     splits: dict[str, dict[str, str]] = read_split(folder / "split.json")["splits"]
-    lost = [
-        name
-        for members in splits.values()
-        for name, mark in members.items()
-        if name not in label or fingerprint(dataset.root / name) != mark
-    ]
+    marks = [pair for members in splits.values() for pair in members.items()]
+    lost = [name for name, mark in marks if name not in label or fingerprint(dataset.root / name) != mark]
     if lost:
         raise DataError(
             f"{len(lost)} photos of {printable(folder)} are gone or changed (first: {printable(lost[0])})",
             "restore them, or begin a new run",
         )
     return [
-        AssignedImage(
-            dataset.root / name, dataset.classes[label[name]], split, name, dataset.groups.get(name, "")
-        )
+        AssignedImage(dataset.root / name, label[name], split, name, dataset.groups.get(name, ""))
         for split, members in splits.items()
         for name in members
     ]
@@ -163,9 +147,8 @@ def link_images(members: Sequence[AssignedImage], folder: Path) -> None:
     """
     for member in members:
         if split_path(member.file):
-            raise UsageError(
-                f"{printable(member.name)} lies in a tar archive, which cannot be linked to", "unpack it"
-            )
+            what = f"{printable(member.name)} lies in a tar archive, which cannot be linked to"
+            raise UsageError(what, "unpack it")
         if member.label.startswith(".") or set(member.label) & set("/\\\0"):
             raise UsageError(f"class {printable(member.label, 40)} can be no folder's name", "rename it")
     taken: set[Path] = set()
@@ -183,9 +166,8 @@ def link_images(members: Sequence[AssignedImage], folder: Path) -> None:
             except NotImplementedError:
                 shutil.copy2(member.file, link)
     except OSError as error:
-        raise ResourceError(
-            f"cannot link the photos into {printable(folder)}: {error.strerror}", "choose another --out"
-        ) from error
+        what = f"cannot link the photos into {printable(folder)}: {error.strerror}"
+        raise ResourceError(what, "choose another --out") from error
 
 
 def compare_with_parent(former: Path, folder: Path, device: str = "auto") -> Comparison:
@@ -202,28 +184,24 @@ def compare_with_parent(former: Path, folder: Path, device: str = "auto") -> Com
     after = load_predictions(folder)
     network, info = load_classifier(former)
     photos = Path(load_config(file=str(folder / "config.toml")).data)
-    labels = after.labels["test"]
+    labels, logits = after.labels["test"], after.logits["test"]
     known = torch.tensor([name in info.classes for name in after.classes])
     shared = known[labels].nonzero()[:, 0]
-    paths = [after.paths["test"][i] for i in shared.tolist()]
+    paths, truth = tuple(after.paths["test"][i] for i in shared.tolist()), labels[shared]
     runtime = choose_runtime(device, "fp32")
-    place = {name: row for row, name in enumerate(after.classes)}
-    predictions = predict_images(
-        runtime.place(network),
-        info.preprocessing,
-        [photos / path for path in paths],
-        labels[shared].tolist(),
-        runtime,
-    )
+    network, files = runtime.place(network), [photos / path for path in paths]
+    predicted = predict_images(network, info.preprocessing, files, truth.tolist(), runtime).logits
     # The former network's logits in the new network's columns; it cannot predict classes that are new.
-    logits = torch.full((len(paths), len(after.classes)), -torch.inf)
-    columns = [column for column, name in enumerate(info.classes) if name in place]
-    logits[:, [place[info.classes[column]] for column in columns]] = predictions.logits[:, columns]
-    result = compare(
-        _alone(after.classes, info.temperature, paths, logits, labels[shared]),
-        _alone(after.classes, after.temperature, paths, after.logits["test"][shared], labels[shared]),
-    )
-    right = after.logits["test"].argmax(1) == labels
+    before = torch.full((len(paths), len(after.classes)), -torch.inf)
+    for column, name in enumerate(info.classes):
+        if name in after.classes:
+            before[:, after.classes.index(name)] = predicted[:, column]
+
+    def on_shared(temperature: float, values: torch.Tensor) -> RunPredictions:
+        return RunPredictions(after.classes, temperature, {"test": paths}, {"test": values}, {"test": truth})
+
+    result = compare(on_shared(info.temperature, before), on_shared(after.temperature, logits[shared]))
+    right = logits.argmax(1) == labels
     fresh = {
         name: [int((right & (labels == label)).sum()), int((labels == label).sum())]
         for label, name in enumerate(after.classes)
@@ -247,9 +225,3 @@ def _report(former: Path, folder: Path, result: Comparison, fresh: dict[str, lis
         log.info(f"note     keep {printable(former)}, or train longer: it has lost what it knew")
     content = dataclasses.asdict(result) | {"former": str(former.absolute()), "new_classes": fresh}
     write_json(folder / UPDATE_FILE, json.loads(json.dumps(content)))
-
-
-def _alone(
-    classes: tuple[str, ...], temperature: float, paths: list[str], logits: Tensor, labels: Tensor
-) -> RunPredictions:
-    return RunPredictions(classes, temperature, {"test": tuple(paths)}, {"test": logits}, {"test": labels})

@@ -67,15 +67,7 @@ def save_checkpoint(
     train: TrainState,
     fingerprint: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes network, optimizer, random state and run state atomically; the previous file is kept beside it.
-
-    Args:
-        path: The file.
-        state: Where the run is.
-        info: Metadata of the network.
-        train: The objects of the stage.
-        fingerprint: What the numbers depend on besides the images.
-    """
+    """Writes network, optimizer, random state and run state atomically, and keeps the previous file."""
     tensors = {f"model/{name}": value for name, value in train.model.state_dict().items()}
     tensors["random/cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
@@ -160,10 +152,8 @@ def restore_train_state(train: TrainState, checkpoint: Checkpoint) -> None:
     names = [name for group in optimizer.param_groups for name in group["names"]]
     unknown = sorted(set(states) - set(names))
     if unknown:  # guard: R24
-        raise ModelFileError(
-            f"{printable(checkpoint.path)} trains {unknown[0]}, which this stage does not",
-            "resume with the same configuration",
-        )
+        what = f"{printable(checkpoint.path)} trains {unknown[0]}, which this stage does not"
+        raise ModelFileError(what, "resume with the same configuration")
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state = {
         index: {field: _in_layout_of(parameters[index], value) for field, value in states[name].items()}
@@ -189,9 +179,7 @@ class Checkpointer:
     epoch whose weights were never written.
 
     Args:
-        folder: The run folder.
         state: State of the run, updated at the end of each epoch.
-        info: Metadata of the network.
         minutes: Between two checkpoints within an epoch.
         fingerprint: What the numbers depend on besides the images.
         writes: Whether this process writes; with several processes only the main one does.
@@ -240,7 +228,7 @@ class Checkpointer:
             ResourceError: the disk is full, or the folder is gone. Earlier files stay as they were.
             DivergedError: a step that had not been read failed. Earlier files stay as they were.
         """
-        read_steps(train)
+        read_steps(train)  # guard: R06 later
         if not self.writes:
             return
         self._check_folder()
@@ -268,17 +256,14 @@ class Checkpointer:
         needed = 3 * size + weights - used  # two checkpoints, one that is being written, the best weights
         free = shutil.disk_usage(self.folder).free
         if free < needed:  # guard: C16 disk
-            raise ResourceError(
-                f"{printable(self.folder)} needs {needed / 1e6:,.0f} MB more for its checkpoints, and"
-                f" {free / 1e6:,.0f} MB are free there",
-                "free space, or choose another folder with --out",
-            )
+            what = f"{printable(self.folder)} needs {needed / 1e6:,.0f} MB more for its checkpoints"
+            fix = "free space, or choose another folder with --out"
+            raise ResourceError(f"{what}, and {free / 1e6:,.0f} MB are free there", fix)
 
     def _check_folder(self) -> None:
         if not self.folder.is_dir():  # not created again: it may have been on a disk that is gone
-            raise ResourceError(
-                f"the run folder {printable(self.folder)} is gone", "check its disk, then start a new run"
-            )
+            what = f"the run folder {printable(self.folder)} is gone"
+            raise ResourceError(what, "check its disk, then start a new run")
 
     def best_weights(self) -> Mapping[str, Tensor]:
         """The best weights so far, from memory or from the folder."""

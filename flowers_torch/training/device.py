@@ -58,7 +58,6 @@ def choose_runtime(device: str = "auto", precision: str = "auto", threads: int =
 
     Args:
         device: auto, cpu, cuda, cuda:N or mps.
-        precision: auto, fp32, bf16 or fp16.
         threads: Of computation on the CPU; 0 leaves torch's choice.
 
     Raises:
@@ -77,9 +76,9 @@ def choose_runtime(device: str = "auto", precision: str = "auto", threads: int =
     if precision != "auto":
         tf32 = ", TF32 inside" if chosen.type == "cuda" and precision == "fp32" else ""
         return Runtime(chosen, precision, f"set by the user{tf32}")
+    if chosen.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+        return Runtime(chosen, "bf16", "this GPU computes bf16", fixed=False)
     if chosen.type == "cuda":
-        if torch.cuda.is_bf16_supported(including_emulation=False):
-            return Runtime(chosen, "bf16", "this GPU computes bf16", fixed=False)
         return Runtime(chosen, "fp16", "this GPU has no bf16", fixed=False)
     if chosen.type == "cpu" and _cpu_computes_bf16():
         return Runtime(chosen, "bf16", "this CPU computes bf16", fixed=False)
@@ -124,22 +123,15 @@ def deterministic(enabled: bool) -> Iterator[None]:
         if "deterministic" not in str(error):  # guard: R19
             raise
         operation = str(error).split(" does not have", 1)[0]
-        raise UsageError(
-            f"deterministic = true: {operation} has no deterministic form",
-            "use deterministic = false, or another network",
-        ) from error
+        what = f"deterministic = true: {operation} has no deterministic form"
+        raise UsageError(what, "use deterministic = false, or another network") from error
     finally:
         torch.use_deterministic_algorithms(before[0])
         torch.backends.cudnn.benchmark = before[1]
 
 
 def search_kernels(device: torch.device, repeated: bool) -> None:
-    """Lets cuDNN time its kernels for each new shape, which pays off for shapes that come again.
-
-    Args:
-        device: The device that computes.
-        repeated: Whether the shapes of the next inputs come again.
-    """
+    """Lets cuDNN time its kernels for each new shape, if the shapes of the next inputs come again."""
     if device.type == "cuda" and not torch.are_deterministic_algorithms_enabled():
         torch.backends.cudnn.benchmark = repeated
 

@@ -107,15 +107,8 @@ class Distributed:
         on_gpu = next(model.parameters()).device.type == "cuda"
         return DistributedDataParallel(model, device_ids=[self.local_rank] if on_gpu else None)
 
-    def broadcast_buffers(self, model: nn.Module) -> None:
-        """Copies the main process's buffers, such as the statistics of batch norm."""
-        self._broadcast(model.buffers())
-
-    def broadcast_model(self, model: nn.Module) -> None:
-        """Copies the main process's weights and buffers."""
-        self._broadcast(model.state_dict().values())
-
-    def _broadcast(self, tensors: Iterable[Tensor]) -> None:
+    def broadcast_tensors(self, tensors: Iterable[Tensor]) -> None:
+        """Copies the main process's values into the tensors of every process."""
         if self.size > 1:
             for tensor in tensors:
                 dist.broadcast(tensor.detach(), src=0)
@@ -133,12 +126,9 @@ class Distributed:
         for rank, theirs in enumerate(gathered):
             for name, value in gathered[0].items():
                 if theirs.get(name) != value:  # guard: T05
-                    what = (
-                        f"{name} is {printable(value, 60)} in process 0 and {printable(theirs.get(name), 60)}"
-                    )
-                    self.fail(
-                        DistributedError(f"{what} in process {rank}", "start all with the same command")
-                    )
+                    here, there = printable(value, 60), printable(theirs.get(name), 60)
+                    what = f"{name} is {here} in process 0 and {there} in process {rank}"
+                    self.fail(DistributedError(what, "start all with the same command"))
 
     def fail(self, error: Exception) -> None:
         """Ends every process for a reason that all of them know; the main one reports it."""
@@ -171,10 +161,8 @@ def distributed_context(device: str = "auto") -> Iterator[Distributed]:
         return
     there = [name for name in ENVIRONMENT if name in os.environ]
     if missing := [name for name in ENVIRONMENT if name not in os.environ]:  # guard: T09
-        raise UsageError(
-            f"the environment has {', '.join(there)} but not {', '.join(missing)}",
-            "start with torchrun, or unset them",
-        )
+        what = f"the environment has {', '.join(there)} but not {', '.join(missing)}"
+        raise UsageError(what, "start with torchrun, or unset them")
     rank, size, local_rank = (int(os.environ[name]) for name in ENVIRONMENT[:3])
     one_machine = os.environ.get("LOCAL_WORLD_SIZE") == str(size)
     if one_machine:  # no other machine needs to reach them
@@ -194,11 +182,9 @@ def distributed_context(device: str = "auto") -> Iterator[Distributed]:
         backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
         dist.init_process_group(backend, store=own, rank=rank, world_size=size)
     except (RuntimeError, ValueError) as error:
-        raise UsageError(
-            f"the processes cannot connect at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}:"
-            f" {printable(' '.join(str(error).split()))}",
-            "choose another --master-port of torchrun",
-        ) from error
+        place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        what = f"the processes cannot connect at {place}: {printable(' '.join(str(error).split()))}"
+        raise UsageError(what, "choose another --master-port of torchrun") from error
     distributed = Distributed(rank, size, local_rank, restarts)
     try:
         yield distributed

@@ -11,6 +11,7 @@ from flowers_torch.models.heads import main_and_auxiliary
 from flowers_torch.training.device import Runtime
 
 # State tensors per parameter; L-BFGS remembers a hundred steps, twice.
+IMAGES_TRIED = 8
 OPTIMIZER_COPIES = {"adamw": 2, "adam": 2, "sgd": 1, "rmsprop": 2, "lbfgs": 200}
 
 
@@ -23,9 +24,7 @@ class StepCost:
     memory_bytes: int  # parameters, gradients, optimizer and activations of a batch
 
 
-def estimate(
-    model: nn.Module, size: int, batch_size: int, runtime: Runtime, optimizer: str, images_tried: int = 8
-) -> StepCost:
+def estimate(model: nn.Module, size: int, batch_size: int, runtime: Runtime, optimizer: str) -> StepCost:
     """Times a forward pass and a training step on random images, in the current modes of the network.
 
     Args:
@@ -33,11 +32,9 @@ def estimate(
             layers that train are changed.
         size: Input side in pixels.
         batch_size: Images per step.
-        runtime: Device and precision.
         optimizer: Its name, for its memory.
-        images_tried: Images of the timed step.
     """
-    images = torch.randn(min(images_tried, batch_size), 3, size, size)
+    images = torch.randn(min(IMAGES_TRIED, batch_size), 3, size, size)
     labels = torch.zeros(len(images), dtype=torch.long, device=runtime.device)
     saved: dict[int, int] = {}
 
@@ -65,7 +62,7 @@ def estimate(
     parameters = list(model.parameters())
     own = {parameter.untyped_storage().data_ptr() for parameter in parameters}
     activations = sum(size for pointer, size in saved.items() if pointer not in own)
-    trained = sum(p.numel() * p.element_size() for p in parameters if p.requires_grad)
-    weights = sum(p.numel() * p.element_size() for p in parameters)
+    trained = sum(p.nbytes for p in parameters if p.requires_grad)
+    weights = sum(p.nbytes for p in parameters)
     state = trained * (1 + OPTIMIZER_COPIES[optimizer])
     return StepCost(train_seconds, predict_seconds, weights + state + activations * batch_size // len(images))

@@ -50,9 +50,8 @@ def fit_logistic_regression(
         label_smoothing: Of the loss.
     """
     mean = features.mean(0)
-    scale = (
-        (features - mean).square().mean().sqrt().clamp(min=1e-12)
-    )  # one scale for all features, so that small features stay small
+    # One scale for all features, so that small features stay small.
+    scale = (features - mean).square().mean().sqrt().clamp(min=1e-12)
     inputs = (features - mean) / scale
     weight = torch.zeros(classes, features.shape[1], requires_grad=True)
     bias = torch.zeros(classes, requires_grad=True)
@@ -86,9 +85,8 @@ def fit_linear_probe(
     Args:
         train: Features (N, D) and labels (N,).
         validation: Features (M, D) and labels (M,).
-        classes: Number of classes.
-        class_weights: Of the classes in the fitted loss.
-        label_smoothing: Of the fitted loss.
+        class_weights: As in `fit_logistic_regression`, like `label_smoothing`.
+        label_smoothing: Of the loss.
         grid: Penalties, strongest first.
     """
     tried: dict[int, tuple[float, LinearProbe]] = {}

@@ -15,16 +15,11 @@ class Penalty:
 
     It covers the kernels and matrices that train, and leaves out biases and norms. Unlike the decay of AdamW
     it passes through the optimizer's scaling.
-
-    Attributes:
-        l1: Factor of the absolute values.
-        l2: Factor of the squares.
-        names: Names of the parameters.
     """
 
     l1: float
     l2: float
-    names: Sequence[str]
+    names: Sequence[str]  # of the parameters
 
     def __call__(self, model: nn.Module) -> Tensor:
         """The term, a scalar with a gradient."""
@@ -64,12 +59,7 @@ def make_average(model: nn.Module, decay: float) -> AveragedModel | None:
 
 @torch.no_grad()
 def update_average(average: AveragedModel, model: nn.Module) -> None:
-    """`average.update_parameters(model)` that does not move its count to the device, which would wait for it.
-
-    Args:
-        average: From `make_average`; its count stays on the CPU.
-        model: The network that it follows.
-    """
+    """`average.update_parameters(model)` whose count stays on the CPU, so that nothing waits for a GPU."""
     both = [itertools.chain(network.parameters(), network.buffers()) for network in (average.module, model)]
     pairs = list(zip(*both, strict=True))
     count = int(average.n_averaged)

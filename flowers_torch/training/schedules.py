@@ -16,7 +16,6 @@ def learning_rate(step: int, steps: int, lr: float, schedule: str = "cosine", wa
 
     Args:
         step: 0 .. steps - 1.
-        steps: Steps of the stage.
         lr: Highest value, reached when the warm-up ends.
         schedule: "cosine" falls to 0 at the end of the stage; "constant" and "plateau" stay. The drops of a
             plateau schedule come from `plateau_multiplier`.

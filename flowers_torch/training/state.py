@@ -1,7 +1,7 @@
 """What training steps change, what a step returns, and the sums of an epoch.
 
 A GPU computes ahead as long as nobody reads a number from it. The outputs of some steps therefore stay on the
-GPU until they are read together, and the GPU itself skips a step that must not be taken.
+GPU until they are read together. Nothing is saved before they are read.
 """
 
 import dataclasses
@@ -19,7 +19,6 @@ from flowers_torch.training.distributed import SINGLE_PROCESS, Distributed
 from flowers_torch.training.regularization import Penalty
 
 MAX_SKIPPED_STEPS = 20  # in a row, by loss scaling, which starts with some
-GPU_READ_INTERVAL = 20  # steps
 
 
 @dataclasses.dataclass
@@ -80,20 +79,14 @@ class TrainState:
     compiled: Callable[[Tensor], Any] | None = None  # calls `network`, compiled
     seed: int = 0  # of dropout, with several processes
     skipped: int = 0  # steps in a row that loss scaling has skipped
-    read_interval: int = 1  # steps; above 1 the device itself skips steps that must not be taken
+    read_interval: int = 1  # steps between two readings; 1 checks each step before its update
     pending: list[StepOutput] = dataclasses.field(default_factory=list)  # outputs that have not been read
     metrics: EpochMetrics = dataclasses.field(default_factory=EpochMetrics)  # receives them
-    failed: Tensor | None = None  # 1 on the device from a failed step on; no step is taken after it
 
     @property
     def evaluated(self) -> nn.Module:
         """The network to validate and to save: the moving average where there is one."""
         return self.average.module if self.average else self.model
-
-
-def read_interval(optimizer: torch.optim.Optimizer, device: torch.device) -> int:
-    """Steps between two readings: only fused optimizers on a GPU can skip a step by themselves."""
-    return GPU_READ_INTERVAL if device.type == "cuda" and optimizer.defaults.get("fused") else 1
 
 
 def read_steps(state: TrainState) -> None:
@@ -102,7 +95,7 @@ def read_steps(state: TrainState) -> None:
     Every process has to call this after the same step.
 
     Raises:
-        DivergedError: a step failed; neither it nor any step after it changed a parameter.
+        DivergedError: a step failed. The error names the first one.
     """
     pending, state.pending = state.pending, []
     if not pending:

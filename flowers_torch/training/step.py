@@ -38,7 +38,7 @@ def train_step(
 
     Raises:
         DivergedError: the loss or the gradient is not finite; no parameter was changed. With a
-            `read_interval` above 1, `read_steps` raises it and no step from that one on changes anything.
+            `read_interval` above 1, `read_steps` raises it, after the update.
     """
     set_learning_rate(state.optimizer, lr)
     labels = labels.to(state.runtime.device, non_blocking=True)
@@ -50,12 +50,13 @@ def train_step(
     norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     local = torch.stack([loss / state.distributed.size, correct, torch.full_like(loss, len(images))])
     numbers = torch.cat([state.distributed.all_reduce_sum(local), loss[None], norm.isfinite()[None]])
-    output = StepOutput(numbers.cpu() if state.read_interval == 1 else numbers, lr, describe)
+    output = StepOutput(numbers, lr, describe)
     if state.read_interval == 1:
-        check_step(state, output, output.numbers.tolist())
+        check_step(state, output, numbers.tolist())
     if state.clip_grad:
         nn.utils.clip_grads_with_norm_(parameters, state.clip_grad, norm)
-    _update(state, numbers)
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)
     if state.average:
         update_average(state.average, state.model)
@@ -89,23 +90,6 @@ def _backward(state: TrainState, images: Tensor, labels: Tensor) -> tuple[Tensor
     return loss, correct
 
 
-def _update(state: TrainState, numbers: Tensor) -> None:
-    """The optimizer's step. Where outputs are not read after each step, the device decides what to skip."""
-    if state.read_interval == 1:
-        state.scaler.step(state.optimizer)
-    else:
-        bad_loss, bad_gradient = ~numbers[0].isfinite(), numbers[4] == 0
-        # With loss scaling a gradient beyond fp16 is not a failure; everything else is.
-        fails = bad_loss if state.scaler.is_enabled() else bad_loss | bad_gradient
-        state.failed = fails if state.failed is None else state.failed | fails
-        # This is how GradScaler passes on its own finding; its own would replace ours.
-        # guard: R06 later
-        state.optimizer.found_inf = (state.failed | bad_gradient).float()  # type: ignore[attr-defined]
-        state.optimizer.step()
-        del state.optimizer.found_inf  # type: ignore[attr-defined]
-    state.scaler.update()
-
-
 def train_step_in_memory(
     state: TrainState, images: Tensor, labels: Tensor, lr: float, describe: Callable[[], str] = str
 ) -> StepOutput:
@@ -125,26 +109,20 @@ def train_step_in_memory(
         size = min(state.micro_batch or len(images), len(images))
         # guard: R11
         if size <= 2 or state.distributed.size > 1:  # other processes are in the middle of their exchange
-            raise ResourceError(
-                f"out of memory with {size} photos at a time", "lower --size, or use a smaller network"
-            )
+            what = f"out of memory with {size} photos at a time"
+            raise ResourceError(what, "lower --size, or use a smaller network")
         state.optimizer.zero_grad(set_to_none=True)
         if state.runtime.device.type == "cuda":
             torch.cuda.empty_cache()
         state.micro_batch = math.ceil(size / 2)
-        log.warning(
-            f"WARNING  out of memory with {size} photos at a time; now {state.micro_batch} at a time, with "
-            f"the gradients of {len(images)} added up"
-        )
+        now = f"{state.micro_batch} at a time, with the gradients of {len(images)} added up"
+        log.warning(f"WARNING  out of memory with {size} photos at a time; now {now}")
 
 
 def _loss_sum(state: TrainState, logits: Tensor, labels: Tensor) -> Tensor:
+    smoothing = state.label_smoothing
     return F.cross_entropy(
-        logits.float(),
-        labels,
-        weight=state.class_weights,
-        label_smoothing=state.label_smoothing,
-        reduction="sum",
+        logits.float(), labels, state.class_weights, label_smoothing=smoothing, reduction="sum"
     )
 
 
@@ -209,7 +187,6 @@ def predict_logits(
     Args:
         model: The network; it is left in inference mode.
         batches: `(images, labels, ...)`.
-        runtime: Device and precision.
         after_batch: Called with the number of images of each batch.
 
     Returns:

@@ -10,15 +10,10 @@ from types import FrameType
 
 
 class StopRequest:
-    """Whether this process was asked to stop, or has reached its deadline.
-
-    Attributes:
-        number: Number of the signal that came; 0 for none.
-        deadline: On the monotonic clock, in seconds.
-    """
+    """Whether this process was asked to stop, or has reached its deadline."""
 
     def __init__(self, seconds: float = math.inf) -> None:
-        self.number = 0
+        self.number = 0  # of the signal that came; 0 for none
         self.deadline = time.monotonic() + seconds
 
     @property
@@ -39,7 +34,6 @@ def stop_request(seconds: float = math.inf, patient: bool = False) -> Iterator[S
     signal is recorded.
 
     Args:
-        seconds: Until the deadline.
         patient: Ignore a second signal: torchrun forwards what a terminal has already sent to its processes.
     """
     request = StopRequest(seconds)

@@ -341,7 +341,7 @@ def test_a_run_as_on_a_gpu_is_the_same_run(
     assert_same: AssertSame,
 ) -> None:
     """Images stay on the device, steps are read three at a time, and a signal comes between two readings."""
-    monkeypatch.setattr(stage, "read_interval", lambda optimizer, device: 3)
+    monkeypatch.setitem(stage.READ_INTERVAL, "cpu", 3)
     monkeypatch.setattr(batches, "cache_bytes_on", lambda device: 1 << 30)
     signal_in_step(signal.SIGTERM, 8)  # and in no later step
     with pytest.raises(StoppedError):
