@@ -116,8 +116,8 @@ def to_onnx(model: ExportableClassifier, metadata: dict[str, Any]) -> bytes:
     )
     if program is None:
         raise ExportError("PyTorch exported nothing", "report it with the network's name")
-    model = program.model_proto  # guard: E01
-    return attach_metadata(model.SerializeToString(), metadata)
+    proto: Any = program.model_proto  # guard: E01
+    return attach_metadata(proto.SerializeToString(), metadata)
 
 
 def attach_metadata(content: bytes, metadata: dict[str, Any]) -> bytes:
