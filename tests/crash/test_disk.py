@@ -98,10 +98,12 @@ def test_a_folder_that_becomes_read_only(small_run: Any) -> None:
     assert child.wait_for(lambda: child.counters["saves_finished"] >= 3), child.text()
     subprocess.run(["mount", "--bind", folder, folder], check=True)
     try:
-        subprocess.run(["mount", "-o", "remount,bind,ro", folder], check=True)
+        # The mount is busy while a save has a file open for writing.
+        remount = ["mount", "-o", "remount,bind,ro", folder]
+        assert child.wait_for(lambda: subprocess.run(remount, capture_output=True).returncode == 0)
         assert child.wait() == 6, child.text()
     finally:
-        subprocess.run(["umount", folder], check=True)
+        subprocess.run(["umount", "--lazy", folder], check=True)
     assert "Read-only file system" in one_error(child)
     small_run.finish(folder)
 
