@@ -172,8 +172,9 @@ def _test(experiment: Experiment, model: nn.Module, state: RunState, stop: StopR
     distributed.broadcast_tensors(model.state_dict().values())
 
     def check(_: int) -> None:
-        stop.number = int(distributed.all_reduce_max(stop.number))
-        raise_if_stopped(experiment, stop, " before the test was over")
+        if number := int(distributed.all_reduce_max(stop.number)):
+            stop.number = number
+            raise_if_stopped(experiment, stop, " before the test was over")
 
     scores, info = write_results(experiment, model, state, check)
     result = Result(folder, scores, state.history)
