@@ -172,8 +172,7 @@ def _test(experiment: Experiment, model: nn.Module, state: RunState, stop: StopR
     distributed.broadcast_tensors(model.state_dict().values())
 
     def check(_: int) -> None:
-        if number := int(distributed.all_reduce_max(stop.number)):
-            stop.number = number
+        if stop.agreed(distributed):
             raise_if_stopped(experiment, stop, " before the test was over")
 
     scores, info = write_results(experiment, model, state, check)

@@ -266,9 +266,7 @@ def _time_is_up(experiment: Experiment, stop: StopRequest) -> bool:
 def _leave_if_stopped(
     experiment: Experiment, checkpointer: Checkpointer, train: TrainState, stop: StopRequest, images: int
 ) -> None:
-    number = int(experiment.distributed.all_reduce_max(stop.number))  # all leave after the same batch
-    if number:  # a signal that arrived during the reduction waits for the next batch
-        stop.number = number
+    if stop.agreed(experiment.distributed):
         checkpointer.save(train)
         raise_if_stopped(experiment, stop, "; everything is saved")
 

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from flowers_torch.training.distributed import Distributed
+
 
 class StopRequest:
     """Whether this process was asked to stop, or has reached its deadline."""
@@ -20,6 +22,15 @@ class StopRequest:
     def signal_name(self) -> str:
         """Name of the signal that came, empty for none."""
         return signal.Signals(self.number).name if self.number else ""
+
+    def agreed(self, distributed: Distributed) -> bool:
+        """Whether a signal came to any process. Every process has to call this after the same batch.
+
+        A signal that arrives during the reduction counts at the next call, so that all leave together.
+        """
+        number = int(distributed.all_reduce_max(self.number))
+        self.number = number or self.number
+        return number > 0
 
     def time_is_up(self) -> bool:
         """Whether the deadline has passed."""

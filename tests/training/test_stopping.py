@@ -6,6 +6,7 @@ import threading
 
 import pytest
 
+from flowers_torch.training.distributed import Distributed
 from flowers_torch.training.stopping import stop_request
 
 
@@ -51,3 +52,26 @@ def test_the_deadline() -> None:
         assert not stop.time_is_up()
     with stop_request(seconds=-1) as stop:
         assert stop.time_is_up()
+
+
+def test_a_signal_during_the_reduction_counts_at_the_next_call() -> None:
+    """The other processes have not seen it in this reduction, so this one must not leave alone."""
+
+    class Reducing(Distributed):
+        def all_reduce_max(self, value: float) -> float:
+            if not value:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return value
+
+    with stop_request() as request:
+        assert not request.agreed(Reducing()) and request.number == signal.SIGTERM
+        assert request.agreed(Reducing()) and request.number == signal.SIGTERM
+
+
+def test_a_signal_of_another_process_stops_this_one() -> None:
+    class Other(Distributed):
+        def all_reduce_max(self, value: float) -> float:
+            return max(value, signal.SIGINT)
+
+    with stop_request() as request:
+        assert request.agreed(Other()) and request.signal_name == "SIGINT"
