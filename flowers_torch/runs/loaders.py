@@ -1,7 +1,6 @@
 """Batches of images for given indices and an augmentation; the owner of the image cache."""
 
 import copy
-import dataclasses
 from collections.abc import Sequence
 
 from flowers_torch.data.augment.per_image import train_transform
@@ -68,7 +67,8 @@ class Loaders:
         labels = [self.dataset.labels[index] for index in indices]
         if augmentation in BATCH_AUGMENTATIONS:
             return resized_images(paths, labels, self.seed, augmentation, self.preprocessing)
-        transform = train_transform(augmentation, **dataclasses.asdict(self.preprocessing))
+        inputs = self.preprocessing
+        transform = train_transform(augmentation, inputs.size, inputs.mean, inputs.std, inputs.interpolation)
         return TransformedImages(paths, labels, transform, self.seed)
 
     def _batches(
@@ -82,5 +82,7 @@ class Loaders:
             images.cache = cached and cached.subset(indices)
         shard = (self.distributed.rank, self.distributed.size)
         loader, order = make_loader(images, self.batch_size, shuffle, shard=shard, **self.settings)
-        facts = (loader, order, self.seed, len(self.dataset.classes), self.runtime.device)
-        return TrainingBatches(*facts, augment, inputs.mean, inputs.std, mixup, log.info if shuffle else str)
+        arguments = (loader, order, self.seed, len(self.dataset.classes), self.runtime.device)
+        return TrainingBatches(
+            *arguments, augment, inputs.mean, inputs.std, mixup, log.info if shuffle else str
+        )

@@ -53,8 +53,6 @@ def train_transform(
     mean: tuple[float, ...],
     std: tuple[float, ...],
     interpolation: str = "bicubic",
-    crop: float = 0.875,
-    stretch: bool = False,
 ) -> v2.Compose:
     """The transform of an augmentation of single images; arguments and result as in `eval_transform`.
 

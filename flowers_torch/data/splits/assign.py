@@ -73,16 +73,20 @@ def split_dataset(
 
 def group_units(dataset: ImageDataset, groups: Sequence[Sequence[int]] = ()) -> list[int]:
     """For each image, the first image of its group, or itself. Overlapping groups are joined."""
-    named: dict[str, list[int]] = {}
-    for index, path in enumerate(dataset.paths):
-        if path in dataset.groups:
-            named.setdefault(dataset.groups[path], []).append(index)
     units = list(range(len(dataset)))
-    pairs = [(group[0], other) for group in (*groups, *named.values()) for other in group[1:]]
-    for group in group_pairs(pairs):
+    for group in join_groups(groups, [dataset.groups.get(path, "") for path in dataset.paths]):
         for index in group:
             units[index] = group[0]
     return units
+
+
+def join_groups(groups: Sequence[Sequence[int]], names: Sequence[str]) -> list[list[int]]:
+    """Images that stay in one split: groups of indices, and images with the same name (empty: no group)."""
+    named: dict[str, list[int]] = {}
+    for index, name in enumerate(names):
+        if name:
+            named.setdefault(name, []).append(index)
+    return group_pairs((group[0], other) for group in (*groups, *named.values()) for other in group[1:])
 
 
 def group_pairs(pairs: Iterable[tuple[int, int]]) -> list[list[int]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from flowers_torch.data.dataset import ImageDataset
 from flowers_torch.data.quality.duplicates import near_duplicates
 from flowers_torch.data.quality.inspection import Inspection
-from flowers_torch.data.splits.assign import SPLITS, group_pairs, split_dataset, split_number, split_of
+from flowers_torch.data.splits.assign import SPLITS, join_groups, split_dataset, split_number, split_of
 from flowers_torch.errors import DataError, printable
 
 
@@ -50,7 +50,7 @@ def extend_splits(
     assigned = {i: new.split[new.paths[i]] for i in fresh if new.paths[i] in new.split}
     copies: set[int] = set()
     first_of: dict[int, int] = {}  # new image -> the first new image of its group
-    for group in _groups(near_duplicates(_as_dataset(files), inspections), names):
+    for group in join_groups(near_duplicates(_as_dataset(files), inspections), names):
         ours = [old[position] for position in group if position < len(old)]
         theirs = [fresh[position - len(old)] for position in group if position >= len(old)]
         if not theirs:
@@ -81,15 +81,6 @@ def extend_splits(
         AssignedImage(new.root / new.paths[i], new.classes[new.labels[i]], assigned[i], new.paths[i])
         for i in added
     ]
-
-
-def _groups(duplicates: Sequence[Sequence[int]], names: Sequence[str]) -> list[list[int]]:
-    """Images that stay in one split: duplicates, and images with the same name of a group."""
-    named: dict[str, list[int]] = {}
-    for position, name in enumerate(names):
-        if name:
-            named.setdefault(name, []).append(position)
-    return group_pairs((group[0], other) for group in (*duplicates, *named.values()) for other in group[1:])
 
 
 def _conflict(name: str, split: str, other: AssignedImage) -> DataError:
