@@ -42,7 +42,7 @@ GROUPS = {
         "evaluate": "measure a model on labeled photos",
         "compare": "compare runs on the same test photos",
         "ensemble": "average the predictions or the weights of several runs",
-        "label-issues": "find doubtful labels, and whether more photos would help",
+        "label-issues": "find label issues, and whether more photos would help",
         "report": "rebuild the report of a run",
         "runs": "list the runs",
     },

@@ -61,7 +61,7 @@ NAMES = (
     Word("growth", "extension of a split", files=r"/(data|runs)/"),
     Word("admit(s|ted)?|admission", "filter"),
     Word("audits?", "quality report"),
-    Word("damages?", "severity", files=r"/data/quality/"),
+    Word("damages?", "severity", files=r"/flowers_torch/data/quality/|/tests/data/quality/"),
     Word("quarantine(d)?", "exclude list"),
     Word("looks", "photo sections", files=r"/report/"),
     Word("origin", "provenance", files=r"/report/"),

@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints a row for each way to combine the runs."""
+    """Prints a row for each ensemble of the runs."""
     if args.out and (args.no_weights or args.other):
         what = "--out needs averaged weights, which are chosen on validation photos"
         raise UsageError(what, "leave out --no-weights and --evaluate-on")

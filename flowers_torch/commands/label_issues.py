@@ -1,4 +1,4 @@
-"""Find doubtful labels, and whether more photos would help.
+"""Find label issues, and whether more photos would help.
 
 Both come from the features of the network before training. The results are written to label_issues.json
 and the report of the run.
@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the learning curve and the most doubtful labels."""
+    """Prints the learning curve and the most likely label issues."""
     from flowers_torch.report.run_summary import LABEL_ISSUES_FILE
     from flowers_torch.runs.experiment import Experiment
     from flowers_torch.runs.folder import find_run_folder

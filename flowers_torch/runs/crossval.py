@@ -40,7 +40,7 @@ def cross_validate(
         folds: At least 3: one to test, one to choose the best epoch, the others to train.
         repeats: Number of times that new folds are drawn.
         out: Folder of the cross-validation; empty for the next free one in `runs/`.
-        command: What was typed, for the record.
+        command: The command line, for the log.
 
     Returns:
         What `crossval.json` holds: mean, standard deviation and n of the test accuracies, and each run.

@@ -39,7 +39,7 @@ MEAN_WEIGHTS = "weights: mean of all"
 
 @dataclasses.dataclass(frozen=True)
 class Ensembles:
-    """Ways to combine runs, each scored on the validation and test images that they share."""
+    """Ensembles of runs, each scored on the validation and test images that they share."""
 
     candidates: list[Candidate]  # the single runs, the mean of their predictions, averages of their weights
     best: Candidate  # with the lowest validation loss

@@ -1,6 +1,6 @@
 """The recipe: configuration -> images -> network -> stages -> test -> files.
 
-This file is the method as one would tell it. Each step is a call into a part that also works alone.
+This file reads from top to bottom. Each step is a call into a part that also works alone.
 """
 
 import contextlib

@@ -129,7 +129,7 @@ def parent_images(folder: Path, dataset: ImageDataset) -> list[AssignedImage]:
     if lost:
         raise DataError(
             f"{len(lost)} photos of {printable(folder)} are gone or changed (first: {printable(lost[0])})",
-            "restore them, or begin a new run",
+            "restore them, or start a new run",
         )
     return [
         AssignedImage(dataset.root / name, label[name], split, name, dataset.groups.get(name, ""))
@@ -142,7 +142,7 @@ def link_images(members: Sequence[AssignedImage], folder: Path) -> None:
     """Links photos into `folder/<split>/<class>/<photo>`, or copies them where links are impossible.
 
     Raises:
-        UsageError: photos inside of tar archives, or a class whose name can be no folder's.
+        UsageError: photos inside of tar archives, or a class whose name is not valid for a folder.
         ResourceError: the folder cannot be written.
     """
     for member in members:
@@ -150,7 +150,9 @@ def link_images(members: Sequence[AssignedImage], folder: Path) -> None:
             what = f"{printable(member.name)} lies in a tar archive, which cannot be linked to"
             raise UsageError(what, "unpack it")
         if member.label.startswith(".") or set(member.label) & set("/\\\0"):
-            raise UsageError(f"class {printable(member.label, 40)} can be no folder's name", "rename it")
+            raise UsageError(
+                f"class {printable(member.label, 40)} is not a valid name of a folder", "rename it"
+            )
     taken: set[Path] = set()
     try:
         for member in members:
