@@ -38,9 +38,7 @@ IN_KERAS = ("inception_v3", "resnet50")
 
 def main() -> None:
     """Runs the contestants in turn and prints a table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("steps", "train"))
     parser.add_argument("data", nargs="?", help="of train: anything that is Flowers-17")
     parser.add_argument("--arch", default="tf_efficientnet_lite0")
@@ -88,9 +86,7 @@ def peers(args: argparse.Namespace, folder: Path, flags: list[str]) -> dict[str,
             for backend in ("tensorflow", "torch"):
                 if subprocess.run([python, "-c", f"import {backend}"], capture_output=True).returncode == 0:
                     keras = [*keras_weights, *more, *(["--xla"] if args.xla else [])]
-                    found[f"Keras, {backend}{half}"] = script(
-                        python, "keras_fit.py", *keras, KERAS_BACKEND=backend
-                    )
+                    found[f"Keras, {backend}{half}"] = script(python, "keras_fit.py", *keras, KERAS_BACKEND=backend)
     return found
 
 
@@ -159,9 +155,7 @@ def train(args: argparse.Namespace, folder: Path) -> None:
             runs[name].append(run)
             info(args.results, what="train", arch=args.arch, batch_size=args.batch_size, **run)
             epochs = ", ".join(f"{accuracy:.3f} at {at:.0f}" for at, accuracy in run["epochs"])
-            print(
-                f"  {name}, seed {seed}: {seconds:.0f} s, test {run['test_accuracy']}; {epochs}", flush=True
-            )
+            print(f"  {name}, seed {seed}: {seconds:.0f} s, test {run['test_accuracy']}; {epochs}", flush=True)
     finished = {name: ended for name, rows in runs.items() if (ended := [r for r in rows if r["epochs"]])}
     print_runs(finished)
     print_times_to_accuracy(finished)

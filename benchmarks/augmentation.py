@@ -35,9 +35,7 @@ def milliseconds(work: Callable[[], object], images: int) -> float:
 
 def main() -> None:
     """Prints a line for each augmentation."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", help="anything that `train --data` takes")
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--photos", type=int, default=64, help="a batch")

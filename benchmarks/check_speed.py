@@ -21,13 +21,9 @@ from flowers_torch.data.sources.open import open_dataset
 
 def main() -> None:
     """Prints photos a second."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", help="anything that `train --data` takes")
-    parser.add_argument(
-        "--side", type=int, default=0, help="longer side in pixels; 0: the photos as they are"
-    )
+    parser.add_argument("--side", type=int, default=0, help="longer side in pixels; 0: the photos as they are")
     parser.add_argument("--photos", type=int, default=600)
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()

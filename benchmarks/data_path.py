@@ -43,9 +43,7 @@ Batches = Iterable[Any]  # (images, labels, ...)
 
 def main() -> None:
     """Prints a table for training and one for prediction."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", help="anything that `train --data` takes")
     parser.add_argument("--arch", default="tf_efficientnet_lite0")
     parser.add_argument("--size", type=int, default=224)
@@ -93,9 +91,7 @@ def measure(args: argparse.Namespace, files: list[Path], augmentation: str, step
     for name in makers:
         pairs = zip(rates[f"{name}, fed"], rates["in_memory"], strict=True)
         fraction = spread([100 * fed / own for fed, own in pairs], 0)
-        print(
-            f"| {name} | {spread(rates[name])} | {spread(rates[f'{name}, fed'])} | {fraction} % |", flush=True
-        )
+        print(f"| {name} | {spread(rates[name])} | {spread(rates[f'{name}, fed'])} | {fraction} % |", flush=True)
     how = {"arch": args.arch, "size": args.size, "photos": len(files), "workers": args.workers}
     how |= {"batch_size": args.batch_size, "device": args.device, "precision": step.runtime.precision}
     info(args.results, augmentation=augmentation, folder=root.name, **how, images_per_second=rates)

@@ -101,9 +101,7 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
 
 def main() -> int:
     """Measures, or writes the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("networks", nargs="*", help="names; all without")
     parser.add_argument("--results", type=Path, required=True, help="a line of JSON for each network")
     parser.add_argument("--threads", type=int, default=2, help="of both")

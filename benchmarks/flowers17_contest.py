@@ -43,9 +43,7 @@ INGREDIENTS: dict[str, dict[str, Any]] = {
 
 def main() -> None:
     """Runs what is missing in the results file, then prints a line for each variant."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", help="17flowers.tgz, or anything else that is Flowers-17")
     parser.add_argument("--recipe", default="flowers17_best_lite0")
     parser.add_argument("--weights", default="offline", help="as `train --weights`")
@@ -92,9 +90,7 @@ def main() -> None:
             )
 
 
-def run(
-    config: Config, number: int, keep: Path | None, views: bool, sizes: tuple[int, int, int]
-) -> dict[str, Any]:
+def run(config: Config, number: int, keep: Path | None, views: bool, sizes: tuple[int, int, int]) -> dict[str, Any]:
     """Trains and tests on one split."""
     filtered = open_images(config)
     splits = exact_split(filtered.dataset, sizes, seed=number, groups=filtered.duplicates)

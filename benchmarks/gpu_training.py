@@ -51,9 +51,7 @@ Run = Callable[[int], int]  # trains so many steps, returns how many photos that
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--arch", default=",".join(NETWORKS))
     parser.add_argument("--size", type=int, default=0, help="side in pixels (each network's usual one)")
@@ -64,9 +62,7 @@ def main() -> None:
     parser.add_argument("--photos", type=int, default=4096, help="how many to make")
     parser.add_argument("--only", default="noise,jpegs")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="K=V", help="an option of ours, in JSON"
-    )
+    parser.add_argument("--set", action="append", default=[], metavar="K=V", help="an option of ours, in JSON")
     parser.add_argument("--results", type=Path, default=Path("gpu_training.jsonl"))
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, console():
@@ -86,14 +82,10 @@ def compare(args: argparse.Namespace, arch: str, size: int, images: Path) -> Non
         print(f"  {name:36}{value:12,.1f}")
     for data in args.only.split(","):
         if data == "noise":
-            others = [
-                functools.partial(make, args, arch, size, None) for make in (timm_loop, torchvision_loop)
-            ]
+            others = [functools.partial(make, args, arch, size, None) for make in (timm_loop, torchvision_loop)]
             runs = {"ours": ours.on_noise, "timm": others[0](), "torchvision": others[1]()}
         else:
-            others = [
-                functools.partial(make, args, arch, size, images) for make in (timm_loop, torchvision_loop)
-            ]
+            others = [functools.partial(make, args, arch, size, images) for make in (timm_loop, torchvision_loop)]
             first, rest = ours.on_images()
             info(args, limits, arch, size, "jpegs", "ours, first pass", [rate(args, first, ours.steps)])
             runs = {"ours": rest, "timm": others[0](), "torchvision": others[1]()}
@@ -169,9 +161,7 @@ def timm_loop(args: argparse.Namespace, arch: str, size: int, folder: Path | Non
     """As timm's train.py trains with --amp --amp-dtype bfloat16 --channels-last --opt adamw."""
     device = torch.device(args.device)
     options = {"aux_logits": False} if arch == "inception_v3" else {}
-    model = timm.create_model(arch, num_classes=CLASSES, **options).to(
-        device, memory_format=torch.channels_last
-    )
+    model = timm.create_model(arch, num_classes=CLASSES, **options).to(device, memory_format=torch.channels_last)
     optimizer = timm.optim.create_optimizer_v2(model, "adamw", lr=1e-5, weight_decay=0.05)
     amp = device.type == "cuda" or choose_runtime(args.device).precision == "bf16"
     batches: Iterator[Any] = noise(args, size, device)

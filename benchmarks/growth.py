@@ -28,9 +28,7 @@ from flowers_torch.data.sources.open import open_dataset
 
 def main() -> None:
     """Runs all sizes in turn and prints a table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", help="anything that `train --data` takes")
     parser.add_argument("--photos", type=int, default=85, help="of the smallest set")
     parser.add_argument("--times", default="1,4,16")
@@ -86,9 +84,7 @@ def multiply(args: argparse.Namespace, times: int, folder: Path) -> int:
     return len(list(folder.glob("*/*.jpg")))
 
 
-def table(
-    args: argparse.Namespace, runs: dict[tuple[str, int], list[dict[str, Any]]], counts: dict[int, int]
-) -> bool:
+def table(args: argparse.Namespace, runs: dict[tuple[str, int], list[dict[str, Any]]], counts: dict[int, int]) -> bool:
     """Prints a row for each run; whether all kept within the budget."""
     within = True
     print(f"\n{args.arch} at {args.size} px, budget (`cache_gib`) {args.cache_gib} GiB\n")

@@ -36,9 +36,7 @@ import keras  # isort: skip
 
 FORMS = (".h5", ".weights.h5", ".keras")
 ARCHS = {
-    entry.keras_name: name
-    for name, entry in REGISTRY.items()
-    if hasattr(keras.applications, entry.keras_name or "-")
+    entry.keras_name: name for name, entry in REGISTRY.items() if hasattr(keras.applications, entry.keras_name or "-")
 }
 LIMIT = 1e-4  # largest difference of two logits, relative to the largest logit
 PAGE = Path(__file__).parents[1] / "docs" / "keras-parity.md"

@@ -37,9 +37,7 @@ def progress_of(command: Command) -> Iterator[tuple[float, dict[str, Any]]]:
     environment = os.environ | {"PYTHONUNBUFFERED": "1"} | command[1] | {"BENCHMARK_STARTED": str(started)}
     with (
         tempfile.TemporaryFile("w+") as errors,
-        subprocess.Popen(
-            command[0], env=environment, stdout=subprocess.PIPE, stderr=errors, text=True
-        ) as process,
+        subprocess.Popen(command[0], env=environment, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
     ):
         own = [0]
         watch = threading.Thread(target=_watch_memory, args=(process.pid, own), daemon=True)

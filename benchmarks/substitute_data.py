@@ -35,9 +35,7 @@ TEN = (*SIX, "iris", "daisy", "windflower", "dandelion")
 
 def main() -> None:
     """Writes all substitute data into a new folder."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", help="17flowers.tgz, or another source of Flowers-17")
     parser.add_argument("out", type=Path, help="new folder")
     args = parser.parse_args()

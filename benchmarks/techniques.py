@@ -65,9 +65,7 @@ VARIANTS: dict[str, dict[str, list[str]]] = {
 
 def main() -> None:
     """Runs all variants in turn and prints a table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", help="anything that `train --data` takes")
     parser.add_argument("--photos", type=int, default=0, help="take so many of them; 0: all")
     parser.add_argument("--arch", default="tf_efficientnet_lite0")

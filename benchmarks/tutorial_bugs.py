@@ -36,9 +36,7 @@ Splits = tuple[Sequence[int], Sequence[int], Sequence[int]]
 
 def main() -> None:
     """Prints a line for each mistake."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", help="17flowers.tgz, or anything else that is Flowers-17")
     parser.add_argument("--signs", default="", help="train_signs.h5")
     parser.add_argument("--happy", type=Path, help="finished run of happy_house")
@@ -59,9 +57,7 @@ def main() -> None:
     honest = [(split["train"], split["val"], split["test"]) for split in disjoint]
     report("disjoint, duplicates together", features, labels, honest)
     listed = [torch.tensor(np.random.RandomState(seed).permutation(labels.numpy())) for seed in SEEDS]
-    found = [
-        accuracies(features, scrambled, splits) for scrambled, splits in zip(listed, honest, strict=True)
-    ]
+    found = [accuracies(features, scrambled, splits) for scrambled, splits in zip(listed, honest, strict=True)]
     print(f"files in another order than their names: linear {spread([linear for linear, _ in found])}")
 
     probe = fit_logistic_regression(features[honest[0][0]], labels[honest[0][0]], 17, L2)

@@ -185,9 +185,7 @@ def _argument(argument: ast.arg, default: ast.expr | None) -> str:
 def _fields(node: ast.ClassDef) -> list[str]:
     """Arguments of a dataclass."""
     return [
-        re.sub(r" = .*field\(.*", " = ...", ast.unparse(part))
-        for part in node.body
-        if isinstance(part, ast.AnnAssign)
+        re.sub(r" = .*field\(.*", " = ...", ast.unparse(part)) for part in node.body if isinstance(part, ast.AnnAssign)
     ]
 
 
@@ -256,8 +254,7 @@ def architecture_svg() -> str:
         top = 16 + number * (ROW + GAP)
         label = "  ·  ".join(names)
         parts += [
-            f'<rect x="64" y="{top}" width="{WIDTH - 80}" height="{ROW}" rx="6" '
-            f'fill="{fill}" stroke="{frame}"/>',
+            f'<rect x="64" y="{top}" width="{WIDTH - 80}" height="{ROW}" rx="6" fill="{fill}" stroke="{frame}"/>',
             f'<text x="82" y="{top + 29}" font-size="16" font-weight="600" fill="{frame}">{label}</text>',
         ]
         text = re.sub("`", "", contents)
@@ -285,9 +282,7 @@ PAGES = {
 
 def main() -> int:
     """Writes the pages, or compares them with `--check`."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="compare instead of writing")
     args = parser.parse_args()
     outdated = [name for name, make in PAGES.items() if not _is_current(name, make())]

@@ -119,9 +119,7 @@ def main(arguments: list[str] | None = None) -> dict[str, list[float] | float]:
                 for group in optimizer.param_groups:
                     group["lr"] = lr
                 inputs = images[train[batch]]
-                inputs = (
-                    inputs.flip(3) if (epochs_before + epoch) % 2 else inputs
-                )  # mirrored every other epoch
+                inputs = inputs.flip(3) if (epochs_before + epoch) % 2 else inputs  # mirrored every other epoch
                 loss = F.cross_entropy(model(inputs), labels[train[batch]])
                 optimizer.zero_grad()
                 loss.backward()
@@ -130,17 +128,13 @@ def main(arguments: list[str] | None = None) -> dict[str, list[float] | float]:
             losses.append(float(F.cross_entropy(logits, labels[val])))
             t = fit_temperature(logits, labels[val])
             calibrated = float(F.cross_entropy(logits / t, labels[val]))
-            print(
-                f"{name} {epoch + 1}/{epochs}  validation loss {losses[-1]:.4f}, calibrated {calibrated:.4f}"
-            )
+            print(f"{name} {epoch + 1}/{epochs}  validation loss {losses[-1]:.4f}, calibrated {calibrated:.4f}")
             if calibrated < best_loss:
                 best_loss, best, temperature = calibrated, copy.deepcopy(model.state_dict()), t
         epochs_before += epochs
     model.load_state_dict(best)
     correct = int((predict(model, images[test]).argmax(1) == labels[test]).sum())
-    print(
-        f"test accuracy {correct / len(test):.4f} ({correct} of {len(test)}), temperature {temperature:.2f}"
-    )
+    print(f"test accuracy {correct / len(test):.4f} ({correct} of {len(test)}), temperature {temperature:.2f}")
     return {"losses": losses, "accuracy": correct / len(test)}
 
 

@@ -20,9 +20,7 @@ print(f"accuracy {result.test.accuracy:.3f} ({low:.3f} .. {high:.3f}) on {result
 
 # %% Print the loss of each epoch.
 for row in result.history:
-    print(
-        f"{row['stage']:10} {row['epoch']:3}  loss {row['train_loss']:.3f}  validation {row['val_loss']:.3f}"
-    )
+    print(f"{row['stage']:10} {row['epoch']:3}  loss {row['train_loss']:.3f}  validation {row['val_loss']:.3f}")
 
 # %% Find the misclassified test photos in the table of predictions.
 import csv  # noqa: E402

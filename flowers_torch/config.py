@@ -184,9 +184,7 @@ PATHS: dict[str, tuple[str, ...]] = {
 
 # What --head-only stands for: a linear head on each image and its mirror image, and nothing else.
 HEAD_ONLY: dict[str, Any] = {
-    "stages": [
-        {"name": "head", "train": "head", "optimizer": "lbfgs", "cached_views": 2, "augment": "mirror"}
-    ],
+    "stages": [{"name": "head", "train": "head", "optimizer": "lbfgs", "cached_views": 2, "augment": "mirror"}],
     "head_hidden": 0,
     "head_norm": False,
     "dropout": 0.0,
@@ -197,9 +195,7 @@ HEAD_ONLY: dict[str, Any] = {
 def with_absolute_paths(config: Config) -> Config:
     """The configuration with paths that hold in every working directory; names such as `demo` stay."""
     found = {field: getattr(config, field) for field in PATHS}
-    absolute: dict[str, Any] = {
-        field: _absolute(path) for field, path in found.items() if path not in PATHS[field]
-    }
+    absolute: dict[str, Any] = {field: _absolute(path) for field, path in found.items() if path not in PATHS[field]}
     return dataclasses.replace(config, **absolute)
 
 

@@ -21,9 +21,7 @@ MAX_FILE_BYTES = 1024**2
 NAMED_SPLITS = ("tutorial", "oxford1", "oxford2", "oxford3")  # of Flowers-17
 
 
-def load_config(
-    arch: str = "", data: str = "", file: str = "", overrides: dict[str, Any] | None = None
-) -> Config:
+def load_config(arch: str = "", data: str = "", file: str = "", overrides: dict[str, Any] | None = None) -> Config:
     """Resolves a configuration.
 
     Args:
@@ -199,14 +197,10 @@ def _check_stage(config: Config, stage: Stage, problems: list[str]) -> None:
         match rule:
             case [str(), int() | float() as multiplier] if multiplier >= 0:
                 continue
-        problems.append(
-            f"stages.{stage.name}.train needs [pattern, multiplier >= 0], not {printable(repr(rule), 60)}"
-        )
+        problems.append(f"stages.{stage.name}.train needs [pattern, multiplier >= 0], not {printable(repr(rule), 60)}")
     plain = not (config.head_hidden or config.head_norm or config.dropout or config.head == "sigmoid")
     if stage.is_fitted and (stage.train != "head" or not plain):
-        problems.append(
-            f"stages.{stage.name}.optimizer lbfgs needs train = head and a head of one linear layer"
-        )
+        problems.append(f"stages.{stage.name}.optimizer lbfgs needs train = head and a head of one linear layer")
 
 
 def toml_value(value: Any) -> str:

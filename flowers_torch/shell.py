@@ -21,7 +21,5 @@ def _quoted(word: str) -> str:
         return shlex.quote(word)
     # Control characters and undecodable bytes, in the notation of bash, zsh and POSIX 2024.
     plain = word.replace("\\", "\\\\").replace("'", "\\'")
-    escaped = (
-        "".join(f"\\{byte:03o}" for byte in os.fsencode(c)) if not c.isprintable() else c for c in plain
-    )
+    escaped = ("".join(f"\\{byte:03o}" for byte in os.fsencode(c)) if not c.isprintable() else c for c in plain)
     return f"$'{''.join(escaped)}'"

@@ -8,9 +8,7 @@ from flowers_torch import load, predict, train
 from flowers_torch.errors import DataError, UsageError
 
 
-def test_from_photos_to_predictions(
-    photo_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_from_photos_to_predictions(photo_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result = train(
         photo_folder, "test_resnet", "none", out=tmp_path / "run", size=32, epochs=(1, 3), quiet=True,
         **{"stages.finetune.lr": 0.01, "device": "cpu", "batch_size": 8},

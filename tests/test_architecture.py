@@ -22,9 +22,7 @@ TABLES: set[str] = set()  # files that may be longer than 350 lines because they
 
 def layers() -> list[str]:
     """Names in the table of docs/architecture.md. Each may import only those behind it."""
-    section = (
-        (ROOT / "docs/architecture.md").read_text(encoding="utf-8").split("## Layers")[1].split("\n## ")[0]
-    )
+    section = (ROOT / "docs/architecture.md").read_text(encoding="utf-8").split("## Layers")[1].split("\n## ")[0]
     rows = re.findall(r"^\| (`.+?`) \|", section, re.M)
     return [name for row in rows for name in re.findall(r"`(\w+)`", row)]
 
@@ -117,9 +115,7 @@ def test_files_are_short() -> None:
     limits = {ROOT / "train.py": 50, PACKAGE / "runs/recipe.py": 200}
     for path in [*FILES, *limits]:
         name = str(path.relative_to(ROOT))
-        assert name in TABLES or len(path.read_text(encoding="utf-8").splitlines()) <= limits.get(
-            path, 350
-        ), name
+        assert name in TABLES or len(path.read_text(encoding="utf-8").splitlines()) <= limits.get(path, 350), name
 
 
 def test_the_training_step_is_short() -> None:

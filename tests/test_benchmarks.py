@@ -74,9 +74,7 @@ def test_a_failed_program_is_reported(processes: ModuleType, capsys: pytest.Capt
     assert "no such thing" in capsys.readouterr().err
 
 
-def test_time_to_the_accuracy_of_a_peer(
-    against_peers: ModuleType, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_time_to_the_accuracy_of_a_peer(against_peers: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     runs: dict[str, list[dict[str, Any]]] = {
         "peer": [{"seed": 0, "epochs": [(10.0, 0.8), (20.0, 0.96), (30.0, 0.9)]}],
         "ours": [

@@ -272,9 +272,7 @@ def test_a_bug_asks_for_a_report(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     "error",
     [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory"), torch.OutOfMemoryError()],
 )
-def test_out_of_memory(
-    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_out_of_memory(error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     handler = signal.getsignal(signal.SIGTERM)
 
     def fail(args: object) -> int:

@@ -101,9 +101,7 @@ def test_malicious_pickle_is_refused_without_bad_advice(
     assert "weights_only" not in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"<html>" * 9, b"\x1f\x8b" * 20, b"\xff" * 7 + b"\x7f{" + b"x" * 40]
-)
+@pytest.mark.parametrize("content", [b"", b"<html>" * 9, b"\x1f\x8b" * 20, b"\xff" * 7 + b"\x7f{" + b"x" * 40])
 def test_other_files_are_refused_by_name(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "odd.pth").write_bytes(content)
     with pytest.raises(ModelFileError, match=r"odd\.pth"):
@@ -125,9 +123,7 @@ def test_full_disk_is_a_resource_error(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_save_writes_syncs_renames_and_syncs_the_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_save_writes_syncs_renames_and_syncs_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     real_sync, real_replace = os.fsync, os.replace
 
@@ -177,9 +173,7 @@ def server(tmp_path: Path) -> Iterator[tuple[str, Path, type[Handler]]]:
     class Own(Handler):
         ranges: list[str] = []
 
-    with http.server.ThreadingHTTPServer(
-        ("127.0.0.1", 0), functools.partial(Own, directory=folder)
-    ) as http_server:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Own, directory=folder)) as http_server:
         thread = threading.Thread(target=http_server.serve_forever)
         thread.start()
         yield f"http://127.0.0.1:{http_server.server_port}", folder, Own
@@ -187,9 +181,7 @@ def server(tmp_path: Path) -> Iterator[tuple[str, Path, type[Handler]]]:
         thread.join()
 
 
-def test_a_cut_download_goes_on_where_it_stopped(
-    tmp_path: Path, server: tuple[str, Path, type[Handler]]
-) -> None:
+def test_a_cut_download_goes_on_where_it_stopped(tmp_path: Path, server: tuple[str, Path, type[Handler]]) -> None:
     address, folder, handler = server
     content = bytes(range(256)) * 40
     (folder / "x.bin").write_bytes(content)

@@ -30,8 +30,7 @@ from PIL import Image
 
 GOLDEN = Path(__file__).parent / "golden" / "runs.json"
 VERSIONS = " ".join(
-    f"{package.__name__}={package.__version__.partition('+')[0]}"
-    for package in (torch, torchvision, timm, PIL)
+    f"{package.__name__}={package.__version__.partition('+')[0]}" for package in (torch, torchvision, timm, PIL)
 )
 # The oldest instruction sets: every x86-64 processor computes the same bits.
 SAME_BITS = {

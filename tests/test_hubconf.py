@@ -192,9 +192,7 @@ def test_pickled_code_from_a_url_is_not_run(tmp_path: Path, legacy: bool) -> Non
     assert not canary.exists()
 
 
-def test_the_documented_call_works_without_stdin(
-    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_documented_call_works_without_stdin(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     """torch.hub asks for confirmation for a repository on the web, not for a local folder."""
     assert '"flowers_classifier", source="local"' in (REPOSITORY / "docs/torch-hub.md").read_text()
 
@@ -203,9 +201,7 @@ def test_the_documented_call_works_without_stdin(
 
     monkeypatch.setattr("builtins.input", no_stdin)
     monkeypatch.setattr(sys, "stdin", None)
-    loaded = torch.hub.load(
-        str(REPOSITORY), "flowers_classifier", source="local", checkpoint=str(checkpoint.file)
-    )
+    loaded = torch.hub.load(str(REPOSITORY), "flowers_classifier", source="local", checkpoint=str(checkpoint.file))
     assert loaded.classes == checkpoint.info.classes
 
 
@@ -225,7 +221,5 @@ sys.dont_write_bytecode = True
 import hubconf
 print(events)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY)
     assert done.stdout.strip() == "[]"

@@ -38,9 +38,7 @@ def test_closed_streams(monkeypatch: pytest.MonkeyPatch) -> None:
             meter.update(1)
 
 
-def test_only_the_main_process_prints(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_only_the_main_process_prints(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     for rank in ("0", "1"):
         monkeypatch.setenv("RANK", rank)
         with console():

@@ -174,9 +174,7 @@ def test_every_line_of_the_keras_table_runs(workplace: Path, capsys: pytest.Capt
 
 @pytest.mark.parametrize("page", ["networks", "research"])
 def test_python_blocks_run(page: str, capsys: pytest.CaptureFixture[str]) -> None:
-    codes = [
-        code for language, code in blocks((ROOT / f"docs/{page}.md").read_text()) if language == "python"
-    ]
+    codes = [code for language, code in blocks((ROOT / f"docs/{page}.md").read_text()) if language == "python"]
     assert codes
     for code in codes:
         exec(code, {})
@@ -185,9 +183,7 @@ def test_python_blocks_run(page: str, capsys: pytest.CaptureFixture[str]) -> Non
 
 @pytest.mark.parametrize("page", ["export", "torch-hub"])
 def test_python_blocks_that_need_files_compile(page: str) -> None:
-    codes = [
-        code for language, code in blocks((ROOT / f"docs/{page}.md").read_text()) if language == "python"
-    ]
+    codes = [code for language, code in blocks((ROOT / f"docs/{page}.md").read_text()) if language == "python"]
     assert codes and all(compile(code, page, "exec") for code in codes)
 
 
@@ -200,9 +196,7 @@ def test_toml_blocks_are_configurations(tmp_path: Path) -> None:
 
 
 def test_every_augmentation_is_described() -> None:
-    rows = re.findall(
-        r"^\| `(\w+)` \|", (ROOT / "docs/data.md").read_text().partition("## Augmentation")[2], re.M
-    )
+    rows = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs/data.md").read_text().partition("## Augmentation")[2], re.M)
     assert tuple(rows) == AUGMENTATIONS
 
 

@@ -44,9 +44,7 @@ block = DataBlock(
     ],
 )
 loaders = block.dataloaders(rows[rows["split"] != "test"], bs=args.batch_size, num_workers=args.workers)
-learner = vision_learner(
-    loaders, args.arch, pretrained=False, metrics=accuracy, normalize=False, cbs=ChannelsLast()
-)
+learner = vision_learner(loaders, args.arch, pretrained=False, metrics=accuracy, normalize=False, cbs=ChannelsLast())
 if args.weights:  # of the body, which fastai keeps as timm made it
     body = learner.model[0].model
     known = body.state_dict()

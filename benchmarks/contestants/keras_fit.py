@@ -22,9 +22,7 @@ if args.bf16:
 
 def network(classes):
     shape = (args.size, args.size, 3)
-    make = {"inception_v3": keras.applications.InceptionV3, "resnet50": keras.applications.ResNet50}[
-        args.arch
-    ]
+    make = {"inception_v3": keras.applications.InceptionV3, "resnet50": keras.applications.ResNet50}[args.arch]
     base = make(include_top=False, weights=None, input_shape=shape)
     if args.weights:
         base.load_weights(args.weights)
@@ -50,15 +48,9 @@ def compiled(model, optimizer):
 if args.steps:
     base, model = network(17)
     compiled(model, keras.optimizers.Adam(1e-4))
-    images = (
-        np.random.default_rng(0).uniform(0, 255, (args.batch_size, args.size, args.size, 3)).astype("float32")
-    )
+    images = np.random.default_rng(0).uniform(0, 255, (args.batch_size, args.size, args.size, 3)).astype("float32")
     labels = np.arange(args.batch_size) % 17
-    step = (
-        (lambda: model.predict_on_batch(images))
-        if args.forward
-        else (lambda: model.train_on_batch(images, labels))
-    )
+    step = (lambda: model.predict_on_batch(images)) if args.forward else (lambda: model.train_on_batch(images, labels))
     print_rate(step, args.batch_size, args.steps)
     raise SystemExit
 
@@ -68,9 +60,7 @@ splits = json.load(open(args.photos))
 def arrays(split):
     images = np.stack(
         [
-            keras.utils.img_to_array(
-                keras.utils.load_img(path, target_size=(args.size, args.size)), dtype="uint8"
-            )
+            keras.utils.img_to_array(keras.utils.load_img(path, target_size=(args.size, args.size)), dtype="uint8")
             for path, _ in splits[split]
         ]
     )

@@ -67,9 +67,7 @@ class ImageDataset(Dataset):
 
 
 loaders = {
-    split: DataLoader(
-        ImageDataset(split), args.batch_size, shuffle=split == "train", num_workers=args.workers
-    )
+    split: DataLoader(ImageDataset(split), args.batch_size, shuffle=split == "train", num_workers=args.workers)
     for split in ("train", "val", "test")
 }
 model = network(len(splits["classes"]))

@@ -93,9 +93,7 @@ def _output(runtime: Runtime, model: nn.Module, images: Tensor) -> Tensor:
     return output.float()
 
 
-def _fastest_step(
-    runtime: Runtime, model: nn.Module, images: Tensor, backward: bool, deadline: float
-) -> float:
+def _fastest_step(runtime: Runtime, model: nn.Module, images: Tensor, backward: bool, deadline: float) -> float:
     """Seconds of the fastest of up to three steps; a GPU first loads and chooses its kernels."""
     if runtime.device.type == "cuda":
         _step_seconds(runtime, model, images, backward)

@@ -37,9 +37,7 @@ def add_device(parser: argparse.ArgumentParser, batch_size: bool = True, precisi
     """Adds the flags of computing with a trained network."""
     if batch_size:
         parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="photos per batch [32]")
-    parser.add_argument(
-        "--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps [auto]"
-    )
+    parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps [auto]")
     if precision:
         text = "auto, fp32, bf16 or fp16 [fp32]"
         parser.add_argument("--precision", default="fp32", metavar="NAME", help=text)
@@ -58,9 +56,7 @@ def check_positive(args: argparse.Namespace, *flags: str) -> None:
     for flag in flags:
         value = getattr(args, flag.replace("-", "_"))
         if value < 1:
-            raise UsageError(
-                f"--{flag} {value} is not valid: expected 1 or more", f"give a positive --{flag}"
-            )
+            raise UsageError(f"--{flag} {value} is not valid: expected 1 or more", f"give a positive --{flag}")
 
 
 def fraction(text: str, flag: str = "--max-error") -> float:

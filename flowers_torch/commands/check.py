@@ -59,9 +59,7 @@ def run(args: argparse.Namespace) -> int:
     dataset = open_dataset(args.data)
     root = dataset.root.resolve()
     if args.out and root in (args.out.resolve(), *args.out.resolve().parents):
-        raise DataError(
-            f"--out {printable(args.out)} is inside the photos", "choose a folder outside of them"
-        )
+        raise DataError(f"--out {printable(args.out)} is inside the photos", "choose a folder outside of them")
     splits = None
     if args.run:
         file = find_run_folder(args.run) / "split.json"
@@ -106,9 +104,7 @@ def _print(result: "QualityReport", dataset: "ImageDataset", out: Path | None) -
         print(f"gallery  {printable(out / 'gallery.html')}")
 
 
-def _features(
-    name: str, weights: str, dataset: "ImageDataset", inspections: "Sequence[Inspection]"
-) -> "np.ndarray":
+def _features(name: str, weights: str, dataset: "ImageDataset", inspections: "Sequence[Inspection]") -> "np.ndarray":
     """A row for each image; zeros for those that cannot be read."""
     import numpy as np
 

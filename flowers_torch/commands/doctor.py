@@ -96,8 +96,7 @@ def _machine() -> dict[str, str]:
         "device": str(runtime.device),
         "precision": f"{runtime.precision} ({runtime.reason}{note})",
         "cores, threads": f"{cores}, {torch.get_num_threads()}",
-        "CUDA devices": ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
-        or "-",
+        "CUDA devices": ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())) or "-",
     }
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -25,9 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run(parser)
     add_data(parser)
     parser.add_argument("--format", default="onnx", metavar="NAME", help=f"{', '.join(SUFFIXES)} [onnx]")
-    parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="file to write [exported/ beside the weights]"
-    )
+    parser.add_argument("--out", type=Path, metavar="FILE", help="file to write [exported/ beside the weights]")
     text = "onnx, torch-export: take photos of any size"
     parser.add_argument("--with-preprocessing", action="store_true", help=text)
     parser.add_argument("--int8", action="store_true", help="onnx, page: eight bits, a quarter of the size")
@@ -79,9 +77,7 @@ def run(args: argparse.Namespace) -> int:
         lines = [*write_page(path, made.content, runtime, args.folder), *made.lines]
     elif args.format == "onnx":
         photos = args.with_preprocessing
-        lines = export.export_onnx(network, info, trial, path, photos, max_loss if args.int8 else None).write(
-            path
-        )
+        lines = export.export_onnx(network, info, trial, path, photos, max_loss if args.int8 else None).write(path)
     elif args.format == "torch-export":
         lines = export.export_program(network, info, trial, path, args.with_preprocessing).write(path)
     else:
@@ -129,7 +125,6 @@ def find_verification_data(model: Path, int8: bool = False, data: str = "") -> "
     print(f"flowers-torch: compared on drawings: {reason}", file=sys.stderr)
     forms = list(FORMS)
     drawings = [
-        draw_picture(forms[i % len(forms)], 160 + 8 * i, np.random.default_rng([0, i]))
-        for i in range(PARITY_IMAGES)
+        draw_picture(forms[i % len(forms)], 160 + 8 * i, np.random.default_rng([0, i])) for i in range(PARITY_IMAGES)
     ]
     return VerificationData(drawings, "drawings")

@@ -10,9 +10,7 @@ from flowers_torch.errors import printable
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the run and the folder."""
     add_run(parser)
-    parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="folder to write [packed/ beside the weights]"
-    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write [packed/ beside the weights]")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -21,9 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--n", type=int, default=20, metavar="N", help="number of variants [20]")
     text = "augmentation of a stage, or tutorial [crop]"
     parser.add_argument("--augment", default="crop", metavar="NAME", help=text)
-    parser.add_argument(
-        "--size", type=int, default=224, metavar="N", help="side of the images in pixels [224]"
-    )
+    parser.add_argument("--size", type=int, default=224, metavar="N", help="side of the images in pixels [224]")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the augmentation [0]")
 
 

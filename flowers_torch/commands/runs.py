@@ -28,9 +28,7 @@ def run(args: argparse.Namespace) -> int:
     width = max(len(printable(row.name, 60)) for row in found)
     data, arch = (max(len(printable(getattr(row, name), 30)) for row in found) for name in ("data", "arch"))
     data, arch = max(data, 4), max(arch, 7)
-    print(
-        f"{'run':{width}}  {'date':16}  {'data':{data}}  {'network':{arch}}  accuracy  95% interval    state"
-    )
+    print(f"{'run':{width}}  {'date':16}  {'data':{data}}  {'network':{arch}}  accuracy  95% interval    state")
     for row in found:
         accuracy = "" if row.accuracy is None else f"{row.accuracy:.4f}"
         interval = "{:.3f} .. {:.3f}".format(*row.interval_95) if row.interval_95 else ""

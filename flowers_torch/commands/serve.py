@@ -93,9 +93,7 @@ def listen(host: str, port: int) -> socket.socket:
         ResourceError: the port is in use, or this user may not use it.
     """
     if not 0 <= port < 65536:
-        raise UsageError(
-            f"--port {port} is not a valid port: expected 0 .. 65535", "give another --port, or 0"
-        )
+        raise UsageError(f"--port {port} is not a valid port: expected 0 .. 65535", "give another --port, or 0")
     try:
         family, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except (OSError, UnicodeError) as error:

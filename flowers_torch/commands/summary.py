@@ -8,9 +8,7 @@ from flowers_torch.commands import add_arch
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the network and its head."""
     add_arch(parser)
-    parser.add_argument(
-        "--classes", type=int, default=1000, metavar="N", help="outputs of the classifier [1000]"
-    )
+    parser.add_argument("--classes", type=int, default=1000, metavar="N", help="outputs of the classifier [1000]")
     text = "width of a hidden layer of the head; 0: none [0]"
     parser.add_argument("--hidden", type=int, default=0, metavar="N", help=text)
 

@@ -14,9 +14,7 @@ class ImageDataset:
     classes: tuple[str, ...]
     paths: tuple[str, ...]  # POSIX, relative to `root`
     labels: tuple[int, ...]  # indices into `classes`
-    split: dict[str, str] = field(
-        default_factory=dict
-    )  # path to "train", "val" or "test", if the source says
+    split: dict[str, str] = field(default_factory=dict)  # path to "train", "val" or "test", if the source says
     groups: dict[str, str] = field(default_factory=dict)  # path to a name; a group must stay in one split
     notes: tuple[str, ...] = ()  # remarks on the source, one line each, such as what was ignored
 

@@ -64,9 +64,7 @@ class Classifier:
         self.preprocess = eval_transform(**dataclasses.asdict(preprocessing))  # of an upright RGB image
         self.enough_side = enough_side(preprocessing.size, preprocessing.crop)  # for `load_image`
         # The network that predicts: `model`, or a fused form of it that is faster.
-        self.inference_model = self.acceleration.training_network(
-            self.model.eval(), self.runtime, preprocessing.size
-        )
+        self.inference_model = self.acceleration.training_network(self.model.eval(), self.runtime, preprocessing.size)
 
     @classmethod
     def load(cls, path: Path, runtime: Runtime) -> "Classifier":
@@ -126,9 +124,7 @@ class Classifier:
         mean, std = self.info.preprocessing.mean, self.info.preprocessing.std
         return [overlay(input_to_image(x, mean, std), h) for x, h in zip(inputs, heat, strict=True)]
 
-    def classify(
-        self, inputs: Sequence[Tensor], top: int = 3, confidence_threshold: float = 0.0
-    ) -> list[Prediction]:
+    def classify(self, inputs: Sequence[Tensor], top: int = 3, confidence_threshold: float = 0.0) -> list[Prediction]:
         """Like `predict`, for preprocessed images without file names, in one forward pass."""
         if not inputs:
             return []

@@ -124,9 +124,7 @@ def _verify(
     return parity, [f"check    {data.description}: {parity.describe()}"]
 
 
-def _run(
-    exportable: ExportableClassifier, module: nn.Module, inputs: NDArray[Any]
-) -> dict[str, NDArray[np.float32]]:
+def _run(exportable: ExportableClassifier, module: nn.Module, inputs: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
     with torch.inference_mode():
         outputs = module(torch.from_numpy(inputs))
     return {name: value.numpy() for name, value in zip(exportable.outputs, outputs, strict=True)}

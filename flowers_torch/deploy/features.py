@@ -41,9 +41,7 @@ def open_network(name: str, weights: str = "", keras_input: str = "") -> tuple[n
         raise UsageError("--keras-input needs a Keras file", "add --weights FILE.h5")
     path = Path(name).expanduser()
     if not path.exists():
-        raise UsageError(
-            f"no model at {printable(name)}", "name a run folder, or add --weights to a network's name"
-        )
+        raise UsageError(f"no model at {printable(name)}", "name a run folder, or add --weights to a network's name")
     model, info = load_classifier(path)
     return model, info.preprocessing, f"{info.arch} from {printable(path)}"
 

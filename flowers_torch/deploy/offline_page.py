@@ -27,17 +27,14 @@ RUNTIME_URL = f"https://registry.npmjs.org/onnxruntime-web/-/{RUNTIME_FILE}"
 RUNTIME_SHA256 = "d2228df7e4616bc3348bf504ee888f3bec43789a273f0a63f3e68d203ce3bf71"
 SCRIPT, WASM = "dist/ort.wasm.bundle.min.mjs", "dist/ort-wasm-simd-threaded.wasm"
 MAX_RUNTIME_BYTES = 64 << 20  # of each of the two files
-DOWNLOAD_HINT = (
-    f"run npm pack onnxruntime-web@{RUNTIME_VERSION} elsewhere, then pass --runtime {RUNTIME_FILE}"
-)
+DOWNLOAD_HINT = f"run npm pack onnxruntime-web@{RUNTIME_VERSION} elsewhere, then pass --runtime {RUNTIME_FILE}"
 
 MAX_SINGLE_FILE = 48 << 20  # bytes; phones open no larger pages
 CHUNK_BYTES = 12 << 20  # of a script; a multiple of 3, so that each chunk decodes alone
 
 # The page may load only the scripts of its folder; the runtime starts from memory (blob:).
 POLICY = (
-    "default-src 'none'; img-src blob:; style-src 'unsafe-inline'; "
-    "script-src 'unsafe-inline' 'wasm-unsafe-eval' blob:"
+    "default-src 'none'; img-src blob:; style-src 'unsafe-inline'; script-src 'unsafe-inline' 'wasm-unsafe-eval' blob:"
 )
 
 
@@ -115,8 +112,7 @@ def write_page(path: Path, model: bytes, runtime: BrowserRuntime, as_folder: boo
     write_text(folder / "index.html", _html(summary, scripts, f"{POLICY} 'self' file:"))
     reason = "" if as_folder else f", more than the {MAX_SINGLE_FILE >> 20} MB of one file"
     return [
-        f"export   {printable(folder / 'index.html')} with {len(calls)} files beside it, "
-        f"{megabytes(total)}{reason}"
+        f"export   {printable(folder / 'index.html')} with {len(calls)} files beside it, {megabytes(total)}{reason}"
     ]
 
 

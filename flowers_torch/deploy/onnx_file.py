@@ -103,9 +103,7 @@ def to_onnx(model: ExportableClassifier, metadata: dict[str, Any]) -> bytes:
     need("onnx"), need("onnxscript")
     weights = sum(value.numel() * value.element_size() for value in model.state_dict().values())
     if weights > MAX_BYTES - (1 << 24):
-        raise UsageError(
-            f"{weights >> 20} MB of weights do not fit into one .onnx file", "use --format torch-export"
-        )
+        raise UsageError(f"{weights >> 20} MB of weights do not fit into one .onnx file", "use --format torch-export")
     program = torch.onnx.export(
         trace(model),
         dynamo=True,

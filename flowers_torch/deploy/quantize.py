@@ -90,9 +90,7 @@ def measure_loss(
 ) -> QuantizationLoss:
     """Compares the float32 and the int8 model, which take the same input, on labeled image files."""
     read = model_input(before.metadata["input"] == "images", preprocessing)
-    predicted = [
-        [int(model(values)["logits"].argmax()) for model in (before, after)] for values in map(read, paths)
-    ]
+    predicted = [[int(model(values)["logits"].argmax()) for model in (before, after)] for values in map(read, paths)]
     return QuantizationLoss(
         len(paths),
         sum(first == label for (first, _), label in zip(predicted, labels, strict=True)),

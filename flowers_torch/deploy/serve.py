@@ -77,9 +77,7 @@ class Service:
         threshold: Confidence below which the model abstains; None if it never abstains.
     """
 
-    def __init__(
-        self, classifier: Classifier, name: str, limits: Limits, threshold: Threshold | None = None
-    ) -> None:
+    def __init__(self, classifier: Classifier, name: str, limits: Limits, threshold: Threshold | None = None) -> None:
         self.classifier, self.name, self.limits, self.threshold = classifier, name, limits, threshold
         self.classes = [printable(label) for label in classifier.info.classes]
         self.server_metrics = ServerMetrics(lambda: self.pending)

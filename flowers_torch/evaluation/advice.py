@@ -81,9 +81,7 @@ def _number_of_epochs(
     return None
 
 
-def _overfitting(
-    last: dict[str, Any], best: dict[str, Any], stages: Sequence[dict[str, Any]]
-) -> Advice | None:
+def _overfitting(last: dict[str, Any], best: dict[str, Any], stages: Sequence[dict[str, Any]]) -> Advice | None:
     gap = last["train_accuracy"] - last["val_accuracy"]
     stage = stages[_stage_index(last, stages)]
     if gap > OVERFIT_GAP and last[CRITERION] > best[CRITERION] * 1.1:

@@ -30,9 +30,7 @@ class Candidate:
     state: State | None = None  # weights, unless the candidate is an ensemble
 
 
-def score_candidate(
-    name: str, logits: ValAndTest, labels: ValAndTest, state: State | None = None
-) -> Candidate:
+def score_candidate(name: str, logits: ValAndTest, labels: ValAndTest, state: State | None = None) -> Candidate:
     """Scores of a candidate at the temperature that is fitted on validation images."""
     temperature = fit_temperature(logits[0], labels[0])
     val, test = (score(each / temperature, truth) for each, truth in zip(logits, labels, strict=True))

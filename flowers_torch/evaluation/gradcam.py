@@ -39,9 +39,7 @@ def grad_cam(model: nn.Module, images: Tensor, targets: Tensor | None = None) ->
         with torch.enable_grad():
             features, logits = _features_and_logits(model, images)
             chosen = logits.argmax(1) if targets is None else targets.to(logits.device)
-            (gradient,) = torch.autograd.grad(
-                logits.float()[torch.arange(len(images)), chosen].sum(), features
-            )
+            (gradient,) = torch.autograd.grad(logits.float()[torch.arange(len(images)), chosen].sum(), features)
     finally:
         for module, training in modes.items():
             module.training = training

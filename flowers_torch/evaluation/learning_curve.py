@@ -88,6 +88,4 @@ def describe_learning_curve(points: Sequence[CurvePoint]) -> str:
         return f"{text}: doubling the photos again should help, by up to about {gain:.3f}"
     if gain > 0.01:
         return f"{text}: more photos may help, but these are too few to be sure"
-    return (
-        f"{text}: more photos of this kind would bring little; rare kinds and better labels would help more"
-    )
+    return f"{text}: more photos of this kind would bring little; rare kinds and better labels would help more"

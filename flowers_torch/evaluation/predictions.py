@@ -110,6 +110,4 @@ def load_predictions(folder: Path) -> RunPredictions:
             tensors.get("test/projection"),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(
-            f"{printable(path)} is not a valid predictions file", "train or evaluate again"
-        ) from error
+        raise DataError(f"{printable(path)} is not a valid predictions file", "train or evaluate again") from error

@@ -63,8 +63,7 @@ def choose_threshold(curve: Curve, max_error: float) -> Threshold:
     fitting = [point for point in curve if point[2] <= max_error * point[1]]
     if not fitting:
         raise UsageError(
-            f"--max-error {max_error:.3g}: even the most confident predictions on validation photos have "
-            "more errors",
+            f"--max-error {max_error:.3g}: even the most confident predictions on validation photos have more errors",
             f"allow more than {min(point[2] / point[1] for point in curve):.1%}",
         )
     probability, accepted, errors = max(fitting, key=lambda point: point[1])

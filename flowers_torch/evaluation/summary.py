@@ -17,8 +17,7 @@ def describe_epoch(row: dict[str, Any], epochs: int) -> str:
         f"  {row['stage']} {row['epoch']}/{epochs}  "
         f"train loss {row['train_loss']:.4f} acc {row['train_accuracy']:.4f}  "
         f"val loss {row['val_loss']:.4f} acc {row['val_accuracy']:.4f}  "
-        f"{row['seconds']:.1f} s, {row['images_per_second']:.1f} img/s"
-        + (f", {remaining} left" if left else "")
+        f"{row['seconds']:.1f} s, {row['images_per_second']:.1f} img/s" + (f", {remaining} left" if left else "")
     )
 
 

@@ -58,9 +58,7 @@ def download(
         _fetch(url, part, progress)
     except (urllib.error.URLError, OSError) as error:
         reason = getattr(error, "reason", None) or error
-        raise ResourceError(
-            f"cannot fetch {url} to {printable(path)}: {one_line(reason)}", ways_on
-        ) from error
+        raise ResourceError(f"cannot fetch {url} to {printable(path)}: {one_line(reason)}", ways_on) from error
     found = file_digest(part, algorithm)
     if not found.startswith(digest):  # guard: D38 checksum, H02
         part.unlink()

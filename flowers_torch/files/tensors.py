@@ -20,9 +20,7 @@ MAX_HEADER_BYTES = 16 * 1024**2
 SAFE_TORCH = (2, 10)  # older versions can run code in spite of weights_only
 
 
-def safe_save(
-    tensors: dict[str, Tensor], path: Path, metadata: dict[str, Any], previous: Path | None = None
-) -> None:
+def safe_save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, Any], previous: Path | None = None) -> None:
     """Writes a .safetensors file with metadata and a checksum, atomically.
 
     Args:
@@ -69,17 +67,13 @@ def safe_load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def _load_safetensors(path: Path, header_bytes: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if header_bytes > min(MAX_HEADER_BYTES, path.stat().st_size - 8):
-        raise ModelFileError(
-            f"{printable(path)} is damaged: its header has {header_bytes} bytes", "use another copy"
-        )
+        raise ModelFileError(f"{printable(path)} is damaged: its header has {header_bytes} bytes", "use another copy")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             texts = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (safetensors.SafetensorError, ValueError, OSError) as error:
-        raise ModelFileError(
-            f"{printable(path)} is damaged: {one_line(error)}", "use another copy"
-        ) from error
+        raise ModelFileError(f"{printable(path)} is damaged: {one_line(error)}", "use another copy") from error
     if HASH_KEY not in texts:
         return tensors, {}  # without the checksum the metadata are not trusted
     stated = texts.pop(HASH_KEY)
@@ -90,13 +84,9 @@ def _load_safetensors(path: Path, header_bytes: int) -> tuple[dict[str, Tensor],
 
 def _load_pth(path: Path) -> dict[str, Tensor]:
     if tuple(int(part) for part in torch.__version__.split(".")[:2]) < SAFE_TORCH:
-        raise ModelFileError(
-            f"torch {torch.__version__} cannot read {printable(path)} safely", "pip install -U torch"
-        )
+        raise ModelFileError(f"torch {torch.__version__} cannot read {printable(path)} safely", "pip install -U torch")
     if kind := _other_zip(path):  # guard: C08
-        raise ModelFileError(
-            f"{printable(path)} is {kind}, expected .safetensors or .pth weights", "save those"
-        )
+        raise ModelFileError(f"{printable(path)} is {kind}, expected .safetensors or .pth weights", "save those")
     try:
         # weights_only is passed explicitly, so that no environment variable can turn it off.
         content = torch.load(path, map_location="cpu", weights_only=True)  # guard: C04, C05, C06
@@ -109,16 +99,12 @@ def _load_pth(path: Path) -> dict[str, Tensor]:
                 + (f" ({global_name[1]})" if global_name else ""),
                 "ask for the weights as .safetensors",
             ) from None
-        raise ModelFileError(
-            f"{printable(path)} is damaged: {one_line(error)}", "use another copy"
-        ) from error
+        raise ModelFileError(f"{printable(path)} is damaged: {one_line(error)}", "use another copy") from error
     for key in ("state_dict", "model_state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ModelFileError(
-            f"{printable(path)} has no state dict of tensors", "save model.state_dict() there"
-        )
+        raise ModelFileError(f"{printable(path)} has no state dict of tensors", "save model.state_dict() there")
     # guard: C11
     return {name.removeprefix("module.").removeprefix("_orig_mod."): value for name, value in content.items()}
 

@@ -73,9 +73,7 @@ class DenseNet(Network):
                 relu=nn.ReLU(),
             )
         )
-        self.pool1 = nn.Sequential(
-            OrderedDict(pad=nn.ZeroPad2d(1), pool=nn.MaxPool2d(3, 2))
-        )  # N x 64 x H/4 x W/4
+        self.pool1 = nn.Sequential(OrderedDict(pad=nn.ZeroPad2d(1), pool=nn.MaxPool2d(3, 2)))  # N x 64 x H/4 x W/4
         channels = 64
         self.stages = nn.Sequential()
         for number, depth in enumerate(depths, 2):

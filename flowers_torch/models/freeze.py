@@ -68,9 +68,7 @@ def rules_for(model: nn.Module, train: str | list[Any]) -> list[tuple[str, float
     names = list(blocks(model))
     start = next((i for i, name in enumerate(names) if name == train or name.startswith(f"{train}.")), None)
     if start is None:
-        raise UsageError(
-            f"the network has no block {train!r}", f"train = head, all, or one of {', '.join(names)}"
-        )
+        raise UsageError(f"the network has no block {train!r}", f"train = head, all, or one of {', '.join(names)}")
     parameters = dict(model.named_parameters())
     # A block can be a bare parameter, such as the class token of a vision transformer.
     return [(name if name in parameters else f"{name}.*", 1.0) for name in names[start:]] + [("*", 0.0)]
@@ -93,9 +91,7 @@ def apply_rules(model: nn.Module, rules: Rules) -> list[Group]:
         parameter.requires_grad_(match[1] > 0)
     unused = [pattern for pattern, _ in rules if pattern not in used and pattern != "*"]
     if unused:
-        raise UsageError(
-            f"rule {unused[0]!r} decides no parameter", f"use names such as {next(iter(multipliers))!r}"
-        )
+        raise UsageError(f"rule {unused[0]!r} decides no parameter", f"use names such as {next(iter(multipliers))!r}")
     if not any(multipliers.values()):
         raise UsageError("every parameter is frozen", "give one of the rules a multiplier above 0")
     groups = []
@@ -115,8 +111,7 @@ def decay_by_layer(groups: Sequence[Group], decay: float) -> list[Group]:
     trained = list(dict.fromkeys(group.name for group in groups if group.multiplier))
     behind = {name: len(trained) - 1 - place for place, name in enumerate(trained)}
     return [
-        dataclasses.replace(group, multiplier=group.multiplier * decay ** behind.get(group.name, 0))
-        for group in groups
+        dataclasses.replace(group, multiplier=group.multiplier * decay ** behind.get(group.name, 0)) for group in groups
     ]
 
 

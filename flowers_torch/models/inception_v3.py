@@ -18,9 +18,7 @@ Size = int | tuple[int, int]
 class ConvNormAct(nn.Sequential):
     """Convolution without bias, batch norm (epsilon 1e-3 as in TensorFlow), ReLU."""
 
-    def __init__(
-        self, in_channels: int, out_channels: int, size: Size, stride: int = 1, padding: Size = 0
-    ) -> None:
+    def __init__(self, in_channels: int, out_channels: int, size: Size, stride: int = 1, padding: Size = 0) -> None:
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, size, stride, padding, bias=False)
         self.bn = nn.BatchNorm2d(out_channels, eps=1e-3)

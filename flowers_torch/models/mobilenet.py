@@ -147,9 +147,7 @@ class MobileNetV2(Network):
         ):
             for i in range(repeats):
                 out_channels = make_divisible(int(width * alpha))
-                self.blocks.append(
-                    InvertedResidual(channels, out_channels, stride if i == 0 else 1, expansion)
-                )
+                self.blocks.append(InvertedResidual(channels, out_channels, stride if i == 0 else 1, expansion))
                 channels = out_channels
         last = make_divisible(1280 * alpha) if alpha > 1 else 1280
         self.conv_last = nn.Conv2d(channels, last, 1, bias=False)  # N x 1280 x H/32 x W/32

@@ -67,9 +67,7 @@ class FactorizedReduction(nn.Module):
 
 def make_adjust(kind: Adjust, in_channels: int, channels: int) -> nn.Module:
     """A module that leaves `p` as it is, changes its channels ("project"), or also halves its size."""
-    return {"keep": nn.Identity, "project": Projection, "halve": FactorizedReduction}[kind](
-        in_channels, channels
-    )
+    return {"keep": nn.Identity, "project": Projection, "halve": FactorizedReduction}[kind](in_channels, channels)
 
 
 class NormalCell(nn.Module):

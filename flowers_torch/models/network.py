@@ -68,9 +68,7 @@ class MlpHead(nn.Module):
             raise UsageError("without pooling there can be no classifier", "use num_classes=0 or a pooling")
         side = {"flatten": self.map_size, "avg2x2": self.map_size // 2}.get(pool, 1)
         if side < 1:
-            raise UsageError(
-                f"a {self.map_size}x{self.map_size} map is too small for {pool}", "use larger images"
-            )
+            raise UsageError(f"a {self.map_size}x{self.map_size} map is too small for {pool}", "use larger images")
         if pool != self.pool:
             self._build_hidden(pool, side)
         self.num_classes = num_classes

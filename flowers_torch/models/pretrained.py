@@ -56,9 +56,7 @@ def fetch_imagenet(arch: str) -> Path:
     except Exception as error:  # the client raises a dozen types, depending on transport and version
         reason = one_line(getattr(error, "reason", None) or error)
         # guard: R16
-        raise ResourceError(
-            f"cannot fetch ImageNet weights for {arch} from {url}: {reason}", NO_NETWORK_FIX
-        ) from error
+        raise ResourceError(f"cannot fetch ImageNet weights for {arch} from {url}: {reason}", NO_NETWORK_FIX) from error
 
 
 def read_imagenet(arch: str, path: Path) -> dict[str, Tensor]:

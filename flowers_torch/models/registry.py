@@ -43,9 +43,7 @@ REGISTRY: dict[str, NetworkEntry] = {}
 
 def list_models() -> list[str]:
     """Names that `create_model` takes: the registry's, then timm's (`timm:NAME` where both have one)."""
-    return sorted(REGISTRY) + [
-        TIMM_PREFIX + name if name in REGISTRY else name for name in timm.list_models()
-    ]
+    return sorted(REGISTRY) + [TIMM_PREFIX + name if name in REGISTRY else name for name in timm.list_models()]
 
 
 def find_entry(name: str) -> NetworkEntry:

@@ -41,9 +41,7 @@ class CifarResNet(Network):
         super().__init__()
         blocks, rest = divmod(depth - 2, 6)
         if rest or blocks < 1:
-            raise UsageError(
-                f"a CIFAR ResNet has 6n + 2 layers, not {depth}", "use 8, 14, 20, 32, 44, 56 ..."
-            )
+            raise UsageError(f"a CIFAR ResNet has 6n + 2 layers, not {depth}", "use 8, 14, 20, 32, 44, 56 ...")
 
         def stage(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
             return nn.Sequential(

@@ -53,9 +53,7 @@ def plan_weights(arch: str, weights: str, keras_input: str = "") -> WeightsPlan:
     path = Path(weights).expanduser()
     is_file = weights not in ("none", "imagenet", "offline")
     if is_file and not path.is_file():
-        raise ModelFileError(
-            f"no weights file {printable(path)}", "use imagenet, offline, none or a file's path"
-        )
+        raise ModelFileError(f"no weights file {printable(path)}", "use imagenet, offline, none or a file's path")
     is_keras = is_file and is_keras_file(path)
     if keras_input and not is_keras:
         raise UsageError(

@@ -27,9 +27,7 @@ class EntryBlock(nn.Module):
         relu_first: Whether a ReLU precedes the first convolution (in all blocks but the first).
     """
 
-    def __init__(
-        self, in_channels: int, out_channels: int, middle_channels: int, relu_first: bool = True
-    ) -> None:
+    def __init__(self, in_channels: int, out_channels: int, middle_channels: int, relu_first: bool = True) -> None:
         super().__init__()
         self.residual = nn.Sequential(
             OrderedDict(

@@ -91,8 +91,7 @@ def reliability_chart(bins: Sequence[Bin], images: int) -> Markup:
     to_x, to_y = Scale(0, 1, LEFT, right), Scale(0, 1, HEIGHT - BOTTOM, TOP)
     few = max(5, images / 100)  # bars of fewer vary by chance and are drawn paler
     bars = [
-        {"x": (to_x(b.low) + 1, to_x(b.high) - 1), "y": to_y(b.accuracy), "bin": b, "few": b.images < few}
-        for b in bins
+        {"x": (to_x(b.low) + 1, to_x(b.high) - 1), "y": to_y(b.accuracy), "bin": b, "few": b.images < few} for b in bins
     ]
     ticks = [(to_x(tick), to_y(tick), f"{tick:.0%}") for tick in (0.0, 0.25, 0.5, 0.75, 1.0)]
     return render("reliability_chart.svg.jinja", _FRAME | {"bars": bars, "ticks": ticks, "right": right})

@@ -152,9 +152,7 @@ def grad_cams(
     return found
 
 
-def augmentation_sheet(
-    paths: Sequence[Path], augmentation: str, size: int, columns: int = 5
-) -> list[list[Markup]]:
+def augmentation_sheet(paths: Sequence[Path], augmentation: str, size: int, columns: int = 5) -> list[list[Markup]]:
     """Rows of thumbnails: a photo, then augmented views of it."""
     rows = []
     for path in paths:

@@ -89,9 +89,7 @@ def _test_images(
         made = image_sections.thumbnails([root / run.paths[index] for index in chosen])
         pictures = dict(zip(chosen, made, strict=True))
         explained = mistakes[: image_sections.EXPLAINED]
-        cams = image_sections.grad_cams(
-            run, explained, root, source.model, info.preprocessing, source.runtime
-        )
+        cams = image_sections.grad_cams(run, explained, root, source.model, info.preprocessing, source.runtime)
 
     def figures(members: Sequence[int]) -> list[image_sections.Figure]:
         return [image_sections.figure(run, index, pictures.pop(index, "")) for index in members]

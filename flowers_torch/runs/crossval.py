@@ -107,9 +107,7 @@ def _train_folds(
         test = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["test"]
         counts = {key: test[key] for key in ("accuracy", "correct", "images")}
         runs.append({"seed": seed, "fold": fold, "folder": folder.name, **counts})
-        with (folder / "predictions.csv").open(
-            encoding="utf-8", errors="surrogateescape", newline=""
-        ) as file:
+        with (folder / "predictions.csv").open(encoding="utf-8", errors="surrogateescape", newline="") as file:
             rows += [{"seed": seed, "fold": fold, **row} for row in csv.DictReader(file)]
         write_csv(out / "predictions.csv", rows)  # after each fold, so that a stopped run leaves what it has
         write_json(out / SUMMARY_FILE, _summary(runs, folds, repeats))

@@ -56,9 +56,7 @@ def run_folders(folder: Path) -> list[Path]:
     return [folder / run["folder"] for run in runs]
 
 
-def score_ensembles(
-    folders: Sequence[Path], weights: bool = True, device: str = "auto", data: str = ""
-) -> Ensembles:
+def score_ensembles(folders: Sequence[Path], weights: bool = True, device: str = "auto", data: str = "") -> Ensembles:
     """Scores the runs alone, the mean of their predictions and averages of their weights.
 
     Args:
@@ -162,9 +160,7 @@ def _info(folder: Path) -> ModelInfo:
 
 def _are_alike(infos: Sequence[ModelInfo]) -> bool:
     """Whether the networks differ in nothing but their weights."""
-    kinds = {
-        (one.arch, one.head_hidden, one.head, str(one.model_options), one.preprocessing) for one in infos
-    }
+    kinds = {(one.arch, one.head_hidden, one.head, str(one.model_options), one.preprocessing) for one in infos}
     return len(kinds) == 1
 
 

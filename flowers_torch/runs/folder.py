@@ -36,9 +36,7 @@ FILES = (
 LOCK_FILE = ".lock"
 
 
-def new_run_folder(
-    out: str, data: str, arch: str, overwrite: bool = False, root: Path = Path("runs")
-) -> Path:
+def new_run_folder(out: str, data: str, arch: str, overwrite: bool = False, root: Path = Path("runs")) -> Path:
     """Makes the folder of a new run.
 
     Args:

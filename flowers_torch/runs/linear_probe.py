@@ -43,9 +43,7 @@ def fit_head(experiment: Experiment, model: nn.Module, checkpointer: Checkpointe
     checkpointer.save(train)
 
 
-def _fit(
-    experiment: Experiment, stage: Stage, train: TrainState, state: RunState, stop: StopRequest
-) -> dict[str, Any]:
+def _fit(experiment: Experiment, stage: Stage, train: TrainState, state: RunState, stop: StopRequest) -> dict[str, Any]:
     """Fits the head; the row of the history."""
     started = time.monotonic()
 

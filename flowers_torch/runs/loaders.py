@@ -71,9 +71,7 @@ class Loaders:
         transform = train_transform(augmentation, inputs.size, inputs.mean, inputs.std, inputs.interpolation)
         return TransformedImages(paths, labels, transform, self.seed)
 
-    def _batches(
-        self, indices: Sequence[int], augmentation: str, shuffle: bool, mixup: float = 0.0
-    ) -> TrainingBatches:
+    def _batches(self, indices: Sequence[int], augmentation: str, shuffle: bool, mixup: float = 0.0) -> TrainingBatches:
         inputs = self.preprocessing
         images, augment = self.images(indices, augmentation), None
         if augmentation in BATCH_AUGMENTATIONS:
@@ -83,6 +81,4 @@ class Loaders:
         shard = (self.distributed.rank, self.distributed.size)
         loader, order = make_loader(images, self.batch_size, shuffle, shard=shard, **self.settings)
         arguments = (loader, order, self.seed, len(self.dataset.classes), self.runtime.device)
-        return TrainingBatches(
-            *arguments, augment, inputs.mean, inputs.std, mixup, log.info if shuffle else str
-        )
+        return TrainingBatches(*arguments, augment, inputs.mean, inputs.std, mixup, log.info if shuffle else str)

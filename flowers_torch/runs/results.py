@@ -92,9 +92,7 @@ def write_results(
     metrics = {
         "best_epoch": state.best,
         "temperature": info.temperature,
-        "uncalibrated": {
-            name: getattr(uncalibrated, name) for name in ("loss", "brier", "calibration_error")
-        },
+        "uncalibrated": {name: getattr(uncalibrated, name) for name in ("loss", "brier", "calibration_error")},
         "test": scores.to_dict(info.classes),
         "changes": state.changes,
     }

@@ -192,9 +192,7 @@ def _fast_network(experiment: Experiment, model: nn.Module, features: Features |
     return experiment.acceleration.training_network(model, experiment.runtime, size)
 
 
-def _run_epoch(
-    experiment: Experiment, work: StageWork, checkpointer: Checkpointer, stop: StopRequest
-) -> None:
+def _run_epoch(experiment: Experiment, work: StageWork, checkpointer: Checkpointer, stop: StopRequest) -> None:
     """One epoch, or the rest of one, and its validation."""
     stage, train, state, order = work.stage, work.train, checkpointer.state, work.batches.order
     started = time.monotonic() - state.seconds

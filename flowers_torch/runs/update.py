@@ -66,9 +66,7 @@ def update(
         DataError: the run's photos are gone or changed, or a new photo would spoil the comparison.
     """
     if not (folder / MODEL_FILE).is_file() or not (folder / "config.toml").is_file():
-        raise UsageError(
-            f"{printable(folder)} is not a run with weights", "name the folder of a finished run"
-        )
+        raise UsageError(f"{printable(folder)} is not a run with weights", "name the folder of a finished run")
     former = with_absolute_paths(load_config(data=data, file=str(folder / "config.toml")))
     config = _config_of_update(folder, former, changes or {})
     fractions = split_fractions(former.split) or split_fractions(Config.split) or ()
@@ -79,9 +77,7 @@ def update(
     exclude = former.exclude if found.root.resolve() == known.root.resolve() else ""
     new = filter_images(found, exclude, "none", config.skip_bad).dataset
     seen = dict(zip(known.paths, inspect_images(known), strict=True))
-    added = extend_splits(
-        old, [seen[member.name] for member in old], new, inspect_images(new), fractions, former.seed
-    )
+    added = extend_splits(old, [seen[member.name] for member in old], new, inspect_images(new), fractions, former.seed)
     if not added:
         raise UsageError(f"{printable(source)} holds no photo that the run does not know", "add new ones")
     new_folder = new_run_folder(str(out), known.name, config.arch)
@@ -150,9 +146,7 @@ def link_images(members: Sequence[AssignedImage], folder: Path) -> None:
             what = f"{printable(member.name)} lies in a tar archive, which cannot be linked to"
             raise UsageError(what, "unpack it")
         if member.label.startswith(".") or set(member.label) & set("/\\\0"):
-            raise UsageError(
-                f"class {printable(member.label, 40)} is not a valid name of a folder", "rename it"
-            )
+            raise UsageError(f"class {printable(member.label, 40)} is not a valid name of a folder", "rename it")
     taken: set[Path] = set()
     try:
         for member in members:

@@ -67,9 +67,7 @@ def _suggest(rates: Sequence[float], losses: Sequence[float]) -> tuple[float, st
     lowest = min(range(len(losses)), key=lambda i: losses[i], default=0)
     if lowest < 3:
         raise DivergedError("the loss rose at every rate tried", "try a lower --lowest")
-    slopes = {
-        i: (losses[i + 1] - losses[i - 1]) / math.log(rates[i + 1] / rates[i - 1]) for i in range(1, lowest)
-    }
+    slopes = {i: (losses[i + 1] - losses[i - 1]) / math.log(rates[i + 1] / rates[i - 1]) for i in range(1, lowest)}
     steepest = min(slopes, key=lambda i: slopes[i])
     rate = min(rates[steepest], rates[lowest] / 3)
     fall = f"the loss falls fastest at {rates[steepest]:.2g} and is lowest at {rates[lowest]:.2g}"

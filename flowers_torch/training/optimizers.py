@@ -30,8 +30,7 @@ def make_optimizer(
             decay = weight_decay if parameters[parameter].ndim > 1 else 0.0
             merged.setdefault((group.multiplier, decay), []).append(parameter)
     settings = [
-        {"params": [parameters[n] for n in names], "names": names}
-        | {"multiplier": factor, "weight_decay": decay}
+        {"params": [parameters[n] for n in names], "names": names} | {"multiplier": factor, "weight_decay": decay}
         for (factor, decay), names in merged.items()
     ]
     fused = all(parameter.device.type in ("cpu", "cuda") for parameter in parameters.values())

@@ -121,9 +121,7 @@ def train_step_in_memory(
 
 def _loss_sum(state: TrainState, logits: Tensor, labels: Tensor) -> Tensor:
     smoothing = state.label_smoothing
-    return F.cross_entropy(
-        logits.float(), labels, state.class_weights, label_smoothing=smoothing, reduction="sum"
-    )
+    return F.cross_entropy(logits.float(), labels, state.class_weights, label_smoothing=smoothing, reduction="sum")
 
 
 def _weight_sum(state: TrainState, labels: Tensor) -> Tensor:

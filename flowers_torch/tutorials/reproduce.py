@@ -113,9 +113,7 @@ def with_our_defaults(config: Config) -> Config:
         )
         for stage in config.stages
     ]
-    return dataclasses.replace(
-        config, stages=stages, batch_size=Config.batch_size, class_weights=Config.class_weights
-    )
+    return dataclasses.replace(config, stages=stages, batch_size=Config.batch_size, class_weights=Config.class_weights)
 
 
 def differences(config: Config, other: Config) -> list[str]:
@@ -140,8 +138,7 @@ def differences(config: Config, other: Config) -> list[str]:
         if value != theirs.get(key) and key not in NOT_COMPARED and key.split(".")[0] not in whole
     }
     return [
-        f"{key}={value if isinstance(value, str) else toml_value(value)}"
-        for key, value in (changed | whole).items()
+        f"{key}={value if isinstance(value, str) else toml_value(value)}" for key, value in (changed | whole).items()
     ]
 
 

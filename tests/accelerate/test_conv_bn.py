@@ -55,9 +55,7 @@ def test_activations_of_timm_and_of_sequences_are_fused(settled: Settle) -> None
 @pytest.mark.parametrize("dilation", [1, 2])
 @pytest.mark.parametrize("stride", [1, 2, 3])
 @pytest.mark.parametrize("kernel", [2, 3, 5])
-def test_same_padding_is_that_of_timm(
-    kernel: int, stride: int, dilation: int, height: int, width: int
-) -> None:
+def test_same_padding_is_that_of_timm(kernel: int, stride: int, dilation: int, height: int, width: int) -> None:
     torch.manual_seed(0)
     conv = Conv2dSame(4, 4, kernel, stride, groups=4, dilation=dilation)
     maps = torch.randn(2, 4, height, width).contiguous(memory_format=torch.channels_last)

@@ -13,9 +13,7 @@ from flowers_torch.training.device import Runtime, choose_runtime
 
 
 @pytest.mark.parametrize("faster", ["fp32", "bf16"])
-def test_the_faster_precision_is_chosen_and_nothing_else_changes(
-    faster: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_faster_precision_is_chosen_and_nothing_else_changes(faster: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = create_model("test_resnet", num_classes=3)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     real = precision._step_seconds
@@ -49,9 +47,7 @@ def test_a_precision_with_another_output_is_not_chosen(monkeypatch: pytest.Monke
     assert chosen.precision == "fp32" and "bf16 deviates by 0.5" in chosen.reason and chosen.rate > 0
 
 
-@pytest.mark.parametrize(
-    ("half", "expected"), [("bf16", ["bf16", "fp16", "fp32"]), ("fp16", ["fp16", "fp32"])]
-)
+@pytest.mark.parametrize(("half", "expected"), [("bf16", ["bf16", "fp16", "fp32"]), ("fp16", ["fp16", "fp32"])])
 def test_the_candidates_of_a_gpu(half: str, expected: list[str]) -> None:
     candidates = precision._candidates(Runtime(torch.device("cuda"), half, "", fixed=False))
     assert [candidate.precision for candidate in candidates] == expected

@@ -30,9 +30,7 @@ def place(photo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
     typed += ["--set", "stages.finetune.lr=1e-9", "--set", "stages.head.lr=1e-9", "--out", "my runs/1"]
     command = [sys.executable, "-m", "flowers_torch.cli", *typed]
     root = str(Path(__file__).parents[2])
-    done = subprocess.run(
-        command, cwd=place, env={**os.environ, "PYTHONPATH": root}, capture_output=True, text=True
-    )
+    done = subprocess.run(command, cwd=place, env={**os.environ, "PYTHONPATH": root}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return place, done.stdout + done.stderr
 
@@ -70,9 +68,7 @@ def test_stored_commands(place: tuple[Path, str], tmp_path: Path, monkeypatch: p
     paste(from_python, tmp_path / "again", folder)
 
 
-def test_commands_of_the_report(
-    place: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_commands_of_the_report(place: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, _ = place
     monkeypatch.chdir(tmp_path)
     page = (folder / "my runs" / "1" / "report.html").read_text()
@@ -94,9 +90,7 @@ def test_commands_printed_by_other_commands(
     options = ["--data", "photos", "--weights", "none", *FLAGS]
     crossval = ["crossval", *options, "--folds", "3", "--out", str(tmp_path / "cv")]
     assert main(crossval) == 0
-    assert (tmp_path / "cv/seed0-fold2/command.txt").read_text() == shlex.join(
-        ["flowers-torch", *crossval]
-    ) + "\n"
+    assert (tmp_path / "cv/seed0-fold2/command.txt").read_text() == shlex.join(["flowers-torch", *crossval]) + "\n"
     resume = (tmp_path / "cv" / "config.toml").read_text().splitlines()[0].partition("resume with: ")[2]
     assert main(shlex.split(resume)[1:]) == 0
     capsys.readouterr()

@@ -12,9 +12,7 @@ from flowers_torch.cli import main
 from flowers_torch.config_file import load_config
 from flowers_torch.runs.experiment import Experiment
 
-FLAGS = (
-    "--arch test_resnet --weights none --size 32 --epochs 1,1 --device cpu --precision fp32 --quiet".split()
-)
+FLAGS = "--arch test_resnet --weights none --size 32 --epochs 1,1 --device cpu --precision fp32 --quiet".split()
 
 
 @pytest.fixture(scope="module")

@@ -44,9 +44,7 @@ def test_training_leaves_a_report_and_a_calibrated_model(runs: list[str]) -> Non
 def test_evaluate_repeats_the_test_of_a_run(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     found = run_json(capsys, "evaluate", runs[0])
     metrics = json.loads((Path(runs[0]) / "metrics.json").read_text())["test"]
-    assert found["confusion"] == metrics["confusion"] and found["loss"] == pytest.approx(
-        metrics["loss"], 1e-4
-    )
+    assert found["confusion"] == metrics["confusion"] and found["loss"] == pytest.approx(metrics["loss"], 1e-4)
     assert main(["evaluate", runs[0]]) == 0
     text = capsys.readouterr().out
     assert "95% interval" in text and "macro F1" in text and "too few for metrics of their own" in text
@@ -68,9 +66,7 @@ def test_evaluate_on_other_photos(
     assert "no class mauve" in capsys.readouterr().err
 
 
-def test_views_are_chosen_on_the_validation_photos(
-    runs: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_views_are_chosen_on_the_validation_photos(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     found = run_json(capsys, "evaluate", runs[0], "--tta", "auto")
     tried = found["validation"]
     assert isinstance(tried, dict) and set(tried) == {"none", "flip", "scales", "crop5", "crop10"}
@@ -108,9 +104,7 @@ def test_ensemble_writes_a_model_that_predicts(
     soup = tmp_path / "soup.safetensors"
     assert main(["ensemble", *runs, "--out", str(soup)]) == 0
     text = capsys.readouterr().out
-    assert (
-        "predictions: mean of all" in text and "0.5 of a, 0.5 of b" in text and "* best on validation" in text
-    )
+    assert "predictions: mean of all" in text and "0.5 of a, 0.5 of b" in text and "* best on validation" in text
     found = run_json(capsys, "ensemble", *runs, "--no-weights")
     assert found["best"] in [row["name"] for row in found["candidates"]]  # type: ignore[attr-defined]
     state = safe_load(soup)[0]

@@ -334,9 +334,7 @@ class SmallRun:
         arguments = ["--config", str(self.root / "small.toml"), "--out", str(folder), "--overwrite"]
         return Child(arguments, self.root / f"{self.number}.output", before, **torchrun), folder
 
-    def resume(
-        self, folder: Path, before: Callable[[], Any] | None = None, *flags: str, **torchrun: int
-    ) -> Child:
+    def resume(self, folder: Path, before: Callable[[], Any] | None = None, *flags: str, **torchrun: int) -> Child:
         """Resumes a run."""
         self.number += 1
         arguments = ["--resume", str(folder), *flags]

@@ -51,9 +51,7 @@ def same(one: checkpoint.Checkpoint, other: checkpoint.Checkpoint) -> bool:
     )
 
 
-def test_cuts_and_flips(
-    stopped: Path, tmp_path: Path, moments: random.Random, report: Callable[[str], None]
-) -> None:
+def test_cuts_and_flips(stopped: Path, tmp_path: Path, moments: random.Random, report: Callable[[str], None]) -> None:
     """Refused, or proven equal. This runs in a child, so that a crash or an endless loop is noticed."""
     whole = (stopped / RESUME_FILE).read_bytes()
     expected = read_checkpoint(stopped / RESUME_FILE)

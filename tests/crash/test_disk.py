@@ -119,9 +119,7 @@ def test_a_folder_that_is_removed(small_run: Any) -> None:
     small_run.finish(folder)
 
 
-def test_the_order_of_calls_in_each_save(
-    small_run: Any, tmp_path: Path, report: Callable[[str], None]
-) -> None:
+def test_the_order_of_calls_in_each_save(small_run: Any, tmp_path: Path, report: Callable[[str], None]) -> None:
     """In the whole run: write, fsync, rename (the old file, then the new one), fsync of the folder."""
     trace = tmp_path / "trace"
 

@@ -17,9 +17,7 @@ KILLS = 100
 INSIDE = 40  # of them in the middle of a save, at least
 
 
-def test_sigkill_at_random_moments(
-    small_run: Any, moments: random.Random, report: Callable[[str], None]
-) -> None:
+def test_sigkill_at_random_moments(small_run: Any, moments: random.Random, report: Callable[[str], None]) -> None:
     kills = inside = resumed = restarted = twice = 0
     while kills < KILLS:
         aimed = kills % 2 == 0  # at a save, which is made slow
@@ -71,9 +69,7 @@ def test_a_run_resumes_from_every_save(small_run: Any, report: Callable[[str], N
         child, folder = small_run.start(die_after)
         assert child.wait() == -signal.SIGKILL, child.text()
         small_run.finish(folder)
-    report(
-        f"after each of {small_run.saves} saves of {small_run.steps} steps in two stages: all bit-identical"
-    )
+    report(f"after each of {small_run.saves} saves of {small_run.steps} steps in two stages: all bit-identical")
 
 
 def test_with_four_workers(

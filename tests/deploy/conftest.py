@@ -56,8 +56,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
     save_classifier(build(info).state_dict(), info, file)
     rng = np.random.default_rng(0)
     images = [
-        Image.fromarray(rng.integers(0, 256, (40 + i % 3, 50 - i % 2, 3), dtype=np.uint8))
-        for i in range(PARITY_IMAGES)
+        Image.fromarray(rng.integers(0, 256, (40 + i % 3, 50 - i % 2, 3), dtype=np.uint8)) for i in range(PARITY_IMAGES)
     ]
     return Small(file, info, load_classifier(file)[0], VerificationData(images, "noise"))
 
@@ -67,9 +66,7 @@ def onnx_bytes(small: Small) -> bytes:
     """An .onnx file with preprocessing."""
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package, reason=f"needs {package}, of the extra onnx")
-    return export_onnx(
-        small.network, small.info, small.data, Path("model.onnx"), with_preprocessing=True
-    ).content
+    return export_onnx(small.network, small.info, small.data, Path("model.onnx"), with_preprocessing=True).content
 
 
 HOSTILE_CLASS = '"><img src=x onerror=window.hacked=1>\x1b[31m\ud800\u202e'

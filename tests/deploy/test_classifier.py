@@ -59,9 +59,7 @@ def test_validation_prediction_and_plain_pytorch_agree(photo_folder: Path, model
     assert torch.allclose(predicted, plain, atol=1e-4)
 
 
-def test_bad_images_get_an_error_among_good_ones(
-    photo_folder: Path, model_file: Path, tmp_path: Path
-) -> None:
+def test_bad_images_get_an_error_among_good_ones(photo_folder: Path, model_file: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.jpg").write_bytes(b"nothing")
     good = sorted(photo_folder.rglob("*.png"))
     classifier = Classifier.load(model_file, FP32)

@@ -78,9 +78,7 @@ def test_the_command_writes_what_was_checked(
     out = tmp_path / "flowers.onnx"
     assert main(["export", str(small.file), "--with-preprocessing", "--out", str(out)]) == 0
     captured = capsys.readouterr()
-    assert (
-        f"export   {out}, 0." in captured.out and "drawings: 20 photos in batches of 1, 2, 17" in captured.out
-    )
+    assert f"export   {out}, 0." in captured.out and "drawings: 20 photos in batches of 1, 2, 17" in captured.out
     assert "compared on drawings: a weights file alone has no photos" in captured.err
     assert [path.name for path in tmp_path.iterdir()] == ["flowers.onnx"]
     assert open_onnx(out).metadata["parity"]["images"] == 20
@@ -108,9 +106,7 @@ def test_torch_export(small: Any, tmp_path: Path, with_preprocessing: bool) -> N
     program = torch.export.load(path, extra_files=files).module()
     assert tuple(json.loads(files[METADATA_FILE])["classes"]) == small.info.classes
     with zipfile.ZipFile(path) as archive:  # without paths of this machine
-        assert not any(
-            str(Path(__file__).parents[2]).encode() in archive.read(name) for name in archive.namelist()
-        )
+        assert not any(str(Path(__file__).parents[2]).encode() in archive.read(name) for name in archive.namelist())
     for count in (1, 2, 17):
         shape = (count, 41, 53, 3) if with_preprocessing else (count, 3, 32, 32)
         inputs = torch.randint(0, 256, shape, dtype=torch.uint8) if with_preprocessing else torch.randn(shape)
@@ -172,9 +168,7 @@ def test_int8(small: Any, photo_folder: Path, tmp_path: Path) -> None:
     assert len(int8.content) < 0.6 * len(whole.content)
     model = parse_onnx(int8.content, path)
     loss = model.metadata["int8"]
-    assert (
-        loss["images"] == 30 and loss["agree"] >= 25 and any("accuracy on 30" in line for line in int8.lines)
-    )
+    assert loss["images"] == 30 and loss["agree"] >= 25 and any("accuracy on 30" in line for line in int8.lines)
     assert model.session.get_inputs()[0].type == "tensor(uint8)"
     images = np.stack([np.asarray(image.crop((0, 0, 40, 40))) for image in small.data.images])
     outputs, expected = model(images), parse_onnx(whole.content, path)(images)

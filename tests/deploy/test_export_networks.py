@@ -35,7 +35,5 @@ def test_it_exports(name: str) -> None:
             module.momentum = 1.0
     with torch.no_grad():
         network(torch.randn(4, 3, size, size))
-    exported = export_onnx(
-        network.eval(), info, VerificationData(drawings(), "drawings"), Path(f"{name}.onnx")
-    )
+    exported = export_onnx(network.eval(), info, VerificationData(drawings(), "drawings"), Path(f"{name}.onnx"))
     assert parse_onnx(exported.content, Path(name)).metadata["parity"]["images"] == PARITY_IMAGES

@@ -24,9 +24,7 @@ def waves(width: int, height: int) -> Image.Image:
     return Image.fromarray(np.clip(values[..., None] + noise, 0, 255).astype(np.uint8))
 
 
-@pytest.mark.parametrize(
-    "size", [(100, 75), (75, 100), (61, 60), (60, 60), (300, 40), (31, 400), (1, 9), (7, 5)]
-)
+@pytest.mark.parametrize("size", [(100, 75), (75, 100), (61, 60), (60, 60), (300, 40), (31, 400), (1, 9), (7, 5)])
 @pytest.mark.parametrize(
     "preprocessing",
     [

@@ -64,9 +64,7 @@ def test_the_script_never_writes_markup() -> None:
         assert name not in script
 
 
-def test_a_large_model_becomes_a_folder(
-    onnx_bytes: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_large_model_becomes_a_folder(onnx_bytes: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(page, "MAX_SINGLE_FILE", 1 << 18)
     monkeypatch.setattr(page, "CHUNK_BYTES", 3 * 40_000)
     (line,) = write_page(tmp_path / "model.html", onnx_bytes, RUNTIME)
@@ -141,6 +139,4 @@ def test_no_runtime_no_export(small: Any, tmp_path: Path, capsys: Any) -> None:
     pytest.importorskip("onnx", reason="needs the extra onnx")
     arguments = ["--format", "page", "--out", str(tmp_path / "x.html"), "--runtime", str(tmp_path / "no")]
     assert main(["export", str(small.file), *arguments]) == 2
-    assert "is not a valid onnxruntime-web package" in capsys.readouterr().err and not list(
-        tmp_path.iterdir()
-    )
+    assert "is not a valid onnxruntime-web package" in capsys.readouterr().err and not list(tmp_path.iterdir())

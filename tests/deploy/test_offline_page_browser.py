@@ -122,9 +122,7 @@ def test_the_policy_refuses_a_request(browser: Any, pages: dict[str, Path]) -> N
     assert browser.execute_script("return window.refused") == "connect-src"
 
 
-def test_a_bad_photo_among_good_ones(
-    browser: Any, pages: dict[str, Path], files: list[Path], tmp_path: Path
-) -> None:
+def test_a_bad_photo_among_good_ones(browser: Any, pages: dict[str, Path], files: list[Path], tmp_path: Path) -> None:
     bad = tmp_path / "<img src=x onerror=window.hacked=1>.jpg"
     bad.write_bytes(b"nothing")
     open_page(browser, pages["file"])
@@ -145,14 +143,8 @@ def test_the_threshold_is_that_of_predict(browser: Any, pages: dict[str, Path], 
     select = Select(browser.find_element("id", "care"))
     assert [option.text for option in select.options][0] == "always" and len(select.options) > 1
     select.select_by_index(len(select.options) - 1)
-    assert (
-        "0 of 4 predictions were wrong, and 60% of photos were unsure"
-        in browser.find_element("id", "promise").text
-    )
-    assert all(
-        row.get_attribute("class").endswith("unsure")
-        for row in browser.find_elements("css selector", ".card")
-    )
+    assert "0 of 4 predictions were wrong, and 60% of photos were unsure" in browser.find_element("id", "promise").text
+    assert all(row.get_attribute("class").endswith("unsure") for row in browser.find_elements("css selector", ".card"))
 
 
 @pytest.mark.parametrize("width", [360, 1400])

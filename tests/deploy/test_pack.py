@@ -68,11 +68,7 @@ def test_the_card_tells_what_was_measured_and_no_more(small: Any, tmp_path: Path
 
 def test_names_in_a_card_are_shown_as_they_are(small: Any) -> None:
     text = card_text(small.info, "0" * 64)
-    assert (
-        "`</script><img src=x onerror=window.hacked=1>`" in text
-        and "\x1b" not in text
-        and "\u202e" not in text
-    )
+    assert "`</script><img src=x onerror=window.hacked=1>`" in text and "\x1b" not in text and "\u202e" not in text
     assert code("a`b|c\nd") == "`a'b/c\\nd`"
 
 

@@ -37,9 +37,7 @@ def probabilities(info: dict[str, Any]) -> list[float]:
     return [found["probability"] for found in info["classes"]]
 
 
-def test_predictions_are_those_of_validation(
-    served: Any, images: list[Path], served_classifier: Classifier
-) -> None:
+def test_predictions_are_those_of_validation(served: Any, images: list[Path], served_classifier: Classifier) -> None:
     """Bit-exact for a single image; in a batch up to the order of summation."""
     for image in images[:3]:
         status, _, found = served.request("POST", "/api/predict?top=3", image.read_bytes())
@@ -59,9 +57,7 @@ def test_concurrent_requests_share_batches_and_none_is_lost(served: Any, images:
         found = list(pool.map(lambda p: served.request("POST", "/api/predict", p.read_bytes()), wanted))
     assert {status for status, _, _ in found} == {200}
     for image, (_, _, response) in zip(wanted, found, strict=True):
-        assert probabilities(response["predictions"][0]) == pytest.approx(
-            probabilities(alone[image]), abs=1e-5
-        )
+        assert probabilities(response["predictions"][0]) == pytest.approx(probabilities(alone[image]), abs=1e-5)
     assert served.service.server_metrics.sizes._sum.get() - before == len(images) + 40
     assert served.service.pending == 0
 
@@ -109,9 +105,7 @@ def test_hostile_names_come_back_harmless(served: Any, images: list[Path]) -> No
     assert status == 200 and headers["content-type"] == "application/json"
     for text in (json.dumps(found, ensure_ascii=False), json.dumps(served.request("GET", "/api/model")[2])):
         assert not {"\x1b", "\u009b", "\u202e"} & set(text) and "\ud800" not in text and len(text) < 2000
-    assert any(
-        "onerror=window.hacked=1>\\x1b[31m" in row["class"] for row in found["predictions"][1]["classes"]
-    )
+    assert any("onerror=window.hacked=1>\\x1b[31m" in row["class"] for row in found["predictions"][1]["classes"])
 
 
 def test_only_the_page_s_own_files_can_be_reached(served: Any) -> None:
@@ -130,9 +124,7 @@ def test_only_the_page_s_own_files_can_be_reached(served: Any) -> None:
 
 def test_the_page_sets_text_only_and_names_no_other_place(served: Any) -> None:
     """No text is ever parsed as HTML."""
-    page = {
-        path: served.request("GET", path)[2].decode() for path in ("/", "/page.css", "/page.js", "/icon.svg")
-    }
+    page = {path: served.request("GET", path)[2].decode() for path in ("/", "/page.css", "/page.js", "/icon.svg")}
     assert page["/page.js"].count("textContent") > 10
     for word in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "DOMParser"):
         assert word not in page["/page.js"]
@@ -185,9 +177,7 @@ def test_a_body_too_large_is_refused_before_it_is_read(served: Any) -> None:
 
 def test_a_client_that_disconnects_frees_its_place(served: Any) -> None:
     with socket.create_connection(("127.0.0.1", served.port), timeout=10) as connection:
-        connection.sendall(
-            b"POST /api/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5000\r\n\r\nabc"
-        )
+        connection.sendall(b"POST /api/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5000\r\n\r\nabc")
         while not served.service.pending:
             time.sleep(0.01)
     for _ in range(500):
@@ -307,9 +297,7 @@ def test_names_of_the_machine_are_allowed_on_the_network_only() -> None:
     assert named.allows_host("photos.example.org:443") and not named.allows_host("example.org")
 
 
-def test_without_the_extra_the_install_line_is_named(
-    monkeypatch: pytest.MonkeyPatch, served_file: Path
-) -> None:
+def test_without_the_extra_the_install_line_is_named(monkeypatch: pytest.MonkeyPatch, served_file: Path) -> None:
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)

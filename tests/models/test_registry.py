@@ -137,9 +137,7 @@ def test_pooled_features(name: str, pooling: Literal["avg", "max"]) -> None:
         torch.testing.assert_close(network(images), features(network, images, pooling=pooling))
 
 
-def test_weights_of_a_file_with_and_without_classifier(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_weights_of_a_file_with_and_without_classifier(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     torch.manual_seed(0)
     source = create_model("cifar_resnet", 7, depth=8).eval()
     file = tmp_path / "weights.pth"

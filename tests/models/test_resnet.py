@@ -47,9 +47,7 @@ def test_parameter_counts_of_keras(constructor, total: int, not_trainable: int) 
 def test_thin_resnet_counts(depth: int, shortcut: str, parameters: int) -> None:
     network = cifar_resnet(depth=depth, shortcut=shortcut)
     assert sum(p.numel() for p in network.parameters()) == parameters
-    layers = [
-        m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear) and m.weight.shape[-1] != 1
-    ]
+    layers = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear) and m.weight.shape[-1] != 1]
     assert len([m for m in layers if getattr(m, "kernel_size", None) != (1, 1)]) == depth
 
 
@@ -60,9 +58,7 @@ def test_course_resnet50_table() -> None:
 
     rows: dict[str, tuple[int, ...]] = {}
     for name, module in network.named_modules():
-        module.register_forward_hook(
-            lambda _, __, out, name=name: rows.__setitem__(name, tuple(out.shape[1:]))
-        )
+        module.register_forward_hook(lambda _, __, out, name=name: rows.__setitem__(name, tuple(out.shape[1:])))
     with torch.inference_mode():
         network(torch.zeros(1, 3, 64, 64))
 

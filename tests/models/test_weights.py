@@ -35,9 +35,7 @@ def test_no_weights_change_nothing() -> None:
 
 @pytest.mark.parametrize("kind", ["pth", "safetensors", "ours"])
 @pytest.mark.parametrize("classes", [3, 10])
-def test_a_file_fills_the_backbone_and_a_head_of_the_same_size(
-    tmp_path: Path, kind: str, classes: int
-) -> None:
+def test_a_file_fills_the_backbone_and_a_head_of_the_same_size(tmp_path: Path, kind: str, classes: int) -> None:
     source, model = build(info(10)), build(info(classes))
     path = tmp_path / f"w.{kind}"
     if kind == "pth":
@@ -137,10 +135,7 @@ def run_fetch(home: Path, endpoint: str) -> subprocess.CompletedProcess[str]:
 def test_imagenet_weights_without_network(tmp_path: Path) -> None:
     result = run_fetch(tmp_path, "http://127.0.0.1:9")
     assert result.returncode == 6, result.stderr
-    assert (
-        "cannot fetch ImageNet weights for test_resnet from http://127.0.0.1:9/timm/test_resnet"
-        in result.stdout
-    )
+    assert "cannot fetch ImageNet weights for test_resnet from http://127.0.0.1:9/timm/test_resnet" in result.stdout
     assert "--weights offline" in result.stdout and result.stdout.count("\n") == 1
 
 

@@ -18,9 +18,7 @@ def look(browser: Any, page: Any, width: int, scheme: str = "light") -> None:
 
 
 @pytest.mark.parametrize("width", [360, 1400])
-def test_it_opens_without_error_request_or_sideways_scrolling(
-    browser: Any, finished: Any, width: int
-) -> None:
+def test_it_opens_without_error_request_or_sideways_scrolling(browser: Any, finished: Any, width: int) -> None:
     browser.get_log("performance"), browser.get_log("browser")
     look(browser, finished.page, width)
     assert browser.get_log("browser") == []
@@ -43,9 +41,7 @@ def test_a_cell_opens_its_photos_by_mouse_and_keyboard(browser: Any, finished: A
     cell.click()
     dialog = browser.find_element("css selector", "dialog[open]")
     images = dialog.find_elements("css selector", "img")
-    assert len(images) == count and dialog.find_element("css selector", "h2").text == cell.get_attribute(
-        "title"
-    )
+    assert len(images) == count and dialog.find_element("css selector", "h2").text == cell.get_attribute("title")
     assert all(browser.execute_script("return arguments[0].naturalWidth", image) for image in images)
     browser.switch_to.active_element.send_keys(Keys.ESCAPE)
     assert not browser.find_elements("css selector", "dialog[open]")
@@ -65,9 +61,7 @@ def test_classes_can_be_picked_on_the_map(browser: Any, finished: Any) -> None:
     button = browser.find_element("css selector", '.legend button[data-label="1"]')
     browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", button)
     button.click()
-    shown = browser.execute_script(
-        "return [...document.querySelectorAll('.map .on')].map(d => d.classList.value)"
-    )
+    shown = browser.execute_script("return [...document.querySelectorAll('.map .on')].map(d => d.classList.value)")
     assert shown and all("k1" in value for value in shown)
     button.click()
     assert not browser.find_elements("css selector", ".map .on")

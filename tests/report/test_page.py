@@ -84,9 +84,7 @@ def embedded(elements: Elements) -> tuple[dict[str, Any], dict[str, list[int]]]:
 def test_every_cell_of_the_matrix_has_its_photos(elements: Elements, finished: Any) -> None:
     photos, cells = embedded(elements)
     run = read_run(finished.folder)
-    counts = {
-        attributes["data-cell"]: attributes for tag, attributes in elements.found if "data-cell" in attributes
-    }
+    counts = {attributes["data-cell"]: attributes for tag, attributes in elements.found if "data-cell" in attributes}
     assert counts.keys() == cells.keys()
     assert sum(len(members) for members in cells.values()) == len(run.paths) == len(photos)
     for cell, members in cells.items():
@@ -98,9 +96,7 @@ def test_every_cell_of_the_matrix_has_its_photos(elements: Elements, finished: A
 
 def test_each_picture_stands_once(elements: Elements, finished: Any) -> None:
     photos, _ = embedded(elements)
-    shown = {
-        a["data-photo"] for tag, a in elements.found if tag == "img" and "data-photo" in a and "src" in a
-    }
+    shown = {a["data-photo"] for tag, a in elements.found if tag == "img" and "data-photo" in a and "src" in a}
     listed = {number for number, photo in photos.items() if photo["src"]}
     assert not shown & listed
     assert shown | listed == set(photos)  # every test photo can be seen
@@ -115,9 +111,7 @@ def test_charts_are_files_too(finished: Any) -> None:
     from xml.etree import ElementTree
 
     names = {path.name for path in (finished.folder / "figures").iterdir()}
-    assert names == {
-        f"{name}.svg" for name in "loss accuracy learning_rate reliability selective_prediction".split()
-    }
+    assert names == {f"{name}.svg" for name in "loss accuracy learning_rate reliability selective_prediction".split()}
     for name in names:
         root = ElementTree.parse(finished.folder / "figures" / name).getroot()
         assert root.tag == "{http://www.w3.org/2000/svg}svg"
@@ -141,14 +135,10 @@ def test_label_issues_are_shown_where_they_were_computed(finished: Any, tmp_path
     )
     page = write_report(tmp_path, finished.info, finished.source).read_text(encoding="utf-8")
     assert "Labels to check: 1" in page and "looks like <b>&lt;i&gt;rose</b> (93.0%)" in page
-    assert (
-        "More photos would &lt;u&gt;help" in page and (tmp_path / "figures" / "learning_curve.svg").is_file()
-    )
+    assert "More photos would &lt;u&gt;help" in page and (tmp_path / "figures" / "learning_curve.svg").is_file()
 
 
-def test_many_classes_get_a_list_of_confusions(
-    finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_many_classes_get_a_list_of_confusions(finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(performance, "MATRIX_CLASSES", 2)
     for name in ("config.toml", "metrics.json", "split.json", "history.csv", "predictions.safetensors"):
         (tmp_path / name).write_bytes((finished.folder / name).read_bytes())

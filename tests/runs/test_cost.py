@@ -43,9 +43,7 @@ def test_cached_features_cost_time_before_the_first_epoch(make_config: MakeConfi
     assert costs[2].features_seconds == 0 and costs[2].epoch_seconds > costs[0].epoch_seconds
 
 
-def test_the_time_limit_takes_epochs_off_and_leaves_a_usable_model(
-    make_config: MakeConfig, tmp_path: Path
-) -> None:
+def test_the_time_limit_takes_epochs_off_and_leaves_a_usable_model(make_config: MakeConfig, tmp_path: Path) -> None:
     config = make_config(minutes=0.05)
     config.stages[1].epochs = 100_000
     result = recipe.train(config, tmp_path / "run")

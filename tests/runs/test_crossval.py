@@ -71,9 +71,7 @@ def test_an_interrupted_cross_validation_continues(
     assert main(["crossval", "--resume", str(out), "--seed", "3"]) == 2
 
 
-def test_a_fold_is_resumed_from_its_checkpoint(
-    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_fold_is_resumed_from_its_checkpoint(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out"
     shutil.copytree(finished, out)
     (out / "seed0-fold2" / "resume.safetensors").write_bytes(b"")

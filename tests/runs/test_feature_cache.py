@@ -55,13 +55,9 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.parametrize("augment", ["light", "crop", "mirror", "rand"])
-def test_a_stage_on_cached_features_equals_the_plain_one(
-    make_config: MakeConfig, tmp_path: Path, augment: str
-) -> None:
+def test_a_stage_on_cached_features_equals_the_plain_one(make_config: MakeConfig, tmp_path: Path, augment: str) -> None:
     cached, plain = (
-        recipe.train(
-            make_config(head(augment=augment, cached_views=views), dropout=0.3), tmp_path / f"{views}"
-        )
+        recipe.train(make_config(head(augment=augment, cached_views=views), dropout=0.3), tmp_path / f"{views}")
         for views in (3, 0)
     )
     assert "features" in {path.name for path in (tmp_path / "cache").iterdir()}
@@ -73,9 +69,7 @@ def test_a_stage_on_cached_features_equals_the_plain_one(
         assert torch.allclose(value, theirs[name], rtol=1e-4, atol=1e-5), name
 
 
-def test_later_epochs_repeat_the_cached_views(
-    make_config: MakeConfig, tmp_path: Path, computed: list[int]
-) -> None:
+def test_later_epochs_repeat_the_cached_views(make_config: MakeConfig, tmp_path: Path, computed: list[int]) -> None:
     recipe.train(make_config(head(epochs=5, cached_views=2, augment="light")), tmp_path / "run")
     train, val, test = 39, 11, 10
     # The training images once more as prediction sees them: the detector is fitted on these.
@@ -104,9 +98,7 @@ def test_features_are_read_again_only_while_they_hold(
     assert count("damaged", mirrored) == first
 
 
-def test_features_depend_on_weights_and_options(
-    make_config: MakeConfig, tmp_path: Path, computed: list[int]
-) -> None:
+def test_features_depend_on_weights_and_options(make_config: MakeConfig, tmp_path: Path, computed: list[int]) -> None:
     """Also where the backbone was fused before its weights changed."""
     experiment, model = Experiment.new(make_config(head()))
     cache, images = experiment.features, [0, 1, 2]
@@ -152,9 +144,7 @@ def test_only_views_without_randomness_are_cached_on_disk(make_config: MakeConfi
     assert not (features / "old").exists() and (features / "new").exists()
 
 
-def test_beyond_the_size_limit_the_oldest_files_are_removed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_beyond_the_size_limit_the_oldest_files_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feature_cache, "MAX_FILES_BYTES", 2500)
     (tmp_path / "features").mkdir()
     for age, name in enumerate("abc"):

@@ -20,9 +20,7 @@ MakeConfig = Callable[..., Config]
 FIT = Stage(name="head", train="head", optimizer="lbfgs", cached_views=2, augment="mirror")
 
 
-def test_a_linear_head_is_fitted_and_the_next_stage_continues_from_it(
-    make_config: MakeConfig, tmp_path: Path
-) -> None:
+def test_a_linear_head_is_fitted_and_the_next_stage_continues_from_it(make_config: MakeConfig, tmp_path: Path) -> None:
     tune = Stage(name="tune", train="head", epochs=1, lr=1e-9, augment="none", cached_views=0)
     result = recipe.train(make_config(FIT, tune), tmp_path / "run")
     head_row, tune_row = result.history

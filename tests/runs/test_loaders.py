@@ -30,9 +30,7 @@ def test_every_split_and_stage_shares_the_decoded_images(make_config: MakeConfig
     list(loaders.training(splits["val"], "light"))
     assert loaders.unsharded().cache is loaders.cache
     assert sorted(loaders.cache.arrays) == [(False, 39), (False, 45), (True, 32)]
-    assert all(
-        array and array.images.untyped_storage().filename is None for array in loaders.cache.arrays.values()
-    )
+    assert all(array and array.images.untyped_storage().filename is None for array in loaders.cache.arrays.values())
 
 
 def test_without_memory_the_images_are_cached_in_files(make_config: MakeConfig) -> None:
@@ -41,9 +39,7 @@ def test_without_memory_the_images_are_cached_in_files(make_config: MakeConfig) 
         for experiment in (Experiment.new(make_config(cache_gib=gib))[0] for gib in (2.0, 0.0))
     )
     assert all(
-        torch.equal(*pair)
-        for batches in zip(expected, found, strict=True)
-        for pair in zip(*batches, strict=True)
+        torch.equal(*pair) for batches in zip(expected, found, strict=True) for pair in zip(*batches, strict=True)
     )
     experiment, _ = Experiment.new(make_config(cache_gib=0.0))
     cached = experiment.loaders.in_order([0]).loader.dataset.cache  # type: ignore[attr-defined]

@@ -48,9 +48,7 @@ def test_the_run_folder(finished: recipe.Result, make_config: MakeConfig) -> Non
     found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     others = {"resume.safetensors", "resume.previous.safetensors", "bad_files.jsonl"}
     others |= {"label_issues.json", "figures/learning_curve.svg"}  # the report command writes these
-    others |= {
-        name for name in FILES if name.startswith(("exported/", "packed/"))
-    }  # and other commands these
+    others |= {name for name in FILES if name.startswith(("exported/", "packed/"))}  # and other commands these
     assert found - {".lock"} == set(FILES) - others
     assert (folder / "labels.txt").read_text() == "blue\ngreen\nred\n"
     assert (folder / "command.txt").read_text() == "train.py --x 'a b'\n"
@@ -101,14 +99,10 @@ def test_a_new_run_from_the_weights_of_another(finished: recipe.Result, tmp_path
 # One stage of each kind. Together they hold everything that a run carries from step to step.
 KINDS = [
     Stage(name="fit", train="head", optimizer="lbfgs", augment="mirror"),
-    Stage(
-        name="cached", train="head", epochs=2, lr=0.01, cached_views=2, augment="crop", optimizer="rmsprop"
-    ),
+    Stage(name="cached", train="head", epochs=2, lr=0.01, cached_views=2, augment="crop", optimizer="rmsprop"),
     Stage(name="plateau", train="layer4", epochs=3, lr=0.01, schedule="plateau", patience=1, optimizer="sgd"),
     Stage(name="mixed", epochs=2, lr=0.003, augment="crop", mixup=0.4, warmup_epochs=0.5, layer_decay=0.5),
-    Stage(
-        name="per image", epochs=1, lr=0.003, augment="rand", l1=1e-4, l2=1e-3, weight_decay=0.05, patience=1
-    ),
+    Stage(name="per image", epochs=1, lr=0.003, augment="rand", l1=1e-4, l2=1e-3, weight_decay=0.05, patience=1),
 ]
 OPTIONS: dict[str, Any] = {"ema": 0.9, "label_smoothing": 0.1, "clip_grad": 1.0, "class_weights": "balanced"}
 

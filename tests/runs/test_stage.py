@@ -22,9 +22,7 @@ def test_a_stage_ends_early_with_its_best_weights(
     make_config: MakeConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Also where it is the last one and its best epoch was never saved by the clock."""
-    hopeless = Stage(
-        name="head", train="head", epochs=9, lr=300.0, schedule="constant", patience=2, cached_views=0
-    )
+    hopeless = Stage(name="head", train="head", epochs=9, lr=300.0, schedule="constant", patience=2, cached_views=0)
     with caplog.at_level("INFO", logger="flowers_torch"):
         result = recipe.train(make_config(hopeless), tmp_path / "run")
     losses = [row["val_calibrated_loss"] for row in result.history]

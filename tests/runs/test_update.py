@@ -61,9 +61,7 @@ def updated(former: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def marks(folder: Path) -> dict[str, set[str]]:
-    return {
-        part: set(photos.values()) for part, photos in read_split(folder / "split.json")["splits"].items()
-    }
+    return {part: set(photos.values()) for part, photos in read_split(folder / "split.json")["splits"].items()}
 
 
 def test_known_photos_keep_their_part_and_new_ones_join(former: Path, updated: Path) -> None:
@@ -95,17 +93,14 @@ def test_both_are_compared_on_photos_that_neither_saw(former: Path, updated: Pat
     wrong = {path for path, good in zip(own.paths["test"], right.tolist(), strict=True) if not good}
     new_right = after.logits["test"].argmax(1) == after.labels["test"]
     ours = {
-        path.removeprefix("test/"): good
-        for path, good in zip(after.paths["test"], new_right.tolist(), strict=True)
+        path.removeprefix("test/"): good for path, good in zip(after.paths["test"], new_right.tolist(), strict=True)
     }
     only_new = {path.removeprefix("test/") for path in found["only_second"]}
     assert {path for path in wrong if ours[path]} == {path for path in only_new if path in own.paths["test"]}
     assert torch.tensor(found["interval"]).isfinite().all()
 
 
-def test_what_would_spoil_the_test_is_refused_before_anything_is_written(
-    former: Path, tmp_path: Path
-) -> None:
+def test_what_would_spoil_the_test_is_refused_before_anything_is_written(former: Path, tmp_path: Path) -> None:
     test = sorted(read_split(former / "split.json")["splits"]["test"])[0]
     for part, seed in (("train", 5), ("test", 6)):
         for label in ("blue", "green", "red"):

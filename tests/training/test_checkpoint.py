@@ -56,9 +56,7 @@ def row(loss: float, accuracy: float = 0.5) -> dict[str, float]:
 def test_a_restored_state_continues_exactly(tmp_path: Path, optimizer: str) -> None:
     state = training(optimizer)
     step(state)
-    run_state = RunState(
-        stage=1, epoch=2, step=3, metrics=EpochMetrics(1.5, 2, 4), history=[row(1.0)], best=row(1.0)
-    )
+    run_state = RunState(stage=1, epoch=2, step=3, metrics=EpochMetrics(1.5, 2, 4), history=[row(1.0)], best=row(1.0))
     torch.manual_seed(99)
     save_checkpoint(tmp_path / RESUME_FILE, run_state, INFO, state)
     expected_draw = torch.rand(3)
@@ -141,9 +139,7 @@ def saved_twice(folder: Path) -> TrainState:
     return state
 
 
-def test_a_damaged_checkpoint_is_replaced_by_the_previous_one(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_damaged_checkpoint_is_replaced_by_the_previous_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     saved_twice(tmp_path)
     assert read_newest_checkpoint(tmp_path).state.step == 2 and not caplog.text
     assert read_newest_checkpoint(tmp_path).fingerprint == {"batch_size": "8"}
@@ -197,9 +193,7 @@ def test_disk_space_is_checked_before_a_stage(tmp_path: Path, monkeypatch: pytes
     def room(free: float) -> None:
         monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: types.SimpleNamespace(free=free))
 
-    room(
-        4.2 * weights - there
-    )  # three checkpoints with the optimizer state of a small head, and the best weights
+    room(4.2 * weights - there)  # three checkpoints with the optimizer state of a small head, and the best weights
     checkpointer.check_space(state)
     room(3.9 * weights - there)
     with pytest.raises(ResourceError, match="MB more for its checkpoints"):
@@ -211,9 +205,7 @@ def test_only_one_of_several_processes_writes(tmp_path: Path) -> None:
     state = training()
     checkpointer.end_epoch(row(0.5), state.model)
     checkpointer.save(state)
-    assert (
-        not list(tmp_path.iterdir()) and checkpointer.best_weights().keys() == state.model.state_dict().keys()
-    )
+    assert not list(tmp_path.iterdir()) and checkpointer.best_weights().keys() == state.model.state_dict().keys()
 
 
 def test_a_change_restarts_the_epoch_and_is_recorded() -> None:

@@ -140,9 +140,7 @@ def losses(distributed: Distributed, micro_batch: int = 0, poison: int | None = 
         indices = [torch.tensor([position for _, position in batch]) for batch in order]
         batches = [(images[index], labels[index], index) for index in indices]
         metrics = EpochMetrics()
-        for _ in train_epoch(
-            training, batches, metrics, 0, lambda step: 0.1, lambda position: f"{position}.jpg"
-        ):
+        for _ in train_epoch(training, batches, metrics, 0, lambda step: 0.1, lambda position: f"{position}.jpg"):
             pass
         assert metrics.images == 21
         found.append(metrics.mean_loss)
@@ -225,9 +223,7 @@ def test_two_processes_fit_the_head_that_one_process_fits(photo_folder: Path, tm
     ("message", "is_lost"),
     [("NCCL_DEBUG is not a valid option of gloo", False), ("gloo: Connection closed by peer [::1]", True)],
 )
-def test_only_the_end_of_a_peer_is_reported_as_a_lost_process(
-    message: str, is_lost: bool, tmp_path: Path
-) -> None:
+def test_only_the_end_of_a_peer_is_reported_as_a_lost_process(message: str, is_lost: bool, tmp_path: Path) -> None:
     code = (
         "import sys; from flowers_torch import cli; from flowers_torch.runs.experiment import Experiment\n"
         f"def fails(*arguments): raise RuntimeError({message!r})\n"
@@ -239,9 +235,7 @@ def test_only_the_end_of_a_peer_is_reported_as_a_lost_process(
         port = free.getsockname()[1]
     where = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
     environment = os.environ | where | {"MASTER_PORT": str(port), "LOCAL_WORLD_SIZE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode != 0
     assert ("another process was lost" in done.stdout) == is_lost
     assert (message in done.stderr) != is_lost

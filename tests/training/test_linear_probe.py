@@ -37,9 +37,7 @@ def test_the_penalty_is_chosen_on_validation() -> None:
     parts = (features[:60], labels[:60]), (features[60:], labels[60:])
     probe, l2 = fit_linear_probe(*parts, 3, grid=(100.0, 10.0, 1.0, 0.1, 0.01))
     losses = {
-        grid: float(
-            F.cross_entropy(fit_logistic_regression(*parts[0], 3, grid).logits(parts[1][0]), parts[1][1])
-        )
+        grid: float(F.cross_entropy(fit_logistic_regression(*parts[0], 3, grid).logits(parts[1][0]), parts[1][1]))
         for grid in (100.0, 10.0, 1.0, 0.1, 0.01)
     }
     assert l2 == min(losses, key=lambda grid: losses[grid])
@@ -49,9 +47,9 @@ def test_the_penalty_is_chosen_on_validation() -> None:
 def test_class_weights_and_smoothing_are_in_the_loss() -> None:
     features, labels = problem()
     plain = fit_logistic_regression(features, labels, 3).logits(features)
-    weighted = fit_logistic_regression(
-        features, labels, 3, class_weights=torch.tensor([9.0, 1.0, 1.0])
-    ).logits(features)
+    weighted = fit_logistic_regression(features, labels, 3, class_weights=torch.tensor([9.0, 1.0, 1.0])).logits(
+        features
+    )
     assert int((weighted.argmax(1) == 0).sum()) > int((plain.argmax(1) == 0).sum())
     smooth = fit_logistic_regression(features, labels, 3, l2=0.01, label_smoothing=0.2).logits(features)
     sure = fit_logistic_regression(features, labels, 3, l2=0.01).logits(features)
@@ -70,9 +68,7 @@ def test_the_penalty_is_looked_for_in_both_directions(
     losses = [float(F.cross_entropy(probe.logits(parts[1][0]), parts[1][1])) for probe in every]
     asked: list[float] = []
     real = linear.fit_logistic_regression
-    monkeypatch.setattr(
-        linear, "fit_logistic_regression", lambda *given: (asked.append(given[3]), real(*given))[1]
-    )
+    monkeypatch.setattr(linear, "fit_logistic_regression", lambda *given: (asked.append(given[3]), real(*given))[1])
     _, l2 = fit_linear_probe(*parts, 4)
     assert l2 == linear.L2_GRID[losses.index(min(losses))]
     assert (l2 > linear.FIRST) == stronger and asked[0] == linear.FIRST and len(asked) < len(every)

@@ -49,9 +49,7 @@ def training(interval: int, optimizer: str = "adamw", runtime: Runtime = CPU, **
     model = runtime.place(Net())
     made = make_optimizer(optimizer, model, apply_rules(model, [("*", 1.0)]), 0.01)
     average = make_average(model, 0.9)
-    return TrainState(
-        model, made, runtime.scaler(), runtime, average=average, read_interval=interval, **settings
-    )
+    return TrainState(model, made, runtime.scaler(), runtime, average=average, read_interval=interval, **settings)
 
 
 def batches(poison: int | None = None) -> list[tuple[torch.Tensor, ...]]:
@@ -115,9 +113,7 @@ def test_loss_scaling_skips_a_step_and_continues(optimizer: str) -> None:
     scaled = [training(interval, optimizer) for interval in (1, 4)]
     for state in scaled:
         state.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
-        state.model.fc.weight.register_hook(
-            lambda grad, s=state: torch.where(s.scaler._scale > 2, torch.inf, grad)
-        )
+        state.model.fc.weight.register_hook(lambda grad, s=state: torch.where(s.scaler._scale > 2, torch.inf, grad))
         for _ in range(2):
             run(state, EpochMetrics())
     assert same(scaled[0].model, scaled[1].model)

@@ -41,9 +41,7 @@ class Net(nn.Module):
         return (self.fc(x), self.extra(x)) if self.extra and self.training else self.fc(x)
 
 
-def training(
-    model: nn.Module, optimizer: str = "sgd", runtime: Runtime = FP32, **settings: object
-) -> TrainState:
+def training(model: nn.Module, optimizer: str = "sgd", runtime: Runtime = FP32, **settings: object) -> TrainState:
     groups = apply_rules(model, [("*", 1.0)])
     made = make_optimizer(optimizer, model, groups, momentum=0.0)
     return TrainState(model, made, runtime.scaler(), runtime, **settings)  # type: ignore[arg-type]
@@ -200,9 +198,7 @@ def test_divergence_names_the_step_and_the_images() -> None:
     names = [f"{n}.jpg" for n in range(10)]
     epoch = train_epoch(training(Net()), batches, EpochMetrics(), 7, lambda step: 1e-3, names.__getitem__)
     assert next(epoch) == 1e-3
-    with pytest.raises(
-        DivergedError, match=r"learning rate 0\.001 in step 9 of the stage, on 5\.jpg, 6\.jpg"
-    ):
+    with pytest.raises(DivergedError, match=r"learning rate 0\.001 in step 9 of the stage, on 5\.jpg, 6\.jpg"):
         next(epoch)
 
 

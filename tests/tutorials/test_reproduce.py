@@ -63,9 +63,7 @@ def test_figures_contain_the_accuracy_that_is_compared() -> None:
 def test_our_defaults_change_the_schedule_and_nothing_else() -> None:
     config = load_config(file="little_data_finetune_vgg16")
     ours = with_our_defaults(config)
-    assert [(s.name, s.epochs, s.train) for s in ours.stages] == [
-        (s.name, s.epochs, s.train) for s in config.stages
-    ]
+    assert [(s.name, s.epochs, s.train) for s in ours.stages] == [(s.name, s.epochs, s.train) for s in config.stages]
     changed = differences(ours, config)
     assert "stages.finetune.optimizer=adamw" in changed and "stages.finetune.lr=0.0003" in changed
     assert all(text.startswith(("stages.", "batch_size")) for text in changed)
@@ -87,9 +85,7 @@ def test_differences_repeat_the_run() -> None:
         changed = load_config(file="five_animals_bottleneck", overrides=overrides_of(texts))
         found_differences = differences(changed, recipe)
         assert sorted(found_differences) == sorted(texts)
-        assert (
-            load_config(file="five_animals_bottleneck", overrides=overrides_of(found_differences)) == changed
-        )
+        assert load_config(file="five_animals_bottleneck", overrides=overrides_of(found_differences)) == changed
 
 
 def overrides_of(texts: list[str]) -> dict[str, object]:
@@ -127,9 +123,7 @@ def test_results_are_recorded_once_for_each_run(tmp_path: Path) -> None:
 
 
 def test_the_page_has_every_row_and_marks_what_is_not_measured() -> None:
-    elsewhere = dataclasses.replace(
-        RUN, data="x", substitute_data=False, machine="a GPU", changes=("weights=own.h5",)
-    )
+    elsewhere = dataclasses.replace(RUN, data="x", substitute_data=False, machine="a GPU", changes=("weights=own.h5",))
     changed = dataclasses.replace(RUN, changes=("ema=0.9",))
     text = reproduction_page([RUN, dataclasses.replace(RUN, seed=1, correct=141), elsewhere, changed])
     for recipe in TUTORIALS:
@@ -146,9 +140,7 @@ def test_the_page_has_every_row_and_marks_what_is_not_measured() -> None:
     trained = text.partition("## Trained")[2].partition("## Exact")[0]
     rows = [line for line in trained.splitlines() if "train.py --config" in line]
     assert {row.count("|") for row in rows} == {9} and len(rows) == len(TUTORIALS) + 1
-    assert {row[2] for row in rows} <= set(CATALOG.documents) and all(
-        f"\n- {d}: " in text for d in CATALOG.documents
-    )
+    assert {row[2] for row in rows} <= set(CATALOG.documents) and all(f"\n- {d}: " in text for d in CATALOG.documents)
     assert text.count("not measured") == len(TUTORIALS) - 1
 
 
@@ -162,19 +154,13 @@ def test_the_command_runs_compares_and_records(
 ) -> None:
     flags = ["--data", str(photo_folder), "--set", "size=24", "--epochs", "1", "--device", "cpu", "--quiet"]
     flags += ["--out", str(tmp_path / "run"), "--results", str(tmp_path / "results.jsonl")]
-    assert (
-        main(["reproduce", "five_animals_convnet", *flags, "--defaults", "--substitute-data", "--record"])
-        == 0
-    )
+    assert main(["reproduce", "five_animals_convnet", *flags, "--defaults", "--substitute-data", "--record"]) == 0
     printed = capsys.readouterr().out
     assert "tutorial 0.9599 on 100 validation photos" in printed and "(substitute data)" in printed
     assert "default  stages.scratch.optimizer adamw instead of rmsprop" in printed
     assert "changed  stages.scratch.epochs=1" in printed and "gap " not in printed
     (recorded_result,) = read_results(tmp_path / "results.jsonl")
-    assert (
-        recorded_result.recipe == "five_animals_convnet"
-        and "stages.scratch.lr=0.0003" in recorded_result.changes
-    )
+    assert recorded_result.recipe == "five_animals_convnet" and "stages.scratch.lr=0.0003" in recorded_result.changes
     (tmp_path / "run" / "command.txt").write_text("flowers-torch reproduce five_animals_convnet --quiet\n")
     assert main(["reproduce", "--run", str(tmp_path / "run")]) == 0
     printed = capsys.readouterr().out

@@ -178,9 +178,7 @@ def draw_affines(
     return torch.stack([rows, torch.stack([xy, xx, offset_x], dim=1)], dim=1)
 
 
-def sample(
-    images: Tensor, rows: Tensor, columns: Tensor, fill_mode: str = "nearest", cval: float = 0.0
-) -> Tensor:
+def sample(images: Tensor, rows: Tensor, columns: Tensor, fill_mode: str = "nearest", cval: float = 0.0) -> Tensor:
     """Bilinear samples of images (N, C, H, W) at fractional pixels (N, h, w): images (N, C, h, w)."""
     if fill_mode not in FILL_MODES:
         raise ValueError(f"{fill_mode!r} is not a valid fill mode: expected {', '.join(FILL_MODES)}")

@@ -32,9 +32,7 @@ TUTORIAL = KerasAugment(
 PREVIEW_AUGMENTATIONS = (*AUGMENTATIONS, "tutorial")
 
 
-def variants(
-    image: Image.Image, augmentation: str, size: int, count: int, seed: int = 0
-) -> list[Image.Image]:
+def variants(image: Image.Image, augmentation: str, size: int, count: int, seed: int = 0) -> list[Image.Image]:
     """Augmented variants of an RGB image, of `size` x `size` pixels. Variant i of a seed is always the same.
 
     The augmentation `tutorial` is Keras's own; it keeps the shape of the image.

@@ -121,9 +121,7 @@ class TrainingBatches:
                 images = self._augmented(self.augment, images, positions, views, aspects)
             if self.mixup:
                 fraction = batch_augment.draw_fraction(self.mixup, self.seed, self.order.epoch, number)
-                images, labels = batch_augment.mixup(
-                    images, F.one_hot(labels, self.classes).float(), fraction
-                )
+                images, labels = batch_augment.mixup(images, F.one_hot(labels, self.classes).float(), fraction)
             yield images, labels, positions
 
     def _decide_cache(self) -> None:

@@ -119,9 +119,7 @@ class EpochBatchSampler(Sampler[list[Key]]):
         skip: Batches to leave out at the start of the next pass, for resuming.
     """
 
-    def __init__(
-        self, count: int, batch_size: int, seed: int, shuffle: bool, shard: tuple[int, int] = (0, 1)
-    ) -> None:
+    def __init__(self, count: int, batch_size: int, seed: int, shuffle: bool, shard: tuple[int, int] = (0, 1)) -> None:
         self.count, self.batch_size, self.seed, self.shuffle = count, batch_size, seed, shuffle
         self.shard = shard
         self.epoch = 0
@@ -213,6 +211,4 @@ def choose_workers(workers: int, on_cpu: bool) -> int:
     if on_cpu:
         return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4
-    return max(
-        1, min(16, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-    )  # torchrun shares the machine
+    return max(1, min(16, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))  # torchrun shares the machine

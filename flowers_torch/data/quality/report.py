@@ -148,11 +148,7 @@ def _check_appearance(dataset: ImageDataset, inspections: Sequence[Inspection]) 
     if len(gray) >= len(good) / 2:  # a dataset of gray images
         gray = []
     suffixes = [tuple(SUFFIXES.get(x.format, SUFFIXES["JPEG"]).split()) for _, x in good]  # MPO is a JPEG
-    other = [
-        i
-        for (i, _), known in zip(good, suffixes, strict=True)
-        if not dataset.paths[i].lower().endswith(known)
-    ]
+    other = [i for (i, _), known in zip(good, suffixes, strict=True) if not dataset.paths[i].lower().endswith(known)]
     blurred = where(lambda x: x.contrast >= BLANK_CONTRAST and x.sharpness < BLURRED_FRACTION * median)
     strips = where(lambda x: max(x.width, x.height) > MAX_ASPECT * min(x.width, x.height))
     tiny = where(lambda x: min(x.width, x.height) < MIN_SIDE)
@@ -166,12 +162,8 @@ def _check_appearance(dataset: ImageDataset, inspections: Sequence[Inspection]) 
         _about("gray", 1, "are gray among color photos", look, gray),
         _about("other_format", 1, "have another format than their suffix", fine, other),
         _about("alpha", 1, "are partly transparent", "nothing: shown on white", where(lambda x: x.alpha)),
-        _about(
-            "deep", 1, "have 16 bits", "nothing: scaled to 8 bits", where(lambda x: x.mode.startswith("I"))
-        ),
-        _about(
-            "cmyk", 1, "are in print colors", "nothing: converted to RGB", where(lambda x: x.mode == "CMYK")
-        ),
+        _about("deep", 1, "have 16 bits", "nothing: scaled to 8 bits", where(lambda x: x.mode.startswith("I"))),
+        _about("cmyk", 1, "are in print colors", "nothing: converted to RGB", where(lambda x: x.mode == "CMYK")),
         _about("several_frames", 1, "hold several pictures", "nothing: the first one is used", frames),
     ]
 
@@ -196,9 +188,7 @@ def _check_classes(dataset: ImageDataset, inspections: Sequence[Inspection]) -> 
     return found
 
 
-def _about(
-    kind: str, severity: int, what: str, todo: str, indices: list[int], excluded: Sequence[int] = ()
-) -> Finding:
+def _about(kind: str, severity: int, what: str, todo: str, indices: list[int], excluded: Sequence[int] = ()) -> Finding:
     count = "1 photo" if len(indices) == 1 else f"{len(indices)} photos"
     return Finding(kind, severity, f"{count} {what}", todo, [[i] for i in indices], list(excluded))
 

@@ -62,9 +62,7 @@ def staged_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def extract_archive(
-    archive: Path, folder: Path, max_members: int = MAX_MEMBERS, max_bytes: int = MAX_BYTES
-) -> Path:
+def extract_archive(archive: Path, folder: Path, max_members: int = MAX_MEMBERS, max_bytes: int = MAX_BYTES) -> Path:
     """Unpacks a tar (plain, gz, bz2, xz) or zip, recognized by its content, to `folder`.
 
     Only folders and regular files at relative paths are accepted. An existing `folder` is complete and is

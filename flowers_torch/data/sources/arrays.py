@@ -26,9 +26,7 @@ HDF5_SUFFIXES = (".h5", ".hdf5")
 NOTES_FILE = ".notes.json"  # hidden, so that it is not listed as an image
 
 
-def check_arrays(
-    images: Any, labels: Any, classes: int | None = None
-) -> tuple[np.ndarray, np.ndarray, list[str]]:
+def check_arrays(images: Any, labels: Any, classes: int | None = None) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Converts arrays of the usual layouts to uint8 (N, H, W, 3) and class indices (N,), with notes.
 
     Args:

@@ -220,9 +220,7 @@ def list_folder(
                     other["pipe, socket or device"] += 1
     except OSError as error:  # guard: D24
         where = error.filename or folder
-        raise DataError(
-            f"cannot read {printable(where)}: {error.strerror}", "check its access rights"
-        ) from error
+        raise DataError(f"cannot read {printable(where)}: {error.strerror}", "check its access rights") from error
     return sorted(folders, key=natural_key), sorted(files, key=natural_key)
 
 

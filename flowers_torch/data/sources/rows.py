@@ -84,6 +84,4 @@ def listed(names: Sequence[str], limit: int = 5) -> str:
 
 def counted(counts: Counter[str]) -> str:
     """Names with their counts in one line, the most frequent first."""
-    return listed(
-        [name if count == 1 else f"{name} ({count})" for name, count in counts.most_common()], limit=10
-    )
+    return listed([name if count == 1 else f"{name} ({count})" for name, count in counts.most_common()], limit=10)

@@ -46,9 +46,7 @@ def find_shards(source: str | Path) -> list[Path]:
         absent = [p for p in paths if not p.is_file()]
         if absent or not paths:
             what = f"{len(absent)} of {len(paths)} shards of {printable(source)} do not exist"
-            raise DataError(
-                f"{what} (first: {printable(absent[0])})" if absent else what, "name existing shards"
-            )
+            raise DataError(f"{what} (first: {printable(absent[0])})" if absent else what, "name existing shards")
         return paths
     if "*" not in path.name:
         return []

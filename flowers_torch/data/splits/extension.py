@@ -69,8 +69,7 @@ def extend_splits(
             if new_inspections[i].sha256 in {inspections[p].sha256 for p in group if p < len(old)}:
                 if new.classes[new.labels[i]] not in {image.label for image in ours}:
                     raise DataError(
-                        f"{printable(new.paths[i])} is {printable(first.name)}, "
-                        f"known as {printable(first.label)}",
+                        f"{printable(new.paths[i])} is {printable(first.name)}, known as {printable(first.label)}",
                         "decide for one class, and remove it from the other",
                     )
                 copies.add(i)
@@ -78,8 +77,7 @@ def extend_splits(
     undecided = [i for i in added if i not in assigned]
     assigned |= _draw(new, undecided, first_of, {image.label for image in old}, fractions, seed)
     return [
-        AssignedImage(new.root / new.paths[i], new.classes[new.labels[i]], assigned[i], new.paths[i])
-        for i in added
+        AssignedImage(new.root / new.paths[i], new.classes[new.labels[i]], assigned[i], new.paths[i]) for i in added
     ]
 
 

@@ -109,9 +109,7 @@ def plot(rows: Sequence[KerasLayer], path: Path, title: str = "") -> None:
         for line in connections
     )
     boxes = "".join(BOX.format(x, y, *_describe(row)) for row in rows for x, y in [pixel(places[row.name])])
-    write_text(
-        path, PICTURE.format(width, height, x=width / 2, title=escape(title), body=Markup(lines + boxes))
-    )
+    write_text(path, PICTURE.format(width, height, x=width / 2, title=escape(title), body=Markup(lines + boxes)))
 
 
 def _describe(row: KerasLayer) -> tuple[str, str, str]:

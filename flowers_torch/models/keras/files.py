@@ -110,9 +110,7 @@ def _read_legacy(file: Any, path: Path) -> KerasFile:
     budget = _Budget(file, path)
     layers: dict[str, Weights] = {}
     for layer in names:
-        weights = [
-            (name, budget.take(name, root[layer][name])) for name in _attribute(root[layer], "weight_names")
-        ]
+        weights = [(name, budget.take(name, root[layer][name])) for name in _attribute(root[layer], "weight_names")]
         layers |= _split_nested(layer, weights)
     return KerasFile(layers)
 

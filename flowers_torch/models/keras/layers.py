@@ -66,9 +66,7 @@ def keras_layers(model: nn.Module, size: int = 0, head: bool = False) -> list[Ke
     """
     rules = rules_of(model)
     if rules is None:
-        raise UsageError(
-            f"{type(model).__name__} is not a network of Keras", "see flowers-torch models --keras"
-        )
+        raise UsageError(f"{type(model).__name__} is not a network of Keras", "see flowers-torch models --keras")
     nodes = trace(model, size or 96, "forward" if head else "forward_features")
     sizes = {name: t.numel() for name, t in (*model.named_parameters(), *model.named_buffers())}
     gamma = has_gamma(model)

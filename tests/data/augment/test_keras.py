@@ -116,9 +116,7 @@ def test_flips():
     mirrored = sum(np.allclose(f, image[:, ::-1], atol=0.01) for f in flipped)
     assert 4 < mirrored < 16 and mirrored + sum(np.allclose(f, image, atol=0.01) for f in flipped) == 20
     upside = KerasAugment(vertical_flip=True)
-    assert any(
-        np.allclose(upside(image, np.random.default_rng(s)), image[::-1], atol=0.01) for s in range(10)
-    )
+    assert any(np.allclose(upside(image, np.random.default_rng(s)), image[::-1], atol=0.01) for s in range(10))
 
 
 def test_unknown_fill_mode():

@@ -183,9 +183,7 @@ def test_mixup_blends_images_and_targets():
 def test_fractions_follow_a_beta_distribution():
     fractions = [batch.draw_fraction(0.2, 0, 0, step) for step in range(2000)]
     assert stats.kstest(fractions, stats.beta(0.2, 0.2).cdf).pvalue > 1e-3
-    assert (
-        batch.draw_fraction(1, 4, 5, 6) == batch.draw_fraction(1, 4, 5, 6) != batch.draw_fraction(1, 4, 5, 7)
-    )
+    assert batch.draw_fraction(1, 4, 5, 6) == batch.draw_fraction(1, 4, 5, 6) != batch.draw_fraction(1, 4, 5, 7)
 
 
 def test_standardize():

@@ -109,7 +109,5 @@ def test_one_image_is_a_batch_of_one():
     single = OneImage(batch_augment.shift_rgb)(image)
     torch.manual_seed(4)
     seed = int(torch.randint(1 << 62, ()))
-    batched = batch_augment.shift_rgb(
-        image[None], SampleGenerator(seed, 0, torch.zeros(1, dtype=torch.int64))
-    )
+    batched = batch_augment.shift_rgb(image[None], SampleGenerator(seed, 0, torch.zeros(1, dtype=torch.int64)))
     assert torch.equal(single, batched[0]) and not torch.equal(single, image)

@@ -88,9 +88,7 @@ def run(*words) -> int:
 def test_the_rank_command(folder, tmp_path, capsys):
     assert run(folder, tmp_path / "look", "--n", 7, "--size", 48) == 0
     names = sorted(path.name for path in (tmp_path / "look").iterdir())
-    assert names == sorted(
-        ["contact_sheet.jpg", *(f"000_{i:02d}.jpg" for i in range(5)), "001_00.jpg", "001_01.jpg"]
-    )
+    assert names == sorted(["contact_sheet.jpg", *(f"000_{i:02d}.jpg" for i in range(5)), "001_00.jpg", "001_01.jpg"])
     assert "7 images" in capsys.readouterr().out
     with pytest.raises(UsageError, match="not empty"):
         run(folder, tmp_path / "look")

@@ -53,9 +53,7 @@ def _keras_affine(
     return per_batch.affine(images, matrices)
 
 
-@pytest.mark.parametrize(
-    "augmentation", [name for name in BATCH_AUGMENTATIONS if name not in ("none", "mirror")]
-)
+@pytest.mark.parametrize("augmentation", [name for name in BATCH_AUGMENTATIONS if name not in ("none", "mirror")])
 def test_batches_agree_with_single_images_on_average(augmentation):
     """Mean and standard deviation of the variants of a smooth image, pixel by pixel."""
     pixels = np.random.default_rng(0).integers(0, 256, (3, 4, 3), dtype=np.uint8)

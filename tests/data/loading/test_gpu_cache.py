@@ -76,9 +76,7 @@ def test_what_does_not_fit_is_copied_batch_by_batch(
     messages: list[str] = []
     made = training(files, say=messages.append)
     expected = epochs(made)
-    monkeypatch.setattr(
-        batches_module, "cache_bytes_on", lambda device: 1 if reason == "too large" else 1 << 30
-    )
+    monkeypatch.setattr(batches_module, "cache_bytes_on", lambda device: 1 if reason == "too large" else 1 << 30)
     monkeypatch.setattr(batches_module, "GPUImages", no_memory)
     assert all(map(torch.equal, epochs(made), expected)) and made.on_gpu is None
     assert len(messages) == 1 and "11 are copied to cpu batch by batch: 0 MiB of" in messages[0]

@@ -34,9 +34,7 @@ def test_beyond_memory_it_is_a_file_without_a_name(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize("reason", ["fraction", "folder", "blocks"])
-def test_without_space_there_is_no_cache(
-    reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_space_there_is_no_cache(reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "cache"
 
     def full(*arguments: object) -> None:
@@ -59,9 +57,7 @@ def test_all_arrays_share_one_budget(tmp_path: Path) -> None:
     cache = ImageCache(5, 2 * one, tmp_path, shared=False)
     keys = [(4, False), (4, True), (3, False)]
     arrays = [cache.images(*key) for key in keys]
-    assert [array is not None and array.images.untyped_storage().filename for array in arrays[:2]] == [
-        None
-    ] * 2
+    assert [array is not None and array.images.untyped_storage().filename for array in arrays[:2]] == [None] * 2
     assert arrays[2] is not None and arrays[2].images.untyped_storage().filename
     assert [cache.images(*key) for key in keys] == arrays  # allocated once
     shared = ImageCache(5, 2 * one, tmp_path, shared=True).images(4, False)

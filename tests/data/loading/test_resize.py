@@ -44,7 +44,5 @@ def test_resized_real_photos_are_close_to_the_inputs_of_prediction(shared: Path)
     transform = eval_transform(224, (0.0,) * 3, (1.0,) * 3)
     levels = []
     for image in (load_image(photos.root / name) for name in photos.paths[::97]):
-        levels.append(
-            (resize_transform("none", Preprocessing(size=224))(image) - 255 * transform(image)).abs()
-        )
+        levels.append((resize_transform("none", Preprocessing(size=224))(image) - 255 * transform(image)).abs())
     assert float(torch.stack(levels).max()) <= 4.01 and float(torch.stack(levels).mean()) < 0.02

@@ -108,8 +108,6 @@ def test_the_death_of_a_worker_is_explained_wherever_it_is_raised() -> None:
     with pytest.raises(ResourceError, match="died"), worker_errors():
         raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed. ")
     with pytest.raises(ResourceError, match="/dev/shm"), worker_errors():
-        raise RuntimeError(
-            "DataLoader worker (pid 1) is killed by signal: Bus error. It is out of shared memory"
-        )
+        raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Bus error. It is out of shared memory")
     with pytest.raises(RuntimeError, match="^other$"), worker_errors():
         raise RuntimeError("other")

@@ -115,9 +115,7 @@ def test_duplicates_across_splits(planted, inspected):
     index = {path: i for i, path in enumerate(planted.paths)}
     apart = {"train": [index["a/5.jpg"], index["b/6.jpg"]], "test": [index["a/smaller.jpg"]]}
     together = {"train": [index["a/5.jpg"], index["a/smaller.jpg"]], "test": [index["b/6.jpg"]]}
-    assert named(check_quality(planted, inspected, apart), "duplicates_across_splits") == [
-        ["a/5.jpg", "a/smaller.jpg"]
-    ]
+    assert named(check_quality(planted, inspected, apart), "duplicates_across_splits") == [["a/5.jpg", "a/smaller.jpg"]]
     assert named(check_quality(planted, inspected, together), "duplicates_across_splits") == []
 
 
@@ -334,9 +332,7 @@ def test_near_duplicates_by_the_features_of_a_network(tmp_path, monkeypatch, cap
         return torch.from_numpy(rows)
 
     monkeypatch.setattr("flowers_torch.deploy.features.image_features", features)
-    monkeypatch.setattr(
-        "flowers_torch.deploy.features.open_network", lambda *words: (None, None, f"loaded {words}")
-    )
+    monkeypatch.setattr("flowers_torch.deploy.features.open_network", lambda *words: (None, None, f"loaded {words}"))
     assert run(dataset.root, "--embed", "some_net", "--weights", "offline", "--json") == 3
     out, err = capsys.readouterr()
     assert "1 photo cannot be read" in err

@@ -106,9 +106,7 @@ def test_names_that_only_look_unsafe(tmp_path):
     assert {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} == set(names)
 
 
-@pytest.mark.parametrize(
-    "kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE]
-)
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE])
 def test_links_and_devices_in_a_tar(tmp_path, kind):
     members = (special("set/a/link", kind, str(tmp_path)), ("set/a/link/evil", b""))
     refuse(tmp_path, tar_bytes(*GOOD, *members), "link, device")

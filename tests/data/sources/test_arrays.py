@@ -130,9 +130,7 @@ TEST = {"test_set_x": IMAGES[:6], "test_set_y": LABELS[None, :6]}
 
 
 def test_hdf5_with_both_splits_and_with_one_each(tmp_path):
-    both = open_dataset(
-        write_h5(tmp_path / "happy.h5", **TRAIN, **TEST, list_classes=[b"no", b"so", b"yes"]), tmp_path
-    )
+    both = open_dataset(write_h5(tmp_path / "happy.h5", **TRAIN, **TEST, list_classes=[b"no", b"so", b"yes"]), tmp_path)
     assert both.classes == ("no", "so", "yes") and both.name == "happy" and len(both) == 18
     path = write_h5(tmp_path / "train_signs.h5", **TRAIN, **SIGNS)
     assert open_dataset(path, tmp_path).split == {}

@@ -121,9 +121,7 @@ def test_downloads_once(server, tmp_path):
 
 def test_a_cut_download_is_continued(server, tmp_path):
     server["cut"] = len(server["body"]) // 2
-    with pytest.raises(
-        ResourceError, match=r"127.0.0.1.*--data FOLDER, --data path/to/17flowers.tgz, or --data demo"
-    ):
+    with pytest.raises(ResourceError, match=r"127.0.0.1.*--data FOLDER, --data path/to/17flowers.tgz, or --data demo"):
         open_dataset("flowers17", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["17flowers.tgz.part"]
     assert len(open_dataset("flowers17", tmp_path)) == 1360

@@ -51,9 +51,7 @@ def test_class_folders_in_shards(folders):
     dataset = open_dataset(folders)
     assert dataset.classes == ("rose", "tulip") and dataset.counts() == [10, 10] and dataset.name == "set"
     assert dataset.paths[0] == "part-0.tar/rose/00.jpg" and dataset.split == {}
-    assert any("2 shards" in note for note in dataset.notes) and any(
-        ".md (2)" in note for note in dataset.notes
-    )
+    assert any("2 shards" in note for note in dataset.notes) and any(".md (2)" in note for note in dataset.notes)
     assert load_image(dataset.root / dataset.paths[0]).size == (70, 70)
     before = sorted(path.name for path in folders.iterdir())
     filtered = filter_images(dataset)

@@ -23,9 +23,7 @@ from flowers_torch.errors import DataError
 def made_up(sizes, split=None, root=Path("nowhere")) -> ImageDataset:
     rows = [(f"class{c}/{i}.jpg", c) for c, size in enumerate(sizes) for i in range(size)]
     classes = tuple(f"class{c}" for c in range(len(sizes)))
-    return ImageDataset(
-        "set", root, classes, tuple(r[0] for r in rows), tuple(r[1] for r in rows), split or {}
-    )
+    return ImageDataset("set", root, classes, tuple(r[0] for r in rows), tuple(r[1] for r in rows), split or {})
 
 
 def split_by_path(dataset, splits) -> dict[str, str]:

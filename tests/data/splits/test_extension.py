@@ -48,9 +48,7 @@ def extend(known: ImageDataset, new: ImageDataset, groups: dict[str, str] | None
     """Split of each added image."""
     of = groups or {}
     old = [
-        AssignedImage(
-            known.root / path, known.classes[known.labels[i]], SPLITS[i % 6], path, of.get(path, "")
-        )
+        AssignedImage(known.root / path, known.classes[known.labels[i]], SPLITS[i % 6], path, of.get(path, ""))
         for i, path in enumerate(known.paths)
     ]
     added = extend_splits(old, inspected(known), new, inspected(new), FRACTIONS, seed=3)
@@ -96,9 +94,7 @@ def test_duplicates_in_another_split_are_an_error(
         noise_image(seed).resize((120, 120)).save(place)
     new = find_images(tmp_path / wanted, fewest=1)
     new = dataclasses.replace(new, split=dict.fromkeys(new.paths, wanted))
-    with pytest.raises(
-        DataError, match=rf"leak.png \({wanted}\) belongs with rose/{seed}.png \({SPLITS[seed]}\)"
-    ):
+    with pytest.raises(DataError, match=rf"leak.png \({wanted}\) belongs with rose/{seed}.png \({SPLITS[seed]}\)"):
         extend(known, new)
 
 

@@ -13,9 +13,7 @@ from flowers_torch.errors import DataError
 
 def made_up(root) -> ImageDataset:
     rows = [(f"class{c}/{i}.jpg", c) for c in range(2) for i in range(6)]
-    return ImageDataset(
-        "set", root, ("class0", "class1"), tuple(r[0] for r in rows), tuple(r[1] for r in rows)
-    )
+    return ImageDataset("set", root, ("class0", "class1"), tuple(r[0] for r in rows), tuple(r[1] for r in rows))
 
 
 @pytest.fixture
@@ -42,9 +40,7 @@ def test_changes_are_counted_by_split(saved):
     path, dataset, splits = saved
     edited = dataset.root / dataset.paths[3]
     edited.write_bytes(edited.read_bytes()[:-1] + b"!")  # of the same size
-    now = dataclasses.replace(
-        dataset, paths=(*dataset.paths[2:], "class1/new.jpg"), labels=(*dataset.labels[2:], 1)
-    )
+    now = dataclasses.replace(dataset, paths=(*dataset.paths[2:], "class1/new.jpg"), labels=(*dataset.labels[2:], 1))
     kept, changes = load_split(path, now)
     split_of = {dataset.paths[i]: split for split, indices in splits.items() for i in indices}
     assert changes.added == ["class1/new.jpg"]

@@ -118,9 +118,7 @@ def test_mobilenet_widths() -> None:
 
 @pytest.mark.parametrize("rate", [1e-3, 0.5])
 def test_mobilenet_dropout(rate: float) -> None:
-    drops = [
-        module.p for module in build("MobileNet", dropout=rate).modules() if isinstance(module, nn.Dropout)
-    ]
+    drops = [module.p for module in build("MobileNet", dropout=rate).modules() if isinstance(module, nn.Dropout)]
     assert drops == [rate]
 
 

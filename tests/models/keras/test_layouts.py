@@ -98,9 +98,7 @@ def test_depthwise_kernels_and_a_convolutional_classifier(tmp_path: Path) -> Non
     block = model.blocks.block1
     kernel = layers["conv_dw_1"][0]  # 3, 3, channels, 2
     x = normal(1, kernel.shape[2], 3, 3)
-    expected = [
-        (x[0, c] * kernel[:, :, c, m]).sum() for c in range(kernel.shape[2]) for m in range(kernel.shape[3])
-    ]
+    expected = [(x[0, c] * kernel[:, :, c, m]).sum() for c in range(kernel.shape[2]) for m in range(kernel.shape[3])]
     found = block.dw(torch.from_numpy(x))[0, :, 1, 1].detach().numpy()
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
     gamma, beta, mean, variance = layers["conv_dw_1_bn"]

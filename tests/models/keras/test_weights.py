@@ -159,8 +159,7 @@ def test_a_head_of_other_classes_is_left_out(tmp_path, source, layers):
     model = InceptionV3(num_classes=3)
     report = load_keras_weights(model, "inception_v3", path)
     assert (
-        report.summary()
-        == "376 arrays of the Keras file loaded, head newly initialized (dense_1 of the file left out)"
+        report.summary() == "376 arrays of the Keras file loaded, head newly initialized (dense_1 of the file left out)"
     )
     assert report.skipped == ["dense_1"] and not report.head_loaded and backbone_equal(model, source)
 
@@ -220,9 +219,7 @@ def test_other_and_damaged_files_are_errors(tmp_path, layers):
 
 
 def test_divided_layer_names_are_joined(tmp_path):
-    path = write_h5(
-        tmp_path / "w.h5", {"a": {"kernel:0": np.ones((2, 2))}, "b": {"kernel:0": np.ones((2, 2))}}
-    )
+    path = write_h5(tmp_path / "w.h5", {"a": {"kernel:0": np.ones((2, 2))}, "b": {"kernel:0": np.ones((2, 2))}})
     with h5py.File(path, "r+") as file:
         del file.attrs["layer_names"]
         file.attrs["layer_names0"], file.attrs["layer_names1"] = [b"a"], [b"b"]
