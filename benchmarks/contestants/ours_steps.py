@@ -15,7 +15,7 @@ from flowers_torch.models.factory import create_model
 from flowers_torch.models.freeze import apply_rules, rules_for, set_train_mode
 from flowers_torch.models.split_model import example_inputs
 from flowers_torch.training.device import Runtime, choose_runtime
-from flowers_torch.training.optimizers import make_optimizer
+from flowers_torch.training.optimization import make_optimizer
 from flowers_torch.training.state import TrainState
 from flowers_torch.training.step import predict_logits, train_step
 

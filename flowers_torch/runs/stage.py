@@ -32,9 +32,14 @@ from flowers_torch.training.checkpoint import (
     checkpoint_files,
     restore_train_state,
 )
-from flowers_torch.training.optimizers import make_optimizer
-from flowers_torch.training.regularization import make_average, make_penalty
-from flowers_torch.training.schedules import learning_rate, out_of_patience, plateau_multiplier
+from flowers_torch.training.optimization import (
+    learning_rate,
+    make_average,
+    make_optimizer,
+    make_penalty,
+    out_of_patience,
+    plateau_multiplier,
+)
 from flowers_torch.training.state import TrainState, read_steps
 from flowers_torch.training.step import balanced_class_weights, train_epoch
 from flowers_torch.training.stopping import StopRequest

@@ -16,7 +16,6 @@ from torch.optim.swa_utils import AveragedModel
 from flowers_torch.errors import DivergedError, PeerLostError
 from flowers_torch.training.device import Runtime
 from flowers_torch.training.distributed import SINGLE_PROCESS, Distributed
-from flowers_torch.training.regularization import Penalty
 
 MAX_SKIPPED_STEPS = 20  # in a row, by loss scaling, which starts with some
 
@@ -71,7 +70,7 @@ class TrainState:
     label_smoothing: float = 0.0
     clip_grad: float = 0.0
     micro_batch: int = 0  # images per forward pass; 0: the whole batch. Running out of memory halves it
-    penalty: Penalty | None = None
+    penalty: Callable[[nn.Module], Tensor] | None = None
     average: AveragedModel | None = None
     distributed: Distributed = SINGLE_PROCESS
     # What a step calls instead of the model: its head on cached features, DDP's wrapper, or a faster form.

@@ -15,8 +15,7 @@ from flowers_torch.log import log
 from flowers_torch.models.heads import main_and_auxiliary
 from flowers_torch.training.device import Runtime, search_kernels
 from flowers_torch.training.distributed import sync_gradients_if
-from flowers_torch.training.optimizers import set_learning_rate
-from flowers_torch.training.regularization import update_average
+from flowers_torch.training.optimization import set_learning_rate, update_average
 from flowers_torch.training.state import EpochMetrics, StepOutput, TrainState, check_step, read_steps
 
 AUXILIARY_WEIGHT = 0.4  # of the loss of auxiliary classifiers (Szegedy et al. 2016)

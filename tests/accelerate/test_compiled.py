@@ -11,7 +11,7 @@ from flowers_torch.accelerate.compiled import CompiledNetwork
 from flowers_torch.errors import UsageError
 from flowers_torch.models.freeze import apply_rules
 from flowers_torch.training.device import Runtime
-from flowers_torch.training.optimizers import make_optimizer
+from flowers_torch.training.optimization import make_optimizer
 from flowers_torch.training.state import TrainState
 from flowers_torch.training.step import train_step
 

@@ -17,7 +17,7 @@ from flowers_torch.models.freeze import (
 )
 from flowers_torch.models.heads import set_head
 from flowers_torch.training.device import choose_runtime
-from flowers_torch.training.optimizers import make_optimizer
+from flowers_torch.training.optimization import make_optimizer
 from flowers_torch.training.state import EpochMetrics, TrainState
 from flowers_torch.training.step import train_epoch
 

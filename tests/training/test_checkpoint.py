@@ -27,7 +27,7 @@ from flowers_torch.training.checkpoint import (
     save_checkpoint,
 )
 from flowers_torch.training.device import Runtime
-from flowers_torch.training.optimizers import make_optimizer
+from flowers_torch.training.optimization import make_optimizer
 from flowers_torch.training.state import EpochMetrics, TrainState
 from flowers_torch.training.step import train_step
 

@@ -19,7 +19,7 @@ from flowers_torch.files.tensors import safe_load
 from flowers_torch.models.freeze import apply_rules
 from flowers_torch.training.device import Runtime
 from flowers_torch.training.distributed import SINGLE_PROCESS, Distributed, distributed_context
-from flowers_torch.training.optimizers import make_optimizer
+from flowers_torch.training.optimization import make_optimizer
 from flowers_torch.training.state import EpochMetrics, TrainState
 from flowers_torch.training.step import train_epoch
 

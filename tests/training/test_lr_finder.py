@@ -8,7 +8,7 @@ from flowers_torch.errors import DivergedError
 from flowers_torch.models.freeze import apply_rules
 from flowers_torch.training.device import Runtime
 from flowers_torch.training.lr_finder import lr_find
-from flowers_torch.training.optimizers import make_optimizer
+from flowers_torch.training.optimization import make_optimizer
 from flowers_torch.training.state import TrainState
 
 RUNTIME = Runtime(torch.device("cpu"), "fp32", "for a test")

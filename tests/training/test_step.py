@@ -9,8 +9,7 @@ from flowers_torch.errors import DivergedError, ResourceError
 from flowers_torch.models.freeze import apply_rules
 from flowers_torch.training.device import Runtime
 from flowers_torch.training.distributed import Distributed
-from flowers_torch.training.optimizers import make_optimizer
-from flowers_torch.training.regularization import make_average, make_penalty
+from flowers_torch.training.optimization import make_average, make_optimizer, make_penalty
 from flowers_torch.training.state import MAX_SKIPPED_STEPS, EpochMetrics, TrainState
 from flowers_torch.training.step import (
     balanced_class_weights,
