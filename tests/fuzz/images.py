@@ -1,0 +1,134 @@
+"""Mutated images: each goes through the check, the loader of training and `predict`, which have to agree."""
+
+import io
+import random
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from PIL import Image, ImageCms, PngImagePlugin, features
+
+from flowers_torch.data.images import load_image
+from flowers_torch.data.quality.inspection import inspect_image
+from flowers_torch.deploy.classifier import Classifier
+from flowers_torch.errors import DataError
+
+from .mutate import PAINT, mutate_bytes
+from .sandbox import Box
+
+Case = tuple[str, Callable[[], Callable[[], int]]]  # a name, and what builds an action
+
+
+def seeds() -> dict[str, bytes]:
+    """Whole images of every accepted format and of the variants that cameras and programs write."""
+    draw = np.random.default_rng(0)
+    noise = draw.integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    rgb = Image.fromarray((noise // 4 + np.linspace(0, 190, 64, dtype=np.uint8)[None, :, None]).astype(np.uint8))
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E], exif[0x9286] = 6, PAINT, b"x" * 300
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    text = PngImagePlugin.PngInfo()
+    text.add_text("Comment", PAINT)
+    text.add_text("Long", "x" * 2000, zip=True)
+    deep = Image.fromarray(draw.integers(0, 65536, (48, 64), dtype=np.uint16))
+    frames = [rgb, rgb.rotate(90), rgb.rotate(180)]
+    made: dict[str, tuple[Image.Image, dict[str, object]]] = {
+        "baseline.jpg": (rgb, {"quality": 80, "exif": exif}),
+        "progressive.jpg": (rgb, {"progressive": True, "icc_profile": profile}),
+        "gray.jpg": (rgb.convert("L"), {}),
+        "cmyk.jpg": (rgb.convert("CMYK"), {}),
+        "large.jpg": (rgb.resize((1600, 1200)), {"quality": 50}),
+        "rgb.png": (rgb, {"pnginfo": text, "exif": exif}),
+        "rgba.png": (rgb.convert("RGBA"), {}),
+        "palette.png": (rgb.quantize(16), {"transparency": 3}),
+        "deep.png": (deep, {}),
+        "animated.png": (rgb, {"save_all": True, "append_images": frames[1:]}),
+        "animated.gif": (rgb.quantize(16), {"save_all": True, "append_images": [f.quantize(16) for f in frames[1:]]}),
+        "rgb.bmp": (rgb, {}),
+        "palette.bmp": (rgb.quantize(16), {}),
+        "raw.tif": (rgb, {"exif": exif}),
+        "lzw.tif": (rgb, {"compression": "tiff_lzw"}),
+        "jpeg.tif": (rgb, {"compression": "jpeg"}),
+        "deflate.tif": (rgb, {"compression": "tiff_adobe_deflate"}),
+        "deep.tif": (deep, {}),
+        "fax.tif": (rgb.convert("1"), {"compression": "group4"}),
+        "lossy.webp": (rgb, {"quality": 60, "exif": exif}),
+        "lossless.webp": (rgb.convert("RGBA"), {"lossless": True}),
+        "rgb.ppm": (rgb, {}),
+    }
+    if features.check("avif"):
+        made["rgb.avif"] = (rgb, {})
+    contents = {}
+    for name, (image, options) in made.items():
+        file = io.BytesIO()
+        kind = {"jpg": "JPEG", "tif": "TIFF"}.get(name[-3:], name.rpartition(".")[2].upper())
+        image.save(file, kind, **options)
+        contents[name] = file.getvalue()
+    return contents
+
+
+def bombs() -> dict[str, bytes]:
+    """Images whose small files stand for many pixels."""
+    found = {}
+    for name, mode, side in (("rgba.png", "RGBA", 9400), ("gray.png", "L", 9400), ("one.png", "1", 30000)):
+        file = io.BytesIO()
+        Image.new(mode, (side, side)).save(file, "PNG")
+        found[name] = file.getvalue()
+    file = io.BytesIO()
+    Image.new("RGB", (9000, 9000)).save(file, "JPEG", quality=10, progressive=True)
+    found["progressive.jpg"] = file.getvalue()
+    file = io.BytesIO()
+    Image.new("L", (1, 1)).save(file, "GIF", save_all=True, append_images=[Image.new("L", (1, 1), n) for n in (1, 2)])
+    found["canvas.gif"] = file.getvalue()[:6] + b"\x50\x46\x50\x46" + file.getvalue()[10:]
+    return found
+
+
+def cases(count: int, draw: random.Random, box: Box, classifier: Classifier) -> Iterator[Case]:
+    """Names and actions. An action ends with 0 where all readers agree, else it raises."""
+    whole = seeds()
+    for name, content in bombs().items():
+        yield f"bomb {name}", builder(content, name, box, classifier)
+    for number in range(count):
+        name = draw.choice(list(whole))
+        content = mutate_bytes(whole[name], draw)
+        if draw.random() < 0.1:  # a tail of another file
+            other = whole[draw.choice(list(whole))]
+            content = content[: draw.randrange(len(content) + 1)] + other[draw.randrange(len(other)) :]
+        yield f"{number} {name}", builder(content, name, box, classifier)
+
+
+def builder(content: bytes, name: str, box: Box, classifier: Classifier) -> Callable[[], Callable[[], int]]:
+    path = box.work / name
+
+    def action() -> int:
+        readers: dict[str, Callable[[], object]] = {
+            "check": lambda: _raise(inspect_image(path).error),
+            "train": lambda: load_image(path),
+            "train, reduced": lambda: load_image(path, at_least=64),
+            "predict": lambda: _raise(next(iter(classifier.predict([path]))).error),
+            "serve": lambda: load_image(io.BytesIO(path.read_bytes())),
+        }
+        verdicts = {reader: _verdict(read) for reader, read in readers.items()}
+        if len({verdict == "" for verdict in verdicts.values()}) > 1:
+            raise AssertionError(f"the readers disagree: {verdicts}")
+        if refused := verdicts["train"]:
+            raise DataError(refused)
+        return 0
+
+    def build() -> Callable[[], int]:
+        path.write_bytes(content)
+        return action
+
+    return build
+
+
+def _raise(error: str) -> None:
+    if error:
+        raise DataError(error)
+
+
+def _verdict(read: Callable[[], object]) -> str:
+    try:
+        read()
+    except DataError as error:
+        return str(error)
+    return ""
