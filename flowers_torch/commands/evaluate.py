@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     if args.moved and args.other:
         raise UsageError("--data applies only to the photos of the run", "leave out one of the two")
 
-    from flowers_torch.evaluation.tta import VIEWS
+    from flowers_torch.evaluation.evaluate import VIEWS
     from flowers_torch.files.atomic import write_csv, write_json
     from flowers_torch.log import console
     from flowers_torch.runs.evaluate import evaluate_data, evaluate_run, rewrite_results
@@ -99,8 +99,7 @@ def _print(found: "Evaluation") -> None:
     )
     width = min(40, max(len(printable(name, 40)) for name in classes))
     print(f"  {'class':{width}} photos precision recall    F1")
-    columns = (scores.supports(), scores.precisions(), scores.recalls(), scores.f1s())
-    for name, photos, precision, recall, f1 in zip(classes, *columns, strict=True):
+    for name, photos, precision, recall, f1 in zip(classes, *scores.by_class().values(), strict=True):
         if photos:
             values = f"{int(photos):6} {float(precision):9.3f} {float(recall):6.3f} {float(f1):5.3f}"
             print(f"  {printable(name, 40):{width}} {values}")

@@ -27,17 +27,12 @@ def advise_on_training(
     val_images: int,
     pretrained: bool,
 ) -> list[Advice]:
-    """Applies the rules to the history of a run.
+    """Advice in order of importance; empty if nothing stands out.
 
     Args:
         history: One row per epoch, as in history.csv.
         stages: Settings of each stage: name, epochs, augment, and lr unless L-BFGS fits the stage.
-        classes: Number of classes.
-        val_images: Number of validation images.
         pretrained: Whether training started from pretrained weights.
-
-    Returns:
-        Advice in order of importance; empty if nothing stands out.
     """
     finite = [row for row in history if math.isfinite(row[CRITERION])]
     if not finite:
@@ -45,104 +40,63 @@ def advise_on_training(
     best = min(finite, key=lambda row: row[CRITERION])
     correct = round(best["val_accuracy"] * val_images)
     if wilson(correct, val_images)[0] <= 1 / classes:  # chance lies within the interval
-        return [_no_learning(history, stages, classes, pretrained)]
-    found = [
-        _number_of_epochs(history, best, stages),
-        _overfitting(history[-1], best, stages),
-        _too_much_augmentation(history[-1], stages),
-    ]
-    return [advice for advice in found if advice is not None]
-
-
-def _stage_index(row: dict[str, Any], stages: Sequence[dict[str, Any]]) -> int:
-    names = [stage["name"] for stage in stages]
-    return names.index(row["stage"]) if row["stage"] in names else len(stages) - 1
-
-
-def _number_of_epochs(
-    history: Sequence[dict[str, Any]], best: dict[str, Any], stages: Sequence[dict[str, Any]]
-) -> Advice | None:
-    last, final = history[-1], _stage_index(history[-1], stages)
-    if _stage_index(best, stages) < final and "lr" in stages[final]:
-        return Advice(
-            f"stage {last['stage']} is worse than stage {best['stage']}: its learning rate is too high for "
-            "these weights",
-            _rate_flag(stages[final], 1 / 3),
+        what = f"the network did not learn: validation is no better than guessing among {classes} classes"
+        why, flags = _why_nothing_is_learned(history, stages, classes, pretrained)
+        return [Advice(what + why, flags)]
+    last, found = history[-1], []
+    stage = next((each for each in stages if each["name"] == last["stage"]), stages[-1])
+    name, loss, train, val = last["stage"], last[CRITERION], last["train_accuracy"], last["val_accuracy"]
+    before = min((row[CRITERION] for row in finite[:-1] if row["stage"] == name), default=0.0)
+    if best["stage"] != name and "lr" in stage:
+        what = f"stage {name} is worse than stage {best['stage']}: its learning rate is too high for these weights"
+        found.append(Advice(what, _rate_flag(stage, 1 / 3)))
+    elif best is last and loss < before * (1 - STILL_FALLING):
+        what = f"the calibrated validation loss was still falling in the last epoch (by {1 - loss / before:.0%})"
+        epochs = ",".join(str(each["epochs"] * (2 if each is stage else 1)) for each in stages)
+        found.append(Advice(what, f"--epochs {epochs}"))
+    gap, augment = train - val, stage.get("augment")
+    if gap > OVERFIT_GAP and loss > best[CRITERION] * 1.1:
+        what = (
+            f"the network memorized the training photos (accuracy {train:.2f} on them, {val:.2f} in validation, "
+            "with a rising validation loss): use more photos or stronger augmentation"
         )
-    earlier = [row[CRITERION] for row in history[:-1] if row["stage"] == last["stage"]]
-    earlier = [loss for loss in earlier if math.isfinite(loss)]
-    if best is last and earlier and last[CRITERION] < min(earlier) * (1 - STILL_FALLING):
-        epochs = [str(stage["epochs"] * (2 if i == final else 1)) for i, stage in enumerate(stages)]
-        return Advice(
-            "the calibrated validation loss was still falling in the last epoch "
-            f"(by {1 - last[CRITERION] / min(earlier):.0%})",
-            f"--epochs {','.join(epochs)}",
-        )
-    return None
-
-
-def _overfitting(last: dict[str, Any], best: dict[str, Any], stages: Sequence[dict[str, Any]]) -> Advice | None:
-    gap = last["train_accuracy"] - last["val_accuracy"]
-    stage = stages[_stage_index(last, stages)]
-    if gap > OVERFIT_GAP and last[CRITERION] > best[CRITERION] * 1.1:
-        stronger = "rand" if stage.get("augment") in ("crop", "trivial") else "crop"
+        stronger = "rand" if augment in ("crop", "trivial") else "crop"
         epochs = ",".join(str(each["epochs"]) for each in stages)
-        return Advice(
-            f"the network memorized the training photos (accuracy {last['train_accuracy']:.2f} on them, "
-            f"{last['val_accuracy']:.2f} in validation, with a rising validation loss): use more photos or "
-            "stronger augmentation",
-            f"--set stages.{last['stage']}.augment={stronger} --epochs {epochs}",
+        found.append(Advice(what, f"--set stages.{name}.augment={stronger} --epochs {epochs}"))
+    elif gap > 2 * OVERFIT_GAP:
+        what = (
+            f"validation accuracy ({val:.2f}) stays far behind training accuracy ({train:.2f}): more photos would "
+            "help most, dropout may help"
         )
-    if gap > 2 * OVERFIT_GAP:
-        return Advice(
-            f"validation accuracy ({last['val_accuracy']:.2f}) stays far behind training accuracy "
-            f"({last['train_accuracy']:.2f}): more photos would help most, dropout may help",
-            "--set dropout=0.3" if all("lr" in each for each in stages) else "",  # L-BFGS has no dropout
-        )
-    return None
+        # L-BFGS has no dropout.
+        found.append(Advice(what, "--set dropout=0.3" if all("lr" in each for each in stages) else ""))
+    elif gap < -2 * OVERFIT_GAP and train < 0.8 and augment not in ("none", "light"):
+        numbers = f"training accuracy ({train:.2f}) is far below validation accuracy ({val:.2f})"
+        what = f"{numbers}: the augmentation may be too strong"
+        found.append(Advice(what, f"--set stages.{name}.augment=light"))
+    return found
 
 
-def _too_much_augmentation(last: dict[str, Any], stages: Sequence[dict[str, Any]]) -> Advice | None:
-    gap = last["val_accuracy"] - last["train_accuracy"]
-    augment = stages[_stage_index(last, stages)].get("augment")
-    if gap <= 2 * OVERFIT_GAP or last["train_accuracy"] >= 0.8 or augment in ("none", "light"):
-        return None
-    return Advice(
-        f"training accuracy ({last['train_accuracy']:.2f}) is far below validation accuracy "
-        f"({last['val_accuracy']:.2f}): the augmentation may be too strong",
-        f"--set stages.{last['stage']}.augment=light",
-    )
-
-
-def _no_learning(
+def _why_nothing_is_learned(
     history: Sequence[dict[str, Any]], stages: Sequence[dict[str, Any]], classes: int, pretrained: bool
-) -> Advice:
-    """The most likely reason why validation stayed at chance."""
-    what = f"the network did not learn: validation is no better than guessing among {classes} classes"
-    last, stage = history[-1], stages[-1]
-    if last["train_accuracy"] > max(2 / classes, 0.7) and "lr" in stage:
-        return Advice(
-            f"{what}, while training reached {last['train_accuracy']:.2f}: the batch-norm statistics do not "
-            "fit the photos, or the labels differ between the splits",
-            f"--set stages.{stage['name']}.batch_norm=all",
-        )
-    losses = [row["train_loss"] for row in history]
-    change = f"from {losses[0]:.2f} to {losses[-1]:.2f}"
-    if losses[-1] > losses[0] * 1.05 and "lr" in stage:
-        return Advice(
-            f"{what}, and the training loss rose {change}: the learning rate is too high",
-            _rate_flag(stage, 1 / 10),
-        )
+) -> tuple[str, str]:
+    """The end of the sentence with the most likely reason, and the flags."""
+    accuracy, stage = history[-1]["train_accuracy"], stages[-1]
+    if accuracy > max(2 / classes, 0.7) and "lr" in stage:
+        why = "the batch-norm statistics do not fit the photos, or the labels differ between the splits"
+        return f", while training reached {accuracy:.2f}: {why}", f"--set stages.{stage['name']}.batch_norm=all"
+    first, last = history[0]["train_loss"], history[-1]["train_loss"]
+    change = f"from {first:.2f} to {last:.2f}"
+    if last > first * 1.05 and "lr" in stage:
+        return f", and the training loss rose {change}: the learning rate is too high", _rate_flag(stage, 1 / 10)
     if not pretrained:
-        return Advice(f"{what}: random weights need thousands of photos or many epochs", "--weights imagenet")
+        return ": random weights need thousands of photos or many epochs", "--weights imagenet"
     labels = "the labels are unrelated to the photos (see flowers-torch check)"
     with_rate = [stage for stage in stages if "lr" in stage]
     if not with_rate:
-        return Advice(f"{what}: the frozen network does not tell them apart, or {labels}", "")
-    return Advice(
-        f"{what}, and the training loss hardly moved ({change}): the learning rate is too low, or {labels}",
-        _rate_flag(with_rate[0], 10),
-    )
+        return f": the frozen network does not tell them apart, or {labels}", ""
+    why = f", and the training loss hardly moved ({change}): the learning rate is too low, or {labels}"
+    return why, _rate_flag(with_rate[0], 10)
 
 
 def _rate_flag(stage: dict[str, Any], factor: float) -> str:

@@ -36,29 +36,22 @@ def reliability(confidence: Tensor, correct: Tensor) -> list[Bin]:
 
 def expected_calibration_error(confidence: Tensor, correct: Tensor) -> float:
     """Mean distance between confidence and accuracy over the images (ECE); 0 is best."""
-    bins = reliability(confidence, correct)
-    return sum(b.images * abs(b.confidence - b.accuracy) for b in bins) / len(confidence)
+    return sum(b.images * abs(b.confidence - b.accuracy) for b in reliability(confidence, correct)) / len(confidence)
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
-    """The temperature T that minimizes the cross-entropy of softmax(logits / T).
+    """The temperature T that minimizes the cross-entropy of softmax(logits / T) on images not used for training.
 
     The targets are smoothed by 1 / (N + 2), as in Platt (1999). Without smoothing, the optimum for images
     that are all classified correctly is T = 0: a certainty that a few hundred images cannot support.
-
-    Both logits (N, classes) and labels (N,) belong to images that were not used for training.
     """
     logits, (images, classes) = logits.double(), logits.shape
     smoothing = 1 / (images + 2)
     targets = torch.full_like(logits, smoothing / classes)
     targets[torch.arange(images), labels] += 1 - smoothing
-
-    def slope(inverse: float) -> float:
-        """Derivative of the cross-entropy with respect to 1/T; increasing, because the loss is convex."""
-        return float((((logits * inverse).softmax(1) - targets) * logits).sum())
-
     low, high = (math.log(1 / t) for t in reversed(TEMPERATURES))
-    for _ in range(50):
+    for _ in range(50):  # bisection: the loss is convex, so its derivative with respect to 1 / T increases
         middle = (low + high) / 2
-        low, high = (low, middle) if slope(math.exp(middle)) > 0 else (middle, high)
+        slope = float((((logits * math.exp(middle)).softmax(1) - targets) * logits).sum())
+        low, high = (low, middle) if slope > 0 else (middle, high)
     return math.exp(-(low + high) / 2)

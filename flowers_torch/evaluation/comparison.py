@@ -73,19 +73,11 @@ def select(run: RunPredictions, split: str, paths: list[str]) -> tuple[Tensor, T
 def compare(first: RunPredictions, second: RunPredictions) -> Comparison:
     """Compares two runs on the test images that they share."""
     paths = common_images([first, second])
-    (first_logits, labels), (second_logits, _) = (select(run, "test", paths) for run in (first, second))
-    first_correct, second_correct = first_logits.argmax(1) == labels, second_logits.argmax(1) == labels
-
-    def where(mask: Tensor) -> list[str]:
-        return [paths[i] for i in mask.nonzero()[:, 0].tolist()]
-
-    only_first, only_second = where(first_correct & ~second_correct), where(second_correct & ~first_correct)
-    return Comparison(
-        len(paths),
-        int(first_correct.sum()),
-        int(second_correct.sum()),
-        only_first,
-        only_second,
-        mcnemar(len(only_first), len(only_second)),
-        bootstrap_difference(first_correct, second_correct),
-    )
+    (logits, labels), (second_logits, _) = (select(run, "test", paths) for run in (first, second))
+    right, second_right = logits.argmax(1) == labels, second_logits.argmax(1) == labels
+    pairs = list(zip(paths, right.tolist(), second_right.tolist(), strict=True))
+    only_first = [path for path, one, two in pairs if one and not two]
+    only_second = [path for path, one, two in pairs if two and not one]
+    p_value, interval = mcnemar(len(only_first), len(only_second)), bootstrap_difference(right, second_right)
+    counts = (len(paths), int(right.sum()), int(second_right.sum()))
+    return Comparison(*counts, only_first, only_second, p_value, interval)

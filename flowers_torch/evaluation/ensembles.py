@@ -58,12 +58,12 @@ def average_weights(states: Sequence[State], fractions: Sequence[float]) -> Stat
     if any(other != first for other in others):
         raise ModelFileError("the runs have different networks", "average weights of one network only")
     weights = torch.tensor(fractions)
-    return {
-        name: torch.tensordot(weights.to(value.dtype), torch.stack([state[name] for state in states]), 1)
-        if value.is_floating_point()
-        else value
-        for name, value in states[0].items()
-    }
+    mixed = dict(states[0])
+    for name, value in mixed.items():
+        if value.is_floating_point():
+            stacked = torch.stack([state[name] for state in states])
+            mixed[name] = torch.tensordot(weights.to(value.dtype), stacked, 1)
+    return mixed
 
 
 def model_soups(
@@ -73,18 +73,11 @@ def model_soups(
     labels: ValAndTest,
     predict: Callable[[State], ValAndTest],
 ) -> list[Candidate]:
-    """Averages the weights of runs that started from the same weights.
+    """Averages the weights of runs that started from the same weights; `singles` are the scores of each run.
 
-    Args:
-        names: Name of each run.
-        states: Its weights.
-        singles: Its scores.
-        labels: Labels of the validation and of the test images.
-        predict: Returns the logits of both for given weights; the only expensive step.
-
-    Returns:
-        For two runs, the points between them. For more, the mean of all runs and the greedy soup, which adds
-        runs from the best to the worst as long as the validation loss falls.
+    For two runs it returns the points between them. For more it returns the mean of all runs and the greedy
+    soup, which adds runs from the best to the worst as long as the validation loss falls. `predict`, the only
+    expensive step, returns the logits of the validation and of the test images for given weights.
     """
 
     def soup(title: str, members: Sequence[State], fractions: Sequence[float]) -> Candidate:

@@ -20,15 +20,10 @@ PALETTE = np.stack([np.interp(LEVELS, range(len(COLORS)), channel) for channel i
 
 
 def grad_cam(model: nn.Module, images: Tensor, targets: Tensor | None = None) -> Tensor:
-    """Computes heatmaps in inference mode; the network's modes are restored afterwards.
+    """Heatmaps (N, H, W) on the CPU, in 0..1, of preprocessed images (N, 3, H, W) for classes (N,).
 
-    Args:
-        model: A timm-style network.
-        images: Preprocessed images (N, 3, H, W) on its device.
-        targets: Class of each image (N,); the predicted class if None.
-
-    Returns:
-        Heatmaps (N, H, W) on the CPU with values in 0..1; all 0 if no region contributes to the class.
+    The class is by default the predicted one. A map is all 0 if no region contributes to the class. The network
+    runs in inference mode; its modes are restored.
 
     Raises:
         UsageError: the network has no spatial feature map.
@@ -67,11 +62,8 @@ def _features_and_logits(model: nn.Module, images: Tensor) -> tuple[Tensor, Tens
         captured.append(inputs[0].detach().requires_grad_())
         return (captured[0], *inputs[1:])
 
-    hook = blocks[-1].register_forward_pre_hook(capture)
-    try:
+    with blocks[-1].register_forward_pre_hook(capture):
         logits = model(images)
-    finally:
-        hook.remove()
     return captured[0], logits
 
 
@@ -81,23 +73,20 @@ def _as_map(model: nn.Module, tensor: Tensor) -> Tensor:
         tensor = tensor[:, int(getattr(model, "num_prefix_tokens", 0)) :]
         rows, columns = model.patch_embed.grid_size  # type: ignore[union-attr, misc]
         return tensor.transpose(1, 2).unflatten(2, (rows, columns))
-    channels_last = getattr(model, "output_fmt", "NCHW") == "NHWC" or (
-        tensor.shape[3] == model.num_features != tensor.shape[1]
-    )
-    return tensor.permute(0, 3, 1, 2) if channels_last else tensor
+    is_last = tensor.shape[3] == model.num_features != tensor.shape[1]
+    return tensor.permute(0, 3, 1, 2) if is_last or getattr(model, "output_fmt", "") == "NHWC" else tensor
 
 
 def input_to_image(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Image.Image:
     """Undoes the normalization of a network input (3, H, W)."""
     scale, offset = (torch.tensor(values)[:, None, None] for values in (std, mean))
-    values = ((pixels * scale + offset).clamp(0, 1) * 255).round().to(torch.uint8)
+    values = ((pixels * scale + offset).clamp(0, 1) * 255).round().byte()
     return Image.fromarray(values.permute(1, 2, 0).contiguous().numpy())
 
 
-def overlay(image: Image.Image, heat: Tensor, strength: float = 0.75) -> Image.Image:
-    """Blends a heatmap (H, W) over an RGB image of any size; `strength` is the opacity where the map is 1."""
-    gray = Image.fromarray((heat * 255).round().to(torch.uint8).numpy())
-    gray = gray.resize(image.size, Image.Resampling.BILINEAR)
+def overlay(image: Image.Image, heat: Tensor) -> Image.Image:
+    """Blends a heatmap (H, W) over an RGB image of any size, with an opacity of 0.75 where the map is 1."""
+    gray = Image.fromarray((heat * 255).round().byte().numpy()).resize(image.size, Image.Resampling.BILINEAR)
     colors = gray.copy()
     colors.putpalette(PALETTE.astype(int).flatten().tolist())
-    return Image.composite(colors.convert("RGB"), image, gray.point(lambda level: strength * level))
+    return Image.composite(colors.convert("RGB"), image, gray.point(lambda level: 0.75 * level))

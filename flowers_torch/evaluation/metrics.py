@@ -38,46 +38,33 @@ class Scores:
         """95% Wilson interval of the accuracy."""
         return wilson(self.correct, self.images)
 
-    def supports(self) -> Tensor:
-        """Number of images of each class (classes,)."""
-        return self.confusion.sum(1)
-
-    def recalls(self) -> Tensor:
-        """Recall of each class (classes,); NaN for a class without images."""
-        return self.confusion.diag() / self.supports()
-
-    def precisions(self) -> Tensor:
-        """Precision of each class (classes,); 0 for a class that is never predicted."""
-        return self.confusion.diag() / self.confusion.sum(0).clamp(min=1)
-
-    def f1s(self) -> Tensor:
-        """F1 of each class (classes,); NaN for a class without images."""
-        f1 = 2 * self.confusion.diag() / (self.supports() + self.confusion.sum(0)).clamp(min=1)
-        return torch.where(self.supports() > 0, f1, math.nan)
+    def by_class(self) -> dict[str, Tensor]:
+        """`support` (number of images), `precision`, `recall` and `f1` of each class (classes,)."""
+        right, support, predicted = self.confusion.diag(), self.confusion.sum(1), self.confusion.sum(0)
+        f1 = torch.where(support > 0, 2 * right / (support + predicted).clamp(min=1), math.nan)
+        return {"support": support, "precision": right / predicted.clamp(min=1), "recall": right / support, "f1": f1}
 
     def averages(self) -> dict[str, dict[str, float]]:
         """Mean precision, recall and F1: `macro` weights the classes equally, `weighted` by images."""
-        present = self.supports() > 0
-        weights = self.supports()[present].double()
+        support, *columns = self.by_class().values()
+        weights = support[support > 0].double()
         found: dict[str, dict[str, float]] = {"macro": {}, "weighted": {}}
-        by_class = {"precision": self.precisions(), "recall": self.recalls(), "f1": self.f1s()}
-        for name, all_values in by_class.items():
-            values = all_values[present].double()
+        for name, column in zip(("precision", "recall", "f1"), columns, strict=True):
+            values = column[support > 0].double()
             found["macro"][name] = float(values.mean())
             found["weighted"][name] = float((values * weights).sum() / weights.sum())
         return found
 
     def small_classes(self) -> list[int]:
         """Classes with fewer than `FEW_IMAGES` images."""
-        return [label for label, count in enumerate(self.supports().tolist()) if count < FEW_IMAGES]
+        return (self.confusion.sum(1) < FEW_IMAGES).nonzero()[:, 0].tolist()
 
     def to_dict(self, classes: tuple[str, ...]) -> dict[str, Any]:
         """JSON values; NaN becomes null."""
-
-        def by_class(values: Tensor) -> dict[str, Any]:
-            pairs = zip(classes, values.tolist(), strict=True)
-            return {name: None if value != value else value for name, value in pairs}
-
+        by_class = {
+            column: {name: None if math.isnan(x) else x for name, x in zip(classes, values.tolist(), strict=True)}
+            for column, values in self.by_class().items()
+        }
         return {
             "images": self.images,
             "correct": self.correct,
@@ -88,10 +75,7 @@ class Scores:
             "brier": self.brier,
             "calibration_error": self.calibration_error,
             **self.averages(),
-            "support": by_class(self.supports()),
-            "precision": by_class(self.precisions()),
-            "recall": by_class(self.recalls()),
-            "f1": by_class(self.f1s()),
+            **by_class,
             "confusion": self.confusion.tolist(),
         }
 
@@ -105,7 +89,6 @@ def score(logits: Tensor, labels: Tensor) -> Scores:
     correct = predicted == labels
     top = logits.topk(min(TOP, classes)).indices == labels[:, None]
     distances = (probabilities - F.one_hot(labels, classes)).square().sum(1)
-    confusion = torch.bincount(labels * classes + predicted, minlength=classes**2).view(classes, classes)
     return Scores(
         images=images,
         correct=int(correct.sum()),
@@ -113,15 +96,12 @@ def score(logits: Tensor, labels: Tensor) -> Scores:
         brier=float(distances.sum()) / images,
         calibration_error=expected_calibration_error(confidence, correct),
         in_top=tuple(top.sum(0).cumsum(0).tolist()),
-        confusion=confusion,
+        confusion=torch.bincount(labels * classes + predicted, minlength=classes**2).view(classes, classes),
     )
 
 
 def wilson(correct: int, total: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson score interval of a proportion; it stays within 0..1 and is accurate near both ends.
-
-    `z` is the number of standard deviations: 1.96 for 95%.
-    """
+    """Wilson score interval of a proportion, accurate near 0 and 1 too; `z` standard deviations, 1.96 for 95%."""
     fraction = correct / total
     center = (fraction + z**2 / (2 * total)) / (1 + z**2 / total)
     half = z / (1 + z**2 / total) * math.sqrt(fraction * (1 - fraction) / total + z**2 / (4 * total**2))

@@ -32,25 +32,15 @@ def collect(
     runtime: Runtime,
     after_batch: Callable[[int], Any] = lambda images: None,
 ) -> Predictions:
-    """Runs a network over batches; also returns the features that enter its classifier.
-
-    Args:
-        model: A timm-style network; left in inference mode.
-        batches: `(images, labels, ...)`.
-        runtime: Device and precision.
-        after_batch: Called with the number of images of each batch.
-    """
+    """`predict_logits`, with the features that enter the classifier of a timm-style network."""
     features: list[Tensor] = []
 
     def capture(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         features.append(inputs[0].flatten(1).float())
 
     classifier: nn.Module = model.get_classifier()  # type: ignore[operator]
-    hook = classifier.register_forward_pre_hook(capture)
-    try:
+    with classifier.register_forward_pre_hook(capture):
         logits, labels = predict_logits(model, batches, runtime, after_batch)
-    finally:
-        hook.remove()
     return Predictions(logits, labels, torch.cat(features).cpu() if features else torch.empty(len(labels), 0))
 
 
@@ -93,21 +83,16 @@ def load_predictions(folder: Path) -> RunPredictions:
         DataError: the run has no predictions, or the file holds something else.
         ModelFileError: the file is damaged.
     """
-    path = Path(folder) / PREDICTIONS_FILE
+    path = folder / PREDICTIONS_FILE
     if not path.is_file():
         command = command_line("flowers-torch", "evaluate", folder, "--save")
-        what = f"{printable(folder)} holds no {PREDICTIONS_FILE}"
-        raise DataError(what, f"finish the run, or write it with: {command}")
+        fix = f"finish the run, or write it with: {command}"
+        raise DataError(f"{printable(folder)} holds no {PREDICTIONS_FILE}", fix)
     tensors, metadata = safe_load(path)
     try:
         paths = {split: tuple(names) for split, names in metadata["paths"].items()}
-        return RunPredictions(
-            tuple(metadata["classes"]),
-            float(metadata["temperature"]),
-            paths,
-            {split: tensors[f"{split}/logits"] for split in paths},
-            {split: tensors[f"{split}/labels"] for split in paths},
-            tensors.get("test/projection"),
-        )
+        logits, labels = ({split: tensors[f"{split}/{kind}"] for split in paths} for kind in ("logits", "labels"))
+        classes, temperature = tuple(metadata["classes"]), float(metadata["temperature"])
+        return RunPredictions(classes, temperature, paths, logits, labels, tensors.get("test/projection"))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{printable(path)} is not a valid predictions file", "train or evaluate again") from error

@@ -37,9 +37,8 @@ class Threshold:
         """One line with an upper bound of the error rate."""
         bound = wilson(self.errors, self.accepted, z=1.645)[1]  # one-sided 95%
         return (
-            f"abstains below probability {self.probability:.3f}: {self.errors} of {self.accepted} wrong in "
-            f"validation (at most {bound:.1%} with 95% confidence), "
-            f"{1 - self.accepted / self.images:.1%} of photos unsure"
+            f"abstains below probability {self.probability:.3f}: {self.errors} of {self.accepted} wrong in validation "
+            f"(at most {bound:.1%} with 95% confidence), {1 - self.accepted / self.images:.1%} of photos unsure"
         )
 
 
@@ -62,10 +61,9 @@ def choose_threshold(curve: Curve, max_error: float) -> Threshold:
     images = curve[-1][1]
     fitting = [point for point in curve if point[2] <= max_error * point[1]]
     if not fitting:
-        raise UsageError(
-            f"--max-error {max_error:.3g}: even the most confident predictions on validation photos have more errors",
-            f"allow more than {min(point[2] / point[1] for point in curve):.1%}",
-        )
+        what = "even the most confident predictions on validation photos have more errors"
+        fix = f"allow more than {min(errors / accepted for _, accepted, errors in curve):.1%}"
+        raise UsageError(f"--max-error {max_error:.3g}: {what}", fix)
     probability, accepted, errors = max(fitting, key=lambda point: point[1])
     return Threshold(0.0 if accepted == images else probability, accepted, errors, images)
 
@@ -99,12 +97,9 @@ def pack_selective(curve: Curve, detector: OODDetector | None) -> dict[str, Any]
     """JSON values for the weights file."""
     selective: dict[str, Any] = {"curve": [[round(p, 6), accepted, errors] for p, accepted, errors in curve]}
     if detector is not None and detector.directions.numel() <= MAX_VALUES:
-        selective["ood_detector"] = {
-            "center": _pack(detector.center[None]),
-            "directions": _pack(detector.directions),
-            "features": detector.center.numel(),
-            "threshold": detector.threshold,
-        }
+        tensors = {"center": detector.center, "directions": detector.directions}
+        packed = {name: base64.b64encode(x.half().numpy().tobytes()).decode() for name, x in tensors.items()}
+        selective["ood_detector"] = packed | {"features": len(detector.center), "threshold": detector.threshold}
     return selective
 
 
@@ -124,15 +119,8 @@ def read_ood_detector(selective: dict[str, Any]) -> OODDetector | None:
     stored = selective.get("ood_detector")
     if not stored:
         return None
-    features = int(stored["features"])
-    center, directions = _unpack(stored["center"], features), _unpack(stored["directions"], features)
-    return OODDetector(center[0], directions, float(stored["threshold"]))
-
-
-def _pack(rows: Tensor) -> str:
-    return base64.b64encode(rows.half().numpy().tobytes()).decode()
-
-
-def _unpack(text: str, columns: int) -> Tensor:
-    values = np.frombuffer(base64.b64decode(text), dtype="<f2").reshape(-1, columns)
-    return torch.from_numpy(values.astype(np.float32))
+    center, directions = (
+        torch.from_numpy(np.frombuffer(base64.b64decode(stored[name]), dtype="<f2").astype(np.float32))
+        for name in ("center", "directions")
+    )
+    return OODDetector(center, directions.view(-1, int(stored["features"])), float(stored["threshold"]))

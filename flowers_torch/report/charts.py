@@ -7,13 +7,16 @@ from typing import Any
 
 from markupsafe import Markup
 
-from flowers_torch.evaluation.calibration import Bin
+from flowers_torch.evaluation.calibration import reliability
+from flowers_torch.evaluation.selective import risk_coverage_curve
+from flowers_torch.report.run_summary import RunSummary
 from flowers_torch.report.templating import percent, render
 
 WIDTH, HEIGHT = 360, 230  # fits a phone
 LEFT, RIGHT, TOP, BOTTOM = 46, 52, 14, 34  # margins
 LOG_RATIO = 40  # of the highest to the lowest loss; from here on their axis is logarithmic
 LINE_HEIGHT = 12
+QUARTERS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _FRAME: dict[str, Any] = {"width": WIDTH, "height": HEIGHT}
 _FRAME |= {"left": LEFT, "right": WIDTH - RIGHT, "top": TOP, "bottom": HEIGHT - BOTTOM}
 
@@ -85,26 +88,43 @@ def line_chart(
     return render("line_chart.svg.jinja", _FRAME | values)
 
 
-def reliability_chart(bins: Sequence[Bin], images: int) -> Markup:
-    """Stated probability against accuracy, as bars that say how many photos they stand for."""
+def calibration_charts(run: RunSummary) -> dict[str, Markup]:
+    """Bars of accuracy by stated probability, and the error rate when only confident predictions count."""
+    confidence, predicted = run.probabilities.max(1)
+    correct, photos = predicted == run.labels, len(predicted)
     right = WIDTH - 24
     to_x, to_y = Scale(0, 1, LEFT, right), Scale(0, 1, HEIGHT - BOTTOM, TOP)
-    few = max(5, images / 100)  # bars of fewer vary by chance and are drawn paler
+    few = max(5, photos / 100)  # bars of fewer vary by chance and are drawn paler
     bars = [
-        {"x": (to_x(b.low) + 1, to_x(b.high) - 1), "y": to_y(b.accuracy), "bin": b, "few": b.images < few} for b in bins
+        {"x": (to_x(b.low) + 1, to_x(b.high) - 1), "y": to_y(b.accuracy), "bin": b, "few": b.images < few}
+        for b in reliability(confidence, correct)
     ]
-    ticks = [(to_x(tick), to_y(tick), f"{tick:.0%}") for tick in (0.0, 0.25, 0.5, 0.75, 1.0)]
-    return render("reliability_chart.svg.jinja", _FRAME | {"bars": bars, "ticks": ticks, "right": right})
+    ticks = [(to_x(tick), to_y(tick), f"{tick:.0%}") for tick in QUARTERS]
+    points = [(answered / photos, wrong / answered) for _, answered, wrong in risk_coverage_curve(confidence, correct)]
+    x = Axis("fraction of photos answered, most confident first", percent_tick, ticks=QUARTERS)
+    y = Axis(format=percent_tick, limits=(0.0, max(0.01, *(error for _, error in points)) * 1.1))
+    errors, title = [Series("errors", "b", points)], "Error rate by fraction of photos answered"
+    return {
+        "reliability": render("reliability_chart.svg.jinja", _FRAME | {"bars": bars, "ticks": ticks, "right": right}),
+        "selective_prediction": line_chart(title, errors, x, y),
+    }
 
 
-def history_charts(history: Sequence[dict[str, Any]], stages: Sequence[str] = ()) -> dict[str, Markup]:
+def learning_curve_chart(points: Sequence[dict[str, Any]]) -> Markup:
+    """Accuracy by number of training photos, from the fields of `CurvePoint`."""
+    accuracies = [(point["images"], point["accuracy"]) for point in points]
+    x = Axis("training photos (linear head on fixed features)", "{:,.0f}".format)
+    y = Axis(format=percent_tick, limits=(min(point["low"] for point in points), 1.0))
+    series = Series("", "b", accuracies, [(point["low"], point["high"]) for point in points])
+    return line_chart("Accuracy by number of training photos", [series], x, y)
+
+
+def history_charts(history: Sequence[dict[str, Any]], stages: Sequence[str]) -> dict[str, Markup]:
     """Loss, accuracy and learning rate over the epochs; `stages` label the lines where stages begin."""
-    labels = dict(zip(dict.fromkeys(row["stage"] for row in history), stages, strict=False))
-    marks = [
-        (number + 0.5 if number else 1.0, labels.get(row["stage"], str(row["stage"])))
-        for number, row in enumerate(history)
-        if number == 0 or row["stage"] != history[number - 1]["stage"]
-    ]
+    names = [row["stage"] for row in history]
+    labels = dict(zip(dict.fromkeys(names), stages, strict=False))
+    starts = [number for number, name in enumerate(names) if number == 0 or name != names[number - 1]]
+    marks = [(number + 0.5 if number else 1.0, labels.get(names[number], str(names[number]))) for number in starts]
 
     def line(name: str, key: str, color: str) -> Series:
         values = [(float(e), row[key]) for e, row in enumerate(history, start=1) if row[key] is not None]
@@ -120,10 +140,9 @@ def history_charts(history: Sequence[dict[str, Any]], stages: Sequence[str] = ()
     charts = {"loss": line_chart("Loss", losses, x, Axis(log=wide), marks)} if losses else {}
     charts["accuracy"] = line_chart("Accuracy", accuracies, x, fractions, marks)
     if any(row["lr"] for row in history):
-        title, rates = "Learning rate at the start of each epoch", [line("lr", "lr", "c")]
-        epochs = _ticks_at([float(e) for e in range(1, len(history) + 1)])
-        x = Axis("epoch", ticks=epochs)
-        charts["learning_rate"] = line_chart(title, rates, x, Axis(format="{:.0e}".format, log=True), marks)
+        x = Axis("epoch", ticks=_ticks_at([float(e) for e in range(1, len(history) + 1)]))
+        title, y = "Learning rate at the start of each epoch", Axis(format="{:.0e}".format, log=True)
+        charts["learning_rate"] = line_chart(title, [line("lr", "lr", "c")], x, y, marks)
     return charts
 
 

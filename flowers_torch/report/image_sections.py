@@ -14,9 +14,11 @@ from PIL import Image
 from torch import nn
 
 from flowers_torch.data.augment.per_image import eval_transform
-from flowers_torch.data.augment.preview import variants
+from flowers_torch.data.augment.preview import sample_by_class, variants
+from flowers_torch.data.dataset import ImageDataset
 from flowers_torch.data.images import load_image
 from flowers_torch.data.preprocessing import Preprocessing
+from flowers_torch.data.quality.report import Finding
 from flowers_torch.errors import DataError, UsageError, printable
 from flowers_torch.evaluation.gradcam import grad_cam, input_to_image, overlay
 from flowers_torch.report.run_summary import RunSummary
@@ -30,46 +32,83 @@ MISTAKES = 24  # shown, highest loss first
 EXPLAINED = 6  # of them with Grad-CAM
 EXTREMES = 8  # photos shown as most and as least confident
 TEST_PICTURES = 320  # thumbnails of test photos
+EXAMPLES = 3  # groups of photos shown for a finding of the check
+LABEL_ISSUES = 24  # shown
 
 
 @dataclasses.dataclass(frozen=True)
-class Figure:
-    """A test photo with its caption; `src` is empty where its picture is elsewhere in the page or missing."""
+class Source:
+    """What a report shows besides the run folder: its photos and its network."""
 
-    index: int
-    src: str
-    file: str
-    caption: str
-    wrong: bool
+    dataset: ImageDataset
+    findings: Sequence[Finding]
+    model: nn.Module
+    runtime: Runtime
 
 
-def figure(run: RunSummary, index: int, src: str = "") -> Figure:
-    """What the page says about the test photo at an index; texts are printable."""
+def figure(run: RunSummary, index: int, src: str = "") -> dict[str, Any]:
+    """What the page says about the test photo at an index; `src` is empty where its picture is elsewhere."""
     guess, label = run.predicted[index], int(run.labels[index])
     predicted = "" if guess == label else f", predicted as {run.classes[guess]}"
-    caption = f"{run.classes[label]}{predicted} ({percent(float(run.probabilities[index, guess]))})"
-    return Figure(index, src, printable(run.paths[index]), printable(caption), guess != label)
+    caption = printable(f"{run.classes[label]}{predicted} ({percent(float(run.probabilities[index, guess]))})")
+    file = printable(run.paths[index])
+    return {"index": index, "src": src, "file": file, "caption": caption, "wrong": guess != label}
 
 
-def mistakes(run: RunSummary) -> list[int]:
-    """Misclassified test photos, highest loss first."""
-    true = run.probabilities[torch.arange(len(run.labels)), run.labels]
-    order = true.argsort().tolist()
-    return [i for i in order if run.predicted[i] != int(run.labels[i])][:MISTAKES]
-
-
-def extremes(run: RunSummary) -> tuple[list[int], list[int]]:
-    """The test photos with the least and with the most confident predictions."""
-    order = run.probabilities.amax(1).argsort().tolist()
-    return order[:EXTREMES], order[::-1][:EXTREMES]
-
-
-def choose_pictured(run: RunSummary) -> list[int]:
-    """Test photos that get a thumbnail: mistakes, extremes, then every class in turn."""
-    least, most = extremes(run)
+def figures_of_test(
+    run: RunSummary, prep: Preprocessing, source: Source | None, cells: dict[str, list[int]]
+) -> dict[str, Any]:
+    """Figures of the test photos. Each picture is in the page once: in a section or in the script's list."""
+    highest_loss = run.probabilities[torch.arange(len(run.labels)), run.labels].argsort().tolist()
+    mistakes = [i for i in highest_loss if run.predicted[i] != int(run.labels[i])][:MISTAKES]
+    by_confidence = run.probabilities.amax(1).argsort().tolist()
+    least, most = by_confidence[:EXTREMES], by_confidence[::-1][:EXTREMES]
     by_class = [(run.labels == label).nonzero()[:, 0].tolist() for label in range(len(run.classes))]
     turns = [index for turn in itertools.zip_longest(*by_class) for index in turn if index is not None]
-    return list(dict.fromkeys([*mistakes(run), *least, *most, *turns]))[:TEST_PICTURES]
+    chosen = list(dict.fromkeys([*mistakes, *least, *most, *turns]))[:TEST_PICTURES]
+    pictures: dict[int, str] = {}
+    cams: dict[int, dict[str, str]] = {}
+    if source:
+        made = thumbnails([source.dataset.root / run.paths[index] for index in chosen])
+        pictures = dict(zip(chosen, made, strict=True))
+        cams = grad_cams(run, mistakes[:EXPLAINED], prep, source)
+
+    def figures(members: Sequence[int]) -> list[dict[str, Any]]:
+        return [figure(run, index, pictures.pop(index, "")) for index in members]
+
+    shown = {
+        "explained": [(figure(run, index), cam) for index, cam in cams.items()],
+        "mistakes": figures([index for index in mistakes if index not in cams]),
+        "least_confident": figures(least),
+        "most_confident": figures(most),
+    }
+    members = range(len(run.paths)) if len(run.paths) <= TEST_PICTURES else sorted(chosen)
+    listed = {index: figure(run, index, pictures.get(index, "")) for index in members}
+    return shown | {
+        "listed": listed,
+        "cells": {key: [index for index in cell if index in listed] for key, cell in cells.items()},
+    }
+
+
+def other_figures(run: RunSummary, source: Source | None) -> dict[str, Any]:
+    """Label issues, findings of the check and augmented photos, as far as there are photos."""
+    issues = run.label_issues.get("label_issues", [])[:LABEL_ISSUES]
+    if source is None:
+        return {"findings": [], "augmented": [], "label_issues": [(issue, "") for issue in issues]}
+    data, root = source.dataset, source.dataset.root
+    findings = []
+    for finding in source.findings:
+        names = [data.paths[i] for group in finding.groups[:EXAMPLES] for i in group[:2]]
+        findings.append((finding, list(zip(names, thumbnails([root / name for name in names]), strict=True))))
+    train = set(run.split["train"])
+    candidates = [data.paths[i] for i in sample_by_class(data, min(len(data), 64))]
+    examples = [root / path for path in candidates if path in train][:3]
+    pictures = thumbnails([root / issue["file"] for issue in issues])
+    return {
+        "findings": findings,
+        "augmented": augmentation_sheet(run, examples) if run.stages else [],
+        "label_issues": list(zip(issues, pictures, strict=True)),
+    }
 
 
 def map_dots(run: RunSummary, width: int = 720, height: int = 460, margin: int = 14) -> list[dict[str, Any]]:
@@ -81,12 +120,9 @@ def map_dots(run: RunSummary, width: int = 720, height: int = 460, margin: int =
     unit = torch.where(high > low, (places - low) / (high - low).clamp(min=1e-12), 0.5)
     pixels = margin + unit * torch.tensor([width - 2 * margin, height - 2 * margin])
     step = -(-len(run.paths) // len(places))  # of many photos every nth has a place
-    figures = [figure(run, index) for index in range(0, len(run.paths), step)]
-    dots = [
-        {"x": x, "y": height - y, "figure": f, "label": int(run.labels[f.index])}
-        for f, (x, y) in zip(figures, pixels.tolist(), strict=True)
-    ]
-    return sorted(dots, key=lambda dot: dot["figure"].wrong)
+    pairs = zip(range(0, len(run.paths), step), pixels.tolist(), strict=True)
+    dots = [{"x": x, "y": height - y, "label": int(run.labels[i]), **figure(run, i)} for i, (x, y) in pairs]
+    return sorted(dots, key=lambda dot: dot["wrong"])
 
 
 def hues(classes: int) -> list[int]:
@@ -118,12 +154,7 @@ def thumbnails(paths: Sequence[Path]) -> list[str]:
 
 
 def grad_cams(
-    run: RunSummary,
-    indices: Sequence[int],
-    root: Path,
-    model: nn.Module,
-    prep: Preprocessing,
-    runtime: Runtime,
+    run: RunSummary, indices: Sequence[int], prep: Preprocessing, source: Source
 ) -> dict[int, dict[str, str]]:
     """The input of the network and the heat maps for the predicted and the true class, by index.
 
@@ -134,9 +165,9 @@ def grad_cams(
     for index in indices:
         guess, label = run.predicted[index], int(run.labels[index])
         try:
-            pixels = transform(load_image(root / run.paths[index]))
-            batch = runtime.images(pixels[None].repeat(2, 1, 1, 1))
-            heat = grad_cam(model, batch, torch.tensor([guess, label]))
+            pixels = transform(load_image(source.dataset.root / run.paths[index]))
+            batch = source.runtime.images(pixels[None].repeat(2, 1, 1, 1))
+            heat = grad_cam(source.model, batch, torch.tensor([guess, label]))
         except DataError:
             continue
         except UsageError:
@@ -152,14 +183,14 @@ def grad_cams(
     return found
 
 
-def augmentation_sheet(paths: Sequence[Path], augmentation: str, size: int, columns: int = 5) -> list[list[Markup]]:
-    """Rows of thumbnails: a photo, then augmented views of it."""
-    rows = []
+def augmentation_sheet(run: RunSummary, paths: Sequence[Path]) -> list[list[Markup]]:
+    """Rows of thumbnails: a photo, then five augmented views of it, as the last stage sees them."""
+    rows, size = [], min(run.config.get("size") or 224, 2 * SIDE)
     for path in paths:
         try:
             image = load_image(path)
         except DataError:
             continue
-        made = variants(image, augmentation, min(size, 2 * SIDE), columns)
-        rows.append([data_uri(picture) for picture in (image, *made)])
+        views = variants(image, run.stages[-1]["augment"], size, 5)
+        rows.append([data_uri(picture) for picture in (image, *views)])
     return rows

@@ -44,7 +44,7 @@ def model_card(info: ModelInfo, run: RunSummary | None = None) -> dict[str, str]
 def _measured(info: ModelInfo, run: RunSummary) -> dict[str, str]:
     scores = run.scores
     low, high = scores.interval()
-    recalls = zip(scores.recalls().tolist(), run.classes, strict=True)
+    recalls = zip(scores.by_class()["recall"].tolist(), run.classes, strict=True)
     known = sorted(pair for pair in recalls if pair[0] >= 0)  # NaN for a class without test photos
     weakest = ", ".join(f"{code(name)} {recall:.2f}" for recall, name in known[:3])
     error, temperature = scores.calibration_error, info.temperature

@@ -4,7 +4,6 @@ import contextlib
 import csv
 import dataclasses
 import datetime
-import functools
 import json
 import tomllib
 from pathlib import Path
@@ -21,49 +20,26 @@ LABEL_ISSUES_FILE = "label_issues.json"  # label issues and learning curve, wher
 
 @dataclasses.dataclass(frozen=True)
 class RunSummary:
-    """The files of a run folder. Labels, paths and predictions are those of the test photos."""
+    """The files of a run folder. Paths, labels and what was predicted are those of the test photos."""
 
     folder: Path
+    date: str
+    data: str  # name of the data set
+    split: dict[str, list[str]]  # train, val and test -> paths
     config: dict[str, Any]
+    stages: list[dict[str, Any]]
     command: str
     environment: dict[str, Any]
     history: list[dict[str, Any]]
     metrics: dict[str, Any]
-    split: dict[str, list[str]]  # train, val and test -> paths
-    data: str  # name of the data set
-    predictions: RunPredictions
     label_issues: dict[str, Any]  # empty where they were not computed
-    date: str
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return self.predictions.classes
-
-    @property
-    def stages(self) -> list[dict[str, Any]]:
-        return self.config.get("stages", [])
-
-    @property
-    def labels(self) -> Tensor:
-        """(N,)."""
-        return self.predictions.labels["test"]
-
-    @property
-    def paths(self) -> tuple[str, ...]:
-        return self.predictions.paths["test"]
-
-    @functools.cached_property
-    def probabilities(self) -> Tensor:
-        """(N, classes), calibrated."""
-        return self.predictions.calibrated("test").softmax(1)
-
-    @functools.cached_property
-    def predicted(self) -> list[int]:
-        return self.probabilities.argmax(1).tolist()
-
-    @functools.cached_property
-    def scores(self) -> Scores:
-        return score(self.predictions.calibrated("test"), self.labels)
+    predictions: RunPredictions
+    classes: tuple[str, ...]
+    paths: tuple[str, ...]
+    labels: Tensor  # (N,)
+    probabilities: Tensor  # (N, classes), calibrated
+    predicted: list[int]
+    scores: Scores
 
 
 def read_run(folder: Path) -> RunSummary:
@@ -73,27 +49,35 @@ def read_run(folder: Path) -> RunSummary:
         DataError: not a finished run.
         ModelFileError: its predictions are damaged.
     """
-    folder = Path(folder)
     for name in ("config.toml", "metrics.json", "split.json"):
         if not (folder / name).is_file():
             what = f"{printable(folder)} is not a finished run: it lacks {name}"
             raise DataError(what, "name the folder that training wrote")
     predictions = load_predictions(folder)
     try:
-        split = json.loads(_text(folder / "split.json"))
+        split, config = json.loads(_text(folder / "split.json")), tomllib.loads(_text(folder / "config.toml"))
         finished = datetime.datetime.fromtimestamp((folder / "metrics.json").stat().st_mtime)
+        logits, labels = predictions.calibrated("test"), predictions.labels["test"]
+        probabilities = logits.softmax(1)
         return RunSummary(
-            folder,
-            tomllib.loads(_text(folder / "config.toml")),
-            _text(folder / "command.txt").strip(),
-            json.loads(_text(folder / "environment.json") or "{}"),
-            read_history(folder),
-            json.loads(_text(folder / "metrics.json")),
-            {name: list(members) for name, members in split["splits"].items()},
-            str(split["data"]),
-            predictions,
-            json.loads(_text(folder / LABEL_ISSUES_FILE) or "{}"),
-            f"{finished:%Y-%m-%d %H:%M}",
+            folder=folder,
+            date=f"{finished:%Y-%m-%d %H:%M}",
+            data=str(split["data"]),
+            split={name: list(members) for name, members in split["splits"].items()},
+            config=config,
+            stages=config.get("stages", []),
+            command=_text(folder / "command.txt").strip(),
+            environment=json.loads(_text(folder / "environment.json") or "{}"),
+            history=read_history(folder),
+            metrics=json.loads(_text(folder / "metrics.json")),
+            label_issues=json.loads(_text(folder / LABEL_ISSUES_FILE) or "{}"),
+            predictions=predictions,
+            classes=predictions.classes,
+            paths=predictions.paths["test"],
+            labels=labels,
+            probabilities=probabilities,
+            predicted=probabilities.argmax(1).tolist(),
+            scores=score(logits, labels),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         what = f"{printable(folder)} holds a damaged file: {printable(error, 200)}"

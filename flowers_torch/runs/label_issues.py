@@ -10,12 +10,7 @@ from typing import Any
 import torch
 
 from flowers_torch.data.splits.assign import group_units
-from flowers_torch.evaluation.label_issues import find_label_issues
-from flowers_torch.evaluation.learning_curve import (
-    describe_learning_curve,
-    learning_curve,
-    out_of_fold_probabilities,
-)
+from flowers_torch.evaluation.out_of_fold import describe_learning_curve, find_label_issues, learning_curve
 from flowers_torch.files.atomic import write_json
 from flowers_torch.log import log
 from flowers_torch.models.checkpoint import build
@@ -47,10 +42,8 @@ def find_run_label_issues(experiment: Experiment) -> dict[str, Any]:
     dataset = experiment.dataset
     log.info(f"features of {len(dataset)} photos; {loaded}")
     features = experiment.features.of_frozen(experiment.runtime.place(model), range(len(dataset)))
-    labels, classes = torch.tensor(dataset.labels), len(dataset.classes)
-    units = group_units(dataset, duplicates)
-    curve = learning_curve(features, labels, classes, groups=units)
-    probabilities = out_of_fold_probabilities(features, labels, classes, groups=units)
+    labels, units = torch.tensor(dataset.labels), group_units(dataset, duplicates)
+    curve, probabilities = learning_curve(features, labels, len(dataset.classes), units)
     found = {
         "images": len(dataset),
         "curve": [dataclasses.asdict(point) for point in curve],

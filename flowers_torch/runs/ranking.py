@@ -10,8 +10,8 @@ from torch import nn
 from flowers_torch.config import HEAD_ONLY, Config, Stage
 from flowers_torch.data.splits.assign import group_units
 from flowers_torch.errors import FlowersError, UsageError
-from flowers_torch.evaluation.learning_curve import out_of_fold_probabilities
 from flowers_torch.evaluation.metrics import wilson
+from flowers_torch.evaluation.out_of_fold import out_of_fold_probabilities
 from flowers_torch.log import log
 from flowers_torch.runs.experiment import Experiment
 
@@ -64,7 +64,7 @@ def _try(experiment: Experiment, model: nn.Module) -> Candidate:
     labels = torch.tensor([dataset.labels[index] for index in indices])
     groups = group_units(dataset, experiment.duplicates)
     units = [groups[index] for index in indices]
-    correct = out_of_fold_probabilities(features, labels, len(info.classes), groups=units).argmax(1) == labels
+    correct = out_of_fold_probabilities(features, labels, len(info.classes), units)[0].argmax(1) == labels
     accuracy = float(correct.float().mean())
     low, high = wilson(int(correct.sum()), len(indices))
     size = sum(parameter.numel() for parameter in model.parameters())

@@ -27,7 +27,8 @@ from flowers_torch.evaluation.summary import describe_scores, describe_small_cla
 from flowers_torch.files.atomic import write_csv, write_json, write_text
 from flowers_torch.log import RESULT, log
 from flowers_torch.models.checkpoint import ModelInfo, save_classifier
-from flowers_torch.report.page import Source, write_report
+from flowers_torch.report.image_sections import Source
+from flowers_torch.report.page import write_report
 from flowers_torch.runs.experiment import Experiment
 from flowers_torch.runs.feature_cache import Check
 from flowers_torch.runs.folder import environment

@@ -8,8 +8,8 @@ from torch import nn
 
 from flowers_torch.errors import UsageError
 from flowers_torch.evaluation.gradcam import grad_cam, overlay
-from flowers_torch.evaluation.learning_curve import fit_logistic_regression
 from flowers_torch.models.factory import create_model
+from flowers_torch.training.linear_probe import fit_logistic_regression
 
 
 def planted(count: int, size: int, side: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, list[tuple[int, int]]]:

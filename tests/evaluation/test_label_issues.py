@@ -11,8 +11,7 @@ import torch
 
 from flowers_torch.data.sources.open import open_dataset
 from flowers_torch.evaluation.evaluate import predict_images
-from flowers_torch.evaluation.label_issues import LabelIssue, find_label_issues
-from flowers_torch.evaluation.learning_curve import out_of_fold_probabilities
+from flowers_torch.evaluation.out_of_fold import LabelIssue, find_label_issues, out_of_fold_probabilities
 from flowers_torch.models.factory import create_model
 from flowers_torch.models.weights import load_weights, plan_weights
 from flowers_torch.training.device import Runtime
@@ -50,7 +49,7 @@ def planted(images: int = 400, classes: int = 5) -> tuple[torch.Tensor, torch.Te
 
 def test_planted_wrong_labels_are_found() -> None:
     features, labels, wrong = planted()
-    found = find_label_issues(out_of_fold_probabilities(features, labels, 5), labels)
+    found = find_label_issues(out_of_fold_probabilities(features, labels, 5)[0], labels)
     gap = lambda s: s.label_probability - s.suggested_probability  # noqa: E731
     first = {s.index for s in found[: len(wrong)]}
     assert len(first & wrong) >= 0.75 * len(wrong)
@@ -84,7 +83,7 @@ def cleanlab_finds(probabilities: torch.Tensor, labels: torch.Tensor, folder: Pa
 @pytest.mark.slow
 def test_cleanlab_finds_the_same(tmp_path: Path) -> None:
     features, labels, _ = planted(1000)
-    probabilities = out_of_fold_probabilities(features, labels, 5)
+    probabilities, _ = out_of_fold_probabilities(features, labels, 5)
     theirs = cleanlab_finds(probabilities, labels, tmp_path)
     ours = {s.index for s in find_label_issues(probabilities, labels)}
     assert len(ours & theirs) >= 0.9 * len(ours | theirs), (len(ours), len(theirs), len(ours & theirs))
@@ -102,7 +101,7 @@ def test_wrong_labels_planted_in_flowers17(shared: Path, tmp_path: Path) -> None
     runtime = Runtime(torch.device("cpu"), "fp32", "for a test")
     predictions = predict_images(model, plan.preprocessing, paths, images.labels, runtime)
     labels, wrong = spoil(predictions.labels, 17)
-    probabilities = out_of_fold_probabilities(predictions.features, labels, 17)
+    probabilities, _ = out_of_fold_probabilities(predictions.features, labels, 17)
     for name, found in (
         ("ours", {s.index for s in find_label_issues(probabilities, labels)}),
         ("cleanlab", cleanlab_finds(probabilities, labels, tmp_path)),

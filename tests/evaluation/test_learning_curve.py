@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from flowers_torch.evaluation.learning_curve import (
+from flowers_torch.evaluation.out_of_fold import (
     CurvePoint,
     assign_folds,
     describe_learning_curve,
-    fit_logistic_regression,
     learning_curve,
     out_of_fold_probabilities,
 )
+from flowers_torch.training.linear_probe import fit_logistic_regression
 
 
 def blobs(images: int, classes: int, spread: float, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -32,12 +32,12 @@ def test_equal_to_scikit_learn() -> None:
 
 def test_folds_are_even_and_keep_groups_together() -> None:
     labels = torch.arange(100) % 4
-    fold = assign_folds(labels, 5)
+    fold = assign_folds(labels)
     counts = torch.stack([torch.bincount(labels[fold == f], minlength=4) for f in range(5)])
     assert counts.min() == counts.max() == 5
     groups = list(range(100))
     groups[40], groups[80] = 0, 0
-    fold = assign_folds(labels, 5, groups)
+    fold = assign_folds(labels, groups)
     assert fold[0] == fold[40] == fold[80]
 
 
@@ -46,14 +46,15 @@ def test_probabilities_are_out_of_fold() -> None:
     features = torch.randn(80, 200, generator=torch.Generator().manual_seed(0))
     labels = torch.randint(2, (80,), generator=torch.Generator().manual_seed(1))
     seen = fit_logistic_regression(features, labels, 2).logits(features).argmax(1)
-    unseen = out_of_fold_probabilities(features, labels, 2).argmax(1)
+    unseen = out_of_fold_probabilities(features, labels, 2)[0].argmax(1)
     assert (seen == labels).float().mean() == 1
     assert (unseen == labels).float().mean() < 0.75
 
 
 def test_accuracy_rises_with_more_images() -> None:
     hard, labels = blobs(300, 10, 1.5)
-    points = learning_curve(hard, labels, 10)
+    points, probabilities = learning_curve(hard, labels, 10)
+    assert torch.equal(probabilities, out_of_fold_probabilities(hard, labels, 10)[0])
     assert [p.images for p in points] == pytest.approx([24, 60, 120, 240], abs=8)
     assert points[0].accuracy < points[-1].accuracy
     assert all(p.low <= p.accuracy <= p.high for p in points)

@@ -25,8 +25,8 @@ def test_scores() -> None:
     scores = score(LOGITS, LABELS)
     assert (scores.images, scores.correct, scores.accuracy) == (5, 4, 0.8)
     assert scores.confusion.tolist() == [[2, 0, 0], [0, 1, 0], [0, 1, 1]]
-    assert scores.recalls().tolist() == [1, 1, 0.5]
-    assert scores.precisions().tolist() == [1, 0.5, 1]
+    assert scores.by_class()["recall"].tolist() == [1, 1, 0.5]
+    assert scores.by_class()["precision"].tolist() == [1, 0.5, 1]
     assert scores.in_top == (4, 5, 5)
     assert scores.loss == pytest.approx(float(F.cross_entropy(LOGITS, LABELS)))
 
@@ -62,10 +62,8 @@ def test_equal_to_scikit_learn(seed: int, classes: int, images: int) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on classes without photos
         report = sklearn.precision_recall_fscore_support(truth, predicted, labels=every, zero_division=0)
-        for values, expected in zip(
-            (scores.precisions(), scores.recalls(), scores.f1s(), scores.supports()), report, strict=True
-        ):
-            assert values[present].numpy() == pytest.approx(expected[present])
+        for name, expected in zip(("precision", "recall", "f1", "support"), report, strict=True):
+            assert scores.by_class()[name][present].numpy() == pytest.approx(expected[present])
         for kind in ("macro", "weighted"):
             expected = sklearn.precision_recall_fscore_support(
                 truth, predicted, labels=present, average=kind, zero_division=0

@@ -9,9 +9,8 @@ from PIL import Image
 
 from flowers_torch.data.augment.per_image import eval_transform
 from flowers_torch.data.preprocessing import Preprocessing
-from flowers_torch.errors import UsageError
+from flowers_torch.evaluation.evaluate import VIEWS, collect_views, view_transform
 from flowers_torch.evaluation.predictions import collect
-from flowers_torch.evaluation.tta import VIEWS, collect_views, view_transform
 from flowers_torch.models.factory import create_model
 from flowers_torch.training.device import Runtime
 
@@ -41,17 +40,12 @@ def test_mirror_images() -> None:
     assert torch.equal(views[5:], views[:5].flip(3))
 
 
-def test_an_unknown_name() -> None:
-    with pytest.raises(UsageError, match="crop10"):
-        view_transform("crop11", PLAIN)
-
-
 def test_the_prediction_is_the_mean_probability() -> None:
     torch.manual_seed(0)
     model = create_model("test_resnet", 3, size=32)
     views = torch.randn(4, 2, 3, 32, 32)
     labels = torch.tensor([0, 1, 2, 0])
-    found = collect_views(model, [(views[:3], labels[:3]), (views[3:], labels[3:])], FP32)
+    found = collect_views(model, [(views[:3], labels[:3]), (views[3:], labels[3:])], 2, FP32)
     each = [collect(model, [(views[:, v], labels)], FP32) for v in range(2)]
     mean = torch.stack([predictions.logits.softmax(1) for predictions in each]).mean(0)
     assert torch.allclose(found.logits.softmax(1), mean, atol=1e-5)

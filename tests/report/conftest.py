@@ -18,7 +18,8 @@ from flowers_torch.evaluation.metrics import score
 from flowers_torch.evaluation.predictions import Predictions, save_predictions
 from flowers_torch.files.atomic import write_csv, write_json
 from flowers_torch.models.checkpoint import ModelInfo, build
-from flowers_torch.report.page import Source, write_report
+from flowers_torch.report.image_sections import Source
+from flowers_torch.report.page import write_report
 from flowers_torch.training.device import Runtime
 
 HOSTILE_CLASS = '"><img src=x onerror=window.hacked=1>'

@@ -10,7 +10,7 @@ import pytest
 
 from flowers_torch.errors import DataError
 from flowers_torch.files.atomic import write_json
-from flowers_torch.report import performance
+from flowers_torch.report import page as page_module
 from flowers_torch.report.page import write_report
 from flowers_torch.report.run_summary import read_run
 from flowers_torch.report.templating import code_spans
@@ -139,7 +139,7 @@ def test_label_issues_are_shown_where_they_were_computed(finished: Any, tmp_path
 
 
 def test_many_classes_get_a_list_of_confusions(finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(performance, "MATRIX_CLASSES", 2)
+    monkeypatch.setattr(page_module, "MATRIX_CLASSES", 2)
     for name in ("config.toml", "metrics.json", "split.json", "history.csv", "predictions.safetensors"):
         (tmp_path / name).write_bytes((finished.folder / name).read_bytes())
     found = Elements(write_report(tmp_path, finished.info, None).read_text(encoding="utf-8")).found
