@@ -13,8 +13,7 @@ import torch
 
 from flowers_torch.accelerate import Acceleration
 from flowers_torch.config_file import load_config
-from flowers_torch.evaluation.metrics import score
-from flowers_torch.evaluation.summary import describe_epoch, describe_scores
+from flowers_torch.evaluation.metrics import describe_epoch, describe_scores, score
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 

@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _print(found: "Evaluation") -> None:
-    from flowers_torch.evaluation.summary import describe_scores, describe_small_classes
+    from flowers_torch.evaluation.metrics import describe_scores, describe_small_classes
 
     scores, classes = found.scores, found.classes
     print(describe_scores(scores, classes, "result"))

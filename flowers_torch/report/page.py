@@ -5,8 +5,7 @@ from typing import Any
 
 from flowers_torch import __version__
 from flowers_torch.evaluation.advice import advise_on_training
-from flowers_torch.evaluation.metrics import FEW_IMAGES, wilson
-from flowers_torch.evaluation.summary import weakest_class
+from flowers_torch.evaluation.metrics import FEW_IMAGES, weakest_class, wilson
 from flowers_torch.files.atomic import write_text
 from flowers_torch.models.checkpoint import ModelInfo
 from flowers_torch.report import image_sections, provenance

@@ -8,9 +8,8 @@ from torch import nn
 
 from flowers_torch.config import Stage
 from flowers_torch.errors import UsageError
-from flowers_torch.evaluation.metrics import score
+from flowers_torch.evaluation.metrics import describe_epoch, score
 from flowers_torch.evaluation.predictions import collect
-from flowers_torch.evaluation.summary import describe_epoch
 from flowers_torch.log import log
 from flowers_torch.runs.experiment import Experiment
 from flowers_torch.runs.stage import history_row, make_train_state, raise_if_stopped, stage_features

@@ -14,7 +14,7 @@ from flowers_torch.data.quality.scan import inspect_images
 from flowers_torch.data.splits.split_file import save_split
 from flowers_torch.evaluation.advice import advise_on_training
 from flowers_torch.evaluation.calibration import fit_temperature
-from flowers_torch.evaluation.metrics import Scores, score
+from flowers_torch.evaluation.metrics import Scores, describe_scores, describe_small_classes, prediction_rows, score
 from flowers_torch.evaluation.predictions import Predictions, save_predictions
 from flowers_torch.evaluation.projection import MAX_POINTS, project_features
 from flowers_torch.evaluation.selective import (
@@ -23,7 +23,6 @@ from flowers_torch.evaluation.selective import (
     pack_selective,
     risk_coverage_curve,
 )
-from flowers_torch.evaluation.summary import describe_scores, describe_small_classes, prediction_rows
 from flowers_torch.files.atomic import write_csv, write_json, write_text
 from flowers_torch.log import RESULT, log
 from flowers_torch.models.checkpoint import ModelInfo, save_classifier

@@ -14,9 +14,8 @@ from flowers_torch.data.loading.cached_features import CachedFeatureBatches
 from flowers_torch.data.loading.loaders import derived_seed
 from flowers_torch.errors import DataError, StoppedError
 from flowers_torch.evaluation.calibration import fit_temperature
-from flowers_torch.evaluation.metrics import score
+from flowers_torch.evaluation.metrics import describe_epoch, score
 from flowers_torch.evaluation.predictions import Predictions
-from flowers_torch.evaluation.summary import describe_epoch
 from flowers_torch.log import bar, log
 from flowers_torch.models.freeze import apply_rules, decay_by_layer, freeze_table, rules_for, set_train_mode
 from flowers_torch.models.split_model import Head, SplitModel

@@ -162,7 +162,11 @@ def restore_train_state(train: TrainState, checkpoint: Checkpoint) -> None:
     }
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     if train.average:
-        load_matching(train.average, _below("average/", checkpoint.tensors), checkpoint.path)
+        average = _below("average/", checkpoint.tensors)
+        if average.keys() != train.average.state_dict().keys():
+            what = f"{printable(checkpoint.path)} holds no moving average of this network"
+            raise ModelFileError(what, "resume with the same configuration")
+        train.average.load_state_dict(average)
     if checkpoint.scaler:
         train.scaler.load_state_dict(checkpoint.scaler)
     # guard: R10

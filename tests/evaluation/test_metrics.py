@@ -9,12 +9,14 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flowers_torch.evaluation.metrics import Scores, score, wilson
-from flowers_torch.evaluation.summary import (
+from flowers_torch.evaluation.metrics import (
+    Scores,
     describe_epoch,
     describe_scores,
     describe_small_classes,
     prediction_rows,
+    score,
+    wilson,
 )
 
 LOGITS = torch.tensor([[2.0, 0, 0], [0, 2.0, 0], [0, 2.0, 1], [0, 0, 2.0], [3.0, 0, 1]])
