@@ -52,7 +52,7 @@ def main() -> None:
     shared = [len(set(train) & set(test)) / len(test) for train, _, test in trials]
     print(f"test photos that are training photos too: {statistics.fmean(shared):.3f}")
     report("splits that overlap", features, labels, trials)
-    counts, duplicates = (800, 280, 280), experiment.duplicates
+    counts, duplicates = (800, 280, 280), experiment.filtered.duplicates
     disjoint = [exact_split(dataset, counts, seed, duplicates) for seed in SEEDS]
     honest = [(split["train"], split["val"], split["test"]) for split in disjoint]
     report("disjoint, duplicates together", features, labels, honest)

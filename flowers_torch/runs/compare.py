@@ -36,10 +36,9 @@ class RunComparison:
 
 
 def compare_runs(folders: Sequence[Path]) -> RunComparison:
-    """Compares finished runs.
+    """Compares two finished runs or more.
 
     Raises:
-        UsageError: fewer than two runs.
         DataError: a run has no predictions, or the runs have no test images in common.
     """
     if len(folders) < 2:
@@ -53,6 +52,5 @@ def compare_runs(folders: Sequence[Path]) -> RunComparison:
         size = weights.stat().st_size / 1e6 if weights.is_file() else None
         of_test = (len(one.paths["test"]), scores.accuracy, scores.interval(), scores.loss)
         rows.append(ComparedRun(str(folder), *of_test, seconds, size))
-    numbers = combinations(range(len(folders)), 2)
-    pairs = [(i, j, compare(predictions[i], predictions[j])) for i, j in numbers]
+    pairs = [(i, j, compare(predictions[i], predictions[j])) for i, j in combinations(range(len(folders)), 2)]
     return RunComparison(len(shared), rows, pairs)

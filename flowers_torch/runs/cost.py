@@ -1,6 +1,7 @@
 """The cost of a run on this machine, measured on a few images, and epochs that fit into a time limit."""
 
 import dataclasses
+import operator
 import time
 
 import torch
@@ -68,16 +69,8 @@ def stage_cost(experiment: Experiment, model: nn.Module, stage: Stage) -> StageC
 def fit_to_time(experiment: Experiment, model: nn.Module, started: float) -> tuple[Experiment, float]:
     """Takes epochs off the stages, the longest one first, until the run fits into its minutes.
 
-    Each stage keeps one epoch. If that is still too much, training stops at the deadline.
-
-    Args:
-        experiment: With the configured epochs.
-        model: Its network.
-        started: Start of the run on the monotonic clock.
-
-    Returns:
-        The experiment with the new epochs, which a resumed run will have too, and the seconds that are
-        reserved for the last validation and the test.
+    Each stage keeps one epoch. If that is still too much, training stops at the deadline. `started` is on the
+    monotonic clock. Also returns the seconds that are reserved for the last validation and the test.
     """
     config, closing = experiment.config, 0.0
     if experiment.distributed.is_main:
@@ -85,16 +78,11 @@ def fit_to_time(experiment: Experiment, model: nn.Module, started: float) -> tup
         closing = 1.5 * costs[-1].closing_seconds
         left = 60 * config.minutes - (time.monotonic() - started) - closing
         left -= sum(cost.features_seconds for cost in costs)
-        epochs = [stage.epochs for stage in config.stages]
-
-        def seconds(number: int) -> float:
-            return epochs[number] * costs[number].epoch_seconds
-
-        while sum(map(seconds, range(len(epochs)))) > left and max(epochs) > 1:
-            longest = max((n for n in range(len(epochs)) if epochs[n] > 1), key=seconds)
-            epochs[longest] -= 1
-        pairs = zip(config.stages, epochs, strict=True)
-        stages = [dataclasses.replace(stage, epochs=count) for stage, count in pairs]
+        epochs, seconds = [stage.epochs for stage in config.stages], [cost.epoch_seconds for cost in costs]
+        while sum(map(operator.mul, epochs, seconds)) > left and max(epochs) > 1:
+            several = (n for n, count in enumerate(epochs) if count > 1)
+            epochs[max(several, key=lambda n: epochs[n] * seconds[n])] -= 1
+        stages = [dataclasses.replace(stage, epochs=n) for stage, n in zip(config.stages, epochs, strict=True)]
         config = dataclasses.replace(config, stages=stages)
         planned = ", ".join(f"{stage.name} {stage.epochs}" for stage in stages)
         log.info(f"time     epochs that fit into {config.minutes:g} minutes: {planned}")

@@ -10,15 +10,13 @@ from typing import Any
 
 from flowers_torch.config import Config, with_absolute_paths
 from flowers_torch.config_file import load_config, to_toml
-from flowers_torch.data.quality.filter import FilteredDataset
-from flowers_torch.data.splits.assign import Splits
 from flowers_torch.data.splits.kfold import make_folds
 from flowers_torch.data.splits.split_file import load_split
 from flowers_torch.errors import DataError, UsageError, printable
 from flowers_torch.files.atomic import write_csv, write_json, write_text
 from flowers_torch.log import log
 from flowers_torch.runs import recipe
-from flowers_torch.runs.dataset import images_of, open_images
+from flowers_torch.runs.dataset import open_images
 from flowers_torch.runs.folder import new_run_folder
 from flowers_torch.shell import command_line
 from flowers_torch.training.checkpoint import checkpoint_files
@@ -27,83 +25,66 @@ SUMMARY_FILE = "crossval.json"
 
 
 def cross_validate(
-    config: Config,
-    folds: int = 5,
-    repeats: int = 1,
-    out: str | Path = "",
-    command: Sequence[str] | None = None,
+    config: Config, folds: int = 5, repeats: int = 1, out: str | Path = "", command: Sequence[str] | None = None
 ) -> dict[str, Any]:
-    """Trains folds times repeats networks; writes `crossval.json` and out-of-fold `predictions.csv`.
+    """Trains folds times repeats networks; writes `crossval.json`, which it returns, and `predictions.csv`.
 
     Args:
         config: Of each run; its `split` is not used. Repeat r has the seed `config.seed + r`.
         folds: At least 3: one to test, one to choose the best epoch, the others to train.
         repeats: Number of times that new folds are drawn.
         out: Folder of the cross-validation; empty for the next free one in `runs/`.
-        command: The command line, for the log.
-
-    Returns:
-        What `crossval.json` holds: mean, standard deviation and n of the test accuracies, and each run.
     """
     config = with_absolute_paths(config)
     filtered = open_images(config)
     make_folds(filtered.dataset, folds, config.seed, filtered.duplicates)  # errors come before any folder
     folder = new_run_folder(str(out), filtered.dataset.name, f"{config.arch}-crossval")
     resuming = command_line("flowers-torch", "crossval", "--resume", folder.absolute())
-    heading = f"{folds} folds, {repeats} repeats; resume with: {resuming}"
-    write_text(folder / "config.toml", to_toml(config, heading))
+    write_text(folder / "config.toml", to_toml(config, f"{folds} folds, {repeats} repeats; resume with: {resuming}"))
     write_json(folder / SUMMARY_FILE, _summary([], folds, repeats))
-    return _train_folds(config, filtered, folder, folds, repeats, command)
+    return resume(folder, command=command)
 
 
-def resume(out: Path, data: str = "") -> dict[str, Any]:
+def resume(out: Path, data: str = "", command: Sequence[str] | None = None) -> dict[str, Any]:
     """Resumes an interrupted cross-validation: finished folds stay, the unfinished one is resumed.
 
-    Args:
-        data: Where its images are now; empty if they have not moved.
+    `data` is where its images are now; empty if they have not moved.
 
     Raises:
         UsageError: the folder does not hold a cross-validation.
         DataError: the images have changed.
     """
     try:
-        plan = json.loads((out / SUMMARY_FILE).read_text(encoding="utf-8"))
-        folds, repeats = int(plan["folds"]), int(plan["repeats"])
+        saved = json.loads((out / SUMMARY_FILE).read_text(encoding="utf-8"))
+        folds, repeats = int(saved["folds"]), int(saved["repeats"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         what = f"{printable(out)} is not a cross-validation: expected a {SUMMARY_FILE} in it"
         raise UsageError(what, "name the folder that crossval wrote") from error
     config = with_absolute_paths(load_config(data=data, file=str(out / "config.toml")))
-    with images_of(out, config):
-        filtered = open_images(config)
-    return _train_folds(config, filtered, out, folds, repeats, None)
-
-
-def _train_folds(
-    config: Config,
-    filtered: FilteredDataset,
-    out: Path,
-    folds: int,
-    repeats: int,
-    command: Sequence[str] | None,
-) -> dict[str, Any]:
-    counts_of_folds = ["--folds", str(folds), "--repeats", str(repeats)]
-    again = ["flowers-torch", "crossval", "--config", str((out / "config.toml").absolute()), *counts_of_folds]
-    plan: dict[tuple[int, int], Splits] = {}
-    for seed in range(config.seed, config.seed + repeats):
-        splits = make_folds(filtered.dataset, folds, seed, filtered.duplicates)
-        plan |= {(seed, fold): split for fold, split in enumerate(splits)}
-    for (seed, fold), split in plan.items():
-        _check_split(out / f"seed{seed}-fold{fold}" / "split.json", split, filtered)
+    filtered = open_images(config, out)
+    flags = ["--config", str((out / "config.toml").absolute()), "--folds", str(folds), "--repeats", str(repeats)]
+    command = command or ["flowers-torch", "crossval", *flags]
+    plan = [
+        (seed, fold, out / f"seed{seed}-fold{fold}", split)
+        for seed in range(config.seed, config.seed + repeats)
+        for fold, split in enumerate(make_folds(filtered.dataset, folds, seed, filtered.duplicates))
+    ]
+    for _, _, folder, split in plan:  # a fold that would now get another split is not continued
+        path, fix = folder / "split.json", "restore them, or start a new cross-validation"
+        if path.is_file():
+            before, changes = load_split(path, filtered.dataset)
+            changes.refuse(path, fix)
+            if before != split:
+                raise DataError(f"the folds differ from those of {printable(path)}: other duplicates were found", fix)
     runs: list[dict[str, Any]] = []
     rows: list[dict[str, Any]] = []
-    for (seed, fold), split in plan.items():
-        folder = out / f"seed{seed}-fold{fold}"
+    for seed, fold, folder, split in plan:
         log.info(f"fold     {fold + 1} of {folds}, seed {seed}")
         if checkpoint_files(folder):
             recipe.resume(folder, {"data": config.data})
         elif not (folder / "metrics.json").is_file():  # a fold without a checkpoint starts again
             own = dataclasses.replace(config, seed=seed)
-            recipe.train(own, folder, overwrite=True, command=command or again, splits=split)
+            recipe.train(own, folder, overwrite=True, command=command, splits=split)
         test = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["test"]
         counts = {key: test[key] for key in ("accuracy", "correct", "images")}
         runs.append({"seed": seed, "fold": fold, "folder": folder.name, **counts})
@@ -115,20 +96,8 @@ def _train_folds(
     mean, std = summary["mean"], summary["std"]
     log.info(f"folds    accuracy {mean:.4f} +- {std:.4f} over {len(runs)} networks; see {printable(out)}")
     for row in summary["by_seed"]:
-        correct = f"{row['correct']} of {row['images']} photos correct"
-        log.info(f"seed {row['seed']:3} {correct}: {row['accuracy']:.4f}")
+        log.info(f"seed {row['seed']:3} {row['correct']} of {row['images']} photos correct: {row['accuracy']:.4f}")
     return summary
-
-
-def _check_split(path: Path, split: Splits, filtered: FilteredDataset) -> None:
-    """Refuses to continue a fold whose saved split differs from the split that it would get now."""
-    if not path.is_file():
-        return
-    saved, changes = load_split(path, filtered.dataset)
-    fix = "restore them, or start a new cross-validation"
-    changes.refuse(path, fix)
-    if saved != split:
-        raise DataError(f"the folds differ from those of {printable(path)}: other duplicates were found", fix)
 
 
 def _summary(runs: list[dict[str, Any]], folds: int, repeats: int) -> dict[str, Any]:

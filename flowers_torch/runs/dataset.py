@@ -16,18 +16,15 @@ from flowers_torch.errors import DataError, UsageError, printable
 TUTORIAL_COUNTS = (800, 280, 280)  # of Flowers-17 in the original tutorial, with the 40 images it left over
 
 
-def open_images(config: Config) -> FilteredDataset:
-    """The images of a configuration that can be trained on."""
-    return filter_images(open_dataset(config.data), config.exclude, config.groups, config.skip_bad)
+def open_images(config: Config, folder: Path | None = None) -> FilteredDataset:
+    """The images of a configuration that can be trained on; `folder` is the run that had them before."""
+    with images_of(folder, config) if folder else contextlib.nullcontext():
+        return filter_images(open_dataset(config.data), config.exclude, config.groups, config.skip_bad)
 
 
 @contextlib.contextmanager
 def images_of(folder: Path, config: Config) -> Iterator[None]:
-    """Explains an error about images that are no longer where the run had them.
-
-    Raises:
-        DataError: the images have moved.
-    """
+    """Says in a `DataError` that the images of a run have moved, if they have."""
     try:
         yield
     except DataError as error:
@@ -46,22 +43,13 @@ def choose_splits(dataset: ImageDataset, config: Config, duplicates: Sequence[Se
         UsageError: a named split for another data set.
     """
     fractions = split_fractions(config.split)
-    if is_from_flowers17(dataset):
-        return _split_flowers17(dataset, config, fractions, duplicates)
-    if fractions is None:
-        raise UsageError(f"--split {config.split} is for flowers17 only", "give fractions such as 60/20/20")
-    return split_dataset(dataset, fractions, config.seed, duplicates)
-
-
-def _split_flowers17(
-    dataset: ImageDataset,
-    config: Config,
-    fractions: Sequence[float] | None,
-    duplicates: Sequence[Sequence[int]],
-) -> Splits:
-    """Splits the whole set, then drops the excluded images, so that no other image moves."""
+    if not is_from_flowers17(dataset):
+        if fractions is None:
+            raise UsageError(f"--split {config.split} is for flowers17 only", "give fractions such as 60/20/20")
+        return split_dataset(dataset, fractions, config.seed, duplicates)
     if config.split.startswith("oxford"):
         return official_split(dataset, int(config.split[-1]))
+    # The whole set is split, then the excluded images are dropped, so that no other image moves.
     whole = dataclasses.replace(whole_set(dataset.root), groups=dataset.groups)
     counts: Sequence[int] = TUTORIAL_COUNTS
     if fractions is not None:

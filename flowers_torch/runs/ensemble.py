@@ -7,34 +7,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flowers_torch.data.sources.open import open_dataset
 from flowers_torch.errors import DataError, UsageError
+from flowers_torch.evaluation import ensembles
 from flowers_torch.evaluation.comparison import common_images, select
-from flowers_torch.evaluation.ensembles import (
-    Candidate,
-    State,
-    ValAndTest,
-    average_weights,
-    best_candidate,
-    mean_prediction,
-    model_soups,
-    score_candidate,
-)
-from flowers_torch.evaluation.evaluate import predict_images
+from flowers_torch.evaluation.ensembles import Candidate
 from flowers_torch.evaluation.metrics import Scores, score
 from flowers_torch.evaluation.predictions import load_predictions
 from flowers_torch.files.tensors import safe_load
 from flowers_torch.models.checkpoint import ModelInfo, load_classifier, read_model_info, save_classifier
 from flowers_torch.runs.crossval import SUMMARY_FILE
-from flowers_torch.runs.evaluate import count_known, translate_labels
+from flowers_torch.runs.evaluate import TrainedModel, count_known
 from flowers_torch.runs.experiment import Experiment
 from flowers_torch.training.checkpoint import MODEL_FILE
 from flowers_torch.training.device import choose_runtime
 
 MEAN_PREDICTION = "predictions: mean of all"
-MEAN_WEIGHTS = "weights: mean of all"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,44 +47,36 @@ def run_folders(folder: Path) -> list[Path]:
 
 
 def score_ensembles(folders: Sequence[Path], weights: bool = True, device: str = "auto", data: str = "") -> Ensembles:
-    """Scores the runs alone, the mean of their predictions and averages of their weights.
+    """Scores two or more finished runs alone, the mean of their predictions and averages of their weights.
 
-    Args:
-        folders: Two or more finished runs.
-        weights: Average weights too, where the networks are alike; runs the network for each average.
-        data: Where the images of the runs are now; empty if they have not moved.
+    `weights` asks for the averages, where the networks are alike; the network runs for each of them. `data` is
+    where the images of the runs are now, if they have moved.
 
     Raises:
         DataError: the runs have no predictions, different classes or no images in common.
     """
-    runs = [load_predictions(folder) for folder in folders]
-    names = [folder.name for folder in folders]
+    runs, names = [load_predictions(folder) for folder in folders], [folder.name for folder in folders]
     paths = {split: common_images(runs, split) for split in ("val", "test")}
     val, test = ([select(run, split, paths[split]) for run in runs] for split in paths)
     labels = (val[0][1], test[0][1])
-    logits = list(zip((one[0] for one in val), (one[0] for one in test), strict=True))
-    singles = [score_candidate(name, one, labels) for name, one in zip(names, logits, strict=True)]
-    mean = tuple(mean_prediction(one) for one in zip(*logits, strict=True))
-    candidates = [*singles, score_candidate(MEAN_PREDICTION, (mean[0], mean[1]), labels)]
+    logits = [(one[0], other[0]) for one, other in zip(val, test, strict=True)]
+    singles = [ensembles.score_candidate(name, one, labels) for name, one in zip(names, logits, strict=True)]
+    means = [ensembles.mean_prediction(each) for each in zip(*logits, strict=True)]
+    candidates = [*singles, ensembles.score_candidate(MEAN_PREDICTION, (means[0], means[1]), labels)]
     alike = _are_alike([_info(folder) for folder in folders])
     if alike and weights:
         run, network = Experiment.open(folders[0], device, data)
-        dataset, place = run.dataset, {path: index for index, path in enumerate(run.dataset.paths)}
+        model = TrainedModel(network, run.info, run.runtime, run.dataset)
+        place = {path: index for index, path in enumerate(run.dataset.paths)}
 
-        def predict(state: State) -> ValAndTest:
+        def predict(state: ensembles.State) -> ensembles.ValAndTest:
             network.load_state_dict(state)
-            answers = []
-            for split in ("val", "test"):
-                rows = [place[path] for path in paths[split]]
-                files = [dataset.root / dataset.paths[row] for row in rows]
-                truth = [dataset.labels[row] for row in rows]
-                found = predict_images(network, run.info.preprocessing, files, truth, run.runtime)
-                answers.append(found.logits)
-            return answers[0], answers[1]
+            found = [model.predict([place[path] for path in members]).logits for members in paths.values()]
+            return found[0], found[1]
 
         states = [safe_load(folder / MODEL_FILE)[0] for folder in folders]
-        candidates += model_soups(names, states, singles, labels, predict)
-    return Ensembles(candidates, best_candidate(candidates), alike, len(paths["val"]), len(paths["test"]))
+        candidates += ensembles.model_soups(names, states, singles, labels, predict)
+    return Ensembles(candidates, ensembles.best_candidate(candidates), alike, len(paths["val"]), len(paths["test"]))
 
 
 def save_averaged(found: Ensembles, folders: Sequence[Path], out: Path) -> Candidate:
@@ -106,52 +88,43 @@ def save_averaged(found: Ensembles, folders: Sequence[Path], out: Path) -> Candi
     averaged = [candidate for candidate in found.candidates if candidate.state is not None]
     if not averaged:
         raise UsageError("the networks differ, so there are no averaged weights", "leave out --out")
-    chosen = best_candidate(averaged)
+    chosen = ensembles.best_candidate(averaged)
     # The out-of-distribution detector fits the features of one network, not those of an average.
     info = dataclasses.replace(_info(folders[0]), temperature=chosen.temperature, selective={})
-    state = {name: torch.as_tensor(value) for name, value in (chosen.state or {}).items()}
-    save_classifier(state, info, out, combined=[folder.name for folder in folders])
+    save_classifier(chosen.state or {}, info, out, combined=[folder.name for folder in folders])
     return chosen
 
 
 def evaluate_ensembles(
     folders: Sequence[Path], data: str, weights: bool = True, device: str = "auto"
 ) -> tuple[dict[str, Scores], int]:
-    """Scores the runs and their means on other images. Runs of different folds share no validation images.
+    """Scores two or more runs, and their means, on other images; `weights` averages weights too.
 
-    Args:
-        folders: Two or more finished runs.
-        data: Labeled images, as `open_dataset` takes them.
-        weights: Average weights too, where the networks are alike.
-
-    Returns:
-        The scores by name, and how many of the images trained a run or chose its weights.
+    Returns the scores by name, and how many of the images trained a run or chose its weights.
 
     Raises:
         DataError: the runs or the images have different classes.
     """
     runtime, models = choose_runtime(device, "fp32"), [load_classifier(folder) for folder in folders]
-    classes = models[0][1].classes
-    if any(info.classes != classes for _, info in models):
+    if any(info.classes != models[0][1].classes for _, info in models):
         raise DataError("the runs have different classes", "name runs of the same data")
     dataset = open_dataset(data)
-    labels = translate_labels(dataset, classes)
-    paths = [dataset.root / path for path in dataset.paths]
-    logits: dict[str, Tensor] = {}
-    for folder, (model, info) in zip(folders, models, strict=True):
-        network = runtime.place(model)
-        predictions = predict_images(network, info.preprocessing, paths, labels, runtime)
-        logits[folder.name] = predictions.logits / info.temperature
-    logits[MEAN_PREDICTION] = mean_prediction(list(logits.values()))
+    everything = range(len(dataset))
+
+    def predict(network: nn.Module, info: ModelInfo) -> Tensor:
+        model = TrainedModel(runtime.place(network), info, runtime, dataset)
+        return model.predict(everything).logits / info.temperature
+
+    logits = {folder.name: predict(*model) for folder, model in zip(folders, models, strict=True)}
+    logits[MEAN_PREDICTION] = ensembles.mean_prediction(list(logits.values()))
     if weights and _are_alike([info for _, info in models]):
-        model, info = models[0]
+        network, info = models[0]
         states = [one.state_dict() for one, _ in models]
-        model.load_state_dict(average_weights(states, [1 / len(models)] * len(models)))
-        predictions = predict_images(model, info.preprocessing, paths, labels, runtime)
-        logits[MEAN_WEIGHTS] = predictions.logits / info.temperature
-    scores = {name: score(values, torch.tensor(labels)) for name, values in logits.items()}
-    known = max(count_known(folder, dataset, range(len(dataset))) for folder in folders)
-    return scores, known
+        network.load_state_dict(ensembles.average_weights(states, [1 / len(models)] * len(models)))
+        logits["weights: mean of all"] = predict(network, info)
+    labels = torch.tensor(TrainedModel(*models[0], runtime, dataset).labels)
+    scores = {name: score(values, labels) for name, values in logits.items()}
+    return scores, max(count_known(folder, dataset, everything) for folder in folders)
 
 
 def _info(folder: Path) -> ModelInfo:

@@ -1,6 +1,7 @@
 """Evaluation of a trained model on labeled images: those of its run, or others."""
 
 import dataclasses
+import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,8 +34,8 @@ class Evaluation:
     scores: Scores  # with the chosen views
     views: str  # key of `VIEWS`
     rows: list[dict[str, Any]]  # one for each image, as in predictions.csv
-    one_view: Scores | None = None  # the scores without test-time augmentation, if there was any
-    validation: dict[str, Scores] = dataclasses.field(default_factory=dict)  # by views, where they were tried
+    one_view: Scores | None  # the scores without test-time augmentation, if there was any
+    validation: dict[str, Scores]  # by views, where they were tried
     known: int = 0  # images that trained the model or chose its weights
 
     def to_dict(self) -> dict[str, Any]:
@@ -52,71 +53,72 @@ class Evaluation:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Model:
-    """A network and labeled images for it."""
+class TrainedModel:
+    """A network, and a dataset with the classes that it knows."""
 
     network: nn.Module
     info: ModelInfo
     runtime: Runtime
     dataset: ImageDataset
-    labels: list[int]
-    batch_size: int
+    batch_size: int = 32
+
+    @functools.cached_property
+    def labels(self) -> list[int]:
+        """The model's label of each image, by the names of the classes; `DataError` if it does not know one."""
+        dataset, classes = self.dataset, self.info.classes
+        unknown = [name for name in dataset.classes if name not in classes]
+        if unknown:
+            named = ", ".join(printable(name, 40) for name in unknown[:5]) + (" ..." if unknown[5:] else "")
+            fix = f"name the class folders as the model does: {printable(', '.join(classes), 300)}"
+            raise DataError(f"the model has no class {named}", fix)
+        return [classes.index(dataset.classes[label]) for label in dataset.labels]
 
     def predict(self, indices: Sequence[int], views: str = "none") -> Predictions:
-        paths = [self.dataset.root / self.dataset.paths[index] for index in indices]
+        """Predictions for images of the dataset; `views` is a key of `VIEWS`."""
+        files = [self.dataset.root / self.dataset.paths[index] for index in indices]
         labels, network = [self.labels[index] for index in indices], (self.network, self.info.preprocessing)
-        return predict_images(*network, paths, labels, self.runtime, views, self.batch_size)
+        return predict_images(*network, files, labels, self.runtime, views, self.batch_size)
 
-    def evaluate(self, indices: Sequence[int], views: str, temperature: float, **more: Any) -> Evaluation:
+    def evaluate(
+        self, indices: Sequence[int], views: str, temperature: float, tried: dict[str, Scores] | None = None
+    ) -> Evaluation:
+        """Scores of images at a temperature; `tried` are the scores of the validation images by views."""
         plain, one_view = self.predict(indices), None
-        if views != "none" or "validation" in more:
+        if views != "none" or tried:
             one_view = score(plain.logits / self.info.temperature, plain.labels)
         labels, classes = plain.labels, self.info.classes
         logits = (plain if views == "none" else self.predict(indices, views)).logits / temperature
         rows = prediction_rows([self.dataset.paths[i] for i in indices], logits, labels, classes)
-        return Evaluation(classes, score(logits, labels), views, rows, one_view, **more)
+        return Evaluation(classes, score(logits, labels), views, rows, one_view, tried or {})
 
 
 def evaluate_run(
-    folder: Path,
-    split: str = "test",
-    views: str = "none",
-    data: str = "",
-    device: str = "auto",
-    batch_size: int = 32,
+    folder: Path, split: str = "test", views: str = "none", data: str = "", device: str = "auto", batch_size: int = 32
 ) -> Evaluation:
-    """Evaluates a run on its own images.
+    """Evaluates a run on its own images; `data` is where they are now, if they have moved.
 
-    Args:
-        split: train, val or test.
-        views: Key of `VIEWS`, or auto for the views with the lowest validation loss.
-        data: Where the images are now; empty if they have not moved.
+    `views` is a key of `VIEWS`, or auto for the views with the lowest validation loss.
     """
     run, network = Experiment.open(folder, device, data)
-    labels = translate_labels(run.dataset, run.info.classes)
-    model = _Model(network, run.info, run.runtime, run.dataset, labels, batch_size)
+    model = TrainedModel(network, run.info, run.runtime, run.dataset, batch_size)
     if views == "none":
         return model.evaluate(run.splits[split], views, run.info.temperature)
-    tried = {}
+    tried, temperatures = {}, {}
     for name in VIEWS if views == "auto" else ("none", views):
         val = model.predict(run.splits["val"], name)
-        fitted = fit_temperature(val.logits, val.labels)
-        tried[name] = (score(val.logits / fitted, val.labels), fitted)
-    best = min(tried, key=lambda name: tried[name][0].loss) if views == "auto" else views
-    validation = {name: scores for name, (scores, _) in tried.items()}
-    return model.evaluate(run.splits[split], best, tried[best][1], validation=validation)
+        temperatures[name] = fit_temperature(val.logits, val.labels)
+        tried[name] = score(val.logits / temperatures[name], val.labels)
+    if views == "auto":
+        views = min(tried, key=lambda name: tried[name].loss)
+    return model.evaluate(run.splits[split], views, temperatures[views], tried)
 
 
 def evaluate_data(
     path: Path, data: str, split: str = "", views: str = "none", device: str = "auto", batch_size: int = 32
 ) -> Evaluation:
-    """Evaluates a model on other labeled images, in folders named after its classes.
+    """Evaluates a run or a weights file on other labeled images, in folders named after its classes.
 
-    Args:
-        path: A run folder or a weights file.
-        data: What `open_dataset` takes.
-        split: Use only the images that `data` itself puts into this split; empty for all.
-        views: Key of `VIEWS`.
+    `split` uses only the images that `data` itself puts into it. `views` is a key of `VIEWS`.
 
     Raises:
         DataError: no images of the split, or a class that the model does not know.
@@ -128,18 +130,13 @@ def evaluate_data(
     chosen = [index for index, name in enumerate(dataset.paths) if split in ("", dataset.split.get(name))]
     if not chosen:
         raise DataError(f"{printable(data)} has no {split} photos", "leave out --subset")
-    labels = translate_labels(dataset, info.classes)
-    model = _Model(runtime.place(network), info, runtime, dataset, labels, batch_size)
-    known = count_known(path, dataset, chosen)
-    return model.evaluate(chosen, views, info.temperature, known=known)
+    model = TrainedModel(runtime.place(network), info, runtime, dataset, batch_size)
+    found = model.evaluate(chosen, views, info.temperature)
+    return dataclasses.replace(found, known=count_known(path, dataset, chosen))
 
 
 def rewrite_results(folder: Path, device: str = "auto", data: str = "") -> None:
-    """Tests a finished run again and replaces its results, as training writes them.
-
-    Args:
-        data: Where the images are now; empty if they have not moved.
-    """
+    """Tests a finished run again, on its images in `data` if they have moved, and replaces its results."""
     experiment, network = Experiment.open(folder, device, data)
     best = safe_load(folder / MODEL_FILE)[1].get("best", {})
     metrics = folder / "metrics.json"
@@ -157,18 +154,3 @@ def count_known(path: Path, dataset: ImageDataset, indices: Sequence[int]) -> in
     marks = splits["train"] | splits["val"]
     names = [dataset.paths[index] for index in indices]
     return sum(fingerprint(dataset.root / name) == marks[name] for name in names if name in marks)
-
-
-def translate_labels(dataset: ImageDataset, classes: Sequence[str]) -> list[int]:
-    """The model's label of each image, by the names of the classes.
-
-    Raises:
-        DataError: the images have classes that the model does not know.
-    """
-    unknown = [name for name in dataset.classes if name not in classes]
-    if unknown:
-        named = ", ".join(printable(name, 40) for name in unknown[:5]) + (" ..." if unknown[5:] else "")
-        fix = f"name the class folders as the model does: {printable(', '.join(classes), 300)}"
-        raise DataError(f"the model has no class {named}", fix)
-    places = {name: place for place, name in enumerate(classes)}
-    return [places[dataset.classes[label]] for label in dataset.labels]

@@ -1,8 +1,4 @@
-"""The fixed inputs of a run: configuration, device, images, splits and model metadata.
-
-`Experiment.new`, `Experiment.resume` and `Experiment.open` are the only ways to make one. Each also returns
-the network. Training changes the network, but never the experiment.
-"""
+"""The fixed inputs of a run: configuration, device, images, splits and model metadata."""
 
 import dataclasses
 import functools
@@ -19,6 +15,7 @@ from flowers_torch.accelerate import Acceleration
 from flowers_torch.config import Config, with_absolute_paths
 from flowers_torch.config_file import load_config, to_toml
 from flowers_torch.data.dataset import ImageDataset
+from flowers_torch.data.quality.filter import FilteredDataset
 from flowers_torch.data.splits.assign import Splits, describe_splits, is_imbalanced
 from flowers_torch.data.splits.split_file import load_split, save_split
 from flowers_torch.errors import DataError, UsageError, printable
@@ -28,8 +25,8 @@ from flowers_torch.log import log
 from flowers_torch.models.checkpoint import ModelInfo, build, load_classifier
 from flowers_torch.models.freeze import apply_rules, rules_for, set_train_mode
 from flowers_torch.models.registry import check_size
-from flowers_torch.models.weights import WeightsPlan, load_weights, plan_weights
-from flowers_torch.runs.dataset import choose_splits, images_of, open_images
+from flowers_torch.models.weights import load_weights, plan_weights
+from flowers_torch.runs.dataset import choose_splits, open_images
 from flowers_torch.runs.feature_cache import FeatureCache
 from flowers_torch.runs.fingerprint import check_exact, fingerprint
 from flowers_torch.runs.loaders import Loaders
@@ -40,33 +37,28 @@ from flowers_torch.training.distributed import SINGLE_PROCESS, Distributed
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """What a run works on."""
+    """What a run works on. `new`, `resume` and `open` make one, and return the network beside it."""
 
     config: Config  # resolved, with absolute paths
     runtime: Runtime
-    acceleration: Acceleration
     distributed: Distributed
-    dataset: ImageDataset  # without the images that were filtered out
+    filtered: FilteredDataset
     splits: Splits
     info: ModelInfo  # not yet calibrated
-    duplicates: list[list[int]] = dataclasses.field(default_factory=list)  # images that show the same
-    unreadable: dict[str, str] = dataclasses.field(default_factory=dict)  # path to reason
     folder: Path = Path()  # empty before there is one
+
+    @property
+    def dataset(self) -> ImageDataset:
+        """The images that were not filtered out."""
+        return self.filtered.dataset
+
+    @functools.cached_property
+    def acceleration(self) -> Acceleration:
+        return Acceleration.parse(self.config.accelerate)
 
     @functools.cached_property
     def loaders(self) -> Loaders:
-        """Batches of the images."""
-        config = self.config
-        return Loaders(
-            self.dataset,
-            self.info.preprocessing,
-            self.runtime,
-            self.distributed,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            workers=config.workers,
-            cache_bytes=config.cache_bytes,
-        )
+        return Loaders(self.config, self.dataset, self.info.preprocessing, self.runtime, self.distributed)
 
     @functools.cached_property
     def features(self) -> FeatureCache:
@@ -77,13 +69,9 @@ class Experiment:
     def new(
         cls, config: Config, distributed: Distributed = SINGLE_PROCESS, splits: Splits | None = None
     ) -> tuple["Experiment", nn.Module]:
-        """A new run. Nothing is written yet.
+        """A new run; nothing is written yet. `splits`, if given, replace the configuration's own.
 
         Of several processes the main one goes first: it downloads, decodes, tunes and refuses for all.
-
-        Args:
-            distributed: The processes that share the run.
-            splits: Indices of the filtered images, in place of the configuration's own splits.
 
         Raises:
             FlowersError: the images, the weights or the device cannot be used; its text says what to change.
@@ -104,13 +92,7 @@ class Experiment:
         allow_config_change: bool = False,
         allow_data_change: bool = False,
     ) -> tuple["Experiment", nn.Module, Checkpoint]:
-        """An interrupted run with its newest valid checkpoint; arguments as those of `recipe.resume`.
-
-        Raises:
-            UsageError: the run cannot be resumed exactly.
-            DataError: its images have changed.
-            ModelFileError: there is no valid checkpoint.
-        """
+        """An interrupted run with its newest valid checkpoint; arguments and errors as of `recipe.resume`."""
         with distributed.main_first():
             stored = load_config(file=str(folder / "config.toml"))
             config = with_absolute_paths(load_config(file=str(folder / "config.toml"), overrides=changes))
@@ -120,8 +102,7 @@ class Experiment:
             runtime = choose_runtime(distributed.device(config.device), config.precision, config.threads)
             now = fingerprint(config, runtime, distributed.size)
             change = check_exact(checkpoint.fingerprint, now, folder, allow_config_change)
-            with images_of(folder, config):
-                filtered = open_images(config)
+            filtered = open_images(config, folder)
             splits, data_change = load_split(folder / "split.json", filtered.dataset)
             if data_change:
                 log.info(f"the photos have changed since the run began:\n{data_change.table()}")
@@ -138,16 +119,12 @@ class Experiment:
             write_text(folder / "config.toml", to_toml(config, heading))
         if distributed.is_main and data_change:
             save_split(splits, filtered.dataset, folder / "split.json", config.seed)
-        acceleration = Acceleration.parse(config.accelerate)
-        values = (config, runtime, acceleration, distributed, filtered.dataset, splits, checkpoint.info)
-        return cls(*values, folder=folder), runtime.place(model), checkpoint
+        experiment = cls(config, runtime, distributed, filtered, splits, checkpoint.info, folder)
+        return experiment, runtime.place(model), checkpoint
 
     @classmethod
     def open(cls, folder: Path, device: str = "auto", data: str = "") -> tuple["Experiment", nn.Module]:
-        """A finished run with its best weights. The precision is chosen for this machine.
-
-        Args:
-            data: Where its images are now; empty if they have not moved.
+        """A finished run with its best weights, in a precision for this machine; `data` is where its images are now.
 
         Raises:
             DataError: not a run folder, or its images have moved or changed.
@@ -158,15 +135,11 @@ class Experiment:
             raise DataError(what, "name the folder that training wrote")
         config = with_absolute_paths(load_config(data=data, file=str(folder / "config.toml")))
         model, info = load_classifier(folder)
-        with images_of(folder, config):
-            dataset = open_images(config).dataset
+        filtered = open_images(config, folder)
         runtime = runtime_of_run(device, config.precision)
-        splits, changes = load_split(folder / "split.json", dataset)
-        if changes:
-            changes.refuse(folder / "split.json", "restore the photos that the run was trained and tested on")
-        acceleration = Acceleration.parse(config.accelerate)
-        values = (config, runtime, acceleration, SINGLE_PROCESS, dataset, splits, info)
-        return cls(*values, folder=folder), runtime.place(model)
+        splits, changes = load_split(folder / "split.json", filtered.dataset)
+        changes.refuse(folder / "split.json", "restore the photos that the run was trained and tested on")
+        return cls(config, runtime, SINGLE_PROCESS, filtered, splits, info, folder), runtime.place(model)
 
 
 def _prepare(config: Config, distributed: Distributed, splits: Splits | None) -> tuple[Experiment, nn.Module]:
@@ -176,16 +149,13 @@ def _prepare(config: Config, distributed: Distributed, splits: Splits | None) ->
     if config.batch_size < smallest:
         what = f"--batch-size {config.batch_size} is too small for {distributed.size} processes"
         raise UsageError(what, f"use {smallest} or more")
-    acceleration = Acceleration.parse(config.accelerate)
+    Acceleration.parse(config.accelerate)  # a mistake in it is found before images are read
     runtime = choose_runtime(distributed.device(config.device), config.precision, config.threads)
     weights = config.weights or ("none" if config.data == "demo" else "imagenet")
     plan = plan_weights(config.arch, weights, config.keras_input)
-    preprocessing = dataclasses.replace(
-        plan.preprocessing,
-        size=config.size or plan.preprocessing.size,
-        stretch=config.resize == "stretch" if config.resize else plan.preprocessing.stretch,
-    )
-    check_size(config.arch, preprocessing.size)
+    size = config.size or plan.preprocessing.size
+    stretch = config.resize == "stretch" if config.resize else plan.preprocessing.stretch
+    check_size(config.arch, size)
 
     filtered = open_images(config)
     dataset = filtered.dataset
@@ -196,52 +166,34 @@ def _prepare(config: Config, distributed: Distributed, splits: Splits | None) ->
     if is_imbalanced(dataset) and config.class_weights == "none":
         log.info('note     rare classes count less in the loss; class_weights = "balanced" changes that')
 
-    info = ModelInfo(
-        arch=config.arch,
-        classes=dataset.classes,
-        preprocessing=preprocessing,
-        head_hidden=config.head_hidden,
-        dropout=config.dropout,
-        head_norm=config.head_norm,
-        head=config.head,
-        model_options=plan.options | config.model_options,
-        weights=plan.source,
-        license=plan.license,
-    )
-    model = _make_model(config, info, plan)
-    alone = distributed.size == 1
-    runtime = _tune(config, runtime.place(model), preprocessing.size, runtime, acceleration, alone)
-    stages = ", ".join(f"{stage.name} {stage.epochs} x ({stage.trains})" for stage in config.stages)
-    log.info(
-        f"plan     {stages}; each epoch has {len(splits['train'])} photos, {config.batch_size} per step"
-        + _duration(config, splits, runtime.rate)
-    )
-    # What was chosen becomes part of the configuration, so that a resumed run does not choose again.
-    config = with_absolute_paths(dataclasses.replace(config, weights=weights, precision=runtime.precision))
-    values = (config, runtime, acceleration, distributed, dataset, splits, info)
-    return Experiment(*values, duplicates=filtered.duplicates, unreadable=filtered.unreadable), model
-
-
-def _make_model(config: Config, info: ModelInfo, plan: WeightsPlan) -> nn.Module:
+    preprocessing = dataclasses.replace(plan.preprocessing, size=size, stretch=stretch)
+    head = (config.head_hidden, config.dropout, config.head_norm, config.head, plan.options | config.model_options)
+    info = ModelInfo(config.arch, dataset.classes, preprocessing, *head, plan.source, plan.license)
     torch.manual_seed(config.seed)
     model = build(info)
     loaded = load_weights(model, config.arch, plan, info.classes)
-    size = sum(parameter.numel() for parameter in model.parameters())
-    log.info(f"network  {config.arch}, {size:,} parameters, input {info.preprocessing.size} px; {loaded}")
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    log.info(f"network  {config.arch}, {parameters:,} parameters, input {size} px; {loaded}")
     if plan.license:
         log.info(f"weights  {plan.source}, license: {plan.license}")
-    return model
+    experiment = Experiment(config, runtime, distributed, filtered, splits, info)
+    runtime = _tune(experiment, runtime.place(model))
+    stages = ", ".join(f"{stage.name} {stage.epochs} x ({stage.trains})" for stage in config.stages)
+    steps = f"each epoch has {len(splits['train'])} photos, {config.batch_size} per step"
+    log.info(f"plan     {stages}; {steps}{_duration(config, splits, runtime.rate)}")
+    # What was chosen becomes part of the configuration, so that a resumed run does not choose again.
+    config = with_absolute_paths(dataclasses.replace(config, weights=weights, precision=runtime.precision))
+    return dataclasses.replace(experiment, config=config, runtime=runtime), model
 
 
-def _tune(
-    config: Config, model: nn.Module, size: int, runtime: Runtime, acceleration: Acceleration, alone: bool
-) -> Runtime:
+def _tune(experiment: Experiment, model: nn.Module) -> Runtime:
     """Chooses the precision by a step of the last stage that trains more than the head."""
-    beyond_head = [stage for stage in config.stages if stage.train != "head"]
-    stage = (beyond_head or config.stages)[-1]
+    runtime, acceleration, size = experiment.runtime, experiment.acceleration, experiment.info.preprocessing.size
+    beyond_head = [stage for stage in experiment.config.stages if stage.train != "head"]
+    stage = (beyond_head or experiment.config.stages)[-1]
     apply_rules(model, rules_for(model, stage.train))
     set_train_mode(model, stage.batch_norm)
-    network = acceleration.training_network(model, runtime, size) if alone else model
+    network = acceleration.training_network(model, runtime, size) if experiment.distributed.size == 1 else model
     runtime = acceleration.tuned(runtime, network, size, bool(beyond_head))
     log.info(f"device   {runtime.device}, {runtime.precision} ({runtime.reason})")
     return runtime
@@ -251,8 +203,7 @@ def _duration(config: Config, splits: Splits, images_per_second: float) -> str:
     """An upper bound of the duration, from the speed of one step."""
     if not images_per_second:
         return ""
-    train, val, test = (len(splits[split]) for split in ("train", "val", "test"))
-    images = test
+    train, val, images = (len(splits[split]) for split in ("train", "val", "test"))
     for stage in config.stages:
         views = stage.views_to_cache(train)
         images += views * train + val if views else stage.epochs * (train + val)

@@ -40,12 +40,7 @@ Check = Callable[[int], Any]  # called with the number of images of each batch; 
 
 
 class FeatureCache:
-    """Computes features in front of the head, or reads those that are known.
-
-    Args:
-        acceleration: How the backbone is run.
-        max_bytes: Memory for the features of one call.
-    """
+    """Computes features in front of the head, or reads those that are known. `max_bytes` limits each call."""
 
     def __init__(self, loaders: Loaders, info: ModelInfo, acceleration: Acceleration, max_bytes: int) -> None:
         self.loaders, self.info, self.acceleration, self.max_bytes = loaders, info, acceleration, max_bytes
@@ -64,9 +59,10 @@ class FeatureCache:
         views: int = 1,
         check: Check = lambda images: None,
     ) -> Tensor | None:
-        """Features (views * images, D) of images, float32 on the CPU; None where they exceed the memory.
+        """Features (views * images, D), one view after the other, on the CPU; None if they exceed the memory.
 
-        The views come one after the other.
+        A file on disk holds one fixed view under one backbone, with a row for each image that was ever
+        requested. Another split, seed or fold therefore computes nothing twice.
         """
         if 4 * split.width * views * len(indices) > self.max_bytes:
             return None
@@ -74,11 +70,27 @@ class FeatureCache:
         hashes = [self._hash_image(index) for index in indices]
         found = []
         for view in range(views):
-            if _fixed_view(augmentation, view):
-                found.append(self._cached(split, weights, indices, hashes, augmentation, view, check))
-            else:  # only an identical run could use a random view again
+            shown = _fixed_view(augmentation, view)
+            if not shown:  # only an identical run could use a random view again
                 batches = self.loaders.in_order(indices, augmentation)
                 found.append(torch.cat(list(self._compute(split, weights, batches, view, check))))
+                continue
+            path = self._file(weights, shown)
+            known, features = _read(path)
+            there = set(known)
+            missing = {code: index for code, index in zip(hashes, indices, strict=True) if code not in there}
+            if missing:
+                batches = self.loaders.in_order(list(missing.values()), augmentation)
+                computed = list(self._compute(split, weights, batches, view, check))
+                features = torch.cat([features, *computed] if known else computed)
+                known += missing
+                try:
+                    safe_save({"features": features}, path, {"images": known})
+                    prune(path.parent)
+                except ResourceError as error:  # the cache saves time; it never ends a run
+                    log.info(f"note     features are not cached on disk: {error}")
+            row = {code: number for number, code in enumerate(known)}
+            found.append(features[[row[code] for code in hashes]])
         return torch.cat(found)
 
     def of_frozen(self, model: nn.Module, indices: Sequence[int]) -> Tensor:
@@ -106,47 +118,13 @@ class FeatureCache:
         source = self.loaders.in_order(indices)
         return CachedFeatureBatches(features, source.labels, source.order, source.paths, self.runtime.device)
 
-    # Seven arguments: everything that identifies the features, and what computes those that are missing.
-    def _cached(
-        self,
-        split: SplitModel,
-        weights: str,
-        indices: Sequence[int],
-        hashes: Sequence[str],
-        augmentation: str,
-        view: int,
-        check: Check,
-    ) -> Tensor:
-        """Features (images, D) of a fixed view: known ones from disk, the others computed and added there.
-
-        A file holds one view under one backbone, with a row for each image that was ever requested. Another
-        split, seed or fold therefore computes nothing twice.
-        """
-        key = self._key(weights, _fixed_view(augmentation, view))
-        path = cache_folder() / "features" / f"{key}.safetensors"
-        known, features = _read(path)
-        there = set(known)
-        missing = {code: index for code, index in zip(hashes, indices, strict=True) if code not in there}
-        if missing:
-            batches = self.loaders.in_order(list(missing.values()), augmentation)
-            computed = list(self._compute(split, weights, batches, view, check))
-            features = torch.cat([features, *computed] if known else computed)
-            known = [*known, *missing]
-            try:
-                safe_save({"features": features}, path, {"images": known})
-                prune(path.parent)
-            except ResourceError as error:  # the cache saves time; it never ends a run
-                log.info(f"note     features are not cached on disk: {error}")
-        row = {code: number for number, code in enumerate(known)}
-        return features[[row[code] for code in hashes]]
-
-    def _key(self, weights: str, shown: str) -> str:
+    def _file(self, weights: str, shown: str) -> Path:
         info, runtime = self.info, self.runtime
         network = (weights, info.arch, sorted(info.model_options.items()), info.preprocessing)
-        fused = "fusion" in self.acceleration.tricks
-        how = (runtime.precision, runtime.device.type, fused)
+        how = (runtime.precision, runtime.device.type, "fusion" in self.acceleration.tricks)
         software = (FORMAT, __version__, torch.__version__, torchvision.__version__, PIL.__version__)
-        return hashlib.sha256(repr((network, how, shown, software)).encode()).hexdigest()[:32]
+        key = hashlib.sha256(repr((network, how, shown, software)).encode()).hexdigest()[:32]
+        return cache_folder() / "features" / f"{key}.safetensors"
 
     def _hash_image(self, index: int) -> str:
         dataset = self.loaders.dataset

@@ -15,22 +15,19 @@ from flowers_torch.training.device import Runtime
 
 # Options that change no number of the result. The location of the images is one: their content is checked.
 HARMLESS = frozenset(("data", "workers", "checkpoint_minutes"))
-# Compared as what they resolved to on the machine instead.
-RESOLVED = frozenset(("device", "threads", "stages"))
+RESOLVED = frozenset(("device", "threads", "stages"))  # compared as what they resolved to on the machine
 # The checkpoint holds the network and the splits, whatever an option says.
 FIXED = frozenset("arch weights size resize head_hidden dropout head_norm head model_options split".split())
 
 
 def fingerprint(config: Config, runtime: Runtime, processes: int = 1) -> dict[str, str]:
     """Everything that the numbers of a run depend on besides its images, as text by name."""
-    values = dataclasses.asdict(config)
-    values = {name: value for name, value in values.items() if name not in HARMLESS | RESOLVED}
+    values = {name: value for name, value in dataclasses.asdict(config).items() if name not in HARMLESS | RESOLVED}
     values["stages"] = [stage.name for stage in config.stages]
     for stage in config.stages:
         values |= {f"stages.{stage.name}.{name}": value for name, value in stage.settings().items()}
     entries = {name: json.dumps(value) for name, value in values.items()}
-    here = environment()
-    on_cpu = runtime.device.type == "cpu"
+    here, on_cpu = environment(), runtime.device.type == "cpu"
     entries["device"] = "cpu" if on_cpu else f"{runtime.device.type} {here['gpu'] or ''}".strip()
     entries["threads"] = str(torch.get_num_threads()) if on_cpu else "any"
     entries["processes"] = str(processes)  # guard: T08
@@ -40,11 +37,7 @@ def fingerprint(config: Config, runtime: Runtime, processes: int = 1) -> dict[st
 def check_exact(before: Mapping[str, str], now: Mapping[str, str], folder: Path, allow: bool) -> str:
     """The differences between the fingerprint of a checkpoint and the one now, in one line.
 
-    Args:
-        before: Fingerprint in the checkpoint.
-        now: Fingerprint of the run that is to be resumed.
-        folder: The run folder, for the error's text.
-        allow: Accept differences that can be accepted.
+    `allow` accepts those that can be accepted. `folder` is the run, for the error's text.
 
     Raises:
         UsageError: there are differences that are not allowed. The log has a table of all of them.
@@ -52,7 +45,7 @@ def check_exact(before: Mapping[str, str], now: Mapping[str, str], folder: Path,
     names = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
     if not names:
         return ""
-    width = max(len(name) for name in names)
+    width = max(map(len, names))
     log.info(f"{'option':{width}}  saved -> now")
     for name in names:
         log.info(f"{name:{width}}  {printable(before.get(name), 60)} -> {printable(now.get(name), 60)}")

@@ -37,12 +37,9 @@ LOCK_FILE = ".lock"
 
 
 def new_run_folder(out: str, data: str, arch: str, overwrite: bool = False, root: Path = Path("runs")) -> Path:
-    """Makes the folder of a new run.
+    """Makes the folder of a new run: `out`, or the next free `<root>/<data>-<arch>-<n>` if that is empty.
 
-    Args:
-        out: As the user wants it; empty for the next free `runs/<data>-<arch>-<n>`.
-        overwrite: Clear the files of an earlier run out of `out`.
-        root: Where numbered runs go.
+    `overwrite` clears the files of an earlier run out of `out`.
 
     Raises:
         UsageError: the folder holds something already.
@@ -58,8 +55,8 @@ def new_run_folder(out: str, data: str, arch: str, overwrite: bool = False, root
             raise UsageError(f"--out {printable(folder)} is a file", "name a folder")
         if folder.is_dir() and any(folder.iterdir()):
             if not overwrite:  # guard: K04
-                what = f"--out {printable(folder)} is not empty"
-                raise UsageError(what, "add --overwrite, use --resume, or name another")
+                fix = "add --overwrite, use --resume, or name another"
+                raise UsageError(f"--out {printable(folder)} is not empty", fix)
             with run_lock(folder):
                 for name in FILES:
                     (folder / name).unlink(missing_ok=True)
@@ -74,8 +71,7 @@ def new_run_folder(out: str, data: str, arch: str, overwrite: bool = False, root
 def run_lock(folder: Path) -> Iterator[None]:
     """Keeps every other run off a run folder, and clears away what a killed run was writing.
 
-    The lock is the system's: it is free as soon as the process that holds it is dead, however that came. The
-    file stays behind, empty of meaning.
+    The lock is the system's, so it is free as soon as the process that holds it is dead. The file stays behind.
 
     Raises:
         UsageError: another run is at work in the folder.
@@ -92,8 +88,7 @@ def run_lock(folder: Path) -> Iterator[None]:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # guard: C20
             except (BlockingIOError, PermissionError):
                 file.seek(0)
-                holder = printable(file.read(200).strip())
-                what = f"{printable(folder)} is in use by {holder}"
+                what = f"{printable(folder)} is in use by {printable(file.read(200).strip())}"
                 raise UsageError(what, "wait for it, or name another folder") from None
             except OSError:  # a file system without locks
                 pass
@@ -121,12 +116,9 @@ def _launch() -> str:
 
 
 def find_run(name: str | Path, root: Path = Path("runs")) -> Path:
-    """The run that a person means: a folder, or a weights file.
+    """The run that a person means: a folder or a weights file, by its path or its name below `root`.
 
-    Args:
-        name: Path of a run folder or of a weights file, name of a run below `root`, or `latest` for the run
-            below `root` that was last written to.
-        root: Where the runs are.
+    `latest` is the run below `root` that was last written to.
 
     Raises:
         UsageError: there is no such run.
@@ -145,17 +137,11 @@ def find_run(name: str | Path, root: Path = Path("runs")) -> Path:
 
 
 def find_run_folder(name: str | Path, root: Path = Path("runs")) -> Path:
-    """The folder of the run that a person means; `name` may be the weights file in it.
-
-    Raises:
-        UsageError: there is no such run, or it is a weights file without a run folder.
-    """
+    """The folder of the run that a person means; a weights file stands for the run folder that it lies in."""
     path = find_run(name, root)
-    if path.is_dir():
-        return path
-    if (path.parent / "config.toml").is_file():
-        return path.parent
-    raise UsageError(f"{printable(path)} is not in a run folder", "name a run folder")
+    if not path.is_dir() and not (path.parent / "config.toml").is_file():
+        raise UsageError(f"{printable(path)} is not in a run folder", "name a run folder")
+    return path if path.is_dir() else path.parent
 
 
 def last_written(folder: Path) -> int:
@@ -164,8 +150,8 @@ def last_written(folder: Path) -> int:
 
 
 def _not_writable(folder: Path, error: OSError) -> ResourceError:
-    reason = error.strerror or error
-    return ResourceError(f"cannot write to {printable(folder)}: {reason}", "choose another folder with --out")
+    what = f"cannot write to {printable(folder)}: {error.strerror or error}"
+    return ResourceError(what, "choose another folder with --out")
 
 
 def environment() -> dict[str, Any]:
@@ -187,8 +173,7 @@ def environment() -> dict[str, Any]:
 
 
 def _processor() -> str:
-    try:
+    with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
+    return platform.processor()

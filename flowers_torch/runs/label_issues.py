@@ -16,33 +16,25 @@ from flowers_torch.log import log
 from flowers_torch.models.checkpoint import build
 from flowers_torch.models.weights import load_weights, plan_weights
 from flowers_torch.report.run_summary import LABEL_ISSUES_FILE
-from flowers_torch.runs.dataset import open_images
 from flowers_torch.runs.experiment import Experiment
 
 
 def find_run_label_issues(experiment: Experiment) -> dict[str, Any]:
-    """Computes the features of all images once and writes `label_issues.json` into the run folder.
+    """Computes the features of all images of a finished run once and writes `label_issues.json` into its folder.
 
-    Args:
-        experiment: A finished run.
-
-    Returns:
-        `images` (their number), `curve`, `more_photos` (would more photos help?) and `label_issues` (most
-        confident first).
+    Returns the content of that file, with the most confident label issue first.
 
     Raises:
         UsageError: the network cannot be split in front of its head, or the features exceed the memory.
     """
-    config = experiment.config
-    duplicates = open_images(config).duplicates
+    config, dataset = experiment.config, experiment.dataset
     torch.manual_seed(config.seed)  # the same fresh weights as at the start of training
     model = build(experiment.info)
     plan = plan_weights(config.arch, config.weights or "imagenet", config.keras_input)
     loaded = load_weights(model, config.arch, plan)
-    dataset = experiment.dataset
     log.info(f"features of {len(dataset)} photos; {loaded}")
     features = experiment.features.of_frozen(experiment.runtime.place(model), range(len(dataset)))
-    labels, units = torch.tensor(dataset.labels), group_units(dataset, duplicates)
+    labels, units = torch.tensor(dataset.labels), group_units(dataset, experiment.filtered.duplicates)
     curve, probabilities = learning_curve(features, labels, len(dataset.classes), units)
     found = {
         "images": len(dataset),

@@ -32,12 +32,9 @@ def fit_head(experiment: Experiment, model: nn.Module, checkpointer: Checkpointe
     stage = stages[state.stage]
     log.info(f"stage    {state.stage + 1} of {len(stages)}, {stage.name}: a linear head, fitted by L-BFGS")
     train = make_train_state(experiment, model, stage, state.stage)
-    row: dict[str, Any] = {}
-    if distributed.is_main:
-        row = _fit(experiment, stage, train, state, stop)
+    row = _fit(experiment, stage, train, state, stop) if distributed.is_main else {}
     distributed.broadcast_tensors(model.state_dict().values())
-    row = distributed.broadcast(row)
-    checkpointer.end_epoch(row, model)
+    checkpointer.end_epoch(distributed.broadcast(row), model)
     state.stage, state.epoch = state.stage + 1, 0
     checkpointer.save(train)
 
@@ -57,13 +54,9 @@ def _fit(experiment: Experiment, stage: Stage, train: TrainState, state: RunStat
     dataset, indices = experiment.dataset, experiment.splits["train"]
     labels = torch.tensor([dataset.labels[i] for i in indices]).repeat(len(features) // len(indices))
     weights = train.class_weights
-    probe, l2 = fit_linear_probe(
-        (features, labels),
-        (validation.features, validation.labels),
-        len(dataset.classes),
-        None if weights is None else weights.cpu(),
-        train.label_smoothing,
-    )
+    options = (None if weights is None else weights.cpu(), train.label_smoothing)
+    held_out = (validation.features, validation.labels)
+    probe, l2 = fit_linear_probe((features, labels), held_out, len(dataset.classes), *options)
     head: nn.Linear = train.model.get_classifier()  # type: ignore[operator]
     with torch.no_grad():
         for parameter, value in zip((head.weight, head.bias), probe.layer(), strict=True):
@@ -71,7 +64,7 @@ def _fit(experiment: Experiment, stage: Stage, train: TrainState, state: RunStat
     fitted = score(probe.logits(features), labels)
     predictions = collect(split.head, validation, experiment.runtime, check)
     seconds = time.monotonic() - started
-    training, timing = (fitted.loss, fitted.accuracy), (seconds, len(labels) / seconds)
-    row = history_row(stage, state, None, training, predictions, timing)
+    timing = (seconds, len(labels) / seconds)
+    row = history_row(stage, state, None, (fitted.loss, fitted.accuracy), predictions, timing)
     log.info(f"{describe_epoch(row, 1)}, L2 penalty {l2:g}")
     return row

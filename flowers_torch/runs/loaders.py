@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Sequence
 
+from flowers_torch.config import Config
 from flowers_torch.data.augment.per_image import train_transform
 from flowers_torch.data.dataset import ImageDataset
 from flowers_torch.data.loading.batches import BATCH_AUGMENTATIONS, TrainingBatches, batch_augmentation
@@ -17,39 +18,19 @@ from flowers_torch.training.distributed import SINGLE_PROCESS, Distributed
 
 
 class Loaders:
-    """Makes batches of a data set's images, each decoded once for all splits and stages.
+    """Makes batches of a data set's images, each decoded once for all splits and stages."""
 
-    Args:
-        runtime: Device that trains.
-        distributed: Processes that share the work.
-        batch_size: Images per step, over all processes.
-        seed: Of order and augmentation.
-        workers: Processes that decode images; -1 chooses for the machine.
-        cache_bytes: Memory of the image cache, beyond which a file takes the images.
-    """
-
-    # Plain arguments instead of a configuration, so that batches can be tested alone.
     def __init__(
-        self,
-        dataset: ImageDataset,
-        preprocessing: Preprocessing,
-        runtime: Runtime,
-        distributed: Distributed,
-        *,
-        batch_size: int,
-        seed: int,
-        workers: int,
-        cache_bytes: int,
+        self, config: Config, dataset: ImageDataset, inputs: Preprocessing, runtime: Runtime, distributed: Distributed
     ) -> None:
-        self.dataset, self.preprocessing = dataset, preprocessing
-        self.runtime, self.distributed = runtime, distributed
-        self.batch_size, self.seed = batch_size, seed
-        self.settings = loader_settings(workers, runtime.device)
-        self.cache = ImageCache(len(dataset), cache_bytes, cache_folder(), self.settings["workers"] > 0)
+        self.dataset, self.inputs, self.runtime, self.distributed = dataset, inputs, runtime, distributed
+        self.batch_size, self.seed = config.batch_size, config.seed
+        self.settings = loader_settings(config.workers, runtime.device)
+        self.cache = ImageCache(len(dataset), config.cache_bytes, cache_folder(), self.settings["workers"] > 0)
 
     def training(self, indices: Sequence[int], augmentation: str, mixup: float = 0.0) -> TrainingBatches:
         """Augmented batches in random order; each process gets its shard of every batch."""
-        return self._batches(list(indices), augmentation, shuffle=True, mixup=mixup)
+        return self._batches(indices, augmentation, shuffle=True, mixup=mixup)
 
     def in_order(self, indices: Sequence[int], augmentation: str = "none") -> TrainingBatches:
         """Batches in the order of the indices; each process gets its shard of the images."""
@@ -64,16 +45,14 @@ class Loaders:
     def images(self, indices: Sequence[int], augmentation: str) -> TransformedImages:
         """The images as the loader's threads or workers read them."""
         paths = [self.dataset.root / self.dataset.paths[index] for index in indices]
-        labels = [self.dataset.labels[index] for index in indices]
+        labels, inputs = [self.dataset.labels[index] for index in indices], self.inputs
         if augmentation in BATCH_AUGMENTATIONS:
-            return resized_images(paths, labels, self.seed, augmentation, self.preprocessing)
-        inputs = self.preprocessing
+            return resized_images(paths, labels, self.seed, augmentation, inputs)
         transform = train_transform(augmentation, inputs.size, inputs.mean, inputs.std, inputs.interpolation)
         return TransformedImages(paths, labels, transform, self.seed)
 
     def _batches(self, indices: Sequence[int], augmentation: str, shuffle: bool, mixup: float = 0.0) -> TrainingBatches:
-        inputs = self.preprocessing
-        images, augment = self.images(indices, augmentation), None
+        inputs, images, augment = self.inputs, self.images(indices, augmentation), None
         if augmentation in BATCH_AUGMENTATIONS:
             augment = batch_augmentation(augmentation, inputs.size, inputs.crop)
             cached = self.cache.images(resized_side(augmentation, inputs.size), augmentation in AS_PREDICTED)

@@ -21,9 +21,7 @@ def predict_indices(
 ) -> Predictions:
     """Predictions in the order of the indices, each image once, from all processes.
 
-    Args:
-        model: With the weights to predict with.
-        from_features: Use cached features where that is possible, of a backbone that the last stage froze.
+    `from_features` uses cached features where that is possible, of a backbone that the last stage froze.
     """
     if from_features and experiment.distributed.size == 1:
         split = experiment.features.split(model)

@@ -34,13 +34,10 @@ class Candidate:
 
 
 def rank_models(config: Config, archs: Sequence[str]) -> list[Candidate]:
-    """Ranks backbones by the cross-validated accuracy of a linear head, best first.
+    """Ranks backbones by the cross-validated accuracy of a linear head, best first; failed ones come last.
 
-    The test images are not used: a network that is chosen by its test accuracy has no test any more.
-
-    Args:
-        config: Of the images; its stages and head are not used.
-        archs: Names of networks. One that cannot be tried is listed last, with the reason.
+    The test images are not used: a network that is chosen by its test accuracy has no test any more. Stages and
+    head of the configuration are not used either.
 
     Raises:
         UsageError: no network could be tried.
@@ -62,15 +59,14 @@ def _try(experiment: Experiment, model: nn.Module) -> Candidate:
     indices = [*splits["train"], *splits["val"]]
     features = experiment.features.of_frozen(model, indices)
     labels = torch.tensor([dataset.labels[index] for index in indices])
-    groups = group_units(dataset, experiment.duplicates)
+    groups = group_units(dataset, experiment.filtered.duplicates)
     units = [groups[index] for index in indices]
     correct = out_of_fold_probabilities(features, labels, len(info.classes), units)[0].argmax(1) == labels
-    accuracy = float(correct.float().mean())
-    low, high = wilson(int(correct.sum()), len(indices))
+    accuracy, interval = float(correct.float().mean()), wilson(int(correct.sum()), len(indices))
     size = sum(parameter.numel() for parameter in model.parameters())
     speed = _images_per_second(experiment, model)
     log.info(f"tried    {info.arch}: {accuracy:.4f}, {speed:.0f} img/s")
-    return Candidate(info.arch, accuracy, low, high, speed, size, info.weights, info.license)
+    return Candidate(info.arch, accuracy, *interval, speed, size, info.weights, info.license)
 
 
 @torch.inference_mode()

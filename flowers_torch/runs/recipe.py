@@ -1,7 +1,4 @@
-"""The recipe: configuration -> images -> network -> stages -> test -> files.
-
-This file reads from top to bottom. Each step is a call into a part that also works alone.
-"""
+"""The recipe, from top to bottom: configuration -> images -> network -> stages -> test -> files."""
 
 import contextlib
 import dataclasses
@@ -57,7 +54,7 @@ def train(
         out: The run folder; empty for the next free `runs/<data>-<arch>-<n>`.
         overwrite: Let `out` hold an earlier run.
         command: The command line, for the log; None stores the command that repeats the run.
-        splits: Indices of the filtered images, in place of the configuration's own splits.
+        splits: Of the filtered images, in place of the configuration's own.
     """
     started = time.monotonic()
     with distributed_context(config.device) as distributed:
@@ -71,9 +68,8 @@ def train(
         closing_seconds = 0.0
         if config.minutes:
             experiment, closing_seconds = fit_to_time(experiment, model, started)
-        folder = Path()
-        if distributed.is_main:
-            folder = new_run_folder(str(out), experiment.dataset.name, config.arch, overwrite)
+        name = experiment.dataset.name
+        folder = new_run_folder(str(out), name, config.arch, overwrite) if distributed.is_main else Path()
         experiment = dataclasses.replace(experiment, folder=distributed.broadcast(folder))
         with _run_folder(experiment.folder, distributed):
             if distributed.is_main:
@@ -90,11 +86,12 @@ def resume(
 ) -> Result | None:
     """Resumes an interrupted run from its newest checkpoint; None if it had finished already.
 
+    What is allowed to change starts the unfinished epoch again, and the history counts it.
+
     Args:
         changes: To its configuration, as `load_config` takes them.
         allow_config_change: Resume although the result will differ from that of an uninterrupted run.
-        allow_data_change: Resume although images are missing, edited or new, with those of each split that
-            are still there. The unfinished epoch starts again and the history counts the change.
+        allow_data_change: Resume although images are missing, edited or new, with those that are still there.
 
     Raises:
         ModelFileError: the folder holds no checkpoint.
@@ -116,8 +113,8 @@ def _resume(folder: Path, distributed: Distributed, *changes: Any) -> Result:
         experiment, model, checkpoint = Experiment.resume(folder, distributed, *changes)
         state = checkpoint.state
         names = [*(stage.name for stage in experiment.config.stages), "test"]
-        place = f"{names[state.stage]}, epoch {state.epoch + 1}, batch {state.step + 1}"
-        log.info(f"resumed  {printable(folder)}: {place}")
+        where = f"{names[state.stage]}, epoch {state.epoch + 1}, batch {state.step + 1}"
+        log.info(f"resumed  {printable(folder)}: {where}")
         state.elapsed += time.monotonic() - started
         return _train_and_test(experiment, model, state, checkpoint)
 
@@ -139,14 +136,8 @@ def _train_and_test(
     values = fingerprint(config, experiment.runtime, distributed.size)
     paths = json.dumps(experiment.dataset.paths)
     distributed.check_equal(values | {"splits": json.dumps(experiment.splits), "photos": paths})
-    checkpointer = Checkpointer(
-        experiment.folder,
-        state,
-        experiment.info,
-        config.checkpoint_minutes,
-        values,
-        distributed.is_main,
-    )
+    writing = (config.checkpoint_minutes, values, distributed.is_main)
+    checkpointer = Checkpointer(experiment.folder, state, experiment.info, *writing)
     left = 60 * config.minutes - state.elapsed - state.closing_seconds
     with (
         deterministic(config.deterministic),
@@ -176,13 +167,10 @@ def _test(experiment: Experiment, model: nn.Module, state: RunState, stop: StopR
             raise_if_stopped(experiment, stop, " before the test was over")
 
     scores, info = write_results(experiment, model, state, check)
-    result = Result(folder, scores, state.history)
-    if not distributed.is_main:
-        return result
-    for path in reversed(checkpoint_files(folder)):  # only now is there nothing left to resume
-        path.unlink()
-    size = (folder / MODEL_FILE).stat().st_size / 1e6
-    log.info(f"model    {printable(folder / MODEL_FILE)}, {size:.1f} MB")
-    log.log(RESULT, f"report   {printable(write_run_report(experiment, model, info))}")
-    log.info(f"next     {command_line('flowers-torch', 'predict', folder)} PHOTO...")
-    return result
+    if distributed.is_main:
+        for path in reversed(checkpoint_files(folder)):  # only now is there nothing left to resume
+            path.unlink()
+        log.info(f"model    {printable(folder / MODEL_FILE)}, {(folder / MODEL_FILE).stat().st_size / 1e6:.1f} MB")
+        log.log(RESULT, f"report   {printable(write_run_report(experiment, model, info))}")
+        log.info(f"next     {command_line('flowers-torch', 'predict', folder)} PHOTO...")
+    return Result(folder, scores, state.history)

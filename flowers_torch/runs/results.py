@@ -17,12 +17,7 @@ from flowers_torch.evaluation.calibration import fit_temperature
 from flowers_torch.evaluation.metrics import Scores, describe_scores, describe_small_classes, prediction_rows, score
 from flowers_torch.evaluation.predictions import Predictions, save_predictions
 from flowers_torch.evaluation.projection import MAX_POINTS, project_features
-from flowers_torch.evaluation.selective import (
-    REFERENCE_IMAGES,
-    fit_ood_detector,
-    pack_selective,
-    risk_coverage_curve,
-)
+from flowers_torch.evaluation.selective import REFERENCE_IMAGES, fit_ood_detector, pack_selective, risk_coverage_curve
 from flowers_torch.files.atomic import write_csv, write_json, write_text
 from flowers_torch.log import RESULT, log
 from flowers_torch.models.checkpoint import ModelInfo, save_classifier
@@ -41,53 +36,54 @@ MAX_CHECKED = 20_000  # images up to which the report shows the data-quality fin
 def write_provenance(experiment: Experiment, command: Sequence[str] | None) -> None:
     """Writes what repeats the run: resolved configuration, command, class names, versions, splits.
 
-    Args:
-        experiment: With its new folder.
-        command: What was typed; None stores the command that repeats the run from its configuration.
+    `command` is what was typed; None stores the command that repeats the run from its configuration.
     """
     config, folder, dataset = experiment.config, experiment.folder, experiment.dataset
     repeat = repeat_command(folder)
-    heading = f"{dataset.name} with {config.arch}; repeat with: {repeat}"
-    write_text(folder / "config.toml", to_toml(config, heading))
+    write_text(folder / "config.toml", to_toml(config, f"{dataset.name} with {config.arch}; repeat with: {repeat}"))
     write_text(folder / "command.txt", (command_line(*command) if command else repeat) + "\n")
     write_text(folder / "labels.txt", "".join(f"{name}\n" for name in dataset.classes))
     write_json(folder / "environment.json", environment())
     save_split(experiment.splits, dataset, folder / "split.json", config.seed)
-    if experiment.unreadable:
-        rows = [json.dumps({"file": path, "error": error}) for path, error in experiment.unreadable.items()]
+    if unreadable := experiment.filtered.unreadable:
+        rows = [json.dumps({"file": path, "error": error}) for path, error in unreadable.items()]
         write_text(folder / "bad_files.jsonl", "\n".join(rows) + "\n")
 
 
 def write_results(
     experiment: Experiment, model: nn.Module, state: RunState, check: Check = lambda images: None
 ) -> tuple[Scores, ModelInfo]:
-    """Tests the best weights once, on images that decided nothing, and writes everything about the run.
+    """Tests the best weights, which `model` holds, on images that decided nothing, and writes all about the run.
 
-    What is fitted here (temperature, risk-coverage curve, out-of-distribution detector) is fitted on
-    validation and training images and stored in the weights file.
-
-    Args:
-        model: With the best weights.
-        state: History, best epoch and changes of the run.
-
-    Returns:
-        The test scores, and the model metadata with what was fitted.
+    Temperature, risk-coverage curve and out-of-distribution detector are fitted on validation and training
+    images and stored in the weights file. Returns the test scores, and the model metadata with these.
     """
-    splits, stages = experiment.splits, experiment.config.stages
+    folder, splits, stages = experiment.folder, experiment.splits, experiment.config.stages
     frozen = bool(stages[-1].views_to_cache(len(splits["train"])))  # the backbone of the last stage
     best_stage = next((stage for stage in stages if stage.name == state.best.get("stage")), stages[-1])
     validation = predict_validation(experiment, model, best_stage, check)
-    info = calibrate(experiment, model, validation, check)
+    info = _calibrate(experiment, model, validation, check, frozen)
     test = predict_indices(experiment, model, splits["test"], check, frozen)
     scores = score(test.logits / info.temperature, test.labels)
     if not experiment.distributed.is_main:
         return scores, info
     uncalibrated = score(test.logits, test.labels)
-    folder = experiment.folder
     save_classifier(model.state_dict(), info, folder / MODEL_FILE, best=state.best)
-    _log_results(scores, uncalibrated, info)
+    log.log(RESULT, describe_scores(scores, info.classes))
+    log.info(
+        f"calibration  temperature {info.temperature:.2f}: probabilities are off by "
+        f"{scores.calibration_error:.3f} on average, {uncalibrated.calibration_error:.3f} without it"
+    )
+    if warning := describe_small_classes(scores, info.classes):
+        log.info(f"note     {warning}")
     _log_advice(experiment, state, info)
-    _save_predictions(experiment, info, {"val": validation, "test": test})
+    paths = {name: [experiment.dataset.paths[i] for i in splits[name]] for name in ("val", "test")}
+    mappable = test.features.numel() and len(test.labels) >= 4
+    places = project_features(test.features[:: -(-len(test.labels) // MAX_POINTS)]) if mappable else None
+    parts = {"val": (paths["val"], validation), "test": (paths["test"], test)}
+    save_predictions(folder, info.classes, info.temperature, parts, places)
+    rows = prediction_rows(paths["test"], test.logits / info.temperature, test.labels, info.classes)
+    write_csv(folder / "predictions.csv", rows)
     write_csv(folder / "history.csv", state.history)
     metrics = {
         "best_epoch": state.best,
@@ -100,8 +96,8 @@ def write_results(
     return scores, info
 
 
-def calibrate(
-    experiment: Experiment, model: nn.Module, validation: Predictions, check: Check = lambda images: None
+def _calibrate(
+    experiment: Experiment, model: nn.Module, validation: Predictions, check: Check, frozen: bool
 ) -> ModelInfo:
     """The model metadata with temperature, risk-coverage curve and out-of-distribution detector."""
     temperature = fit_temperature(validation.logits, validation.labels)
@@ -110,23 +106,10 @@ def calibrate(
     detector = None
     if validation.features.numel():
         dataset, train = experiment.dataset, set(experiment.splits["train"])
-        order = sample_by_class(dataset, len(dataset))
-        chosen = [index for index in order if index in train][:REFERENCE_IMAGES]
-        frozen = bool(experiment.config.stages[-1].views_to_cache(len(train)))
+        chosen = [index for index in sample_by_class(dataset, len(dataset)) if index in train][:REFERENCE_IMAGES]
         reference = predict_indices(experiment, model, chosen, check, frozen)
         detector = fit_ood_detector(reference.features, reference.labels, validation.features)
-    selective = pack_selective(curve, detector)
-    return dataclasses.replace(experiment.info, temperature=temperature, selective=selective)
-
-
-def _log_results(scores: Scores, uncalibrated: Scores, info: ModelInfo) -> None:
-    log.log(RESULT, describe_scores(scores, info.classes))
-    log.info(
-        f"calibration  temperature {info.temperature:.2f}: probabilities are off by "
-        f"{scores.calibration_error:.3f} on average, {uncalibrated.calibration_error:.3f} without it"
-    )
-    if warning := describe_small_classes(scores, info.classes):
-        log.info(f"note     {warning}")
+    return dataclasses.replace(experiment.info, temperature=temperature, selective=pack_selective(curve, detector))
 
 
 def _log_advice(experiment: Experiment, state: RunState, info: ModelInfo) -> None:
@@ -137,24 +120,10 @@ def _log_advice(experiment: Experiment, state: RunState, info: ModelInfo) -> Non
         log.info(f"try      {': '.join(filter(None, (advice.what, command)))}")
 
 
-def _save_predictions(experiment: Experiment, info: ModelInfo, found: dict[str, Predictions]) -> None:
-    """Writes `predictions.safetensors`, with a map of the test images, and `predictions.csv`."""
-    folder, test = experiment.folder, found["test"]
-    paths = {name: [experiment.dataset.paths[i] for i in experiment.splits[name]] for name in found}
-    mappable = test.features.numel() and len(test.labels) >= 4
-    places = project_features(test.features[:: -(-len(test.labels) // MAX_POINTS)]) if mappable else None
-    parts = {name: (paths[name], found[name]) for name in found}
-    save_predictions(folder, info.classes, info.temperature, parts, places)
-    rows = prediction_rows(paths["test"], test.logits / info.temperature, test.labels, info.classes)
-    write_csv(folder / "predictions.csv", rows)
-
-
 def write_run_report(experiment: Experiment, model: nn.Module, info: ModelInfo) -> Path:
     """Builds `report.html` from the run folder, with images and the findings of the check."""
     dataset, findings = experiment.dataset, []
     if len(dataset) <= MAX_CHECKED:
-        inspections = inspect_images(dataset)
-        duplicates = experiment.duplicates or None
-        findings = check_quality(dataset, inspections, experiment.splits, duplicates=duplicates).findings
-    source = Source(dataset, findings, model, experiment.runtime)
-    return write_report(experiment.folder, info, source)
+        known = experiment.filtered.duplicates or None
+        findings = check_quality(dataset, inspect_images(dataset), experiment.splits, duplicates=known).findings
+    return write_report(experiment.folder, info, Source(dataset, findings, model, experiment.runtime))

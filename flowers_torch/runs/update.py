@@ -5,7 +5,6 @@ The photos of the run keep their splits. New photos are assigned so that no test
 """
 
 import dataclasses
-import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -37,9 +36,6 @@ from flowers_torch.runs.folder import new_run_folder
 from flowers_torch.training.checkpoint import MODEL_FILE
 from flowers_torch.training.device import choose_runtime, runtime_of_run
 
-IMAGES_FOLDER = "photos"  # of links, in the new run
-UPDATE_FILE = "update.json"
-
 
 def update(
     folder: Path,
@@ -49,17 +45,13 @@ def update(
     data: str = "",
     out: str | Path = "",
 ) -> Path:
-    """Trains the model of a run further with more images, and compares the two.
+    """Trains the model of a run further with more images, and compares the two; returns the new run's folder.
 
     Args:
         source: New images, as `open_dataset` takes them; known ones may be among them.
         changes: To the run's configuration, as `load_config` takes them.
-        command: The command line, for the log.
         data: Where the run's own images are now; empty if they have not moved.
         out: Folder of the new run; empty for the next free one in `runs/`.
-
-    Returns:
-        The new run's folder, with the comparison in `update.json`.
 
     Raises:
         UsageError: no finished run, or nothing new.
@@ -72,7 +64,7 @@ def update(
     fractions = split_fractions(former.split) or split_fractions(Config.split) or ()
     with images_of(folder, former):
         known = open_dataset(former.data)
-    old = parent_images(folder, known)
+    old = _parent_images(folder, known)
     found = open_dataset(source, fewest=1)
     exclude = former.exclude if found.root.resolve() == known.root.resolve() else ""
     new = filter_images(found, exclude, "none", config.skip_bad).dataset
@@ -81,12 +73,12 @@ def update(
     if not added:
         raise UsageError(f"{printable(source)} holds no photo that the run does not know", "add new ones")
     new_folder = new_run_folder(str(out), known.name, config.arch)
-    link_images([*old, *added], new_folder / IMAGES_FOLDER)
+    _link_images([*old, *added], new_folder / "photos")
     counts = ", ".join(f"{sum(m.split == split for m in added)} {split}" for split in SPLITS)
     fresh = sorted({m.label for m in added} - {m.label for m in old})
     classes = f"; new classes: {printable(', '.join(fresh))}" if fresh else ""
     log.info(f"data     {len(added)} new photos ({counts}) beside the {len(old)} of the run{classes}")
-    config = dataclasses.replace(config, data=str(new_folder / IMAGES_FOLDER))
+    config = dataclasses.replace(config, data=str(new_folder / "photos"))
     again = with_absolute_paths(dataclasses.replace(former, data=source)).data
     command = command or ["flowers-torch", "update", str(folder.absolute()), again]
     recipe.train(config, new_folder, overwrite=True, command=command)
@@ -96,15 +88,12 @@ def update(
 
 def _config_of_update(folder: Path, former: Config, changes: dict[str, Any]) -> Config:
     """The former run's options, except for what this machine or the new photos decide."""
-    here = runtime_of_run(changes.get("device", "auto"), former.precision)
-    overrides = {
-        "weights": str((folder / MODEL_FILE).absolute()),
-        "exclude": "",
-        "keras_input": "",
+    precision = runtime_of_run(changes.get("device", "auto"), former.precision).precision
+    overrides = {"weights": str((folder / MODEL_FILE).absolute()), "keras_input": "", "exclude": ""} | {
         "groups": "duplicates",
         "device": "auto",
         "threads": 0,
-        "precision": here.precision,
+        "precision": precision,
     }
     config = load_config(file=str(folder / "config.toml"), overrides=overrides | changes)
     if not split_fractions(config.split):  # named splits are those of Flowers-17 alone
@@ -112,21 +101,15 @@ def _config_of_update(folder: Path, former: Config, changes: dict[str, Any]) -> 
     return config
 
 
-def parent_images(folder: Path, dataset: ImageDataset) -> list[AssignedImage]:
-    """The images of a finished run with their splits; `dataset` is what its data holds now.
-
-    Raises:
-        DataError: some are missing or have changed.
-    """
+def _parent_images(folder: Path, dataset: ImageDataset) -> list[AssignedImage]:
+    """The images of a finished run with their splits; `dataset` is what its data holds now."""
     label = {path: dataset.classes[i] for path, i in zip(dataset.paths, dataset.labels, strict=True)}
     splits: dict[str, dict[str, str]] = read_split(folder / "split.json")["splits"]
     marks = [pair for members in splits.values() for pair in members.items()]
     lost = [name for name, mark in marks if name not in label or fingerprint(dataset.root / name) != mark]
     if lost:
-        raise DataError(
-            f"{len(lost)} photos of {printable(folder)} are gone or changed (first: {printable(lost[0])})",
-            "restore them, or start a new run",
-        )
+        what = f"{len(lost)} photos of {printable(folder)} are gone or changed (first: {printable(lost[0])})"
+        raise DataError(what, "restore them, or start a new run")
     return [
         AssignedImage(dataset.root / name, label[name], split, name, dataset.groups.get(name, ""))
         for split, members in splits.items()
@@ -134,13 +117,8 @@ def parent_images(folder: Path, dataset: ImageDataset) -> list[AssignedImage]:
     ]
 
 
-def link_images(members: Sequence[AssignedImage], folder: Path) -> None:
-    """Links photos into `folder/<split>/<class>/<photo>`, or copies them where links are impossible.
-
-    Raises:
-        UsageError: photos inside of tar archives, or a class whose name is not valid for a folder.
-        ResourceError: the folder cannot be written.
-    """
+def _link_images(members: Sequence[AssignedImage], folder: Path) -> None:
+    """Links photos into `folder/<split>/<class>/<photo>`, or copies them where links are impossible."""
     for member in members:
         if split_path(member.file):
             what = f"{printable(member.name)} lies in a tar archive, which cannot be linked to"
@@ -150,13 +128,12 @@ def link_images(members: Sequence[AssignedImage], folder: Path) -> None:
     taken: set[Path] = set()
     try:
         for member in members:
-            place = folder / member.split / member.label
-            place.mkdir(parents=True, exist_ok=True)
             stem, suffix = os.path.splitext(member.file.name)
-            link, number = place / member.file.name, 2
+            link, number = folder / member.split / member.label / member.file.name, 2
             while link in taken:
-                link, number = place / f"{stem}-{number}{suffix}", number + 1
+                link, number = link.with_name(f"{stem}-{number}{suffix}"), number + 1
             taken.add(link)
+            link.parent.mkdir(parents=True, exist_ok=True)
             try:
                 link.symlink_to(member.file.resolve())
             except NotImplementedError:
@@ -170,17 +147,12 @@ def compare_with_parent(former: Path, folder: Path, device: str = "auto") -> Com
     """Compares a run with the one it came from, on its test photos, which neither has seen.
 
     Only photos of classes that both know count. For the other classes it logs how many are right. Writes
-    `update.json` and logs the result.
-
-    Args:
-        former: The run of before.
-        folder: The finished new run.
-        device: Where to run the former network.
+    `update.json` and logs the result. `device` is where the former network runs.
     """
     after = load_predictions(folder)
     network, info = load_classifier(former)
     photos = Path(load_config(file=str(folder / "config.toml")).data)
-    labels, logits = after.labels["test"], after.logits["test"]
+    labels = after.labels["test"]
     known = torch.tensor([name in info.classes for name in after.classes])
     shared = known[labels].nonzero()[:, 0]
     paths, truth = tuple(after.paths["test"][i] for i in shared.tolist()), labels[shared]
@@ -188,36 +160,29 @@ def compare_with_parent(former: Path, folder: Path, device: str = "auto") -> Com
     network, files = runtime.place(network), [photos / path for path in paths]
     predicted = predict_images(network, info.preprocessing, files, truth.tolist(), runtime).logits
     # The former network's logits in the new network's columns; it cannot predict classes that are new.
-    before = torch.full((len(paths), len(after.classes)), -torch.inf)
+    logits = torch.full((len(paths), len(after.classes)), -torch.inf)
     for column, name in enumerate(info.classes):
         if name in after.classes:
-            before[:, after.classes.index(name)] = predicted[:, column]
-
-    def on_shared(temperature: float, values: torch.Tensor) -> RunPredictions:
-        return RunPredictions(after.classes, temperature, {"test": paths}, {"test": values}, {"test": truth})
-
-    result = compare(on_shared(info.temperature, before), on_shared(after.temperature, logits[shared]))
-    right = logits.argmax(1) == labels
+            logits[:, after.classes.index(name)] = predicted[:, column]
+    before = RunPredictions(after.classes, info.temperature, {"test": paths}, {"test": logits}, {"test": truth})
+    result = compare(before, after)
+    right = after.logits["test"].argmax(1) == labels
     fresh = {
         name: [int((right & (labels == label)).sum()), int((labels == label).sum())]
         for label, name in enumerate(after.classes)
         if not known[label]
     }
-    _report(former, folder, result, fresh)
-    return result
-
-
-def _report(former: Path, folder: Path, result: Comparison, fresh: dict[str, list[int]]) -> None:
-    before, now = (count / result.images for count in (result.first_correct, result.second_correct))
+    then, now = (count / result.images for count in (result.first_correct, result.second_correct))
     low, high = result.interval
     log.log(
         RESULT,
-        f"update   {result.images} test photos that neither saw: {before:.4f} before (first), {now:.4f} now "
-        f"(second), {now - before:+.4f} (95% bootstrap {low:+.4f} .. {high:+.4f}); {result.verdict()}",
+        f"update   {result.images} test photos that neither saw: {then:.4f} before (first), {now:.4f} now "
+        f"(second), {now - then:+.4f} (95% bootstrap {low:+.4f} .. {high:+.4f}); {result.verdict()}",
     )
-    for name, (right, photos) in fresh.items():
-        log.log(RESULT, f"new      {printable(name, 60)}: {right} of {photos} test photos right")
-    if result.p_value < 0.05 and now < before:
+    for name, (correct, images) in fresh.items():
+        log.log(RESULT, f"new      {printable(name, 60)}: {correct} of {images} test photos right")
+    if result.p_value < 0.05 and now < then:
         log.info(f"note     keep {printable(former)}, or train longer: it has lost what it knew")
     content = dataclasses.asdict(result) | {"former": str(former.absolute()), "new_classes": fresh}
-    write_json(folder / UPDATE_FILE, json.loads(json.dumps(content)))
+    write_json(folder / "update.json", content)
+    return result
