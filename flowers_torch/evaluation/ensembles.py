@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from flowers_torch.errors import ModelFileError
-from flowers_torch.evaluation.calibration import fit_temperature
-from flowers_torch.evaluation.metrics import Scores, score
+from flowers_torch.evaluation.metrics import Scores, fit_temperature, score
 
 State = dict[str, Tensor]
 ValAndTest = tuple[Tensor, Tensor]  # logits or labels of the validation and of the test images

@@ -12,6 +12,7 @@ from flowers_torch.errors import DataError, printable
 from flowers_torch.files.tensors import safe_load, safe_save
 from flowers_torch.shell import command_line
 from flowers_torch.training.device import Runtime
+from flowers_torch.training.distributed import Distributed
 from flowers_torch.training.step import predict_logits
 
 PREDICTIONS_FILE = "predictions.safetensors"
@@ -24,6 +25,11 @@ class Predictions:
     logits: Tensor
     labels: Tensor
     features: Tensor
+
+    def gathered(self, distributed: Distributed, count: int) -> "Predictions":
+        """The predictions of all processes, each of which has those of its shard of `count` images."""
+        values = self.logits, self.labels, self.features
+        return Predictions(*(distributed.gather(value, count) for value in values))
 
 
 def collect(

@@ -7,7 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from flowers_torch.evaluation.calibration import reliability
+from flowers_torch.evaluation.metrics import reliability
 from flowers_torch.evaluation.selective import risk_coverage_curve
 from flowers_torch.report.run_summary import RunSummary
 from flowers_torch.report.templating import percent, render

@@ -13,9 +13,8 @@ from flowers_torch.data.dataset import ImageDataset
 from flowers_torch.data.sources.open import open_dataset
 from flowers_torch.data.splits.split_file import fingerprint, read_split
 from flowers_torch.errors import DataError, UsageError, printable
-from flowers_torch.evaluation.calibration import fit_temperature
 from flowers_torch.evaluation.evaluate import VIEWS, predict_images
-from flowers_torch.evaluation.metrics import Scores, prediction_rows, score
+from flowers_torch.evaluation.metrics import Scores, fit_temperature, prediction_rows, score
 from flowers_torch.evaluation.predictions import Predictions
 from flowers_torch.files.tensors import safe_load
 from flowers_torch.models.checkpoint import ModelInfo, load_classifier

@@ -1,7 +1,6 @@
 """Predictions of a run's network for some of its images."""
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from torch import nn
 
@@ -51,14 +50,5 @@ def predict_validation(
 def _predict(experiment: Experiment, model: nn.Module, indices: Sequence[int], check: Check) -> Predictions:
     size = experiment.info.preprocessing.size
     network = experiment.acceleration.training_network(model, experiment.runtime, size)
-    images = experiment.loaders.in_order(indices)
-    return gather_predictions(experiment, network, images, len(indices), check)
-
-
-def gather_predictions(
-    experiment: Experiment, network: nn.Module, batches: Iterable[Any], count: int, check: Check
-) -> Predictions:
-    """Predictions for batches of this process's shard, gathered to the `count` images of all processes."""
-    local = collect(network, batches, experiment.runtime, check)
-    values = (local.logits, local.labels, local.features)
-    return Predictions(*(experiment.distributed.gather(value, count) for value in values))
+    found = collect(network, experiment.loaders.in_order(indices), experiment.runtime, check)
+    return found.gathered(experiment.distributed, len(indices))

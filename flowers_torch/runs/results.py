@@ -13,8 +13,14 @@ from flowers_torch.data.quality.report import check_quality
 from flowers_torch.data.quality.scan import inspect_images
 from flowers_torch.data.splits.split_file import save_split
 from flowers_torch.evaluation.advice import advise_on_training
-from flowers_torch.evaluation.calibration import fit_temperature
-from flowers_torch.evaluation.metrics import Scores, describe_scores, describe_small_classes, prediction_rows, score
+from flowers_torch.evaluation.metrics import (
+    Scores,
+    describe_scores,
+    describe_small_classes,
+    fit_temperature,
+    prediction_rows,
+    score,
+)
 from flowers_torch.evaluation.predictions import Predictions, save_predictions
 from flowers_torch.evaluation.projection import MAX_POINTS, project_features
 from flowers_torch.evaluation.selective import REFERENCE_IMAGES, fit_ood_detector, pack_selective, risk_coverage_curve

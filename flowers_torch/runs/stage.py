@@ -13,15 +13,13 @@ from flowers_torch.data.loading.batches import TrainingBatches
 from flowers_torch.data.loading.cached_features import CachedFeatureBatches
 from flowers_torch.data.loading.loaders import derived_seed
 from flowers_torch.errors import DataError, StoppedError
-from flowers_torch.evaluation.calibration import fit_temperature
-from flowers_torch.evaluation.metrics import describe_epoch, score
-from flowers_torch.evaluation.predictions import Predictions
+from flowers_torch.evaluation.metrics import describe_epoch, fit_temperature, score
+from flowers_torch.evaluation.predictions import Predictions, collect
 from flowers_torch.log import bar, log
 from flowers_torch.models.freeze import apply_rules, decay_by_layer, freeze_table, rules_for, set_train_mode
 from flowers_torch.models.split_model import Head, SplitModel
 from flowers_torch.runs.experiment import Experiment
 from flowers_torch.runs.feature_cache import Check
-from flowers_torch.runs.prediction import gather_predictions
 from flowers_torch.shell import command_line
 from flowers_torch.training.checkpoint import (
     CRITERION,
@@ -220,8 +218,8 @@ def _run_epoch(experiment: Experiment, work: StageWork, checkpointer: Checkpoint
                     break
         state.seconds = time.monotonic() - started  # a GPU has finished its last steps
         experiment.distributed.broadcast_tensors(train.evaluated.buffers())
-        count = len(experiment.splits["val"])
-        predictions = gather_predictions(experiment, work.evaluated, work.validation, count, work.check)
+        local = collect(work.evaluated, work.validation, experiment.runtime, work.check)
+        predictions = local.gathered(experiment.distributed, len(experiment.splits["val"]))
     except DataError:  # an image disappeared or broke; the work so far is saved
         checkpointer.save(train)  # guard: D32
         raise

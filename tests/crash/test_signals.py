@@ -55,7 +55,7 @@ def test_one_signal(
 MOMENTS: dict[str, tuple[Any, str]] = {
     "first step": (step_module, "train_step"),
     "save": (checkpoint, "safe_save"),
-    "validation": (stage, "gather_predictions"),
+    "validation": (stage, "collect"),
     "start of a stage": (stage, "make_train_state"),
 }
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from flowers_torch.evaluation.calibration import (
+from flowers_torch.evaluation.metrics import (
     BINS,
     expected_calibration_error,
     fit_temperature,
