@@ -7,14 +7,11 @@
     x = ConvolutionalBlock(64, 3, (64, 64, 256), stride=1)(x)    # 8 x 256 x 56 x 56
     x = IdentityBlock(256, 3, (64, 64, 256))(x)                  # 8 x 256 x 56 x 56
 
-The defaults are those of the Keras course notebook: convolutions with bias, the stride on the first 1x1,
-batch-norm epsilon 1e-3. keras.applications has epsilon 1.001e-5; torchvision and timm have no bias, the
-stride on the middle convolution and epsilon 1e-5. Weights of one lineage load into another without any error
-and compute something else, so each choice is an argument.
-
-Papers: He et al., "Deep Residual Learning for Image Recognition" (https://arxiv.org/abs/1512.03385);
-"Identity Mappings in Deep Residual Networks" (https://arxiv.org/abs/1603.05027) for `PreActivationBlock`;
-Xie et al., "Aggregated Residual Transformations" (https://arxiv.org/abs/1611.05431) for `groups`.
+The defaults are those of the Keras course notebook: convolutions with bias, the stride on the first 1x1, batch-norm
+epsilon 1e-3. keras.applications has epsilon 1.001e-5; torchvision and timm have no bias, the stride on the middle
+convolution and epsilon 1e-5. Weights of one lineage load into another without any error and compute something else.
+Papers: https://arxiv.org/abs/1512.03385, https://arxiv.org/abs/1603.05027 (`PreActivationBlock`),
+https://arxiv.org/abs/1611.05431 (`groups`).
 """
 
 from typing import Literal
@@ -37,8 +34,7 @@ class MainPath(nn.Sequential):
     Args:
         kernel_size: f of the middle convolution; an even f is padded right and below, as in TensorFlow.
         filters: Output channels of the three convolutions.
-        stride: Stride of the convolution that `stride_on` names.
-        stride_on: "first" (Keras) or "middle" (torchvision and timm).
+        stride_on: Which convolution has the stride: "first" (Keras) or "middle" (torchvision and timm).
         bias: Whether the convolutions have a bias. Batch norm makes it redundant; Keras's weights have it.
         epsilon: Added to the variance by batch norm.
         groups: Groups of the middle convolution; 32 makes a ResNet a ResNeXt.
@@ -59,10 +55,8 @@ class MainPath(nn.Sequential):
         first, middle, last = filters
         stride1, stride2 = (stride, 1) if stride_on == "first" else (1, stride)
         if stride2 > 1 and kernel_size % 2 == 0:
-            raise UsageError(
-                f"a {kernel_size}x{kernel_size} convolution cannot be centered on every second pixel",
-                "use an odd kernel_size or stride_on='first'",
-            )
+            what = f"a {kernel_size}x{kernel_size} convolution cannot be centered on every second pixel"
+            raise UsageError(what, "use an odd kernel_size or stride_on='first'")
         padding = (kernel_size - 1) // 2
         self.conv1 = nn.Conv2d(in_channels, first, 1, stride1, bias=bias)
         self.bn1 = nn.BatchNorm2d(first, epsilon)
@@ -77,31 +71,21 @@ class MainPath(nn.Sequential):
 
 
 class Projection(nn.Sequential):
-    """A shortcut that changes the size: a 1x1 convolution with batch norm, the learned W_s of the paper.
+    """A shortcut that changes the size: a 1x1 convolution with batch norm, the learned W_s of the paper."""
 
-    Shapes: N x in_channels x H x W -> N x out_channels x ceil(H / stride) x ceil(W / stride).
-    """
-
-    def __init__(
-        self, in_channels: int, out_channels: int, stride: int, bias: bool = True, epsilon: float = 1e-3
-    ) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: int, bias: bool, epsilon: float) -> None:
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, 1, stride, bias=bias)
         self.bn = nn.BatchNorm2d(out_channels, epsilon)
 
 
 class IdentityBlock(nn.Module):
-    """Residual block for equal input and output size: relu(main(x) + x).
+    """Residual block for equal input and output size: relu(main(x) + x); arguments as in `MainPath`.
 
-    Shapes: N x C x H x W -> N x C x H x W with C = in_channels = filters[2].
-
-    Args:
-        kernel_size, filters, bias, epsilon, groups: As in `MainPath`.
+    Source: `identity_block` of the course notebook; keras.applications' `residual_block_v1`.
 
     Raises:
         UsageError: `in_channels` and `filters[2]` differ.
-
-    Source: `identity_block` of the course notebook; keras.applications' `residual_block_v1`.
     """
 
     def __init__(
@@ -116,10 +100,8 @@ class IdentityBlock(nn.Module):
     ) -> None:
         super().__init__()
         if in_channels != filters[2]:
-            raise UsageError(
-                f"an identity block adds its {in_channels} input channels to {filters[2]} output channels",
-                "make them equal, or use ConvolutionalBlock",
-            )
+            what = f"an identity block adds its {in_channels} input channels to {filters[2]} output channels"
+            raise UsageError(what, "make them equal, or use ConvolutionalBlock")
         self.main = MainPath(in_channels, kernel_size, filters, bias=bias, epsilon=epsilon, groups=groups)
         self.relu = nn.ReLU()
 
@@ -128,18 +110,12 @@ class IdentityBlock(nn.Module):
 
 
 class ConvolutionalBlock(nn.Module):
-    """Residual block that changes the size: relu(main(x) + projection(x)).
+    """Residual block that changes the size: relu(main(x) + projection(x)); shapes and arguments as in `MainPath`.
 
-    Shapes: N x in_channels x H x W -> N x filters[2] x ceil(H / stride) x ceil(W / stride).
-
-    Args:
-        stride: Stride of the main path and of the shortcut.
-        kernel_size, filters, stride_on, bias, epsilon, groups: As in `MainPath`.
+    Source: `convolutional_block` of the course notebook; keras.applications' `residual_block_v1`.
 
     Raises:
         UsageError: a convolution with an even kernel has a stride.
-
-    Source: `convolutional_block` of the course notebook; keras.applications' `residual_block_v1`.
     """
 
     def __init__(
@@ -167,13 +143,8 @@ class PreActivationBlock(nn.Module):
     """Block of ResNetV2: batch norm and ReLU before each convolution, none after the sum.
 
     Shapes: N x in_channels x H x W -> N x 4 filters x ceil(H / stride) x ceil(W / stride).
-
-    Args:
-        filters: Output channels of the first two convolutions; the third has four times as many.
-        stride: Stride of the 3x3 convolution and of the shortcut.
-        project: Whether the shortcut is a 1x1 convolution of the activated input (with bias, without batch
-            norm). Otherwise it is the input itself, subsampled by the stride.
-
+    With `project` the shortcut is a 1x1 convolution of the activated input (with bias, without batch norm).
+    Otherwise it is the input itself, subsampled by the stride.
     Source: keras.applications' `residual_block_v2`, with biases where its weights have them.
     """
 
@@ -207,11 +178,8 @@ class BasicBlock(nn.Module):
     """Two 3x3 convolutions with a shortcut, or without one as in a plain network.
 
     Shapes: N x in_channels x H x W -> N x out_channels x ceil(H / stride) x ceil(W / stride).
-
-    Args:
-        stride: Stride of the first convolution and of the shortcut.
-        shortcut: What a shortcut does where the size changes: "projection" is a learned 1x1 convolution,
-            "zero_pad" subsamples and appends zero channels. "none" builds no shortcut at all.
+    Where the size changes, the shortcut "projection" is a learned 1x1 convolution, and "zero_pad" subsamples
+    and appends zero channels. "none" builds no shortcut at all.
     """
 
     def __init__(
@@ -224,15 +192,11 @@ class BasicBlock(nn.Module):
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(out_channels)
         self.relu2 = nn.ReLU()
-        self.shortcut: nn.Module | None = None
-        if shortcut != "none":
-            self.shortcut = nn.Identity()
-            if stride > 1 or in_channels != out_channels:
-                self.shortcut = (
-                    Projection(in_channels, out_channels, stride, bias=False, epsilon=1e-5)
-                    if shortcut == "projection"
-                    else ZeroPadShortcut(in_channels, out_channels, stride)
-                )
+        self.shortcut: nn.Module | None = None if shortcut == "none" else nn.Identity()
+        if shortcut != "none" and (stride > 1 or in_channels != out_channels):
+            self.shortcut = ZeroPadShortcut(in_channels, out_channels, stride)
+            if shortcut == "projection":
+                self.shortcut = Projection(in_channels, out_channels, stride, bias=False, epsilon=1e-5)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.relu1(self.bn1(self.conv1(x)))
@@ -241,10 +205,7 @@ class BasicBlock(nn.Module):
 
 
 class ZeroPadShortcut(nn.Module):
-    """A shortcut without parameters: subsamples by the stride and appends zero channels (or drops some).
-
-    Shapes: N x in_channels x H x W -> N x out_channels x ceil(H / stride) x ceil(W / stride).
-    """
+    """A shortcut without parameters: subsamples by the stride and appends zero channels (or drops some)."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()

@@ -1,8 +1,4 @@
-"""A trained classifier as one file: the weights and everything that is needed to use them.
-
-The metadata beside the weights say how to build the network, how to preprocess an image and what the logits
-stand for, so that prediction, serving, export and torch.hub need this one file.
-"""
+"""A trained classifier as one file: the weights, and metadata that say how to build the network and use it."""
 
 import dataclasses
 from pathlib import Path
@@ -47,11 +43,7 @@ def build(info: ModelInfo) -> nn.Module:
 
 
 def save_classifier(state: dict[str, Tensor], info: ModelInfo, path: Path, **extra: Any) -> None:
-    """Writes a .safetensors file.
-
-    Args:
-        extra: Further metadata that JSON can hold, such as the accuracy.
-    """
+    """Writes a .safetensors file; `extra` is further metadata that JSON can hold, such as the accuracy."""
     metadata = {"format": FORMAT, "flowers_torch": __version__, "model_info": dataclasses.asdict(info)}
     safe_save(state, path, metadata | extra)
 
@@ -63,37 +55,29 @@ def read_model_info(metadata: dict[str, Any], path: Path) -> ModelInfo:
         ModelFileError: another program or a newer version wrote the file.
     """
     if "model_info" not in metadata:
-        raise ModelFileError(
-            f"{printable(path)} holds weights but not how to use them", "give the model.safetensors of a run"
-        )
+        what = f"{printable(path)} holds weights but not how to use them"
+        raise ModelFileError(what, "give the model.safetensors of a run")
     if metadata.get("format", 0) > FORMAT:  # guard: C13 weights
-        raise ModelFileError(
-            f"{printable(path)} was written by flowers_torch {metadata.get('flowers_torch')}",
-            "update: pip install -U flowers-torch",
-        )
+        what = f"{printable(path)} was written by flowers_torch {metadata.get('flowers_torch')}"
+        raise ModelFileError(what, "update: pip install -U flowers-torch")
     try:
         values = dict(metadata["model_info"])
         values["classes"] = tuple(values["classes"])
         values["preprocessing"] = Preprocessing.from_dict(values["preprocessing"])
         return ModelInfo(**values)
     except (TypeError, KeyError, ValueError) as error:
-        raise ModelFileError(
-            f"the model metadata in {printable(path)} are damaged: {error}", "use another copy"
-        ) from error
+        what = f"the model metadata in {printable(path)} are damaged: {error}"
+        raise ModelFileError(what, "use another copy") from error
 
 
 def load_classifier(path: Path) -> tuple[nn.Module, ModelInfo]:
-    """The network of a weights file, in inference mode, and its metadata.
-
-    Args:
-        path: `model.safetensors`, or the run folder that holds it.
+    """The network of a `model.safetensors` (or of the run folder around it) in inference mode, and its metadata.
 
     Raises:
         ModelFileError: the file is missing, damaged, from another program, or contradicts its metadata.
     """
     path = Path(path)
-    if path.is_dir():
-        path = path / "model.safetensors"
+    path = path / "model.safetensors" if path.is_dir() else path
     state, metadata = safe_load(path)
     info = read_model_info(metadata, path)
     model = build(info)
@@ -105,8 +89,7 @@ def load_matching(model: nn.Module, state: dict[str, Tensor], path: Path | str) 
     """Loads a state dict that must fit exactly; otherwise nothing is loaded.
 
     Raises:
-        ModelFileError: names are missing, unexpected or of another shape, or values are not finite. The
-            message lists the first three names of each kind.
+        ModelFileError: names are missing, unexpected or of another shape, or values are not finite.
     """
     expected = model.state_dict()
     problems = {
@@ -122,10 +105,8 @@ def load_matching(model: nn.Module, state: dict[str, Tensor], path: Path | str) 
     }
     texts = [f"{len(names)} {kind} ({_first(names)})" for kind, names in problems.items() if names]
     if texts:  # guard: C10
-        raise ModelFileError(
-            f"{printable(path)} does not fit {type(model).__name__}: {'; '.join(texts)}",
-            "use weights of this network",
-        )
+        what = f"{printable(path)} does not fit {type(model).__name__}: {'; '.join(texts)}"
+        raise ModelFileError(what, "use weights of this network")
     model.load_state_dict(state)
 
 

@@ -1,27 +1,20 @@
 """LeNet-5, AlexNet, VGG16 and VGG19.
 
-Their heads flatten the last feature map, so a network is built for one `input_size`. With global_pool="avg"
-it takes any size.
+Their heads flatten the last feature map of one `input_size`. With global_pool="avg" they take any size.
 """
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Literal
 
 from torch import Tensor, nn
 
-from flowers_torch.models.blocks import glorot_init_
-from flowers_torch.models.network import MlpHead, Network, variant
+from flowers_torch.models.network import Network, variant
 
 
 class LeNet5(Network):
     """Two 5x5 convolutions with 2x2 pooling, dense layers of 120 and 84: 61,706 parameters.
 
-    Shapes: N x in_chans x 32 x 32 -> N x num_classes; the feature map is N x 16 x 5 x 5.
-
-    Args:
-        pool: "avg" or "max".
-        activation: "tanh", "sigmoid" or "relu", after every layer but the last.
+    The `activation` follows every layer but the last. The feature map of 32x32 images is N x 16 x 5 x 5.
 
     Source: LeCun et al., "Gradient-Based Learning Applied to Document Recognition", 1998, as it is taught
     today: without trainable pooling coefficients, partial connections and radial basis outputs.
@@ -42,9 +35,8 @@ class LeNet5(Network):
         self.conv2 = nn.Conv2d(6, 16, 5)
         self.activation = function()
         self.pool = {"avg": nn.AvgPool2d, "max": nn.MaxPool2d}[pool](2)
-        glorot_init_(self)
         side = ((input_size - 4) // 2 - 4) // 2
-        self.head = MlpHead(16, num_classes, global_pool, (120, 84), activation=function, map_size=side)
+        self.add_head(16, num_classes, global_pool, 120, 84, activation=function, map_size=side)
 
     def forward_features(self, x: Tensor) -> Tensor:
         x = self.pool(self.activation(self.conv1(x)))  # N x 6 x 14 x 14
@@ -54,13 +46,11 @@ class LeNet5(Network):
 class AlexNet(Network):
     """Five convolutions, overlapping 3x3/2 max pooling, two dense layers of 4096 with dropout.
 
-    60,965,224 parameters with 1000 classes in two groups, 62,378,344 in one.
-    Shapes: N x in_chans x 224 x 224 -> N x num_classes; the feature map is N x 256 x 6 x 6.
+    60,965,224 parameters with 1000 classes in two groups, 62,378,344 in one. The feature map is N x 256 x 6 x 6.
 
     Args:
         response_norm: Whether local response normalization follows the first two convolutions.
         groups: 2 for the paper's convolutions, which were split over two GPUs; 1 for ordinary ones.
-        dropout: Probability after each dense layer.
 
     Source: Krizhevsky, Sutskever and Hinton, "ImageNet Classification with Deep Convolutional Neural
     Networks", 2012. The paper's sizes need 227 pixels; a padding of 2 gives the same 55x55 map for 224.
@@ -91,11 +81,10 @@ class AlexNet(Network):
         self.conv5 = nn.Conv2d(384, 256, 3, padding=1, groups=groups)
         self.relu = nn.ReLU()
         self.max_pool = nn.MaxPool2d(3, stride=2)
-        glorot_init_(self)
         side = (input_size - 7) // 4 + 1
         for _ in range(3):
             side = (side - 3) // 2 + 1
-        self.head = MlpHead(256, num_classes, global_pool, (4096, 4096), dropout, map_size=side)
+        self.add_head(256, num_classes, global_pool, 4096, 4096, dropout=dropout, map_size=side)
 
     def forward_features(self, x: Tensor) -> Tensor:
         x = self.norm1(self.relu(self.conv1(x)))  # N x 96 x 55 x 55
@@ -109,7 +98,7 @@ class AlexNet(Network):
 class VGG(Network):
     """Five blocks of 3x3 convolutions with ReLU and 2x2 max pooling, dense head.
 
-    Shapes: N x in_chans x H x W -> N x num_classes; the feature map is N x 512 x H/32 x W/32, rounded down.
+    The feature map is N x 512 x H/32 x W/32, rounded down.
 
     Args:
         depths: Convolutions in each of the five blocks.
@@ -130,23 +119,15 @@ class VGG(Network):
         global_pool: str = "flatten",
     ) -> None:
         super().__init__()
-
-        def block(convolutions: int, in_channels: int, out_channels: int) -> nn.Sequential:
-            layers: OrderedDict[str, nn.Module] = OrderedDict()
-            for number in range(1, convolutions + 1):
-                layers[f"conv{number}"] = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-                layers[f"relu{number}"] = nn.ReLU()
-                in_channels = out_channels
-            layers["pool"] = nn.MaxPool2d(2)
-            return nn.Sequential(layers)
-
-        self.block1 = block(depths[0], in_chans, 64)  # N x 64 x H/2 x W/2
-        self.block2 = block(depths[1], 64, 128)  # N x 128 x H/4 x W/4
-        self.block3 = block(depths[2], 128, 256)  # N x 256 x H/8 x W/8
-        self.block4 = block(depths[3], 256, 512)  # N x 512 x H/16 x W/16
-        self.block5 = block(depths[4], 512, 512)  # N x 512 x H/32 x W/32
-        glorot_init_(self)
-        self.head = MlpHead(512, num_classes, global_pool, hidden, dropout, map_size=input_size // 32)
+        for number, (depth, channels) in enumerate(zip(depths, (64, 128, 256, 512, 512), strict=True), 1):
+            block = nn.Sequential()
+            for i in range(1, depth + 1):
+                block.add_module(f"conv{i}", nn.Conv2d(in_chans, channels, 3, padding=1))
+                block.add_module(f"relu{i}", nn.ReLU())
+                in_chans = channels
+            block.add_module("pool", nn.MaxPool2d(2))
+            self.add_module(f"block{number}", block)  # N x 64 x H/2 x W/2 ... N x 512 x H/32 x W/32
+        self.add_head(512, num_classes, global_pool, *hidden, dropout=dropout, map_size=input_size // 32)
 
 
 MODERN = "LeNet-5 in its modern form: max pooling and ReLU; options as in `LeNet5`."

@@ -9,8 +9,7 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
-from flowers_torch.models.blocks import glorot_init_
-from flowers_torch.models.network import MlpHead, Network, variant
+from flowers_torch.models.network import Network, variant
 
 GROWTH = 32  # growth rate: channels that each layer adds
 
@@ -35,25 +34,14 @@ class DenseLayer(nn.Module):
 
 def _transition(channels: int, epsilon: float) -> nn.Sequential:
     """Halves channels, height and width: N x C x H x W -> N x C/2 x H/2 x W/2, rounded down."""
-    return nn.Sequential(
-        OrderedDict(
-            bn=nn.BatchNorm2d(channels, epsilon),
-            relu=nn.ReLU(),
-            conv=nn.Conv2d(channels, channels // 2, 1, bias=False),
-            pool=nn.AvgPool2d(2),
-        )
-    )
+    bn, conv = nn.BatchNorm2d(channels, epsilon), nn.Conv2d(channels, channels // 2, 1, bias=False)
+    return nn.Sequential(OrderedDict(bn=bn, relu=nn.ReLU(), conv=conv, pool=nn.AvgPool2d(2)))
 
 
 class DenseNet(Network):
-    """Stem, four stages of dense layers with transitions between them, batch norm, ReLU, head.
+    """Stem, four stages of dense layers (`depths`) with transitions between them, batch norm, ReLU, head.
 
-    Shapes: N x in_chans x H x W -> N x num_classes; the stem gives N x 64 x H/4 x W/4. At least 32 x 32
-    pixels.
-
-    Args:
-        depths: Layers in the four stages.
-        epsilon: Added to the variance by batch norm: 1.001e-5 for Keras's weights, 1e-5 for timm's.
+    The `epsilon` of batch norm is 1.001e-5 for Keras's weights, 1e-5 for timm's.
     """
 
     def __init__(
@@ -65,14 +53,8 @@ class DenseNet(Network):
         epsilon: float = 1.001e-5,
     ) -> None:
         super().__init__()
-        self.conv1 = nn.Sequential(
-            OrderedDict(
-                pad=nn.ZeroPad2d(3),
-                conv=nn.Conv2d(in_chans, 64, 7, stride=2, bias=False),
-                bn=nn.BatchNorm2d(64, epsilon),
-                relu=nn.ReLU(),
-            )
-        )
+        conv, bn = nn.Conv2d(in_chans, 64, 7, stride=2, bias=False), nn.BatchNorm2d(64, epsilon)
+        self.conv1 = nn.Sequential(OrderedDict(pad=nn.ZeroPad2d(3), conv=conv, bn=bn, relu=nn.ReLU()))
         self.pool1 = nn.Sequential(OrderedDict(pad=nn.ZeroPad2d(1), pool=nn.MaxPool2d(3, 2)))  # N x 64 x H/4 x W/4
         channels = 64
         self.stages = nn.Sequential()
@@ -85,8 +67,7 @@ class DenseNet(Network):
                 channels //= 2
         self.bn = nn.BatchNorm2d(channels, epsilon)  # N x C x H/32 x W/32
         self.relu = nn.ReLU()
-        glorot_init_(self)
-        self.head = MlpHead(channels, num_classes, global_pool)
+        self.add_head(channels, num_classes, global_pool)
 
 
 densenet121 = variant("DenseNet121: 8,062,504 parameters as Keras counts them.", DenseNet, (6, 12, 24, 16))

@@ -35,19 +35,18 @@ def create_model(
     Args:
         name: A registered name or any timm name; `timm:NAME` is timm's network where both have one.
         num_classes: Ignored without classifier.
-        in_chans: Image channels; pretrained weights have 3.
         weights: None (random), "imagenet", "offline", or a .safetensors, .pth or Keras file. The classifier
             stays random where its number of classes differs from the file's.
-        include_top: Keep the classifier. Without it the network ends with its last feature map.
-        pooling: "avg" or "max" over the last feature map, None for the map itself; only without classifier.
+        include_top: Keep the classifier.
+        pooling: Without classifier: "avg" or "max" over the last feature map, None for the map itself.
         size: Image height and width, for heads that flatten; 0 is the network's usual size.
         keras_input: Input range of a Keras file that differs from the published one: "caffe", "tf", "torch"
             or "unit" (see `flowers_torch.models.keras.weights.MEAN_STD`).
         options: Further keywords of the network's constructor, such as `alpha`, `dropout` or `lineage`.
 
     Returns:
-        A module from (N, in_chans, H, W) to logits (N, num_classes). Without classifier it returns the map
-        (N, C, h, w), or (N, C) with pooling.
+        A module for images (N, in_chans, H, W). It returns logits (N, num_classes), or without classifier the
+        map (N, C, h, w), or with pooling (N, C).
 
     Raises:
         UsageError: unknown name, option, pooling or size.
@@ -55,10 +54,8 @@ def create_model(
         ResourceError: the weights cannot be downloaded.
     """
     if pooling not in (None, "avg", "max") or (pooling and include_top):
-        raise UsageError(
-            f"pooling={pooling!r} with include_top={include_top}",
-            "give pooling='avg', 'max' or None, the first two together with include_top=False",
-        )
+        fix = "give pooling='avg', 'max' or None, the first two together with include_top=False"
+        raise UsageError(f"pooling={pooling!r} with include_top={include_top}", fix)
     if size:
         check_size(name, size)
     plan = None

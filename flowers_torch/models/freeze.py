@@ -46,10 +46,8 @@ def blocks(model: nn.Module) -> dict[str, list[str]]:
 def rules_for(model: nn.Module, train: str | list[Any]) -> list[tuple[str, float]]:
     """Rules for the common cases.
 
-    Args:
-        model: The network.
-        train: `head` (the classifier), `all`, the name of a block (this block and all behind it), or
-            `keras:N` (all but the first N layers of Keras's list).
+    `train` is "head" (the classifier), "all", the name of a block (this block and all behind it), "keras:N" (all
+    but the first N layers of Keras's list), or a list of rules.
 
     Raises:
         UsageError: there is no block of that name; the message lists the blocks.
@@ -94,20 +92,15 @@ def apply_rules(model: nn.Module, rules: Rules) -> list[Group]:
         raise UsageError(f"rule {unused[0]!r} decides no parameter", f"use names such as {next(iter(multipliers))!r}")
     if not any(multipliers.values()):
         raise UsageError("every parameter is frozen", "give one of the rules a multiplier above 0")
-    groups = []
-    for block, names in blocks(model).items():
-        for value in dict.fromkeys(multipliers[name] for name in names):
-            groups.append(Group(block, tuple(n for n in names if multipliers[n] == value), value))
-    return groups
+    return [
+        Group(block, tuple(n for n in names if multipliers[n] == value), value)
+        for block, names in blocks(model).items()
+        for value in dict.fromkeys(multipliers[name] for name in names)
+    ]
 
 
 def decay_by_layer(groups: Sequence[Group], decay: float) -> list[Group]:
-    """Discriminative learning rates: each trained block multiplies the rates of those before it by `decay`.
-
-    Args:
-        groups: From `apply_rules`.
-        decay: 1 changes nothing. ULMFiT and fastai lower the rate from the head to the stem.
-    """
+    """Discriminative learning rates, as in ULMFiT: each trained block multiplies the rates before it by `decay`."""
     trained = list(dict.fromkeys(group.name for group in groups if group.multiplier))
     behind = {name: len(trained) - 1 - place for place, name in enumerate(trained)}
     return [
@@ -118,12 +111,9 @@ def decay_by_layer(groups: Sequence[Group], decay: float) -> list[Group]:
 def set_train_mode(model: nn.Module, batch_norm: str = "trained") -> None:
     """Replaces `model.train()`: modules whose parameters are all frozen stay in inference mode.
 
-    Their batch norm uses its running statistics and does not update them, and dropout inside them is off. A
-    frozen backbone therefore computes the same features in every epoch.
-
-    Args:
-        model: A network to which `apply_rules` was applied.
-        batch_norm: Which batch norms use batch statistics: those of `trained` modules, `all` or `none`.
+    Their batch norm keeps and uses its running statistics, and their dropout is off, so that a frozen backbone
+    computes the same features in every epoch. `batch_norm` says which batch norms use batch statistics: those of
+    "trained" modules, "all" or "none".
     """
     model.train()
     for module in model.modules():
@@ -137,22 +127,19 @@ def set_train_mode(model: nn.Module, batch_norm: str = "trained") -> None:
 
 
 def freeze_table(model: nn.Module, groups: Sequence[Group], lr: float | None) -> str:
-    """The outcome of freezing as text: block, tensors, parameters, learning rate, batch-norm mode.
+    """The outcome of freezing as text: block, tensors, parameters, learning rate, batch-norm mode of the modules.
 
-    Neighboring blocks that are treated alike share a line. The modes are read from the modules, so the table
-    shows their state. `lr` is None where L-BFGS fits what is not frozen.
+    Neighboring blocks that are treated alike share a line. `lr` is None where L-BFGS fits what is not frozen.
     """
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     rows: list[tuple[str, str, int, int, float, str]] = []
     for group in groups:
-        row = (group.name, group.name, len(group.parameters), sum(sizes[n] for n in group.parameters))
+        first, tensors, count = group.name, len(group.parameters), sum(sizes[n] for n in group.parameters)
         norm = _batch_norm_mode(model, group)
         if rows and rows[-1][4] == group.multiplier and (norm == rows[-1][5] or "-" in (norm, rows[-1][5])):
-            first, _, tensors, count, multiplier, mode = rows.pop()
-            norm = mode if norm == "-" else norm
-            rows.append((first, group.name, tensors + row[2], count + row[3], multiplier, norm))
-        else:
-            rows.append((*row, group.multiplier, norm))
+            first, _, more_tensors, more, _, mode = rows.pop()
+            tensors, count, norm = tensors + more_tensors, count + more, mode if norm == "-" else norm
+        rows.append((first, group.name, tensors, count, group.multiplier, norm))
     lines = [f"  {'block':34}{'tensors':>8}{'parameters':>14}{'' if lr is None else 'lr':>11}  batch norm"]
     for first, last, tensors, count, multiplier, norm in rows:
         name = first if first == last else f"{first} .. {last}"

@@ -10,29 +10,22 @@ from flowers_torch.models.network import MlpHead, Network
 
 
 class TwoLogits(nn.Module):
-    """The output z of a sigmoid head as the logits of two classes: (N, 1) -> (N, 2).
+    """The output z of a sigmoid head as the logits (-z/2, z/2) of two classes: (N, 1) -> (N, 2).
 
-    The softmax of (-z/2, z/2) is (1 - sigmoid(z), sigmoid(z)) and its cross-entropy is the binary one of z,
-    so the loss and the metrics treat both kinds of head alike.
+    Their softmax is (1 - sigmoid(z), sigmoid(z)) and their cross-entropy is the binary one of z, so the loss and
+    the metrics treat both kinds of head alike.
     """
 
     def forward(self, z: Tensor) -> Tensor:
-        """(-z/2, z/2)."""
         return torch.cat([-z / 2, z / 2], dim=-1)
 
 
 def set_head(
-    model: nn.Module,
-    num_classes: int,
-    hidden: int = 0,
-    dropout: float = 0.0,
-    norm: bool = False,
-    sigmoid: bool = False,
+    model: nn.Module, num_classes: int, hidden: int = 0, dropout: float = 0.0, norm: bool = False, sigmoid: bool = False
 ) -> None:
-    """Replaces the classifier of a network, in place.
+    """Replaces the classifier of a network with timm's contract, in place.
 
     Args:
-        model: A network with timm's contract.
         hidden: Width of a hidden ReLU layer before the classifier; 0 for none. The original Keras tutorial
             has 1024 (global average pooling, Dense 1024 ReLU, Dense n).
         dropout: Probability before the classifier.
@@ -49,7 +42,7 @@ def set_head(
         raise UsageError(f"the classifier of {type(model).__name__} is not linear", "choose another network")
     if sigmoid and num_classes != 2:
         raise UsageError(f"a sigmoid head tells two classes apart, not {num_classes}", 'use head = "softmax"')
-    if not hidden and not dropout and not norm and not sigmoid:
+    if not (hidden or dropout or norm or sigmoid):
         return
     layers: list[tuple[str, nn.Module]] = []
     if norm:
@@ -66,11 +59,9 @@ def set_head(
 
 
 def remove_head(model: nn.Module, pooling: str = "") -> None:
-    """Removes everything behind the last feature map except a pooling, in place.
+    """Removes everything behind the last feature map, in place.
 
-    Args:
-        model: A network with timm's contract.
-        pooling: "avg" or "max" over the map: N x C; "" for the map itself, N x C x h x w.
+    With pooling "avg" or "max" over the map the network returns N x C, with "" the map itself, N x C x h x w.
 
     Raises:
         UsageError: the network (one of timm's) does not support that.
@@ -92,10 +83,5 @@ def classifier_name(model: nn.Module) -> str:
 
 
 def main_and_auxiliary(output: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Splits the output of a network in training into its logits and those of auxiliary classifiers.
-
-    Networks with auxiliary classifiers, such as GoogLeNet's, return a tuple in training.
-    """
-    if isinstance(output, tuple):
-        return output[0], output[1:]
-    return output, ()
+    """The logits in a network's output, and those of auxiliary classifiers, such as GoogLeNet's in training."""
+    return (output[0], output[1:]) if isinstance(output, tuple) else (output, ())

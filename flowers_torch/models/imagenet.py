@@ -17,23 +17,14 @@ def imagenet_classes() -> tuple[tuple[str, str], ...]:
 
 
 def decode_predictions(logits: Tensor, top: int = 3) -> list[list[tuple[str, str, float]]]:
-    """The most probable ImageNet classes of each image.
-
-    Args:
-        logits: N x 1000, of a network with ImageNet weights; not probabilities.
-        top: Number of classes per image.
-
-    Returns:
-        For each image `top` tuples (WordNet id, name, probability), most probable first.
+    """For each image `top` tuples (WordNet id, name, probability), most probable first, from logits N x 1000.
 
     Raises:
         UsageError: these are not logits of 1000 classes, or `top` is out of range.
     """
     if logits.ndim != 2 or logits.shape[1] != 1000:
-        raise UsageError(
-            f"ImageNet logits are N x 1000, these are {' x '.join(map(str, logits.shape))}",
-            "give the output of a network with its 1000-class head",
-        )
+        what = f"ImageNet logits are N x 1000, these are {' x '.join(map(str, logits.shape))}"
+        raise UsageError(what, "give the output of a network with its 1000-class head")
     if not 1 <= top <= 1000:
         raise UsageError(f"top={top} of 1000 classes", "give 1 to 1000")
     classes = imagenet_classes()

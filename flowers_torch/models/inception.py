@@ -11,6 +11,7 @@ Papers: Lin et al., "Network in Network" (https://arxiv.org/abs/1312.4400); Szeg
 with Convolutions" (https://arxiv.org/abs/1409.4842), table 1.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -57,36 +58,23 @@ class InceptionModule(nn.Module):
     """Four concatenated branches: 1x1; 1x1 and 3x3; 1x1 and 5x5; 3x3 max pooling and 1x1.
 
     Shapes: N x in_channels x H x W -> N x widths.total x H x W.
-
-    Args:
-        batch_norm: Whether each convolution has batch norm, or a bias as in the paper.
+    Each convolution has batch norm, or a bias as in the paper.
     """
 
     def __init__(self, in_channels: int, widths: Widths, batch_norm: bool = True) -> None:
         super().__init__()
-        self.branch1 = ConvUnit(in_channels, widths.only1x1, 1, batch_norm=batch_norm)
-        self.branch2 = nn.Sequential(
-            ConvUnit(in_channels, widths.reduce3x3, 1, batch_norm=batch_norm),
-            ConvUnit(widths.reduce3x3, widths.conv3x3, 3, batch_norm=batch_norm),
-        )
-        self.branch3 = nn.Sequential(
-            ConvUnit(in_channels, widths.reduce5x5, 1, batch_norm=batch_norm),
-            ConvUnit(widths.reduce5x5, widths.conv5x5, 5, batch_norm=batch_norm),
-        )
-        self.branch4 = nn.Sequential(
-            nn.MaxPool2d(3, stride=1, padding=1),
-            ConvUnit(in_channels, widths.after_pool, 1, batch_norm=batch_norm),
-        )
+        unit, w = partial(ConvUnit, batch_norm=batch_norm), widths
+        self.branch1 = unit(in_channels, w.only1x1, 1)
+        self.branch2 = nn.Sequential(unit(in_channels, w.reduce3x3, 1), unit(w.reduce3x3, w.conv3x3, 3))
+        self.branch3 = nn.Sequential(unit(in_channels, w.reduce5x5, 1), unit(w.reduce5x5, w.conv5x5, 5))
+        self.branch4 = nn.Sequential(nn.MaxPool2d(3, stride=1, padding=1), unit(in_channels, w.after_pool, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat([self.branch1(x), self.branch2(x), self.branch3(x), self.branch4(x)], dim=1)
 
 
 class AuxiliaryHead(nn.Module):
-    """A classifier in the middle of the network, whose loss gives the lower layers more gradient.
-
-    Shapes: N x in_channels x H x W -> N x num_classes.
-    """
+    """A classifier in the middle of the network, whose loss gives the lower layers more gradient."""
 
     def __init__(self, in_channels: int, num_classes: int, batch_norm: bool = True) -> None:
         super().__init__()
@@ -106,14 +94,9 @@ class AuxiliaryHead(nn.Module):
 class GoogLeNet(Network):
     """The first Inception network: stem, nine modules, global average, dropout, dense layer.
 
-    6,998,552 parameters with 1000 classes, without batch norm and auxiliary classifiers.
-    Shapes: N x in_chans x H x W -> N x num_classes; the feature map is N x 1024 x ceil(H/32) x ceil(W/32).
-    In training with `aux_logits` it returns a tuple of three logits: the main ones, those of the lower and
-    those of the upper auxiliary classifier.
-
-    Args:
-        aux_logits: Whether to build the two auxiliary classifiers.
-        batch_norm: Whether each convolution has batch norm; without it the network is harder to train.
+    6,998,552 parameters with 1000 classes, without batch norm and auxiliary classifiers. Without batch norm it
+    is harder to train. In training with `aux_logits` it returns a tuple of three logits: the main ones, those of
+    the lower and those of the upper auxiliary classifier.
     """
 
     def __init__(
@@ -130,16 +113,9 @@ class GoogLeNet(Network):
         def module(in_channels: int, *widths: int) -> InceptionModule:
             return InceptionModule(in_channels, Widths(*widths), batch_norm)
 
-        def downsample() -> nn.MaxPool2d:
-            return nn.MaxPool2d(3, stride=2, padding=1)
-
-        self.stem = nn.Sequential(
-            ConvUnit(in_chans, 64, 7, stride=2, batch_norm=batch_norm),
-            downsample(),
-            ConvUnit(64, 64, 1, batch_norm=batch_norm),
-            ConvUnit(64, 192, 3, batch_norm=batch_norm),
-            downsample(),
-        )
+        unit, downsample = partial(ConvUnit, batch_norm=batch_norm), partial(nn.MaxPool2d, 3, stride=2, padding=1)
+        stem = (unit(in_chans, 64, 7, stride=2), downsample(), unit(64, 64, 1), unit(64, 192, 3), downsample())
+        self.stem = nn.Sequential(*stem)
         self.lower = nn.Sequential(
             module(192, 64, 96, 128, 16, 32, 32),  # 3a
             module(256, 128, 128, 192, 32, 96, 64),  # 3b

@@ -1,8 +1,7 @@
-"""InceptionV3 with timm's parameter names and either kind of average pooling.
+"""InceptionV3 with timm's parameter names and either kind of average pooling, for which timm has no option.
 
-Keras's average pooling leaves the padding out of the mean. PyTorch's default counts it as zeros, and timm has
-no option for it. With Keras's weights the wrong pooling changes the last features by 10%. They need
-`count_include_pad=False`; the weights of timm and torchvision need True.
+Keras's weights need pooling that leaves the padding out of the mean; the wrong pooling changes the last features
+by 10%. The weights of timm and torchvision count the padding as zeros, PyTorch's default.
 Paper: Szegedy et al. 2015, https://arxiv.org/abs/1512.00567.
 """
 
@@ -13,6 +12,7 @@ from timm.layers import create_classifier
 from torch import Tensor, nn
 
 Size = int | tuple[int, int]
+Branches = dict[str, list[tuple[int, Size]]]  # width and kernel size of each convolution
 
 
 class ConvNormAct(nn.Sequential):
@@ -25,93 +25,76 @@ class ConvNormAct(nn.Sequential):
         self.act = nn.ReLU(inplace=True)
 
 
+def _same(size: Size) -> Size:
+    """The padding that keeps height and width."""
+    return (size[0] // 2, size[1] // 2) if isinstance(size, tuple) else size // 2
+
+
 def _average_pool(count_include_pad: bool) -> nn.AvgPool2d:
     return nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=count_include_pad)
 
 
-class InceptionA(nn.Module):
+class Mixed(nn.Module):
+    """Concatenated branches of convolutions and of a 3x3 pooling.
+
+    With `pooled` channels behind an average pooling it keeps height and width. Without them, the pooling is a
+    max pooling; it and the last convolution of each branch halve height and width.
+    """
+
+    def __init__(self, in_channels: int, branches: Branches, pooled: int = 0, pad: bool = True) -> None:
+        super().__init__()
+        self.branches: list[list[str]] = []  # names of the layers
+        for branch, layers in branches.items():
+            names = [f"{branch}_{i}" for i in range(1, len(layers) + 1)] if len(layers) > 1 else [branch]
+            channels = in_channels
+            for name, (width, size) in zip(names, layers, strict=True):
+                stride = 1 if pooled or name != names[-1] else 2
+                self.add_module(name, ConvNormAct(channels, width, size, stride, _same(size) if stride == 1 else 0))
+                channels = width
+            self.branches.append(names)
+        self.pool: nn.Module = _average_pool(pad) if pooled else nn.MaxPool2d(3, stride=2)
+        self.branches.append(["pool"])
+        if pooled:
+            self.branch_pool = ConvNormAct(in_channels, pooled, 1)
+            self.branches[-1].append("branch_pool")
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs = []
+        for names in self.branches:
+            y = x
+            for name in names:
+                y = self.get_submodule(name)(y)
+            outputs.append(y)
+        return torch.cat(outputs, 1)
+
+
+def inception_a(in_channels: int, pooled: int, pad: bool) -> Mixed:
     """1x1, 5x5, double 3x3 and pooling branches: N x C x H x W -> N x (224 + pooled) x H x W."""
-
-    def __init__(self, in_channels: int, pooled: int, count_include_pad: bool) -> None:
-        super().__init__()
-        self.branch1x1 = ConvNormAct(in_channels, 64, 1)
-        self.branch5x5_1 = ConvNormAct(in_channels, 48, 1)
-        self.branch5x5_2 = ConvNormAct(48, 64, 5, padding=2)
-        self.branch3x3dbl_1 = ConvNormAct(in_channels, 64, 1)
-        self.branch3x3dbl_2 = ConvNormAct(64, 96, 3, padding=1)
-        self.branch3x3dbl_3 = ConvNormAct(96, 96, 3, padding=1)
-        self.pool = _average_pool(count_include_pad)
-        self.branch_pool = ConvNormAct(in_channels, pooled, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        b1 = self.branch1x1(x)
-        b5 = self.branch5x5_2(self.branch5x5_1(x))
-        b3 = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
-        bp = self.branch_pool(self.pool(x))
-        return torch.cat([b1, b5, b3, bp], 1)
+    double3x3: list[tuple[int, Size]] = [(64, 1), (96, 3), (96, 3)]
+    branches: Branches = {"branch1x1": [(64, 1)], "branch5x5": [(48, 1), (64, 5)], "branch3x3dbl": double3x3}
+    return Mixed(in_channels, branches, pooled, pad)
 
 
-class InceptionB(nn.Module):
+def inception_b(in_channels: int) -> Mixed:
     """Halves height and width: N x C x H x W -> N x (480 + C) x H/2 x W/2."""
-
-    def __init__(self, in_channels: int) -> None:
-        super().__init__()
-        self.branch3x3 = ConvNormAct(in_channels, 384, 3, stride=2)
-        self.branch3x3dbl_1 = ConvNormAct(in_channels, 64, 1)
-        self.branch3x3dbl_2 = ConvNormAct(64, 96, 3, padding=1)
-        self.branch3x3dbl_3 = ConvNormAct(96, 96, 3, stride=2)
-        self.pool = nn.MaxPool2d(3, stride=2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        b3 = self.branch3x3(x)
-        b3dbl = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
-        return torch.cat([b3, b3dbl, self.pool(x)], 1)
+    return Mixed(in_channels, {"branch3x3": [(384, 3)], "branch3x3dbl": [(64, 1), (96, 3), (96, 3)]})
 
 
-class InceptionC(nn.Module):
+def inception_c(in_channels: int, narrow: int, pad: bool) -> Mixed:
     """7x7 convolutions factorized into 1x7 and 7x1: N x C x H x W -> N x 768 x H x W."""
-
-    def __init__(self, in_channels: int, narrow: int, count_include_pad: bool) -> None:
-        super().__init__()
-        self.branch1x1 = ConvNormAct(in_channels, 192, 1)
-        self.branch7x7_1 = ConvNormAct(in_channels, narrow, 1)
-        self.branch7x7_2 = ConvNormAct(narrow, narrow, (1, 7), padding=(0, 3))
-        self.branch7x7_3 = ConvNormAct(narrow, 192, (7, 1), padding=(3, 0))
-        self.branch7x7dbl_1 = ConvNormAct(in_channels, narrow, 1)
-        self.branch7x7dbl_2 = ConvNormAct(narrow, narrow, (7, 1), padding=(3, 0))
-        self.branch7x7dbl_3 = ConvNormAct(narrow, narrow, (1, 7), padding=(0, 3))
-        self.branch7x7dbl_4 = ConvNormAct(narrow, narrow, (7, 1), padding=(3, 0))
-        self.branch7x7dbl_5 = ConvNormAct(narrow, 192, (1, 7), padding=(0, 3))
-        self.pool = _average_pool(count_include_pad)
-        self.branch_pool = ConvNormAct(in_channels, 192, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        b1 = self.branch1x1(x)
-        b7 = self.branch7x7_3(self.branch7x7_2(self.branch7x7_1(x)))
-        b7dbl = self.branch7x7dbl_3(self.branch7x7dbl_2(self.branch7x7dbl_1(x)))
-        b7dbl = self.branch7x7dbl_5(self.branch7x7dbl_4(b7dbl))
-        bp = self.branch_pool(self.pool(x))
-        return torch.cat([b1, b7, b7dbl, bp], 1)
+    n, row, column = narrow, (1, 7), (7, 1)
+    branches: Branches = {
+        "branch1x1": [(192, 1)],
+        "branch7x7": [(n, 1), (n, row), (192, column)],
+        "branch7x7dbl": [(n, 1), (n, column), (n, row), (n, column), (192, row)],
+    }
+    return Mixed(in_channels, branches, 192, pad)
 
 
-class InceptionD(nn.Module):
+def inception_d(in_channels: int) -> Mixed:
     """Halves height and width again: N x C x H x W -> N x (512 + C) x H/2 x W/2."""
-
-    def __init__(self, in_channels: int) -> None:
-        super().__init__()
-        self.branch3x3_1 = ConvNormAct(in_channels, 192, 1)
-        self.branch3x3_2 = ConvNormAct(192, 320, 3, stride=2)
-        self.branch7x7x3_1 = ConvNormAct(in_channels, 192, 1)
-        self.branch7x7x3_2 = ConvNormAct(192, 192, (1, 7), padding=(0, 3))
-        self.branch7x7x3_3 = ConvNormAct(192, 192, (7, 1), padding=(3, 0))
-        self.branch7x7x3_4 = ConvNormAct(192, 192, 3, stride=2)
-        self.pool = nn.MaxPool2d(3, stride=2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        b3 = self.branch3x3_2(self.branch3x3_1(x))
-        b7 = self.branch7x7x3_2(self.branch7x7x3_1(x))
-        b7 = self.branch7x7x3_4(self.branch7x7x3_3(b7))
-        return torch.cat([b3, b7, self.pool(x)], 1)
+    branch7x7x3: list[tuple[int, Size]] = [(192, 1), (192, (1, 7)), (192, (7, 1)), (192, 3)]
+    return Mixed(in_channels, {"branch3x3": [(192, 1), (320, 3)], "branch7x7x3": branch7x7x3})
 
 
 class InceptionE(nn.Module):
@@ -141,15 +124,9 @@ class InceptionE(nn.Module):
 
 
 class InceptionV3(nn.Module):
-    """InceptionV3 without auxiliary classifier.
+    """InceptionV3 without auxiliary classifier: N x in_chans x 299 x 299 -> N x num_classes; arguments as in timm.
 
-    Shapes: N x in_chans x 299 x 299 -> N x num_classes; the feature map is N x 2048 x 8 x 8. At least
-    75 x 75 pixels.
-
-    Args:
-        num_classes, in_chans, drop_rate, global_pool: As in timm.
-        count_include_pad: Whether the inner average poolings count their zero padding: True as in timm and
-            torchvision, False as in Keras.
+    The inner average poolings count their zero padding as in timm and torchvision, or leave it out as in Keras.
     """
 
     def __init__(
@@ -169,15 +146,15 @@ class InceptionV3(nn.Module):
         self.Conv2d_3b_1x1 = ConvNormAct(64, 80, 1)
         self.Conv2d_4a_3x3 = ConvNormAct(80, 192, 3)  # N x 192 x 71 x 71
         self.Pool2 = nn.MaxPool2d(3, stride=2)  # N x 192 x 35 x 35
-        self.Mixed_5b = InceptionA(192, 32, count_include_pad)  # N x 256 x 35 x 35
-        self.Mixed_5c = InceptionA(256, 64, count_include_pad)  # N x 288 x 35 x 35
-        self.Mixed_5d = InceptionA(288, 64, count_include_pad)
-        self.Mixed_6a = InceptionB(288)  # N x 768 x 17 x 17
-        self.Mixed_6b = InceptionC(768, 128, count_include_pad)
-        self.Mixed_6c = InceptionC(768, 160, count_include_pad)
-        self.Mixed_6d = InceptionC(768, 160, count_include_pad)
-        self.Mixed_6e = InceptionC(768, 192, count_include_pad)
-        self.Mixed_7a = InceptionD(768)  # N x 1280 x 8 x 8
+        self.Mixed_5b = inception_a(192, 32, count_include_pad)  # N x 256 x 35 x 35
+        self.Mixed_5c = inception_a(256, 64, count_include_pad)  # N x 288 x 35 x 35
+        self.Mixed_5d = inception_a(288, 64, count_include_pad)
+        self.Mixed_6a = inception_b(288)  # N x 768 x 17 x 17
+        self.Mixed_6b = inception_c(768, 128, count_include_pad)
+        self.Mixed_6c = inception_c(768, 160, count_include_pad)
+        self.Mixed_6d = inception_c(768, 160, count_include_pad)
+        self.Mixed_6e = inception_c(768, 192, count_include_pad)
+        self.Mixed_7a = inception_d(768)  # N x 1280 x 8 x 8
         self.Mixed_7b = InceptionE(1280, count_include_pad)  # N x 2048 x 8 x 8
         self.Mixed_7c = InceptionE(2048, count_include_pad)
         self.feature_names = [name for name, _ in self.named_children()]

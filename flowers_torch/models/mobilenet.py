@@ -10,8 +10,7 @@ from collections import OrderedDict
 from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
-from flowers_torch.models.blocks import glorot_init_
-from flowers_torch.models.network import MlpHead, Network
+from flowers_torch.models.network import Network
 from flowers_torch.models.tf_layers import SamePad2d
 
 EPSILON = 1e-3  # of batch norm: Keras's default
@@ -24,13 +23,8 @@ def make_divisible(width: float, divisor: int = 8) -> int:
 
 
 def _stem(in_chans: int, channels: int) -> nn.Sequential:
-    return nn.Sequential(
-        OrderedDict(
-            conv=Conv2dSame(in_chans, channels, 3, stride=2, bias=False),
-            bn=nn.BatchNorm2d(channels, EPSILON),
-            relu=nn.ReLU6(),
-        )
-    )
+    conv = Conv2dSame(in_chans, channels, 3, stride=2, bias=False)
+    return nn.Sequential(OrderedDict(conv=conv, bn=nn.BatchNorm2d(channels, EPSILON), relu=nn.ReLU6()))
 
 
 class DepthwiseBlock(nn.Sequential):
@@ -54,9 +48,6 @@ class DepthwiseBlock(nn.Sequential):
 
 class MobileNet(Network):
     """Stem, 13 depthwise blocks, head: 4,253,864 parameters as Keras counts them.
-
-    Shapes: N x in_chans x 224 x 224 -> N x num_classes; the feature map is N x 1024 alpha x 7 x 7. At least
-    32 x 32 pixels.
 
     Args:
         alpha: Factor of all widths (weights are published for 0.25, 0.5, 0.75 and 1).
@@ -82,17 +73,14 @@ class MobileNet(Network):
                 for i, stride in enumerate((1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1), 1)
             )
         )
-        glorot_init_(self)
-        self.head = MlpHead(widths[-1], num_classes, global_pool, dropout=dropout)
+        self.add_head(widths[-1], num_classes, global_pool, dropout=dropout)
 
 
 class InvertedResidual(nn.Module):
     """1x1 expansion, depthwise 3x3, 1x1 projection without activation; residual where the shapes agree.
 
+    `expansion` is the factor of the middle's width; 1 omits the first convolution.
     Shapes: N x in_channels x H x W -> N x out_channels x ceil(H/stride) x ceil(W/stride).
-
-    Args:
-        expansion: Factor of the middle's width; 1 omits the first convolution.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, expansion: int) -> None:
@@ -100,9 +88,8 @@ class InvertedResidual(nn.Module):
         wide = in_channels * expansion
         self.expand = nn.Sequential()
         if expansion > 1:
-            self.expand.add_module("conv", nn.Conv2d(in_channels, wide, 1, bias=False))
-            self.expand.add_module("bn", nn.BatchNorm2d(wide, EPSILON))
-            self.expand.add_module("relu", nn.ReLU6())
+            conv = nn.Conv2d(in_channels, wide, 1, bias=False)
+            self.expand = nn.Sequential(OrderedDict(conv=conv, bn=nn.BatchNorm2d(wide, EPSILON), relu=nn.ReLU6()))
         self.pad = SamePad2d(3) if stride == 2 else nn.Identity()
         padding = 1 if stride == 1 else 0
         self.depthwise = nn.Conv2d(wide, wide, 3, stride, padding, groups=wide, bias=False)
@@ -122,11 +109,7 @@ class InvertedResidual(nn.Module):
 class MobileNetV2(Network):
     """Stem, 17 inverted residuals, a 1x1 convolution, head: 3,538,984 parameters as Keras counts them.
 
-    Shapes: N x in_chans x 224 x 224 -> N x num_classes; the feature map is N x 1280 x 7 x 7. At least
-    32 x 32 pixels.
-
-    Args:
-        alpha: Factor of all widths except, below 1, the last (weights are published for 0.35 to 1.4).
+    `alpha` is the factor of all widths except, below 1, the last (weights are published for 0.35 to 1.4).
     """
 
     def __init__(
@@ -136,7 +119,8 @@ class MobileNetV2(Network):
         channels = make_divisible(32 * alpha)
         self.conv1 = _stem(in_chans, channels)  # N x 32 alpha x H/2 x W/2
         self.blocks = nn.Sequential()
-        for width, repeats, stride, expansion in (
+        # Width, repeats, stride and expansion, as in the paper's table 2
+        rows = (
             (16, 1, 1, 1),
             (24, 2, 2, 6),
             (32, 3, 2, 6),
@@ -144,7 +128,8 @@ class MobileNetV2(Network):
             (96, 3, 1, 6),
             (160, 3, 2, 6),
             (320, 1, 1, 6),
-        ):
+        )
+        for width, repeats, stride, expansion in rows:
             for i in range(repeats):
                 out_channels = make_divisible(int(width * alpha))
                 self.blocks.append(InvertedResidual(channels, out_channels, stride if i == 0 else 1, expansion))
@@ -153,8 +138,7 @@ class MobileNetV2(Network):
         self.conv_last = nn.Conv2d(channels, last, 1, bias=False)  # N x 1280 x H/32 x W/32
         self.bn_last = nn.BatchNorm2d(last, EPSILON)
         self.relu_last = nn.ReLU6()
-        glorot_init_(self)
-        self.head = MlpHead(last, num_classes, global_pool)
+        self.add_head(last, num_classes, global_pool)
 
 
 mobilenet, mobilenet_v2 = MobileNet, MobileNetV2

@@ -1,7 +1,7 @@
 """NASNet-A, mobile and large, as in keras.applications: cells found by architecture search.
 
-The inputs of a cell are the output of the cell before it (`x`) and of the one before that (`p`). The cell
-first adjusts `p` to the shape of `x`. Paper: Zoph et al. 2018, https://arxiv.org/abs/1707.07012.
+The inputs of a cell are the output of the cell before it (`x`) and of the one before that (`p`), which it adjusts
+to the shape of `x`. Paper: Zoph et al. 2018, https://arxiv.org/abs/1707.07012.
 """
 
 from typing import Literal
@@ -9,8 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from flowers_torch.models.blocks import glorot_init_
-from flowers_torch.models.network import MlpHead, Network, variant
+from flowers_torch.models.network import Network, variant
 from flowers_torch.models.tf_layers import Crop2d, SamePad2d, SeparableConv2d
 
 EPSILON = 1e-3  # of batch norm
@@ -42,10 +41,7 @@ class Projection(nn.Sequential):
 
 
 class FactorizedReduction(nn.Module):
-    """Halves the size: half the channels from every second pixel, half from the pixels between them.
-
-    Shapes: N x in_channels x H x W -> N x channels x ceil(H/2) x ceil(W/2).
-    """
+    """Halves the size: half the channels from every second pixel, half from the pixels between them."""
 
     def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__()
@@ -71,12 +67,7 @@ def make_adjust(kind: Adjust, in_channels: int, channels: int) -> nn.Module:
 
 
 class NormalCell(nn.Module):
-    """Keeps the size: x and p -> N x 6 channels x H x W.
-
-    Args:
-        channels: Of each branch.
-        adjust: "halve" where p is twice as high and wide as x, otherwise "project".
-    """
+    """Keeps the size: x and p -> N x 6 channels x H x W; `adjust` is "halve" where p is twice as large as x."""
 
     def __init__(self, x_channels: int, p_channels: int, channels: int, adjust: Adjust) -> None:
         super().__init__()
@@ -136,12 +127,9 @@ class ReductionCell(nn.Module):
 class NASNet(Network):
     """NASNet-A (repeats @ features): stem, two reduction cells, three groups of normal cells, head.
 
-    Shapes: N x in_chans x H x W -> N x num_classes; at least 32 x 32 pixels.
-
     Args:
         repeats: Normal cells in each of the three groups.
         features: Channels of the last feature map; a multiple of 24.
-        stem_channels: Channels of the first convolution.
         skip_reduction: The p of the first normal cell after a reduction cell: the p of the reduction cell
             (large) or its x (mobile).
     """
@@ -185,8 +173,7 @@ class NASNet(Network):
             for i in range(repeats):
                 add(f"normal_{group * repeats + i + bool(group)}", NormalCell, width)
         self.relu = nn.ReLU()
-        glorot_init_(self)
-        self.head = MlpHead(x, num_classes, global_pool)
+        self.add_head(x, num_classes, global_pool)
 
     def forward_features(self, x: Tensor) -> Tensor:
         x = self.stem_bn(self.stem_conv(x))  # N x stem_channels x H/2 x W/2

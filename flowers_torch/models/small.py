@@ -5,17 +5,13 @@ A binary network has num_classes=1, one logit, and trains with `binary_cross_ent
 
 from torch import Tensor, nn
 
-from flowers_torch.models.blocks import glorot_init_
-from flowers_torch.models.network import MlpHead, Network
+from flowers_torch.models.network import Network
 
 
 class HappyModel(Network):
     """A 7x7 convolution with batch norm, 2x2 max pooling and a dense layer.
 
-    Keras counts 37,633 parameters with one logit.
-    Shapes: N x in_chans x 64 x 64 -> N x num_classes; the feature map is N x 32 x 32 x 32.
-
-    Source: the course notebook "the Happy House".
+    Keras counts 37,633 parameters with one logit. Source: the course notebook "the Happy House".
     """
 
     def __init__(
@@ -27,16 +23,13 @@ class HappyModel(Network):
         self.bn0 = nn.BatchNorm2d(32, 1e-3)
         self.relu = nn.ReLU()  # N x 32 x 64 x 64
         self.max_pool = nn.MaxPool2d(2)  # N x 32 x 32 x 32
-        glorot_init_(self)
-        self.head = MlpHead(32, num_classes, global_pool, map_size=input_size // 2)
+        self.add_head(32, num_classes, global_pool, map_size=input_size // 2)
 
 
 class SmallConvNet(Network):
     """Three 3x3 convolutions (32, 32, 64), a dense layer of 64 with dropout.
 
     1,212,513 parameters with one logit and 150x150 images.
-    Shapes: N x in_chans x 150 x 150 -> N x num_classes; the feature map is N x 64 x 17 x 17.
-
     Source: "Building powerful image classification models using very little data", Keras blog, 2016.
     """
 
@@ -54,11 +47,8 @@ class SmallConvNet(Network):
         self.conv3 = nn.Conv2d(32, 64, 3)
         self.relu = nn.ReLU()
         self.max_pool = nn.MaxPool2d(2)
-        glorot_init_(self)
-        side = input_size
-        for _ in range(3):
-            side = (side - 2) // 2
-        self.head = MlpHead(64, num_classes, global_pool, (64,), dropout, map_size=side)
+        side = (((input_size - 2) // 2 - 2) // 2 - 2) // 2
+        self.add_head(64, num_classes, global_pool, 64, dropout=dropout, map_size=side)
 
     def forward_features(self, x: Tensor) -> Tensor:
         x = self.max_pool(self.relu(self.conv1(x)))  # N x 32 x 74 x 74
@@ -67,15 +57,9 @@ class SmallConvNet(Network):
 
 
 class Cifar10Net(Network):
-    """Two pairs of 3x3 convolutions (32-32, 64-64), a dense layer of 512, dropout after each of the three.
+    """Two pairs of 3x3 convolutions (32-32, 64-64) and a dense layer of 512: 1,250,858 parameters.
 
-    1,250,858 parameters with 10 classes.
-    Shapes: N x in_chans x 32 x 32 -> N x num_classes; the feature map is N x 64 x 6 x 6.
-
-    Args:
-        dropout: After the dense layer; half of it after each pair of convolutions.
-
-    Source: Keras's example `cifar10_cnn`.
+    `dropout` follows the dense layer, half of it each pair of convolutions. Source: Keras's example `cifar10_cnn`.
     """
 
     def __init__(
@@ -94,9 +78,8 @@ class Cifar10Net(Network):
         self.relu = nn.ReLU()
         self.max_pool = nn.MaxPool2d(2)
         self.drop = nn.Dropout(dropout / 2)
-        glorot_init_(self)
         side = ((input_size - 2) // 2 - 2) // 2
-        self.head = MlpHead(64, num_classes, global_pool, (512,), dropout, map_size=side)
+        self.add_head(64, num_classes, global_pool, 512, dropout=dropout, map_size=side)
 
     def forward_features(self, x: Tensor) -> Tensor:
         x = self.relu(self.conv1(x))  # N x 32 x 32 x 32

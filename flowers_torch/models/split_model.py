@@ -24,7 +24,7 @@ class Head(nn.Module):
         self.classifier = classifier
 
     def get_classifier(self) -> nn.Module:
-        """The classifier, as timm's networks offer it."""
+        """As in timm's contract."""
         return self.classifier
 
     def forward(self, features: Tensor) -> Tensor:
@@ -34,40 +34,23 @@ class Head(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class SplitModel:
-    """Backbone and head of a network. They share its parameters and buffers.
-
-    Attributes:
-        model: The whole network.
-        classifier: Name of the classifier among its modules.
-        head: Features (N, D) to logits (N, classes).
-        width: Number of features D.
-    """
+    """Backbone and head of a network. They share its parameters and buffers."""
 
     model: nn.Module
-    classifier: str
+    classifier: str  # name of the classifier among its modules
     head: Head
-    width: int
+    width: int  # number of features D
 
     def backbone(self, images: Tensor, network: nn.Module | None = None) -> Tensor:
-        """Features (N, D) of images (N, 3, H, W), without a gradient.
-
-        Args:
-            images: On the network's device.
-            network: A copy of the network to run instead, such as a fused one.
-        """
+        """Features (N, D) of images (N, 3, H, W), without a gradient; `network` may be a copy, such as a fused one."""
         return _classifier_input(network or self.model, self.classifier, images)
 
 
 def split_model(model: nn.Module, size: int) -> SplitModel | None:
-    """Splits a network in front of its classifier.
+    """Splits a network of timm's contract in front of its classifier; its modes stay as they are.
 
-    Args:
-        model: A network with timm's contract; its modes stay as they are.
-        size: Side of its input in pixels.
-
-    Returns:
-        None where backbone and head one after the other do not compute what the network computes. They are
-        compared on example inputs.
+    Returns None where backbone and head one after the other do not compute what the network computes on example
+    inputs of `size` pixels.
     """
     name, parameter = classifier_name(model), next(model.parameters())
     head = Head(model.get_submodule(name))
@@ -115,10 +98,8 @@ def _classifier_input(model: nn.Module, classifier: str, images: Tensor) -> Tens
 
     handle = model.get_submodule(classifier).register_forward_pre_hook(catch)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), contextlib.suppress(_Reached):
             model(images)
-    except _Reached:
-        pass
     finally:
         handle.remove()
     return found[0]

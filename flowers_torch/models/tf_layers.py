@@ -10,10 +10,7 @@ from torch import Tensor, nn
 
 
 class SamePad2d(nn.Module):
-    """Zero padding as in "same", for a kernel with a stride of 2.
-
-    Shapes: N x C x H x W -> N x C x H' x W', for which the kernel's output is ceil(H/2) x ceil(W/2).
-    """
+    """Zero padding as in "same", for a kernel with a stride of 2 whose output is ceil(H/2) x ceil(W/2)."""
 
     def __init__(self, kernel_size: int) -> None:
         super().__init__()
@@ -36,17 +33,13 @@ class Crop2d(nn.Module):
 
 
 class SeparableConv2d(nn.Module):
-    """A depthwise and a 1x1 convolution without bias; one layer in Keras.
-
-    Shapes: N x in_channels x H x W -> N x out_channels x H' x W'; padded only with stride 1.
-    """
+    """A depthwise and a 1x1 convolution without bias, padded only with stride 1; one layer in Keras."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> None:
         super().__init__()
         padding = kernel_size // 2 if stride == 1 else 0
-        self.depthwise = nn.Conv2d(
-            in_channels, in_channels, kernel_size, stride, padding, groups=in_channels, bias=False
-        )
+        n = in_channels
+        self.depthwise = nn.Conv2d(n, n, kernel_size, stride, padding, groups=n, bias=False)
         self.pointwise = nn.Conv2d(in_channels, out_channels, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:

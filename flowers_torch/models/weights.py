@@ -1,7 +1,6 @@
 """The weights that training starts from: ImageNet's, the pip package's, a file's, or random ones.
 
-`plan_weights` resolves the choice (preprocessing, constructor options, license) without reading a large file
-and finds mistakes before any image is read. `load_weights` fills the network.
+`plan_weights` resolves the choice and finds mistakes before any image is read; `load_weights` fills the network.
 """
 
 import dataclasses
@@ -18,9 +17,8 @@ from flowers_torch.models.checkpoint import load_matching, read_model_info
 from flowers_torch.models.heads import classifier_name
 from flowers_torch.models.keras.files import is_keras_file
 from flowers_torch.models.keras.weights import MEAN_STD, input_mode, keras_options, load_keras_weights
-from flowers_torch.models.pretrained import OFFLINE_ARCH, fetch_imagenet, offline_state_dict, read_imagenet
+from flowers_torch.models.pretrained import OFFLINE_ARCH, fetch_imagenet, from_timm, offline_state_dict, read_imagenet
 from flowers_torch.models.registry import NetworkEntry, find_entry
-from flowers_torch.models.weight_names import rename_tensors, timm_names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,12 +36,9 @@ class WeightsPlan:
 
 
 def plan_weights(arch: str, weights: str, keras_input: str = "") -> WeightsPlan:
-    """Resolves `--weights` for a network.
+    """Resolves `--weights` (imagenet, offline, none, or a .safetensors, .pth or Keras file) for a network.
 
-    Args:
-        weights: imagenet, offline, none, or a .safetensors, .pth or Keras file.
-        keras_input: Input range of a Keras file (caffe, tf, torch or unit) where it differs from that of
-            Keras's published weights.
+    `keras_input` is the input range of a Keras file where it is not the published one: caffe, tf, torch or unit.
 
     Raises:
         UsageError: the network has no such weights.
@@ -56,10 +51,8 @@ def plan_weights(arch: str, weights: str, keras_input: str = "") -> WeightsPlan:
         raise ModelFileError(f"no weights file {printable(path)}", "use imagenet, offline, none or a file's path")
     is_keras = is_file and is_keras_file(path)
     if keras_input and not is_keras:
-        raise UsageError(
-            f"keras_input={printable(keras_input)} needs a Keras file, not {printable(weights)}",
-            "leave it out",
-        )
+        what = f"keras_input={printable(keras_input)} needs a Keras file, not {printable(weights)}"
+        raise UsageError(what, "leave it out")
     if is_keras:
         return _plan_keras_file(arch, entry, path, keras_input)
     if is_file:
@@ -84,8 +77,7 @@ def _plan_keras_file(arch: str, entry: NetworkEntry, path: Path, keras_input: st
 def _plan_file(arch: str, entry: NetworkEntry, path: Path) -> WeightsPlan:
     state, metadata = safe_load(path)
     if "model_info" not in metadata:
-        from_timm = rename_tensors(state, timm_names(arch)).keys() != state.keys()
-        options = entry.timm_options if from_timm else {}
+        options = entry.timm_options if from_timm(state, arch).keys() != state.keys() else {}
         return WeightsPlan("file", path.name, entry.preprocessing, options, "that of the file", path)
     info = read_model_info(metadata, path)
     if info.arch != arch:
@@ -105,12 +97,10 @@ def _imagenet_alternatives(entry: NetworkEntry) -> str:
 
 
 def load_weights(model: nn.Module, arch: str, plan: WeightsPlan, classes: Sequence[str] = ()) -> str:
-    """Fills a network and returns a line for the log; a head that does not fit stays as it is.
+    """Fills the network `arch`, built with `plan.options`, and returns a line for the log.
 
-    Args:
-        model: The network `arch`, built with `plan.options`.
-        classes: The network's classes. If the file names its classes too, rows of the head are copied by
-            class name; rows of new classes stay random.
+    A head that does not fit stays as it is. If the file names its classes and `classes` are the network's, rows
+    of the head are copied by class name; rows of new classes stay random.
 
     Raises:
         ModelFileError: the weights do not fit; nothing was loaded.
@@ -127,7 +117,7 @@ def load_weights(model: nn.Module, arch: str, plan: WeightsPlan, classes: Sequen
         state = read_imagenet(arch, path)
     else:
         path = plan.path
-        state = rename_tensors(safe_load(path)[0], timm_names(arch))
+        state = from_timm(safe_load(path)[0], arch)
     if not plan.classes or not classes or plan.classes == tuple(classes):
         return _load_backbone(model, state, path)
     known = sum(name in plan.classes for name in classes)

@@ -1,7 +1,6 @@
 """Xception: depthwise separable convolutions with residual connections, as in keras.applications.
 
 timm's `legacy_xception` has Keras's weights, but pads symmetrically and has a batch-norm epsilon of 1e-5.
-This network computes what was trained.
 Paper: Chollet 2017, https://arxiv.org/abs/1610.02357.
 """
 
@@ -10,8 +9,7 @@ from collections import OrderedDict
 from timm.layers.pool2d_same import MaxPool2dSame
 from torch import Tensor, nn
 
-from flowers_torch.models.blocks import glorot_init_
-from flowers_torch.models.network import MlpHead, Network
+from flowers_torch.models.network import Network
 from flowers_torch.models.tf_layers import SeparableConv2d
 
 EPSILON = 1e-3  # of batch norm: Keras's default
@@ -21,20 +19,12 @@ class EntryBlock(nn.Module):
     """Two separable convolutions with pooling, plus a strided 1x1 convolution of the input.
 
     Shapes: N x in_channels x H x W -> N x out_channels x ceil(H/2) x ceil(W/2).
-
-    Args:
-        middle_channels: Channels between the two convolutions.
-        relu_first: Whether a ReLU precedes the first convolution (in all blocks but the first).
     """
 
     def __init__(self, in_channels: int, out_channels: int, middle_channels: int, relu_first: bool = True) -> None:
         super().__init__()
-        self.residual = nn.Sequential(
-            OrderedDict(
-                conv=nn.Conv2d(in_channels, out_channels, 1, stride=2, bias=False),
-                bn=nn.BatchNorm2d(out_channels, EPSILON),
-            )
-        )
+        conv = nn.Conv2d(in_channels, out_channels, 1, stride=2, bias=False)
+        self.residual = nn.Sequential(OrderedDict(conv=conv, bn=nn.BatchNorm2d(out_channels, EPSILON)))
         self.sepconv1_act = nn.ReLU() if relu_first else nn.Identity()
         self.sepconv1 = SeparableConv2d(in_channels, middle_channels, 3)
         self.sepconv1_bn = nn.BatchNorm2d(middle_channels, EPSILON)
@@ -68,40 +58,35 @@ class MiddleBlock(nn.Module):
 class Xception(Network):
     """Entry flow of blocks 1 to 4, middle flow of blocks 5 to 12, exit flow of blocks 13 and 14, head.
 
-    22,910,480 parameters as Keras counts them.
-    Shapes: N x in_chans x 299 x 299 -> N x num_classes; the feature map is N x 2048 x 10 x 10. At least
-    71 x 71 pixels.
+    22,910,480 parameters as Keras counts them; the feature map of 299x299 images is N x 2048 x 10 x 10.
     """
 
     def __init__(self, num_classes: int = 1000, in_chans: int = 3, global_pool: str = "avg") -> None:
         super().__init__()
-        self.block1 = nn.Sequential(
-            OrderedDict(
-                conv1=nn.Conv2d(in_chans, 32, 3, stride=2, bias=False),
-                conv1_bn=nn.BatchNorm2d(32, EPSILON),
-                conv1_act=nn.ReLU(),
-                conv2=nn.Conv2d(32, 64, 3, bias=False),
-                conv2_bn=nn.BatchNorm2d(64, EPSILON),
-                conv2_act=nn.ReLU(),
-            )
+        layers: dict[str, nn.Module] = dict(
+            conv1=nn.Conv2d(in_chans, 32, 3, stride=2, bias=False),
+            conv1_bn=nn.BatchNorm2d(32, EPSILON),
+            conv1_act=nn.ReLU(),
+            conv2=nn.Conv2d(32, 64, 3, bias=False),
+            conv2_bn=nn.BatchNorm2d(64, EPSILON),
+            conv2_act=nn.ReLU(),
         )
+        self.block1 = nn.Sequential(OrderedDict(layers))
         self.block2 = EntryBlock(64, 128, 128, relu_first=False)  # N x 128 x 74 x 74
         self.block3 = EntryBlock(128, 256, 256)  # N x 256 x 37 x 37
         self.block4 = EntryBlock(256, 728, 728)  # N x 728 x 19 x 19
         self.middle = nn.Sequential(OrderedDict((f"block{i}", MiddleBlock()) for i in range(5, 13)))
         self.block13 = EntryBlock(728, 1024, 728)  # N x 1024 x 10 x 10
-        self.block14 = nn.Sequential(
-            OrderedDict(
-                sepconv1=SeparableConv2d(1024, 1536, 3),
-                sepconv1_bn=nn.BatchNorm2d(1536, EPSILON),
-                sepconv1_act=nn.ReLU(),
-                sepconv2=SeparableConv2d(1536, 2048, 3),
-                sepconv2_bn=nn.BatchNorm2d(2048, EPSILON),
-                sepconv2_act=nn.ReLU(),
-            )
+        layers = dict(
+            sepconv1=SeparableConv2d(1024, 1536, 3),
+            sepconv1_bn=nn.BatchNorm2d(1536, EPSILON),
+            sepconv1_act=nn.ReLU(),
+            sepconv2=SeparableConv2d(1536, 2048, 3),
+            sepconv2_bn=nn.BatchNorm2d(2048, EPSILON),
+            sepconv2_act=nn.ReLU(),
         )
-        glorot_init_(self)
-        self.head = MlpHead(2048, num_classes, global_pool)
+        self.block14 = nn.Sequential(OrderedDict(layers))
+        self.add_head(2048, num_classes, global_pool)
 
 
 xception = Xception

@@ -13,7 +13,7 @@ from flowers_torch.errors import ModelFileError
 from flowers_torch.models import classic, densenet, resnet
 from flowers_torch.models.checkpoint import load_matching
 from flowers_torch.models.network import Network
-from flowers_torch.models.weight_names import rename_tensors, timm_names
+from flowers_torch.models.pretrained import from_timm
 from flowers_torch.models.xception import EPSILON, xception
 
 RESNETS = {
@@ -42,7 +42,7 @@ def assert_same_logits(theirs: nn.Module, build: Callable[[], Network], arch: st
     with torch.device("meta"):
         ours = build()
     ours.to_empty(device="cpu")
-    load_matching(ours, rename_tensors(theirs.state_dict(), timm_names(arch)), "theirs")
+    load_matching(ours, from_timm(theirs.state_dict(), arch), "theirs")
     images = torch.randn(2, 3, size, size)
     with torch.inference_mode():
         expected, found = theirs.eval()(images), ours.eval()(images)
@@ -110,7 +110,7 @@ def test_every_tensor_has_a_counterpart(name: str) -> None:
     theirs_of, ours_of, arch = TABLES[name]
     with torch.device("meta"):
         theirs, ours = theirs_of().state_dict(), ours_of().state_dict()
-    found = {key: tensor.shape for key, tensor in rename_tensors(theirs, timm_names(arch)).items()}
+    found = {key: tensor.shape for key, tensor in from_timm(theirs, arch).items()}
     assert found == {key: tensor.shape for key, tensor in ours.items()}
 
 
@@ -118,11 +118,11 @@ def test_weights_of_another_lineage_are_an_error_and_change_nothing() -> None:
     ours, theirs = resnet.resnet50(), timm.create_model("resnet50")
     before = {name: tensor.clone() for name, tensor in ours.state_dict().items()}
     with pytest.raises(ModelFileError, match="timm's resnet50 does not fit ResNet: 53 missing .conv1.bias"):
-        load_matching(ours, rename_tensors(theirs.state_dict(), timm_names("resnet50")), "timm's resnet50")
+        load_matching(ours, from_timm(theirs.state_dict(), "resnet50"), "timm's resnet50")
     for name, tensor in ours.state_dict().items():
         assert torch.equal(tensor, before[name])
 
 
 def test_two_tensors_of_one_name_are_an_error() -> None:
     with pytest.raises(ModelFileError, match="two of the weights would become head.fc.bias"):
-        rename_tensors({"fc.bias": torch.zeros(3), "head.fc.bias": torch.zeros(3)}, timm_names("resnet50"))
+        from_timm({"fc.bias": torch.zeros(3), "head.fc.bias": torch.zeros(3)}, "resnet50")
