@@ -28,7 +28,8 @@ import torch
 import torch._inductor  # before TensorFlow: two copies of LLVM start well in this order only
 
 from flowers_torch.models.factory import create_model
-from flowers_torch.models.keras.layers import KerasLayer, keras_count, keras_layers, renumbered
+from flowers_torch.models.inspect.summary import parameter_counts
+from flowers_torch.models.keras.layers import KerasLayer, keras_layers, renumbered
 from flowers_torch.models.keras.weights import keras_options, load_keras_weights
 from flowers_torch.models.registry import REGISTRY
 
@@ -90,7 +91,7 @@ def compare(name: str, folder: Path) -> Row:
         if not report.head_loaded or report.used != len(weights_of(theirs)):
             raise RuntimeError(f"{name}{form}: {report.used} of {len(weights_of(theirs))} arrays used")
         results[f"{size} {form}"] = difference(theirs, ours, size)
-    row = Row(name, arch, keras_count(ours), results, same_layers(theirs, ours, size))
+    row = Row(name, arch, parameter_counts(ours)[0], results, same_layers(theirs, ours, size))
     if not name.startswith("VGG"):  # whose dense layers are made for one size
         other = build(name, size // 2 | 1)
         other.set_weights(theirs.get_weights())

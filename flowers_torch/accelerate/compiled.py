@@ -1,10 +1,4 @@
-"""`torch.compile` of the network in a training step.
-
-Why: on a GPU the compiler fuses the elementwise layers and launches fewer kernels.
-Gain: depends on the network and the GPU; compiling costs half a minute to some minutes for each stage.
-Check: only batches of one size are compiled. What runs depends on the size of the batch alone, so a resumed
-run repeats the same arithmetic. A compiler that fails ends the run with an error of one line.
-"""
+"""`torch.compile` of the network in a training step."""
 
 import time
 from typing import Any
@@ -19,6 +13,8 @@ from flowers_torch.log import log
 class CompiledNetwork:
     """Calls a network, compiled for batches of one size and as it is for others.
 
+    What runs depends on the size of the batch alone, so a resumed run repeats the same arithmetic.
+
     Args:
         network: In the modes of its training, which do not change from then on.
         batch_size: Images of the batches that are compiled.
@@ -32,24 +28,21 @@ class CompiledNetwork:
         """The output of the network."""
         if len(images) != self.batch_size:
             return self.network(images)
-        if self._call is not None:
-            return self._run(images)
-        import torch._dynamo
+        from torch import _dynamo
 
-        torch._dynamo.reset()  # the compiler counts the networks of earlier stages and gives up after some
-        started = time.perf_counter()
-        self._call = torch.compile(self._forward, dynamic=False)
-        output = self._run(images)
-        seconds = time.perf_counter() - started
-        log.info(f"compile  compiled for batches of {self.batch_size} images in {seconds:.1f} s")
+        started, is_first = time.perf_counter(), self._call is None
+        if is_first:
+            _dynamo.reset()  # the compiler counts the networks of earlier stages and gives up after some
+            self._call = torch.compile(self._forward, dynamic=False)
+        try:
+            output = self._call(images)
+        except _dynamo.exc.TorchDynamoException as error:
+            reason = printable(" ".join(str(error).split()), 160)
+            raise UsageError(f"torch.compile fails: {reason}", 'use accelerate = "auto"') from error
+        if is_first:
+            seconds = time.perf_counter() - started
+            log.info(f"compile  compiled for batches of {self.batch_size} images in {seconds:.1f} s")
         return output
 
     def _forward(self, images: Tensor) -> Any:
         return self.network(images)
-
-    def _run(self, images: Tensor) -> Any:
-        try:
-            return self._call(images)
-        except torch._dynamo.exc.TorchDynamoException as error:
-            reason = printable(" ".join(str(error).split()), 160)
-            raise UsageError(f"torch.compile fails: {reason}", 'use accelerate = "auto"') from error

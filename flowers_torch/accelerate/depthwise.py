@@ -1,12 +1,7 @@
 """Fast gradients of depthwise convolutions on a CPU.
 
-Why: some of oneDNN's gradients of depthwise convolutions are twenty times as slow as others that compute the
-same. With a stride the gradient of bf16 maps is slow and that of float32 maps is fast. The gradient of a
-kernel is slow where the kernel is wider than three columns.
-Gain: in bf16 the gradient of a kernel five columns wide takes 2 to 19 instead of 70 to 180 ms, in fp32 3 to
-17 instead of 14 to 36 ms (16 images, 1 core with AMX).
-Check: with that of `fused_step`; the gradients are compared with those of torch in the tests.
-Source: the list of oneDNN's implementations by ONEDNN_VERBOSE=1, each timed.
+Some of oneDNN's implementations are twenty times as slow as others: those for bf16 maps with a stride, and
+those for kernels wider than three columns (ONEDNN_VERBOSE=1 lists them; each was timed).
 """
 
 from collections.abc import Sequence
@@ -20,7 +15,7 @@ from flowers_torch.accelerate.conv_bn import Geometry
 
 MAX_COLUMNS = 3  # of a depthwise kernel whose gradient is fast
 
-Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]  # of maps, weight and bias
+Gradients = tuple[Any, Any, Any]  # of maps, weight and bias; None where not needed
 
 
 def is_depthwise(weight: Tensor, groups: int) -> bool:
@@ -38,19 +33,8 @@ def convolution_gradients(
         maps: The input, padded as `Geometry.pad` does.
         needed: Which of the three gradients to compute.
     """
-    gradients: Gradients = torch.ops.aten.convolution_backward(
-        gradient,
-        maps,
-        weight,
-        [len(weight)],
-        geometry.stride,
-        geometry.padding,
-        geometry.dilation,
-        False,
-        [0, 0],
-        geometry.groups,
-        list(needed),
-    )
+    settings = ([len(weight)], geometry.stride, geometry.padding, geometry.dilation, False, [0, 0], geometry.groups)
+    gradients: Gradients = torch.ops.aten.convolution_backward(gradient, maps, weight, *settings, list(needed))
     return gradients
 
 
@@ -58,13 +42,11 @@ def depthwise_gradients(
     gradient: Tensor, maps: Tensor, weight: Tensor, geometry: Geometry, needed: Sequence[bool]
 ) -> Gradients:
     """The same of a depthwise convolution, by oneDNN's fast implementations."""
-    of_maps: Any = None
-    of_weight = of_bias = None
+    of_maps = of_weight = of_bias = None
     if needed[0]:
         dtype = torch.float32 if max(geometry.stride) > 1 else maps.dtype
         operands = (gradient.to(dtype), maps.to(dtype), weight.to(dtype))
-        of_maps = convolution_gradients(*operands, geometry, (True, False, False))[0]
-        of_maps = of_maps.to(maps.dtype)
+        of_maps = convolution_gradients(*operands, geometry, (True, False, False))[0].to(maps.dtype)
     if needed[1]:
         of_weight = _weight_gradient(gradient, maps, weight, geometry)
     if needed[2]:
@@ -72,15 +54,14 @@ def depthwise_gradients(
     return of_maps, of_weight, of_bias
 
 
-def _weight_gradient(gradient: Tensor, maps: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+def _weight_gradient(gradient: Tensor, maps: Tensor, weight: Tensor, geometry: Geometry) -> Any:
     """The gradient of the kernels, a few columns at a time."""
     width, (stride, dilation) = weight.shape[3], (geometry.stride[1], geometry.dilation[1])
     if width <= MAX_COLUMNS:
-        whole: Any = convolution_gradients(gradient, maps, weight, geometry, (False, True, False))[1]
-        return whole
+        return convolution_gradients(gradient, maps, weight, geometry, (False, True, False))[1]
     padded = F.pad(maps, (geometry.padding[1], geometry.padding[1]))
-    unpadded = Geometry([geometry.padding[0], 0], geometry.stride, geometry.dilation, geometry.groups, None)
-    columns: list[Any] = []
+    unpadded = geometry._replace(padding=[geometry.padding[0], 0], same=None)
+    columns = []
     for first in range(0, width, MAX_COLUMNS):
         kernel = weight[..., first : first + MAX_COLUMNS]
         reach = (gradient.shape[3] - 1) * stride + (kernel.shape[3] - 1) * dilation + 1  # in columns of maps

@@ -1,19 +1,15 @@
-"""Autotuning of precision: the fastest one that computes well for the network at hand.
+"""Autotuning of precision: the fastest one that computes well for the network at hand."""
 
-Why: on CPUs neither fp32 nor bf16 is faster for all networks. Dense convolutions gain from bf16, depthwise
-ones only where they are fused. On GPUs bf16, fp16 and fp32 with TF32 compete.
-Gain: a head-only run on 340 images takes 9.7 s, in fp32 10.9 s (EfficientNet-Lite0, 2 cores with AMX).
-Check: the output in each precision is compared with that in fp32. Random numbers, gradients, buffers and
-modes are restored afterwards.
-"""
-
+import contextlib
 import dataclasses
 import time
 
 import torch
 from torch import Tensor, nn
 
+from flowers_torch.accelerate.conv_bn import relative_deviation
 from flowers_torch.models.heads import main_and_auxiliary
+from flowers_torch.models.inspect.trace import at_inference
 from flowers_torch.training.device import Runtime
 
 TUNING_SECONDS = 2.0
@@ -23,7 +19,7 @@ MAX_DEVIATION = 0.1  # L2 of the output in half precision, relative to that in f
 
 
 def autotune(runtime: Runtime, model: nn.Module, size: int, backward: bool = True) -> Runtime:
-    """Times a step with each candidate and returns the fastest one.
+    """Times a step with each candidate and returns the fastest one; random numbers and buffers are restored.
 
     Args:
         runtime: As chosen for the machine.
@@ -32,7 +28,6 @@ def autotune(runtime: Runtime, model: nn.Module, size: int, backward: bool = Tru
         backward: Whether to time a training step; else the forward pass of a frozen network.
     """
     deadline = time.perf_counter() + TUNING_SECONDS
-    modes = {module: module.training for module in model.modules()}
     buffers = {name: value.clone() for name, value in model.named_buffers()}
     rates: dict[Runtime, float] = {}
     remarks: list[str] = []
@@ -48,17 +43,14 @@ def autotune(runtime: Runtime, model: nn.Module, size: int, backward: bool = Tru
                 continue
             images = candidate.images(batch)
             output = expected if candidate == fp32 else _output(candidate, model, images)
-            deviation = float((output - expected).norm() / expected.norm().clamp(min=1e-12))
+            deviation = relative_deviation(output, expected)
             if not deviation <= MAX_DEVIATION:
                 remarks.append(f"{name} deviates by {deviation:.2g}")
                 continue
-            if backward:
-                _set_modes(modes)
             rates[candidate] = len(batch) / _fastest_step(candidate, model, images, backward, deadline)
             model.zero_grad(set_to_none=True)
             for buffer_name, value in model.named_buffers():
                 value.copy_(buffers[buffer_name])
-    _set_modes(modes)
     best = next(iter(rates))
     for candidate, rate in rates.items():
         if rate > MIN_GAIN.get(kind, 1.0) * rates[best]:
@@ -81,14 +73,8 @@ def _name(candidate: Runtime) -> str:
     return f"{candidate.precision}{tf32}"
 
 
-def _set_modes(modes: dict[nn.Module, bool]) -> None:
-    for module, training in modes.items():
-        module.training = training
-
-
 def _output(runtime: Runtime, model: nn.Module, images: Tensor) -> Tensor:
-    model.eval()
-    with torch.no_grad(), runtime.autocast():
+    with at_inference(model), runtime.autocast():
         output: Tensor = model(images)
     return output.float()
 
@@ -105,18 +91,13 @@ def _fastest_step(runtime: Runtime, model: nn.Module, images: Tensor, backward: 
 
 def _step_seconds(runtime: Runtime, model: nn.Module, images: Tensor, backward: bool) -> float:
     """Seconds of a step, on a GPU the mean of several in a row, as in training."""
-    steps = STEPS.get(runtime.device.type, 1)
-    _synchronize(runtime.device)
+    steps, synchronize = STEPS.get(runtime.device.type, 1), torch.get_device_module(runtime.device).synchronize
+    synchronize()
     started = time.perf_counter()
     for _ in range(steps):
-        with torch.set_grad_enabled(backward), runtime.autocast():
+        with contextlib.nullcontext() if backward else at_inference(model), runtime.autocast():
             logits, _ = main_and_auxiliary(model(images))
         if backward:
             logits.float().logsumexp(1).sum().backward()
-    _synchronize(runtime.device)
+    synchronize()
     return (time.perf_counter() - started) / steps
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -4,6 +4,7 @@ The usual three steps for layered graphs: each layer goes one row below its lowe
 skips rows gets a place of its own in each, and the places of a row are ordered so that lines cross little.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -14,16 +15,9 @@ from flowers_torch.errors import UsageError, printable
 from flowers_torch.files.atomic import write_text
 from flowers_torch.models.keras.layers import KerasLayer
 
-COLORS = (  # of boxes, by what the kind contains
-    ("padding", "#f2f3f5"),  # no "add"
-    ("conv", "#cfe3f6"),
-    ("norm", "#e6e0f2"),
-    ("pool", "#f9dfc8"),
-    ("cat", "#fbf3c0"),
-    ("add", "#fbf3c0"),
-    ("dense", "#d6efd2"),
-    ("linear", "#d6efd2"),
-)
+# Colors of boxes, by what the kind contains; "padding" contains "add".
+COLORS = {"padding": "#f2f3f5", "conv": "#cfe3f6", "norm": "#e6e0f2", "pool": "#f9dfc8"}
+COLORS |= {"cat": "#fbf3c0", "add": "#fbf3c0", "dense": "#d6efd2", "linear": "#d6efd2", "": "#f2f3f5"}
 COLUMN, ROW = 230, 55  # pixels from a box to the next
 NAME_LENGTH = 34  # characters; longer names are cut on the left
 PICTURE = Markup("""<?xml version="1.0" encoding="UTF-8"?>
@@ -43,20 +37,16 @@ Place = tuple[float, int]  # across, row
 
 
 def layout(rows: Sequence[KerasLayer]) -> tuple[dict[str, Place], list[list[Place]]]:
-    """Where each layer goes, and the points that each connection passes.
-
-    Returns:
-        Place of each layer by name (1 across is a box's width), and one list of places per connection.
-    """
+    """The place of each layer by name (1 across is a box's width), and the places that each connection passes."""
     level: dict[str, int] = {}
     inputs = {row.name: row.inputs for row in rows}
     for name in TopologicalSorter(inputs).static_order():
         level[name] = max((level[source] + 1 for source in inputs[name]), default=0)
     chains: list[list[str]] = []
-    members: dict[int, list[str]] = {}
-    parents: dict[str, list[str]] = {}
-    for row in sorted(rows, key=lambda row: level[row.name]):
-        members.setdefault(level[row.name], []).append(row.name)
+    members: dict[int, list[str]] = defaultdict(list)
+    parents: dict[str, list[str]] = defaultdict(list)
+    for row in rows:
+        members[level[row.name]].append(row.name)
     for row in rows:
         for name in row.inputs:
             chain = [name]
@@ -65,35 +55,25 @@ def layout(rows: Sequence[KerasLayer]) -> tuple[dict[str, Place], list[list[Plac
                 members[depth].append(step)
                 parents[step] = [chain[-1]]
                 chain.append(step)
-            parents.setdefault(row.name, []).append(chain[-1])
+            parents[row.name].append(chain[-1])
             chains.append([*chain, row.name])
     across: dict[str, float] = {}
     for depth in sorted(members):
-        wish = {
-            name: sum(across[p] for p in parents.get(name, ())) / max(1, len(parents.get(name, ())))
-            for name in members[depth]
-        }
-        ordered = sorted(members[depth], key=wish.__getitem__)
+        wish = {name: sum(across[p] for p in parents[name]) / max(1, len(parents[name])) for name in members[depth]}
         middle = sum(wish.values()) / len(wish)
-        for i, name in enumerate(ordered):
-            across[name] = middle + i - (len(ordered) - 1) / 2
+        for i, name in enumerate(sorted(wish, key=wish.__getitem__)):
+            across[name] = middle + i - (len(wish) - 1) / 2
         level |= dict.fromkeys(members[depth], depth)
     places = {row.name: (across[row.name], level[row.name]) for row in rows}
     return places, [[(across[name], level[name]) for name in chain] for chain in chains]
 
 
 def plot(rows: Sequence[KerasLayer], path: Path, title: str = "") -> None:
-    """Draws a network as SVG.
-
-    Args:
-        rows: Its layers, from `layer_rows`.
-        path: An .svg file; replaced once the new drawing is complete.
-        title: Printed at the top.
+    """Draws the layers of `layer_rows` into an .svg file, which is replaced once the drawing is complete.
 
     Raises:
         UsageError: another suffix.
     """
-    path = Path(path)
     if path.suffix.lower() != ".svg":
         raise UsageError(f"cannot draw into {printable(path)}", "name a file that ends in .svg")
     places, connections = layout(rows)
@@ -114,6 +94,6 @@ def plot(rows: Sequence[KerasLayer], path: Path, title: str = "") -> None:
 
 def _describe(row: KerasLayer) -> tuple[str, str, str]:
     """Color, name and kind of a layer."""
-    color = next((color for word, color in COLORS if word in row.kind.lower()), "#f2f3f5")
+    color = next(color for word, color in COLORS.items() if word in row.kind.lower())
     name = row.name if len(row.name) <= NAME_LENGTH else f"…{row.name[-NAME_LENGTH + 1 :]}"
     return color, name, f"{row.kind} {'x'.join(map(str, row.shape[1:]))}"

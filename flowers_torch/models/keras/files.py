@@ -3,12 +3,10 @@
 Only arrays and names are read. Links to other files and implausible sizes are errors.
 """
 
-import contextlib
 import io
 import itertools
 import zipfile
 from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,14 +44,12 @@ def read_keras_file(path: Path) -> KerasFile:
         UsageError: h5py is not installed.
         ModelFileError: the file is missing, damaged, or of another kind.
     """
-    path = Path(path)
     if not path.is_file():
         raise ModelFileError(f"no Keras weights at {printable(path)}", "name an .h5 or .keras file")
     try:
         with _open(path) as file:
-            if "layers" in file or "_layer_checkpoint_dependencies" in file:
-                return _read_keras3(file, path)
-            return _read_legacy(file, path)
+            is_keras3 = "layers" in file or "_layer_checkpoint_dependencies" in file
+            return _read_keras3(file, path) if is_keras3 else _read_legacy(file, path)
     except FlowersError:
         raise
     except Exception as error:  # h5py raises OSError, KeyError, RuntimeError, ... on damaged files
@@ -61,26 +57,20 @@ def read_keras_file(path: Path) -> KerasFile:
         raise ModelFileError(what, "use another copy") from error
 
 
-@contextlib.contextmanager
-def _open(path: Path) -> Iterator[Any]:
+def _open(path: Path) -> Any:
     try:
         import h5py
     except ImportError as error:
         raise UsageError("reading Keras weights needs h5py", 'pip install "flowers-torch[keras]"') from error
     if not zipfile.is_zipfile(path):
-        with h5py.File(path, "r") as file:
-            yield file
-        return
+        return h5py.File(path, "r")
     with zipfile.ZipFile(path) as archive:
         if "model.weights.h5" not in archive.namelist():
-            raise ModelFileError(
-                f"{printable(path)} is not a valid .keras archive: it holds no model.weights.h5",
-                "give a file from model.save",
-            )
+            what = f"{printable(path)} is not a valid .keras archive: it holds no model.weights.h5"
+            raise ModelFileError(what, "give a file from model.save")
         if archive.getinfo("model.weights.h5").file_size > MAX_BYTES:
             raise ModelFileError(f"{printable(path)} is implausibly large", "use another copy")
-        with h5py.File(io.BytesIO(archive.read("model.weights.h5")), "r") as file:
-            yield file
+        return h5py.File(io.BytesIO(archive.read("model.weights.h5")), "r")
 
 
 class _Budget:
@@ -103,10 +93,8 @@ def _read_legacy(file: Any, path: Path) -> KerasFile:
     root = file["model_weights"] if "model_weights" in file else file
     names = _attribute(root, "layer_names")
     if not names:
-        raise ModelFileError(
-            f"{printable(path)} is HDF5 without Keras weights: it has no layer_names",
-            "give a file from model.save_weights or model.save",
-        )
+        what = f"{printable(path)} is HDF5 without Keras weights: it has no layer_names"
+        raise ModelFileError(what, "give a file from model.save_weights or model.save")
     budget = _Budget(file, path)
     layers: dict[str, Weights] = {}
     for layer in names:
@@ -117,12 +105,9 @@ def _read_legacy(file: Any, path: Path) -> KerasFile:
 
 def _attribute(group: Any, name: str) -> list[str]:
     """A list of names; Keras divides lists over 64 kB into name0, name1, ..."""
-    if name in group.attrs:
-        chunks = [group.attrs[name]]
-    else:
-        numbered = itertools.takewhile(group.attrs.__contains__, (f"{name}{i}" for i in itertools.count()))
-        chunks = [group.attrs[key] for key in numbered]
-    return [item.decode() if isinstance(item, bytes) else str(item) for chunk in chunks for item in chunk]
+    numbered = itertools.takewhile(group.attrs.__contains__, (f"{name}{i}" for i in itertools.count()))
+    items = itertools.chain(*(group.attrs[key] for key in ([name] if name in group.attrs else numbered)))
+    return [item.decode() if isinstance(item, bytes) else str(item) for item in items]
 
 
 def _split_nested(layer: str, weights: Weights) -> dict[str, Weights]:
@@ -143,18 +128,15 @@ def _read_keras3(file: Any, path: Path) -> KerasFile:
     found: list[tuple[str, str, Weights]] = []  # group, name or "", weights
 
     def visit(group: Any, where: str) -> None:
-        if "vars" in group and len(group["vars"]):
-            variables = group["vars"]
-            numbers = sorted(variables, key=int)
-            weights = [(number, budget.take(f"{where}/{number}", variables[number])) for number in numbers]
+        variables = group.get("vars", {})
+        weights = [(n, budget.take(f"{where}/{n}", variables[n])) for n in sorted(variables, key=int)]
+        if weights:
             found.append((where, str(variables.attrs.get("name", "")), weights))
-        for container in ("layers", "_layer_checkpoint_dependencies", "_functional"):
-            if container in group:
-                if container == "_functional":
-                    visit(group[container], where)
-                else:
-                    for name in group[container]:
-                        visit(group[container][name], name)
+        for container in ("layers", "_layer_checkpoint_dependencies"):
+            for name, layer in group.get(container, {}).items():
+                visit(layer, name)
+        if "_functional" in group:
+            visit(group["_functional"], where)
 
     visit(file, "")
     if not found:

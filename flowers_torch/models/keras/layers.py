@@ -1,8 +1,6 @@
-"""The layers of a network as Keras names, counts and orders them.
+"""The layers of a network as Keras names, counts and orders them, for "freeze the first 249 layers".
 
-Keras orders `model.layers` by distance from the output and numbers layers without a name. "Freeze the first
-249 layers" refers to that list. It is derived here from the network's traced graph and the name tables of
-`keras.names`.
+The list is derived from the network's traced graph and the name tables of `keras.names`.
 """
 
 import re
@@ -10,21 +8,16 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any
 
-from timm.models.inception_resnet_v2 import InceptionResnetV2
 from torch import nn
 
 from flowers_torch.errors import UsageError
-from flowers_torch.models.inception_v3 import InceptionV3
 from flowers_torch.models.inspect.trace import Node, trace
-from flowers_torch.models.keras.names import TABLES, rules_of
+from flowers_torch.models.keras.names import TABLES, WITHOUT_GAMMA, rules_of
 
 KINDS = TABLES["kinds"]  # of trace nodes -> Keras's classes
-# Keras's class of a layer that is part of another module here, by the pattern of its name.
-EXTRA = ((re.compile(r".*_pad"), "ZeroPadding2D"), (re.compile(r".*_reduce"), "Lambda"))
+# Keras's class of a layer that is part of another module here, by the end of its name.
+EXTRA = {"_pad": "ZeroPadding2D", "_reduce": "Lambda"}
 PADS = ("ZeroPad2d", "SamePad2d")
-
-# Networks whose batch norms have no gamma in Keras (scale=False). Here gamma exists and is 1.
-WITHOUT_GAMMA = (InceptionV3, InceptionResnetV2)
 
 
 @dataclass(frozen=True)
@@ -39,22 +32,13 @@ class KerasLayer:
     inputs: tuple[str, ...]  # names of the layers that feed it
 
 
-def keras_count(model: nn.Module) -> int:
-    """Parameters as Keras counts them: with running statistics, without gammas that Keras lacks."""
-    total = sum(p.numel() for p in model.parameters())
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
-            total += 2 * module.num_features - (module.num_features if not has_gamma(model) else 0)
-    return total
-
-
 def has_gamma(model: nn.Module) -> bool:
     """Whether this network's batch norms have a gamma in Keras."""
     return not isinstance(model, WITHOUT_GAMMA)
 
 
 def keras_layers(model: nn.Module, size: int = 0, head: bool = False) -> list[KerasLayer]:
-    """A network's layers in the order of Keras's `model.layers`.
+    """A network's layers in the order of Keras's `model.layers`: by distance from the output.
 
     Args:
         model: A network that Keras has too.
@@ -68,7 +52,6 @@ def keras_layers(model: nn.Module, size: int = 0, head: bool = False) -> list[Ke
     if rules is None:
         raise UsageError(f"{type(model).__name__} is not a network of Keras", "see flowers-torch models --keras")
     nodes = trace(model, size or 96, "forward" if head else "forward_features")
-    sizes = {name: t.numel() for name, t in (*model.named_parameters(), *model.named_buffers())}
     gamma = has_gamma(model)
     graph: list[KerasLayer] = []
     ends: dict[int, str] = {}  # index of a node -> name of its last Keras layer
@@ -85,34 +68,28 @@ def keras_layers(model: nn.Module, size: int = 0, head: bool = False) -> list[Ke
         own = next(i for i, name in enumerate(names) if _extra_kind(name) is None or node.kind in PADS)
         for i, name in enumerate(names):
             kind = _keras_kind(node) if i == own else _extra_kind(name) or "Reshape"
-            if name == "?":
-                name = _numbered(kind, counts)
-            count = _parameters(node, sizes, gamma) if i == own else 0
-            channels_first = node.shape if i >= own else _padded(nodes[node.inputs[0]].shape, node)
-            shape = (*channels_first[:1], *channels_first[2:], channels_first[1])
-            if kind.startswith("Global"):
-                shape = node.shape[:2]
-            graph.append(KerasLayer(name, kind, shape, count, node.name if i == own else "", inputs))
+            name = _numbered(kind, counts) if name == "?" else name
+            shape = node.shape if i >= own else _padded(nodes[node.inputs[0]].shape, node)
+            shape = shape[:2] if kind.startswith("Global") else (*shape[:1], *shape[2:], shape[1])
+            count, module = (_parameters(node, gamma), node.name) if i == own else (0, "")
+            graph.append(KerasLayer(name, kind, shape, count, module, inputs))
             inputs = (name,)
         ends[index] = graph[-1].name
     return _in_keras_order(graph)
 
 
 def keras_prefix(model: nn.Module, count: int) -> list[str]:
-    """Names of the modules whose parameters are in the first `count` layers of Keras's list.
+    """Names of the modules with parameters in the first `count` layers of Keras's list, the input counted.
 
-    Keras's `for layer in model.layers[:count]: layer.trainable = False` freezes the parameters `<name>.*` of
-    these names. The input counts as a layer.
+    Keras's `for layer in model.layers[:count]: layer.trainable = False` freezes them.
 
     Raises:
         UsageError: `count` is not between 1 and the number of layers.
     """
     layers = keras_layers(model)
     if not 0 < count <= len(layers):
-        raise UsageError(
-            f"keras:{count} of a network with {len(layers)} Keras layers",
-            f"use keras:1 to keras:{len(layers)}",
-        )
+        what = f"keras:{count} of a network with {len(layers)} Keras layers"
+        raise UsageError(what, f"use keras:1 to keras:{len(layers)}")
     return [layer.module for layer in layers[:count] if layer.parameters]
 
 
@@ -123,7 +100,7 @@ def renumbered(layers: list[KerasLayer]) -> list[KerasLayer]:
 
 
 def _extra_kind(name: str) -> str | None:
-    return next((kind for pattern, kind in EXTRA if pattern.fullmatch(name)), None)
+    return next((kind for end, kind in EXTRA.items() if name.endswith(end)), None)
 
 
 def _padded(shape: tuple[int, ...], node: Node) -> tuple[int, ...]:
@@ -150,11 +127,9 @@ def _keras_kind(node: Node) -> str:
     return KINDS.get(node.kind, node.kind)
 
 
-def _parameters(node: Node, sizes: dict[str, int], gamma: bool) -> int:
-    excluded: tuple[str, ...] = ("num_batches_tracked",)
-    if not gamma and KINDS.get(node.kind) == "BatchNormalization":
-        excluded += ("weight",)
-    return sum(sizes[name] for name in node.tensors if not name.endswith(excluded))
+def _parameters(node: Node, gamma: bool) -> int:
+    gamma = gamma or KINDS.get(node.kind) != "BatchNormalization"
+    return sum(size for name, size in node.sizes.items() if gamma or not name.endswith("weight"))
 
 
 def _numbered(kind: str, counts: Counter[str]) -> str:

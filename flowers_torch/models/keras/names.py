@@ -3,33 +3,23 @@
 import re
 import tomllib
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from string import ascii_lowercase
+from typing import NamedTuple
 
 from timm.models.inception_resnet_v2 import InceptionResnetV2
 from torch import nn
 
-from flowers_torch.models.classic import VGG
-from flowers_torch.models.densenet import DenseNet
 from flowers_torch.models.inception_v3 import InceptionV3
-from flowers_torch.models.mobilenet import MobileNet, MobileNetV2
-from flowers_torch.models.nasnet import NASNet
+from flowers_torch.models.network import Network
 from flowers_torch.models.resnet import ResNet
-from flowers_torch.models.resnet_v2 import ResNetV2
-from flowers_torch.models.small import Cifar10Net, HappyModel, SmallConvNet
-from flowers_torch.models.xception import Xception
 
 TABLES = tomllib.loads(Path(__file__).with_name("layer_names.toml").read_text(encoding="utf-8"))
-# And ResNet, which has three tables.
-NETWORKS: tuple[type[nn.Module], ...] = (
-    *(InceptionV3, InceptionResnetV2, Xception, MobileNet, MobileNetV2, DenseNet),
-    *(NASNet, ResNetV2, VGG, HappyModel, SmallConvNet, Cifar10Net),
-)
+# Networks of timm whose batch norms have no gamma in Keras (scale=False). Here gamma exists and is 1.
+WITHOUT_GAMMA = (InceptionV3, InceptionResnetV2)
 
 
-@dataclass(frozen=True)
-class Rules:
+class Rules(NamedTuple):
     """The table of a network."""
 
     names: dict[str, str]
@@ -56,9 +46,9 @@ def rules_of(model: nn.Module) -> Rules | None:
         middle = model.get_submodule("stage2.0.main.conv2")
         is_resnext = isinstance(middle, nn.Conv2d) and middle.groups > 1
         return Rules((TABLES["ResNeXt"] if is_resnext else {}) | TABLES["ResNet"], shortcut_first=True)
-    for network in NETWORKS:
-        if isinstance(model, network):
-            return Rules(TABLES[network.__name__], network in (InceptionResnetV2, ResNetV2))
+    name = type(model).__name__
+    if isinstance(model, (Network, *WITHOUT_GAMMA)) and name in TABLES:
+        return Rules(TABLES[name], name in ("InceptionResnetV2", "ResNetV2"))
     return None
 
 

@@ -1,16 +1,14 @@
 """Loading Keras's weights files into the networks of this package.
 
-The layers of a file are matched with modules by name (`keras.names` is the table) or, for names that Keras
-numbers, by order. `torch_layout` converts the arrays. Nothing is copied unless all names and shapes fit.
+Layers are matched with modules by name or, for names that Keras numbers, by order.
 """
 
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -45,13 +43,12 @@ COUNTED = re.compile(r"(conv2d|depthwise_conv2d|separable_conv2d|batch_normaliza
 NORM = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
 
 
-@dataclass(frozen=True)
-class KerasReport:
+class KerasReport(NamedTuple):
     """The result of loading: number of arrays used, whether the head was loaded, layers left out."""
 
     used: int
     head_loaded: bool
-    skipped: list[str] = field(default_factory=list)
+    skipped: list[str]
 
     def summary(self) -> str:
         """One line for the log."""
@@ -66,10 +63,7 @@ def keras_options(arch: str) -> dict[str, Any]:
 
 
 def input_mode(arch: str, keras_input: str = "") -> str:
-    """The input range of a file's network, a key of `MEAN_STD`.
-
-    Args:
-        keras_input: The user's choice; empty is the range of Keras's published weights.
+    """The input range of a file's network, a key of `MEAN_STD`; `keras_input` is the user's choice.
 
     Raises:
         UsageError: unknown input range.
@@ -89,7 +83,7 @@ def load_keras_weights(
         model: A network of the registry; its classifier may be any module.
         path: A legacy .h5, .weights.h5 or .keras file, with or without head.
         with_head: Whether the file's dense layers go into the linear layers of the head, in order. None loads
-            them if all shapes fit. The report names layers that are left out.
+            them if all shapes fit.
         keras_input: Input range of the file's network, a key of `MEAN_STD`; empty is that of Keras's
             published weights. "caffe" reverses the channels of the first convolution.
 
@@ -100,12 +94,18 @@ def load_keras_weights(
     mode = input_mode(arch, keras_input)
     file = read_keras_file(path)
     layers = dict(zip(current_names(file.layers), file.layers.values(), strict=True))
-    dense = [name for name, weights in layers.items() if _is_dense(name, weights)]
-    table = _layer_table(model, file.named)
-    backbone = {name: weights for name, weights in layers.items() if name not in dense}
-    pairs, missing, extra = _match(table, backbone)
+    dense = [name for name, weights in layers.items() if weights[0][1].ndim == 2 or name == "conv_preds"]
+    rows = keras_layers(model) if file.named else renumbered(keras_layers(model))
+    rows = [row for row in rows if row.parameters]
+    names, modules = current_names(row.name for row in rows), [row.module for row in rows]
+    ours = dict(zip(_ranked(names), zip(names, modules, strict=True), strict=True))
+    backbone = [name for name in layers if name not in dense]
+    theirs = dict(zip(_ranked(backbone), backbone, strict=True))
+    pairs = [(module, layers[theirs[key]]) for key, (_, module) in ours.items() if key in theirs]
+    missing = [f"{name} ({module})" for key, (name, module) in ours.items() if key not in theirs]
+    extra = [printable(name, 60) for key, name in theirs.items() if key not in ours]
 
-    head = _head_layers(model, {module for _, module in table})
+    head = [name for name, m in model.named_modules() if isinstance(m, nn.Linear) and name not in modules]
     if with_head is None:
         sizes = [math.prod(model.get_submodule(name).weight.shape) for name in head]  # type: ignore[arg-type]
         with_head = sizes == [layers[name][0][1].size for name in dense]
@@ -116,60 +116,26 @@ def load_keras_weights(
         extra += dense[len(head) :]
 
     tensors, absent, wrong = _convert(model, pairs)
-    _raise_on_mismatch(path, arch, missing + absent, extra, wrong)
+    lists = {"in the network but not in the file": missing + absent}
+    lists |= {"in the file but not in the network": extra, "shapes differ": wrong}
+    if problems := [f"{title}: {_shorten(names)}" for title, names in lists.items() if names]:
+        what = f"{printable(path)} does not fit {arch}, nothing was loaded: {'; '.join(problems)}"
+        raise ModelFileError(what, f"give a file of Keras's {arch}")
     if mode == "caffe":
-        first = f"{table[0][1]}.weight"
+        first = f"{modules[0]}.weight"
         tensors[first] = tensors[first].flip(1)
-    own = model.state_dict()
-    with torch.no_grad():
-        for name, tensor in tensors.items():
-            own[name].copy_(tensor)
+    model.load_state_dict(tensors, strict=False)
     return KerasReport(sum(len(w) for _, w in pairs), head_loaded, [] if head_loaded else dense)
 
 
-def _layer_table(model: nn.Module, named: bool) -> list[tuple[str, str]]:
-    """(Keras name, module) of the feature extractor's layers with weights, in Keras's order."""
-    rows = keras_layers(model)
-    rows = [row for row in (rows if named else renumbered(rows)) if row.parameters]
-    names = current_names(row.name for row in rows)
-    return [(name, row.module) for name, row in zip(names, rows, strict=True)]
-
-
-def _is_dense(name: str, weights: Weights) -> bool:
-    return weights[0][1].ndim == 2 or name == "conv_preds"
-
-
-def _head_layers(model: nn.Module, backbone: set[str]) -> list[str]:
-    """Names of the linear layers outside the feature extractor, in order."""
-    return [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n not in backbone]
-
-
-def _match(table: list[tuple[str, str]], layers: dict[str, Weights]) -> tuple[Pairs, list[str], list[str]]:
-    """(module, weights) pairs, table entries without a layer, layers without an entry.
-
-    Numbered names match by kind and rank of their number, other names literally.
-    """
-    by_key = dict(zip(_ranked(layers), layers, strict=True))
-    by_entry = dict(zip(_ranked(name for name, _ in table), table, strict=True))
-    pairs = [(module, layers[by_key[key]]) for key, (_, module) in by_entry.items() if key in by_key]
-    missing = [f"{name} ({module})" for key, (name, module) in by_entry.items() if key not in by_key]
-    extra = [printable(name, 60) for key, name in by_key.items() if key not in by_entry]
-    return pairs, missing, extra
-
-
-def _ranked(names: Iterable[str]) -> list[tuple[str, int]]:
+def _ranked(names: Sequence[str]) -> list[tuple[str, int]]:
     """For each name (kind, rank among the numbers of its kind), or (name, 0) if it has no number."""
-    names = list(names)
+    matches = [COUNTED.fullmatch(name) for name in names]
+    parsed = [(m[1], int(m[2] or 0)) if m else (name, 0) for name, m in zip(names, matches, strict=True)]
     numbers: dict[str, list[int]] = defaultdict(list)
-    parsed = [COUNTED.fullmatch(name) for name in names]
-    for match in parsed:
-        if match:
-            numbers[match[1]].append(int(match[2] or 0))
-    ranks = {kind: {n: rank for rank, n in enumerate(sorted(found))} for kind, found in numbers.items()}
-    return [
-        (match[1], ranks[match[1]][int(match[2] or 0)]) if match else (name, 0)
-        for name, match in zip(names, parsed, strict=True)
-    ]
+    for kind, number in sorted(parsed):
+        numbers[kind].append(number)
+    return [(kind, numbers[kind].index(number)) for kind, number in parsed]
 
 
 def _convert(model: nn.Module, pairs: Pairs) -> tuple[dict[str, Tensor], list[str], list[str]]:
@@ -183,27 +149,13 @@ def _convert(model: nn.Module, pairs: Pairs) -> tuple[dict[str, Tensor], list[st
         new = torch_layout(module, weights, has_gamma(model), channels)
         for name, tensor in new.items():
             full = f"{module_name}.{name}"
-            if full not in own or tensor.shape != own[full].shape:
-                expected = tuple(own[full].shape) if full in own else "nothing"
+            expected = tuple(own[full].shape) if full in own else "nothing"
+            if tuple(tensor.shape) != expected:
                 wrong.append(f"{full} is {expected} in the network, {tuple(tensor.shape)} in the file")
             tensors[full] = tensor
-        wanted = {name for name in module.state_dict() if name != "num_batches_tracked"}
-        missing += [f"{module_name}.{name}" for name in sorted(wanted - new.keys())]
+        absent = module.state_dict().keys() - new.keys() - {"num_batches_tracked"}
+        missing += [f"{module_name}.{name}" for name in sorted(absent)]
     return tensors, missing, wrong
-
-
-def _raise_on_mismatch(path: Path, arch: str, missing: list[str], extra: list[str], wrong: list[str]) -> None:
-    lists = (
-        ("in the network but not in the file", missing),
-        ("in the file but not in the network", extra),
-        ("shapes differ", wrong),
-    )
-    problems = [f"{title}: {_shorten(names)}" for title, names in lists if names]
-    if problems:
-        raise ModelFileError(
-            f"{printable(path)} does not fit {arch}, nothing was loaded: {'; '.join(problems)}",
-            f"give a file of Keras's {arch}",
-        )
 
 
 def _shorten(names: list[str], limit: int = 6) -> str:
@@ -214,9 +166,8 @@ def _shorten(names: list[str], limit: int = 6) -> str:
 def torch_layout(module: nn.Module, weights: Weights, needs_gamma: bool, channels: int) -> dict[str, Tensor]:
     """The arrays of a Keras layer as the tensors of `module`, by parameter name.
 
-    Keras's kernels are height, width, in, out (depthwise: height, width, in, multiplier) and its dense layers
-    in, out. PyTorch's are out, in, height, width and out, in. Arrays are identified by position, as in Keras,
-    because their names changed between its versions.
+    Arrays are identified by position, as in Keras, because their names changed between its versions. An array
+    of a wrong rank stays as it is.
 
     Args:
         needs_gamma: Whether a batch norm must have a gamma in the file; otherwise a missing gamma is 1.
@@ -231,47 +182,33 @@ def torch_layout(module: nn.Module, weights: Weights, needs_gamma: bool, channel
             arrays.append(torch.ones(module.num_features))
     elif isinstance(module, SeparableConv2d):
         names = ["depthwise.weight", "pointwise.weight", "bias"]
-        arrays[:2] = [_depthwise(arrays[0]), *(_kernel(array) for array in arrays[1:2])]
+        arrays[:2] = [_kernel(arrays[0], depthwise=True), *map(_kernel, arrays[1:2])]
     else:
         names = ["weight", "bias"]
-        arrays[0] = _one_kernel(module, arrays[0], channels)
+        if isinstance(module, nn.Linear):
+            arrays[0] = _dense(arrays[0], channels, module.in_features)
+        elif isinstance(module, nn.Conv2d):
+            arrays[0] = _kernel(arrays[0], module.groups, 1 < module.groups == module.in_channels)
     names += [f"array {i}" for i in range(len(names), len(arrays))]  # surplus arrays, for the error message
     return dict(zip(names, arrays, strict=False))
 
 
-def _one_kernel(module: nn.Module, array: Tensor, channels: int) -> Tensor:
-    """The weight of a convolution or linear layer; an array of another rank stays as it is."""
-    if isinstance(module, nn.Linear):
-        if array.ndim == 4 and array.shape[:2] == (1, 1):  # MobileNet's classifier is a 1x1 convolution
-            array = array[0, 0]
-        if array.ndim == 2:
-            return _unflattened(array, channels, module.in_features).t()
-    elif isinstance(module, nn.Conv2d) and array.ndim == 4:
-        if 1 < module.groups == module.in_channels:
-            return _depthwise(array)
-        return _summed_groups(array, module) if module.groups > 1 else _kernel(array)
-    return array
-
-
-def _kernel(array: Tensor) -> Tensor:
-    return array.permute(3, 2, 0, 1)
-
-
-def _depthwise(array: Tensor) -> Tensor:
-    height, width, channels, multiplier = array.shape
-    return array.permute(2, 3, 0, 1).reshape(channels * multiplier, 1, height, width)
-
-
-def _summed_groups(array: Tensor, module: nn.Conv2d) -> Tensor:
-    """ResNeXt's grouped convolution from Keras's depthwise one: height, width, group x input, output."""
-    height, width, _, outputs = array.shape
-    array = array.reshape(height, width, module.groups, -1, outputs)
-    return array.permute(2, 4, 3, 0, 1).flatten(0, 1)  # group x output, input, height, width
-
-
-def _unflattened(array: Tensor, channels: int, in_features: int) -> Tensor:
-    """Rows of a dense layer behind a Flatten: from row, column, channel to channel, row, column."""
-    side = math.isqrt(in_features // channels) if channels else 0
-    if side < 2 or channels * side * side != in_features or array.shape[0] != in_features:
+def _kernel(array: Tensor, groups: int = 1, depthwise: bool = False) -> Tensor:
+    """Height, width, group x in, out of the group (also of a depthwise kernel) -> group x out, in, height, width."""
+    if array.ndim != 4:
         return array
-    return array.reshape(side, side, channels, -1).permute(2, 0, 1, 3).flatten(0, 2)
+    height, width, inputs, outputs = array.shape
+    array = array.reshape(height, width, inputs if depthwise else groups, -1, outputs)
+    return array.permute(2, 4, 3, 0, 1).flatten(0, 1)
+
+
+def _dense(array: Tensor, channels: int, in_features: int) -> Tensor:
+    """In, out -> out, in; behind a Flatten also from row, column, channel to channel, row, column."""
+    if array.ndim == 4 and array.shape[:2] == (1, 1):  # MobileNet's classifier is a 1x1 convolution
+        array = array[0, 0]
+    if array.ndim != 2:
+        return array
+    side = math.isqrt(in_features // channels) if channels else 0
+    if side > 1 and channels * side * side == in_features == len(array):
+        array = array.reshape(side, side, channels, -1).permute(2, 0, 1, 3).flatten(0, 2)
+    return array.t()

@@ -16,7 +16,7 @@ from flowers_torch.models.factory import create_model
 from flowers_torch.models.freeze import apply_rules, rules_for
 from flowers_torch.models.inception_v3 import InceptionV3
 from flowers_torch.models.inspect.summary import layer_rows, parameter_counts, summary
-from flowers_torch.models.keras.layers import keras_count, keras_layers, keras_prefix
+from flowers_torch.models.keras.layers import keras_layers, keras_prefix
 from flowers_torch.models.registry import REGISTRY
 
 SHARED = Path(os.environ.get("FLOWERS_TORCH_SHARED", ""))
@@ -71,7 +71,7 @@ def own_rows(model: nn.Module) -> list[tuple[str, str, int, int]]:
 
 @pytest.mark.parametrize("name", KERAS)
 def test_parameters_as_keras_counts_them(name: str) -> None:
-    assert keras_count(build(name)) == KERAS[name][0]
+    assert parameter_counts(build(name))[0] == KERAS[name][0]
 
 
 def test_all_twenty_networks_are_registered() -> None:
@@ -108,10 +108,10 @@ def test_digests_are_of_the_lists_of_keras(name: str) -> None:
 
 def test_mobilenet_widths() -> None:
     """The counts of Keras 3.15, with top."""
-    counts = {alpha: keras_count(build("MobileNet", alpha=alpha)) for alpha in (0.25, 0.5, 0.75)}
+    counts = {alpha: parameter_counts(build("MobileNet", alpha=alpha))[0] for alpha in (0.25, 0.5, 0.75)}
     assert counts == {0.25: 475_544, 0.5: 1_342_536, 0.75: 2_601_976}
-    assert keras_count(build("MobileNet", alpha=0.25, depth_multiplier=2)) == 687_888
-    assert keras_count(build("MobileNetV2", alpha=1.4)) == 6_156_712
+    assert parameter_counts(build("MobileNet", alpha=0.25, depth_multiplier=2))[0] == 687_888
+    assert parameter_counts(build("MobileNetV2", alpha=1.4))[0] == 6_156_712
     deep = build("MobileNet", depth_multiplier=2)
     assert deep.blocks.block3.dw.weight.shape == (256, 1, 3, 3)
 
