@@ -21,9 +21,9 @@ import numpy as np
 import torch
 
 from flowers_torch.data.sources.demo import FORMS, draw_picture
+from flowers_torch.deploy.export import PARITY_IMAGES, compare
 from flowers_torch.deploy.graph import ExportableClassifier
 from flowers_torch.deploy.onnx_file import export_metadata, parse_onnx, to_onnx
-from flowers_torch.deploy.parity import PARITY_IMAGES, compare
 from flowers_torch.models.checkpoint import ModelInfo, build
 from flowers_torch.models.registry import REGISTRY
 

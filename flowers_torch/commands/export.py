@@ -96,8 +96,7 @@ def find_verification_data(model: Path, int8: bool = False, data: str = "") -> "
 
     from flowers_torch.data.images import load_image
     from flowers_torch.data.sources.demo import FORMS, draw_picture
-    from flowers_torch.deploy.export import VerificationData
-    from flowers_torch.deploy.parity import PARITY_IMAGES
+    from flowers_torch.deploy.export import PARITY_IMAGES, VerificationData
     from flowers_torch.deploy.quantize import CALIBRATION_IMAGES
 
     reason = "a weights file alone has no photos"

@@ -6,30 +6,22 @@ No request waits for others to fill a batch. The next batch collects while the c
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Generic, TypeVar
+from typing import Any
 
 from flowers_torch.errors import ResourceError
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
+class Batcher:
+    """A worker thread with a queue; `compute` maps at most `max_batch` items to one result each, in order."""
 
-class Batcher(Generic[Item, Result]):
-    """A worker thread with a queue.
-
-    Args:
-        compute: Maps items to one result each, in order; always called from the same thread.
-        max_batch: Largest number of items in a batch.
-    """
-
-    def __init__(self, compute: Callable[[Sequence[Item]], Sequence[Result]], max_batch: int) -> None:
+    def __init__(self, compute: Callable[[Sequence[Any]], Sequence[Any]], max_batch: int) -> None:
         self._compute = compute
         self._max_batch = max_batch
-        self._waiting: deque[tuple[Item, Future[Result]]] = deque()
+        self._waiting: deque[tuple[Any, Future[Any]]] = deque()
         self._thread = ThreadPoolExecutor(1, "network")
         self.alive = True
 
-    def submit(self, item: Item) -> "Future[Result]":
+    def submit(self, item: Any) -> "Future[Any]":
         """Queues an item; its future receives the result, or the error of its batch.
 
         Raises:
@@ -37,9 +29,9 @@ class Batcher(Generic[Item, Result]):
         """
         if not self.alive:
             raise ResourceError("the server is stopping", "try again later")
-        future: Future[Result] = Future()
+        future: Future[Any] = Future()
         self._waiting.append((item, future))
-        self._thread.submit(self._next_batch)
+        self._thread.submit(self._next_batch)  # does nothing if an earlier batch includes the item
         return future
 
     def close(self) -> None:
@@ -48,7 +40,6 @@ class Batcher(Generic[Item, Result]):
         self._thread.shutdown()
 
     def _next_batch(self) -> None:
-        """Called once for each item; does nothing if an earlier batch included the item."""
         taken = [self._waiting.popleft() for _ in range(min(self._max_batch, len(self._waiting)))]
         batch = [(item, future) for item, future in taken if future.set_running_or_notify_cancel()]
         if not batch:

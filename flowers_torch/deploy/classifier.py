@@ -14,15 +14,14 @@ from torch import Tensor, nn
 
 from flowers_torch.accelerate import AUTO, Acceleration
 from flowers_torch.data.augment.per_image import enough_side, eval_transform
-from flowers_torch.data.images import is_image_name, load_image
+from flowers_torch.data.images import MAX_PIXELS, is_image_name, load_image
 from flowers_torch.errors import DataError, ResourceError, UsageError, printable
 from flowers_torch.evaluation.gradcam import grad_cam, input_to_image, overlay
-from flowers_torch.evaluation.predictions import collect
+from flowers_torch.evaluation.predictions import Predictions, collect
 from flowers_torch.evaluation.selective import Threshold, choose_threshold, read_curve, read_ood_detector
 from flowers_torch.files.download import fetch_bytes
 from flowers_torch.models.checkpoint import ModelInfo, load_classifier
 from flowers_torch.training.device import Runtime
-from flowers_torch.training.step import predict_logits
 
 ImageSource = Path | str  # a file or an http(s) URL
 
@@ -44,8 +43,7 @@ class Prediction:
         """JSON values."""
         if self.error:
             return {"file": self.file, "error": self.error}
-        pairs = zip(self.classes, self.probabilities, strict=True)
-        classes = [{"class": name, "probability": p} for name, p in pairs]
+        classes = [{"class": c, "probability": p} for c, p in zip(self.classes, self.probabilities, strict=True)]
         return {"file": self.file, "classes": classes, "abstained": bool(self.reason), "reason": self.reason}
 
 
@@ -61,7 +59,7 @@ class Classifier:
     def __post_init__(self) -> None:
         self.ood_detector = read_ood_detector(self.info.selective)
         preprocessing = self.info.preprocessing
-        self.preprocess = eval_transform(**dataclasses.asdict(preprocessing))  # of an upright RGB image
+        self.preprocess = eval_transform(**vars(preprocessing))  # of an upright RGB image
         self.enough_side = enough_side(preprocessing.size, preprocessing.crop)  # for `load_image`
         # The network that predicts: `model`, or a fused form of it that is faster.
         self.inference_model = self.acceleration.training_network(self.model.eval(), self.runtime, preprocessing.size)
@@ -72,10 +70,24 @@ class Classifier:
         model, info = load_classifier(path)
         return cls(runtime.place(model), info, runtime)
 
+    def read(self, source: ImageSource, content: bytes | None = None, max_pixels: int = MAX_PIXELS) -> Tensor:
+        """An image as network input (3, size, size); with `content`, the source is only a name.
+
+        Raises:
+            DataError, ResourceError: the image cannot be read, or its URL cannot be fetched.
+        """
+        if content is None and is_url(source):
+            content = fetch_bytes(str(source))
+        file: ImageSource | io.BytesIO = source
+        if content is not None:
+            file = io.BytesIO(content)
+            file.name = str(source)  # for error messages
+        pixels: Tensor = self.preprocess(load_image(file, max_pixels, self.enough_side))
+        return pixels
+
     def logits(self, files: Sequence[Path]) -> Tensor:
         """Logits (N, classes) of readable image files, before the temperature."""
-        batch = self._batch([self._read(file) for file in files])
-        return predict_logits(self.inference_model, [batch], self.runtime)[0]
+        return self._collect([self.read(file) for file in files]).logits
 
     def threshold(self, max_error: float) -> Threshold:
         """The confidence threshold whose error rate in validation is at most `max_error`.
@@ -86,11 +98,7 @@ class Classifier:
         return choose_threshold(read_curve(self.info.selective), max_error)
 
     def predict(
-        self,
-        sources: Sequence[ImageSource],
-        top: int = 3,
-        batch_size: int = 32,
-        confidence_threshold: float = 0.0,
+        self, sources: Sequence[ImageSource], top: int = 3, batch_size: int = 32, confidence_threshold: float = 0.0
     ) -> Iterator[Prediction]:
         """Yields a prediction for each image in order; for an unreadable one, a prediction with its error.
 
@@ -101,7 +109,7 @@ class Classifier:
             found: list[Prediction] = []
             for source in sources[start : start + batch_size]:
                 try:
-                    inputs.append(self._read(source))
+                    inputs.append(self.read(source))
                     found.append(Prediction(os.fspath(source)))
                 except (DataError, ResourceError) as error:
                     found.append(Prediction(os.fspath(source), error=str(error)))
@@ -109,32 +117,16 @@ class Classifier:
             for each in found:
                 yield each if each.error else dataclasses.replace(next(predictions), file=each.file)
 
-    def explain(self, source: ImageSource) -> Image.Image:
-        """The network's view of an image with the Grad-CAM heatmap of the predicted class.
-
-        Raises:
-            DataError: the image cannot be read.
-            UsageError: the network has no spatial feature map.
-        """
-        return self.explain_inputs([self._read(source)])[0]
-
-    def explain_inputs(self, inputs: Sequence[Tensor]) -> list[Image.Image]:
-        """Like `explain`, for preprocessed images."""
-        heat = grad_cam(self.model, self.runtime.images(torch.stack(list(inputs))))
-        mean, std = self.info.preprocessing.mean, self.info.preprocessing.std
-        return [overlay(input_to_image(x, mean, std), h) for x, h in zip(inputs, heat, strict=True)]
-
     def classify(self, inputs: Sequence[Tensor], top: int = 3, confidence_threshold: float = 0.0) -> list[Prediction]:
         """Like `predict`, for preprocessed images without file names, in one forward pass."""
         if not inputs:
             return []
-        predictions = collect(self.inference_model, [self._batch(inputs)], self.runtime)
+        predictions = self._collect(inputs)
         probabilities = (predictions.logits / self.info.temperature).softmax(1)
         best = probabilities.topk(min(top, probabilities.shape[1]))
         is_ood = [False] * len(inputs)
         if self.ood_detector is not None:
-            distances = self.ood_detector.distance(predictions.features)
-            is_ood = (distances > self.ood_detector.threshold).tolist()
+            is_ood = (self.ood_detector.distance(predictions.features) > self.ood_detector.threshold).tolist()
         found = []
         for indices, values, ood in zip(best.indices.tolist(), best.values.tolist(), is_ood, strict=True):
             low = LOW_CONFIDENCE if values[0] < confidence_threshold else ""
@@ -142,17 +134,23 @@ class Classifier:
             found.append(Prediction("", names, tuple(values), OUT_OF_DISTRIBUTION if ood else low))
         return found
 
-    def _read(self, source: ImageSource) -> Tensor:
-        file: ImageSource | io.BytesIO = source
-        if is_url(source):
-            file = io.BytesIO(fetch_bytes(str(source)))
-            file.name = str(source)  # for error messages
-        pixels: Tensor = self.preprocess(load_image(file, at_least=self.enough_side))
-        return pixels
+    def explain(self, source: ImageSource) -> Image.Image:
+        """The network's view of an image with the Grad-CAM heatmap of the predicted class.
 
-    @staticmethod
-    def _batch(inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        return torch.stack(list(inputs)), torch.zeros(len(inputs), dtype=torch.long)
+        Raises:
+            DataError, UsageError: the image cannot be read, or the network has no spatial feature map.
+        """
+        return self.explain_inputs([self.read(source)])[0]
+
+    def explain_inputs(self, inputs: Sequence[Tensor]) -> list[Image.Image]:
+        """Like `explain`, for preprocessed images."""
+        heat = grad_cam(self.model, self.runtime.images(torch.stack(list(inputs))))
+        mean, std = self.info.preprocessing.mean, self.info.preprocessing.std
+        return [overlay(input_to_image(x, mean, std), h) for x, h in zip(inputs, heat, strict=True)]
+
+    def _collect(self, inputs: Sequence[Tensor]) -> Predictions:
+        batch = torch.stack(list(inputs)), torch.zeros(len(inputs), dtype=torch.long)
+        return collect(self.inference_model, [batch], self.runtime)
 
 
 def is_url(source: ImageSource) -> bool:
@@ -182,7 +180,7 @@ def find_files(patterns: Sequence[str]) -> list[Path]:
         elif path.exists():
             matches = [path]
         else:
-            matches = sorted(Path(match) for match in glob.glob(os.path.expanduser(pattern), recursive=True))
+            matches = sorted(map(Path, glob.glob(os.path.expanduser(pattern), recursive=True)))
         if not matches:  # guard: K07
             raise UsageError(f"no photo at {printable(pattern)}", "name files, folders or globs")
         found |= dict.fromkeys(matches)

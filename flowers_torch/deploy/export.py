@@ -4,7 +4,7 @@ import dataclasses
 import io
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +14,30 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
+from flowers_torch.data.augment.per_image import eval_transform
+from flowers_torch.data.images import load_image
 from flowers_torch.deploy.graph import ExportableClassifier
 from flowers_torch.deploy.onnx_file import attach_metadata, export_metadata, parse_onnx, to_onnx, trace
-from flowers_torch.deploy.parity import Exported, Parity, compare, require_parity
-from flowers_torch.deploy.quantize import measure_loss, model_input, quantize, require_accuracy
-from flowers_torch.errors import printable
+from flowers_torch.deploy.quantize import measure_loss, quantize, require_accuracy
+from flowers_torch.errors import ExportError, printable
 from flowers_torch.files.atomic import atomic_write
 from flowers_torch.models.checkpoint import ModelInfo, load_classifier, save_classifier
 
 METADATA_FILE = "flowers_torch.json"  # inside a .pt2 file
+BATCHES = (1, 2, 17)
+PARITY_IMAGES = sum(BATCHES)
+# Largest allowed difference of the logits, relative to the largest logit.
+TOLERANCE = 1e-4  # other kernels, other order of summation
+PREPROCESSING_TOLERANCE = 0.01  # resizing in the graph differs from Pillow's by a gray level
+
+Exported = Callable[[NDArray[Any]], dict[str, NDArray[np.float32]]]
 
 
 @dataclasses.dataclass(frozen=True)
 class VerificationData:
     """Images on which an export is verified; int8 needs the files."""
 
-    images: Sequence[Image.Image]  # upright RGB, `parity.PARITY_IMAGES` of them
+    images: Sequence[Image.Image]  # upright RGB, `PARITY_IMAGES` of them
     description: str  # of the images, for a printed line
     calibration: Sequence[Path] = ()  # training files, for the scales of the activations
     validation: Sequence[Path] = ()  # files to measure the accuracy of int8
@@ -50,6 +58,30 @@ class VerifiedExport:
         return [f"export   {printable(path)}, {megabytes(len(self.content))}", *self.lines]
 
 
+@dataclasses.dataclass(frozen=True)
+class Parity:
+    """Largest differences between an exported model and the network."""
+
+    logits: float
+    probabilities: float
+    largest: float  # largest absolute logit
+    images: int
+    tolerance: float  # allowed difference of the logits, relative to `largest`
+
+    @property
+    def holds(self) -> bool:
+        """Whether the difference is within the tolerance; False for NaN."""
+        return self.logits <= self.tolerance * self.largest  # guard: E02 worst
+
+    def describe(self) -> str:
+        """One line."""
+        batches = ", ".join(map(str, BATCHES))
+        return (
+            f"{self.images} photos in batches of {batches}: logits up to {self.largest:.3g} "
+            f"differ by at most {self.logits:.2g}, probabilities by {self.probabilities:.2g}"
+        )
+
+
 def export_onnx(
     network: nn.Module,
     info: ModelInfo,
@@ -58,15 +90,9 @@ def export_onnx(
     with_preprocessing: bool = False,
     int8_max_loss: float | None = None,
 ) -> VerifiedExport:
-    """An .onnx file, verified against the network.
+    """An .onnx file, verified against the network, which is in inference mode on the CPU.
 
-    Args:
-        network: Network in inference mode, on the CPU.
-        info: Its metadata.
-        data: Images to verify with.
-        path: For error messages.
-        with_preprocessing: Include the preprocessing in the graph.
-        int8_max_loss: Largest drop of the validation accuracy by quantization to int8; float32 if None.
+    `int8_max_loss` is the largest drop of the validation accuracy by quantization to int8; None is float32.
 
     Raises:
         UsageError: a package is missing.
@@ -79,10 +105,10 @@ def export_onnx(
     parity, lines = _verify(exportable, model, data, path)
     metadata["parity"] = dataclasses.asdict(parity)
     if int8_max_loss is not None:
-        read = model_input(with_preprocessing, info.preprocessing)
-        quantized = attach_metadata(quantize(content, map(read, data.calibration)), metadata)
-        int8 = parse_onnx(quantized, path)
-        loss = measure_loss(model, int8, data.validation, data.labels, info.preprocessing)
+        calibration = (exportable.to_input(load_image(file)) for file in data.calibration)
+        validation = (exportable.to_input(load_image(file)) for file in data.validation)
+        quantized = attach_metadata(quantize(content, calibration), metadata)
+        loss = measure_loss(model, parse_onnx(quantized, path), validation, data.labels)
         require_accuracy(loss, int8_max_loss, path)
         metadata["int8"] = dataclasses.asdict(loss)
         lines.append(f"int8     {loss.describe()}; {megabytes(len(content))} before")
@@ -111,16 +137,45 @@ def export_weights(network: nn.Module, info: ModelInfo, data: VerificationData, 
         save_classifier(network.state_dict(), info, file)
         loaded = ExportableClassifier(*load_classifier(file))
         content = file.read_bytes()
-    exportable = ExportableClassifier(network, info)
-    _, lines = _verify(exportable, lambda x: _run(loaded, loaded, x), data, path)
+    _, lines = _verify(ExportableClassifier(network, info), lambda x: _run(loaded, loaded, x), data, path)
     return VerifiedExport(content, lines)
+
+
+def compare(model: ExportableClassifier, exported: Exported, images: Sequence[Image.Image]) -> Parity:
+    """Compares an exported model with the network behind the evaluation transform, on `PARITY_IMAGES` RGB images.
+
+    A model with preprocessing takes images of equal size, so the images of its batches are cropped.
+    """
+    transform = eval_transform(**vars(model.preprocessing))
+    differences, largest = [], 0.0
+    rest = list(images)
+    for count in BATCHES:
+        batch, rest = rest[:count], rest[count:]
+        if model.with_preprocessing:
+            width, height = (min(image.size[side] for image in batch) for side in (0, 1))
+            batch = [image.crop((0, 0, width, height)) for image in batch]
+        with torch.inference_mode():
+            logits = model.network(torch.stack([transform(image) for image in batch]))
+        probabilities = (logits / model.temperature).softmax(1)
+        outputs = exported(np.concatenate([model.to_input(image) for image in batch]))
+        found = (torch.from_numpy(outputs[name]) for name in ("logits", "probabilities"))
+        differences.append([(a - b).abs().max() for a, b in zip(found, (logits, probabilities), strict=True)])
+        largest = max(largest, float(logits.abs().max()))
+    worst, worst_probability = torch.tensor(differences).amax(0).tolist()  # NaN if any is
+    tolerance = PREPROCESSING_TOLERANCE if model.with_preprocessing else TOLERANCE
+    return Parity(worst, worst_probability, largest, PARITY_IMAGES, tolerance)
 
 
 def _verify(
     exportable: ExportableClassifier, exported: Exported, data: VerificationData, path: Path
 ) -> tuple[Parity, list[str]]:
     parity = compare(exportable, exported, data.images)
-    require_parity(parity, path)  # guard: E02 export
+    if not parity.holds:  # guard: E02 export
+        raise ExportError(
+            f"{printable(path)} was not written because it would not compute what the network does: "
+            f"{parity.describe()}, allowed {parity.tolerance * parity.largest:.2g}",
+            "report it with the network's name and the versions of `flowers-torch doctor`",
+        )
     return parity, [f"check    {data.description}: {parity.describe()}"]
 
 

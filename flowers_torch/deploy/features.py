@@ -1,6 +1,5 @@
 """Features of image files, from a trained classifier or a pretrained network."""
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -19,15 +18,11 @@ from flowers_torch.training.device import Runtime
 
 
 def open_network(name: str, weights: str = "", keras_input: str = "") -> tuple[nn.Module, Preprocessing, str]:
-    """Loads a trained classifier, or a named network with weights.
+    """Loads a trained classifier, or a named network with weights; also describes what was loaded.
 
     Args:
-        name: A run folder or model file; with `weights`, the name of a network.
-        weights: Value of `train --weights`; empty for a trained classifier.
+        name: A run folder or model file; with `weights` (those of `train --weights`), the name of a network.
         keras_input: Preprocessing of an .h5 file.
-
-    Returns:
-        The network, its preprocessing, and a description of what was loaded.
 
     Raises:
         UsageError: there is no model of that name.
@@ -56,16 +51,15 @@ def image_features(
     batch_size: int = 32,
     progress: Callable[[int], None] | None = None,
 ) -> Tensor:
-    """Features of image files, one row each, on the CPU.
+    """Features of image files, one row each, on the CPU; `layer` and `pooling` as in `layer_features.features`.
 
-    `layer` and `pooling` are those of `layer_features.features`; `progress` is called with the number of
-    finished images.
+    `progress` is called with the number of finished images.
 
     Raises:
         DataError: an image cannot be read.
     """
     model = runtime.place(model).eval()
-    transform = eval_transform(**dataclasses.asdict(preprocessing))
+    transform = eval_transform(**vars(preprocessing))
     layer = module_name(model, layer) if layer else ""
     rows = []
     for start in range(0, len(paths), batch_size):

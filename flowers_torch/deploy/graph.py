@@ -1,13 +1,17 @@
 """The module that every export format contains: images to logits, probabilities and the OOD distance."""
 
+import functools
 import math
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
 
-from flowers_torch.data.augment.per_image import MAX_ASPECT
+from flowers_torch.data.augment.per_image import MAX_ASPECT, eval_transform
 from flowers_torch.data.preprocessing import Preprocessing
 from flowers_torch.evaluation.selective import read_ood_detector
 from flowers_torch.models.checkpoint import ModelInfo
@@ -19,9 +23,7 @@ class ExportableClassifier(nn.Module):
     """A trained network with its temperature and its out-of-distribution detector.
 
     The input is a batch of normalized images (N, 3, size, size); with preprocessing, a batch of upright RGB
-    images of equal size (N, H, W, 3) in uint8, such as `numpy.asarray(image)[None]`.
-
-    Returns a tuple of:
+    images of equal size (N, H, W, 3) in uint8. The result is a tuple of:
         logits (N, classes), before the temperature;
         probabilities (N, classes), softmax(logits / temperature);
         OOD distance (N,) in 0..2, if the metadata has a detector.
@@ -37,9 +39,9 @@ class ExportableClassifier(nn.Module):
         self.temperature = info.temperature
         self.preprocessing = info.preprocessing
         self.with_preprocessing = with_preprocessing
-        detector = read_ood_detector(info.selective)
-        self.has_detector = detector is not None
-        if detector is not None:
+        self.outputs = ["logits", "probabilities"]
+        if detector := read_ood_detector(info.selective):
+            self.outputs.append("ood_distance")
             self.register_buffer("center", detector.center)
             self.register_buffer("directions", detector.directions)
 
@@ -52,15 +54,17 @@ class ExportableClassifier(nn.Module):
         finally:
             hook.remove()
         probabilities = (logits / self.temperature).softmax(1)
-        if not self.has_detector:
+        if "ood_distance" not in self.outputs:
             return logits, probabilities
         direction = F.normalize(features[0].flatten(1) - self.center, dim=1)
         return logits, probabilities, 1 - (direction @ self.directions.T).amax(1)
 
-    @property
-    def outputs(self) -> list[str]:
-        """Names of the outputs."""
-        return ["logits", "probabilities", "ood_distance"][: 3 if self.has_detector else 2]
+    def to_input(self, image: Image.Image) -> NDArray[Any]:
+        """An upright RGB image as a batch of one."""
+        if self.with_preprocessing:
+            return np.asarray(image)[None]
+        pixels: Tensor = eval_transform(**vars(self.preprocessing))(image)
+        return pixels[None].numpy()
 
 
 class Preprocess(nn.Module):
@@ -85,22 +89,16 @@ class Preprocess(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         size, pixels = self.preprocessing.size, images.permute(0, 3, 1, 2)
+        resize = functools.partial(F.interpolate, mode=self.preprocessing.interpolation, antialias=True)
         if self.preprocessing.stretch:
-            pixels = self._resize(pixels, size, size)
+            pixels = resize(pixels, [size, size])
         else:
             pixels = _limit_aspect(pixels)
-            height: Size
-            width: Size
-            height, width = pixels.shape[2:]
-            shorter, target = torch.sym_min(height, width), math.floor(size / self.preprocessing.crop)
-            height, width = target * height // shorter, target * width // shorter
-            pixels = self._resize(pixels, height, width)
-            pixels = _crop(pixels, _half_to_even(height - size), size, _half_to_even(width - size), size)
+            shorter, target = torch.sym_min(*pixels.shape[2:]), math.floor(size / self.preprocessing.crop)
+            sides: list[Size] = [target * side // shorter for side in pixels.shape[2:]]
+            top, left = (_half_to_even(side - size) for side in sides)
+            pixels = _crop(resize(pixels, sides), top, size, left, size)
         return (pixels / 255 - self.mean) / self.std
-
-    def _resize(self, pixels: Tensor, height: int, width: int) -> Tensor:
-        mode = self.preprocessing.interpolation
-        return F.interpolate(pixels, (height, width), mode=mode, antialias=True)
 
 
 def _limit_aspect(pixels: Tensor) -> Tensor:

@@ -1,6 +1,5 @@
 """torch.hub entry point for a trained classifier."""
 
-import dataclasses
 import re
 from pathlib import Path
 
@@ -21,9 +20,8 @@ def flowers_classifier(checkpoint: str, sha256: str = "") -> nn.Module:
         sha256: Hexadecimal digest of the file; required for a URL, whose content may change.
 
     Returns:
-        A network from (N, 3, H, W) to logits (N, classes) with three more attributes: `classes`, the names in
-        the order of the logits; `transform`, from an RGB PIL image to the network input (3, H, W); `info`,
-        all metadata of the file.
+        A network from (N, 3, H, W) to logits (N, classes) with the attributes `classes` (the names), `transform`
+        (from an RGB PIL image to the network input (3, H, W)) and `info` (all metadata of the file).
 
     Raises:
         UsageError: a URL without a digest, or an invalid digest.
@@ -32,10 +30,8 @@ def flowers_classifier(checkpoint: str, sha256: str = "") -> nn.Module:
     """
     digest = sha256.lower()
     if digest and not re.fullmatch("[0-9a-f]{64}", digest):
-        raise UsageError(
-            f"{printable(sha256)} is not a valid sha256: expected 64 hexadecimal digits",
-            "pass the digits that sha256sum FILE prints",
-        )
+        what = f"{printable(sha256)} is not a valid sha256: expected 64 hexadecimal digits"
+        raise UsageError(what, "pass the digits that sha256sum FILE prints")
     if "://" in checkpoint:
         if not digest:  # guard: H01
             raise UsageError(f"{printable(checkpoint)} needs a checksum", "pass sha256=, see sha256sum FILE")
@@ -46,7 +42,7 @@ def flowers_classifier(checkpoint: str, sha256: str = "") -> nn.Module:
     if digest and path.is_file() and (found := file_digest(path)) != digest:
         raise ModelFileError(f"{printable(path)} has sha256 {found}, expected {digest}", "use another copy")
     network, info = load_classifier(path)
-    transform = eval_transform(**dataclasses.asdict(info.preprocessing))
+    transform = eval_transform(**vars(info.preprocessing))
     # `vars` bypasses nn.Module, which would register the transform as a submodule.
     vars(network).update(info=info, classes=info.classes, transform=transform)
     return network

@@ -33,9 +33,8 @@ MAX_SINGLE_FILE = 48 << 20  # bytes; phones open no larger pages
 CHUNK_BYTES = 12 << 20  # of a script; a multiple of 3, so that each chunk decodes alone
 
 # The page may load only the scripts of its folder; the runtime starts from memory (blob:).
-POLICY = (
-    "default-src 'none'; img-src blob:; style-src 'unsafe-inline'; script-src 'unsafe-inline' 'wasm-unsafe-eval' blob:"
-)
+POLICY = "default-src 'none'; img-src blob:; style-src 'unsafe-inline'; "
+POLICY += "script-src 'unsafe-inline' 'wasm-unsafe-eval' blob:"
 
 
 class BrowserRuntime(NamedTuple):
@@ -46,11 +45,9 @@ class BrowserRuntime(NamedTuple):
 
 
 def find_runtime(where: str = "") -> BrowserRuntime:
-    """Reads the runtime from the npm package `onnxruntime-web`.
+    """Reads the npm package `onnxruntime-web`, a folder or .tgz.
 
-    Args:
-        where: The unpacked package or the .tgz of `npm pack onnxruntime-web`; empty to download the tested
-            version once and verify its checksum.
+    If `where` is empty, it downloads the tested version once and verifies its checksum.
 
     Raises:
         UsageError: there is no such package.
@@ -65,28 +62,17 @@ def find_runtime(where: str = "") -> BrowserRuntime:
         with tarfile.open(path, "r:gz") as archive:
             return BrowserRuntime(*(_member(archive, f"package/{name}") for name in (SCRIPT, WASM)))
     except (OSError, KeyError, ValueError, tarfile.TarError, EOFError) as error:
-        raise UsageError(
-            f"--runtime {printable(path)} is not a valid onnxruntime-web package: {printable(error)}",
-            f"npm pack onnxruntime-web@{RUNTIME_VERSION}, then --runtime {RUNTIME_FILE}",
-        ) from error
+        what = f"--runtime {printable(path)} is not a valid onnxruntime-web package: {printable(error)}"
+        raise UsageError(what, f"npm pack onnxruntime-web@{RUNTIME_VERSION}, then --runtime {RUNTIME_FILE}") from error
 
 
 def write_page(path: Path, model: bytes, runtime: BrowserRuntime, as_folder: bool = False) -> list[str]:
-    """Writes the page of a model and returns lines that describe it.
+    """Writes the page of an .onnx file with preprocessing, and returns lines that describe it.
 
-    Args:
-        path: The .html file. A page that is too large for one file becomes a folder of this name without the
-            suffix, with an `index.html`.
-        model: An .onnx file with preprocessing.
-        runtime: From `find_runtime`.
-        as_folder: Write a folder even if one file would do.
+    A page that is too large for one file becomes a folder without the suffix, with an `index.html`.
     """
     metadata = parse_onnx(model, path).metadata
-    resources = {
-        "runtime": _encode(runtime.script),
-        "wasm": _encode(gzip.compress(runtime.wasm, 9, mtime=0)),
-        "model": _encode(model),
-    }
+    resources = {"runtime": runtime.script, "wasm": gzip.compress(runtime.wasm, 9, mtime=0), "model": model}
     summary = {
         "classes": [printable(name, 80) for name in metadata["classes"]],
         "selective": metadata["selective"],
@@ -94,11 +80,11 @@ def write_page(path: Path, model: bytes, runtime: BrowserRuntime, as_folder: boo
         "license": printable(metadata["license"], 200),
         "size": megabytes(len(model)),
     }
-    calls = {
-        f"{name}-{number}.js": f'addChunk("{name}","{value}")'
-        for name, values in resources.items()
-        for number, value in enumerate(values)
-    }
+    calls = {}
+    for name, content in resources.items():
+        for number, start in enumerate(range(0, len(content), CHUNK_BYTES)):
+            value = base64.b64encode(content[start : start + CHUNK_BYTES]).decode()
+            calls[f"{name}-{number}.js"] = f'addChunk("{name}","{value}")'
     total = sum(map(len, calls.values()))
     if total <= MAX_SINGLE_FILE and not as_folder:
         write_text(path, _html(summary, [f"<script>{call}</script>" for call in calls.values()], POLICY))
@@ -111,20 +97,14 @@ def write_page(path: Path, model: bytes, runtime: BrowserRuntime, as_folder: boo
     # 'self' is for servers; a page that is opened from a file has no origin.
     write_text(folder / "index.html", _html(summary, scripts, f"{POLICY} 'self' file:"))
     reason = "" if as_folder else f", more than the {MAX_SINGLE_FILE >> 20} MB of one file"
-    return [
-        f"export   {printable(folder / 'index.html')} with {len(calls)} files beside it, {megabytes(total)}{reason}"
-    ]
+    what = f"{printable(folder / 'index.html')} with {len(calls)} files beside it"
+    return [f"export   {what}, {megabytes(total)}{reason}"]
 
 
 def _html(summary: dict[str, object], scripts: list[str], policy: str) -> str:
     safe = Markup("".join(scripts))  # base64 and file names of ours
     values = {"summary": summary, "scripts": safe, "policy": policy, "version": __version__}
     return render("offline_page.html.jinja", values, "flowers_torch.deploy")
-
-
-def _encode(content: bytes) -> list[str]:
-    starts = range(0, len(content), CHUNK_BYTES)
-    return [base64.b64encode(content[start : start + CHUNK_BYTES]).decode() for start in starts]
 
 
 def _member(archive: tarfile.TarFile, name: str) -> bytes:

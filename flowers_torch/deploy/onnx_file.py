@@ -1,7 +1,4 @@
-"""ONNX files: exported as one file with metadata, and validated before they are opened.
-
-Each metadata entry is JSON; see `export_metadata`. A file that refers to other files is refused.
-"""
+"""ONNX files: exported as one file with metadata in JSON, and validated before they are opened."""
 
 import dataclasses
 import importlib
@@ -18,7 +15,7 @@ from torch.export import Dim, ExportedProgram
 
 from flowers_torch import __version__
 from flowers_torch.deploy.graph import ExportableClassifier
-from flowers_torch.errors import ExportError, ModelFileError, UsageError, printable
+from flowers_torch.errors import ModelFileError, UsageError, printable
 from flowers_torch.models.checkpoint import FORMAT, ModelInfo
 
 OPSET = 20
@@ -41,11 +38,7 @@ class OnnxModel:
 
 
 def need(name: str) -> ModuleType:
-    """Imports a package of the extra `onnx`.
-
-    Raises:
-        UsageError: it is not installed.
-    """
+    """Imports a package of the extra `onnx`; UsageError if it is not installed."""
     try:
         return importlib.import_module(name)
     except ImportError as error:  # guard: E04
@@ -53,11 +46,7 @@ def need(name: str) -> ModuleType:
 
 
 def export_metadata(info: ModelInfo, with_preprocessing: bool) -> dict[str, Any]:
-    """The metadata of an exported model, in every format.
-
-    The key `input` is "images" (uint8, any size) if the model includes the preprocessing, and "pixel_values"
-    (normalized) otherwise.
-    """
+    """The metadata of an exported model, in every format; images are uint8, pixel values normalized."""
     selective = {"curve": info.selective["curve"]} if info.selective.get("curve") else {}
     if detector := info.selective.get("ood_detector"):
         selective["ood_threshold"] = detector["threshold"]
@@ -93,9 +82,7 @@ def trace(model: ExportableClassifier) -> ExportedProgram:
 
 
 def to_onnx(model: ExportableClassifier, metadata: dict[str, Any]) -> bytes:
-    """The .onnx file of a model, with all weights inside.
-
-    PyTorch's own `save` would put the weights into a second file.
+    """The .onnx file of a model with all weights, which PyTorch's own `save` would put into a second file.
 
     Raises:
         UsageError: a package is missing, or the model is larger than an .onnx file can be.
@@ -104,17 +91,9 @@ def to_onnx(model: ExportableClassifier, metadata: dict[str, Any]) -> bytes:
     weights = sum(value.numel() * value.element_size() for value in model.state_dict().values())
     if weights > MAX_BYTES - (1 << 24):
         raise UsageError(f"{weights >> 20} MB of weights do not fit into one .onnx file", "use --format torch-export")
-    program = torch.onnx.export(
-        trace(model),
-        dynamo=True,
-        input_names=[metadata["input"]],
-        output_names=model.outputs,
-        opset_version=OPSET,
-        verbose=False,
-    )
-    if program is None:
-        raise ExportError("PyTorch exported nothing", "report it with the network's name")
-    proto: Any = program.model_proto  # guard: E01
+    names: dict[str, Any] = {"input_names": [metadata["input"]], "output_names": model.outputs}
+    program: Any = torch.onnx.export(trace(model), dynamo=True, opset_version=OPSET, verbose=False, **names)
+    proto = program.model_proto  # guard: E01
     return attach_metadata(proto.SerializeToString(), metadata)
 
 

@@ -16,11 +16,9 @@ MODEL, CARD, HUBCONF, SUMS = "model.safetensors", "README.md", "hubconf.py", "SH
 
 
 def pack(model: Path, folder: Path) -> list[Path]:
-    """Writes the folder, loads it once as a test, and returns its files.
+    """Writes a new, empty or earlier packed folder, loads it once as a test, and returns its files.
 
-    Args:
-        model: Run folder, or a weights file alone; its card states no numbers.
-        folder: New, empty, or packed before.
+    The card of a weights file without its run folder states no numbers.
 
     Raises:
         UsageError: the folder holds other things.

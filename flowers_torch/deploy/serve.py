@@ -11,32 +11,32 @@ import asyncio
 import contextlib
 import dataclasses
 import functools
-import io
 import os
 import time
-from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.process_collector import ProcessCollector
 from starlette.applications import Starlette
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from torch import Tensor
 
 from flowers_torch import __version__
-from flowers_torch.data.images import MAX_PIXELS, load_image
+from flowers_torch.data.images import MAX_PIXELS
 from flowers_torch.deploy.batching import Batcher
 from flowers_torch.deploy.classifier import Classifier, Prediction
-from flowers_torch.deploy.guard import Guard, limit_body
-from flowers_torch.deploy.server_metrics import ServerMetrics
+from flowers_torch.deploy.guard import HEADERS, limit_body, refusal
 from flowers_torch.errors import DataError, FlowersError, UsageError, printable
 from flowers_torch.evaluation.selective import Threshold
 from flowers_torch.files.atomic import to_json
@@ -51,6 +51,7 @@ PAGE = {
 DEFAULT_TOP = 5  # classes in a prediction
 MAX_IMAGES = 64  # in one request
 BODY_SECONDS = 60.0  # timeout for receiving a request
+BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)  # of the histogram
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,55 +64,46 @@ class Limits:
     waiting: int = 128  # images in the queue or being computed; further requests get status 503
 
 
-Job = tuple[Tensor, bool]  # a preprocessed image, and whether to explain its prediction
-JobResult = tuple[Prediction, Image.Image | UsageError | None]  # with a heatmap, or why there is none
-
-
 class Service:
-    """A classifier behind a queue; the endpoints are its methods.
-
-    Args:
-        classifier: The loaded model.
-        name: Name of the model on the page.
-        limits: Limits of the server.
-        threshold: Confidence below which the model abstains; None if it never abstains.
-    """
+    """A classifier behind a queue; the endpoints are its methods. Below the threshold, if any, it abstains."""
 
     def __init__(self, classifier: Classifier, name: str, limits: Limits, threshold: Threshold | None = None) -> None:
         self.classifier, self.name, self.limits, self.threshold = classifier, name, limits, threshold
         self.classes = [printable(label) for label in classifier.info.classes]
-        self.server_metrics = ServerMetrics(lambda: self.pending)
+        self.registry = own = CollectorRegistry()
+        ProcessCollector(registry=own)  # memory, processor time, open files
+        self.requests = Counter("flowers_requests", "Responses sent", ["path", "status"], registry=own)
+        self.images = Counter("flowers_images", "Images by outcome", ["outcome"], registry=own)
+        self.seconds = Histogram("flowers_request_seconds", "From headers to response", registry=own)
+        self.network = Histogram("flowers_network_seconds", "Per batch in the network", registry=own)
+        self.sizes = Histogram("flowers_batch_images", "Images in a batch", buckets=BATCH_SIZES, registry=own)
+        Gauge("flowers_pending_images", "Waiting or being computed", registry=own).set_function(lambda: self.pending)
         self.pending = 0  # images that wait or are being computed; changed by the event loop's thread only
         self.readers = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "reader")
         side = classifier.info.preprocessing.size
         classifier.classify([torch.zeros(3, side, side)])  # warm-up: the first forward pass is slow
         self.batcher = Batcher(self.compute, limits.batch)
 
-    def compute(self, jobs: Sequence[Job]) -> list[JobResult]:
-        """Computes a batch; called in the network's thread."""
+    def compute(self, jobs: Sequence[tuple[Tensor, bool]]) -> list[tuple[Prediction, Image.Image | UsageError | None]]:
+        """Maps inputs, and whether to explain each, to predictions with a heatmap, or why there is none."""
         started = time.perf_counter()
         least = self.threshold.probability if self.threshold else 0.0
         predictions = self.classifier.classify([pixels for pixels, _ in jobs], len(self.classes), least)
-        explained = [pixels for pixels, explain in jobs if explain]
-        try:
-            heatmaps: Iterable[Any] = self.classifier.explain_inputs(explained) if explained else []
-        except UsageError as error:  # the network has no spatial feature map
-            heatmaps = [error] * len(explained)
-        heatmap = iter(heatmaps)
-        self.server_metrics.sizes.observe(len(jobs))
-        self.server_metrics.network.observe(time.perf_counter() - started)
-        return [
-            (prediction, next(heatmap) if explain else None)
-            for prediction, (_, explain) in zip(predictions, jobs, strict=True)
-        ]
+        explained = [number for number, (_, explain) in enumerate(jobs) if explain]
+        heatmaps: dict[int, Any] = {}
+        if explained:
+            try:
+                found = self.classifier.explain_inputs([jobs[number][0] for number in explained])
+                heatmaps = dict(zip(explained, found, strict=True))
+            except UsageError as error:  # the network has no spatial feature map
+                heatmaps = dict.fromkeys(explained, error)
+        self.sizes.observe(len(jobs))
+        self.network.observe(time.perf_counter() - started)
+        return [(prediction, heatmaps.get(number)) for number, prediction in enumerate(predictions)]
 
     @contextlib.contextmanager
     def reserve(self, images: int) -> Iterator[None]:
-        """Reserves places in the queue.
-
-        Raises:
-            HTTPException: 503, the queue is full.
-        """
+        """Reserves places in the queue; status 503 if it is full."""
         if self.pending + images > self.limits.waiting:  # guard: H06 queue
             raise HTTPException(503, "too many photos are waiting; try again", {"Retry-After": "1"})
         self.pending += images
@@ -136,7 +128,7 @@ class Service:
             with self.reserve(len(files) - 1):
                 work = [self.predict_file(name, content, top, explain) for name, content in files]
                 predictions = await asyncio.gather(*work)
-        self.server_metrics.seconds.observe(time.perf_counter() - started)
+        self.seconds.observe(time.perf_counter() - started)
         return _json({"model": self.name, "predictions": predictions})
 
     async def receive(self, request: Request) -> list[tuple[str, bytes | None]]:
@@ -163,47 +155,36 @@ class Service:
 
     async def predict_file(self, name: str, content: bytes | None, top: int, explain: bool) -> dict[str, Any]:
         """JSON values for one image file."""
-        loop = asyncio.get_running_loop()
+        in_reader = functools.partial(asyncio.get_running_loop().run_in_executor, self.readers)
         try:
             if content is None:
-                limit = self.limits.image_bytes >> 20
-                raise DataError(f"{name} holds more than {limit} MB", "make it smaller")
-            pixels = await loop.run_in_executor(self.readers, self.read, name, content)
+                raise DataError(f"{name} holds more than {self.limits.image_bytes >> 20} MB", "make it smaller")
+            # guard: H06 pixels
+            pixels = await in_reader(self.classifier.read, name, content, self.limits.pixels)
             prediction, heatmap = await asyncio.wrap_future(self.batcher.submit((pixels, explain)))
         except FlowersError as error:  # guard: H07 photo
-            self.server_metrics.images.labels("error").inc()
+            self.images.labels("error").inc()
             return {"file": name, "error": str(error)}
-        self.server_metrics.images.labels("abstained" if prediction.reason else "predicted").inc()
-        values = dataclasses.replace(prediction, file=name).to_dict()
+        self.images.labels("abstained" if prediction.reason else "predicted").inc()
+        values: dict[str, Any] = dataclasses.replace(prediction, file=name).to_dict()
         values["classes"] = [row | {"class": printable(row["class"])} for row in values["classes"][:top]]
         if isinstance(heatmap, UsageError):
             values["no_gradcam"] = str(heatmap)
         elif heatmap:
-            encode = functools.partial(data_uri, heatmap, max(heatmap.size), quality=88)
-            values["gradcam"] = await loop.run_in_executor(self.readers, encode)
+            values["gradcam"] = await in_reader(functools.partial(data_uri, heatmap, max(heatmap.size), quality=88))
         return values
-
-    def read(self, name: str, content: bytes) -> Tensor:
-        """An image file as network input; called in a reader's thread."""
-        file = io.BytesIO(content)
-        file.name = name
-        # guard: H06 pixels
-        image = load_image(file, self.limits.pixels, self.classifier.enough_side)
-        pixels: Tensor = self.classifier.preprocess(image)
-        return pixels
 
     async def model(self, request: Request) -> Response:
         """The model and the limits that the page respects."""
-        return _json(
-            {
-                "name": self.name,
-                "arch": printable(self.classifier.info.arch),
-                "classes": self.classes,
-                "threshold": self.threshold.describe() if self.threshold else "",
-                "image_bytes": self.limits.image_bytes,
-                "flowers_torch": __version__,
-            }
-        )
+        values = {
+            "name": self.name,
+            "arch": printable(self.classifier.info.arch),
+            "classes": self.classes,
+            "threshold": self.threshold.describe() if self.threshold else "",
+            "image_bytes": self.limits.image_bytes,
+            "flowers_torch": __version__,
+        }
+        return _json(values)
 
     async def health(self, request: Request) -> Response:
         """Status 200 while predictions are possible."""
@@ -211,7 +192,7 @@ class Service:
 
     async def metrics(self, request: Request) -> Response:
         """Metrics in Prometheus's text format."""
-        return Response(generate_latest(self.server_metrics.registry), media_type=CONTENT_TYPE_LATEST)
+        return Response(generate_latest(self.registry), media_type=CONTENT_TYPE_LATEST)
 
     def close(self) -> None:
         """Computes the waiting images, then ends the threads."""
@@ -220,12 +201,7 @@ class Service:
 
 
 def make_app(service: Service, names: Collection[str] = ()) -> Starlette:
-    """The ASGI application of a service.
-
-    Args:
-        service: Closed when the application ends.
-        names: Allowed host names; see `Guard`.
-    """
+    """The ASGI application of a service, which it closes when it ends; for `names` see `refusal`."""
     folder = Path(__file__).parent / "serve_page"
     routes = [
         *(_asset(path, (folder / name).read_bytes(), kind) for path, (name, kind) in PAGE.items()),
@@ -236,20 +212,21 @@ def make_app(service: Service, names: Collection[str] = ()) -> Starlette:
     ]
     paths = {route.path for route in routes}
 
-    def count(path: str, status: int) -> None:
-        service.server_metrics.requests.labels(path if path in paths else "other", str(status)).inc()
+    async def guard(request: Request, call_next: RequestResponseEndpoint) -> Response:
+        reason, path = refusal(request, names), request.scope["path"]
+        response = PlainTextResponse(reason, 403) if reason else await call_next(request)
+        response.headers.update(HEADERS)
+        service.requests.labels(path if path in paths else "other", str(response.status_code)).inc()
+        return response
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         yield
         service.close()
 
-    return Starlette(
-        routes=routes,
-        middleware=[Middleware(Guard, names=names, on_response=count)],
-        exception_handlers={HTTPException: _http_error, Exception: _server_error},
-        lifespan=lifespan,
-    )
+    middleware = [Middleware(BaseHTTPMiddleware, dispatch=guard)]
+    handlers = {HTTPException: _http_error, Exception: _server_error}
+    return Starlette(routes=routes, middleware=middleware, exception_handlers=handlers, lifespan=lifespan)
 
 
 def _asset(path: str, content: bytes, kind: str) -> Route:

@@ -13,18 +13,15 @@ UNSURE, UNREADABLE = "unsure", "unreadable"
 
 
 def sort_into(folder: Path, prediction: Prediction) -> Path:
-    """Links an image into `folder/<class>/`, or into `unsure/` or `unreadable/`.
+    """Links an image into `folder/<class>/`, `unsure/` or `unreadable/`; a second one of its name gets a number.
 
-    The image is copied if the file system has no links. A URL is written to a text file. An image that is
-    already linked is left alone; another image of the same name gets a number.
+    Without links in the file system, the image is copied. A URL is written to a text file.
 
     Raises:
         ResourceError: the folder cannot be written.
     """
-    if prediction.error or prediction.reason:
-        target = folder / (UNREADABLE if prediction.error else UNSURE)
-    else:
-        target = folder / folder_name(prediction.classes[0])
+    name = UNREADABLE if prediction.error else UNSURE if prediction.reason else folder_name(prediction.classes[0])
+    target = folder / name
     try:
         target.mkdir(parents=True, exist_ok=True)
         if is_url(prediction.file):
@@ -39,9 +36,8 @@ def sort_into(folder: Path, prediction: Prediction) -> Path:
             except (OSError, NotImplementedError):  # no permission, or a file system without links
                 shutil.copy2(image, path)
     except OSError as error:
-        raise ResourceError(
-            f"cannot sort into {printable(target)}: {error.strerror}", "choose another folder"
-        ) from error
+        what = f"cannot sort into {printable(target)}: {error.strerror}"
+        raise ResourceError(what, "choose another folder") from error
     return path
 
 

@@ -18,8 +18,7 @@ from PIL import Image
 
 from flowers_torch.data.preprocessing import Preprocessing
 from flowers_torch.deploy.classifier import Classifier
-from flowers_torch.deploy.export import VerificationData, export_onnx
-from flowers_torch.deploy.parity import PARITY_IMAGES
+from flowers_torch.deploy.export import PARITY_IMAGES, VerificationData, export_onnx
 from flowers_torch.evaluation.selective import fit_ood_detector, pack_selective
 from flowers_torch.models.checkpoint import ModelInfo, build, load_classifier, save_classifier
 from flowers_torch.training.device import Runtime

@@ -11,10 +11,9 @@ import torch
 
 from flowers_torch.cli import main
 from flowers_torch.deploy import export
-from flowers_torch.deploy.export import METADATA_FILE, export_onnx, export_program
+from flowers_torch.deploy.export import METADATA_FILE, PARITY_IMAGES, compare, export_onnx, export_program
 from flowers_torch.deploy.graph import ExportableClassifier
 from flowers_torch.deploy.onnx_file import open_onnx, parse_onnx
-from flowers_torch.deploy.parity import PARITY_IMAGES, compare
 from flowers_torch.deploy.quantize import QuantizationLoss, require_accuracy
 from flowers_torch.errors import ExportError, UsageError
 from flowers_torch.models.checkpoint import build, load_classifier, save_classifier

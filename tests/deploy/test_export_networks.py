@@ -9,9 +9,8 @@ from PIL import Image
 
 from flowers_torch.data.preprocessing import Preprocessing
 from flowers_torch.data.sources.demo import FORMS, draw_picture
-from flowers_torch.deploy.export import VerificationData, export_onnx
+from flowers_torch.deploy.export import PARITY_IMAGES, VerificationData, export_onnx
 from flowers_torch.deploy.onnx_file import parse_onnx
-from flowers_torch.deploy.parity import PARITY_IMAGES
 from flowers_torch.models.checkpoint import ModelInfo, build
 from flowers_torch.models.registry import REGISTRY
 
