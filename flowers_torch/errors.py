@@ -8,20 +8,13 @@ import signal
 
 
 class FlowersError(Exception):
-    """Base of all errors of this package.
-
-    A `DataLoader` worker passes on only the text of an exception, after the worker's traceback. The last line
-    of that text is the message.
-
-    Args:
-        what: What is wrong, with the file or flag. One line.
-        fix: What the user can do about it; empty if nothing.
-    """
+    """Base of all errors: what is wrong, with the file or flag, and what the user can do about it."""
 
     exit_code = 1
     quiet = False  # another process prints the error
 
     def __init__(self, what: str, fix: str = "") -> None:
+        # A `DataLoader` worker passes on only a traceback as text, whose last line is the message.
         if "\nOriginal Traceback" in what:  # guard: R15
             what = what.strip().splitlines()[-1].partition(": ")[2] or what
         super().__init__(f"{what}; fix: {fix}" if fix else what)

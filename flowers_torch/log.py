@@ -15,18 +15,14 @@ log = logging.getLogger("flowers_torch")
 log.setLevel(logging.INFO)  # shown only by the handlers below
 RESULT = logging.INFO + 5  # level of the lines that --quiet prints
 
-# Escape sequences for the first word of a line.
-COLORS = {
-    "test": "1;32",
-    "report": "1;32",
-    "next": "1;32",
-    "note": "33",
-    "calibration": "36",
-    "plan": "36",
-    "try": "33",
+# First words of lines by the escape sequence of their color; 1 is bold.
+WORDS = {
+    "1": "data network weights device stage model resumed fold folds time",
+    "1;32": "test report next",
+    "33": "note try",
+    "36": "calibration plan",
 }
-BOLD = ("data", "network", "weights", "device", "stage", "model", "resumed", "fold", "folds", "time")
-COLORS |= dict.fromkeys(BOLD, "1")
+COLORS = {word: code for code, words in WORDS.items() for word in words.split()}
 _state = {"quiet": False}
 
 
@@ -61,16 +57,10 @@ def colored(message: str) -> str:
 
 @contextmanager
 def console(quiet: bool = False) -> Iterator[None]:
-    """Prints the log on stdout within the context, in the main process only.
-
-    Args:
-        quiet: Print only the results, and no bars.
-    """
-    if not _is_main():
-        yield
-        return
+    """Prints the log on stdout within the context, in the main process only; `quiet` only results, and no bars."""
     handler = _ConsoleHandler(RESULT if quiet else logging.INFO)
-    log.addHandler(handler)
+    if _is_main():
+        log.addHandler(handler)
     _state["quiet"] = quiet
     try:
         yield
@@ -106,13 +96,6 @@ def log_file(path: Path) -> Iterator[None]:
 def bar(title: str, total: int, done: int = 0) -> "tqdm[Any]":
     """A progress bar on stderr that counts images; disabled if stderr is not a terminal."""
     is_terminal = sys.stderr is not None and sys.stderr.isatty()
-    return tqdm(
-        total=total,
-        initial=done,
-        desc=title,
-        unit="img",
-        file=sys.stderr,
-        disable=not is_terminal or _state["quiet"] or not _is_main(),
-        leave=False,
-        dynamic_ncols=True,
-    )
+    disable = not is_terminal or _state["quiet"] or not _is_main()
+    options: dict[str, Any] = {"unit": "img", "leave": False, "dynamic_ncols": True}
+    return tqdm(desc=title, total=total, initial=done, file=sys.stderr, disable=disable, **options)

@@ -22,37 +22,31 @@ def atomic_write(path: Path, previous: Path | None = None, size: int = 0) -> Ite
     new one. After an error the old file remains.
 
     Args:
-        path: The file.
         previous: New path of the old file. A kill between the two renames leaves only this file.
         size: Bytes to write, for the error message; 0 if unknown.
 
     Raises:
         ResourceError: the folder cannot be written or the disk is full.
     """
-    path = Path(path)
-    temporary = None
+    temporary, name = None, f".{path.name[:64]}."
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            dir=path.parent, prefix=f".{path.name[:64]}.", suffix=".tmp", delete=False
-        ) as file:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=name, suffix=".tmp", delete=False) as file:
             temporary = Path(file.name)
             yield file
             file.flush()
             os.fsync(file.fileno())  # guard: C19
-        # NamedTemporaryFile makes private files. Results get the permissions of any new file.
-        temporary.chmod(0o666 & ~_umask())
+        mask = os.umask(0)  # NamedTemporaryFile makes private files; results get the mode of any new file
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)
         if previous is not None:
             with contextlib.suppress(FileNotFoundError):
                 os.replace(path, previous)
         os.replace(temporary, path)
         fsync_folder(path.parent)
     except OSError as error:
-        needed = f" ({size:,} bytes)" if size else ""
-        raise ResourceError(
-            f"cannot write {printable(path)}{needed}: {error.strerror or error}",
-            "free space or choose another folder",
-        ) from error
+        what = f"cannot write {printable(path)}{f' ({size:,} bytes)' if size else ''}: {error.strerror or error}"
+        raise ResourceError(what, "free space or choose another folder") from error
     finally:
         if temporary is not None:
             with contextlib.suppress(OSError):  # the disk may be read-only or absent now
@@ -100,9 +94,3 @@ def fsync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

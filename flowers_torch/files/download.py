@@ -14,7 +14,7 @@ from flowers_torch.files.atomic import fsync_folder
 
 def file_digest(path: Path, algorithm: str = "sha256") -> str:
     """Hexadecimal digest of a file's bytes."""
-    with Path(path).open("rb") as file:
+    with path.open("rb") as file:
         return hashlib.file_digest(file, algorithm).hexdigest()
 
 
@@ -34,13 +34,11 @@ def download(
     ways_on: str = "check the network",
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Downloads a file and verifies it; a partial download is resumed.
+    """Downloads a file and verifies it; a partial download is resumed, an existing file only verified.
 
     Args:
         url: http(s) or file URL.
-        path: The file. An existing one is verified and returned.
-        digest: Expected hexadecimal digest, or the start of it.
-        algorithm: Of the digest, a name of `hashlib`.
+        digest: Expected hexadecimal digest, or the start of it, by an `algorithm` of `hashlib`.
         ways_on: The fix in the error message, for a user without network.
         progress: Called with bytes so far and bytes in all (0 if unknown).
 
@@ -48,7 +46,6 @@ def download(
         ResourceError: no network, a failed request, an incomplete download or a wrong checksum. An incomplete
             download leaves `<name>.part` to resume from.
     """
-    path = Path(path)
     if path.exists():  # guard: H05
         check_digest(path, digest, algorithm)
         return path
@@ -62,21 +59,15 @@ def download(
     found = file_digest(part, algorithm)
     if not found.startswith(digest):  # guard: D38 checksum, H02
         part.unlink()
-        raise ResourceError(
-            f"the download from {url} has {algorithm} {found}, expected {digest}, and was deleted", ways_on
-        )
+        what = f"the download from {url} has {algorithm} {found}, expected {digest}, and was deleted"
+        raise ResourceError(what, ways_on)
     os.replace(part, path)
     fsync_folder(path.parent)
     return path
 
 
 def fetch_bytes(url: str, max_bytes: int = 64 << 20, timeout: float = 30) -> bytes:
-    """The content of an http(s) URL, without a checksum.
-
-    Args:
-        url: The URL.
-        max_bytes: Largest number of bytes.
-        timeout: Seconds without a response.
+    """The content of an http(s) URL, without a checksum. `timeout` is in seconds without a response.
 
     Raises:
         ResourceError: no network, a failed request, or too many bytes.
@@ -86,9 +77,8 @@ def fetch_bytes(url: str, max_bytes: int = 64 << 20, timeout: float = 30) -> byt
             content: bytes = response.read(max_bytes + 1)
     except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or error
-        raise ResourceError(
-            f"cannot fetch {printable(url)}: {one_line(reason)}", "check the URL and the network"
-        ) from error
+        what = f"cannot fetch {printable(url)}: {one_line(reason)}"
+        raise ResourceError(what, "check the URL and the network") from error
     if len(content) > max_bytes:
         raise ResourceError(f"{printable(url)} holds more than {max_bytes >> 20} MB", "give a smaller photo")
     return content

@@ -16,18 +16,21 @@ from flowers_torch.files.atomic import atomic_write
 
 HASH_KEY = "sha256"
 MAX_HEADER_BYTES = 16 * 1024**2
+OTHER_FILES = {  # by their first bytes
+    b"\x89HDF\r\n": "an HDF5 file",
+    b"\x1f\x8b": "a gzip archive",
+    b"\x08": "perhaps an ONNX file",
+    b"<": "HTML or XML",
+    b"version https": "a Git LFS pointer",
+}
 # guard: C07
 SAFE_TORCH = (2, 10)  # older versions can run code in spite of weights_only
 
 
 def safe_save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, Any], previous: Path | None = None) -> None:
-    """Writes a .safetensors file with metadata and a checksum, atomically.
+    """Writes a .safetensors file with a checksum, atomically.
 
-    Args:
-        tensors: Name to tensor on any device.
-        path: The file.
-        metadata: Name to a JSON value.
-        previous: New path of the old file; None removes it.
+    `metadata` are JSON values by name. `previous` is the new path of the old file; None removes it.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     texts = {key: json.dumps(value) for key, value in metadata.items()}
@@ -47,7 +50,6 @@ def safe_load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         ModelFileError: the file is missing, damaged, of another kind, or has other objects than tensors.
     """
-    path = Path(path)
     if not path.is_file():
         kind = "a folder" if path.is_dir() else "no such file"
         raise ModelFileError(f"cannot read weights from {printable(path)}: {kind}", "name a weights file")
@@ -59,10 +61,9 @@ def safe_load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return _load_safetensors(path, int.from_bytes(start[:8], "little"))
     if start[:2] == b"PK" or start[:1] == b"\x80":
         return _load_pth(path), {}
-    raise ModelFileError(
-        f"{printable(path)} is {_describe(start)}, expected .safetensors or .pth weights",
-        "give a weights file of one of those kinds",
-    )
+    kind = next((name for magic, name in OTHER_FILES.items() if start.startswith(magic)), "of an unknown kind")
+    what = f"{printable(path)} is {kind}, expected .safetensors or .pth weights"
+    raise ModelFileError(what, "give a weights file of one of those kinds")
 
 
 def _load_safetensors(path: Path, header_bytes: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -93,12 +94,9 @@ def _load_pth(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # torch raises RuntimeError, EOFError, KeyError, ... on damaged files
         if "weights_only" in str(error):
             # torch's message recommends the unsafe loader, so only the name of the object is used.
-            global_name = re.search(r"GLOBAL (\S+)", str(error))
-            raise ModelFileError(
-                f"{printable(path)} holds more than tensors and is not loaded"
-                + (f" ({global_name[1]})" if global_name else ""),
-                "ask for the weights as .safetensors",
-            ) from None
+            found = re.search(r"GLOBAL (\S+)", str(error))
+            what = f"{printable(path)} holds more than tensors and is not loaded{f' ({found[1]})' if found else ''}"
+            raise ModelFileError(what, "ask for the weights as .safetensors") from None
         raise ModelFileError(f"{printable(path)} is damaged: {one_line(error)}", "use another copy") from error
     for key in ("state_dict", "model_state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
@@ -133,14 +131,3 @@ def _checksum(tensors: dict[str, Tensor], texts: dict[str, str]) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _describe(start: bytes) -> str:
-    kinds = {
-        b"\x89HDF\r\n": "an HDF5 file",
-        b"\x1f\x8b": "a gzip archive",
-        b"\x08": "perhaps an ONNX file",
-        b"<": "HTML or XML",
-        b"version https": "a Git LFS pointer",
-    }
-    return next((name for magic, name in kinds.items() if start.startswith(magic)), "of an unknown kind")

@@ -22,7 +22,7 @@ from flowers_torch import __version__
 from flowers_torch.accelerate import Acceleration
 from flowers_torch.data.images import open_regular
 from flowers_torch.data.loading.batches import CPU_IMAGES, TrainingBatches
-from flowers_torch.data.loading.cached_features import CachedFeatureBatches
+from flowers_torch.data.loading.gpu_cache import CachedFeatureBatches
 from flowers_torch.errors import ModelFileError, ResourceError, UsageError
 from flowers_torch.files.cache import cache_folder
 from flowers_torch.files.tensors import safe_load, safe_save

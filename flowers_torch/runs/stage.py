@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from flowers_torch.config import Stage
 from flowers_torch.data.loading.batches import TrainingBatches
-from flowers_torch.data.loading.cached_features import CachedFeatureBatches
+from flowers_torch.data.loading.gpu_cache import CachedFeatureBatches
 from flowers_torch.data.loading.loaders import derived_seed
 from flowers_torch.errors import DataError, StoppedError
 from flowers_torch.evaluation.metrics import describe_epoch, fit_temperature, score

@@ -10,48 +10,28 @@ from flowers_torch.errors import UsageError, printable
 
 @dataclasses.dataclass(frozen=True)
 class Tutorial:
-    """What a recipe of `configs/` reproduces.
+    """What a recipe of `configs/` reproduces."""
 
-    Attributes:
-        rows: Ids of the rows in docs/reproduction.md, separated by spaces.
-        title: Network and photos.
-        source: Document and place of the figure.
-        data: Where the photos come from.
-        figure: What the tutorial printed, and for what; empty if it printed nothing.
-        accuracy: The accuracy in `figure`.
-        differs: What the recipe does differently on purpose.
-    """
-
-    rows: str
-    title: str
-    source: str
-    data: str
-    figure: str = ""
-    accuracy: float | None = None
-    differs: tuple[str, ...] = ()
+    rows: str  # ids of the rows in docs/reproduction.md, separated by spaces
+    title: str  # network and photos
+    source: str  # document and place of the figure
+    data: str  # where the photos come from
+    figure: str = ""  # what the tutorial printed, and for what; empty if it printed nothing
+    accuracy: float | None = None  # the one in `figure`
+    differs: tuple[str, ...] = ()  # what the recipe does differently on purpose
 
 
 @dataclasses.dataclass(frozen=True)
 class ExactFigure:
-    """A figure that does not depend on training.
+    """A figure that does not depend on training."""
 
-    Attributes:
-        rows: As in `Tutorial`.
-        title: What has the figure.
-        figure: What the tutorial printed or requires.
-        tests: Names of the test functions that prove it.
-        command: Shows the figure; empty if a page does.
-        see: That page.
-        slow: Whether the tests run only with `-m slow`.
-    """
-
-    rows: str
-    title: str
-    figure: str
-    tests: tuple[str, ...]
-    command: str = ""
-    see: str = ""
-    slow: bool = False
+    rows: str  # as in `Tutorial`
+    title: str  # what has the figure
+    figure: str  # what the tutorial printed or requires
+    tests: tuple[str, ...]  # names of the test functions that prove it
+    command: str = ""  # shows the figure; empty if a page does
+    see: str = ""  # that page
+    slow: bool = False  # whether the tests run only with `-m slow`
 
 
 @dataclasses.dataclass(frozen=True)

@@ -44,12 +44,7 @@ class Reproduction:
 
 
 def read_reproduction(folder: Path, recipe: str, substitute_data: bool = False) -> Reproduction:
-    """Reads the result of a finished run.
-
-    Args:
-        folder: The run folder.
-        recipe: The recipe that it ran.
-        substitute_data: Whether its photos are not the tutorial's.
+    """The result of a finished run of a recipe. `substitute_data` are photos other than the tutorial's.
 
     Raises:
         DataError: the folder does not hold a finished run.
@@ -59,7 +54,7 @@ def read_reproduction(folder: Path, recipe: str, substitute_data: bool = False) 
         low, high = test["interval_95"]
         environment = json.loads((folder / "environment.json").read_text())
         config = load_config(file=str(folder / "config.toml"))
-        history = read_history(folder)
+        seconds = sum(float(row["seconds"]) for row in read_history(folder))
     except (OSError, KeyError, ValueError) as error:
         what = f"{printable(folder)} does not hold a finished run"
         raise DataError(what, "name the folder of a finished run") from error
@@ -74,7 +69,7 @@ def read_reproduction(folder: Path, recipe: str, substitute_data: bool = False) 
         test["images"],
         low,
         high,
-        sum(float(row["seconds"]) for row in history),
+        seconds,
         tuple(differences(config, load_config(file=recipe))),
         environment["gpu"] or processor,
         f"torch {environment['torch']}, flowers_torch {environment['flowers_torch']}",
@@ -107,12 +102,10 @@ def with_our_defaults(config: Config) -> Config:
     size and class weights become the defaults.
     """
     head, rest = default_stages()
-    stages = [
-        dataclasses.replace(
-            head if stage.train == "head" else rest, name=stage.name, epochs=stage.epochs, train=stage.train
-        )
-        for stage in config.stages
-    ]
+    stages = []
+    for stage in config.stages:
+        ours = head if stage.train == "head" else rest
+        stages.append(dataclasses.replace(ours, name=stage.name, epochs=stage.epochs, train=stage.train))
     return dataclasses.replace(config, stages=stages, batch_size=Config.batch_size, class_weights=Config.class_weights)
 
 
@@ -137,9 +130,8 @@ def differences(config: Config, other: Config) -> list[str]:
         for key, value in ours.items()
         if value != theirs.get(key) and key not in NOT_COMPARED and key.split(".")[0] not in whole
     }
-    return [
-        f"{key}={value if isinstance(value, str) else toml_value(value)}" for key, value in (changed | whole).items()
-    ]
+    changed |= whole
+    return [f"{key}={value if isinstance(value, str) else toml_value(value)}" for key, value in changed.items()]
 
 
 def _flatten(values: Any, prefix: str = "") -> dict[str, Any]:
@@ -156,10 +148,7 @@ def _flatten(values: Any, prefix: str = "") -> dict[str, Any]:
 def describe(recipe: str, result: Reproduction, recorded: Sequence[Reproduction] = ()) -> str:
     """The tutorial's figure, ours, what differs on purpose, and what our defaults would change.
 
-    Args:
-        recipe: Name of the recipe.
-        result: The run to describe.
-        recorded: Earlier results; those on the same photos are listed.
+    `recorded` are earlier results; those on the same photos are listed.
     """
     tutorial, config = read_catalog().find(recipe), load_config(file=recipe)
     photos = f"{result.images} test photos of {result.data}{' (substitute data)' * result.substitute_data}"

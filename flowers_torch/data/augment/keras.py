@@ -1,7 +1,6 @@
-"""Keras's `ImageDataGenerator` for one image at a time, equal to Keras within a gray level.
+"""Keras's `ImageDataGenerator` (`keras/src/legacy/preprocessing/image.py`), equal to Keras within a gray level.
 
-Images are float arrays (height, width, channels) in Keras's value range, 0..255 before `rescale`. Source:
-`keras/src/legacy/preprocessing/image.py`.
+An image is a float array (height, width, channels) in Keras's value range, 0..255 before `rescale`.
 """
 
 import math
@@ -150,10 +149,9 @@ class Standardizer:
             image = image - image.mean()
         if self.samplewise_std:
             image = image / (image.std() + 1e-6)
-        wanted = (self.featurewise_center, self.featurewise_std, self.zca_epsilon is not None)
-        for needed, value in zip(wanted, (self.mean, self.std, self.whitening), strict=True):
-            if needed and value is None:
-                raise ValueError("the standardizer has no statistics: call fit on a set of images first")
+        wanted = self.featurewise_center or self.featurewise_std or self.zca_epsilon is not None
+        if wanted and self.mean is self.std is self.whitening is None:
+            raise ValueError("the standardizer has no statistics: call fit on a set of images first")
         if self.mean is not None:
             image = image - self.mean
         if self.std is not None:

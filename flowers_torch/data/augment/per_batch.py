@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+Range = tuple[float, float]
 FILL_MODES = ("constant", "nearest", "reflect", "wrap")
 # Principal components of ImageNet's RGB values (Krizhevsky, Sutskever, Hinton 2012), in units of 0..1.
 PCA_VALUES = (0.2175, 0.0188, 0.0045)
@@ -24,9 +25,8 @@ GRAY = (0.299, 0.587, 0.114)
 class SampleGenerator:
     """Random numbers for each image, a function of seed, view, position and a counter of draws.
 
-    Args:
-        views: Pass over the dataset, one number or one for each image (N,); see `loaders.EpochBatchSampler`.
-        positions: (N,) integers, the positions of the images in the dataset, on the device of the results.
+    `views` are passes over the dataset: one number, or one for each image (N,). `positions` in the dataset are
+    integers (N,), on the device of the results.
     """
 
     def __init__(self, seed: int, views: int | Tensor, positions: Tensor) -> None:
@@ -68,26 +68,20 @@ def mirror(images: Tensor, generator: SampleGenerator, probability: float = 0.5)
 
 
 def resized_crop(
-    images: Tensor,
-    size: int,
-    generator: SampleGenerator,
-    scale: tuple[float, float] = (0.3, 1.0),
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
-    aspects: Tensor | None = None,
-    attempts: int = 10,
+    images: Tensor, size: int, generator: SampleGenerator, scale: Range, ratio: Range, aspects: Tensor
 ) -> Tensor:
     """A random crop of each image, stretched to (size, size), as torchvision's `RandomResizedCrop`.
+
+    The first of ten crops that fits is taken; if none fits, it is the largest center crop with an allowed ratio.
 
     Args:
         scale: Range of the crop's fraction of the area.
         ratio: Range of its width over its height, drawn by logarithm.
-        aspects: (N,) width over height of the original images, if these are stretched; W / H if None.
-        attempts: Crops drawn for each image. The first that fits is taken; if none fits, it is the largest
-            center crop with an allowed ratio.
+        aspects: (N,) width over height of the original images, which may be stretched.
     """
-    wide = _aspects(images, aspects)  # (N, 1), in heights of the original image
-    areas = generator.uniform(attempts, *scale) * wide
-    ratios = generator.uniform(attempts, math.log(ratio[0]), math.log(ratio[1])).exp()
+    wide = aspects.to(images.dtype)[:, None]  # in heights of the original image
+    areas = generator.uniform(10, *scale) * wide
+    ratios = generator.uniform(10, math.log(ratio[0]), math.log(ratio[1])).exp()
     heights, widths = (areas / ratios).sqrt(), (areas * ratios).sqrt()
     fits = (heights <= 1) & (widths <= wide)
     chosen = fits.int().argmax(1, keepdim=True)  # the first that fits
@@ -99,30 +93,19 @@ def resized_crop(
     return cut(images, size, place[:, :1], place[:, 1:], height, width / wide)
 
 
-def random_crop(
-    images: Tensor, size: int, generator: SampleGenerator, fraction: float, aspects: Tensor | None = None
-) -> Tensor:
+def random_crop(images: Tensor, size: int, generator: SampleGenerator, fraction: float, aspects: Tensor) -> Tensor:
     """A random square of each image, `fraction` of the original's shorter side; else as `resized_crop`."""
-    wide = _aspects(images, aspects)
+    wide = aspects.to(images.dtype)[:, None]
     side = fraction * wide.clamp(max=1)
     place = generator.uniform(2)
     return cut(images, size, place[:, :1], place[:, 1:], side, side / wide)
 
 
-def _aspects(images: Tensor, aspects: Tensor | None) -> Tensor:
-    if aspects is None:
-        aspects = torch.full((len(images),), images.shape[-1] / images.shape[-2], device=images.device)
-    return aspects.to(images.dtype)[:, None]
-
-
 def cut(images: Tensor, size: int, down: Tensor, across: Tensor, height: Tensor, width: Tensor) -> Tensor:
     """A rectangle of each image, stretched to (size, size).
 
-    Args:
-        down: (N, 1), vertical position: 0 at the top, 1 at the bottom.
-        across: (N, 1), horizontal position: 0 at the left, 1 at the right.
-        height: (N, 1), as a fraction of H.
-        width: (N, 1), as a fraction of W.
+    All are (N, 1) in 0..1: `down` and `across` are its place between top and bottom and between left and
+    right, `height` and `width` fractions of the image's.
     """
     # grid_sample: -1 and 1 are the outer edges of the image.
     steps = (2 * torch.arange(size, device=images.device) + 1) / size
@@ -140,24 +123,25 @@ def affine(images: Tensor, matrices: Tensor, fill_mode: str = "nearest", cval: f
         fill_mode: What is outside of the image: "constant" is `cval`, "nearest" repeats the border, "reflect"
             mirrors the image (border pixels twice), "wrap" continues at the other side with a period of one
             less than the side, as in SciPy.
-        cval: Value for "constant".
     """
+    if fill_mode not in FILL_MODES:
+        raise ValueError(f"{fill_mode!r} is not a valid fill mode: expected {', '.join(FILL_MODES)}")
     height, width = images.shape[-2:]
     rows, columns = torch.meshgrid(
         torch.arange(height, device=images.device), torch.arange(width, device=images.device), indexing="ij"
     )
     at = torch.einsum("nij,jhw->nihw", matrices, torch.stack([rows, columns, torch.ones_like(rows)]).float())
-    return sample(images, at[:, 0], at[:, 1], fill_mode, cval)
+    rows, columns = at.unbind(1)
+    outside = (rows < 0) | (rows > height - 1) | (columns < 0) | (columns > width - 1)
+    rows, columns = _inside(rows, height, fill_mode), _inside(columns, width, fill_mode)
+    # grid_sample: -1 and 1 are the centers of the outermost pixels.
+    grid = torch.stack([columns / max(width - 1, 1), rows / max(height - 1, 1)], dim=-1) * 2 - 1
+    values = F.grid_sample(images, grid.to(images.dtype), align_corners=True, padding_mode="border")
+    return torch.where(outside[:, None], cval, values) if fill_mode == "constant" else values
 
 
 def draw_affines(
-    generator: SampleGenerator,
-    height: int,
-    width: int,
-    rotation: float = 0.0,
-    shift: float = 0.0,
-    shear: float = 0.0,
-    zoom: float = 0.0,
+    generator: SampleGenerator, height: int, width: int, rotation: float, shift: float, shear: float, zoom: float
 ) -> Tensor:
     """Random matrices (N, 2, 3) for `affine`, around the center of images of height x width.
 
@@ -178,19 +162,6 @@ def draw_affines(
     return torch.stack([rows, torch.stack([xy, xx, offset_x], dim=1)], dim=1)
 
 
-def sample(images: Tensor, rows: Tensor, columns: Tensor, fill_mode: str = "nearest", cval: float = 0.0) -> Tensor:
-    """Bilinear samples of images (N, C, H, W) at fractional pixels (N, h, w): images (N, C, h, w)."""
-    if fill_mode not in FILL_MODES:
-        raise ValueError(f"{fill_mode!r} is not a valid fill mode: expected {', '.join(FILL_MODES)}")
-    height, width = images.shape[-2:]
-    outside = (rows < 0) | (rows > height - 1) | (columns < 0) | (columns > width - 1)
-    rows, columns = _inside(rows, height, fill_mode), _inside(columns, width, fill_mode)
-    # grid_sample: -1 and 1 are the centers of the outermost pixels.
-    grid = torch.stack([columns / max(width - 1, 1), rows / max(height - 1, 1)], dim=-1) * 2 - 1
-    values = F.grid_sample(images, grid.to(images.dtype), align_corners=True, padding_mode="border")
-    return torch.where(outside[:, None], cval, values) if fill_mode == "constant" else values
-
-
 def _inside(places: Tensor, size: int, fill_mode: str) -> Tensor:
     """Maps positions outside of 0 .. size - 1 to positions inside with the same value."""
     if fill_mode == "reflect":  # at the outer edges, half a pixel beyond the outermost centers
@@ -202,15 +173,8 @@ def _inside(places: Tensor, size: int, fill_mode: str) -> Tensor:
     return places.clamp(0, size - 1)
 
 
-def jitter_color(
-    images: Tensor,
-    generator: SampleGenerator,
-    brightness: float = 0.0,
-    contrast: float = 0.0,
-    saturation: float = 0.0,
-) -> Tensor:
+def jitter_color(images: Tensor, generator: SampleGenerator, ranges: Sequence[float]) -> Tensor:
     """Multiplies brightness, contrast and saturation by random factors in 1 - x .. 1 + x."""
-    ranges = (brightness, contrast, saturation)
     return adjust_color(images, *(generator.uniform(1, 1 - x, 1 + x)[:, :, None, None] for x in ranges))
 
 
@@ -237,21 +201,15 @@ def shift_rgb(images: Tensor, generator: SampleGenerator, amount: float = 0.08) 
 def shift_pca_color(images: Tensor, generator: SampleGenerator, std: float = 0.1) -> Tensor:
     """AlexNet's color augmentation: shifts all pixels along the principal components of RGB values."""
     values, vectors = _constant(PCA_VALUES, images.device), _constant(PCA_VECTORS, images.device)
-    shifts = (generator.normal(3) * std * values) @ vectors.T  # (N, 3)
+    shifts = (generator.normal(3) * std * values) @ vectors.T
     return (images + shifts[:, :, None, None]).clamp(0, 1)
 
 
-def erase(
-    images: Tensor,
-    generator: SampleGenerator,
-    probability: float = 0.25,
-    scale: tuple[float, float] = (0.02, 0.2),
-    ratio: tuple[float, float] = (0.3, 3.3),
-) -> Tensor:
-    """Fills a random rectangle of some images with the image's mean color (random erasing)."""
+def erase(images: Tensor, generator: SampleGenerator, probability: float = 0.25) -> Tensor:
+    """Fills a random rectangle of some images, 2 to 20% of the area, with their mean color (random erasing)."""
     height, width = images.shape[-2:]
-    area = generator.uniform(1, *scale) * height * width
-    aspect = generator.uniform(1, math.log(ratio[0]), math.log(ratio[1])).exp()
+    area = generator.uniform(1, 0.02, 0.2) * height * width
+    aspect = generator.uniform(1, math.log(0.3), math.log(3.3)).exp()
     tall, wide = (area / aspect).sqrt().clamp(max=height), (area * aspect).sqrt().clamp(max=width)
     top, left = generator.uniform(1) * (height - tall), generator.uniform(1) * (width - wide)
     rows = torch.arange(height, device=images.device) + 0.5

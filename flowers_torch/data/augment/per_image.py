@@ -1,7 +1,6 @@
 """Transforms of one image: evaluation, and the augmentations that exist for single images only.
 
-Evaluation has one transform, built from the preprocessing metadata that travels with the weights. A random
-transform draws from torch's global generator; `loaders.py` seeds it for each image.
+A random transform draws from torch's global generator, which `loaders.py` seeds for each image.
 """
 
 import math
@@ -31,9 +30,9 @@ def eval_transform(
     It turns an RGB `PIL.Image` into a float tensor (3, size, size). The arguments are the fields of
     `Preprocessing`; both interpolations are antialiased.
     """
-    mode = InterpolationMode(interpolation)
     if stretch:
-        return v2.Compose([v2.Resize((size, size), interpolation=mode, antialias=True), *to_input(mean, std)])
+        resize = v2.Resize((size, size), interpolation=InterpolationMode(interpolation), antialias=True)
+        return v2.Compose([resize, *to_input(mean, std)])
     center = ResizedCenter(math.floor(size / crop), size, Image.Resampling[interpolation.upper()])
     return v2.Compose([LimitAspect(), center, *to_input(mean, std)])
 
@@ -48,16 +47,11 @@ def enough_side(size: int, crop: float) -> int:
 
 
 def train_transform(
-    augmentation: str,
-    size: int,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    interpolation: str = "bicubic",
+    augmentation: str, size: int, mean: tuple[float, ...], std: tuple[float, ...], interpolation: str = "bicubic"
 ) -> v2.Compose:
     """The transform of an augmentation of single images; arguments and result as in `eval_transform`.
 
-    `rand` is a random crop, mirror, RandAugment and random erasing. `trivial` is a random crop, mirror and
-    TrivialAugment.
+    Both crop and mirror at random; `rand` adds RandAugment and random erasing, `trivial` TrivialAugment.
     """
     views: dict[str, list[nn.Module]] = {
         "rand": [v2.RandAugment(), *to_floats(), OneImage(erase)],
@@ -93,7 +87,6 @@ class ResizedCenter(nn.Module):
         self.shorter, self.size, self.resample = shorter, size, resample
 
     def forward(self, image: Image.Image) -> Image.Image:
-        """The center of an image of any shape."""
         box = []  # (start, end) of the crop along each side, in pixels of the image
         for side in image.size:
             resized = int(self.shorter * side / min(image.size))
@@ -106,20 +99,18 @@ class LimitAspect(nn.Module):
     """Crops an image whose longer side is more than `MAX_ASPECT` times the shorter to its middle."""
 
     def forward(self, image: Image.Image) -> Image.Image:
-        """The middle of a long strip, or the image itself."""
         width, height = (min(side, MAX_ASPECT * min(image.size)) for side in image.size)
         left, top = (image.width - width) // 2, (image.height - height) // 2
         return image.crop((left, top, left + width, top + height)) if (width, height) != image.size else image
 
 
 class OneImage(nn.Module):
-    """A function of `per_batch.py` for one float image (C, H, W), seeded by torch's global generator."""
+    """A function of `per_batch.py` as a transform of one float image (C, H, W), seeded by torch's global generator."""
 
     def __init__(self, function: Callable[[Tensor, SampleGenerator], Tensor]) -> None:
         super().__init__()
         self.function = function
 
     def forward(self, image: Tensor) -> Tensor:
-        """A random variant of the image."""
         seed = int(torch.randint(1 << 62, ()))
         return self.function(image[None], SampleGenerator(seed, 0, torch.zeros(1, dtype=torch.int64)))[0]

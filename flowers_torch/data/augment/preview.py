@@ -1,7 +1,8 @@
 """Augmented variants of images, as training sees them."""
 
-from collections import Counter
-from collections.abc import Sequence
+import itertools
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -22,12 +23,7 @@ from flowers_torch.data.splits.assign import split_number
 GAP = 4  # pixels between the images of a sheet
 # Of the Keras tutorial "Building powerful image classification models using very little data".
 TUTORIAL = KerasAugment(
-    rotation_range=40,
-    width_shift_range=0.2,
-    height_shift_range=0.2,
-    shear_range=0.2,
-    zoom_range=0.2,
-    horizontal_flip=True,
+    40, width_shift_range=0.2, height_shift_range=0.2, shear_range=0.2, zoom_range=0.2, horizontal_flip=True
 )
 PREVIEW_AUGMENTATIONS = (*AUGMENTATIONS, "tutorial")
 
@@ -48,7 +44,7 @@ def variants(image: Image.Image, augmentation: str, size: int, count: int, seed:
         resized = resized.expand(count, -1, -1, -1)
         inputs = batch_augmentation(augmentation, size)(resized, generator, aspects)
         return [functional.to_pil_image(values) for values in inputs]
-    transform = train_transform(augmentation, size, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    transform = train_transform(augmentation, size, mean=(0.0,) * 3, std=(1.0,) * 3)
     images = []
     with torch.random.fork_rng(devices=[]):
         for i in range(count):
@@ -60,13 +56,9 @@ def variants(image: Image.Image, augmentation: str, size: int, count: int, seed:
 def sample_by_class(dataset: ImageDataset, count: int, seed: int = 0) -> list[int]:
     """Positions of random images, one of each class in turn."""
     order = sorted(range(len(dataset)), key=lambda i: split_number(dataset.paths[i], seed))
-    turn: Counter[int] = Counter()
-    turns = []
-    for index in order:
-        label = dataset.labels[index]
-        turns.append((turn[label], label, index))
-        turn[label] += 1
-    return [index for _, _, index in sorted(turns)[:count]]
+    turn: defaultdict[int, Iterator[int]] = defaultdict(itertools.count)
+    turns = sorted((next(turn[dataset.labels[i]]), dataset.labels[i], i) for i in order)
+    return [index for *_, index in turns[:count]]
 
 
 def contact_sheet(rows: Sequence[Sequence[Image.Image]], side: int = 160) -> Image.Image:

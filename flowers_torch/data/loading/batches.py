@@ -1,8 +1,7 @@
 """Training batches: images are decoded one by one and augmented together, on the device that trains.
 
-Loading resizes an image to a square of bytes. All random changes are then applied to the batch as tensors, by
-name (see `data/augment/per_image.py`); `rand` and `trivial` exist per image only. Mixup comes last. Every
-random number is a function of (seed, view, image) or of (seed, epoch, batch).
+Loading resizes an image to a square of bytes. All random changes are then applied to the batch as tensors.
+Mixup comes last. Every random number is a function of (seed, view, image) or of (seed, epoch, batch).
 """
 
 import contextlib
@@ -22,7 +21,7 @@ from flowers_torch.data.augment.per_batch import SampleGenerator
 from flowers_torch.data.augment.per_image import MAX_ASPECT
 from flowers_torch.data.loading.gpu_cache import GPUImages, cache_bytes_on, copied
 from flowers_torch.data.loading.image_cache import CachedImages
-from flowers_torch.data.loading.loaders import EpochBatchSampler
+from flowers_torch.data.loading.loaders import EpochBatchSampler, Item
 from flowers_torch.data.loading.resize import RESIZE_FACTORS
 
 CPU_IMAGES = 8  # augmented at a time on a CPU, whose caches hold these
@@ -32,14 +31,10 @@ BatchAugmentation = Callable[[Tensor, SampleGenerator, Tensor], Tensor]
 
 
 def batch_augmentation(augmentation: str, size: int, crop: float = 0.875) -> BatchAugmentation:
-    """An augmentation as a function of a batch; its result is in 0..1.
+    """One of `BATCH_AUGMENTATIONS` as a function of a batch, with results of `size` x `size` pixels in 0..1.
 
-    `mirror` exists here only: images as prediction sees them, mirrored in every second view.
-
-    Args:
-        augmentation: One of `BATCH_AUGMENTATIONS`.
-        size: Side of the results in pixels.
-        crop: Fraction of the shorter side that `alexnet` keeps.
+    `mirror` is images as prediction sees them, mirrored in every second view. `crop` is the fraction of the
+    shorter side that `alexnet` keeps.
     """
     if augmentation not in RESIZE_FACTORS:
         names = ", ".join(BATCH_AUGMENTATIONS)
@@ -64,10 +59,9 @@ def _augment(
             images = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
         matrices = batch_augment.draw_affines(random, size, size, *KERAS[augmentation])
         return batch_augment.mirror(batch_augment.affine(images, matrices), random)
-    scale, ratio = CROPS[augmentation]
-    images = batch_augment.resized_crop(images, size, random, scale, ratio, aspects)
+    images = batch_augment.resized_crop(images, size, random, *CROPS[augmentation], aspects)
     images = batch_augment.mirror(images, random)
-    return batch_augment.jitter_color(images, random, *COLOR) if augmentation == "crop" else images
+    return batch_augment.jitter_color(images, random, COLOR) if augmentation == "crop" else images
 
 
 class TrainingBatches:
@@ -76,14 +70,8 @@ class TrainingBatches:
     Targets are class indices (N,), or class probabilities (N, classes) where images are mixed.
 
     Args:
-        loader: From `make_loader`.
-        order: The sampler that orders it.
-        seed: Of the augmentation.
-        classes: Number of classes.
-        device: Device that trains and augments.
-        augment: Applied to batches of resized images. None where the transform already returns inputs.
-        mean: Of the channels, for resized images.
-        std: Of the channels, for resized images.
+        loader: From `make_loader`, with its sampler as `order`.
+        augment: Applied to resized images, with `mean` and `std`. None where the transform returns inputs.
         mixup: Blends pairs of images by weights from Beta(mixup, mixup); 0 turns it off.
         say: Receives one line about where the images are cached, once there is a choice.
     """
@@ -116,13 +104,12 @@ class TrainingBatches:
         self._decide_cache()
         items = self.on_gpu.batches(self.order) if self.on_gpu else copied(self.loader, self.device)
         for number, item in enumerate(items, start=self.order.skip):
-            images, labels, positions, views, aspects = item
-            if self.augment is not None:
-                images = self._augmented(self.augment, images, positions, views, aspects)
+            images = self._augmented(self.augment, item) if self.augment else item.image
+            labels = item.label
             if self.mixup:
                 fraction = batch_augment.draw_fraction(self.mixup, self.seed, self.order.epoch, number)
                 images, labels = batch_augment.mixup(images, F.one_hot(labels, self.classes).float(), fraction)
-            yield images, labels, positions
+            yield images, labels, item.position
 
     def _decide_cache(self) -> None:
         """Caches all images on the GPU once they are decoded, if they fit beside what training needs."""
@@ -138,22 +125,13 @@ class TrainingBatches:
         compared = f"{size / 2**20:,.0f} MiB of {room / 2**20:,.0f} MiB allowed"
         self.say(f"photos   {len(self.labels)} {where}: {compared}, half of the free GPU memory")
 
-    def _augmented(
-        self,
-        augment: BatchAugmentation,
-        resized: Tensor,
-        positions: Tensor,
-        views: Tensor,
-        aspects: Tensor,
-    ) -> Tensor:
+    def _augmented(self, augment: BatchAugmentation, item: Item) -> Tensor:
         """Inputs from resized images; a few at a time on a CPU."""
-        chunks = [slice(0, len(resized))]
-        if resized.device.type == "cpu":
-            chunks = [slice(start, start + CPU_IMAGES) for start in range(0, len(resized), CPU_IMAGES)]
-        aspects = aspects.clamp(1 / MAX_ASPECT, MAX_ASPECT)
+        step = CPU_IMAGES if item.image.device.type == "cpu" else len(item.image)
         made = []
-        for chunk in chunks:
-            random = SampleGenerator(self.seed, views[chunk], positions[chunk])
-            images = augment(resized[chunk].float().div_(255), random, aspects[chunk])
+        for start in range(0, len(item.image), step):
+            resized, _, positions, views, aspects = (values[start : start + step] for values in item)
+            random = SampleGenerator(self.seed, views, positions)
+            images = augment(resized.float().div_(255), random, aspects.clamp(1 / MAX_ASPECT, MAX_ASPECT))
             made.append(batch_augment.standardize(images, self.mean, self.std))
         return torch.cat(made)

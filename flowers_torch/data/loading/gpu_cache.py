@@ -1,9 +1,10 @@
-"""Images cached on the GPU: all images of a split where they fit, else copied batch by batch.
+"""Images and features on the GPU: all of a split where they fit, else copied batch by batch.
 
 Nothing here waits for the GPU. Everything also runs on a CPU, so that tests need no GPU.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,12 +33,7 @@ def move(values: Tensor, device: torch.device | str) -> Tensor:
 
 
 class GPUImages:
-    """The images of a split on a device; batches are indexed there.
-
-    Args:
-        cached: The images, all of them decoded.
-        labels: Class index of each image.
-        device: Target device.
+    """The images of a split, all of them decoded, on a device; batches are indexed there.
 
     Raises:
         torch.OutOfMemoryError: the images do not fit.
@@ -45,8 +41,7 @@ class GPUImages:
 
     def __init__(self, cached: CachedImages, labels: Sequence[int], device: torch.device | str) -> None:
         rows = torch.tensor(cached.rows)
-        shape = (len(rows), *cached.images.shape[1:])
-        self.images = torch.empty(shape, dtype=cached.images.dtype, device=device)
+        self.images = torch.empty((len(rows), *cached.images.shape[1:]), dtype=cached.images.dtype, device=device)
         for start in range(0, len(rows), UPLOAD_IMAGES):
             chunk = slice(start, start + UPLOAD_IMAGES)
             self.images[chunk].copy_(cached.images[rows[chunk]])
@@ -62,17 +57,14 @@ class GPUImages:
 
 
 def copied(batches: Iterable[Any], device: torch.device | str) -> Iterator[Item]:
-    """Batches on a device. On a GPU a stream of its own copies them while earlier steps are computed.
+    """Batches of `Item`s on a device; for a GPU they must be in pinned memory.
 
-    The host runs as far ahead of the GPU as it can, so nothing needs to be prefetched.
-
-    Args:
-        batches: `Item`s, in pinned memory for a GPU.
-        device: Target device.
+    A stream of its own copies them while the GPU computes earlier steps. The host runs as far ahead of the
+    GPU as it can, so nothing needs to be prefetched.
     """
     if torch.device(device).type != "cuda":
         for batch in batches:
-            yield Item(*(values.to(device, non_blocking=True) for values in batch))
+            yield Item(*(values.to(device) for values in batch))
         return
     copying = torch.cuda.Stream(device)
     for batch in batches:
@@ -83,3 +75,36 @@ def copied(batches: Iterable[Any], device: torch.device | str) -> Iterator[Item]
         for values in item:
             values.record_stream(computing)  # otherwise its memory could be reused before the step is done
         yield item
+
+
+class CachedFeatureBatches:
+    """What a training step takes: `(features (N, D), labels (N,), positions (N,))` for each batch.
+
+    Args:
+        features: Of each view of each image, (views * images, D).
+        order: Order of the batches. A view is taken modulo the number of cached views.
+        device: Device that trains; the features stay there where they fit.
+    """
+
+    def __init__(
+        self,
+        features: Tensor,
+        labels: Sequence[int] | Tensor,
+        order: EpochBatchSampler,
+        paths: Sequence[Path],
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.features, self.labels = features, torch.as_tensor(labels)
+        self.order, self.paths = order, list(paths)
+        self.views, self.device = len(features) // len(labels), device
+        self.cached = features.to(device) if features.nbytes <= cache_bytes_on(device) else features
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        for keys in self.order:
+            views, positions = torch.tensor(keys).unbind(1)
+            rows = views % self.views * len(self.labels) + positions
+            inputs = move(self.cached[move(rows, self.cached.device)], self.device).float()
+            yield inputs, move(self.labels[positions], self.device), positions

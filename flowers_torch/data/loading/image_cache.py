@@ -13,9 +13,7 @@ DISK_FRACTION = 0.5  # of the free disk space that a cache file may take
 
 
 class CachedImages:
-    """Resized images of some indices of a data set, stored when they are first decoded.
-
-    Forked workers share them.
+    """Resized images of some indices of a data set, stored when they are first decoded, for all workers.
 
     Args:
         images: Room for all images of the data set, uint8 (N, 3, height, width), channels last in memory.
@@ -56,7 +54,6 @@ class ImageCache:
     """Resized images of a data set, one array for each kind of resizing, within one memory budget.
 
     Args:
-        count: Number of images in the data set.
         memory_bytes: Memory for all arrays together. A file takes an array that does not fit.
         folder: Folder of those files.
         shared: Whether worker processes fill the cache. They see a mapped file but not this process's memory.
@@ -67,39 +64,27 @@ class ImageCache:
         self.arrays: dict[tuple[bool, int], CachedImages | None] = {}
 
     def images(self, side: int, as_predicted: bool) -> CachedImages | None:
-        """The array for square images of a side, or None where neither memory nor disk has room.
+        """The array for square images of a side in pixels, or None where neither memory nor disk has room.
 
-        Args:
-            side: In pixels.
-            as_predicted: Whether images are cropped as for prediction. Otherwise they show the whole photo.
+        `as_predicted` images are cropped as for prediction; others show the whole photo.
         """
         key = as_predicted, side
         if key not in self.arrays:
-            self.arrays[key] = self._allocate(side)
+            used = [array.images for array in self.arrays.values() if array]
+            in_memory = sum(images.nbytes for images in used if images.untyped_storage().filename is None)
+            room = 0 if self.shared else max(0, self.memory_bytes - in_memory)
+            images = allocate((self.count, side, side, 3), torch.uint8, room, self.folder)
+            aspects = allocate((self.count,), torch.float32, room, self.folder)
+            self.arrays[key] = None
+            if images is not None and aspects is not None:
+                self.arrays[key] = CachedImages(images.permute(0, 3, 1, 2), aspects.zero_(), range(self.count))
         return self.arrays[key]
-
-    def _allocate(self, side: int) -> CachedImages | None:
-        used = [array.images for array in self.arrays.values() if array]
-        in_memory = sum(images.nbytes for images in used if images.untyped_storage().filename is None)
-        room = 0 if self.shared else max(0, self.memory_bytes - in_memory)
-        images = allocate((self.count, side, side, 3), torch.uint8, room, self.folder)
-        aspects = allocate((self.count,), torch.float32, room, self.folder)
-        if images is None or aspects is None:
-            return None
-        return CachedImages(images.permute(0, 3, 1, 2), aspects.zero_(), range(self.count))
 
 
 def allocate(shape: Sequence[int], dtype: torch.dtype, memory_bytes: int, folder: Path) -> Tensor | None:
-    """An uninitialized tensor, in memory where it fits and else in a file that vanishes with the process.
+    """An uninitialized tensor: in memory up to `memory_bytes`, else in a file that vanishes with the process.
 
-    Args:
-        shape: Of the tensor.
-        dtype: Of the tensor.
-        memory_bytes: Largest size in memory.
-        folder: Folder of the file.
-
-    Returns:
-        None where neither memory nor half of the free disk space is enough.
+    None where half of the free disk space of the folder is not enough either.
     """
     size = torch.Size(shape)
     needed = size.numel() * dtype.itemsize
@@ -109,15 +94,10 @@ def allocate(shape: Sequence[int], dtype: torch.dtype, memory_bytes: int, folder
         folder.mkdir(parents=True, exist_ok=True)
         if needed > DISK_FRACTION * shutil.disk_usage(folder).free:
             return None
-        descriptor, name = tempfile.mkstemp(dir=folder, prefix="images.", suffix=".tmp")
-    except OSError:  # the cache folder is not writable: images are decoded every time
+        # The mapping keeps the deleted file alive; nothing is left behind, not even by a kill.
+        with tempfile.NamedTemporaryFile(dir=folder, prefix="images.", suffix=".tmp") as file:
+            if hasattr(os, "posix_fallocate"):  # a disk that fills up under a mapped file kills the process
+                os.posix_fallocate(file.fileno(), 0, needed)
+            return torch.from_file(file.name, shared=True, size=size.numel(), dtype=dtype).view(size)
+    except OSError:  # the folder is not writable or the disk is full: images are decoded every time
         return None
-    try:
-        if hasattr(os, "posix_fallocate"):  # a disk that fills up under a mapped file kills the process
-            os.posix_fallocate(descriptor, 0, needed)
-        return torch.from_file(name, shared=True, size=size.numel(), dtype=dtype).view(size)
-    except OSError:  # the disk is full
-        return None
-    finally:
-        os.close(descriptor)
-        os.unlink(name)  # the mapping keeps the file alive; nothing is left behind, not even by a kill

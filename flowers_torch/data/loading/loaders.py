@@ -1,13 +1,13 @@
 """Loaders of images whose every random choice is a function of (seed, epoch, image), not of a stream.
 
-The order of an epoch and the augmentation of an image therefore do not depend on the number of workers, on
-prefetching, or on where an interrupted run stopped. Resuming only skips batches.
+The number of workers, prefetching and interruptions therefore change no batch. Resuming only skips batches.
 """
 
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from torch.utils.data import Dataset, Sampler, default_collate
 
 from flowers_torch.data.images import load_image
 from flowers_torch.data.loading.image_cache import CachedImages
-from flowers_torch.data.loading.workers import POLL_SECONDS, Heartbeat, WatchedLoader
+from flowers_torch.data.loading.workers import Heartbeat, WatchedLoader
 
 Key = tuple[int, int]  # (view, position in the data set); the view is the epoch
 
@@ -37,17 +37,9 @@ class TransformedImages(Dataset[Item]):
     """Images of a subset, transformed. An item is indexed by (view, position).
 
     Args:
-        paths: Image files.
-        labels: Class index of each file.
         transform: `PIL.Image` to tensor. It may use torch's global generator.
-        seed: Of the random transforms.
         random: Whether the transform is random. Several threads may read through one that is not.
         at_least: Pixels of an image's shorter side that are enough; 0 for all there are.
-
-    Attributes:
-        heartbeat: What the workers are reading.
-        cache: Images that were decoded before, where the transform returns bytes and is not random.
-        threads: Threads that read a batch.
     """
 
     def __init__(
@@ -59,24 +51,25 @@ class TransformedImages(Dataset[Item]):
         random: bool = True,
         at_least: int = 0,
     ) -> None:
-        self.paths, self.labels, self.transform, self.seed = list(paths), list(labels), transform, seed
-        self.random, self.at_least = random, at_least
-        self.heartbeat: Heartbeat | None = None
-        self.cache: CachedImages | None = None
-        self.threads = 1
+        self.paths, self.labels = list(paths), list(labels)
+        self.transform, self.seed, self.random, self.at_least = transform, seed, random, at_least
+        self.heartbeat: Heartbeat | None = None  # of the workers
+        self.cache: CachedImages | None = None  # of a transform that returns bytes and is not random
+        self.threads = 1  # that read a batch
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, key: Key) -> Item:
-        return self._item(key, self._read(key))
+        image, aspect = self._read(key)
+        return Item(image, self.labels[key[1]], key[1], key[0], aspect)
 
     def __getitems__(self, keys: list[Key]) -> list[Item]:
         """A batch, as torch's loader requests it. Images are decoded and resized outside of Python's lock."""
         if self.random or self.threads == 1:
             return [self[key] for key in keys]
         with ThreadPoolExecutor(self.threads) as pool:
-            return [self._item(key, read) for key, read in zip(keys, pool.map(self._read, keys), strict=True)]
+            return list(pool.map(self.__getitem__, keys))
 
     def _read(self, key: Key) -> tuple[Tensor, float]:
         """A transformed image, decoded now or cached before, and its aspect ratio."""
@@ -96,10 +89,6 @@ class TransformedImages(Dataset[Item]):
             self.cache.put(position, made, aspect)
         return made, aspect
 
-    def _item(self, key: Key, read: tuple[Tensor, float]) -> Item:
-        view, position = key
-        return Item(read[0], self.labels[position], position, view, read[1])
-
 
 class EpochBatchSampler(Sampler[list[Key]]):
     """Batches of (epoch, position) in an order that is a function of (seed, epoch).
@@ -108,47 +97,35 @@ class EpochBatchSampler(Sampler[list[Key]]):
     cannot train on one value per channel. With several processes each of them needs two images.
 
     Args:
-        count: Number of images.
         batch_size: Images per batch, over all processes.
-        seed: Of the order.
         shuffle: True for training; otherwise the order is that of the data set.
         shard: Rank of this process and number of processes. Each yields its shard of every batch.
-
-    Attributes:
-        epoch: Set before each pass.
-        skip: Batches to leave out at the start of the next pass, for resuming.
     """
 
     def __init__(self, count: int, batch_size: int, seed: int, shuffle: bool, shard: tuple[int, int] = (0, 1)) -> None:
         self.count, self.batch_size, self.seed, self.shuffle = count, batch_size, seed, shuffle
         self.shard = shard
-        self.epoch = 0
-        self.skip = 0
-
-    def _starts(self) -> list[int]:
-        starts = list(range(0, self.count, self.batch_size))  # guard: D30 last
-        if self.shuffle and len(starts) > 1 and self.count - starts[-1] < 2 * self.shard[1]:
-            starts.pop()
-        return starts
+        self.epoch = 0  # set before each pass
+        self.skip = 0  # batches to leave out at the start of the next pass, for resuming
+        self.starts = list(range(0, self.count, self.batch_size))  # guard: D30 last
+        if shuffle and len(self.starts) > 1 and count - self.starts[-1] < 2 * shard[1]:
+            self.starts.pop()
 
     def __len__(self) -> int:
-        return len(self._starts())
+        return len(self.starts)
 
     def __iter__(self) -> Iterator[list[Key]]:
         generator = torch.Generator().manual_seed(derived_seed(self.seed, self.epoch, -1))  # guard: T06
         order = torch.randperm(self.count, generator=generator) if self.shuffle else torch.arange(self.count)
         keys = [(self.epoch, position) for position in order.tolist()]
-        starts = self._starts()
-        ends = [*starts[1:], self.count]
         rank, size = self.shard
-        for start, end in list(zip(starts, ends, strict=True))[self.skip :]:  # guard: R22
+        for start, end in list(pairwise([*self.starts, self.count]))[self.skip :]:  # guard: R22
             yield keys[start:end][rank::size]
 
 
 def derived_seed(*counters: int) -> int:
     """A seed below 2**63 from counters; neighboring counters give unrelated seeds."""
-    digest = hashlib.blake2b(repr(counters).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
+    return int.from_bytes(hashlib.blake2b(repr(counters).encode(), digest_size=8).digest(), "little") >> 1
 
 
 def make_loader(
@@ -172,7 +149,6 @@ def make_loader(
         batch_sampler=order,
         num_workers=workers,
         collate_fn=_collate if not workers else None,
-        timeout=POLL_SECONDS if workers else 0,
         pin_memory=pin_memory,
         persistent_workers=workers > 0,
         generator=torch.Generator(),  # otherwise each pass takes a number from the stream that dropout uses
@@ -206,9 +182,7 @@ def choose_workers(workers: int, on_cpu: bool) -> int:
     Where the CPU itself trains, workers would compete for its cores. Threads then decode a batch between two
     steps, which takes a few percent of a step.
     """
-    if workers >= 0:
-        return workers
-    if on_cpu:
-        return 0
+    if workers >= 0 or on_cpu:
+        return max(workers, 0)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4
     return max(1, min(16, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))  # torchrun shares the machine

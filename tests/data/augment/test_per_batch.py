@@ -67,13 +67,13 @@ def test_drawn_matrices_are_keras_on_squares():
 
 def test_an_affine_without_ranges_changes_nothing():
     images = random_images()
-    matrices = batch.draw_affines(generator(), 24, 32)
+    matrices = batch.draw_affines(generator(), 24, 32, 0, 0, 0, 0)
     torch.testing.assert_close(batch.affine(images, matrices), images, atol=1e-5, rtol=0)
 
 
 def test_a_crop_of_everything_is_torchvisions_resize():
     images = random_images(2, 40, 40)
-    whole = batch.resized_crop(images, 20, generator(2), scale=(1, 1), ratio=(1, 1))
+    whole = batch.resized_crop(images, 20, generator(2), (1, 1), (1, 1), torch.ones(2))
     torch.testing.assert_close(whole, tv.resize(images, [20, 20], antialias=False), atol=1e-5, rtol=0)
 
 
@@ -142,7 +142,7 @@ def test_color_is_torchvisions():
     for image, (b, c, s), result in zip(images, factors.tolist(), ours, strict=True):
         expected = tv.adjust_saturation(tv.adjust_contrast(tv.adjust_brightness(image, b), c), s)
         torch.testing.assert_close(result, expected, atol=2e-3, rtol=0)
-    jittered = batch.jitter_color(images, generator(3), 0.2, 0.2, 0.2)
+    jittered = batch.jitter_color(images, generator(3), (0.2, 0.2, 0.2))
     assert 0 < (jittered - images).abs().mean() < 0.2 and jittered.min() >= 0 and jittered.max() <= 1
 
 

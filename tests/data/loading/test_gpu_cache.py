@@ -8,10 +8,9 @@ import torch
 from PIL import Image
 
 from flowers_torch.data.loading import batches as batches_module
-from flowers_torch.data.loading import cached_features
+from flowers_torch.data.loading import gpu_cache
 from flowers_torch.data.loading.batches import TrainingBatches, batch_augmentation
-from flowers_torch.data.loading.cached_features import CachedFeatureBatches
-from flowers_torch.data.loading.gpu_cache import GPUImages, cache_bytes_on, copied, move
+from flowers_torch.data.loading.gpu_cache import CachedFeatureBatches, GPUImages, cache_bytes_on, copied, move
 from flowers_torch.data.loading.image_cache import ImageCache
 from flowers_torch.data.loading.loaders import TransformedImages, make_loader
 from flowers_torch.data.loading.resize import resize_transform, resized_side
@@ -95,7 +94,7 @@ def test_cached_features_stay_on_the_device_where_they_fit(monkeypatch: pytest.M
     values = torch.randn(10, 4, 4, 2).bfloat16()
     _, order = make_loader(TransformedImages([Path()] * 5, [0] * 5, torch.as_tensor, 0), 2, shuffle=True)
     before = list(CachedFeatureBatches(values, range(5), order, []))
-    monkeypatch.setattr(cached_features, "cache_bytes_on", lambda device: 1 << 20)
+    monkeypatch.setattr(gpu_cache, "cache_bytes_on", lambda device: 1 << 20)
     for ours, theirs in zip(CachedFeatureBatches(values, range(5), order, []), before, strict=True):
         assert all(map(torch.equal, ours, theirs))
 

@@ -87,7 +87,7 @@ def test_a_worker_that_stops_while_it_hands_over_a_batch_is_noticed(
 def test_slow_workers_are_not_hanging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A batch may take longer than the limit as long as workers begin new images."""
     monkeypatch.setattr(workers, "STALL_POLLS", 10)
-    monkeypatch.setattr("flowers_torch.data.loading.loaders.POLL_SECONDS", 0.1)
+    monkeypatch.setattr(workers, "POLL_SECONDS", 0.1)
     photos = dataset(tmp_path, lambda: None)
     real = photos.transform
     photos.transform = lambda image: (time.sleep(0.25), real(image))[1]
