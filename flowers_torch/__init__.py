@@ -14,41 +14,20 @@ if TYPE_CHECKING:
 
 # Imported on first use, so `import flowers_torch` does not load torch.
 _MODULES = {
-    "BasicBlock": "flowers_torch.models.blocks",
-    "ConvolutionalBlock": "flowers_torch.models.blocks",
-    "IdentityBlock": "flowers_torch.models.blocks",
-    "PreActivationBlock": "flowers_torch.models.blocks",
-    "load": "flowers_torch.api",
-    "predict": "flowers_torch.api",
-    "train": "flowers_torch.api",
-    "resnet50": "flowers_torch.models.resnet",
-    "resnet101": "flowers_torch.models.resnet",
-    "resnet152": "flowers_torch.models.resnet",
-    "create_model": "flowers_torch.models.factory",
-    "list_models": "flowers_torch.models.registry",
+    **dict.fromkeys(("load", "predict", "train"), "api"),
+    **dict.fromkeys(("BasicBlock", "ConvolutionalBlock", "IdentityBlock", "PreActivationBlock"), "models.blocks"),
+    **dict.fromkeys(("resnet50", "resnet101", "resnet152"), "models.resnet"),
+    **{"create_model": "models.factory", "list_models": "models.registry"},
 }
 
-__all__ = [
-    "BasicBlock",
-    "ConvolutionalBlock",
-    "IdentityBlock",
-    "PreActivationBlock",
-    "__version__",
-    "create_model",
-    "list_models",
-    "load",
-    "predict",
-    "resnet50",
-    "resnet101",
-    "resnet152",
-    "train",
-]
+__all__ = ["BasicBlock", "ConvolutionalBlock", "IdentityBlock", "PreActivationBlock", "__version__", "create_model"]
+__all__ += ["list_models", "load", "predict", "resnet50", "resnet101", "resnet152", "train"]
 
 
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_MODULES[name]), name)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:

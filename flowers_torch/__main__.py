@@ -1,6 +1,8 @@
 """`python -m flowers_torch` is the `flowers-torch` program."""
 
-from flowers_torch.cli import run
+import sys
+
+from flowers_torch.cli import main
 
 if __name__ == "__main__":
-    run()
+    sys.exit(main())

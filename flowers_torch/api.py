@@ -43,8 +43,7 @@ def train(
         recipe: A TOML file, or the name of one in `configs/`; empty for that of the network or the demo.
         epochs: Epochs of each stage, in order.
         head_only: Fit a linear head in seconds, nothing else.
-        out: Run folder; empty for `runs/<data>-<arch>-<n>`.
-        overwrite: Let `out` replace an earlier run.
+        out: Run folder, empty for `runs/<data>-<arch>-<n>`; `overwrite` lets it replace an earlier run.
         quiet: Print only the result.
         options: Any other field of `config.py`, such as `seed=1`, or `**{"stages.finetune.lr": 1e-4}`.
 
@@ -64,9 +63,7 @@ def train(
 def load(model: str | Path, device: str = "auto") -> Classifier:
     """Loads a trained model for `predict`. Its network is `.model`, its class names are `.info.classes`.
 
-    Args:
-        model: A run folder, or its `model.safetensors`.
-        device: auto, cpu, cuda, cuda:1 or mps.
+    `model` is a run folder or its `model.safetensors`; `device` is auto, cpu, cuda, cuda:1 or mps.
 
     Raises:
         ModelFileError: the file is missing, damaged or not one of this package.
@@ -77,16 +74,11 @@ def load(model: str | Path, device: str = "auto") -> Classifier:
 def predict(
     model: Classifier | str | Path, images: ImageSource | Sequence[ImageSource], top: int = 3
 ) -> list[Prediction]:
-    """Classifies images.
-
-    Args:
-        model: From `load`, or a run folder.
-        images: A file, folder, glob or URL, or a sequence of them.
-        top: Classes per image, the most probable first.
+    """Classifies images: a file, folder, glob or URL, or a sequence of them.
 
     Returns:
-        A prediction for each image, in order: `file`, `classes`, `probabilities`, `reason`, and `error`
-        if the image cannot be read.
+        A prediction for each image, in order: the `top` most probable `classes`, their `probabilities`, `file`,
+        `reason`, and `error` if the image cannot be read.
 
     Raises:
         UsageError: there are no images, or `top` is below 1.

@@ -12,7 +12,6 @@ import sys
 import threading
 import traceback
 from collections.abc import Sequence
-from types import FrameType
 from typing import NoReturn
 
 from flowers_torch import __version__
@@ -62,7 +61,7 @@ class Terminated(BaseException):
     """Raised by SIGTERM. It unwinds the stack like KeyboardInterrupt, so half-written files are removed."""
 
 
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+def _terminate(*_: object) -> NoReturn:
     raise Terminated
 
 
@@ -92,12 +91,7 @@ def guarded(name: str, arguments: list[str], prog: str | None = None) -> int:
     """Runs one command. Every failure ends in one line on stderr and the exit code that belongs to it.
 
     With --json among the arguments the error is printed as JSON too. Commands print their own JSON last, so
-    stdout has one valid text.
-
-    Args:
-        name: Key of `COMMANDS`.
-        arguments: The arguments of the command.
-        prog: Name in usage texts, if it is not `flowers-torch NAME`.
+    stdout has one valid text. `prog` is the name in usage texts, if it is not `flowers-torch NAME`.
     """
     debug, as_json = "--debug" in arguments, "--json" in arguments
     _print_any_text()
@@ -112,23 +106,24 @@ def guarded(name: str, arguments: list[str], prog: str | None = None) -> int:
         parser = Parser(
             prog=prog or f"flowers-torch {name}",
             description=command.__doc__,
+            epilog=getattr(command, "EXAMPLES", None),
             formatter_class=functools.partial(argparse.RawDescriptionHelpFormatter, width=100),
             allow_abbrev=False,
         )
         command.add_arguments(parser)
         parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
         parser.set_defaults(command=["flowers-torch", name, *arguments])  # can be typed again
-        code: int = command.run(parser.parse_args(arguments))
+        args = parser.parse_args(arguments)
+        if getattr(args, "cache", None):
+            os.environ["FLOWERS_TORCH_CACHE"] = args.cache
+        code: int = command.run(args) or 0
         if sys.stdout is not None:  # closed from the start (`>&-`)
             sys.stdout.flush()
         return code
     except FlowersError as error:
-        if error.quiet:
-            return error.exit_code
-        return _fail(str(error), error.exit_code, debug, as_json)
+        return error.exit_code if error.quiet else _fail(str(error), error.exit_code, debug, as_json)
     except Terminated:
-        code = 128 + signal.SIGTERM
-        return _fail("stopped by SIGTERM before there was anything to save", code, debug, as_json)
+        return _fail("stopped by SIGTERM before there was anything to save", 128 + signal.SIGTERM, debug, as_json)
     except KeyboardInterrupt:
         return _fail("interrupted", 128 + signal.SIGINT, debug, as_json)
     except BrokenPipeError:
@@ -167,7 +162,7 @@ def _describe(error: Exception) -> tuple[str, int]:
     return f"{text}; fix: this is a bug, please report it with the output of --debug", FlowersError.exit_code
 
 
-def _fail(message: str, code: int, debug: bool, as_json: bool = False) -> int:
+def _fail(message: str, code: int, debug: bool, as_json: bool) -> int:
     if debug:
         traceback.print_exc()
     message = " ".join(message.split())
@@ -177,10 +172,5 @@ def _fail(message: str, code: int, debug: bool, as_json: bool = False) -> int:
     return code
 
 
-def run() -> NoReturn:
-    """The installed program."""
-    sys.exit(main())
-
-
 if __name__ == "__main__":
-    run()
+    sys.exit(main())

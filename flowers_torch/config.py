@@ -15,17 +15,11 @@ HEAD_VIEWS = 2  # of each image, where only the head trains
 MANY_IMAGES = 20_000  # to train on, beyond which one view is enough
 
 
-def option(
-    default: Any,
-    text: str,
-    within: tuple[float, float] | None = None,
-    choices: Sequence[str] = (),
-) -> Any:
-    """A field with its meaning, and what is allowed: a range, both ends included, or choices."""
-    metadata = {"help": text, "within": within, "choices": tuple(choices)}
-    if callable(default):
-        return dataclasses.field(default_factory=default, metadata=metadata)
-    return dataclasses.field(default=default, metadata=metadata)
+def option(default: Any, text: str, allowed: Sequence[Any] = ()) -> Any:
+    """A field with its meaning, and what is allowed: a range of numbers, both ends included, or choices."""
+    is_range = not any(isinstance(value, str) for value in allowed)
+    metadata = {"help": text, "within": allowed if is_range else (), "choices": () if is_range else tuple(allowed)}
+    return dataclasses.field(metadata=metadata, **{"default_factory" if callable(default) else "default": default})
 
 
 @dataclasses.dataclass
@@ -40,15 +34,13 @@ class Stage:
         " or a list of [parameter pattern, learning-rate multiplier], where 0 freezes",
     )
     optimizer: str = option(
-        "adamw",
-        "optimizer; lbfgs fits a linear head to cached features",
-        choices=("adamw", "adam", "sgd", "rmsprop", "lbfgs"),
+        "adamw", "optimizer; lbfgs fits a linear head to cached features", ("adamw", "adam", "sgd", "rmsprop", "lbfgs")
     )
     lr: float = option(1e-3, "highest learning rate", (1e-12, 1e3))
     schedule: str = option(
         "cosine",
         "learning rate over the stage; cosine falls to 0, plateau is divided by 10 when the loss stalls",
-        choices=("cosine", "constant", "plateau"),
+        ("cosine", "constant", "plateau"),
     )
     warmup_epochs: float = option(0.0, "epochs in which the learning rate rises from 0", (0, 100_000))
     patience: int = option(
@@ -65,7 +57,7 @@ class Stage:
     batch_norm: str = option(
         "trained",
         "layers whose batch norm uses batch statistics; none: running statistics, Keras's training=False",
-        choices=("trained", "all", "none"),
+        ("trained", "all", "none"),
     )
     cached_views: int = option(
         -1,
@@ -73,7 +65,7 @@ class Stage:
         " epoch; -1: 2 where only the head trains",
         (-1, 1000),
     )
-    augment: str = option("light", "augmentation of the training images", choices=AUGMENTATIONS)
+    augment: str = option("light", "augmentation of the training images", AUGMENTATIONS)
     mixup: float = option(0.0, "alpha of mixup, which blends pairs of images; 0: no mixup", (0, 10))
 
     @property
@@ -92,15 +84,12 @@ class Stage:
         return {k: v for k, v in values.items() if not (self.is_fitted and k in RATE_FIELDS)}
 
     def views_to_cache(self, images: int) -> int:
-        """Views of each of so many training images whose features are cached; 0 if the backbone runs.
-
-        Only a stage that trains nothing but the head has such features. Mixup blends images, not features.
-        """
+        """Views of each of so many training images whose features are cached; 0 if the backbone runs."""
+        # Only a stage that trains nothing but the head has such features. Mixup blends images, not features.
         if self.train != "head" or self.mixup or self.batch_norm == "all":
             return 0
-        wanted = self.cached_views
-        if wanted < 0:
-            wanted = HEAD_VIEWS if images <= MANY_IMAGES else 1
+        default = HEAD_VIEWS if images <= MANY_IMAGES else 1
+        wanted = self.cached_views if self.cached_views >= 0 else default
         return wanted if self.is_fitted else min(wanted, self.epochs)
 
 
@@ -118,9 +107,7 @@ class Config:
     data: str = option("flowers17", "folder, archive, table, flowers17 or demo")
     weights: str = option("", "imagenet, offline, none, or a file; empty: imagenet, or none for demo")
     keras_input: str = option(
-        "",
-        "preprocessing of a Keras file's network; empty: as published",
-        choices=("", "caffe", "tf", "torch", "unit"),
+        "", "preprocessing of a Keras file's network; empty: as published", ("", "caffe", "tf", "torch", "unit")
     )
     split: str = option("60/20/20", "percent train/val/test; flowers17: also tutorial, oxford1-oxford3")
     groups: str = option("duplicates", "what stays in one split: duplicates, none, or a CSV file,group")
@@ -131,29 +118,23 @@ class Config:
     resize: str = option(
         "",
         "crop: resize the shorter side, then center crop; stretch: resize both sides; empty: as the network",
-        choices=("", "crop", "stretch"),
+        ("", "crop", "stretch"),
     )
     batch_size: int = option(32, "images per step", (1, 65_536))
     head_hidden: int = option(0, "width of a hidden layer of the head; 0: none", (0, 65_536))
     dropout: float = option(0.0, "dropout of the head's input", (0, 0.99))
     head_norm: bool = option(False, "batch norm of the features before the head")
-    head: str = option(
-        "softmax", "type of head; sigmoid has one output for two classes", choices=("softmax", "sigmoid")
-    )
+    head: str = option("softmax", "type of head; sigmoid has one output for two classes", ("softmax", "sigmoid"))
     model_options: dict[str, Any] = option(dict, "other options of the network, such as alpha of mobilenet")
     label_smoothing: float = option(0.0, "label smoothing of the loss", (0, 0.99))
     class_weights: str = option(
-        "none",
-        "class weights of the loss; balanced gives rare classes more weight",
-        choices=("none", "balanced"),
+        "none", "class weights of the loss; balanced gives rare classes more weight", ("none", "balanced")
     )
     clip_grad: float = option(0.0, "largest norm of the gradient; 0: no clipping", (0, 1e9))
     ema: float = option(0.0, "decay of the moving average of the weights; 0: no average", (0, 0.999999))
     minutes: float = option(0.0, "time limit of the run; 0: none", (0, 1e6))
     precision: str = option(
-        "auto",
-        "arithmetic of the network; auto: the fastest that is accurate",
-        choices=("auto", "fp32", "bf16", "fp16"),
+        "auto", "arithmetic of the network; auto: the fastest that is accurate", ("auto", "fp32", "bf16", "fp16")
     )
     accelerate: str = option("auto", "auto, off, auto+compile, or a list of techniques")
     cache_gib: float = option(2.0, "memory for cached images in GiB; the rest goes to a file", (0, 1e6))
@@ -185,33 +166,25 @@ PATHS: dict[str, tuple[str, ...]] = {
 # What --head-only stands for: a linear head on each image and its mirror image, and nothing else.
 HEAD_ONLY: dict[str, Any] = {
     "stages": [{"name": "head", "train": "head", "optimizer": "lbfgs", "cached_views": 2, "augment": "mirror"}],
-    "head_hidden": 0,
-    "head_norm": False,
-    "dropout": 0.0,
-    "head": "softmax",
+    **{"head_hidden": 0, "head_norm": False, "dropout": 0.0, "head": "softmax"},
 }
 
 
 def with_absolute_paths(config: Config) -> Config:
     """The configuration with paths that hold in every working directory; names such as `demo` stay."""
-    found = {field: getattr(config, field) for field in PATHS}
-    absolute: dict[str, Any] = {field: _absolute(path) for field, path in found.items() if path not in PATHS[field]}
-    return dataclasses.replace(config, **absolute)
-
-
-def _absolute(path: str) -> str:
-    # A link stays a link, so that its target can move. Behind `..` only the target identifies the folder.
-    absolute = Path(path).expanduser().absolute()
-    return str(absolute.resolve() if ".." in absolute.parts else absolute)
+    changes: dict[str, Any] = {}
+    for field, names in PATHS.items():
+        if (path := getattr(config, field)) not in names:
+            # A link stays a link, so that its target can move. Behind `..` only the target identifies the folder.
+            absolute = Path(path).expanduser().absolute()
+            changes[field] = str(absolute.resolve() if ".." in absolute.parts else absolute)
+    return dataclasses.replace(config, **changes)
 
 
 def split_fractions(split: str) -> tuple[float, float, float] | None:
     """Fractions of train, val and test from "60/20/20"; None if the text names a split."""
-    parts = split.split("/")
-    if len(parts) != 3:
-        return None
     try:
-        train, val, test = (float(part) for part in parts)
+        train, val, test = map(float, split.split("/"))
     except ValueError:
         return None
     total = train + val + test

@@ -22,11 +22,11 @@ NAMED_SPLITS = ("tutorial", "oxford1", "oxford2", "oxford3")  # of Flowers-17
 
 
 def load_config(arch: str = "", data: str = "", file: str = "", overrides: dict[str, Any] | None = None) -> Config:
-    """Resolves a configuration.
+    """Resolves a configuration. Without `file`, the data `demo` or else `arch` selects one in `configs/`.
 
     Args:
-        arch: From the flag; selects `configs/<arch>.toml` if there is no file.
-        data: From the flag; `demo` selects `configs/demo.toml` if there is no file.
+        arch: From the flag.
+        data: From the flag.
         file: A TOML file, or the name of one in `configs/`.
         overrides: Dotted field name (`stages.finetune.lr`) to value; wins over the file. `epochs` is a list,
             in the order of the stages.
@@ -71,7 +71,7 @@ def config_folder() -> Path:
 
 def _preset(name: str) -> Path | None:
     # A name from the command line must not reach other folders (`--arch ../../x`).
-    return next((p for p in sorted(config_folder().glob("*.toml")) if p.stem == name), None)
+    return next((path for path in config_folder().glob("*.toml") if path.stem == name), None)
 
 
 def _find_file(file: str) -> Path:
@@ -80,10 +80,8 @@ def _find_file(file: str) -> Path:
         return path
     if preset := _preset(file):
         return preset
-    names = [p.stem for p in sorted(config_folder().glob("*.toml"))]
-    raise UsageError(
-        f"there is no configuration file {printable(file)}", f"give a .toml file or one of {', '.join(names)}"
-    )
+    fix = f"give a .toml file or one of {', '.join(sorted(path.stem for path in config_folder().glob('*.toml')))}"
+    raise UsageError(f"there is no configuration file {printable(file)}", fix)
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -100,13 +98,20 @@ def _override(values: dict[str, Any], key: str, value: Any, problems: list[str])
     table, _, rest = key.partition(".")
     name, _, field = rest.rpartition(".")
     if key == "epochs":
-        _override_epochs(values, value, problems)
-    elif table == "stages" and name:
-        stages = {str(row.get("name", Stage.name)): row for row in _stage_tables(values)}
-        if name in stages:
-            stages[name][field] = copy.deepcopy(value)
+        stages = _stage_tables(values)
+        if not isinstance(value, list):
+            problems.append(f"epochs must be a list, one for each stage, not {printable(repr(value), 60)}")
+        elif len(value) > len(stages):
+            problems.append(f"epochs are given for {len(value)} stages, and there are {len(stages)}")
         else:
-            there = ", ".join(map(printable, stages))
+            for stage, count in zip(stages, value, strict=False):
+                stage["epochs"] = count
+    elif table == "stages" and name:
+        named = {str(row.get("name", Stage.name)): row for row in _stage_tables(values)}
+        if name in named:
+            named[name][field] = copy.deepcopy(value)
+        else:
+            there = ", ".join(map(printable, named))
             problems.append(f"no stage {printable(name, 40)} for {printable(key, 60)} (there are {there})")
     elif table == "model_options" and rest and not name:
         values.setdefault(table, {})[rest] = copy.deepcopy(value)
@@ -114,17 +119,6 @@ def _override(values: dict[str, Any], key: str, value: Any, problems: list[str])
         problems.append(f"no field {key!r}")
     else:
         values[key] = copy.deepcopy(value)  # a later `stages.NAME.lr` must not reach the caller's
-
-
-def _override_epochs(values: dict[str, Any], counts: Any, problems: list[str]) -> None:
-    stages = _stage_tables(values)
-    if not isinstance(counts, list):
-        problems.append(f"epochs must be a list, one for each stage, not {printable(repr(counts), 60)}")
-    elif len(counts) > len(stages):
-        problems.append(f"epochs are given for {len(counts)} stages, and there are {len(stages)}")
-    else:
-        for stage, count in zip(stages, counts, strict=False):
-            stage["epochs"] = count
 
 
 def _stage_tables(values: dict[str, Any]) -> list[dict[str, Any]]:
@@ -147,16 +141,13 @@ def _build(cls: Any, values: Any, where: str, problems: list[str]) -> Any:
             hint = f"did you mean {near[0]}" if near else f"there are {', '.join(fields)}"
             problems.append(f"unknown field {printable(where + key)} ({hint}?)")
         elif key == "stages":
-            rows = value if isinstance(value, list) else [value]
-            made[key] = [_build(Stage, row, f"{_stage_key(row, i)}.", problems) for i, row in enumerate(rows)]
+            made[key] = []
+            for place, row in enumerate(value if isinstance(value, list) else [value]):
+                name = row.get("name", Stage.name) if isinstance(row, dict) else place
+                made[key].append(_build(Stage, row, f"stages.{name}.", problems))
         else:
             made[key] = _typed(value, types_of[key], where + key, problems)
     return cls(**made)
-
-
-def _stage_key(row: Any, place: int) -> str:
-    """How an error names a stage: by its number if it is not a table."""
-    return f"stages.{row.get('name', Stage.name) if isinstance(row, dict) else place}"
 
 
 def _typed(value: Any, kind: Any, name: str, problems: list[str]) -> Any:
@@ -186,21 +177,18 @@ def _check(config: Config, problems: list[str]) -> None:
             if choices and value not in choices:
                 allowed = ", ".join(choice or '""' for choice in choices)
                 problems.append(f"{name} must be one of {allowed}, not {printable(repr(value), 60)}")
+    plain = not (config.head_hidden or config.head_norm or config.dropout or config.head == "sigmoid")
     for stage in config.stages:
-        _check_stage(config, stage, problems)
+        for rule in stage.train if isinstance(stage.train, list) else ():
+            match rule:
+                case [str(), int() | float() as multiplier] if multiplier >= 0:
+                    continue
+            needed = f"[pattern, multiplier >= 0], not {printable(repr(rule), 60)}"
+            problems.append(f"stages.{stage.name}.train needs {needed}")
+        if stage.is_fitted and (stage.train != "head" or not plain):
+            problems.append(f"stages.{stage.name}.optimizer lbfgs needs train = head and a head of one linear layer")
     if split_fractions(config.split) is None and config.split not in NAMED_SPLITS:
         problems.append(f"split must be three fractions such as 60/20/20, not {printable(config.split, 40)}")
-
-
-def _check_stage(config: Config, stage: Stage, problems: list[str]) -> None:
-    for rule in stage.train if isinstance(stage.train, list) else ():
-        match rule:
-            case [str(), int() | float() as multiplier] if multiplier >= 0:
-                continue
-        problems.append(f"stages.{stage.name}.train needs [pattern, multiplier >= 0], not {printable(repr(rule), 60)}")
-    plain = not (config.head_hidden or config.head_norm or config.dropout or config.head == "sigmoid")
-    if stage.is_fitted and (stage.train != "head" or not plain):
-        problems.append(f"stages.{stage.name}.optimizer lbfgs needs train = head and a head of one linear layer")
 
 
 def toml_value(value: Any) -> str:

@@ -297,8 +297,8 @@ def test_invalid_times(text: str) -> None:
 
 def test_the_process_runs_its_exit_handlers(tmp_path: Path) -> None:
     """Profilers and `atexit` work, and the exit code is that of the command."""
-    code = "import atexit, sys; from flowers_torch.cli import run; sys.argv = ['flowers-torch', 'nonsense']; "
-    code += f"atexit.register(open({str(tmp_path / 'cleaned')!r}, 'w').write, 'x'); run()"
+    code = "import atexit, sys; from flowers_torch.cli import main; sys.argv = ['flowers-torch', 'nonsense']; "
+    code += f"atexit.register(open({str(tmp_path / 'cleaned')!r}, 'w').write, 'x'); sys.exit(main())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 2 and "nonsense" in done.stderr
     assert (tmp_path / "cleaned").read_text() == "x"

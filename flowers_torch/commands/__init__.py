@@ -1,12 +1,11 @@
-"""The commands of `flowers-torch`, one file each: `add_arguments(parser)` and `run(args)`.
+"""The commands of `flowers-torch`, one file each: `add_arguments(parser)` and `run(args)`, which returns an
+exit code or None for 0. In --help stand the docstring of the file and its EXAMPLES, if there are any.
 
-The docstring of a command's file is its description in --help. Arguments that several commands take are
-defined here, so they have one name, one meaning and one help text.
+Arguments that several commands take are defined here, so they have one name, one meaning and one help text.
 """
 
 import argparse
-import dataclasses
-import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,8 @@ from flowers_torch.errors import UsageError, printable
 RUN_HELP = "run folder, weights file, name below runs/, or latest"
 
 
-def add_run(parser: argparse.ArgumentParser, name: str = "run", **options: Any) -> None:
-    """Adds the positional argument RUN."""
-    parser.add_argument(name, metavar="RUN", help=RUN_HELP, **options)
+def add_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help=RUN_HELP)
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +27,6 @@ def add_data(parser: argparse.ArgumentParser) -> None:
 
 
 def add_json(parser: Any) -> None:
-    """Adds --json."""
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
@@ -39,16 +36,19 @@ def add_device(parser: argparse.ArgumentParser, batch_size: bool = True, precisi
         parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="photos per batch [32]")
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps [auto]")
     if precision:
-        text = "auto, fp32, bf16 or fp16 [fp32]"
-        parser.add_argument("--precision", default="fp32", metavar="NAME", help=text)
+        parser.add_argument("--precision", default="fp32", metavar="NAME", help="auto, fp32, bf16 or fp16 [fp32]")
 
 
 def add_arch(parser: argparse.ArgumentParser) -> None:
     """Adds a network, its input size and --keras."""
     parser.add_argument("arch", metavar="ARCH", help="a registered network or any timm name")
-    text = "input side in pixels [the network's own]"
-    parser.add_argument("--size", type=int, default=0, metavar="N", help=text)
+    parser.add_argument("--size", type=int, default=0, metavar="N", help="input side in pixels [the network's own]")
     parser.add_argument("--keras", action="store_true", help="layers, names and order of Keras")
+
+
+def add_max_error(parser: argparse.ArgumentParser) -> None:
+    text = "largest error rate of the predictions, such as 2%%; the rest is unsure"
+    parser.add_argument("--max-error", metavar="P", help=text)
 
 
 def check_positive(args: argparse.Namespace, *flags: str) -> None:
@@ -70,19 +70,14 @@ def fraction(text: str, flag: str = "--max-error") -> float:
     return value
 
 
+def warn(text: str) -> None:
+    print(f"flowers-torch: {text}", file=sys.stderr)
+
+
 def print_json(value: Any) -> None:
-    """Prints a value, or a list of dataclasses, as JSON."""
     from flowers_torch.files.atomic import to_json
 
-    if isinstance(value, list):
-        value = [dataclasses.asdict(row) if dataclasses.is_dataclass(row) else row for row in value]  # type: ignore[arg-type]
     print(to_json(value, indent=1))
-
-
-def set_cache(folder: str | None) -> None:
-    """Applies --cache."""
-    if folder:
-        os.environ["FLOWERS_TORCH_CACHE"] = folder
 
 
 def set_allocator(config: Config) -> None:

@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     import numpy as np
 
     from flowers_torch.data.dataset import ImageDataset
-    from flowers_torch.data.quality.inspection import Inspection
-    from flowers_torch.data.quality.report import QualityReport
 
 EXAMPLES = """examples:
   flowers-torch check photos/                       the to-do list
@@ -27,23 +25,18 @@ GROUPS_SHOWN = 3  # of a finding
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags of the check."""
-    parser.epilog = EXAMPLES
     parser.add_argument("data", metavar="DATA", help="folder, archive, table, flowers17 or demo")
-    text = "folder for gallery.html, exclude.csv and check.json"
-    parser.add_argument("--out", type=Path, metavar="DIR", help=text)
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for gallery.html, exclude.csv and check.json")
     add_json(parser)
     parser.add_argument("--run", metavar="RUN", help="run on these photos: find duplicates across its splits")
-    text = "exit with 3 for duplicates across splits or classes too"
-    parser.add_argument("--strict", action="store_true", help=text)
+    parser.add_argument("--strict", action="store_true", help="exit with 3 for duplicates across splits or classes too")
     text = "also find duplicates by features of a run, or of a network with --weights"
     parser.add_argument("--embed", metavar="NET", help=text)
     parser.add_argument("--weights", default="", metavar="NAME", help="weights of NET")
-    text = "processes that decode photos [one per core]"
-    parser.add_argument("--workers", type=int, metavar="N", help=text)
+    parser.add_argument("--workers", type=int, metavar="N", help="processes that decode photos [one per core]")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int | None:
     """Prints the findings; exit code 3 if photos cannot be read, with --strict for any severe finding."""
     if args.weights and not args.embed:
         raise UsageError("--weights needs --embed", "name a network with --embed")
@@ -66,7 +59,8 @@ def run(args: argparse.Namespace) -> int:
         splits, changes = load_split(file, dataset)
         changes.refuse(file, "restore them, or leave out --run")
     inspections = inspect_images(dataset, args.workers, progress=_progress(len(dataset)))
-    features = _features(args.embed, args.weights, dataset, inspections) if args.embed else None
+    readable = [index for index, inspection in enumerate(inspections) if not inspection.error]
+    features = _features(args.embed, args.weights, dataset, readable) if args.embed else None
     result = check_quality(dataset, inspections, splits, features)
     if args.out:
         write_gallery(args.out / "gallery.html", result)
@@ -75,37 +69,32 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json(result.as_json())
     else:
-        _print(result, dataset, args.out)
+        print(f"{printable(dataset.name)}: {len(dataset)} photos of {len(dataset.classes)} classes")
+        for number, finding in enumerate(result.findings, start=1):
+            print(f"{number:3}. [{'!' * finding.severity:3}] {finding.what}; {finding.todo}")
+            for group in finding.groups[:GROUPS_SHOWN]:
+                print(f"           {' = '.join(printable(dataset.paths[i], 80) for i in group)}")
+            if len(finding.groups) > GROUPS_SHOWN:
+                print(f"           and {len(finding.groups) - GROUPS_SHOWN} more")
+        if not result.findings:
+            print("no problems found")
+        if args.out:
+            print(f"gallery  {printable(args.out / 'gallery.html')}")
     severe = [finding for finding in result.findings if finding.severity == 3]
     if not args.strict:
         severe = [finding for finding in severe if finding.kind in ("unreadable", "no_readable_image")]
     if not severe:
-        return 0
+        return None
     exclude = command_line("--exclude", args.out / "exclude.csv" if args.out else "exclude.csv")
-    what = f"{printable(dataset.name)}: {severe[0].what}"
-    error = DataError(what, f"repair them, or leave them out with {exclude}")
+    error = DataError(f"{printable(dataset.name)}: {severe[0].what}", f"repair them, or leave them out with {exclude}")
     if not args.json:
         raise error
     print(f"flowers-torch: error: {error}", file=sys.stderr)  # stdout holds one JSON text
     return error.exit_code
 
 
-def _print(result: "QualityReport", dataset: "ImageDataset", out: Path | None) -> None:
-    print(f"{printable(dataset.name)}: {len(dataset)} photos of {len(dataset.classes)} classes")
-    for number, finding in enumerate(result.findings, start=1):
-        print(f"{number:3}. [{'!' * finding.severity:3}] {finding.what}; {finding.todo}")
-        for group in finding.groups[:GROUPS_SHOWN]:
-            print(f"           {' = '.join(printable(dataset.paths[i], 80) for i in group)}")
-        if len(finding.groups) > GROUPS_SHOWN:
-            print(f"           and {len(finding.groups) - GROUPS_SHOWN} more")
-    if not result.findings:
-        print("no problems found")
-    if out:
-        print(f"gallery  {printable(out / 'gallery.html')}")
-
-
-def _features(name: str, weights: str, dataset: "ImageDataset", inspections: "Sequence[Inspection]") -> "np.ndarray":
-    """A row for each image; zeros for those that cannot be read."""
+def _features(name: str, weights: str, dataset: "ImageDataset", readable: list[int]) -> "np.ndarray":
+    """A row for each image; zeros for those that are not readable."""
     import numpy as np
 
     from flowers_torch.deploy.features import image_features, open_network
@@ -114,7 +103,6 @@ def _features(name: str, weights: str, dataset: "ImageDataset", inspections: "Se
 
     model, preprocessing, loaded = open_network(name if weights else str(find_run(name)), weights)
     print(loaded, file=sys.stderr)
-    readable = [index for index, inspection in enumerate(inspections) if not inspection.error]
     paths = [dataset.root / dataset.paths[index] for index in readable]
     runtime, progress = choose_runtime("auto", "fp32"), _progress(len(readable))
     found = image_features(model, preprocessing, paths, runtime, progress=progress)

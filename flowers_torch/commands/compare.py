@@ -1,54 +1,36 @@
 """Compare finished runs on the test photos that they share: paired tests, differences, time, size."""
 
 import argparse
-import dataclasses
-from typing import TYPE_CHECKING
 
 from flowers_torch.commands import RUN_HELP, add_json, print_json
 from flowers_torch.errors import printable
-
-if TYPE_CHECKING:
-    from flowers_torch.runs.compare import RunComparison
 
 SHOWN = 10  # photos that are printed; --json has all
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags of comparison."""
     parser.add_argument("runs", nargs="+", metavar="RUN", help=f"two or more: {RUN_HELP}")
     add_json(parser)
 
 
-def run(args: argparse.Namespace) -> int:
-    """Prints a row for each run and a verdict for each pair."""
+def run(args: argparse.Namespace) -> None:
     from flowers_torch.runs.compare import compare_runs
     from flowers_torch.runs.folder import find_run_folder
 
     found = compare_runs([find_run_folder(name) for name in args.runs])
+    runs = found.runs
     if args.json:
-        pairs = [
-            {"first": found.runs[i].run, "second": found.runs[j].run, **dataclasses.asdict(pair)}
-            for i, j, pair in found.pairs
-        ]
-        runs = [dataclasses.asdict(row) for row in found.runs]
-        print_json({"images": found.images, "runs": runs, "pairs": pairs})
-    else:
-        _print(found)
-    return 0
-
-
-def _print(found: "RunComparison") -> None:
-    names = [printable(row.run, 60) for row in found.runs]
-    print(f"{found.images} test photos in common (of {', '.join(str(row.own_images) for row in found.runs)})")
+        pairs = [{"first": runs[i].run, "second": runs[j].run, **vars(pair)} for i, j, pair in found.pairs]
+        print_json({"images": found.images, "runs": [vars(row) for row in runs], "pairs": pairs})
+        return
+    names = [printable(row.run, 60) for row in runs]
+    print(f"{found.images} test photos in common (of {', '.join(str(row.own_images) for row in runs)})")
     width = max(map(len, names))
     print(f"  {'run':{width}} accuracy 95% interval    loss   time       size")
-    for name, row in zip(names, found.runs, strict=True):
-        low, high = row.interval_95
+    for name, row in zip(names, runs, strict=True):
+        accuracy = f"{row.accuracy:8.4f} {row.interval_95[0]:.3f} .. {row.interval_95[1]:.3f}"
         size = "-" if row.megabytes is None else f"{row.megabytes:.1f} MB"
-        print(
-            f"  {name:{width}} {row.accuracy:8.4f} {low:.3f} .. {high:.3f} "
-            f"{row.loss:7.4f} {row.training_seconds:6.0f} s {size:>10}"
-        )
+        print(f"  {name:{width}} {accuracy} {row.loss:7.4f} {row.training_seconds:6.0f} s {size:>10}")
     for i, j, pair in found.pairs:
         low, high = pair.interval
         gain = (pair.second_correct - pair.first_correct) / pair.images

@@ -3,7 +3,7 @@
 import argparse
 import contextlib
 
-from flowers_torch.commands import add_json, print_json, set_allocator, set_allocator_of_run, set_cache, train
+from flowers_torch.commands import add_json, print_json, set_allocator, set_allocator_of_run, train
 from flowers_torch.config_file import load_config
 from flowers_torch.errors import UsageError
 
@@ -15,8 +15,6 @@ EXAMPLES = """examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags of a configuration and those of the folds."""
-    parser.epilog = EXAMPLES
     train.add_config(parser)
     parser.add_argument("--folds", type=int, default=5, metavar="N", help="number of folds [5]")
     parser.add_argument("--repeats", type=int, default=1, metavar="N", help="times that folds are drawn [1]")
@@ -26,16 +24,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
 
 
-def run(args: argparse.Namespace) -> int:
-    """Trains and tests all folds."""
+def run(args: argparse.Namespace) -> None:
     for flag, value, low, high in (("--folds", args.folds, 3, 100), ("--repeats", args.repeats, 1, 100)):
         if not low <= value <= high:
             raise UsageError(f"{flag} {value} is out of range", f"use {low} .. {high}")
-    set_cache(args.cache)
     changes = train.overrides(args)
     if args.resume and (changes or args.arch or args.config):
-        what = "--resume uses the configuration of its folder"
-        raise UsageError(what, "give --resume FOLDER, and --data if the photos have moved")
+        fix = "give --resume FOLDER, and --data if the photos have moved"
+        raise UsageError("--resume uses the configuration of its folder", fix)
     config = None if args.resume else load_config(args.arch, args.data, args.config, changes)
 
     from flowers_torch.log import console
@@ -52,4 +48,3 @@ def run(args: argparse.Namespace) -> int:
             summary = cross_validate(config, args.folds, args.repeats, args.out, args.command)
     if args.json:
         print_json(summary)
-    return 0

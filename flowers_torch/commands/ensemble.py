@@ -4,25 +4,16 @@ The validation photos choose; the test result of each is shown.
 """
 
 import argparse
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from flowers_torch.commands import RUN_HELP, add_data, add_device, add_json, print_json
+from flowers_torch.commands import RUN_HELP, add_data, add_device, add_json, print_json, warn
 from flowers_torch.errors import UsageError, printable
-
-if TYPE_CHECKING:
-    from flowers_torch.evaluation.metrics import Scores
-    from flowers_torch.runs.ensemble import Ensembles
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags of the ensemble."""
-    text = f"two or more: {RUN_HELP}; or one cross-validation"
-    parser.add_argument("runs", nargs="+", metavar="RUN", help=text)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help=f"two or more: {RUN_HELP}; or one cross-validation")
     add_data(parser)
-    text = "other labeled photos to evaluate on"
-    parser.add_argument("--evaluate-on", dest="other", metavar="DATA", help=text)
+    parser.add_argument("--evaluate-on", dest="other", metavar="DATA", help="other labeled photos to evaluate on")
     parser.add_argument("--out", type=Path, metavar="FILE", help="file for the best averaged weights")
     text = "average the predictions only, which takes no time"
     parser.add_argument("--no-weights", action="store_true", help=text)
@@ -30,8 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_device(parser, batch_size=False)
 
 
-def run(args: argparse.Namespace) -> int:
-    """Prints a row for each ensemble of the runs."""
+def run(args: argparse.Namespace) -> None:
     if args.out and (args.no_weights or args.other):
         what = "--out needs averaged weights, which are chosen on validation photos"
         raise UsageError(what, "leave out --no-weights and --evaluate-on")
@@ -45,22 +35,14 @@ def run(args: argparse.Namespace) -> int:
     if len(folders) < 2:
         raise UsageError("ensemble needs two runs or more", "name another run")
     if args.other:
-        scores, known = ensemble.evaluate_ensembles(folders, args.other, not args.no_weights, args.device)
-        _print_evaluated(scores, known, args.json)
-        return 0
+        _evaluate(folders, args)
+        return
     found = ensemble.score_ensembles(folders, not args.no_weights, args.device, args.moved)
     chosen = ensemble.save_averaged(found, folders, args.out) if args.out else None
     if args.json:
         rows = [ensemble.candidate_dict(candidate) for candidate in found.candidates]
         print_json({"val": found.val, "test": found.test, "best": found.best.name, "candidates": rows})
-        return 0
-    _print(found)
-    if chosen:
-        print(f"model    {printable(args.out)}: {chosen.name}")
-    return 0
-
-
-def _print(found: "Ensembles") -> None:
+        return
     print(f"{found.val} validation and {found.test} test photos in common")
     width = max(len(printable(one.name, 70)) for one in found.candidates)
     print(f"  {'':{width}}  val loss      acc  test loss      acc")
@@ -69,14 +51,18 @@ def _print(found: "Ensembles") -> None:
         print(f"{'*' if one is found.best else ' '} {printable(one.name, 70):{width}}  {val}   {test}")
     different = "; the networks differ, so their weights are not averaged"
     print(f"* best on validation{'' if found.alike else different}")
+    if chosen:
+        print(f"model    {printable(args.out)}: {chosen.name}")
 
 
-def _print_evaluated(scores: dict[str, "Scores"], known: int, as_json: bool) -> None:
+def _evaluate(folders: list[Path], args: argparse.Namespace) -> None:
+    from flowers_torch.runs.ensemble import evaluate_ensembles
+
+    scores, known = evaluate_ensembles(folders, args.other, not args.no_weights, args.device)
     photos = next(iter(scores.values())).images
     if known:
-        text = f"{known} of these {photos} photos trained a run or chose its weights"
-        print(f"flowers-torch: {text}, so the result is too good", file=sys.stderr)
-    if as_json:
+        warn(f"{known} of these {photos} photos trained a run or chose its weights, so the result is too good")
+    if args.json:
         rows = [
             {"name": name, "accuracy": one.accuracy, "interval_95": list(one.interval()), "loss": one.loss}
             for name, one in scores.items()
@@ -87,5 +73,4 @@ def _print_evaluated(scores: dict[str, "Scores"], known: int, as_json: bool) -> 
     print(f"{photos} photos\n{'':{width}}    loss      acc   95% interval")
     for name, one in scores.items():
         low, high = one.interval()
-        values = f"{one.loss:6.4f}   {one.accuracy:.4f}   {low:.3f} .. {high:.3f}"
-        print(f"{printable(name, 70):{width}}  {values}")
+        print(f"{printable(name, 70):{width}}  {one.loss:6.4f}   {one.accuracy:.4f}   {low:.3f} .. {high:.3f}")

@@ -1,33 +1,23 @@
 """Measure a trained model on labeled photos: accuracy and more, with 95% intervals."""
 
 import argparse
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from flowers_torch.commands import add_data, add_device, add_json, add_run, check_positive, print_json
+from flowers_torch.commands import add_data, add_device, add_json, add_run, check_positive, print_json, warn
 from flowers_torch.errors import UsageError, printable
-
-if TYPE_CHECKING:
-    from flowers_torch.runs.evaluate import Evaluation
 
 EXAMPLES = """examples:
   flowers-torch evaluate runs/photos-inception_v3-1                   its own test photos again
   flowers-torch evaluate runs/photos-inception_v3-1 other_photos/     folders named after the classes
   flowers-torch evaluate runs/photos-inception_v3-1 --tta auto        do several views of a photo help?
 """
-SPLITS = ("train", "val", "test")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags of evaluation."""
-    parser.epilog = EXAMPLES
     add_run(parser)
-    text = "other labeled photos [the test photos of the run]"
-    parser.add_argument("other", nargs="?", metavar="DATA", help=text)
+    parser.add_argument("other", nargs="?", metavar="DATA", help="other labeled photos [the test photos of the run]")
     add_data(parser)
-    text = "train, val or test [test; all other photos]"
-    parser.add_argument("--subset", default="", metavar="NAME", help=text)
+    parser.add_argument("--subset", default="", metavar="NAME", help="train, val or test [test; all other photos]")
     text = "test-time augmentation: auto, flip, scales, crop5, ... [none]"
     parser.add_argument("--tta", default="none", metavar="VIEWS", help=text)
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for metrics.json and predictions.csv")
@@ -36,15 +26,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_device(parser)
 
 
-def run(args: argparse.Namespace) -> int:
-    """Prints accuracy with its interval, averages, and each class; with --json everything."""
+def run(args: argparse.Namespace) -> None:
     check_positive(args, "batch-size")
-    if args.subset not in ("", *SPLITS):
+    if args.subset not in ("", "train", "val", "test"):
         raise UsageError(f"--subset {printable(args.subset)} is not a valid split", "use train, val or test")
     if args.moved and args.other:
         raise UsageError("--data applies only to the photos of the run", "leave out one of the two")
 
     from flowers_torch.evaluation.evaluate import VIEWS
+    from flowers_torch.evaluation.metrics import describe_scores, describe_small_classes
     from flowers_torch.files.atomic import write_csv, write_json
     from flowers_torch.log import console
     from flowers_torch.runs.evaluate import evaluate_data, evaluate_run, rewrite_results
@@ -58,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
             raise UsageError("--save tests the run as training does", "leave out the other flags")
         with console():
             rewrite_results(find_run_folder(args.run), args.device, args.moved)
-        return 0
+        return
     path = find_run(args.run)
     options = {"views": args.tta, "device": args.device, "batch_size": args.batch_size}
     if args.other:
@@ -68,40 +58,30 @@ def run(args: argparse.Namespace) -> int:
     else:
         raise UsageError("a weights file has no test photos", "name labeled photos after it")
     if found.known:
-        text = f"{found.known} of these {len(found.rows)} photos trained the model or chose its weights"
-        print(f"flowers-torch: {text}, so the result is too good", file=sys.stderr)
+        known = f"{found.known} of these {len(found.rows)} photos trained the model or chose its weights"
+        warn(f"{known}, so the result is too good")
     report = {"model": str(path), **found.to_dict()}
     if args.out:
         write_json(args.out / "metrics.json", report)
         write_csv(args.out / "predictions.csv", found.rows)
     if args.json:
         print_json(report)
-    else:
-        _print(found)
-    return 0
-
-
-def _print(found: "Evaluation") -> None:
-    from flowers_torch.evaluation.metrics import describe_scores, describe_small_classes
-
+        return
     scores, classes = found.scores, found.classes
     print(describe_scores(scores, classes, "result"))
     for name, tried in found.validation.items():
         print(f"views    {name}: validation accuracy {tried.accuracy:.4f}, loss {tried.loss:.4f}")
-    if one := found.one_view:
-        print(f"views    {found.views}: accuracy {scores.accuracy:.4f}, loss {scores.loss:.4f}")
-        print(f"views    none: accuracy {one.accuracy:.4f}, loss {one.loss:.4f}")
+    if found.one_view:
+        for name, one in ((found.views, scores), ("none", found.one_view)):
+            print(f"views    {name}: accuracy {one.accuracy:.4f}, loss {one.loss:.4f}")
     k = min(len(scores.in_top), 3)
-    print(
-        f"more     top-{k} {scores.in_top[k - 1] / scores.images:.4f}, "
-        f"macro F1 {scores.averages()['macro']['f1']:.4f}, "
-        f"Brier {scores.brier:.4f}, calibration error {scores.calibration_error:.4f}"
-    )
+    top = f"top-{k} {scores.in_top[k - 1] / scores.images:.4f}, macro F1 {scores.averages()['macro']['f1']:.4f}"
+    print(f"more     {top}, Brier {scores.brier:.4f}, calibration error {scores.calibration_error:.4f}")
     width = min(40, max(len(printable(name, 40)) for name in classes))
     print(f"  {'class':{width}} photos precision recall    F1")
-    for name, photos, precision, recall, f1 in zip(classes, *scores.by_class().values(), strict=True):
+    columns = (column.tolist() for column in scores.by_class().values())
+    for name, photos, *values in zip(classes, *columns, strict=True):
         if photos:
-            values = f"{int(photos):6} {float(precision):9.3f} {float(recall):6.3f} {float(f1):5.3f}"
-            print(f"  {printable(name, 40):{width}} {values}")
+            print(f"  {printable(name, 40):{width}} {photos:6.0f} {'{:9.3f} {:6.3f} {:5.3f}'.format(*values)}")
     if warning := describe_small_classes(scores, classes):
         print(f"note     {warning}")

@@ -11,12 +11,10 @@ from flowers_torch.errors import UsageError, printable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags of feature extraction."""
     parser.add_argument("model", metavar="RUN", help=f"{RUN_HELP}; with --weights a network")
     parser.add_argument("photos", nargs="+", metavar="PHOTO", help="files, folders or globs")
     parser.add_argument("--out", required=True, metavar="FILE", help=".npz or .safetensors")
-    text = "of a network: imagenet, offline, none or a file"
-    parser.add_argument("--weights", default="", metavar="NAME", help=text)
+    parser.add_argument("--weights", default="", metavar="NAME", help="of a network: imagenet, offline, none or a file")
     text = "preprocessing of a Keras file: caffe, tf, torch or unit"
     parser.add_argument("--keras-input", default="", metavar="NAME", help=text)
     text = "a name from `flowers-torch layers` [the last feature map]"
@@ -25,10 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_device(parser)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """Computes and writes the features; exit code 3 if a photo cannot be read."""
-    import os
-
     from flowers_torch.deploy.classifier import find_files
     from flowers_torch.deploy.features import image_features, open_network
     from flowers_torch.files.atomic import atomic_write
@@ -48,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     runtime = choose_runtime(args.device, "fp32")
     pooling = "" if args.pooling == "none" else args.pooling
     result = image_features(model, preprocessing, photos, runtime, args.layer, pooling, args.batch_size)
-    names = [os.fspath(photo) for photo in photos]
+    names = [str(photo) for photo in photos]
     if out.suffix == ".npz":
         import numpy as np
 
@@ -58,4 +54,3 @@ def run(args: argparse.Namespace) -> int:
         metadata = {"photos": names, "layer": args.layer, "pooling": pooling, "model": args.model}
         safe_save({"features": result}, out, metadata)
     print(f"features {' x '.join(map(str, result.shape))} of {len(photos)} photos in {printable(out)}")
-    return 0

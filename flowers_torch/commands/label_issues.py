@@ -13,14 +13,12 @@ SHOWN = 10  # label issues that are printed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the run."""
     add_run(parser)
     add_data(parser)
     add_json(parser)
 
 
-def run(args: argparse.Namespace) -> int:
-    """Prints the learning curve and the most likely label issues."""
+def run(args: argparse.Namespace) -> None:
     from flowers_torch.report.run_summary import LABEL_ISSUES_FILE
     from flowers_torch.runs.experiment import Experiment
     from flowers_torch.runs.folder import find_run_folder
@@ -32,10 +30,9 @@ def run(args: argparse.Namespace) -> int:
     path = write_run_report(experiment, model, experiment.info)
     if args.json:
         print_json(found)
-        return 0
+        return
     for point in found["curve"]:
-        interval = f"{point['low']:.3f} .. {point['high']:.3f}"
-        print(f"curve    {point['images']:6} photos: accuracy {point['accuracy']:.4f} ({interval})")
+        print("curve    {images:6} photos: accuracy {accuracy:.4f} ({low:.3f} .. {high:.3f})".format_map(point))
     print(f"curve    {found['more_photos']}")
     issues = found["label_issues"]
     print(f"labels   {len(issues)} of {found['images']} photos look like another class")
@@ -46,4 +43,3 @@ def run(args: argparse.Namespace) -> int:
     if len(issues) > SHOWN:
         print(f"  and {len(issues) - SHOWN} more in {LABEL_ISSUES_FILE}")
     print(f"report   {printable(path)}")
-    return 0

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from flowers_torch.commands import set_allocator, set_cache, train
+from flowers_torch.commands import set_allocator, train
 from flowers_torch.config_file import load_config
 from flowers_torch.errors import UsageError, printable
 from flowers_torch.shell import command_line
@@ -15,14 +15,11 @@ EXAMPLES = """examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags of a configuration and those of the sweep."""
-    parser.epilog = EXAMPLES
     train.add_config(parser)
     _add_sweep(parser)
 
 
 def _add_sweep(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags that training does not have."""
     parser.add_argument("--stage", metavar="NAME", help="stage to train, such as head [the last one]")
     parser.add_argument("--lowest", type=float, default=1e-6, metavar="LR", help="first rate [1e-6]")
     parser.add_argument("--highest", type=float, default=1.0, metavar="LR", help="last rate [1]")
@@ -30,17 +27,14 @@ def _add_sweep(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--plot", metavar="FILE", help="SVG file for a chart of loss over rate")
 
 
-def run(args: argparse.Namespace) -> int:
-    """Prints the suggested rate with its reason."""
+def run(args: argparse.Namespace) -> None:
     if not 0 < args.lowest < args.highest <= 1e3:
-        what = f"--lowest {args.lowest:g} --highest {args.highest:g} is not a valid range"
-        raise UsageError(what, "use 1e-6 and 1")
+        raise UsageError(f"--lowest {args.lowest:g} --highest {args.highest:g} is not a valid range", "use 1e-6 and 1")
     if not 10 <= args.steps <= 10_000:
         raise UsageError(f"--steps {args.steps} is out of range", "use 10 .. 10000")
     if args.plot and not args.plot.endswith(".svg"):
         what = f"--plot {printable(args.plot)} is not a valid file name: expected .svg"
         raise UsageError(what, "name a file that ends in .svg")
-    set_cache(args.cache)
     config = load_config(args.arch, args.data, args.config, train.overrides(args))
 
     from flowers_torch.files.atomic import write_text
@@ -55,18 +49,10 @@ def run(args: argparse.Namespace) -> int:
         sweep = find_learning_rate(config, number, args.lowest, args.highest, args.steps)
     print(f"rate     {sweep.suggestion:g}: {sweep.reason}; now {stage.lr:g}")
     if args.plot:
-        write_text(
-            Path(args.plot).expanduser(),
-            standalone(sweep_chart(sweep.rates, sweep.losses, sweep.suggestion)),
-        )
+        write_text(Path(args.plot).expanduser(), standalone(sweep_chart(sweep.rates, sweep.losses, sweep.suggestion)))
         print(f"plot     {printable(args.plot)}")
+    sweep_flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    _add_sweep(sweep_flags)
+    others = sweep_flags.parse_known_args(args.command[2:])[1]
     rate = ("--set", f"stages.{stage.name}.lr={sweep.suggestion:g}")
-    print(f"next     {command_line('flowers-torch', 'train', *_of_training(args.command[2:]), *rate)}")
-    return 0
-
-
-def _of_training(arguments: list[str]) -> list[str]:
-    """The arguments without those of the sweep."""
-    sweep = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    _add_sweep(sweep)
-    return sweep.parse_known_args(arguments)[1]
+    print(f"next     {command_line('flowers-torch', 'train', *others, *rate)}")

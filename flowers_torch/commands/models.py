@@ -12,17 +12,14 @@ from flowers_torch.errors import UsageError, printable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags of the list."""
     text = "part of the name, or a glob such as 'res*50'"
     parser.add_argument("pattern", nargs="?", default="", metavar="PATTERN", help=text)
     parser.add_argument("--keras", action="store_true", help="only the networks of keras.applications")
-    text = "timm's networks too; a pattern always searches them"
-    parser.add_argument("--timm", action="store_true", help=text)
+    parser.add_argument("--timm", action="store_true", help="timm's networks too; a pattern always searches them")
     add_json(parser)
 
 
-def run(args: argparse.Namespace) -> int:
-    """Prints a line for each network."""
+def run(args: argparse.Namespace) -> None:
     import fnmatch
 
     from flowers_torch.models.registry import REGISTRY, list_models
@@ -37,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"no network matches {printable(args.pattern)!r}", "leave out the pattern")
     if args.json:
         print_json([_row(name) for name in names])
-        return 0
+        return
     width = max(map(len, names))
     head = f"{'name':{width}} {'parameters':>12} {'size':>5} {'min':>4}  {'mean':20}{'std':20}"
     print(f"{head}{'license':18}keras")
@@ -47,7 +44,6 @@ def run(args: argparse.Namespace) -> int:
         numbers = f"{row['parameters']:>12,} {row['size']:>5} {row['min_size']:>4}"
         line = f"{name:{width}} {numbers}  {mean:20}{std:20}{row['license'] or '-':18}{row['keras']}"
         print(line.rstrip(), flush=True)
-    return 0
 
 
 def _row(name: str) -> dict[str, Any]:

@@ -8,13 +8,11 @@ from flowers_torch.errors import printable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the run and the folder."""
     add_run(parser)
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write [packed/ beside the weights]")
 
 
-def run(args: argparse.Namespace) -> int:
-    """Writes the folder and prints its files."""
+def run(args: argparse.Namespace) -> None:
     from flowers_torch.deploy.pack import pack
     from flowers_torch.runs.folder import find_run
 
@@ -22,4 +20,3 @@ def run(args: argparse.Namespace) -> int:
     folder = args.out or (model if model.is_dir() else model.parent) / "packed"
     for path in pack(model, folder.expanduser()):
         print(f"pack     {printable(path)}, {path.stat().st_size:,} bytes")
-    return 0

@@ -8,13 +8,11 @@ from flowers_torch.errors import printable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the network and the file."""
     add_arch(parser)
     parser.add_argument("out", metavar="OUT", help="SVG file to write")
 
 
-def run(args: argparse.Namespace) -> int:
-    """Writes the drawing."""
+def run(args: argparse.Namespace) -> None:
     from flowers_torch.models.factory import create_meta_model
     from flowers_torch.models.inspect.plot import plot
     from flowers_torch.models.inspect.summary import layer_rows
@@ -23,4 +21,3 @@ def run(args: argparse.Namespace) -> int:
     rows = layer_rows(model, size, args.keras)
     plot(rows, Path(args.out).expanduser(), f"{args.arch}, {size}x{size}")
     print(f"{len(rows)} layers drawn in {printable(args.out)}")
-    return 0

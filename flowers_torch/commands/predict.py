@@ -6,11 +6,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flowers_torch.commands import add_device, add_json, add_run, check_positive, fraction, print_json
+from flowers_torch.commands import add_device, add_json, add_max_error, add_run, check_positive, fraction, print_json
 from flowers_torch.errors import DataError, UsageError, printable
 
 if TYPE_CHECKING:
-    from flowers_torch.deploy.classifier import Classifier, ImageSource, Prediction
+    from flowers_torch.deploy.classifier import Prediction
 
 EXAMPLES = """examples:
   flowers-torch predict runs/photos-inception_v3-1 new.jpg --top 3
@@ -20,26 +20,17 @@ EXAMPLES = """examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags of prediction."""
-    parser.epilog = EXAMPLES
     add_run(parser)
     parser.add_argument("photos", nargs="+", metavar="PHOTO", help="files, folders, globs or URLs")
     parser.add_argument("--top", type=int, default=1, metavar="K", help="classes per photo [1]")
     add_max_error(parser)
-    text = "folder with a subfolder of links for each class"
-    parser.add_argument("--sort-into", type=Path, metavar="DIR", help=text)
+    parser.add_argument("--sort-into", type=Path, metavar="DIR", help="folder with a subfolder of links for each class")
     text = "folder for images that show where the network looked"
     parser.add_argument("--gradcam", type=Path, metavar="DIR", help=text)
     form = parser.add_mutually_exclusive_group()
     add_json(form)
     form.add_argument("--csv", action="store_true", help="print a CSV table")
     add_device(parser, precision=True)
-
-
-def add_max_error(parser: argparse.ArgumentParser) -> None:
-    """Adds --max-error."""
-    text = "largest error rate of the predictions, such as 2%%; the rest is unsure"
-    parser.add_argument("--max-error", metavar="P", help=text)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -49,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
 
     from flowers_torch.deploy.classifier import Classifier, find_inputs
     from flowers_torch.deploy.sort import check_folder, sort_into
+    from flowers_torch.files.atomic import atomic_write
     from flowers_torch.log import bar
     from flowers_torch.runs.folder import find_run
     from flowers_torch.training.device import choose_runtime
@@ -60,14 +52,11 @@ def run(args: argparse.Namespace) -> int:
     classes = len(classifier.info.classes)
     if args.top > classes:
         raise UsageError(f"--top {args.top}: the model has {classes} classes", f"use --top {classes}")
-    confidence = 0.0
-    if max_error is not None:
-        threshold = classifier.threshold(max_error)
-        confidence = threshold.probability
+    threshold = classifier.threshold(max_error) if max_error is not None else None
+    if threshold:
         print(f"flowers-torch: {threshold.describe()}", file=sys.stderr)
-
-    failed = 0
-    rows: list[dict[str, Any]] = []
+    confidence = threshold.probability if threshold else 0.0
+    failed, rows = 0, list[dict[str, Any]]()
     table = csv.writer(sys.stdout, lineterminator="\n")
     if args.csv:
         table.writerow(["file", "rank", "class", "probability", "reason", "error"])
@@ -79,7 +68,11 @@ def run(args: argparse.Namespace) -> int:
             if args.sort_into:
                 extra["sorted"] = str(sort_into(args.sort_into, prediction))
             if args.gradcam and not prediction.error:
-                extra["gradcam"] = str(_explain(classifier, photo, args.gradcam, number))
+                path = args.gradcam / f"{number:04d}-{Path(str(photo)).stem[:80]}.jpg"
+                heatmap = classifier.explain(photo)
+                with atomic_write(path) as file:
+                    heatmap.save(file, "JPEG", quality=90)
+                extra["gradcam"] = str(path)
             if args.json:
                 rows.append(prediction.to_dict() | extra)
             elif args.csv:
@@ -87,23 +80,13 @@ def run(args: argparse.Namespace) -> int:
             elif prediction.error:
                 meter.write(f"flowers-torch: {prediction.error}", file=sys.stderr)
             else:
-                meter.write(_to_text(prediction, abstains=max_error is not None), file=sys.stdout)
+                meter.write(_to_text(prediction, abstains=threshold is not None), file=sys.stdout)
             meter.update()
     if args.json:
         print_json(rows)
     if failed:
         print(f"flowers-torch: {failed} of {len(photos)} photos could not be read", file=sys.stderr)
     return DataError.exit_code if failed else 0  # guard: K08
-
-
-def _explain(classifier: "Classifier", source: "ImageSource", folder: Path, number: int) -> Path:
-    from flowers_torch.files.atomic import atomic_write
-
-    image = classifier.explain(source)
-    path = folder / f"{number:04d}-{Path(str(source)).stem[:80]}.jpg"
-    with atomic_write(path) as file:
-        image.save(file, "JPEG", quality=90)
-    return path
 
 
 def _to_text(prediction: "Prediction", abstains: bool) -> str:
@@ -117,8 +100,5 @@ def _to_text(prediction: "Prediction", abstains: bool) -> str:
 def _to_rows(prediction: "Prediction") -> list[list[object]]:
     if prediction.error:
         return [[prediction.file, "", "", "", "", prediction.error]]
-    pairs = zip(prediction.classes, prediction.probabilities, strict=True)
-    return [
-        [prediction.file, rank, name, f"{p:.6f}", prediction.reason, ""]
-        for rank, (name, p) in enumerate(pairs, start=1)
-    ]
+    pairs = enumerate(zip(prediction.classes, prediction.probabilities, strict=True), start=1)
+    return [[prediction.file, rank, name, f"{p:.6f}", prediction.reason, ""] for rank, (name, p) in pairs]

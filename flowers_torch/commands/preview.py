@@ -14,25 +14,16 @@ EXAMPLES = """examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags of the preview."""
-    parser.epilog = EXAMPLES
     parser.add_argument("data", metavar="DATA", help="folder, archive, table, flowers17, demo, or one photo")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder for the images and contact_sheet.jpg")
     parser.add_argument("--n", type=int, default=20, metavar="N", help="number of variants [20]")
-    text = "augmentation of a stage, or tutorial [crop]"
-    parser.add_argument("--augment", default="crop", metavar="NAME", help=text)
+    parser.add_argument("--augment", default="crop", metavar="NAME", help="augmentation of a stage, or tutorial [crop]")
     parser.add_argument("--size", type=int, default=224, metavar="N", help="side of the images in pixels [224]")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the augmentation [0]")
 
 
-def run(args: argparse.Namespace) -> int:
-    """Writes the images; each row of the contact sheet is a photo and its variants."""
-    from flowers_torch.data.augment.preview import (
-        PREVIEW_AUGMENTATIONS,
-        contact_sheet,
-        sample_by_class,
-        variants,
-    )
+def run(args: argparse.Namespace) -> None:
+    from flowers_torch.data.augment.preview import PREVIEW_AUGMENTATIONS, contact_sheet, sample_by_class, variants
     from flowers_torch.data.images import is_image_name, load_image
     from flowers_torch.data.loading.loaders import derived_seed
     from flowers_torch.data.sources.open import open_dataset
@@ -66,4 +57,3 @@ def run(args: argparse.Namespace) -> int:
     with atomic_write(args.out / "contact_sheet.jpg") as file:
         contact_sheet(sheet).save(file, "JPEG", quality=90)
     print(f"{sum(count for _, count in rows)} images in {printable(args.out)}, all on contact_sheet.jpg")
-    return 0

@@ -5,14 +5,10 @@ The accuracy is cross-validated over the training and validation photos; the tes
 
 import argparse
 
-from flowers_torch.commands import add_json, print_json, set_allocator, set_cache, train
+from flowers_torch.commands import add_json, print_json, set_allocator, train
 from flowers_torch.config_file import load_config
 from flowers_torch.errors import UsageError
 
-FLAGS = (
-    *("weights", "split", "groups", "exclude", "size", "batch-size", "seed"),
-    *("precision", "accelerate", "device", "workers", "threads"),
-)
 EXAMPLES = """examples:
   flowers-torch rank my_photos/ --arch inception_v3,resnet50,tf_efficientnet_lite0
   flowers-torch rank my_photos/ --arch tf_efficientnet_lite0 --weights offline --json
@@ -20,22 +16,17 @@ EXAMPLES = """examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the photos, the networks and the flags of a configuration that matter here."""
-    parser.epilog = EXAMPLES
     parser.add_argument("data", metavar="DATA", help="folder, archive, table, flowers17 or demo")
-    text = "registered networks or timm names"
-    parser.add_argument("--arch", required=True, metavar="A,B,C", help=text)
-    train.add_fields(parser, FLAGS)
+    parser.add_argument("--arch", required=True, metavar="A,B,C", help="registered networks or timm names")
+    train.add_fields(parser, [flag for flag in train.FLAGS if flag != "keras-input"])
     parser.add_argument("--cache", metavar="DIR", help="folder for downloads and features")
     add_json(parser)
 
 
-def run(args: argparse.Namespace) -> int:
-    """Prints the networks, the best first."""
+def run(args: argparse.Namespace) -> None:
     archs = [name for name in args.arch.split(",") if name]
     if not archs:
         raise UsageError("--arch names no network", "give a list such as --arch resnet50,inception_v3")
-    set_cache(args.cache)
     config = load_config("", args.data, "", train.field_changes(args))
 
     from flowers_torch.log import console
@@ -45,8 +36,8 @@ def run(args: argparse.Namespace) -> int:
         set_allocator(config)
         found = rank_models(config, archs)
     if args.json:
-        print_json(found)
-        return 0
+        print_json([vars(candidate) for candidate in found])
+        return
     width = max(len(candidate.arch) for candidate in found)
     print(f"{'network':{width}}  accuracy  95% interval     img/s  parameters  weights, license")
     for one in found:
@@ -58,4 +49,3 @@ def run(args: argparse.Namespace) -> int:
             f"  {one.images_per_second:8.0f}  {one.parameters:10,}"
             f"  {one.weights}, {one.license or 'license of the file'}"
         )
-    return 0

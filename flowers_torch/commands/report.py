@@ -7,15 +7,12 @@ from flowers_torch.errors import printable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the run."""
     add_run(parser)
     add_data(parser)
-    text = "leave out the photos, if they are gone or private"
-    parser.add_argument("--no-photos", action="store_true", help=text)
+    parser.add_argument("--no-photos", action="store_true", help="leave out the photos, if they are gone or private")
 
 
-def run(args: argparse.Namespace) -> int:
-    """Writes the report and prints where it is."""
+def run(args: argparse.Namespace) -> None:
     from flowers_torch.models.checkpoint import load_classifier
     from flowers_torch.report.page import write_report
     from flowers_torch.runs.experiment import Experiment
@@ -29,4 +26,3 @@ def run(args: argparse.Namespace) -> int:
         experiment, model = Experiment.open(folder, data=args.moved)
         path = write_run_report(experiment, model, experiment.info)
     print(f"report   {printable(path)}, {path.stat().st_size / 1e6:.1f} MB")
-    return 0

@@ -8,23 +8,20 @@ from flowers_torch.errors import printable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the folder."""
-    text = "folder that holds the runs [runs]"
-    parser.add_argument("folder", nargs="?", default="runs", metavar="FOLDER", help=text)
+    parser.add_argument("folder", nargs="?", default="runs", metavar="FOLDER", help="folder that holds the runs [runs]")
     add_json(parser)
 
 
-def run(args: argparse.Namespace) -> int:
-    """Prints a line for each run."""
+def run(args: argparse.Namespace) -> None:
     from flowers_torch.runs.listing import list_runs
 
     found = list_runs(Path(args.folder).expanduser())
     if args.json:
-        print_json(found)
-        return 0
+        print_json([vars(row) for row in found])
+        return
     if not found:
         print(f"there are no runs in {printable(args.folder)}")
-        return 0
+        return
     width = max(len(printable(row.name, 60)) for row in found)
     data, arch = (max(len(printable(getattr(row, name), 30)) for row in found) for name in ("data", "arch"))
     data, arch = max(data, 4), max(arch, 7)
@@ -37,4 +34,3 @@ def run(args: argparse.Namespace) -> int:
             f"{printable(row.arch, 30):{arch}}  {accuracy:8}  {interval:14}  "
             f"{'finished' if row.finished else 'unfinished'}"
         )
-    return 0

@@ -1,14 +1,13 @@
 """Serve a trained model on this machine: a web page to try it, and an HTTP endpoint for programs."""
 
 import argparse
+import importlib
 import ipaddress
 import signal
 import socket
-import sys
 from typing import TYPE_CHECKING, Any
 
-from flowers_torch.commands import add_device, add_run, check_positive, fraction
-from flowers_torch.commands.predict import add_max_error
+from flowers_torch.commands import add_device, add_max_error, add_run, check_positive, fraction, warn
 from flowers_torch.errors import ResourceError, UsageError, printable
 
 if TYPE_CHECKING:
@@ -23,8 +22,6 @@ STOP_SECONDS = 30  # for running requests to finish
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags of serving."""
-    parser.epilog = EXAMPLES
     add_run(parser)
     parser.add_argument("--port", type=int, default=8000, metavar="N", help="0 takes a free one [8000]")
     # guard: H06 host
@@ -37,15 +34,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_device(parser, precision=True)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """Serves until SIGINT or SIGTERM. Running requests are finished, and the exit code is 0."""
     check_positive(args, "max-upload", "queue", "batch-size")
     max_error = fraction(args.max_error) if args.max_error is not None else None
     try:
-        import prometheus_client  # noqa: F401
-        import python_multipart  # noqa: F401
-        import starlette  # noqa: F401
-        import uvicorn  # noqa: F401
+        for name in ("prometheus_client", "python_multipart", "starlette", "uvicorn"):
+            importlib.import_module(name)
     except ImportError as error:
         what = f"serve needs {error.name}, which is not installed"
         raise UsageError(what, 'pip install "flowers-torch[serve]"') from error
@@ -61,37 +56,24 @@ def run(args: argparse.Namespace) -> int:
         path = find_run(args.run)
         classifier = Classifier.load(path, choose_runtime(args.device, args.precision))
         threshold = classifier.threshold(max_error) if max_error is not None else None
-        service = Service(
-            classifier,
-            printable(path.name if path.is_dir() else path.stem),
-            Limits(args.max_upload << 20, batch=args.batch_size, waiting=args.queue),
-            threshold,
-        )
+        limits = Limits(args.max_upload << 20, batch=args.batch_size, waiting=args.queue)
+        service = Service(classifier, printable(path.name if path.is_dir() else path.stem), limits, threshold)
         host, port = listener.getsockname()[:2]
         info, device = classifier.info, classifier.runtime.device
         print(f"model    {printable(info.arch)}, {len(info.classes)} classes, on {device}")
         if threshold:
             print(f"unsure   {threshold.describe()}")
         if not ipaddress.ip_address(host).is_loopback:
-            print(
-                f"flowers-torch: warning: --host {printable(args.host)} opens this server to the network, "
-                "unencrypted and without a password",
-                file=sys.stderr,
-            )
+            network = "opens this server to the network, unencrypted and without a password"
+            warn(f"warning: --host {printable(args.host)} {network}")
         address = f"[{host}]" if ":" in host else host
         print(f"serving  http://{address}:{port}/ (Ctrl-C stops)", flush=True)
         serve(make_server(make_app(service, {*host_names(args.host), *args.name})), listener)
     print("stopped  all requests are answered")
-    return 0
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Opens a listening socket.
-
-    Raises:
-        UsageError: the address is not valid.
-        ResourceError: the port is in use, or this user may not use it.
-    """
+    """Opens a listening socket. UsageError: not a valid address. ResourceError: the port is in use or not allowed."""
     if not 0 <= port < 65536:
         raise UsageError(f"--port {port} is not a valid port: expected 0 .. 65535", "give another --port, or 0")
     try:
@@ -109,18 +91,9 @@ def make_server(app: Any) -> "uvicorn.Server":
     """A quiet uvicorn server that finishes the running requests when it stops."""
     import uvicorn
 
-    config = uvicorn.Config(
-        app,
-        http="h11",
-        ws="none",
-        lifespan="on",
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        timeout_graceful_shutdown=STOP_SECONDS,
-    )
-    return uvicorn.Server(config)
+    quiet: Any = {"log_level": "warning", "access_log": False, "server_header": False, "proxy_headers": False}
+    limits: Any = {"http": "h11", "ws": "none", "timeout_graceful_shutdown": STOP_SECONDS}
+    return uvicorn.Server(uvicorn.Config(app, lifespan="on", **limits, **quiet))
 
 
 def serve(server: "uvicorn.Server", listener: socket.socket) -> None:

@@ -6,7 +6,7 @@ import tomllib
 from collections.abc import Sequence
 from typing import Any
 
-from flowers_torch.commands import set_allocator, set_allocator_of_run, set_cache
+from flowers_torch.commands import set_allocator, set_allocator_of_run
 from flowers_torch.config import HEAD_ONLY, Config
 from flowers_torch.config_file import load_config
 from flowers_torch.errors import UsageError, printable
@@ -19,26 +19,14 @@ EXAMPLES = """examples:
 
 # Flags that set the field of the same name in config.py, with their placeholder.
 FLAGS = {
-    "weights": "NAME",
-    "keras-input": "NAME",
-    "split": "A/B/C",
-    "groups": "NAME",
-    "exclude": "FILE",
-    "size": "N",
-    "batch-size": "N",
-    "seed": "N",
-    "precision": "NAME",
-    "accelerate": "NAME",
-    "device": "NAME",
-    "workers": "N",
-    "threads": "N",
+    **{"weights": "NAME", "keras-input": "NAME", "split": "A/B/C", "groups": "NAME", "exclude": "FILE"},
+    **{"size": "N", "batch-size": "N", "seed": "N", "precision": "NAME", "accelerate": "NAME", "device": "NAME"},
+    **{"workers": "N", "threads": "N"},
 }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags of training."""
     parser.usage = f"{parser.prog} [--arch NAME] [--data DATA] [options]"
-    parser.epilog = EXAMPLES
     add_config(parser)
     parser.add_argument("--out", default="", metavar="DIR", help="run folder [runs/<data>-<arch>-<n>]")
     parser.add_argument("--overwrite", action="store_true", help="let --out replace an earlier run")
@@ -80,13 +68,17 @@ def add_options(parser: argparse.ArgumentParser, flags: Sequence[str]) -> None:
     parser.add_argument("--quiet", action="store_true", help="print the result only")
 
 
-def run(args: argparse.Namespace) -> int:
-    """Trains, resumes or estimates."""
-    _check(args)
-    set_cache(args.cache)
+def run(args: argparse.Namespace) -> None:
+    if args.resume and (args.origin or args.config or args.dry_run or args.overwrite):  # guard: K05
+        what = "--resume cannot be used with --from, --config, --dry-run or --overwrite"
+        raise UsageError(what, "leave out one of them")
+    if args.origin and (args.config or args.arch):
+        raise UsageError("--from takes the network and the options from its run", "leave out --arch and --config")
+    for flag in ("allow_config_change", "allow_data_change"):
+        if getattr(args, flag) and not args.resume:
+            raise UsageError(f"--{flag.replace('_', '-')} needs --resume", "leave it out")
     changes = overrides(args)
     if args.resume:
-        config = None
         changes |= {name: value for name, value in (("arch", args.arch), ("data", args.data)) if value}
     elif args.origin:
         config = load_config(data=args.data, **start_from(args.origin, changes))
@@ -98,30 +90,16 @@ def run(args: argparse.Namespace) -> int:
     from flowers_torch.runs.folder import find_run_folder
 
     with console(args.quiet):
-        if config is None:
+        if args.resume:
             folder = find_run_folder(args.resume)
             set_allocator_of_run(folder, changes)
             recipe.resume(folder, changes, args.allow_config_change, args.allow_data_change)
-            return 0
+            return
         set_allocator(config)
         if args.dry_run:
             cost.dry_run(config)
         else:
             recipe.train(config, args.out, args.overwrite, args.command)
-    return 0
-
-
-def _check(args: argparse.Namespace) -> None:
-    """Raises UsageError if flags exclude each other."""
-    if args.resume and (args.origin or args.config or args.dry_run or args.overwrite):  # guard: K05
-        what = "--resume cannot be used with --from, --config, --dry-run or --overwrite"
-        raise UsageError(what, "leave out one of them")
-    if args.origin and (args.config or args.arch):
-        what = "--from takes the network and the options from its run"
-        raise UsageError(what, "leave out --arch and --config")
-    for flag in ("allow_config_change", "allow_data_change"):
-        if getattr(args, flag) and not args.resume:
-            raise UsageError(f"--{flag.replace('_', '-')} needs --resume", "leave it out")
 
 
 def start_from(run: str, changes: dict[str, Any]) -> dict[str, Any]:
@@ -131,12 +109,8 @@ def start_from(run: str, changes: dict[str, Any]) -> dict[str, Any]:
     folder = find_run_folder(run)
     weights = folder / "model.safetensors"
     if not weights.is_file() or not (folder / "config.toml").is_file():
-        what = f"--from {printable(folder)} is not a run with weights"
-        raise UsageError(what, "name the folder of a run")
-    return {
-        "file": str(folder / "config.toml"),
-        "overrides": {"weights": str(weights), "keras_input": ""} | changes,
-    }
+        raise UsageError(f"--from {printable(folder)} is not a run with weights", "name the folder of a run")
+    return {"file": str(folder / "config.toml"), "overrides": {"weights": str(weights), "keras_input": ""} | changes}
 
 
 def overrides(args: argparse.Namespace) -> dict[str, Any]:
@@ -167,16 +141,12 @@ def overrides(args: argparse.Namespace) -> dict[str, Any]:
 
 def field_changes(args: argparse.Namespace) -> dict[str, Any]:
     """The values of the flags of `FLAGS` that were given, by field name."""
-    values = {name: getattr(args, name, None) for name in (flag.replace("-", "_") for flag in FLAGS)}
-    return {name: value for name, value in values.items() if value is not None}
+    names = [flag.replace("-", "_") for flag in FLAGS]
+    return {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
 
 
 def minutes(text: str) -> float:
-    """Minutes from a text such as `90s`, `20m` or `1.5h`.
-
-    Raises:
-        UsageError: it is another text.
-    """
+    """Minutes from a text such as `90s`, `20m` or `1.5h`; UsageError for another one."""
     units = {"s": 1 / 60, "m": 1.0, "h": 60.0}
     try:
         return float(text[:-1]) * units[text[-1:]]

@@ -17,8 +17,6 @@ FLAGS = ("batch-size", "precision", "accelerate", "device", "workers", "threads"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags of updating: those of training that apply to it."""
-    parser.epilog = EXAMPLES
     add_run(parser)
     text = "new photos; photos of the run among them are ignored"
     parser.add_argument("new", nargs="?", default="", metavar="NEW_DATA", help=text)
@@ -28,8 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", metavar="NEW_RUN", help="interrupted update to resume, or latest")
 
 
-def run(args: argparse.Namespace) -> int:
-    """Trains and compares."""
+def run(args: argparse.Namespace) -> None:
     if bool(args.new) == bool(args.resume):
         raise UsageError("update needs new photos, or --resume", "give one of them")
     changes = train.overrides(args)
@@ -47,9 +44,8 @@ def run(args: argparse.Namespace) -> int:
             here = {"device": "auto", "precision": "auto", "threads": 0}  # the run may be of another machine
             set_allocator_of_run(folder, here | changes)
             update(folder, args.new, changes, args.command, args.moved, args.out)
-            return 0
+            return
         unfinished = find_run_folder(args.resume)
         set_allocator_of_run(unfinished)
         recipe.resume(unfinished, {"data": args.moved} if args.moved else None)
         compare_with_parent(folder, unfinished)
-    return 0

@@ -288,7 +288,7 @@ def test_the_hash_survives_what_the_eye_does(tmp_path):
 def run(*words: str) -> int:
     parser = argparse.ArgumentParser()
     check.add_arguments(parser)
-    return check.run(parser.parse_args([str(word) for word in words]))
+    return check.run(parser.parse_args([str(word) for word in words])) or 0
 
 
 def test_the_rank_command(planted, tmp_path, monkeypatch, capsys):
