@@ -1,4 +1,4 @@
-"""A labeled set of image files that are found but not yet read."""
+"""The images of a dataset with their labels."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class ImageDataset:
-    """A labeled set of image files."""
+    """A labeled set of image files that are found but not yet read."""
 
     name: str  # in run folders and reports
     root: Path

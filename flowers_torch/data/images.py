@@ -1,7 +1,6 @@
-"""The image loader of training, validation, prediction, serving and export.
+"""The image loader: the bytes of a file decide its format, not its suffix, and only the decoders listed here run.
 
-The bytes of a file decide its format, not its suffix, and only the decoders listed here run. Pillow's global
-settings stay as they are: a truncated file is an error, never an image with a gray lower half.
+Pillow's global settings stay as they are: a truncated file is an error, never an image with a gray lower half.
 """
 
 import os
@@ -19,7 +18,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from flowers_torch.data import tar_members
-from flowers_torch.errors import DataError, printable
+from flowers_torch.errors import DataError, one_line, printable
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # JPEG includes MPO
 SUFFIXES = {
@@ -41,15 +40,8 @@ MAX_PIXELS = 89_478_485
 
 ORIENTATION_TAG = 0x0112
 # The transposition that turns an image upright, by EXIF orientation; 1 is upright already.
-UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+TURNS = "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90"
+UPRIGHT = {orientation: Image.Transpose[name] for orientation, name in enumerate(TURNS.split(), 2)}
 # The first bytes of files that people mistake for images.
 OTHER_CONTENT = {
     (b"<!DOCTYPE", b"<!doctype", b"<html", b"<HTML", b"<head"): "holds a web page",
@@ -68,20 +60,19 @@ _quiet_lock = threading.Lock()
 def load_image(
     source: str | os.PathLike[str] | IO[bytes], max_pixels: int = MAX_PIXELS, at_least: int = 0
 ) -> Image.Image:
-    """Reads an image as upright 8-bit RGB.
+    """Reads the image at a path, or in a binary file that can seek, as upright 8-bit RGB of any side lengths.
 
     Transparency becomes white, 16-bit gray is scaled, CMYK and palettes are converted, and the first frame of
-    an animation is taken. Any side lengths are accepted.
+    an animation is taken.
 
     Args:
-        source: Path, or a binary file that can seek.
         max_pixels: Limit of width times height, checked before decoding.
         at_least: Sufficient length of the shorter side in pixels; 0 for full size. A JPEG of twice that
             length or more is decoded at 1/2, 1/4 or 1/8 of its size, several times faster.
 
     Raises:
-        DataError: with the path: missing, unreadable, not a regular file, not an accepted format, truncated,
-            damaged, too large, or a pixel type without a defined range.
+        DataError: not a readable regular file of an accepted format, truncated, damaged, too large, or a pixel
+            type without a defined range.
     """
     if not isinstance(source, str | os.PathLike):
         return _decode(source, printable(getattr(source, "name", None) or "the image"), max_pixels, at_least)
@@ -91,11 +82,7 @@ def load_image(
 
 @contextmanager
 def open_regular(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """Opens a regular file, or a member of a tar archive. Pipes and devices could block and are refused.
-
-    Raises:
-        DataError: missing, unreadable, or not a regular file.
-    """
+    """Opens a regular file, or a member of a tar archive; anything else is a `DataError`. Pipes could block."""
     try:
         file: IO[bytes]
         if inside := tar_members.split_path(Path(path)):
@@ -108,8 +95,7 @@ def open_regular(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
             file = open(path, "rb")
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = error.strerror if isinstance(error, OSError) else error
-        what = f"cannot read {printable(path)}: {reason}"
-        raise DataError(what, "check the path and its access rights") from error
+        raise DataError(f"cannot read {printable(path)}: {reason}", "check the path and its access rights") from error
     with file:
         yield file
 
@@ -122,15 +108,14 @@ def open_header(file: IO[bytes], name: str, max_pixels: int = MAX_PIXELS) -> Ima
         raise DataError(f"{name} is empty (0 bytes)", "replace or remove it")
     formats: tuple[str, ...] = FORMATS
     if start[4:8] == b"ftyp" and start[8:12] in HEIF_BRANDS:
-        formats = _register_heif(name)
+        formats = ("HEIF",)
+        _register_heif(name)
     try:
         with _quiet():
             image = Image.open(file, formats=formats)  # guard: D14
     except UnidentifiedImageError as error:
-        raise DataError(
-            f"{name} is not an image of an accepted format: it {_describe(start)}",
-            f"convert it to JPEG or PNG, or remove it (accepted: {', '.join(FORMATS)})",
-        ) from error
+        fix = f"convert it to JPEG or PNG, or remove it (accepted: {', '.join(FORMATS)})"
+        raise DataError(f"{name} is not an image of an accepted format: it {_describe(start)}", fix) from error
     except Image.DecompressionBombError as error:
         raise _too_large(name, "more than twice the limit", max_pixels) from error
     except Exception as error:  # damaged bytes make Pillow raise SyntaxError, struct.error, KeyError, ...
@@ -140,15 +125,13 @@ def open_header(file: IO[bytes], name: str, max_pixels: int = MAX_PIXELS) -> Ima
     return image
 
 
-def _register_heif(name: str) -> tuple[str, ...]:
-    """Adds the format of iPhone photos to Pillow."""
+def _register_heif(name: str) -> None:
     try:
         import pillow_heif
     except ImportError as error:
         what = f'{name} is a HEIC photo, which needs pip install "flowers-torch[heic]"'
         raise DataError(what, "install that, or convert it to JPEG") from error
     pillow_heif.register_heif_opener()
-    return ("HEIF",)
 
 
 def _decode(file: IO[bytes], name: str, max_pixels: int, at_least: int) -> Image.Image:
@@ -178,8 +161,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         if image.mode == "La":
             image = image.convert("LA")
         rgba = image.convert("RGBA")
-        background = Image.new("RGBA", rgba.size, (*BACKGROUND, 255))
-        return Image.alpha_composite(background, rgba).convert("RGB")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, (*BACKGROUND, 255)), rgba).convert("RGB")
     if image.mode == "LAB":  # its white point would need a color profile
         raise DataError("has the pixel type LAB, which is not supported")
     # An opened image keeps its file. `copy` and a real conversion do not.
@@ -234,13 +216,11 @@ def _quiet() -> Iterator[None]:
 
 
 def _too_large(name: str, size: str, max_pixels: int) -> DataError:
-    what = f"{name} is too large: {size}, at most {max_pixels:,} pixels"
-    return DataError(what, "make it smaller or remove it")
+    return DataError(f"{name} is too large: {size}, at most {max_pixels:,} pixels", "make it smaller or remove it")
 
 
 def _damaged(name: str, error: Exception) -> DataError:
-    reason = printable(" ".join(str(error).split()) or type(error).__name__)
-    return DataError(f"{name} is cut off or damaged: {reason}", "replace or remove it")
+    return DataError(f"{name} is cut off or damaged: {one_line(error) or type(error).__name__}", "replace or remove it")
 
 
 def _describe(start: bytes) -> str:

@@ -1,7 +1,4 @@
-"""Files inside uncompressed tar archives, read without unpacking.
-
-A path may lead into an archive: `set/0.tar/rose/1.jpg`. Members are found by their offset, in any order.
-"""
+"""Files inside uncompressed tar archives, read in any order without unpacking; paths: `set/0.tar/rose/1.jpg`."""
 
 import functools
 import io
@@ -24,11 +21,7 @@ def split_path(path: Path) -> tuple[Path, str] | None:
 
 
 def open_member(archive: Path, member: str) -> IO[bytes]:
-    """Reads a member, as a file in memory.
-
-    Raises:
-        DataError: the archive cannot be read, has no such member, or it is larger than `MAX_BYTES`.
-    """
+    """Reads a member into a file in memory; a `DataError` if there is none or it is larger than `MAX_BYTES`."""
     places = members(archive)
     if member not in places:
         raise DataError(f"{printable(archive)} holds no {printable(member)}", "check the path")
@@ -43,8 +36,7 @@ def open_member(archive: Path, member: str) -> IO[bytes]:
 def members(archive: Path) -> dict[str, tuple[int, int]]:
     """Name to (offset, size) of the regular files in an archive, cached until the archive changes.
 
-    Raises:
-        DataError: not an uncompressed tar, truncated, unsafe names, or a duplicate name.
+    A `DataError` tells of a truncated archive, a compressed one, unsafe names, or a name that occurs twice.
     """
     try:
         status = archive.stat()

@@ -38,10 +38,8 @@ def near_duplicates(
 ) -> list[list[int]]:
     """Groups of near-duplicates and exact duplicates.
 
-    Candidates share most bits of their perceptual hashes and are compared pixel by pixel at 32 x 32. With
-    the features of a backbone, nearly parallel features make a pair too: they find crops and edits.
-
-    `features` are (N, D), zeros for unreadable images.
+    Candidates share most bits of their perceptual hashes and are compared pixel by pixel at 32 x 32. Nearly
+    parallel features of a backbone (N, D), zeros for unreadable images, make a pair too: they find crops and edits.
     """
     thumbnail = functools.lru_cache(maxsize=4096)(lambda index: _thumbnail(dataset, index))
     pairs = [(group[0], other) for group in exact_duplicates(inspections) for other in group[1:]]

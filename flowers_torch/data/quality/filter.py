@@ -24,32 +24,21 @@ class FilteredDataset:
 
 
 def filter_images(
-    dataset: ImageDataset,
-    exclude: str = "",
-    groups: str = "duplicates",
-    skip_bad: bool = False,
-    cache: Path | None = None,
+    dataset: ImageDataset, exclude: str = "", groups: str = "duplicates", skip_bad: bool = False
 ) -> FilteredDataset:
     """Decodes every image once, before anything is downloaded or trained. Cached inspections are reused.
 
-    Args:
-        exclude: Path of an exclude list, or empty.
-        groups: Images that stay in one split: "duplicates", "none", or the path of a table file,group.
-        skip_bad: Leave unreadable images out instead of raising.
-
-    Raises:
-        DataError: unreadable images (unless skipped), or a class without any image left.
+    `exclude` is the path of an exclude list, or empty; `groups` is "duplicates", "none" or the path of a table
+    file,group. Unreadable images (unless `skip_bad`) and a class without any image left are a `DataError`.
     """
     if exclude:
         dataset = drop_images(dataset, read_exclude_list(Path(exclude).expanduser()))
-    inspections = inspect_images(dataset, cache=cache)
+    inspections = inspect_images(dataset)
     bad = {path: found.error for path, found in zip(dataset.paths, inspections, strict=True) if found.error}
     if bad and not skip_bad:
         first = next(iter(bad.values())).split("; fix: ")[0]
-        raise DataError(
-            f"{len(bad)} of {len(dataset)} photos cannot be used; the first: {first}",
-            "replace them, or leave them out with --skip-bad",
-        )
+        what = f"{len(bad)} of {len(dataset)} photos cannot be used; the first: {first}"
+        raise DataError(what, "replace them, or leave them out with --skip-bad")
     if bad:
         dataset = drop_images(dataset, bad)
         inspections = [inspection for inspection in inspections if not inspection.error]

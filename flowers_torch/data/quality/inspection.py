@@ -1,7 +1,6 @@
 """Inspection of one image: whether it can be read, its format, size and hashes.
 
-As a program, this module is the worker of `scan.py`: it reads a path in JSON from each line and prints the
-inspection in JSON. A decoder that crashes then costs one image. Importing torch would take seconds.
+As a program, it is the worker of `scan.py`, so that a decoder that crashes costs one image. It never imports torch.
 """
 
 import dataclasses
@@ -50,22 +49,18 @@ def inspect_image(path: Path | str) -> Inspection:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
             header = open_header(file, printable(path))
             turned = read_orientation(header) >= 5
-            properties: dict[str, Any] = {
-                "format": header.format or "JPEG",
-                "mode": header.mode,
-                "alpha": header.has_transparency_data,
-                "frames": int(getattr(header, "n_frames", 1)),
-            }
+            kind, mode, alpha = header.format or "JPEG", header.mode, header.has_transparency_data
+            frames = int(getattr(header, "n_frames", 1))
         image = load_image(path, at_least=2 * MEASURE_SIDE)
     except DataError as error:
         return Inspection(error=str(error))
     except Exception as error:  # counting frames parses the whole file and can raise anything
-        damage = f"{printable(path)} is damaged: {printable(error)}"
-        return Inspection(error=f"{damage}; fix: replace or remove it")
+        return Inspection(error=f"{printable(path)} is damaged: {printable(error)}; fix: replace or remove it")
     width, height = image.size
     if max(width, height) < max(header.size):  # the decoder reduced it
         width, height = reversed(header.size) if turned else header.size
-    return Inspection(sha256=sha256, width=width, height=height, **properties, **_measure(image))
+    found = Inspection(format=kind, mode=mode, alpha=alpha, frames=frames, sha256=sha256)
+    return dataclasses.replace(found, width=width, height=height, **_measure(image))
 
 
 def _measure(image: Image.Image) -> dict[str, Any]:
@@ -77,14 +72,9 @@ def _measure(image: Image.Image) -> dict[str, Any]:
     sharpness = _edges(np.asarray(gray)) / (contrast + 1)
     tiny = image.resize((HASH_SIDE, HASH_SIDE), Image.Resampling.BOX, reducing_gap=1.0)
     rgb = np.asarray(tiny, dtype=np.float32)
-    upright, mirrored = perceptual_hashes(rgb.mean(axis=2))
-    return {
-        "phash": upright,
-        "phash_mirrored": mirrored,
-        "contrast": round(contrast, 2),
-        "sharpness": round(sharpness, 4),
-        "colorfulness": round(float((rgb.max(axis=2) - rgb.min(axis=2)).mean()), 2),
-    }
+    colorfulness = round(float((rgb.max(axis=2) - rgb.min(axis=2)).mean()), 2)
+    measured = {"contrast": round(contrast, 2), "sharpness": round(sharpness, 4), "colorfulness": colorfulness}
+    return measured | dict(zip(("phash", "phash_mirrored"), perceptual_hashes(rgb.mean(axis=2)), strict=True))
 
 
 def _edges(gray: np.ndarray) -> float:
@@ -112,8 +102,7 @@ def perceptual_hashes(gray: np.ndarray) -> tuple[str, str]:
 
 
 def _bits(values: np.ndarray) -> str:
-    middle = np.sort(values, axis=None)[31:33].mean()
-    return np.packbits((values > middle).ravel()).tobytes().hex()
+    return np.packbits((values > np.sort(values, axis=None)[31:33].mean()).ravel()).tobytes().hex()
 
 
 def main() -> None:

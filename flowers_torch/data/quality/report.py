@@ -52,24 +52,20 @@ class QualityReport:
 
     def excluded(self) -> dict[int, str]:
         """Positions for the exclude list, each with the kind of its worst finding."""
-        reasons: dict[int, str] = {}
-        for finding in self.findings:
-            for index in finding.excluded:
-                reasons.setdefault(index, finding.kind)
+        reasons = {index: finding.kind for finding in reversed(self.findings) for index in finding.excluded}
         return dict(sorted(reasons.items()))
 
     def as_json(self) -> dict[str, Any]:
         """The report in plain types."""
-        dataset = self.dataset
+        dataset, findings = self.dataset, []
+        for finding in self.findings:
+            groups = [[dataset.paths[i] for i in group] for group in finding.groups]
+            findings.append({k: getattr(finding, k) for k in ("kind", "severity", "what", "todo")} | {"groups": groups})
         return {
             "data": dataset.name,
             "images": len(dataset),
             "classes": dict(zip(dataset.classes, dataset.counts(), strict=True)),
-            "findings": [
-                {key: getattr(finding, key) for key in ("kind", "severity", "what", "todo")}
-                | {"groups": [[dataset.paths[i] for i in group] for group in finding.groups]}
-                for finding in self.findings
-            ],
+            "findings": findings,
             "exclude": {dataset.paths[i]: reason for i, reason in self.excluded().items()},
         }
 
@@ -84,14 +80,11 @@ def check_quality(
     """Checks a dataset.
 
     Args:
-        inspections: From `scan.inspect_images`.
         splits: Splits to find duplicates across; the source's own if None.
         features: Features of a backbone (N, D), to find near-duplicates that hashes miss.
         duplicates: The result of `near_duplicates` if it is known.
     """
-    split_of = dict(dataset.split)
-    if splits is not None:
-        split_of = {dataset.paths[i]: split for split, indices in splits.items() for i in indices}
+    split_of = dataset.split if splits is None else {dataset.paths[i]: s for s, own in splits.items() for i in own}
     if duplicates is None:
         duplicates = near_duplicates(dataset, inspections, features)
     unreadable = [index for index, inspection in enumerate(inspections) if inspection.error]
@@ -110,16 +103,11 @@ def check_quality(
 def _check_duplicates(
     dataset: ImageDataset, exact: list[list[int]], duplicates: list[list[int]], split_of: dict[str, str]
 ) -> list[Finding]:
-    def labels(group: list[int]) -> set[int]:
-        return {dataset.labels[i] for i in group}
-
-    def splits(group: list[int]) -> set[str]:
-        return {split_of[dataset.paths[i]] for i in group if dataset.paths[i] in split_of}
-
-    mixed = [group for group in duplicates if len(labels(group)) > 1]  # guard: D27 labels
-    leaking = [group for group in duplicates if len(splits(group)) > 1]  # guard: D27 splits
-    copied = [group for group in exact if len(labels(group)) == 1]
-    similar = [group for group in duplicates if len(labels(group)) == 1 and group not in copied]
+    labels, splits = dataset.labels, [split_of.get(path) for path in dataset.paths]
+    mixed = [group for group in duplicates if len({labels[i] for i in group}) > 1]  # guard: D27 labels
+    leaking = [group for group in duplicates if len({splits[i] for i in group} - {None}) > 1]  # guard: D27 splits
+    copied = [group for group in exact if len({labels[i] for i in group}) == 1]
+    similar = [group for group in duplicates if len({labels[i] for i in group}) == 1 and group not in copied]
     across_classes = f"{len(mixed)} pictures are in several classes"
     across_splits = f"{len(leaking)} pictures are in several splits: the test result is too good"
     copies = f"{len(copied)} photos occur more than once, byte for byte"
@@ -196,18 +184,13 @@ def _about(kind: str, severity: int, what: str, todo: str, indices: list[int], e
 def write_exclude_list(path: Path, report: QualityReport) -> None:
     """Writes `exclude.csv` with the columns file and reason. Lines may be deleted or added by hand."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["file", "reason"])
-    writer.writerows((report.dataset.paths[i], reason) for i, reason in report.excluded().items())
+    excluded = ((report.dataset.paths[i], reason) for i, reason in report.excluded().items())
+    csv.writer(text, lineterminator="\n").writerows([("file", "reason"), *excluded])
     write_text(path, text.getvalue())
 
 
 def read_exclude_list(path: Path) -> dict[str, str]:
-    """Relative path to reason.
-
-    Raises:
-        DataError: the file is missing or has no column `file`.
-    """
+    """Relative path to reason. A missing file, or one without the column `file`, is a `DataError`."""
     try:
         text = Path(path).read_text(encoding="utf-8-sig", errors="surrogateescape")
     except OSError as error:
@@ -220,11 +203,7 @@ def read_exclude_list(path: Path) -> dict[str, str]:
 
 
 def drop_images(dataset: ImageDataset, exclude: dict[str, str]) -> ImageDataset:
-    """The dataset without the images of an exclude list.
-
-    Raises:
-        DataError: classes without any image left; all of them are named.
-    """
+    """The dataset without the images of an exclude list. A class without any image left is a `DataError`."""
     rest = [i for i, path in enumerate(dataset.paths) if path not in exclude]
     remaining = {dataset.labels[i] for i in rest}
     empty = [printable(name, 60) for label, name in enumerate(dataset.classes) if label not in remaining]

@@ -24,71 +24,56 @@ CACHE_FORMAT = 4
 SECONDS_TO_START = 120.0
 SECONDS_PER_IMAGE = 20.0  # an image that takes longer to decode is unreadable
 
+Callback = Callable[[int], None] | None
+
 
 def inspect_images(
-    dataset: ImageDataset,
-    workers: int | None = None,
-    cache: Path | None = None,
-    progress: Callable[[int], None] | None = None,
-    seconds_per_image: float = SECONDS_PER_IMAGE,
+    dataset: ImageDataset, workers: int | None = None, cache: Path | None = None, progress: Callback = None
 ) -> list[Inspection]:
     """Inspects all images. Files whose path, size and modification time are in the cache are not read.
 
-    Args:
-        workers: Number of processes; the number of available cores if None.
-        cache: `files.cache_folder()` if None.
-        progress: Called with the number of images done, from any thread.
-        seconds_per_image: Time after which a worker is killed and the image counts as unreadable.
+    There is a worker for each available core if `workers` is None. `progress` gets the number of images done.
     """
     root = hashlib.sha256(os.fsencode(dataset.root.resolve())).hexdigest()[:16]
     file = Path(cache or cache_folder()) / "inspections" / f"{root}.json"
     known = _read_cache(file)
-    stamps = [_stamp(dataset.root / path) for path in dataset.paths]
+    stamps = {path: _stamp(dataset.root / path) for path in dataset.paths}
     found = {
-        path: known[path][1]
-        for path, stamp in zip(dataset.paths, stamps, strict=True)
-        if stamp and path in known and known[path][0] == stamp
+        path: known[path][1] for path, stamp in stamps.items() if stamp and path in known and known[path][0] == stamp
     }
     if todo := [path for path in dataset.paths if path not in found]:
-        count = min(workers or _cores(), len(todo))
-        new = _inspect_all([dataset.root / path for path in todo], count, seconds_per_image, progress)
-        found |= zip(todo, new, strict=True)
-        content = {
-            path: (stamp, dataclasses.asdict(found[path]))
-            for path, stamp in zip(dataset.paths, stamps, strict=True)
-            if stamp and not found[path].fatal
-        }
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        paths = [dataset.root / path for path in todo]
+        found |= zip(todo, _inspect_all(paths, min(workers or cores, len(todo)), progress), strict=True)
+        sound = [path for path, stamp in stamps.items() if stamp and not found[path].fatal]
+        content = {path: (stamps[path], dataclasses.asdict(found[path])) for path in sound}
         write_json(file, {"format": CACHE_FORMAT, "images": content})
     return [found[path] for path in dataset.paths]
 
 
-def _inspect_all(
-    paths: list[Path], workers: int, seconds: float, progress: Callable[[int], None] | None
-) -> Iterator[Inspection]:
+def _inspect_all(paths: list[Path], workers: int, progress: Callback) -> Iterator[Inspection]:
     idle: SimpleQueue[Worker] = SimpleQueue()
-    done = 0
 
     def inspect(path: Path) -> Inspection:
-        nonlocal done
         worker = idle.get()
         try:
             # A second try with a new process: lack of memory or a sleeping machine can end the first.
-            if found := worker.inspect(path, seconds) or worker.inspect(path, seconds):
+            if found := worker.inspect(path, SECONDS_PER_IMAGE) or worker.inspect(path, SECONDS_PER_IMAGE):
                 return found
-            reason = f"crashes the image decoder, or takes longer than {seconds:g} s to decode"
+            reason = f"crashes the image decoder, or takes longer than {SECONDS_PER_IMAGE:g} s to decode"
             return Inspection(error=f"{printable(path)} {reason}; fix: remove it", fatal=True)
         finally:
             idle.put(worker)
-            done += 1
-            if progress is not None:
-                progress(done)
 
     pool = [Worker() for _ in range(workers)]
     for worker in pool:
         idle.put(worker)
     try:
         with ThreadPoolExecutor(workers) as threads:
-            yield from threads.map(inspect, paths)
+            for done, found in enumerate(threads.map(inspect, paths), 1):
+                if progress is not None:
+                    progress(done)
+                yield found
     finally:
         for worker in pool:
             worker.stop()
@@ -102,10 +87,8 @@ class Worker:
 
     def inspect(self, path: Path, seconds: float) -> Inspection | None:
         """The inspection, or None if the process crashed or took too long and was stopped."""
-        if self.process is None:
-            self.process = self._start()
-        process = self.process
-        assert process.stdin and process.stdout  # noqa: S101 - both are pipes
+        process = self.process or self._start()
+        assert process.stdin  # noqa: S101 - a pipe
         try:
             process.stdin.write(json.dumps(str(path)).encode() + b"\n")
             process.stdin.flush()
@@ -115,7 +98,6 @@ class Worker:
             return None
 
     def stop(self) -> None:
-        """Kills the process."""
         if self.process is not None:
             self.process.kill()
             self.process.communicate()
@@ -124,21 +106,16 @@ class Worker:
     def _start(self) -> "subprocess.Popen[bytes]":
         # A child does not inherit the script's folder, where the package may have been found.
         here = str(Path(__file__).parents[2])
-        path = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "flowers_torch.data.quality.inspection"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,  # libtiff prints warnings there
-            env=os.environ | {"PYTHONPATH": path},
-        )
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))}
+        command = [sys.executable, "-m", "flowers_torch.data.quality.inspection"]
+        pipe, quiet = subprocess.PIPE, subprocess.DEVNULL  # quiet: libtiff prints warnings
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=quiet, env=environment)
         try:
             _read_line(self.process.stdout, SECONDS_TO_START)
         except (EOFError, TimeoutError) as error:
             self.stop()
-            raise ResourceError(
-                "the processes that decode photos do not start", "free memory, or use fewer with --workers"
-            ) from error
+            what, fix = "the processes that decode photos do not start", "free memory, or use fewer with --workers"
+            raise ResourceError(what, fix) from error
         return self.process
 
 
@@ -157,10 +134,6 @@ def _read_line(stream: Any, seconds: float) -> bytes:
     return line
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _stamp(path: Path) -> list[int]:
     """Size and modification time; empty for a file that cannot be accessed."""
     inside = split_path(path)
@@ -172,7 +145,6 @@ def _stamp(path: Path) -> list[int]:
 
 
 def _read_cache(file: Path) -> dict[str, tuple[list[int], Inspection]]:
-    """Path to stamp and inspection."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         if content["format"] != CACHE_FORMAT:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from flowers_torch.data.images import open_regular
-from flowers_torch.errors import DataError, ResourceError, printable
+from flowers_torch.errors import DataError, ResourceError, one_line, printable
 from flowers_torch.files.download import file_digest
 
 MAX_MEMBERS = 2_000_000
@@ -36,43 +36,39 @@ SUFFIXES = (".tar.gz", ".tar.bz2", ".tar.xz", ".tgz", ".tbz2", ".txz", ".tar", "
 def staged_folder(folder: Path) -> Iterator[Path]:
     """A temporary folder that is renamed to `folder` at the end of the block, or removed after an error.
 
-    A folder of that name is therefore always complete. Leftovers of killed runs are removed after a day.
-
-    Raises:
-        ResourceError: the folder cannot be written or the disk is full.
+    A folder of that name is therefore always complete. Leftovers of killed runs are removed after a day. A
+    folder that cannot be written or a full disk is a `ResourceError`.
     """
     prefix = f".{folder.name}."
+    staging = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         for leftover in folder.parent.glob(f"{glob.escape(prefix)}*.partial"):
             if time.time() - leftover.stat().st_mtime > STALE_SECONDS:
                 shutil.rmtree(leftover, ignore_errors=True)
         staging = Path(tempfile.mkdtemp(dir=folder.parent, prefix=prefix, suffix=".partial"))  # guard: D39
-    except OSError as error:
-        raise _cannot_write(folder, error) from error
-    try:
         staging.chmod(0o755)  # mkdtemp makes private folders
         yield staging
         os.rename(staging, folder)
     except OSError as error:
-        if folder.is_dir():  # another process finished the same content first
-            return
-        raise _cannot_write(folder, error) from error
+        if not (staging and folder.is_dir()):  # else another process finished the same content first
+            what = f"cannot write {printable(folder)}: {error.strerror or error}"
+            raise ResourceError(what, "free space, or choose another cache folder") from error
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        if staging:
+            shutil.rmtree(staging, ignore_errors=True)
 
 
 def extract_archive(archive: Path, folder: Path, max_members: int = MAX_MEMBERS, max_bytes: int = MAX_BYTES) -> Path:
     """Unpacks a tar (plain, gz, bz2, xz) or zip, recognized by its content, to `folder`.
 
-    Only folders and regular files at relative paths are accepted. An existing `folder` is complete and is
-    returned as it is.
+    An existing `folder` is complete and is returned as it is.
 
     Raises:
-        DataError: not an archive, truncated, damaged, encrypted, unsafe members, or above the limits.
+        DataError: not an archive, truncated, damaged, encrypted, above the limits, or with members other than
+            folders and regular files at relative paths.
         ResourceError: the disk is full or cannot be written.
     """
-    archive, folder = Path(archive), Path(folder)
     if folder.is_dir():
         return folder
     with open_regular(archive) as file, staged_folder(folder) as staging:
@@ -84,14 +80,13 @@ def extract_archive(archive: Path, folder: Path, max_members: int = MAX_MEMBERS,
                 _unpack_zip(file, target)
             else:
                 _unpack_tar(_decompressor(start, archive)(file), target)
-        except (EOFError, tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError) as error:
-            raise _damaged(archive, error) from error
-        except OSError as error:
-            if error.errno is None:  # bad bytes in gzip and bz2; a full disk has a number
-                raise _damaged(archive, error) from error
-            raise
-        if not target.members:
-            raise _damaged(archive, "it holds no files")
+            if not target.members:
+                raise EOFError("it holds no files")
+        except (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError) as error:
+            if isinstance(error, OSError) and error.errno is not None:  # such as a full disk; bad bytes have none
+                raise
+            what = f"archive {printable(archive)} is cut off or damaged: {one_line(error)}"
+            raise DataError(what, "download it again") from error
     return folder
 
 
@@ -104,17 +99,16 @@ def extract_to_cache(archive: Path, cache: Path) -> Path:
 
 def archive_name(archive: Path) -> str:
     """The file name without its archive suffix."""
-    suffix = next((suffix for suffix in SUFFIXES if archive.name.lower().endswith(suffix)), "")
-    return archive.name.removesuffix(archive.name[len(archive.name) - len(suffix) :]) or "archive"
+    length = next((len(suffix) for suffix in SUFFIXES if archive.name.lower().endswith(suffix)), 0)
+    return archive.name[: len(archive.name) - length] or "archive"
 
 
 class _Target:
     """Writes members below one folder and refuses unsafe paths and sizes beyond the limits."""
 
     def __init__(self, folder: Path, archive: Path, max_members: int, max_bytes: int) -> None:
-        self.folder, self.archive = folder, archive
+        self.folder, self.archive, self.max_members = folder, archive, max_members
         self.members, self.bytes = 0, 0
-        self.max_members = max_members
         self.max_bytes = min(max_bytes, max(SMALL_BYTES, MAX_RATIO * archive.stat().st_size))
 
     def path(self, name: str) -> Path:
@@ -132,9 +126,9 @@ class _Target:
 
     def write(self, name: str, source: IO[bytes]) -> None:
         path = self.path(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
             raise self.refuse(f"holds {printable(name)} twice")
+        path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("xb") as file:
             while chunk := source.read(1 << 18):
                 self.bytes += len(chunk)
@@ -147,11 +141,7 @@ class _Target:
 
 
 def _safe_components(name: str) -> list[str]:
-    """The folders and the file name of a member; empty unless they are safe on every system.
-
-    Absolute paths, drives, network shares and `..` are not, in the spelling of any system. Neither are the
-    names that Windows reserves for devices.
-    """
+    """The folders and the file name of a member; empty unless they are safe, in the spelling of any system."""
     path = name.replace("\\", "/")
     parts = [part for part in path.split("/") if part not in ("", ".")]
     reserved = any(DEVICE_NAME.fullmatch(part.partition(".")[0].strip()) for part in parts)
@@ -167,12 +157,12 @@ def _unpack_zip(file: IO[bytes], target: _Target) -> None:
                 raise target.refuse("is encrypted")
             if kind not in (0, stat.S_IFREG, stat.S_IFDIR):  # guard: D36 zip
                 raise target.refuse(f"holds a link or device: {printable(member.filename)}")
-            if member.is_dir():
-                target.path(member.filename).mkdir(parents=True, exist_ok=True)
-                continue
             try:
-                with content.open(member) as source:  # reading to the end checks the CRC
-                    target.write(member.filename, source)
+                if member.is_dir():
+                    target.path(member.filename).mkdir(parents=True, exist_ok=True)
+                else:
+                    with content.open(member) as source:  # reading to the end checks the CRC
+                        target.write(member.filename, source)
             except NotImplementedError as error:
                 raise target.refuse("uses a compression that Python cannot read") from error
 
@@ -203,8 +193,7 @@ class _ForwardReader:
 
     def __init__(self, stream: IO[bytes], target: _Target) -> None:
         self.stream, self.target = stream, target
-        self.position = 0
-        self.last = b""
+        self.position, self.last = 0, b""
 
     def tell(self) -> int:
         return self.position
@@ -219,19 +208,13 @@ class _ForwardReader:
         return self.last
 
     def seek(self, position: int) -> int:
-        while self.position < position:
-            if not self.read(min(position - self.position, 1 << 20)):
-                break
+        while self.position < position and self.read(min(position - self.position, 1 << 20)):
+            pass
         return self.position
 
 
 def _decompressor(start: bytes, archive: Path) -> Callable[..., Any]:
-    openers: dict[bytes, Callable[..., Any]] = {
-        b"\x1f\x8b": gzip.open,
-        b"BZh": bz2.open,
-        b"\xfd7zXZ\0": lzma.open,
-    }
-    for magic, opener in openers.items():
+    for magic, opener in ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\0", lzma.open)):
         if start.startswith(magic):
             return opener
     if start[257:262] == b"ustar":
@@ -239,13 +222,3 @@ def _decompressor(start: bytes, archive: Path) -> Callable[..., Any]:
     # guard: D38 page
     what = "is a web page, not an archive" if start.lstrip()[:1] == b"<" else "is not a tar or zip archive"
     raise DataError(f"{printable(archive)} {what}", "download it again, or give a .tgz, .tar or .zip file")
-
-
-def _damaged(archive: Path, error: object) -> DataError:
-    reason = printable(" ".join(str(error).split()))
-    return DataError(f"archive {printable(archive)} is cut off or damaged: {reason}", "download it again")
-
-
-def _cannot_write(folder: Path, error: OSError) -> ResourceError:
-    what = f"cannot write {printable(folder)}: {error.strerror or error}"
-    return ResourceError(what, "free space, or choose another cache folder")

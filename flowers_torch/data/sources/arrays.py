@@ -1,8 +1,4 @@
-"""Images in arrays: in memory, in HDF5 files of courses, and CIFAR-10.
-
-Arrays are checked and written once as lossless PNG files in class folders. Conversions are notes of the
-dataset; ambiguous arrays are errors.
-"""
+"""Images in arrays (in memory, in HDF5 files of courses, CIFAR-10), written once as lossless PNG files."""
 
 import json
 from collections.abc import Sequence
@@ -16,7 +12,7 @@ from PIL import Image
 from flowers_torch.data.dataset import ImageDataset
 from flowers_torch.data.sources.archives import staged_folder
 from flowers_torch.data.sources.folders import find_images
-from flowers_torch.errors import DataError, ResourceError, UsageError, printable
+from flowers_torch.errors import DataError, ResourceError, UsageError, one_line, printable
 from flowers_torch.files.atomic import write_json
 from flowers_torch.files.cache import cache_folder
 from flowers_torch.files.download import file_digest
@@ -31,12 +27,9 @@ def check_arrays(images: Any, labels: Any, classes: int | None = None) -> tuple[
 
     Args:
         images: (N, H, W, 3), (N, 3, H, W), (N, H, W) or (N, H, W, 1); integers in 0..255, or floats in 0..1
-            or 0..255.
+            or 0..255. Anything else is a `DataError`.
         labels: (N,), (N, 1) or (1, N) indices from 0, or one-hot (N, classes).
         classes: Number of classes; the highest label + 1 if None.
-
-    Raises:
-        DataError: with what was given and what is accepted.
     """
     notes: list[str] = []
     pixels = _to_uint8(_to_channels_last(np.asarray(images), notes), notes)
@@ -44,14 +37,12 @@ def check_arrays(images: Any, labels: Any, classes: int | None = None) -> tuple[
 
 
 def _to_channels_last(images: np.ndarray, notes: list[str]) -> np.ndarray:
-    """To (N, H, W, 3)."""
     shape = images.shape
     if images.ndim == 3 and shape[-1] != 3:
         notes.append(f"gray images {shape} read as (N, height, width)")
         images = images[..., None]
     if images.ndim != 4 or 0 in shape:
-        accepted = "(N, height, width, 3), (N, 3, height, width) or gray"
-        raise DataError(f"images have the shape {shape}", f"give {accepted}")
+        raise DataError(f"images have the shape {shape}", "give (N, height, width, 3), (N, 3, height, width) or gray")
     if images.shape[-1] not in (1, 3) and shape[1] in (1, 3):
         notes.append(f"images {shape} have their channels first: moved to the last axis")
         images = images.transpose(0, 2, 3, 1)
@@ -61,7 +52,6 @@ def _to_channels_last(images: np.ndarray, notes: list[str]) -> np.ndarray:
 
 
 def _to_uint8(images: np.ndarray, notes: list[str]) -> np.ndarray:
-    """To uint8 in 0..255."""
     if images.dtype == np.uint8:
         return images
     if images.dtype.kind not in "iufb":
@@ -75,12 +65,10 @@ def _to_uint8(images: np.ndarray, notes: list[str]) -> np.ndarray:
     if 0 <= low and high <= 255:
         notes.append(f"{images.dtype} images in 0..255: rounded to 8 bits")
         return np.rint(images).astype(np.uint8)
-    what = f"images have values from {low:g} to {high:g}"
-    raise DataError(what, "give 0..255 or 0..1, before any normalization")
+    raise DataError(f"images have values from {low:g} to {high:g}", "give 0..255 or 0..1, before any normalization")
 
 
 def _to_indices(labels: np.ndarray, count: int, classes: int | None, notes: list[str]) -> np.ndarray:
-    """To class indices (N,) from 0."""
     shape = labels.shape
     if labels.ndim == 2 and 1 in shape and max(shape) == count:
         labels = labels.reshape(-1)
@@ -91,11 +79,9 @@ def _to_indices(labels: np.ndarray, count: int, classes: int | None, notes: list
         labels = labels.argmax(axis=1)
         notes.append(f"one-hot labels of shape {shape}: converted to indices")
     if labels.shape != (count,):
-        what = f"there are {count} images, but labels of shape {shape}"
-        raise DataError(what, "give one label for each image")
-    if labels.dtype.kind == "f" and np.array_equal(labels, np.rint(labels)):
-        labels = labels.astype(np.int64)
-    if labels.dtype.kind not in "iub":
+        raise DataError(f"there are {count} images, but labels of shape {shape}", "give one label for each image")
+    whole = labels.dtype.kind == "f" and np.array_equal(labels, np.rint(labels))
+    if labels.dtype.kind not in "iub" and not whole:
         raise DataError(f"labels have the type {labels.dtype}", "give class indices from 0")
     labels = labels.astype(np.int64)
     low, high = int(labels.min()), int(labels.max())
@@ -109,10 +95,7 @@ def _to_indices(labels: np.ndarray, count: int, classes: int | None, notes: list
 
 
 def write_images(
-    folder: Path,
-    splits: dict[str, tuple[Any, Any]],
-    classes: Sequence[str] | None = None,
-    name: str | None = None,
+    folder: Path, splits: dict[str, tuple[Any, Any]], classes: Sequence[str] | None = None, name: str | None = None
 ) -> ImageDataset:
     """Writes arrays as class folders of PNG files and returns them as a dataset.
 
@@ -125,13 +108,10 @@ def write_images(
 
     Raises:
         DataError: ambiguous arrays, or class names that are not valid folder names.
-        ResourceError: no space.
     """
     if not folder.is_dir():
-        checked = {
-            split: check_arrays(images, labels, len(classes) if classes else None)
-            for split, (images, labels) in splits.items()
-        }
+        count = len(classes) if classes else None
+        checked = {split: check_arrays(images, labels, count) for split, (images, labels) in splits.items()}
         highest = max(int(labels.max()) for _, labels, _ in checked.values())
         names = [str(label) for label in range(highest + 1)] if classes is None else list(classes)
         bad = [n for n in names if not n or n.startswith(".") or "/" in n or "\0" in n]
@@ -162,12 +142,10 @@ def read_hdf5(path: Path, cache: Path | None = None) -> ImageDataset:
 
     Courses ship one file for each split: the other one is looked for beside `path`, under the name with
     `train` and `test` exchanged.
-
-    Raises:
-        DataError: damaged, missing entries, or ambiguous arrays.
-        UsageError: h5py is not installed.
     """
-    files = [path, *_other_split(path)]
+    own, other = ("train", "test") if "train" in path.stem else ("test", "train")
+    sibling = path.with_name(path.stem.replace(own, other) + path.suffix)
+    files = [path, sibling] if sibling != path and sibling.is_file() else [path]
     digest = "-".join(file_digest(file)[:12] for file in files)
     folder = (cache or cache_folder()) / f"{path.stem[:64]}-{digest}"
     if folder.is_dir():
@@ -178,10 +156,8 @@ def read_hdf5(path: Path, cache: Path | None = None) -> ImageDataset:
     keys = {split: (f"{split}_set_x", f"{split}_set_y") for split in ("train", "test")}
     splits = {split: (entries[x], entries[y]) for split, (x, y) in keys.items() if {x, y} <= entries.keys()}
     if "train" not in splits:
-        raise DataError(
-            f"{printable(path)} lacks train_set_x or train_set_y (it holds {', '.join(sorted(entries))})",
-            "use these names",
-        )
+        what = f"{printable(path)} lacks train_set_x or train_set_y (it holds {', '.join(sorted(entries))})"
+        raise DataError(what, "use these names")
     names = None
     if (classes := entries.get("list_classes")) is not None:
         values = classes.ravel().tolist()
@@ -189,24 +165,15 @@ def read_hdf5(path: Path, cache: Path | None = None) -> ImageDataset:
     return write_images(folder, splits, names, name=path.stem)
 
 
-def _other_split(path: Path) -> list[Path]:
-    for own, other in (("train", "test"), ("test", "train")):
-        if own in path.stem:
-            sibling = path.with_name(path.stem.replace(own, other) + path.suffix)
-            return [sibling] if sibling.is_file() else []
-    return []
-
-
 def _read_entries(path: Path) -> dict[str, np.ndarray]:
     try:
         import h5py
     except ImportError as error:
         raise UsageError("HDF5 files need h5py", 'pip install "flowers-torch[keras]"') from error
-    wanted = [f"{split}_set_{kind}" for split in ("train", "test") for kind in "xy"] + ["list_classes"]
     found = {}
     try:
         with h5py.File(path, "r") as file:
-            for key in wanted:
+            for key in ("train_set_x", "train_set_y", "test_set_x", "test_set_y", "list_classes"):
                 # A link could lead to any other file of this machine.
                 if key not in file or not isinstance(file.get(key, getlink=True), h5py.HardLink):
                     continue
@@ -215,8 +182,7 @@ def _read_entries(path: Path) -> dict[str, np.ndarray]:
                     raise DataError(f"{printable(path)}: {key} is not a plain array", "use another file")
                 found[key] = entry[()]
     except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
-        reason = printable(" ".join(str(error).split()))
-        what = f"{printable(path)} is not a readable HDF5 file: {reason}"
+        what = f"{printable(path)} is not a readable HDF5 file: {one_line(error)}"
         raise DataError(what, "use another copy") from error
     return found
 
@@ -229,12 +195,7 @@ def is_cifar10(folder: Path) -> bool:
 def cifar10(cache: Path | None = None, source: Path | None = None) -> ImageDataset:
     """CIFAR-10, read by torchvision, which unpickles only batches with the original checksums.
 
-    The original split has 50000 train and 10000 test images of 32 x 32 pixels. `source` is a folder
-    `cifar-10-batches-py`; if None, it is taken from the cache or downloaded.
-
-    Raises:
-        DataError: the files of `source` are not the original ones.
-        ResourceError: the files are not in the cache and cannot be downloaded.
+    `source` is a folder `cifar-10-batches-py`; if None, it is taken from the cache or downloaded.
     """
     from torchvision.datasets import CIFAR10
 
@@ -243,19 +204,14 @@ def cifar10(cache: Path | None = None, source: Path | None = None) -> ImageDatas
     if folder.is_dir():
         return write_images(folder, {}, name="cifar10")
     files = type("Files", (CIFAR10,), {"base_folder": source.name}) if source else CIFAR10
-    sets = {}
-    for split in ("train", "test"):
-        try:
-            sets[split] = files(source.parent if source else cache, split == "train", download=source is None)
-        except (OSError, RuntimeError) as error:  # URLError is an OSError; a wrong checksum a RuntimeError
-            if source:
-                raise DataError(
-                    f"{printable(source)} does not hold the original files of CIFAR-10: {printable(error)}",
-                    "unpack cifar-10-python.tar.gz again",
-                ) from error
-            raise ResourceError(
-                f"cannot download CIFAR-10 to {printable(cache)}: {printable(error)}",
-                "put cifar-10-python.tar.gz there, or its folder cifar-10-batches-py",
-            ) from error
-    splits = {split: (data.data, data.targets) for split, data in sets.items()}
-    return write_images(folder, splits, sets["train"].classes, name="cifar10")
+    place = source.parent if source else cache
+    try:
+        train, test = (files(place, train=part, download=source is None) for part in (True, False))
+    except (OSError, RuntimeError) as error:  # URLError is an OSError; a wrong checksum a RuntimeError
+        if source:
+            what = f"{printable(source)} does not hold the original files of CIFAR-10: {printable(error)}"
+            raise DataError(what, "unpack cifar-10-python.tar.gz again") from error
+        what = f"cannot download CIFAR-10 to {printable(cache)}: {printable(error)}"
+        raise ResourceError(what, "put cifar-10-python.tar.gz there, or its folder cifar-10-batches-py") from error
+    splits = {"train": (train.data, train.targets), "test": (test.data, test.targets)}
+    return write_images(folder, splits, train.classes, name="cifar10")

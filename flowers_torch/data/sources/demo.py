@@ -1,7 +1,6 @@
-"""The demo dataset: small drawings of invented flowers.
+"""The demo dataset: small drawings of invented flowers, whose classes are forms (`cup`, `rays`, ...), not species.
 
-The classes are forms (`cup`, `rays`, ...), not species. Every color occurs in two forms, and all forms share
-backgrounds, poses and light, so the mean color does not reveal the class.
+Every color occurs in two forms, which share backgrounds, poses and light: the mean color does not reveal the class.
 """
 
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from flowers_torch.data.sources.drawing import Array, Color, Drawing, Petal, Pos
 from flowers_torch.errors import UsageError, printable
 
 RGB = tuple[float, float, float]
+Range = tuple[float, float]
 SUPERSAMPLING = 3  # flowers are drawn this much larger and averaged down, for smooth edges
 TURN = 2 * np.pi
 
@@ -36,20 +36,15 @@ SOIL, SKY = (0.40, 0.29, 0.20), (0.62, 0.76, 0.90)
 
 
 def draw_demo(folder: Path, classes: int = 6, per_class: int = 150, size: int = 96, seed: int = 0) -> None:
-    """Draws `classes` folders of `per_class` JPEG images; the same arguments give the same bytes.
+    """Draws `classes` folders, in the order of `FORMS`, of `per_class` JPEG images of `size` pixels.
 
     An image depends only on (seed, class, index, size), so a larger dataset contains the smaller one.
-
-    `folder` is new or empty. The 2 to 6 classes are in the order of `FORMS`. `size` is in pixels.
-
-    Raises:
-        UsageError: a number out of range, or a folder that is not empty.
+    Numbers out of range and a folder that is not empty are a `UsageError`.
     """
     if not 2 <= classes <= len(FORMS):
         raise UsageError(f"demo data of {classes} classes", f"choose 2 to {len(FORMS)}")
     if per_class < 1 or size < 16:
         raise UsageError(f"demo data of {per_class} images of {size} pixels", "choose at least 1 and 16")
-    folder = Path(folder)
     if folder.exists() and any(folder.iterdir()):
         raise UsageError(f"demo data would be mixed into {printable(folder)}", "name a new folder")
     for number, form in enumerate(list(FORMS)[:classes]):
@@ -60,10 +55,7 @@ def draw_demo(folder: Path, classes: int = 6, per_class: int = 150, size: int = 
 
 
 def draw_picture(form: str, size: int, rng: np.random.Generator) -> Image.Image:
-    """Draws one RGB image of a flower.
-
-    `form` is a key of `FORMS`, `size` the side in pixels; `rng` decides everything else.
-    """
+    """Draws one RGB image of a flower; `form` is a key of `FORMS`, and `size` is the side in pixels."""
     light = rng.uniform(0, TURN)
     image = _background(size, rng)
     flower = Image.new("RGBA", (size * SUPERSAMPLING, size * SUPERSAMPLING))
@@ -152,12 +144,7 @@ FORMS = {form.__name__[1:]: form for form in (_cross, _cup, _globe, _rays, _spik
 
 
 def _blossom(
-    drawing: Drawing,
-    colors: tuple[str, ...],
-    scale: tuple[float, float],
-    tilt: tuple[float, float],
-    roll: float = np.pi,
-    y: float = 0.5,
+    drawing: Drawing, colors: tuple[str, ...], scale: Range, tilt: Range, roll: float = np.pi, y: float = 0.5
 ) -> tuple[Pose, tuple[Color, Color]]:
     """Draws a stem for a blossom near (0.5, y). Returns the pose and the colors of the blossom."""
     rng = drawing.rng

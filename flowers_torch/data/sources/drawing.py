@@ -1,7 +1,6 @@
-"""Drawings of flowers: petals, blossoms, stems and leaves under one light.
+"""Drawings of flowers: petals, blossoms, stems and leaves under one light; lengths in image widths, y down.
 
-Lengths are in image widths, x to the right and y down. A blossom is built around its own z axis, in units of
-its petals' length, and projected into the image by a `Pose`.
+A blossom is built around its own z axis, in units of its petals' length, and projected into the image by a `Pose`.
 """
 
 from dataclasses import dataclass
@@ -67,13 +66,7 @@ class Petal:
 
 
 class Drawing:
-    """Draws petals, centers, stems and leaves on an image, under one light.
-
-    Args:
-        image: Square; drawn on in place.
-        light: Direction of the light, as an angle in the image.
-        rng: Source of the variation.
-    """
+    """Draws on a square image in place, under light from an angle in the image; `rng` varies all shapes."""
 
     def __init__(self, image: Image.Image, light: float, rng: np.random.Generator) -> None:
         self.draw, self.pixels = ImageDraw.Draw(image), image.width

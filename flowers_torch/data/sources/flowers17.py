@@ -6,8 +6,6 @@ The archive has no class folders: `jpg/image_0001.jpg` to `jpg/image_1360.jpg` a
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-
 from flowers_torch.data.dataset import ImageDataset
 from flowers_torch.data.sources.archives import extract_archive, extract_to_cache
 from flowers_torch.data.sources.folders import list_folder
@@ -33,53 +31,40 @@ PATHS = tuple(f"jpg/image_{number:04d}.jpg" for number in range(1, IMAGES_PER_CL
 
 
 def flowers17(
-    archive: Path | None = None,
-    cache: Path | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    archive: Path | None = None, cache: Path | None = None, progress: Callable[[int, int], None] | None = None
 ) -> ImageDataset:
-    """Flowers-17, downloaded and unpacked into the cache once.
+    """Flowers-17, unpacked into the cache once, from a local archive with the same files or downloaded.
 
-    Args:
-        archive: A local `17flowers.tgz` or an archive with the same files; downloaded if None.
-        progress: Called with the bytes downloaded and the bytes in all.
+    `progress` is called with the bytes downloaded and the bytes in all.
 
     Raises:
         ResourceError: no network; the error names the alternatives.
         DataError: the archive is damaged or holds something else.
     """
     cache = Path(cache or cache_folder())
-    notes: list[str] = []
-    if archive is not None:
-        folder = extract_to_cache(archive, cache)
-        md5 = file_digest(archive, "md5")
-        if md5 != MD5:
-            notes.append(f"{printable(archive)} is not Oxford's own file (md5 {md5}, theirs is {MD5})")
-        source = archive.parent / SPLITS_NAME  # `official_split` looks for it beside the images
-        if source.is_file() and not (folder / SPLITS_NAME).exists():
-            with atomic_write(folder / SPLITS_NAME) as file:
-                file.write(source.read_bytes())
-    else:
+    if archive is None:
         folder = cache / "flowers17"
         if not folder.is_dir():
             extract_archive(download(URL, cache / "17flowers.tgz", MD5, "md5", OTHER_WAYS, progress), folder)
-    return flowers17_folder(folder, tuple(notes))
+        return flowers17_folder(folder)
+    folder, md5 = extract_to_cache(archive, cache), file_digest(archive, "md5")
+    source = archive.parent / SPLITS_NAME  # `official_split` looks for it beside the images
+    if source.is_file() and not (folder / SPLITS_NAME).exists():
+        with atomic_write(folder / SPLITS_NAME) as file:
+            file.write(source.read_bytes())
+    note = f"{printable(archive)} is not Oxford's own file (md5 {md5}, theirs is {MD5})"
+    return flowers17_folder(folder, () if md5 == MD5 else (note,))
 
 
 def flowers17_folder(folder: Path, notes: tuple[str, ...] = ()) -> ImageDataset:
-    """The dataset in an unpacked archive: `folder/jpg/image_0001.jpg` and so on.
-
-    Raises:
-        DataError: missing or additional images.
-    """
+    """The dataset in an unpacked archive: `folder/jpg/image_0001.jpg` and so on, neither fewer nor more."""
     found = [f"jpg/{name}" for name in list_folder(folder / "jpg")[1] if name.endswith(".jpg")]
     missing, extra = sorted(set(PATHS) - set(found)), sorted(set(found) - set(PATHS))
     if missing or extra:
         first = printable((missing or extra)[0])
-        raise DataError(
-            f"{printable(folder)} is not Flowers-17: {len(missing)} of {len(PATHS)} photos missing, "
-            f"{len(extra)} others (first: {first})",
-            "remove this folder and unpack the archive again",
-        )
+        counts = f"{len(missing)} of {len(PATHS)} photos missing, {len(extra)} others (first: {first})"
+        what = f"{printable(folder)} is not Flowers-17: {counts}"
+        raise DataError(what, "remove this folder and unpack the archive again")
     return whole_set(folder, notes)
 
 
@@ -119,8 +104,8 @@ def official_split(dataset: ImageDataset, which: int, cache: Path | None = None)
     if not path.exists():  # nothing is written beside the images: the folder may be a user's own
         path = Path(cache or cache_folder()) / SPLITS_NAME
     if not path.exists():
-        alternatives = f"put {SPLITS_NAME} beside the archive, or use a split of fractions"
-        download(SPLITS_URL, path, SPLITS_MD5, "md5", alternatives)
+        other_ways = f"put {SPLITS_NAME} beside the archive, or use a split of fractions"
+        download(SPLITS_URL, path, SPLITS_MD5, "md5", other_ways)
     try:
         from scipy.io import loadmat
     except ImportError as error:
@@ -128,16 +113,10 @@ def official_split(dataset: ImageDataset, which: int, cache: Path | None = None)
     keys = {"train": f"trn{which}", "val": f"val{which}", "test": f"tst{which}"}
     try:
         content = loadmat(path, variable_names=list(keys.values()))
-        splits = {split: np.sort(content[key].ravel().astype(np.int64) - 1) for split, key in keys.items()}
+        splits = {split: sorted((content[key].ravel().astype(int) - 1).tolist()) for split, key in keys.items()}
+        if sorted(sum(splits.values(), [])) != list(range(len(PATHS))):
+            raise ValueError("some photos are in no split or in several")
     except Exception as error:  # SciPy raises ValueError, TypeError, KeyError, ... on other files
-        raise _not_oxfords(path) from error
-    if not np.array_equal(np.sort(np.concatenate(list(splits.values()))), np.arange(len(PATHS))):
-        raise _not_oxfords(path)
-    return by_file_name({split: indices.tolist() for split, indices in splits.items()}, dataset)
-
-
-def _not_oxfords(path: Path) -> DataError:
-    return DataError(
-        f"{printable(path)} does not split the {len(PATHS)} photos into train, val and test",
-        f"remove it, or put Oxford's own there ({SPLITS_URL})",
-    )
+        what = f"{printable(path)} does not split the {len(PATHS)} photos into train, val and test"
+        raise DataError(what, f"remove it, or put Oxford's own there ({SPLITS_URL})") from error
+    return by_file_name(splits, dataset)

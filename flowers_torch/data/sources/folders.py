@@ -1,7 +1,4 @@
-"""Folders of images.
-
-    rose/1.jpg  tulip/2.jpg                       one folder for each class
-    train/rose/1.jpg  val/rose/2.jpg  test/...    the same with a split
+"""Folders of images: `rose/1.jpg tulip/2.jpg`, or the same with a split: `train/rose/1.jpg val/rose/2.jpg`.
 
 Nothing is decoded or written. Ignored files are counted in the notes of the dataset.
 """
@@ -17,14 +14,7 @@ from torchvision.datasets import ImageFolder
 
 from flowers_torch.data.dataset import ImageDataset
 from flowers_torch.data.images import is_image_name, load_image
-from flowers_torch.data.sources.rows import (
-    SPLIT_NAMES,
-    counted,
-    dataset_from_rows,
-    listed,
-    natural_key,
-    split_of_name,
-)
+from flowers_torch.data.sources.rows import SPLIT_NAMES, counted, dataset_from_rows, listed, natural_key, split_of_name
 from flowers_torch.errors import DataError, printable
 
 # Folders and files of file managers, archives and network drives. Names with a leading dot are ignored too.
@@ -34,9 +24,8 @@ LAYOUT = "expected FOLDER/<class>/<photo> or FOLDER/train/<class>/<photo> with v
 
 
 class ClassFolders(ImageFolder):
-    """torchvision's `ImageFolder` with this package's loader and natural class order.
+    """torchvision's `ImageFolder` in natural order, with empty classes, without hidden folders and circular links.
 
-    Unlike torchvision's, it accepts empty classes, ignores hidden folders and stops at circular links.
     `notes` say what was ignored; `empty` are the classes without an image.
     """
 
@@ -62,8 +51,7 @@ class ClassFolders(ImageFolder):
         """(path, label) of every file with the suffix of an image, each class in natural order."""
         root = Path(directory)
         # Links to a folder above, or into another class, would label images with the wrong class.
-        off_limits = {_identity(folder) for folder in (root.resolve(), *root.resolve().parents)}
-        off_limits |= {_identity(root / name) for name in class_to_idx}
+        off_limits = {root.resolve(), *root.resolve().parents, *((root / name).resolve() for name in class_to_idx)}
         samples = []
         for name, label in class_to_idx.items():
             other: Counter[str] = Counter()
@@ -74,30 +62,26 @@ class ClassFolders(ImageFolder):
                 else:
                     other[os.path.splitext(path)[1].lower() or "no suffix"] += 1  # guard: D06
             if other:
-                self.notes.append(
-                    f"{printable(name)}: ignored {other.total()} files that are not photos: {counted(other)}"
-                )
+                ignored = f"ignored {other.total()} files that are not photos: {counted(other)}"
+                self.notes.append(f"{printable(name)}: {ignored}")
             samples += [(path, label) for path in sorted(paths, key=natural_key)]
         return samples
 
-    def _walk(self, folder: Path, visited: set[tuple[int, int]], other: Counter[str]) -> Iterator[str]:
+    def _walk(self, folder: Path, visited: set[Path], other: Counter[str]) -> Iterator[str]:
         """Regular files below a folder; a folder with several links to it is visited once."""
         folders, files = list_folder(folder, self.hidden, other)
         yield from (str(folder / name) for name in files)
         for name in folders:
-            identity = _identity(folder / name)
-            if identity not in visited:  # guard: D23 circle
-                visited.add(identity)
+            target = (folder / name).resolve()
+            if target not in visited:  # guard: D23 circle
+                visited.add(target)
                 yield from self._walk(folder / name, visited, other)
 
 
 def find_images(root: Path | str, name: str | None = None, fewest: int = 2) -> ImageDataset:
     """Finds the images of a folder of class folders, with or without a split.
 
-    Args:
-        root: The folder.
-        name: Of the dataset; the folder's own name if None.
-        fewest: Minimum number of classes.
+    The dataset gets the folder's own name if `name` is None. `fewest` is the minimum number of classes.
 
     Raises:
         DataError: not a folder, no images, images at the wrong depth (the right root is suggested), empty
@@ -108,19 +92,13 @@ def find_images(root: Path | str, name: str | None = None, fewest: int = 2) -> I
         what = "is a file" if root.is_file() else "is not a folder"
         raise DataError(f"{printable(root)} {what}; {LAYOUT}", "name a folder of photos")
     name = name or root.resolve().name
-    splits = find_split_folders(root)
-    if splits:
+    if splits := find_split_folders(root):
         return _find_split_images(root, name, splits)
     folder = ClassFolders(root)
     _check_classes(folder, root, fewest)
-    return ImageDataset(
-        name,
-        root,
-        classes=tuple(folder.classes),
-        paths=tuple(Path(path).relative_to(root).as_posix() for path, _ in folder.samples),
-        labels=tuple(folder.targets),
-        notes=(*folder.notes, *_similar_names(folder.classes)),
-    )
+    paths = tuple(Path(path).relative_to(root).as_posix() for path, _ in folder.samples)
+    notes = (*folder.notes, *_similar_names(folder.classes))
+    return ImageDataset(name, root, tuple(folder.classes), paths, tuple(folder.targets), notes=notes)
 
 
 def find_split_folders(root: Path) -> dict[str, Path]:
@@ -130,8 +108,8 @@ def find_split_folders(root: Path) -> dict[str, Path]:
     for split in SPLIT_NAMES:
         matching = [name for name in folders if split_of_name(name) == split]
         if len(matching) > 1:
-            several = f"several folders for {split}: {listed(matching)}"
-            raise DataError(f"{printable(root)} holds {several}", "keep one of them")
+            what = f"{printable(root)} holds several folders for {split}: {listed(matching)}"
+            raise DataError(what, "keep one of them")
         if matching:
             splits[split] = root / matching[0]
     return splits if "train" in splits and len(splits) > 1 else {}
@@ -147,8 +125,7 @@ def _find_split_images(root: Path, name: str, splits: dict[str, Path]) -> ImageD
             what = f"{printable(splits[split])} holds no photos in class folders"
             raise DataError(what, "give it the classes of train, or remove it")
         notes += [f"{split}: {note}" for note in folder.notes]
-    for split in SPLIT_NAMES.keys() - splits.keys():
-        notes.append(f"no {split} folder: its photos are drawn from train")
+    notes += [f"no {split} folder: its photos are drawn from train" for split in SPLIT_NAMES.keys() - splits.keys()]
     rows = [
         (Path(path).relative_to(root).as_posix(), folder.classes[label], split)
         for split, folder in found.items()
@@ -162,26 +139,21 @@ def _check_classes(folder: ClassFolders, root: Path, fewest: int = 2) -> None:
     if not folder.classes:
         where = "holds photos but no class folders" if _has_images(root) else "holds no photos"
         raise DataError(f"{printable(root)} {where}; {LAYOUT}", "put the photos of each class in a folder")
-    deeper = _suggest_root(root, folder.classes)
-    if deeper is not None:  # guard: D02
-        what = f"the class folders are one level below {printable(root)}"
-        raise DataError(what, f"use {printable(deeper)} instead")
+    deeper = root / folder.classes[0]
+    if len(folder.classes) == 1 and _holds_classes(deeper):  # guard: D02
+        raise DataError(f"the class folders are one level below {printable(root)}", f"use {printable(deeper)} instead")
     if folder.empty:  # guard: D03
-        empty = f"{len(folder.empty)} of {len(folder.classes)} class folders of {printable(root)}"
-        what = f"{empty} hold no photo: {listed(folder.empty, limit=50)}"
-        raise DataError(what, "add photos or remove these folders")
+        what = f"{len(folder.empty)} of {len(folder.classes)} class folders of {printable(root)} hold no photo"
+        raise DataError(f"{what}: {listed(folder.empty, limit=50)}", "add photos or remove these folders")
     if len(folder.classes) < fewest:  # guard: D30 one
         what = f"{printable(root)} holds one class only: {printable(folder.classes[0])}"
         raise DataError(what, "add a folder for each other class")
 
 
-def _suggest_root(root: Path, classes: list[str]) -> Path | None:
-    """The only folder below `root` if it holds the class folders or the splits."""
-    if len(classes) != 1 or _has_images(root / classes[0]):
-        return None
-    deeper = root / classes[0]
-    inner = [name for name in list_folder(deeper)[0] if _has_images(deeper / name)]
-    return deeper if len(inner) >= 2 or find_split_folders(deeper) else None
+def _holds_classes(folder: Path) -> bool:
+    """Whether a folder holds class folders or splits, but no images itself."""
+    inner = [name for name in list_folder(folder)[0] if _has_images(folder / name)]
+    return not _has_images(folder) and (len(inner) >= 2 or bool(find_split_folders(folder)))
 
 
 def _has_images(folder: Path) -> bool:
@@ -191,12 +163,9 @@ def _has_images(folder: Path) -> bool:
 def list_folder(
     folder: Path, hidden: Counter[str] | None = None, other: Counter[str] | None = None
 ) -> tuple[list[str], list[str]]:
-    """Names of the folders and of the regular files in a folder, each in natural order.
+    """Names of the folders and of the regular files in a folder, each in natural order; links are followed.
 
-    Args:
-        folder: Where to look; links are followed.
-        hidden: Counts hidden and system names, which are left out.
-        other: Counts dangling links, pipes and devices, which are left out unopened.
+    Hidden and system names are left out and counted in `hidden`; dangling links, pipes and devices in `other`.
     """
     hidden, other = (Counter() if counts is None else counts for counts in (hidden, other))
     folders, files = [], []
@@ -222,11 +191,6 @@ def list_folder(
         where = error.filename or folder
         raise DataError(f"cannot read {printable(where)}: {error.strerror}", "check its access rights") from error
     return sorted(folders, key=natural_key), sorted(files, key=natural_key)
-
-
-def _identity(folder: Path) -> tuple[int, int]:
-    status = folder.stat()
-    return status.st_dev, status.st_ino
 
 
 def _similar_names(classes: Iterable[str]) -> list[str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from flowers_torch.data.dataset import ImageDataset
 from flowers_torch.data.sources.archives import SUFFIXES, archive_name, extract_to_cache, staged_folder
 from flowers_torch.data.sources.arrays import HDF5_SUFFIXES, cifar10, is_cifar10, read_hdf5
+from flowers_torch.data.sources.demo import draw_demo
 from flowers_torch.data.sources.flowers17 import flowers17, flowers17_folder, is_flowers17
 from flowers_torch.data.sources.folders import find_images, find_split_folders, list_folder
 from flowers_torch.data.sources.shards import find_shards, read_shards
@@ -22,10 +23,7 @@ DEMO_VERSION = 1  # to be raised when `draw_demo` draws something else
 
 
 def open_dataset(
-    source: str | Path,
-    cache: Path | None = None,
-    progress: Callable[[int, int], None] | None = None,
-    fewest: int = 2,
+    source: str | Path, cache: Path | None = None, progress: Callable[[int, int], None] | None = None, fewest: int = 2
 ) -> ImageDataset:
     """Finds the images of any source.
 
@@ -41,7 +39,11 @@ def open_dataset(
     """
     cache = Path(cache or cache_folder())
     if str(source) == "demo":
-        return _demo(cache)
+        folder = cache / f"demo-v{DEMO_VERSION}"
+        if not folder.is_dir():
+            with staged_folder(folder) as staging:
+                draw_demo(staging)
+        return find_images(folder, "demo")
     if str(source) == "flowers17":
         return flowers17(cache=cache, progress=progress)
     if str(source) == "cifar10":
@@ -76,13 +78,3 @@ def _archive(path: Path, cache: Path) -> ImageDataset:
             break
         folder = folder / folders[0]
     return find_images(folder, archive_name(path))
-
-
-def _demo(cache: Path) -> ImageDataset:
-    folder = cache / f"demo-v{DEMO_VERSION}"
-    if not folder.is_dir():
-        from flowers_torch.data.sources.demo import draw_demo
-
-        with staged_folder(folder) as staging:
-            draw_demo(staging)
-    return find_images(folder, "demo")

@@ -2,72 +2,56 @@
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from flowers_torch.data.dataset import ImageDataset
 from flowers_torch.errors import DataError, printable
 
+Row = tuple[str, str, str]  # path, class, split; no split is an empty string
+
 # Names of the splits in folders, tables and shards, in any case.
-SPLIT_NAMES = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation", "validate", "dev"),
-    "test": ("test", "testing"),
-}
+SPLIT_NAMES = {"train": "train training", "val": "val valid validation validate dev", "test": "test testing"}
 
 
 def dataset_from_rows(
-    source: Path,
-    root: Path,
-    name: str,
-    classes: Sequence[str],
-    rows: Iterable[tuple[str, str, str]],
-    notes: Iterable[str] = (),
+    source: Path, root: Path, name: str, classes: Sequence[str], rows: Iterable[Row], notes: Iterable[str] = ()
 ) -> ImageDataset:
-    """A dataset from rows of (path, class, split); the split is empty where the source has none.
-
-    `source` is the file or folder that errors name; the paths are relative to `root`.
+    """A dataset from rows whose paths are relative to `root`; errors name `source`.
 
     Raises:
-        DataError: the source has a split whose classes differ from those of train.
+        DataError: a single class, or a split whose classes differ from those of train.
     """
+    if len(classes) < 2:
+        raise DataError(f"{printable(source)} holds one class only", "add photos of another class")
     rows = sorted(rows, key=lambda row: natural_key(row[0]))
     by_split: dict[str, set[str]] = {}
     for _, label, split in rows:
         by_split.setdefault(split, set()).add(label)
     if by_split.keys() - {""}:
         _check_split_classes(by_split, source)
+    paths = tuple(path for path, _, _ in rows)
     index = {label: position for position, label in enumerate(classes)}
-    return ImageDataset(
-        name,
-        root,
-        tuple(classes),
-        tuple(path for path, _, _ in rows),
-        tuple(index[label] for _, label, _ in rows),
-        split={path: split for path, _, split in rows if split},
-        notes=tuple(notes),
-    )
+    labels = tuple(index[label] for _, label, _ in rows)
+    splits = {path: split for path, _, split in rows if split}
+    return ImageDataset(name, root, tuple(classes), paths, labels, splits, notes=tuple(notes))
 
 
-def _check_split_classes(classes: Mapping[str, Collection[str]], source: Path) -> None:
-    """Refuses a split with other classes than those of train."""
+def _check_split_classes(classes: Mapping[str, set[str]], source: Path) -> None:
     if "train" not in classes:
         raise DataError(f"{printable(source)} marks no photo as train", "mark the photos to train on")
     for split, names in classes.items():
-        missing = sorted(set(classes["train"]) - set(names))
-        extra = sorted(set(names) - set(classes["train"]))
-        if missing or extra:  # guard: D28 classes
-            kinds = (("missing", missing), ("extra", extra))
-            differences = ", ".join(f"{kind} {listed(names)}" for kind, names in kinds if names)
-            raise DataError(
-                f"classes of {split} in {printable(source)} differ from those of train: {differences}",
-                "give every split the same classes, each with a photo",
-            )
+        kinds = {"missing": classes["train"] - names, "extra": names - classes["train"]}
+        if any(kinds.values()):  # guard: D28 classes
+            differences = ", ".join(f"{kind} {listed(sorted(names))}" for kind, names in kinds.items() if names)
+            what = f"classes of {split} in {printable(source)} differ from those of train: {differences}"
+            raise DataError(what, "give every split the same classes, each with a photo")
 
 
-def split_of_name(name: str) -> str | None:
-    """ "train", "val" or "test" for a common name of a split, else None."""
-    return next((split for split, names in SPLIT_NAMES.items() if name.strip().lower() in names), None)
+def split_of_name(*names: str) -> str:
+    """ "train", "val" or "test" for the first common name of a split, or an empty string."""
+    known = {name: split for split, variants in SPLIT_NAMES.items() for name in variants.split()}
+    return next((known[name.strip().lower()] for name in names if name.strip().lower() in known), "")
 
 
 def natural_key(name: str) -> tuple[list[tuple[int, str]], str]:

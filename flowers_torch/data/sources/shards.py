@@ -1,6 +1,4 @@
-"""Tar shards in the layout of WebDataset, read without unpacking.
-
-    train-0000.tar   0001.jpg 0001.cls 0002.jpg 0002.cls ...     or   rose/0001.jpg tulip/0002.jpg ...
+"""Tar shards of WebDataset, read without unpacking: `0001.jpg 0001.cls ...` or `rose/0001.jpg tulip/0002.jpg ...`.
 
 Images in shards are addressed by path like any others, so an epoch is shuffled as a whole without a buffer.
 """
@@ -8,13 +6,12 @@ Images in shards are addressed by path like any others, so an epoch is shuffled 
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from flowers_torch.data.dataset import ImageDataset
 from flowers_torch.data.images import is_image_name
 from flowers_torch.data.sources.folders import list_folder
-from flowers_torch.data.sources.rows import counted, dataset_from_rows, natural_key, split_of_name
+from flowers_torch.data.sources.rows import Row, counted, dataset_from_rows, natural_key, split_of_name
 from flowers_torch.data.tar_members import SUFFIX, members, open_member
 from flowers_torch.errors import DataError, printable
 
@@ -26,12 +23,8 @@ MAX_LABEL_BYTES = 1024**2
 def find_shards(source: str | Path) -> list[Path]:
     """The shards of a source in natural order; an empty list if the source is something else.
 
-    Args:
-        source: A folder of .tar files without class folders, or a pattern of .tar files with `*` or a range:
-            `set/train-{0000..0041}.tar`.
-
-    Raises:
-        DataError: a pattern without a match, or a missing shard of a range.
+    The source is a folder of .tar files without class folders, or a pattern with `*` or a range:
+    `set/train-{0000..0041}.tar`. A pattern without a match or a missing shard is a `DataError`.
     """
     path = Path(source).expanduser()
     if path.is_dir():
@@ -41,8 +34,8 @@ def find_shards(source: str | Path) -> list[Path]:
         return []
     if found := re.fullmatch(r"(.*)\{(\d+)\.\.(\d+)\}(.*)", path.name):
         before, first, last, after = found.groups()
-        names = [f"{before}{n:0{len(first)}}{after}" for n in range(int(first), int(last) + 1)]
-        paths = [path.with_name(name) for name in names]
+        numbers = range(int(first), int(last) + 1)
+        paths = [path.with_name(f"{before}{number:0{len(first)}}{after}") for number in numbers]
         absent = [p for p in paths if not p.is_file()]
         if absent or not paths:
             what = f"{len(absent)} of {len(paths)} shards of {printable(source)} do not exist"
@@ -50,10 +43,9 @@ def find_shards(source: str | Path) -> list[Path]:
         return paths
     if "*" not in path.name:
         return []
-    paths = sorted(path.parent.glob(path.name), key=lambda p: natural_key(p.name))
-    if not paths:
-        raise DataError(f"no shard matches {printable(source)}", "quote the pattern, or name the folder")
-    return paths
+    if paths := sorted(path.parent.glob(path.name), key=lambda p: natural_key(p.name)):
+        return paths
+    raise DataError(f"no shard matches {printable(source)}", "quote the pattern, or name the folder")
 
 
 def read_shards(shards: list[Path]) -> ImageDataset:
@@ -67,23 +59,21 @@ def read_shards(shards: list[Path]) -> ImageDataset:
         DataError: unreadable shards, images without a label, one class, or splits whose classes differ.
     """
     root = shards[0].parent
-    rows: list[tuple[str, str, str]] = []  # path, label, split
+    rows: list[Row] = []
     other: Counter[str] = Counter()
     for shard in shards:
         _list_shard(shard, rows, other)
     unlabeled = [path for path, label, _ in rows if not label]
     if unlabeled:
         what = f"{len(unlabeled)} of {len(rows)} photos in the shards of {printable(root)} have no label"
-        first = f" (first: {printable(unlabeled[0])})"
-        raise DataError(what + first, "put a .cls or .json beside each, or class folders into the shards")
+        what += f" (first: {printable(unlabeled[0])})"
+        raise DataError(what, "put a .cls or .json beside each, or class folders into the shards")
     if not rows:
         raise DataError(f"the shards of {printable(root)} hold no photos", "write photos and labels to them")
     names_of = _class_names(root, {label for _, label, _ in rows})
     classes = sorted(set(names_of.values()), key=natural_key)
     if all(label.isdecimal() for label in names_of):
         classes = [names_of[label] for label in sorted(names_of, key=int)]
-    if len(classes) < 2:
-        raise DataError(f"the shards of {printable(root)} hold one class only", "add photos of another class")
     has_split = len({split for _, _, split in rows if split}) > 1
     unclear = min((path for path, _, split in rows if not split), key=natural_key, default=None)
     if has_split and unclear is not None:
@@ -96,9 +86,9 @@ def read_shards(shards: list[Path]) -> ImageDataset:
     return dataset_from_rows(root, root, root.resolve().name, classes, labeled, notes)
 
 
-def _list_shard(shard: Path, rows: list[tuple[str, str, str]], other: Counter[str]) -> None:
+def _list_shard(shard: Path, rows: list[Row], other: Counter[str]) -> None:
     """Appends the images of a shard to `rows`, and counts the suffixes of what is neither image nor label."""
-    split_of_shard = _find_split(re.split(r"[^A-Za-z]+", shard.stem))
+    split_of_shard = split_of_name(*re.split(r"[^A-Za-z]+", shard.stem))
     names = members(shard)
     label_files = {name for name in names if name.lower().endswith((".cls", ".json"))}
     label_of = {_key(name): name for name in label_files}
@@ -106,14 +96,9 @@ def _list_shard(shard: Path, rows: list[tuple[str, str, str]], other: Counter[st
         path = PurePosixPath(name)
         if is_image_name(name) and not path.name.startswith("."):
             label = _read_label(shard, label_of.get(_key(name))) or path.parent.name
-            rows.append((f"{shard.name}/{name}", label, split_of_shard or _find_split(path.parts[:-2])))
+            rows.append((f"{shard.name}/{name}", label, split_of_shard or split_of_name(*path.parts[:-2])))
         elif name not in label_files:
             other[path.suffix.lower() or "no suffix"] += 1
-
-
-def _find_split(words: Iterable[str]) -> str:
-    """The first split that is named by one of the words, or an empty string."""
-    return next(filter(None, map(split_of_name, words)), "")
 
 
 def _key(name: str) -> str:
@@ -146,8 +131,6 @@ def _class_names(root: Path, labels: set[str]) -> dict[str, str]:
     names = lists[0].read_text(encoding="utf-8", errors="replace").splitlines()
     highest = max(map(int, labels))
     if highest >= len(names) or len(set(names)) < len(names) or "" in names[: highest + 1]:
-        raise DataError(
-            f"{printable(lists[0])} has {len(set(names) - {''})} names, but the labels go up to {highest}",
-            "write one name on each line, in the order of the labels from 0",
-        )
+        what = f"{printable(lists[0])} has {len(set(names) - {''})} names, but the labels go up to {highest}"
+        raise DataError(what, "write one name on each line, in the order of the labels from 0")
     return {label: names[int(label)] for label in labels}

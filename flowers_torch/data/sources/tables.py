@@ -11,19 +11,17 @@ from flowers_torch.errors import DataError, printable
 
 MAX_BYTES = 1024**3
 COLUMNS = {
-    "file": ("file", "filename", "file_name", "path", "filepath", "image", "image_path", "photo"),
-    "label": ("label", "class", "class_name", "category", "target", "species"),
-    "split": ("split", "part", "subset", "set", "partition"),
-    "group": ("group", "group_id"),
+    "file": "file filename file_name path filepath image image_path photo".split(),
+    "label": "label class class_name category target species".split(),
+    "split": "split part subset set partition".split(),
+    "group": "group group_id".split(),
 }
 
 
 def read_table(path: Path) -> ImageDataset:
-    """Reads a dataset from a CSV file.
+    """Reads a dataset from a CSV file of commas, semicolons or tabs; its first line names the columns.
 
-    The first line names the columns in any order and case, separated by commas, semicolons or tabs. `split`
-    accepts the usual names of train, val and test. Images of one `group` stay in one split. Paths are
-    relative to the folder of the file.
+    Paths are relative to the folder of the file.
 
     Raises:
         DataError: with the line: missing columns, files that are missing or outside of the folder, empty
@@ -42,10 +40,9 @@ def read_table(path: Path) -> ImageDataset:
         split = split_of_name(values.get("split", ""))
         if not label:
             raise _wrong(path, line, f"no label for {printable(file)}")
-        if "split" in columns and split is None:
-            what = f"split {printable(values['split'])!r} is not valid: expected train, val or test"
-            raise _wrong(path, line, what)
-        entry = (label, split or "", values.get("group", "").strip())
+        if "split" in columns and not split:
+            raise _wrong(path, line, f"split {printable(values['split'])!r} is not valid: expected train, val or test")
+        entry = (label, split, values.get("group", "").strip())
         if file in found and found[file][:2] != entry[:2]:
             raise _wrong(path, line, f"{printable(file)} has another label or split on an earlier line")
         if file in found:
@@ -55,22 +52,15 @@ def read_table(path: Path) -> ImageDataset:
         found[file] = entry
     if absent:
         what = f"{len(absent)} of {len(found)} photos of {printable(path)} do not exist"
-        first = f" (first: {printable(absent[0])})"
-        raise DataError(what + first, "put them beside the table or remove their lines")
+        raise DataError(f"{what} (first: {printable(absent[0])})", "put them beside the table or remove their lines")
     classes = sorted({label for label, _, _ in found.values()}, key=natural_key)
-    if len(classes) < 2:
-        raise DataError(f"{printable(path)} lists {len(classes)} class only", "list photos of each class")
     labeled = [(file, label, split) for file, (label, split, _) in found.items()]
     dataset = dataset_from_rows(path, root, path.stem, classes, labeled, notes)
     return replace(dataset, groups={file: group for file in dataset.paths if (group := found[file][2])})
 
 
 def read_groups(path: Path, dataset: ImageDataset) -> dict[str, str]:
-    """Path to group from a table `file,group`; images that it does not list have no group.
-
-    Raises:
-        DataError: a missing column, or a file that is not in the dataset.
-    """
+    """Path to group from a table `file,group`. A file that is not in the dataset is a `DataError`."""
     rows, header = _read_rows(path)
     names = {name.strip().lower(): name for name in header}
     if not {"file", "group"} <= names.keys():
@@ -107,20 +97,17 @@ def _read_rows(path: Path) -> tuple[list[tuple[int, dict[str, str | None]]], lis
 
 
 def _find_columns(header: list[str], path: Path) -> dict[str, str]:
-    """Key of `COLUMNS` to the column that holds it."""
     columns = {}
     for name, variants in COLUMNS.items():
         matching = [column for column in header if column.strip().lower() in variants]
         if len(matching) > 1:
-            several = ", ".join(map(printable, matching))
-            raise DataError(
-                f"{printable(path)} has several columns for the {name}: {several}", f"keep one, named {name}"
-            )
+            what = f"{printable(path)} has several columns for the {name}: {', '.join(map(printable, matching))}"
+            raise DataError(what, f"keep one, named {name}")
         if matching:
             columns[name] = matching[0]
         elif name in ("file", "label"):
-            what = f"no column for the {name}, only {', '.join(map(printable, header))}"
-            raise DataError(f"{printable(path)} has {what}", "start it with file,label or file,label,split")
+            what = f"{printable(path)} has no column for the {name}, only {', '.join(map(printable, header))}"
+            raise DataError(what, "start it with file,label or file,label,split")
     return columns
 
 

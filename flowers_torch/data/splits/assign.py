@@ -1,7 +1,4 @@
-"""Splits that are stable: every image has a number that only its relative path and the seed determine.
-
-Adding or removing images moves no other image, on any machine, and splits never overlap.
-"""
+"""Stable splits: only its path and the seed decide an image's number, so adding images moves no other image."""
 
 import hashlib
 import unicodedata
@@ -22,8 +19,7 @@ def split_number(path: str, seed: int) -> float:
     The path is NFC-normalized, because macOS and Linux encode accents differently.
     """
     name = unicodedata.normalize("NFC", path).encode("utf-8", "surrogateescape")
-    digest = hashlib.sha256(b"%d\0" % seed + name).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64
+    return int.from_bytes(hashlib.sha256(b"%d\0" % seed + name).digest()[:8], "big") / 2**64
 
 
 def split_dataset(
@@ -32,7 +28,7 @@ def split_dataset(
     seed: int = 0,
     groups: Sequence[Sequence[int]] = (),
 ) -> Splits:
-    """Splits every class by fractions, or as the source does.
+    """Splits every class by fractions, or as the source does, into ascending indices.
 
     A split of the source stays as it is; a split that the source lacks is drawn from its training images. If
     a small class has no image in a split, the split gets the image with the smallest number from the split
@@ -43,28 +39,21 @@ def split_dataset(
         groups: Images that stay together, such as duplicates, in addition to the groups of the source. A
             group goes where its first image would go alone. The split of the source is not changed.
 
-    Returns:
-        Split to ascending indices into `dataset.paths`.
-
     Raises:
         DataError: invalid fractions, or a class with fewer images than there are splits.
     """
     if len(fractions) != 3 or any(not 0 <= f <= 1 for f in fractions) or abs(sum(fractions) - 1) > 1e-6:
-        what = f"split fractions {tuple(fractions)} do not sum to 1"
-        raise DataError(what, "give three, such as 0.6 0.2 0.2")
+        raise DataError(f"split fractions {tuple(fractions)} do not sum to 1", "give three, such as 0.6 0.2 0.2")
     if min(fractions[:2]) == 0:
-        what = f"split fractions {tuple(fractions)} leave train or val empty"
-        raise DataError(what, "give both some photos")
+        raise DataError(f"split fractions {tuple(fractions)} leave train or val empty", "give both some photos")
     given = set(dataset.split.values())
-    drawn = {split: f for split, f in zip(SPLITS, fractions, strict=True) if split not in given}
-    drawn["train"] = fractions[0]  # the missing splits are drawn from train
+    # The missing splits are drawn from train.
+    drawn = {split: f for split, f in zip(SPLITS, fractions, strict=True) if split not in given - {"train"}}
     wanted = [split for split in SPLITS if split in given or drawn.get(split)]
     units = group_units(dataset, groups)
     numbers = [split_number(dataset.paths[unit], seed) for unit in units]
     assigned = [dataset.split.get(path, "train") for path in dataset.paths]
-    for index, split in enumerate(assigned):
-        if split == "train":
-            assigned[index] = split_of(numbers[index], drawn)
+    assigned = [split_of(n, drawn) if own == "train" else own for own, n in zip(assigned, numbers, strict=True)]
     for label, name in enumerate(dataset.classes):
         members = [index for index, own in enumerate(dataset.labels) if own == label]
         _fill_splits(assigned, numbers, units, members, wanted, name)
@@ -110,13 +99,10 @@ def group_pairs(pairs: Iterable[tuple[int, int]]) -> list[list[int]]:
 def exact_split(
     dataset: ImageDataset, counts: Sequence[int], seed: int = 0, groups: Sequence[Sequence[int]] = ()
 ) -> Splits:
-    """Splits of exact sizes with every class in proportion, for fixed datasets.
+    """Splits of exact sizes (train, val, test) with every class in proportion, for fixed datasets.
 
-    Classes of one size differ by at most one image within a split. An added image can move others.
-
-    Args:
-        counts: Number of images in train, val and test.
-        groups: Images that stay together; a group of several classes is divided by class.
+    Classes of one size differ by at most one image within a split. An added image can move others. Groups stay
+    together; a group of several classes is divided by class.
 
     Raises:
         DataError: counts that do not fit, or groups that do not fill a split exactly.
@@ -159,22 +145,16 @@ def split_of(number: float, fractions: Mapping[str, float]) -> str:
 
 
 def _fill_splits(
-    assigned: list[str],
-    numbers: list[float],
-    units: list[int],
-    members: list[int],
-    wanted: list[str],
-    name: str,
+    assigned: list[str], numbers: list[float], units: list[int], members: list[int], wanted: list[str], name: str
 ) -> None:
     """Moves an image of a class, with its group, into each split that has none; edits `assigned`."""
     count = len({units[i] for i in members})
     if count < len(wanted):  # guard: D30 few
         grouped = " that are not in one group" if count < len(members) else ""
-        raise DataError(
-            f"class {printable(name)} has {count} photo{'s' * (count != 1)}{grouped}, too few to be in "
-            f"{', '.join(wanted)}",
-            f"add photos until it has at least {len(wanted)}" + (", or use --groups none" if grouped else ""),
-        )
+        photos = f"{count} photo{'s' * (count != 1)}{grouped}"
+        what = f"class {printable(name)} has {photos}, too few to be in {', '.join(wanted)}"
+        fix = f"add photos until it has at least {len(wanted)}" + (", or use --groups none" if grouped else "")
+        raise DataError(what, fix)
     for split in wanted:
         by_split = {own: sorted({units[i] for i in members if assigned[i] == own}) for own in wanted}
         if not by_split[split]:
@@ -195,10 +175,8 @@ def _class_quotas(dataset: ImageDataset, counts: Sequence[int], seed: int) -> li
     # The column that lacks most chooses first, from the classes with most room. This greedy choice succeeds
     # whenever some choice of at most one more image per class and column does (Gale and Ryser).
     for column in sorted(range(len(counts)), key=lambda column: -lacking[column]):
-        order = sorted(
-            range(len(sizes)),
-            key=lambda label: (-room[label], split_number(f"{column}/{dataset.classes[label]}", seed)),
-        )
+        numbers = [split_number(f"{column}/{name}", seed) for name in dataset.classes]
+        order = sorted(range(len(sizes)), key=lambda label: (-room[label], numbers[label]))
         for label in order[: lacking[column]]:
             quotas[label][column] += 1
             room[label] -= 1

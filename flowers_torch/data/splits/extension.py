@@ -1,11 +1,8 @@
-"""Extension of a split by new images, without spoiling the test.
-
-A duplicate of a known image goes to the split of that image. All other images are split as usual.
-"""
+"""Extension of a split by new images, without spoiling the test: duplicates of known images join their split."""
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from flowers_torch.data.dataset import ImageDataset
@@ -37,20 +34,20 @@ def extend_splits(
     """The images to add, each with its split. Known files and exact copies of them are left out.
 
     The new images must be readable. A split of their source stays as it is. The fractions of train, val and
-    test are for images whose split nothing else decides.
-
-    Raises:
-        DataError: duplicates in different splits or classes, or a new class that is too small.
+    test are for images whose split nothing else decides. Duplicates in different splits or classes, and a new
+    class that is too small, are a `DataError`.
     """
     known = {image.file.resolve() for image in old}
     fresh = [i for i, path in enumerate(new.paths) if (new.root / path).resolve() not in known]
-    files = [*(image.file for image in old), *(new.root / new.paths[i] for i in fresh)]
+    files = [file.absolute() for file in (*(image.file for image in old), *(new.root / new.paths[i] for i in fresh))]
+    root = Path(os.path.commonpath([file.parent for file in files]))
+    everything = ImageDataset("", root, ("",), tuple(str(file.relative_to(root)) for file in files), (0,) * len(files))
     inspections = [*old_inspections, *(new_inspections[i] for i in fresh)]
     names = [*(image.group for image in old), *(new.groups.get(new.paths[i], "") for i in fresh)]
     assigned = {i: new.split[new.paths[i]] for i in fresh if new.paths[i] in new.split}
     copies: set[int] = set()
     first_of: dict[int, int] = {}  # new image -> the first new image of its group
-    for group in join_groups(near_duplicates(_as_dataset(files), inspections), names):
+    for group in join_groups(near_duplicates(everything, inspections), names):
         ours = [old[position] for position in group if position < len(old)]
         theirs = [fresh[position - len(old)] for position in group if position >= len(old)]
         if not theirs:
@@ -62,16 +59,16 @@ def extend_splits(
             wanted = assigned.get(i, first.split)
             for other in (*ours, first):
                 if wanted != other.split:  # guard: D27 update
-                    raise _conflict(new.paths[i], assigned.get(i, "new"), other)
+                    pair = f"{printable(new.paths[i])} ({assigned.get(i, 'new')}) belongs with {printable(other.name)}"
+                    why = "they show one picture or are of one group, so different splits would spoil the test"
+                    raise DataError(f"{pair} ({other.split}): {why}", "leave one out, or give both the same split")
             if not ours:
                 continue
             assigned[i] = first.split
             if new_inspections[i].sha256 in {inspections[p].sha256 for p in group if p < len(old)}:
                 if new.classes[new.labels[i]] not in {image.label for image in ours}:
-                    raise DataError(
-                        f"{printable(new.paths[i])} is {printable(first.name)}, known as {printable(first.label)}",
-                        "decide for one class, and remove it from the other",
-                    )
+                    what = f"{printable(new.paths[i])} is {printable(first.name)}, known as {printable(first.label)}"
+                    raise DataError(what, "decide for one class, and remove it from the other")
                 copies.add(i)
     added = [i for i in fresh if i not in copies]
     undecided = [i for i in added if i not in assigned]
@@ -81,31 +78,19 @@ def extend_splits(
     ]
 
 
-def _conflict(name: str, split: str, other: AssignedImage) -> DataError:
-    return DataError(
-        f"{printable(name)} ({split}) belongs with {printable(other.name)} ({other.split}): they show one "
-        "picture or are of one group, so different splits would spoil the test",
-        "leave one out, or give both the same split",
-    )
-
-
 def _draw(
     new: ImageDataset,
-    undecided: Sequence[int],
-    first_of: Mapping[int, int],
+    undecided: list[int],
+    first_of: dict[int, int],
     known: set[str],
     fractions: Sequence[float],
     seed: int,
 ) -> dict[int, str]:
     """Splits by split number for known classes; a new class gets images in every split."""
     by_split = dict(zip(SPLITS, fractions, strict=True))
-    assigned = {}
-    of_new_classes = []
-    for i in undecided:
-        if new.classes[new.labels[i]] in known:
-            assigned[i] = split_of(split_number(new.paths[first_of.get(i, i)], seed), by_split)
-        else:
-            of_new_classes.append(i)
+    of_new_classes = [i for i in undecided if new.classes[new.labels[i]] not in known]
+    rest = [i for i in undecided if new.classes[new.labels[i]] in known]
+    assigned = {i: split_of(split_number(new.paths[first_of.get(i, i)], seed), by_split) for i in rest}
     if not of_new_classes:
         return assigned
     names = [new.classes[new.labels[i]] for i in of_new_classes]
@@ -118,10 +103,3 @@ def _draw(
     assigned |= {of_new_classes[p]: split for split, positions in splits.items() for p in positions}
     # A group of several classes follows its first image.
     return {i: assigned.get(first_of.get(i, i), split) for i, split in assigned.items()}
-
-
-def _as_dataset(files: Sequence[Path]) -> ImageDataset:
-    """Files from anywhere as one dataset, to find duplicates in."""
-    root = Path(os.path.commonpath([file.absolute().parent for file in files]))
-    paths = tuple(str(file.absolute().relative_to(root)) for file in files)
-    return ImageDataset("", root, ("",), paths, (0,) * len(paths))

@@ -20,36 +20,33 @@ EDGE_BYTES = 16384  # of each end of a file, read for its fingerprint
 class DataChanges:
     """Differences between the images of a dataset and those of a saved split."""
 
-    missing: dict[str, list[str]]  # split to the paths that do not exist any more
-    edited: dict[str, list[str]]  # split to the paths whose content has changed
-    added: list[str]  # paths that are not in the saved split
+    missing: list[tuple[str, str]]  # split and path of images that do not exist any more
+    edited: list[tuple[str, str]]  # of images whose content has changed
+    added: list[tuple[str, str]]  # of images that are not in the saved split; their split is "none"
 
     def __bool__(self) -> bool:
-        return any(self.counts().values())
-
-    def _paths(self) -> dict[str, list[str]]:
-        missing, edited = (sum(paths.values(), []) for paths in (self.missing, self.edited))
-        return {"missing": missing, "edited": edited, "added": self.added}
+        return any(vars(self).values())
 
     def counts(self) -> dict[str, int]:
         """Number of missing, edited and added images."""
-        return {kind: len(paths) for kind, paths in self._paths().items()}
+        return {kind: len(images) for kind, images in vars(self).items()}
 
     def table(self) -> str:
         """The counts of each split in lines, and the first image of each kind."""
         lines = [f"{'split':9}{'missing':>9}{'edited':>9}{'added':>9}"]
-        for split in SPLITS:
-            lines.append(f"{split:9}{len(self.missing[split]):9}{len(self.edited[split]):9}{0:9}")
-        lines.append(f"{'none':9}{0:9}{0:9}{len(self.added):9}")
-        lines += [f"first {kind}: {printable(paths[0])}" for kind, paths in self._paths().items() if paths]
+        for split in (*SPLITS, "none"):
+            counts = [sum(own == split for own, _ in images) for images in vars(self).values()]
+            lines.append(f"{split:9}" + "".join(f"{count:9}" for count in counts))
+        lines += [f"first {kind}: {printable(images[0][1])}" for kind, images in vars(self).items() if images]
         return "\n".join(lines)
 
     def refuse(self, path: Path, fix: str) -> None:
         """Raises a `DataError` with the counts and the first image if anything changed."""
         if self:
             counts = ", ".join(f"{count} {kind}" for kind, count in self.counts().items())
-            changed = f"{counts} (first: {printable(sum(self._paths().values(), [])[0])})"
-            raise DataError(f"the photos are not those of {printable(path)}: {changed}", fix)
+            first = [*self.missing, *self.edited, *self.added][0][1]
+            what = f"the photos are not those of {printable(path)}: {counts} (first: {printable(first)})"
+            raise DataError(what, fix)
 
 
 def fingerprint(path: Path) -> str:
@@ -65,29 +62,23 @@ def fingerprint(path: Path) -> str:
 
 def save_split(splits: Splits, dataset: ImageDataset, path: Path, seed: int) -> None:
     """Writes `split.json` with the relative paths and fingerprints of each split."""
-    write_json(
-        path,
-        {
-            "format": SPLIT_FORMAT,
-            "data": dataset.name,
-            "seed": seed,
-            "classes": list(dataset.classes),
-            "counts": {split: len(indices) for split, indices in splits.items()},
-            "splits": {
-                split: {dataset.paths[i]: fingerprint(dataset.root / dataset.paths[i]) for i in indices}
-                for split, indices in splits.items()
-            },
-        },
-    )
+    members = {split: [dataset.paths[i] for i in indices] for split, indices in splits.items()}
+    content = {
+        "format": SPLIT_FORMAT,
+        "data": dataset.name,
+        "seed": seed,
+        "classes": list(dataset.classes),
+        "counts": {split: len(names) for split, names in members.items()},
+        "splits": {split: {p: fingerprint(dataset.root / p) for p in paths} for split, paths in members.items()},
+    }
+    write_json(path, content)
 
 
 def load_split(path: Path, dataset: ImageDataset) -> tuple[Splits, DataChanges]:
     """Reads `split.json` as indices into `dataset.paths`, and compares the images.
 
-    Missing images are left out of their split; new images are in no split.
-
-    Raises:
-        DataError: no such file, not a split, other classes, or a split without any image left.
+    Missing images are left out of their split; new images are in no split. What `read_split` refuses, other
+    classes, and a split without any image left are a `DataError`.
     """
     content = read_split(path)
     if content["classes"] != list(dataset.classes):
@@ -96,15 +87,13 @@ def load_split(path: Path, dataset: ImageDataset) -> tuple[Splits, DataChanges]:
     saved: dict[str, dict[str, str]] = content["splits"]
     index = {name: i for i, name in enumerate(dataset.paths)}
     known = set().union(*saved.values())
-    missing: dict[str, list[str]] = {split: [] for split in SPLITS}
-    edited: dict[str, list[str]] = {split: [] for split in SPLITS}
+    changes = DataChanges([], [], [("none", name) for name in dataset.paths if name not in known])
     for split in SPLITS:
         for name, digest in saved[split].items():
             if name not in index:
-                missing[split].append(name)
+                changes.missing.append((split, name))
             elif fingerprint(dataset.root / name) != digest:
-                edited[split].append(name)
-    changes = DataChanges(missing, edited, [name for name in dataset.paths if name not in known])
+                changes.edited.append((split, name))
     splits = {split: sorted(index[name] for name in saved[split] if name in index) for split in SPLITS}
     emptied = [split for split in SPLITS if saved[split] and not splits[split]]
     if emptied:
@@ -114,16 +103,11 @@ def load_split(path: Path, dataset: ImageDataset) -> tuple[Splits, DataChanges]:
 
 
 def read_split(path: Path) -> dict[str, Any]:
-    """The content of `split.json`: `splits` (name to path to fingerprint), `classes`, `seed`, `data`.
-
-    Raises:
-        DataError: no such file, or not a split.
-    """
+    """The content of `split.json`: `splits` (name to path to fingerprint), `classes`, `seed`, `data`."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        what = f"cannot read the split {printable(path)}: {printable(error)}"
-        raise DataError(what, "make a new split") from error
+        raise DataError(f"cannot read the split {printable(path)}: {printable(error)}", "make a new split") from error
     splits = content.get("splits") if isinstance(content, dict) else None
     if not isinstance(splits, dict) or not isinstance(content.get("classes"), list):
         raise DataError(f"{printable(path)} is not a split of this package", "make a new split")

@@ -223,7 +223,8 @@ def test_an_image_that_kills_or_stalls_the_decoder_costs_only_itself(tmp_path, m
     command = [sys.executable, str(tmp_path / "worker.py")]
     monkeypatch.setattr(scan.subprocess, "Popen", lambda _, **options: real(command, **options))
     dataset = find_images(tmp_path / "set")
-    found = dict(zip(dataset.paths, inspect_images(dataset, 1, tmp_path, seconds_per_image=1), strict=True))
+    monkeypatch.setattr(scan, "SECONDS_PER_IMAGE", 1)
+    found = dict(zip(dataset.paths, inspect_images(dataset, 1, tmp_path), strict=True))
     for name in ("a/crash.jpg", "b/stall.jpg"):
         assert f"{name} crashes the image decoder, or takes longer than 1 s" in found[name].error
     assert all(found[name].width and not found[name].error for name in ("a/1.jpg", "a/2.jpg", "b/3.jpg"))

@@ -1,8 +1,6 @@
 """Values of `--data`."""
 
-import sys
 import tarfile
-import types
 import zipfile
 from pathlib import Path
 
@@ -48,9 +46,8 @@ def test_archives_of_folders(tmp_path, inner, kind):
 
 def test_demo_is_drawn_once(tmp_path, monkeypatch):
     drawn = []
-    demo = types.ModuleType("demo")
-    demo.draw_demo = lambda folder: drawn.append(folder) or class_folders(folder)
-    monkeypatch.setitem(sys.modules, "flowers_torch.data.sources.demo", demo)
+    draw = "flowers_torch.data.sources.open.draw_demo"
+    monkeypatch.setattr(draw, lambda folder: drawn.append(folder) or class_folders(folder))
     first = open_dataset("demo", tmp_path)
     assert first.name == "demo" and first == open_dataset("demo", tmp_path) and len(drawn) == 1
     assert [path.name for path in tmp_path.iterdir()] == [first.root.name]

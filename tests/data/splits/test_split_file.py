@@ -43,9 +43,9 @@ def test_changes_are_counted_by_split(saved):
     now = dataclasses.replace(dataset, paths=(*dataset.paths[2:], "class1/new.jpg"), labels=(*dataset.labels[2:], 1))
     kept, changes = load_split(path, now)
     split_of = {dataset.paths[i]: split for split, indices in splits.items() for i in indices}
-    assert changes.added == ["class1/new.jpg"]
+    assert changes.added == [("none", "class1/new.jpg")]
     for found, index in ((changes.missing, 0), (changes.missing, 1), (changes.edited, 3)):
-        assert dataset.paths[index] in found[split_of[dataset.paths[index]]]
+        assert (split_of[dataset.paths[index]], dataset.paths[index]) in found
     assert changes.counts() == {"missing": 2, "edited": 1, "added": 1}
     with pytest.raises(DataError, match="2 missing, 1 edited, 1 added.*class0/0.jpg.*fix: put them back"):
         changes.refuse(path, "put them back")
