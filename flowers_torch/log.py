@@ -17,10 +17,10 @@ RESULT = logging.INFO + 5  # level of the lines that --quiet prints
 
 # First words of lines by the escape sequence of their color; 1 is bold.
 WORDS = {
-    "1": "data network weights device stage model resumed fold folds time",
+    "1": "data network weights device stage features model resumed fold folds time",
     "1;32": "test report next",
     "33": "note try",
-    "36": "calibration plan",
+    "36": "scaling plan",
 }
 COLORS = {word: code for code, words in WORDS.items() for word in words.split()}
 _state = {"quiet": False}

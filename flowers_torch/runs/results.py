@@ -77,7 +77,7 @@ def write_results(
     save_classifier(model.state_dict(), info, folder / MODEL_FILE, best=state.best)
     log.log(RESULT, describe_scores(scores, info.classes))
     log.info(
-        f"calibration  temperature {info.temperature:.2f}: probabilities are off by "
+        f"scaling  temperature {info.temperature:.2f}: probabilities are off by "
         f"{scores.calibration_error:.3f} on average, {uncalibrated.calibration_error:.3f} without it"
     )
     if warning := describe_small_classes(scores, info.classes):
