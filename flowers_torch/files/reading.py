@@ -12,7 +12,7 @@ from typing import Any
 
 from flowers_torch.errors import DataError, FlowersError, ResourceError, one_line, printable
 
-MAX_RECORD_BYTES = 256 << 20  # of a JSON or TOML file: a split of ten million images
+MAX_FILE_BYTES = 256 << 20  # of a JSON or TOML file: a split of ten million images
 MAX_TEXT = 4096  # characters of one value
 MAX_ITEMS = 20_000_000
 
@@ -64,7 +64,7 @@ def require_regular(path: str | os.PathLike[str], error: type[FlowersError] = Da
 
 
 def read_bytes(
-    path: str | os.PathLike[str], kind: str, error: type[FlowersError] = DataError, limit: int = MAX_RECORD_BYTES
+    path: str | os.PathLike[str], kind: str, error: type[FlowersError] = DataError, limit: int = MAX_FILE_BYTES
 ) -> bytes:
     """The content of a regular file of at most `limit` bytes.
 

@@ -87,7 +87,7 @@ def prepare(box: Box) -> Path:
 
 
 def _stop_in_the_middle(train: list[str], folder: Path) -> None:
-    """A run that was told to stop by a signal in its second epoch."""
+    """A run that stops in its second epoch because of a signal."""
     import signal
 
     from flowers_torch.runs import stage
@@ -117,14 +117,14 @@ def attack(title: str, found: Iterable[tuple[str, Callable[[], Callable[[], Any]
         if only not in name:
             continue
         box.clear()
-        outcome = run(build, box)
-        codes[outcome.code] += 1
-        slowest, largest = max(slowest, outcome.seconds), max(largest, outcome.peak)
-        for fault in outcome.faults():
+        result = run(build, box)
+        codes[result.code] += 1
+        slowest, largest = max(slowest, result.seconds), max(largest, result.peak)
+        for fault in result.faults():
             faults[fault] += 1
-            text = outcome.output.decode("utf-8", "backslashreplace").strip()
+            text = result.output.decode("utf-8", "backslashreplace").strip()
             kinds = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
-            print(f"  {fault}: {name}: exit {outcome.code}, {outcome.changed}\n    {kinds[-1500:]}", flush=True)
+            print(f"  {fault}: {name}: exit {result.code}, {result.changed}\n    {kinds[-1500:]}", flush=True)
     seconds = time.monotonic() - started
     ends = ", ".join(f"exit {code}: {count}" for code, count in sorted(codes.items()))
     print(f"{title}: {sum(codes.values())} cases in {seconds:.0f} s ({ends}); {_table(faults)}")
@@ -135,8 +135,8 @@ def attack(title: str, found: Iterable[tuple[str, Callable[[], Callable[[], Any]
 def attack_server(title: str, count: int, draw: random.Random, box: Box, model: Path) -> int:
     """Attacks the server and prints the table; returns the number of broken promises."""
     served = requests.serve_and_attack(count, draw, model, box.root / "home")
-    answers = ", ".join(f"{kind}: {number}" for kind, number in served.answers.most_common())
-    print(f"{title}: {sum(served.answers.values())} requests ({answers}); {_table(served.faults)}")
+    responses = ", ".join(f"{kind}: {number}" for kind, number in served.responses.most_common())
+    print(f"{title}: {sum(served.responses.values())} requests ({responses}); {_table(served.faults)}")
     grown = (served.peak - served.before) >> 20
     print(f"{title}: {grown} MB beyond the {served.before >> 20} MB after the start, {served.log_bytes} bytes of log")
     for example in served.examples[:20]:

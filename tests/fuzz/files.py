@@ -76,8 +76,8 @@ def cases(count: int, draw: random.Random, box: Box, run: Path) -> Iterator[tupl
         "table": table,
         "table again": table,
         "configuration": configuration,
-        "record of a run": record,
-        "record of a run again": record,
+        "record of a run": run_file,
+        "record of a run again": run_file,
         "checkpoint": checkpoint,
         "inspections": inspections,
         "exclude list": exclude_list,
@@ -536,7 +536,7 @@ def _copy_of(run: Path, box: Box) -> Path:
     return copy
 
 
-def record(draw: random.Random, box: Box, run: Path) -> Action:
+def run_file(draw: random.Random, box: Box, run: Path) -> Action:
     copy = _copy_of(run, box)
     texts = [path for path in sorted(copy.iterdir()) if path.suffix in (".json", ".csv", ".txt", ".toml")]
     path = draw.choice(texts)

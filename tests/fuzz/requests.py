@@ -19,7 +19,7 @@ from .images import bombs, seeds
 from .mutate import PAINT, mutate_bytes
 from .sandbox import CONTROL
 
-SECONDS = 10.0  # until an answer or the end of the connection, after the client has sent everything
+SECONDS = 10.0  # until a response or the end of the connection, after the client has sent everything
 THREADS = 8
 
 
@@ -27,7 +27,7 @@ THREADS = 8
 class Served:
     """What the server did."""
 
-    answers: Counter[str] = dataclasses.field(default_factory=Counter)  # by status, or "closed"
+    responses: Counter[str] = dataclasses.field(default_factory=Counter)  # by status, or "closed"
     faults: Counter[str] = dataclasses.field(default_factory=Counter)
     examples: list[str] = dataclasses.field(default_factory=list)
     before: int = 0  # bytes of memory after the start
@@ -64,9 +64,9 @@ def serve_and_attack(count: int, draw: random.Random, run: Path, folder: Path) -
                 if number is None:
                     return
                 raw = make_request(own, contents)
-                kind, answer = _send(port, raw, own)
+                kind, response = _send(port, raw, own)
                 with lock:
-                    found.answers[answer] += 1
+                    found.responses[response] += 1
                     if kind:
                         found.faults[kind] += 1
                         found.examples.append(f"{kind}: {raw[:200]!r}")
@@ -154,7 +154,7 @@ def _request(method: str, target: str, head: dict[str, str], body: bytes, own_le
 def _send(port: int, raw: bytes, draw: random.Random) -> tuple[str, str]:
     """The fault, if there is one, and the status or "closed"."""
     with socket.create_connection(("127.0.0.1", port), timeout=SECONDS) as connection:
-        answer = b""
+        response = b""
         try:
             if draw.random() < 0.05:  # the client leaves in the middle
                 connection.sendall(raw[: len(raw) // 2])
@@ -170,20 +170,20 @@ def _send(port: int, raw: bytes, draw: random.Random) -> tuple[str, str]:
                 chunk = connection.recv(1 << 16)
                 if not chunk:
                     break
-                answer += chunk
+                response += chunk
             else:
                 return "hang", "none"
         except OSError:  # the server closed first, as it may
             return "", "closed"
-    status = re.match(rb"HTTP/1\.1 (\d{3})", answer)
-    if answer and not status:
+    status = re.match(rb"HTTP/1\.1 (\d{3})", response)
+    if response and not status:
         return "not HTTP", "none"
     number = status[1].decode() if status else "closed"
     return ("status 500" if number == "500" else ""), number
 
 
 def _healthy(port: int) -> bool:
-    """Whether the server answers within ten seconds; a full queue is no reason not to."""
+    """Whether the server responds within ten seconds; also when its queue is full."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=SECONDS)
     try:
         connection.request("GET", "/healthz")

@@ -24,7 +24,7 @@ OURS = re.compile(rb"flowers-torch: [^\n]*\n?")
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
+class CaseResult:
     """What an action did; the first fault of `faults` counts."""
 
     code: int  # exit code; minus the signal that killed it
@@ -84,7 +84,7 @@ class Box:
         return tuple(names)
 
 
-def run(build: Callable[[], Callable[[], Any]], box: Box) -> Outcome:
+def run(build: Callable[[], Callable[[], Any]], box: Box) -> CaseResult:
     """Builds a case and runs its action in a child. A `FlowersError` ends it with its exit code, others with 1."""
     report = box.root / "home" / "report"
     streams = box.root / "home" / "stdout", box.root / "home" / "stderr"
@@ -94,7 +94,7 @@ def run(build: Callable[[], Callable[[], Any]], box: Box) -> Outcome:
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     peak, seconds = json.loads(report.read_text()) if report.exists() else (0, 0.0)
     output = b"\n--stderr--\n".join(path.read_bytes() if path.exists() else b"" for path in streams)
-    return Outcome(code, seconds, peak, output, box.changes())
+    return CaseResult(code, seconds, peak, output, box.changes())
 
 
 def _child(build: Callable[[], Callable[[], Any]], box: Box, report: Path, streams: tuple[Path, Path]) -> None:
