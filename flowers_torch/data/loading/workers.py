@@ -64,13 +64,15 @@ def _watched(batches: Any, heartbeat: Heartbeat, paths: Sequence[Path]) -> Itera
             return
         except (RuntimeError, OSError, EOFError) as error:
             names = heartbeat.names(paths)
+            # The end of the connection on which a worker hands over a batch.
+            died = isinstance(error, EOFError | ConnectionError) or not all(p.is_alive() for p in batches._workers)
             _end_workers(batches._workers)
             if stalled:
                 raise ResourceError(
                     f"the workers have read no photo for {stalled[0]:g} s; the last ones they began: {names}",
                     "check these photos and their disk, or read without workers: --workers 0",
                 ) from None
-            _raise_explained(error, f"; the workers began with {names}")
+            _raise_explained(error, f"; the workers began with {names}", died)
         finally:
             done.set()
         yield batch
@@ -109,14 +111,14 @@ def _end_workers(workers: Sequence[Any]) -> None:
         signal.signal(signal.SIGCHLD, handler)
 
 
-def _raise_explained(error: Exception, began: str = "") -> NoReturn:
+def _raise_explained(error: Exception, began: str = "", died: bool = False) -> NoReturn:
     """Raises our error for torch's errors about workers; any other error unchanged."""
     text = str(error)
     lacks_memory = ("out of shared memory", "unable to allocate shared memory", "unable to write to file </torch")
     if any(sign in text for sign in lacks_memory):  # guard: R13
         what = "shared memory (/dev/shm) is too small for the workers"
         raise ResourceError(what, "use --workers 0, or a larger /dev/shm (docker run --shm-size=2g)") from error
-    if text.startswith("DataLoader worker"):  # guard: R12
+    if died or text.startswith("DataLoader worker"):  # guard: R12
         what = f"a process that reads photos died{began}"
         raise ResourceError(what, "free memory, or read without workers: --workers 0") from error
     raise error

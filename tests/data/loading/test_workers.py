@@ -84,6 +84,24 @@ def test_a_worker_that_stops_while_it_hands_over_a_batch_is_noticed(
         list(loader)
 
 
+def test_a_worker_that_dies_while_it_hands_over_a_batch_is_explained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection ends, which the standard library reports as an end of file."""
+    loader, _ = make_loader(dataset(tmp_path, lambda: None), 2, shuffle=False, workers=1)
+    real = resource_sharer.DupFd.detach
+
+    def detach(self: resource_sharer.DupFd) -> int:
+        for process in multiprocessing.active_children():
+            process.kill()
+            process.join()
+        return real(self)
+
+    monkeypatch.setattr(resource_sharer.DupFd, "detach", detach)
+    with pytest.raises(ResourceError, match="a process that reads photos died.*--workers 0"):
+        list(loader)
+
+
 def test_slow_workers_are_not_hanging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A batch may take longer than the limit as long as workers begin new images."""
     monkeypatch.setattr(workers, "STALL_POLLS", 10)
