@@ -165,7 +165,7 @@ def _describe(error: Exception) -> tuple[str, int]:
 def _fail(message: str, code: int, debug: bool, as_json: bool) -> int:
     if debug:
         traceback.print_exc()
-    message = " ".join(message.split())
+    message = printable(" ".join(message.split()), 4000)  # guard: S5
     if as_json and sys.stdout is not None:  # guard: K09
         print(json.dumps({"error": message, "exit_code": code}), flush=True)
     print(f"flowers-torch: error: {message}", file=sys.stderr)

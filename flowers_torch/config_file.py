@@ -8,7 +8,7 @@ import copy
 import dataclasses
 import difflib
 import json
-import tomllib
+import math
 import types
 import typing
 from pathlib import Path
@@ -16,8 +16,9 @@ from typing import Any
 
 from flowers_torch.config import Config, Stage, default_stages, split_fractions
 from flowers_torch.errors import UsageError, printable
+from flowers_torch.files.reading import read_toml
 
-MAX_FILE_BYTES = 1024**2
+MAX_PROBLEMS = 10  # shown
 NAMED_SPLITS = ("tutorial", "oxford1", "oxford2", "oxford3")  # of Flowers-17
 
 
@@ -35,7 +36,7 @@ def load_config(arch: str = "", data: str = "", file: str = "", overrides: dict[
         UsageError: names every unknown field, wrong type and value out of range.
     """
     path = _find_file(file) if file else _preset("demo" if data == "demo" else arch or Config.arch)
-    values = _read_toml(path) if path else {}
+    values = read_toml(path, "a valid TOML file", UsageError, "correct that line") if path else {}  # guard: K03
     changes = {key: value for key, value in {"arch": arch, "data": data}.items() if value} | (overrides or {})
     problems: list[str] = []
     for key, value in changes.items():
@@ -46,7 +47,8 @@ def load_config(arch: str = "", data: str = "", file: str = "", overrides: dict[
     if problems:
         where = f" in {printable(path)} or the flags" if path else ""
         count = f"{len(problems)} problems{where}: " if len(problems) > 1 else ""
-        raise UsageError(f"{count}{'; '.join(problems)}", "correct these and start again")
+        shown = "; ".join(problems[:MAX_PROBLEMS]) + ("; ..." if problems[MAX_PROBLEMS:] else "")  # guard: S8 problems
+        raise UsageError(f"{count}{shown}", "correct these and start again")
     return config
 
 
@@ -82,15 +84,6 @@ def _find_file(file: str) -> Path:
         return preset
     fix = f"give a .toml file or one of {', '.join(sorted(path.stem for path in config_folder().glob('*.toml')))}"
     raise UsageError(f"there is no configuration file {printable(file)}", fix)
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    if path.stat().st_size > MAX_FILE_BYTES:
-        raise UsageError(f"{printable(path)} is too large for a configuration", "give a .toml file")
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:  # guard: K03
-        raise UsageError(f"{printable(path)} is not valid TOML: {error}", "correct that line") from error
 
 
 def _override(values: dict[str, Any], key: str, value: Any, problems: list[str]) -> None:
@@ -144,7 +137,7 @@ def _build(cls: Any, values: Any, where: str, problems: list[str]) -> Any:
             made[key] = []
             for place, row in enumerate(value if isinstance(value, list) else [value]):
                 name = row.get("name", Stage.name) if isinstance(row, dict) else place
-                made[key].append(_build(Stage, row, f"stages.{name}.", problems))
+                made[key].append(_build(Stage, row, f"stages.{printable(name, 40)}.", problems))
         else:
             made[key] = _typed(value, types_of[key], where + key, problems)
     return cls(**made)
@@ -181,7 +174,7 @@ def _check(config: Config, problems: list[str]) -> None:
     for stage in config.stages:
         for rule in stage.train if isinstance(stage.train, list) else ():
             match rule:
-                case [str(), int() | float() as multiplier] if multiplier >= 0:
+                case [str(), int() | float() as multiplier] if 0 <= multiplier < math.inf:
                     continue
             needed = f"[pattern, multiplier >= 0], not {printable(repr(rule), 60)}"
             problems.append(f"stages.{stage.name}.train needs {needed}")

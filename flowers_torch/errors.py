@@ -88,6 +88,11 @@ def printable(path: object, limit: int = 200) -> str:
     return text if len(text) <= limit else f"{text[: limit // 2]}...{text[-limit // 2 :]}"
 
 
+def escaped(text: str) -> str:
+    """Text of several lines with everything else that a terminal would act on escaped."""
+    return text if text.isprintable() else "\n".join(printable(line, len(line) * 10) for line in text.split("\n"))
+
+
 def one_line(error: object) -> str:
     """The text of an error on one line, printable and at most 300 characters long."""
     return printable(" ".join(str(error).split()), limit=300)

@@ -4,12 +4,14 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from tqdm import tqdm
+
+from flowers_torch.errors import ResourceError, escaped, printable
 
 log = logging.getLogger("flowers_torch")
 log.setLevel(logging.INFO)  # shown only by the handlers below
@@ -69,21 +71,34 @@ def console(quiet: bool = False) -> Iterator[None]:
         _state["quiet"] = False
 
 
-class _FileHandler(logging.FileHandler):
+def _escape(log_record: logging.LogRecord) -> bool:
+    """Escapes what a terminal would act on, whatever name of a stranger a message holds, for every handler."""
+    log_record.msg, log_record.args = escaped(log_record.getMessage()), ()
+    return True
+
+
+log.addFilter(_escape)  # guard: S5 log
+
+
+class _FileHandler(logging.StreamHandler[TextIO]):
     """Ignores a full disk, which the next save reports; logging would print a traceback for each line."""
 
     def handleError(self, log_record: logging.LogRecord) -> None:  # guard: C17 log
         pass
 
-    def close(self) -> None:
-        with contextlib.suppress(OSError):
-            super().close()
-
 
 @contextmanager
-def log_file(path: Path) -> Iterator[None]:
-    """Appends the log, with the time of each line, to a file within the context."""
-    handler = _FileHandler(path, encoding="utf-8", errors="backslashreplace")
+def log_file(path: Path, opener: Callable[[str, int], int] | None = None) -> Iterator[None]:
+    """Appends the log, with the time of each line, to a file within the context.
+
+    Raises:
+        ResourceError: the file cannot be written.
+    """
+    try:
+        file = open(path, "a", encoding="utf-8", errors="backslashreplace", opener=opener)
+    except OSError as error:
+        raise ResourceError(f"cannot write {printable(path)}: {error.strerror}", "remove it") from error
+    handler = _FileHandler(file)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     log.addHandler(handler)
     try:
@@ -91,6 +106,8 @@ def log_file(path: Path) -> Iterator[None]:
     finally:
         log.removeHandler(handler)
         handler.close()
+        with contextlib.suppress(OSError):
+            file.close()
 
 
 def bar(title: str, total: int, done: int = 0) -> "tqdm[Any]":

@@ -16,7 +16,7 @@ from PIL import Image
 from flowers_torch.cli import COMMANDS, GROUPS, guarded, main
 from flowers_torch.commands.train import minutes
 from flowers_torch.data.preprocessing import Preprocessing
-from flowers_torch.errors import UsageError
+from flowers_torch.errors import DataError, UsageError
 from flowers_torch.models.checkpoint import ModelInfo, build, save_classifier
 
 ROOT = Path(__file__).parent.parent
@@ -259,6 +259,18 @@ def test_a_closed_pipe_is_not_an_error(model_file: str, photo_folder: Path) -> N
     command = f"{sys.executable} -m flowers_torch.cli predict {model_file} {photo_folder} | head -1"
     result = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
     assert result.stdout.count("\n") == 1 and "Traceback" not in result.stderr
+
+
+def test_no_error_paints_the_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for error in (DataError("\x1b[2J\x9b31m", "fix \x07"), ValueError("\x1b]0;owned\x07")):
+        monkeypatch.setattr("flowers_torch.commands.doctor.run", lambda args, error=error: raise_it(error))
+        main(["doctor", "--json"])
+        out, err = capsys.readouterr()
+        assert err.rstrip("\n").isprintable() and out.rstrip("\n").isprintable() and "\\x1b" in err
+
+
+def raise_it(error: Exception) -> None:
+    raise error
 
 
 def test_a_bug_asks_for_a_report(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

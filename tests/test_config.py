@@ -57,6 +57,27 @@ def test_the_written_file_repeats_the_run(tmp_path: Path) -> None:
     assert load_config(file=file) == config
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "lr = " + "9" * 400,
+        "batch_size = 0x" + "f" * 5000,
+        "seed = 99999999999999999999",
+        "x = " + "[" * 5000,
+        "".join(f'"\\u001b[2J{number}" = 1\n' for number in range(3000)),
+        "[[stages]]\nname = \"\\u001b[2J\"\nlr = 'x'",
+        "[[stages]]\nname = []\nlr = 'x'\n" * 20,
+        "[[stages]]\ntrain = [['*', inf]]",
+        "\ufeff\0",
+    ],
+    ids=range(9),
+)
+def test_a_hostile_file_costs_one_short_line(text: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="; fix: ") as caught:
+        load_config(file=write(tmp_path / "c.toml", text))
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 6000
+
+
 def test_all_mistakes_are_reported_together(tmp_path: Path) -> None:
     file = write(tmp_path / "c.toml", 'batchsize = 3\nseed = "x"\n[[stages]]\nlr = -1.0\nepochs = 0\n')
     with pytest.raises(UsageError) as caught:

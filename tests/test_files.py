@@ -1,6 +1,8 @@
 """Atomic files; tensors that are read as they were written, or not at all."""
 
+import contextlib
 import functools
+import gc
 import hashlib
 import http.server
 import io
@@ -8,7 +10,10 @@ import json
 import os
 import pickle
 import resource
+import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
 import zipfile
@@ -21,10 +26,12 @@ import torch
 
 from flowers_torch.errors import FlowersError, ModelFileError, ResourceError, printable
 from flowers_torch.files import atomic as files
-from flowers_torch.files.atomic import atomic_write, write_json
+from flowers_torch.files.atomic import atomic_write, open_own, write_json
+from flowers_torch.files.cache import cache_folder, recall, remember
 from flowers_torch.files.download import download
 from flowers_torch.files.tensors import safe_load, safe_save
 
+ROOT = Path(__file__).parent.parent
 TENSORS = {
     "weight": torch.randn(3, 4, generator=torch.Generator().manual_seed(0)),
     "half": torch.arange(5, dtype=torch.bfloat16),
@@ -146,6 +153,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
     """Serves a folder; understands `Range: bytes=N-`, and cuts the connection after `cut` bytes."""
 
     cut = 0
+    pause = 0.0  # seconds in the middle of the content
     ranges: list[str] = []
 
     def log_message(self, *args: object) -> None:
@@ -162,7 +170,11 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         self.send_response(206 if asked else 200)
         self.send_header("Content-Length", str(len(content) - start))
         self.end_headers()
-        self.wfile.write(content[start:][: self.cut or None])
+        content = content[start:][: self.cut or None]
+        self.wfile.write(content[:1000])
+        time.sleep(self.pause)
+        with contextlib.suppress(OSError):  # the client is gone
+            self.wfile.write(content[1000:])
 
 
 @pytest.fixture
@@ -200,13 +212,145 @@ def test_a_wrong_checksum_leaves_nothing(tmp_path: Path, server: tuple[str, Path
     (folder / "x.bin").write_bytes(b"something else")
     with pytest.raises(ResourceError, match="sha256"):
         download(f"{address}/x.bin", tmp_path / "x.bin", "0" * 64)
-    assert list(tmp_path.iterdir()) == [folder]
+    assert [path for path in tmp_path.iterdir() if path.suffix != ".lock"] == [folder]
+
+
+def fetch_at_once(address: str, folder: Path, digest: str, count: int = 3) -> list[subprocess.Popen[str]]:
+    program = "import sys; from pathlib import Path; from flowers_torch.files.download import download; "
+    program += "print(download(sys.argv[1], Path(sys.argv[2]), sys.argv[3]).stat().st_size)"
+    words = [sys.executable, "-c", program, f"{address}/x.bin", str(folder / "new" / "x.bin"), digest]
+    return [subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(count)]
+
+
+def test_two_simultaneous_first_downloads_both_succeed(tmp_path: Path, server: tuple[str, Path, type[Handler]]) -> None:
+    address, folder, handler = server
+    content = bytes(range(256)) * 4000
+    (folder / "x.bin").write_bytes(content)
+    handler.pause = 0.3  # in the middle of the content
+    processes = fetch_at_once(address, tmp_path, hashlib.sha256(content).hexdigest())
+    assert [process.communicate()[0] for process in processes] == [f"{len(content)}\n"] * 3
+    assert (tmp_path / "new" / "x.bin").read_bytes() == content and handler.ranges == [""]
+
+
+def test_a_killed_download_frees_the_lock(tmp_path: Path, server: tuple[str, Path, type[Handler]]) -> None:
+    address, folder, handler = server
+    content = bytes(range(256)) * 4000
+    (folder / "x.bin").write_bytes(content)
+    handler.pause, digest = 60, hashlib.sha256(content).hexdigest()
+    (process,) = fetch_at_once(address, tmp_path, digest, 1)
+    while not handler.ranges:
+        time.sleep(0.05)
+    time.sleep(0.2)
+    process.kill()
+    process.communicate()
+    handler.pause = 0
+    assert download(f"{address}/x.bin", tmp_path / "new" / "x.bin", digest).read_bytes() == content
+
+
+def test_a_file_system_without_locks(
+    tmp_path: Path, server: tuple[str, Path, type[Handler]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(lock: object) -> None:
+        raise NotImplementedError("no locks here")
+
+    address, folder, _ = server
+    (folder / "x.bin").write_bytes(b"content")
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
+    path = download(f"{address}/x.bin", tmp_path / "new" / "x.bin", hashlib.sha256(b"content").hexdigest())
+    assert [path] == list((tmp_path / "new").iterdir()) and path.read_bytes() == b"content"
+
+
+def test_a_folder_that_cannot_hold_downloads_is_named_with_the_flag(
+    tmp_path: Path, server: tuple[str, Path, type[Handler]]
+) -> None:
+    address, folder, _ = server
+    (folder / "x.bin").write_bytes(b"content")
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file" / "x.bin", Path("/proc/none/x.bin"), Path(os.devnull, "no home", "x.bin")):
+        with pytest.raises(ResourceError, match="cannot fetch .*fix: .*--cache or FLOWERS_TORCH_CACHE"):
+            download(f"{address}/x.bin", place, "0" * 64)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # urllib leaves its socket open
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Length: abc\r\n\r\nx",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\nx",
+        b"\x1b[2J\r\n\r\n",
+        b"HTTP/1.1 302 Found\r\nLocation: file:///etc/passwd\r\n\r\n",
+        b"HTTP/1.1 302 Found\r\nLocation: http://[\r\n\r\n",
+        b"",
+    ],
+)
+def test_a_hostile_server_costs_one_line(head: bytes, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+
+        def respond() -> None:
+            with listener.accept()[0] as connection:
+                connection.recv(1000)
+                connection.sendall(head)
+
+        thread = threading.Thread(target=respond)
+        thread.start()
+        with pytest.raises(ResourceError, match="fix: do this") as caught:
+            download(f"http://127.0.0.1:{port}/x", tmp_path / "x", "0" * 64, ways_on="do this")
+        thread.join()
+    assert str(caught.value).isprintable() and not (tmp_path / "x").exists()
+    del caught
+    gc.collect()
+
+
+def test_a_cache_that_cannot_be_written_is_a_note(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "file").write_text("")
+    remember(tmp_path / "file" / "x.json", {"n": 1})
+    assert "cannot write" in caplog.text and "computed again" in caplog.text
+
+
+def test_without_a_home_only_downloads_need_a_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless(path: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("FLOWERS_TORCH_CACHE", raising=False)
+    monkeypatch.setattr(Path, "expanduser", homeless)
+    folder = cache_folder()
+    remember(folder / "x.json", {})
+    assert recall(folder / "x.json", {}) is None
+
+
+def test_new_files_have_the_mode_of_any_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = os.umask(0o027)
+    try:
+        monkeypatch.setattr(os, "umask", None)  # changing it would change it for other threads
+        write_json(tmp_path / "x.json", {})
+    finally:
+        monkeypatch.undo()
+        os.umask(before)
+    assert (tmp_path / "x.json").stat().st_mode & 0o777 == 0o640
+    write_json(tmp_path / ("ü" * 120), {})  # the temporary name is short enough too
+
+
+def test_a_file_behind_a_link_is_not_opened_in_place(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("as it was")
+    (tmp_path / "link").symlink_to(tmp_path / "precious")
+    (tmp_path / "dangling").symlink_to(tmp_path / "new")
+    os.link(tmp_path / "precious", tmp_path / "second name")
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("link", "dangling", "second name", "pipe"):
+        with pytest.raises(OSError), open(tmp_path / name, "a+", opener=open_own):
+            pass
+    with open(tmp_path / "own", "a", opener=open_own) as file:
+        file.write("x")
+    assert (tmp_path / "precious").read_text() == "as it was" and not (tmp_path / "new").exists()
 
 
 def test_a_file_that_was_fetched_earlier_is_checked(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"good")
     digest = hashlib.sha256(b"good").hexdigest()
     assert download("http://127.0.0.1:9/x", tmp_path / "x", digest).read_bytes() == b"good"
+    assert list(tmp_path.iterdir()) == [tmp_path / "x"]  # not even a lock
     (tmp_path / "x").write_bytes(b"goof")
     with pytest.raises(ResourceError, match="x is damaged: its sha256 is .*fix: delete it"):
         download("http://127.0.0.1:9/x", tmp_path / "x", digest)

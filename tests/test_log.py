@@ -17,6 +17,15 @@ def test_lines_go_to_stdout_and_to_the_file(tmp_path: Path, capsys: pytest.Captu
     assert text.endswith(" one line\n") and text.count("\n") == 1
 
 
+def test_no_name_of_a_stranger_reaches_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with console(), log_file(tmp_path / "log.txt"):
+        log.info("photo \x1b[2J\x07 of two\nlines")
+        log.warning("photo %s", "\u202egnp\x9b31m\r")
+    expected = "photo \\x1b[2J\\x07 of two\nlines\nphoto \\u202egnp\\x9b31m\\r\n"
+    assert capsys.readouterr().out == expected
+    assert (tmp_path / "log.txt").read_text().count("\\x1b[2J") == 1
+
+
 def test_no_bar_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
     with bar("x", 10) as meter:
         meter.update(5)

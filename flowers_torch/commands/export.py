@@ -47,6 +47,7 @@ def run(args: argparse.Namespace) -> None:
     from flowers_torch.deploy import export
     from flowers_torch.deploy.offline_page import find_runtime, write_page
     from flowers_torch.deploy.onnx_file import need
+    from flowers_torch.files.atomic import refuse_link
     from flowers_torch.models.checkpoint import load_classifier
     from flowers_torch.runs.folder import find_run
 
@@ -56,7 +57,7 @@ def run(args: argparse.Namespace) -> None:
     model = find_run(args.run)
     network, info = load_classifier(model)
     name = f"model{'.int8' if args.int8 else ''}{SUFFIXES[args.format]}"
-    path = (args.out or (model if model.is_dir() else model.parent) / "exported" / name).expanduser()
+    path = (args.out or refuse_link((model if model.is_dir() else model.parent) / "exported") / name).expanduser()
     if path.is_dir() and args.format != "page":
         raise UsageError(f"--out {printable(path)} is a folder", "name a file in it")
     runtime = find_runtime(args.runtime) if args.format == "page" else None  # fails before the slow steps

@@ -14,9 +14,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from flowers_torch.deploy.pack import pack
+    from flowers_torch.files.atomic import refuse_link
     from flowers_torch.runs.folder import find_run
 
     model = find_run(args.run)
-    folder = args.out or (model if model.is_dir() else model.parent) / "packed"
+    folder = args.out or refuse_link((model if model.is_dir() else model.parent) / "packed")
     for path in pack(model, folder.expanduser()):
         print(f"pack     {printable(path)}, {path.stat().st_size:,} bytes")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from flowers_torch.deploy.classifier import Prediction, is_url
 from flowers_torch.errors import ResourceError, UsageError, printable
-from flowers_torch.files.atomic import write_text
+from flowers_torch.files.atomic import refuse_link, write_text
 
 UNSURE, UNREADABLE = "unsure", "unreadable"
 
@@ -23,7 +23,7 @@ def sort_into(folder: Path, prediction: Prediction) -> Path:
     name = UNREADABLE if prediction.error else UNSURE if prediction.reason else folder_name(prediction.classes[0])
     target = folder / name
     try:
-        target.mkdir(parents=True, exist_ok=True)
+        refuse_link(target).mkdir(parents=True, exist_ok=True)
         if is_url(prediction.file):
             path = _free_path(target, f"{Path(prediction.file).name[:100] or 'photo'}.txt", None)
             write_text(path, prediction.file + "\n")
@@ -33,6 +33,8 @@ def sort_into(folder: Path, prediction: Prediction) -> Path:
         if not path.is_symlink():
             try:
                 os.symlink(image, path)
+            except FileExistsError:  # made in this moment: nothing is written through it
+                raise
             except (OSError, NotImplementedError):  # no permission, or a file system without links
                 shutil.copy2(image, path)
     except OSError as error:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from flowers_torch.errors import DataError, printable
+from flowers_torch.files.reading import check, reading
 from flowers_torch.files.tensors import safe_load, safe_save
 from flowers_torch.shell import command_line
 from flowers_torch.training.device import Runtime
@@ -16,6 +17,7 @@ from flowers_torch.training.distributed import Distributed
 from flowers_torch.training.step import predict_logits
 
 PREDICTIONS_FILE = "predictions.safetensors"
+FORM = {"classes": [str], "temperature": (1e-6, 1e6), "paths": {"val": [str], "test": [str]}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,10 +97,18 @@ def load_predictions(folder: Path) -> RunPredictions:
         fix = f"finish the run, or write it with: {command}"
         raise DataError(f"{printable(folder)} holds no {PREDICTIONS_FILE}", fix)
     tensors, metadata = safe_load(path)
-    try:
+    with reading(path, "a valid predictions file", DataError, "train or evaluate again"):
+        check(metadata, FORM)
         paths = {split: tuple(names) for split, names in metadata["paths"].items()}
         logits, labels = ({split: tensors[f"{split}/{kind}"] for split in paths} for kind in ("logits", "labels"))
-        classes, temperature = tuple(metadata["classes"]), float(metadata["temperature"])
-        return RunPredictions(classes, temperature, paths, logits, labels, tensors.get("test/projection"))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(f"{printable(path)} is not a valid predictions file", "train or evaluate again") from error
+        classes, projection = tuple(metadata["classes"]), tensors.get("test/projection")
+        for split, names in paths.items():
+            values, of_class = logits[split], labels[split]
+            sizes = (values.shape, of_class.shape) == ((len(names), len(classes)), (len(names),))
+            if not (names and sizes and values.is_floating_point() and bool(values.isfinite().all())):
+                raise ValueError(f"the logits of {split} do not fit")
+            if of_class.dtype != torch.int64 or not bool(((of_class >= 0) & (of_class < len(classes))).all()):
+                raise ValueError(f"the labels of {split} do not fit")
+        if projection is not None and (projection.ndim, projection.shape[-1:]) != (2, (2,)):
+            raise ValueError("its map does not fit")
+        return RunPredictions(classes, metadata["temperature"], paths, logits, labels, projection)

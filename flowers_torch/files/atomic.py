@@ -2,11 +2,13 @@
 
 import contextlib
 import csv
+import errno
 import io
 import json
 import math
 import os
-import tempfile
+import secrets
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -28,17 +30,13 @@ def atomic_write(path: Path, previous: Path | None = None, size: int = 0) -> Ite
     Raises:
         ResourceError: the folder cannot be written or the disk is full.
     """
-    temporary, name = None, f".{path.name[:64]}."
+    temporary = path.parent / f".{path.name[:32]}.{secrets.token_hex(8)}.tmp"  # a name is at most 255 bytes long
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=name, suffix=".tmp", delete=False) as file:
-            temporary = Path(file.name)
+        with temporary.open("xb") as file:  # gets the mode of any new file, and follows no link
             yield file
             file.flush()
             os.fsync(file.fileno())  # guard: C19
-        mask = os.umask(0)  # NamedTemporaryFile makes private files; results get the mode of any new file
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)
         if previous is not None:
             with contextlib.suppress(FileNotFoundError):
                 os.replace(path, previous)
@@ -48,9 +46,26 @@ def atomic_write(path: Path, previous: Path | None = None, size: int = 0) -> Ite
         what = f"cannot write {printable(path)}{f' ({size:,} bytes)' if size else ''}: {error.strerror or error}"
         raise ResourceError(what, "free space or choose another folder") from error
     finally:
-        if temporary is not None:
-            with contextlib.suppress(OSError):  # the disk may be read-only or absent now
-                temporary.unlink(missing_ok=True)  # guard: C17 write
+        with contextlib.suppress(OSError):  # the disk may be read-only or absent now
+            temporary.unlink(missing_ok=True)  # guard: C17 write
+
+
+def open_own(path: str, flags: int) -> int:
+    """An `opener` for a file that is written in place: regular, without another name, and not through a link."""
+    nofollow = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # opening a pipe could block
+    descriptor = os.open(path, flags | nofollow, 0o666)  # guard: S6
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:  # guard: S6 pipe
+        os.close(descriptor)
+        raise OSError(errno.EPERM, f"{os.path.basename(path)} is not a regular file of its own")
+    return descriptor
+
+
+def refuse_link(folder: Path) -> Path:
+    """The folder. Raises ResourceError if it is a link, which may come from a stranger and leads elsewhere."""
+    if folder.is_symlink():  # guard: S11 link
+        raise ResourceError(f"{printable(folder)} is a link to another folder", "remove the link")
+    return folder
 
 
 def write_text(path: Path, text: str) -> None:

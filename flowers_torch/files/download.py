@@ -1,15 +1,23 @@
 """Downloads that resume and whose checksum is verified before they get their name."""
 
+import contextlib
 import hashlib
 import http.client
 import os
+import secrets
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+import filelock
 
 from flowers_torch.errors import ResourceError, one_line, printable
 from flowers_torch.files.atomic import fsync_folder
+from flowers_torch.files.cache import CACHE_FIX
+
+NETWORK_ERRORS = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, ValueError)
+MAX_BYTES = 64 << 30  # of a download; a server may never end
 
 
 def file_digest(path: Path, algorithm: str = "sha256") -> str:
@@ -46,24 +54,46 @@ def download(
         ResourceError: no network, a failed request, an incomplete download or a wrong checksum. An incomplete
             download leaves `<name>.part` to resume from.
     """
-    if path.exists():  # guard: H05
+    try:
+        if not path.exists():  # guard: H05
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with _part_of(path) as part:
+                if not path.exists():  # guard: S3 again
+                    _fetch(url, part, progress)
+                    found = file_digest(part, algorithm)
+                    if not found.startswith(digest):  # guard: D38 checksum, H02
+                        part.unlink()
+                        what = f"the download from {printable(url)} has {algorithm} {found}, expected {digest}"
+                        raise ResourceError(f"{what}, and was deleted", ways_on)
+                    os.replace(part, path)
+                    fsync_folder(path.parent)
+                    return path
         check_digest(path, digest, algorithm)
         return path
-    part = path.with_name(path.name + ".part")
+    except (OSError, *NETWORK_ERRORS) as error:
+        reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
+        local = not isinstance(error, NETWORK_ERRORS) and error.errno is not None
+        what = f"cannot fetch {printable(url)} to {printable(path)}: {one_line(reason)}"
+        raise ResourceError(what, CACHE_FIX if local else ways_on) from error
+
+
+@contextlib.contextmanager
+def _part_of(path: Path) -> Iterator[Path]:
+    """The file that a download fills, while no other process does. Another process that wants it too waits."""
+    lock = filelock.FileLock(path.with_name(f".{path.name}.lock"))
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _fetch(url, part, progress)
-    except (urllib.error.URLError, OSError) as error:
-        reason = getattr(error, "reason", None) or error
-        raise ResourceError(f"cannot fetch {url} to {printable(path)}: {one_line(reason)}", ways_on) from error
-    found = file_digest(part, algorithm)
-    if not found.startswith(digest):  # guard: D38 checksum, H02
-        part.unlink()
-        what = f"the download from {url} has {algorithm} {found}, expected {digest}, and was deleted"
-        raise ResourceError(what, ways_on)
-    os.replace(part, path)
-    fsync_folder(path.parent)
-    return path
+        lock.acquire()  # guard: S3
+    except (OSError, NotImplementedError):  # a file system without locks; nothing is resumed there
+        part = path.with_name(f".{path.name[:32]}.{secrets.token_hex(8)}.part")
+        try:
+            yield part
+        finally:
+            part.unlink(missing_ok=True)
+        return
+    try:
+        yield path.with_name(path.name + ".part")
+    finally:
+        lock.release()
 
 
 def fetch_bytes(url: str, max_bytes: int = 64 << 20, timeout: float = 30) -> bytes:
@@ -102,9 +132,11 @@ def _fetch(url: str, part: Path, progress: Callable[[int, int], None] | None) ->
             while chunk := response.read(1 << 18):
                 file.write(chunk)
                 have += len(chunk)
+                if have > MAX_BYTES:
+                    raise ConnectionError(f"it has more than {MAX_BYTES >> 30} GiB")
                 if progress is not None:
                     progress(have, total)
             file.flush()
             os.fsync(file.fileno())
     if total and have < total:  # guard: D38 cut
-        raise OSError(f"connection closed after {have} of {total} bytes")
+        raise ConnectionError(f"connection closed after {have} of {total} bytes")

@@ -1,18 +1,24 @@
 """Reading files of strangers: regular files only, of bounded size, and every error of a library becomes one of ours."""
 
 import contextlib
+import csv
+import io
 import json
 import math
 import os
 import stat
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from flowers_torch.errors import DataError, FlowersError, ResourceError, one_line, printable
 
-MAX_FILE_BYTES = 256 << 20  # of a JSON or TOML file: a split of ten million images
+MAX_FILE_BYTES = 256 << 20  # of a file: a split of ten million images
+MAX_JSON_BYTES = 32 << 20  # unless the caller knows of larger ones: as values they take ten times that
+MAX_TOML_BYTES = 64 << 10  # the parser is slow
+MAX_LISTS = 2_000_000  # and tables in a JSON file, each of which takes 56 bytes or more
+MAX_DOTS = 100  # between two equal signs of a TOML file; time grows with the square of a key's dots
 MAX_TEXT = 4096  # characters of one value
 MAX_ITEMS = 20_000_000
 
@@ -75,26 +81,62 @@ def read_bytes(
         size = require_regular(path, error)
         if size <= limit:
             with open(path, "rb") as file:
-                content = file.read(limit + 1)
+                content = file.read(size + 1)
             if len(content) <= limit:
                 return content
     raise error(f"{printable(path)} is too large for {kind}: over {limit:,} bytes", "use another copy")
 
 
 def read_json(
-    path: Path, kind: str, form: Any, error: type[FlowersError] = DataError, fix: str = "use another copy"
+    path: Path,
+    kind: str,
+    form: Any,
+    error: type[FlowersError] = DataError,
+    fix: str = "use another copy",
+    limit: int = MAX_JSON_BYTES,
 ) -> Any:
-    """The values of a JSON file, which have the form that `check` describes."""
-    content = read_bytes(path, kind, error)
+    """The values of a JSON file of at most `limit` bytes, which have the form that `check` describes."""
+    content = read_bytes(path, kind, error, limit)
     with reading(path, kind, error, fix):
-        return check(json.loads(content.decode("utf-8-sig")), form)
+        return check(parse_json(content), form)
+
+
+def parse_json(content: bytes) -> Any:
+    """The values of JSON in UTF-8; ValueError for integers beyond 64 bits and for too many lists."""
+    if content.count(b"[") + content.count(b"{") > MAX_LISTS:  # guard: S4 json
+        raise ValueError(f"it holds more than {MAX_LISTS:,} lists")
+    return json.loads(content.decode("utf-8-sig"), parse_int=lambda text: _bounded(int(text)))
 
 
 def read_toml(path: Path, kind: str, error: type[FlowersError] = DataError, fix: str = "correct it") -> dict[str, Any]:
     """The values of a TOML file."""
-    content = read_bytes(path, kind, error)
+    content = read_bytes(path, kind, error, MAX_TOML_BYTES)
     with reading(path, kind, error, fix):
-        return tomllib.loads(content.decode("utf-8-sig"))
+        if max(part.count(b".") for part in content.split(b"=")) > MAX_DOTS:  # guard: S4 toml
+            raise ValueError(f"it holds a key of more than {MAX_DOTS} parts")
+        values: dict[str, Any] = _bounded(tomllib.loads(content.decode("utf-8-sig")))
+        return values
+
+
+def _bounded(value: Any) -> Any:
+    """Returns a value without integers beyond 64 bits, which no number or text of Python's can take."""
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _bounded(inner)
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:  # guard: S8 integers
+        raise ValueError("it holds an integer beyond 64 bits")
+    return value
+
+
+def read_csv(path: Path, kind: str, columns: Sequence[str] = (), fix: str = "use another copy") -> list[dict[str, str]]:
+    """The rows of a CSV file with a header that has these columns; cells beyond the header are left out."""
+    content = read_bytes(path, kind)
+    with reading(path, kind, DataError, fix):
+        text = io.StringIO(content.decode("utf-8-sig", "surrogateescape"), newline="")
+        rows = csv.DictReader(text, restval="")
+        missing = [column for column in columns if column not in (rows.fieldnames or ())]
+        if missing:
+            raise ValueError(f"it has no column {missing[0]!r}")
+        return [{key: value for key, value in row.items() if key is not None} for row in rows]
 
 
 def check(value: Any, form: Any, name: str = "the file") -> Any:

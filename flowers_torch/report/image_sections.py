@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import functools
 import io
 import itertools
 from collections.abc import Sequence
@@ -45,6 +46,15 @@ class Source:
     model: nn.Module
     runtime: Runtime
 
+    @functools.cached_property
+    def names(self) -> frozenset[str]:
+        """The paths of the dataset."""
+        return frozenset(self.dataset.paths)
+
+    def file(self, name: str) -> Path:
+        """A photo that a record of the run names; the folder if it is none, lest a record shows any other file."""
+        return self.dataset.root / (name if name in self.names else "")  # guard: S1 report
+
 
 def figure(run: RunSummary, index: int, src: str = "") -> dict[str, Any]:
     """What the page says about the test photo at an index; `src` is empty where its picture is elsewhere."""
@@ -69,7 +79,7 @@ def figures_of_test(
     pictures: dict[int, str] = {}
     cams: dict[int, dict[str, str]] = {}
     if source:
-        made = thumbnails([source.dataset.root / run.paths[index] for index in chosen])
+        made = thumbnails([source.file(run.paths[index]) for index in chosen])
         pictures = dict(zip(chosen, made, strict=True))
         cams = grad_cams(run, mistakes[:EXPLAINED], prep, source)
 
@@ -103,7 +113,7 @@ def other_figures(run: RunSummary, source: Source | None) -> dict[str, Any]:
     train = set(run.split["train"])
     candidates = [data.paths[i] for i in sample_by_class(data, min(len(data), 64))]
     examples = [root / path for path in candidates if path in train][:3]
-    pictures = thumbnails([root / issue["file"] for issue in issues])
+    pictures = thumbnails([source.file(issue["file"]) for issue in issues])
     return {
         "findings": findings,
         "augmented": augmentation_sheet(run, examples) if run.stages else [],
@@ -165,7 +175,7 @@ def grad_cams(
     for index in indices:
         guess, label = run.predicted[index], int(run.labels[index])
         try:
-            pixels = transform(load_image(source.dataset.root / run.paths[index]))
+            pixels = transform(load_image(source.file(run.paths[index])))
             batch = source.runtime.images(pixels[None].repeat(2, 1, 1, 1))
             heat = grad_cam(source.model, batch, torch.tensor([guess, label]))
         except DataError:

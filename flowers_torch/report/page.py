@@ -6,7 +6,7 @@ from typing import Any
 from flowers_torch import __version__
 from flowers_torch.evaluation.advice import advise_on_training
 from flowers_torch.evaluation.metrics import FEW_IMAGES, weakest_class, wilson
-from flowers_torch.files.atomic import write_text
+from flowers_torch.files.atomic import refuse_link, write_text
 from flowers_torch.models.checkpoint import ModelInfo
 from flowers_torch.report import image_sections, provenance
 from flowers_torch.report.charts import calibration_charts, history_charts, learning_curve_chart, standalone
@@ -52,8 +52,9 @@ def write_report(folder: Path, info: ModelInfo, source: Source | None) -> Path:
         **image_sections.other_figures(run, source),
     }
     write_text(folder / REPORT_FILE, render("report.html.jinja", values))
+    figures = refuse_link(folder / "figures")
     for name, chart in charts.items():
-        write_text(folder / "figures" / f"{name}.svg", standalone(chart))
+        write_text(figures / f"{name}.svg", standalone(chart))
     return folder / REPORT_FILE
 
 

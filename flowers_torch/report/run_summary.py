@@ -1,21 +1,42 @@
 """A finished run, read back from its folder for the report and the model card."""
 
-import contextlib
-import csv
 import dataclasses
 import datetime
-import json
-import tomllib
+import math
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from flowers_torch.data.splits.split_file import read_split
 from flowers_torch.errors import DataError, printable
 from flowers_torch.evaluation.metrics import Scores, score
 from flowers_torch.evaluation.predictions import RunPredictions, load_predictions
+from flowers_torch.files.reading import check, read_bytes, read_csv, read_json, read_toml, reading
 
 LABEL_ISSUES_FILE = "label_issues.json"  # label issues and learning curve, where they were computed
+FRACTION = (0.0, 1.0)
+LOSS = (0.0, 1e300)
+HISTORY_FORM = {  # the columns that are read
+    "stage": str,
+    "epoch": (1, 10**9),
+    "lr?": (1e-300, 1e300),
+    **{f"{kind}_loss": LOSS for kind in ("train", "val", "val_calibrated")},
+    **{f"{kind}_accuracy": FRACTION for kind in ("train", "val")},
+    "seconds": (0.0, 1e12),
+}
+METRICS_FORM = {
+    "best_epoch?": {"epoch": int, "stage": str},
+    "uncalibrated?": {"calibration_error": FRACTION},
+    "changes?": [object],
+}
+ISSUE = {"file": str, "label": str, "looks_like": str, "probability": FRACTION}
+LABEL_ISSUES_FORM = {
+    "more_photos": str,
+    "curve": [{"images": (0.0, 1e9), "accuracy": FRACTION, "low": FRACTION, "high": FRACTION}],
+    "label_issues": [ISSUE],
+}
+STAGE_FORM = {"name": str, "train": object, "epochs": (0, 10**9), "augment": str, "lr?": float}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,34 +75,42 @@ def read_run(folder: Path) -> RunSummary:
             what = f"{printable(folder)} is not a finished run: it lacks {name}"
             raise DataError(what, "name the folder that training wrote")
     predictions = load_predictions(folder)
-    try:
-        split, config = json.loads(_text(folder / "split.json")), tomllib.loads(_text(folder / "config.toml"))
-        finished = datetime.datetime.fromtimestamp((folder / "metrics.json").stat().st_mtime)
-        logits, labels = predictions.calibrated("test"), predictions.labels["test"]
-        probabilities = logits.softmax(1)
-        return RunSummary(
-            folder=folder,
-            date=f"{finished:%Y-%m-%d %H:%M}",
-            data=str(split["data"]),
-            split={name: list(members) for name, members in split["splits"].items()},
-            config=config,
-            stages=config.get("stages", []),
-            command=_text(folder / "command.txt").strip(),
-            environment=json.loads(_text(folder / "environment.json") or "{}"),
-            history=read_history(folder),
-            metrics=json.loads(_text(folder / "metrics.json")),
-            label_issues=json.loads(_text(folder / LABEL_ISSUES_FILE) or "{}"),
-            predictions=predictions,
-            classes=predictions.classes,
-            paths=predictions.paths["test"],
-            labels=labels,
-            probabilities=probabilities,
-            predicted=probabilities.argmax(1).tolist(),
-            scores=score(logits, labels),
-        )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        what = f"{printable(folder)} holds a damaged file: {printable(error, 200)}"
-        raise DataError(what, "train the run again") from error
+    split = read_split(folder / "split.json")
+    config = read_toml(folder / "config.toml", "the configuration of a run", DataError)
+    with reading(folder / "config.toml", "the configuration of a run"):
+        stages = check(config, {"size?": (0, 10**4), "stages": [STAGE_FORM]})["stages"]
+    issues = _read_file(folder / LABEL_ISSUES_FILE, LABEL_ISSUES_FORM)
+    if not stages or issues.get("curve") == []:
+        raise DataError(f"{printable(folder)} has no stages, or a learning curve without points", "train it again")
+    command = folder / "command.txt"
+    finished = datetime.datetime.fromtimestamp((folder / "metrics.json").stat().st_mtime)
+    logits, labels = predictions.calibrated("test"), predictions.labels["test"]
+    probabilities = logits.softmax(1)
+    return RunSummary(
+        folder=folder,
+        date=f"{finished:%Y-%m-%d %H:%M}",
+        data=split["data"],
+        split={name: list(members) for name, members in split["splits"].items()},
+        config=config,
+        stages=stages,
+        command=read_bytes(command, "a command").decode("utf-8", "replace").strip() if command.is_file() else "",
+        environment=_read_file(folder / "environment.json", {str: object}),
+        history=read_history(folder),
+        metrics=_read_file(folder / "metrics.json", METRICS_FORM),
+        label_issues=issues,
+        predictions=predictions,
+        classes=predictions.classes,
+        paths=predictions.paths["test"],
+        labels=labels,
+        probabilities=probabilities,
+        predicted=probabilities.argmax(1).tolist(),
+        scores=score(logits, labels),
+    )
+
+
+def _read_file(path: Path, form: Any) -> dict[str, Any]:
+    """A JSON file of a run; empty if there is none."""
+    return dict(read_json(path, "a record of a run", form)) if path.is_file() else {}
 
 
 def read_history(folder: Path) -> list[dict[str, Any]]:
@@ -89,18 +118,19 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
     path = folder / "history.csv"
     if not path.is_file():
         return []
-    with path.open(encoding="utf-8", newline="") as file:
-        return [{key: _number(value) for key, value in row.items()} for row in csv.DictReader(file)]
+    rows = read_csv(path, "a history of a run", [key.removesuffix("?") for key in HISTORY_FORM])
+    with reading(path, "a history of a run"):
+        return [_history_row(row) for row in rows]
 
 
-def _number(value: str) -> Any:
+def _history_row(row: dict[str, str]) -> dict[str, Any]:
+    values: dict[str, Any] = {key: value if key == "stage" else _number(value) for key, value in row.items()}
+    lost = {key: 0.0 for key, value in values.items() if key.endswith("loss") and not math.isfinite(value)}
+    check(values | lost, HISTORY_FORM)  # a loss may not be finite
+    return values
+
+
+def _number(value: str) -> int | float | None:
     if not value:
         return None  # a stage without a learning rate
-    for kind in (int, float):
-        with contextlib.suppress(ValueError):
-            return kind(value)
-    return value
-
-
-def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    return int(value) if value.isdecimal() else float(value)

@@ -1,8 +1,6 @@
 """Cross-validation: the recipe once per fold. Every image is tested by a network that never saw it."""
 
-import csv
 import dataclasses
-import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +12,7 @@ from flowers_torch.data.splits.kfold import make_folds
 from flowers_torch.data.splits.split_file import load_split
 from flowers_torch.errors import DataError, UsageError, printable
 from flowers_torch.files.atomic import write_csv, write_json, write_text
+from flowers_torch.files.reading import read_csv, read_json
 from flowers_torch.log import log
 from flowers_torch.runs import recipe
 from flowers_torch.runs.dataset import open_images
@@ -22,6 +21,8 @@ from flowers_torch.shell import command_line
 from flowers_torch.training.checkpoint import checkpoint_files
 
 SUMMARY_FILE = "crossval.json"
+SUMMARY_FORM = {"folds": (3, 1000), "repeats": (1, 1000), "runs": [{"seed": int, "fold": (0, 999)}]}
+COUNTS_FORM = {"test": {"accuracy": (0.0, 1.0), "correct": (0, 10**9), "images": (1, 10**9)}}
 
 
 def cross_validate(
@@ -54,18 +55,17 @@ def resume(out: Path, data: str = "", command: Sequence[str] | None = None) -> d
         UsageError: the folder does not hold a cross-validation.
         DataError: the images have changed.
     """
-    try:
-        saved = json.loads((out / SUMMARY_FILE).read_text(encoding="utf-8"))
-        folds, repeats = int(saved["folds"]), int(saved["repeats"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    if not (out / SUMMARY_FILE).is_file():
         what = f"{printable(out)} is not a cross-validation: expected a {SUMMARY_FILE} in it"
-        raise UsageError(what, "name the folder that crossval wrote") from error
+        raise UsageError(what, "name the folder that crossval wrote")
+    saved = read_json(out / SUMMARY_FILE, "a summary of a cross-validation", SUMMARY_FORM)
+    folds, repeats = saved["folds"], saved["repeats"]
     config = with_absolute_paths(load_config(data=data, file=str(out / "config.toml")))
     filtered = open_images(config, out)
     flags = ["--config", str((out / "config.toml").absolute()), "--folds", str(folds), "--repeats", str(repeats)]
     command = command or ["flowers-torch", "crossval", *flags]
     plan = [
-        (seed, fold, out / f"seed{seed}-fold{fold}", split)
+        (seed, fold, fold_folder(out, seed, fold), split)
         for seed in range(config.seed, config.seed + repeats)
         for fold, split in enumerate(make_folds(filtered.dataset, folds, seed, filtered.duplicates))
     ]
@@ -85,11 +85,11 @@ def resume(out: Path, data: str = "", command: Sequence[str] | None = None) -> d
         elif not (folder / "metrics.json").is_file():  # a fold without a checkpoint starts again
             own = dataclasses.replace(config, seed=seed)
             recipe.train(own, folder, overwrite=True, command=command, splits=split)
-        test = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["test"]
+        test = read_json(folder / "metrics.json", "the result of a fold", COUNTS_FORM)["test"]
         counts = {key: test[key] for key in ("accuracy", "correct", "images")}
         runs.append({"seed": seed, "fold": fold, "folder": folder.name, **counts})
-        with (folder / "predictions.csv").open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-            rows += [{"seed": seed, "fold": fold, **row} for row in csv.DictReader(file)]
+        predictions = read_csv(folder / "predictions.csv", "the predictions of a fold", ["file"])
+        rows += [{**row, "seed": seed, "fold": fold} for row in predictions]
         write_csv(out / "predictions.csv", rows)  # after each fold, so that a stopped run leaves what it has
         write_json(out / SUMMARY_FILE, _summary(runs, folds, repeats))
     summary = _summary(runs, folds, repeats)
@@ -98,6 +98,11 @@ def resume(out: Path, data: str = "", command: Sequence[str] | None = None) -> d
     for row in summary["by_seed"]:
         log.info(f"seed {row['seed']:3} {row['correct']} of {row['images']} photos correct: {row['accuracy']:.4f}")
     return summary
+
+
+def fold_folder(folder: Path, seed: int, fold: int) -> Path:
+    """The run folder of a fold."""
+    return folder / f"seed{seed}-fold{fold}"
 
 
 def _summary(runs: list[dict[str, Any]], folds: int, repeats: int) -> dict[str, Any]:

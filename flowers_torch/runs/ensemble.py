@@ -1,7 +1,6 @@
 """Several runs as one: the mean of their predictions, or the mean of their weights."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,10 @@ from flowers_torch.evaluation.comparison import common_images, select
 from flowers_torch.evaluation.ensembles import Candidate
 from flowers_torch.evaluation.metrics import Scores, score
 from flowers_torch.evaluation.predictions import load_predictions
+from flowers_torch.files.reading import read_json
 from flowers_torch.files.tensors import safe_load
 from flowers_torch.models.checkpoint import ModelInfo, load_classifier, read_model_info, save_classifier
-from flowers_torch.runs.crossval import SUMMARY_FILE
+from flowers_torch.runs.crossval import SUMMARY_FILE, SUMMARY_FORM, fold_folder
 from flowers_torch.runs.evaluate import TrainedModel, count_known
 from flowers_torch.runs.experiment import Experiment
 from flowers_torch.training.checkpoint import MODEL_FILE
@@ -42,8 +42,8 @@ def run_folders(folder: Path) -> list[Path]:
     """The run itself, or the runs of a cross-validation."""
     if not (folder / SUMMARY_FILE).is_file():
         return [folder]
-    runs = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))["runs"]
-    return [folder / run["folder"] for run in runs]
+    runs = read_json(folder / SUMMARY_FILE, "a summary of a cross-validation", SUMMARY_FORM)["runs"]
+    return [fold_folder(folder, run["seed"], run["fold"]) for run in runs]
 
 
 def score_ensembles(folders: Sequence[Path], weights: bool = True, device: str = "auto", data: str = "") -> Ensembles:

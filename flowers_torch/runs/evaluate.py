@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from flowers_torch.errors import DataError, UsageError, printable
 from flowers_torch.evaluation.evaluate import VIEWS, predict_images
 from flowers_torch.evaluation.metrics import Scores, fit_temperature, prediction_rows, score
 from flowers_torch.evaluation.predictions import Predictions
+from flowers_torch.files.reading import read_json
 from flowers_torch.files.tensors import safe_load
 from flowers_torch.models.checkpoint import ModelInfo, load_classifier
 from flowers_torch.report.run_summary import read_history
@@ -139,8 +139,8 @@ def rewrite_results(folder: Path, device: str = "auto", data: str = "") -> None:
     experiment, network = Experiment.open(folder, device, data)
     best = safe_load(folder / MODEL_FILE)[1].get("best", {})
     metrics = folder / "metrics.json"
-    old = json.loads(metrics.read_text()) if metrics.is_file() else {}
-    state = RunState(history=read_history(folder), best=best, changes=old.get("changes", []))
+    old = read_json(metrics, "the result of a run", {"changes?": [object]}) if metrics.is_file() else {}
+    state = RunState(history=read_history(folder), best=best, changes=old.get("changes") or [])
     write_results(experiment, network, state)
 
 

@@ -23,8 +23,9 @@ from flowers_torch.accelerate import Acceleration
 from flowers_torch.data.images import open_regular
 from flowers_torch.data.loading.batches import CPU_IMAGES, TrainingBatches
 from flowers_torch.data.loading.gpu_cache import CachedFeatureBatches
-from flowers_torch.errors import ModelFileError, ResourceError, UsageError
+from flowers_torch.errors import FlowersError, ResourceError, UsageError
 from flowers_torch.files.cache import cache_folder
+from flowers_torch.files.reading import check, reading
 from flowers_torch.files.tensors import safe_load, safe_save
 from flowers_torch.log import bar, log
 from flowers_torch.models.checkpoint import ModelInfo
@@ -76,7 +77,7 @@ class FeatureCache:
                 found.append(torch.cat(list(self._compute(split, weights, batches, view, check))))
                 continue
             path = self._file(weights, shown)
-            known, features = _read(path)
+            known, features = _read(path, split.width)
             there = set(known)
             missing = {code: index for code, index in zip(hashes, indices, strict=True) if code not in there}
             if missing:
@@ -172,12 +173,16 @@ def _hash_backbone(split: SplitModel) -> str:
     return digest.hexdigest()
 
 
-def _read(path: Path) -> tuple[list[str], Tensor]:
+def _read(path: Path, width: int) -> tuple[list[str], Tensor]:
     """Image hashes and features of a file; empty if it is missing or damaged. It is then written again."""
     try:
         tensors, metadata = safe_load(path)
-        known, features = list(metadata["images"]), tensors["features"]
-    except (ModelFileError, KeyError):
+        with reading(path, "a file of features"):
+            known, features = check(metadata, {"images": [str]})["images"], tensors["features"]
+            fits = features.shape == (len(known), width) and features.dtype == torch.float32
+            if not (fits and bool(features.isfinite().all())):  # guard: S10 features
+                return [], torch.empty(0)
+    except FlowersError:
         return [], torch.empty(0)
     with contextlib.suppress(OSError):
         os.utime(path)  # pruning goes by the last use

@@ -1,7 +1,6 @@
 """The folder that a run leaves behind: how to repeat it, what came of it, and the model itself."""
 
 import contextlib
-import json
 import os
 import platform
 import socket
@@ -16,7 +15,9 @@ import torch
 import torchvision
 
 from flowers_torch import __version__
-from flowers_torch.errors import ResourceError, UsageError, printable
+from flowers_torch.errors import FlowersError, ResourceError, UsageError, printable
+from flowers_torch.files.atomic import open_own
+from flowers_torch.files.reading import read_json
 
 try:
     import fcntl
@@ -57,11 +58,13 @@ def new_run_folder(out: str, data: str, arch: str, overwrite: bool = False, root
             if not overwrite:  # guard: K04
                 fix = "add --overwrite, use --resume, or name another"
                 raise UsageError(f"--out {printable(folder)} is not empty", fix)
-            with run_lock(folder):
-                for name in FILES:
-                    (folder / name).unlink(missing_ok=True)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if overwrite:
+            with run_lock(folder):
+                for name in FILES:
+                    if not (folder / name).parent.is_symlink() or "/" not in name:  # guard: S11 clear
+                        (folder / name).unlink(missing_ok=True)
     except OSError as error:  # guard: C16 folder
         raise _not_writable(folder, error) from error
     return folder
@@ -71,14 +74,15 @@ def new_run_folder(out: str, data: str, arch: str, overwrite: bool = False, root
 def run_lock(folder: Path) -> Iterator[None]:
     """Keeps every other run off a run folder, and clears away what a killed run was writing.
 
-    The lock is the system's, so it is free as soon as the process that holds it is dead. The file stays behind.
+    The lock is the system's, so it is free as soon as the process that holds it is dead.
 
     Raises:
         UsageError: another run is at work in the folder.
         ResourceError: the folder cannot be written.
     """
+    path = folder / LOCK_FILE
     try:
-        file = (folder / LOCK_FILE).open("a+", encoding="utf-8", errors="replace")
+        file = open(path, "a+", encoding="utf-8", errors="replace", opener=open_own)
     except OSError as error:
         raise _not_writable(folder, error) from error
     with file:
@@ -92,19 +96,28 @@ def run_lock(folder: Path) -> Iterator[None]:
                 raise UsageError(what, "wait for it, or name another folder") from None
             except OSError:  # a file system without locks
                 pass
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
-        for stray in folder.glob(".*.tmp"):
-            stray.unlink(missing_ok=True)  # guard: C18
-        yield
+        try:
+            if os.fstat(file.fileno()).st_nlink == 0:  # its last holder removed it in this moment
+                raise UsageError(f"{printable(folder)} was in use until now", "start again")
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
+            for stray in folder.glob(".*.tmp"):
+                stray.unlink(missing_ok=True)  # guard: C18
+        except OSError as error:
+            raise _not_writable(folder, error) from error
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                path.unlink()  # guard: S6 finished
 
 
 def folder_of_launch(out: str, root: Path = Path("runs")) -> Path | None:
     """The folder of the run that this torchrun began before it restarted its processes, if any."""
     for folder in [Path(out).expanduser()] if out else sorted(root.glob("*")):
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            if json.loads((folder / "environment.json").read_text())["launch"] == _launch():
+        with contextlib.suppress(FlowersError):
+            if read_json(folder / "environment.json", "a record", {"launch": str})["launch"] == _launch():
                 return folder
     return None
 
@@ -146,7 +159,7 @@ def find_run_folder(name: str | Path, root: Path = Path("runs")) -> Path:
 
 def last_written(folder: Path) -> int:
     """When a run folder was last written to, in nanoseconds."""
-    return max(file.stat().st_mtime_ns for file in folder.iterdir())
+    return max(file.lstat().st_mtime_ns for file in folder.iterdir())  # a link may lead nowhere
 
 
 def _not_writable(folder: Path, error: OSError) -> ResourceError:

@@ -2,12 +2,11 @@
 
 import dataclasses
 import datetime
-import json
-import tomllib
 from pathlib import Path
 from typing import Any
 
-from flowers_torch.errors import UsageError, printable
+from flowers_torch.errors import FlowersError, UsageError, printable
+from flowers_torch.files.reading import check, read_json, read_toml, reading
 from flowers_torch.runs.crossval import SUMMARY_FILE
 from flowers_torch.runs.folder import last_written
 
@@ -38,20 +37,22 @@ def list_runs(root: Path = Path("runs")) -> list[ListedRun]:
 
 
 def _describe(folder: Path) -> ListedRun:
-    config = _read(folder / "config.toml")
-    test = _read(folder / "metrics.json").get("test", {})
+    config = _read(folder / "config.toml", {"data?": str, "arch?": str})
+    test = _read(folder / "metrics.json", {"test": {"accuracy": (0.0, 1.0), "interval_95": [float]}}).get("test", {})
     accuracy, interval, finished = test.get("accuracy"), test.get("interval_95"), bool(test)
-    if summary := _read(folder / SUMMARY_FILE):
-        accuracy, finished = summary.get("mean"), bool(summary.get("finished"))
+    if summary := _read(folder / SUMMARY_FILE, {"mean?": (0.0, 1.0), "finished": bool}):
+        accuracy, finished = summary.get("mean"), summary["finished"]
     date = f"{datetime.datetime.fromtimestamp(last_written(folder) / 1e9):%Y-%m-%d %H:%M}"
-    name, interval = Path(config.get("data", "")).name, tuple(interval) if interval else None
-    return ListedRun(folder.name, date, name, config.get("arch", ""), accuracy, interval, finished)
+    name = Path(config.get("data") or "").name
+    interval = tuple(interval) if interval and len(interval) == 2 else None
+    return ListedRun(folder.name, date, name, config.get("arch") or "", accuracy, interval, finished)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, form: dict[str, Any]) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
-        content = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
-    except (OSError, ValueError):
+        if path.suffix == ".toml":
+            with reading(path, "a configuration"):
+                return dict(check(read_toml(path, "a configuration"), form))
+        return dict(read_json(path, "a record", form))
+    except FlowersError:
         return {}
-    return content if isinstance(content, dict) else {}

@@ -16,6 +16,7 @@ from flowers_torch.data.loading.workers import worker_errors
 from flowers_torch.data.splits.assign import Splits
 from flowers_torch.errors import DivergedError, ModelFileError, printable
 from flowers_torch.evaluation.metrics import Scores
+from flowers_torch.files.atomic import open_own
 from flowers_torch.files.tensors import safe_load
 from flowers_torch.log import RESULT, log, log_file
 from flowers_torch.runs.cost import fit_to_time
@@ -125,7 +126,7 @@ def _run_folder(folder: Path, distributed: Distributed) -> Iterator[None]:
     if not distributed.is_main:
         yield
         return
-    with run_lock(folder), log_file(folder / "log.txt"):
+    with run_lock(folder), log_file(folder / "log.txt", open_own):  # guard: S6 log
         yield
 
 

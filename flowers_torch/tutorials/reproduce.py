@@ -13,11 +13,21 @@ from flowers_torch.config import Config, Stage, default_stages
 from flowers_torch.config_file import load_config, toml_value
 from flowers_torch.errors import DataError, UsageError, printable
 from flowers_torch.files.atomic import write_text
+from flowers_torch.files.reading import check, parse_json, read_bytes, read_json, reading
 from flowers_torch.report.run_summary import read_history
 from flowers_torch.tutorials.catalog import read_catalog
 
 # Options of the photos or the machine, which are no changes of a recipe.
+RESULT_FORM = {"test": {"correct": (0, 10**9), "images": (1, 10**9), "interval_95": [(0.0, 1.0)]}}
+ENVIRONMENT_FORM = {"processor": str, "gpu?": str, "torch": str, "flowers_torch": str, "threads": (1, 10**4)}
 NOT_COMPARED = set("data seed threads workers device precision checkpoint_minutes cache_gib".split())
+
+
+REPRODUCTION_FORM = {
+    **dict.fromkeys(("recipe", "data", "machine", "versions", "date"), str),
+    **{"substitute_data": bool, "seed": int, "correct": (0, 10**9), "images": (1, 10**9)},
+    **{"low": (0.0, 1.0), "high": (0.0, 1.0), "train_seconds?": float, "changes": [str]},
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,12 +60,12 @@ def read_reproduction(folder: Path, recipe: str, substitute_data: bool = False) 
         DataError: the folder does not hold a finished run.
     """
     try:
-        test = json.loads((folder / "metrics.json").read_text())["test"]
+        test = read_json(folder / "metrics.json", "the result of a run", RESULT_FORM)["test"]
         low, high = test["interval_95"]
-        environment = json.loads((folder / "environment.json").read_text())
+        environment = read_json(folder / "environment.json", "the versions of a run", ENVIRONMENT_FORM)
         config = load_config(file=str(folder / "config.toml"))
-        seconds = sum(float(row["seconds"]) for row in read_history(folder))
-    except (OSError, KeyError, ValueError) as error:
+        seconds = sum(row["seconds"] for row in read_history(folder))
+    except (OSError, ValueError) as error:
         what = f"{printable(folder)} does not hold a finished run"
         raise DataError(what, "name the folder of a finished run") from error
     threads = config.threads or environment["threads"]
@@ -71,7 +81,7 @@ def read_reproduction(folder: Path, recipe: str, substitute_data: bool = False) 
         high,
         seconds,
         tuple(differences(config, load_config(file=recipe))),
-        environment["gpu"] or processor,
+        environment.get("gpu") or processor,
         f"torch {environment['torch']}, flowers_torch {environment['flowers_torch']}",
         datetime.date.fromtimestamp((folder / "metrics.json").stat().st_mtime).isoformat(),
     )
@@ -84,8 +94,8 @@ def recipe_of(folder: Path) -> str:
         UsageError: the command names no recipe that reproduces a tutorial.
     """
     try:
-        words = shlex.split((folder / "command.txt").read_text())
-    except (OSError, ValueError):
+        words = shlex.split(read_bytes(folder / "command.txt", "a command", limit=1 << 20).decode())
+    except (DataError, ValueError):
         words = []
     recipes = read_catalog().recipes
     named = [after for word, after in pairwise(words) if word in ("--config", "reproduce")]
@@ -182,12 +192,10 @@ def read_results(path: Path) -> list[Reproduction]:
     """
     if not path.is_file():
         return []
-    try:
-        rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+    lines = read_bytes(path, "a results file", limit=1 << 20).splitlines()
+    with reading(path, "a valid results file", fix="name another file"):
+        rows = [check(parse_json(line), REPRODUCTION_FORM) for line in lines if line.strip()]
         return [Reproduction(**row | {"changes": tuple(row["changes"])}) for row in rows]
-    except (ValueError, TypeError, KeyError) as error:
-        what = f"{printable(path)} is not a valid results file: {printable(error)}"
-        raise DataError(what, "name another file") from error
 
 
 def add_result(path: Path, result: Reproduction) -> None:

@@ -1,12 +1,13 @@
 """Sorting of images by predicted class."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from flowers_torch.deploy.classifier import OUT_OF_DISTRIBUTION, Prediction
 from flowers_torch.deploy.sort import check_folder, folder_name, sort_into
-from flowers_torch.errors import UsageError
+from flowers_torch.errors import ResourceError, UsageError
 
 
 def test_links_by_class_and_again(tmp_path: Path) -> None:
@@ -32,6 +33,29 @@ def test_links_by_class_and_again(tmp_path: Path) -> None:
     assert paths[1].read_text() == "b" and paths[1].is_symlink()
     assert paths[3].read_text() == "https://example.org/x/2.jpg\n"
     assert [sort_into(out, prediction) for prediction in predictions[:2]] == paths[:2]  # already linked
+
+
+def test_nothing_is_written_through_a_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photo, elsewhere, out = tmp_path / "1.jpg", tmp_path / "elsewhere", tmp_path / "out"
+    photo.write_text("photo")
+    elsewhere.mkdir()
+    out.mkdir()
+    (out / "rose").symlink_to(elsewhere)
+    (out / "unsure").symlink_to(tmp_path / "none")
+    for prediction in (Prediction(str(photo), ("rose",), (0.9,)), Prediction(str(photo), ("a",), (0.1,), reason="x")):
+        with pytest.raises(ResourceError, match="is a link to another folder"):
+            sort_into(out, prediction)
+    assert not list(elsewhere.iterdir()) and not (tmp_path / "none").exists()
+
+    def made_in_this_moment(image: Path, path: Path) -> None:
+        real(elsewhere / "new", path)
+        real(image, path)
+
+    real = os.symlink
+    monkeypatch.setattr(os, "symlink", made_in_this_moment)
+    with pytest.raises(ResourceError, match="cannot sort"):
+        sort_into(out, Prediction(str(photo), ("iris",), (0.9,)))
+    assert not list(elsewhere.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,9 @@ from PIL import Image
 
 from flowers_torch import cli
 from flowers_torch.config_file import load_config
+from flowers_torch.data.quality.inspection import inspect_image
+from flowers_torch.data.quality.scan import inspect_images
+from flowers_torch.data.sources.folders import find_images
 from flowers_torch.data.sources.open import open_dataset
 from flowers_torch.files.tensors import safe_load
 from flowers_torch.models.factory import create_model
@@ -78,9 +81,14 @@ def cases(count: int, draw: random.Random, box: Box, run: Path) -> Iterator[tupl
         "configuration": configuration,
         "record of a run": run_file,
         "record of a run again": run_file,
+        "record of a cross-validation": crossval_file,
+        "record in a report": report_file,
+        "links in a run folder": links,
         "checkpoint": checkpoint,
         "inspections": inspections,
+        "feature cache": feature_cache,
         "exclude list": exclude_list,
+        "groups table": groups_table,
     }
     names = list(kinds)
     for number in range(count):
@@ -523,6 +531,9 @@ def configuration(draw: random.Random, box: Box, run: Path) -> Action:
         at = draw.choice([n for n, line in enumerate(lines) if " = " in line])
         lines[at] = lines[at].partition(" = ")[0] + f" = {draw.choice(odd)}\n"
         path.write_text("".join(lines))
+    if draw.random() < 0.3:
+        words = ("--arch", ARCH, "--weights", "none", "--size", "32", "--data", box.work / "fixed" / "photos")
+        return _command("train", "--config", path, "--dry-run", *words)
     return lambda: load_config(file=str(path))
 
 
@@ -539,11 +550,7 @@ def _copy_of(run: Path, box: Box) -> Path:
 def run_file(draw: random.Random, box: Box, run: Path) -> Action:
     copy = _copy_of(run, box)
     texts = [path for path in sorted(copy.iterdir()) if path.suffix in (".json", ".csv", ".txt", ".toml")]
-    path = draw.choice(texts)
-    if path.suffix == ".json" and draw.random() < 0.6:
-        path.write_text(to_text(mutate_value(json.loads(path.read_text()), draw)))
-    else:
-        path.write_bytes(mutate_text(path.read_text(), draw))
+    _mutate_file(draw.choice(texts), draw)
     photos = box.work / "fixed" / "photos"
     commands = (
         ("report", copy),
@@ -555,8 +562,127 @@ def run_file(draw: random.Random, box: Box, run: Path) -> Action:
         ("train", "--resume", copy),
         ("predict", copy, _photo(box), "--json", "--device", "cpu"),
         ("check", photos, "--exclude", copy / "split.json"),
+        ("ensemble", copy, run),
+        ("pack", copy, "--out", box.work / "packed"),
+        ("update", copy, box.work / "fixed" / "photos"),
+        ("evaluate", copy, "--save", "--device", "cpu"),
+        ("reproduce", "happy_house", "--run", copy, "--results", box.work / "results.jsonl"),
     )
     return _command(*draw.choice(commands[:-1]))
+
+
+def _mutate_file(path: Path, draw: random.Random) -> None:
+    """Mutates the values or the bytes of a text file."""
+    text, kind = path.read_text(), draw.random()
+    if path.suffix == ".json" and kind < 0.7:
+        path.write_text(to_text(mutate_value(json.loads(text), draw)), errors="surrogatepass")
+    elif path.suffix == ".csv" and kind < 0.5:
+        rows = [line.split(",") for line in text.splitlines()]
+        row = draw.choice(rows)
+        odd = (
+            "",
+            "nan",
+            "-inf",
+            "1e400",
+            "-1",
+            "0",
+            "9" * 400,
+            "9" * 5000,
+            "\u0662",
+            "x",
+            PAINT,
+            "1_000",
+            "0x1",
+            " 1 ",
+        )
+        row[draw.randrange(len(row))] = draw.choice(odd)
+        path.write_text("".join(",".join(row) + "\n" for row in rows))
+    elif path.suffix == ".toml" and kind < 0.5:
+        lines = text.splitlines()
+        at = draw.choice([number for number, line in enumerate(lines) if " = " in line])
+        odd = (
+            "1e400",
+            "9" * 400,
+            "0x" + "f" * 9000,
+            "nan",
+            "-1",
+            "[]",
+            "{}",
+            '""',
+            '"\\u0000"',
+            '"../x"',
+            "1979-05-27",
+        )
+        lines[at] = lines[at].partition(" = ")[0] + f" = {draw.choice(odd)}"
+        path.write_text("\n".join(lines))
+    else:
+        path.write_bytes(mutate_text(text, draw))
+
+
+def crossval_file(draw: random.Random, box: Box, run: Path) -> Action:
+    """The summary of a cross-validation, or a record of one of its folds."""
+    copy = box.work / "runs" / "folds"
+    shutil.copytree(box.work / "fixed" / "folds", copy)
+    names = ("crossval.json", "crossval.json", "config.toml", "predictions.csv")
+    inside = [f"seed1-fold1/{name}" for name in ("metrics.json", "split.json", "predictions.csv", "config.toml")]
+    _mutate_file(copy / draw.choice((*names, *inside)), draw)
+    commands = (
+        ("crossval", "--resume", copy),
+        ("crossval", "--resume", copy),
+        ("ensemble", copy),
+        ("runs", copy.parent),
+    )
+    return _command(*draw.choice(commands))
+
+
+def report_file(draw: random.Random, box: Box, run: Path) -> Action:
+    """A record that the report shows."""
+    copy = _copy_of(run, box)
+    names = ("metrics.json", "split.json", "history.csv", "label_issues.json", "config.toml", "environment.json")
+    path = copy / draw.choice((*names, "history.csv", "label_issues.json", "predictions.safetensors"))
+    if path.suffix == ".safetensors":
+        _mutate_signed(path, draw)
+    else:
+        _mutate_file(path, draw)
+    return _command(*draw.choice((("report", copy), ("report", copy, "--no-photos"), ("compare", copy, run))))
+
+
+def _mutate_signed(path: Path, draw: random.Random) -> None:
+    """Mutates a file of tensors and signs it again."""
+    import flowers_torch.files.tensors as tensors_module
+
+    tensors, metadata = safe_load(path)
+    if draw.random() < 0.4:
+        name = draw.choice(sorted(tensors))
+        odd = (tensors[name][:1], tensors[name].flatten(), -tensors[name].float(), tensors[name] * float("nan"))
+        tensors[name] = draw.choice((_odd_tensor(draw), *odd)).contiguous()
+    else:
+        metadata = mutate_value(metadata, draw)
+    texts = {str(key): to_text(value) for key, value in metadata.items()} if isinstance(metadata, dict) else {}
+    texts = {key.encode("utf-8", "replace").decode(): value for key, value in texts.items()}
+    texts[tensors_module.HASH_KEY] = json.dumps(tensors_module._checksum(tensors, texts))
+    path.write_bytes(safetensors.torch.save({key: value.contiguous() for key, value in tensors.items()}, texts))
+
+
+def links(draw: random.Random, box: Box, run: Path) -> Action:
+    """A run folder in which a name leads outside: nothing is written through it."""
+    stopped = draw.random() < 0.4
+    copy = _copy_of(run.parent / "stopped" if stopped else run, box)
+    names = (".lock", "log.txt", "report.html", "history.csv", "figures", "exported", "packed", "label_issues.json")
+    path = copy / draw.choice(names)
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    folder = path.name in ("figures", "exported", "packed")
+    path.symlink_to(
+        draw.choice((box.outside, box.outside / "new") if folder else (box.outside / "precious", "/dev/zero"))
+    )
+    if stopped:
+        return _command("train", "--resume", copy, "--quiet")
+    words = ("train", "--data", box.work / "fixed" / "photos", "--arch", ARCH, "--weights", "none", "--size", "32")
+    again = (*words, "--epochs", "1", "--device", "cpu", "--threads", "1", "--quiet", "--out", copy, "--overwrite")
+    onnx = ("export", copy, "--format", "safetensors")
+    return _command(
+        *draw.choice((("report", copy), onnx, ("pack", copy), ("label-issues", copy), ("runs", copy.parent), again))
+    )
 
 
 def checkpoint(draw: random.Random, box: Box, run: Path) -> Action:
@@ -577,18 +703,52 @@ def checkpoint(draw: random.Random, box: Box, run: Path) -> Action:
 
 
 def inspections(draw: random.Random, box: Box, run: Path) -> Action:
-    """The cache of `check`, which may be damaged but never ends a run."""
-    cache = box.root / "cache"
+    """The cache of `check`, which may be damaged but never ends a run and is not believed."""
+    cache, photos = box.root / "cache", box.work / "fixed" / "photos"
     shutil.copytree(box.work / "fixed" / "cache", cache, dirs_exist_ok=True)
-    files = sorted(path for path in cache.rglob("*") if path.is_file() and path.stat().st_size < 1 << 20)
-    path = draw.choice(files)
+    path = draw.choice(sorted((cache / "inspections").iterdir()))
     content = path.read_bytes()
-    if path.suffix == ".json" and draw.random() < 0.6:
-        content = to_text(mutate_value(json.loads(content), draw)).encode()
-        path.write_bytes(content)
+    head, _, values = content.partition(b"\n")
+    if draw.random() < 0.6:
+        path.write_bytes(head + b"\n" + to_text(mutate_value(json.loads(values), draw)).encode())
     else:
         path.write_bytes(mutate_bytes(content, draw))
-    return _command("check", box.work / "fixed" / "photos", "--json")
+    expected = [inspect_image(photos / name) for name in find_images(photos).paths]
+
+    def action() -> None:
+        assert inspect_images(find_images(photos), 1, cache) == expected
+
+    return action if draw.random() < 0.5 else _command("check", photos, "--json")
+
+
+def feature_cache(draw: random.Random, box: Box, run: Path) -> Action:
+    """Features of a backbone, damaged or signed by somebody else; they are computed again."""
+    cache = box.root / "cache"
+    shutil.copytree(box.work / "fixed" / "cache", cache, dirs_exist_ok=True)
+    path = draw.choice(sorted((cache / "features").glob("*.safetensors")))
+    kind = draw.random()
+    if kind < 0.3:
+        path.write_bytes(mutate_bytes(path.read_bytes(), draw))
+    elif kind < 0.4:
+        path.unlink()
+        draw.choice((path.mkdir, lambda: path.symlink_to("/dev/zero"), lambda: path.symlink_to(path)))()
+    else:
+        _mutate_signed(path, draw)
+    code = _command("label-issues", _copy_of(run, box), "--json")
+
+    def action() -> int:
+        return int(code()) and 1  # a cache never ends a run
+
+    return action
+
+
+def groups_table(draw: random.Random, box: Box, run: Path) -> Action:
+    photos = sorted((box.work / "fixed" / "photos").glob("*/*.png"))
+    rows = "".join(f"{path.parent.name}/{path.name},{number // 2}\n" for number, path in enumerate(photos))
+    path = box.work / "groups.csv"
+    path.write_bytes(mutate_text("file,group\n" + rows, draw))
+    words = ("train", "--data", box.work / "fixed" / "photos", "--arch", ARCH, "--weights", "none", "--groups", path)
+    return _command(*words, "--dry-run", "--device", "cpu", "--threads", "1")
 
 
 def exclude_list(draw: random.Random, box: Box, run: Path) -> Action:

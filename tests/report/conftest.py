@@ -14,6 +14,7 @@ from flowers_torch.config_file import to_toml
 from flowers_torch.data.dataset import ImageDataset
 from flowers_torch.data.preprocessing import Preprocessing
 from flowers_torch.data.sources.folders import find_images
+from flowers_torch.data.splits.split_file import SPLIT_FORMAT
 from flowers_torch.evaluation.metrics import score
 from flowers_torch.evaluation.predictions import Predictions, save_predictions
 from flowers_torch.files.atomic import write_csv, write_json
@@ -73,10 +74,9 @@ def write_run(folder: Path, photos: ImageDataset) -> None:
         "test": range(2, len(photos), 3),
     }
     paths = {part: [photos.paths[i] for i in indices] for part, indices in parts.items()}
-    write_json(
-        folder / "split.json",
-        {"data": photos.name, "splits": {part: dict.fromkeys(names, "0") for part, names in paths.items()}},
-    )
+    about = {"format": SPLIT_FORMAT, "data": photos.name, "seed": 0, "classes": list(photos.classes)}
+    splits = {part: dict.fromkeys(names, "0") for part, names in paths.items()}
+    write_json(folder / "split.json", about | {"splits": splits})
     epochs = (("head", 1, 1e-3, 1.0), ("finetune", 1, 1e-4, 0.8), ("finetune", 2, 1e-5, 0.7))
     accuracies = {"train_accuracy": 0.7, "val_accuracy": 0.8, "seconds": 1.0}
     history = [

@@ -1,6 +1,7 @@
 """The report as a file: complete, self-contained, and harmless whatever the names are."""
 
 import json
+import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -8,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from flowers_torch.errors import DataError
+from flowers_torch.errors import DataError, ResourceError
 from flowers_torch.files.atomic import write_json
+from flowers_torch.files.tensors import safe_load, safe_save
 from flowers_torch.report import page as page_module
 from flowers_torch.report.page import write_report
 from flowers_torch.report.run_summary import read_run
@@ -136,6 +138,68 @@ def test_label_issues_are_shown_where_they_were_computed(finished: Any, tmp_path
     page = write_report(tmp_path, finished.info, finished.source).read_text(encoding="utf-8")
     assert "Labels to check: 1" in page and "looks like <b>&lt;i&gt;rose</b> (93.0%)" in page
     assert "More photos would &lt;u&gt;help" in page and (tmp_path / "figures" / "learning_curve.svg").is_file()
+
+
+def copied(finished: Any, folder: Path) -> Path:
+    for name in ("config.toml", "metrics.json", "split.json", "history.csv", "predictions.safetensors"):
+        (folder / name).write_bytes((finished.folder / name).read_bytes())
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("history.csv", "finetune,1,0.0001,0.8,0.8,0.8,0.7", "finetune,1,0.0001,0.8,0.8,0.8,nan"),
+        ("history.csv", "finetune,1,0.0001", "finetune,1,-1"),
+        ("history.csv", "finetune,1,0.0001", "finetune," + "9" * 5000 + ",1"),
+        ("history.csv", "val_loss", "loss"),
+        ("metrics.json", '"calibration_error": 0.2', '"calibration_error": "x"'),
+        ("metrics.json", '"best_epoch": {', '"best_epoch": [], "x": {'),
+        ("split.json", '"seed": 0', '"seed": ' + "[" * 100_000),
+        ("split.json", '"val"', '"vql"'),
+        ("config.toml", 'name = "head"', "name = 3"),
+        ("config.toml", "size = 32", "size = 0x" + "f" * 5000),
+    ],
+    ids=range(10),
+)
+def test_a_damaged_record_is_named(finished: Any, tmp_path: Path, name: str, old: str, new: str) -> None:
+    path = copied(finished, tmp_path) / name
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new, 1))
+    with pytest.raises(DataError, match=f"{name} is not (a|the) ") as caught:
+        write_report(tmp_path, finished.info, None)
+    assert len(str(caught.value)) < 800
+
+
+def test_losses_that_were_not_finite_are_no_damage(finished: Any, tmp_path: Path) -> None:
+    path = copied(finished, tmp_path) / "history.csv"
+    path.write_text(path.read_text().replace("head,1,0.001,1.0", "head,1,0.001,inf"))
+    assert write_report(tmp_path, finished.info, None).is_file()
+
+
+def test_a_record_shows_no_other_file_of_this_machine(finished: Any, tmp_path: Path) -> None:
+    secret = tmp_path / "secret.png"
+    secret.write_bytes((finished.photos.root / "iris" / "0.png").read_bytes())
+    curve = [{"images": n, "accuracy": 0.5, "low": 0.4, "high": 0.9} for n in (3, 10)]
+    issue = {"label": "iris", "looks_like": "rose", "probability": 0.93}
+    for name in (str(secret), os.path.relpath(secret, finished.photos.root)):
+        issues = {"curve": curve, "more_photos": "no", "label_issues": [issue | {"file": name}]}
+        write_json(copied(finished, tmp_path) / "label_issues.json", issues)
+        page = write_report(tmp_path, finished.info, finished.source).read_text(encoding="utf-8")
+        assert "no picture" in page and "Labels to check: 1" in page
+    tensors, metadata = safe_load(tmp_path / "predictions.safetensors")
+    metadata["paths"]["test"] = [str(secret)] * len(metadata["paths"]["test"])
+    safe_save(tensors, tmp_path / "predictions.safetensors", metadata)
+    page = write_report(tmp_path, finished.info, finished.source).read_text(encoding="utf-8")
+    assert page.count("data:image") < finished.page.read_text(encoding="utf-8").count("data:image") / 2
+
+
+def test_figures_are_not_written_through_a_link(finished: Any, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "figures").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ResourceError, match="figures is a link"):
+        write_report(copied(finished, tmp_path), finished.info, None)
+    assert not list((tmp_path / "elsewhere").iterdir())
 
 
 def test_many_classes_get_a_list_of_confusions(finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from flowers_torch.cli import main
 from flowers_torch.runs import crossval
+from flowers_torch.runs.ensemble import run_folders
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +70,36 @@ def test_an_interrupted_cross_validation_continues(
     assert main(["crossval", "--resume", str(out)]) == 3
     assert main(["crossval", "--resume", str(tmp_path)]) == 2
     assert main(["crossval", "--resume", str(out), "--seed", "3"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("crossval.json", '{"folds": 1e400, "repeats": 1, "runs": []}'),
+        ("crossval.json", '{"folds": 3, "repeats": 1000000000, "runs": []}'),
+        ("crossval.json", "[" * 100_000),
+        ("seed0-fold1/metrics.json", '{"test": {"accuracy": "x", "correct": 1, "images": 0}}'),
+        ("seed0-fold1/metrics.json", "[]"),
+        ("seed0-fold1/predictions.csv", "file\n" + "y" * 200_000),
+        ("seed0-fold1/predictions.csv", "x,y\n1,2\n"),
+        ("seed0-fold1/split.json", "{}"),
+    ],
+    ids=range(8),
+)
+def test_damaged_records(
+    finished: Path, tmp_path: Path, name: str, content: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(finished, tmp_path / "out")
+    (tmp_path / "out" / name).write_text(content)
+    assert main(["crossval", "--resume", str(tmp_path / "out")]) == 3
+    assert Path(name).name in capsys.readouterr().err
+
+
+def test_the_folds_of_a_summary_lie_below_it(tmp_path: Path) -> None:
+    assert run_folders(tmp_path) == [tmp_path]
+    runs = [{"seed": 4, "fold": 2, "folder": "../../elsewhere"}]
+    (tmp_path / "crossval.json").write_text(json.dumps({"folds": 3, "repeats": 1, "runs": runs}))
+    assert run_folders(tmp_path) == [tmp_path / "seed4-fold2"]
 
 
 def test_a_fold_is_resumed_from_its_checkpoint(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from flowers_torch.accelerate import Acceleration
 from flowers_torch.config import Config, Stage
 from flowers_torch.errors import ResourceError, UsageError
-from flowers_torch.files.tensors import safe_load
+from flowers_torch.files.tensors import safe_load, safe_save
 from flowers_torch.models.split_model import SplitModel
 from flowers_torch.runs import feature_cache, recipe
 from flowers_torch.runs.experiment import Experiment
@@ -96,6 +96,31 @@ def test_features_are_read_again_only_while_they_hold(
     for path in (tmp_path / "cache" / "features").iterdir():
         path.write_bytes(path.read_bytes()[:-5] + b"wrong")
     assert count("damaged", mirrored) == first
+
+
+def test_features_of_another_form_are_computed_again(
+    make_config: MakeConfig, tmp_path: Path, computed: list[int]
+) -> None:
+    experiment, model = Experiment.new(make_config(head()))
+    first = experiment.features.of_frozen(model, [0, 1, 2])
+    (path,) = (tmp_path / "cache" / "features").iterdir()
+    tensors, metadata = safe_load(path)
+    features = tensors["features"]
+    hostile: list[tuple[dict[str, Tensor], dict[str, Any]]] = [
+        ({"features": features[:2]}, metadata),
+        ({"features": features[:, :5]}, metadata),
+        ({"features": features.double()}, metadata),
+        ({"features": features[0]}, metadata),
+        ({"features": features * torch.nan}, metadata),
+        ({"x": features}, metadata),
+        (tensors, {"images": metadata["images"][:1]}),
+        (tensors, {"images": [[], 1, None]}),
+        (tensors, {}),
+    ]
+    for number, (found, about) in enumerate(hostile):
+        safe_save(found, path, about)
+        computed.clear()
+        assert torch.equal(experiment.features.of_frozen(model, [0, 1, 2]), first) and sum(computed) == 3, number
 
 
 def test_features_depend_on_weights_and_options(make_config: MakeConfig, tmp_path: Path, computed: list[int]) -> None:

@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 
 from flowers_torch.errors import ResourceError, UsageError
+from flowers_torch.log import log
 from flowers_torch.runs.folder import find_run, new_run_folder, run_lock
+from flowers_torch.runs.recipe import _run_folder
+from flowers_torch.training.distributed import SINGLE_PROCESS
 
 ROOT = Path(__file__).parent.parent.parent
 HOLD = """
@@ -38,6 +41,29 @@ def test_a_second_run_is_refused_until_the_first_is_dead(tmp_path: Path) -> None
         holder.communicate()
     with run_lock(tmp_path):  # the lock file is still there, its holder is not
         assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "mine"]
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]  # a finished run has none
+
+
+def test_a_lock_or_log_file_that_is_a_link_is_left_alone(tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("as it was")
+    for name in (".lock", "log.txt"):
+        folder = tmp_path / f"run{name}"
+        folder.mkdir()
+        (folder / name).symlink_to(precious)
+        with pytest.raises(ResourceError, match="cannot write"), _run_folder(folder, SINGLE_PROCESS):
+            log.info("into the log")
+    assert precious.read_text() == "as it was"
+
+
+def test_overwriting_removes_nothing_behind_a_link(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "model.onnx").write_text("precious")
+    (tmp_path / "run" / "figures").mkdir(parents=True)
+    (tmp_path / "run" / "figures" / "loss.svg").write_text("x")
+    (tmp_path / "run" / "exported").symlink_to(tmp_path / "other")
+    new_run_folder(str(tmp_path / "run"), "d", "a", overwrite=True)
+    assert (tmp_path / "other" / "model.onnx").exists() and not (tmp_path / "run" / "figures" / "loss.svg").exists()
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
@@ -65,7 +91,7 @@ def test_overwriting_removes_the_files_of_a_run_only(tmp_path: Path) -> None:
     for name in ("model.safetensors", "log.txt", "my_notes.txt"):
         (tmp_path / name).write_text("x")
     new_run_folder(str(tmp_path), "d", "a", overwrite=True)
-    assert {path.name for path in tmp_path.iterdir()} - {".lock"} == {"my_notes.txt"}
+    assert {path.name for path in tmp_path.iterdir()} == {"my_notes.txt"}
 
 
 def test_runs_are_numbered(tmp_path: Path) -> None:

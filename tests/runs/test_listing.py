@@ -35,6 +35,17 @@ def test_runs_are_listed_newest_first(tmp_path: Path) -> None:
     assert (damaged.name, damaged.arch, damaged.finished) == ("damaged", "", False)
 
 
+def test_values_of_other_kinds_are_left_empty(tmp_path: Path) -> None:
+    hostile = [{"accuracy": "\x1b[2J"}, {"accuracy": 1e300}, {"accuracy": 0.5, "interval_95": [1]}, [], "x", None]
+    for number, test in enumerate(hostile):
+        write_run(tmp_path / f"{number}", 'arch = [1]\ndata = "x"\n', 1000 + number, metrics={"test": test})
+    (tmp_path / "5" / "dangling").symlink_to(tmp_path / "none")
+    write_run(tmp_path / "6", "arch = 0x" + "f" * 5000, 3000, crossval={"mean": [], "finished": 1})
+    runs = list_runs(tmp_path)
+    assert len(runs) == 7 and all(not run.arch and run.interval_95 is None for run in runs)
+    assert [run.accuracy for run in runs if run.accuracy is not None] == [0.5]
+
+
 def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="there is no folder"):
         list_runs(tmp_path / "runs")

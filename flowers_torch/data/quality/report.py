@@ -20,6 +20,7 @@ from flowers_torch.data.quality.inspection import Inspection
 from flowers_torch.data.splits.assign import IMBALANCE, Splits
 from flowers_torch.errors import DataError, printable
 from flowers_torch.files.atomic import write_text
+from flowers_torch.files.reading import read_csv
 
 MIN_SIDE = 64  # pixels
 MAX_ASPECT = 3.0  # a center crop of a longer strip shows less than a third of it
@@ -191,14 +192,7 @@ def write_exclude_list(path: Path, report: QualityReport) -> None:
 
 def read_exclude_list(path: Path) -> dict[str, str]:
     """Relative path to reason. A missing file, or one without the column `file`, is a `DataError`."""
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig", errors="surrogateescape")
-    except OSError as error:
-        what = f"cannot read the exclude list {printable(path)}: {error.strerror}"
-        raise DataError(what, "name the exclude.csv of a check") from error
-    rows = csv.DictReader(io.StringIO(text, newline=""))
-    if "file" not in (rows.fieldnames or ()):
-        raise DataError(f"{printable(path)} has no column 'file'", "name the exclude.csv of a check")
+    rows = read_csv(path, "an exclude list", ["file"], "name the exclude.csv of a check")
     return {row["file"]: row.get("reason") or "by hand" for row in rows if row["file"]}
 
 

@@ -17,10 +17,9 @@ from flowers_torch.data.dataset import ImageDataset
 from flowers_torch.data.quality.inspection import Inspection
 from flowers_torch.data.tar_members import split_path
 from flowers_torch.errors import ResourceError, printable
-from flowers_torch.files.atomic import write_json
-from flowers_torch.files.cache import cache_folder
+from flowers_torch.files.cache import cache_folder, recall, remember
 
-CACHE_FORMAT = 4
+CACHE_FORMAT = 5
 SECONDS_TO_START = 120.0
 SECONDS_PER_IMAGE = 20.0  # an image that takes longer to decode is unreadable
 
@@ -30,24 +29,23 @@ Callback = Callable[[int], None] | None
 def inspect_images(
     dataset: ImageDataset, workers: int | None = None, cache: Path | None = None, progress: Callback = None
 ) -> list[Inspection]:
-    """Inspects all images. Files whose path, size and modification time are in the cache are not read.
+    """Inspects all images. Files whose path, size and times are in the cache are not read.
 
     There is a worker for each available core if `workers` is None. `progress` gets the number of images done.
     """
     root = hashlib.sha256(os.fsencode(dataset.root.resolve())).hexdigest()[:16]
     file = Path(cache or cache_folder()) / "inspections" / f"{root}.json"
-    known = _read_cache(file)
+    known = (recall(file, {"format": {CACHE_FORMAT}, "images": {}}) or {"images": {}})["images"]
     stamps = {path: _stamp(dataset.root / path) for path in dataset.paths}
-    found = {
-        path: known[path][1] for path, stamp in stamps.items() if stamp and path in known and known[path][0] == stamp
-    }
+    fresh = [path for path, stamp in stamps.items() if stamp and path in known and known[path][0] == stamp]
+    found = {path: Inspection(**known[path][1]) for path in fresh}
     if todo := [path for path in dataset.paths if path not in found]:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         paths = [dataset.root / path for path in todo]
         found |= zip(todo, _inspect_all(paths, min(workers or cores, len(todo)), progress), strict=True)
         sound = [path for path, stamp in stamps.items() if stamp and not found[path].fatal]
         content = {path: (stamps[path], dataclasses.asdict(found[path])) for path in sound}
-        write_json(file, {"format": CACHE_FORMAT, "images": content})
+        remember(file, {"format": CACHE_FORMAT, "images": content})
     return [found[path] for path in dataset.paths]
 
 
@@ -135,20 +133,10 @@ def _read_line(stream: Any, seconds: float) -> bytes:
 
 
 def _stamp(path: Path) -> list[int]:
-    """Size and modification time; empty for a file that cannot be accessed."""
+    """Size and times; empty for a file that cannot be accessed. No program can choose the time of the last change."""
     inside = split_path(path)
     try:
         status = (inside[0] if inside else path).stat()
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a NUL in the name
         return []
-    return [status.st_size, status.st_mtime_ns]
-
-
-def _read_cache(file: Path) -> dict[str, tuple[list[int], Inspection]]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        if content["format"] != CACHE_FORMAT:
-            return {}
-        return {path: (stamp, Inspection(**values)) for path, (stamp, values) in content["images"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}  # absent or damaged: all images are inspected
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]  # guard: S11 same time

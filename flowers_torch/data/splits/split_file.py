@@ -1,7 +1,6 @@
 """`split.json`: the split of each image of a run, with fingerprints that reveal changed files."""
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,16 @@ from flowers_torch.data.images import open_regular
 from flowers_torch.data.splits.assign import SPLITS, Splits
 from flowers_torch.errors import DataError, printable
 from flowers_torch.files.atomic import write_json
+from flowers_torch.files.reading import MAX_FILE_BYTES, read_json, reading
 
-SPLIT_FORMAT = 1
-EDGE_BYTES = 16384  # of each end of a file, read for its fingerprint
+SPLIT_FORMAT = 2
+FORM = {
+    "format": {SPLIT_FORMAT},
+    "data": str,
+    "seed": int,
+    "classes": [str],
+    "splits": {split: {str: str} for split in SPLITS},
+}
 
 
 @dataclass(frozen=True)
@@ -50,14 +56,12 @@ class DataChanges:
 
 
 def fingerprint(path: Path) -> str:
-    """A short digest of a file's size and of both ends of its content."""
-    with open_regular(path) as file:
-        size = file.seek(0, 2)
-        file.seek(0)
-        start = file.read(EDGE_BYTES)
-        file.seek(max(0, size - EDGE_BYTES))
-        end = file.read(EDGE_BYTES)
-    return hashlib.blake2b(b"%d\0" % size + start + end, digest_size=8).hexdigest()  # guard: D31 same size
+    """A short digest of a file's content."""
+    digest = hashlib.blake2b(digest_size=8)
+    with reading(path, "a photo"), open_regular(path) as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)  # guard: D31 same size
+    return digest.hexdigest()
 
 
 def save_split(splits: Splits, dataset: ImageDataset, path: Path, seed: int) -> None:
@@ -104,18 +108,9 @@ def load_split(path: Path, dataset: ImageDataset) -> tuple[Splits, DataChanges]:
 
 def read_split(path: Path) -> dict[str, Any]:
     """The content of `split.json`: `splits` (name to path to fingerprint), `classes`, `seed`, `data`."""
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot read the split {printable(path)}: {printable(error)}", "make a new split") from error
-    splits = content.get("splits") if isinstance(content, dict) else None
-    if not isinstance(splits, dict) or not isinstance(content.get("classes"), list):
-        raise DataError(f"{printable(path)} is not a split of this package", "make a new split")
-    if content.get("format") != SPLIT_FORMAT:
-        what = f"has format {printable(content.get('format'))}, expected {SPLIT_FORMAT}"
-        raise DataError(f"{printable(path)} {what}", "make a new split")
-    if set(splits) != set(SPLITS) or not all(isinstance(members, dict) for members in splits.values()):
-        raise DataError(f"{printable(path)} lacks one of {', '.join(SPLITS)}", "make a new split")
-    if sum(map(len, splits.values())) != len(set().union(*splits.values())):
-        raise DataError(f"{printable(path)} lists a photo in two splits", "make a new split")
+    fix = "make a new split"
+    content: dict[str, Any] = read_json(path, "a split of this package", FORM, DataError, fix, MAX_FILE_BYTES)
+    splits = content["splits"]
+    if set(splits) != set(SPLITS) or sum(map(len, splits.values())) != len(set().union(*splits.values())):
+        raise DataError(f"{printable(path)} lists a photo in two splits, or has another split", fix)
     return content

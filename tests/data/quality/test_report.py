@@ -212,6 +212,33 @@ for line in sys.stdin:
 """
 
 
+def test_a_photo_of_the_same_size_and_time_is_inspected_again(tmp_path):
+    for label in ("a", "b"):
+        (tmp_path / "set" / label).mkdir(parents=True)
+        scene(1 + (label == "b")).save(tmp_path / "set" / label / "1.bmp")
+    dataset, path = find_images(tmp_path / "set"), tmp_path / "set/a/1.bmp"
+    before, times = inspect_images(dataset, 1, tmp_path / "cache"), path.stat()
+    path.write_bytes((tmp_path / "set/b/1.bmp").read_bytes())
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert path.stat().st_size == times.st_size and path.stat().st_mtime_ns == times.st_mtime_ns
+    first, second = inspect_images(dataset, 1, tmp_path / "cache")
+    assert first != before[0] and first == second == before[1]
+
+
+def test_an_edited_cache_is_not_believed(planted, inspected, tmp_path):
+    assert inspect_images(planted, 2, tmp_path) == inspected
+    (file,) = (tmp_path / "inspections").iterdir()
+    content = file.read_bytes()
+    edits = [(b'"error": ""', b'"error": "no"'), (b'"alpha": false', b'"alpha": true'), (b'"width": 2', b'"width": 3')]
+    for old, new in [*edits, (b"{", b"["), (b'"phash"', b'"nosuch"'), (content, b""), (content[100:], b"")]:
+        assert old in content
+        file.write_bytes(content.replace(old, new))
+        assert inspect_images(planted, 2, tmp_path) == inspected
+    file.unlink()
+    file.mkdir()
+    assert inspect_images(planted, 2, tmp_path) == inspected  # and nothing can be written there
+
+
 def test_an_image_that_kills_or_stalls_the_decoder_costs_only_itself(tmp_path, monkeypatch):
     """A program that crashes and hangs takes the place of the worker."""
     names = ["a/1.jpg", "a/crash.jpg", "a/2.jpg", "b/stall.jpg", "b/3.jpg"]

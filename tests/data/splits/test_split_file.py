@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 
 import pytest
 
@@ -39,7 +40,9 @@ def test_a_saved_split_comes_back(saved):
 def test_changes_are_counted_by_split(saved):
     path, dataset, splits = saved
     edited = dataset.root / dataset.paths[3]
-    edited.write_bytes(edited.read_bytes()[:-1] + b"!")  # of the same size
+    content, times = edited.read_bytes(), edited.stat()
+    edited.write_bytes(content[:50_000] + b"!" + content[50_001:])  # in the middle, of the same size and time
+    os.utime(edited, ns=(times.st_atime_ns, times.st_mtime_ns))
     now = dataclasses.replace(dataset, paths=(*dataset.paths[2:], "class1/new.jpg"), labels=(*dataset.labels[2:], 1))
     kept, changes = load_split(path, now)
     split_of = {dataset.paths[i]: split for split, indices in splits.items() for i in indices}
