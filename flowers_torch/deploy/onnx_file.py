@@ -16,10 +16,16 @@ from torch.export import Dim, ExportedProgram
 from flowers_torch import __version__
 from flowers_torch.deploy.graph import ExportableClassifier
 from flowers_torch.errors import ModelFileError, UsageError, printable
-from flowers_torch.models.checkpoint import FORMAT, ModelInfo
+from flowers_torch.files.reading import check, read_bytes, reading
+from flowers_torch.models.checkpoint import CLASSES, CURVE, FORMAT, PREPROCESSING, TEMPERATURE, ModelInfo, check_classes
 
 OPSET = 20
 MAX_BYTES = (1 << 31) - 1  # of a protobuf message
+METADATA = {  # its form, as `check` takes it
+    **{"format": (1, FORMAT), "flowers_torch": str, "arch": str, "classes": CLASSES, "preprocessing": PREPROCESSING},
+    **{"input": {"images", "pixel_values"}, "temperature": TEMPERATURE, "weights": str, "license": str},
+    "selective": {"curve?": CURVE, "ood_threshold?": (-0.1, 2.1)},
+}
 INSTALL = 'pip install "flowers-torch[onnx]"'
 
 
@@ -113,33 +119,26 @@ def open_onnx(path: Path, threads: int = 0) -> OnnxModel:
         UsageError: a package is missing.
         ModelFileError: the file is missing, damaged, of another origin, or has weights in other files.
     """
-    if not Path(path).is_file():
-        raise ModelFileError(f"cannot read {printable(path)}: no such file", "name an .onnx file")
-    return parse_onnx(Path(path).read_bytes(), path, threads)
+    return parse_onnx(read_bytes(path, "an .onnx file", ModelFileError, MAX_BYTES), path, threads)
 
 
 def parse_onnx(content: bytes, path: Path, threads: int = 0) -> OnnxModel:
     """Like `open_onnx`, from the content of a file; `path` is for error messages."""
     onnx, runtime = need("onnx"), need("onnxruntime")
-    try:
+    # protobuf, onnx and onnxruntime each have their own errors
+    with reading(path, "a valid .onnx file of this package", ModelFileError, "export it again"):  # guard: E07 damaged
         model = onnx.load_model_from_string(content)
-        problems = [f"refers to the file {printable(name)}" for name in _external_files(model)]
-        metadata = {entry.key: json.loads(entry.value) for entry in model.metadata_props}
-        required = ("format", "classes", "temperature", "input")
-        problems += [f"lacks the metadata {key}" for key in required if key not in metadata]
+        problems = [f"it refers to the file {printable(name)}" for name in _external_files(model)]
         if problems:  # guard: E07 outside
-            raise ModelFileError(f"{printable(path)} {problems[0]}", "use an export of this package")
+            raise ValueError(problems[0])
+        metadata = {entry.key: json.loads(entry.value) for entry in model.metadata_props}
+        check(metadata, METADATA)  # guard: S08 onnx
+        check_classes(metadata["classes"])
         onnx.checker.check_model(model)
         options = runtime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3  # errors only; they are raised too
         session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    except ModelFileError:
-        raise
-    # guard: E07 damaged
-    except Exception as error:  # protobuf, onnx and onnxruntime each have their own errors
-        reason = printable(" ".join(str(error).split()), 200)
-        raise ModelFileError(f"{printable(path)} is damaged: {reason}", "export it again") from error
     return OnnxModel(session, metadata)
 
 

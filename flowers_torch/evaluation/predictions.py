@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from flowers_torch.errors import DataError, printable
 from flowers_torch.files.reading import check, reading
 from flowers_torch.files.tensors import safe_load, safe_save
+from flowers_torch.models.checkpoint import CLASSES, TEMPERATURE, check_classes
 from flowers_torch.shell import command_line
 from flowers_torch.training.device import Runtime
 from flowers_torch.training.distributed import Distributed
 from flowers_torch.training.step import predict_logits
 
 PREDICTIONS_FILE = "predictions.safetensors"
-FORM = {"classes": [str], "temperature": (1e-6, 1e6), "paths": {"val": [str], "test": [str]}}
+FORM = {"classes": CLASSES, "temperature": TEMPERATURE, "paths": {str: [str]}}  # of its metadata
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,17 +99,16 @@ def load_predictions(folder: Path) -> RunPredictions:
         raise DataError(f"{printable(folder)} holds no {PREDICTIONS_FILE}", fix)
     tensors, metadata = safe_load(path)
     with reading(path, "a valid predictions file", DataError, "train or evaluate again"):
-        check(metadata, FORM)
-        paths = {split: tuple(names) for split, names in metadata["paths"].items()}
+        check(metadata, FORM)  # guard: S08 predictions
+        classes, paths = check_classes(metadata["classes"]), {s: tuple(names) for s, names in metadata["paths"].items()}
         logits, labels = ({split: tensors[f"{split}/{kind}"] for split in paths} for kind in ("logits", "labels"))
-        classes, projection = tuple(metadata["classes"]), tensors.get("test/projection")
         for split, names in paths.items():
-            values, of_class = logits[split], labels[split]
-            sizes = (values.shape, of_class.shape) == ((len(names), len(classes)), (len(names),))
-            if not (names and sizes and values.is_floating_point() and bool(values.isfinite().all())):
-                raise ValueError(f"the logits of {split} do not fit")
-            if of_class.dtype != torch.int64 or not bool(((of_class >= 0) & (of_class < len(classes))).all()):
-                raise ValueError(f"the labels of {split} do not fit")
-        if projection is not None and (projection.ndim, projection.shape[-1:]) != (2, (2,)):
-            raise ValueError("its map does not fit")
-        return RunPredictions(classes, metadata["temperature"], paths, logits, labels, projection)
+            fits = logits[split].shape == (len(names), len(classes)) and logits[split].is_floating_point()
+            fits = fits and bool(logits[split].isfinite().all())
+            known = labels[split].shape == (len(names),) and labels[split].dtype == torch.int64
+            if not (fits and known and (not names or 0 <= labels[split].min() <= labels[split].max() < len(classes))):
+                raise ValueError(f"the tensors of {printable(split, 40)} do not fit its photos")  # guard: S08 logits
+        projection = tensors.get("test/projection")
+        if projection is not None and (projection.ndim != 2 or projection.shape[1] != 2):
+            raise ValueError("its projection is not one")
+    return RunPredictions(classes, float(metadata["temperature"]), paths, logits, labels, projection)

@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flowers_torch.errors import UsageError
+from flowers_torch.errors import ModelFileError, UsageError
 from flowers_torch.evaluation.metrics import wilson
+from flowers_torch.files.reading import reading
 
 CURVE_POINTS = 1000  # of the stored risk-coverage curve
 REFERENCE_IMAGES = 128  # training images that the detector is fitted on; each costs a forward pass
@@ -115,12 +116,21 @@ def read_curve(selective: dict[str, Any]) -> Curve:
 
 
 def read_ood_detector(selective: dict[str, Any]) -> OODDetector | None:
-    """The detector of a weights file; None if it has none."""
+    """The detector of a weights file; None if it has none.
+
+    Raises:
+        ModelFileError: it is damaged.
+    """
     stored = selective.get("ood_detector")
     if not stored:
         return None
-    center, directions = (
-        torch.from_numpy(np.frombuffer(base64.b64decode(stored[name]), dtype="<f2").astype(np.float32))
-        for name in ("center", "directions")
-    )
-    return OODDetector(center, directions.view(-1, int(stored["features"])), float(stored["threshold"]))
+    with reading("the model", "one with a valid out-of-distribution detector", ModelFileError):
+        center, directions = (
+            torch.from_numpy(np.frombuffer(base64.b64decode(stored[name]), dtype="<f2").astype(np.float32))
+            for name in ("center", "directions")
+        )
+        detector = OODDetector(center, directions.view(-1, len(center)), float(stored["threshold"]))
+        # guard: S08 directions
+        if len(center) != stored["features"] or not (center.isfinite().all() and directions.isfinite().all()):
+            raise ValueError("its numbers are not finite, or not as many as features")
+    return detector

@@ -6,8 +6,10 @@ import io
 import json
 import math
 import os
+import re
 import stat
 import tomllib
+import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -87,6 +89,25 @@ def read_bytes(
     raise error(f"{printable(path)} is too large for {kind}: over {limit:,} bytes", "use another copy")
 
 
+def plausible_bytes(size: int) -> int:
+    """What a file of `size` bytes may claim to hold: 100 MB, or four times its size."""
+    return max(100 << 20, 4 * size)
+
+
+def zip_members(path: Path, error: type[FlowersError]) -> dict[str, zipfile.ZipInfo]:
+    """The members of a zip archive by name, which do not claim more than is plausible.
+
+    Raises:
+        FlowersError: of the given class: they do. Errors of `zipfile` pass as they are.
+    """
+    size = require_regular(path, error)
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+    if sum(member.file_size for member in members) > plausible_bytes(size):  # guard: S04 zip
+        raise error(f"{printable(path)} claims to hold much more than its {size:,} bytes", "use another copy")
+    return {member.filename: member for member in members}
+
+
 def read_json(
     path: Path,
     kind: str,
@@ -144,7 +165,8 @@ def check(value: Any, form: Any, name: str = "the file") -> Any:
 
     Args:
         form: A type; a pair (low, high), the range of an integer or, with floats, of a number; a set of allowed
-            values; a list with the form of the items; a dictionary with the form of each key, or with the one key
+            values; a compiled pattern that a whole text matches; a list with the form of the items, and with their
+            least and largest number if that matters; a dictionary with the form of each key, or with the one key
             `str` and the form of all values. A key that ends in "?" may be absent or null.
         name: Of the value, for the message.
     """
@@ -159,8 +181,9 @@ def check(value: Any, form: Any, name: str = "the file") -> Any:
                 check(value.get(key), inner, key if name == "the file" else f"{name}.{key}")
         return value
     if isinstance(form, list):
-        if not isinstance(value, list) or len(value) > MAX_ITEMS:
-            raise ValueError(f"{name} is not a list")
+        low, high = form[1:] or (0, MAX_ITEMS)
+        if not isinstance(value, list) or not low <= len(value) <= high:
+            raise ValueError(f"{name} is not a list of {low:,} to {high:,} items")
         return [check(item, form[0], name) for item in value]
     if not _matches(value, form):
         expected = f"{form[0]} .. {form[1]}" if isinstance(form, tuple) else getattr(form, "__name__", form)
@@ -175,6 +198,8 @@ def _matches(value: Any, form: Any) -> bool:
         return True
     if form is str:
         return isinstance(value, str) and len(value) <= MAX_TEXT
+    if isinstance(form, re.Pattern):
+        return isinstance(value, str) and form.fullmatch(value) is not None
     if form is bool or isinstance(value, bool):
         return form is bool and isinstance(value, bool)
     if form is int:

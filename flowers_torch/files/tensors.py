@@ -11,11 +11,14 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from flowers_torch.errors import ModelFileError, one_line, printable
+from flowers_torch.errors import ModelFileError, printable
 from flowers_torch.files.atomic import atomic_write
+from flowers_torch.files.reading import plausible_bytes, reading, require_regular, zip_members
 
 HASH_KEY = "sha256"
 MAX_HEADER_BYTES = 16 * 1024**2
+MAX_TENSORS = 100_000
+DTYPES = {"bool", "uint8", "int8", "int16", "int32", "int64", "float16", "bfloat16", "float32", "float64"}
 OTHER_FILES = {  # by their first bytes
     b"\x89HDF\r\n": "an HDF5 file",
     b"\x1f\x8b": "a gzip archive",
@@ -48,38 +51,39 @@ def safe_load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         entry `state_dict` or `model` is used, without the prefixes `module.` and `_orig_mod.`.
 
     Raises:
-        ModelFileError: the file is missing, damaged, of another kind, or has other objects than tensors.
+        ModelFileError: the file is missing, damaged, of another kind, or has other objects than plain tensors.
     """
-    if not path.is_file():
-        kind = "a folder" if path.is_dir() else "no such file"
-        raise ModelFileError(f"cannot read weights from {printable(path)}: {kind}", "name a weights file")
-    with path.open("rb") as file:
-        start = file.read(16)
-    if len(start) < 16:  # guard: C01
-        raise ModelFileError(f"{printable(path)} is empty or incomplete", "use a complete weights file")
-    if start[8:9] == b"{":
-        return _load_safetensors(path, int.from_bytes(start[:8], "little"))
-    if start[:2] == b"PK" or start[:1] == b"\x80":
-        return _load_pth(path), {}
-    kind = next((name for magic, name in OTHER_FILES.items() if start.startswith(magic)), "of an unknown kind")
-    what = f"{printable(path)} is {kind}, expected .safetensors or .pth weights"
-    raise ModelFileError(what, "give a weights file of one of those kinds")
+    size = require_regular(path, ModelFileError)
+    with reading(path, "a valid weights file", ModelFileError):  # guard: S08 weights
+        with open(path, "rb") as file:
+            start = file.read(16)
+        if len(start) < 16:  # guard: C01
+            raise ValueError("it is empty or incomplete")
+        if start[8:9] == b"{":
+            tensors, metadata = _load_safetensors(path, int.from_bytes(start[:8], "little"), size)
+        elif start[:2] == b"PK" or start[:1] == b"\x80":
+            tensors, metadata = _load_pth(path), {}
+        else:
+            kind = next((name for magic, name in OTHER_FILES.items() if start.startswith(magic)), "of an unknown kind")
+            what = f"{printable(path)} is {kind}, expected .safetensors or .pth weights"
+            raise ModelFileError(what, "give a weights file of one of those kinds")
+        _require_plain(tensors, size)
+    return tensors, metadata
 
 
-def _load_safetensors(path: Path, header_bytes: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    if header_bytes > min(MAX_HEADER_BYTES, path.stat().st_size - 8):
-        raise ModelFileError(f"{printable(path)} is damaged: its header has {header_bytes} bytes", "use another copy")
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            texts = dict(file.metadata() or {})
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (safetensors.SafetensorError, ValueError, OSError) as error:
-        raise ModelFileError(f"{printable(path)} is damaged: {one_line(error)}", "use another copy") from error
+def _load_safetensors(path: Path, header_bytes: int, size: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    if header_bytes > min(MAX_HEADER_BYTES, size - 8):
+        raise ValueError(f"its header has {header_bytes:,} bytes")
+    with safetensors.safe_open(path, framework="pt") as file:
+        texts, names = dict(file.metadata() or {}), list(file.keys())
+        if len(names) > MAX_TENSORS:
+            raise ValueError(f"it holds {len(names):,} tensors")
+        tensors = {name: file.get_tensor(name) for name in names}
     if HASH_KEY not in texts:
         return tensors, {}  # without the checksum the metadata are not trusted
     stated = texts.pop(HASH_KEY)
     if stated != json.dumps(_checksum(tensors, texts)):  # guard: C03
-        raise ModelFileError(f"{printable(path)} is damaged: its checksum does not match", "use another copy")
+        raise ValueError("its checksum does not match")
     return tensors, {key: json.loads(value) for key, value in texts.items()}
 
 
@@ -91,13 +95,14 @@ def _load_pth(path: Path) -> dict[str, Tensor]:
     try:
         # weights_only is passed explicitly, so that no environment variable can turn it off.
         content = torch.load(path, map_location="cpu", weights_only=True)  # guard: C04, C05, C06
-    except Exception as error:  # torch raises RuntimeError, EOFError, KeyError, ... on damaged files
-        if "weights_only" in str(error):
-            # torch's message recommends the unsafe loader, so only the name of the object is used.
-            found = re.search(r"GLOBAL (\S+)", str(error))
-            what = f"{printable(path)} holds more than tensors and is not loaded{f' ({found[1]})' if found else ''}"
-            raise ModelFileError(what, "ask for the weights as .safetensors") from None
-        raise ModelFileError(f"{printable(path)} is damaged: {one_line(error)}", "use another copy") from error
+    except Exception as error:
+        if "weights_only" not in str(error):
+            raise
+        # torch's message recommends the unsafe loader, so only the name of the object is used.
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        named = f" ({printable(found[1])})" if found else ""
+        what = f"{printable(path)} holds more than tensors and is not loaded{named}"
+        raise ModelFileError(what, "ask for the weights as .safetensors") from None
     for key in ("state_dict", "model_state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
@@ -107,16 +112,28 @@ def _load_pth(path: Path) -> dict[str, Tensor]:
     return {name.removeprefix("module.").removeprefix("_orig_mod."): value for name, value in content.items()}
 
 
+def _require_plain(tensors: dict[str, Tensor], size: int) -> None:
+    """Raises ValueError for tensors that are not dense, of an odd type, or larger than the file that holds them."""
+    for name, tensor in tensors.items():
+        kind = str(tensor.dtype).removeprefix("torch.")
+        is_dense = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_nested
+        # guard: S08 tensors
+        if not is_dense or tensor.is_quantized or kind not in DTYPES:
+            kind = kind if is_dense else f"{tensor.layout} on {tensor.device}".removeprefix("torch.")
+            raise ValueError(f"{printable(name, 80)} is a tensor of the kind {kind}")
+    if sum(tensor.nbytes for tensor in tensors.values()) > plausible_bytes(size):  # guard: S08 expanded
+        raise ValueError("it claims to hold much more than its bytes")
+
+
 def _other_zip(path: Path) -> str:
-    """The kind of a zip archive that `torch.save` did not write; empty for all other files."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
-        return ""
-    names = {member.filename.rpartition("/")[2] for member in members}
-    if any(member.compress_type != zipfile.ZIP_STORED for member in members):  # guard: C09
+    """The kind of a zip archive that `torch.save` did not write; empty for files of `torch.save`."""
+    with path.open("rb") as file:
+        if file.read(2) != b"PK":  # an older file of `torch.save`
+            return ""
+    members = zip_members(path, ModelFileError)
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members.values()):  # guard: C09
         return "a compressed archive"  # torch.save does not compress, and a small file could fill the memory
+    names = {name.rpartition("/")[2] for name in members}
     if "constants.pkl" in names:
         return "a TorchScript program"
     if "archive_format" in names:

@@ -1,19 +1,55 @@
 """A trained classifier as one file: the weights, and metadata that say how to build the network and use it."""
 
 import dataclasses
+import itertools
+import re
+import threading
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from flowers_torch import __version__
 from flowers_torch.data.preprocessing import Preprocessing
-from flowers_torch.errors import ModelFileError, printable
+from flowers_torch.errors import ModelFileError, UsageError, printable
+from flowers_torch.files.reading import check, reading
 from flowers_torch.files.tensors import safe_load, safe_save
 from flowers_torch.models.heads import set_head
 from flowers_torch.models.registry import build_network
 
 FORMAT = 1  # raised when an older reader would misread a newer file
+MAX_SIDE = 8192  # pixels of an image before its crop
+
+# The form of the metadata, as `check` takes it.
+CLASSES = [str, 2, 1_000_000]
+TEMPERATURE = (1e-6, 1e6)
+PREPROCESSING = {
+    "size": (1, 4096),
+    "mean": [(-100.0, 100.0), 3, 3],
+    "std": [(1e-6, 1e6), 3, 3],
+    "interpolation": {"bicubic", "bilinear"},
+    "crop": (0.01, 1.0),
+    "stretch": bool,
+}
+BASE64 = re.compile(r"(?:[A-Za-z0-9+/]{4})+(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?|[A-Za-z0-9+/]{2,3}={1,2}")
+DETECTOR = {"center": BASE64, "directions": BASE64, "features": (1, 1 << 20), "threshold": (-0.1, 2.1)}
+CURVE = [[(0.0, 1e12), 3, 3], 1, 1_000_000]
+MODEL_INFO = {
+    "arch": str,
+    "classes": CLASSES,
+    "preprocessing": PREPROCESSING,
+    "head_hidden?": (0, 1 << 20),
+    "dropout?": (0.0, 0.999),
+    "head_norm?": bool,
+    "head?": {"softmax", "sigmoid"},
+    "model_options?": {str: object},  # the network's constructor knows them
+    "weights?": str,
+    "license?": str,
+    "temperature?": TEMPERATURE,
+    "selective?": {"curve?": CURVE, "ood_detector?": DETECTOR},
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,22 +88,36 @@ def read_model_info(metadata: dict[str, Any], path: Path) -> ModelInfo:
     """The `ModelInfo` in a file's metadata.
 
     Raises:
-        ModelFileError: another program or a newer version wrote the file.
+        ModelFileError: another program or a newer version wrote the file, or they do not have their form.
     """
     if "model_info" not in metadata:
         what = f"{printable(path)} holds weights but not how to use them"
         raise ModelFileError(what, "give the model.safetensors of a run")
-    if metadata.get("format", 0) > FORMAT:  # guard: C13 weights
-        what = f"{printable(path)} was written by flowers_torch {metadata.get('flowers_torch')}"
-        raise ModelFileError(what, "update: pip install -U flowers-torch")
-    try:
-        values = dict(metadata["model_info"])
-        values["classes"] = tuple(values["classes"])
+    with reading(path, "a valid weights file of this package", ModelFileError):
+        if check(metadata.get("format", 0), int, "format") > FORMAT:  # guard: C13 weights
+            what = f"{printable(path)} was written by flowers_torch {printable(metadata.get('flowers_torch'))}"
+            raise ModelFileError(what, "update: pip install -U flowers-torch")
+        values = metadata["model_info"]
+        check(values, MODEL_INFO, "model_info")  # guard: S08 metadata
+        values = {key: value for key, value in values.items() if value is not None}
+        values["classes"] = check_classes(values["classes"])
         values["preprocessing"] = Preprocessing.from_dict(values["preprocessing"])
-        return ModelInfo(**values)
-    except (TypeError, KeyError, ValueError) as error:
-        what = f"the model metadata in {printable(path)} are damaged: {error}"
-        raise ModelFileError(what, "use another copy") from error
+        info = ModelInfo(**values)
+        if info.preprocessing.size > MAX_SIDE * info.preprocessing.crop:  # guard: S08 side
+            raise ValueError(f"crop {info.preprocessing.crop} of {info.preprocessing.size} pixels is too small")
+        points = [[0, 0, 0], *info.selective.get("curve", [])]
+        for (_, fewer, some), (probability, accepted, errors) in itertools.pairwise(points):
+            # guard: S08 curve
+            if probability > 1.01 or not (fewer < accepted and some <= errors <= accepted):
+                raise ValueError("its risk-coverage curve is not one")
+    return info
+
+
+def check_classes(names: list[str]) -> tuple[str, ...]:
+    """Class names from a file, which are different and not empty; ValueError if not."""
+    if "" in names or len(set(names)) < len(names):  # guard: S08 classes
+        raise ValueError("a class has no name, or two have the same")
+    return tuple(names)
 
 
 def load_classifier(path: Path) -> tuple[nn.Module, ModelInfo]:
@@ -80,34 +130,82 @@ def load_classifier(path: Path) -> tuple[nn.Module, ModelInfo]:
     path = path / "model.safetensors" if path.is_dir() else path
     state, metadata = safe_load(path)
     info = read_model_info(metadata, path)
+    check_fits(info, state, path)
     model = build(info)
-    load_matching(model, state, path)
+    model.load_state_dict(state)
     return model.eval(), info
+
+
+def check_fits(info: ModelInfo, state: dict[str, Tensor], path: Path) -> None:
+    """Compares a file's metadata with its tensors, before memory is given to the network that they describe.
+
+    Raises:
+        ModelFileError: the network cannot be built, or other tensors would fit it.
+    """
+    left, thread = 3 * len(state) + 100, threading.get_ident()  # parameters; heads are replaced once or twice
+
+    def count(*registered: object) -> None:
+        nonlocal left
+        left -= threading.get_ident() == thread
+        if left < 0:  # guard: S08 endless
+            raise ValueError("its network has many more parameters than the file has tensors")
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        with reading(path, "a valid weights file of this package", ModelFileError), torch.device("meta"):
+            model = build(info)
+    except UsageError as error:
+        raise ModelFileError(f"{printable(path)}: {error}") from error
+    finally:
+        hook.remove()
+    _require_match(model, state, path)
+    detector = info.selective.get("ood_detector")
+    width = next(model.get_classifier().parameters()).shape[-1]  # type: ignore[operator]
+    if detector and detector["features"] != width:  # guard: S08 detector
+        what = f"{printable(path)} has a detector of {detector['features']} features for a network of {width}"
+        raise ModelFileError(what, "use another copy")
 
 
 def load_matching(model: nn.Module, state: dict[str, Tensor], path: Path | str) -> None:
     """Loads a state dict that must fit exactly; otherwise nothing is loaded.
 
     Raises:
-        ModelFileError: names are missing, unexpected or of another shape, or values are not finite.
+        ModelFileError: names are missing, unexpected or of another shape or type, or values are not usable.
     """
+    _require_match(model, state, path)
+    model.load_state_dict(state)
+
+
+def _require_match(model: nn.Module, state: dict[str, Tensor], path: Path | str) -> None:
     expected = model.state_dict()
+    common = [name for name in expected if name in state]
     problems = {
         "missing": [name for name in expected if name not in state],
         "unexpected": [name for name in state if name not in expected],
         "of another shape": [
             f"{name} {tuple(state[name].shape)} for {tuple(expected[name].shape)}"
-            for name in expected
-            if name in state and state[name].shape != expected[name].shape
+            for name in common
+            if state[name].shape != expected[name].shape
         ],
-        # guard: E06, C12
-        "not finite": [name for name, value in state.items() if not bool(value.isfinite().all())],
+        # guard: S08 types
+        "of another type": [n for n in common if state[n].is_floating_point() != expected[n].is_floating_point()],
+        **unusable({name: state[name].to(expected[name].dtype) for name in common}),
     }
     texts = [f"{len(names)} {kind} ({_first(names)})" for kind, names in problems.items() if names]
     if texts:  # guard: C10
         what = f"{printable(path)} does not fit {type(model).__name__}: {'; '.join(texts)}"
         raise ModelFileError(what, "use weights of this network")
-    model.load_state_dict(state)
+
+
+def unusable(state: dict[str, Tensor]) -> dict[str, list[str]]:
+    """Names of tensors with which a network gives no finite results, by reason."""
+    variances = {name: value for name, value in state.items() if name.endswith("running_var")}
+    return {
+        # guard: E06, C12
+        "not finite": [name for name, value in state.items() if not bool(value.isfinite().all())],
+        # guard: S08 variance
+        "negative": [name for name, value in variances.items() if bool((value < 0).any())],
+    }
 
 
 def _first(names: list[str]) -> str:

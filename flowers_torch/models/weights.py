@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from flowers_torch.data.preprocessing import Preprocessing
 from flowers_torch.errors import ModelFileError, UsageError, printable
 from flowers_torch.files.tensors import safe_load
-from flowers_torch.models.checkpoint import load_matching, read_model_info
+from flowers_torch.models.checkpoint import check_fits, load_matching, read_model_info
 from flowers_torch.models.heads import classifier_name
 from flowers_torch.models.keras.files import is_keras_file
 from flowers_torch.models.keras.weights import MEAN_STD, input_mode, keras_options, load_keras_weights
@@ -80,6 +80,7 @@ def _plan_file(arch: str, entry: NetworkEntry, path: Path) -> WeightsPlan:
         options = entry.timm_options if from_timm(state, arch).keys() != state.keys() else {}
         return WeightsPlan("file", path.name, entry.preprocessing, options, "that of the file", path)
     info = read_model_info(metadata, path)
+    check_fits(info, state, path)
     if info.arch != arch:
         found = printable(info.arch)
         raise ModelFileError(f"{printable(path)} holds {found}, not {arch}", f"add --arch {found}")

@@ -11,17 +11,17 @@ from torch import nn
 from flowers_torch.data.dataset import ImageDataset
 from flowers_torch.data.sources.open import open_dataset
 from flowers_torch.data.splits.split_file import fingerprint, read_split
-from flowers_torch.errors import DataError, UsageError, printable
+from flowers_torch.errors import DataError, ModelFileError, UsageError, printable
 from flowers_torch.evaluation.evaluate import VIEWS, predict_images
 from flowers_torch.evaluation.metrics import Scores, fit_temperature, prediction_rows, score
 from flowers_torch.evaluation.predictions import Predictions
-from flowers_torch.files.reading import read_json
+from flowers_torch.files.reading import read_json, reading
 from flowers_torch.files.tensors import safe_load
 from flowers_torch.models.checkpoint import ModelInfo, load_classifier
 from flowers_torch.report.run_summary import read_history
 from flowers_torch.runs.experiment import Experiment
 from flowers_torch.runs.results import write_results
-from flowers_torch.training.checkpoint import MODEL_FILE, RunState
+from flowers_torch.training.checkpoint import MODEL_FILE, RunState, check_row
 from flowers_torch.training.device import Runtime, choose_runtime
 
 
@@ -138,6 +138,9 @@ def rewrite_results(folder: Path, device: str = "auto", data: str = "") -> None:
     """Tests a finished run again, on its images in `data` if they have moved, and replaces its results."""
     experiment, network = Experiment.open(folder, device, data)
     best = safe_load(folder / MODEL_FILE)[1].get("best", {})
+    with reading(folder / MODEL_FILE, "the weights of a run", ModelFileError):
+        if best != {}:
+            check_row(best)
     metrics = folder / "metrics.json"
     old = read_json(metrics, "the result of a run", {"changes?": [object]}) if metrics.is_file() else {}
     state = RunState(history=read_history(folder), best=best, changes=old.get("changes") or [])

@@ -18,7 +18,7 @@ from flowers_torch.data.dataset import ImageDataset
 from flowers_torch.data.quality.filter import FilteredDataset
 from flowers_torch.data.splits.assign import Splits, describe_splits, is_imbalanced
 from flowers_torch.data.splits.split_file import load_split, save_split
-from flowers_torch.errors import DataError, UsageError, printable
+from flowers_torch.errors import DataError, ModelFileError, UsageError, printable
 from flowers_torch.files.atomic import write_text
 from flowers_torch.files.tensors import safe_load
 from flowers_torch.log import log
@@ -111,6 +111,9 @@ class Experiment:
                 checkpoint.state.restart_epoch(data_change.counts())
             if change:
                 checkpoint.state.restart_epoch({"options": change})
+            if checkpoint.state.stage > len(config.stages):  # guard: S08 stage
+                what = f"{printable(checkpoint.path)} is in stage {checkpoint.state.stage} of {len(config.stages)}"
+                raise ModelFileError(what, "start a new run")
             model = build(checkpoint.info)
             restore_model(model, checkpoint)
         distributed.barrier()  # every process has read what is written now

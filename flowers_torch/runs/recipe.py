@@ -19,6 +19,7 @@ from flowers_torch.evaluation.metrics import Scores
 from flowers_torch.files.atomic import open_own
 from flowers_torch.files.tensors import safe_load
 from flowers_torch.log import RESULT, log, log_file
+from flowers_torch.models.checkpoint import load_matching
 from flowers_torch.runs.cost import fit_to_time
 from flowers_torch.runs.experiment import Experiment
 from flowers_torch.runs.fingerprint import fingerprint
@@ -160,7 +161,7 @@ def _test(experiment: Experiment, model: nn.Module, state: RunState, stop: StopR
     if not state.best:
         raise DivergedError("the validation loss was never finite", "lower the learning rates of the stages")
     if distributed.is_main:
-        model.load_state_dict(safe_load(folder / MODEL_FILE)[0])
+        load_matching(model, safe_load(folder / MODEL_FILE)[0], folder / MODEL_FILE)
     distributed.broadcast_tensors(model.state_dict().values())
 
     def check(_: int) -> None:

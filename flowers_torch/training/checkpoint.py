@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from flowers_torch import __version__
 from flowers_torch.errors import ModelFileError, ResourceError, printable
 from flowers_torch.files.atomic import write_csv
+from flowers_torch.files.reading import check, reading
 from flowers_torch.files.tensors import safe_load, safe_save
 from flowers_torch.log import log
 from flowers_torch.models.checkpoint import FORMAT, ModelInfo, load_matching, read_model_info, save_classifier
@@ -24,6 +25,27 @@ RESUME_FILE = "resume.safetensors"
 PREVIOUS_FILE = "resume.previous.safetensors"  # the state before that one, should it be damaged
 CRITERION = "val_calibrated_loss"  # of a row: chooses the weights, ends stages and decides on advice
 SHORT_EPOCH_SECONDS = 10  # epochs shorter than this are not worth a save each
+
+# The form of the metadata, as `check` takes it.
+COUNT, SECONDS, FRACTION = (0, 1 << 40), (0.0, 1e12), (0.0, 1.0)
+ROW: dict[str, Any] = {
+    **{"stage": str, "epoch": COUNT, "lr?": float, "train_loss": object, "train_accuracy": FRACTION},
+    **{"val_loss": object, CRITERION: object, "val_accuracy": FRACTION},
+    **{"seconds": SECONDS, "images_per_second": SECONDS, "changes": COUNT},
+}
+STATE: dict[str, Any] = {
+    **{"stage": COUNT, "epoch": COUNT, "step": COUNT, "seconds": SECONDS, "elapsed": SECONDS},
+    **{"metrics": {"loss": float, "correct": COUNT, "images": COUNT}, "closing_seconds": SECONDS},
+    **{"history": [object], "best": {str: object}, "changes": [{str: object}]},
+}
+METADATA = {"state": STATE, "scaler": {str: (0.0, 1e12)}, "micro_batch": COUNT, "fingerprint": {str: str}}
+
+# What an optimizer needs of each parameter, besides momentum; AdamW is an Adam.
+FIELDS: dict[type[torch.optim.Optimizer], set[str]] = {
+    torch.optim.Adam: {"step", "exp_avg", "exp_avg_sq"},
+    torch.optim.RMSprop: {"step", "square_avg"},
+    torch.optim.SGD: set(),
+}
 
 
 @dataclasses.dataclass
@@ -95,17 +117,24 @@ def read_checkpoint(path: Path) -> Checkpoint:
         ModelFileError: missing, damaged, or not a checkpoint of a run.
     """
     tensors, metadata = safe_load(path)
-    problem = ModelFileError(f"{printable(path)} is not a checkpoint of a run", "start a new run")
-    if "state" not in metadata:
-        raise problem
-    info = read_model_info(metadata, path)
-    try:
-        values = dict(metadata["state"])
+    with reading(path, "a checkpoint of a run", ModelFileError, "start a new run"):
+        values = metadata["state"]
+        info = read_model_info(metadata, path)
+        check(metadata, METADATA)  # guard: S08 state
         state = RunState(**(values | {"metrics": EpochMetrics(**values["metrics"])}))
+        for row in [*state.history, *filter(None, [state.best])]:
+            check_row(row)
+        if state.epoch > len(state.history):  # guard: S08 epoch
+            raise ValueError(f"it is in epoch {state.epoch} after {len(state.history)}")
         rest = (metadata[name] for name in ("scaler", "micro_batch", "fingerprint"))
         return Checkpoint(path, tensors, state, info, *rest)
-    except (KeyError, TypeError) as error:
-        raise problem from error
+
+
+def check_row(row: Any) -> None:
+    """Raises ValueError or TypeError unless a value from a file is a row of the history."""
+    check(row, ROW, "a row of the history")  # guard: S08 row
+    for loss in ("train_loss", "val_loss", CRITERION):
+        math.isnan(row[loss])  # a number, which need not be finite
 
 
 def read_newest_checkpoint(folder: Path) -> Checkpoint:
@@ -142,8 +171,13 @@ def restore_train_state(train: TrainState, checkpoint: Checkpoint) -> None:
     """Restores what a stage has gathered: optimizer state by parameter name, average, random streams.
 
     Raises:
-        ModelFileError: the stage trains other parameters than the saved one.
+        ModelFileError: the stage trains other parameters than the saved one, or the file does not fit it.
     """
+    with reading(checkpoint.path, "a checkpoint of this stage", ModelFileError, "start a new run"):
+        _restore_train_state(train, checkpoint)
+
+
+def _restore_train_state(train: TrainState, checkpoint: Checkpoint) -> None:
     states: dict[str, dict[str, Tensor]] = {}
     for key, value in _below("optimizer/", checkpoint.tensors).items():
         name, _, field = key.rpartition("/")
@@ -154,12 +188,19 @@ def restore_train_state(train: TrainState, checkpoint: Checkpoint) -> None:
     if unknown:  # guard: R24
         what = f"{printable(checkpoint.path)} trains {unknown[0]}, which this stage does not"
         raise ModelFileError(what, "resume with the same configuration")
+    needed = next(fields for kind, fields in FIELDS.items() if isinstance(optimizer, kind))
+    needed = needed | ({"momentum_buffer"} if any(group.get("momentum") for group in optimizer.param_groups) else set())
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state = {
         index: {field: _in_layout_of(parameters[index], value) for field, value in states[name].items()}
         for index, name in enumerate(names)
         if name in states
     }
+    for index, found in state.items():
+        shapes = {field: () if field == "step" else parameters[index].shape for field in found}
+        # guard: S08 optimizer
+        if not needed <= found.keys() or any(value.shape != shapes[field] for field, value in found.items()):
+            raise ValueError(f"the optimizer's state of {names[index]} is not complete, or of another shape")
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     if train.average:
         average = _below("average/", checkpoint.tensors)

@@ -77,9 +77,9 @@ def test_cut_and_altered_files(onnx_bytes: bytes, tmp_path: Path) -> None:
         b"\x08" * 4096,
     ):
         path.write_bytes(content)
-        with pytest.raises(ModelFileError, match="model.onnx (is damaged|lacks the metadata)"):
+        with pytest.raises(ModelFileError, match="model.onnx is not a valid .onnx file"):
             open_onnx(path)
-    with pytest.raises(ModelFileError, match="no such file"):
+    with pytest.raises(ModelFileError, match="No such file"):
         open_onnx(tmp_path / "nothing.onnx")
 
 
@@ -108,7 +108,7 @@ def test_weights_outside_are_found_in_constants_and_functions(onnx_bytes: bytes)
 def test_files_of_other_origin_are_refused(onnx_bytes: bytes, small: Any) -> None:
     metadata = export_metadata(small.info, with_preprocessing=True)
     del metadata["temperature"]
-    with pytest.raises(ModelFileError, match="lacks the metadata temperature"):
+    with pytest.raises(ModelFileError, match="temperature is None"):
         parse_onnx(attach_metadata(onnx_bytes, metadata), Path("x.onnx"))
 
 

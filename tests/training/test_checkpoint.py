@@ -49,14 +49,18 @@ def step(state: TrainState) -> None:
 
 
 def row(loss: float, accuracy: float = 0.5) -> dict[str, float]:
-    return {"val_loss": 1.0, "val_calibrated_loss": loss, "val_accuracy": accuracy}
+    whole = {"stage": "head", "epoch": 1, "lr": None, "train_loss": 1.0, "train_accuracy": 0.5, "val_loss": 1.0}
+    whole |= {"seconds": 1.0, "images_per_second": 9.0, "changes": 0}
+    return {**whole, "val_calibrated_loss": loss, "val_accuracy": accuracy}
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "rmsprop"])
 def test_a_restored_state_continues_exactly(tmp_path: Path, optimizer: str) -> None:
     state = training(optimizer)
     step(state)
-    run_state = RunState(stage=1, epoch=2, step=3, metrics=EpochMetrics(1.5, 2, 4), history=[row(1.0)], best=row(1.0))
+    run_state = RunState(
+        stage=1, epoch=2, step=3, metrics=EpochMetrics(1.5, 2, 4), history=2 * [row(1.0)], best=row(1.0)
+    )
     torch.manual_seed(99)
     save_checkpoint(tmp_path / RESUME_FILE, run_state, INFO, state)
     expected_draw = torch.rand(3)

@@ -5,6 +5,7 @@ Only arrays and names are read. Links to other files and implausible sizes are e
 
 import io
 import itertools
+import math
 import zipfile
 from collections import defaultdict
 from pathlib import Path
@@ -12,11 +13,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from flowers_torch.errors import FlowersError, ModelFileError, UsageError, one_line, printable
+from flowers_torch.errors import ModelFileError, UsageError, printable
+from flowers_torch.files.reading import plausible_bytes, reading, require_regular, zip_members
 
 Weights = list[tuple[str, np.ndarray]]  # (name, array) in Keras's order within the layer
 
-MAX_BYTES = 4 * 1024**3  # the largest network has 0.36 GB; an HDF5 header can claim any size
+HDF5 = b"\x89HDF\r\n\x1a\n"
+MEMBER = "model.weights.h5"  # of a .keras archive
+CONTAINERS = ("layers", "_layer_checkpoint_dependencies")  # groups of layers, in Keras 3
+MAX_OBJECTS = 10_000  # groups, and arrays; the largest network has 1,500
 
 
 class KerasFile(NamedTuple):
@@ -27,14 +32,16 @@ class KerasFile(NamedTuple):
 
 
 def is_keras_file(path: Path) -> bool:
-    """Whether a file is HDF5, or a zip archive with Keras's weights in it."""
-    with path.open("rb") as file:
-        if file.read(8) == b"\x89HDF\r\n\x1a\n":
-            return True
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return "model.weights.h5" in archive.namelist()
+    """Whether a file is HDF5, or a zip archive with Keras's weights in it.
+
+    Raises:
+        ModelFileError: it cannot be read.
+    """
+    require_regular(path, ModelFileError)
+    with reading(path, "a valid weights file", ModelFileError):
+        with open(path, "rb") as file:
+            start = file.read(8)
+        return start == HDF5 or (start[:2] == b"PK" and MEMBER in zip_members(path, ModelFileError))
 
 
 def read_keras_file(path: Path) -> KerasFile:
@@ -44,70 +51,114 @@ def read_keras_file(path: Path) -> KerasFile:
         UsageError: h5py is not installed.
         ModelFileError: the file is missing, damaged, or of another kind.
     """
-    if not path.is_file():
-        raise ModelFileError(f"no Keras weights at {printable(path)}", "name an .h5 or .keras file")
-    try:
-        with _open(path) as file:
-            is_keras3 = "layers" in file or "_layer_checkpoint_dependencies" in file
-            return _read_keras3(file, path) if is_keras3 else _read_legacy(file, path)
-    except FlowersError:
-        raise
-    except Exception as error:  # h5py raises OSError, KeyError, RuntimeError, ... on damaged files
-        what = f"{printable(path)} cannot be read as Keras weights: {one_line(error)}"
-        raise ModelFileError(what, "use another copy") from error
-
-
-def _open(path: Path) -> Any:
     try:
         import h5py
     except ImportError as error:
         raise UsageError("reading Keras weights needs h5py", 'pip install "flowers-torch[keras]"') from error
-    if not zipfile.is_zipfile(path):
-        return h5py.File(path, "r")
-    with zipfile.ZipFile(path) as archive:
-        if "model.weights.h5" not in archive.namelist():
-            what = f"{printable(path)} is not a valid .keras archive: it holds no model.weights.h5"
-            raise ModelFileError(what, "give a file from model.save")
-        if archive.getinfo("model.weights.h5").file_size > MAX_BYTES:
-            raise ModelFileError(f"{printable(path)} is implausibly large", "use another copy")
-        return h5py.File(io.BytesIO(archive.read("model.weights.h5")), "r")
+    size = require_regular(path, ModelFileError)
+    with reading(path, "a valid Keras weights file", ModelFileError):  # guard: S08 keras
+        source: Any = path
+        if zipfile.is_zipfile(path):
+            if MEMBER not in zip_members(path, ModelFileError):
+                raise ValueError(f"it holds no {MEMBER}")
+            with zipfile.ZipFile(path) as archive:
+                source = io.BytesIO(archive.read(MEMBER))
+        with h5py.File(source, "r") as file:
+            reader = _Reader(size)
+            is_keras3 = any(reader.follow(file, name) is not None for name in CONTAINERS)
+            return _read_keras3(file, reader) if is_keras3 else _read_legacy(file, reader)
 
 
-class _Budget:
-    """Reads arrays that lie in the file itself, up to `MAX_BYTES` in total."""
+class _Reader:
+    """Reads groups, names and arrays that lie in the file itself, and no more than is plausible for its size.
 
-    def __init__(self, file: Any, path: Path) -> None:
-        self.file, self.path, self.left = file, path, MAX_BYTES
+    All its errors are ValueErrors.
+    """
 
-    def take(self, name: str, dataset: Any) -> np.ndarray:
-        is_foreign = dataset.file.filename != self.file.filename or dataset.external or dataset.is_virtual
-        self.left -= 4 * int(dataset.size)
-        if is_foreign or self.left < 0:
-            reason = "lies in another file" if is_foreign else "is implausibly large"
-            raise ModelFileError(f"{printable(self.path)}: {printable(name)} {reason}", "use another copy")
+    def __init__(self, size: int) -> None:
+        self.left, self.arrays = plausible_bytes(size), 0
+        self.visited: set[Any] = set()
+
+    def follow(self, group: Any, path: str) -> Any:
+        """What lies at a path in a group; None if there is nothing.
+
+        Only hard links are followed. Others may lead to another file, or to a pipe that would never answer.
+        """
+        for name in filter(None, path.split("/")):
+            if not group.id.links.exists(name.encode()):
+                return None
+            if group.id.links.get_info(name.encode()).type != 0:  # guard: S04 links
+                raise ValueError(f"{printable(path)} lies elsewhere")
+            group = group[name]
+        return group
+
+    def visit(self, group: Any) -> bool:
+        """Whether a group has not been visited before; two links may lead to one group, many times over."""
+        if len(self.visited) >= MAX_OBJECTS:
+            raise ValueError("it has too many groups")
+        is_new = group not in self.visited  # guard: S04 once
+        self.visited.add(group)
+        return is_new
+
+    def array(self, group: Any, path: str) -> np.ndarray:
+        """The array at a path in a group."""
+        dataset = self.follow(group, path)
+        if dataset is None or dataset.is_virtual or dataset.external:  # guard: S04 virtual
+            raise ValueError(f"{printable(path)} is missing, or lies in another file")
+        if dataset.dtype.kind not in "fiu":  # guard: S08 array
+            raise ValueError(f"{printable(path)} holds no numbers")
+        # A chunk may be larger than its array, and all of it is unpacked.
+        claimed = max(math.prod(shape) for shape in (dataset.shape, dataset.chunks or ()))
+        self.spend(claimed * max(4, dataset.dtype.itemsize))
+        self.arrays += 1
+        if self.arrays > MAX_OBJECTS:
+            raise ValueError("it has too many arrays")
         return np.asarray(dataset, dtype=np.float32)
 
+    def texts(self, group: Any, key: str) -> list[str]:
+        """The texts of an attribute; none if it is absent."""
+        if key not in group.attrs:
+            return []
+        kind = group.attrs.get_id(key)
+        count = math.prod(kind.shape)
+        if count == 0:  # Keras writes a list without names as one without numbers
+            return []
+        if kind.dtype.kind not in "SO" or count > MAX_OBJECTS:  # guard: S04 texts
+            raise ValueError(f"{printable(key)} is not a list of names")
+        self.spend(count * kind.dtype.itemsize)
+        items = [item.decode() if isinstance(item, bytes) else str(item) for item in np.ravel(group.attrs[key])]
+        self.spend(4 * sum(map(len, items)))
+        return items
 
-def _read_legacy(file: Any, path: Path) -> KerasFile:
+    def spend(self, claimed: int) -> None:
+        """Raises ValueError when the file has claimed too much."""
+        self.left -= claimed
+        if self.left < 0:  # guard: S04 claims
+            raise ValueError("it claims to hold much more than its bytes")
+
+
+def _read_legacy(file: Any, reader: _Reader) -> KerasFile:
     """Keras 1 and 2: attributes layer_names and weight_names, one level deeper for a whole model."""
-    root = file["model_weights"] if "model_weights" in file else file
-    names = _attribute(root, "layer_names")
-    if not names:
-        what = f"{printable(path)} is HDF5 without Keras weights: it has no layer_names"
-        raise ModelFileError(what, "give a file from model.save_weights or model.save")
-    budget = _Budget(file, path)
+    whole = reader.follow(file, "model_weights")
+    root = file if whole is None else whole
     layers: dict[str, Weights] = {}
-    for layer in names:
-        weights = [(name, budget.take(name, root[layer][name])) for name in _attribute(root[layer], "weight_names")]
-        layers |= _split_nested(layer, weights)
+    for layer in _names(reader, root, "layer_names"):
+        group = reader.follow(root, layer)
+        if not reader.visit(group):
+            raise ValueError(f"it has two layers {printable(layer)}")
+        layers |= _split_nested(layer, [(n, reader.array(group, n)) for n in _names(reader, group, "weight_names")])
+    if not reader.visited:
+        raise ValueError("it has no layer_names")
     return KerasFile(layers)
 
 
-def _attribute(group: Any, name: str) -> list[str]:
-    """A list of names; Keras divides lists over 64 kB into name0, name1, ..."""
-    numbered = itertools.takewhile(group.attrs.__contains__, (f"{name}{i}" for i in itertools.count()))
-    items = itertools.chain(*(group.attrs[key] for key in ([name] if name in group.attrs else numbered)))
-    return [item.decode() if isinstance(item, bytes) else str(item) for item in items]
+def _names(reader: _Reader, group: Any, key: str) -> list[str]:
+    """A list of names; Keras divides lists over 64 kB into key0, key1, ..."""
+    parts = (reader.texts(group, f"{key}{i}") for i in itertools.count())
+    names = reader.texts(group, key) or list(itertools.chain(*itertools.takewhile(bool, parts)))
+    if len(names) > MAX_OBJECTS:
+        raise ValueError("it has too many names")
+    return names
 
 
 def _split_nested(layer: str, weights: Weights) -> dict[str, Weights]:
@@ -122,24 +173,25 @@ def _split_nested(layer: str, weights: Weights) -> dict[str, Weights]:
     return {layer: next(iter(owners.values()))} if owners else {}
 
 
-def _read_keras3(file: Any, path: Path) -> KerasFile:
+def _read_keras3(file: Any, reader: _Reader) -> KerasFile:
     """Keras 3: a group `vars` of numbered arrays in each layer's group, its name as attribute."""
-    budget = _Budget(file, path)
     found: list[tuple[str, str, Weights]] = []  # group, name or "", weights
 
     def visit(group: Any, where: str) -> None:
-        variables = group.get("vars", {})
-        weights = [(n, budget.take(f"{where}/{n}", variables[n])) for n in sorted(variables, key=int)]
-        if weights:
-            found.append((where, str(variables.attrs.get("name", "")), weights))
-        for container in ("layers", "_layer_checkpoint_dependencies"):
-            for name, layer in group.get(container, {}).items():
-                visit(layer, name)
-        if "_functional" in group:
-            visit(group["_functional"], where)
+        if not reader.visit(group):
+            return
+        variables = reader.follow(group, "vars")
+        if variables is not None and len(variables):
+            weights = [(number, reader.array(variables, number)) for number in sorted(variables, key=int)]
+            found.append((where, "".join(reader.texts(variables, "name")), weights))
+        for container in filter(None, (reader.follow(group, name) for name in CONTAINERS)):
+            for name in container:
+                visit(reader.follow(container, name), name)
+        if (inner := reader.follow(group, "_functional")) is not None:
+            visit(inner, where)
 
     visit(file, "")
     if not found:
-        raise ModelFileError(f"{printable(path)} holds no layer with weights", "use another copy")
+        raise ValueError("it holds no layer with weights")
     named = all(name for _, name, _ in found)
     return KerasFile({name if named else where: weights for where, name, weights in found}, named)
