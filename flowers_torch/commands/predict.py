@@ -2,12 +2,13 @@
 
 import argparse
 import csv
+import dataclasses
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowers_torch.commands import add_device, add_json, add_max_error, add_run, check_positive, fraction, print_json
-from flowers_torch.errors import DataError, UsageError, printable
+from flowers_torch.errors import DataError, ResourceError, UsageError, printable
 
 if TYPE_CHECKING:
     from flowers_torch.deploy.classifier import Prediction
@@ -63,16 +64,20 @@ def run(args: argparse.Namespace) -> int:
     with bar("predict", len(photos)) as meter:
         predictions = classifier.predict(photos, args.top, args.batch_size, confidence)
         for number, (photo, prediction) in enumerate(zip(photos, predictions, strict=True)):
-            failed += bool(prediction.error)
             extra: dict[str, Any] = {}
             if args.sort_into:
                 extra["sorted"] = str(sort_into(args.sort_into, prediction))
             if args.gradcam and not prediction.error:
                 path = args.gradcam / f"{number:04d}-{Path(str(photo)).stem[:80]}.jpg"
-                heatmap = classifier.explain(photo)
-                with atomic_write(path) as file:
-                    heatmap.save(file, "JPEG", quality=90)
-                extra["gradcam"] = str(path)
+                try:
+                    heatmap = classifier.explain(photo)
+                except (DataError, ResourceError) as error:  # guard: S9 again
+                    prediction = dataclasses.replace(prediction, error=str(error))
+                else:
+                    with atomic_write(path) as file:
+                        heatmap.save(file, "JPEG", quality=90)
+                    extra["gradcam"] = str(path)
+            failed += bool(prediction.error)
             if args.json:
                 rows.append(prediction.to_dict() | extra)
             elif args.csv:

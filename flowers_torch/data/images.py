@@ -3,14 +3,15 @@
 Pillow's global settings stay as they are: a truncated file is an error, never an image with a gray lower half.
 """
 
+import ctypes
+import functools
 import os
-import stat
 import struct
 import threading
 import warnings
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -18,7 +19,8 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from flowers_torch.data import tar_members
-from flowers_torch.errors import DataError, one_line, printable
+from flowers_torch.errors import DataError, printable
+from flowers_torch.files.reading import reading, require_regular
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # JPEG includes MPO
 SUFFIXES = {
@@ -35,8 +37,11 @@ IMAGE_SUFFIXES = frozenset(" ".join(SUFFIXES.values()).split())
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 # guard: D12
 BACKGROUND = (255, 255, 255)  # behind transparent pixels
-# Pillow warns above this size and raises above twice this size. A warning is too late for 268 MB of memory.
+# Pillow warns above this size and raises above twice this size. A warning is too late for 358 MB of memory.
 MAX_PIXELS = 89_478_485
+PIXEL_WEIGHT = {"WEBP": 3}  # a pixel counts as several where a decoder takes several times 4 bytes for it
+STRIP_PIXELS = 1 << 20  # of an image of more than four times as many, converted at a time
+MAX_SCANS = 100  # of a JPEG; each is a pass over all pixels, and common encoders write up to 16
 
 ORIENTATION_TAG = 0x0112
 # The transposition that turns an image upright, by EXIF orientation; 1 is upright already.
@@ -53,8 +58,10 @@ OTHER_CONTENT = {
     (b"\x1f\x8b",): "holds a gzip archive",
     (b"version https://git-lfs",): "holds a Git LFS pointer (fetch it with `git lfs pull`)",
 }
+USABLE = ("a usable image", "replace it, or convert it to 8-bit JPEG or PNG")
 # `warnings.catch_warnings` changes process-wide state, so only one thread may use it at a time.
 _quiet_lock = threading.Lock()
+_libtiff_errors: set[int] = set()  # threads in which libtiff met an error
 
 
 def load_image(
@@ -63,41 +70,45 @@ def load_image(
     """Reads the image at a path, or in a binary file that can seek, as upright 8-bit RGB of any side lengths.
 
     Transparency becomes white, 16-bit gray is scaled, CMYK and palettes are converted, and the first frame of
-    an animation is taken.
+    an animation is taken. Decoding takes at most 9 bytes a pixel, and half of that where `at_least` is given and
+    makes the result smaller. Two decoders take more: 2 bytes for each channel of a progressive JPEG, and 17 in all
+    for WebP, of which a third of the pixels is accepted.
 
     Args:
         max_pixels: Limit of width times height, checked before decoding.
         at_least: Sufficient length of the shorter side in pixels; 0 for full size. A JPEG of twice that
-            length or more is decoded at 1/2, 1/4 or 1/8 of its size, several times faster.
+            length or more is decoded at 1/2, 1/4 or 1/8 of its size, several times faster. Other images of
+            over four megapixels are averaged over whole blocks of pixels. It never decides whether an image
+            is accepted.
 
     Raises:
         DataError: not a readable regular file of an accepted format, truncated, damaged, too large, or a pixel
             type without a defined range.
+        ResourceError: too little memory.
     """
-    if not isinstance(source, str | os.PathLike):
-        return _decode(source, printable(getattr(source, "name", None) or "the image"), max_pixels, at_least)
-    with open_regular(source) as file:
-        return _decode(file, printable(source), max_pixels, at_least)
+    if isinstance(source, str | os.PathLike):
+        with open_regular(source, *USABLE) as file:
+            return _decode(file, printable(source), max_pixels, at_least)
+    name = getattr(source, "name", None) or "the image"
+    with reading(name, USABLE[0], DataError, USABLE[1]):
+        return _decode(source, printable(name), max_pixels, at_least)
 
 
 @contextmanager
-def open_regular(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """Opens a regular file, or a member of a tar archive; anything else is a `DataError`. Pipes could block."""
-    try:
-        file: IO[bytes]
-        if inside := tar_members.split_path(Path(path)):
-            file = tar_members.open_member(*inside)
-        else:
-            mode = os.stat(path).st_mode
-            if not stat.S_ISREG(mode):  # guard: D26 open
-                kind = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
-                raise DataError(f"cannot read {printable(path)}: it is {kind}", "remove it or name a photo")
-            file = open(path, "rb")
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise DataError(f"cannot read {printable(path)}: {reason}", "check the path and its access rights") from error
-    with file:
-        yield file
+def open_regular(
+    path: str | os.PathLike[str], kind: str = "a whole file", fix: str = "use another copy"
+) -> Iterator[IO[bytes]]:
+    """Opens a regular file, or a member of a tar archive; anything else is a `DataError`. Pipes could block.
+
+    Whatever reading it raises in the block becomes one of our errors; see `reading`.
+    """
+    with reading(path, kind, DataError, fix):
+        inside = tar_members.split_path(Path(path))
+        if not inside:
+            require_regular(path)  # guard: D26 open
+        file: IO[bytes] = tar_members.open_member(*inside) if inside else open(path, "rb")
+        with file:
+            yield file
 
 
 def open_header(file: IO[bytes], name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -118,8 +129,7 @@ def open_header(file: IO[bytes], name: str, max_pixels: int = MAX_PIXELS) -> Ima
         raise DataError(f"{name} is not an image of an accepted format: it {_describe(start)}", fix) from error
     except Image.DecompressionBombError as error:
         raise _too_large(name, "more than twice the limit", max_pixels) from error
-    except Exception as error:  # damaged bytes make Pillow raise SyntaxError, struct.error, KeyError, ...
-        raise _damaged(name, error) from error
+    max_pixels //= PIXEL_WEIGHT.get(image.format or "", 1)  # guard: S7 webp
     if image.width * image.height > max_pixels:  # guard: D13
         raise _too_large(name, f"{image.width}x{image.height}", max_pixels)
     return image
@@ -136,22 +146,59 @@ def _register_heif(name: str) -> None:
 
 def _decode(file: IO[bytes], name: str, max_pixels: int, at_least: int) -> Image.Image:
     image = open_header(file, name, max_pixels)
+    size = image.size
+    if image.format == "PNG":  # guard: D11
+        _check_png(file)
+    if image.format in ("JPEG", "MPO") and _count_scans(file) > MAX_SCANS:  # guard: S7 scans
+        raise ValueError(f"it has more than {MAX_SCANS} scans")
+    if at_least:
+        image.draft(None, (at_least, at_least))  # affects JPEG only
     try:
-        if at_least:
-            image.draft(None, (at_least, at_least))  # affects JPEG only
-        if image.format == "PNG":  # guard: D11
-            _check_png(file)
-        if image.format == "TIFF":  # Pillow warns of its tags during loading
-            with _quiet():
-                image.load()
-        image.load()  # guard: D10
-        orientation = read_orientation(image)  # after loading: a PNG may store it behind the pixels
-        rgb = _to_rgb(image)
-    except DataError as error:
-        raise DataError(f"{name} {error}", "convert it to 8-bit JPEG or PNG, or remove it") from error
-    except Exception as error:
-        raise _damaged(name, error) from error
-    return rgb.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else rgb  # guard: D20
+        _load(image)
+    except Exception:  # guard: S11 reduced
+        if image.size == size:
+            raise
+        return _decode(file, name, max_pixels, 0)  # lossless JPEG has no reduced form
+    orientation = read_orientation(image)  # after loading: a PNG may store it behind the pixels
+    image = _to_small_rgb(image, at_least)
+    return image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image  # guard: D20
+
+
+def _load(image: Image.Image) -> None:
+    if image.format == "TIFF":
+        with _quiet():  # Pillow warns of its tags during loading
+            _catch_libtiff_errors()
+            _libtiff_errors.discard(threading.get_ident())
+            image.load()
+            if threading.get_ident() in _libtiff_errors:  # guard: S11 libtiff
+                raise ValueError("libtiff reports damage")
+    image.load()  # guard: D10
+
+
+@functools.cache
+def _catch_libtiff_errors() -> None:
+    """libtiff prints errors to the terminal, and goes on after some of them, unless it has this handler."""
+    with suppress(OSError, AttributeError):  # Pillow without libtiff, or linked with it statically
+        ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler(_on_libtiff_error)
+
+
+@ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 3)
+def _on_libtiff_error(*_: object) -> None:
+    _libtiff_errors.add(threading.get_ident())
+
+
+def _to_small_rgb(image: Image.Image, at_least: int) -> Image.Image:
+    """Converts in strips, because each conversion makes copies, and reduces what is larger than necessary."""
+    width, height = image.size
+    if width * height <= 4 * STRIP_PIXELS:
+        return _to_rgb(image)
+    factor = max(1, min(width, height) // at_least) if at_least else 1
+    rows = max(1, STRIP_PIXELS // width // factor) * factor
+    whole = Image.new("RGB", (-(-width // factor), -(-height // factor)))
+    for top in range(0, height, rows):  # guard: S7 strips
+        strip = _to_rgb(image.crop((0, top, width, min(top + rows, height))))
+        whole.paste(strip.reduce(factor) if factor > 1 else strip, (0, top // factor))
+    return whole
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -163,7 +210,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, (*BACKGROUND, 255)), rgba).convert("RGB")
     if image.mode == "LAB":  # its white point would need a color profile
-        raise DataError("has the pixel type LAB, which is not supported")
+        raise ValueError("it has the pixel type LAB, which is not supported")
     # An opened image keeps its file. `copy` and a real conversion do not.
     return image.copy() if image.mode == "RGB" else image.convert("RGB")  # guard: D16
 
@@ -171,11 +218,11 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def _to_8_bits(image: Image.Image) -> Image.Image:
     """Scales 16-bit gray by 1/257. Pillow's own conversion clips everything above 255."""
     if image.mode == "F":  # guard: D18
-        raise DataError("has floating-point pixels, whose range is not defined")
+        raise ValueError("it has floating-point pixels, whose range is not defined")
     values = np.asarray(image).astype(np.int64)
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > 65535:
-        raise DataError(f"has pixel values from {low} to {high}, outside of 16 bits")
+        raise ValueError(f"it has pixel values from {low} to {high}, outside of 16 bits")
     return Image.fromarray(((values + 128) // 257).astype(np.uint8))  # guard: D15
 
 
@@ -207,6 +254,15 @@ def _check_png(file: IO[bytes]) -> None:
     file.seek(position)
 
 
+def _count_scans(file: IO[bytes]) -> int:
+    """The number of scans of a JPEG, or a little more; a few bytes can stand for a pass over all pixels."""
+    position = file.tell()
+    file.seek(0)
+    scans = sum(chunk.count(b"\xff\xda") for chunk in iter(lambda: file.read(1 << 20), b""))
+    file.seek(position)
+    return scans
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silences Pillow's warnings of odd metadata, one thread at a time."""
@@ -217,10 +273,6 @@ def _quiet() -> Iterator[None]:
 
 def _too_large(name: str, size: str, max_pixels: int) -> DataError:
     return DataError(f"{name} is too large: {size}, at most {max_pixels:,} pixels", "make it smaller or remove it")
-
-
-def _damaged(name: str, error: Exception) -> DataError:
-    return DataError(f"{name} is cut off or damaged: {one_line(error) or type(error).__name__}", "replace or remove it")
 
 
 def _describe(start: bytes) -> str:

@@ -4,12 +4,32 @@ import functools
 import io
 import tarfile
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Any
 
 from flowers_torch.errors import DataError, printable
+from flowers_torch.files.reading import reading
 
 SUFFIX = ".tar"
 MAX_BYTES = 1024**3  # of a member
+MAX_READ = 1 << 20  # bytes at once; only a hostile header makes tarfile read more
+
+
+class HeaderReader:
+    """A file for `tarfile`, which reads as many bytes at once as a header claims, and all if that is negative."""
+
+    def __init__(self, file: Any) -> None:
+        self.file, self.tell, self.seek = file, file.tell, file.seek
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= MAX_READ:  # guard: S4 tar
+            raise tarfile.ReadError(f"a header claims {size:,} bytes")
+        content: bytes = self.file.read(size)
+        return content
+
+
+def open_tar(file: Any) -> Any:
+    """A tar archive in an open file, with bounded headers."""
+    return tarfile.open(fileobj=HeaderReader(file), mode="r:")  # type: ignore[call-overload]
 
 
 def split_path(path: Path) -> tuple[Path, str] | None:
@@ -38,38 +58,34 @@ def members(archive: Path) -> dict[str, tuple[int, int]]:
 
     A `DataError` tells of a truncated archive, a compressed one, unsafe names, or a name that occurs twice.
     """
-    try:
+    with reading(archive, "a valid uncompressed tar", DataError, "write it again, uncompressed"):  # guard: S8 tar
         status = archive.stat()
         return _members(archive, status.st_size, status.st_mtime_ns)
-    except OSError as error:
-        what = f"cannot read {printable(archive)}: {error.strerror or error}"
-        raise DataError(what, "check its access rights") from error
 
 
 @functools.cache
 def _members(archive: Path, size: int, changed: int) -> dict[str, tuple[int, int]]:
     found: dict[str, tuple[int, int]] = {}
-    try:
-        with archive.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as content:
-            for member in content:
-                content.members.clear()  # type: ignore[attr-defined]  # else tarfile keeps all of them
-                if not member.isreg() or member.issparse():
-                    continue  # links are skipped; their targets are members themselves
-                name = PurePosixPath(member.name)
-                # guard: D35 shard
-                if name.is_absolute() or ".." in name.parts or not name.parts or "\0" in member.name:
-                    raise _unusable(archive, f"holds an unsafe path: {printable(member.name)}")
-                if member.offset_data + member.size > size:
-                    raise _unusable(archive, "is cut off")
-                if str(name) in found:
-                    raise _unusable(archive, f"holds {printable(name)} twice")
-                found[str(name)] = (member.offset_data, member.size)
-            # tarfile stops silently at a broken or missing header; a complete archive ends in zeros.
-            file.seek(content.offset)
-            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-                raise _unusable(archive, "is cut off: its end marker is missing")
-    except tarfile.TarError as error:
-        raise _unusable(archive, f"is not a valid uncompressed tar: {printable(error)}") from error
+    with archive.open("rb") as file, open_tar(file) as content:
+        for member in content:
+            if member.size < 0:  # guard: S4 backwards
+                raise _unusable(archive, "holds a file of a negative size")
+            content.members.clear()  # else tarfile keeps all of them
+            if not member.isreg() or member.issparse():
+                continue  # links are skipped; their targets are members themselves
+            name = PurePosixPath(member.name)
+            # guard: D35 shard
+            if name.is_absolute() or ".." in name.parts or not name.parts or "\0" in member.name:
+                raise _unusable(archive, f"holds an unsafe path: {printable(member.name)}")
+            if member.offset_data + member.size > size:
+                raise _unusable(archive, "is cut off")
+            if str(name) in found:
+                raise _unusable(archive, f"holds {printable(name)} twice")
+            found[str(name)] = (member.offset_data, member.size)
+        # tarfile stops silently at a broken or missing header; a complete archive ends in zeros.
+        file.seek(content.offset)
+        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise _unusable(archive, "is cut off: its end marker is missing")
     return found
 
 

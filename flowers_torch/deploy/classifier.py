@@ -20,6 +20,7 @@ from flowers_torch.evaluation.gradcam import grad_cam, input_to_image, overlay
 from flowers_torch.evaluation.predictions import Predictions, collect
 from flowers_torch.evaluation.selective import Threshold, choose_threshold, read_curve, read_ood_detector
 from flowers_torch.files.download import fetch_bytes
+from flowers_torch.log import log
 from flowers_torch.models.checkpoint import ModelInfo, load_classifier
 from flowers_torch.training.device import Runtime
 
@@ -175,9 +176,10 @@ def find_files(patterns: Sequence[str]) -> list[Path]:
     found: dict[Path, None] = {}
     for pattern in patterns:
         path = Path(pattern).expanduser()
-        if path.is_dir():
-            matches = sorted(p for p in path.rglob("*") if is_image_name(p) and p.is_file())
-        elif path.exists():
+        if os.path.isdir(path):  # guard: S9 find
+            folders = os.walk(path, onerror=_warn)
+            matches = sorted(Path(at, name) for at, _, names in folders for name in names if is_image_name(name))
+        elif os.path.lexists(path):
             matches = [path]
         else:
             matches = sorted(map(Path, glob.glob(os.path.expanduser(pattern), recursive=True)))
@@ -185,3 +187,7 @@ def find_files(patterns: Sequence[str]) -> list[Path]:
             raise UsageError(f"no photo at {printable(pattern)}", "name files, folders or globs")
         found |= dict.fromkeys(matches)
     return list(found)
+
+
+def _warn(error: OSError) -> None:
+    log.warning(f"WARNING  cannot read {printable(error.filename)}: {error.strerror}; its photos are left out")

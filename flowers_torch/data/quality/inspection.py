@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageStat
 
-from flowers_torch.data.images import load_image, open_header, open_regular, read_orientation
-from flowers_torch.errors import DataError, printable
+from flowers_torch.data.images import USABLE, load_image, open_header, open_regular, read_orientation
+from flowers_torch.errors import FlowersError, ResourceError, printable
 
 HASH_SIDE = 32  # of the image that the perceptual hash is computed from
 # Rows of the type-II cosine transform (9, HASH_SIDE).
@@ -27,7 +27,7 @@ class Inspection:
     """The result of an inspection. Only `error` and `fatal` are set for an unreadable image."""
 
     error: str = ""  # why the image cannot be used
-    fatal: bool = False  # the decoder crashed or stalled; such a result is not cached
+    fatal: bool = False  # the decoder crashed or stalled, or the disk failed; such a result is not cached
     format: str = ""  # of the content: JPEG, PNG, ...
     mode: str = ""  # Pillow's, of the pixels in the file: RGB, L, P, CMYK, I;16, ...
     alpha: bool = False  # may have transparent pixels
@@ -45,22 +45,28 @@ class Inspection:
 def inspect_image(path: Path | str) -> Inspection:
     """Reads and decodes an image completely. Problems with the image do not raise."""
     try:
-        with open_regular(path) as file:
+        with open_regular(path, *USABLE) as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
             header = open_header(file, printable(path))
             turned = read_orientation(header) >= 5
             kind, mode, alpha = header.format or "JPEG", header.mode, header.has_transparency_data
-            frames = int(getattr(header, "n_frames", 1))
+            frames = _count_frames(header)
         image = load_image(path, at_least=2 * MEASURE_SIDE)
-    except DataError as error:
-        return Inspection(error=str(error))
-    except Exception as error:  # counting frames parses the whole file and can raise anything
-        return Inspection(error=f"{printable(path)} is damaged: {printable(error)}; fix: replace or remove it")
+    except FlowersError as error:
+        passing = isinstance(error, ResourceError) or getattr(error.__cause__, "errno", None) is not None
+        return Inspection(error=str(error), fatal=passing)  # guard: S9 check
     width, height = image.size
     if max(width, height) < max(header.size):  # the decoder reduced it
         width, height = reversed(header.size) if turned else header.size
     found = Inspection(format=kind, mode=mode, alpha=alpha, frames=frames, sha256=sha256)
     return dataclasses.replace(found, width=width, height=height, **_measure(image))
+
+
+def _count_frames(image: Image.Image) -> int:
+    try:
+        return int(getattr(image, "n_frames", 1))
+    except Exception:  # it parses what follows the first frame, which alone is used
+        return 1
 
 
 def _measure(image: Image.Image) -> dict[str, Any]:

@@ -2,25 +2,27 @@
 
 import bz2
 import contextlib
+import errno
 import glob
 import gzip
 import lzma
 import os
 import re
+import secrets
 import shutil
 import stat
 import tarfile
-import tempfile
 import time
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from flowers_torch.data.images import open_regular
-from flowers_torch.errors import DataError, ResourceError, one_line, printable
+from flowers_torch.data.tar_members import open_tar
+from flowers_torch.errors import DataError, ResourceError, printable
 from flowers_torch.files.download import file_digest
+from flowers_torch.files.reading import reading
 
 MAX_MEMBERS = 2_000_000
 MAX_BYTES = 256 * 1024**3
@@ -29,6 +31,7 @@ SMALL_BYTES = 64 * 1024**2  # allowed whatever the ratio
 STALE_SECONDS = 24 * 3600
 DEVICE_NAME = re.compile(r"con|prn|aux|nul|(com|lpt)[0-9¹²³]", re.IGNORECASE)  # of Windows
 DRIVE = re.compile(r"[A-Za-z]:")
+UNFIT_NAME = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.EILSEQ, errno.EINVAL)
 SUFFIXES = (".tar.gz", ".tar.bz2", ".tar.xz", ".tgz", ".tbz2", ".txz", ".tar", ".zip")
 
 
@@ -46,17 +49,21 @@ def staged_folder(folder: Path) -> Iterator[Path]:
         for leftover in folder.parent.glob(f"{glob.escape(prefix)}*.partial"):
             if time.time() - leftover.stat().st_mtime > STALE_SECONDS:
                 shutil.rmtree(leftover, ignore_errors=True)
-        staging = Path(tempfile.mkdtemp(dir=folder.parent, prefix=prefix, suffix=".partial"))  # guard: D39
-        staging.chmod(0o755)  # mkdtemp makes private folders
+        staging = folder.with_name(f"{prefix}{secrets.token_hex(8)}.partial")  # guard: D39
+        staging.mkdir()  # unlike `mkdtemp` with the rights that the user's umask says
         yield staging
         os.rename(staging, folder)
     except OSError as error:
         if not (staging and folder.is_dir()):  # else another process finished the same content first
-            what = f"cannot write {printable(folder)}: {error.strerror or error}"
-            raise ResourceError(what, "free space, or choose another cache folder") from error
+            raise _not_written(folder, error) from error
     finally:
         if staging:
             shutil.rmtree(staging, ignore_errors=True)
+
+
+def _not_written(path: Path, error: OSError) -> ResourceError:
+    what = f"cannot write {printable(path)}: {error.strerror or error}"
+    return ResourceError(what, "free space, or choose another cache folder")
 
 
 def extract_archive(archive: Path, folder: Path, max_members: int = MAX_MEMBERS, max_bytes: int = MAX_BYTES) -> Path:
@@ -75,18 +82,13 @@ def extract_archive(archive: Path, folder: Path, max_members: int = MAX_MEMBERS,
         start = file.read(512)
         file.seek(0)
         target = _Target(staging, archive, max_members, max_bytes)
-        try:
+        with reading(archive, "a whole archive", DataError, "download it again"):  # guard: S8 archive
             if start[:4] == b"PK\x03\x04":
                 _unpack_zip(file, target)
             else:
                 _unpack_tar(_decompressor(start, archive)(file), target)
             if not target.members:
                 raise EOFError("it holds no files")
-        except (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError) as error:
-            if isinstance(error, OSError) and error.errno is not None:  # such as a full disk; bad bytes have none
-                raise
-            what = f"archive {printable(archive)} is cut off or damaged: {one_line(error)}"
-            raise DataError(what, "download it again") from error
     return folder
 
 
@@ -115,32 +117,45 @@ class _Target:
         self.members += 1
         if self.members > self.max_members:  # guard: D37 members
             raise self.refuse(f"holds more than {self.max_members:,} members")
-        components = _safe_components(name)
+        components = safe_components(name)
         # guard: D35 archive
         if not components:
             raise self.refuse(f"holds an unsafe path: {printable(name)}")
         path = self.folder.joinpath(*components)
-        if not path.resolve().is_relative_to(self.folder.resolve()):  # whatever `_safe_components` overlooks
+        if not path.resolve().is_relative_to(self.folder.resolve()):  # whatever `safe_components` overlooks
             raise self.refuse(f"holds a path that leads outside: {printable(name)}")
         return path
 
     def write(self, name: str, source: IO[bytes]) -> None:
         path = self.path(name)
-        if path.exists():
+        if os.path.lexists(path):
             raise self.refuse(f"holds {printable(name)} twice")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("xb") as file:
+        with self.writing(name):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = path.open("xb")
+        with file:
             while chunk := source.read(1 << 18):
                 self.bytes += len(chunk)
                 if self.bytes > self.max_bytes:  # guard: D37 bytes
                     raise self.refuse(f"unpacks to more than {self.max_bytes:,} bytes")
-                file.write(chunk)
+                with self.writing(name):
+                    file.write(chunk)
+
+    @contextlib.contextmanager
+    def writing(self, name: str) -> Iterator[None]:
+        """Tells a full disk from names that the file system does not take, and both from errors of the archive."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno in UNFIT_NAME:
+                raise self.refuse(f"holds a name that cannot be written here: {printable(name)}") from error
+            raise _not_written(self.folder, error) from error
 
     def refuse(self, reason: str) -> DataError:
         return DataError(f"archive {printable(self.archive)} {reason}", "unpack it yourself if you trust it")
 
 
-def _safe_components(name: str) -> list[str]:
+def safe_components(name: str) -> list[str]:
     """The folders and the file name of a member; empty unless they are safe, in the spelling of any system."""
     path = name.replace("\\", "/")
     parts = [part for part in path.split("/") if part not in ("", ".")]
@@ -158,8 +173,9 @@ def _unpack_zip(file: IO[bytes], target: _Target) -> None:
             if kind not in (0, stat.S_IFREG, stat.S_IFDIR):  # guard: D36 zip
                 raise target.refuse(f"holds a link or device: {printable(member.filename)}")
             try:
-                if member.is_dir():
-                    target.path(member.filename).mkdir(parents=True, exist_ok=True)
+                if member.filename.endswith("/"):
+                    with target.writing(member.filename):
+                        target.path(member.filename).mkdir(parents=True, exist_ok=True)
                 else:
                     with content.open(member) as source:  # reading to the end checks the CRC
                         target.write(member.filename, source)
@@ -169,11 +185,12 @@ def _unpack_zip(file: IO[bytes], target: _Target) -> None:
 
 def _unpack_tar(stream: IO[bytes], target: _Target) -> None:
     reader = _ForwardReader(stream, target)
-    with stream, tarfile.open(fileobj=reader, mode="r:") as content:  # type: ignore[call-overload]
+    with stream, open_tar(reader) as content:
         for member in content:
             if member.isdir():
                 if member.name.strip("./"):  # not for "." itself
-                    target.path(member.name).mkdir(parents=True, exist_ok=True)
+                    with target.writing(member.name):
+                        target.path(member.name).mkdir(parents=True, exist_ok=True)
             elif member.isreg() and not member.issparse():
                 with content.extractfile(member) as source:
                     target.write(member.name, source)

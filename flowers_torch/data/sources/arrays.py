@@ -10,14 +10,17 @@ import numpy as np
 from PIL import Image
 
 from flowers_torch.data.dataset import ImageDataset
-from flowers_torch.data.sources.archives import staged_folder
+from flowers_torch.data.sources.archives import safe_components, staged_folder
 from flowers_torch.data.sources.folders import find_images
-from flowers_torch.errors import DataError, ResourceError, UsageError, one_line, printable
+from flowers_torch.errors import DataError, ResourceError, UsageError, printable
 from flowers_torch.files.atomic import write_json
 from flowers_torch.files.cache import cache_folder
 from flowers_torch.files.download import file_digest
+from flowers_torch.files.reading import reading, require_regular
 
-MAX_BYTES = 32 * 1024**3
+MAX_CLASSES = 100_000
+MAX_RATIO = 10  # of arrays to their HDF5 file; photos compress less
+SMALL_BYTES = 100 << 20  # of arrays, allowed whatever the ratio
 HDF5_SUFFIXES = (".h5", ".hdf5")
 NOTES_FILE = ".notes.json"  # hidden, so that it is not listed as an image
 
@@ -80,7 +83,7 @@ def _to_indices(labels: np.ndarray, count: int, classes: int | None, notes: list
         notes.append(f"one-hot labels of shape {shape}: converted to indices")
     if labels.shape != (count,):
         raise DataError(f"there are {count} images, but labels of shape {shape}", "give one label for each image")
-    whole = labels.dtype.kind == "f" and np.array_equal(labels, np.rint(labels))
+    whole = labels.dtype.kind == "f" and bool((labels == np.rint(labels)).all() and (abs(labels) < MAX_CLASSES).all())
     if labels.dtype.kind not in "iub" and not whole:
         raise DataError(f"labels have the type {labels.dtype}", "give class indices from 0")
     labels = labels.astype(np.int64)
@@ -88,8 +91,8 @@ def _to_indices(labels: np.ndarray, count: int, classes: int | None, notes: list
     if classes is not None and low == 1 and high == classes:
         notes.append(f"labels count from 1 to {classes}: shifted to 0 .. {classes - 1}")
         labels, low, high = labels - 1, 0, classes - 1
-    if low < 0 or (classes is not None and high >= classes):
-        allowed = f"0 .. {classes - 1}" if classes else "0 and up"
+    if low < 0 or high >= (classes or MAX_CLASSES):  # guard: S4 labels
+        allowed = f"0 .. {(classes or MAX_CLASSES) - 1:,}"
         raise DataError(f"labels reach from {low} to {high}, expected {allowed}", "count classes from 0")
     return labels
 
@@ -114,7 +117,7 @@ def write_images(
         checked = {split: check_arrays(images, labels, count) for split, (images, labels) in splits.items()}
         highest = max(int(labels.max()) for _, labels, _ in checked.values())
         names = [str(label) for label in range(highest + 1)] if classes is None else list(classes)
-        bad = [n for n in names if not n or n.startswith(".") or "/" in n or "\0" in n]
+        bad = [n for n in names if n.startswith(".") or len(n.encode()) > 255 or safe_components(n) != [n]]
         if bad or len(set(names)) < len(names):
             what = "that are not valid folder names" if bad else "that occur twice"
             raise DataError(f"class names {what}: {', '.join(map(printable, bad or names))}", "rename them")
@@ -146,7 +149,8 @@ def read_hdf5(path: Path, cache: Path | None = None) -> ImageDataset:
     own, other = ("train", "test") if "train" in path.stem else ("test", "train")
     sibling = path.with_name(path.stem.replace(own, other) + path.suffix)
     files = [path, sibling] if sibling != path and sibling.is_file() else [path]
-    digest = "-".join(file_digest(file)[:12] for file in files)
+    with reading(path, "a readable HDF5 file"):
+        digest = "-".join(file_digest(file)[:12] for file in files)
     folder = (cache or cache_folder()) / f"{path.stem[:64]}-{digest}"
     if folder.is_dir():
         return write_images(folder, {}, name=path.stem)
@@ -160,7 +164,7 @@ def read_hdf5(path: Path, cache: Path | None = None) -> ImageDataset:
         raise DataError(what, "use these names")
     names = None
     if (classes := entries.get("list_classes")) is not None:
-        values = classes.ravel().tolist()
+        values = classes.ravel()[: MAX_CLASSES + 1].tolist()
         names = [v.decode("utf-8", "replace") if isinstance(v, bytes) else str(v) for v in values]
     return write_images(folder, splits, names, name=path.stem)
 
@@ -171,19 +175,25 @@ def _read_entries(path: Path) -> dict[str, np.ndarray]:
     except ImportError as error:
         raise UsageError("HDF5 files need h5py", 'pip install "flowers-torch[keras]"') from error
     found = {}
-    try:
+    with reading(path, "a readable HDF5 file"):  # guard: S8 HDF5
+        left = max(SMALL_BYTES, MAX_RATIO * require_regular(path))
         with h5py.File(path, "r") as file:
             for key in ("train_set_x", "train_set_y", "test_set_x", "test_set_y", "list_classes"):
-                # A link could lead to any other file of this machine.
-                if key not in file or not isinstance(file.get(key, getlink=True), h5py.HardLink):
+                # A link could lead to any other file of this machine. Even `key in file` would follow it.
+                links = file.id.links
+                if (
+                    not links.exists(key.encode()) or links.get_info(key.encode()).type != h5py.h5l.TYPE_HARD
+                ):  # guard: S4 link
                     continue
                 entry = file[key]
-                if not isinstance(entry, h5py.Dataset) or entry.nbytes > MAX_BYTES or entry.external:
-                    raise DataError(f"{printable(path)}: {key} is not a plain array", "use another file")
+                if not isinstance(entry, h5py.Dataset) or entry.external or entry.is_virtual:  # guard: S4 virtual
+                    raise ValueError(f"{key} is not a plain array")
+                left -= entry.nbytes
+                if left < 0:  # guard: S4 claim
+                    raise ValueError(f"{key} claims {entry.nbytes:,} bytes")
+                if entry.dtype.kind == "O" and entry.size > MAX_CLASSES:
+                    raise ValueError(f"{key} is not an array of numbers")
                 found[key] = entry[()]
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
-        what = f"{printable(path)} is not a readable HDF5 file: {one_line(error)}"
-        raise DataError(what, "use another copy") from error
     return found
 
 

@@ -3,6 +3,7 @@
 The archive has no class folders: `jpg/image_0001.jpg` to `jpg/image_1360.jpg` are ordered by class.
 """
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,12 +14,14 @@ from flowers_torch.errors import DataError, UsageError, printable
 from flowers_torch.files.atomic import atomic_write
 from flowers_torch.files.cache import cache_folder
 from flowers_torch.files.download import download, file_digest
+from flowers_torch.files.reading import read_bytes, reading
 
 URL = "https://www.robots.ox.ac.uk/~vgg/data/flowers/17/17flowers.tgz"
 MD5 = "b59a65d8d1a99cd66944d474e1289eab"
 SPLITS_NAME = "datasplits.mat"
 SPLITS_URL = "https://www.robots.ox.ac.uk/~vgg/data/flowers/17/datasplits.mat"
 SPLITS_MD5 = "4828cddfd0d803c5abbdebcb1e148a1e"
+SPLITS_BYTES = 1 << 17  # at most; SciPy unpacks a thousand times as many
 OTHER_WAYS = "give --data FOLDER, --data path/to/17flowers.tgz, or --data demo"
 
 IMAGES_PER_CLASS = 80
@@ -111,12 +114,12 @@ def official_split(dataset: ImageDataset, which: int, cache: Path | None = None)
     except ImportError as error:
         raise UsageError("Oxford's splits need SciPy", "pip install scipy") from error
     keys = {"train": f"trn{which}", "val": f"val{which}", "test": f"tst{which}"}
-    try:
-        content = loadmat(path, variable_names=list(keys.values()))
+    kind, fix = f"a split of the {len(PATHS)} photos", f"remove it, or put Oxford's own there ({SPLITS_URL})"
+    with reading(path, kind, DataError, fix):  # SciPy raises ValueError, TypeError, KeyError, ... on other files
+        content = loadmat(
+            io.BytesIO(read_bytes(path, kind, DataError, SPLITS_BYTES)), variable_names=list(keys.values())
+        )
         splits = {split: sorted((content[key].ravel().astype(int) - 1).tolist()) for split, key in keys.items()}
         if sorted(sum(splits.values(), [])) != list(range(len(PATHS))):
             raise ValueError("some photos are in no split or in several")
-    except Exception as error:  # SciPy raises ValueError, TypeError, KeyError, ... on other files
-        what = f"{printable(path)} does not split the {len(PATHS)} photos into train, val and test"
-        raise DataError(what, f"remove it, or put Oxford's own there ({SPLITS_URL})") from error
     return by_file_name(splits, dataset)

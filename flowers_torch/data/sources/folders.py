@@ -178,8 +178,8 @@ def list_folder(
                     continue
                 try:
                     mode = entry.stat().st_mode
-                except FileNotFoundError:
-                    other["dangling link"] += 1  # guard: D23 dangling
+                except OSError:  # nothing at its end, a circle, no right to look, a bad disk
+                    other["dangling link" if entry.is_symlink() else "unreadable file"] += 1  # guard: D23 dangling
                     continue
                 if stat.S_ISDIR(mode):
                     folders.append(entry.name)

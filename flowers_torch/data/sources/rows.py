@@ -57,7 +57,9 @@ def split_of_name(*names: str) -> str:
 def natural_key(name: str) -> tuple[list[tuple[int, str]], str]:
     """Sort key: class2 comes before class10, and case counts only between otherwise equal names."""
     pieces = re.split(r"([0-9]+)", name.casefold())
-    return [(int(piece), "") if piece.isdecimal() else (-1, piece) for piece in pieces], name
+    for position in range(1, len(pieces), 2):  # the numbers, of any length
+        pieces[position] = pieces[position].lstrip("0")  # guard: S8 digits
+    return [(len(piece) if n % 2 else -1, piece) for n, piece in enumerate(pieces)], name
 
 
 def listed(names: Sequence[str], limit: int = 5) -> str:

@@ -14,9 +14,11 @@ from flowers_torch.data.sources.folders import list_folder
 from flowers_torch.data.sources.rows import Row, counted, dataset_from_rows, natural_key, split_of_name
 from flowers_torch.data.tar_members import SUFFIX, members, open_member
 from flowers_torch.errors import DataError, printable
+from flowers_torch.files.reading import read_bytes, reading
 
 CLASS_LISTS = ("classes.txt", "labels.txt", "classnames.txt")  # beside the shards: line n names class n
 LABEL_FIELDS = ("label", "class", "class_name", "cls", "category")  # of a .json beside an image
+MAX_LABEL = 200  # characters
 MAX_LABEL_BYTES = 1024**2
 
 
@@ -32,7 +34,7 @@ def find_shards(source: str | Path) -> list[Path]:
         return [] if folders else [path / name for name in files if name.lower().endswith(SUFFIX)]
     if path.exists() or not path.name.lower().endswith(SUFFIX):
         return []
-    if found := re.fullmatch(r"(.*)\{(\d+)\.\.(\d+)\}(.*)", path.name):
+    if found := re.fullmatch(r"(.*)\{(\d{1,6})\.\.(\d{1,6})\}(.*)", path.name):
         before, first, last, after = found.groups()
         numbers = range(int(first), int(last) + 1)
         paths = [path.with_name(f"{before}{number:0{len(first)}}{after}") for number in numbers]
@@ -72,7 +74,7 @@ def read_shards(shards: list[Path]) -> ImageDataset:
         raise DataError(f"the shards of {printable(root)} hold no photos", "write photos and labels to them")
     names_of = _class_names(root, {label for _, label, _ in rows})
     classes = sorted(set(names_of.values()), key=natural_key)
-    if all(label.isdecimal() for label in names_of):
+    if all(map(_is_number, names_of)):
         classes = [names_of[label] for label in sorted(names_of, key=int)]
     has_split = len({split for _, _, split in rows if split}) > 1
     unclear = min((path for path, _, split in rows if not split), key=natural_key, default=None)
@@ -110,25 +112,31 @@ def _key(name: str) -> str:
 def _read_label(shard: Path, name: str | None) -> str:
     if name is None:
         return ""
-    with open_member(shard, name) as file:
+    kind, fix = "a file with a label", "write a name or a number"
+    with reading(shard / name, kind, DataError, fix), open_member(shard, name) as file:  # guard: S8 label
         content = file.read(MAX_LABEL_BYTES)
-    try:
-        text = content.decode("utf-8").strip()
         if name.lower().endswith(".cls"):
-            return text
-        values = json.loads(text)
-        return next((str(values[field]).strip() for field in LABEL_FIELDS if field in values), "")
-    except (ValueError, TypeError, RecursionError) as error:
-        where = f"{printable(shard)}/{printable(name)}"
-        raise DataError(f"{where} holds no label: {printable(error)}", "write a name or a number") from error
+            label = content.decode("utf-8")
+        else:
+            values = json.loads(content)
+            label = next((values[field] for field in LABEL_FIELDS if field in values), "")
+            if not isinstance(label, str | int):
+                raise ValueError("its label is neither a name nor a number")
+        if len(label := str(label).strip()) > MAX_LABEL:
+            raise ValueError(f"its label has more than {MAX_LABEL} characters")
+        return label
+
+
+def _is_number(label: str) -> bool:
+    return label.isdecimal() and len(label) < 10  # guard: S8 number
 
 
 def _class_names(root: Path, labels: set[str]) -> dict[str, str]:
     """Label to class name: a line of the class list if the labels are numbers and there is a list."""
     lists = [root / name for name in CLASS_LISTS if (root / name).is_file()]
-    if not lists or not all(label.isdecimal() for label in labels):
+    if not lists or not all(map(_is_number, labels)):
         return {label: label for label in labels}
-    names = lists[0].read_text(encoding="utf-8", errors="replace").splitlines()
+    names = read_bytes(lists[0], "a class list", DataError, MAX_LABEL_BYTES).decode("utf-8", "replace").splitlines()
     highest = max(map(int, labels))
     if highest >= len(names) or len(set(names)) < len(names) or "" in names[: highest + 1]:
         what = f"{printable(lists[0])} has {len(set(names) - {''})} names, but the labels go up to {highest}"

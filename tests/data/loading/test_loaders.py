@@ -102,7 +102,7 @@ def test_no_image_is_dropped_and_none_is_alone_in_a_batch(count, sizes):
 def test_a_bad_image_is_named_from_a_worker_too(files, tmp_path, workers):
     bad = tmp_path / "bad.jpg"
     bad.write_bytes(files[0].read_bytes()[:200])
-    with pytest.raises(DataError, match=r"bad\.jpg is cut off or damaged.*fix: "):
+    with pytest.raises(DataError, match=r"bad\.jpg is not a usable image.*fix: "):
         batches([*files, bad], workers)
 
 

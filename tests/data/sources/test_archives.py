@@ -130,7 +130,7 @@ def test_a_header_that_claims_gigabytes_of_attributes(tmp_path):
     """tarfile reads extended headers whole; the claim is refused before memory is asked for."""
     header = special("pax", tarfile.XHDTYPE)
     header.size = 7 * 1024**3
-    refuse(tmp_path, gzip.compress(header.tobuf() + bytes(100_000)), "unpacks to more than", max_members=1000)
+    refuse(tmp_path, gzip.compress(header.tobuf() + bytes(100_000)), "a header claims")
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.1, 0.5, 0.9, 0.999])
@@ -139,7 +139,7 @@ def test_truncated_archives(tmp_path, fraction, mode):
     content = zip_bytes(*GOOD) if mode == "zip" else tar_bytes(*GOOD, mode=mode)
     if mode == "w" and fraction > 0.9:  # a tar ends in kilobytes of zeros
         fraction = 0.9
-    refuse(tmp_path, content[: int(len(content) * fraction)], "cut off or damaged|not a tar or zip")
+    refuse(tmp_path, content[: int(len(content) * fraction)], "not a whole archive|not a tar or zip")
 
 
 def test_a_tar_cut_between_two_members_is_noticed(tmp_path):
@@ -151,7 +151,7 @@ def test_flipped_bytes_are_noticed(tmp_path):
     for content in (zip_bytes(*GOOD), tar_bytes(*GOOD)):
         flipped = bytearray(content)
         flipped[len(flipped) // 2] ^= 4
-        refuse(tmp_path, bytes(flipped), "cut off or damaged")
+        refuse(tmp_path, bytes(flipped), "not a whole archive")
 
 
 def test_invalid_archives(tmp_path):
@@ -177,10 +177,11 @@ def test_a_full_disk_is_a_resource_error(tmp_path, monkeypatch):
     archive = tmp_path / "set.zip"
     archive.write_bytes(zip_bytes(*GOOD))
 
-    def full(*_):
-        raise OSError(28, "No space left on device")
+    class Full(io.BytesIO):
+        def write(self, content):
+            raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(archives._Target, "write", full)
+    monkeypatch.setattr(archives.Path, "open", lambda path, mode: Full() if mode == "xb" else open(path, mode))
     with pytest.raises(ResourceError, match="No space left"):
         extract_archive(archive, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["set.zip"]

@@ -187,7 +187,7 @@ def test_invalid_official_splits(dataset, splits_file, monkeypatch, tmp_path):
     changed = dict(splits_file[1])
     changed["tst1"] = changed["val1"]
     scipy.io.savemat(path, changed)
-    with pytest.raises(DataError, match="does not split"):
+    with pytest.raises(DataError, match="is not a split of the 1360 photos"):
         official_split(dataset, 1)
     path.unlink()
     monkeypatch.setattr(module, "SPLITS_URL", (tmp_path / "none").as_uri())
