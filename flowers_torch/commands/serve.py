@@ -1,6 +1,7 @@
 """Serve a trained model on this machine: a web page to try it, and an HTTP endpoint for programs."""
 
 import argparse
+import contextlib
 import importlib
 import ipaddress
 import signal
@@ -19,6 +20,7 @@ EXAMPLES = """examples:
   curl -F photo=@rose.jpg -F photo=@tulip.jpg http://127.0.0.1:8000/api/predict
 """
 STOP_SECONDS = 30  # for running requests to finish
+BACKLOG = 64  # connections that are opened before the limit of connections is looked at
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,12 +33,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_max_error(parser)
     parser.add_argument("--max-upload", type=int, default=10, metavar="MB", help="largest photo [10]")
     parser.add_argument("--queue", type=int, default=128, metavar="N", help="photos that may wait [128]")
+    parser.add_argument("--max-pixels", type=int, default=30, metavar="M", help="most million pixels of a photo [30]")
+    parser.add_argument("--connections", type=int, default=256, metavar="N", help="clients at the same time [256]")
     add_device(parser, precision=True)
 
 
 def run(args: argparse.Namespace) -> None:
     """Serves until SIGINT or SIGTERM. Running requests are finished, and the exit code is 0."""
-    check_positive(args, "max-upload", "queue", "batch-size")
+    check_positive(args, "max-upload", "queue", "batch-size", "max-pixels", "connections")
     max_error = fraction(args.max_error) if args.max_error is not None else None
     try:
         for name in ("prometheus_client", "python_multipart", "starlette", "uvicorn"):
@@ -56,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
         path = find_run(args.run)
         classifier = Classifier.load(path, choose_runtime(args.device, args.precision))
         threshold = classifier.threshold(max_error) if max_error is not None else None
-        limits = Limits(args.max_upload << 20, batch=args.batch_size, waiting=args.queue)
+        limits = Limits(args.max_upload << 20, args.max_pixels * 1_000_000, batch=args.batch_size, waiting=args.queue)
         service = Service(classifier, printable(path.name if path.is_dir() else path.stem), limits, threshold)
         host, port = listener.getsockname()[:2]
         info, device = classifier.info, classifier.runtime.device
@@ -68,7 +72,8 @@ def run(args: argparse.Namespace) -> None:
             warn(f"warning: --host {printable(args.host)} {network}")
         address = f"[{host}]" if ":" in host else host
         print(f"serving  http://{address}:{port}/ (Ctrl-C stops)", flush=True)
-        serve(make_server(make_app(service, {*host_names(args.host), *args.name})), listener)
+        app = make_app(service, {*host_names(args.host), *args.name})
+        serve(make_server(app, args.connections), listener)
     print("stopped  all requests are answered")
 
 
@@ -87,13 +92,31 @@ def listen(host: str, port: int) -> socket.socket:
         raise ResourceError(what, "give another --port, or 0") from error
 
 
-def make_server(app: Any) -> "uvicorn.Server":
+def make_server(app: Any, connections: int = 256) -> "uvicorn.Server":
     """A quiet uvicorn server that finishes the running requests when it stops."""
     import uvicorn
 
-    quiet: Any = {"log_level": "warning", "access_log": False, "server_header": False, "proxy_headers": False}
-    limits: Any = {"http": "h11", "ws": "none", "timeout_graceful_shutdown": STOP_SECONDS}
-    return uvicorn.Server(uvicorn.Config(app, lifespan="on", **limits, **quiet))
+    from flowers_torch.deploy.guard import Connection, Sparing
+
+    with contextlib.suppress(ImportError):  # on Windows
+        import resource
+
+        least, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = max(least, min(2 * connections + 4 * BACKLOG, most))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+        connections = min(connections, wanted // 2)  # guard: H06 files
+    handler = {"class": "logging.StreamHandler", "filters": ["sparing"]}
+    logger = {"handlers": ["default"], "level": "ERROR", "propagate": False}
+    log: Any = {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "filters": {"sparing": {"()": Sparing}},
+        "handlers": {"default": handler},
+        "loggers": {"uvicorn": logger, "asyncio": logger},
+    }
+    quiet: Any = {"log_config": log, "access_log": False, "server_header": False, "proxy_headers": False}
+    limits: Any = {"http": Connection, "ws": "none", "backlog": BACKLOG, "limit_concurrency": connections}
+    return uvicorn.Server(uvicorn.Config(app, lifespan="on", timeout_graceful_shutdown=STOP_SECONDS, **limits, **quiet))
 
 
 def serve(server: "uvicorn.Server", listener: socket.socket) -> None:

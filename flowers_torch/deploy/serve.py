@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import dataclasses
 import functools
+import io
 import os
 import time
 from collections.abc import AsyncIterator, Collection, Iterator, Sequence
@@ -25,6 +26,7 @@ from prometheus_client.process_collector import ProcessCollector
 from starlette.applications import Starlette
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartParser
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
 from starlette.requests import ClientDisconnect, Request
@@ -33,10 +35,10 @@ from starlette.routing import Route
 from torch import Tensor
 
 from flowers_torch import __version__
-from flowers_torch.data.images import MAX_PIXELS
+from flowers_torch.data.images import open_header
 from flowers_torch.deploy.batching import Batcher
 from flowers_torch.deploy.classifier import Classifier, Prediction
-from flowers_torch.deploy.guard import HEADERS, limit_body, refusal
+from flowers_torch.deploy.guard import BODY_SECONDS, HEADERS, Bodies, Body, refusal
 from flowers_torch.errors import DataError, FlowersError, UsageError, printable
 from flowers_torch.evaluation.selective import Threshold
 from flowers_torch.files.atomic import to_json
@@ -50,16 +52,15 @@ PAGE = {
 }
 DEFAULT_TOP = 5  # classes in a prediction
 MAX_IMAGES = 64  # in one request
-BODY_SECONDS = 60.0  # timeout for receiving a request
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)  # of the histogram
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """Limits of the server."""
+    """Limits of the server. docs/serve.md derives its largest memory from them."""
 
-    image_bytes: int = 10 << 20  # of an image file; a request may hold eight times as much
-    pixels: int = MAX_PIXELS  # width times height of an image
+    image_bytes: int = 10 << 20  # of an image file; a request may hold 8 times as much, all together 32 times
+    pixels: int = 30_000_000  # of a decoded image
     batch: int = 32  # images per forward pass
     waiting: int = 128  # images in the queue or being computed; further requests get status 503
 
@@ -79,7 +80,10 @@ class Service:
         self.sizes = Histogram("flowers_batch_images", "Images in a batch", buckets=BATCH_SIZES, registry=own)
         Gauge("flowers_pending_images", "Waiting or being computed", registry=own).set_function(lambda: self.pending)
         self.pending = 0  # images that wait or are being computed; changed by the event loop's thread only
+        self.bodies = Bodies(32 * limits.image_bytes)
+        MultiPartParser.spool_max_size = 8 * limits.image_bytes  # no photo is written to the disk
         self.readers = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "reader")
+        self.large_reader = ThreadPoolExecutor(1, "large reader")  # large images are decoded one at a time
         side = classifier.info.preprocessing.size
         classifier.classify([torch.zeros(3, side, side)])  # warm-up: the first forward pass is slow
         self.batcher = Batcher(self.compute, limits.batch)
@@ -118,28 +122,35 @@ class Service:
         top = _query_integer(request, "top", DEFAULT_TOP, minimum=1)
         explain = bool(_query_integer(request, "gradcam", 0, minimum=0))
         with self.reserve(1):
+            pass  # a full queue refuses the request before its body is there
+        with self.bodies.hold() as body:
             try:
-                async with asyncio.timeout(BODY_SECONDS):
-                    files = await self.receive(request)
+                async with body.clock:
+                    files = await self.receive(request, body)
             except TimeoutError:
-                raise HTTPException(408, f"the photos took more than {BODY_SECONDS:g} s to arrive") from None
+                if body in self.bodies.held:
+                    raise HTTPException(408, f"the photos took more than {BODY_SECONDS:g} s to arrive") from None
+                raise HTTPException(503, "too many photos are arriving; try again", {"Retry-After": "1"}) from None
             except ClientDisconnect:
                 return Response(status_code=400)  # nobody receives it
-            with self.reserve(len(files) - 1):
+            body.is_complete = True
+            with self.reserve(len(files)):
                 work = [self.predict_file(name, content, top, explain) for name, content in files]
                 predictions = await asyncio.gather(*work)
         self.seconds.observe(time.perf_counter() - started)
         return _json({"model": self.name, "predictions": predictions})
 
-    async def receive(self, request: Request) -> list[tuple[str, bytes | None]]:
+    async def receive(self, request: Request, body: Body) -> list[tuple[str, bytes | None]]:
         """Names and contents of the image files in a request; None for a file that is too large.
 
         The body is a form with any number of files, as browsers and `curl -F` send it, or one image file.
         """
         most = self.limits.image_bytes
-        request = Request(request.scope, limit_body(request, 8 * most))
+        is_form = request.headers.get("content-type", "").lower().startswith("multipart/form-data")  # guard: H07 form
+        # guard: H06 raw body
+        request = Request(request.scope, self.bodies.counting(request, body, 8 * most if is_form else most))
         files: list[tuple[str, bytes | None]] = []
-        if request.headers.get("content-type", "").startswith("multipart/form-data"):
+        if is_form:
             max_files = min(MAX_IMAGES, self.limits.waiting)
             async with request.form(max_files=max_files, max_fields=max_files) as form:
                 for _, file in form.multi_items():
@@ -148,7 +159,7 @@ class Service:
                         # guard: H06 escape
                         files.append((printable(file.filename), await file.read() if small else None))
         elif content := await request.body():
-            files.append(("the photo", content if len(content) <= most else None))
+            files.append(("the photo", content))
         if not files:
             raise HTTPException(400, "the request holds no photo; see curl -F photo=@FILE")
         return files
@@ -159,8 +170,10 @@ class Service:
         try:
             if content is None:
                 raise DataError(f"{name} holds more than {self.limits.image_bytes >> 20} MB", "make it smaller")
-            # guard: H06 pixels
-            pixels = await in_reader(self.classifier.read, name, content, self.limits.pixels)
+            is_large = await in_reader(self.count_pixels, name, content) > self.limits.pixels / 8
+            reader = self.large_reader if is_large else self.readers  # guard: H06 large
+            read = functools.partial(self.classifier.read, name, content, 4 * self.limits.pixels)
+            pixels = await asyncio.get_running_loop().run_in_executor(reader, read)
             prediction, heatmap = await asyncio.wrap_future(self.batcher.submit((pixels, explain)))
         except FlowersError as error:  # guard: H07 photo
             self.images.labels("error").inc()
@@ -173,6 +186,20 @@ class Service:
         elif heatmap:
             values["gradcam"] = await in_reader(functools.partial(data_uri, heatmap, max(heatmap.size), quality=88))
         return values
+
+    def count_pixels(self, name: str, content: bytes) -> int:
+        """The pixels that an image takes in memory: of a JPEG, which is decoded smaller, at least a quarter.
+
+        Raises:
+            DataError: it is not an image, or has too many pixels.
+        """
+        with open_header(io.BytesIO(content), name, 4 * self.limits.pixels) as image:
+            quarter = image.width * image.height // 4  # a progressive JPEG keeps its coefficients
+            image.draft(None, (self.classifier.enough_side, self.classifier.enough_side))
+            pixels = max(image.width * image.height, quarter)
+        if pixels > self.limits.pixels:  # guard: H06 pixels
+            open_header(io.BytesIO(content), name, self.limits.pixels)  # raises
+        return pixels
 
     async def model(self, request: Request) -> Response:
         """The model and the limits that the page respects."""
@@ -198,6 +225,7 @@ class Service:
         """Computes the waiting images, then ends the threads."""
         self.batcher.close()
         self.readers.shutdown()
+        self.large_reader.shutdown()
 
 
 def make_app(service: Service, names: Collection[str] = ()) -> Starlette:

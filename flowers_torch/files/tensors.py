@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,9 @@ def _load_pth(path: Path) -> dict[str, Tensor]:
         raise ModelFileError(f"{printable(path)} is {kind}, expected .safetensors or .pth weights", "save those")
     try:
         # weights_only is passed explicitly, so that no environment variable can turn it off.
-        content = torch.load(path, map_location="cpu", weights_only=True)  # guard: C04, C05, C06
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's warnings are about how the file was written
+            content = torch.load(path, map_location="cpu", weights_only=True)  # guard: C04, C05, C06
     except Exception as error:
         if "weights_only" not in str(error):
             raise

@@ -121,14 +121,14 @@ def served_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def serving(classifier: Classifier, **limits: int) -> Iterator[Served]:
+def serving(classifier: Classifier, connections: int = 256, **limits: int) -> Iterator[Served]:
     pytest.importorskip("starlette")
     from flowers_torch.commands.serve import listen, make_server
     from flowers_torch.deploy.serve import Limits, Service, make_app
 
     service = Service(classifier, "<i>a run</i>", Limits(**limits))
     with listen("127.0.0.1", 0) as listener:
-        server = make_server(make_app(service))
+        server = make_server(make_app(service), connections)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         while not server.started and thread.is_alive():

@@ -1,6 +1,5 @@
 """Runs one action in a forked child, in a folder of its own, and tells what it did to the machine."""
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -10,6 +9,7 @@ import shutil
 import signal
 import sys
 import time
+import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 from flowers_torch.errors import FlowersError
 
 SECONDS = 10.0  # beyond which an action hangs
+BUILD_FAILED = 70  # exit code: the case itself is wrong
 MEMORY = 500 << 20  # bytes beyond those at its start
 CONTROL = re.compile(rb"[\x00-\x08\x0b-\x1f\x7f]|\xc2[\x80-\x9f]")  # what a terminal would act on
 OURS = re.compile(rb"flowers-torch: [^\n]*\n?")
@@ -41,6 +42,7 @@ class CaseResult:
             "file outside": bool(self.changed) and not executed,
             "crash": self.code < 0 and self.code != -signal.SIGALRM,
             "hang": self.seconds > SECONDS or self.code == -signal.SIGALRM,
+            "fuzzer": self.code == BUILD_FAILED,
             "memory": self.peak > MEMORY,
             "exit 1": self.code == 1,
             "terminal": bool(CONTROL.search(self.output)),
@@ -109,7 +111,9 @@ def _child(build: Callable[[], Callable[[], Any]], box: Box, report: Path, strea
         resource.setrlimit(resource.RLIMIT_FSIZE, (4 << 30, 4 << 30))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            code = BUILD_FAILED
             action = build()
+            code = 1
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts again at what is used now
         before, started = _status("VmRSS"), time.monotonic()
         signal.setitimer(signal.ITIMER_REAL, 1.2 * SECONDS)  # its default action ends the process
@@ -117,6 +121,9 @@ def _child(build: Callable[[], Callable[[], Any]], box: Box, report: Path, strea
         sys.stdout.flush()
         sys.stderr.flush()
         report.write_text(json.dumps([_status("VmHWM") - before, time.monotonic() - started]))
+    except Exception:
+        traceback.print_exc()
+        sys.stderr.flush()
     finally:
         os._exit(code)
 
@@ -132,10 +139,7 @@ def _exit_code(action: Callable[[], Any]) -> int:
         return int(error.code or 0)
     except BaseException as error:
         print(f"{type(error).__name__}: {error}"[:2000], file=sys.stderr)
-        with contextlib.suppress(Exception):
-            import traceback
-
-            print(traceback.format_exc()[-3000:], file=sys.stderr)
+        print(traceback.format_exc()[-3000:], file=sys.stderr)
         return 1
 
 
