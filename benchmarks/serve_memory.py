@@ -3,8 +3,8 @@
     python benchmarks/serve_memory.py RUN
 
 Starts `flowers-torch serve RUN` once for each attack and sends 64 photos. Prints the server's peak memory (VmHWM)
-then, how much the attack adds, the bound of that, how long an honest request takes at most during the attack, and the
-bytes of the log. The last attack is an honest client: a photo of 10 MB that takes 40 s to arrive. Needs Linux.
+then, how much the attack adds, its bound, how long an honest request takes at most during the attack, and the bytes of
+the log. The last attack is an honest client: a photo of 10 MB that takes 40 s to arrive. Needs Linux.
 """
 
 import argparse
