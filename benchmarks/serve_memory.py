@@ -48,7 +48,7 @@ def memory(pid: int, kind: str) -> int:
     return int(found[1]) // 1024 if found else 0
 
 
-def photo(mode: str, side: int, kind: str, **options: bool) -> bytes:
+def image_bytes(mode: str, side: int, kind: str, **options: bool) -> bytes:
     file = io.BytesIO()
     Image.new(mode, (side, side)).save(file, kind, **options)
     return file.getvalue()
@@ -94,7 +94,7 @@ def half_open(port: int) -> Counter[str]:
 
 def slow_phone(port: int) -> Counter[str]:
     """10 MB in 40 s."""
-    body = photo("RGB", 1000, "PNG")
+    body = image_bytes("RGB", 1000, "PNG")
     body = body + bytes(10 * MB - len(body))  # a PNG may be followed by anything
     with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
         connection.sendall(
@@ -108,7 +108,7 @@ def slow_phone(port: int) -> Counter[str]:
 
 def measure(run: str, name: str, bound: int, attack: Callable[[int], Counter[str]], log: Path) -> None:
     """Prints the row of an attack, during which an honest client sends a photo again and again."""
-    honest, done, found = photo("RGB", 300, "JPEG"), threading.Event(), Counter[str]()
+    honest, done, found = image_bytes("RGB", 300, "JPEG"), threading.Event(), Counter[str]()
     slowest = 0.0
     with server(run, log) as (port, pid):
         together(64, port, honest)  # a full batch
@@ -137,7 +137,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="attacks whose name contains this")
     parser.add_argument("--log", type=Path, default=Path("serve_memory.log"))
     args = parser.parse_args()
-    rgba, cmyk = functools.partial(photo, "RGBA"), functools.partial(photo, "CMYK")
+    rgba, cmyk = functools.partial(image_bytes, "RGBA"), functools.partial(image_bytes, "CMYK")
     attacks: dict[str, tuple[int, Callable[[int], Counter[str]]]] = {
         "300 half-open connections": (128, half_open),
         "100 bodies of 10 MB": (640, lambda port: together(100, port, bytes(10 * MB))),

@@ -83,13 +83,13 @@ class Body:
 
 
 class Bodies:
-    """Bounds the request bodies of all clients together to `most` bytes.
+    """Bounds the request bodies of all clients together to `max_bytes` bytes.
 
     The body that has been arriving longest gives way, so that slow clients cannot shut out fast ones.
     """
 
-    def __init__(self, most: int) -> None:
-        self.most = most
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
         self.held: dict[Body, None] = {}  # the oldest first
 
     @contextlib.contextmanager
@@ -102,24 +102,24 @@ class Bodies:
         finally:
             self.held.pop(body, None)
 
-    def counting(self, request: Request, body: Body, most: int) -> Receive:
-        """The `receive` of a request, which raises status 413 as soon as its body exceeds `most` bytes.
+    def counting(self, request: Request, body: Body, max_bytes: int) -> Receive:
+        """The `receive` of a request, which raises status 413 as soon as its body exceeds `max_bytes`.
 
         If the request states its length, it raises immediately, before anything is read.
         """
-        detail = f"a request may hold {most >> 20} MB; send fewer or smaller photos"
+        detail = f"a request may hold {max_bytes >> 20} MB; send fewer or smaller photos"
         too_large = HTTPException(
             413, detail
         )  # the rest is not kept; the client would see no response if it were refused
-        if int(request.headers.get("content-length", 0)) > most:  # a number, as uvicorn has verified
+        if int(request.headers.get("content-length", 0)) > max_bytes:  # a number, as uvicorn has verified
             raise too_large
 
         async def counted() -> Message:
             message = await request.receive()
             body.size += len(message.get("body", b""))
-            if body.size > most:  # guard: H06 body
+            if body.size > max_bytes:  # guard: H06 body
                 raise too_large
-            while sum(each.size for each in self.held) > self.most:  # guard: H06 bodies
+            while sum(each.size for each in self.held) > self.max_bytes:  # guard: H06 bodies
                 slowest = next((each for each in self.held if not each.is_complete), body)
                 self.held.pop(slowest, None)
                 if slowest is body:
@@ -202,7 +202,7 @@ class Sparing(logging.Filter):
 
     next = 0.0
 
-    def filter(self, record: logging.LogRecord) -> bool:
+    def filter(self, _: logging.LogRecord) -> bool:
         is_due = time.monotonic() >= self.next
         if is_due:
             self.next = time.monotonic() + LOG_SECONDS

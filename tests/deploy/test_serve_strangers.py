@@ -151,12 +151,12 @@ def test_errors_are_logged_once_a_minute(serve_with: Any, capsys: pytest.Capture
 def test_the_oldest_of_too_many_bodies_gives_way(serve_with: Any, image: bytes) -> None:
     with serve_with(image_bytes=1 << 16) as served, contextlib.ExitStack() as stack:
         bodies = served.service.bodies
-        assert bodies.most == 32 << 16
+        assert bodies.max_bytes == 32 << 16
         slow = [stack.enter_context(connect(served, head_of(1 << 16) + bytes(65_000))) for _ in range(40)]
         wait_until(lambda: sum(each.size for each in tuple(bodies.held)) > 31 * 65_000)
         assert slow[0].recv(10_000).startswith(b"HTTP/1.1 503")
         assert served.request("POST", "/api/predict", image)[0] == 200
-        assert sum(each.size for each in tuple(bodies.held)) <= bodies.most
+        assert sum(each.size for each in tuple(bodies.held)) <= bodies.max_bytes
         assert not is_closed(slow[-1], 0.2)
 
 
