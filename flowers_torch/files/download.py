@@ -93,6 +93,7 @@ def _part_of(path: Path) -> Iterator[Path]:
     try:
         yield path.with_name(path.name + ".part")
     finally:
+        Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
 
 

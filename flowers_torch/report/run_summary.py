@@ -79,7 +79,7 @@ def read_run(folder: Path) -> RunSummary:
     config = read_toml(folder / "config.toml", "the configuration of a run", DataError)
     with reading(folder / "config.toml", "the configuration of a run"):
         stages = check(config, {"size?": (0, 10**4), "stages": [STAGE_FORM]})["stages"]
-    issues = _read_file(folder / LABEL_ISSUES_FILE, LABEL_ISSUES_FORM)
+    issues = _read_values(folder / LABEL_ISSUES_FILE, LABEL_ISSUES_FORM)
     if not stages or issues.get("curve") == []:
         raise DataError(f"{printable(folder)} has no stages, or a learning curve without points", "train it again")
     command = folder / "command.txt"
@@ -94,9 +94,9 @@ def read_run(folder: Path) -> RunSummary:
         config=config,
         stages=stages,
         command=read_bytes(command, "a command").decode("utf-8", "replace").strip() if command.is_file() else "",
-        environment=_read_file(folder / "environment.json", {str: object}),
+        environment=_read_values(folder / "environment.json", {str: object}),
         history=read_history(folder),
-        metrics=_read_file(folder / "metrics.json", METRICS_FORM),
+        metrics=_read_values(folder / "metrics.json", METRICS_FORM),
         label_issues=issues,
         predictions=predictions,
         classes=predictions.classes,
@@ -108,7 +108,7 @@ def read_run(folder: Path) -> RunSummary:
     )
 
 
-def _read_file(path: Path, form: Any) -> dict[str, Any]:
+def _read_values(path: Path, form: Any) -> dict[str, Any]:
     """A JSON file of a run; empty if there is none."""
     return dict(read_json(path, "a record of a run", form)) if path.is_file() else {}
 
