@@ -15,6 +15,7 @@ from torch import Tensor
 from flowers_torch.errors import printable
 
 FEW_IMAGES = 10  # below this number of images, the metrics of a class mean little
+PREDICTION_COLUMNS = ("file", "label", "predicted", "probability", "correct")  # of predictions.csv
 TOP = 5  # largest k of the top-k accuracy
 BINS = 15  # of the calibration error
 TEMPERATURES = (0.05, 20.0)  # limits of the fit
@@ -212,8 +213,13 @@ def prediction_rows(
     """A row for each image: file, label, predicted class, its probability, and whether it is correct."""
     probabilities, predicted = logits.softmax(1).max(1)
     rows = zip(paths, labels.tolist(), predicted.tolist(), probabilities.tolist(), strict=True)
-    columns = ("file", "label", "predicted", "probability", "correct")
     return [
-        dict(zip(columns, (path, classes[label], classes[guess], round(chance, 6), int(guess == label)), strict=True))
+        dict(
+            zip(
+                PREDICTION_COLUMNS,
+                (path, classes[label], classes[guess], round(chance, 6), int(guess == label)),
+                strict=True,
+            )
+        )
         for path, label, guess, chance in rows
     ]

@@ -11,6 +11,7 @@ from flowers_torch.config_file import load_config, to_toml
 from flowers_torch.data.splits.kfold import make_folds
 from flowers_torch.data.splits.split_file import load_split
 from flowers_torch.errors import DataError, UsageError, printable
+from flowers_torch.evaluation.metrics import PREDICTION_COLUMNS
 from flowers_torch.files.atomic import write_csv, write_json, write_text
 from flowers_torch.files.reading import read_csv, read_json
 from flowers_torch.log import log
@@ -88,8 +89,8 @@ def resume(out: Path, data: str = "", command: Sequence[str] | None = None) -> d
         test = read_json(folder / "metrics.json", "the result of a fold", COUNTS_FORM)["test"]
         counts = {key: test[key] for key in ("accuracy", "correct", "images")}
         runs.append({"seed": seed, "fold": fold, "folder": folder.name, **counts})
-        predictions = read_csv(folder / "predictions.csv", "the predictions of a fold", ["file"])
-        rows += [{**row, "seed": seed, "fold": fold} for row in predictions]
+        predictions = read_csv(folder / "predictions.csv", "the predictions of a fold", PREDICTION_COLUMNS)
+        rows += [{"seed": seed, "fold": fold} | {name: row[name] for name in PREDICTION_COLUMNS} for row in predictions]
         write_csv(out / "predictions.csv", rows)  # after each fold, so that a stopped run leaves what it has
         write_json(out / SUMMARY_FILE, _summary(runs, folds, repeats))
     summary = _summary(runs, folds, repeats)

@@ -81,7 +81,7 @@ def test_an_interrupted_cross_validation_continues(
         ("seed0-fold1/metrics.json", '{"test": {"accuracy": "x", "correct": 1, "images": 0}}'),
         ("seed0-fold1/metrics.json", "[]"),
         ("seed0-fold1/predictions.csv", "file\n" + "y" * 200_000),
-        ("seed0-fold1/predictions.csv", "x,y\n1,2\n"),
+        ("seed0-fold1/predictions.csv", "file,label,predicted,probability,c\n1,2,3,4,5\n"),
         ("seed0-fold1/split.json", "{}"),
     ],
     ids=range(8),
