@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import mmap
 import re
 import warnings
 import zipfile
@@ -18,7 +19,9 @@ from flowers_torch.files.reading import plausible_bytes, reading, require_regula
 
 HASH_KEY = "sha256"
 MAX_HEADER_BYTES = 16 * 1024**2
-MAX_TENSORS = 100_000
+MAX_TENSORS = 30_000  # a checkpoint has about six for each parameter
+MAX_LISTS = 200_000  # and tables in the metadata; each takes 56 bytes or more
+GREEDY = b"\nbytearray\n", b"_codecs\nencode\n"  # pickles may ask these for gigabytes and for minutes
 DTYPES = {"bool", "uint8", "int8", "int16", "int32", "int64", "float16", "bfloat16", "float32", "float64"}
 OTHER_FILES = {  # by their first bytes
     b"\x89HDF\r\n": "an HDF5 file",
@@ -77,7 +80,7 @@ def _load_safetensors(path: Path, header_bytes: int, size: int) -> tuple[dict[st
         raise ValueError(f"its header has {header_bytes:,} bytes")
     with safetensors.safe_open(path, framework="pt") as file:
         texts, names = dict(file.metadata() or {}), list(file.keys())
-        if len(names) > MAX_TENSORS:
+        if len(names) > MAX_TENSORS:  # guard: S04 tensors
             raise ValueError(f"it holds {len(names):,} tensors")
         tensors = {name: file.get_tensor(name) for name in names}
     if HASH_KEY not in texts:
@@ -85,6 +88,8 @@ def _load_safetensors(path: Path, header_bytes: int, size: int) -> tuple[dict[st
     stated = texts.pop(HASH_KEY)
     if stated != json.dumps(_checksum(tensors, texts)):  # guard: C03
         raise ValueError("its checksum does not match")
+    if sum(value.count("[") + value.count("{") for value in texts.values()) > MAX_LISTS:  # guard: S04 lists
+        raise ValueError(f"its metadata hold more than {MAX_LISTS:,} lists")
     return tensors, {key: json.loads(value) for key, value in texts.items()}
 
 
@@ -93,10 +98,12 @@ def _load_pth(path: Path) -> dict[str, Tensor]:
         raise ModelFileError(f"torch {torch.__version__} cannot read {printable(path)} safely", "pip install -U torch")
     if kind := _other_zip(path):  # guard: C08
         raise ModelFileError(f"{printable(path)} is {kind}, expected .safetensors or .pth weights", "save those")
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as pickles:
+        if any(pickles.find(word) >= 0 for word in GREEDY):  # guard: S04 pickle
+            raise ValueError("it holds bytes, which weights do not need")
     try:
-        # weights_only is passed explicitly, so that no environment variable can turn it off.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's warnings are about how the file was written
+        with warnings.catch_warnings(action="ignore"):  # guard: S08 quiet
+            # weights_only is passed explicitly, so that no environment variable can turn it off.
             content = torch.load(path, map_location="cpu", weights_only=True)  # guard: C04, C05, C06
     except Exception as error:
         if "weights_only" not in str(error):

@@ -36,6 +36,7 @@ from .sandbox import Box
 
 Action = Callable[[], Any]
 ARCH = "test_resnet"
+KERAS_ARCH, KERAS_SIZE = "happy_model", 8  # one convolution, one batch norm, one dense layer
 NAMES = (
     *("../../outside/x", "/{outside}/x", "//{outside}/x", "\\\\host\\share\\x", "C:x", "C:\\x", "a/../../../outside/x"),
     *("con", "a/nul.txt", "com1", "aux.jpg", "./x", "a//b", "", ".", "..", "/", "a\0b", "a" * 300, "x/" * 3000),
@@ -118,7 +119,7 @@ def _start_from(path: Path, arch: str = ARCH) -> Action:
 
     def action() -> None:
         plan = plan_weights(arch, str(path))
-        model = create_model(arch, 2, size=32, options=plan.options)
+        model = create_model(arch, 2, size=KERAS_SIZE if arch == KERAS_ARCH else 32, **plan.options)
         load_weights(model, arch, plan, ("blue", "red"))
 
     return action
@@ -243,13 +244,16 @@ def pth_content(draw: random.Random, box: Box, run: Path) -> Action:
 
 
 def _keras_h5(file: Any) -> None:
-    """The layout of Keras 2 with one layer."""
+    """The weights of `KERAS_ARCH` as Keras 2 writes them."""
     group = file.create_group("model_weights")
-    group.attrs["layer_names"] = [b"dense"]
-    layer = group.create_group("dense")
-    layer.attrs["weight_names"] = [b"dense/kernel:0", b"dense/bias:0"]
-    layer.create_dataset("dense/kernel:0", data=np.zeros((8, 2), np.float32))
-    layer.create_dataset("dense/bias:0", data=np.zeros(2, np.float32))
+    kernel, vector = np.ones((7, 7, 3, 32), np.float32), np.ones(32, np.float32)
+    layers = {"conv0": [kernel, vector], "bn0": [vector] * 4, "dense": [np.ones((512, 2)), np.ones(2)]}
+    group.attrs["layer_names"] = [name.encode() for name in layers]
+    for name, arrays in layers.items():
+        layer = group.create_group(name)
+        layer.attrs["weight_names"] = [f"{name}/{number}".encode() for number in range(len(arrays))]
+        for number, array in enumerate(arrays):
+            layer.create_dataset(f"{name}/{number}", data=array)
 
 
 def keras_bytes(draw: random.Random, box: Box, run: Path) -> Action:
@@ -257,7 +261,7 @@ def keras_bytes(draw: random.Random, box: Box, run: Path) -> Action:
     with h5py.File(memory, "w") as file:
         _keras_h5(file)
     path.write_bytes(mutate_bytes(memory.getvalue(), draw))
-    return _start_from(path, "resnet50_keras" if draw.random() < 0.2 else "vgg16")
+    return _start_from(path, "resnet50" if draw.random() < 0.1 else KERAS_ARCH)
 
 
 def _hostile_h5(file: Any, group: Any, draw: random.Random, box: Box, name: str) -> None:
@@ -297,10 +301,10 @@ def keras_structure(draw: random.Random, box: Box, run: Path) -> Action:
     with h5py.File(path, "w") as file:
         if draw.random() < 0.5:
             _keras_h5(file)
-            layer = file["model_weights/dense/dense"]
-            _hostile_h5(file, layer, draw, box, draw.choice(("kernel:0", "bias:0")))
+            layer = file[f"model_weights/{draw.choice(('conv0/conv0', 'bn0/bn0', 'dense/dense'))}"]
+            _hostile_h5(file, layer, draw, box, draw.choice(("0", "1")))
             if draw.random() < 0.3:
-                odd = ([b"dense"] * 5000, [b"../x"], [PAINT.encode()], 7, "x", np.zeros(3))
+                odd = ([b"dense"] * 3000, [b"conv0"] * 2, [b"../x"], [PAINT.encode()], 7, "x", np.zeros(3))
                 file["model_weights"].attrs["layer_names"] = draw.choice(odd)
         else:  # Keras 3; with levels of two links to one group
             above = file.create_group("layers")
@@ -311,7 +315,7 @@ def keras_structure(draw: random.Random, box: Box, run: Path) -> Action:
                 above = inner
             variables = above.create_group("dense/vars")
             _hostile_h5(file, variables, draw, box, draw.choice(("0", "1", "x", PAINT)))
-    return _start_from(path, "vgg16")
+    return _start_from(path, KERAS_ARCH)
 
 
 def keras_archive(draw: random.Random, box: Box, run: Path) -> Action:
@@ -327,7 +331,7 @@ def keras_archive(draw: random.Random, box: Box, run: Path) -> Action:
             archive.writestr("model.weights.h5", bytes(5 * 10**8))
     content = path.read_bytes()
     path.write_bytes(mutate_bytes(content, draw) if draw.random() < 0.5 else _damage_directory(content, draw))
-    return _start_from(path, "vgg16")
+    return _start_from(path, KERAS_ARCH)
 
 
 def _damage_directory(content: bytes, draw: random.Random) -> bytes:

@@ -144,8 +144,8 @@ def _read_legacy(file: Any, reader: _Reader) -> KerasFile:
     layers: dict[str, Weights] = {}
     for layer in _names(reader, root, "layer_names"):
         group = reader.follow(root, layer)
-        if not reader.visit(group):
-            raise ValueError(f"it has two layers {printable(layer)}")
+        if group is None or not reader.visit(group):
+            raise ValueError(f"it has no layer {printable(layer)}, or two")
         layers |= _split_nested(layer, [(n, reader.array(group, n)) for n in _names(reader, group, "weight_names")])
     if not reader.visited:
         raise ValueError("it has no layer_names")

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from flowers_torch.errors import ModelFileError, UsageError, printable
+from flowers_torch.files.reading import reading
+from flowers_torch.models.checkpoint import unusable
 from flowers_torch.models.keras.files import Weights, read_keras_file
 from flowers_torch.models.keras.layers import has_gamma, keras_layers, renumbered
 from flowers_torch.models.keras.names import current_names
@@ -92,6 +94,11 @@ def load_keras_weights(
         UsageError: h5py is missing, Keras does not have this network, or `keras_input` is unknown.
     """
     mode = input_mode(arch, keras_input)
+    with reading(path, f"a weights file of Keras's {arch}", ModelFileError):  # guard: S08 layout
+        return _load(model, arch, path, with_head, mode)
+
+
+def _load(model: nn.Module, arch: str, path: Path, with_head: bool | None, mode: str) -> KerasReport:
     file = read_keras_file(path)
     layers = dict(zip(current_names(file.layers), file.layers.values(), strict=True))
     dense = [name for name, weights in layers.items() if weights[0][1].ndim == 2 or name == "conv_preds"]
@@ -118,6 +125,7 @@ def load_keras_weights(
     tensors, absent, wrong = _convert(model, pairs)
     lists = {"in the network but not in the file": missing + absent}
     lists |= {"in the file but not in the network": extra, "shapes differ": wrong}
+    lists |= unusable(tensors)
     if problems := [f"{title}: {_shorten(names)}" for title, names in lists.items() if names]:
         what = f"{printable(path)} does not fit {arch}, nothing was loaded: {'; '.join(problems)}"
         raise ModelFileError(what, f"give a file of Keras's {arch}")
