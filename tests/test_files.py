@@ -1,5 +1,6 @@
 """Atomic files; tensors that are read as they were written, or not at all."""
 
+import _codecs
 import contextlib
 import functools
 import gc
@@ -16,16 +17,19 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 from flowers_torch.errors import FlowersError, ModelFileError, ResourceError, printable
 from flowers_torch.files import atomic as files
+from flowers_torch.files import tensors as tensors_module
 from flowers_torch.files.atomic import atomic_write, open_own, write_json
 from flowers_torch.files.cache import cache_folder, recall, remember
 from flowers_torch.files.download import download
@@ -457,3 +461,72 @@ def test_greedy_files_are_refused_cheaply(tmp_path: Path) -> None:
             safe_load(path)
         assert time.process_time() - started < 2, path.name
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000, path.name  # KiB
+
+
+def test_what_is_not_a_plain_tensor_is_refused_without_a_warning(tmp_path: Path) -> None:
+    path = tmp_path / "a.pth"
+    for odd, reason in (
+        (torch.zeros(3).to_sparse(), "sparse_coo on cpu"),
+        (torch.empty(3, device="meta"), "strided on meta"),
+        (torch.zeros(3, dtype=torch.float8_e5m2), "float8_e5m2"),
+        (torch.zeros(3, dtype=torch.complex64), "complex64"),
+        (torch.zeros(1).expand(10**6, 10**6), "much more than its bytes"),
+    ):
+        torch.save({"a": torch.ones(2), "b": odd}, path)
+        with pytest.raises(ModelFileError, match=rf"a\.pth is not a valid weights file: .*{reason}"):
+            safe_load(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.save({"a": torch.quantize_per_tensor(torch.zeros(3), 0.1, 0, torch.qint8)}, path)
+    with pytest.raises(ModelFileError, match="qint8"):  # torch warns while it loads them
+        safe_load(path)
+    torch.save({1: torch.ones(2)}, path)
+    with pytest.raises(ModelFileError, match=r"a\.pth is not a valid weights file"):
+        safe_load(path)
+
+
+class Call:
+    """Pickles as a call of a function that torch's safe loader allows."""
+
+    def __init__(self, *call: object) -> None:
+        self.call = call
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return self.call[0], self.call[1:]  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("call", [(bytearray, 10**7), (_codecs.encode, "\u00e9\u4e00" * 9, "punycode")])
+def test_a_pickle_is_not_asked_for_bytes(tmp_path: Path, call: tuple[object, ...], zipped: bool) -> None:
+    content = {"state_dict": {"a": torch.ones(2)}, "other": Call(*call)}
+    torch.save(content, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(ModelFileError, match="it holds bytes"):
+        safe_load(tmp_path / "a.pth")
+
+
+def test_a_zip_that_claims_more_than_its_bytes_is_refused(tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(2)}, tmp_path / "a.pth")
+    content = bytearray((tmp_path / "a.pth").read_bytes())
+    at = content.rfind(b"PK\x01\x02")
+    content[at + 20 : at + 28] = struct.pack("<II", 2**30, 2**30)  # compressed and uncompressed size
+    (tmp_path / "a.pth").write_bytes(content)
+    with pytest.raises(ModelFileError, match="claims to hold much more"):
+        safe_load(tmp_path / "a.pth")
+
+
+def test_the_numbers_of_tensors_and_of_lists_are_bounded(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    header = {f"t{i}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for i in range(30_001)}
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text)
+    with pytest.raises(ModelFileError, match="30,001 tensors"):
+        safe_load(path)
+    safe_save({}, path, {"x": [[]] * 200_000})
+    with pytest.raises(ModelFileError, match="more than 200,000 lists"):
+        safe_load(path)
+    for broken in ("[" * 100_000, "{", "9" * 5000):
+        texts = {"x": broken}
+        texts["sha256"] = json.dumps(tensors_module._checksum({}, texts))
+        path.write_bytes(safetensors.torch.save({}, texts))
+        with pytest.raises(ModelFileError, match=r"a\.safetensors is not a valid weights file"):
+            safe_load(path)

@@ -132,7 +132,7 @@ def parse_onnx(content: bytes, path: Path, threads: int = 0) -> OnnxModel:
         if problems:  # guard: E07 outside
             raise ValueError(problems[0])
         metadata = {entry.key: json.loads(entry.value) for entry in model.metadata_props}
-        check(metadata, METADATA)  # guard: S08 onnx
+        check(metadata, METADATA)  # guard: S8 onnx
         check_classes(metadata["classes"])
         onnx.checker.check_model(model)
         options = runtime.SessionOptions()

@@ -99,7 +99,7 @@ def load_predictions(folder: Path) -> RunPredictions:
         raise DataError(f"{printable(folder)} holds no {PREDICTIONS_FILE}", fix)
     tensors, metadata = safe_load(path)
     with reading(path, "a valid predictions file", DataError, "train or evaluate again"):
-        check(metadata, FORM)  # guard: S08 predictions
+        check(metadata, FORM)  # guard: S8 predictions
         classes, paths = check_classes(metadata["classes"]), {s: tuple(names) for s, names in metadata["paths"].items()}
         logits, labels = ({split: tensors[f"{split}/{kind}"] for split in paths} for kind in ("logits", "labels"))
         for split, names in paths.items():
@@ -107,7 +107,7 @@ def load_predictions(folder: Path) -> RunPredictions:
             fits = fits and bool(logits[split].isfinite().all())
             known = labels[split].shape == (len(names),) and labels[split].dtype == torch.int64
             if not (fits and known and (not names or 0 <= labels[split].min() <= labels[split].max() < len(classes))):
-                raise ValueError(f"the tensors of {printable(split, 40)} do not fit its photos")  # guard: S08 logits
+                raise ValueError(f"the tensors of {printable(split, 40)} do not fit its photos")  # guard: S8 logits
         projection = tensors.get("test/projection")
         if projection is not None and (projection.ndim != 2 or projection.shape[1] != 2):
             raise ValueError("its projection is not one")

@@ -130,7 +130,7 @@ def read_ood_detector(selective: dict[str, Any]) -> OODDetector | None:
             for name in ("center", "directions")
         )
         detector = OODDetector(center, directions.view(-1, len(center)), float(stored["threshold"]))
-        # guard: S08 directions
+        # guard: S8 directions
         if len(center) != stored["features"] or not (center.isfinite().all() and directions.isfinite().all()):
             raise ValueError("its numbers are not finite, or not as many as features")
     return detector

@@ -103,7 +103,7 @@ def zip_members(path: Path, error: type[FlowersError]) -> dict[str, zipfile.ZipI
     size = require_regular(path, error)
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
-    if sum(member.file_size for member in members) > plausible_bytes(size):  # guard: S04 zip
+    if sum(member.file_size for member in members) > plausible_bytes(size):  # guard: S4 zip
         raise error(f"{printable(path)} claims to hold much more than its {size:,} bytes", "use another copy")
     return {member.filename: member for member in members}
 

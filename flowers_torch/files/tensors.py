@@ -58,7 +58,7 @@ def safe_load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ModelFileError: the file is missing, damaged, of another kind, or has other objects than plain tensors.
     """
     size = require_regular(path, ModelFileError)
-    with reading(path, "a valid weights file", ModelFileError):  # guard: S08 weights
+    with reading(path, "a valid weights file", ModelFileError):  # guard: S8 weights
         with open(path, "rb") as file:
             start = file.read(16)
         if len(start) < 16:  # guard: C01
@@ -80,7 +80,7 @@ def _load_safetensors(path: Path, header_bytes: int, size: int) -> tuple[dict[st
         raise ValueError(f"its header has {header_bytes:,} bytes")
     with safetensors.safe_open(path, framework="pt") as file:
         texts, names = dict(file.metadata() or {}), list(file.keys())
-        if len(names) > MAX_TENSORS:  # guard: S04 tensors
+        if len(names) > MAX_TENSORS:  # guard: S4 tensors
             raise ValueError(f"it holds {len(names):,} tensors")
         tensors = {name: file.get_tensor(name) for name in names}
     if HASH_KEY not in texts:
@@ -88,7 +88,7 @@ def _load_safetensors(path: Path, header_bytes: int, size: int) -> tuple[dict[st
     stated = texts.pop(HASH_KEY)
     if stated != json.dumps(_checksum(tensors, texts)):  # guard: C03
         raise ValueError("its checksum does not match")
-    if sum(value.count("[") + value.count("{") for value in texts.values()) > MAX_LISTS:  # guard: S04 lists
+    if sum(value.count("[") + value.count("{") for value in texts.values()) > MAX_LISTS:  # guard: S4 lists
         raise ValueError(f"its metadata hold more than {MAX_LISTS:,} lists")
     return tensors, {key: json.loads(value) for key, value in texts.items()}
 
@@ -99,10 +99,10 @@ def _load_pth(path: Path) -> dict[str, Tensor]:
     if kind := _other_zip(path):  # guard: C08
         raise ModelFileError(f"{printable(path)} is {kind}, expected .safetensors or .pth weights", "save those")
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as pickles:
-        if any(pickles.find(word) >= 0 for word in GREEDY):  # guard: S04 pickle
+        if any(pickles.find(word) >= 0 for word in GREEDY):  # guard: S4 pickle
             raise ValueError("it holds bytes, which weights do not need")
     try:
-        with warnings.catch_warnings(action="ignore"):  # guard: S08 quiet
+        with warnings.catch_warnings(action="ignore"):  # guard: S8 quiet
             # weights_only is passed explicitly, so that no environment variable can turn it off.
             content = torch.load(path, map_location="cpu", weights_only=True)  # guard: C04, C05, C06
     except Exception as error:
@@ -127,11 +127,11 @@ def _require_plain(tensors: dict[str, Tensor], size: int) -> None:
     for name, tensor in tensors.items():
         kind = str(tensor.dtype).removeprefix("torch.")
         is_dense = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_nested
-        # guard: S08 tensors
+        # guard: S8 tensors
         if not is_dense or tensor.is_quantized or kind not in DTYPES:
             kind = kind if is_dense else f"{tensor.layout} on {tensor.device}".removeprefix("torch.")
             raise ValueError(f"{printable(name, 80)} is a tensor of the kind {kind}")
-    if sum(tensor.nbytes for tensor in tensors.values()) > plausible_bytes(size):  # guard: S08 expanded
+    if sum(tensor.nbytes for tensor in tensors.values()) > plausible_bytes(size):  # guard: S8 expanded
         raise ValueError("it claims to hold much more than its bytes")
 
 

@@ -98,16 +98,16 @@ def read_model_info(metadata: dict[str, Any], path: Path) -> ModelInfo:
             what = f"{printable(path)} was written by flowers_torch {printable(metadata.get('flowers_torch'))}"
             raise ModelFileError(what, "update: pip install -U flowers-torch")
         values = metadata["model_info"]
-        check(values, MODEL_INFO, "model_info")  # guard: S08 metadata
+        check(values, MODEL_INFO, "model_info")  # guard: S8 metadata
         values = {key: value for key, value in values.items() if value is not None}
         values["classes"] = check_classes(values["classes"])
         values["preprocessing"] = Preprocessing.from_dict(values["preprocessing"])
         info = ModelInfo(**values)
-        if info.preprocessing.size > MAX_SIDE * info.preprocessing.crop:  # guard: S08 side
+        if info.preprocessing.size > MAX_SIDE * info.preprocessing.crop:  # guard: S8 side
             raise ValueError(f"crop {info.preprocessing.crop} of {info.preprocessing.size} pixels is too small")
         points = [[0, 0, 0], *info.selective.get("curve", [])]
         for (_, fewer, some), (probability, accepted, errors) in itertools.pairwise(points):
-            # guard: S08 curve
+            # guard: S8 curve
             if probability > 1.01 or not (fewer < accepted and some <= errors <= accepted):
                 raise ValueError("its risk-coverage curve is not one")
     return info
@@ -115,7 +115,7 @@ def read_model_info(metadata: dict[str, Any], path: Path) -> ModelInfo:
 
 def check_classes(names: list[str]) -> tuple[str, ...]:
     """Class names from a file, which are different and not empty; ValueError if not."""
-    if "" in names or len(set(names)) < len(names):  # guard: S08 classes
+    if "" in names or len(set(names)) < len(names):  # guard: S8 classes
         raise ValueError("a class has no name, or two have the same")
     return tuple(names)
 
@@ -147,7 +147,7 @@ def check_fits(info: ModelInfo, state: dict[str, Tensor], path: Path) -> None:
     def count(*registered: object) -> None:
         nonlocal left
         left -= threading.get_ident() == thread
-        if left < 0:  # guard: S08 endless
+        if left < 0:  # guard: S8 endless
             raise ValueError("its network has many more parameters than the file has tensors")
 
     hook = register_module_parameter_registration_hook(count)
@@ -161,7 +161,7 @@ def check_fits(info: ModelInfo, state: dict[str, Tensor], path: Path) -> None:
     _require_match(model, state, path)
     detector = info.selective.get("ood_detector")
     width = next(model.get_classifier().parameters()).shape[-1]  # type: ignore[operator]
-    if detector and detector["features"] != width:  # guard: S08 detector
+    if detector and detector["features"] != width:  # guard: S8 detector
         what = f"{printable(path)} has a detector of {detector['features']} features for a network of {width}"
         raise ModelFileError(what, "use another copy")
 
@@ -187,7 +187,7 @@ def _require_match(model: nn.Module, state: dict[str, Tensor], path: Path | str)
             for name in common
             if state[name].shape != expected[name].shape
         ],
-        # guard: S08 types
+        # guard: S8 types
         "of another type": [n for n in common if state[n].is_floating_point() != expected[n].is_floating_point()],
         **unusable({name: state[name].to(expected[name].dtype) for name in common}),
     }
@@ -203,7 +203,7 @@ def unusable(state: dict[str, Tensor]) -> dict[str, list[str]]:
     return {
         # guard: E06, C12
         "not finite": [name for name, value in state.items() if not bool(value.isfinite().all())],
-        # guard: S08 variance
+        # guard: S8 variance
         "negative": [name for name, value in variances.items() if bool((value < 0).any())],
     }
 

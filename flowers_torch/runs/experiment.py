@@ -111,7 +111,7 @@ class Experiment:
                 checkpoint.state.restart_epoch(data_change.counts())
             if change:
                 checkpoint.state.restart_epoch({"options": change})
-            if checkpoint.state.stage > len(config.stages):  # guard: S08 stage
+            if checkpoint.state.stage > len(config.stages):  # guard: S8 stage
                 what = f"{printable(checkpoint.path)} is in stage {checkpoint.state.stage} of {len(config.stages)}"
                 raise ModelFileError(what, "start a new run")
             model = build(checkpoint.info)

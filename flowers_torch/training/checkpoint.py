@@ -120,11 +120,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
     with reading(path, "a checkpoint of a run", ModelFileError, "start a new run"):
         values = metadata["state"]
         info = read_model_info(metadata, path)
-        check(metadata, METADATA)  # guard: S08 state
+        check(metadata, METADATA)  # guard: S8 state
         state = RunState(**(values | {"metrics": EpochMetrics(**values["metrics"])}))
         for row in [*state.history, *filter(None, [state.best])]:
             check_row(row)
-        if state.epoch > len(state.history):  # guard: S08 epoch
+        if state.epoch > len(state.history):  # guard: S8 epoch
             raise ValueError(f"it is in epoch {state.epoch} after {len(state.history)}")
         rest = (metadata[name] for name in ("scaler", "micro_batch", "fingerprint"))
         return Checkpoint(path, tensors, state, info, *rest)
@@ -132,7 +132,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 def check_row(row: Any) -> None:
     """Raises ValueError or TypeError unless a value from a file is a row of the history."""
-    check(row, ROW, "a row of the history")  # guard: S08 row
+    check(row, ROW, "a row of the history")  # guard: S8 row
     for loss in ("train_loss", "val_loss", CRITERION):
         math.isnan(row[loss])  # a number, which need not be finite
 
@@ -198,7 +198,7 @@ def _restore_train_state(train: TrainState, checkpoint: Checkpoint) -> None:
     }
     for index, found in state.items():
         shapes = {field: () if field == "step" else parameters[index].shape for field in found}
-        # guard: S08 optimizer
+        # guard: S8 optimizer
         if not needed <= found.keys() or any(value.shape != shapes[field] for field, value in found.items()):
             raise ValueError(f"the optimizer's state of {names[index]} is not complete, or of another shape")
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

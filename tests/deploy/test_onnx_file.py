@@ -1,6 +1,7 @@
 """ONNX files: complete in one file, with metadata, and validated when opened."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -122,3 +123,24 @@ def test_a_missing_package_is_named_with_its_install_line(
     assert main(["export", str(small.file)]) == 2
     assert 'pip install "flowers-torch[onnx]"' in capsys.readouterr().err
     assert not (small.file.parent / "exported").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("classes", value) for value in (None, [], ["a", "a"], "ab", [1, 2], {"a": 1})),
+        *(("temperature", value) for value in (0, -1, "1", float("nan"), 10**400)),
+        *(("format", "1"), ("input", "x"), ("preprocessing", {}), ("selective", {"curve": [[]]}), ("license", [1])),
+    ],
+)
+def test_metadata_have_types_and_ranges(onnx_bytes: bytes, small: Any, key: str, value: object) -> None:
+    content = attach_metadata(onnx_bytes, export_metadata(small.info, with_preprocessing=True) | {key: value})
+    with pytest.raises(ModelFileError, match="x.onnx is not a valid .onnx file of this package: "):
+        parse_onnx(content, Path("x.onnx"))
+
+
+def test_other_kinds_of_files_are_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "model.onnx")
+    for path, reason in ((tmp_path / "model.onnx", "not a regular file"), (tmp_path, "a folder")):
+        with pytest.raises(ModelFileError, match=reason):
+            open_onnx(path)

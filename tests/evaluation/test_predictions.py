@@ -14,6 +14,7 @@ from flowers_torch.evaluation.predictions import (
     load_predictions,
     save_predictions,
 )
+from flowers_torch.files.tensors import safe_save
 from flowers_torch.models.factory import create_model
 from flowers_torch.models.heads import set_head
 from flowers_torch.training.device import Runtime
@@ -57,4 +58,31 @@ def test_missing_or_damaged(tmp_path: Path) -> None:
     content[-1] ^= 1
     path.write_bytes(content)
     with pytest.raises(ModelFileError, match="checksum"):
+        load_predictions(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "tensors", "reason"),
+    [
+        ({"classes": None}, {}, "classes"),
+        ({"classes": ["x", "x"]}, {}, "class"),
+        ({"temperature": 0}, {}, "temperature"),
+        ({"temperature": "1"}, {}, "temperature"),
+        ({"paths": {"val": "a"}}, {}, "paths"),
+        ({"paths": ["val"]}, {}, "paths"),
+        ({"paths": {"val": ["a", "b"]}}, {}, "do not fit its photos"),
+        ({}, {"val/logits": torch.zeros(1, 3)}, "do not fit its photos"),
+        ({}, {"val/logits": torch.zeros(1, 2, dtype=torch.int64)}, "do not fit its photos"),
+        ({}, {"val/labels": torch.tensor([2])}, "do not fit its photos"),
+        ({}, {"val/labels": torch.tensor([0.0])}, "do not fit its photos"),
+        ({}, {"test/projection": torch.zeros(3)}, "projection"),
+    ],
+)
+def test_hostile_predictions(
+    tmp_path: Path, metadata: dict[str, object], tensors: dict[str, torch.Tensor], reason: str
+) -> None:
+    whole = {"val/logits": torch.zeros(1, 2), "val/labels": torch.tensor([0])}
+    values = {"classes": ["x", "y"], "temperature": 1.0, "paths": {"val": ["a"]}}
+    safe_save(whole | tensors, tmp_path / PREDICTIONS_FILE, values | metadata)
+    with pytest.raises(DataError, match=f"is not a valid predictions file: .*{reason}"):
         load_predictions(tmp_path)

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from flowers_torch.errors import UsageError
+from flowers_torch.errors import ModelFileError, UsageError
 from flowers_torch.evaluation.selective import (
     CURVE_POINTS,
     Threshold,
@@ -81,3 +81,11 @@ def test_json_round_trip() -> None:
     assert read_ood_detector({}) is None
     with pytest.raises(UsageError, match="--max-error"):
         read_curve({})
+
+
+@pytest.mark.parametrize(("center", "features"), [("AHw=", 1), ("AAA=", 2), ("A", 1), ("AAAAAAAA", 3)])
+def test_a_damaged_detector(center: str, features: int) -> None:
+    """Infinite, of another width, not base64, and directions of another width."""
+    stored = {"center": center, "directions": "AAA=", "features": features, "threshold": 1.0}
+    with pytest.raises(ModelFileError, match="out-of-distribution detector"):
+        read_ood_detector({"ood_detector": stored})

@@ -24,7 +24,7 @@ from flowers_torch.data.loading import batches
 from flowers_torch.data.loading.image_cache import ImageCache
 from flowers_torch.data.loading.loaders import EpochBatchSampler
 from flowers_torch.errors import DataError, DivergedError, ModelFileError, StoppedError, UsageError
-from flowers_torch.files.tensors import safe_load
+from flowers_torch.files.tensors import safe_load, safe_save
 from flowers_torch.runs import recipe, stage
 from flowers_torch.runs.dataset import choose_splits, open_images
 from flowers_torch.runs.folder import FILES
@@ -369,3 +369,18 @@ def test_the_demo_run(tmp_path: Path) -> None:
     print(f"{time.monotonic() - started:.1f} s")
     metrics = json.loads((tmp_path / "runs" / "demo-inception_v3-1" / "metrics.json").read_text())
     assert metrics["test"]["accuracy"] >= 0.95
+
+
+def test_a_stage_that_the_configuration_lacks(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signal_in_step: SignalInStep
+) -> None:
+    signal_in_step(signal.SIGTERM, 1)
+    with pytest.raises(StoppedError):
+        recipe.train(make_config(), tmp_path / "run")
+    monkeypatch.undo()
+    path = tmp_path / "run" / "resume.safetensors"
+    tensors, metadata = safe_load(path)
+    metadata["state"]["stage"] = 3
+    safe_save(tensors, path, metadata)
+    with pytest.raises(ModelFileError, match="is in stage 3 of 2"):
+        recipe.resume(tmp_path / "run")

@@ -9,6 +9,7 @@ from torch import nn
 
 from flowers_torch.data.preprocessing import Preprocessing
 from flowers_torch.errors import ModelFileError, ResourceError
+from flowers_torch.files.tensors import safe_load, safe_save
 from flowers_torch.models.checkpoint import ModelInfo, load_classifier, save_classifier
 from flowers_torch.models.factory import create_model
 from flowers_torch.models.freeze import Group
@@ -217,3 +218,64 @@ def test_a_change_restarts_the_epoch_and_is_recorded() -> None:
     state.restart_epoch({"options": "seed 0 -> 1"})
     assert state.changes == [{"stage": 1, "epoch": 2, "options": "seed 0 -> 1"}]
     assert (state.step, state.metrics, state.seconds) == (0, EpochMetrics(), 0.0)
+
+
+def changed(path: Path, change: dict[str, object], tensors: dict[str, torch.Tensor | None] | None = None) -> Path:
+    """Writes a checkpoint again with other values of its state, or other tensors."""
+    old, metadata = safe_load(path)
+    kept = {name: value for name, value in (old | (tensors or {})).items() if value is not None}
+    safe_save(
+        kept,
+        path,
+        metadata
+        | {k: v for k, v in change.items() if k in metadata}
+        | {"state": metadata["state"] | {k: v for k, v in change.items() if k not in metadata}},
+    )
+    return path
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"stage": value} for value in (-1, None, "head", 2**70, 1.5)),
+        *({"metrics": value} for value in ([], {}, {"loss": "x", "correct": 0, "images": 0})),
+        *({"history": value} for value in ("x", {}, [1], [{"epoch": 1}], [row(1.0) | {"val_loss": "x"}])),
+        *({"best": value} for value in ([1], {"stage": 3}, row(1.0) | {"train_accuracy": 7})),
+        *({"changes": [1]}, {"elapsed": "x"}, {"other": 1}),
+        *({"scaler": [1]}, {"micro_batch": -1}, {"fingerprint": {"a": []}}),
+    ],
+)
+def test_hostile_state_is_not_a_checkpoint(tmp_path: Path, change: dict[str, object]) -> None:
+    save_checkpoint(tmp_path / RESUME_FILE, RunState(history=[row(1.0)], best=row(1.0)), INFO, training())
+    with pytest.raises(ModelFileError, match="resume.safetensors is not a checkpoint of a run"):
+        read_checkpoint(changed(tmp_path / RESUME_FILE, change))
+
+
+def test_a_checkpoint_has_a_row_for_each_epoch(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / RESUME_FILE, RunState(history=[row(1.0)]), INFO, training())
+    assert read_checkpoint(changed(tmp_path / RESUME_FILE, {"epoch": 1})).state.epoch == 1
+    with pytest.raises(ModelFileError, match="it is in epoch 2 after 1"):
+        read_checkpoint(changed(tmp_path / RESUME_FILE, {"epoch": 2}))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "rmsprop"])
+def test_hostile_optimizer_state(tmp_path: Path, optimizer: str) -> None:
+    state = training(optimizer)
+    step(state)
+    path = tmp_path / RESUME_FILE
+    save_checkpoint(path, RunState(), INFO, state)
+    fields = [name for name in safe_load(path)[0] if name.startswith("optimizer/fc.weight/")]
+    for field in fields:
+        # Without its only field a parameter has no state, as before its first step.
+        for value in (torch.zeros(7), None)[: len(fields)]:
+            save_checkpoint(path, RunState(), INFO, state)
+            with pytest.raises(ModelFileError, match="state of fc.weight is not complete, or of another shape"):
+                restore_train_state(training(optimizer), read_checkpoint(changed(path, {}, {field: value})))
+
+
+def test_hostile_random_state(tmp_path: Path) -> None:
+    for value in (None, torch.zeros(3), torch.zeros(7, dtype=torch.uint8)):
+        save_checkpoint(tmp_path / RESUME_FILE, RunState(), INFO, training())
+        path = changed(tmp_path / RESUME_FILE, {}, {"random/cpu": value})
+        with pytest.raises(ModelFileError, match="is not a checkpoint of this stage"):
+            restore_train_state(training(), read_checkpoint(path))

@@ -56,7 +56,7 @@ def read_keras_file(path: Path) -> KerasFile:
     except ImportError as error:
         raise UsageError("reading Keras weights needs h5py", 'pip install "flowers-torch[keras]"') from error
     size = require_regular(path, ModelFileError)
-    with reading(path, "a valid Keras weights file", ModelFileError):  # guard: S08 keras
+    with reading(path, "a valid Keras weights file", ModelFileError):  # guard: S8 keras
         source: Any = path
         if zipfile.is_zipfile(path):
             if MEMBER not in zip_members(path, ModelFileError):
@@ -87,7 +87,7 @@ class _Reader:
         for name in filter(None, path.split("/")):
             if not group.id.links.exists(name.encode()):
                 return None
-            if group.id.links.get_info(name.encode()).type != 0:  # guard: S04 links
+            if group.id.links.get_info(name.encode()).type != 0:  # guard: S4 links
                 raise ValueError(f"{printable(path)} lies elsewhere")
             group = group[name]
         return group
@@ -96,16 +96,16 @@ class _Reader:
         """Whether a group has not been visited before; two links may lead to one group, many times over."""
         if len(self.visited) >= MAX_OBJECTS:
             raise ValueError("it has too many groups")
-        is_new = group not in self.visited  # guard: S04 once
+        is_new = group not in self.visited  # guard: S4 once
         self.visited.add(group)
         return is_new
 
     def array(self, group: Any, path: str) -> np.ndarray:
         """The array at a path in a group."""
         dataset = self.follow(group, path)
-        if dataset is None or dataset.is_virtual or dataset.external:  # guard: S04 virtual
+        if dataset is None or dataset.is_virtual or dataset.external:  # guard: S4 virtual
             raise ValueError(f"{printable(path)} is missing, or lies in another file")
-        if dataset.dtype.kind not in "fiu":  # guard: S08 array
+        if dataset.dtype.kind not in "fiu":  # guard: S8 array
             raise ValueError(f"{printable(path)} holds no numbers")
         # A chunk may be larger than its array, and all of it is unpacked.
         claimed = max(math.prod(shape) for shape in (dataset.shape, dataset.chunks or ()))
@@ -123,7 +123,7 @@ class _Reader:
         count = math.prod(kind.shape)
         if count == 0:  # Keras writes a list without names as one without numbers
             return []
-        if kind.dtype.kind not in "SO" or count > MAX_OBJECTS:  # guard: S04 texts
+        if kind.dtype.kind not in "SO" or count > MAX_OBJECTS:  # guard: S4 texts
             raise ValueError(f"{printable(key)} is not a list of names")
         self.spend(count * kind.dtype.itemsize)
         items = [item.decode() if isinstance(item, bytes) else str(item) for item in np.ravel(group.attrs[key])]
@@ -133,7 +133,7 @@ class _Reader:
     def spend(self, claimed: int) -> None:
         """Raises ValueError when the file has claimed too much."""
         self.left -= claimed
-        if self.left < 0:  # guard: S04 claims
+        if self.left < 0:  # guard: S4 claims
             raise ValueError("it claims to hold much more than its bytes")
 
 

@@ -94,7 +94,7 @@ def load_keras_weights(
         UsageError: h5py is missing, Keras does not have this network, or `keras_input` is unknown.
     """
     mode = input_mode(arch, keras_input)
-    with reading(path, f"a weights file of Keras's {arch}", ModelFileError):  # guard: S08 layout
+    with reading(path, f"a weights file of Keras's {arch}", ModelFileError):  # guard: S8 layout
         return _load(model, arch, path, with_head, mode)
 
 
