@@ -16,6 +16,7 @@ from PIL import Image
 from flowers_torch.cli import COMMANDS, GROUPS, guarded, main
 from flowers_torch.commands.train import minutes
 from flowers_torch.data.preprocessing import Preprocessing
+from flowers_torch.deploy import classifier as classifier_module
 from flowers_torch.errors import DataError, UsageError
 from flowers_torch.models.checkpoint import ModelInfo, build, save_classifier
 
@@ -181,14 +182,41 @@ def test_prediction_as_text_json_and_csv(
 def test_unreadable_photos_end_with_3_and_the_others_are_classified(
     model_file: str, photo_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "bad.jpg").write_bytes(b"x")
-    paths = [str(tmp_path / "bad.jpg"), str(photo_folder / "red" / "3.png")]
+    (tmp_path / "bad.jpg").symlink_to("/proc/self/mem")  # reading it is an input/output error
+    paths = [str(tmp_path), str(photo_folder / "red" / "3.png")]
     assert main(["predict", model_file, *paths, "--json"]) == 3
     bad, good = json.loads(capsys.readouterr().out)
-    assert "bad.jpg" in bad["error"] and good["classes"]
+    assert "bad.jpg: Input/output error" in bad["error"] and good["classes"]
     assert main(["predict", model_file, *paths, "--csv"]) == 3
     bad, good = csv.DictReader(io.StringIO(capsys.readouterr().out))
     assert bad["error"] and good["class"]
+    (tmp_path / "bad.jpg").unlink()
+    (tmp_path / "bad.jpg").symlink_to("bad.jpg")
+    assert main(["predict", model_file, *paths, "--json"]) == 3
+    bad, good = json.loads(capsys.readouterr().out)
+    assert "bad.jpg: Too many levels" in bad["error"] and good["classes"]
+
+
+def test_a_photo_that_fails_while_it_is_explained_costs_only_itself(
+    model_file: str,
+    photo_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    photos, reads = [str(photo_folder / "red" / f"{number}.png") for number in (3, 4)], []
+    real = classifier_module.load_image
+
+    def load(path: Path, *arguments: int) -> Image.Image:
+        reads.append(path)
+        if len(reads) == 3:  # both were predicted
+            raise DataError(f"cannot read {path}: Input/output error")
+        return real(path, *arguments)
+
+    monkeypatch.setattr(classifier_module, "load_image", load)
+    assert main(["predict", model_file, *photos, "--json", "--gradcam", str(tmp_path)]) == 3
+    bad, good = json.loads(capsys.readouterr().out)
+    assert "Input/output error" in bad["error"] and good["classes"] and Path(good["gradcam"]).exists()
 
 
 @pytest.mark.parametrize(

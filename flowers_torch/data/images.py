@@ -102,7 +102,7 @@ def open_regular(
 
     Whatever reading it raises in the block becomes one of our errors; see `reading`.
     """
-    with reading(path, kind, DataError, fix):
+    with reading(path, kind, DataError, fix):  # guard: S9 read
         inside = tar_members.split_path(Path(path))
         if not inside:
             require_regular(path)  # guard: D26 open
@@ -179,7 +179,7 @@ def _load(image: Image.Image) -> None:
 def _catch_libtiff_errors() -> None:
     """libtiff prints errors to the terminal, and goes on after some of them, unless it has this handler."""
     with suppress(OSError, AttributeError):  # Pillow without libtiff, or linked with it statically
-        ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler(_on_libtiff_error)
+        ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler(_on_libtiff_error)  # guard: S11 quiet
 
 
 @ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 3)
@@ -190,12 +190,12 @@ def _on_libtiff_error(*_: object) -> None:
 def _to_small_rgb(image: Image.Image, at_least: int) -> Image.Image:
     """Converts in strips, because each conversion makes copies, and reduces what is larger than necessary."""
     width, height = image.size
-    if width * height <= 4 * STRIP_PIXELS:
+    if width * height <= 4 * STRIP_PIXELS:  # guard: S7 strips
         return _to_rgb(image)
     factor = max(1, min(width, height) // at_least) if at_least else 1
     rows = max(1, STRIP_PIXELS // width // factor) * factor
     whole = Image.new("RGB", (-(-width // factor), -(-height // factor)))
-    for top in range(0, height, rows):  # guard: S7 strips
+    for top in range(0, height, rows):
         strip = _to_rgb(image.crop((0, top, width, min(top + rows, height))))
         whole.paste(strip.reduce(factor) if factor > 1 else strip, (0, top // factor))
     return whole

@@ -176,9 +176,10 @@ def find_files(patterns: Sequence[str]) -> list[Path]:
     found: dict[Path, None] = {}
     for pattern in patterns:
         path = Path(pattern).expanduser()
-        if os.path.isdir(path):  # guard: S9 find
+        if os.path.isdir(path):
             folders = os.walk(path, onerror=_warn)
-            matches = sorted(Path(at, name) for at, _, names in folders for name in names if is_image_name(name))
+            matches = sorted(Path(at, name) for at, _, names in folders for name in names)
+            matches = [path for path in matches if is_image_name(path)]  # guard: S9 find
         elif os.path.lexists(path):
             matches = [path]
         else:

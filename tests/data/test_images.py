@@ -1,13 +1,16 @@
 """The image loader on files of cameras, scanners and editors, and on damaged and hostile files."""
 
+import errno
 import io
 import os
+import random
 import resource
 import struct
 import subprocess
 import sys
 import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +20,8 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from flowers_torch.data.augment.per_image import enough_side, eval_transform
 from flowers_torch.data.images import MAX_PIXELS, load_image
-from flowers_torch.errors import DataError
+from flowers_torch.data.quality.inspection import inspect_image
+from flowers_torch.errors import DataError, ResourceError
 
 SHARED = Path(os.environ.get("FLOWERS_TORCH_SHARED", ""))
 
@@ -363,3 +367,163 @@ def test_pillows_difficult_images(capfd):
             assert "\n" not in str(error)
         assert time.perf_counter() - start < 2, path
     assert good > 60
+
+
+def test_a_read_error_of_the_disk_names_the_photo(tmp_path):
+    """Linux reports an input/output error for the first bytes of a process's memory, a regular file."""
+    path = tmp_path / "photo.jpg"
+    path.symlink_to("/proc/self/mem")
+    with pytest.raises(DataError, match=r"cannot read .*photo\.jpg: Input/output error; fix: .*disk"):
+        load_image(path)
+    found = inspect_image(path)
+    assert "Input/output error" in found.error and found.fatal  # so that it is read again after a repair
+    path.unlink()
+    path.symlink_to(path)
+    with pytest.raises(DataError, match=r"photo\.jpg: Too many levels"):
+        load_image(path)
+    path.unlink()
+    path.write_bytes(b"text")
+    assert inspect_image(path).error and not inspect_image(path).fatal
+
+
+def test_a_read_error_in_the_middle_of_a_photo(tmp_path, monkeypatch):
+    class BadCard(io.FileIO):
+        def read(self, size=-1):
+            if self.tell() > 2000:
+                raise OSError(errno.EIO, "Input/output error")
+            return super().read(min(size, 1000) if size > 0 else size)
+
+    gradient(640, 480).save(tmp_path / "photo.jpg", quality=95)
+    monkeypatch.setattr("flowers_torch.data.images.open", lambda path, mode: BadCard(path), raising=False)
+    for at_least in (0, 50):
+        with pytest.raises(DataError, match=r"cannot read .*photo\.jpg: Input/output error"):
+            load_image(tmp_path / "photo.jpg", at_least=at_least)
+    monkeypatch.setattr("flowers_torch.data.images._decode", lambda *_: np.zeros(1 << 50))
+    with pytest.raises(ResourceError, match=r"photo\.jpg needs more memory"):
+        load_image(tmp_path / "photo.jpg")
+
+
+def lossless_jpeg(side: int = 200) -> bytes:
+    """A gray JPEG of the lossless process (ITU T.81, annex H), whose differences are all 0."""
+
+    def segment(marker: int, content: bytes) -> bytes:
+        return struct.pack(">BBH", 0xFF, marker, len(content) + 2) + content
+
+    frame = segment(0xC3, struct.pack(">BHHB", 8, side, side, 1) + b"\1\x11\0")
+    table = segment(0xC4, bytes([0, 1, *[0] * 15, 0]))
+    return b"\xff\xd8" + frame + table + segment(0xDA, b"\1\1\0\1\0\0") + bytes(side * side // 8) + b"\xff\xd9"
+
+
+def test_a_jpeg_without_a_reduced_form_is_read_whole(tmp_path):
+    content = lossless_jpeg()
+    assert load_image(io.BytesIO(content)).size == load_image(io.BytesIO(content), at_least=50).size == (200, 200)
+    (tmp_path / "photo.jpg").write_bytes(content)
+    assert inspect_image(tmp_path / "photo.jpg").error == ""
+
+
+def test_the_size_that_is_asked_for_never_decides_whether_an_image_is_accepted():
+    draw = random.Random(0)
+    image = Image.effect_noise((320, 240), 60).convert("RGB")
+    seeds = [encoded(image, "JPEG"), encoded(image, "JPEG", progressive=True), encoded(image.convert("CMYK"), "JPEG")]
+    seeds += [encoded(image, "MPO", save_all=True, append_images=[image]), lossless_jpeg(), encoded(image, "WEBP")]
+    accepted = 0
+    for number in range(300):
+        content = bytearray(seeds[number % len(seeds)])
+        for _ in range(draw.choice((1, 3))):
+            at = draw.randrange(draw.choice((700, len(content))))
+            content[at : at + draw.choice((0, 1, 4))] = draw.randbytes(draw.choice((1, 4)))
+        verdicts = set()
+        for at_least in (0, 20, 100):
+            try:
+                verdicts.add(load_image(io.BytesIO(content), at_least=at_least).mode)
+            except DataError:
+                verdicts.add("")
+        assert len(verdicts) == 1, (number, verdicts)
+        accepted += "" not in verdicts
+    assert 50 < accepted < 250
+
+
+def test_frames_behind_the_first_cost_nothing(tmp_path):
+    """Check counts the frames, which training and prediction never look at."""
+    frames = [gradient().rotate(90 * n) for n in range(3)]
+    content = encoded(frames[0], "TIFF", save_all=True, append_images=frames[1:])
+    offset = struct.unpack("<I", content[4:8])[0]  # of the first directory, whose last field leads to the second
+    last = offset + 2 + 12 * struct.unpack("<H", content[offset : offset + 2])[0]
+    path = tmp_path / "photo.tif"
+    path.write_bytes(content[:last] + struct.pack("<I", len(content) - 1) + content[last + 4 :])
+    assert load_image(path).size == (40, 30)
+    assert (inspect_image(path).error, inspect_image(path).frames) == ("", 1)
+
+
+@pytest.mark.parametrize("compression", ["group4", "tiff_lzw", "tiff_adobe_deflate", "jpeg"])
+def test_libtiff_writes_nothing_and_its_complaints_count(tmp_path, capfd, compression):
+    """libtiff prints errors, and decodes the rest of a fax as if nothing had happened."""
+    mode = "1" if compression == "group4" else "RGB"
+    content = bytearray(encoded(Image.effect_noise((64, 48), 90).convert(mode), "TIFF", compression=compression))
+    whole = bytes(content)
+    content[40:80] = b"\x5a" * 40 if compression != "jpeg" else bytes(40)
+    refused = 0
+    with ThreadPoolExecutor(4) as pool:
+        for at_least in (0, 600):
+            for damaged in (bytes(content), content[: len(content) // 2] + bytes(len(content) // 2)):
+                read = pool.submit(load_image, io.BytesIO(damaged), at_least=at_least)
+                refused += isinstance(read.exception(), DataError)
+                assert pool.submit(load_image, io.BytesIO(whole)).result().size == (64, 48)
+    assert refused and capfd.readouterr() == ("", "")
+
+
+def test_a_damaged_fax_is_refused():
+    content = bytearray(encoded(Image.effect_noise((64, 48), 90).convert("1"), "TIFF", compression="group4"))
+    content[30:34] = b"\0\0\0\0"
+    with pytest.raises(DataError, match="libtiff reports damage"):
+        load_image(io.BytesIO(content))
+
+
+def test_many_scans_of_a_jpeg_are_refused():
+    """Each scan is a pass over all pixels, and can be a few bytes long."""
+    content = encoded(gradient(640, 480), "JPEG", progressive=True)
+    last = content.rindex(b"\xff\xda")
+    assert load_image(io.BytesIO(content[:-2] + content[last:-2] * 20 + b"\xff\xd9"))
+    with pytest.raises(DataError, match="more than 100 scans"):
+        load_image(io.BytesIO(content[:-2] + content[last:-2] * 200 + b"\xff\xd9"), at_least=50)
+
+
+def test_decoding_takes_a_bounded_number_of_bytes_a_pixel(tmp_path):
+    """Transparency, rotation and 16 bits are converted in strips. Pillow's 4 bytes a pixel are the least."""
+    side, exif = 5000, Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGBA", (side, side), (200, 0, 0, 128)).save(tmp_path / "rgba.png", exif=exif, compress_level=1)
+    Image.new("I;16", (side, side), 40000).save(tmp_path / "deep.png", compress_level=1)
+    code = (
+        "import resource, sys; from flowers_torch.data.images import load_image\n"
+        "used = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
+        "before = used(); image = load_image(sys.argv[1], at_least=int(sys.argv[2]))\n"
+        f"print((used() - before) / {side**2}, *image.size, *image.getpixel((9, 9)))\n"
+    )
+    for name, at_least, most, expected in (
+        ("rgba.png", 0, 9.5, (5000, 5000, 227, 127, 127)),
+        ("rgba.png", 600, 6.0, (625, 625, 227, 127, 127)),
+        ("deep.png", 0, 9.5, (5000, 5000, 156, 156, 156)),
+    ):
+        command = [sys.executable, "-c", code, str(tmp_path / name), str(at_least)]
+        bytes_each, *found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+        assert float(bytes_each) < most and tuple(map(int, found)) == expected, (name, at_least, bytes_each, found)
+
+
+def test_strips_give_the_same_pixels(monkeypatch):
+    image = Image.merge("RGBA", [Image.effect_noise((90, 70), 80) for _ in range(4)])
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    content = encoded(image, "PNG", exif=exif)
+    whole = load_image(io.BytesIO(content))
+    monkeypatch.setattr("flowers_torch.data.images.STRIP_PIXELS", 600)
+    assert load_image(io.BytesIO(content)).tobytes() == whole.tobytes()
+    small = load_image(io.BytesIO(content), at_least=20)
+    assert small.size == (24, 30) and difference(small, whole.reduce(3)) < 1
+
+
+def test_a_pixel_of_webp_counts_three_times():
+    """Its decoder takes 17 bytes a pixel, and more to convert transparency."""
+    with pytest.raises(DataError, match="too large: 40x30, at most 1,199 pixels"):
+        load_image(io.BytesIO(encoded(gradient(), "WEBP")), max_pixels=3599)
+    assert load_image(io.BytesIO(encoded(gradient(), "WEBP")), max_pixels=3600)

@@ -65,6 +65,7 @@ def inspect_image(path: Path | str) -> Inspection:
 def _count_frames(image: Image.Image) -> int:
     try:
         return int(getattr(image, "n_frames", 1))
+    # guard: S11 frames
     except Exception:  # it parses what follows the first frame, which alone is used
         return 1
 

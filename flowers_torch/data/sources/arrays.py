@@ -180,10 +180,8 @@ def _read_entries(path: Path) -> dict[str, np.ndarray]:
         with h5py.File(path, "r") as file:
             for key in ("train_set_x", "train_set_y", "test_set_x", "test_set_y", "list_classes"):
                 # A link could lead to any other file of this machine. Even `key in file` would follow it.
-                links = file.id.links
-                if (
-                    not links.exists(key.encode()) or links.get_info(key.encode()).type != h5py.h5l.TYPE_HARD
-                ):  # guard: S4 link
+                name, links = key.encode(), file.id.links
+                if not links.exists(name) or links.get_info(name).type != h5py.h5l.TYPE_HARD:  # guard: S4 link
                     continue
                 entry = file[key]
                 if not isinstance(entry, h5py.Dataset) or entry.external or entry.is_virtual:  # guard: S4 virtual

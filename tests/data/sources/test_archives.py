@@ -228,3 +228,48 @@ def test_the_cache_folder_is_named_by_content(tmp_path):
     archive.write_bytes(tar_bytes(GOOD[0]))
     assert extract_to_cache(archive, tmp_path / "cache") != first
     assert archive_name(Path("x.TGZ")) == "x" and archive_name(Path(".zip")) == "archive"
+
+
+def test_a_zip_of_an_unknown_version_or_without_names(tmp_path):
+    content = bytearray(zip_bytes(*GOOD))
+    at = content.index(b"PK\x01\x02")
+    content[at + 6 : at + 8] = b"\x74\x00"
+    refuse(tmp_path, bytes(content), "not a whole archive: zip file version")
+    info = zipfile.ZipInfo("x")
+    info.filename = ""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr(info, b"content")
+    refuse(tmp_path, buffer.getvalue(), "unsafe path")
+
+
+def test_names_that_cannot_be_written_are_the_archives_fault(tmp_path):
+    for name in ("a" * 300, "a/1.jpg/b"):
+        refuse(tmp_path, zip_bytes(("a/1.jpg", b"x"), (name, b"y")), "a name that cannot be written here")
+        refuse(tmp_path, tar_bytes(("a/1.jpg", b"x"), (name, b"y")), "a name that cannot be written here")
+
+
+def test_a_negative_size_in_a_compressed_tar_reads_nothing(tmp_path):
+    """tarfile would read the rest of the stream at once."""
+    header = bytearray(special("pax", tarfile.XHDTYPE).tobuf())
+    header[124:136] = b"\xff" * 10 + b"\xfc\0"
+    header[148:156] = b"%06o\0 " % (sum(header[:148]) + 8 * 32 + sum(header[156:512]))
+    refuse(tmp_path, gzip.compress(bytes(header) + bytes(1 << 20)), "a header claims -")
+
+
+def test_a_read_error_is_not_a_full_disk(tmp_path):
+    archive = tmp_path / "set.tar"
+    archive.symlink_to("/proc/self/mem")
+    with pytest.raises(DataError, match=r"cannot read .*set\.tar: Input/output error"):
+        extract_to_cache(archive, tmp_path / "cache")
+
+
+def test_unpacked_folders_have_the_rights_that_the_user_s_mask_says(tmp_path):
+    (tmp_path / "set.tgz").write_bytes(tar_bytes(*GOOD))
+    for mask, rights in ((0o077, 0o700), (0o022, 0o755)):
+        before = os.umask(mask)
+        try:
+            folder = extract_archive(tmp_path / "set.tgz", tmp_path / f"out{mask}")
+        finally:
+            os.umask(before)
+        assert folder.stat().st_mode & 0o777 == rights

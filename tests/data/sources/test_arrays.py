@@ -1,6 +1,7 @@
 """Arrays in memory, HDF5 files and CIFAR-10: usual layouts are converted, others are errors."""
 
 import hashlib
+import os
 import pickle
 import tarfile
 
@@ -219,3 +220,40 @@ def test_cifar10_without_network(tmp_path, monkeypatch):
     with pytest.raises(ResourceError, match="cannot download CIFAR-10.*cifar-10-batches-py"):
         cifar10(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_hdf5_that_leads_elsewhere_or_claims_too_much(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    write_h5(tmp_path / "other.h5", **TRAIN)
+    os.mkfifo(tmp_path / "pipe")
+    path = tmp_path / "train_set.h5"
+
+    def refuse(match: str, **entries: object) -> None:
+        with h5py.File(path, "w") as file:
+            for key, value in (TRAIN | entries).items():
+                if isinstance(value, h5py.VirtualLayout):
+                    file.create_virtual_dataset(key, value)
+                elif isinstance(value, dict):
+                    file.create_dataset(key, **value)
+                else:
+                    file[key] = value
+        with pytest.raises(DataError, match=match):
+            read_hdf5(path, tmp_path)
+
+    layout = h5py.VirtualLayout(IMAGES.shape, "u1")
+    layout[:] = h5py.VirtualSource(str(tmp_path / "other.h5"), "train_set_x", IMAGES.shape)
+    refuse("train_set_x is not a plain array", train_set_x=layout)
+    for link in (
+        h5py.ExternalLink(str(tmp_path / "pipe"), "/x"),
+        h5py.SoftLink("/train_set_x"),
+        h5py.SoftLink("/gone"),
+    ):
+        refuse("lacks train_set_x", train_set_x=link)  # opening a pipe would wait forever
+    refuse("train_set_x claims", train_set_x={"shape": (10**6, 30, 30, 3), "dtype": "u1", "chunks": True})
+    refuse("expected 0 .. 99,999", train_set_y=np.full(len(IMAGES), 10**8))
+    refuse("labels have the type", train_set_y=np.full(len(IMAGES), np.inf))
+    refuse("class names that are not valid folder names", list_classes=[b"a" * 300, b"b", b"c"])
+    path.unlink()
+    path.symlink_to("/proc/self/mem")
+    with pytest.raises(DataError, match=r"cannot read .*train_set\.h5: Input/output error"):
+        read_hdf5(path, tmp_path)

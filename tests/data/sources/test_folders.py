@@ -142,10 +142,11 @@ def test_links(tmp_path):
     (root / "a/more").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
     (root / "a/twice").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
     (root / "b/gone.jpg").symlink_to(tmp_path / "gone.jpg")
+    (root / "b/loop.jpg").symlink_to(root / "b/loop.jpg")
     (root / "b/real.jpg").symlink_to(tmp_path / "elsewhere/2.jpg")
     dataset = find_images(root)
     assert dataset.paths == ("a/1.jpg", "a/more/2.jpg", "b/1.jpg", "b/real.jpg")
-    assert any("b: ignored 1" in note and "dangling link" in note for note in dataset.notes)
+    assert any("b: ignored 2" in note and "dangling link (2)" in note for note in dataset.notes)
 
 
 def test_pipes_and_sockets_are_left_out(tmp_path, monkeypatch):

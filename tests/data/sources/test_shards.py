@@ -2,6 +2,8 @@
 
 import io
 import json
+import subprocess
+import sys
 import tarfile
 
 import numpy as np
@@ -214,3 +216,60 @@ def test_a_rewritten_shard_is_listed_again(tmp_path):
     assert set(members(tmp_path / "0.tar")) == {"a/1.jpg"}
     write_tar(tmp_path / "0.tar", {"a/1.jpg": b"x", "a/2.jpg": b"y" * 20_000})
     assert set(members(tmp_path / "0.tar")) == {"a/1.jpg", "a/2.jpg"}
+
+
+def header(kind: bytes, size: int, body: bytes = b"") -> bytes:
+    """A tar header of any size, negative ones too, with the blocks of its body."""
+    info = tarfile.TarInfo("a/1.jpg")
+    info.type = kind
+    data = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    data[124:136] = (
+        (size % 256**11 + (255 if size < 0 else 128) * 256**11).to_bytes(12, "big")
+        if not 0 <= size < 8**11
+        else b"%011o\0" % size
+    )
+    data[148:156] = b"%06o\0 " % (sum(data[:148]) + 8 * 32 + sum(data[156:512]))
+    return bytes(data) + body + bytes(-len(body) % 512)
+
+
+@pytest.mark.parametrize("kind", [b"0", b"Z"])
+def test_a_negative_size_does_not_lead_back(tmp_path, kind):
+    """tarfile would read the same header forever."""
+    (tmp_path / "0.tar").write_bytes(header(b"0", 0) + header(kind, -1024) + bytes(10240))
+    code = "import sys, pathlib; from flowers_torch.data.tar_members import members; members(pathlib.Path(sys.argv[1]))"
+    command = [sys.executable, "-c", code, str(tmp_path / "0.tar")]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    assert "DataError" in ended.stderr and "0.tar" in ended.stderr
+
+
+@pytest.mark.parametrize("size", [-1024, 1 << 21, 1 << 40])
+def test_extended_headers_are_read_up_to_a_megabyte(tmp_path, size):
+    (tmp_path / "0.tar").write_bytes(header(b"x", size, b"11 path=abc") + header(b"0", 5, b"12345") + bytes(10240))
+    with pytest.raises(DataError, match=r"0\.tar is not a valid uncompressed tar.*claims"):
+        members(tmp_path / "0.tar")
+
+
+def test_headers_of_headers_are_one_line(tmp_path):
+    (tmp_path / "0.tar").write_bytes(header(b"L", 5, b"1.jpg") * 2000 + header(b"0", 0) + bytes(10240))
+    with pytest.raises(DataError, match=r"0\.tar is not a valid uncompressed tar"):
+        members(tmp_path / "0.tar")
+
+
+@pytest.mark.parametrize("label", [b"9" * 5000, b"x" * 201])
+def test_labels_of_any_length_are_refused_in_one_line(tmp_path, label):
+    write_tar(tmp_path / "0.tar", {"1.jpg": b"x", "1.cls": label, "2.jpg": b"y", "2.cls": b"1"})
+    with pytest.raises(DataError, match=r"0\.tar/1\.cls is not a file with a label: its label has more than 200"):
+        open_dataset(tmp_path)
+
+
+@pytest.mark.parametrize("value", ["[" * 100_000, '{"label": {}}', '{"label": NaN}', '{"label": null}', "7" * 5000])
+def test_json_labels_that_no_program_writes(tmp_path, value):
+    write_tar(tmp_path / "0.tar", {"1.jpg": b"x", "1.json": value.encode(), "2.jpg": b"y", "2.cls": b"1"})
+    with pytest.raises(DataError, match=r"0\.tar/1\.json is not a file with a label"):
+        open_dataset(tmp_path)
+
+
+def test_long_numbers_are_names(tmp_path):
+    write_tar(tmp_path / "0.tar", {"1.jpg": b"x", "1.cls": b"9" * 190, "2.jpg": b"y", "2.cls": b"1"})
+    (tmp_path / "classes.txt").write_text("rose\ntulip\n")
+    assert open_dataset(tmp_path).classes == ("1", "9" * 190)

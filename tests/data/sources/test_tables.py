@@ -1,5 +1,7 @@
 """Labels from CSV files as written by people and spreadsheets."""
 
+import os
+
 import pytest
 from PIL import Image
 
@@ -116,3 +118,23 @@ def test_groups_for_class_folders(tmp_path):
     (tmp_path / "groups.csv").write_text("file,plant\na/0.jpg,x\n")
     with pytest.raises(DataError, match="file and group"):
         read_groups(tmp_path / "groups.csv", dataset)
+
+
+def test_numbers_and_names_of_any_length(root):
+    numbers = ["9" * 5000, "10" * 2500, "7"]  # Python converts 4,300 digits at most
+    rows = "".join(
+        f"{name},{label}\n" for name, label in zip(("in/1.jpg", "in/2.jpg", "a b.jpg"), numbers, strict=True)
+    )
+    assert read_table(table(root, "file,label\n" + rows)).classes == ("7", "10" * 2500, "9" * 5000)
+    with pytest.raises(DataError, match="1 of 2 photos .* do not exist"):
+        read_table(table(root, "file,label\nin/1.jpg,a\n" + "x" * 5000 + ",b\n"))
+    with pytest.raises(DataError, match="line .*field larger than field limit"):
+        read_table(table(root, "file,label\nin/1.jpg,a\n" + "x" * 140_000 + ",b\n"))
+
+
+def test_a_table_that_is_a_pipe_or_cannot_be_read(root):
+    os.mkfifo(root / "pipe.csv")
+    (root / "bad.csv").symlink_to("/proc/self/mem")
+    for name, reason in (("pipe.csv", "not a regular file"), ("bad.csv", "Input/output error|no photos")):
+        with pytest.raises(DataError, match=reason):
+            open_dataset(root / name)
