@@ -11,11 +11,11 @@ from flowers_torch.files.reading import reading
 
 SUFFIX = ".tar"
 MAX_BYTES = 1024**3  # of a member
-MAX_READ = 1 << 20  # bytes at once; only a hostile header makes tarfile read more
+MAX_READ = 1 << 20  # bytes in one call; only a hostile header makes tarfile read more
 
 
 class HeaderReader:
-    """A file for `tarfile`, which reads as many bytes at once as a header claims, and all if that is negative."""
+    """A file for `tarfile`, which reads as many bytes in one call as a header claims, and all if that is negative."""
 
     def __init__(self, file: Any) -> None:
         self.file, self.tell, self.seek = file, file.tell, file.seek

@@ -184,7 +184,7 @@ def _read_entries(path: Path) -> dict[str, np.ndarray]:
                 if not links.exists(name) or links.get_info(name).type != h5py.h5l.TYPE_HARD:  # guard: S4 link
                     continue
                 entry = file[key]
-                if not isinstance(entry, h5py.Dataset) or entry.external or entry.is_virtual:  # guard: S4 virtual
+                if not isinstance(entry, h5py.Dataset) or entry.external or entry.is_virtual:  # guard: S4 elsewhere
                     raise ValueError(f"{key} is not a plain array")
                 left -= entry.nbytes
                 if left < 0:  # guard: S4 claim

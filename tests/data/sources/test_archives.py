@@ -250,7 +250,7 @@ def test_names_that_cannot_be_written_are_the_archives_fault(tmp_path):
 
 
 def test_a_negative_size_in_a_compressed_tar_reads_nothing(tmp_path):
-    """tarfile would read the rest of the stream at once."""
+    """tarfile would read the rest of the stream in one call."""
     header = bytearray(special("pax", tarfile.XHDTYPE).tobuf())
     header[124:136] = b"\xff" * 10 + b"\xfc\0"
     header[148:156] = b"%06o\0 " % (sum(header[:148]) + 8 * 32 + sum(header[156:512]))
