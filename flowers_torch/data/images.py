@@ -70,9 +70,9 @@ def load_image(
     """Reads the image at a path, or in a binary file that can seek, as upright 8-bit RGB of any side lengths.
 
     Transparency becomes white, 16-bit gray is scaled, CMYK and palettes are converted, and the first frame of
-    an animation is taken. Decoding takes at most 9 bytes a pixel, and half of that where `at_least` is given and
-    makes the result smaller. Two decoders take more: 2 bytes for each channel of a progressive JPEG, and 17 in all
-    for WebP, of which a third of the pixels is accepted.
+    an animation is taken. Decoding takes at most 9 bytes a pixel, or 5 where `at_least` makes the result smaller.
+    Some decoders take more: 2 bytes for each channel of a progressive JPEG, 3 for a TIFF of one strip, and 18 in
+    all for WebP, of which a third of the pixels is accepted.
 
     Args:
         max_pixels: Limit of width times height, checked before decoding.

@@ -2,6 +2,7 @@
 
 import io
 import random
+import struct
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -55,15 +56,23 @@ def seeds() -> dict[str, bytes]:
         "lossless.webp": (rgb.convert("RGBA"), {"lossless": True}),
         "rgb.ppm": (rgb, {}),
     }
+    contents = {"lossless.jpg": _lossless_jpeg(200)}
     if features.check("avif"):
         made["rgb.avif"] = (rgb, {})
-    contents = {}
     for name, (image, options) in made.items():
         file = io.BytesIO()
         kind = {"jpg": "JPEG", "tif": "TIFF"}.get(name[-3:], name.rpartition(".")[2].upper())
         image.save(file, kind, **options)
         contents[name] = file.getvalue()
     return contents
+
+
+def _lossless_jpeg(side: int) -> bytes:
+    """A gray image of the lossless process, which has no reduced form; all differences are 0."""
+    frame = struct.pack(">HHBHHBBBB", 0xFFC3, 11, 8, side, side, 1, 1, 0x11, 0)
+    table = struct.pack(">HHBB15xB", 0xFFC4, 20, 0, 1, 0)
+    scan = struct.pack(">HHBBBBBB", 0xFFDA, 8, 1, 1, 0, 1, 0, 0)
+    return b"\xff\xd8" + frame + table + scan + bytes(side * side // 8) + b"\xff\xd9"
 
 
 def bombs() -> dict[str, bytes]:
@@ -76,6 +85,14 @@ def bombs() -> dict[str, bytes]:
     file = io.BytesIO()
     Image.new("RGB", (9000, 9000)).save(file, "JPEG", quality=10, progressive=True)
     found["progressive.jpg"] = file.getvalue()
+    file = io.BytesIO()
+    Image.new("RGB", (2000, 2000)).save(file, "JPEG", progressive=True)
+    last = file.getvalue().rindex(b"\xff\xda")
+    found["scans.jpg"] = file.getvalue()[:last] + file.getvalue()[last:-2] * 5000 + b"\xff\xd9"
+    for name, side in (("rgba.webp", 5460), ("wide.webp", 9400)):
+        file = io.BytesIO()
+        Image.new("RGBA", (side, side)).save(file, "WEBP", lossless=True, quality=0, method=0)
+        found[name] = file.getvalue()
     file = io.BytesIO()
     Image.new("L", (1, 1)).save(file, "GIF", save_all=True, append_images=[Image.new("L", (1, 1), n) for n in (1, 2)])
     found["canvas.gif"] = file.getvalue()[:6] + b"\x50\x46\x50\x46" + file.getvalue()[10:]
