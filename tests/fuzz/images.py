@@ -103,7 +103,7 @@ def cases(count: int, draw: random.Random, box: Box, classifier: Classifier) -> 
     """Names and actions. An action ends with 0 where all readers agree, else it raises."""
     whole = seeds()
     for name, content in bombs().items():
-        yield f"bomb {name}", builder(content, name, box, classifier)
+        yield f"bomb {name}", builder(content, name, box, classifier, whole=False)
     for number in range(count):
         name = draw.choice(list(whole))
         content = mutate_bytes(whole[name], draw)
@@ -113,16 +113,19 @@ def cases(count: int, draw: random.Random, box: Box, classifier: Classifier) -> 
         yield f"{number} {name}", builder(content, name, box, classifier)
 
 
-def builder(content: bytes, name: str, box: Box, classifier: Classifier) -> Callable[[], Callable[[], int]]:
+def builder(
+    content: bytes, name: str, box: Box, classifier: Classifier, whole: bool = True
+) -> Callable[[], Callable[[], int]]:
+    """Without `whole`, images are read as the commands do: never larger than the network needs."""
     path = box.work / name
 
     def action() -> int:
         readers: dict[str, Callable[[], object]] = {
             "check": lambda: _raise(inspect_image(path).error),
-            "train": lambda: load_image(path),
+            "train": lambda: load_image(path, at_least=0 if whole else 128),
             "train, reduced": lambda: load_image(path, at_least=64),
             "predict": lambda: _raise(next(iter(classifier.predict([path]))).error),
-            "serve": lambda: load_image(io.BytesIO(path.read_bytes())),
+            "serve": lambda: load_image(io.BytesIO(path.read_bytes()), at_least=0 if whole else 64),
         }
         verdicts = {reader: _verdict(read) for reader, read in readers.items()}
         if len({verdict == "" for verdict in verdicts.values()}) > 1:
