@@ -29,7 +29,8 @@ def pack(model: Path, folder: Path) -> list[Path]:
     try:
         run = read_run(model) if model.is_dir() else None
     except DataError as error:
-        raise DataError(f"the card needs a finished run: {error}", f"pack {weights.name} alone") from error
+        what = f"the card needs a finished run: {str(error).partition('; fix: ')[0]}"
+        raise DataError(what, f"pack {weights.name} alone") from error
     names = (MODEL, CARD, HUBCONF, SUMS)
     if folder.exists() and (not folder.is_dir() or {path.name for path in folder.iterdir()} - set(names)):
         raise UsageError(f"{printable(folder)} holds other things", "name a new folder with --out")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from flowers_torch.config import Config, Stage
 from flowers_torch.files.tensors import safe_load
 from flowers_torch.models.checkpoint import load_classifier
 from flowers_torch.runs import recipe
+from flowers_torch.runs.crossval import fold_folder
 
 
 @pytest.fixture(scope="module")
@@ -115,9 +117,11 @@ def test_ensemble_writes_a_model_that_predicts(
 def test_ensemble_of_folds_on_other_photos(
     runs: list[str], photo_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folds = [Path(run).name for run in runs]
-    folder = Path(runs[0]).parent
-    (folder / "crossval.json").write_text(json.dumps({"runs": [{"folder": name} for name in folds]}))
+    folder = tmp_path / "folds"
+    copies = [shutil.copytree(run, fold_folder(folder, 0, number)) for number, run in enumerate(runs)]
+    folds = [copy.name for copy in copies]
+    rows = [{"seed": 0, "fold": number} for number in range(len(runs))]
+    (folder / "crossval.json").write_text(json.dumps({"folds": 3, "repeats": 1, "runs": rows}))
     assert main(["ensemble", str(folder), "--evaluate-on", str(photo_folder)]) == 0
     out, err = capsys.readouterr()
     assert "of these 60 photos trained a run" in err
@@ -128,7 +132,6 @@ def test_ensemble_of_folds_on_other_photos(
     evaluated = ["ensemble", str(folder), "--evaluate-on", str(photo_folder)]
     assert main([*evaluated, "--out", str(tmp_path / "x")]) == 2
     assert run_json(capsys, *evaluated)["images"] == 60
-    (folder / "crossval.json").unlink()
 
 
 def test_label_issues_are_in_the_report(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ from PIL import Image
 from flowers_torch.cli import main
 from flowers_torch.config import Config, Stage
 from flowers_torch.config_file import to_toml
+from flowers_torch.data.splits.split_file import SPLIT_FORMAT
 from flowers_torch.deploy.hub import flowers_classifier
 from flowers_torch.deploy.pack import card_text
 from flowers_torch.errors import ModelFileError
@@ -95,7 +96,10 @@ def finished(small: Any, folder: Path) -> Path:
     names = {"train": ["a", "b", "c"], "val": ["d", "e"], "test": ["f", "g", "h", "i"]}
     write_json(
         folder / "split.json",
-        {"data": "garden", "splits": {part: dict.fromkeys(paths, "0") for part, paths in names.items()}},
+        {
+            **{"format": SPLIT_FORMAT, "data": "garden", "seed": 0, "classes": list(small.info.classes)},
+            "splits": {split: dict.fromkeys(paths, "0") for split, paths in names.items()},
+        },
     )
     write_json(folder / "metrics.json", json.loads("{}"))
     logits = torch.eye(3)[[0, 1, 2, 0]] * 5
