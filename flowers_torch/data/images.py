@@ -5,6 +5,7 @@ Pillow's global settings stay as they are: a truncated file is an error, never a
 
 import ctypes
 import functools
+import logging
 import os
 import struct
 import threading
@@ -61,6 +62,9 @@ OTHER_CONTENT = {
 USABLE = ("a usable image", "replace it, or convert it to 8-bit JPEG or PNG")
 # `warnings.catch_warnings` changes process-wide state, so only one thread may use it at a time.
 _quiet_lock = threading.Lock()
+logging.getLogger("PIL").addHandler(
+    logging.NullHandler()
+)  # else errors go to the terminal of a program without logging
 _libtiff_errors: set[int] = set()  # threads in which libtiff met an error
 
 
@@ -121,18 +125,36 @@ def open_header(file: IO[bytes], name: str, max_pixels: int = MAX_PIXELS) -> Ima
     if start[4:8] == b"ftyp" and start[8:12] in HEIF_BRANDS:
         formats = ("HEIF",)
         _register_heif(name)
+    if start[:4] == b"RIFF" and (size := _webp_size(start)):  # Pillow allocates the canvas when it opens the file
+        _check_size(name, *size, "WEBP", max_pixels)  # guard: S7 canvas
     try:
-        with _quiet():
+        with quiet():
             image = Image.open(file, formats=formats)  # guard: D14
     except UnidentifiedImageError as error:
         fix = f"convert it to JPEG or PNG, or remove it (accepted: {', '.join(FORMATS)})"
         raise DataError(f"{name} is not an image of an accepted format: it {_describe(start)}", fix) from error
     except Image.DecompressionBombError as error:
         raise _too_large(name, "more than twice the limit", max_pixels) from error
-    max_pixels //= PIXEL_WEIGHT.get(image.format or "", 1)  # guard: S7 webp
-    if image.width * image.height > max_pixels:  # guard: D13
-        raise _too_large(name, f"{image.width}x{image.height}", max_pixels)
+    _check_size(name, image.width, image.height, image.format or "", max_pixels)
     return image
+
+
+def _check_size(name: str, width: int, height: int, kind: str, max_pixels: int) -> None:
+    max_pixels //= PIXEL_WEIGHT.get(kind, 1)  # guard: S7 webp
+    if width * height > max_pixels:  # guard: D13
+        raise _too_large(name, f"{width}x{height}", max_pixels)
+
+
+def _webp_size(start: bytes) -> tuple[int, int] | None:
+    """Width and height in the header of a WebP file: extended, lossless or lossy."""
+    kind, sides = start[12:16], int.from_bytes(start[21:25], "little")
+    if kind == b"VP8X":
+        return 1 + int.from_bytes(start[24:27], "little"), 1 + int.from_bytes(start[27:30], "little")
+    if kind == b"VP8L":
+        return 1 + (sides & 0x3FFF), 1 + (sides >> 14 & 0x3FFF)
+    if kind == b"VP8 ":
+        return int.from_bytes(start[26:28], "little") & 0x3FFF, int.from_bytes(start[28:30], "little") & 0x3FFF
+    return None
 
 
 def _register_heif(name: str) -> None:
@@ -166,7 +188,7 @@ def _decode(file: IO[bytes], name: str, max_pixels: int, at_least: int) -> Image
 
 def _load(image: Image.Image) -> None:
     if image.format == "TIFF":
-        with _quiet():  # Pillow warns of its tags during loading
+        with quiet():  # Pillow warns of its tags during loading
             _catch_libtiff_errors()
             _libtiff_errors.discard(threading.get_ident())
             image.load()
@@ -229,7 +251,7 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
 def read_orientation(image: Image.Image) -> int:
     """EXIF orientation: 1 is upright, else a key of `UPRIGHT`. From 5 on, width and height are swapped."""
     try:
-        with _quiet():
+        with quiet():
             return int(image.getexif().get(ORIENTATION_TAG, 1))
     # guard: D21
     except Exception:  # malformed EXIF can raise anything; the pixels are still good
@@ -264,7 +286,7 @@ def _count_scans(file: IO[bytes]) -> int:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silences Pillow's warnings of odd metadata, one thread at a time."""
     with _quiet_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -522,6 +522,14 @@ def test_strips_give_the_same_pixels(monkeypatch):
     assert small.size == (24, 30) and difference(small, whole.reduce(3)) < 1
 
 
+@pytest.mark.parametrize("options", [{}, {"lossless": True}, {"save_all": True}])
+def test_the_canvas_of_a_webp_is_checked_before_it_is_allocated(options, monkeypatch):
+    content = encoded(gradient(), "WEBP", **options)
+    monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("it was opened"))
+    with pytest.raises(DataError, match="too large: 40x30"):
+        load_image(io.BytesIO(content), max_pixels=3599)
+
+
 def test_a_pixel_of_webp_counts_three_times():
     """Its decoder takes 17 bytes a pixel, and more to convert transparency."""
     with pytest.raises(DataError, match="too large: 40x30, at most 1,199 pixels"):

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageStat
 
-from flowers_torch.data.images import USABLE, load_image, open_header, open_regular, read_orientation
+from flowers_torch.data.images import USABLE, load_image, open_header, open_regular, quiet, read_orientation
 from flowers_torch.errors import FlowersError, ResourceError, printable
 
 HASH_SIDE = 32  # of the image that the perceptual hash is computed from
@@ -50,21 +50,23 @@ def inspect_image(path: Path | str) -> Inspection:
             header = open_header(file, printable(path))
             turned = read_orientation(header) >= 5
             kind, mode, alpha = header.format or "JPEG", header.mode, header.has_transparency_data
-            frames = _count_frames(header)
+            frames, sides = _count_frames(header), header.size
+            del header  # a PNG has loaded its pixels to look for an orientation behind them
         image = load_image(path, at_least=2 * MEASURE_SIDE)
     except FlowersError as error:
         passing = isinstance(error, ResourceError) or getattr(error.__cause__, "errno", None) is not None
         return Inspection(error=str(error), fatal=passing)  # guard: S9 check
     width, height = image.size
-    if max(width, height) < max(header.size):  # the decoder reduced it
-        width, height = reversed(header.size) if turned else header.size
+    if max(width, height) < max(sides):  # the decoder reduced it
+        width, height = reversed(sides) if turned else sides
     found = Inspection(format=kind, mode=mode, alpha=alpha, frames=frames, sha256=sha256)
     return dataclasses.replace(found, width=width, height=height, **_measure(image))
 
 
 def _count_frames(image: Image.Image) -> int:
     try:
-        return int(getattr(image, "n_frames", 1))
+        with quiet():
+            return int(getattr(image, "n_frames", 1))
     # guard: S11 frames
     except Exception:  # it parses what follows the first frame, which alone is used
         return 1

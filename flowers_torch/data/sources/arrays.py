@@ -1,6 +1,6 @@
 """Images in arrays (in memory, in HDF5 files of courses, CIFAR-10), written once as lossless PNG files."""
 
-import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +13,7 @@ from flowers_torch.data.dataset import ImageDataset
 from flowers_torch.data.sources.archives import safe_components, staged_folder
 from flowers_torch.data.sources.folders import find_images
 from flowers_torch.errors import DataError, ResourceError, UsageError, printable
-from flowers_torch.files.atomic import write_json
-from flowers_torch.files.cache import cache_folder
+from flowers_torch.files.cache import cache_folder, recall, remember
 from flowers_torch.files.download import file_digest
 from flowers_torch.files.reading import reading, require_regular
 
@@ -23,6 +22,7 @@ MAX_RATIO = 10  # of arrays to their HDF5 file; photos compress less
 SMALL_BYTES = 100 << 20  # of arrays, allowed whatever the ratio
 HDF5_SUFFIXES = (".h5", ".hdf5")
 NOTES_FILE = ".notes.json"  # hidden, so that it is not listed as an image
+NOTES_FORM = {"notes": [str], "classes": [str]}
 
 
 def check_arrays(images: Any, labels: Any, classes: int | None = None) -> tuple[np.ndarray, np.ndarray, list[str]]:
@@ -130,14 +130,23 @@ def write_images(
                     path = root / names[label] / f"{index:06d}.png"
                     Image.fromarray(np.ascontiguousarray(image)).save(path, compress_level=1)
             notes = [f"{split}: {note}" for split, (_, _, notes) in checked.items() for note in notes]
-            write_json(staging / NOTES_FILE, {"notes": notes, "classes": names})
+            remember(staging / NOTES_FILE, {"notes": notes, "classes": names})
+    content = recall(folder / NOTES_FILE, NOTES_FORM)
+    if content is None:
+        raise DataError(f"{printable(folder)} is damaged, or holds other files", "delete it, or name a new folder")
     dataset = find_images(folder, name)
-    content = json.loads((folder / NOTES_FILE).read_text(encoding="utf-8"))
     notes = content["notes"] + [note for note in dataset.notes if NOTES_FILE not in note]
     # In the order of the labels instead of the natural order of folders.
     ordered = tuple(label for label in content["classes"] if label in dataset.classes)
     indices = tuple(ordered.index(dataset.classes[label]) for label in dataset.labels)
     return replace(dataset, classes=ordered, labels=indices, notes=tuple(notes))
+
+
+def _is_cached(folder: Path) -> bool:
+    """Whether the cache holds the images; a folder that is not as it was written is removed."""
+    if folder.is_dir() and recall(folder / NOTES_FILE, NOTES_FORM) is None:  # guard: S10 images
+        shutil.rmtree(folder, ignore_errors=True)
+    return folder.is_dir()
 
 
 def read_hdf5(path: Path, cache: Path | None = None) -> ImageDataset:
@@ -152,7 +161,7 @@ def read_hdf5(path: Path, cache: Path | None = None) -> ImageDataset:
     with reading(path, "a readable HDF5 file"):
         digest = "-".join(file_digest(file)[:12] for file in files)
     folder = (cache or cache_folder()) / f"{path.stem[:64]}-{digest}"
-    if folder.is_dir():
+    if _is_cached(folder):
         return write_images(folder, {}, name=path.stem)
     entries: dict[str, np.ndarray] = {}
     for file in reversed(files):
@@ -209,7 +218,7 @@ def cifar10(cache: Path | None = None, source: Path | None = None) -> ImageDatas
 
     cache = cache or cache_folder()
     folder = cache / "cifar10"
-    if folder.is_dir():
+    if _is_cached(folder):
         return write_images(folder, {}, name="cifar10")
     files = type("Files", (CIFAR10,), {"base_folder": source.name}) if source else CIFAR10
     place = source.parent if source else cache

@@ -141,6 +141,18 @@ def test_hdf5_with_both_splits_and_with_one_each(tmp_path):
     assert open_dataset(path, tmp_path) == dataset
 
 
+@pytest.mark.parametrize("damage", ["delete", "empty", "edit"])
+def test_a_damaged_cache_of_arrays_is_written_again(tmp_path, damage):
+    path = write_h5(tmp_path / "happy.h5", **TRAIN, list_classes=[b"no", b"so", b"yes"])
+    before = open_dataset(path, tmp_path / "cache")
+    notes = before.root / ".notes.json"
+    content = notes.read_text()
+    notes.write_text({"delete": "", "empty": "", "edit": content.replace('"so"', '"os"')}[damage])
+    if damage == "delete":
+        notes.unlink()
+    assert open_dataset(path, tmp_path / "cache") == before and notes.read_text() == content
+
+
 def test_invalid_hdf5(tmp_path):
     with pytest.raises(DataError, match="lacks train_set_x.*holds test_set_x, test_set_y"):
         read_hdf5(write_h5(tmp_path / "a.h5", **TEST), tmp_path)
