@@ -112,7 +112,7 @@ def make_server(app: Any, connections: int = 256) -> "uvicorn.Server":
         "disable_existing_loggers": False,
         "filters": {"sparing": {"()": Sparing}},
         "handlers": {"default": handler},
-        "loggers": {"uvicorn": logger, "asyncio": logger},
+        "loggers": {"uvicorn": logger, "asyncio": logger, "python_multipart": logger},
     }
     quiet: Any = {"log_config": log, "access_log": False, "server_header": False, "proxy_headers": False}
     limits: Any = {"http": Connection, "ws": "none", "backlog": BACKLOG, "limit_concurrency": connections}

@@ -78,6 +78,7 @@ def test_bad_photos_have_their_reason_and_good_ones_their_answer(served: Any, im
         "nothing.jpg": (b"", "is empty"),
         "page.jpg": (b"<html>", "not an image of an accepted format"),
         "cut.jpg": (whole.getvalue()[:900], "not a usable image"),
+        "cut head.jpg": (whole.getvalue()[:60], "not a usable image"),
         "bomb.png": (bomb(), "too large"),
         "script.jpg": (b"%!PS", "holds PostScript"),
         "large.jpg": (bytes((1 << 20) + 1), "holds more than 1 MB"),
