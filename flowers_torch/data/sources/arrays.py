@@ -116,7 +116,7 @@ def write_images(
         count = len(classes) if classes else None
         checked = {split: check_arrays(images, labels, count) for split, (images, labels) in splits.items()}
         highest = max(int(labels.max()) for _, labels, _ in checked.values())
-        names = [str(label) for label in range(highest + 1)] if classes is None else list(classes)
+        names = list(classes) if classes else [str(label) for label in range(highest + 1)]
         bad = [n for n in names if n.startswith(".") or len(n.encode()) > 255 or safe_components(n) != [n]]
         if bad or len(set(names)) < len(names):
             what = "that are not valid folder names" if bad else "that occur twice"

@@ -135,6 +135,8 @@ def test_hdf5_with_both_splits_and_with_one_each(tmp_path):
     assert both.classes == ("no", "so", "yes") and both.name == "happy" and len(both) == 18
     path = write_h5(tmp_path / "train_signs.h5", **TRAIN, **SIGNS)
     assert open_dataset(path, tmp_path).split == {}
+    unnamed = write_h5(tmp_path / "unnamed.h5", **TRAIN, list_classes=np.array([], "S3"))
+    assert open_dataset(unnamed, tmp_path).classes == ("0", "1", "2")
     write_h5(tmp_path / "test_signs.h5", **TEST, **SIGNS)
     dataset = open_dataset(path, tmp_path)
     assert dataset.classes == ("0", "1", "2") and sorted(set(dataset.split.values())) == ["test", "train"]
