@@ -1,6 +1,7 @@
 """Disks that are full, read-only or gone, and the order of the calls that make a save safe."""
 
 import contextlib
+import io
 import os
 import random
 import shutil
@@ -125,7 +126,7 @@ def test_the_order_of_calls_in_each_save(small_run: Any, tmp_path: Path, report:
 
     def hook() -> None:
         real = {name: getattr(os, name) for name in ("fsync", "replace")}
-        real_temporary = atomic.tempfile.NamedTemporaryFile
+        real_open: Any = Path.open
 
         def note(text: str) -> None:
             with trace.open("a") as file:
@@ -140,18 +141,17 @@ def test_the_order_of_calls_in_each_save(small_run: Any, tmp_path: Path, report:
             real["replace"](source, target)
             note(f"rename {Path(source).suffix} {Path(target).name}")
 
-        def temporary(*arguments: Any, **keywords: Any) -> Any:
-            file = real_temporary(*arguments, **keywords)
-            real_write = file.write
-
-            def write(data: bytes) -> None:
+        class Noting(io.BufferedWriter):
+            def write(self, data: Any) -> int:
                 note(f"write {len(data)}")
-                real_write(data)
+                return super().write(data)
 
-            file.write = write
-            return file
+        def open_new(path: Path, mode: str = "r", *arguments: Any, **keywords: Any) -> Any:
+            if mode == "xb":
+                return Noting(io.FileIO(path, "x"))
+            return real_open(path, mode, *arguments, **keywords)
 
-        atomic.os.fsync, atomic.os.replace, atomic.tempfile.NamedTemporaryFile = fsync, replace, temporary
+        atomic.os.fsync, atomic.os.replace, Path.open = fsync, replace, open_new
 
     child, _ = small_run.start(hook)
     assert child.wait() == 0, child.text()
