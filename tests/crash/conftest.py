@@ -12,6 +12,7 @@ The seed draws the moments. Without it each day has its own.
 import contextlib
 import csv
 import datetime
+import io
 import json
 import mmap
 import os
@@ -223,7 +224,8 @@ def last_checkpoint(run: Path) -> Path:
 
 def slow_writes() -> None:
     """Slows a save down: the file is written in pieces, with a pause around every call that matters."""
-    real_fsync, real_replace, real_temporary = os.fsync, os.replace, atomic.tempfile.NamedTemporaryFile
+    real_fsync, real_replace = os.fsync, os.replace
+    real_open: Any = Path.open
 
     def pause() -> None:
         time.sleep(0.004)
@@ -237,20 +239,18 @@ def slow_writes() -> None:
         real_replace(*paths)
         pause()
 
-    def temporary(*arguments: Any, **keywords: Any) -> Any:
-        file = real_temporary(*arguments, **keywords)
-        real_write = file.write
-
-        def write(data: bytes) -> None:
-            for start in range(0, len(data), len(data) // 6 + 1):
-                real_write(data[start : start + len(data) // 6 + 1])
-                file.flush()
+    class Slow(io.BufferedWriter):
+        def write(self, data: Any) -> int:
+            for start in range(0, len(data), len(data) // 8 + 1):
+                super().write(data[start : start + len(data) // 8 + 1])
+                self.flush()
                 pause()
+            return len(data)
 
-        file.write = write
-        return file
+    def open_new(path: Path, mode: str = "r", *arguments: Any, **keywords: Any) -> Any:
+        return Slow(io.FileIO(path, "x")) if mode == "xb" else real_open(path, mode, *arguments, **keywords)
 
-    atomic.os.fsync, atomic.os.replace, atomic.tempfile.NamedTemporaryFile = fsync, replace, temporary
+    atomic.os.fsync, atomic.os.replace, Path.open = fsync, replace, open_new
 
 
 def global_step(folder: Path) -> int:
