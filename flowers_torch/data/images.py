@@ -125,8 +125,8 @@ def open_header(file: IO[bytes], name: str, max_pixels: int = MAX_PIXELS) -> Ima
     if start[4:8] == b"ftyp" and start[8:12] in HEIF_BRANDS:
         formats = ("HEIF",)
         _register_heif(name)
-    if start[:4] == b"RIFF" and (size := _webp_size(start)):  # Pillow allocates the canvas when it opens the file
-        _check_size(name, *size, "WEBP", max_pixels)  # guard: S7 canvas
+    if start[:4] == b"RIFF" and (size := _webp_size(start)):  # Pillow allocates the frame when it opens the file
+        _check_size(name, *size, "WEBP", max_pixels)  # guard: S7 frame
     try:
         with quiet():
             image = Image.open(file, formats=formats)  # guard: D14

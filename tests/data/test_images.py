@@ -523,7 +523,7 @@ def test_strips_give_the_same_pixels(monkeypatch):
 
 
 @pytest.mark.parametrize("options", [{}, {"lossless": True}, {"save_all": True}])
-def test_the_canvas_of_a_webp_is_checked_before_it_is_allocated(options, monkeypatch):
+def test_the_frame_of_a_webp_is_checked_before_it_is_allocated(options, monkeypatch):
     content = encoded(gradient(), "WEBP", **options)
     monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("it was opened"))
     with pytest.raises(DataError, match="too large: 40x30"):
