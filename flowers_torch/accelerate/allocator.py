@@ -9,7 +9,7 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 def keep_freed_memory() -> bool:
     """Sets the allocator of this process; returns whether the C library has the settings.
 
-    At most 2 GiB above the highest block in use are kept. Source: mallopt(3).
+    At most 2 GiB above the highest block in use stay with the process. Source: mallopt(3).
     """
     try:
         mallopt: Any = ctypes.CDLL(None).mallopt

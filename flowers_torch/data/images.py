@@ -12,7 +12,7 @@ import threading
 import warnings
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -94,8 +94,13 @@ def load_image(
         with open_regular(source, *USABLE) as file:
             return _decode(file, printable(source), max_pixels, at_least)
     name = getattr(source, "name", None) or "the image"
-    with reading(name, USABLE[0], DataError, USABLE[1]):
+    with decoding(name):
         return _decode(source, printable(name), max_pixels, at_least)
+
+
+def decoding(name: str) -> AbstractContextManager[None]:
+    """Turns whatever the bytes of an image make Pillow raise into one of our errors; see `reading`."""
+    return reading(name, USABLE[0], DataError, USABLE[1])
 
 
 @contextmanager
@@ -199,7 +204,7 @@ def _load(image: Image.Image) -> None:
 
 @functools.cache
 def _catch_libtiff_errors() -> None:
-    """libtiff prints errors to the terminal, and goes on after some of them, unless it has this handler."""
+    """libtiff prints errors to the terminal, and continues after some of them, unless it has this handler."""
     with suppress(OSError, AttributeError):  # Pillow without libtiff, or linked with it statically
         ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler(_on_libtiff_error)  # guard: S11 quiet
 

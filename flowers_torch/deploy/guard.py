@@ -108,9 +108,8 @@ class Bodies:
         If the request states its length, it raises immediately, before anything is read.
         """
         detail = f"a request may hold {max_bytes >> 20} MB; send fewer or smaller photos"
-        too_large = HTTPException(
-            413, detail
-        )  # the rest is not kept; the client would see no response if it were refused
+        # The connection stays open: a client that is cut off would see no response.
+        too_large = HTTPException(413, detail)
         if int(request.headers.get("content-length", 0)) > max_bytes:  # a number, as uvicorn has verified
             raise too_large
 

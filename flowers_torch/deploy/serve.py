@@ -35,14 +35,13 @@ from starlette.routing import Route
 from torch import Tensor
 
 from flowers_torch import __version__
-from flowers_torch.data.images import USABLE, open_header
+from flowers_torch.data.images import decoding, open_header
 from flowers_torch.deploy.batching import Batcher
 from flowers_torch.deploy.classifier import Classifier, Prediction
 from flowers_torch.deploy.guard import BODY_SECONDS, HEADERS, Bodies, Body, refusal
 from flowers_torch.errors import DataError, FlowersError, UsageError, printable
 from flowers_torch.evaluation.selective import Threshold
 from flowers_torch.files.atomic import to_json
-from flowers_torch.files.reading import reading
 from flowers_torch.report.image_sections import data_uri
 
 PAGE = {
@@ -195,7 +194,7 @@ class Service:
             DataError: it is not an image, or has too many pixels.
         """
         with (
-            reading(name, USABLE[0], DataError, USABLE[1]),  # guard: H07 header
+            decoding(name),  # guard: H07 header
             open_header(io.BytesIO(content), name, 4 * self.limits.pixels) as image,
         ):
             quarter = image.width * image.height // 4  # a progressive JPEG keeps its coefficients

@@ -18,7 +18,7 @@ CACHE_FIX = "free space, or name another folder with --cache or FLOWERS_TORCH_CA
 def cache_folder() -> Path:
     """`$FLOWERS_TORCH_CACHE`, or `flowers_torch` in the XDG cache folder.
 
-    For a user without a home this is a folder that cannot be made: what needs none goes on.
+    For a user without a home this is a folder that cannot be made: what needs none works.
     """
     try:
         if folder := os.environ.get("FLOWERS_TORCH_CACHE"):

@@ -21,6 +21,7 @@ from typing import IO, Any
 from flowers_torch.data.images import open_regular
 from flowers_torch.data.tar_members import open_tar
 from flowers_torch.errors import DataError, ResourceError, printable
+from flowers_torch.files.cache import CACHE_FIX
 from flowers_torch.files.download import file_digest
 from flowers_torch.files.reading import reading
 
@@ -63,7 +64,7 @@ def staged_folder(folder: Path) -> Iterator[Path]:
 
 def _not_written(path: Path, error: OSError) -> ResourceError:
     what = f"cannot write {printable(path)}: {error.strerror or error}"
-    return ResourceError(what, "free space, or choose another cache folder")
+    return ResourceError(what, CACHE_FIX)
 
 
 def extract_archive(archive: Path, folder: Path, max_members: int = MAX_MEMBERS, max_bytes: int = MAX_BYTES) -> Path:
