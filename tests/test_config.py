@@ -10,7 +10,7 @@ import pytest
 from flowers_torch import config_file
 from flowers_torch.cli import Parser
 from flowers_torch.commands import train
-from flowers_torch.config import HEAD_ONLY, Config, Stage, split_fractions
+from flowers_torch.config import HEAD_ONLY, Config, Stage, split_fractions, with_absolute_paths
 from flowers_torch.config_file import config_folder, load_config, to_toml
 from flowers_torch.errors import UsageError
 
@@ -190,3 +190,19 @@ def test_an_installed_package_finds_its_recipes(tmp_path: Path, monkeypatch: pyt
     assert load_config(file="happy_house").arch == "resnet50"
     shutil.rmtree(installed / "configs")
     assert config_folder() == tmp_path / "site-packages" / "configs"
+
+
+@pytest.mark.parametrize(
+    ("given", "absolute"),
+    [
+        ("", ""),
+        ("class:lily", "class:lily"),
+        ("class:a, b,class:c/d", "class:a, b,class:c/d"),
+        ("x,y.csv", "/here/x,y.csv"),
+        ("check/e.csv,class:lily,class:~", "/here/check/e.csv,class:lily,class:~"),
+    ],
+)
+def test_an_exclude_list_has_an_absolute_path_and_classes_do_not(given, absolute, monkeypatch):
+    monkeypatch.setattr(Path, "absolute", lambda self: Path("/here") / self)
+    config = with_absolute_paths(Config(exclude=given))
+    assert config.exclude == absolute and with_absolute_paths(config).exclude == absolute

@@ -1,8 +1,11 @@
 """The images of a dataset with their labels."""
 
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+
+CLASS_MARK = "class:"  # before the name of a class that is left out
 
 
 @dataclass(frozen=True)
@@ -25,3 +28,9 @@ class ImageDataset:
         """Number of images of each class, in the order of `classes`."""
         found = Counter(self.labels)
         return [found[label] for label in range(len(self.classes))]
+
+
+def parse_exclude(text: str) -> tuple[str, list[str]]:
+    """The exclude list and the classes of "FILE,class:NAME,class:NAME", where each may be missing."""
+    path, *classes = re.split(f"(?:^|,){CLASS_MARK}", text)
+    return path, classes

@@ -12,7 +12,7 @@ from torch import nn
 
 from flowers_torch import __version__
 from flowers_torch.accelerate import Acceleration
-from flowers_torch.config import Config, with_absolute_paths
+from flowers_torch.config import Config, split_fractions, with_absolute_paths
 from flowers_torch.config_file import load_config, to_toml
 from flowers_torch.data.dataset import ImageDataset
 from flowers_torch.data.quality.filter import FilteredDataset
@@ -164,8 +164,9 @@ def _prepare(config: Config, distributed: Distributed, splits: Splits | None) ->
     dataset = filtered.dataset
     for line in (*dataset.notes, *filtered.warnings):
         log.info(f"note     {line}")
+    asked = () if splits else split_fractions(config.split) or ()
     splits = splits or choose_splits(dataset, config, filtered.duplicates)
-    log.info(f"data     {dataset.name}: {describe_splits(dataset, splits)}")
+    log.info(f"data     {dataset.name}: {describe_splits(dataset, splits, asked)}")
     if is_imbalanced(dataset) and config.class_weights == "none":
         log.info('note     rare classes count less in the loss; class_weights = "balanced" changes that')
 

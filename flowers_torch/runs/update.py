@@ -66,8 +66,10 @@ def update(
         known = open_dataset(former.data)
     old = _parent_images(folder, known)
     found = open_dataset(source, fewest=1)
-    exclude = former.exclude if found.root.resolve() == known.root.resolve() else ""
+    exclude = config.exclude or (former.exclude if found.root.resolve() == known.root.resolve() else "")
     new = filter_images(found, exclude, "none", config.skip_bad).dataset
+    for note in new.notes:
+        log.info(f"note     {note}")
     seen = dict(zip(known.paths, inspect_images(known), strict=True))
     added = extend_splits(old, [seen[member.name] for member in old], new, inspect_images(new), fractions, former.seed)
     if not added:
@@ -78,7 +80,7 @@ def update(
     fresh = sorted({m.label for m in added} - {m.label for m in old})
     classes = f"; new classes: {printable(', '.join(fresh))}" if fresh else ""
     log.info(f"data     {len(added)} new photos ({counts}) beside the {len(old)} of the run{classes}")
-    config = dataclasses.replace(config, data=str(new_folder / "photos"))
+    config = dataclasses.replace(config, data=str(new_folder / "photos"), exclude="")
     again = with_absolute_paths(dataclasses.replace(former, data=source)).data
     command = command or ["flowers-torch", "update", str(folder.absolute()), again]
     recipe.train(config, new_folder, overwrite=True, command=command)

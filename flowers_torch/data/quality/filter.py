@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from flowers_torch.data.dataset import ImageDataset
+from flowers_torch.data.dataset import CLASS_MARK, ImageDataset, parse_exclude
 from flowers_torch.data.quality.report import check_quality, drop_images, read_exclude_list
 from flowers_torch.data.quality.scan import inspect_images
 from flowers_torch.data.sources.rows import listed
@@ -28,11 +28,14 @@ def filter_images(
 ) -> FilteredDataset:
     """Decodes every image once, before anything is downloaded or trained. Cached inspections are reused.
 
-    `exclude` is the path of an exclude list, or empty; `groups` is "duplicates", "none" or the path of a table
-    file,group. Unreadable images (unless `skip_bad`) and a class without any image left are a `DataError`.
+    `exclude` is an exclude list and classes, as `parse_exclude` takes them; `groups` is "duplicates", "none" or
+    the path of a table file,group. Unreadable images (unless `skip_bad`) and a class without any image left are
+    a `DataError`.
     """
-    if exclude:
-        dataset = drop_images(dataset, read_exclude_list(Path(exclude).expanduser()))
+    path, classes = parse_exclude(exclude)
+    excluded = read_exclude_list(Path(path).expanduser()) if path else {}
+    if excluded or classes:
+        dataset = drop_images(dataset, excluded | {f"{CLASS_MARK}{name}": "by name" for name in classes})
     inspections = inspect_images(dataset)
     bad = {path: found.error for path, found in zip(dataset.paths, inspections, strict=True) if found.error}
     if bad and not skip_bad:

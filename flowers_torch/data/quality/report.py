@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from flowers_torch.data.dataset import ImageDataset
+from flowers_torch.data.dataset import CLASS_MARK, ImageDataset
 from flowers_torch.data.images import SUFFIXES
 from flowers_torch.data.quality.duplicates import exact_duplicates, near_duplicates
 from flowers_torch.data.quality.inspection import Inspection
+from flowers_torch.data.sources.rows import counted, listed
 from flowers_torch.data.splits.assign import IMBALANCE, Splits
 from flowers_torch.errors import DataError, printable
 from flowers_torch.files.atomic import write_text
@@ -168,7 +169,10 @@ def _check_classes(dataset: ImageDataset, inspections: Sequence[Inspection]) -> 
     few = [f"{name} ({counts[label]})" for label, name in enumerate(names) if 0 < counts[label] < FEW_IMAGES]
     if few:
         what = f"fewer than {FEW_IMAGES} photos in: {', '.join(few)}"
-        found.append(Finding("few_images", 2, what, "add photos: a test on so few is hardly meaningful"))
+        todo = (
+            f"add photos, or leave a class out with --exclude {CLASS_MARK}NAME: a test on so few is hardly meaningful"
+        )
+        found.append(Finding("few_images", 2, what, todo))
     rarest, commonest = min(counts.values(), default=0), max(counts.values(), default=0)
     if rarest and commonest >= IMBALANCE * rarest:
         what = f"classes are imbalanced: from {rarest} to {commonest} photos"
@@ -197,15 +201,38 @@ def read_exclude_list(path: Path) -> dict[str, str]:
 
 
 def drop_images(dataset: ImageDataset, exclude: dict[str, str]) -> ImageDataset:
-    """The dataset without the images of an exclude list. A class without any image left is a `DataError`."""
+    """The dataset without the images and the classes (`class:NAME`) of an exclude list.
+
+    A class that it does not name but leaves without any image, and one that is not there, are a `DataError`.
+    """
+    dataset = _drop_classes(dataset, [key for key in exclude if key.startswith(CLASS_MARK)])
     rest = [i for i, path in enumerate(dataset.paths) if path not in exclude]
     remaining = {dataset.labels[i] for i in rest}
     empty = [printable(name, 60) for label, name in enumerate(dataset.classes) if label not in remaining]
     if empty:  # guard: D33
         what = f"the exclude list leaves no photo of {', '.join(empty)}"
-        raise DataError(what, "replace those photos, or remove these classes")
+        raise DataError(what, f"replace those photos, or leave out the class with --exclude {CLASS_MARK}NAME")
     if len(rest) == len(dataset):
         return dataset
+    return _keep(dataset, rest, f"{len(dataset) - len(rest)} photos are excluded")
+
+
+def _drop_classes(dataset: ImageDataset, marks: Sequence[str]) -> ImageDataset:
+    names = {mark.removeprefix(CLASS_MARK) for mark in set(marks) - set(dataset.paths)}
+    if unknown := sorted(names - set(dataset.classes)):
+        what = f"the exclude list names class {printable(unknown[0])}, which {printable(dataset.name)} does not have"
+        raise DataError(what, f"correct the name; its classes are {listed(dataset.classes, limit=50)}")
+    if not names:
+        return dataset
+    classes = tuple(name for name in dataset.classes if name not in names)
+    rest = [i for i, label in enumerate(dataset.labels) if dataset.classes[label] in classes]
+    sizes = {name: count for name, count in zip(dataset.classes, dataset.counts(), strict=True) if name in names}
+    kept = _keep(dataset, rest, f"classes that are left out, with all their photos: {counted(Counter(sizes))}")
+    labels = tuple(classes.index(dataset.classes[label]) for label in kept.labels)
+    return replace(kept, classes=classes, labels=labels)
+
+
+def _keep(dataset: ImageDataset, rest: Sequence[int], note: str) -> ImageDataset:
     paths = tuple(dataset.paths[i] for i in rest)
     return replace(
         dataset,
@@ -213,5 +240,5 @@ def drop_images(dataset: ImageDataset, exclude: dict[str, str]) -> ImageDataset:
         labels=tuple(dataset.labels[i] for i in rest),
         split={path: dataset.split[path] for path in paths if path in dataset.split},
         groups={path: dataset.groups[path] for path in paths if path in dataset.groups},
-        notes=(*dataset.notes, f"{len(dataset) - len(rest)} photos are excluded"),
+        notes=(*dataset.notes, note),
     )

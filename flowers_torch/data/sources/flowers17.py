@@ -79,7 +79,7 @@ def whole_set(folder: Path, notes: tuple[str, ...] = ()) -> ImageDataset:
 
 def is_from_flowers17(dataset: ImageDataset) -> bool:
     """Whether a dataset is Flowers-17, or what an exclude list left of it."""
-    return dataset.classes == CLASSES and set(dataset.paths) <= set(PATHS)
+    return set(dataset.classes) <= set(CLASSES) and set(dataset.paths) <= set(PATHS)
 
 
 def by_file_name(split: dict[str, list[int]], dataset: ImageDataset) -> dict[str, list[int]]:

@@ -1,25 +1,20 @@
-"""Stable splits: only its path and the seed decide an image's number, so adding images moves no other image."""
+"""Stratified splits: the number of an image decides its place in its class, so added images move hardly any others."""
 
-import hashlib
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from flowers_torch.data.dataset import ImageDataset
+from flowers_torch.data.dataset import CLASS_MARK, ImageDataset
+from flowers_torch.data.sources.rows import listed
+from flowers_torch.data.splits.stratify import divide_classes, split_number
 from flowers_torch.errors import DataError, printable
+from flowers_torch.shell import command_line
 
 SPLITS = ("train", "val", "test")
 IMBALANCE = 3  # ratio of the largest to the smallest class from which a dataset counts as imbalanced
+NAMED_CLASSES = 20  # too small ones in an error
 
 Splits = dict[str, list[int]]
-
-
-def split_number(path: str, seed: int) -> float:
-    """A uniform number in [0, 1), a function of the seed and the relative path.
-
-    The path is NFC-normalized, because macOS and Linux encode accents differently.
-    """
-    name = unicodedata.normalize("NFC", path).encode("utf-8", "surrogateescape")
-    return int.from_bytes(hashlib.sha256(b"%d\0" % seed + name).digest()[:8], "big") / 2**64
 
 
 def split_dataset(
@@ -30,42 +25,108 @@ def split_dataset(
 ) -> Splits:
     """Splits every class by fractions, or as the source does, into ascending indices.
 
-    A split of the source stays as it is; a split that the source lacks is drawn from its training images. If
-    a small class has no image in a split, the split gets the image with the smallest number from the split
-    that has most of the class. Only in that case can an added image move another.
+    Every class gets its fractions within one image, as far as groups allow, and an image in every split. An
+    added or removed image moves at most one image or group of its class between train and val, and one between
+    val and test. A split of the source stays as it is; splits that it lacks are drawn from its training images.
 
     Args:
         fractions: Of train, val and test; they sum to 1, and test may be 0.
-        groups: Images that stay together, such as duplicates, in addition to the groups of the source. A
-            group goes where its first image would go alone. The split of the source is not changed.
+        groups: Images that stay together, such as duplicates, in addition to the groups of the source. A group
+            has the number of its image with the shortest path. The split of the source is not changed.
 
     Raises:
-        DataError: invalid fractions, or a class with fewer images than there are splits.
+        DataError: invalid fractions, or a class with fewer images than there are splits to draw.
     """
     if len(fractions) != 3 or any(not 0 <= f <= 1 for f in fractions) or abs(sum(fractions) - 1) > 1e-6:
         raise DataError(f"split fractions {tuple(fractions)} do not sum to 1", "give three, such as 0.6 0.2 0.2")
     if min(fractions[:2]) == 0:
         raise DataError(f"split fractions {tuple(fractions)} leave train or val empty", "give both some photos")
-    given = set(dataset.split.values())
-    # The missing splits are drawn from train.
-    drawn = {split: f for split, f in zip(SPLITS, fractions, strict=True) if split not in given - {"train"}}
-    wanted = [split for split in SPLITS if split in given or drawn.get(split)]
-    units = group_units(dataset, groups)
-    numbers = [split_number(dataset.paths[unit], seed) for unit in units]
+    drawn = drawn_fractions(dataset, fractions)
     assigned = [dataset.split.get(path, "train") for path in dataset.paths]
-    assigned = [split_of(n, drawn) if own == "train" else own for own, n in zip(assigned, numbers, strict=True)]
-    for label, name in enumerate(dataset.classes):
-        members = [index for index, own in enumerate(dataset.labels) if own == label]
-        _fill_splits(assigned, numbers, units, members, wanted, name)
+    for split in sorted(set(assigned)):
+        present = {label for label, own in zip(dataset.labels, assigned, strict=True) if own == split}
+        if absent := [name for label, name in enumerate(dataset.classes) if label not in present]:
+            what = f"no photo of {listed(absent)} is left in {split}, which the source gives"
+            raise DataError(what, f"add photos, or leave the class out with --exclude {CLASS_MARK}NAME")
+    pool = [index for index, split in enumerate(assigned) if split == "train"]
+    for index, split in divide_images(dataset, pool, drawn, seed, groups).items():
+        assigned[index] = split
     return {split: [index for index, own in enumerate(assigned) if own == split] for split in SPLITS}
 
 
+def drawn_fractions(dataset: ImageDataset, fractions: Sequence[float]) -> dict[str, float]:
+    """The splits that are drawn from the training images of the source, with their fractions of these."""
+    given = set(dataset.split.values()) - {"train"}
+    drawn = {split: f for split, f in zip(SPLITS, fractions, strict=True) if f and split not in given}
+    return {split: fraction / sum(drawn.values()) for split, fraction in drawn.items()}
+
+
+def divide_images(
+    dataset: ImageDataset,
+    indices: Sequence[int],
+    parts: Mapping[str, float],
+    seed: int,
+    groups: Sequence[Sequence[int]] = (),
+    known: Collection[str] = (),
+) -> dict[int, str]:
+    """The part of each of some images, stratified by class; `parts` are names with fractions.
+
+    Every class is in every part, except for known classes, which have images in all parts already.
+
+    Raises:
+        DataError: a class without enough images or groups.
+    """
+    units = group_units(dataset, groups)
+    classes: dict[str, Counter[int]] = {}
+    for index in indices:
+        classes.setdefault(dataset.classes[dataset.labels[index]], Counter())[units[index]] += 1
+    new = {name: members for name, members in classes.items() if name not in known}
+    _refuse_small(new, list(parts))
+    numbers = {unit: split_number(dataset.paths[unit], seed) for unit in units}
+    # An offset that follows from the class would send the only image of every update to the same part.
+    offsets = {
+        name: numbers[min(units)] if name in known else split_number(name, seed) for name, units in classes.items()
+    }
+    placed = divide_classes(classes, numbers, list(parts.values()), offsets, new)
+    names = list(parts)
+    for name, members in new.items():
+        if absent := set(names) - {names[placed[unit]] for unit in members}:
+            what = f"groups of several classes leave no photo of {printable(name)} for {', '.join(sorted(absent))}"
+            raise DataError(what, "use another --seed, smaller groups, or --groups none")
+    return {index: names[placed[units[index]]] for index in indices}
+
+
+def _refuse_small(classes: Mapping[str, Mapping[int, int]], parts: Sequence[str]) -> None:
+    """Raises a `DataError` that names the classes with fewer units than parts."""
+    small = {name: units for name, units in classes.items() if len(units) < len(parts)}
+    each, them = ("it", "it") if len(small) == 1 else ("each", "them")
+    found, fixes = [], [f"add photos until {each} has at least {len(parts)}"]
+    for name, units in list(small.items())[:NAMED_CLASSES]:
+        grouped = " that are not in one group" if len(units) < sum(units.values()) else ""
+        found.append(f"class {printable(name)} has {len(units)} photo{'s' * (len(units) != 1)}{grouped}")
+    if more := len(small) - len(found):
+        found.append(f"{more} more classes have as few")
+        fixes.append("leave such classes out by lines class:NAME in the file of --exclude")
+    else:
+        out = command_line("--exclude", ",".join(f"{CLASS_MARK}{name}" for name in small))
+        fixes.append(f"leave {them} out with {out}")
+    if any(len(units) < sum(units.values()) for units in small.values()):
+        fixes.append("use --groups none")
+    if small:  # guard: D30 few
+        raise DataError(f"{', '.join(found)}, too few to be in {', '.join(parts)}", ", or ".join(fixes))
+
+
 def group_units(dataset: ImageDataset, groups: Sequence[Sequence[int]] = ()) -> list[int]:
-    """For each image, the first image of its group, or itself. Overlapping groups are joined."""
+    """For each image, the image of its group with the shortest path (of equals the first), or itself.
+
+    A copy mostly has a longer name than its original, so it does not change the number of the group. Overlapping
+    groups are joined.
+    """
     units = list(range(len(dataset)))
     for group in join_groups(groups, [dataset.groups.get(path, "") for path in dataset.paths]):
+        first = min(group, key=lambda index: len(unicodedata.normalize("NFC", dataset.paths[index])))
         for index in group:
-            units[index] = group[0]
+            units[index] = first
     return units
 
 
@@ -133,38 +194,6 @@ def exact_split(
     return {split: sorted(indices) for split, indices in splits.items()}
 
 
-def split_of(number: float, fractions: Mapping[str, float]) -> str:
-    """The split whose interval of [0, 1) holds the number of an image; intervals start with `train`."""
-    total = sum(fractions.values())
-    edge = 0.0
-    for split in SPLITS:
-        edge += fractions.get(split, 0.0) / total
-        if number < edge:
-            return split
-    return "train"  # rounding can leave a gap above the last edge
-
-
-def _fill_splits(
-    assigned: list[str], numbers: list[float], units: list[int], members: list[int], wanted: list[str], name: str
-) -> None:
-    """Moves an image of a class, with its group, into each split that has none; edits `assigned`."""
-    count = len({units[i] for i in members})
-    if count < len(wanted):  # guard: D30 few
-        grouped = " that are not in one group" if count < len(members) else ""
-        photos = f"{count} photo{'s' * (count != 1)}{grouped}"
-        what = f"class {printable(name)} has {photos}, too few to be in {', '.join(wanted)}"
-        fix = f"add photos until it has at least {len(wanted)}" + (", or use --groups none" if grouped else "")
-        raise DataError(what, fix)
-    for split in wanted:
-        by_split = {own: sorted({units[i] for i in members if assigned[i] == own}) for own in wanted}
-        if not by_split[split]:
-            largest = max(by_split.values(), key=len)
-            unit = min(largest, key=lambda i: numbers[i])
-            for index, own in enumerate(units):
-                if own == unit:
-                    assigned[index] = split
-
-
 def _class_quotas(dataset: ImageDataset, counts: Sequence[int], seed: int) -> list[list[int]]:
     """Images of each class (row) for each split (column): exact column sums of rounded proportions."""
     sizes = dataset.counts()
@@ -189,13 +218,38 @@ def is_imbalanced(dataset: ImageDataset) -> bool:
     return max(counts) >= IMBALANCE * max(1, min(counts))
 
 
-def describe_splits(dataset: ImageDataset, splits: Splits) -> str:
-    """One line with the number of images, classes and images of each split, and any imbalance."""
+def describe_splits(dataset: ImageDataset, splits: Splits, fractions: Sequence[float] = ()) -> str:
+    """One line with the number of images, classes and images of each split, and any imbalance.
+
+    With the fractions that were asked for, also their counts, and the class that is farthest from them.
+    """
     counts = dataset.counts()
     sizes = ", ".join(f"{len(indices)} {split}" for split, indices in splits.items())
     text = f"{len(dataset)} photos of {len(dataset.classes)} classes: {sizes}"
+    if fractions:
+        text += _describe_request(dataset, splits, fractions)
     if is_imbalanced(dataset):
         most, fewest = max(counts), min(counts)
         common, rare = (printable(dataset.classes[counts.index(n)], 40) for n in (most, fewest))
         text += f"; imbalanced: {most} of {common}, {fewest} of {rare}"
     return text
+
+
+def _describe_request(dataset: ImageDataset, splits: Splits, fractions: Sequence[float]) -> str:
+    """What was asked for, and the largest gap in a class if it is a photo or more."""
+    drawn = drawn_fractions(dataset, fractions)
+    if len(drawn) < 2:
+        return " (as the source splits them)"
+    found = {split: Counter(dataset.labels[index] for index in splits[split]) for split in drawn}
+    sizes = sum(found.values(), Counter())
+    asked = ", ".join(f"{fraction * sizes.total():.1f}".removesuffix(".0") for fraction in drawn.values())
+    given = "" if len(drawn) == len(splits) else f" {' and '.join(drawn)}, out of the training photos of the source"
+    gaps = [
+        (found[split][label] - drawn[split] * size, label, split) for split in drawn for label, size in sizes.items()
+    ]
+    gap, label, split = max(gaps, key=lambda gap: abs(gap[0]))
+    text = f" (asked: {asked}{given}"
+    if abs(gap) > 1 - 1e-6:
+        place = f"{split} of {printable(dataset.classes[label], 40)}"
+        text += f"; {place} is {gap:+.1f} off, because every split needs a photo of each class and groups stay together"
+    return f"{text})"

@@ -8,7 +8,7 @@ from pathlib import Path
 from flowers_torch.data.dataset import ImageDataset
 from flowers_torch.data.quality.duplicates import near_duplicates
 from flowers_torch.data.quality.inspection import Inspection
-from flowers_torch.data.splits.assign import SPLITS, join_groups, split_dataset, split_number, split_of
+from flowers_torch.data.splits.assign import SPLITS, divide_images, join_groups
 from flowers_torch.errors import DataError, printable
 
 
@@ -46,13 +46,13 @@ def extend_splits(
     names = [*(image.group for image in old), *(new.groups.get(new.paths[i], "") for i in fresh)]
     assigned = {i: new.split[new.paths[i]] for i in fresh if new.paths[i] in new.split}
     copies: set[int] = set()
-    first_of: dict[int, int] = {}  # new image -> the first new image of its group
+    groups: list[list[int]] = []  # of new images
     for group in join_groups(near_duplicates(everything, inspections), names):
         ours = [old[position] for position in group if position < len(old)]
         theirs = [fresh[position - len(old)] for position in group if position >= len(old)]
         if not theirs:
             continue
-        first_of |= {i: theirs[0] for i in theirs}
+        groups.append(theirs)
         first = AssignedImage(Path(), "", assigned.get(theirs[0], ""), new.paths[theirs[0]])
         first = ours[0] if ours else first
         for i in theirs:
@@ -72,34 +72,8 @@ def extend_splits(
                 copies.add(i)
     added = [i for i in fresh if i not in copies]
     undecided = [i for i in added if i not in assigned]
-    assigned |= _draw(new, undecided, first_of, {image.label for image in old}, fractions, seed)
+    parts = dict(zip(SPLITS, fractions, strict=True))
+    assigned |= divide_images(new, undecided, parts, seed, groups, {image.label for image in old})
     return [
         AssignedImage(new.root / new.paths[i], new.classes[new.labels[i]], assigned[i], new.paths[i]) for i in added
     ]
-
-
-def _draw(
-    new: ImageDataset,
-    undecided: list[int],
-    first_of: dict[int, int],
-    known: set[str],
-    fractions: Sequence[float],
-    seed: int,
-) -> dict[int, str]:
-    """Splits by split number for known classes; a new class gets images in every split."""
-    by_split = dict(zip(SPLITS, fractions, strict=True))
-    of_new_classes = [i for i in undecided if new.classes[new.labels[i]] not in known]
-    rest = [i for i in undecided if new.classes[new.labels[i]] in known]
-    assigned = {i: split_of(split_number(new.paths[first_of.get(i, i)], seed), by_split) for i in rest}
-    if not of_new_classes:
-        return assigned
-    names = [new.classes[new.labels[i]] for i in of_new_classes]
-    classes = tuple(dict.fromkeys(names))
-    paths = tuple(new.paths[i] for i in of_new_classes)
-    groups = {new.paths[i]: new.paths[first_of.get(i, i)] for i in of_new_classes}
-    labels = tuple(classes.index(name) for name in names)
-    subset = ImageDataset(new.name, new.root, classes, paths, labels, groups=groups)
-    splits = split_dataset(subset, fractions, seed)
-    assigned |= {of_new_classes[p]: split for split, positions in splits.items() for p in positions}
-    # A group of several classes follows its first image.
-    return {i: assigned.get(first_of.get(i, i), split) for i, split in assigned.items()}

@@ -11,7 +11,6 @@ from PIL import Image, ImageFilter
 from flowers_torch.data.dataset import ImageDataset
 from flowers_torch.data.quality.inspection import Inspection, inspect_image
 from flowers_torch.data.sources.folders import find_images
-from flowers_torch.data.splits.assign import split_number, split_of
 from flowers_torch.data.splits.extension import AssignedImage, extend_splits
 from flowers_torch.errors import DataError
 
@@ -56,12 +55,20 @@ def extend(known: ImageDataset, new: ImageDataset, groups: dict[str, str] | None
     return {member.name: member.split for member in added}
 
 
-def test_new_images_of_known_classes_are_split_by_hash(known: ImageDataset, tmp_path: Path) -> None:
-    new = find_images(draw(tmp_path, rose=range(100, 120)), fewest=1)
-    fractions = dict(zip(("train", "val", "test"), FRACTIONS, strict=True))
+def test_new_images_of_known_classes_are_stratified(known: ImageDataset, tmp_path: Path) -> None:
+    new = find_images(draw(tmp_path, rose=range(100, 120), tulip=range(120, 125)))
     found = extend(known, new)
-    assert found == {path: split_of(split_number(path, 3), fractions) for path in new.paths}
-    assert len(set(found.values())) == 3
+    for name, counts in {"rose": (12, 4, 4), "tulip": (3, 1, 1)}.items():
+        own = [split for path, split in found.items() if path.startswith(name)]
+        assert tuple(map(own.count, ("train", "val", "test"))) == counts
+
+
+def test_single_new_images_come_into_every_split(known: ImageDataset, tmp_path: Path) -> None:
+    """Many updates by an image each are as good as one by many."""
+    found = []
+    for seed in range(900, 924):
+        found += extend(known, find_images(draw(tmp_path / str(seed), rose=range(seed, seed + 1)), fewest=1)).values()
+    assert 9 <= found.count("train") <= 19 and found.count("val") and found.count("test")
 
 
 def test_known_images_are_left_out(known: ImageDataset, tmp_path: Path) -> None:

@@ -50,9 +50,9 @@ def test_changes_are_counted_by_split(saved):
     for found, index in ((changes.missing, 0), (changes.missing, 1), (changes.edited, 3)):
         assert (split_of[dataset.paths[index]], dataset.paths[index]) in found
     assert changes.counts() == {"missing": 2, "edited": 1, "added": 1}
-    with pytest.raises(DataError, match="2 missing, 1 edited, 1 added.*class0/0.jpg.*fix: put them back"):
+    with pytest.raises(DataError, match="2 missing, 1 edited, 1 added.*class0/[01].jpg.*fix: put them back"):
         changes.refuse(path, "put them back")
-    for text in ("none             0        0        1", "first missing: class0/0.jpg"):
+    for text in ("none             0        0        1", "first missing: class0/"):
         assert text in changes.table()
     ours = {now.paths[i]: split for split, indices in kept.items() for i in indices}
     assert ours == {p: split for p, split in split_of.items() if p in dataset.paths[2:]}
