@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from flowers_torch.models.split_model import without_tf32
+from flowers_torch.training.device import breaks_in_channels_last
 
 # Activations that oneDNN appends to a convolution: its name for them and their bounds.
 ACTIVATIONS: dict[type[nn.Module], tuple[str, list[float]]] = {
@@ -195,7 +196,7 @@ def layers_of(model: nn.Module, unit: Unit) -> tuple[Any, Any, nn.Module, str]:
 def is_fusable(conv: nn.Conv2d) -> bool:
     """Whether `convolve` can compute a convolution."""
     plain = type(conv) is nn.Conv2d and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
-    return plain or type(conv) is Conv2dSame
+    return (plain or type(conv) is Conv2dSame) and not breaks_in_channels_last(conv)
 
 
 def _fused_copy(model: nn.Module, units: list[Unit], dtype: torch.dtype | None) -> nn.Module:

@@ -15,6 +15,7 @@ from flowers_torch.data.augment.per_image import MAX_ASPECT, eval_transform
 from flowers_torch.data.preprocessing import Preprocessing
 from flowers_torch.evaluation.selective import read_ood_detector
 from flowers_torch.models.checkpoint import ModelInfo
+from flowers_torch.models.heads import classifier_inputs
 
 Size = Any  # an int, or a symbolic size while the module is traced
 
@@ -46,17 +47,12 @@ class ExportableClassifier(nn.Module):
             self.register_buffer("directions", detector.directions)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        features: list[Tensor] = []
-        classifier: nn.Module = self.network.get_classifier()  # type: ignore[operator]
-        hook = classifier.register_forward_pre_hook(lambda module, inputs: features.append(inputs[0]))
-        try:
+        with classifier_inputs(self.network) as features:
             logits = self.network(self.preprocess(x))
-        finally:
-            hook.remove()
         probabilities = (logits / self.temperature).softmax(1)
         if "ood_distance" not in self.outputs:
             return logits, probabilities
-        direction = F.normalize(features[0].flatten(1) - self.center, dim=1)
+        direction = F.normalize(features[0] - self.center, dim=1)
         return logits, probabilities, 1 - (direction @ self.directions.T).amax(1)
 
     def to_input(self, image: Image.Image) -> NDArray[Any]:

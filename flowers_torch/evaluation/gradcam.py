@@ -1,9 +1,12 @@
 """Grad-CAM: heatmaps of the image regions that contribute to a class (Selvaraju et al. 2017).
 
-The gradient is taken at the last feature map (`forward_features`), so only the head runs backward. A
-transformer's classifier may read a single token; its gradient is taken one block earlier, where every token
-still contributes.
+The gradient is taken at the last block whose output has places that all may count: a map, or tokens of patches. A
+transformer's classifier may read a single token; then it is an earlier block, where every token still contributes.
 """
+
+import contextlib
+import math
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -32,13 +35,13 @@ def grad_cam(model: nn.Module, images: Tensor, targets: Tensor | None = None) ->
     model.eval()
     try:
         with torch.enable_grad():
-            features, logits = _features_and_logits(model, images)
+            outputs, logits = _spatial_outputs(model, images)
             chosen = logits.argmax(1) if targets is None else targets.to(logits.device)
-            (gradient,) = torch.autograd.grad(logits.float()[torch.arange(len(images)), chosen].sum(), features)
+            score = logits.float()[torch.arange(len(images)), chosen].sum()
+            maps, gradients = _last_that_counts(model, outputs, score)
     finally:
         for module, training in modes.items():
             module.training = training
-    maps, gradients = (_as_map(model, tensor.detach().float()) for tensor in (features, gradient))
     weights = gradients.mean((2, 3), keepdim=True)
     heat = (weights * maps).sum(1, keepdim=True).relu()
     heat = F.interpolate(heat, size=images.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
@@ -46,35 +49,63 @@ def grad_cam(model: nn.Module, images: Tensor, targets: Tensor | None = None) ->
     return (heat / heat.amax((1, 2), keepdim=True).clamp(min=1e-12)).cpu()
 
 
-def _features_and_logits(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-    """The features that the gradient is taken at, and the logits computed from them."""
-    with torch.no_grad():
-        last = model.forward_features(images)  # type: ignore[operator]
-    if last.ndim == 4:
-        features = last.requires_grad_()
-        return features, model.forward_head(features)  # type: ignore[operator]
-    blocks = getattr(model, "blocks", None)
-    if last.ndim != 3 or not isinstance(blocks, nn.Sequential) or not len(blocks):
-        raise UsageError(f"{type(model).__name__} has no spatial feature map", "use a convolutional network")
-    captured: list[Tensor] = []
+def _spatial_outputs(model: nn.Module, images: Tensor) -> tuple[list[Tensor], Tensor]:
+    """The outputs of the network's blocks in the order of the forward pass, and the logits."""
+    outputs: list[Tensor] = []
 
-    def capture(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        captured.append(inputs[0].detach().requires_grad_())
-        return (captured[0], *inputs[1:])
+    def keep(module: nn.Module, inputs: object, output: object) -> None:
+        outputs.extend(tensor for tensor in _tensors(output) if tensor.requires_grad)
 
-    with blocks[-1].register_forward_pre_hook(capture):
-        logits = model(images)
-    return captured[0], logits
+    with contextlib.ExitStack() as stack:
+        for module in _blocks(model):
+            stack.enter_context(module.register_forward_hook(keep))
+        # An image that asks for a gradient gives one to every output, even where all parameters are frozen.
+        logits = model(images.detach().requires_grad_())
+    return outputs, logits
 
 
-def _as_map(model: nn.Module, tensor: Tensor) -> Tensor:
-    """Features as (N, C, H, W), from maps with channels first or last, or from tokens."""
-    if tensor.ndim == 3:
-        tensor = tensor[:, int(getattr(model, "num_prefix_tokens", 0)) :]
-        rows, columns = model.patch_embed.grid_size  # type: ignore[union-attr, misc]
-        return tensor.transpose(1, 2).unflatten(2, (rows, columns))
-    is_last = tensor.shape[3] == model.num_features != tensor.shape[1]
-    return tensor.permute(0, 3, 1, 2) if is_last or getattr(model, "output_fmt", "") == "NHWC" else tensor
+def _blocks(model: nn.Module) -> Iterator[nn.Module]:
+    """The children of a network, and the members of those that are sequences, down to their blocks."""
+    for child in model.children():
+        yield child
+        if isinstance(child, nn.Sequential | nn.ModuleList) or hasattr(child, "blocks"):
+            yield from _blocks(child)
+
+
+def _tensors(output: object) -> list[Tensor]:
+    if isinstance(output, list | tuple):
+        return [tensor for item in output for tensor in _tensors(item)]
+    return [output] if isinstance(output, Tensor) else []
+
+
+def _last_that_counts(model: nn.Module, outputs: list[Tensor], score: Tensor) -> tuple[Tensor, Tensor]:
+    """The last output with a gradient beyond its class tokens, as a map, and the gradient (N, C, H, W)."""
+    for output in reversed(outputs):
+        features = _as_map(model, output.detach().float())
+        if features is None:
+            continue
+        (gradient,) = torch.autograd.grad(score, output, retain_graph=True, allow_unused=True)
+        gradients = None if gradient is None else _as_map(model, gradient.float())
+        if gradients is not None and bool(gradients.any()):
+            return features, gradients
+    raise UsageError(f"{type(model).__name__} has no spatial feature map", "use another network")
+
+
+def _as_map(model: nn.Module, tensor: Tensor) -> Tensor | None:
+    """Features as (N, C, H, W), from square maps with channels first or last, or from tokens; else None."""
+    if tensor.ndim == 4 and tensor.shape[1] == tensor.shape[2] != tensor.shape[3] and tensor.shape[1] > 1:
+        return tensor.permute(0, 3, 1, 2)
+    if tensor.ndim == 4 and tensor.shape[2] == tensor.shape[3] > 1:
+        is_last = getattr(model, "output_fmt", "") == "NHWC" and tensor.shape[1] == tensor.shape[2]
+        return tensor.permute(0, 3, 1, 2) if is_last else tensor
+    if tensor.ndim != 3:
+        return None
+    prefix = int(getattr(model, "num_prefix_tokens", 0))  # class tokens and registers stand in front
+    side = math.isqrt(max(tensor.shape[1] - prefix, 0))
+    if side * side + prefix != tensor.shape[1]:
+        side = math.isqrt(tensor.shape[1])
+        prefix = tensor.shape[1] - side * side
+    return tensor[:, prefix:].transpose(1, 2).unflatten(2, (side, side)) if side > 1 else None
 
 
 def input_to_image(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Image.Image:

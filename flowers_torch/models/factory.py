@@ -8,7 +8,7 @@ from torch import nn
 from flowers_torch.errors import UsageError
 from flowers_torch.log import log
 from flowers_torch.models.heads import remove_head
-from flowers_torch.models.registry import REGISTRY, build_network, check_size, find_entry
+from flowers_torch.models.registry import REGISTRY, build_network, find_entry, input_options
 from flowers_torch.models.weights import load_weights, plan_weights
 
 
@@ -39,7 +39,7 @@ def create_model(
             stays random where its number of classes differs from the file's.
         include_top: Keep the classifier.
         pooling: Without classifier: "avg" or "max" over the last feature map, None for the map itself.
-        size: Image height and width, for heads that flatten; 0 is the network's usual size.
+        size: Image height and width, for networks that are built for one size; 0 is their usual size.
         keras_input: Input range of a Keras file that differs from the published one: "caffe", "tf", "torch"
             or "unit" (see `flowers_torch.models.keras.weights.MEAN_STD`).
         options: Further keywords of the network's constructor, such as `alpha`, `dropout` or `lineage`.
@@ -56,12 +56,13 @@ def create_model(
     if pooling not in (None, "avg", "max") or (pooling and include_top):
         fix = "give pooling='avg', 'max' or None, the first two together with include_top=False"
         raise UsageError(f"pooling={pooling!r} with include_top={include_top}", fix)
-    if size:
-        check_size(name, size)
+    fitting = input_options(name, size, options) if size else {}
     plan = None
     if weights is not None:
-        plan = plan_weights(name, weights, keras_input)
+        plan = plan_weights(name, weights, keras_input).for_size(size, fitting)
         options = plan.options | options
+    else:
+        options = fitting | options
     if not include_top and name in REGISTRY:
         options = {"global_pool": ""} | options  # VGG then builds no dense layers, which would be removed
     model = build_network(name, num_classes if include_top else 0, in_chans, size, options)

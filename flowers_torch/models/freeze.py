@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from flowers_torch.errors import UsageError
-from flowers_torch.models.heads import classifier_name
+from flowers_torch.models.heads import classifier_names
 
 Rules = Sequence[tuple[str, float]]
 
@@ -34,11 +34,11 @@ def blocks(model: nn.Module) -> dict[str, list[str]]:
     A block is a direct child, or a member of a child that is a sequence (`blocks.3`, `layer2.0`).
     """
     found: dict[str, list[str]] = {}
-    head = classifier_name(model).split(".")[0]
+    heads = {name.split(".")[0] for name in classifier_names(model)}
     for name, _ in model.named_parameters():
         first, *rest = name.split(".")
         is_sequence = isinstance(getattr(model, first), nn.Sequential | nn.ModuleList) and len(rest) > 1
-        block = f"{first}.{rest[0]}" if is_sequence and first != head else first
+        block = f"{first}.{rest[0]}" if is_sequence and first not in heads else first
         found.setdefault(block, []).append(name)
     return found
 
@@ -62,7 +62,7 @@ def rules_for(model: nn.Module, train: str | list[Any]) -> list[tuple[str, float
     if train == "all":
         return [("*", 1.0)]
     if train == "head":
-        return [(f"{classifier_name(model)}.*", 1.0), ("*", 0.0)]
+        return [*((f"{name}.*", 1.0) for name in classifier_names(model)), ("*", 0.0)]
     names = list(blocks(model))
     start = next((i for i, name in enumerate(names) if name == train or name.startswith(f"{train}.")), None)
     if start is None:

@@ -1,6 +1,11 @@
-"""Classifier heads: a linear layer, optionally with a hidden layer, batch norm or a sigmoid output."""
+"""Classifier heads: a linear layer, optionally with a hidden layer, batch norm or a sigmoid output.
 
+A network may have several classifiers, such as the pair of a distilled network. It returns the mean of their logits.
+"""
+
+import contextlib
 from collections import OrderedDict
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -36,26 +41,28 @@ def set_head(
         UsageError: the network has no linear classifier, or a sigmoid head is for other than two classes.
     """
     model.reset_classifier(num_classes)  # type: ignore[operator]
-    name = classifier_name(model)
-    last = model.get_submodule(name)
-    if not isinstance(last, nn.Linear):
-        raise UsageError(f"the classifier of {type(model).__name__} is not linear", "choose another network")
-    if sigmoid and num_classes != 2:
-        raise UsageError(f"a sigmoid head tells two classes apart, not {num_classes}", 'use head = "softmax"')
-    if not (hidden or dropout or norm or sigmoid):
-        return
-    layers: list[tuple[str, nn.Module]] = []
-    if norm:
-        layers += [("norm", nn.BatchNorm1d(last.in_features))]
-    if hidden:
-        layers += [("hidden", nn.Linear(last.in_features, hidden)), ("relu", nn.ReLU())]
-    if dropout:
-        layers += [("drop", nn.Dropout(dropout))]
-    layers += [("out", nn.Linear(hidden or last.in_features, 1 if sigmoid else num_classes))]
-    if sigmoid:
-        layers += [("two_logits", TwoLogits())]
-    parent, _, attribute = name.rpartition(".")
-    setattr(model.get_submodule(parent), attribute, nn.Sequential(OrderedDict(layers)))
+    if hasattr(model, "aux_head"):
+        model.register_module("aux_head", None)  # VOLO's classifier of tokens, for labels of tokens, which nobody has
+    for name in classifier_names(model):
+        last = model.get_submodule(name)
+        if not isinstance(last, nn.Linear | nn.Conv2d):
+            raise UsageError(f"the classifier of {type(model).__name__} is not linear", "choose another network")
+        if sigmoid and num_classes != 2:
+            raise UsageError(f"a sigmoid head tells two classes apart, not {num_classes}", 'use head = "softmax"')
+        if not (hidden or dropout or norm or sigmoid):
+            continue
+        width = last.in_features if isinstance(last, nn.Linear) else last.in_channels
+        layers: list[tuple[str, nn.Module]] = [] if isinstance(last, nn.Linear) else [("flatten", nn.Flatten())]
+        if norm:
+            layers += [("norm", nn.BatchNorm1d(width))]
+        if hidden:
+            layers += [("hidden", nn.Linear(width, hidden)), ("relu", nn.ReLU())]
+        if dropout:
+            layers += [("drop", nn.Dropout(dropout))]
+        layers += [("out", nn.Linear(hidden or width, 1 if sigmoid else num_classes))]
+        if sigmoid:
+            layers += [("two_logits", TwoLogits())]
+        model.set_submodule(name, nn.Sequential(OrderedDict(layers)))
 
 
 def remove_head(model: nn.Module, pooling: str = "") -> None:
@@ -76,10 +83,38 @@ def remove_head(model: nn.Module, pooling: str = "") -> None:
         raise UsageError(what, "use features() of flowers_torch.models.inspect.layer_features") from error
 
 
-def classifier_name(model: nn.Module) -> str:
-    """The classifier's name among the network's modules, such as `fc` or `head.fc`."""
-    classifier = model.get_classifier()  # type: ignore[operator]
-    return next(name for name, module in model.named_modules() if module is classifier)
+def classifier_names(model: nn.Module) -> tuple[str, ...]:
+    """The names of the layers that return the logits, such as `fc` or `head.fc`; two of a distilled network."""
+    modules = dict(model.named_modules())
+    names = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or ()  # timm's own list
+    if found := tuple(name for name in ([names] if isinstance(names, str) else names) if name in modules):
+        return found
+    given = model.get_classifier()  # type: ignore[operator]
+    layers = list(given) if isinstance(given, tuple | list | nn.ModuleList) else [given]
+    return tuple(name for name, module in modules.items() if any(module is layer for layer in layers))
+
+
+@contextlib.contextmanager
+def classifier_inputs(model: nn.Module, names: Sequence[str] = ()) -> Iterator[list[Tensor]]:
+    """A list that each forward pass inside appends its features (N, D) to: what enters the classifiers.
+
+    Several classifiers have their inputs side by side. `names` are theirs, where the model does not know them.
+    """
+    layers = [model.get_submodule(name) for name in names or classifier_names(model)]
+    found: list[Tensor] = []
+    inputs_of: dict[nn.Module, Tensor] = {}
+
+    def catch(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        inputs_of[module] = inputs[0].flatten(1)
+        if len(inputs_of) == len(layers):
+            parts = [inputs_of[layer] for layer in layers]
+            found.append(torch.cat(parts, 1) if len(parts) > 1 else parts[0])
+            inputs_of.clear()
+
+    with contextlib.ExitStack() as stack:
+        for layer in layers:
+            stack.enter_context(layer.register_forward_pre_hook(catch))
+        yield found
 
 
 def main_and_auxiliary(output: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:

@@ -8,16 +8,19 @@ import urllib.request
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import timm
 import timm.models
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flowers_torch.errors import ModelFileError, ResourceError, UsageError, one_line, printable
 from flowers_torch.files.cache import cache_folder
 from flowers_torch.files.download import check_digest, download
 from flowers_torch.files.tensors import safe_load
+from flowers_torch.log import log
+from flowers_torch.models.heads import classifier_names
 from flowers_torch.models.registry import REGISTRY, find_entry
 
 OFFLINE_ARCH = "tf_efficientnet_lite0"
@@ -67,16 +70,45 @@ def fetch_imagenet(arch: str) -> Path:
         raise ResourceError(f"cannot fetch ImageNet weights for {arch} from {url}: {reason}", NO_NETWORK_FIX) from error
 
 
-def read_imagenet(arch: str, path: Path) -> dict[str, Tensor]:
-    """A file of timm's weights under this package's names; timm itself renames its older files."""
+def read_imagenet(arch: str, path: Path, size_options: Mapping[str, Any] | None = None) -> dict[str, Tensor]:
+    """A file of timm's weights under this package's names; timm itself renames its older files.
+
+    `size_options` are those of a network for another image size: timm resamples the position embeddings.
+    """
+    return from_timm(_through_timm(arch, safe_load(path)[0], path, 1000, size_options or {}), arch)
+
+
+def resampled(
+    state: dict[str, Tensor], model: nn.Module, arch: str, path: Path, size_options: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    """Weights for another image size, with position embeddings that timm resamples to the size of `model`.
+
+    The same weights where none outside the classifier has another shape, or the network is not timm's.
+    """
+    own, heads = model.state_dict(), tuple(f"{name}." for name in classifier_names(model))
+    head = {name: tensor for name, tensor in state.items() if name.startswith(heads)}
+    others = {name: tensor for name, tensor in state.items() if name not in head}
+    if arch in REGISTRY or all(name not in own or own[name].shape == tensor.shape for name, tensor in others.items()):
+        return state
+    found = _through_timm(arch, others, path, 0, size_options)
+    log.info(f"note     {printable(path)}: position embeddings resampled for another image size")
+    return {name: tensor for name, tensor in found.items() if not name.startswith(heads)} | head
+
+
+def _through_timm(
+    arch: str, state: dict[str, Tensor], path: Path, num_classes: int, size_options: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    """The state of timm's network after timm has loaded `state` into it, as one of its own pretrained files."""
     entry = find_entry(arch)
-    overlay = {"state_dict": safe_load(path)[0]}
+    overlay = {"state_dict": state}
+    keywords: dict[str, Any] = dict(size_options) if num_classes else {"num_classes": 0} | dict(size_options)
     try:
-        model = timm.create_model(entry.timm_name, pretrained=True, pretrained_cfg_overlay=overlay)
-    except RuntimeError as error:
+        model = timm.create_model(entry.timm_name, pretrained=True, pretrained_cfg_overlay=overlay, **keywords)
+    except (RuntimeError, KeyError, AssertionError) as error:
         what = f"{printable(path)} does not fit {arch}: {one_line(error)}"
-        raise ModelFileError(what, "delete that file") from error
-    return from_timm(model.state_dict(), arch)
+        raise ModelFileError(what, "delete that file" if num_classes else "use weights of this network") from error
+    loaded: dict[str, Tensor] = model.state_dict()
+    return loaded
 
 
 def offline_state_dict(path: Path | None = None) -> tuple[dict[str, Tensor], Path]:

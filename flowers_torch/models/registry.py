@@ -1,22 +1,20 @@
 """The registry: the handwritten networks by name, and timm's networks behind them."""
 
 import dataclasses
-import difflib
-import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import timm
-import torch
 from torch import nn
 
 from flowers_torch.data.preprocessing import Preprocessing
 from flowers_torch.errors import ModelFileError, UsageError, printable
-from flowers_torch.models import classic, densenet, mobilenet, nasnet, resnet, resnet_v2, small
+from flowers_torch.models import classic, densenet, mobilenet, nasnet, resnet, resnet_v2, small, timm_networks
 from flowers_torch.models.inception import googlenet
 from flowers_torch.models.inception_v3 import InceptionV3
 from flowers_torch.models.resnet_cifar import cifar_resnet
+from flowers_torch.models.timm_names import what_to_write
 from flowers_torch.models.xception import xception
 
 TIMM_PREFIX = "timm:"  # selects timm's network where the registry has another one of the same name
@@ -54,9 +52,8 @@ def find_entry(name: str) -> NetworkEntry:
     if name in REGISTRY:
         return REGISTRY[name]
     timm_name = name.removeprefix(TIMM_PREFIX)
-    if not timm.is_model(timm_name):
-        matches = difflib.get_close_matches(name, list_models(), n=3, cutoff=0.5)
-        fix = f"use one of {', '.join(matches)}" if matches else "see flowers-torch models"
+    keras_names = {entry.keras_name: ours for ours, entry in REGISTRY.items() if entry.keras_name}
+    if fix := what_to_write(name, timm_name, list_models, keras_names):
         raise UsageError(f"no network is called {printable(name)!r}", fix)
     entry = _timm_entry(timm_name)
     if timm_name in REGISTRY:  # timm rarely states the smallest input
@@ -76,11 +73,18 @@ def build_network(
         raise UsageError(f"network {name} cannot be built: {error}", "correct model_options") from error
 
 
-def check_size(name: str, size: int) -> None:
-    """Raises UsageError for images that are too small for a network."""
+def input_options(name: str, size: int, options: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The options that make a network take images of a size; `options` are those that the user has set.
+
+    Raises:
+        UsageError: the network does not take that size; the message names sizes that it takes.
+    """
     entry = find_entry(name)
     if size < entry.min_size:
         raise UsageError(f"--size {size} is too small for {name}", f"use --size {entry.min_size} or more")
+    if name in REGISTRY:
+        return {}
+    return timm_networks.input_options(entry.timm_name, size, entry.preprocessing.size, options or {})
 
 
 def register(name: str, entry: NetworkEntry) -> None:
@@ -93,41 +97,17 @@ def register(name: str, entry: NetworkEntry) -> None:
 def _timm_entry(name: str) -> NetworkEntry:
     config = timm.get_pretrained_cfg(name)
     if config is None:
-        raise ModelFileError(f"timm has no pretrained configuration for {name}", "choose another network")
+        raise ModelFileError(f"timm has no configuration of {name}", "choose another network")
     _, height, width = config.input_size
     interpolation = config.interpolation if config.interpolation == "bilinear" else "bicubic"
     mean, std, size = tuple(config.mean), tuple(config.std), min(height, width)
     return NetworkEntry(
-        partial(_build_timm, name),
+        partial(timm_networks.build, name),
         Preprocessing(size, mean, std, interpolation, config.crop_pct),
-        min_size=height if config.fixed_input_size else (config.min_input_size or (3, 32, 32))[1],
+        min_size=(config.min_input_size or (3, 32, 32))[1],
         timm_name=name,
         license=config.license or "not stated",
     )
-
-
-def _build_timm(name: str, num_classes: int, in_chans: int, **options: Any) -> nn.Module:
-    """A timm network with random weights. `options` may come from a stranger's file.
-
-    Only the parameters of the network's own constructor are passed on, and only plain values. timm's
-    `create_model` would also take names of files to open and of modules to load.
-
-    Raises:
-        UsageError: an option is not one of the constructor's, or its value is not plain.
-    """
-    if options:
-        with torch.device("meta"):  # no memory, no weights
-            network = type(timm.create_model(name))
-        known = set(inspect.signature(network).parameters) - {"num_classes", "in_chans", "kwargs", "args"}
-        for option, value in options.items():
-            if option not in known:
-                what = f"model_options: {printable(option, 60)!r} is not an option of {name}"
-                raise UsageError(what, f"use {', '.join(sorted(known))}")
-            items = value if isinstance(value, list | tuple) else [value]
-            if not all(item is None or isinstance(item, bool | int | float | str) for item in items):
-                what = f"model_options: {option} must be a number, a text or a list of them"
-                raise UsageError(what, "give a plain value")
-    return timm.create_model(name, pretrained=False, num_classes=num_classes, in_chans=in_chans, **options)
 
 
 def _register(name: str, build: Callable[..., nn.Module], timm_name: str = "", **fields: Any) -> None:

@@ -2,13 +2,13 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from flowers_torch.models.heads import classifier_name
+from flowers_torch.models.heads import classifier_inputs, classifier_names
 
 
 def example_inputs(size: int) -> Tensor:
@@ -17,19 +17,42 @@ def example_inputs(size: int) -> Tensor:
 
 
 class Head(nn.Module):
-    """The classifier of a network as a network of its own: pooled features (N, D) to logits (N, classes)."""
+    """The classifiers of a network as a network of its own: features (N, D) to logits (N, classes).
 
-    def __init__(self, classifier: nn.Module) -> None:
+    Features of several classifiers are side by side, and the logits are the mean of theirs.
+
+    Args:
+        classifiers: Each a linear layer, a 1x1 convolution, or a sequence that begins with one of `set_head`'s layers.
+        widths: Number of features of each.
+    """
+
+    def __init__(self, classifiers: Sequence[nn.Module], widths: Sequence[int]) -> None:
         super().__init__()
-        self.classifier = classifier
+        self.classifiers, self.widths = nn.ModuleList(classifiers), list(widths)
 
-    def get_classifier(self) -> nn.Module:
+    def get_classifier(self) -> nn.ModuleList:
         """As in timm's contract."""
-        return self.classifier
+        return self.classifiers
 
     def forward(self, features: Tensor) -> Tensor:
-        logits: Tensor = self.classifier(features)
-        return logits
+        parts = features.split(self.widths, 1)
+        logits = [_logits(layer, part) for layer, part in zip(self.classifiers, parts, strict=True)]
+        return torch.stack(logits).mean(0) if len(logits) > 1 else logits[0]
+
+    @torch.no_grad()
+    def set_linear(self, weight: Tensor, bias: Tensor) -> None:
+        """Makes the head compute `features @ weight.T + bias`; its classifiers are linear layers."""
+        parts = weight.split(self.widths, 1)
+        layers: list[Any] = list(self.classifiers)
+        for layer, part in zip(layers, parts, strict=True):
+            layer.weight.copy_((len(parts) * part).view_as(layer.weight))
+            layer.bias.copy_(bias)
+
+
+def _logits(classifier: nn.Module, features: Tensor) -> Tensor:
+    maps = features[:, :, None, None] if isinstance(classifier, nn.Conv2d) else features
+    logits: Tensor = classifier(maps)
+    return logits.flatten(1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,13 +60,20 @@ class SplitModel:
     """Backbone and head of a network. They share its parameters and buffers."""
 
     model: nn.Module
-    classifier: str  # name of the classifier among its modules
+    classifiers: tuple[str, ...]  # names of the classifiers among its modules
     head: Head
     width: int  # number of features D
 
     def backbone(self, images: Tensor, network: nn.Module | None = None) -> Tensor:
         """Features (N, D) of images (N, 3, H, W), without a gradient; `network` may be a copy, such as a fused one."""
-        return _classifier_input(network or self.model, self.classifier, images)
+        model = network or self.model
+        with torch.no_grad(), classifier_inputs(model, self.classifiers) as found:
+            model(images)
+        return found[0]
+
+    def head_of(self, model: nn.Module) -> Head:
+        """The head of another network of the same kind, such as an average of the weights."""
+        return Head([model.get_submodule(name) for name in self.classifiers], self.head.widths)
 
 
 def split_model(model: nn.Module, size: int) -> SplitModel | None:
@@ -52,23 +82,28 @@ def split_model(model: nn.Module, size: int) -> SplitModel | None:
     Returns None where backbone and head one after the other do not compute what the network computes on example
     inputs of `size` pixels.
     """
-    name, parameter = classifier_name(model), next(model.parameters())
-    head = Head(model.get_submodule(name))
-    modes = {module: module.training for module in (*model.modules(), head)}
+    names, parameter = classifier_names(model), next(model.parameters())
+    modes = {module: module.training for module in model.modules()}
     model.eval()
-    head.eval()
     images = example_inputs(size).to(parameter.device).contiguous(memory_format=torch.channels_last)
     try:
-        with torch.no_grad(), without_tf32():
-            features, logits = _classifier_input(model, name, images), model(images)
-            split = head(features)
-        same = logits.shape == split.shape and torch.allclose(logits, split, rtol=1e-4, atol=1e-5)
-    except (RuntimeError, IndexError, AttributeError, TypeError):  # the classifier takes more than features
+        with torch.no_grad(), without_tf32(), classifier_inputs(model, names) as found:
+            logits = model(images)
+            classifiers = [model.get_submodule(name) for name in names]
+            head = Head(classifiers, [_width(layer, found[0]) for layer in classifiers])
+            same = torch.allclose(logits, head(found[0]), rtol=1e-4, atol=1e-5)
+    except (RuntimeError, ValueError, IndexError, AttributeError, TypeError):  # the classifier takes more than features
         return None
     finally:
         for module, training in modes.items():
             module.training = training
-    return SplitModel(model, name, head, features.shape[1]) if same and features.ndim == 2 else None
+    return SplitModel(model, names, head, found[0].shape[1]) if same else None
+
+
+def _width(classifier: nn.Module, features: Tensor) -> int:
+    """The number of features that a classifier takes, from its first layer; a lone one takes all."""
+    layers = [layer for layer in classifier.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+    return int(layers[0].weight.shape[1]) if layers else features.shape[1]
 
 
 @contextlib.contextmanager
@@ -83,23 +118,3 @@ def without_tf32() -> Iterator[None]:
     finally:
         for place, allowed in zip(places, before, strict=True):
             place.allow_tf32 = allowed
-
-
-class _Reached(Exception):
-    """The classifier was reached; what follows is not needed."""
-
-
-def _classifier_input(model: nn.Module, classifier: str, images: Tensor) -> Tensor:
-    found: list[Tensor] = []
-
-    def catch(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        found.append(inputs[0])
-        raise _Reached
-
-    handle = model.get_submodule(classifier).register_forward_pre_hook(catch)
-    try:
-        with torch.no_grad(), contextlib.suppress(_Reached):
-            model(images)
-    finally:
-        handle.remove()
-    return found[0]

@@ -14,11 +14,19 @@ from flowers_torch.data.preprocessing import Preprocessing
 from flowers_torch.errors import ModelFileError, UsageError, printable
 from flowers_torch.files.tensors import safe_load
 from flowers_torch.models.checkpoint import check_fits, load_matching, read_model_info
-from flowers_torch.models.heads import classifier_name
+from flowers_torch.models.heads import classifier_names
 from flowers_torch.models.keras.files import is_keras_file
 from flowers_torch.models.keras.weights import MEAN_STD, input_mode, keras_options, load_keras_weights
-from flowers_torch.models.pretrained import OFFLINE_ARCH, fetch_imagenet, from_timm, offline_state_dict, read_imagenet
+from flowers_torch.models.pretrained import (
+    OFFLINE_ARCH,
+    fetch_imagenet,
+    from_timm,
+    offline_state_dict,
+    read_imagenet,
+    resampled,
+)
 from flowers_torch.models.registry import NetworkEntry, find_entry
+from flowers_torch.models.timm_networks import SIZE_OPTIONS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +41,16 @@ class WeightsPlan:
     path: Path = Path()  # of a file
     keras_input: str = ""  # of a Keras file: its input range, where not the published one
     classes: tuple[str, ...] = ()  # of a file of this package: the classes of its head
+
+    def for_size(self, size: int, options: dict[str, Any]) -> "WeightsPlan":
+        """The plan for images of another size (0: the same), with the options that make the network take them."""
+        kept = {name: value for name, value in self.options.items() if not size or name not in SIZE_OPTIONS}
+        return dataclasses.replace(self, options=kept | options)
+
+    @property
+    def size_options(self) -> dict[str, Any]:
+        """Those of the options that say for which size of image the network is built."""
+        return {name: value for name, value in self.options.items() if name in SIZE_OPTIONS}
 
 
 def plan_weights(arch: str, weights: str, keras_input: str = "") -> WeightsPlan:
@@ -115,10 +133,10 @@ def load_weights(model: nn.Module, arch: str, plan: WeightsPlan, classes: Sequen
         state, path = offline_state_dict()
     elif plan.kind == "imagenet":
         path = fetch_imagenet(arch)
-        state = read_imagenet(arch, path)
+        state = read_imagenet(arch, path, plan.size_options)
     else:
         path = plan.path
-        state = from_timm(safe_load(path)[0], arch)
+        state = resampled(from_timm(safe_load(path)[0], arch), model, arch, path, plan.size_options)
     if not plan.classes or not classes or plan.classes == tuple(classes):
         return _load_backbone(model, state, path)
     known = sum(name in plan.classes for name in classes)
@@ -130,9 +148,10 @@ def _rows_by_name(
     model: nn.Module, state: dict[str, Tensor], theirs: Sequence[str], ours: Sequence[str]
 ) -> dict[str, Tensor]:
     """The file's tensors with the rows of its classifiers in the order of the network's classes."""
-    head = classifier_name(model)
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    last = [name for name in linear if name == head or name.startswith(f"{head}.")][-1:]
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    last = []
+    for head in classifier_names(model):
+        last += [name for name in linear if name == head or name.startswith(f"{head}.")][-1:]
     last += [name for name in linear if name.endswith("_aux.fc")]  # GoogLeNet's
     own, place = model.state_dict(), {name: row for row, name in enumerate(theirs)}
     found = dict(state)
@@ -150,12 +169,13 @@ def _rows_by_name(
 
 def _load_backbone(model: nn.Module, state: dict[str, Tensor], path: Path) -> str:
     own = model.state_dict()
-    head = f"{classifier_name(model)}."
-    theirs = {name: tensor for name, tensor in state.items() if name.startswith(head)}
-    ours = {name: tensor for name, tensor in own.items() if name.startswith(head)}
+    heads = tuple(f"{name}." for name in classifier_names(model))
+    theirs = {name: tensor for name, tensor in state.items() if name.startswith(heads)}
+    ours = {name: tensor for name, tensor in own.items() if name.startswith(heads)}
     fits = {n: t.shape for n, t in theirs.items()} == {n: t.shape for n, t in ours.items()}
     backbone = {name: tensor for name, tensor in state.items() if name not in theirs}
-    for optional in ("AuxLogits.", "head.dense."):  # InceptionV3's auxiliary classifier, VGG's dense layers
+    # InceptionV3's and VOLO's auxiliary classifiers, VGG's dense layers
+    for optional in ("AuxLogits.", "aux_head.", "head.dense."):
         if not any(name.startswith(optional) for name in own):
             backbone = {name: tensor for name, tensor in backbone.items() if not name.startswith(optional)}
     load_matching(model, backbone | (theirs if fits else ours), path)

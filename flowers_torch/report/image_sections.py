@@ -20,8 +20,9 @@ from flowers_torch.data.dataset import ImageDataset
 from flowers_torch.data.images import load_image
 from flowers_torch.data.preprocessing import Preprocessing
 from flowers_torch.data.quality.report import Finding
-from flowers_torch.errors import DataError, UsageError, printable
+from flowers_torch.errors import DataError, printable
 from flowers_torch.evaluation.gradcam import grad_cam, input_to_image, overlay
+from flowers_torch.report.attempt import Attempt
 from flowers_torch.report.run_summary import RunSummary
 from flowers_torch.report.templating import percent
 from flowers_torch.training.device import Runtime
@@ -45,6 +46,7 @@ class Source:
     findings: Sequence[Finding]
     model: nn.Module
     runtime: Runtime
+    attempt: Attempt = dataclasses.field(default_factory=Attempt)
 
     @functools.cached_property
     def names(self) -> frozenset[str]:
@@ -81,7 +83,8 @@ def figures_of_test(
     if source:
         made = thumbnails([source.file(run.paths[index]) for index in chosen])
         pictures = dict(zip(chosen, made, strict=True))
-        cams = grad_cams(run, mistakes[:EXPLAINED], prep, source)
+        network = source
+        cams = source.attempt("Grad-CAM", lambda: grad_cams(run, mistakes[:EXPLAINED], prep, network), {})
 
     def figures(members: Sequence[int]) -> list[dict[str, Any]]:
         return [figure(run, index, pictures.pop(index, "")) for index in members]
@@ -168,7 +171,10 @@ def grad_cams(
 ) -> dict[int, dict[str, str]]:
     """The input of the network and the heat maps for the predicted and the true class, by index.
 
-    Photos that cannot be read are left out, and all of them for a network that Grad-CAM does not support.
+    Photos that cannot be read are left out.
+
+    Raises:
+        UsageError: Grad-CAM does not support the network.
     """
     transform = eval_transform(**dataclasses.asdict(prep))
     found = {}
@@ -180,8 +186,6 @@ def grad_cams(
             heat = grad_cam(source.model, batch, torch.tensor([guess, label]))
         except DataError:
             continue
-        except UsageError:
-            return {}
         image = input_to_image(pixels, prep.mean, prep.std)
         found[index] = {
             "input": data_uri(image, GRAD_CAM_SIDE, 80),

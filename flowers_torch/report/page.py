@@ -3,12 +3,15 @@
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from flowers_torch import __version__
 from flowers_torch.evaluation.advice import advise_on_training
 from flowers_torch.evaluation.metrics import FEW_IMAGES, weakest_class, wilson
 from flowers_torch.files.atomic import refuse_link, write_text
 from flowers_torch.models.checkpoint import ModelInfo
 from flowers_torch.report import image_sections, provenance
+from flowers_torch.report.attempt import Attempt
 from flowers_torch.report.charts import calibration_charts, history_charts, learning_curve_chart, standalone
 from flowers_torch.report.image_sections import Source
 from flowers_torch.report.run_summary import RunSummary, read_run
@@ -17,21 +20,36 @@ from flowers_torch.report.templating import render
 REPORT_FILE = "report.html"
 MATRIX_CLASSES = 40  # more classes get a list of the most common confusions
 CONFUSIONS = 60  # in that list
+SECTIONS = {
+    "summary": "Summary",
+    "learning": "Training",
+    "classes": "Classes",
+    "confusion": "Confusion matrix",
+    "mistakes": "Mistakes",
+    "confidence": "Confidence",
+    "calibration": "Calibration",
+    "map": "Map",
+    "label-issues": "Label issues",
+    "data": "Data",
+    "network": "Network",
+    "repeat": "Reproduction",
+    "card": "Model card",
+}
+LEFT_OUT = Markup("<p>This section could not be made.</p>")
 
 
 def write_report(folder: Path, info: ModelInfo, source: Source | None) -> Path:
     """Writes `report.html` and `figures/*.svg` into a run folder; without a source the pictures are left out.
 
+    A part that fails is left out, with a line in the log and on the page.
+
     Raises:
         DataError: not a finished run.
     """
-    run = read_run(folder)
-    stages = [f"{stage['name']}: {stage['train']}" for stage in run.stages]
-    charts = history_charts(run.history, stages) if len(run.history) > 1 else {}
-    charts |= calibration_charts(run)
-    if run.label_issues:
-        charts["learning_curve"] = learning_curve_chart(run.label_issues["curve"])
+    run, attempt = read_run(folder), source.attempt if source else Attempt()
+    charts: dict[str, Markup] = attempt("charts", lambda: _charts(run), {})
     cells, classes, pretrained = confusion_cells(run), len(run.classes), info.weights != "none"
+    training = (run.history, run.stages, classes, len(run.split["val"]), pretrained)
     values: dict[str, Any] = {
         "run": run,
         "info": info,
@@ -39,23 +57,51 @@ def write_report(folder: Path, info: ModelInfo, source: Source | None) -> Path:
         "charts": charts,
         "weakest": weakest_class(run.scores),
         "few_photos": FEW_IMAGES,
-        "advice": advise_on_training(run.history, run.stages, classes, len(run.split["val"]), pretrained),
+        "advice": attempt("advice", lambda: advise_on_training(*training), []),
         "class_rows": class_rows(run),
         "confusion_rows": confusion_rows(run, cells),
-        "dots": image_sections.map_dots(run),
+        "dots": attempt("map", lambda: image_sections.map_dots(run), []),
         "hues": image_sections.hues(classes),
         "split_counts": provenance.split_counts(run),
         "settings": provenance.settings(run),
-        "freeze_tables": provenance.freeze_tables(run.stages, source.model) if source else {},
+        "freeze_tables": attempt("freezing", lambda: _freeze_tables(run, source), {}),
         "model_card": provenance.model_card(info, run),
-        **image_sections.figures_of_test(run, info.preprocessing, source, cells),
-        **image_sections.other_figures(run, source),
     }
-    write_text(folder / REPORT_FILE, render("report.html.jinja", values))
+    for photos in (source, None):  # without photos where they cannot be shown
+        made = attempt("photos", lambda: _figures(run, info, photos, cells), {})  # noqa: B023
+        if made:
+            break
+    values |= made
+    titles = SECTIONS | {"learning": "Training" if run.history else "", "map": "Map" if values["dots"] else ""}
+    sections = {
+        name: (title, attempt(title, lambda: Markup(render(f"sections/{name}.html.jinja", values)), LEFT_OUT))  # noqa: B023
+        for name, title in titles.items()
+        if title
+    }
+    page = render("report.html.jinja", values | {"sections": sections, "lacks": attempt.lines})
+    write_text(folder / REPORT_FILE, page)
     figures = refuse_link(folder / "figures")
     for name, chart in charts.items():
         write_text(figures / f"{name}.svg", standalone(chart))
     return folder / REPORT_FILE
+
+
+def _charts(run: RunSummary) -> dict[str, Markup]:
+    stages = [f"{stage['name']}: {stage['train']}" for stage in run.stages]
+    charts = history_charts(run.history, stages) if len(run.history) > 1 else {}
+    charts |= calibration_charts(run)
+    if run.label_issues:
+        charts["learning_curve"] = learning_curve_chart(run.label_issues["curve"])
+    return charts
+
+
+def _freeze_tables(run: RunSummary, source: Source | None) -> dict[str, str]:
+    return provenance.freeze_tables(run.stages, source.model) if source else {}
+
+
+def _figures(run: RunSummary, info: ModelInfo, source: Source | None, cells: dict[str, list[int]]) -> dict[str, Any]:
+    of_test = image_sections.figures_of_test(run, info.preprocessing, source, cells)
+    return of_test | image_sections.other_figures(run, source)
 
 
 def class_rows(run: RunSummary) -> list[dict[str, Any]]:

@@ -24,7 +24,8 @@ from flowers_torch.files.tensors import safe_load
 from flowers_torch.log import log
 from flowers_torch.models.checkpoint import ModelInfo, build, load_classifier
 from flowers_torch.models.freeze import apply_rules, rules_for, set_train_mode
-from flowers_torch.models.registry import check_size
+from flowers_torch.models.registry import input_options
+from flowers_torch.models.timm_networks import unseen_border
 from flowers_torch.models.weights import load_weights, plan_weights
 from flowers_torch.runs.dataset import choose_splits, open_images
 from flowers_torch.runs.feature_cache import FeatureCache
@@ -158,7 +159,7 @@ def _prepare(config: Config, distributed: Distributed, splits: Splits | None) ->
     plan = plan_weights(config.arch, weights, config.keras_input)
     size = config.size or plan.preprocessing.size
     stretch = config.resize == "stretch" if config.resize else plan.preprocessing.stretch
-    check_size(config.arch, size)
+    plan = plan.for_size(size, input_options(config.arch, size, config.model_options))
 
     filtered = open_images(config)
     dataset = filtered.dataset
@@ -178,6 +179,8 @@ def _prepare(config: Config, distributed: Distributed, splits: Splits | None) ->
     loaded = load_weights(model, config.arch, plan, info.classes)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     log.info(f"network  {config.arch}, {parameters:,} parameters, input {size} px; {loaded}")
+    if border := unseen_border(model, size):
+        log.info(f"note     {border}")
     if plan.license:
         log.info(f"weights  {plan.source}, license: {plan.license}")
     experiment = Experiment(config, runtime, distributed, filtered, splits, info)

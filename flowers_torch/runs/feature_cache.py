@@ -165,9 +165,10 @@ def _fixed_view(augmentation: str, view: int) -> str:
 
 
 def _hash_backbone(split: SplitModel) -> str:
-    digest = hashlib.blake2b(f"{type(split.model).__name__} {split.classifier}".encode())
+    digest = hashlib.blake2b(f"{type(split.model).__name__} {' '.join(split.classifiers)}".encode())
+    heads = tuple(f"{name}." for name in split.classifiers)
     for name, value in sorted(split.model.state_dict().items()):
-        if not name.startswith(f"{split.classifier}."):
+        if not name.startswith(heads):
             digest.update(f"{name} {tuple(value.shape)}".encode())
             digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

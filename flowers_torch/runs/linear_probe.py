@@ -57,10 +57,7 @@ def _fit(experiment: Experiment, stage: Stage, train: TrainState, state: RunStat
     options = (None if weights is None else weights.cpu(), train.label_smoothing)
     held_out = (validation.features, validation.labels)
     probe, l2 = fit_linear_probe((features, labels), held_out, len(dataset.classes), *options)
-    head: nn.Linear = train.model.get_classifier()  # type: ignore[operator]
-    with torch.no_grad():
-        for parameter, value in zip((head.weight, head.bias), probe.layer(), strict=True):
-            parameter.copy_(value)
+    split.head.set_linear(*probe.layer())
     fitted = score(probe.logits(features), labels)
     predictions = collect(split.head, validation, experiment.runtime, check)
     seconds = time.monotonic() - started

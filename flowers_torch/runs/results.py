@@ -9,7 +9,7 @@ from torch import nn
 
 from flowers_torch.config_file import to_toml
 from flowers_torch.data.augment.preview import sample_by_class
-from flowers_torch.data.quality.report import check_quality
+from flowers_torch.data.quality.report import Finding, check_quality
 from flowers_torch.data.quality.scan import inspect_images
 from flowers_torch.data.splits.split_file import save_split
 from flowers_torch.evaluation.advice import advise_on_training
@@ -27,6 +27,7 @@ from flowers_torch.evaluation.selective import REFERENCE_IMAGES, fit_ood_detecto
 from flowers_torch.files.atomic import write_csv, write_json, write_text
 from flowers_torch.log import RESULT, log
 from flowers_torch.models.checkpoint import ModelInfo, save_classifier
+from flowers_torch.report.attempt import Attempt
 from flowers_torch.report.image_sections import Source
 from flowers_torch.report.page import write_report
 from flowers_torch.runs.experiment import Experiment
@@ -128,8 +129,11 @@ def _log_advice(experiment: Experiment, state: RunState, info: ModelInfo) -> Non
 
 def write_run_report(experiment: Experiment, model: nn.Module, info: ModelInfo) -> Path:
     """Builds `report.html` from the run folder, with images and the findings of the check."""
-    dataset, findings = experiment.dataset, []
-    if len(dataset) <= MAX_CHECKED:
-        known = experiment.filtered.duplicates or None
-        findings = check_quality(dataset, inspect_images(dataset), experiment.splits, duplicates=known).findings
-    return write_report(experiment.folder, info, Source(dataset, findings, model, experiment.runtime))
+    dataset, attempt = experiment.dataset, Attempt()
+    findings = attempt("the data check", lambda: _findings(experiment), []) if len(dataset) <= MAX_CHECKED else []
+    return write_report(experiment.folder, info, Source(dataset, findings, model, experiment.runtime, attempt))
+
+
+def _findings(experiment: Experiment) -> list[Finding]:
+    dataset, known = experiment.dataset, experiment.filtered.duplicates or None
+    return check_quality(dataset, inspect_images(dataset), experiment.splits, duplicates=known).findings

@@ -17,7 +17,7 @@ from flowers_torch.evaluation.metrics import describe_epoch, fit_temperature, sc
 from flowers_torch.evaluation.predictions import Predictions, collect
 from flowers_torch.log import bar, log
 from flowers_torch.models.freeze import apply_rules, decay_by_layer, freeze_table, rules_for, set_train_mode
-from flowers_torch.models.split_model import Head, SplitModel
+from flowers_torch.models.split_model import SplitModel
 from flowers_torch.runs.experiment import Experiment
 from flowers_torch.runs.feature_cache import Check
 from flowers_torch.shell import command_line
@@ -189,7 +189,7 @@ def stage_features(experiment: Experiment, model: nn.Module, stage: Stage, check
 def _fast_network(experiment: Experiment, model: nn.Module, features: Features | None) -> nn.Module:
     """What a step calls in place of a network: its head on cached features, or a faster form."""
     if features:
-        return Head(model.get_submodule(features[0].classifier))
+        return features[0].head_of(model)
     size = experiment.info.preprocessing.size
     return experiment.acceleration.training_network(model, experiment.runtime, size)
 

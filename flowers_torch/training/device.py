@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -49,8 +50,29 @@ class Runtime:
         return batch.to(self.device, non_blocking=True).contiguous(memory_format=layout)
 
     def place(self, model: nn.Module) -> nn.Module:
-        """Moves a network to the device in channels_last, in place."""
-        return model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        """Moves a network to the device in channels_last, in place; `breaks_in_channels_last` names exceptions."""
+        placed: nn.Module = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        convolutions: list[Any] = [module for module in placed.modules() if breaks_in_channels_last(module)]
+        for module in convolutions if self.device.type == "cpu" else ():
+            # `contiguous` would change nothing: a 1x1 kernel in channels_last counts as contiguous.
+            module.weight.data = module.weight.data.clone(memory_format=torch.contiguous_format)
+            if not module._forward_pre_hooks:
+                module.register_forward_pre_hook(_contiguous)
+        return placed
+
+
+def breaks_in_channels_last(module: nn.Module) -> bool:
+    """Whether oneDNN may crash, or compute wrong gradients, in channels_last on CPUs without AVX-512.
+
+    It does for 1x1 kernels with a stride over fewer than eight channels, often those of an image (oneDNN issue 6035).
+    """
+    if not isinstance(module, nn.Conv2d) or module.kernel_size != (1, 1):
+        return False
+    return max(module.stride) > 1 and module.in_channels // module.groups < 8
+
+
+def _contiguous(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    return tuple(maps.contiguous() for maps in inputs)
 
 
 def choose_runtime(device: str = "auto", precision: str = "auto", threads: int = 0) -> Runtime:

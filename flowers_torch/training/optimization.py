@@ -4,6 +4,7 @@ Learning rates and the end of a stage are pure functions of the step and of the 
 resumed run therefore decides as the uninterrupted one would have, and saves no state for it.
 """
 
+import fnmatch
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -28,17 +29,19 @@ def make_optimizer(
         name: adamw, adam, sgd or rmsprop.
         model: The network, on its device.
         groups: From `apply_rules`; frozen ones are left out.
-        weight_decay: Of matrices and kernels; biases and norms (one-dimensional) are never decayed.
+        weight_decay: Of matrices and kernels; biases and norms (one-dimensional) are never decayed, nor what a
+            timm network excludes, such as position embeddings.
         momentum: Of sgd and rmsprop.
 
     Returns:
         An optimizer whose groups carry `multiplier` (of the stage's learning rate) and `names`.
     """
     parameters = dict(model.named_parameters())
+    excluded: tuple[str, ...] = tuple(getattr(model, "no_weight_decay", tuple)())
     merged: dict[tuple[float, float], list[str]] = {}
     for group in groups:
         for parameter in group.parameters if group.multiplier else ():
-            decay = weight_decay if parameters[parameter].ndim > 1 else 0.0
+            decay = weight_decay if _is_decayed(parameter, parameters[parameter], excluded) else 0.0
             merged.setdefault((group.multiplier, decay), []).append(parameter)
     settings = [
         {"params": [parameters[n] for n in names], "names": names} | {"multiplier": factor, "weight_decay": decay}
@@ -60,6 +63,12 @@ def make_optimizer(
         # Keras's denominator sits outside the root too, with 1e-7; torch's default of 1e-8 is kept.
         return torch.optim.RMSprop(settings, lr=0.0, alpha=0.9, momentum=momentum)
     raise ValueError(f"{name!r} is not a valid optimizer: expected adamw, adam, sgd or rmsprop")
+
+
+def _is_decayed(name: str, parameter: Tensor, excluded: Sequence[str]) -> bool:
+    """timm's rule; a pattern may leave out the modules around a parameter."""
+    matches = (fnmatch.fnmatchcase(name, pattern) or name.endswith(f".{pattern}") for pattern in excluded)
+    return parameter.ndim > 1 and not any(matches)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -73,13 +73,22 @@ def test_channels_last_maps() -> None:
     assert grad_cam(model, torch.randn(1, 3, 224, 224)).shape == (1, 224, 224)
 
 
+@pytest.mark.parametrize(
+    "arch", ["gmlp_ti16_224", "cait_xxs24_224", "xcit_nano_12_p8_224", "pit_ti_224", "crossvit_tiny_240", "levit_128s"]
+)
+def test_tokens_without_a_grid_of_their_own(arch: str) -> None:
+    torch.manual_seed(0)
+    size = 240 if "240" in arch else 224
+    heat = grad_cam(create_model(arch, 2), torch.randn(2, 3, size, size))
+    assert heat.shape == (2, size, size) and bool(heat.isfinite().all())
+
+
 def test_a_network_without_a_feature_map() -> None:
-    class Flat(nn.Module):
-        def forward_features(self, x: torch.Tensor) -> torch.Tensor:
-            return x.flatten(1)
+    class Flat(nn.Sequential):
+        pass
 
     with pytest.raises(UsageError, match="Flat has no spatial feature map"):
-        grad_cam(Flat(), torch.randn(1, 3, 8, 8))
+        grad_cam(Flat(nn.Flatten(), nn.Linear(3 * 8 * 8, 2)), torch.randn(1, 3, 8, 8))
 
 
 def test_the_overlay_colors_the_heatmap() -> None:

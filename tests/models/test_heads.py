@@ -7,7 +7,7 @@ from torch import nn
 
 from flowers_torch.errors import UsageError
 from flowers_torch.models.factory import create_model
-from flowers_torch.models.heads import classifier_name, main_and_auxiliary, set_head
+from flowers_torch.models.heads import classifier_names, main_and_auxiliary, set_head
 
 
 @pytest.mark.parametrize("arch", ["test_resnet", "test_efficientnet", "test_vit", "test_convnext"])
@@ -18,7 +18,7 @@ def test_any_network_gets_a_head(arch: str, hidden: int, dropout: float, norm: b
     model = create_model(arch, num_classes=10)
     set_head(model, 5, hidden, dropout, norm)
     assert model.eval()(torch.randn(2, 3, 160, 160)).shape == (2, 5)
-    linear = [m for m in model.get_submodule(classifier_name(model)).modules() if isinstance(m, nn.Linear)]
+    linear = [m for m in model.get_submodule(classifier_names(model)[0]).modules() if isinstance(m, nn.Linear)]
     assert [layer.out_features for layer in linear] == ([hidden] if hidden else []) + [5]
 
 
@@ -32,7 +32,7 @@ def test_auxiliary_logits_are_split_off() -> None:
 def test_a_sigmoid_head_is_the_single_output_of_keras(arch: str, hidden: int) -> None:
     model = create_model(arch, num_classes=10, **({"input_size": 32} if arch == "happy_model" else {}))
     set_head(model, 2, hidden, sigmoid=True)
-    classifier = model.get_submodule(classifier_name(model))
+    classifier = model.get_submodule(classifier_names(model)[0])
     assert [m.out_features for m in classifier.modules() if isinstance(m, nn.Linear)][-1] == 1
     single: list[torch.Tensor] = []
     classifier.get_submodule("out").register_forward_hook(lambda module, inputs, output: single.append(output))

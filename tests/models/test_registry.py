@@ -15,8 +15,8 @@ from flowers_torch.models.inspect.layer_features import features
 from flowers_torch.models.registry import (
     REGISTRY,
     build_network,
-    check_size,
     find_entry,
+    input_options,
     list_models,
     register,
 )
@@ -62,9 +62,9 @@ def test_timm_prefix_selects_timms_network(name: str) -> None:
 @every
 def test_smallest_size_works_and_a_smaller_one_is_an_error(name: str) -> None:
     size = find_entry(name).min_size
-    check_size(name, size)
+    assert input_options(name, size) == {}
     with pytest.raises(UsageError, match=f"--size {size - 1} is too small for {name}"):
-        check_size(name, size - 1)
+        input_options(name, size - 1)
     with torch.device("meta"):
         network = create_model(name, 5, size=size).eval()
         assert network(torch.empty(2, 3, size, size)).shape == (2, 5)

@@ -1,5 +1,6 @@
 """The report as a file: complete, self-contained, and harmless whatever the names are."""
 
+import dataclasses
 import json
 import os
 import re
@@ -12,7 +13,9 @@ import pytest
 from flowers_torch.errors import DataError, ResourceError
 from flowers_torch.files.atomic import write_json
 from flowers_torch.files.tensors import safe_load, safe_save
+from flowers_torch.report import image_sections
 from flowers_torch.report import page as page_module
+from flowers_torch.report.attempt import Attempt
 from flowers_torch.report.page import write_report
 from flowers_torch.report.run_summary import read_run
 from flowers_torch.report.templating import code_spans
@@ -200,6 +203,34 @@ def test_figures_are_not_written_through_a_link(finished: Any, tmp_path: Path) -
     with pytest.raises(ResourceError, match="figures is a link"):
         write_report(copied(finished, tmp_path), finished.info, None)
     assert not list((tmp_path / "elsewhere").iterdir())
+
+
+@pytest.mark.parametrize("part", ["grad_cams", "other_figures", "map_dots"])
+def test_a_part_that_fails_costs_itself_only(
+    part: str, finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*arguments: Any) -> None:
+        raise ZeroDivisionError("<b>nothing to divide")
+
+    monkeypatch.setattr(image_sections, part, fail)
+    for name in ("config.toml", "metrics.json", "split.json", "history.csv", "predictions.safetensors"):
+        (tmp_path / name).write_bytes((finished.folder / name).read_bytes())
+    source = dataclasses.replace(finished.source, attempt=Attempt())
+    with caplog.at_level("INFO", "flowers_torch"):
+        page = write_report(tmp_path, finished.info, source).read_text(encoding="utf-8")
+    titles = {"grad_cams": "Grad-CAM", "other_figures": "photos", "map_dots": "map"}
+    assert f"note     report: {titles[part]} left out: <b>nothing to divide" in caplog.text
+    assert "left out: &lt;b&gt;nothing to divide" in page and "Confusion matrix" in page and "Model card" in page
+
+
+def test_a_section_whose_template_fails_is_left_out(
+    finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page_module, "_charts", lambda run: {})
+    for name in ("config.toml", "metrics.json", "split.json", "history.csv", "predictions.safetensors"):
+        (tmp_path / name).write_bytes((finished.folder / name).read_bytes())
+    page = write_report(tmp_path, finished.info, None).read_text(encoding="utf-8")
+    assert "Calibration left out: " in page and "This section could not be made." in page and "Model card" in page
 
 
 def test_many_classes_get_a_list_of_confusions(finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

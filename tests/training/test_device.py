@@ -1,5 +1,9 @@
 """Device and precision: the choice for the machine, and options that are refused."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -71,3 +75,34 @@ def test_an_operation_without_a_deterministic_form_is_named() -> None:
     assert torch.are_deterministic_algorithms_enabled() == before
     with deterministic(False):
         torch.zeros(3).put_(torch.tensor([0]), torch.ones(1))
+
+
+GRADIENTS = """
+import copy, sys, torch
+from torch import nn
+from flowers_torch.accelerate import AUTO
+from flowers_torch.training.device import choose_runtime
+torch.set_num_threads(1)
+runtime = choose_runtime("cpu", "fp32")
+for channels in (1, 2, 3, 4, 7, 8, 16):
+    plain = nn.Sequential(nn.Conv2d(channels, 48, 1, 2, bias=False), nn.BatchNorm2d(48), nn.ReLU()).eval()
+    placed = runtime.place(copy.deepcopy(plain))
+    images = torch.randn(4, channels, 64, 64)
+    view = AUTO.training_network(placed, runtime, 64, runtime.images(images))
+    for network, batch in ((plain, images), (placed, runtime.images(images)), (view, runtime.images(images))):
+        network.zero_grad()
+        network(batch).square().sum().backward()
+        gradient = network[0].weight.grad if network is not view else placed[0].weight.grad
+        torch.testing.assert_close(gradient, plain[0].weight.grad, rtol=1e-3, atol=1e-3)
+print("equal")
+"""
+
+
+@pytest.mark.parametrize("isa", ["AVX2", "DEFAULT"])
+def test_strided_pointwise_convolutions_of_few_channels(isa: str) -> None:
+    """oneDNN crashes in channels_last on CPUs without AVX-512; it can be told to compute like one of those."""
+    environment = os.environ | {"ONEDNN_MAX_CPU_ISA": isa}
+    done = subprocess.run(
+        [sys.executable, "-c", GRADIENTS], env=environment, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "equal\n"), done.stderr

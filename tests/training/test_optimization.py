@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from flowers_torch.models.freeze import Group
+from flowers_torch.models.factory import create_model
+from flowers_torch.models.freeze import Group, apply_rules
 from flowers_torch.training.optimization import (
     learning_rate,
     make_average,
@@ -189,3 +190,19 @@ def test_update_average_equals_torch() -> None:
         theirs.update_parameters(model)
     pairs = zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True)
     assert all(torch.equal(one, two) for one, two in pairs)
+
+
+@pytest.mark.parametrize(
+    ("arch", "excluded"),
+    [
+        ("test_vit", {"pos_embed", "cls_token"}),
+        ("swin_tiny_patch4_window7_224", {"layers.0.blocks.0.attn.relative_position_bias_table"}),
+        ("test_resnet", set()),
+    ],
+)
+def test_what_timm_excludes_is_not_decayed(arch: str, excluded: set[str]) -> None:
+    model = create_model(arch, 3)
+    optimizer = make_optimizer("adamw", model, apply_rules(model, [("*", 1.0)]), weight_decay=0.05)
+    decayed = {name for group in optimizer.param_groups if group["weight_decay"] for name in group["names"]}
+    assert decayed and not excluded & decayed
+    assert excluded <= {name for name, _ in model.named_parameters()}
