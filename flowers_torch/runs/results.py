@@ -135,5 +135,5 @@ def write_run_report(experiment: Experiment, model: nn.Module, info: ModelInfo) 
 
 
 def _findings(experiment: Experiment) -> list[Finding]:
-    dataset, known = experiment.dataset, experiment.filtered.duplicates or None
+    dataset, known = experiment.dataset, experiment.filtered.found
     return check_quality(dataset, inspect_images(dataset), experiment.splits, duplicates=known).findings

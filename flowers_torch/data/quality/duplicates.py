@@ -1,27 +1,36 @@
-"""Exact duplicates (the same bytes) and near-duplicates (the same image, re-encoded, scaled or mirrored).
+"""Exact duplicates (the same bytes) and near-duplicates (the same picture, re-encoded, scaled or mirrored).
 
-A pair across train and test makes the test result too good; a pair across classes contradicts itself.
+A pair across train and test makes the test result too good; a pair across classes contradicts itself. Different
+pictures can look alike, such as coins, X-rays, pages or frames of a video. So every near-duplicate is compared, window
+by window, with the image whose group it joins; there are no chains.
 """
 
-import functools
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
-from PIL import Image
 
 from flowers_torch.data.dataset import ImageDataset
-from flowers_torch.data.images import load_image
 from flowers_torch.data.quality.inspection import Inspection
+from flowers_torch.data.quality.thumbnails import Thumbnails
 from flowers_torch.data.splits.assign import group_pairs
 
-BANDS = 8  # hashes that differ in fewer bits than there are bands agree in at least one band
+MAX_BITS = 12  # in which the hashes of duplicates differ, of 64
 MIN_CONTRAST = 4.0  # the hash of a blank image is meaningless
-# On Flowers-17, true pairs have at least 0.995 and the nearest false pair has 0.90.
-MIN_CORRELATION = 0.98
-COMPARE_SIDE = 32
-BITS_OF_BYTE = np.array([value.bit_count() for value in range(256)], dtype=np.uint8)
+MAX_COMPARED = 8  # groups that an image is compared with, those whose thumbnails correlate most
+MIN_LIKENESS, LOOK_ALIKE = 0.9, 0.98  # correlation of thumbnails of copies, and of look-alikes
+BLOCK = 1 << 20  # pairs that are handled together
 MIN_COSINE = 0.93  # between the features of a backbone
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """Groups of duplicates. Every image of a group was compared with the first, which is the largest."""
+
+    groups: list[list[int]]
+    mirrored: frozenset[int] = frozenset()  # mirror images of the first image of their group
+    look_alikes: list[list[int]] = field(default_factory=list)  # groups of different pictures
 
 
 def exact_duplicates(inspections: Sequence[Inspection]) -> list[list[int]]:
@@ -33,76 +42,90 @@ def exact_duplicates(inspections: Sequence[Inspection]) -> list[list[int]]:
     return [group for group in by_digest.values() if len(group) > 1]
 
 
-def near_duplicates(
-    dataset: ImageDataset, inspections: Sequence[Inspection], features: np.ndarray | None = None
-) -> list[list[int]]:
-    """Groups of near-duplicates and exact duplicates.
+def near_duplicates(dataset: ImageDataset, inspections: Sequence[Inspection]) -> Duplicates:
+    """Finds exact and near-duplicates in memory that is proportional to the number of images.
 
-    Candidates share most bits of their perceptual hashes and are compared pixel by pixel at 32 x 32. Nearly
-    parallel features of a backbone (N, D), zeros for unreadable images, make a pair too: they find crops and edits.
+    Candidates share most bits of their perceptual hashes. Each joins the group of a larger image that shows the same
+    picture by `Thumbnails.same`.
     """
-    thumbnail = functools.lru_cache(maxsize=4096)(lambda index: _thumbnail(dataset, index))
-    pairs = [(group[0], other) for group in exact_duplicates(inspections) for other in group[1:]]
-    for i, j, mirrored in hash_candidates(inspections):
-        other = thumbnail(j)[:, ::-1] if mirrored else thumbnail(j)
-        if _correlation(thumbnail(i), other) >= MIN_CORRELATION:
-            pairs.append((i, j))
-    if features is not None:
-        pairs += _parallel_pairs(features)
-    return group_pairs(pairs)
+    copies = {group[0]: group for group in exact_duplicates(inspections)}
+    repeated = {i for group in copies.values() for i in group[1:]}
+    usable = [i for i, x in enumerate(inspections) if x.phash and x.contrast >= MIN_CONTRAST and i not in repeated]
+    usable.sort(key=lambda i: (inspections[i].colorfulness < 1, -inspections[i].width * inspections[i].height, i))
+    images = [inspections[i] for i in usable]
+    thumbnails = Thumbnails(dataset, usable, [min(image.width, image.height) for image in images])
+    first, mirrored, alike = _join(images, thumbnails)
+    groups = {i: copies.get(i, [i]) for i in (*usable, *copies)}
+    for own, leader in enumerate(first):
+        if own != leader:
+            groups[usable[leader]] = groups[usable[leader]] + groups.pop(usable[own])
+    flipped = frozenset(i for own in mirrored for i in copies.get(usable[own], [usable[own]]))
+    found = sorted((g[:1] + sorted(g[1:]) for g in groups.values() if len(g) > 1), key=min)
+    return Duplicates(found, flipped, group_pairs((usable[a], usable[b]) for a, b in alike))
 
 
-def hash_candidates(inspections: Sequence[Inspection]) -> list[tuple[int, int, bool]]:
-    """Pairs i < j whose hashes differ in fewer than `BANDS` bits, and whether j is mirrored."""
-    usable = [i for i, image in enumerate(inspections) if image.phash and image.contrast >= MIN_CONTRAST]
-    upright = np.array([int(inspections[i].phash, 16) for i in usable], dtype=np.uint64)
-    mirrored = np.array([int(inspections[i].phash_mirrored, 16) for i in usable], dtype=np.uint64)
-    found: dict[tuple[int, int], bool] = {}
-    for others, flag in ((mirrored, True), (upright, False)):  # a pair found both ways counts as upright
-        for a, b in _close_pairs(upright, others):
-            if a < b:
-                found[usable[a], usable[b]] = flag
-    return [(i, j, flag) for (i, j), flag in sorted(found.items())]
+def _join(images: list[Inspection], thumbnails: Thumbnails) -> tuple[list[int], set[int], list[tuple[int, int]]]:
+    """For each image, the first of its group; the mirrored ones; pairs of look-alikes, at most one for each image."""
+    first = np.arange(len(images))
+    mirrored: set[int] = set()
+    alike: list[tuple[int, int]] = []
+    place = np.zeros(len(images), dtype=np.int64)
+    for start, close in hash_candidates(images):
+        rows, columns = np.flatnonzero(close.any(1)), np.flatnonzero(close.any(0))
+        columns = np.union1d(columns, first[columns])
+        place[columns] = np.arange(len(columns))
+        thumbnails.prepare(np.union1d(start + rows, columns))
+        for row, likeness in zip(rows, thumbnails.correlate(start + rows, columns), strict=True):
+            own, leads = start + int(row), np.zeros(close.shape[1], dtype=bool)
+            leads[first[: close.shape[1]][close[row]]] = True
+            leaders = np.flatnonzero(leads)
+            values = likeness[place[leaders]]
+            if len(leaders) > MAX_COMPARED:
+                best = np.argpartition(-values, MAX_COMPARED)[:MAX_COMPARED]
+                leaders, values = leaders[best], values[best]
+            for value, leader in sorted(zip((-values).tolist(), leaders.tolist(), strict=True)):
+                flip = thumbnails.is_mirrored(own, leader)
+                if -value >= MIN_LIKENESS and thumbnails.same(own, leader, flip):
+                    first[own] = leader
+                    mirrored |= {own} if flip else set()
+                    break
+            else:
+                if values.max() >= LOOK_ALIKE:
+                    alike.append((own, int(leaders[values.argmax()])))
+    return first.tolist(), mirrored, alike
 
 
-def _close_pairs(hashes: np.ndarray, others: np.ndarray) -> set[tuple[int, int]]:
-    """Positions (a, b) of hashes that differ in few bits; only hashes that agree in a band are compared."""
-    close: set[tuple[int, int]] = set()
-    for band in range(BANDS):
-        shift = np.uint64(band * 64 // BANDS)
-        keys = (hashes >> shift).astype(np.uint8)
-        other_keys = (others >> shift).astype(np.uint8)
-        for key in np.unique(keys):
-            left, right = np.flatnonzero(keys == key), np.flatnonzero(other_keys == key)
-            for start in range(0, len(left), 1024):
-                block = left[start : start + 1024]
-                a, b = np.nonzero(_count_bits(hashes[block][:, None] ^ others[right]) < BANDS)
-                close.update(zip(block[a].tolist(), right[b].tolist(), strict=True))
-    return close
+def hash_candidates(images: Sequence[Inspection]) -> Iterator[tuple[int, np.ndarray]]:
+    """Blocks of rows, each with its first row and whether a row's hash is close to that of each earlier image.
+
+    A block has the shape (rows, end of the block). Either image may be mirrored.
+    """
+    upright, mirrored = (_signs([getattr(image, name) for image in images]) for name in ("phash", "phash_mirrored"))
+    rows = max(1, BLOCK // max(1, len(images)))
+    limit = 64 - 2 * MAX_BITS  # the product of signs is the number of equal bits less that of others
+    for start in range(0, len(images), rows):
+        block = upright[start : start + rows]
+        end = start + len(block)
+        close = block @ upright[:end].T >= limit
+        close |= block @ mirrored[:end].T >= limit
+        yield start, np.tril(close, start - 1)
 
 
-def _count_bits(values: np.ndarray) -> np.ndarray:
-    """Number of ones in each uint64. (`np.bitwise_count` needs NumPy 2.)"""
-    ones = BITS_OF_BYTE[np.ascontiguousarray(values).view(np.uint8)]
-    return ones.reshape(*values.shape, 8).sum(-1, dtype=np.uint8)
+def _signs(hashes: list[str]) -> np.ndarray:
+    """The bits of hashes, as -1 and 1 (N, 64)."""
+    raw = np.frombuffer(bytes.fromhex("".join(hashes)), dtype=np.uint8).reshape(-1, 8)
+    return np.unpackbits(raw, axis=1).astype(np.float32) * 2 - 1
 
 
-def _correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Correlation of two images (H, W, 3) after centering each channel; 1 for equal images."""
-    a, b = a - a.mean((0, 1)), b - b.mean((0, 1))
-    return float((a * b).sum() / (np.sqrt((a * a).sum() * (b * b).sum()) + 1e-9))
-
-
-def _thumbnail(dataset: ImageDataset, index: int) -> np.ndarray:
-    image = load_image(dataset.root / dataset.paths[index], at_least=2 * COMPARE_SIDE)
-    return np.asarray(image.resize((COMPARE_SIDE, COMPARE_SIDE), Image.Resampling.BOX), dtype=np.float32)
-
-
-def _parallel_pairs(features: np.ndarray) -> list[tuple[int, int]]:
-    norms = np.linalg.norm(features, axis=1, keepdims=True)
-    unit = (features / np.maximum(norms, 1e-12)).astype(np.float32)
-    pairs = []
-    for start in range(0, len(unit), 1024):
-        a, b = np.nonzero(unit[start : start + 1024] @ unit.T >= MIN_COSINE)
-        pairs += [(start + i, j) for i, j in zip(a.tolist(), b.tolist(), strict=True) if start + i < j]
-    return pairs
+def similar_features(features: np.ndarray) -> list[list[int]]:
+    """Groups of images whose features (N, D) are nearly parallel to those of the first; zeros are in none."""
+    unit = (features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)).astype(np.float32)
+    first = np.arange(len(unit))
+    groups: dict[int, list[int]] = defaultdict(list)
+    for start in range(0, len(unit), 256):
+        for own, cosines in enumerate(unit[start : start + 256] @ unit[: start + 256].T, start):
+            cosines = np.where(first[:own] == np.arange(own), cosines[:own], 0)
+            if own and cosines.max() >= MIN_COSINE:
+                first[own] = cosines.argmax()
+            groups[int(first[own])].append(own)
+    return [group for group in groups.values() if len(group) > 1]

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from flowers_torch.data.dataset import CLASS_MARK, ImageDataset, parse_exclude
+from flowers_torch.data.quality.duplicates import Duplicates, near_duplicates
 from flowers_torch.data.quality.report import check_quality, drop_images, read_exclude_list
 from flowers_torch.data.quality.scan import inspect_images
 from flowers_torch.data.sources.rows import listed
@@ -21,6 +22,7 @@ class FilteredDataset:
     duplicates: list[list[int]]  # groups of positions that must stay in one split; empty unless requested
     unreadable: dict[str, str]  # path to reason of the images that were left out
     warnings: list[str]  # findings of some severity, worst first, one line each
+    found: Duplicates  # all that was found, requested or not
 
 
 def filter_images(
@@ -47,7 +49,8 @@ def filter_images(
         inspections = [inspection for inspection in inspections if not inspection.error]
     if groups not in ("duplicates", "none"):
         dataset = dataclasses.replace(dataset, groups=read_groups(Path(groups).expanduser(), dataset))
-    report = check_quality(dataset, inspections)
+    found = near_duplicates(dataset, inspections)
+    report = check_quality(dataset, inspections, duplicates=found)
     warnings = []
     for finding in report.findings:
         if finding.severity >= MIN_SEVERITY or finding.kind == "several_frames":  # guard: D19
@@ -56,4 +59,4 @@ def filter_images(
             warnings.append(f"{finding.what} (first: {first})" if pairs else finding.what)
     if bad:
         warnings.insert(0, f"{len(bad)} photos cannot be used and are left out: {listed(list(bad), limit=3)}")
-    return FilteredDataset(dataset, report.duplicates if groups == "duplicates" else [], bad, warnings)
+    return FilteredDataset(dataset, found.groups if groups == "duplicates" else [], bad, warnings, found)

@@ -15,10 +15,10 @@ import numpy as np
 
 from flowers_torch.data.dataset import CLASS_MARK, ImageDataset
 from flowers_torch.data.images import SUFFIXES
-from flowers_torch.data.quality.duplicates import exact_duplicates, near_duplicates
+from flowers_torch.data.quality.duplicates import Duplicates, exact_duplicates, near_duplicates, similar_features
 from flowers_torch.data.quality.inspection import Inspection
 from flowers_torch.data.sources.rows import counted, listed
-from flowers_torch.data.splits.assign import IMBALANCE, Splits
+from flowers_torch.data.splits.assign import IMBALANCE, Splits, join_groups
 from flowers_torch.errors import DataError, printable
 from flowers_torch.files.atomic import write_text
 from flowers_torch.files.reading import read_csv
@@ -29,6 +29,9 @@ BLANK_CONTRAST = 4.0  # out of 128
 BLURRED_FRACTION = 0.2  # of the dataset's median sharpness
 GRAY_COLORFULNESS = 1.5  # mean difference of the channels, out of 255
 FEW_IMAGES = 20  # of a class; with fewer, a test result is hardly meaningful
+LARGE_GROUP = 20  # near-duplicates; more of one picture are rather look-alikes, such as frames of a still scene
+MANY_ACROSS = 0.1  # of the images are near-duplicates across classes: the classes rather look alike
+MANY_ALIKE = 20  # images that look alike are worth a finding
 
 
 @dataclass(frozen=True)
@@ -77,53 +80,117 @@ def check_quality(
     inspections: list[Inspection],
     splits: Splits | None = None,
     features: np.ndarray | None = None,
-    duplicates: list[list[int]] | None = None,
+    duplicates: Duplicates | None = None,
 ) -> QualityReport:
     """Checks a dataset.
 
     Args:
         splits: Splits to find duplicates across; the source's own if None.
-        features: Features of a backbone (N, D), to find near-duplicates that hashes miss.
+        features: Features of a backbone (N, D), to find crops and edits.
         duplicates: The result of `near_duplicates` if it is known.
     """
     split_of = dataset.split if splits is None else {dataset.paths[i]: s for s, own in splits.items() for i in own}
     if duplicates is None:
-        duplicates = near_duplicates(dataset, inspections, features)
+        duplicates = near_duplicates(dataset, inspections)
+    place = {i: number for number, group in enumerate(duplicates.groups) for i in group}
+    similar = [] if features is None else similar_features(features)
+    similar = [group for group in similar if len({place.get(i, -1 - i) for i in group}) > 1]
     unreadable = [index for index, inspection in enumerate(inspections) if inspection.error]
     about_images = [
         _about("unreadable", 3, "cannot be read", "replace or remove them", unreadable, unreadable),
-        *_check_duplicates(dataset, exact_duplicates(inspections), duplicates, split_of),
+        *_check_duplicates(dataset, inspections, duplicates, similar, split_of),
         *_check_appearance(dataset, inspections),
     ]
     findings = [finding for finding in about_images if finding.groups]
     findings += _check_classes(dataset, inspections)
     findings += [Finding("note", 1, note, "nothing, if that is intended") for note in dataset.notes]
     findings.sort(key=lambda finding: -finding.severity)  # stable within a severity
-    return QualityReport(dataset, inspections, findings, duplicates)
+    return QualityReport(dataset, inspections, findings, duplicates.groups)
 
 
 def _check_duplicates(
-    dataset: ImageDataset, exact: list[list[int]], duplicates: list[list[int]], split_of: dict[str, str]
+    dataset: ImageDataset,
+    inspections: Sequence[Inspection],
+    found: Duplicates,
+    similar: list[list[int]],
+    split_of: dict[str, str],
 ) -> list[Finding]:
     labels, splits = dataset.labels, [split_of.get(path) for path in dataset.paths]
-    mixed = [group for group in duplicates if len({labels[i] for i in group}) > 1]  # guard: D27 labels
-    leaking = [group for group in duplicates if len({splits[i] for i in group} - {None}) > 1]  # guard: D27 splits
-    copied = [group for group in exact if len({labels[i] for i in group}) == 1]
-    similar = [group for group in duplicates if len({labels[i] for i in group}) == 1 and group not in copied]
-    across_classes = f"{len(mixed)} pictures are in several classes"
-    across_splits = f"{len(leaking)} pictures are in several splits: the test result is too good"
-    copies = f"{len(copied)} photos occur more than once, byte for byte"
-    near = f"{len(similar)} pictures occur more than once, saved again, scaled or mirrored"
-    keep = "keep each in its true class only; the exclude list holds all copies"
-    apart = "split with --groups duplicates, so that no copy of a training photo is in the test"
+    digests = [inspection.sha256 for inspection in inspections]
+    groups, crowded = _set_crowds_apart(found, labels, digests)
+    across, repeated = _redundant(groups, found.mirrored, labels, digests)
+    mixed = [group for group in groups if not across.isdisjoint(group)]  # guard: D27 labels
+    flipped = [group for group in groups if group not in mixed and len({labels[i] for i in group}) > 1]
+    related = found.groups + similar
+    leaking = [group for group in related if len({splits[i] for i in group} - {None}) > 1]  # guard: D27 splits
+    copied = [group for group in exact_duplicates(inspections) if len({labels[i] for i in group}) == 1]
+    near = [group for group in groups if group not in copied and group not in mixed and group not in flipped]
+    alike = join_groups(found.look_alikes + crowded, [""] * len(dataset))
+    if not crowded and sum(map(len, alike)) < MANY_ALIKE:
+        alike = []
+    one = "the exclude list keeps the largest or first copy of each: look whether that is in its true class"
     either = "split with --groups duplicates, or keep one of each"
-    extra = [i for group in copied for i in group[1:]]
+    sides = "if left and right are different classes, train without mirroring; else keep each in its true class only"
+    apart = "split with --groups duplicates, so that no copy of a training photo is in the test"
+    series = "none is excluded; keep photos of one scene or object in one split with --groups FILE"
+    titles = {
+        "across_classes": f"{len(mixed)} pictures are in several classes",
+        "across_splits": f"{len(leaking)} pictures are in several splits: the test result is too good",
+        "mirrored": f"{len(flipped)} pictures are mirrored in another class",
+        "exact": f"{len(copied)} photos occur more than once, byte for byte",
+        "near": f"{len(near)} pictures occur more than once, saved again, scaled or mirrored",
+        "features": f"{len(similar)} groups of photos have similar features: crops, edits or one object",
+        "alike": f"{sum(map(len, alike))} photos look alike but differ, such as frames of a video",
+    }
+    redundant = across | repeated
+    in_mixed = [i for group in mixed for i in group if i in redundant]
+    in_copied = [i for group in copied for i in group if i in repeated]
     return [
-        Finding("duplicates_across_classes", 3, across_classes, keep, mixed, sum(mixed, [])),
-        Finding("duplicates_across_splits", 3, across_splits, either, leaking),
-        Finding("exact_duplicates", 2, copies, "remove the copies", copied, extra),
-        Finding("near_duplicates", 2, near, apart, similar),
+        Finding("duplicates_across_classes", 3, titles["across_classes"], one, mixed, in_mixed),
+        Finding("duplicates_across_splits", 3, titles["across_splits"], either, leaking),
+        Finding("mirrored_across_classes", 2, titles["mirrored"], sides, flipped),
+        Finding("exact_duplicates", 2, titles["exact"], "remove the copies", copied, in_copied),
+        Finding("near_duplicates", 2, titles["near"], apart, near),
+        Finding("similar_features", 2, titles["features"], series, similar),
+        Finding("look_alikes", 2, titles["alike"], series, alike),
     ]
+
+
+def _set_crowds_apart(
+    found: Duplicates, labels: Sequence[int], digests: Sequence[str]
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Groups of duplicates, with those that are too many for copies reduced to byte-identical ones, and the latter."""
+    several = [group for group in found.groups if len({digests[i] for i in group}) > 1]
+    crowds = [group for group in several if len({digests[i] for i in group}) > LARGE_GROUP]
+    mixed = [group for group in several if len({labels[i] for i in group if i not in found.mirrored}) > 1]
+    if sum(map(len, mixed)) > max(MANY_ALIKE, MANY_ACROSS * len(labels)):
+        crowds += [group for group in mixed if group not in crowds]
+    groups = [group for group in found.groups if group not in crowds]
+    for crowd in crowds:
+        by_digest: dict[str, list[int]] = {}
+        for index in crowd:
+            by_digest.setdefault(digests[index], []).append(index)
+        groups += [group for group in by_digest.values() if len(group) > 1]
+    return groups, crowds
+
+
+def _redundant(
+    groups: list[list[int]], mirrored: frozenset[int], labels: Sequence[int], digests: Sequence[str]
+) -> tuple[set[int], set[int]]:
+    """Copies in another class, and byte-identical copies in one class. What each is a copy of is in neither."""
+    across, repeated = set(), set()
+    for first, *others in groups:  # guard: D27 kept
+        kept = {digests[first]: labels[first]}
+        for index in others:
+            own, digest = labels[index], digests[index]
+            # A mirror image may rightly be in another class, such as left hands and right hands.
+            if own != kept.get(digest, own if index in mirrored else labels[first]):
+                across.add(index)
+            elif digest in kept:
+                repeated.add(index)
+            else:
+                kept[digest] = own
+    return across, repeated
 
 
 def _check_appearance(dataset: ImageDataset, inspections: Sequence[Inspection]) -> list[Finding]:

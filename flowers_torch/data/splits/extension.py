@@ -47,7 +47,7 @@ def extend_splits(
     assigned = {i: new.split[new.paths[i]] for i in fresh if new.paths[i] in new.split}
     copies: set[int] = set()
     groups: list[list[int]] = []  # of new images
-    for group in join_groups(near_duplicates(everything, inspections), names):
+    for group in join_groups(near_duplicates(everything, inspections).groups, names):
         ours = [old[position] for position in group if position < len(old)]
         theirs = [fresh[position - len(old)] for position in group if position >= len(old)]
         if not theirs:

@@ -13,7 +13,7 @@ from PIL import Image, ImageFilter
 
 from flowers_torch.commands import check
 from flowers_torch.data.quality import scan
-from flowers_torch.data.quality.duplicates import hash_candidates, near_duplicates
+from flowers_torch.data.quality.duplicates import hash_candidates
 from flowers_torch.data.quality.inspection import Inspection, inspect_image
 from flowers_torch.data.quality.report import (
     check_quality,
@@ -122,8 +122,11 @@ def test_duplicates_across_splits(planted, inspected):
 def test_features_find_duplicates_that_the_hash_misses(planted, inspected):
     features = np.eye(len(planted), dtype=np.float32)
     features[10] = features[11] * 2
-    assert [10, 11] in near_duplicates(planted, inspected, features)
-    assert [10, 11] not in near_duplicates(planted, inspected)
+    pair = sorted([planted.paths[10], planted.paths[11]])
+    result = check_quality(planted, inspected, features=features)
+    assert named(result, "similar_features") == [pair]
+    assert named(check_quality(planted, inspected), "similar_features") == []
+    assert 10 not in result.excluded() and 11 not in result.excluded()
 
 
 def test_classes_with_no_or_few_readable_images(planted, inspected):
@@ -141,7 +144,6 @@ def test_exclude_list_round_trip(planted, result, tmp_path):
     write_exclude_list(tmp_path / "exclude.csv", result)
     exclude = read_exclude_list(tmp_path / "exclude.csv")
     assert exclude == {
-        "a/4.jpg": "duplicates_across_classes",
         "a/copy.jpg": "exact_duplicates",
         "a/cut.jpg": "unreadable",
         "b/blank.jpg": "blank",
@@ -149,12 +151,12 @@ def test_exclude_list_round_trip(planted, result, tmp_path):
         "b/page.jpg": "unreadable",
     }
     clean = drop_images(planted, exclude)
-    assert set(planted.paths) - set(clean.paths) == set(exclude) and len(clean) == len(planted) - 6
+    assert set(planted.paths) - set(clean.paths) == set(exclude) and len(clean) == len(planted) - 5
     assert (
         dict(zip(clean.paths, clean.labels, strict=True)).items()
         <= dict(zip(planted.paths, planted.labels, strict=True)).items()
     )
-    assert "6 photos are excluded" in clean.notes[-1]
+    assert "5 photos are excluded" in clean.notes[-1]
     everything_of_b = {path: "x" for path in planted.paths if path.startswith("b/")}
     with pytest.raises(DataError, match="no photo of b"):
         drop_images(planted, everything_of_b)
@@ -180,7 +182,7 @@ def test_hostile_file_names_in_every_output(tmp_path):
     page = (tmp_path / "gallery.html").read_text()
     assert "<script" not in page and "\x1b" not in page
     write_exclude_list(tmp_path / "q.csv", found)
-    assert set(read_exclude_list(tmp_path / "q.csv")) == {"b/\udcff.jpg", names[1], "a/same.jpg"}
+    assert set(read_exclude_list(tmp_path / "q.csv")) == {"b/\udcff.jpg", names[1]}
 
 
 def test_inspections_are_cached_until_an_image_changes(planted, tmp_path, monkeypatch):
@@ -308,8 +310,8 @@ def test_the_hash_survives_what_the_eye_does(tmp_path):
     for i, image in enumerate(variants):
         image.save(tmp_path / f"{i}.jpg", quality=50 if i else 95)
         inspections.append(inspect_image(tmp_path / f"{i}.jpg"))
-    assert {(i, j) for i, j, _ in hash_candidates(inspections)} >= {(0, 1), (0, 2), (0, 3)}
-    assert not any(4 in pair[:2] for pair in hash_candidates(inspections))
+    ((_, close),) = hash_candidates(inspections)
+    assert close[1:4, 0].all() and not close[4].any()
     assert group_pairs([(1, 2), (5, 4), (2, 3)]) == [[1, 2, 3], [4, 5]]
 
 
@@ -331,7 +333,7 @@ def test_the_rank_command(planted, tmp_path, monkeypatch, capsys):
     assert printed["images"] == len(planted) and printed["findings"][0]["kind"] == "unreadable"
     page = (tmp_path / "out/gallery.html").read_text()
     assert page.count("<img") > 10 and "http" not in page
-    assert len(read_exclude_list(tmp_path / "out/exclude.csv")) == 6
+    assert len(read_exclude_list(tmp_path / "out/exclude.csv")) == 5
     with pytest.raises(DataError, match="inside the photos"):
         run(planted.root, "--out", planted.root / "check")
     with pytest.raises(DataError):
@@ -366,7 +368,7 @@ def test_near_duplicates_by_the_features_of_a_network(tmp_path, monkeypatch, cap
     assert "1 photo cannot be read" in err
     assert "loaded ('some_net', 'offline')" in err
     found = {finding["kind"]: finding["groups"] for finding in json.loads(out)["findings"]}
-    assert found["near_duplicates"] == [[dataset.paths[index["a/4.jpg"]], "a/crop.jpg"]]
+    assert found["similar_features"] == [[dataset.paths[index["a/4.jpg"]], "a/crop.jpg"]]
     assert dataset.root / "b/bad.jpg" not in embedded and len(embedded) == 7
     with pytest.raises(UsageError, match="--weights needs --embed"):
         run(dataset.root, "--weights", "offline")
