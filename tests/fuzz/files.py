@@ -423,7 +423,7 @@ def archive_names(draw: random.Random, box: Box, run: Path) -> Action:
             info.filename = name
             info.external_attr = draw.choice((0, 0o120777 << 16, 0o100644 << 16, 0o010644 << 16, 0o040755 << 16))
             archive.writestr(info, str(box.outside))
-            archive.writestr(draw.choice(("x/1.png", name)), b"content")
+            archive.writestr(draw.choice(("x/1.png", name or "x")), b"content")
     else:
         path = box.work / draw.choice(("photos.tar", "photos.tar.gz"))
         with tarfile.open(path, f"w:{'gz' if path.suffix == '.gz' else ''}") as tar:

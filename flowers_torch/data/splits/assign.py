@@ -64,14 +64,14 @@ def drawn_fractions(dataset: ImageDataset, fractions: Sequence[float]) -> dict[s
 def divide_images(
     dataset: ImageDataset,
     indices: Sequence[int],
-    parts: Mapping[str, float],
+    fractions: Mapping[str, float],
     seed: int,
     groups: Sequence[Sequence[int]] = (),
     known: Collection[str] = (),
 ) -> dict[int, str]:
-    """The part of each of some images, stratified by class; `parts` are names with fractions.
+    """The split (or fold) of each of some images, stratified by class; `fractions` are by split.
 
-    Every class is in every part, except for known classes, which have images in all parts already.
+    Every class is in every split, except for known classes, which have images in all of them already.
 
     Raises:
         DataError: a class without enough images or groups.
@@ -81,14 +81,14 @@ def divide_images(
     for index in indices:
         classes.setdefault(dataset.classes[dataset.labels[index]], Counter())[units[index]] += 1
     new = {name: members for name, members in classes.items() if name not in known}
-    _refuse_small(new, list(parts))
+    _refuse_small(new, list(fractions))
     numbers = {unit: split_number(dataset.paths[unit], seed) for unit in units}
-    # An offset that follows from the class would send the only image of every update to the same part.
+    # An offset that follows from the class would send the only image of every update to the same split.
     offsets = {
         name: numbers[min(units)] if name in known else split_number(name, seed) for name, units in classes.items()
     }
-    placed = divide_classes(classes, numbers, list(parts.values()), offsets, new)
-    names = list(parts)
+    placed = divide_classes(classes, numbers, list(fractions.values()), offsets, new)
+    names = list(fractions)
     for name, members in new.items():
         if absent := set(names) - {names[placed[unit]] for unit in members}:
             what = f"groups of several classes leave no photo of {printable(name)} for {', '.join(sorted(absent))}"
@@ -96,11 +96,11 @@ def divide_images(
     return {index: names[placed[units[index]]] for index in indices}
 
 
-def _refuse_small(classes: Mapping[str, Mapping[int, int]], parts: Sequence[str]) -> None:
-    """Raises a `DataError` that names the classes with fewer units than parts."""
-    small = {name: units for name, units in classes.items() if len(units) < len(parts)}
+def _refuse_small(classes: Mapping[str, Mapping[int, int]], splits: Sequence[str]) -> None:
+    """Raises a `DataError` that names the classes with fewer units than splits."""
+    small = {name: units for name, units in classes.items() if len(units) < len(splits)}
     each, them = ("it", "it") if len(small) == 1 else ("each", "them")
-    found, fixes = [], [f"add photos until {each} has at least {len(parts)}"]
+    found, fixes = [], [f"add photos until {each} has at least {len(splits)}"]
     for name, units in list(small.items())[:NAMED_CLASSES]:
         grouped = " that are not in one group" if len(units) < sum(units.values()) else ""
         found.append(f"class {printable(name)} has {len(units)} photo{'s' * (len(units) != 1)}{grouped}")
@@ -113,7 +113,7 @@ def _refuse_small(classes: Mapping[str, Mapping[int, int]], parts: Sequence[str]
     if any(len(units) < sum(units.values()) for units in small.values()):
         fixes.append("use --groups none")
     if small:  # guard: D30 few
-        raise DataError(f"{', '.join(found)}, too few to be in {', '.join(parts)}", ", or ".join(fixes))
+        raise DataError(f"{', '.join(found)}, too few to be in {', '.join(splits)}", ", or ".join(fixes))
 
 
 def group_units(dataset: ImageDataset, groups: Sequence[Sequence[int]] = ()) -> list[int]:

@@ -72,8 +72,8 @@ def extend_splits(
                 copies.add(i)
     added = [i for i in fresh if i not in copies]
     undecided = [i for i in added if i not in assigned]
-    parts = dict(zip(SPLITS, fractions, strict=True))
-    assigned |= divide_images(new, undecided, parts, seed, groups, {image.label for image in old})
+    shares = dict(zip(SPLITS, fractions, strict=True))
+    assigned |= divide_images(new, undecided, shares, seed, groups, {image.label for image in old})
     return [
         AssignedImage(new.root / new.paths[i], new.classes[new.labels[i]], assigned[i], new.paths[i]) for i in added
     ]

@@ -19,9 +19,9 @@ def make_folds(
     """
     if folds < 3:
         raise DataError(f"{folds} folds leave none to train on beside val and test", "use at least 3")
-    parts = {f"fold {fold + 1}": 1 / folds for fold in range(folds)}
-    placed = divide_images(dataset, range(len(dataset)), parts, seed, groups)
-    members = [[index for index, own in placed.items() if own == part] for part in parts]
+    fractions = {f"fold {fold + 1}": 1 / folds for fold in range(folds)}
+    placed = divide_images(dataset, range(len(dataset)), fractions, seed, groups)
+    members = [[index for index, own in placed.items() if own == name] for name in fractions]
     splits = []
     for fold in range(folds):
         train = sorted(i for k in range(2, folds) for i in members[(fold + k) % folds])

@@ -1,4 +1,4 @@
-"""Division of the units of each class, single images or groups, into parts of given fractions."""
+"""Division of the units of each class, single images or groups, into splits of given fractions."""
 
 import hashlib
 import random
@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from itertools import accumulate, pairwise
 
-RESTARTS = 30  # of the search for a place for classes that share units, as long as a part lacks one
+RESTARTS = 30  # of the search for a place for classes that share units, as long as a split lacks one
 
 
 def split_number(name: str, seed: int) -> float:
@@ -27,7 +27,7 @@ def divide_classes(
     offsets: Mapping[str, float],
     filled: Collection[str],
 ) -> dict[int, int]:
-    """The part of each unit; a class gets its fractions within one image, give or take half a group at a cut.
+    """The split of each unit; a class gets its fractions within one image, give or take half a group at a cut.
 
     The units of a class are put in the order of their numbers, and the order is cut. An image more or less in a
     class moves at most one unit across each cut, the one beside it, and none of other classes. The offset of a
@@ -37,31 +37,31 @@ def divide_classes(
     Args:
         classes: Of each class its units with the number of their images in the class.
         numbers: Of units, from `split_number`.
-        fractions: Of the parts; they sum to 1.
+        fractions: Of the splits; they sum to 1.
         offsets: Of classes, in [0, 1).
-        filled: Classes of which each part gets a unit if there are enough.
+        filled: Classes of which each split gets a unit if there are enough.
     """
-    parts, cuts = range(len(fractions)), list(accumulate(fractions))[:-1]
+    splits, cuts = range(len(fractions)), list(accumulate(fractions))[:-1]
     placed: dict[int, int] = {}
     for name in sorted(classes, key=lambda name: (len(classes[name]), name)):
         units = classes[name]
         count = sum(units.values())
-        fixed = Counter({part: 0 for part in parts})
+        fixed = Counter({split: 0 for split in splits})
         for unit in units.keys() & placed.keys():
             fixed[placed[unit]] += units[unit]
         free = sorted(units.keys() - placed.keys(), key=lambda unit: (numbers[unit], unit))
         middles = [
             end - units[unit] / 2 for unit, end in zip(free, accumulate(map(units.__getitem__, free)), strict=True)
         ]
-        needs = [int(name in filled and not fixed[part]) for part in parts]
+        needs = [int(name in filled and not fixed[split]) for split in splits]
         edges = [0]
-        for part, cut in enumerate(cuts):
+        for split, cut in enumerate(cuts):
             # Rounding removes the error of binary fractions, such as 0.1 * 30 = 3.0000000000000004.
-            position = round(cut * count, 6) + offsets[name] - 0.5 - sum(fixed[p] for p in range(part + 1))
-            edge = min(bisect_left(middles, position), len(free) - sum(needs[part + 1 :]))
-            edges.append(min(max(edge, edges[-1] + needs[part]), len(free)))
-        for part, (start, end) in enumerate(pairwise((*edges, len(free)))):
-            placed |= dict.fromkeys(free[start:end], part)
+            position = round(cut * count, 6) + offsets[name] - 0.5 - sum(fixed[p] for p in range(split + 1))
+            edge = min(bisect_left(middles, position), len(free) - sum(needs[split + 1 :]))
+            edges.append(min(max(edge, edges[-1] + needs[split]), len(free)))
+        for split, (start, end) in enumerate(pairwise((*edges, len(free)))):
+            placed |= dict.fromkeys(free[start:end], split)
     _balance_shared(classes, placed, fractions, filled)
     return placed
 
@@ -89,12 +89,12 @@ def _balance_shared(
         gaps = ((got - fraction * size) ** 2 for got, fraction in zip(counts[name], fractions, strict=True))
         return (counts[name].count(0) if name in filled else 0), sum(gaps)
 
-    def move(unit: int, part: int) -> tuple[int, float]:
+    def move(unit: int, split: int) -> tuple[int, float]:
         """Moves a unit, and returns the cost of its classes after that."""
         for name in names[unit]:
             counts[name][placed[unit]] -= classes[name][unit]
-            counts[name][part] += classes[name][unit]
-        placed[unit] = part
+            counts[name][split] += classes[name][unit]
+        placed[unit] = split
         empty, gaps = zip(*map(cost, names[unit]), strict=True)
         return sum(empty), round(sum(gaps), 6)
 
@@ -105,7 +105,7 @@ def _balance_shared(
             moving = False
             for unit in movable:
                 home = placed[unit]
-                costs = {part: move(unit, part) for part in (home, *(p for p in range(len(fractions)) if p != home))}
+                costs = {split: move(unit, split) for split in (home, *(p for p in range(len(fractions)) if p != home))}
                 best = min(costs, key=costs.__getitem__)  # the first of equals: it stays
                 move(unit, best)
                 moving = moving or best != home
