@@ -16,7 +16,9 @@ import argparse
 import ast
 import os
 import re
+import resource
 import shutil
+import signal
 import sys
 import tempfile
 import tomllib
@@ -24,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+CPU_LIMIT = 100  # seconds of processor time of the test of a mutation: some mutations never end
 MARKER = re.compile(r"^(?P<code>.*?)\s*# guard: (?P<names>\w+(?: \w+)*(?:, \w+(?: \w+)*)*)$")
 
 
@@ -149,12 +152,13 @@ def copy_project(target: Path) -> None:
         shutil.copy(ROOT / name, target / name)
 
 
-def run_tests(project: Path, tests: list[str], log: Path) -> int:
+def run_tests(project: Path, tests: list[str], log: Path, limit: int = resource.RLIM_INFINITY) -> int:
     """pytest's exit code for tests, in a forked process that imports the package of `project`."""
     if child := os.fork():
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     code = 70
     try:
+        resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))
         os.chdir(project)
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(output, 1)
@@ -188,9 +192,9 @@ def run(chosen: list[Mutation]) -> list[str]:
             file, line = places[m.marker]
             source = (project / file).read_text(encoding="utf-8")
             (project / file).write_text(mutate(source, line, m.code), encoding="utf-8")
-            code = run_tests(project, tests[m.test], log)
+            code = run_tests(project, tests[m.test], log, CPU_LIMIT)
             (project / file).write_text(source, encoding="utf-8")
-            verdict = {0: "NOT NOTICED", 1: "noticed"}.get(code, f"pytest ended with {code}")
+            verdict = {0: "NOT NOTICED", 1: "noticed", -signal.SIGXCPU: "noticed"}.get(code, f"pytest ended with {code}")
             print(f"{m.marker:14} {verdict:12} {m.protection}", flush=True)
             if verdict != "noticed":
                 problems.append(f"{m.marker} ({m.protection}): {verdict}")
