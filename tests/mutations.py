@@ -27,6 +27,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU_LIMIT = 100  # seconds of processor time of the test of a mutation: some mutations never end
+VERDICTS = {0: "NOT NOTICED", 1: "noticed", -signal.SIGXCPU: "noticed"}  # by exit code of the test
 MARKER = re.compile(r"^(?P<code>.*?)\s*# guard: (?P<names>\w+(?: \w+)*(?:, \w+(?: \w+)*)*)$")
 
 
@@ -194,7 +195,7 @@ def run(chosen: list[Mutation]) -> list[str]:
             (project / file).write_text(mutate(source, line, m.code), encoding="utf-8")
             code = run_tests(project, tests[m.test], log, CPU_LIMIT)
             (project / file).write_text(source, encoding="utf-8")
-            verdict = {0: "NOT NOTICED", 1: "noticed", -signal.SIGXCPU: "noticed"}.get(code, f"pytest ended with {code}")
+            verdict = VERDICTS.get(code, f"pytest ended with {code}")
             print(f"{m.marker:14} {verdict:12} {m.protection}", flush=True)
             if verdict != "noticed":
                 problems.append(f"{m.marker} ({m.protection}): {verdict}")
