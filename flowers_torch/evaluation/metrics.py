@@ -112,7 +112,8 @@ def wilson(correct: int, total: int, z: float = 1.96) -> tuple[float, float]:
     fraction = correct / total
     center = (fraction + z**2 / (2 * total)) / (1 + z**2 / total)
     half = z / (1 + z**2 / total) * math.sqrt(fraction * (1 - fraction) / total + z**2 / (4 * total**2))
-    return max(0.0, center - half), min(1.0, center + half)
+    # The ends are exact; rounding would put an accuracy of 1 above its own interval.
+    return center - half if correct else 0.0, center + half if correct < total else 1.0
 
 
 @dataclasses.dataclass(frozen=True)

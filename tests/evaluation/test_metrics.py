@@ -104,7 +104,14 @@ def test_wilson_equals_scipy(images: int, data: st.DataObject) -> None:
     stats = pytest.importorskip("scipy.stats")
     correct = data.draw(st.integers(0, images))
     expected = stats.binomtest(correct, images).proportion_ci(0.95, method="wilson")
-    assert wilson(correct, images) == pytest.approx((expected.low, expected.high), abs=1e-4)
+    low, high = wilson(correct, images)
+    assert (low, high) == pytest.approx((expected.low, expected.high), abs=1e-4)
+    assert 0 <= low <= correct / images <= high <= 1
+
+
+@pytest.mark.parametrize("images", range(1, 300))
+def test_an_interval_contains_its_accuracy(images: int) -> None:
+    assert wilson(0, images)[0] == 0 and wilson(images, images)[1] == 1
 
 
 def test_the_weakest_class_is_reported() -> None:
