@@ -144,3 +144,15 @@ def test_nothing_is_assigned_to_an_experiment() -> None:
     for path in FILES:
         text = path.read_text(encoding="utf-8")
         assert not re.search(r"\bsetattr\(experiment\b|object\.__setattr__\(", text), path
+
+
+def test_one_module_asks_for_the_system() -> None:
+    """Everything else calls files/system.py, so that tests can simulate another system there."""
+    asks = re.compile(
+        r"sys\.platform|os\.name\b|platform\.system|os\.uname|import (fcntl|msvcrt|resource)\b|SIGCHLD|SIGKILL"
+        r"|sched_getaffinity|cpu_count|sysconf|posix_fallocate|os\.symlink|symlink_to|hardlink_to|os\.(replace|rename)\("
+        r"|ops\.mkldnn|['\"]/(proc|dev|sys)/"
+    )
+    for path in FILES:
+        if path != PACKAGE / "files/system.py":
+            assert not (found := asks.search(path.read_text(encoding="utf-8"))), f"{path}: {found}"

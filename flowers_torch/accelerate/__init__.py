@@ -9,12 +9,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from flowers_torch.accelerate.allocator import keep_freed_memory
 from flowers_torch.accelerate.compiled import CompiledNetwork
 from flowers_torch.accelerate.conv_bn import fuse_conv_bn
 from flowers_torch.accelerate.fused_step import fused_view
 from flowers_torch.accelerate.precision import autotune
 from flowers_torch.errors import UsageError, printable
+from flowers_torch.files.system import keep_freed_memory
 from flowers_torch.models.split_model import example_inputs
 from flowers_torch.training.device import Runtime
 

@@ -12,6 +12,7 @@ from timm.layers import BatchNormAct2d, Conv2dSame, get_same_padding, pad_same
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from flowers_torch.files.system import onednn_convolution
 from flowers_torch.models.split_model import without_tf32
 from flowers_torch.training.device import breaks_in_channels_last
 
@@ -25,7 +26,7 @@ ACTIVATIONS: dict[type[nn.Module], tuple[str, list[float]]] = {
 }
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}  # of `relative_deviation` on example inputs
 # What a processor or a build of torch without oneDNN's fused convolution raises.
-NOT_AVAILABLE = (RuntimeError, AttributeError)
+NOT_AVAILABLE = (RuntimeError,)
 
 
 class Unit(NamedTuple):
@@ -61,7 +62,9 @@ def convolve(
     maps: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, activation: type[nn.Module]
 ) -> Tensor:
     """Convolution, bias and activation in one call of oneDNN, without a gradient; all of one dtype."""
-    convolution: Any = torch.ops.mkldnn._convolution_pointwise  # the operation of torch.compile's CPU kernels
+    convolution = onednn_convolution()
+    if convolution is None:
+        raise NotImplementedError("torch was built without oneDNN")
     output: Tensor = convolution(maps, weight, bias, *geometry[:4], *ACTIVATIONS[activation], "")
     return output
 

@@ -11,6 +11,7 @@ from typing import Any
 from flowers_torch import __version__
 from flowers_torch.commands import add_json, print_json
 from flowers_torch.errors import printable
+from flowers_torch.files.system import shared_memory, total_memory, usable_cores
 
 REQUIRED = ("torch", "torchvision", "timm", "pillow", "numpy", "tqdm", "safetensors", "jinja2")
 # Optional packages, with the extra that installs each.
@@ -71,20 +72,19 @@ def _machine() -> dict[str, str]:
     from flowers_torch.training.device import choose_runtime
 
     runtime = choose_runtime()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     note = "" if runtime.fixed else "; a run may choose a faster one"
     found = {
         "system": platform.platform(),
         "python": platform.python_version(),
         "device": str(runtime.device),
         "precision": f"{runtime.precision} ({runtime.reason}{note})",
-        "cores, threads": f"{cores}, {torch.get_num_threads()}",
+        "cores, threads": f"{usable_cores()}, {torch.get_num_threads()}",
         "CUDA devices": ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())) or "-",
     }
-    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        found["memory"] = f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.1f} GiB"
-    if Path("/dev/shm").is_dir():
-        found["shared memory"] = f"{shutil.disk_usage('/dev/shm').free / 2**30:.1f} GiB free"
+    if (memory := total_memory()) is not None:
+        found["memory"] = f"{memory / 2**30:.1f} GiB"
+    if (shared := shared_memory()) is not None:
+        found["shared memory"] = f"{shared / 2**30:.1f} GiB free"
     return found | {"disk here": f"{shutil.disk_usage('.').free / 2**30:.1f} GiB free"}
 
 

@@ -1,7 +1,6 @@
 """Serve a trained model on this machine: a web page to try it, and an HTTP endpoint for programs."""
 
 import argparse
-import contextlib
 import importlib
 import ipaddress
 import signal
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from flowers_torch.commands import add_device, add_max_error, add_run, check_positive, fraction, warn
 from flowers_torch.errors import ResourceError, UsageError, printable
+from flowers_torch.files.system import raise_file_limit
 
 if TYPE_CHECKING:
     import uvicorn
@@ -98,13 +98,7 @@ def make_server(app: Any, connections: int = 256) -> "uvicorn.Server":
 
     from flowers_torch.deploy.guard import Connection, Sparing
 
-    with contextlib.suppress(ImportError):  # on Windows
-        import resource
-
-        least, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-        wanted = max(least, min(2 * connections + 4 * BACKLOG, most))
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
-        connections = min(connections, wanted // 2)  # guard: H06 files
+    connections = min(connections, raise_file_limit(2 * connections + 4 * BACKLOG) // 2)  # guard: H06 files
     handler = {"class": "logging.StreamHandler", "filters": ["sparing"]}
     logger = {"handlers": ["default"], "level": "ERROR", "propagate": False}
     log: Any = {

@@ -12,7 +12,6 @@ import contextlib
 import dataclasses
 import functools
 import io
-import os
 import time
 from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -42,6 +41,7 @@ from flowers_torch.deploy.guard import BODY_SECONDS, HEADERS, Bodies, Body, refu
 from flowers_torch.errors import DataError, FlowersError, UsageError, printable
 from flowers_torch.evaluation.selective import Threshold
 from flowers_torch.files.atomic import to_json
+from flowers_torch.files.system import usable_cores
 from flowers_torch.report.image_sections import data_uri
 
 PAGE = {
@@ -82,7 +82,7 @@ class Service:
         self.pending = 0  # images that wait or are being computed; changed by the event loop's thread only
         self.bodies = Bodies(32 * limits.image_bytes)
         MultiPartParser.spool_max_size = 8 * limits.image_bytes  # no photo is written to the disk
-        self.readers = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "reader")
+        self.readers = ThreadPoolExecutor(min(4, usable_cores()), "reader")
         self.large_reader = ThreadPoolExecutor(1, "large reader")  # large images are decoded one at a time
         side = classifier.info.preprocessing.size
         classifier.classify([torch.zeros(3, side, side)])  # warm-up: the first forward pass is slow

@@ -2,12 +2,12 @@
 
 import itertools
 import os
-import shutil
 from pathlib import Path
 
 from flowers_torch.deploy.classifier import Prediction, is_url
 from flowers_torch.errors import ResourceError, UsageError, printable
 from flowers_torch.files.atomic import refuse_link, write_text
+from flowers_torch.files.system import link_or_copy, valid_name
 
 UNSURE, UNREADABLE = "unsure", "unreadable"
 
@@ -31,12 +31,7 @@ def sort_into(folder: Path, prediction: Prediction) -> Path:
         image = Path(prediction.file).absolute()
         path = _free_path(target, image.name, image)
         if not path.is_symlink():
-            try:
-                os.symlink(image, path)
-            except FileExistsError:  # made in this moment: nothing is written through it
-                raise
-            except (OSError, NotImplementedError):  # no permission, or a file system without links
-                shutil.copy2(image, path)
+            link_or_copy(image, path)
     except OSError as error:
         what = f"cannot sort into {printable(target)}: {error.strerror}"
         raise ResourceError(what, "choose another folder") from error
@@ -45,8 +40,8 @@ def sort_into(folder: Path, prediction: Prediction) -> Path:
 
 def folder_name(label: str) -> str:
     """A class name as the name of one folder, which cannot lead to another folder."""
-    name = "".join("_" if c in '/\\:*?"<>|' or not c.isprintable() else c for c in label).strip(" .")[:100]
-    return f"{name}_class" if name.lower() in (UNSURE, UNREADABLE) else name or "_"
+    name = valid_name(label)
+    return f"{name}_class" if name.lower() in (UNSURE, UNREADABLE) else name
 
 
 def check_folder(folder: Path, images: list[Path]) -> None:
@@ -63,6 +58,6 @@ def _free_path(folder: Path, name: str, image: Path | None) -> Path:
     stem, suffix = os.path.splitext(name)
     for number in itertools.count(1):
         path = folder / (name if number == 1 else f"{stem}-{number}{suffix}")
-        if not os.path.lexists(path) or (image and path.is_symlink() and path.readlink() == image):
+        if not os.path.lexists(path) or (image and path.is_symlink() and path.resolve() == image.resolve()):
             break
     return path

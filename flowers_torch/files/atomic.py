@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from flowers_torch.errors import ResourceError, printable
+from flowers_torch.files.system import fsync_folder, replace
 
 
 @contextlib.contextmanager
@@ -39,8 +40,8 @@ def atomic_write(path: Path, previous: Path | None = None, size: int = 0) -> Ite
             os.fsync(file.fileno())  # guard: C19
         if previous is not None:
             with contextlib.suppress(FileNotFoundError):
-                os.replace(path, previous)
-        os.replace(temporary, path)
+                replace(path, previous)
+        replace(temporary, path)
         fsync_folder(path.parent)
     except OSError as error:
         what = f"cannot write {printable(path)}{f' ({size:,} bytes)' if size else ''}: {error.strerror or error}"
@@ -100,12 +101,3 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
         writer.writeheader()
         writer.writerows(rows)
     write_text(path, text.getvalue())
-
-
-def fsync_folder(folder: Path) -> None:
-    """Makes renames in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

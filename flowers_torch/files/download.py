@@ -13,8 +13,8 @@ from pathlib import Path
 import filelock
 
 from flowers_torch.errors import ResourceError, one_line, printable
-from flowers_torch.files.atomic import fsync_folder
 from flowers_torch.files.cache import CACHE_FIX
+from flowers_torch.files.system import fsync_folder, replace
 
 NETWORK_ERRORS = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, ValueError)
 MAX_BYTES = 64 << 30  # of a download; a server may never end
@@ -65,7 +65,7 @@ def download(
                         part.unlink()
                         what = f"the download from {printable(url)} has {algorithm} {found}, expected {digest}"
                         raise ResourceError(f"{what}, and was deleted", ways_on)
-                    os.replace(part, path)
+                    replace(part, path)
                     fsync_folder(path.parent)
                     return path
         check_digest(path, digest, algorithm)

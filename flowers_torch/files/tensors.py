@@ -82,7 +82,8 @@ def _load_safetensors(path: Path, header_bytes: int, size: int) -> tuple[dict[st
         texts, names = dict(file.metadata() or {}), list(file.keys())
         if len(names) > MAX_TENSORS:  # guard: S4 tensors
             raise ValueError(f"it holds {len(names):,} tensors")
-        tensors = {name: file.get_tensor(name) for name in names}
+        # Copies, because a file that is still mapped cannot be replaced on Windows.
+        tensors = {name: file.get_tensor(name).clone() for name in names}
     if HASH_KEY not in texts:
         return tensors, {}  # without the checksum the metadata are not trusted
     stated = texts.pop(HASH_KEY)

@@ -18,11 +18,7 @@ from flowers_torch import __version__
 from flowers_torch.errors import FlowersError, ResourceError, UsageError, printable
 from flowers_torch.files.atomic import open_own
 from flowers_torch.files.reading import read_json
-
-try:
-    import fcntl
-except ImportError:  # Windows: two runs in one folder are not noticed there
-    fcntl = None  # type: ignore[assignment]
+from flowers_torch.files.system import lock_file, processor_name
 
 # Everything that training writes; --overwrite removes these and nothing else.
 FILES = (
@@ -86,16 +82,10 @@ def run_lock(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise _not_writable(folder, error) from error
     with file:
-        if fcntl is not None:
-            try:
-                # POSIX locks, unlike flock's, are not inherited by DataLoader workers that outlive a kill.
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # guard: C20
-            except (BlockingIOError, PermissionError):
-                file.seek(0)
-                what = f"{printable(folder)} is in use by {printable(file.read(200).strip())}"
-                raise UsageError(what, "wait for it, or name another folder") from None
-            except OSError:  # a file system without locks
-                pass
+        if not lock_file(file):
+            file.seek(0)
+            what = f"{printable(folder)} is in use by {printable(file.read(200).strip())}"
+            raise UsageError(what, "wait for it, or name another folder")
         try:
             if os.fstat(file.fileno()).st_nlink == 0:  # its last holder removed it in this moment
                 raise UsageError(f"{printable(folder)} was in use until now", "start again")
@@ -109,8 +99,17 @@ def run_lock(folder: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            with contextlib.suppress(OSError):
-                path.unlink()  # guard: S6 finished
+            removed = _remove(path)  # guard: S6 finished
+    if not removed:  # Windows does not remove open files
+        _remove(path)
+
+
+def _remove(path: Path) -> bool:
+    try:
+        path.unlink()
+        return True
+    except OSError:
+        return False
 
 
 def folder_of_launch(out: str, root: Path = Path("runs")) -> Path | None:
@@ -177,16 +176,9 @@ def environment() -> dict[str, Any]:
         "timm": timm.__version__,
         "pillow": PIL.__version__,
         "system": platform.platform(),
-        "processor": _processor(),
+        "processor": processor_name(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "executable": sys.executable,
         "launch": _launch(),
     }
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return platform.processor()

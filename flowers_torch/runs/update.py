@@ -6,7 +6,6 @@ The photos of the run keep their splits. New photos are assigned so that no test
 
 import dataclasses
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from flowers_torch.evaluation.comparison import Comparison, compare
 from flowers_torch.evaluation.evaluate import predict_images
 from flowers_torch.evaluation.predictions import RunPredictions, load_predictions
 from flowers_torch.files.atomic import write_json
+from flowers_torch.files.system import link_or_copy
 from flowers_torch.log import RESULT, log
 from flowers_torch.models.checkpoint import load_classifier
 from flowers_torch.runs import recipe
@@ -136,10 +136,7 @@ def _link_images(members: Sequence[AssignedImage], folder: Path) -> None:
                 link, number = link.with_name(f"{stem}-{number}{suffix}"), number + 1
             taken.add(link)
             link.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                link.symlink_to(member.file.resolve())
-            except NotImplementedError:
-                shutil.copy2(member.file, link)
+            link_or_copy(member.file, link)
     except OSError as error:
         what = f"cannot link the photos into {printable(folder)}: {error.strerror}"
         raise ResourceError(what, "choose another --out") from error

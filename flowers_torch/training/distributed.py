@@ -7,7 +7,6 @@ one process would have computed, so the same batch size and learning rate give t
 import contextlib
 import dataclasses
 import os
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from flowers_torch.errors import DistributedError, PeerLostError, StoppedError, UsageError, printable
+from flowers_torch.files.system import loopback_interface
 from flowers_torch.log import log
 
 ENVIRONMENT = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets
@@ -166,9 +166,9 @@ def distributed_context(device: str = "auto") -> Iterator[Distributed]:
     rank, size, local_rank = (int(os.environ[name]) for name in ENVIRONMENT[:3])
     one_machine = os.environ.get("LOCAL_WORLD_SIZE") == str(size)
     if one_machine:  # no other machine needs to reach them
-        loopback = "lo0" if sys.platform == "darwin" else "lo"
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)  # guard: T10
-        os.environ.setdefault("NCCL_SOCKET_IFNAME", loopback)
+        for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+            if interface := loopback_interface():
+                os.environ.setdefault(name, interface)  # guard: T10
     on_gpu = device != "cpu" and torch.cuda.is_available()
     if on_gpu:
         torch.cuda.set_device(local_rank)

@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from flowers_torch.accelerate import AUTO, TRICKS, Acceleration, allocator
-from flowers_torch.accelerate.allocator import keep_freed_memory
+from flowers_torch.accelerate import AUTO, TRICKS, Acceleration
 from flowers_torch.accelerate.compiled import CompiledNetwork
 from flowers_torch.accelerate.conv_bn import FusedConv2d
 from flowers_torch.accelerate.fused_step import FusedUnit
@@ -151,8 +150,3 @@ def test_freed_memory_stays_with_the_process() -> None:
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     before, after = map(int, run.stdout.split())
     assert after < before / 10
-
-
-def test_other_systems_keep_their_allocator(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(allocator.ctypes, "CDLL", lambda name: object())
-    assert not keep_freed_memory()

@@ -1,6 +1,5 @@
 """The cache of resized images: decoded once, then read from memory or from a file that the system pages."""
 
-import os
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -8,6 +7,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from flowers_torch.files.system import reserve
 
 DISK_FRACTION = 0.5  # of the free disk space that a cache file may take
 
@@ -96,8 +97,7 @@ def allocate(shape: Sequence[int], dtype: torch.dtype, memory_bytes: int, folder
             return None
         # The mapping keeps the deleted file alive; nothing is left behind, not even by a kill.
         with tempfile.NamedTemporaryFile(dir=folder, prefix="images.", suffix=".tmp") as file:
-            if hasattr(os, "posix_fallocate"):  # a disk that fills up under a mapped file kills the process
-                os.posix_fallocate(file.fileno(), 0, needed)
+            reserve(file, needed)
             return torch.from_file(file.name, shared=True, size=size.numel(), dtype=dtype).view(size)
     except OSError:  # the folder is not writable or the disk is full: images are decoded every time
         return None

@@ -19,6 +19,7 @@ from torch.utils.data import Dataset, Sampler, default_collate
 from flowers_torch.data.images import load_image
 from flowers_torch.data.loading.image_cache import CachedImages
 from flowers_torch.data.loading.workers import Heartbeat, WatchedLoader
+from flowers_torch.files.system import usable_cores
 
 Key = tuple[int, int]  # (view, position in the data set); the view is the epoch
 
@@ -184,5 +185,5 @@ def choose_workers(workers: int, on_cpu: bool) -> int:
     """
     if workers >= 0 or on_cpu:
         return max(workers, 0)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4
-    return max(1, min(16, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))  # torchrun shares the machine
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun shares the machine
+    return max(1, min(16, usable_cores() // processes))

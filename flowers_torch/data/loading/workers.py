@@ -2,7 +2,6 @@
 
 import contextlib
 import multiprocessing
-import signal
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, NoReturn
 from torch.utils.data import DataLoader, get_worker_info
 
 from flowers_torch.errors import ResourceError, printable
+from flowers_torch.files.system import ignored_child_signals
 
 # Polls without progress by any worker, while training waits for a batch, after which the workers count as
 # hanging. Polls are counted rather than seconds, because a clock also runs while the whole run is suspended.
@@ -103,12 +103,10 @@ def worker_errors() -> Iterator[None]:
 def _end_workers(workers: Sequence[Any]) -> None:
     """Kills the remaining workers: torch would wait for those that hang and report each of them again."""
     in_main = threading.current_thread() is threading.main_thread()
-    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if in_main else None
-    for process in workers:
-        process.kill()
-        process.join()
-    if in_main:
-        signal.signal(signal.SIGCHLD, handler)
+    with ignored_child_signals() if in_main else contextlib.nullcontext():
+        for process in workers:
+            process.kill()
+            process.join()
 
 
 def _raise_explained(error: Exception, began: str = "", died: bool = False) -> NoReturn:

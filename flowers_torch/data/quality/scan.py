@@ -18,6 +18,7 @@ from flowers_torch.data.quality.inspection import Inspection
 from flowers_torch.data.tar_members import split_path
 from flowers_torch.errors import ResourceError, printable
 from flowers_torch.files.cache import cache_folder, recall, remember
+from flowers_torch.files.system import usable_cores
 
 CACHE_FORMAT = 5
 SECONDS_TO_START = 120.0
@@ -40,9 +41,8 @@ def inspect_images(
     fresh = [path for path, stamp in stamps.items() if stamp and path in known and known[path][0] == stamp]
     found = {path: Inspection(**known[path][1]) for path in fresh}
     if todo := [path for path in dataset.paths if path not in found]:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         paths = [dataset.root / path for path in todo]
-        found |= zip(todo, _inspect_all(paths, min(workers or cores, len(todo)), progress), strict=True)
+        found |= zip(todo, _inspect_all(paths, min(workers or usable_cores(), len(todo)), progress), strict=True)
         sound = [path for path, stamp in stamps.items() if stamp and not found[path].fatal]
         content = {path: (stamps[path], dataclasses.asdict(found[path])) for path in sound}
         remember(file, {"format": CACHE_FORMAT, "images": content})

@@ -24,6 +24,7 @@ from flowers_torch.errors import DataError, ResourceError, printable
 from flowers_torch.files.cache import CACHE_FIX
 from flowers_torch.files.download import file_digest
 from flowers_torch.files.reading import reading
+from flowers_torch.files.system import replace
 
 MAX_MEMBERS = 2_000_000
 MAX_BYTES = 256 * 1024**3
@@ -53,7 +54,7 @@ def staged_folder(folder: Path) -> Iterator[Path]:
         staging = folder.with_name(f"{prefix}{secrets.token_hex(8)}.partial")  # guard: D39
         staging.mkdir()  # unlike `mkdtemp` with the rights that the user's umask says
         yield staging
-        os.rename(staging, folder)
+        replace(staging, folder)
     except OSError as error:
         if not (staging and folder.is_dir()):  # else another process finished the same content first
             raise _not_written(folder, error) from error

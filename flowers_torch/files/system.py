@@ -1,0 +1,221 @@
+"""What differs between Linux, macOS and Windows. No other module of the package asks for the system."""
+
+import contextlib
+import ctypes
+import errno
+import math
+import os
+import platform
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+WINDOWS = sys.platform == "win32"
+SECONDS_OF_OTHERS = 3.0  # Windows: a virus scanner or an indexer opens a new file for a moment
+FORBIDDEN_NAMES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
+FORBIDDEN_CHARACTERS = '/\\:*?"<>|'
+LOCKED_BYTE = 1 << 30  # Windows: locked bytes cannot be read, so the lock lies behind the text
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
+CGROUP = Path("/sys/fs/cgroup")
+
+
+# Files
+
+
+def fsync_folder(folder: Path) -> None:
+    """Makes renames in a folder durable. Windows opens no folders and needs no such call."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network and FUSE file systems
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def replace(source: Path, target: Path) -> None:
+    """Renames a file over another one. Windows refuses that as long as the other one is open, so it is tried again.
+
+    Raises:
+        OSError: as `os.replace`.
+    """
+    deadline = time.monotonic() + SECONDS_OF_OTHERS
+    while True:
+        try:
+            return os.replace(source, target)
+        except PermissionError:
+            if not WINDOWS or time.monotonic() > deadline:  # elsewhere the folder is read-only
+                raise
+        time.sleep(0.05)
+
+
+def lock_file(file: IO[str]) -> bool:
+    """Locks an open file for this process until it ends or closes the file; False if another process has it locked.
+
+    Where the file system has no locks, every process gets the file.
+    """
+    if fcntl is not None:
+        try:
+            # POSIX locks, unlike flock's, are not inherited by DataLoader workers that outlive a kill.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # guard: C20
+        except (BlockingIOError, PermissionError):
+            return False
+        except OSError:
+            pass
+        return True
+    import msvcrt
+
+    windows: Any = msvcrt
+    position = file.tell()
+    try:
+        file.seek(LOCKED_BYTE)
+        windows.locking(file.fileno(), windows.LK_NBLCK, 1)
+    except OSError:
+        return False
+    finally:
+        file.seek(position)
+    return True
+
+
+def link_or_copy(file: Path, link: Path) -> None:
+    """Links to a file by a relative path where the system can, else copies it.
+
+    Raises:
+        FileExistsError: `link` exists.
+        OSError: it can neither be linked nor copied.
+    """
+    try:
+        target = os.path.relpath(os.path.realpath(file), os.path.realpath(link.parent))
+    except ValueError:  # another drive of Windows
+        target = os.path.realpath(file)
+    try:
+        os.symlink(target, link)
+    except FileExistsError:  # made in this moment: nothing is written through it
+        raise
+    except (OSError, NotImplementedError):  # no right to make links, or a file system without them
+        shutil.copy2(file, link)
+
+
+def valid_name(name: str) -> str:
+    """A name that every system accepts for one file or folder, at most 100 characters long."""
+    text = "".join("_" if c in FORBIDDEN_CHARACTERS or not c.isprintable() else c for c in name).strip(" .")[:100]
+    text = text.rstrip(" .") or "_"
+    return f"_{text}" if text.partition(".")[0].strip().lower() in FORBIDDEN_NAMES else text
+
+
+def reserve(file: IO[bytes], size: int) -> None:
+    """Gives an open file its disk space. A disk that fills up under a mapped file would kill the process."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, size)
+
+
+def raise_file_limit(wanted: int) -> int:
+    """Lets this process open more files; returns how many it may open."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return wanted
+    least, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limit = max(least, wanted if most == resource.RLIM_INFINITY else min(wanted, most))
+    with contextlib.suppress(ValueError, OSError):  # macOS has a limit below the stated one
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, most))
+        return limit
+    return least
+
+
+# Processor and memory
+
+
+def usable_cores() -> int:
+    """Number of processor cores that this process may use: its affinity, and the quota of a container."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = (CGROUP / "cpu.max").read_text().split()
+        cores = min(cores, math.ceil(int(quota) / int(period)))  # the quota is the word max without one
+    return max(1, cores)
+
+
+def total_memory() -> int | None:
+    """Bytes of memory that this process may use, at most those of its container; None where it is not known."""
+    total = None
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    elif hasattr(ctypes, "windll"):
+        status = (ctypes.c_ulonglong * 8)()  # MEMORYSTATUSEX: length and load, then seven sizes
+        ctypes.cast(status, ctypes.POINTER(ctypes.c_ulong))[0] = ctypes.sizeof(status)
+        if ctypes.windll.kernel32.GlobalMemoryStatusEx(status):
+            total = status[1]
+    with contextlib.suppress(OSError, ValueError):
+        limit = int((CGROUP / "memory.max").read_text())
+        total = min(total or limit, limit)
+    return total
+
+
+def shared_memory() -> int | None:
+    """Free bytes for memory that processes share; None where that has no place of its own."""
+    shm = Path("/dev/shm")
+    return shutil.disk_usage(shm).free if shm.is_dir() else None
+
+
+def processor_name() -> str:
+    """Name of the processor."""
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return platform.processor()
+
+
+def keep_freed_memory() -> bool:
+    """Keeps freed memory in the process; returns whether the C library can do that.
+
+    At most 2 GiB above the highest block in use stay with the process. Source: mallopt(3).
+    """
+    try:
+        mallopt: Any = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):  # another system, or another C library
+        return False
+    return bool(mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
+
+
+def onednn_convolution() -> Callable[..., Any] | None:
+    """oneDNN's convolution with an activation, the operation of torch.compile's CPU kernels; None without oneDNN."""
+    import torch
+
+    if not torch.backends.mkldnn.is_available():
+        return None
+    return getattr(torch.ops.mkldnn, "_convolution_pointwise", None)
+
+
+# Processes and network
+
+
+@contextlib.contextmanager
+def ignored_child_signals() -> Iterator[None]:
+    """Ends of child processes call no handler inside; only the main thread may ask for that."""
+    number = getattr(signal, "SIGCHLD", None)  # not on Windows
+    if number is None:
+        yield
+        return
+    handler = signal.signal(number, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(number, handler)
+
+
+def loopback_interface() -> str:
+    """Name of the network interface of this machine alone, as Gloo and NCCL take it; empty where they choose it."""
+    return {"linux": "lo", "darwin": "lo0"}.get(sys.platform, "")

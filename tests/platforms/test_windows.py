@@ -1,0 +1,144 @@
+"""The commands under the rules of Windows, simulated by windows.py."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+SIMULATION = Path(__file__).with_name("windows.py")
+ENVIRONMENT = os.environ | {
+    "PYTHONPATH": str(SIMULATION.parents[2]),  # of this package, wherever a process starts
+    "PYTHONIOENCODING": "cp1252",
+    "OMP_NUM_THREADS": "1",
+}
+OPTIONS = """
+arch = "test_resnet"
+weights = "none"
+size = 32
+batch_size = 8
+precision = "fp32"
+device = "cpu"
+threads = 1
+workers = 0
+
+[[stages]]
+name = "head"
+epochs = 1
+train = "head"
+lr = 0.01
+
+[[stages]]
+name = "finetune"
+epochs = 1
+train = "all"
+lr = 0.003
+augment = "crop"
+"""
+
+
+def start(folder: Path, *commands: list[str]) -> "subprocess.Popen[str]":
+    """A process that runs commands with `folder` as its place for everything, and a terminal of Windows-1252."""
+    environment = ENVIRONMENT | {"FLOWERS_TORCH_CACHE": str(folder / "cache")}
+    return subprocess.Popen(
+        [sys.executable, str(SIMULATION), str(folder), *map(json.dumps, commands)],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+    )
+
+
+def finish(process: "subprocess.Popen[str]", code: int = 0) -> str:
+    output = process.communicate(timeout=300)[0]
+    assert process.returncode == code, output
+    return output
+
+
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [
+        ("os.open('.', os.O_RDONLY)", "PermissionError"),
+        ("file = open('a', 'wb'); os.replace('b', 'a')", "PermissionError"),
+        ("d = os.open('b', 0); m = mmap.mmap(d, 1, prot=1); os.close(d); os.remove('b')", "PermissionError"),
+        ("open('nul.txt', 'wb')", "OSError"),
+        ("os.mkdir('x:y')", "OSError"),
+        ("os.mkdir('dot.')", "OSError"),
+        ("open('B', 'wb')", "FileExistsError"),
+        ("os.symlink('b', 'c')", "PermissionError"),
+        ("import fcntl; os.sched_getaffinity(0)", "AttributeError"),
+        ("os.replace('b', 'c'); os.remove('c')", ""),
+    ],
+)
+def test_the_simulation_refuses_what_windows_refuses(tmp_path: Path, code: str, error: str) -> None:
+    (tmp_path / "b").write_bytes(b"x")
+    script = f"import mmap, os, sys; sys.path.append({str(SIMULATION.parent)!r}); import windows; windows.install('.')"
+    command = [sys.executable, "-c", f"{script}; {code}"]
+    run = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
+    last = run.stderr.splitlines()[-1] if run.stderr else ""
+    assert last.partition(":")[0] == error, run.stderr
+
+
+def test_the_commands_of_a_day(photo_folder: Path, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    for color, name in (("blue", "Čedok žluťoučký"), ("green", "convolvulus"), ("red", "rosé")):
+        shutil.copytree(photo_folder / color, photos / name)
+    (tmp_path / "options.toml").write_text(OPTIONS.replace("workers = 0", "workers = 1"))
+    output = finish(
+        start(
+            tmp_path,
+            ["check", "photos", "--out", "checked"],
+            ["train", "--config", "options.toml", "--data", "photos", "--out", "run"],
+            ["train", "--config", "options.toml", "--data", "photos", "--out", "run", "--overwrite"],
+            ["predict", "run", "photos/rosé", "--csv"],
+            ["predict", "run", "photos", "--sort-into", "sorted"],
+            ["evaluate", "run"],
+            ["export", "run", "--format", "safetensors"],
+            ["pack", "run"],
+        )
+    )
+    assert "Čedok" in output and "test     accuracy" in output
+    assert {"model.safetensors", "report.html", "metrics.json"} <= {path.name for path in (tmp_path / "run").iterdir()}
+    assert not list((tmp_path / "run").glob(".*"))  # neither a lock nor a temporary file is left
+    copies = [path for path in (tmp_path / "sorted").rglob("*.png")]
+    assert len(copies) == 60 and not any(path.is_symlink() for path in copies)
+
+
+def test_a_killed_run_resumes_and_two_runs_do_not_share_a_folder(photo_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "options.toml").write_text(OPTIONS.replace("epochs = 1", "epochs = 40"))
+    train = ["train", "--config", "options.toml", "--data", str(photo_folder), "--out", "run"]
+    process = start(tmp_path, train)
+    assert process.stdout
+    for line in process.stdout:
+        if re.match(r"\s+finetune 3/", line):
+            break
+    process.send_signal(signal.SIGSTOP)
+    try:
+        output = finish(start(tmp_path, ["train", "--resume", "run"]), 2)
+    finally:
+        process.kill()
+        process.communicate()
+    assert f"in use by process {process.pid} on " in output
+    output = finish(start(tmp_path, ["train", "--resume", "run"]))
+    assert "resume" in output and "test     accuracy" in output
+
+
+def test_serve(photo_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "options.toml").write_text(OPTIONS)
+    train = ["train", "--config", "options.toml", "--data", str(photo_folder), "--out", "run"]
+    process = start(tmp_path, train, ["serve", "run", "--port", "0"])
+    assert process.stdout
+    address = next(found[0] for line in process.stdout if (found := re.search(r"http://[\d.:]+", line)))
+    photo = (photo_folder / "red" / "0.png").read_bytes()
+    request = urllib.request.Request(f"{address}/api/predict", photo, {"Content-Type": "image/png"})
+    with urllib.request.urlopen(request, timeout=60) as response:
+        assert "red" in response.read().decode()
+    process.send_signal(signal.SIGINT)
+    finish(process, 0)
