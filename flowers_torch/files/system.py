@@ -117,9 +117,22 @@ def valid_name(name: str) -> str:
 
 
 def reserve(file: IO[bytes], size: int) -> None:
-    """Gives an open file its disk space. A disk that fills up under a mapped file would kill the process."""
+    """Gives an open file its size and space. A disk that fills up under a mapped file would kill the process."""
+    file.truncate(size)
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(file.fileno(), 0, size)
+
+
+def workers_share_files() -> bool:
+    """Whether a worker process can get an open file of this one, however it is started."""
+    return not WINDOWS
+
+
+def descriptor_for_worker(descriptor: int) -> Any:
+    """An open file in a form that may be sent to a new worker, which calls its `detach()`."""
+    from multiprocessing.reduction import DupFd
+
+    return DupFd(descriptor)
 
 
 def raise_file_limit(wanted: int) -> int:

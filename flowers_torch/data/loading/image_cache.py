@@ -1,16 +1,51 @@
 """The cache of resized images: decoded once, then read from memory or from a file that the system pages."""
 
+import errno
+import mmap
+import os
 import shutil
 import tempfile
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from flowers_torch.files.system import reserve
+from flowers_torch.files.system import descriptor_for_worker, reserve, workers_share_files
 
 DISK_FRACTION = 0.5  # of the free disk space that a cache file may take
+
+
+class MappedFile:
+    """A file without a name, mapped into this process and into its workers, however they are started."""
+
+    def __init__(self, descriptor: int, size: int) -> None:
+        self.descriptor, self.size = descriptor, size
+        self.content = torch.frombuffer(mmap.mmap(descriptor, size), dtype=torch.uint8)
+        weakref.finalize(self, os.close, descriptor)
+
+    @classmethod
+    def new(cls, size: int, folder: Path) -> "MappedFile":
+        """A file of zeros that vanishes with the process, even by a kill.
+
+        Raises:
+            OSError: the folder cannot be written, or the file would take more than half of the free disk space.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        if size > DISK_FRACTION * shutil.disk_usage(folder).free:
+            raise OSError(errno.ENOSPC, "not enough space for a cache")
+        with tempfile.TemporaryFile(dir=folder, prefix="images.") as file:
+            reserve(file, size)
+            return cls(os.dup(file.fileno()), size)
+
+    def __reduce__(self) -> Any:
+        return _receive, (descriptor_for_worker(self.descriptor), self.size)
+
+
+def _receive(descriptor: Any, size: int) -> MappedFile:
+    return MappedFile(descriptor.detach(), size)
 
 
 class CachedImages:
@@ -20,14 +55,27 @@ class CachedImages:
         images: Room for all images of the data set, uint8 (N, 3, height, width), channels last in memory.
         aspects: Width over height of each original image, float32 (N,); 0 marks an image that is missing.
         rows: Indices into these, in the order of the subset.
+        file: Which holds images and aspects; None for this process's memory.
     """
 
-    def __init__(self, images: Tensor, aspects: Tensor, rows: Sequence[int]) -> None:
-        self.images, self.aspects, self.rows = images, aspects, rows
+    def __init__(self, images: Tensor, aspects: Tensor, rows: Sequence[int], file: MappedFile | None = None) -> None:
+        self.images, self.aspects, self.rows, self.file = images, aspects, rows, file
+
+    @classmethod
+    def in_file(cls, file: MappedFile, shape: Sequence[int], rows: Sequence[int]) -> "CachedImages":
+        """In a file of aspects and images; `shape` is (N, height, width, 3)."""
+        border = shape[0] * torch.float32.itemsize
+        aspects, images = file.content[:border].view(torch.float32), file.content[border:].view(*shape)
+        return cls(images.permute(0, 3, 1, 2), aspects, rows, file)
+
+    def __reduce__(self) -> Any:
+        if self.file is None:
+            return CachedImages, (self.images, self.aspects, self.rows)
+        return CachedImages.in_file, (self.file, tuple(self.images.permute(0, 2, 3, 1).shape), self.rows)
 
     def subset(self, rows: Sequence[int]) -> "CachedImages":
         """The same memory seen through other indices."""
-        return CachedImages(self.images, self.aspects, rows)
+        return CachedImages(self.images, self.aspects, rows, self.file)
 
     def is_complete(self) -> bool:
         """Whether every image of the subset has been decoded."""
@@ -71,33 +119,20 @@ class ImageCache:
         """
         key = as_predicted, side
         if key not in self.arrays:
-            used = [array.images for array in self.arrays.values() if array]
-            in_memory = sum(images.nbytes for images in used if images.untyped_storage().filename is None)
-            room = 0 if self.shared else max(0, self.memory_bytes - in_memory)
-            images = allocate((self.count, side, side, 3), torch.uint8, room, self.folder)
-            aspects = allocate((self.count,), torch.float32, room, self.folder)
-            self.arrays[key] = None
-            if images is not None and aspects is not None:
-                self.arrays[key] = CachedImages(images.permute(0, 3, 1, 2), aspects.zero_(), range(self.count))
+            self.arrays[key] = self._allocate(side)
         return self.arrays[key]
 
-
-def allocate(shape: Sequence[int], dtype: torch.dtype, memory_bytes: int, folder: Path) -> Tensor | None:
-    """An uninitialized tensor: in memory up to `memory_bytes`, else in a file that vanishes with the process.
-
-    None where half of the free disk space of the folder is not enough either.
-    """
-    size = torch.Size(shape)
-    needed = size.numel() * dtype.itemsize
-    if needed <= memory_bytes:
-        return torch.empty(size, dtype=dtype)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if needed > DISK_FRACTION * shutil.disk_usage(folder).free:
+    def _allocate(self, side: int) -> CachedImages | None:
+        shape, rows = (self.count, side, side, 3), range(self.count)
+        needed = torch.Size(shape).numel()
+        in_memory = sum(array.images.nbytes for array in self.arrays.values() if array and not array.file)
+        if not self.shared and needed <= self.memory_bytes - in_memory:
+            images = torch.empty(shape, dtype=torch.uint8)
+            return CachedImages(images.permute(0, 3, 1, 2), torch.zeros(self.count), rows)
+        if self.shared and not workers_share_files():
             return None
-        # The mapping keeps the deleted file alive; nothing is left behind, not even by a kill.
-        with tempfile.NamedTemporaryFile(dir=folder, prefix="images.", suffix=".tmp") as file:
-            reserve(file, needed)
-            return torch.from_file(file.name, shared=True, size=size.numel(), dtype=dtype).view(size)
-    except OSError:  # the folder is not writable or the disk is full: images are decoded every time
-        return None
+        try:
+            file = MappedFile.new(needed + self.count * torch.float32.itemsize, self.folder)
+        except OSError:  # the folder is not writable or the disk is full: images are decoded every time
+            return None
+        return CachedImages.in_file(file, shape, rows)

@@ -98,12 +98,25 @@ def test_no_image_is_dropped_and_none_is_alone_in_a_batch(count, sizes):
     assert sorted(position for batch in order for _, position in batch) == list(range(count))
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_bad_image_is_named_from_a_worker_too(files, tmp_path, workers):
+def test_a_bad_image_is_named_from_a_worker_too(files, tmp_path, start_method):
     bad = tmp_path / "bad.jpg"
     bad.write_bytes(files[0].read_bytes()[:200])
-    with pytest.raises(DataError, match=r"bad\.jpg is not a usable image.*fix: "):
-        batches([*files, bad], workers)
+    for workers in (0, 1):
+        with pytest.raises(DataError, match=r"bad\.jpg is not a usable image.*fix: "):
+            batches([*files, bad], workers)
+
+
+def test_workers_fill_one_cache(files, tmp_path, start_method):
+    images = ImageCache(13, 1 << 20, tmp_path, shared=True).images(resized_side("crop", 24), False)
+    transform = resize_transform("crop", Preprocessing(size=24))
+    dataset = TransformedImages(files, [0] * len(files), transform, seed=5, random=False)
+    dataset.cache = images
+    loader, _ = make_loader(dataset, 4, shuffle=True, workers=2)
+    first, plain = list(loader), resized(files, 1)
+    again = list(loader)  # in the same order, now without decoding
+    assert all(images.get(position) is not None for position in range(13))
+    for ours, cached, theirs in zip(first, again, plain, strict=True):
+        assert torch.equal(ours.image, theirs.image) and torch.equal(cached.image, theirs.image)
 
 
 def test_workers_are_chosen_for_the_machine(monkeypatch):
