@@ -123,7 +123,7 @@ def reserve(file: IO[bytes], size: int) -> None:
         os.posix_fallocate(file.fileno(), 0, size)
 
 
-def workers_share_files() -> bool:
+def workers_get_files() -> bool:
     """Whether a worker process can get an open file of this one, however it is started."""
     return not WINDOWS
 

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import resource
 import subprocess
 import sys
 import threading
@@ -13,6 +12,8 @@ from typing import Any
 import pytest
 
 from flowers_torch.files import system
+
+resource = pytest.importorskip("resource")
 
 
 @pytest.mark.parametrize(

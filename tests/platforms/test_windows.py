@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="simulates Windows on Linux")
 SIMULATION = Path(__file__).with_name("windows.py")
 ENVIRONMENT = os.environ | {
     "PYTHONPATH": str(SIMULATION.parents[2]),  # of this package, wherever a process starts

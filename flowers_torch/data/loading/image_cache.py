@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowers_torch.files.system import descriptor_for_worker, reserve, workers_share_files
+from flowers_torch.files.system import descriptor_for_worker, reserve, workers_get_files
 
 DISK_FRACTION = 0.5  # of the free disk space that a cache file may take
 
@@ -129,7 +129,7 @@ class ImageCache:
         if not self.shared and needed <= self.memory_bytes - in_memory:
             images = torch.empty(shape, dtype=torch.uint8)
             return CachedImages(images.permute(0, 3, 1, 2), torch.zeros(self.count), rows)
-        if self.shared and not workers_share_files():
+        if self.shared and not workers_get_files():
             return None
         try:
             file = MappedFile.new(needed + self.count * torch.float32.itemsize, self.folder)
