@@ -107,13 +107,13 @@ def _plan_file(arch: str, entry: NetworkEntry, path: Path, model_options: Mappin
         options, classes = info.model_options, info.classes
         return WeightsPlan("file", path.name, info.preprocessing, options, info.license, path, classes=classes)
     # Options such as ResNet's lineage belong to the names of timm and torchvision, and perhaps to the file of another.
-    options: dict[str, Any] = {}
-    matched = _match_on_meta(arch, options | dict(model_options), file, path)
+    added: dict[str, Any] = {}
+    matched = _match_on_meta(arch, added | dict(model_options), file, path)
     if entry.timm_options and (matched.is_foreign or matched.missing):
-        options = entry.timm_options
-        matched = _match_on_meta(arch, options | dict(model_options), file, path)
+        added = entry.timm_options
+        matched = _match_on_meta(arch, added | dict(model_options), file, path)
     matched.require_complete(arch, path)
-    return WeightsPlan("file", path.name, entry.preprocessing, options, "that of the file", path)
+    return WeightsPlan("file", path.name, entry.preprocessing, added, "that of the file", path)
 
 
 def _match_on_meta(arch: str, options: dict[str, Any], file: TensorFile, path: Path) -> Match:

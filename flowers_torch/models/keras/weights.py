@@ -122,7 +122,7 @@ def load_keras_weights(
 def _load(model: nn.Module, arch: str, path: Path, with_head: bool | None, mode: str) -> KerasReport:
     file = read_keras_file(path)
     layers = dict(zip(current_names(file.layers), file.layers.values(), strict=True))
-    dense = [name for name, weights in layers.items() if weights[0][1].ndim == 2 or name == "conv_preds"]
+    dense = [name for name, weights in layers.items() if weights[0][1].ndim == 2 or name in ("conv_preds", "conv10")]
     rows = keras_layers(model) if file.named else renumbered(keras_layers(model))
     rows = [row for row in rows if row.parameters]
     names, modules = current_names(row.name for row in rows), [row.module for row in rows]
@@ -136,15 +136,18 @@ def _load(model: nn.Module, arch: str, path: Path, with_head: bool | None, mode:
     head = [name for name, m in model.named_modules() if isinstance(m, nn.Linear) and name not in modules]
     if with_head is None:
         sizes = [math.prod(model.get_submodule(name).weight.shape) for name in head]  # type: ignore[arg-type]
-        with_head = sizes == [layers[name][0][1].size for name in dense]
+        # A ReLU follows SqueezeNet's conv10, which the head here has no place for.
+        with_head = "conv10" not in dense and sizes == [layers[name][0][1].size for name in dense]
     head_loaded = with_head and bool(dense)
     if head_loaded:
         pairs += zip(head, (layers[name] for name in dense), strict=False)
         missing += [f"{name} (linear)" for name in head[len(dense) :]]
         extra += dense[len(head) :]
 
-    pairs, turned = _from_theano(model, pairs, file.backend, path)
-    tensors, absent, wrong = _convert(model, pairs)
+    pairs, swapped, order = _from_theano(model, pairs, file.backend, path)
+    # A dense layer behind a Flatten counts channel, row, column in Theano's order, as here.
+    channels: int = 0 if swapped else model.num_features  # type: ignore[assignment]
+    tensors, absent, wrong = _convert(model, pairs, channels)
     lists = {"in the network but not in the file": missing + absent}
     lists |= {"in the file but not in the network": extra, "shapes differ": wrong}
     lists |= unusable(tensors)
@@ -155,7 +158,7 @@ def _load(model: nn.Module, arch: str, path: Path, with_head: bool | None, mode:
         first = f"{modules[0]}.weight"
         tensors[first] = tensors[first].flip(1)
     model.load_state_dict(tensors, strict=False)
-    return KerasReport(sum(len(w) for _, w in pairs), head_loaded, [] if head_loaded else dense, turned)
+    return KerasReport(sum(len(w) for _, w in pairs), head_loaded, [] if head_loaded else dense, order)
 
 
 def _ranked(names: Sequence[str]) -> list[tuple[str, int]]:
@@ -168,8 +171,8 @@ def _ranked(names: Sequence[str]) -> list[tuple[str, int]]:
     return [(kind, numbers[kind].index(number)) for kind, number in parsed]
 
 
-def _from_theano(model: nn.Module, pairs: Pairs, backend: str, path: Path) -> tuple[Pairs, str]:
-    """The layers with kernels in TensorFlow's order, and how they were before, in words.
+def _from_theano(model: nn.Module, pairs: Pairs, backend: str, path: Path) -> tuple[Pairs, bool, str]:
+    """The layers with kernels in TensorFlow's order, whether they were in Theano's, and what was done, in words.
 
     With Theano Keras 1 wrote kernels as out, in, height, width, and Theano turns each by 180 degrees when it computes.
     Keras 2 wrote them as height, width, in, out, but turned as well. A file's name or its backend says which it is.
@@ -177,7 +180,7 @@ def _from_theano(model: nn.Module, pairs: Pairs, backend: str, path: Path) -> tu
     swapped = any(_is_swapped(model.get_submodule(module), weights) for module, weights in pairs)
     is_turned = backend == "theano" or "th_kernels" in path.name or (swapped and "tf_kernels" not in path.name)
     if backend == "tensorflow" or not (swapped or is_turned):
-        return pairs, ""
+        return pairs, False, ""
     found: Pairs = []
     for module, weights in pairs:
         layer = model.get_submodule(module)
@@ -187,7 +190,7 @@ def _from_theano(model: nn.Module, pairs: Pairs, backend: str, path: Path) -> tu
             kernel = kernel[::-1, ::-1] if is_turned else kernel
         found.append((module, [(name, kernel), *rest]))
     order = "in Theano's order" if swapped else "of Theano"
-    return found, f"kernels {order}{', turned by 180 degrees' if is_turned else ''}"
+    return found, swapped, f"kernels {order}{', turned by 180 degrees' if is_turned else ''}"
 
 
 def _is_swapped(layer: nn.Module, weights: Weights) -> bool:
@@ -199,10 +202,9 @@ def _is_swapped(layer: nn.Module, weights: Weights) -> bool:
     return shape == (outputs, inputs, height, width) != (height, width, inputs, outputs)
 
 
-def _convert(model: nn.Module, pairs: Pairs) -> tuple[dict[str, Tensor], list[str], list[str]]:
+def _convert(model: nn.Module, pairs: Pairs, channels: int) -> tuple[dict[str, Tensor], list[str], list[str]]:
     """The file's tensors by parameter name, parameters that the file lacks, tensors of a wrong shape."""
     own = model.state_dict()
-    channels: int = model.num_features  # type: ignore[assignment]
     tensors: dict[str, Tensor] = {}
     missing, wrong = [], []
     for module_name, weights in pairs:
