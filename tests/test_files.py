@@ -14,6 +14,7 @@ import json
 import os
 import pickle
 import resource
+import shutil
 import socket
 import struct
 import subprocess
@@ -120,9 +121,10 @@ BESIDE = {
 def test_objects_beside_the_tensors_become_placeholders(tmp_path: Path, kind: str, zipped: bool) -> None:
     content = {"args": BESIDE[kind], "state_dict": {"a": torch.ones(2)}}
     torch.save(content, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
+    before = set(torch.serialization.get_safe_globals())
     with warnings.catch_warnings(action="error"):
         assert torch.equal(safe_load(tmp_path / "a.pth")[0]["a"], torch.ones(2))
-    assert not torch.serialization.get_safe_globals()
+    assert set(torch.serialization.get_safe_globals()) == before
 
 
 def test_a_whole_network_gives_its_tensors(tmp_path: Path) -> None:
@@ -154,6 +156,16 @@ def test_malicious_pickle_is_refused_without_bad_advice(
         safe_load(tmp_path / "a.pth")
     assert not canary.exists()
     assert "weights_only" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_calls_of_pythons_own_library_are_refused(tmp_path: Path) -> None:
+    """A placeholder would do nothing; but such a file is an attack, and its weights are none to train on."""
+    (tmp_path / "precious").mkdir()
+    content = {"state_dict": {"a": torch.ones(2)}, "other": Call(shutil.rmtree, str(tmp_path / "precious"))}
+    torch.save(content, tmp_path / "a.pth")
+    with pytest.raises(ModelFileError, match=r"holds more than tensors and is not loaded \(shutil.rmtree\)"):
+        safe_load(tmp_path / "a.pth")
+    assert (tmp_path / "precious").is_dir()
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>" * 9, b"\x1f\x8b" * 20, b"\xff" * 7 + b"\x7f{" + b"x" * 40])
@@ -574,6 +586,10 @@ def test_the_numbers_of_tensors_and_of_lists_are_bounded(tmp_path: Path) -> None
     path.write_bytes(struct.pack("<Q", len(text)) + text)
     with pytest.raises(ModelFileError, match="30,001 tensors"):
         safe_load(path)
+    few = {f"t{i}": torch.zeros(0) for i in range(15_001)}
+    torch.save({"model": few, "ema": few}, tmp_path / "a.pth")
+    with pytest.raises(ModelFileError, match="30,002 tensors"):
+        safe_load(tmp_path / "a.pth")
     safe_save({}, path, {"x": [[]] * 200_000})
     with pytest.raises(ModelFileError, match="more than 200,000 lists"):
         safe_load(path)

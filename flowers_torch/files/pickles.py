@@ -12,7 +12,7 @@ import re
 import sys
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,14 @@ MAX_SCANNED = 16 << 20  # bytes at the start of a file in which names of classes
 MAX_BYTES_PICKLE = 2 << 20  # of a pickle that holds bytes, which is read word by word
 MAX_ENCODED = 1 << 20  # of all bytes in a pickle, as text
 ENCODE = b"_codecs\nencode\n"  # how protocol 2 writes bytes, such as those of numpy's numbers
-GLOBAL = re.compile(rb"c([A-Za-z_][\w.]{0,100})\n([A-Za-z_][\w.]{0,100})\n")
+GLOBAL = re.compile(rb"c([A-Za-z_][A-Za-z0-9_.]{0,100})\n([A-Za-z_][A-Za-z0-9_.]{0,100})\n")
 # Of Python's own library only these become placeholders: others are a sign of an attack.
 HARMLESS = re.compile(
     r"(argparse\.Namespace|types\.SimpleNamespace|functools\.partial|uuid\.UUID|decimal\.Decimal|enum\.\w+)|"
     r"(collections\.(defaultdict|deque)|(pathlib|pathlib\._local|datetime|typing)\.\w+)|"
     r"builtins\.(list|dict|tuple|int|float|str|bool|object|slice|range|frozenset)"
 )
-DICT = re.compile(r"(.*dict|cfgnode|munch|box)", re.IGNORECASE)  # names of classes that are filled like a dict
+IS_DICT = re.compile(r"Can only SETITEMS? for dict.*but got <class '[\w.]*\.(\w+)'>")  # torch, of a placeholder
 
 
 class Placeholder(list[Any]):
@@ -64,21 +64,23 @@ def _mapping(*arguments: Any) -> OrderedDict[Any, Any]:
 
 
 @contextlib.contextmanager
-def placeholders(content: Any) -> Iterator[None]:
+def placeholders(content: Any, dicts: Container[str]) -> Iterator[None]:
     """Lets `torch.load(weights_only=True)` read the objects of a file's foreign classes as placeholders.
 
-    `content` are the file's bytes, or a memory map of them. Functions and classes of Python's own library stay
-    refused, except for a few harmless ones.
+    Functions and classes of Python's own library stay refused, except for a few harmless ones.
+
+    Args:
+        content: The file's bytes, or a memory map of them.
+        dicts: Names of the classes whose objects are filled like a dict.
     """
     stand_ins: list[Any] = []
     for module, name in {match.groups() for match in GLOBAL.finditer(content, 0, MAX_SCANNED)}:
-        place, _, kind = _current(module.decode("ascii", "replace"), name.decode("ascii", "replace")).rpartition(".")
+        place, _, kind = _current(module.decode(), name.decode()).rpartition(".")
         root = place.partition(".")[0]
         if root in sys.stdlib_module_names and not HARMLESS.fullmatch(f"{place}.{kind}"):  # guard: S4 library
             continue
-        is_default = kind == "defaultdict"
-        stand_in = _mapping if is_default else OrderedDict if DICT.fullmatch(kind) else Placeholder
-        stand_ins.append((stand_in, f"{place}.{kind}"))
+        own_class = OrderedDict if kind in dicts else type(kind, (Placeholder,), {})
+        stand_ins.append((_mapping if kind == "defaultdict" else own_class, f"{place}.{kind}"))
     with torch.serialization.safe_globals(stand_ins):
         yield
 

@@ -17,12 +17,13 @@ from torch import Tensor
 
 from flowers_torch.errors import ModelFileError, printable
 from flowers_torch.files.atomic import atomic_write
-from flowers_torch.files.pickles import Placeholder, holds_only_short_bytes, placeholders
+from flowers_torch.files.pickles import IS_DICT, Placeholder, holds_only_short_bytes, placeholders
 from flowers_torch.files.reading import plausible_bytes, reading, require_regular, zip_members
 
 HASH_KEY = "sha256"
 MAX_HEADER_BYTES = 16 * 1024**2
 MAX_TENSORS = 30_000  # a checkpoint has about six for each parameter
+MAX_ATTEMPTS = 6  # at a file with classes of others
 MAX_LISTS = 200_000  # and tables in the metadata; each takes 56 bytes or more
 # Parts of a checkpoint that are not a network's weights, though they may hold tensors of equal shapes
 NOT_WEIGHTS = re.compile(
@@ -134,7 +135,9 @@ def _load_pth(path: Path) -> TensorFile:
 
 def _unpickled(path: Path, content: Any) -> Any:
     """The objects of a .pth file, with a placeholder for each of a class that is not torch's or Python's own."""
-    for stand_ins in (contextlib.nullcontext(), placeholders(content)):
+    dicts: set[str] = set()  # classes found to be filled like a dict
+    for attempt in range(MAX_ATTEMPTS):
+        stand_ins = placeholders(content, dicts) if attempt else contextlib.nullcontext()
         try:
             with warnings.catch_warnings(action="ignore"), stand_ins:  # guard: S8 quiet
                 # weights_only is passed explicitly, so that no environment variable can turn it off.
@@ -143,7 +146,10 @@ def _unpickled(path: Path, content: Any) -> Any:
             if "weights_only" not in str(error):
                 raise
             # torch's message recommends the unsafe loader, so only the name of the object is used.
-            found = re.search(r"GLOBAL (\S+)", str(error))
+            found, like_dict = re.search(r"GLOBAL (\S+)", str(error)), IS_DICT.search(str(error))
+        if attempt and not like_dict:
+            break
+        dicts |= {like_dict[1]} if like_dict else set()
     named = f" ({printable(found[1])})" if found else ""
     what = f"{printable(path)} holds more than tensors and is not loaded{named}"
     raise ModelFileError(what, "save model.state_dict() alone, or ask for the weights as .safetensors")

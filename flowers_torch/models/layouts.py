@@ -39,6 +39,11 @@ DENSE = ("head.dense.", "pre_logits.")  # VGG's dense layers, which a file of it
 AUXILIARY = ("AuxLogits.", "aux_head.", *DENSE)  # parts of a file that a network may be built without
 FILTERS = ("checkpoint_filter_fn", "_filter_fn", "_filter_torchvision_pretrained")  # timm's names of them
 
+NUMBERED = (
+    "the numbered layers of a Sequential of the network's parts",
+    "the numbered layers of the network's features",
+)
+
 # Telling names of layouts, for the message about a file that does not fit
 SIGNS = {
     r"encoder\.layers\.encoder_layer_\d": "torchvision's vit",
@@ -70,18 +75,17 @@ class Match(NamedTuple):
     source: str  # whose layout it is, and which of the file's dicts
     is_foreign: bool  # whether the names are timm's or torchvision's, where this package has others
     lacks_dense: bool  # whether VGG's dense layers are missing, all of them
+    owner: str  # whose layout all names of the file look like
 
     def require_complete(self, arch: str, path: Path) -> None:
         """Raises ModelFileError if the file lacks a part of the network, or is of a network with more parts."""
-        if not self.missing and not self.conflicts:
-            return
         found = sum(not name.endswith(COUNTER) for name in self.state)
         lists = {"missing": self.missing, "unexpected": self.conflicts + self.left_out}
         problems = [f"{len(names)} {kind} ({_first(names)})" for kind, names in lists.items() if names]
-        owner = whose([*self.conflicts, *self.left_out, *self.state])
-        what = f"{printable(path)} does not fit {arch}: {found} of the network's tensors found, {', '.join(problems)}"
-        fix = f"use weights of this network in timm's layout, {_alternatives(arch)}"
-        raise ModelFileError(f"{what}; the layout looks like {owner}", fix)
+        if self.missing or self.conflicts:  # guard: C10 layout
+            what = f"{printable(path)} does not fit {arch}: {found} of the network's tensors found"
+            fix = f"use weights of this network in timm's layout, {_alternatives(arch)}"
+            raise ModelFileError(f"{what}, {', '.join(problems)}; the layout looks like {self.owner}", fix)
 
     @property
     def unused(self) -> str:
@@ -123,7 +127,8 @@ def match(model: nn.Module, arch: str, file: TensorFile, path: Path) -> Match:
         missing = [name for name in missing if name not in dense]
     is_foreign = arch in REGISTRY and any(ours != theirs for theirs, ours in best.names.items())
     source = ", ".join(filter(None, (_container(file), best.place, best.label)))
-    return Match(state, missing, conflicts, left_out, source, is_foreign, lacks_dense)
+    owner = whose(name for tensors in file.groups.values() for name in tensors)
+    return Match(state, missing, conflicts, left_out, source, is_foreign, lacks_dense, owner)
 
 
 def _first(names: list[str]) -> str:
@@ -164,8 +169,11 @@ def _readings(model: nn.Module, arch: str, file: TensorFile) -> Iterator[_Readin
     for group, (tensors, _) in groups.items():
         for label, names in tables:
             for prefix, score in _prefixes(tensors, names, sizes):
+                below = _below(tensors, prefix)
+                if label in NUMBERED and not all(name[:1].isdigit() for name in below):
+                    continue
                 most = max(most, score)
-                yield reading(group, prefix, label, names, _below(tensors, prefix))
+                yield reading(group, prefix, label, names, below)
     convert = _timm_filter(arch) if most < needed else None
     for group, (tensors, _) in groups.items() if convert else ():
         for prefix in _shared_prefixes(tensors):
@@ -193,7 +201,7 @@ def _tables(model: nn.Module, arch: str, own: Mapping[str, Tensor]) -> Iterator[
     children = [name for name, _ in _timm_target(model, arch).named_children()]
     places = {name: str(place) for place, name in enumerate(children)}
     numbered = {f"{places[first]}.{rest}": ours for (first, _, rest), ours in _split(theirs) if first in places}
-    yield "the numbered layers of a Sequential of the network's parts", numbered
+    yield NUMBERED[0], numbered
     yield (
         "the numbered layers of the network's features",
         {rest: ours for (first, _, rest), ours in _split(theirs) if first == "features"},

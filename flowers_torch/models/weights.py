@@ -216,10 +216,10 @@ def _load_backbone(
     for optional in AUXILIARY:
         if not any(name.startswith(optional) for name in own):
             backbone = {name: tensor for name, tensor in backbone.items() if not name.startswith(optional)}
-    loaded = backbone | (theirs if fits and with_head else {})
+    loaded = backbone | (theirs if fits and with_head else {})  # guard: C11 head
     fresh = {n: t for n, t in own.items() if n.startswith((*heads, *DENSE)) or n.endswith(COUNTER)}
     load_matching(model, fresh | loaded, path)
     counted = f"{len(loaded)} of {len(own)} tensors loaded from {printable(path.name)}{details}"
-    if fits and not with_head:  # guard: W3 head
+    if fits and not with_head:
         return f"{counted}, the file's head left out because it does not name your classes, head newly initialized"
     return f"{counted}, head {'loaded' if fits else 'newly initialized'}"
