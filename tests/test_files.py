@@ -97,6 +97,13 @@ def test_all_dicts_of_tensors_are_found_but_the_optimizers(tmp_path: Path) -> No
     assert torch.equal(groups["inner.ema"]["a"], twice["a"]) and others == content.keys()  # type: ignore[arg-type]
 
 
+def test_a_checkpoint_that_holds_itself(tmp_path: Path) -> None:
+    content: dict[str, object] = {"model": {"a": torch.ones(2)}}
+    content |= {f"self{number}": content for number in range(9)}
+    torch.save(content, tmp_path / "a.pth")
+    assert list(load_groups(tmp_path / "a.pth").groups) == ["model"]
+
+
 class Mode(enum.Enum):
     FAST = 1
 

@@ -23,11 +23,12 @@ from flowers_torch.files.reading import plausible_bytes, reading, require_regula
 HASH_KEY = "sha256"
 MAX_HEADER_BYTES = 16 * 1024**2
 MAX_TENSORS = 30_000  # a checkpoint has about six for each parameter
+MAX_DEPTH = 10  # of dicts in a checkpoint
 MAX_ATTEMPTS = 6  # at a file with classes of others
 MAX_LISTS = 200_000  # and tables in the metadata; each takes 56 bytes or more
 # Parts of a checkpoint that are not a network's weights, though they may hold tensors of equal shapes
 NOT_WEIGHTS = re.compile(
-    r"optim|sched|scaler|callbacks|loops|rng|metric|loss|criterion|hyper_parameters", re.IGNORECASE
+    r"(.*_)?(opt|optim\w*|sched\w*|scaler|callbacks|loops|rng|metrics?|loss\w*|criterion|hyper_parameters)(_.*)?", re.I
 )
 DTYPES = {"bool", "uint8", "int8", "int16", "int32", "int64", "float16", "bfloat16", "float32", "float64"}
 OTHER_FILES = {  # by their first bytes
@@ -127,7 +128,7 @@ def _load_pth(path: Path) -> TensorFile:
         loaded = _unpickled(path, content)
     if isinstance(loaded, Placeholder):  # a whole network
         loaded = loaded.network_state()
-    groups = dict(_groups(loaded))
+    groups = dict(_groups(loaded, "", set()))
     if not groups:
         raise ModelFileError(f"{printable(path)} has no state dict of tensors", "save model.state_dict() there")
     return TensorFile(groups, {}, frozenset(key for key in loaded if isinstance(key, str)))
@@ -155,19 +156,21 @@ def _unpickled(path: Path, content: Any) -> Any:
     raise ModelFileError(what, "save model.state_dict() alone, or ask for the weights as .safetensors")
 
 
-def _groups(content: Any, place: str = "", depth: int = 4) -> Iterator[tuple[str, dict[str, Tensor]]]:
+def _groups(content: Any, place: str, seen: set[int]) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """The dicts of tensors in a checkpoint with their places, without those of the optimizer and the like."""
-    if isinstance(content, Placeholder):
-        content = content.network_state()
-    if not isinstance(content, dict) or not depth:
+    if id(content) in seen or place.count(".") > MAX_DEPTH:
+        return
+    seen.add(id(content))
+    content = content.network_state() if isinstance(content, Placeholder) else content
+    if not isinstance(content, dict):
         return
     if tensors := {
         name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)
     }:
         yield place, tensors
     for name, value in content.items():
-        if isinstance(name, str) and not NOT_WEIGHTS.search(name) and isinstance(value, dict | Placeholder):
-            yield from _groups(value, f"{place}.{name}".lstrip("."), depth - 1)
+        if isinstance(name, str) and not NOT_WEIGHTS.fullmatch(name) and isinstance(value, dict | Placeholder):
+            yield from _groups(value, f"{place}.{name}".removeprefix("."), seen)
 
 
 def _require_plain(groups: dict[str, dict[str, Tensor]], size: int) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from flowers_torch.errors import ModelFileError, printable
 from flowers_torch.files.tensors import TensorFile
 from flowers_torch.models.heads import classifier_names
-from flowers_torch.models.pretrained import timm_names
+from flowers_torch.models.pretrained import has_large_kernels, timm_names
 from flowers_torch.models.registry import REGISTRY, find_entry
 
 Names = Mapping[str, str]  # their names -> the network's
@@ -37,6 +37,8 @@ UNUSED = re.compile(
 )
 DENSE = ("head.dense.", "pre_logits.")  # VGG's dense layers, which a file of its features lacks
 AUXILIARY = ("AuxLogits.", "aux_head.", *DENSE)  # parts of a file that a network may be built without
+MAX_GROUPS = 64  # dicts of a file that are compared with the network, the largest ones
+MAX_CONVERTED = 4  # dicts that timm converts
 FILTERS = ("checkpoint_filter_fn", "_filter_fn", "_filter_torchvision_pretrained")  # timm's names of them
 
 NUMBERED = (
@@ -157,7 +159,11 @@ def _readings(model: nn.Module, arch: str, file: TensorFile) -> Iterator[_Readin
     heads = tuple(f"{name}." for name in classifier_names(model))
     needed = sum(not name.startswith((*heads, *DENSE)) for name in sizes)
     tables = list(_tables(model, arch, own))
-    groups = {group: _unwrapped(tensors, own) for group, tensors in file.groups.items()}
+    largest = sorted(file.groups, key=lambda group: -len(file.groups[group]))[:MAX_GROUPS]
+    groups = {group: _unwrapped(file.groups[group], own) for group in file.groups if group in largest}
+    if "" not in groups:  # names may be spread over dicts, one for each module
+        flat = {f"{group}.{name}": tensor for group, (tensors, _) in groups.items() for name, tensor in tensors.items()}
+        groups[""] = _unwrapped(flat, own)
 
     def reading(group: str, prefix: str, label: str, names: Names, tensors: dict[str, Tensor]) -> _Reading:
         fitting = sum(sizes.get(names.get(name, ""), -1) == tensor.numel() for name, tensor in tensors.items())
@@ -175,9 +181,11 @@ def _readings(model: nn.Module, arch: str, file: TensorFile) -> Iterator[_Readin
                 most = max(most, score)
                 yield reading(group, prefix, label, names, below)
     convert = _timm_filter(arch) if most < needed else None
-    for group, (tensors, _) in groups.items() if convert else ():
+    for group in [group for group in groups if group in largest[:MAX_CONVERTED]] if convert else ():
+        tensors = groups[group][0]
         for prefix in _shared_prefixes(tensors):
-            below = _below(tensors, prefix)
+            if has_large_kernels(below := _below(tensors, prefix)):
+                continue
             label = f"{whose(below)} layout, converted by timm"
             converted = convert(below, _timm_target(model, arch))  # type: ignore[misc]
             yield from (reading(group, prefix, label, names, converted) for _, names in tables[:2])

@@ -154,8 +154,9 @@ def load_weights(model: nn.Module, arch: str, plan: WeightsPlan, classes: Sequen
         state = read_imagenet(arch, path, plan.size_options)
     else:
         path, file = plan.path, load_groups(plan.path)
-        state, details = file.groups[next(iter(file.groups))], ", this package's file"
-        if not theirs:
+        if theirs:
+            state, details = file.groups[""], ", this package's file"
+        else:
             matched = match(model, arch, file, path)
             matched.require_complete(arch, path)
             state, details = matched.state, _details(matched, model)

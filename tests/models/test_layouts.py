@@ -302,6 +302,28 @@ def test_a_part_of_another_task_is_left_out_by_name(tmp_path: Path) -> None:
     assert "raw weights of model, backbone" in text and "head newly initialized" in text
 
 
+def test_a_dict_for_each_module(tmp_path: Path) -> None:
+    source = timm.create_model("test_resnet", num_classes=3)
+    tree: dict[str, Any] = {}
+    for name, tensor in state_of(source).items():
+        *modules, last = name.split(".")
+        at = tree
+        for module in modules:
+            at = at.setdefault(module, {})
+        at[last] = tensor
+    torch.save({"params": tree}, tmp_path / "w.pth")
+    ours = create_model("test_resnet", 3, weights=str(tmp_path / "w.pth"))
+    assert torch.equal(logits(ours, 64), logits(source, 64))
+
+
+def test_a_patch_embedding_that_would_take_minutes_to_resample(tmp_path: Path) -> None:
+    state = timm.create_model("test_vit").state_dict()
+    state["patch_embed.proj.weight"] = torch.zeros(state["patch_embed.proj.weight"].shape[0], 3, 2, 2000)
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(ModelFileError, match="kernels of over 64 pixels"):
+        create_model("test_vit", 3, weights=str(tmp_path / "w.pth"))
+
+
 def test_names_tell_whose_layout_it_is() -> None:
     assert whose(["vit.embeddings.cls_token"]) == "Hugging Face's transformers"
     assert whose(["visual.transformer.resblocks.0.ln_1.weight"]) == "OpenAI's or open_clip's CLIP"

@@ -168,6 +168,8 @@ def _split_nested(layer: str, weights: Weights) -> dict[str, Weights]:
     owners: dict[str, Weights] = defaultdict(list)
     for weight, data in weights:
         owner, _, name = weight.rpartition("/")
+        own = weight.removeprefix(f"{layer}_")  # Keras 1 wrote fire2/expand1x1_b for the layer fire2/expand1x1
+        owner = layer if not owner or (own != weight and "/" not in own) else owner
         owners[owner].append((name.partition(":")[0], data))
     if len(owners) > 1:
         # Keras 3 puts the model's name before the layer's.
