@@ -105,8 +105,12 @@ def match(model: nn.Module, arch: str, file: TensorFile, path: Path) -> Match:
     Raises:
         ModelFileError: two tensors would get the same name.
     """
-    best = max(_readings(model, arch, file), key=lambda reading: reading.rank)
+    readings = _readings(model, arch, file)
+    plain = next(readings)
+    best = max((plain, *readings), key=lambda reading: reading.rank)
     own, heads = model.state_dict(), tuple(f"{name}." for name in classifier_names(model))
+    if 2 * best.rank[0] < sum(not name.endswith(COUNTER) for name in own):
+        best = plain  # other readings would only obscure the refusal
     theirs = {name.rpartition(".")[0] + "." for name, ours in best.names.items() if ours.startswith(heads)}
     modules = {name.partition(".")[0] for name in (*own, *best.names)}
     state: dict[str, Tensor] = {}
