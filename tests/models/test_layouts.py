@@ -99,6 +99,10 @@ CONTAINERS: dict[str, tuple[Callable[[State], Any], str]] = {
         "raw weights of state_dict, encoder_q",
     ),
     # Nobody listed these
+    "a wider teacher": (
+        lambda s: {"teacher": {n: torch.stack([t, t]) for n, t in s.items()}, "student": under("module.", s)},
+        "raw weights of student",
+    ),
     "optimizer first": (lambda s: {"optimizer": other(s), "opt_state": 1, "model": s}, "raw weights of model"),
     "averaged": (lambda s: under("module.", s) | {"n_averaged": torch.tensor(3)}, r"left out: n_averaged \(1\)"),
     "compiled in parts": (lambda s: renamed(s, (r"^(layer\d)\.", r"\1._orig_mod.")), "wrapped by torch.compile"),
