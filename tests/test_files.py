@@ -134,6 +134,13 @@ def test_objects_beside_the_tensors_become_placeholders(tmp_path: Path, kind: st
     assert set(torch.serialization.get_safe_globals()) == before
 
 
+def test_the_number_of_foreign_classes_is_bounded(tmp_path: Path) -> None:
+    names = b"".join(b"ca.b\nC%d\n" % number for number in range(300))
+    (tmp_path / "a.pth").write_bytes(b"\x80\x02" + names + b".")
+    with pytest.raises(ModelFileError, match="it names 300 classes"):
+        safe_load(tmp_path / "a.pth")
+
+
 def test_a_whole_network_gives_its_tensors(tmp_path: Path) -> None:
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.Sequential(torch.nn.BatchNorm2d(4)))
     torch.save({"model": network, "date": None}, tmp_path / "a.pth")

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 MAX_SCANNED = 16 << 20  # bytes at the start of a file in which names of classes are looked for
+MAX_CLASSES = 256  # torch looks through all of them for each object
 MAX_BYTES_PICKLE = 2 << 20  # of a pickle that holds bytes, which is read word by word
 MAX_ENCODED = 1 << 20  # of all bytes in a pickle, as text
 ENCODE = b"_codecs\nencode\n"  # how protocol 2 writes bytes, such as those of numpy's numbers
@@ -73,8 +74,11 @@ def placeholders(content: Any, dicts: Container[str]) -> Iterator[None]:
         content: The file's bytes, or a memory map of them.
         dicts: Names of the classes whose objects are filled like a dict.
     """
+    names = {match.groups() for match in GLOBAL.finditer(content, 0, MAX_SCANNED)}
+    if len(names) > MAX_CLASSES:  # guard: S4 classes
+        raise ValueError(f"it names {len(names):,} classes")
     stand_ins: list[Any] = []
-    for module, name in {match.groups() for match in GLOBAL.finditer(content, 0, MAX_SCANNED)}:
+    for module, name in names:
         place, _, kind = _current(module.decode(), name.decode()).rpartition(".")
         root = place.partition(".")[0]
         if root in sys.stdlib_module_names and not HARMLESS.fullmatch(f"{place}.{kind}"):  # guard: S4 library
