@@ -1,7 +1,10 @@
 """Atomic files; tensors that are read as they were written, or not at all."""
 
 import _codecs
+import argparse
 import contextlib
+import datetime
+import enum
 import functools
 import gc
 import hashlib
@@ -11,6 +14,7 @@ import json
 import os
 import pickle
 import resource
+import shutil
 import socket
 import struct
 import subprocess
@@ -19,10 +23,11 @@ import threading
 import time
 import warnings
 import zipfile
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -33,7 +38,7 @@ from flowers_torch.files import tensors as tensors_module
 from flowers_torch.files.atomic import atomic_write, open_own, write_json
 from flowers_torch.files.cache import cache_folder, recall, remember
 from flowers_torch.files.download import download
-from flowers_torch.files.tensors import safe_load, safe_save
+from flowers_torch.files.tensors import load_groups, safe_load, safe_save
 
 ROOT = Path(__file__).parent.parent
 TENSORS = {
@@ -83,10 +88,65 @@ def test_every_cut_is_refused(tmp_path: Path) -> None:
             safe_load(path)
 
 
-def test_foreign_pth_is_unwrapped(tmp_path: Path) -> None:
-    torch.save({"epoch": 3, "state_dict": {"module.a": torch.ones(2)}}, tmp_path / "a.pth")
-    tensors, metadata = safe_load(tmp_path / "a.pth")
-    assert torch.equal(tensors["a"], torch.ones(2)) and metadata == {}
+def test_all_dicts_of_tensors_are_found_but_the_optimizers(tmp_path: Path) -> None:
+    weights, twice = {"a": torch.ones(2)}, {"a": 2 * torch.ones(2), "b": 3}
+    content = {"epoch": 3, "state_dict": weights, "inner": {"ema": twice}, "optimizer": weights, "callbacks": [weights]}
+    torch.save(content, tmp_path / "a.pth")
+    groups, metadata, others = load_groups(tmp_path / "a.pth")
+    assert list(groups) == ["state_dict", "inner.ema"] and list(groups["inner.ema"]) == ["a"] and metadata == {}
+    assert torch.equal(groups["inner.ema"]["a"], twice["a"]) and others == content.keys()  # type: ignore[arg-type]
+
+
+def test_a_checkpoint_that_holds_itself(tmp_path: Path) -> None:
+    content: dict[str, object] = {"model": {"a": torch.ones(2)}}
+    content |= {f"self{number}": content for number in range(9)}
+    torch.save(content, tmp_path / "a.pth")
+    assert list(load_groups(tmp_path / "a.pth").groups) == ["model"]
+
+
+class Mode(enum.Enum):
+    FAST = 1
+
+
+class Settings(dict[str, int]):
+    """A dict of a class that nobody but its author has, such as Lightning's AttributeDict."""
+
+
+BESIDE = {
+    "namespace": argparse.Namespace(lr=0.1, mode=Mode.FAST, out=Path("runs")),
+    "numbers": (np.float32(0.3), np.int64(2), np.random.default_rng(0).random(3), np.dtype("float32")),
+    "generator": np.random.RandomState(0).get_state(),
+    "enum": {Mode.FAST: 1},
+    "path": Path("runs"),
+    "a class of a stranger": OrderedDict(config=Settings(lr=1)),
+    "standard library": [datetime.timedelta(1), defaultdict(list, a=[1]), range(3), {Path("x")}],
+}
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("kind", BESIDE)
+def test_objects_beside_the_tensors_become_placeholders(tmp_path: Path, kind: str, zipped: bool) -> None:
+    content = {"args": BESIDE[kind], "state_dict": {"a": torch.ones(2)}}
+    torch.save(content, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
+    before = set(torch.serialization.get_safe_globals())
+    with warnings.catch_warnings(action="error"):
+        assert torch.equal(safe_load(tmp_path / "a.pth")[0]["a"], torch.ones(2))
+    assert set(torch.serialization.get_safe_globals()) == before
+
+
+def test_the_number_of_foreign_classes_is_bounded(tmp_path: Path) -> None:
+    names = b"".join(b"ca.b\nC%d\n" % number for number in range(300))
+    (tmp_path / "a.pth").write_bytes(b"\x80\x02" + names + b".")
+    with pytest.raises(ModelFileError, match="it names 300 classes"):
+        safe_load(tmp_path / "a.pth")
+
+
+def test_a_whole_network_gives_its_tensors(tmp_path: Path) -> None:
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.Sequential(torch.nn.BatchNorm2d(4)))
+    torch.save({"model": network, "date": None}, tmp_path / "a.pth")
+    found, expected = safe_load(tmp_path / "a.pth")[0], network.state_dict()
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
+    assert all(type(tensor) in (torch.Tensor, torch.nn.Parameter) for tensor in found.values())
 
 
 class Canary:
@@ -110,6 +170,16 @@ def test_malicious_pickle_is_refused_without_bad_advice(
         safe_load(tmp_path / "a.pth")
     assert not canary.exists()
     assert "weights_only" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_calls_of_pythons_own_library_are_refused(tmp_path: Path) -> None:
+    """A placeholder would do nothing; but such a file is an attack, and its weights are none to train on."""
+    (tmp_path / "precious").mkdir()
+    content = {"state_dict": {"a": torch.ones(2)}, "other": Call(shutil.rmtree, str(tmp_path / "precious"))}
+    torch.save(content, tmp_path / "a.pth")
+    with pytest.raises(ModelFileError, match=r"holds more than tensors and is not loaded \(shutil.rmtree\)"):
+        safe_load(tmp_path / "a.pth")
+    assert (tmp_path / "precious").is_dir()
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>" * 9, b"\x1f\x8b" * 20, b"\xff" * 7 + b"\x7f{" + b"x" * 40])
@@ -482,7 +552,7 @@ def test_what_is_not_a_plain_tensor_is_refused_without_a_warning(tmp_path: Path)
     with pytest.raises(ModelFileError, match="qint8"):  # torch warns while it loads them
         safe_load(path)
     torch.save({1: torch.ones(2)}, path)
-    with pytest.raises(ModelFileError, match=r"a\.pth is not a valid weights file"):
+    with pytest.raises(ModelFileError, match=r"a\.pth has no state dict of tensors"):
         safe_load(path)
 
 
@@ -497,7 +567,15 @@ class Call:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-@pytest.mark.parametrize("call", [(bytearray, 10**7), (_codecs.encode, "\u00e9\u4e00" * 9, "punycode")])
+@pytest.mark.parametrize(
+    "call",
+    [
+        (bytearray, 10**7),
+        (_codecs.encode, "\u00e9\u4e00" * 9, "punycode"),
+        (_codecs.encode, "latin1", "punycode"),
+        (_codecs.encode, "a" * 2**21, "latin1"),
+    ],
+)
 def test_a_pickle_is_not_asked_for_bytes(tmp_path: Path, call: tuple[object, ...], zipped: bool) -> None:
     content = {"state_dict": {"a": torch.ones(2)}, "other": Call(*call)}
     torch.save(content, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
@@ -522,6 +600,10 @@ def test_the_numbers_of_tensors_and_of_lists_are_bounded(tmp_path: Path) -> None
     path.write_bytes(struct.pack("<Q", len(text)) + text)
     with pytest.raises(ModelFileError, match="30,001 tensors"):
         safe_load(path)
+    few = {f"t{i}": torch.zeros(0) for i in range(15_001)}
+    torch.save({"model": few, "ema": dict(few)}, tmp_path / "a.pth")
+    with pytest.raises(ModelFileError, match="30,002 tensors"):
+        safe_load(tmp_path / "a.pth")
     safe_save({}, path, {"x": [[]] * 200_000})
     with pytest.raises(ModelFileError, match="more than 200,000 lists"):
         safe_load(path)

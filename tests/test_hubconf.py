@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import hashlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -70,6 +71,7 @@ NETWORKS = {
     "resnet101v2": {},
     "resnet152v2": {},
     "resnext50": {},
+    "squeezenet": {"ceil_mode": False},
     "resnext101": {},
     "small_convnet": {},
     "vgg16": {},
@@ -147,10 +149,15 @@ def test_url_needs_a_valid_hash(checkpoint: Checkpoint, sha256: str, message: st
 
 
 def test_pickled_code_is_not_run(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.mkdir, (str(tmp_path / "ran"),)
+
     file = tmp_path / "evil.pth"
-    torch.save({"model": torch.nn.Linear(2, 2)}, file)  # only pickle can load a whole module
+    torch.save({"model": Evil()}, file)
     with pytest.raises(ModelFileError, match="holds more than tensors"):
         hub_load("flowers_classifier", checkpoint=str(file))
+    assert not (tmp_path / "ran").exists()
 
 
 def test_hubconf_only_imports_and_defines() -> None:

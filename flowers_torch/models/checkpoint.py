@@ -92,7 +92,7 @@ def read_model_info(metadata: dict[str, Any], path: Path) -> ModelInfo:
     """
     if "model_info" not in metadata:
         what = f"{printable(path)} holds weights but not how to use them"
-        raise ModelFileError(what, "give the model.safetensors of a run")
+        raise ModelFileError(what, "give the model.safetensors of a run, or start a run with train --weights FILE")
     with reading(path, "a valid weights file of this package", ModelFileError):
         if check(metadata.get("format", 0), int, "format") > FORMAT:  # guard: C13 weights
             what = f"{printable(path)} was written by flowers_torch {printable(metadata.get('flowers_torch'))}"

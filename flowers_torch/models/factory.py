@@ -59,7 +59,7 @@ def create_model(
     fitting = input_options(name, size, options) if size else {}
     plan = None
     if weights is not None:
-        plan = plan_weights(name, weights, keras_input).for_size(size, fitting)
+        plan = plan_weights(name, weights, keras_input, options).for_size(size, fitting)
         options = plan.options | options
     else:
         options = fitting | options

@@ -24,6 +24,7 @@ from flowers_torch.models.heads import classifier_names
 from flowers_torch.models.registry import REGISTRY, find_entry
 
 OFFLINE_ARCH = "tf_efficientnet_lite0"
+MAX_KERNEL = 64  # pixels
 NO_NETWORK_FIX = f"give --weights FILE, --weights offline (with --arch {OFFLINE_ARCH}), or --weights none"
 
 # VGG's dense layers are the only ones that torchvision names differently from timm.
@@ -78,6 +79,11 @@ def read_imagenet(arch: str, path: Path, size_options: Mapping[str, Any] | None 
     return from_timm(_through_timm(arch, safe_load(path)[0], path, 1000, size_options or {}), arch)
 
 
+def has_large_kernels(state: Mapping[str, Tensor]) -> bool:
+    """Whether timm would take minutes and gigabytes to resample a patch embedding."""
+    return any(t.ndim == 4 and name.endswith("weight") and max(t.shape[2:]) > MAX_KERNEL for name, t in state.items())
+
+
 def resampled(
     state: dict[str, Tensor], model: nn.Module, arch: str, path: Path, size_options: Mapping[str, Any]
 ) -> dict[str, Tensor]:
@@ -90,6 +96,10 @@ def resampled(
     others = {name: tensor for name, tensor in state.items() if name not in head}
     if arch in REGISTRY or all(name not in own or own[name].shape == tensor.shape for name, tensor in others.items()):
         return state
+    if has_large_kernels(others):  # guard: S4 kernel
+        raise ModelFileError(
+            f"{printable(path)} has kernels of over {MAX_KERNEL} pixels", "use weights of this network"
+        )
     found = _through_timm(arch, others, path, 0, size_options)
     log.info(f"note     {printable(path)}: position embeddings resampled for another image size")
     return {name: tensor for name, tensor in found.items() if not name.startswith(heads)} | head

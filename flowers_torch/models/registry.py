@@ -10,7 +10,17 @@ from torch import nn
 
 from flowers_torch.data.preprocessing import Preprocessing
 from flowers_torch.errors import ModelFileError, UsageError, printable
-from flowers_torch.models import classic, densenet, mobilenet, nasnet, resnet, resnet_v2, small, timm_networks
+from flowers_torch.models import (
+    classic,
+    densenet,
+    mobilenet,
+    nasnet,
+    resnet,
+    resnet_v2,
+    small,
+    squeezenet,
+    timm_networks,
+)
 from flowers_torch.models.inception import googlenet
 from flowers_torch.models.inception_v3 import InceptionV3
 from flowers_torch.models.resnet_cifar import cifar_resnet
@@ -157,6 +167,8 @@ _DENSENET: dict[str, Any] = dict(timm_options={"epsilon": 1e-5})
 _register_pooled("densenet121", densenet.densenet121, "densenet121", keras_name="DenseNet121", **_DENSENET)
 _register_pooled("densenet169", densenet.densenet169, "densenet169", keras_name="DenseNet169", **_DENSENET)
 _register_pooled("densenet201", densenet.densenet201, "densenet201", keras_name="DenseNet201", **_DENSENET)
+
+_register_pooled("squeezenet", squeezenet.squeezenet)
 
 # timm's MobileNets pad symmetrically, and its NASNet leaves the padding out of its averages. No weights fit.
 _TF = Preprocessing(224, (0.5,) * 3, (0.5,) * 3, "bilinear")  # pixels in -1..1

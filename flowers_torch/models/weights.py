@@ -4,28 +4,24 @@
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from flowers_torch.data.preprocessing import Preprocessing
 from flowers_torch.errors import ModelFileError, UsageError, printable
-from flowers_torch.files.tensors import safe_load
+from flowers_torch.files.tensors import TensorFile, load_groups
 from flowers_torch.models.checkpoint import check_fits, load_matching, read_model_info
 from flowers_torch.models.heads import classifier_names
+from flowers_torch.models.imagenet import imagenet_classes
 from flowers_torch.models.keras.files import is_keras_file
-from flowers_torch.models.keras.weights import MEAN_STD, input_mode, keras_options, load_keras_weights
-from flowers_torch.models.pretrained import (
-    OFFLINE_ARCH,
-    fetch_imagenet,
-    from_timm,
-    offline_state_dict,
-    read_imagenet,
-    resampled,
-)
-from flowers_torch.models.registry import NetworkEntry, find_entry
+from flowers_torch.models.keras.weights import MEAN_STD, input_mode, keras_options, load_keras_weights, width_option
+from flowers_torch.models.layouts import AUXILIARY, COUNTER, DENSE, Match, match
+from flowers_torch.models.pretrained import OFFLINE_ARCH, fetch_imagenet, offline_state_dict, read_imagenet, resampled
+from flowers_torch.models.registry import NetworkEntry, build_network, find_entry
 from flowers_torch.models.timm_networks import SIZE_OPTIONS
 
 
@@ -53,10 +49,16 @@ class WeightsPlan:
         return {name: value for name, value in self.options.items() if name in SIZE_OPTIONS}
 
 
-def plan_weights(arch: str, weights: str, keras_input: str = "") -> WeightsPlan:
+def plan_weights(
+    arch: str, weights: str, keras_input: str = "", model_options: Mapping[str, Any] | None = None
+) -> WeightsPlan:
     """Resolves `--weights` (imagenet, offline, none, or a .safetensors, .pth or Keras file) for a network.
 
-    `keras_input` is the input range of a Keras file where it is not the published one: caffe, tf, torch or unit.
+    Args:
+        arch: A registered name or a timm name.
+        weights: What the user typed.
+        keras_input: The input range of a Keras file where it is not the published one: caffe, tf, torch or unit.
+        model_options: Keywords of the network's constructor that the user has set.
 
     Raises:
         UsageError: the network has no such weights.
@@ -72,9 +74,9 @@ def plan_weights(arch: str, weights: str, keras_input: str = "") -> WeightsPlan:
         what = f"keras_input={printable(keras_input)} needs a Keras file, not {printable(weights)}"
         raise UsageError(what, "leave it out")
     if is_keras:
-        return _plan_keras_file(arch, entry, path, keras_input)
+        return _plan_keras_file(arch, entry, path, keras_input, model_options or {})
     if is_file:
-        return _plan_file(arch, entry, path)
+        return _plan_file(arch, entry, path, model_options or {})
     if weights == "imagenet" and not entry.timm_name:
         raise UsageError(f"there are no ImageNet weights for {arch}", _imagenet_alternatives(entry))
     if weights == "offline" and arch != OFFLINE_ARCH:
@@ -84,26 +86,40 @@ def plan_weights(arch: str, weights: str, keras_input: str = "") -> WeightsPlan:
     return WeightsPlan(weights, weights, entry.preprocessing, options, license)
 
 
-def _plan_keras_file(arch: str, entry: NetworkEntry, path: Path, keras_input: str) -> WeightsPlan:
+def _plan_keras_file(
+    arch: str, entry: NetworkEntry, path: Path, keras_input: str, model_options: Mapping[str, Any]
+) -> WeightsPlan:
     # Keras's weights want another input range than timm's weights of the same network.
     mean, std = MEAN_STD[input_mode(arch, keras_input)]
     preprocessing = dataclasses.replace(entry.preprocessing, mean=mean, std=std, interpolation="bilinear")
-    options = keras_options(arch)
+    options = keras_options(arch) | ({} if "alpha" in model_options else width_option(arch, path))
     return WeightsPlan("keras", path.name, preprocessing, options, "that of the file", path, keras_input)
 
 
-def _plan_file(arch: str, entry: NetworkEntry, path: Path) -> WeightsPlan:
-    state, metadata = safe_load(path)
-    if "model_info" not in metadata:
-        options = entry.timm_options if from_timm(state, arch).keys() != state.keys() else {}
-        return WeightsPlan("file", path.name, entry.preprocessing, options, "that of the file", path)
-    info = read_model_info(metadata, path)
-    check_fits(info, state, path)
-    if info.arch != arch:
-        found = printable(info.arch)
-        raise ModelFileError(f"{printable(path)} holds {found}, not {arch}", f"add --arch {found}")
-    options, classes = info.model_options, info.classes
-    return WeightsPlan("file", path.name, info.preprocessing, options, info.license, path, classes=classes)
+def _plan_file(arch: str, entry: NetworkEntry, path: Path, model_options: Mapping[str, Any]) -> WeightsPlan:
+    file = load_groups(path)
+    if "model_info" in file.metadata:
+        info = read_model_info(file.metadata, path)
+        check_fits(info, file.groups[""], path)
+        if info.arch != arch:
+            found = printable(info.arch)
+            raise ModelFileError(f"{printable(path)} holds {found}, not {arch}", f"add --arch {found}")
+        options, classes = info.model_options, info.classes
+        return WeightsPlan("file", path.name, info.preprocessing, options, info.license, path, classes=classes)
+    # Options such as ResNet's lineage belong to the names of timm and torchvision, and perhaps to the file of another.
+    added: dict[str, Any] = {}
+    matched = _match_on_meta(arch, added | dict(model_options), file, path)
+    if entry.timm_options and (matched.is_foreign or matched.missing):
+        added = entry.timm_options
+        matched = _match_on_meta(arch, added | dict(model_options), file, path)
+    matched.require_complete(arch, path)
+    return WeightsPlan("file", path.name, entry.preprocessing, added, "that of the file", path)
+
+
+def _match_on_meta(arch: str, options: dict[str, Any], file: TensorFile, path: Path) -> Match:
+    with torch.device("meta"):  # only names and shapes are needed
+        model = build_network(arch, options=options)
+    return match(model, arch, file, path)
 
 
 def _imagenet_alternatives(entry: NetworkEntry) -> str:
@@ -128,20 +144,40 @@ def load_weights(model: nn.Module, arch: str, plan: WeightsPlan, classes: Sequen
     if plan.kind == "none":
         return "random weights"
     if plan.kind == "keras":
-        return load_keras_weights(model, arch, plan.path, keras_input=plan.keras_input).summary()
+        with_head = False if classes else None
+        return load_keras_weights(model, arch, plan.path, with_head, plan.keras_input).summary()
+    theirs, details = plan.classes, ""
     if plan.kind == "offline":
         state, path = offline_state_dict()
     elif plan.kind == "imagenet":
         path = fetch_imagenet(arch)
         state = read_imagenet(arch, path, plan.size_options)
     else:
-        path = plan.path
-        state = resampled(from_timm(safe_load(path)[0], arch), model, arch, path, plan.size_options)
-    if not plan.classes or not classes or plan.classes == tuple(classes):
-        return _load_backbone(model, state, path)
-    known = sum(name in plan.classes for name in classes)
-    state = _rows_by_name(model, state, plan.classes, classes)
-    return f"{_load_backbone(model, state, path)}, {known} of its {len(classes)} classes known from before"
+        path, file = plan.path, load_groups(plan.path)
+        if theirs:
+            state, details = file.groups[""], ", this package's file"
+        else:
+            matched = match(model, arch, file, path)
+            matched.require_complete(arch, path)
+            state, details = matched.state, _details(matched, model)
+        state = resampled(state, model, arch, path, plan.size_options)
+    if plan.kind in ("offline", "imagenet") and len(classes) == 1000:
+        theirs = tuple(wordnet_id for wordnet_id, _ in imagenet_classes())
+    if not classes or theirs == tuple(classes):
+        return _load_backbone(model, state, path, details)
+    if known := sum(name in theirs for name in classes):
+        state = _rows_by_name(model, state, theirs, classes)
+        return f"{_load_backbone(model, state, path, details)}, {known} of its {len(classes)} classes known from before"
+    return _load_backbone(model, state, path, details, with_head=False)
+
+
+def _details(matched: Match, model: nn.Module) -> str:
+    """Whose weights they are, and what the file lacks or has more than the network, for the log."""
+    counters = sum(name.endswith(COUNTER) and name not in matched.state for name in model.state_dict())
+    parts = [matched.source]
+    parts += [f"without the {counters} counters of batch norm, as before 2018"] * bool(counters)
+    parts += ["without dense layers"] * matched.lacks_dense + [f"left out: {matched.unused}"] * bool(matched.unused)
+    return "".join(f", {part}" for part in parts)
 
 
 def _rows_by_name(
@@ -167,7 +203,10 @@ def _rows_by_name(
     return found
 
 
-def _load_backbone(model: nn.Module, state: dict[str, Tensor], path: Path) -> str:
+def _load_backbone(
+    model: nn.Module, state: dict[str, Tensor], path: Path, details: str = "", with_head: bool = True
+) -> str:
+    """Loads what fits; a head of other classes (`with_head`) stays as it is, and so does one of another shape."""
     own = model.state_dict()
     heads = tuple(f"{name}." for name in classifier_names(model))
     theirs = {name: tensor for name, tensor in state.items() if name.startswith(heads)}
@@ -175,8 +214,13 @@ def _load_backbone(model: nn.Module, state: dict[str, Tensor], path: Path) -> st
     fits = {n: t.shape for n, t in theirs.items()} == {n: t.shape for n, t in ours.items()}
     backbone = {name: tensor for name, tensor in state.items() if name not in theirs}
     # InceptionV3's and VOLO's auxiliary classifiers, VGG's dense layers
-    for optional in ("AuxLogits.", "aux_head.", "head.dense."):
+    for optional in AUXILIARY:
         if not any(name.startswith(optional) for name in own):
             backbone = {name: tensor for name, tensor in backbone.items() if not name.startswith(optional)}
-    load_matching(model, backbone | (theirs if fits else ours), path)
-    return f"{len(backbone)} tensors of the backbone loaded, head {'loaded' if fits else 'newly initialized'}"
+    loaded = backbone | (theirs if fits and with_head else {})  # guard: C11 head
+    fresh = {n: t for n, t in own.items() if n.startswith((*heads, *DENSE)) or n.endswith(COUNTER)}
+    load_matching(model, fresh | loaded, path)
+    counted = f"{len(loaded)} of {len(own)} tensors loaded from {printable(path.name)}{details}"
+    if fits and not with_head:
+        return f"{counted}, the file's head left out because it does not name your classes, head newly initialized"
+    return f"{counted}, head {'loaded' if fits else 'newly initialized'}"

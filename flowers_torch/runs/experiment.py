@@ -156,7 +156,7 @@ def _prepare(config: Config, distributed: Distributed, splits: Splits | None) ->
     Acceleration.parse(config.accelerate)  # a mistake in it is found before images are read
     runtime = choose_runtime(distributed.device(config.device), config.precision, config.threads)
     weights = config.weights or ("none" if config.data == "demo" else "imagenet")
-    plan = plan_weights(config.arch, weights, config.keras_input)
+    plan = plan_weights(config.arch, weights, config.keras_input, config.model_options)
     size = config.size or plan.preprocessing.size
     stretch = config.resize == "stretch" if config.resize else plan.preprocessing.stretch
     plan = plan.for_size(size, input_options(config.arch, size, config.model_options))

@@ -30,7 +30,7 @@ def find_run_label_issues(experiment: Experiment) -> dict[str, Any]:
     config, dataset = experiment.config, experiment.dataset
     torch.manual_seed(config.seed)  # the same fresh weights as at the start of training
     model = build(experiment.info)
-    plan = plan_weights(config.arch, config.weights or "imagenet", config.keras_input)
+    plan = plan_weights(config.arch, config.weights or "imagenet", config.keras_input, config.model_options)
     loaded = load_weights(model, config.arch, plan)
     log.info(f"features of {len(dataset)} photos; {loaded}")
     features = experiment.features.of_frozen(experiment.runtime.place(model), range(len(dataset)))

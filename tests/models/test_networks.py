@@ -68,6 +68,8 @@ CASES = {
     "densenet169": Case((3, 40, 40), (1664, 1, 1)),
     "densenet201": Case((3, 40, 40), (1920, 1, 1)),
     "DenseNet small": Case((3, 40, 40), (128, 1, 1), build=partial(DenseNet, (2, 2, 2, 2))),
+    "squeezenet": Case((3, 40, 40), (512, 2, 2)),
+    "squeezenet keras": Case((3, 40, 41), (512, 1, 1), {"ceil_mode": False}),
     "nasnet_mobile": Case((3, 32, 32), (1056, 1, 1)),
     "nasnet_large": Case((3, 32, 32), (4032, 1, 1)),
     "NASNet small": Case((3, 40, 37), (192, 2, 2), build=partial(NASNet, 1, 192, 8, False)),

@@ -29,6 +29,7 @@ class KerasFile(NamedTuple):
 
     layers: dict[str, Weights]
     named: bool = True  # whether the keys are the layers' names; early Keras 3 wrote kinds and numbers
+    backend: str = ""  # of the Keras that wrote it, where the file says so
 
 
 def is_keras_file(path: Path) -> bool:
@@ -149,7 +150,8 @@ def _read_legacy(file: Any, reader: _Reader) -> KerasFile:
         layers |= _split_nested(layer, [(n, reader.array(group, n)) for n in _names(reader, group, "weight_names")])
     if not reader.visited:
         raise ValueError("it has no layer_names")
-    return KerasFile(layers)
+    backend = reader.texts(root, "backend") or reader.texts(file, "backend")
+    return KerasFile(layers, backend="".join(backend))
 
 
 def _names(reader: _Reader, group: Any, key: str) -> list[str]:
@@ -166,6 +168,8 @@ def _split_nested(layer: str, weights: Weights) -> dict[str, Weights]:
     owners: dict[str, Weights] = defaultdict(list)
     for weight, data in weights:
         owner, _, name = weight.rpartition("/")
+        own = weight.removeprefix(f"{layer}_")  # Keras 1 wrote fire2/expand1x1_b for the layer fire2/expand1x1
+        owner = layer if not owner or (own != weight and "/" not in own) else owner
         owners[owner].append((name.partition(":")[0], data))
     if len(owners) > 1:
         # Keras 3 puts the model's name before the layer's.

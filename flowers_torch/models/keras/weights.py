@@ -5,7 +5,7 @@ Layers are matched with modules by name or, for names that Keras numbers, by ord
 
 import math
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,10 +16,12 @@ from torch import Tensor, nn
 
 from flowers_torch.errors import ModelFileError, UsageError, printable
 from flowers_torch.files.reading import reading
+from flowers_torch.log import log
 from flowers_torch.models.checkpoint import unusable
 from flowers_torch.models.keras.files import Weights, read_keras_file
 from flowers_torch.models.keras.layers import has_gamma, keras_layers, renumbered
 from flowers_torch.models.keras.names import current_names
+from flowers_torch.models.registry import build_network
 from flowers_torch.models.tf_layers import SeparableConv2d
 
 Pairs = list[tuple[str, Weights]]  # (module, weights of its layer)
@@ -35,10 +37,11 @@ MEAN_STD = {
 }
 # Input range of Keras's published weights, or of the tutorial; "tf" for all others.
 MODES = {
-    **dict.fromkeys(("vgg16", "vgg19", "resnet50", "resnet101", "resnet152"), "caffe"),
+    **dict.fromkeys(("vgg16", "vgg19", "resnet50", "resnet101", "resnet152", "squeezenet"), "caffe"),
     **dict.fromkeys(("resnext50", "resnext101", "densenet121", "densenet169", "densenet201"), "torch"),
     **dict.fromkeys(("resnet50_course", "happy_model", "small_convnet", "cifar10_net"), "unit"),
 }
+WIDTHS = (0.25, 0.35, 0.5, 0.75, 1.3, 1.4)  # of the MobileNets with published weights, but 1
 # Default names with a number. The number depends on the Keras session; only kind and order are meaningful.
 COUNTED = re.compile(r"(conv2d|depthwise_conv2d|separable_conv2d|batch_normalization)(?:_v1)?(?:_(\d+))?")
 # Arrays of a batch norm -> PyTorch's names, in Keras's order.
@@ -51,17 +54,35 @@ class KerasReport(NamedTuple):
     used: int
     head_loaded: bool
     skipped: list[str]
+    order: str = ""  # of the kernels, where it is Theano's
 
     def summary(self) -> str:
         """One line for the log."""
         head = "head loaded" if self.head_loaded else "head newly initialized"
         left_out = f" ({', '.join(self.skipped)} of the file left out)" if self.skipped else ""
-        return f"{self.used} arrays of the Keras file loaded, {head}{left_out}"
+        order = f" ({self.order})" if self.order else ""
+        return f"{self.used} arrays of the Keras file loaded{order}, {head}{left_out}"
 
 
 def keras_options(arch: str) -> dict[str, Any]:
     """Constructor keywords with which a network computes what Keras computes."""
-    return {"count_include_pad": False} if arch == "inception_v3" else {}
+    return {"inception_v3": {"count_include_pad": False}, "squeezenet": {"ceil_mode": False}}.get(arch, {})
+
+
+def width_option(arch: str, path: Path) -> dict[str, Any]:
+    """The factor of a MobileNet's widths with which its kernels have the sizes of a file's; empty for others."""
+    if arch not in ("mobilenet", "mobilenet_v2"):
+        return {}
+    arrays = [array for weights in read_keras_file(path).layers.values() for _, array in weights if array.ndim == 4]
+    sizes = Counter(array.size for array in arrays)
+    for alpha in WIDTHS:
+        with torch.device("meta"):
+            model = build_network(arch, options={"alpha": alpha})
+        kernels = [module.weight.numel() for module in model.modules() if isinstance(module, nn.Conv2d)]
+        if not Counter(kernels) - sizes:
+            log.info(f"note     {printable(path)}: the kernels have the sizes of {arch} with alpha = {alpha}")
+            return {"alpha": alpha}
+    return {}
 
 
 def input_mode(arch: str, keras_input: str = "") -> str:
@@ -101,7 +122,7 @@ def load_keras_weights(
 def _load(model: nn.Module, arch: str, path: Path, with_head: bool | None, mode: str) -> KerasReport:
     file = read_keras_file(path)
     layers = dict(zip(current_names(file.layers), file.layers.values(), strict=True))
-    dense = [name for name, weights in layers.items() if weights[0][1].ndim == 2 or name == "conv_preds"]
+    dense = [name for name, weights in layers.items() if weights[0][1].ndim == 2 or name in ("conv_preds", "conv10")]
     rows = keras_layers(model) if file.named else renumbered(keras_layers(model))
     rows = [row for row in rows if row.parameters]
     names, modules = current_names(row.name for row in rows), [row.module for row in rows]
@@ -115,14 +136,18 @@ def _load(model: nn.Module, arch: str, path: Path, with_head: bool | None, mode:
     head = [name for name, m in model.named_modules() if isinstance(m, nn.Linear) and name not in modules]
     if with_head is None:
         sizes = [math.prod(model.get_submodule(name).weight.shape) for name in head]  # type: ignore[arg-type]
-        with_head = sizes == [layers[name][0][1].size for name in dense]
+        # A ReLU follows SqueezeNet's conv10, which the head here has no place for.
+        with_head = "conv10" not in dense and sizes == [layers[name][0][1].size for name in dense]
     head_loaded = with_head and bool(dense)
     if head_loaded:
         pairs += zip(head, (layers[name] for name in dense), strict=False)
         missing += [f"{name} (linear)" for name in head[len(dense) :]]
         extra += dense[len(head) :]
 
-    tensors, absent, wrong = _convert(model, pairs)
+    pairs, swapped, order = _from_theano(model, pairs, file.backend, path)
+    # A dense layer behind a Flatten counts channel, row, column in Theano's order, as here.
+    channels: int = 0 if swapped else model.num_features  # type: ignore[assignment]
+    tensors, absent, wrong = _convert(model, pairs, channels)
     lists = {"in the network but not in the file": missing + absent}
     lists |= {"in the file but not in the network": extra, "shapes differ": wrong}
     lists |= unusable(tensors)
@@ -133,7 +158,7 @@ def _load(model: nn.Module, arch: str, path: Path, with_head: bool | None, mode:
         first = f"{modules[0]}.weight"
         tensors[first] = tensors[first].flip(1)
     model.load_state_dict(tensors, strict=False)
-    return KerasReport(sum(len(w) for _, w in pairs), head_loaded, [] if head_loaded else dense)
+    return KerasReport(sum(len(w) for _, w in pairs), head_loaded, [] if head_loaded else dense, order)
 
 
 def _ranked(names: Sequence[str]) -> list[tuple[str, int]]:
@@ -146,10 +171,40 @@ def _ranked(names: Sequence[str]) -> list[tuple[str, int]]:
     return [(kind, numbers[kind].index(number)) for kind, number in parsed]
 
 
-def _convert(model: nn.Module, pairs: Pairs) -> tuple[dict[str, Tensor], list[str], list[str]]:
+def _from_theano(model: nn.Module, pairs: Pairs, backend: str, path: Path) -> tuple[Pairs, bool, str]:
+    """The layers with kernels in TensorFlow's order, whether they were in Theano's, and what was done, in words.
+
+    With Theano Keras 1 wrote kernels as out, in, height, width, and Theano turns each by 180 degrees when it computes.
+    Keras 2 wrote them as height, width, in, out, but turned as well. A file's name or its backend says which it is.
+    """
+    swapped = any(_is_swapped(model.get_submodule(module), weights) for module, weights in pairs)
+    is_turned = backend == "theano" or "th_kernels" in path.name or (swapped and "tf_kernels" not in path.name)
+    if backend == "tensorflow" or not (swapped or is_turned):
+        return pairs, False, ""
+    found: Pairs = []
+    for module, weights in pairs:
+        layer = model.get_submodule(module)
+        (name, kernel), *rest = weights
+        if isinstance(layer, nn.Conv2d) and kernel.ndim == 4 and layer.groups == 1:
+            kernel = kernel.transpose(2, 3, 1, 0) if swapped else kernel
+            kernel = kernel[::-1, ::-1] if is_turned else kernel
+        found.append((module, [(name, kernel), *rest]))
+    order = "in Theano's order" if swapped else "of Theano"
+    return found, swapped, f"kernels {order}{', turned by 180 degrees' if is_turned else ''}"
+
+
+def _is_swapped(layer: nn.Module, weights: Weights) -> bool:
+    """Whether the kernel of a convolution fits only in Theano's order."""
+    if not isinstance(layer, nn.Conv2d) or layer.groups > 1:
+        return False
+    outputs, inputs, height, width = layer.weight.shape
+    shape = weights[0][1].shape
+    return shape == (outputs, inputs, height, width) != (height, width, inputs, outputs)
+
+
+def _convert(model: nn.Module, pairs: Pairs, channels: int) -> tuple[dict[str, Tensor], list[str], list[str]]:
     """The file's tensors by parameter name, parameters that the file lacks, tensors of a wrong shape."""
     own = model.state_dict()
-    channels: int = model.num_features  # type: ignore[assignment]
     tensors: dict[str, Tensor] = {}
     missing, wrong = [], []
     for module_name, weights in pairs:
@@ -161,6 +216,8 @@ def _convert(model: nn.Module, pairs: Pairs) -> tuple[dict[str, Tensor], list[st
             if tuple(tensor.shape) != expected:
                 wrong.append(f"{full} is {expected} in the network, {tuple(tensor.shape)} in the file")
             tensors[full] = tensor
+        if isinstance(module, nn.Linear) and module.bias is not None and "bias" not in new:
+            new["bias"] = tensors[f"{module_name}.bias"] = torch.zeros(module.out_features)  # Dense(use_bias=False)
         absent = module.state_dict().keys() - new.keys() - {"num_batches_tracked"}
         missing += [f"{module_name}.{name}" for name in sorted(absent)]
     return tensors, missing, wrong
