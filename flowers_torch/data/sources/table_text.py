@@ -25,6 +25,8 @@ SAVE_FIX = "save it as a CSV file with the columns file,label"
 class TableRow(dict[str, str]):
     """The cells of a row by column; those that are missing at its end are empty and take no memory."""
 
+    __slots__ = ()
+
     def __missing__(self, column: str) -> str:
         return ""
 
@@ -68,7 +70,7 @@ def read_rows(path: Path) -> Table:
     content = read_bytes(path, "a table of labels", DataError, MAX_BYTES)
     text, notes = _decode(content, path)
     lines_before = 0
-    if declared := re.match(r'"?sep=(.)"?\r?\n', text):  # a line that Excel understands
+    if declared := re.match(r'"?sep=([,;\t|])"?\r?\n', text):  # a line that Excel understands
         text, lines_before = text[declared.end() :], 1
     first = re.sub(r'"[^"\n]*"', "", text.split("\n", 1)[0])
     delimiter = declared[1] if declared else max(DELIMITERS, key=first.count)
@@ -84,7 +86,7 @@ def read_rows(path: Path) -> Table:
     except csv.Error as error:
         what = f"{printable(path)}, line {reader.line_num + lines_before}: {error}"
         raise DataError(what, "correct this line") from error
-    if header and is_image_name(header[0].strip()):
+    if any(is_image_name(cell.strip()) for cell in header):
         what = f"{printable(path)} has no header: its first line is {printable(delimiter.join(header), 60)}"
         raise DataError(what, "write the names of the columns into the first line, such as file,label")
     if len(header) > MAX_COLUMNS:
