@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flowers_torch.data.augment.names import AUGMENTATIONS
-from flowers_torch.data.dataset import CLASS_MARK, parse_exclude
+from flowers_torch.data.dataset import CLASS_MARK, COLUMN_MARK, parse_exclude
 
 RATE_FIELDS = frozenset(("lr", "schedule", "warmup_epochs", "layer_decay"))  # without meaning for L-BFGS
 HEAD_VIEWS = 2  # of each image, where only the head trains
@@ -111,10 +111,9 @@ class Config:
         "", "preprocessing of a Keras file's network; empty: as published", ("", "caffe", "tf", "torch", "unit")
     )
     split: str = option("60/20/20", "percent train/val/test; flowers17: also tutorial, oxford1-oxford3")
-    groups: str = option("duplicates", "what stays in one split: duplicates, none, or a CSV file,group")
-    exclude: str = option(
-        "", "what to leave out: exclude.csv of a check, classes as class:NAME, or both with a comma between them"
-    )
+    classes: str = option("", "what names classes: top, leaf, path or name", ("", "top", "leaf", "path", "name"))
+    groups: str = option("duplicates", "kept in one split: duplicates, none, FILE or column:NAME")
+    exclude: str = option("", "left out: exclude.csv of a check, class:NAME, or both (FILE,class:NAME)")
     skip_bad: bool = option(False, "leave out unreadable images instead of stopping")
     seed: int = option(0, "random seed of splits, order, augmentation, and new weights", (0, 2**32 - 1))
     size: int = option(0, "height and width of the input in pixels; 0: those of the network", (0, 4096))
@@ -179,7 +178,7 @@ def with_absolute_paths(config: Config) -> Config:
     for field, names in PATHS.items():
         value = getattr(config, field)
         path, classes = parse_exclude(value) if field == "exclude" else (value, [])
-        if path not in names:
+        if path not in names and not (field == "groups" and path.startswith(COLUMN_MARK)):
             # A link stays a link, so that its target can move. Behind `..` only the target identifies the folder.
             absolute = Path(path).expanduser().absolute()
             absolute = absolute.resolve() if ".." in absolute.parts else absolute

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from flowers_torch.errors import DataError, FlowersError, UsageError
+from flowers_torch.files.atomic import write_csv
 from flowers_torch.files.cache import recall, remember
 from flowers_torch.files.reading import check, read_csv, read_json, read_toml
 
@@ -144,3 +145,14 @@ def test_errors_of_ours_pass_a_door(tmp_path: Path) -> None:
     with pytest.raises(FlowersError, match="is not a record"):
         (tmp_path / "x").write_text("nan")
         read_json(tmp_path / "x", "a record", {})
+
+
+def test_cells_that_a_spreadsheet_would_run(tmp_path: Path) -> None:
+    """They are written as text and read back as they were; numbers stay numbers."""
+    cells = ['=HYPERLINK("x")', "+a", "-rf.jpg", "@sum", "'=a", "''-b", "'rose'", "a=b", "", "-1.5", "+2e-3", "-"]
+    write_csv(tmp_path / "x.csv", [{"name": cell, "value": -0.5} for cell in cells])
+    lines = (tmp_path / "x.csv").read_text().splitlines()[1:]
+    firsts = [line[0] for line in lines]
+    assert firsts[1:7] == ["'"] * 6 and firsts[7:] == ["a", ",", "-", "+", "'"]
+    assert lines[0] == '"\'=HYPERLINK(""x"")",-0.5' and lines[9] == "-1.5,-0.5"
+    assert [row["name"] for row in read_csv(tmp_path / "x.csv", "a table")] == cells

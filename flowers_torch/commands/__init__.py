@@ -26,6 +26,13 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", dest="moved", default="", metavar="DATA", help=text)
 
 
+def add_classes(parser: argparse.ArgumentParser) -> None:
+    """Adds --classes for a command that reads photos of its own."""
+    text = "what names the classes of DATA: top, leaf, path or name [what leaves no doubt]"
+    choices = ("", "top", "leaf", "path", "name")
+    parser.add_argument("--classes", default="", choices=choices, metavar="NAME", help=text)
+
+
 def add_json(parser: Any) -> None:
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 

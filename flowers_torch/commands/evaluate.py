@@ -3,7 +3,16 @@
 import argparse
 from pathlib import Path
 
-from flowers_torch.commands import add_data, add_device, add_json, add_run, check_positive, print_json, warn
+from flowers_torch.commands import (
+    add_classes,
+    add_data,
+    add_device,
+    add_json,
+    add_run,
+    check_positive,
+    print_json,
+    warn,
+)
 from flowers_torch.errors import UsageError, printable
 
 EXAMPLES = """examples:
@@ -17,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run(parser)
     parser.add_argument("other", nargs="?", metavar="DATA", help="other labeled photos [the test photos of the run]")
     add_data(parser)
+    add_classes(parser)
     parser.add_argument("--subset", default="", metavar="NAME", help="train, val or test [test; all other photos]")
     text = "test-time augmentation: auto, flip, scales, crop5, ... [none]"
     parser.add_argument("--tta", default="none", metavar="VIEWS", help=text)
@@ -32,11 +42,14 @@ def run(args: argparse.Namespace) -> None:
         raise UsageError(f"--subset {printable(args.subset)} is not a valid split", "use train, val or test")
     if args.moved and args.other:
         raise UsageError("--data applies only to the photos of the run", "leave out one of the two")
+    if args.classes and not args.other:
+        raise UsageError("--classes applies only to other labeled photos", "name them after RUN")
 
     from flowers_torch.evaluation.evaluate import VIEWS
     from flowers_torch.evaluation.metrics import describe_scores, describe_small_classes
     from flowers_torch.files.atomic import write_csv, write_json
     from flowers_torch.log import console
+    from flowers_torch.runs.dataset import open_other
     from flowers_torch.runs.evaluate import evaluate_data, evaluate_run, rewrite_results
     from flowers_torch.runs.folder import find_run, find_run_folder
 
@@ -52,7 +65,8 @@ def run(args: argparse.Namespace) -> None:
     path = find_run(args.run)
     options = {"views": args.tta, "device": args.device, "batch_size": args.batch_size}
     if args.other:
-        found = evaluate_data(path, args.other, args.subset, **options)
+        dataset = open_other(path, args.other, args.classes)
+        found = evaluate_data(path, dataset, args.subset, **options)
     elif path.is_dir():
         found = evaluate_run(path, args.subset or "test", data=args.moved, **options)
     else:

@@ -40,8 +40,8 @@ def run(args: argparse.Namespace) -> int:
     max_error = fraction(args.max_error) if args.max_error is not None else None
 
     from flowers_torch.deploy.classifier import Classifier, find_inputs
-    from flowers_torch.deploy.sort import check_folder, sort_into
-    from flowers_torch.files.atomic import atomic_write
+    from flowers_torch.deploy.sort import check_folder, folder_names, sort_into
+    from flowers_torch.files.atomic import atomic_write, safe_cell
     from flowers_torch.log import bar
     from flowers_torch.runs.folder import find_run
     from flowers_torch.training.device import choose_runtime
@@ -53,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
     classes = len(classifier.info.classes)
     if args.top > classes:
         raise UsageError(f"--top {args.top}: the model has {classes} classes", f"use --top {classes}")
+    folders = folder_names(classifier.info.classes)
     threshold = classifier.threshold(max_error) if max_error is not None else None
     if threshold:
         print(f"flowers-torch: {threshold.describe()}", file=sys.stderr)
@@ -66,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
         for number, (photo, prediction) in enumerate(zip(photos, predictions, strict=True)):
             extra: dict[str, Any] = {}
             if args.sort_into:
-                extra["sorted"] = str(sort_into(args.sort_into, prediction))
+                extra["sorted"] = str(sort_into(args.sort_into, prediction, folders))
             if args.gradcam and not prediction.error:
                 path = args.gradcam / f"{number:04d}-{Path(str(photo)).stem[:80]}.jpg"
                 try:
@@ -81,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
             if args.json:
                 rows.append(prediction.to_dict() | extra)
             elif args.csv:
-                table.writerows(_to_rows(prediction))
+                table.writerows([safe_cell(cell) for cell in row] for row in _to_rows(prediction))
             elif prediction.error:
                 meter.write(f"flowers-torch: {prediction.error}", file=sys.stderr)
             else:

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from flowers_torch.commands import add_classes
 from flowers_torch.errors import UsageError, printable
 
 PER_ROW = 5
@@ -16,6 +17,7 @@ EXAMPLES = """examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", metavar="DATA", help="folder, archive, table, flowers17, demo, or one photo")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder for the images and contact_sheet.jpg")
+    add_classes(parser)
     parser.add_argument("--n", type=int, default=20, metavar="N", help="number of variants [20]")
     parser.add_argument("--augment", default="crop", metavar="NAME", help="augmentation of a stage, or tutorial [crop]")
     parser.add_argument("--size", type=int, default=224, metavar="N", help="side of the images in pixels [224]")
@@ -41,7 +43,7 @@ def run(args: argparse.Namespace) -> None:
     if source.is_file() and is_image_name(source):
         rows = [(source, args.n)]
     else:
-        dataset = open_dataset(args.data)
+        dataset = open_dataset(args.data, classes=args.classes)
         chosen = sample_by_class(dataset, -(-args.n // PER_ROW), args.seed)
         counts = [min(PER_ROW, args.n - PER_ROW * row) for row in range(len(chosen))]
         rows = [(dataset.root / dataset.paths[i], count) for i, count in zip(chosen, counts, strict=True)]

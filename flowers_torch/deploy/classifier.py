@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from flowers_torch.accelerate import AUTO, Acceleration
 from flowers_torch.data.augment.per_image import enough_side, eval_transform
 from flowers_torch.data.images import MAX_PIXELS, is_image_name, load_image
+from flowers_torch.data.sources.tree import is_hidden
 from flowers_torch.errors import DataError, ResourceError, UsageError, printable
 from flowers_torch.evaluation.gradcam import grad_cam, input_to_image, overlay
 from flowers_torch.evaluation.predictions import Predictions, collect
@@ -177,9 +178,13 @@ def find_files(patterns: Sequence[str]) -> list[Path]:
     for pattern in patterns:
         path = Path(pattern).expanduser()
         if os.path.isdir(path):
-            folders = os.walk(path, onerror=_warn)
-            matches = sorted(Path(at, name) for at, _, names in folders for name in names)
-            matches = [path for path in matches if is_image_name(path)]  # guard: S9 find
+            matches = []
+            for at, folders, names in os.walk(path, onerror=_warn):
+                folders[:] = [name for name in folders if not is_hidden(name)]
+                # guard: S9 find
+                matches += [path for path in (Path(at, name) for name in names) if is_image_name(path)]
+            matches = [path for path in matches if not is_hidden(path.name)]
+            matches.sort()
         elif os.path.lexists(path):
             matches = [path]
         else:

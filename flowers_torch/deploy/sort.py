@@ -2,6 +2,8 @@
 
 import itertools
 import os
+import unicodedata
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from flowers_torch.deploy.classifier import Prediction, is_url
@@ -12,15 +14,16 @@ from flowers_torch.files.system import link_or_copy, valid_name
 UNSURE, UNREADABLE = "unsure", "unreadable"
 
 
-def sort_into(folder: Path, prediction: Prediction) -> Path:
+def sort_into(folder: Path, prediction: Prediction, names: Mapping[str, str]) -> Path:
     """Links an image into `folder/<class>/`, `unsure/` or `unreadable/`; a second one of its name gets a number.
 
-    Without links in the file system, the image is copied. A URL is written to a text file.
+    `names` are the names of the folders by class, from `folder_names`. Without links in the file system, the image
+    is copied. A URL is written to a text file.
 
     Raises:
         ResourceError: the folder cannot be written.
     """
-    name = UNREADABLE if prediction.error else UNSURE if prediction.reason else folder_name(prediction.classes[0])
+    name = UNREADABLE if prediction.error else UNSURE if prediction.reason else names[prediction.classes[0]]
     target = folder / name
     try:
         refuse_link(target).mkdir(parents=True, exist_ok=True)
@@ -36,6 +39,24 @@ def sort_into(folder: Path, prediction: Prediction) -> Path:
         what = f"cannot sort into {printable(target)}: {error.strerror}"
         raise ResourceError(what, "choose another folder") from error
     return path
+
+
+def folder_names(classes: Sequence[str]) -> dict[str, str]:
+    """The folder of each class: its name as far as it is valid, and a number if another class has that already.
+
+    File systems of macOS and Windows do not tell upper from lower case.
+    """
+    taken, names = set[str](), dict[str, str]()
+    for label in classes:
+        name = folder_name(label)
+        numbered = (name if number == 1 else f"{name}-{number}" for number in itertools.count(1))
+        names[label] = next(name for name in numbered if _caseless(name) not in taken)  # guard: D29 folders
+        taken.add(_caseless(names[label]))
+    return names
+
+
+def _caseless(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def folder_name(label: str) -> str:

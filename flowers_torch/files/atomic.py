@@ -7,14 +7,17 @@ import io
 import json
 import math
 import os
+import re
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from flowers_torch.errors import ResourceError, printable
 from flowers_torch.files.system import fsync_folder, replace
+
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
 
 
 @contextlib.contextmanager
@@ -93,11 +96,21 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, to_json(value, indent=1) + "\n")
 
 
-def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Writes rows atomically, with the keys of the first one as header."""
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> None:
+    """Writes rows atomically; the header holds `columns`, or the keys of the first row."""
     text = io.StringIO()
-    if rows:
-        writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
+    if rows or columns:
+        writer = csv.DictWriter(text, columns or rows[0].keys(), lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({key: safe_cell(value) for key, value in row.items()} for row in rows)
     write_text(path, text.getvalue())
+
+
+def safe_cell(value: Any) -> Any:
+    """A cell of a CSV file; text that a spreadsheet would run as a formula gets an apostrophe, unless it is a number.
+
+    `reading.plain_cell` removes it again.
+    """
+    if isinstance(value, str) and re.match("'*[=+@-]", value) and not NUMBER.fullmatch(value):  # guard: D25 formula
+        return f"'{value}"
+    return value

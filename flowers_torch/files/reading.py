@@ -157,7 +157,12 @@ def read_csv(path: Path, kind: str, columns: Sequence[str] = (), fix: str = "use
         missing = [column for column in columns if column not in (rows.fieldnames or ())]
         if missing:
             raise ValueError(f"it has no column {missing[0]!r}")
-        return [{key: value for key, value in row.items() if key is not None} for row in rows]
+        return [{key: plain_cell(value) for key, value in row.items() if key is not None} for row in rows]
+
+
+def plain_cell(text: str) -> str:
+    """The text of a cell that `atomic.safe_cell` wrote."""
+    return text[1:] if re.match("'+[=+@-]", text) else text
 
 
 def check(value: Any, form: Any, name: str = "the file") -> Any:

@@ -6,12 +6,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from flowers_torch.config import Config, split_fractions
+from flowers_torch.config_file import load_config
 from flowers_torch.data.dataset import ImageDataset
 from flowers_torch.data.quality.filter import FilteredDataset, filter_images
 from flowers_torch.data.sources.flowers17 import by_file_name, is_from_flowers17, official_split, whole_set
+from flowers_torch.data.sources.layouts import PLAIN
 from flowers_torch.data.sources.open import open_dataset
 from flowers_torch.data.splits.assign import Splits, exact_split, split_dataset
 from flowers_torch.errors import DataError, UsageError, printable
+from flowers_torch.log import log
 
 TUTORIAL_COUNTS = (800, 280, 280)  # of Flowers-17 in the original tutorial, with the 40 images it left over
 
@@ -19,7 +22,8 @@ TUTORIAL_COUNTS = (800, 280, 280)  # of Flowers-17 in the original tutorial, wit
 def open_images(config: Config, folder: Path | None = None) -> FilteredDataset:
     """The images of a configuration that can be trained on; `folder` is the run that had them before."""
     with images_of(folder, config) if folder else contextlib.nullcontext():
-        filtered = filter_images(open_dataset(config.data), config.exclude, config.groups, config.skip_bad)
+        dataset = open_dataset(config.data, classes=config.classes, groups=config.groups)
+        filtered = filter_images(dataset, config.exclude, config.groups, config.skip_bad)
     if len(filtered.dataset.classes) < 2:
         raise DataError(f"--exclude {printable(config.exclude)} leaves too few classes", "leave out fewer of them")
     return filtered
@@ -37,6 +41,23 @@ def images_of(folder: Path, config: Config) -> Iterator[None]:
             raise
         what = f"the photos of {printable(folder)} are not at {printable(place)}"
         raise DataError(what, "say where they are now with --data") from error
+
+
+def open_other(run: Path, data: str, classes: str = "") -> ImageDataset:
+    """Other labeled images; folders are read as those of the run are, unless `classes` says what names them."""
+    if not classes and (run / "config.toml").is_file():
+        classes = load_config(file=str(run / "config.toml")).classes
+    return open_dataset(data, classes=classes)
+
+
+def log_reading(dataset: ImageDataset) -> None:
+    """Logs how the source was read, where that is not plain, and what in it is not used."""
+    if dataset.layout not in ("", PLAIN):
+        log.info(f"read     {dataset.layout}")
+    for note in dataset.notes:
+        log.info(f"note     {note}")
+    for thing in dataset.unused:
+        log.info(f"not used {thing}")
 
 
 def choose_splits(dataset: ImageDataset, config: Config, duplicates: Sequence[Sequence[int]] = ()) -> Splits:

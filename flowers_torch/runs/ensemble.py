@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowers_torch.data.sources.open import open_dataset
 from flowers_torch.errors import DataError, UsageError
 from flowers_torch.evaluation import ensembles
 from flowers_torch.evaluation.comparison import common_images, select
@@ -19,6 +18,7 @@ from flowers_torch.files.reading import read_json
 from flowers_torch.files.tensors import safe_load
 from flowers_torch.models.checkpoint import ModelInfo, load_classifier, read_model_info, save_classifier
 from flowers_torch.runs.crossval import SUMMARY_FILE, SUMMARY_FORM, fold_folder
+from flowers_torch.runs.dataset import open_other
 from flowers_torch.runs.evaluate import TrainedModel, count_known
 from flowers_torch.runs.experiment import Experiment
 from flowers_torch.training.checkpoint import MODEL_FILE
@@ -108,7 +108,7 @@ def evaluate_ensembles(
     runtime, models = choose_runtime(device, "fp32"), [load_classifier(folder) for folder in folders]
     if any(info.classes != models[0][1].classes for _, info in models):
         raise DataError("the runs have different classes", "name runs of the same data")
-    dataset = open_dataset(data)
+    dataset = open_other(folders[0], data)
     everything = range(len(dataset))
 
     def predict(network: nn.Module, info: ModelInfo) -> Tensor:

@@ -9,7 +9,6 @@ from typing import Any
 from torch import nn
 
 from flowers_torch.data.dataset import ImageDataset
-from flowers_torch.data.sources.open import open_dataset
 from flowers_torch.data.splits.split_file import fingerprint, read_split
 from flowers_torch.errors import DataError, ModelFileError, UsageError, printable
 from flowers_torch.evaluation.evaluate import VIEWS, predict_images
@@ -113,11 +112,16 @@ def evaluate_run(
 
 
 def evaluate_data(
-    path: Path, data: str, split: str = "", views: str = "none", device: str = "auto", batch_size: int = 32
+    path: Path,
+    dataset: ImageDataset,
+    split: str = "",
+    views: str = "none",
+    device: str = "auto",
+    batch_size: int = 32,
 ) -> Evaluation:
-    """Evaluates a run or a weights file on other labeled images, in folders named after its classes.
+    """Evaluates a run or a weights file on other labeled images, whose classes have the names of its own.
 
-    `split` uses only the images that `data` itself puts into it. `views` is a key of `VIEWS`.
+    `split` uses only the images that the source itself puts into it. `views` is a key of `VIEWS`.
 
     Raises:
         DataError: no images of the split, or a class that the model does not know.
@@ -125,10 +129,10 @@ def evaluate_data(
     if views == "auto":
         raise UsageError("--tta auto chooses on the validation photos of a run", "give only the run")
     network, info = load_classifier(path)
-    runtime, dataset = choose_runtime(device, "fp32"), open_dataset(data)
+    runtime = choose_runtime(device, "fp32")
     chosen = [index for index, name in enumerate(dataset.paths) if split in ("", dataset.split.get(name))]
     if not chosen:
-        raise DataError(f"{printable(data)} has no {split} photos", "leave out --subset")
+        raise DataError(f"{printable(dataset.name)} has no {split} photos", "leave out --subset")
     model = TrainedModel(runtime.place(network), info, runtime, dataset, batch_size)
     found = model.evaluate(chosen, views, info.temperature)
     return dataclasses.replace(found, known=count_known(path, dataset, chosen))

@@ -27,7 +27,7 @@ from flowers_torch.models.freeze import apply_rules, rules_for, set_train_mode
 from flowers_torch.models.registry import input_options
 from flowers_torch.models.timm_networks import unseen_border
 from flowers_torch.models.weights import load_weights, plan_weights
-from flowers_torch.runs.dataset import choose_splits, open_images
+from flowers_torch.runs.dataset import choose_splits, log_reading, open_images
 from flowers_torch.runs.feature_cache import FeatureCache
 from flowers_torch.runs.fingerprint import check_exact, fingerprint
 from flowers_torch.runs.loaders import Loaders
@@ -163,7 +163,8 @@ def _prepare(config: Config, distributed: Distributed, splits: Splits | None) ->
 
     filtered = open_images(config)
     dataset = filtered.dataset
-    for line in (*dataset.notes, *filtered.warnings):
+    log_reading(dataset)
+    for line in filtered.warnings:
         log.info(f"note     {line}")
     asked = () if splits else split_fractions(config.split) or ()
     splits = splits or choose_splits(dataset, config, filtered.duplicates)

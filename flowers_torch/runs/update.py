@@ -31,7 +31,7 @@ from flowers_torch.files.system import link_or_copy
 from flowers_torch.log import RESULT, log
 from flowers_torch.models.checkpoint import load_classifier
 from flowers_torch.runs import recipe
-from flowers_torch.runs.dataset import images_of
+from flowers_torch.runs.dataset import images_of, log_reading
 from flowers_torch.runs.folder import new_run_folder
 from flowers_torch.training.checkpoint import MODEL_FILE
 from flowers_torch.training.device import choose_runtime, runtime_of_run
@@ -63,13 +63,13 @@ def update(
     config = _config_of_update(folder, former, changes or {})
     fractions = split_fractions(former.split) or split_fractions(Config.split) or ()
     with images_of(folder, former):
-        known = open_dataset(former.data)
+        known = open_dataset(former.data, classes=former.classes, groups=former.groups)
     old = _parent_images(folder, known)
-    found = open_dataset(source, fewest=1)
+    groups = former.groups if source.lower().endswith((".csv", ".tsv")) else ""
+    found = open_dataset(source, fewest=1, classes=config.classes, groups=groups)
     exclude = config.exclude or (former.exclude if found.root.resolve() == known.root.resolve() else "")
     new = filter_images(found, exclude, "none", config.skip_bad).dataset
-    for note in new.notes:
-        log.info(f"note     {note}")
+    log_reading(new)
     seen = dict(zip(known.paths, inspect_images(known), strict=True))
     added = extend_splits(old, [seen[member.name] for member in old], new, inspect_images(new), fractions, former.seed)
     if not added:
@@ -80,7 +80,7 @@ def update(
     fresh = sorted({m.label for m in added} - {m.label for m in old})
     classes = f"; new classes: {printable(', '.join(fresh))}" if fresh else ""
     log.info(f"data     {len(added)} new photos ({counts}) beside the {len(old)} of the run{classes}")
-    config = dataclasses.replace(config, data=str(new_folder / "photos"), exclude="")
+    config = dataclasses.replace(config, data=str(new_folder / "photos"), classes="top", exclude="")
     again = with_absolute_paths(dataclasses.replace(former, data=source)).data
     command = command or ["flowers-torch", "update", str(folder.absolute()), again]
     recipe.train(config, new_folder, overwrite=True, command=command)

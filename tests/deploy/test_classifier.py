@@ -81,7 +81,12 @@ def test_files_folders_and_globs(photo_folder: Path, tmp_path: Path) -> None:
         *sorted(red.glob("1?.png")),
         red / "3.png",
     ]
-    for nothing in (str(tmp_path), f"{red}/*.gif", "no_such_file.jpg"):
+    for name in ("a/1.jpg", "a/._1.jpg", "__MACOSX/a/1.jpg", ".trash/2.jpg", "a/Thumbs.db"):
+        (tmp_path / "some" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "some" / name).touch()
+    assert find_files([str(tmp_path / "some")]) == [tmp_path / "some/a/1.jpg"]
+    (tmp_path / "none").mkdir()
+    for nothing in (str(tmp_path / "none"), f"{red}/*.gif", "no_such_file.jpg"):
         with pytest.raises(UsageError, match="no photo at"):
             find_files([nothing])
 

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from flowers_torch.deploy.classifier import OUT_OF_DISTRIBUTION, Prediction
-from flowers_torch.deploy.sort import check_folder, folder_name, sort_into
+from flowers_torch.deploy.sort import check_folder, folder_name, folder_names, sort_into
 from flowers_torch.errors import ResourceError, UsageError
+
+NAMES = {name: name for name in ("rose", "iris", "a")}
 
 
 def test_links_by_class_and_again(tmp_path: Path) -> None:
@@ -22,7 +24,7 @@ def test_links_by_class_and_again(tmp_path: Path) -> None:
         Prediction("https://example.org/x/2.jpg", ("iris",), (0.8,)),
         Prediction(str(tmp_path / "a" / "gone.jpg"), error="it is gone"),
     ]
-    paths = [sort_into(out, prediction) for prediction in predictions]
+    paths = [sort_into(out, prediction, NAMES) for prediction in predictions]
     assert [str(path.relative_to(out)) for path in paths] == [
         "rose/1.jpg",
         "rose/1-2.jpg",
@@ -32,7 +34,7 @@ def test_links_by_class_and_again(tmp_path: Path) -> None:
     ]
     assert paths[1].read_text() == "b" and paths[1].is_symlink()
     assert paths[3].read_text() == "https://example.org/x/2.jpg\n"
-    assert [sort_into(out, prediction) for prediction in predictions[:2]] == paths[:2]  # already linked
+    assert [sort_into(out, prediction, NAMES) for prediction in predictions[:2]] == paths[:2]  # already linked
 
 
 def test_nothing_is_written_through_a_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,7 +46,7 @@ def test_nothing_is_written_through_a_link(tmp_path: Path, monkeypatch: pytest.M
     (out / "unsure").symlink_to(tmp_path / "none")
     for prediction in (Prediction(str(photo), ("rose",), (0.9,)), Prediction(str(photo), ("a",), (0.1,), reason="x")):
         with pytest.raises(ResourceError, match="is a link to another folder"):
-            sort_into(out, prediction)
+            sort_into(out, prediction, NAMES)
     assert not list(elsewhere.iterdir()) and not (tmp_path / "none").exists()
 
     def made_in_this_moment(image: Path, path: Path) -> None:
@@ -54,7 +56,7 @@ def test_nothing_is_written_through_a_link(tmp_path: Path, monkeypatch: pytest.M
     real = os.symlink
     monkeypatch.setattr(os, "symlink", made_in_this_moment)
     with pytest.raises(ResourceError, match="cannot sort"):
-        sort_into(out, Prediction(str(photo), ("iris",), (0.9,)))
+        sort_into(out, Prediction(str(photo), ("iris",), (0.9,)), NAMES)
     assert not list(elsewhere.iterdir())
 
 
@@ -71,7 +73,7 @@ def test_nothing_is_written_through_a_link(tmp_path: Path, monkeypatch: pytest.M
 )
 def test_class_names_stay_inside_the_folder(label: str, name: str, tmp_path: Path) -> None:
     assert folder_name(label) == name
-    path = sort_into(tmp_path, Prediction(__file__, (label,), (1.0,)))
+    path = sort_into(tmp_path, Prediction(__file__, (label,), (1.0,)), folder_names([label]))
     assert path.parent.parent == tmp_path and ".." not in path.relative_to(tmp_path).parts
 
 
@@ -82,3 +84,11 @@ def test_the_photos_own_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is a file"):
         check_folder(tmp_path / "1.jpg", [])
     check_folder(tmp_path / "sorted", [tmp_path / "1.jpg"])
+
+
+def test_classes_with_similar_names_have_folders_of_their_own() -> None:
+    classes = ["rose/red", "rose:red", "L" * 300, "L" * 200, "Rose", "rose", "\xe9", "e\u0301", "rose-2", "..", "..."]
+    folders = folder_names(classes)
+    assert len({name.casefold() for name in folders.values()}) == len(classes)
+    assert folders["rose/red"] == "rose_red" and folders["rose:red"] == "rose_red-2"
+    assert folders["rose"] == "rose-2" and folders["rose-2"] == "rose-2-2"

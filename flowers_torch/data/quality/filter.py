@@ -3,9 +3,9 @@
 import dataclasses
 from pathlib import Path
 
-from flowers_torch.data.dataset import CLASS_MARK, ImageDataset, parse_exclude
+from flowers_torch.data.dataset import CLASS_MARK, COLUMN_MARK, ImageDataset, parse_exclude
 from flowers_torch.data.quality.duplicates import Duplicates, near_duplicates
-from flowers_torch.data.quality.report import check_quality, drop_images, read_exclude_list
+from flowers_torch.data.quality.report import check_quality, drop_images, read_exclude_list, unreadable_reasons
 from flowers_torch.data.quality.scan import inspect_images
 from flowers_torch.data.sources.rows import listed
 from flowers_torch.data.sources.tables import read_groups
@@ -31,8 +31,8 @@ def filter_images(
     """Decodes every image once, before anything is downloaded or trained. Cached inspections are reused.
 
     `exclude` is an exclude list and classes, as `parse_exclude` takes them; `groups` is "duplicates", "none" or
-    the path of a table file,group. Unreadable images (unless `skip_bad`) and a class without any image left are
-    a `DataError`.
+    the path of a table file,group; with `column:NAME`, the source has set the groups. Unreadable images (unless
+    `skip_bad`) and a class without any image left are a `DataError`.
     """
     path, classes = parse_exclude(exclude)
     excluded = read_exclude_list(Path(path).expanduser()) if path else {}
@@ -42,12 +42,15 @@ def filter_images(
     bad = {path: found.error for path, found in zip(dataset.paths, inspections, strict=True) if found.error}
     if bad and not skip_bad:
         first = next(iter(bad.values())).split("; fix: ")[0]
-        what = f"{len(bad)} of {len(dataset)} photos cannot be used; the first: {first}"
-        raise DataError(what, "replace them, or leave them out with --skip-bad")
+        (reason, fix), own = next(iter(unreadable_reasons(dataset, inspections).items()))
+        same = f"; {len(own)} of them: {reason}" if len(own) > 1 else ""
+        what = f"{len(bad)} of {len(dataset)} photos cannot be used; the first: {first}{same}"
+        raise DataError(what, f"{fix or 'replace them'}, or leave them out with --skip-bad")
     if bad:
         dataset = drop_images(dataset, bad)
         inspections = [inspection for inspection in inspections if not inspection.error]
-    if groups not in ("duplicates", "none"):
+    with_duplicates = groups == "duplicates" or groups.startswith(COLUMN_MARK)
+    if groups != "none" and not with_duplicates:
         dataset = dataclasses.replace(dataset, groups=read_groups(Path(groups).expanduser(), dataset))
     found = near_duplicates(dataset, inspections)
     report = check_quality(dataset, inspections, duplicates=found)
@@ -59,4 +62,4 @@ def filter_images(
             warnings.append(f"{finding.what} (first: {first})" if pairs else finding.what)
     if bad:
         warnings.insert(0, f"{len(bad)} photos cannot be used and are left out: {listed(list(bad), limit=3)}")
-    return FilteredDataset(dataset, found.groups if groups == "duplicates" else [], bad, warnings, found)
+    return FilteredDataset(dataset, found.groups if with_duplicates else [], bad, warnings, found)

@@ -3,8 +3,6 @@
 No file of the user changes. Images to leave out are listed in `exclude.csv`, which training reads.
 """
 
-import csv
-import io
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,10 +15,10 @@ from flowers_torch.data.dataset import CLASS_MARK, ImageDataset
 from flowers_torch.data.images import SUFFIXES
 from flowers_torch.data.quality.duplicates import Duplicates, exact_duplicates, near_duplicates, similar_features
 from flowers_torch.data.quality.inspection import Inspection
-from flowers_torch.data.sources.rows import counted, listed
+from flowers_torch.data.sources.rows import counted, listed, normalized
 from flowers_torch.data.splits.assign import IMBALANCE, Splits, join_groups
 from flowers_torch.errors import DataError, printable
-from flowers_torch.files.atomic import write_text
+from flowers_torch.files.atomic import write_csv
 from flowers_torch.files.reading import read_csv
 
 MIN_SIDE = 64  # pixels
@@ -95,17 +93,36 @@ def check_quality(
     place = {i: number for number, group in enumerate(duplicates.groups) for i in group}
     similar = [] if features is None else similar_features(features)
     similar = [group for group in similar if len({place.get(i, -1 - i) for i in group}) > 1]
-    unreadable = [index for index, inspection in enumerate(inspections) if inspection.error]
     about_images = [
-        _about("unreadable", 3, "cannot be read", "replace or remove them", unreadable, unreadable),
+        *_check_readable(dataset, inspections),
         *_check_duplicates(dataset, inspections, duplicates, similar, split_of),
         *_check_appearance(dataset, inspections),
     ]
     findings = [finding for finding in about_images if finding.groups]
     findings += _check_classes(dataset, inspections)
     findings += [Finding("note", 1, note, "nothing, if that is intended") for note in dataset.notes]
+    findings += [Finding("unused", 1, f"not used: {thing}", "nothing, if that is right") for thing in dataset.unused]
     findings.sort(key=lambda finding: -finding.severity)  # stable within a severity
     return QualityReport(dataset, inspections, findings, duplicates.groups)
+
+
+def unreadable_reasons(dataset: ImageDataset, inspections: Sequence[Inspection]) -> dict[tuple[str, str], list[int]]:
+    """The unreadable images by reason and fix, the most frequent first."""
+    found: dict[tuple[str, str], list[int]] = {}
+    for index, (path, inspection) in enumerate(zip(dataset.paths, inspections, strict=True)):
+        if inspection.error:
+            reason, _, fix = inspection.error.partition("; fix: ")
+            reason = reason.replace(printable(dataset.root / path), "").strip()
+            found.setdefault((reason, fix), []).append(index)
+    return dict(sorted(found.items(), key=lambda item: -len(item[1])))
+
+
+def _check_readable(dataset: ImageDataset, inspections: Sequence[Inspection]) -> list[Finding]:
+    found = unreadable_reasons(dataset, inspections)
+    reasons = "; ".join(f"{len(own)}: {reason}" for (reason, _), own in found.items())
+    fixes = "; ".join(dict.fromkeys(fix or "replace or remove them" for _, fix in found))
+    indices = [index for own in found.values() for index in own]
+    return [_about("unreadable", 3, f"cannot be read ({reasons})", fixes, indices, indices)]
 
 
 def _check_duplicates(
@@ -255,10 +272,8 @@ def _about(kind: str, severity: int, what: str, todo: str, indices: list[int], e
 
 def write_exclude_list(path: Path, report: QualityReport) -> None:
     """Writes `exclude.csv` with the columns file and reason. Lines may be deleted or added by hand."""
-    text = io.StringIO()
-    excluded = ((report.dataset.paths[i], reason) for i, reason in report.excluded().items())
-    csv.writer(text, lineterminator="\n").writerows([("file", "reason"), *excluded])
-    write_text(path, text.getvalue())
+    excluded = [{"file": report.dataset.paths[i], "reason": reason} for i, reason in report.excluded().items()]
+    write_csv(path, excluded, ["file", "reason"])
 
 
 def read_exclude_list(path: Path) -> dict[str, str]:
@@ -272,8 +287,13 @@ def drop_images(dataset: ImageDataset, exclude: dict[str, str]) -> ImageDataset:
 
     A class that it does not name but leaves without any image, and one that is not there, are a `DataError`.
     """
-    dataset = _drop_classes(dataset, [key for key in exclude if key.startswith(CLASS_MARK)])
-    rest = [i for i, path in enumerate(dataset.paths) if path not in exclude]
+    excluded = set(map(normalized, exclude))  # macOS encodes accents in another way
+    listed_classes = [key for key in excluded if key.startswith(CLASS_MARK)]
+    if absent := excluded - set(map(normalized, dataset.paths)) - set(listed_classes):
+        note = f"names in the exclude list without a photo here: {listed(sorted(absent))}"
+        dataset = replace(dataset, notes=(*dataset.notes, note))
+    dataset = _drop_classes(dataset, listed_classes)
+    rest = [i for i, path in enumerate(dataset.paths) if normalized(path) not in excluded]
     remaining = {dataset.labels[i] for i in rest}
     empty = [printable(name, 60) for label, name in enumerate(dataset.classes) if label not in remaining]
     if empty:  # guard: D33

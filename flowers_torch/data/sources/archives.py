@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from flowers_torch.data.images import open_regular
+from flowers_torch.data.sources.zip_names import zip_names
 from flowers_torch.data.tar_members import open_tar
 from flowers_torch.errors import DataError, ResourceError, printable
 from flowers_torch.files.cache import CACHE_FIX
@@ -107,6 +108,16 @@ def archive_name(archive: Path) -> str:
     return archive.name[: len(archive.name) - length] or "archive"
 
 
+def name_notes(archive: Path) -> list[str]:
+    """What is to say about the names in an archive."""
+    with open_regular(archive) as file:
+        if not zipfile.is_zipfile(file):
+            return []
+        with reading(archive, "a whole archive", DataError, "download it again"), zipfile.ZipFile(file) as content:
+            note = zip_names(content.infolist())[1]
+    return [f"{printable(archive)}: {note}"] if note else []
+
+
 class _Target:
     """Writes members below one folder and refuses unsafe paths and sizes beyond the limits."""
 
@@ -168,19 +179,20 @@ def safe_components(name: str) -> list[str]:
 
 def _unpack_zip(file: IO[bytes], target: _Target) -> None:
     with zipfile.ZipFile(file) as content:
-        for member in content.infolist():
+        members = content.infolist()
+        for member, name in zip(members, zip_names(members)[0], strict=True):
             kind = stat.S_IFMT(member.external_attr >> 16)  # 0 in a zip that was made on Windows
             if member.flag_bits & 1:
                 raise target.refuse("is encrypted")
             if kind not in (0, stat.S_IFREG, stat.S_IFDIR):  # guard: D36 zip
-                raise target.refuse(f"holds a link or device: {printable(member.filename)}")
+                raise target.refuse(f"holds a link or device: {printable(name)}")
             try:
-                if member.filename.endswith("/"):
-                    with target.writing(member.filename):
-                        target.path(member.filename).mkdir(parents=True, exist_ok=True)
+                if name.endswith("/"):
+                    with target.writing(name):
+                        target.path(name).mkdir(parents=True, exist_ok=True)
                 else:
                     with content.open(member) as source:  # reading to the end checks the CRC
-                        target.write(member.filename, source)
+                        target.write(name, source)
             except NotImplementedError as error:
                 raise target.refuse("uses a compression that Python cannot read") from error
 

@@ -134,12 +134,12 @@ def write_images(
     content = recall(folder / NOTES_FILE, NOTES_FORM)
     if content is None:
         raise DataError(f"{printable(folder)} is damaged, or holds other files", "delete it, or name a new folder")
-    dataset = find_images(folder, name)
+    dataset = find_images(folder, name, classes="top")
     notes = content["notes"] + [note for note in dataset.notes if NOTES_FILE not in note]
     # In the order of the labels instead of the natural order of folders.
     ordered = tuple(label for label in content["classes"] if label in dataset.classes)
     indices = tuple(ordered.index(dataset.classes[label]) for label in dataset.labels)
-    return replace(dataset, classes=ordered, labels=indices, notes=tuple(notes))
+    return replace(dataset, classes=ordered, labels=indices, notes=tuple(notes), unused=(), layout="")
 
 
 def _is_cached(folder: Path) -> bool:

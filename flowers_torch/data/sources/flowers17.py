@@ -9,7 +9,7 @@ from pathlib import Path
 
 from flowers_torch.data.dataset import ImageDataset
 from flowers_torch.data.sources.archives import extract_archive, extract_to_cache
-from flowers_torch.data.sources.folders import list_folder
+from flowers_torch.data.sources.tree import list_folder
 from flowers_torch.errors import DataError, UsageError, printable
 from flowers_torch.files.atomic import atomic_write
 from flowers_torch.files.cache import cache_folder

@@ -1,205 +1,228 @@
 """Folders of images: `rose/1.jpg tulip/2.jpg`, or the same with a split: `train/rose/1.jpg val/rose/2.jpg`.
 
-Nothing is decoded or written. Ignored files are counted in the notes of the dataset.
+What is not read is named in the dataset.
 """
 
-import os
-import stat
-import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from torchvision.datasets import ImageFolder
-
 from flowers_torch.data.dataset import ImageDataset
-from flowers_torch.data.images import is_image_name, load_image
-from flowers_torch.data.sources.rows import SPLIT_NAMES, counted, dataset_from_rows, listed, natural_key, split_of_name
+from flowers_torch.data.sources.layouts import (
+    LAYOUT,
+    PLAIN,
+    READINGS,
+    Components,
+    choose_reading,
+    classes_of_names,
+    is_unlabeled,
+    label_of,
+    not_in_folders,
+    split_folders,
+)
+from flowers_torch.data.sources.rows import (
+    SPLITS,
+    Row,
+    counted,
+    dataset_from_rows,
+    listed,
+    natural_key,
+    normalized,
+    number_of,
+    similar_names,
+)
+from flowers_torch.data.sources.tree import ImageTree, scan_tree
 from flowers_torch.errors import DataError, printable
-
-# Folders and files of file managers, archives and network drives. Names with a leading dot are ignored too.
-SYSTEM_FOLDERS = frozenset({"__macosx", "@eadir", "__pycache__", "$recycle.bin", "lost+found"})
-SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini", "ehthumbs.db"})
-LAYOUT = "expected FOLDER/<class>/<photo> or FOLDER/train/<class>/<photo> with val and test beside train"
+from flowers_torch.shell import command_line
 
 
-class ClassFolders(ImageFolder):
-    """torchvision's `ImageFolder` in natural order, with empty classes, without hidden folders and circular links.
-
-    `notes` say what was ignored; `empty` are the classes without an image.
-    """
-
-    def __init__(self, root: Path) -> None:
-        self.hidden: Counter[str] = Counter()
-        self.notes: list[str] = []
-        super().__init__(str(root), loader=load_image, is_valid_file=is_image_name, allow_empty=True)
-        filled = {self.classes[label] for label in self.targets}
-        self.empty = [name for name in self.classes if name not in filled]
-        if self.hidden:
-            self.notes.insert(0, f"ignored hidden or system files and folders: {counted(self.hidden)}")
-
-    def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:
-        """Class folders in natural order: class2 before class10."""
-        classes, files = list_folder(Path(directory), self.hidden)
-        if files:
-            self.notes.append(f"ignored {len(files)} files beside the class folders: {listed(files)}")
-        return classes, {name: label for label, name in enumerate(classes)}
-
-    def make_dataset(  # a static method in torchvision; this one adds to `notes`
-        self, directory: str, class_to_idx: dict[str, int], *_: object, **__: object
-    ) -> list[tuple[str, int]]:
-        """(path, label) of every file with the suffix of an image, each class in natural order."""
-        root = Path(directory)
-        # Links to a folder above, or into another class, would label images with the wrong class.
-        off_limits = {root.resolve(), *root.resolve().parents, *((root / name).resolve() for name in class_to_idx)}
-        samples = []
-        for name, label in class_to_idx.items():
-            other: Counter[str] = Counter()
-            paths = []
-            for path in self._walk(root / name, set(off_limits), other):
-                if is_image_name(path):
-                    paths.append(path)
-                else:
-                    other[os.path.splitext(path)[1].lower() or "no suffix"] += 1  # guard: D06
-            if other:
-                ignored = f"ignored {other.total()} files that are not photos: {counted(other)}"
-                self.notes.append(f"{printable(name)}: {ignored}")
-            samples += [(path, label) for path in sorted(paths, key=natural_key)]
-        return samples
-
-    def _walk(self, folder: Path, visited: set[Path], other: Counter[str]) -> Iterator[str]:
-        """Regular files below a folder; a folder with several links to it is visited once."""
-        folders, files = list_folder(folder, self.hidden, other)
-        yield from (str(folder / name) for name in files)
-        for name in folders:
-            target = (folder / name).resolve()
-            if target not in visited:  # guard: D23 circle
-                visited.add(target)
-                yield from self._walk(folder / name, visited, other)
-
-
-def find_images(root: Path | str, name: str | None = None, fewest: int = 2) -> ImageDataset:
+def find_images(root: Path | str, name: str | None = None, fewest: int = 2, classes: str = "") -> ImageDataset:
     """Finds the images of a folder of class folders, with or without a split.
 
-    The dataset gets the folder's own name if `name` is None. `fewest` is the minimum number of classes.
+    The dataset gets the folder's own name if `name` is None. `fewest` is the minimum number of classes. `classes`
+    is what names them, a key of `READINGS`; empty if the folders leave no doubt.
 
     Raises:
-        DataError: not a folder, no images, images at the wrong depth (the right root is suggested), empty
-            classes (all are listed), splits whose classes differ, or too few classes.
+        DataError: not a folder, no images, several readings (all are listed with their classes), empty classes, splits
+            whose classes differ, or too few classes.
     """
     root = Path(root).expanduser()
     if not root.is_dir():  # guard: D01
         what = "is a file" if root.is_file() else "is not a folder"
         raise DataError(f"{printable(root)} {what}; {LAYOUT}", "name a folder of photos")
-    name = name or root.resolve().name
-    if splits := find_split_folders(root):
-        return _find_split_images(root, name, splits)
-    folder = ClassFolders(root)
-    _check_classes(folder, root, fewest)
-    paths = tuple(Path(path).relative_to(root).as_posix() for path, _ in folder.samples)
-    notes = (*folder.notes, *_similar_names(folder.classes))
-    return ImageDataset(name, root, tuple(folder.classes), paths, tuple(folder.targets), notes=notes)
+    if classes not in ("", *READINGS):
+        raise DataError(f"classes {printable(classes)} is not valid", f"use {', '.join(READINGS)}")
+    tree = scan_tree(root)
+    if not tree.images:
+        what = f"{len(tree.empty)} class folders of {printable(root)} hold no photo: {listed(tree.empty, limit=50)}"
+        raise DataError(what if tree.empty else f"{printable(root)} holds no photos; {LAYOUT}", "add photos")
+    hidden = [f"ignored hidden or system files and folders: {counted(tree.hidden)}"] if tree.hidden else []
+    reader = _Reader(root, classes, fewest)
+    dataset = reader.read(tree, name or root.resolve().name)
+    return replace(dataset, notes=(*hidden, *dataset.notes), unused=tuple(reader.unused))
 
 
-def find_split_folders(root: Path) -> dict[str, Path]:
-    """The folder of each split; empty unless there is one for train and at least one other."""
-    folders, _ = list_folder(root)
-    splits: dict[str, Path] = {}
-    for split in SPLIT_NAMES:
-        matching = [name for name in folders if split_of_name(name) == split]
-        if len(matching) > 1:
-            what = f"{printable(root)} holds several folders for {split}: {listed(matching)}"
-            raise DataError(what, "keep one of them")
-        if matching:
-            splits[split] = root / matching[0]
-    return splits if "train" in splits and len(splits) > 1 else {}
+class _Reader:
+    """Reads the classes and splits of a tree; collects what it says about them."""
+
+    def __init__(self, root: Path, classes: str, fewest: int) -> None:
+        self.root, self.classes, self.fewest = root, classes, fewest
+        self.notes: list[str] = []
+        self.unused: list[str] = []
+
+    def read(self, tree: ImageTree, name: str) -> ImageDataset:
+        tree = self.open_wrappers(tree)
+        where = f" in {printable(tree.root.relative_to(self.root))}" if tree.root != self.root else ""
+        if splits := split_folders([*tree.tops, *tree.empty], tree.root):
+            return self.read_splits(tree, name, splits, where)
+        reading = self.choose(tree)
+        images, labels, classes = self.labeled(tree, reading)
+        if splits := self.inner_splits(tree) if reading == "top" else {}:
+            rows = [("/".join(p), label, splits[p[1]]) for p, label in zip(images, labels, strict=True)]
+            dataset = dataset_from_rows(tree.root, tree.root, name, classes, rows, self.notes)
+            return replace(dataset, layout=f"{PLAIN}{where}, each with {_named(splits)}")
+        position = {label: index for index, label in enumerate(classes)}
+        order = sorted(range(len(images)), key=lambda i: (position[labels[i]], natural_key("/".join(images[i]))))
+        paths, targets = ["/".join(images[i]) for i in order], [position[labels[i]] for i in order]
+        dataset = ImageDataset(name, tree.root, tuple(classes), tuple(paths), tuple(targets), notes=tuple(self.notes))
+        return replace(dataset, layout=f"{self.describe(reading)}{where}")
+
+    def read_splits(self, tree: ImageTree, name: str, splits: Mapping[str, str], where: str) -> ImageDataset:
+        beside = [folder for folder in tree.tops if folder not in splits]
+        self.unused += [f"{printable(folder)} ({number_of(tree.inner(folder).images)})" for folder in beside]
+        self.unused += [f"{printable(folder)} (no photos)" for folder in tree.empty if folder not in splits]
+        inner = {split: self.open_wrappers(tree.inner(folder), f"{folder}/") for folder, split in splits.items()}
+        reading = self.choose(inner["train"])
+        _, known, classes = self.labeled(inner["train"], reading, "train: ")
+        rows: list[Row] = []
+        for split, own in inner.items():
+            prefix = own.root.relative_to(tree.root).as_posix()
+            folder = printable(prefix)
+            if not own.images:
+                raise DataError(f"{printable(own.root)} holds no photos", "give it the classes of train, or remove it")
+            # guard: D02 unlabeled
+            if split != "train" and _is_unlabeled(own, set(known), reading):
+                how = command_line("flowers-torch", "predict", "RUN", own.root)
+                self.unused.append(f"{folder} ({number_of(own.images)} without a class; to classify them: {how})")
+                continue
+            images = [path for path in own.images if label_of(path, reading)]
+            if split != "train":
+                self.note_others(own, f"{split}: ")
+            rows += [(f"{prefix}/{'/'.join(path)}", label_of(path, reading), split) for path in images]
+        given = {split for _, _, split in rows}
+        self.notes += [f"no {s} folder with classes: its photos are drawn from train" for s in SPLITS if s not in given]
+        if given == {"train"}:
+            rows = [(path, label, "") for path, label, _ in rows]
+        dataset = dataset_from_rows(tree.root, tree.root, name, classes, rows, self.notes)
+        named = _named({folder: split for folder, split in splits.items() if split in given})
+        return replace(dataset, layout=f"{self.describe(reading)} in {named}{where}")
+
+    def labeled(self, tree: ImageTree, reading: str, place: str = "") -> tuple[list[Components], list[str], list[str]]:
+        """The images of a reading, the class of each, and all classes."""
+        images = [path for path in tree.images if label_of(path, reading)]
+        labels = [label_of(path, reading) for path in images]
+        classes = sorted(set(labels), key=natural_key)
+        if empty := tree.empty if reading != "name" else []:  # guard: D03
+            of = len(empty) + len(tree.tops)
+            what = f"{len(empty)} of {of} class folders of {printable(tree.root)} hold no photo"
+            raise DataError(f"{what}: {listed(empty, limit=50)}", "add photos or remove these folders")
+        if len(classes) < self.fewest:  # guard: D30 one
+            what = f"{printable(tree.root)} holds one class only: {listed(classes)}"
+            raise DataError(what, "add a folder for each other class")
+        self.note_others(tree, place)
+        self.note_names(images, reading, place)
+        return images, labels, classes
+
+    def describe(self, reading: str) -> str:
+        return PLAIN if reading == "top" and not self.classes else f"classes by {READINGS[reading]}"
+
+    def open_wrappers(self, tree: ImageTree, place: str = "") -> ImageTree:
+        """The tree below folders that are alone and hold folders, such as X/X/."""
+        while True:
+            tree = self.without_unlabeled(tree, place)
+            tops = tree.tops
+            if len(tops) != 1 or split_folders([*tops, *tree.empty], tree.root):
+                return tree
+            inner = tree.inner(tops[0])
+            # Where one class is enough, only X/X/ and a split are certain to be wrappers.
+            certain = self.fewest > 1 or split_folders(inner.tops, inner.root) or inner.tops == tops
+            if any(len(path) == 1 for path in inner.images) or not certain:
+                return tree
+            self.unused += [f"{printable(folder)} (no photos)" for folder in tree.empty]
+            self.note_others(ImageTree(tree.root, [p for p in tree.images if len(p) == 1]), "")
+            tree = inner
+
+    def without_unlabeled(self, tree: ImageTree, place: str) -> ImageTree:
+        """The tree without folders whose names say that their photos have no class."""
+        absent = [] if self.classes else [name for name in tree.tops if is_unlabeled(name)]
+        if len(absent) == len(tree.tops):
+            return tree
+        for name in absent:
+            count = number_of(tree.inner(name).images)
+            self.unused.append(f"{place}{printable(name)} ({count} without a class, by its name)")
+        images = [path for path in tree.images if path[0] not in absent or len(path) == 1]
+        other = {path: counts for path, counts in tree.other.items() if path[:1] not in [(name,) for name in absent]}
+        return replace(tree, images=images, folders=[f for f in tree.folders if f[0] not in absent], other=other)
+
+    def choose(self, tree: ImageTree) -> str:
+        if self.classes:
+            return self.classes
+        images = [path for path in tree.images if len(path) > 1]
+        if not images:
+            raise not_in_folders(tree.images, tree.root)
+        if len(tree.tops) == 1 and self.fewest > 1 and classes_of_names(inner := tree.inner(tree.tops[0]).images):
+            raise not_in_folders(inner, tree.root / tree.tops[0])
+        if self.inner_splits(tree):
+            return "top"
+        return choose_reading(images, tree.root, self.fewest)
+
+    def inner_splits(self, tree: ImageTree) -> dict[str, str]:
+        """The split of each inner folder of rose/train, rose/test, tulip/train, ...; else empty."""
+        images = [path for path in tree.images if len(path) > 1]
+        inner = {path[1] for path in images if len(path) > 2}
+        splits = split_folders(inner, tree.root) if all(len(path) > 2 for path in images) else {}
+        return splits if inner == set(splits) else {}
+
+    def note_others(self, tree: ImageTree, place: str) -> None:
+        """Names what lies in a folder and is not read."""
+        by_name = self.classes == "name"
+        loose = ["/".join(p) for p in tree.images if (not label_of(p, "name") if by_name else len(p) == 1)]
+        if loose:
+            why = "whose names give no class" if by_name else "beside the class folders"
+            self.unused.append(f"{place}{number_of(loose)} {why}: {listed(loose)}")
+        by_top: dict[str, Counter[str]] = {}
+        for path, counts in tree.other.items():
+            by_top.setdefault(path[0] if path else "", Counter()).update(counts)
+        for folder, counts in by_top.items():
+            where = f"{place}{printable(folder)}: " if folder else place
+            self.notes.append(f"{where}ignored {counts.total()} files that are not photos: {counted(counts)}")
+        deeper = Counter("/".join(path[:2]) for path in tree.images if len(path) > 2)
+        if deeper and not self.classes and {path[0] for path in tree.images if len(path) == 2} == set(tree.tops):
+            self.notes.append(f"{place}folders in class folders belong to the class: {counted(deeper)}")
+
+    def note_names(self, images: Sequence[Components], reading: str, place: str) -> None:
+        """Notes class names that differ only in the encoding of accents, in case or in spaces."""
+        if reading != "name":
+            at = {"top": slice(0, 1), "leaf": slice(-2, -1), "path": slice(0, -1)}[reading]
+            spelled: dict[str, set[str]] = {}
+            for path in images:
+                spelled.setdefault(label_of(path, reading), set()).add("/".join(path[at]))
+            same = [name for name, forms in spelled.items() if len({*map(normalized, forms)}) < len(forms)]
+            if same:
+                self.notes.append(
+                    f"{place}folders whose names differ in the encoding of accents are one class: {listed(same)}"
+                )
+        self.notes += similar_names(dict.fromkeys(label_of(path, reading) for path in images))
 
 
-def _find_split_images(root: Path, name: str, splits: dict[str, Path]) -> ImageDataset:
-    beside = [folder for folder in list_folder(root)[0] if root / folder not in splits.values()]
-    notes = [f"ignored folders beside {', '.join(splits)}: {listed(beside)}"] if beside else []
-    found = {split: ClassFolders(folder) for split, folder in splits.items()}
-    _check_classes(found["train"], splits["train"])
-    for split, folder in found.items():
-        if not folder.samples:
-            what = f"{printable(splits[split])} holds no photos in class folders"
-            raise DataError(what, "give it the classes of train, or remove it")
-        notes += [f"{split}: {note}" for note in folder.notes]
-    notes += [f"no {split} folder: its photos are drawn from train" for split in SPLIT_NAMES.keys() - splits.keys()]
-    rows = [
-        (Path(path).relative_to(root).as_posix(), folder.classes[label], split)
-        for split, folder in found.items()
-        for path, label in folder.samples
-    ]
-    classes = found["train"].classes
-    return dataset_from_rows(root, root, name, classes, rows, [*notes, *_similar_names(classes)])
+def _is_unlabeled(tree: ImageTree, known: set[str], reading: str) -> bool:
+    """Whether the photos of a split are in no class folder, or all in one that is not a class of train."""
+    labels = {label_of(path, reading) for path in tree.images}
+    return not known & labels and (reading == "name" or len(tree.tops) < 2)
 
 
-def _check_classes(folder: ClassFolders, root: Path, fewest: int = 2) -> None:
-    if not folder.classes:
-        where = "holds photos but no class folders" if _has_images(root) else "holds no photos"
-        raise DataError(f"{printable(root)} {where}; {LAYOUT}", "put the photos of each class in a folder")
-    deeper = root / folder.classes[0]
-    if len(folder.classes) == 1 and _holds_classes(deeper):  # guard: D02
-        raise DataError(f"the class folders are one level below {printable(root)}", f"use {printable(deeper)} instead")
-    if folder.empty:  # guard: D03
-        what = f"{len(folder.empty)} of {len(folder.classes)} class folders of {printable(root)} hold no photo"
-        raise DataError(f"{what}: {listed(folder.empty, limit=50)}", "add photos or remove these folders")
-    if len(folder.classes) < fewest:  # guard: D30 one
-        what = f"{printable(root)} holds one class only: {printable(folder.classes[0])}"
-        raise DataError(what, "add a folder for each other class")
-
-
-def _holds_classes(folder: Path) -> bool:
-    """Whether a folder holds class folders or splits, but no images itself."""
-    inner = [name for name in list_folder(folder)[0] if _has_images(folder / name)]
-    return not _has_images(folder) and (len(inner) >= 2 or bool(find_split_folders(folder)))
-
-
-def _has_images(folder: Path) -> bool:
-    return any(is_image_name(name) for name in list_folder(folder)[1])
-
-
-def list_folder(
-    folder: Path, hidden: Counter[str] | None = None, other: Counter[str] | None = None
-) -> tuple[list[str], list[str]]:
-    """Names of the folders and of the regular files in a folder, each in natural order; links are followed.
-
-    Hidden and system names are left out and counted in `hidden`; dangling links, pipes and devices in `other`.
-    """
-    hidden, other = (Counter() if counts is None else counts for counts in (hidden, other))
-    folders, files = [], []
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                # guard: D04
-                if entry.name.startswith(".") or entry.name.lower() in SYSTEM_FOLDERS | SYSTEM_FILES:
-                    hidden[entry.name if len(entry.name) < 30 else "other hidden names"] += 1  # guard: D05
-                    continue
-                try:
-                    mode = entry.stat().st_mode
-                except OSError:  # nothing at its end, a circle, no right to look, a bad disk
-                    other["dangling link" if entry.is_symlink() else "unreadable file"] += 1  # guard: D23 dangling
-                    continue
-                if stat.S_ISDIR(mode):
-                    folders.append(entry.name)
-                elif stat.S_ISREG(mode):  # guard: D26 class
-                    files.append(entry.name)
-                else:
-                    other["pipe, socket or device"] += 1
-    except OSError as error:  # guard: D24
-        where = error.filename or folder
-        raise DataError(f"cannot read {printable(where)}: {error.strerror}", "check its access rights") from error
-    return sorted(folders, key=natural_key), sorted(files, key=natural_key)
-
-
-def _similar_names(classes: Iterable[str]) -> list[str]:
-    """Notes on class names that differ only in case, spaces or the encoding of accents."""
-    groups: dict[str, list[str]] = {}
-    for name in classes:
-        groups.setdefault(unicodedata.normalize("NFC", name).casefold().strip(), []).append(name)
-    return [
-        f"classes with nearly the same name stay separate: {listed([ascii(name) for name in names])}"
-        for names in groups.values()
-        if len(names) > 1  # guard: D29
-    ]
+def _named(splits: Mapping[str, str]) -> str:
+    """The folders of splits, with the split where the name is another."""
+    order = sorted(splits, key=lambda folder: SPLITS.index(splits[folder]))
+    return ", ".join(printable(f) if f == splits[f] else f"{printable(f)} ({splits[f]})" for f in order)

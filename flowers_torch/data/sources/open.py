@@ -1,15 +1,17 @@
 """Opens the source of a dataset that `--data` names."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-from flowers_torch.data.dataset import ImageDataset
-from flowers_torch.data.sources.archives import SUFFIXES, archive_name, extract_to_cache, staged_folder
+from flowers_torch.data.dataset import COLUMN_MARK, ImageDataset
+from flowers_torch.data.sources.archives import SUFFIXES, archive_name, extract_to_cache, name_notes, staged_folder
 from flowers_torch.data.sources.arrays import HDF5_SUFFIXES, cifar10, is_cifar10, read_hdf5
 from flowers_torch.data.sources.demo import draw_demo
 from flowers_torch.data.sources.flowers17 import flowers17, flowers17_folder, is_flowers17
-from flowers_torch.data.sources.folders import find_images, find_split_folders, list_folder
+from flowers_torch.data.sources.folders import find_images
 from flowers_torch.data.sources.shards import find_shards, read_shards
+from flowers_torch.data.sources.table_text import OTHER_TABLES, SPREADSHEETS, spreadsheet
 from flowers_torch.data.sources.tables import read_table
 from flowers_torch.errors import DataError, printable
 from flowers_torch.files.cache import cache_folder
@@ -23,7 +25,12 @@ DEMO_VERSION = 1  # to be raised when `draw_demo` draws something else
 
 
 def open_dataset(
-    source: str | Path, cache: Path | None = None, progress: Callable[[int, int], None] | None = None, fewest: int = 2
+    source: str | Path,
+    cache: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    fewest: int = 2,
+    classes: str = "",
+    groups: str = "",
 ) -> ImageDataset:
     """Finds the images of any source.
 
@@ -32,12 +39,19 @@ def open_dataset(
         cache: Folder for downloaded, unpacked and drawn datasets; `files.cache_folder()` if None.
         progress: Called with the bytes downloaded and the bytes in all.
         fewest: Minimum number of classes in a folder.
+        classes: What names the classes of a folder: top, leaf, path or name; empty if the folders leave no doubt.
+        groups: `column:NAME` for the column of a table that names the group of each image.
 
     Raises:
         DataError: unknown source, or nothing usable in it.
         ResourceError: no network or no space.
     """
     cache = Path(cache or cache_folder())
+    column = groups.removeprefix(COLUMN_MARK) if groups.startswith(COLUMN_MARK) else ""
+    is_table = str(source).lower().endswith((".csv", ".tsv"))
+    if column and not is_table:
+        what = f"--groups {printable(groups)} needs a table, but --data is {printable(source)}"
+        raise DataError(what, "write a table file,group, and give its path")
     if str(source) == "demo":
         folder = cache / f"demo-v{DEMO_VERSION}"
         if not folder.is_dir():
@@ -54,27 +68,28 @@ def open_dataset(
     if shards := find_shards(path):
         return read_shards(shards)
     if path.is_dir():
-        return flowers17_folder(path) if is_flowers17(path) else find_images(path, fewest=fewest)
-    if path.suffix.lower() in (".csv", ".tsv") and path.exists():
-        return read_table(path)
+        return flowers17_folder(path) if is_flowers17(path) else find_images(path, None, fewest, classes)
+    if is_table and path.exists():
+        return read_table(path, column)
+    if groups.startswith(COLUMN_MARK):
+        raise DataError(
+            f"--groups {printable(groups)} needs a table, not {printable(source)}", "name a file file,group"
+        )
+    if path.suffix.lower() in SPREADSHEETS | OTHER_TABLES and path.is_file():
+        raise spreadsheet(path)
     if path.suffix.lower() in HDF5_SUFFIXES and path.is_file():
         return read_hdf5(path, cache)
     if path.name.lower().endswith(SUFFIXES) and path.exists():
-        return _archive(path, cache)
-    what = "is not an archive of a known kind" if path.exists() else "does not exist"
+        return _archive(path, cache, fewest, classes)
+    what = "is not an archive or a table of a known kind" if path.exists() else "does not exist"
     raise DataError(f"--data {printable(source)} {what}", f"give {ACCEPTED}")
 
 
-def _archive(path: Path, cache: Path) -> ImageDataset:
+def _archive(path: Path, cache: Path, fewest: int, classes: str) -> ImageDataset:
     folder = extract_to_cache(path, cache)
     if is_flowers17(folder):
         return flowers17(path, cache)
     if is_cifar10(folder / CIFAR10_FOLDER):
         return cifar10(cache, folder / CIFAR10_FOLDER)
-    while not find_split_folders(folder):  # most archives hold a single folder
-        folders, _ = list_folder(folder)
-        inner = list_folder(folder / folders[0])[0] if len(folders) == 1 else []
-        if not inner:
-            break
-        folder = folder / folders[0]
-    return find_images(folder, archive_name(path))
+    dataset = find_images(folder, archive_name(path), fewest, classes)
+    return replace(dataset, notes=(*name_notes(path), *dataset.notes))

@@ -1,6 +1,7 @@
 """From rows of path, class and split to a dataset; names, order and messages that the sources share."""
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -8,10 +9,22 @@ from pathlib import Path
 from flowers_torch.data.dataset import ImageDataset
 from flowers_torch.errors import DataError, printable
 
+SPLITS = ("train", "val", "test")
 Row = tuple[str, str, str]  # path, class, split; no split is an empty string
 
-# Names of the splits in folders, tables and shards, in any case.
-SPLIT_NAMES = {"train": "train training", "val": "val valid validation validate dev", "test": "test testing"}
+# Words that name a split in folders, tables and shards, in any case; "held" is test, or val where test exists.
+SPLIT_WORDS = {
+    "train": "train training trn",
+    "val": "val valid validation validate validating dev",
+    "test": "test testing tst",
+    "held": "eval evaluation evaluate holdout heldout",
+}
+WORD_SPLITS = {word: split for split, words in SPLIT_WORDS.items() for word in words.split()}
+# Words beside them that say nothing: train_images, Test Set, seg_val, 1. train, trainset.
+FILLERS = frozenset(
+    "set sets image images img imgs photo photos pic pics picture pictures data dataset seg split splits folder "
+    "folders dir sample samples subset".split()
+)
 
 
 def dataset_from_rows(
@@ -48,10 +61,38 @@ def _check_split_classes(classes: Mapping[str, set[str]], source: Path) -> None:
             raise DataError(what, "give every split the same classes, each with a photo")
 
 
+def parse_split(name: str) -> tuple[str, str]:
+    """The key of `SPLIT_WORDS` that a name holds (empty: none or several), and its other words."""
+    name = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
+    name = re.sub(r"(hold|held)[\W_]*out", "holdout", name, flags=re.IGNORECASE)
+    found, rest = [], []
+    for word in re.findall(r"[^\W\d_]+", name.casefold()):
+        stem = next((word[: -len(end)] for end in sorted(FILLERS, key=len, reverse=True) if word.endswith(end)), "")
+        if split := WORD_SPLITS.get(word) or WORD_SPLITS.get(stem):
+            found.append(split)
+        elif word not in FILLERS:
+            rest.append(word)
+    return (found[0] if len(found) == 1 else ""), " ".join(rest)
+
+
 def split_of_name(*names: str) -> str:
-    """ "train", "val" or "test" for the first common name of a split, or an empty string."""
-    known = {name: split for split, variants in SPLIT_NAMES.items() for name in variants.split()}
-    return next((known[name.strip().lower()] for name in names if name.strip().lower() in known), "")
+    """ "train", "val" or "test" for the first name of a split, or an empty string."""
+    found = (split for split, rest in map(parse_split, names) if split and not rest)
+    return next(found, "").replace("held", "test")
+
+
+def splits_of_values(values: Iterable[str]) -> dict[str, str]:
+    """Of each value that names a split, which one."""
+    found = {
+        value: split for value in values if (parsed := parse_split(value)) and (split := parsed[0] * (not parsed[1]))
+    }
+    held = "val" if "test" in found.values() else "test"
+    return {value: held if split == "held" else split for value, split in found.items()}
+
+
+def normalized(name: str) -> str:
+    """A class name with accents in the one encoding (NFC) that all sources use; macOS writes another."""
+    return unicodedata.normalize("NFC", name)
 
 
 def natural_key(name: str) -> tuple[list[tuple[int, str]], str]:
@@ -66,6 +107,23 @@ def listed(names: Sequence[str], limit: int = 5) -> str:
     """The first names in one line, and how many more there are."""
     shown = ", ".join(printable(name, limit=60) for name in names[:limit])
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
+
+
+def similar_names(classes: Iterable[str]) -> list[str]:
+    """Notes on class names that differ only in case or spaces."""
+    groups: dict[str, list[str]] = {}
+    for name in classes:
+        groups.setdefault(" ".join(name.casefold().split()), []).append(name)
+    return [
+        f"classes with nearly the same name stay separate: {listed([ascii(name) for name in names])}"
+        for names in groups.values()
+        if len(names) > 1  # guard: D29
+    ]
+
+
+def number_of(images: Sequence[object]) -> str:
+    """The number of images in words."""
+    return "1 photo" if len(images) == 1 else f"{len(images)} photos"
 
 
 def counted(counts: Counter[str]) -> str:

@@ -6,12 +6,13 @@ Images in shards are addressed by path like any others, so an epoch is shuffled 
 import json
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from flowers_torch.data.dataset import ImageDataset
 from flowers_torch.data.images import is_image_name
-from flowers_torch.data.sources.folders import list_folder
 from flowers_torch.data.sources.rows import Row, counted, dataset_from_rows, natural_key, split_of_name
+from flowers_torch.data.sources.tree import list_folder
 from flowers_torch.data.tar_members import SUFFIX, members, open_member
 from flowers_torch.errors import DataError, printable
 from flowers_torch.files.reading import read_bytes, reading
@@ -85,7 +86,8 @@ def read_shards(shards: list[Path]) -> ImageDataset:
     notes = [f"{len(shards)} shards, read without unpacking"]
     if other:
         notes.append(f"ignored {other.total()} files that are not photos: {counted(other)}")
-    return dataset_from_rows(root, root, root.resolve().name, classes, labeled, notes)
+    dataset = dataset_from_rows(root, root, root.resolve().name, classes, labeled, notes)
+    return replace(dataset, layout="tar shards")
 
 
 def _list_shard(shard: Path, rows: list[Row], other: Counter[str]) -> None:

@@ -1,122 +1,101 @@
 """Labels in a CSV file: `file,label[,split][,group]`."""
 
-import csv
-import io
-import os
+import unicodedata
+from collections import Counter
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from flowers_torch.data.dataset import ImageDataset
-from flowers_torch.data.sources.rows import dataset_from_rows, natural_key, split_of_name
+from flowers_torch.data.sources.rows import (
+    dataset_from_rows,
+    listed,
+    natural_key,
+    normalized,
+    parse_split,
+    similar_names,
+    splits_of_values,
+)
+from flowers_torch.data.sources.table_columns import find_columns
+from flowers_torch.data.sources.table_files import locate
+from flowers_torch.data.sources.table_text import read_rows
 from flowers_torch.errors import DataError, printable
-from flowers_torch.files.reading import read_bytes
 
-MAX_BYTES = 256 << 20  # rows take several times as much
-COLUMNS = {
-    "file": "file filename file_name path filepath image image_path photo".split(),
-    "label": "label class class_name category target species".split(),
-    "split": "split part subset set partition".split(),
-    "group": "group group_id".split(),
-}
+NO_LABEL = {"nan", "<na>", "n/a", "#n/a", "null"}  # as programs write a missing value
 
 
-def read_table(path: Path) -> ImageDataset:
-    """Reads a dataset from a CSV file of commas, semicolons or tabs; its first line names the columns.
+def read_table(path: Path, group: str = "") -> ImageDataset:
+    """Reads a dataset from a CSV file; its first line names the columns.
 
-    Paths are relative to the folder of the file.
+    Paths are absolute or relative to the folder of the file; names and ids are looked up in the folders beside it.
+    `group` is the column of the groups; empty for one that is named group.
 
     Raises:
-        DataError: with the line: missing columns, files that are missing or outside of the folder, empty
-            labels, unknown or missing splits, a file with two labels, or a single class.
+        DataError: with the line or column: missing columns, files that are missing, empty labels, unknown or missing
+            splits, a file with two labels, a single class, or another task than one class for each image.
     """
     path = Path(path).expanduser()
-    root = path.parent
-    rows, header = _read_rows(path)
-    columns = _find_columns(header, path)
+    table = read_rows(path)
+    columns = find_columns(table, group)
+    for line, row in table.rows:
+        if not row[columns.file].strip():
+            raise table.wrong(line, "no file")
+    files = locate(table.values(columns.file), path)
+    splits = splits_of_values({columns.split_of(row) for _, row in table.rows})
     found: dict[str, tuple[str, str, str]] = {}  # path to class, split, group
-    absent: list[str] = []
-    notes: list[str] = []
-    for line, row in rows:
-        values = {name: row.get(column, "") or "" for name, column in columns.items()}
-        file, label = _relative(values["file"], root, path, line), values["label"].strip()
-        split = split_of_name(values.get("split", ""))
-        if not label:
-            raise _wrong(path, line, f"no label for {printable(file)}")
-        if "split" in columns and not split:
-            raise _wrong(path, line, f"split {printable(values['split'])!r} is not valid: expected train, val or test")
-        entry = (label, split, values.get("group", "").strip())
+    repeated: list[str] = []
+    for line, row in table.rows:
+        file, label = files.paths[row[columns.file]], normalized(row[columns.label].strip())
+        value = columns.split_of(row)
+        split = splits.get(value, "")
+        if not label or label.casefold() in NO_LABEL:
+            raise table.wrong(line, f"no label for {printable(file)}")
+        if (columns.split or columns.flags) and not split:
+            raise table.wrong(line, f"split {printable(value)!r} is not valid: expected train, val or test")
+        entry = (label, split, row[columns.group].strip() if columns.group else "")
         if file in found and found[file][:2] != entry[:2]:
-            raise _wrong(path, line, f"{printable(file)} has another label or split on an earlier line")
+            raise table.wrong(line, f"{printable(file)} has another label or split on an earlier line")
         if file in found:
-            notes.append(f"{printable(file)} is listed twice")
-        elif not os.path.isfile(root / file):  # guard: S8 long name
-            absent.append(file)
+            repeated.append(printable(file))
         found[file] = entry
-    if absent:
-        what = f"{len(absent)} of {len(found)} photos of {printable(path)} do not exist"
-        raise DataError(f"{what} (first: {printable(absent[0])})", "put them beside the table or remove their lines")
+    notes = [*table.notes, *columns.notes, *files.notes]
+    if repeated:
+        notes.append(f"photos that are listed more than once: {listed(list(Counter(repeated)))}")
+    unused = columns.unused + _other_tables(path)
     classes = sorted({label for label, _, _ in found.values()}, key=natural_key)
     labeled = [(file, label, split) for file, (label, split, _) in found.items()]
-    dataset = dataset_from_rows(path, root, path.stem, classes, labeled, notes)
-    return replace(dataset, groups={file: group for file in dataset.paths if (group := found[file][2])})
+    dataset = dataset_from_rows(path, files.root, path.stem, classes, labeled, [*notes, *similar_names(classes)])
+    uses = {use: getattr(columns, use) for use in ("file", "label", "split", "group")}
+    uses |= {split: column for column, split in columns.flags.items()}
+    named = [use if use == column else f"{use} ({printable(column)})" for use, column in uses.items() if column]
+    of_group = {file: group for file in dataset.paths if (group := found[file][2])}
+    dataset = replace(dataset, groups=of_group, group_columns=tuple(columns.groups))
+    return replace(dataset, unused=tuple(unused), layout=f"table with {', '.join(named)}")
+
+
+def _other_tables(path: Path) -> list[str]:
+    """Tables of other splits beside one, such as test.csv beside train.csv."""
+    if not parse_split(path.stem)[0]:
+        return []
+    others = [other for other in sorted(path.parent.glob(f"*{path.suffix}")) if other.name != path.name]
+    named = [printable(other.name) for other in others if parse_split(other.stem)[0]]
+    return [f"{name} beside it (its lines may go into this table, with a column split)" for name in named]
 
 
 def read_groups(path: Path, dataset: ImageDataset) -> dict[str, str]:
     """Path to group from a table `file,group`. A file that is not in the dataset is a `DataError`."""
-    rows, header = _read_rows(path)
-    names = {name.strip().lower(): name for name in header}
+    table = read_rows(path)
+    names = {name.strip().lower(): name for name in table.header}
     if not {"file", "group"} <= names.keys():
         raise DataError(f"{printable(path)} needs the columns file and group", "add them")
     known = set(dataset.paths)
+    spelled = {unicodedata.normalize("NFC", name): name for name in dataset.paths}
     groups = {}
-    for line, row in rows:
-        file, group = (row[names["file"]] or "").strip(), (row[names["group"]] or "").strip()
+    for line, row in table.rows:
+        file, group = row[names["file"]].strip(), row[names["group"]].strip()
         if file not in known:
-            raise _wrong(path, line, f"{printable(file)} is not a photo of {printable(dataset.name)}")
+            file = spelled.get(unicodedata.normalize("NFC", file.replace("\\", "/")), file)
+        if file not in known:
+            raise table.wrong(line, f"{printable(file)} is not a photo of {printable(dataset.name)}")
         if group:
             groups[file] = group
     return groups
-
-
-def _read_rows(path: Path) -> tuple[list[tuple[int, dict[str, str | None]]], list[str]]:
-    """The rows with their line numbers, and the header."""
-    text = read_bytes(path, "a table of labels", DataError, MAX_BYTES).decode("utf-8-sig", "surrogateescape")
-    first = text.split("\n", 1)[0]
-    delimiter = max(",;\t", key=first.count)
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, restkey="", strict=True)
-    try:
-        rows = [(reader.line_num, row) for row in reader]
-    except csv.Error as error:
-        raise _wrong(path, reader.line_num, str(error)) from error
-    if not rows:
-        raise DataError(f"{printable(path)} lists no photos", "add lines of file,label")
-    return rows, list(reader.fieldnames or ())
-
-
-def _find_columns(header: list[str], path: Path) -> dict[str, str]:
-    columns = {}
-    for name, variants in COLUMNS.items():
-        matching = [column for column in header if column.strip().lower() in variants]
-        if len(matching) > 1:
-            what = f"{printable(path)} has several columns for the {name}: {', '.join(map(printable, matching))}"
-            raise DataError(what, f"keep one, named {name}")
-        if matching:
-            columns[name] = matching[0]
-        elif name in ("file", "label"):
-            what = f"{printable(path)} has no column for the {name}, only {', '.join(map(printable, header))}"
-            raise DataError(what, "start it with file,label or file,label,split")
-    return columns
-
-
-def _relative(file: str, root: Path, path: Path, line: int) -> str:
-    """The file's POSIX path relative to the table's folder."""
-    name = PurePosixPath(file.strip().replace("\\", "/"))
-    if name.is_absolute() and name.is_relative_to(root.resolve().as_posix()):
-        name = name.relative_to(root.resolve().as_posix())
-    if not name.parts or name.is_absolute() or ".." in name.parts or "\0" in file:
-        raise _wrong(path, line, f"{printable(file)!r} is not a path below the table's folder")
-    return str(name)
-
-
-def _wrong(path: Path, line: int, what: str) -> DataError:
-    return DataError(f"{printable(path)}, line {line}: {what}", "correct this line")

@@ -386,3 +386,33 @@ def test_a_clean_set_passes(tmp_path, monkeypatch, capsys):
     assert run(tmp_path / "set") == 0
     with pytest.raises(DataError, match="several classes"):
         run(tmp_path / "set", "--strict")
+
+
+def test_unreadable_photos_are_counted_by_reason(tmp_path):
+    """Each reason comes with what helps, such as the extra to install."""
+    for name in ("a/1.jpg", "a/2.heic", "b/1.heic", "b/2.jpg", "b/3.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (80, 80)).save(tmp_path / name, "PNG")
+    dataset = find_images(tmp_path)
+    heic = 'is a HEIC photo, which needs pip install "flowers-torch[heic]"; fix: install that, or convert it to JPEG'
+    errors = {"a/2.heic": heic, "b/1.heic": heic, "b/2.jpg": "is empty (0 bytes); fix: replace or remove it"}
+    inspections = [
+        Inspection(error=f"{tmp_path / path} {errors[path]}") if path in errors else inspect_image(tmp_path / path)
+        for path in dataset.paths
+    ]
+    finding = check_quality(dataset, inspections).findings[0]
+    assert finding.what.startswith(
+        '3 photos cannot be read (2: is a HEIC photo, which needs pip install "flowers-torch'
+    )
+    assert finding.what.endswith("1: is empty (0 bytes))")
+    assert finding.todo == "install that, or convert it to JPEG; replace or remove it" and len(finding.excluded) == 3
+
+
+def test_exclude_lists_meet_names_in_both_encodings_of_accents(tmp_path):
+    for name in ("\xe9/1.jpg", "\xe9/2.jpg", "b/1.jpg", "c/1.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (80, 80)).save(tmp_path / name)
+    dataset = find_images(tmp_path)
+    left = drop_images(dataset, {"e\u0301/1.jpg": "", "gone.jpg": "", "class:b": ""})
+    assert left.paths == ("c/1.jpg", "\xe9/2.jpg")
+    assert "names in the exclude list without a photo here: gone.jpg" in left.notes
