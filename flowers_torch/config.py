@@ -115,6 +115,11 @@ class Config:
     exclude: str = option(
         "", "what to leave out: exclude.csv of a check, classes as class:NAME, or both with a comma between them"
     )
+    mirror: str = option(
+        "auto",
+        "whether a mirrored photo shows the same class; auto: by the names of the classes and a measurement",
+        ("auto", "yes", "no"),
+    )
     skip_bad: bool = option(False, "leave out unreadable images instead of stopping")
     seed: int = option(0, "random seed of splits, order, augmentation, and new weights", (0, 2**32 - 1))
     size: int = option(0, "height and width of the input in pixels; 0: those of the network", (0, 4096))

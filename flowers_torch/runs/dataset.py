@@ -19,7 +19,8 @@ TUTORIAL_COUNTS = (800, 280, 280)  # of Flowers-17 in the original tutorial, wit
 def open_images(config: Config, folder: Path | None = None) -> FilteredDataset:
     """The images of a configuration that can be trained on; `folder` is the run that had them before."""
     with images_of(folder, config) if folder else contextlib.nullcontext():
-        filtered = filter_images(open_dataset(config.data), config.exclude, config.groups, config.skip_bad)
+        dataset = open_dataset(config.data)
+        filtered = filter_images(dataset, config.exclude, config.groups, config.skip_bad, config.mirror)
     if len(filtered.dataset.classes) < 2:
         raise DataError(f"--exclude {printable(config.exclude)} leaves too few classes", "leave out fewer of them")
     return filtered

@@ -23,6 +23,7 @@ class AssignedImage:
     group: str = ""  # images of a group stay in one split
 
 
+# Two sets of images, each with its inspections, and what decides about them.
 def extend_splits(
     old: Sequence[AssignedImage],
     old_inspections: Sequence[Inspection],
@@ -30,12 +31,13 @@ def extend_splits(
     new_inspections: Sequence[Inspection],
     fractions: Sequence[float],
     seed: int,
+    mirrored: bool = True,
 ) -> list[AssignedImage]:
     """The images to add, each with its split. Known files and exact copies of them are left out.
 
     The new images must be readable. A split of their source stays as it is. The fractions of train, val and
-    test are for images whose split nothing else decides. Duplicates in different splits or classes, and a new
-    class that is too small, are a `DataError`.
+    test are for images whose split nothing else decides. With `mirrored`, mirror images are duplicates.
+    Duplicates in different splits or classes, and a new class that is too small, are a `DataError`.
     """
     known = {image.file.resolve() for image in old}
     fresh = [i for i, path in enumerate(new.paths) if (new.root / path).resolve() not in known]
@@ -47,7 +49,7 @@ def extend_splits(
     assigned = {i: new.split[new.paths[i]] for i in fresh if new.paths[i] in new.split}
     copies: set[int] = set()
     groups: list[list[int]] = []  # of new images
-    for group in join_groups(near_duplicates(everything, inspections).groups, names):
+    for group in join_groups(near_duplicates(everything, inspections, mirrored).groups, names):
         ours = [old[position] for position in group if position < len(old)]
         theirs = [fresh[position - len(old)] for position in group if position >= len(old)]
         if not theirs:
