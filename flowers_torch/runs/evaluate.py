@@ -139,7 +139,7 @@ def evaluate_data(
 
 def _check_views(views: str, info: ModelInfo) -> None:
     """Refuses views that mirror an image where the model was trained without mirror images."""
-    if views in MIRRORED_VIEWS and not info.mirror:  # guard: N11 views
+    if views in MIRRORED_VIEWS and not info.mirror:  # guard: D40 views
         what = f"--tta {views} mirrors photos, and for this model a mirror turns one class into another"
         raise UsageError(what, f"use {', '.join(name for name in VIEWS if name not in MIRRORED_VIEWS)}")
 

@@ -19,6 +19,7 @@ from flowers_torch.data.dataset import ImageDataset
 from flowers_torch.data.quality.filter import copies_may_be_mirrored, filter_images
 from flowers_torch.data.quality.scan import inspect_images
 from flowers_torch.data.sources.open import open_dataset
+from flowers_torch.data.sources.rows import listed
 from flowers_torch.data.splits.assign import SPLITS
 from flowers_torch.data.splits.extension import AssignedImage, extend_splits
 from flowers_torch.data.splits.split_file import fingerprint, read_split
@@ -73,7 +74,9 @@ def update(
         log.info(f"note     {note}")
     seen = dict(zip(known.paths, inspect_images(known), strict=True))
     deciding = (fractions, former.seed, copies_may_be_mirrored(config.mirror, [*known.classes, *new.classes]))
-    added = extend_splits(old, [seen[member.name] for member in old], new, inspect_images(new), *deciding)
+    added, torn = extend_splits(old, [seen[member.name] for member in old], new, inspect_images(new), *deciding)
+    if torn:
+        log.info(f"note     {len(torn)} photos belong with photos of several splits and are left out: {listed(torn)}")
     if not added:
         raise UsageError(f"{printable(source)} holds no photo that the run does not know", "add new ones")
     new_folder = new_run_folder(str(out), known.name, config.arch)

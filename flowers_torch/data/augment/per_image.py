@@ -67,7 +67,7 @@ def train_transform(
         known = ", ".join(IMAGE_AUGMENTATIONS)
         raise ValueError(f"{augmentation!r} is not a valid augmentation of single images: expected {known}")
     cropped = v2.RandomResizedCrop(size, *CROPS["crop"], interpolation=InterpolationMode(interpolation))
-    mirrored = [v2.RandomHorizontalFlip()] if mirror else []
+    mirrored = [v2.RandomHorizontalFlip()] if mirror else []  # guard: D40 image
     return v2.Compose([cropped, *mirrored, *views[augmentation], *to_input(mean, std)])
 
 

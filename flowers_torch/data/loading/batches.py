@@ -41,7 +41,7 @@ def batch_augmentation(augmentation: str, size: int, crop: float = 0.875, mirror
         raise ValueError(f"{augmentation!r} is not a valid batch augmentation: expected one of {names}")
     if augmentation == "mirror" and not mirror:
         augmentation = "none"
-    return functools.partial(_augment, augmentation, size, crop, 0.5 if mirror else 0.0)
+    return functools.partial(_augment, augmentation, size, crop, 0.5 if mirror else 0.0)  # guard: D40 batch
 
 
 # The first four arguments are what `batch_augmentation` binds.
