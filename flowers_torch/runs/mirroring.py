@@ -11,7 +11,7 @@ from flowers_torch.data.mirrored_names import mirrored_classes
 from flowers_torch.data.quality.filter import FilteredDataset
 from flowers_torch.data.splits.assign import Splits, group_units
 from flowers_torch.errors import printable
-from flowers_torch.evaluation.mirroring import MirrorTest, compare_mirrored, gradient_features
+from flowers_torch.evaluation.mirroring import MirrorTest, compare_mirrored, gradient_features, side_by_side
 from flowers_torch.log import log
 from flowers_torch.models.freeze import apply_rules, rules_for, set_train_mode
 from flowers_torch.runs.feature_cache import FeatureCache
@@ -25,7 +25,7 @@ def choose_mirror(
     """Whether a mirrored photo shows the same class; logs the reason of a choice.
 
     Args:
-        cache: Features in front of the head. Where the network has random weights, gradients replace them.
+        cache: Features in front of the head, which mean something if the network has pretrained weights.
         model: Its parameters and modes are set again by each stage.
     """
     if config.mirror != "auto":
@@ -55,16 +55,17 @@ def measure_mirror(
 
 def _features(cache: FeatureCache, model: nn.Module, indices: Sequence[int]) -> tuple[Tensor, str]:
     """Features (2 N, D) of images, then of their mirror images, and what they are."""
+    batches = [images.cpu() for images, *_ in cache.loaders.in_order(indices)]
+    both = [*batches, *(images.flip(3) for images in batches)]
+    gradients = torch.cat([gradient_features(images) for images in both])
     if cache.info.weights != "none":
         apply_rules(model, rules_for(model, "head"))
         set_train_mode(model)
         split = cache.split(model)
         features = cache.features(split, indices, "mirror", views=2) if split else None
         if features is not None:
-            return features, "features"
-    batches = [images.cpu() for images, *_ in cache.loaders.in_order(indices)]
-    both = [gradient_features(images) for images in batches], [gradient_features(images.flip(3)) for images in batches]
-    return torch.cat([*both[0], *both[1]]), "gradients"
+            return side_by_side(features, gradients), "features"
+    return gradients, "gradients"
 
 
 def _describe(found: MirrorTest, classes: Sequence[str], kind: str) -> str:

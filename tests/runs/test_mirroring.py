@@ -60,8 +60,12 @@ def unmirrored(arrows: Path, make_config: MakeConfig, tmp_path_factory: pytest.T
     return out
 
 
-def test_a_measurement_decides_and_is_explained(unmirrored: Path) -> None:
-    line = next(line for line in (unmirrored / "log.txt").read_text().splitlines() if line.startswith("mirror"))
+def test_a_measurement_decides_and_is_explained(
+    unmirrored: Path, arrows: Path, make_config: MakeConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", "flowers_torch"):
+        Experiment.new(make_config(FIT, data=str(arrows), groups="none"))
+    (line,) = [line for line in caplog.messages if line.startswith("mirror")]
     assert line.startswith("mirror   no: mirrored, ") and "photos of one and two are recognized as the other" in line
     assert load_classifier(unmirrored)[1].mirror is False
     assert 'mirror = "auto"' in (unmirrored / "config.toml").read_text()
