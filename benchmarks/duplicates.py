@@ -108,12 +108,12 @@ def measure_look_alikes(folder: Path, count: int) -> None:
         print(f"| {name} | {count} | {pairs} | {len(result.excluded())} | {found} |", flush=True)
 
 
-def measure_copies(folder: Path, data: str, photos: int) -> None:
+def measure_copies(folder: Path, data: str, count: int) -> None:
     """Prints a row for each alteration."""
     from flowers_torch.data.augment.preview import sample_by_class  # imports PyTorch, which the memory of frames counts
 
     source = open_dataset(data)
-    chosen = sample_by_class(source, photos)
+    chosen = sample_by_class(source, count)
     originals = ImageDataset(
         "", Path("/"), ("",), tuple(str(source.root / source.paths[i]) for i in chosen), (0,) * len(chosen)
     )

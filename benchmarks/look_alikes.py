@@ -14,7 +14,7 @@ WORDS = "the of petal stamen leaf and under light a which grows near water early
 
 def coin(index: int) -> Image.Image:
     """One tray, one size of coin, one light; the head and the year differ."""
-    rng, (image, draw) = np.random.default_rng(index), canvas((96, 88, 80))
+    rng, (image, draw) = np.random.default_rng(index), blank((96, 88, 80))
     draw.ellipse((20, 20, 300, 300), (150, 140, 120), (90, 84, 70), 4)
     draw.ellipse((36, 36, 284, 284), (176, 166, 142), (110, 100, 84), 2)
     points = [(160 + rng.normal(0, 4) + r * np.cos(a), 150 + rng.normal(0, 4) + 1.2 * r * np.sin(a))
@@ -29,7 +29,7 @@ def coin(index: int) -> Image.Image:
 
 def x_ray(index: int) -> Image.Image:
     """Chests of 60 people in one position."""
-    rng, (image, draw) = np.random.default_rng(index), canvas((12, 12, 12))
+    rng, (image, draw) = np.random.default_rng(index), blank((12, 12, 12))
     draw.rounded_rectangle((30, 10, 290, 330), 90, (120, 120, 120))
     for side in (-1, 1):
         x, y = 160 + side * rng.normal(62, 3), rng.normal(165, 4)
@@ -57,7 +57,7 @@ def bird(index: int) -> Image.Image:
 
 def page(index: int) -> Image.Image:
     """A page of a book: other words in the same layout."""
-    rng, (image, draw) = np.random.default_rng(index), canvas((246, 244, 236))
+    rng, (image, draw) = np.random.default_rng(index), blank((246, 244, 236))
     for line in range(24):
         text = " ".join(rng.choice(WORDS, 12))
         draw.text((24, 14 + 12 * line), text[:52], (30, 30, 30), ImageFont.load_default(10))
@@ -66,7 +66,7 @@ def page(index: int) -> Image.Image:
 
 def framed(index: int) -> Image.Image:
     """A small picture in a large golden frame on the same wall."""
-    rng, (image, draw) = np.random.default_rng(index), canvas((130, 60, 55))
+    rng, (image, draw) = np.random.default_rng(index), blank((130, 60, 55))
     for inset in range(20, 90, 7):
         shade = 110 + (inset * 37) % 120
         draw.rectangle((inset, inset, SIDE - inset, SIDE - inset), (shade, int(shade * 0.8), 50))
@@ -86,7 +86,7 @@ def frame(index: int) -> Image.Image:
 
 def dial(index: int) -> Image.Image:
     """A gauge; the needle is what tells the classes apart."""
-    image, draw = canvas((60, 66, 70))
+    image, draw = blank((60, 66, 70))
     draw.ellipse((20, 20, 300, 300), (235, 235, 228), (20, 20, 20), 8)
     for mark in np.linspace(-220, 40, 27):
         c, s = np.cos(np.radians(mark)), np.sin(np.radians(mark))
@@ -98,7 +98,7 @@ def dial(index: int) -> Image.Image:
 
 def board(index: int) -> Image.Image:
     """A circuit board of one type; every board lacks another small part."""
-    rng, (image, draw) = np.random.default_rng(7), canvas((20, 92, 52))
+    rng, (image, draw) = np.random.default_rng(7), blank((20, 92, 52))
     for _ in range(14):
         x, y, w, h = *rng.integers(10, 250, 2), *rng.integers(20, 60, 2)
         draw.rectangle((x, y, x + w, y + h), (26, 26, 30), (150, 150, 140))
@@ -111,7 +111,7 @@ def board(index: int) -> Image.Image:
 
 def lamp(index: int) -> Image.Image:
     """A lamp of another color, as bright as the others."""
-    image, draw = canvas((90, 90, 90))
+    image, draw = blank((90, 90, 90))
     draw.rounded_rectangle((90, 20, 230, 300), 30, (24, 24, 24))
     hue = Image.new("YCbCr", (1, 1), (120, *(int(128 + 80 * f(index * 2 * np.pi / 60)) for f in (np.cos, np.sin))))
     draw.ellipse((110, 110, 210, 210), hue.convert("RGB").getpixel((0, 0)))
@@ -120,7 +120,7 @@ def lamp(index: int) -> Image.Image:
 
 def stars(index: int) -> Image.Image:
     """A night sky with one moon and other stars."""
-    rng, (image, draw) = np.random.default_rng(index), canvas((8, 10, 24))
+    rng, (image, draw) = np.random.default_rng(index), blank((8, 10, 24))
     draw.ellipse((120, 110, 200, 190), (226, 222, 200))
     for x, y, r in zip(*rng.uniform(4, 316, (2, 40)), rng.uniform(0.5, 2.5, 40), strict=True):
         draw.ellipse((x - r, y - r, x + r, y + r), (240, 240, 255))
@@ -129,7 +129,7 @@ def stars(index: int) -> Image.Image:
 
 def sign(index: int) -> Image.Image:
     """A speed limit; the number is small in the picture."""
-    image, draw = canvas((150, 170, 190))
+    image, draw = blank((150, 170, 190))
     draw.rectangle((154, 180, 166, 320), (120, 120, 120))
     draw.ellipse((80, 40, 240, 200), (245, 245, 245), (200, 20, 30), 24)
     draw.text((160, 120), str(10 + index), (20, 20, 20), ImageFont.load_default(52), anchor="mm")
@@ -151,7 +151,7 @@ LOOK_ALIKES: dict[str, Callable[[int], Image.Image]] = {
 }
 
 
-def canvas(color: tuple[int, int, int]) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+def blank(color: tuple[int, int, int]) -> tuple[Image.Image, ImageDraw.ImageDraw]:
     image = Image.new("RGB", (SIDE, SIDE), color)
     return image, ImageDraw.Draw(image)
 

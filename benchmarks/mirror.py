@@ -25,16 +25,16 @@ from flowers_torch.runs.mirroring import measure_mirror
 HEADING = "| set | photos of a class | features | recognized | changed | pair exchanged | p | mirror | seconds |"
 
 
-def draw_set(root: Path, classes: int, draw: Drawing, photos: int) -> None:
+def draw_set(root: Path, classes: int, draw: Drawing, count: int) -> None:
     """Writes a folder of each class."""
     for label in range(classes):
         folder = root / f"class_{label}"
         folder.mkdir(parents=True)
-        for index in range(photos):
+        for index in range(count):
             draw(index, label).save(folder / f"{index}.png")
 
 
-def measure(root: Path, weights: str, photos: int, args: argparse.Namespace) -> None:
+def measure(root: Path, weights: str, count: int, args: argparse.Namespace) -> None:
     """Prints a row: what the test says, and test accuracies with and without mirroring."""
     overrides = {"weights": weights, "size": args.size, "groups": "none", "mirror": "yes", "seed": args.seed}
     config = load_config(args.arch, str(root), overrides=overrides | HEAD_ONLY)
@@ -45,7 +45,7 @@ def measure(root: Path, weights: str, photos: int, args: argparse.Namespace) -> 
         found, kind = measure_mirror(experiment.filtered, experiment.splits, experiment.features, model)
         seconds = time.perf_counter() - started
     decision = "no" if found.exchanges_classes else "yes" if found.is_conclusive else "yes (too few)"
-    row = [root.name, photos, kind, f"{found.recognized} of {found.images}", found.changed]
+    row = [root.name, count, kind, f"{found.recognized} of {found.images}", found.changed]
     row += [f"{found.exchanged} of {found.of_pair}", f"{found.p_value:.1g}", decision, f"{seconds:.1f}"]
     if args.train and weights != "none":
         row += [f"{accuracy(config, mirror, root.parent):.3f}" for mirror in ("yes", "no")]
@@ -75,12 +75,12 @@ def main() -> None:
         if args.data:
             measure(Path(args.data), weights, 0, args)
             continue
-        for photos in args.photos or [20]:
+        for count in args.photos or [20]:
             for name, (classes, draw) in (EXCHANGED | UNCHANGED).items():
                 if args.only in name:
                     with tempfile.TemporaryDirectory() as temporary:
-                        draw_set(Path(temporary) / name, classes, draw, photos)
-                        measure(Path(temporary) / name, weights, photos, args)
+                        draw_set(Path(temporary) / name, classes, draw, count)
+                        measure(Path(temporary) / name, weights, count, args)
 
 
 if __name__ == "__main__":

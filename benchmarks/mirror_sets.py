@@ -19,7 +19,7 @@ def mirrored_pair(draw: Callable[[int], Image.Image]) -> Drawing:
     return lambda index, label: ImageOps.mirror(draw(2 * index + label)) if label else draw(2 * index + label)
 
 
-def blank(rng: np.random.Generator) -> tuple[Image.Image, ImageDraw.ImageDraw, tuple[int, int, int]]:
+def background(rng: np.random.Generator) -> tuple[Image.Image, ImageDraw.ImageDraw, tuple[int, int, int]]:
     """A dark background, and a light color for what stands on it."""
     image = Image.new("RGB", (SIDE, SIDE), tuple(int(x) for x in rng.integers(0, 120, 3)))
     return image, ImageDraw.Draw(image), tuple(int(x) for x in rng.integers(180, 255, 3))
@@ -27,7 +27,7 @@ def blank(rng: np.random.Generator) -> tuple[Image.Image, ImageDraw.ImageDraw, t
 
 def arrow(index: int) -> Image.Image:
     rng = np.random.default_rng(index)
-    image, draw, color = blank(rng)
+    image, draw, color = background(rng)
     x, y, s = rng.integers(45, 105), rng.integers(45, 110), rng.integers(22, 38)
     draw.rectangle((x - s, y - s // 5, x + s, y + s // 5), color)
     draw.polygon([(x + s, y - s // 2), (x + s, y + s // 2), (x + s + s // 2, y)], color)
@@ -36,7 +36,7 @@ def arrow(index: int) -> Image.Image:
 
 def letter(text: str, index: int) -> Image.Image:
     rng = np.random.default_rng(index)
-    image, draw, color = blank(rng)
+    image, draw, color = background(rng)
     x, y = rng.integers(60, 100, 2)
     draw.text((x, y), text, color, ImageFont.load_default(int(rng.integers(60, 100))), anchor="mm")
     return with_noise(image.rotate(float(rng.uniform(-8, 8)), Image.Resampling.BICUBIC), rng)
@@ -45,7 +45,7 @@ def letter(text: str, index: int) -> Image.Image:
 def hand(index: int) -> Image.Image:
     """The back of a right hand."""
     rng = np.random.default_rng(index)
-    image, draw, _ = blank(rng)
+    image, draw, _ = background(rng)
     skin = tuple(int(x) for x in np.array((225, 180, 150)) * rng.uniform(0.6, 1.1))
     x, y = rng.integers(68, 92), rng.integers(95, 110)
     draw.ellipse((x - 26, y - 28, x + 26, y + 30), skin)
@@ -59,7 +59,7 @@ def hand(index: int) -> Image.Image:
 def one_way(index: int, label: int) -> Image.Image:
     """A road sign whose words are never mirrored."""
     rng = np.random.default_rng(2 * index + label)
-    image, draw, _ = blank(rng)
+    image, draw, _ = background(rng)
     x, y, way = rng.integers(70, 90), rng.integers(60, 100), 1 - 2 * label
     draw.rectangle((x - 60, y - 24, x + 60, y + 24), (20, 60, 160), (240, 240, 240), 2)
     ends = [(x + way * dx, y + dy) for dx, dy in ((-50, -8), (26, -8), (26, -18), (52, 0), (26, 18), (26, 8), (-50, 8))]
@@ -98,7 +98,7 @@ def marked(index: int, label: int) -> Image.Image:
 def turn(index: int) -> Image.Image:
     """An arrow around a circle, clockwise."""
     rng = np.random.default_rng(index)
-    image, draw, color = blank(rng)
+    image, draw, color = background(rng)
     x, y, r = rng.integers(65, 95), rng.integers(65, 95), rng.integers(32, 46)
     draw.arc((x - r, y - r, x + r, y + r), 180, 360 + 60, color, 8)
     end = np.radians(60)
@@ -111,7 +111,7 @@ def turn(index: int) -> Image.Image:
 def signs(index: int, label: int) -> Image.Image:
     """Six road signs, of which two are turned into each other."""
     rng = np.random.default_rng(6 * index + label)
-    image, draw, _ = blank(rng)
+    image, draw, _ = background(rng)
     x, y, r = rng.integers(65, 95), rng.integers(65, 95), 46
     ring, field = ((30, 80, 190), (30, 80, 190)) if label < 3 else ((200, 30, 30), (245, 245, 245))
     draw.ellipse((x - r, y - r, x + r, y + r), field, ring, 9)
@@ -131,7 +131,7 @@ def signs(index: int, label: int) -> Image.Image:
 def vehicle(index: int, label: int) -> Image.Image:
     """Cars and trucks, each driving to either side."""
     rng = np.random.default_rng(2 * index + label)
-    image, draw, color = blank(rng)
+    image, draw, color = background(rng)
     x, y = rng.integers(70, 90), rng.integers(80, 110)
     draw.rectangle((x - 50, y - 14, x + 50, y + 10), color)
     box = (x - 50, y - 46, x + 14, y - 14) if label else (x - 26, y - 32, x + 24, y - 14)
@@ -144,7 +144,7 @@ def vehicle(index: int, label: int) -> Image.Image:
 def shape(index: int, label: int) -> Image.Image:
     """Triangles, squares, pentagons and hexagons at any angle."""
     rng = np.random.default_rng(4 * index + label)
-    image, draw, color = blank(rng)
+    image, draw, color = background(rng)
     x, y = rng.integers(60, 100, 2)
     circle = (int(x), int(y), int(rng.integers(26, 44)))
     draw.regular_polygon(circle, label + 3, float(rng.uniform(0, 360)), color)

@@ -46,7 +46,7 @@ def test_there_are_no_false_alarms(counts: list[int], separation: float) -> None
         assert not compare_mirrored(*features(counts, seed, separation)).exchanges_classes
 
 
-def test_less_than_half_is_no_exchange() -> None:
+def test_less_than_half_exchanges_nothing() -> None:
     """As where a third of the photos of a class show it from the other side."""
     found = compare_mirrored(*exchanged(features([90, 90], seed=2), 0, 1, every=3))
     assert found.changed > 40 and not found.exchanges_classes and found.is_conclusive
@@ -59,7 +59,7 @@ def test_classes_that_guesses_tell_apart_are_not_conclusive() -> None:
 
 
 @pytest.mark.parametrize("counts", [[100, 100], [140, 60]])
-def test_mirror_images_that_look_like_nothing_known_are_no_exchange(counts: list[int]) -> None:
+def test_mirror_images_that_look_like_nothing_known_exchange_nothing(counts: list[int]) -> None:
     """All of them are recognized as one class, which can be the smaller one."""
     plain, mirrored, labels = features(counts, seed=5)
     for guess in (0, 1):

@@ -23,12 +23,12 @@ from flowers_torch.data.sources.demo import FORMS, draw_picture
 from flowers_torch.data.sources.open import open_dataset
 
 sys.path.append(str(Path(__file__).parents[3] / "benchmarks"))
-from look_alikes import LOOK_ALIKES, canvas, with_noise  # type: ignore[import-not-found]
+from look_alikes import LOOK_ALIKES, blank, with_noise  # type: ignore[import-not-found]
 
-Saved = tuple[str, Image.Image]
+Named = tuple[str, Image.Image]
 
 
-def saved(root: Path, *images: Saved, **options: int) -> ImageDataset:
+def saved(root: Path, *images: Named, **options: int) -> ImageDataset:
     """A dataset of images, each with the name `class/file`."""
     for name, image in images:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -110,7 +110,7 @@ def test_every_photo_of_a_group_was_compared_with_the_first(tmp_path: Path) -> N
     """A disk moves by less than can be seen from one photo to the next, and far from the first to the last."""
     images = []
     for step in range(24):
-        image, draw = canvas((120, 150, 90))
+        image, draw = blank((120, 150, 90))
         draw.rectangle((20, 200, 300, 300), (60, 50, 40))
         draw.ellipse((60 + 0.5 * step, 60, 140 + 0.5 * step, 140), (230, 210, 60))
         images.append((f"a/{step:02}.png", image))
@@ -177,13 +177,13 @@ def test_what_an_excluded_photo_is_a_copy_of_is_kept() -> None:
 
 def test_mirror_images_in_two_classes_are_kept(tmp_path: Path) -> None:
     """Left and right arrows, each the mirror image of another."""
-    images: list[Saved] = []
+    images: list[Named] = []
     for i in range(12):
-        rng, (image, draw) = np.random.default_rng(i), canvas((90, 120, 160))
+        rng, (image, draw) = np.random.default_rng(i), blank((90, 120, 160))
         for x, y, r in rng.uniform((0, 0, 10), (320, 320, 60), (12, 3)):
             draw.ellipse((x - r, y - r, x + r, y + r), tuple(rng.integers(0, 256, 3).tolist()))
         draw.polygon([(60, 160), (180, 80), (180, 130), (280, 130), (280, 190), (180, 190), (180, 240)], (250, 240, 40))
-        images += [(f"left/{i}.jpg", image), (f"right/{i}.jpg", ImageOps.mirror(image))]
+        images += [(f"one/{i}.jpg", image), (f"two/{i}.jpg", ImageOps.mirror(image))]
     result = checked(saved(tmp_path, *images))
     assert len(result.duplicates) == 12 and result.excluded() == {}
     assert kinds(result)["mirrored_across_classes"].startswith("12 pictures are mirrored")
@@ -205,7 +205,7 @@ def test_many_photos_of_one_scene_are_look_alikes(tmp_path: Path) -> None:
 
 
 def test_classes_of_which_many_photos_look_alike_lose_none(tmp_path: Path) -> None:
-    images: list[Saved] = []
+    images: list[Named] = []
     for i in range(12):
         images += [(f"a/{i}.jpg", flower(i)), (f"b/{i}.jpg", with_noise(flower(i), np.random.default_rng(i)))]
     result = checked(saved(tmp_path, *images))
