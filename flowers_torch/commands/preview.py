@@ -28,6 +28,7 @@ def run(args: argparse.Namespace) -> None:
     from flowers_torch.data.augment.preview import PREVIEW_AUGMENTATIONS, contact_sheet, sample_by_class, variants
     from flowers_torch.data.images import is_image_name, load_image
     from flowers_torch.data.loading.loaders import derived_seed
+    from flowers_torch.data.mirrored_names import mirrored_classes
     from flowers_torch.data.sources.open import open_dataset
     from flowers_torch.files.atomic import atomic_write
 
@@ -39,18 +40,19 @@ def run(args: argparse.Namespace) -> None:
             raise UsageError(f"{flag} {value} is out of range", f"use 1 .. {most}")
     if args.out.is_dir() and any(args.out.iterdir()):
         raise UsageError(f"{printable(args.out)} is not empty", "name a new folder")
-    source = Path(args.data).expanduser()
+    source, mirror = Path(args.data).expanduser(), True
     if source.is_file() and is_image_name(source):
         rows = [(source, args.n)]
     else:
         dataset = open_dataset(args.data, classes=args.classes)
+        mirror = mirrored_classes(dataset.classes) is None
         chosen = sample_by_class(dataset, -(-args.n // PER_ROW), args.seed)
         counts = [min(PER_ROW, args.n - PER_ROW * row) for row in range(len(chosen))]
         rows = [(dataset.root / dataset.paths[i], count) for i, count in zip(chosen, counts, strict=True)]
     sheet = []
     for number, (path, count) in enumerate(rows):
         image = load_image(path)
-        augmented = variants(image, args.augment, args.size, count, derived_seed(args.seed, number))
+        augmented = variants(image, args.augment, args.size, count, derived_seed(args.seed, number), mirror)
         for index, variant in enumerate(augmented):
             with atomic_write(args.out / f"{number:03d}_{index:02d}.jpg") as file:
                 variant.save(file, "JPEG", quality=92)

@@ -26,6 +26,7 @@ def advise_on_training(
     classes: int,
     val_images: int,
     pretrained: bool,
+    mirrored: bool = False,
 ) -> list[Advice]:
     """Advice in order of importance; empty if nothing stands out.
 
@@ -33,6 +34,7 @@ def advise_on_training(
         history: One row per epoch, as in history.csv.
         stages: Settings of each stage: name, epochs, augment, and lr unless L-BFGS fits the stage.
         pretrained: Whether training started from pretrained weights.
+        mirrored: Whether an option, and no measurement, says that photos may be mirrored.
     """
     finite = [row for row in history if math.isfinite(row[CRITERION])]
     if not finite:
@@ -41,6 +43,9 @@ def advise_on_training(
     correct = round(best["val_accuracy"] * val_images)
     if wilson(correct, val_images)[0] <= 1 / classes:  # chance lies within the interval
         what = f"the network did not learn: validation is no better than guessing among {classes} classes"
+        if mirrored and pretrained and any(stage["augment"] != "none" for stage in stages):
+            reason = ": photos are mirrored in training, and perhaps a mirror turns one class into another"
+            return [Advice(what + reason, "--mirror auto")]
         why, flags = _why_nothing_is_learned(history, stages, classes, pretrained)
         return [Advice(what + why, flags)]
     last, found = history[-1], []

@@ -23,6 +23,7 @@ from flowers_torch.training.device import Runtime
 # Test-time views and their number: `flip` is the image and its mirror image; `scales`, center crops at three
 # sizes; `crop5`, the corners and the center; `crop10`, these and their mirror images.
 VIEWS = {"none": 1, "flip": 2, "scales": 3, "crop5": 5, "crop10": 10}
+MIRRORED_VIEWS = ("flip", "crop10")
 SCALES = (1.15, 1.3)  # relative sizes of the resized image in further views, for "scales"
 CORNER_CROP = 0.875  # crop fraction of corner crops if the network's own is larger
 
@@ -85,7 +86,7 @@ def view_transform(name: str, preprocessing: Preprocessing) -> Callable[[Image.I
             larger = (resize(image, math.floor(size / crop * scale)) for scale in SCALES)
             views += [to_values(functional.center_crop(each, [size, size])) for each in larger]
         stacked = torch.stack(views)
-        return torch.cat([stacked, stacked.flip(3)]) if name in ("flip", "crop10") else stacked
+        return torch.cat([stacked, stacked.flip(3)]) if name in MIRRORED_VIEWS else stacked
 
     return transform
 

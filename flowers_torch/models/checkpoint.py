@@ -47,6 +47,7 @@ MODEL_INFO = {
     "model_options?": {str: object},  # the network's constructor knows them
     "weights?": str,
     "license?": str,
+    "mirror?": bool,
     "temperature?": TEMPERATURE,
     "selective?": {"curve?": CURVE, "ood_detector?": DETECTOR},
 }
@@ -66,6 +67,7 @@ class ModelInfo:
     model_options: dict[str, Any] = dataclasses.field(default_factory=dict)
     weights: str = "none"  # the weights that training started from
     license: str = ""  # of those weights
+    mirror: bool = True  # whether a mirrored image shows the same class
     temperature: float = 1.0  # the model's probabilities are softmax(logits / temperature)
     selective: dict[str, Any] = dataclasses.field(default_factory=dict)  # see evaluation/selective.py
 

@@ -103,7 +103,7 @@ def figures_of_test(
     }
 
 
-def other_figures(run: RunSummary, source: Source | None) -> dict[str, Any]:
+def other_figures(run: RunSummary, source: Source | None, mirror: bool = True) -> dict[str, Any]:
     """Label issues, findings of the check and augmented photos, as far as there are photos."""
     issues = run.label_issues.get("label_issues", [])[:LABEL_ISSUES]
     if source is None:
@@ -119,7 +119,7 @@ def other_figures(run: RunSummary, source: Source | None) -> dict[str, Any]:
     pictures = thumbnails([source.file(issue["file"]) for issue in issues])
     return {
         "findings": findings,
-        "augmented": augmentation_sheet(run, examples) if run.stages else [],
+        "augmented": augmentation_sheet(run, examples, mirror) if run.stages else [],
         "label_issues": list(zip(issues, pictures, strict=True)),
     }
 
@@ -197,7 +197,7 @@ def grad_cams(
     return found
 
 
-def augmentation_sheet(run: RunSummary, paths: Sequence[Path]) -> list[list[Markup]]:
+def augmentation_sheet(run: RunSummary, paths: Sequence[Path], mirror: bool = True) -> list[list[Markup]]:
     """Rows of thumbnails: a photo, then five augmented views of it, as the last stage sees them."""
     rows, size = [], min(run.config.get("size") or 224, 2 * SIDE)
     for path in paths:
@@ -205,6 +205,6 @@ def augmentation_sheet(run: RunSummary, paths: Sequence[Path]) -> list[list[Mark
             image = load_image(path)
         except DataError:
             continue
-        views = variants(image, run.stages[-1]["augment"], size, 5)
+        views = variants(image, run.stages[-1]["augment"], size, 5, mirror=mirror)
         rows.append([data_uri(picture) for picture in (image, *views)])
     return rows

@@ -49,7 +49,7 @@ def write_report(folder: Path, info: ModelInfo, source: Source | None) -> Path:
     run, attempt = read_run(folder), source.attempt if source else Attempt()
     charts: dict[str, Markup] = attempt("charts", lambda: _charts(run), {})
     cells, classes, pretrained = confusion_cells(run), len(run.classes), info.weights != "none"
-    training = (run.history, run.stages, classes, len(run.split["val"]), pretrained)
+    training = (run.history, run.stages, classes, len(run.split["val"]), pretrained, run.config.get("mirror") == "yes")
     values: dict[str, Any] = {
         "run": run,
         "info": info,
@@ -101,7 +101,7 @@ def _freeze_tables(run: RunSummary, source: Source | None) -> dict[str, str]:
 
 def _figures(run: RunSummary, info: ModelInfo, source: Source | None, cells: dict[str, list[int]]) -> dict[str, Any]:
     of_test = image_sections.figures_of_test(run, info.preprocessing, source, cells)
-    return of_test | image_sections.other_figures(run, source)
+    return of_test | image_sections.other_figures(run, source, info.mirror)
 
 
 def class_rows(run: RunSummary) -> list[dict[str, Any]]:

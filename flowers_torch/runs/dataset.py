@@ -23,7 +23,7 @@ def open_images(config: Config, folder: Path | None = None) -> FilteredDataset:
     """The images of a configuration that can be trained on; `folder` is the run that had them before."""
     with images_of(folder, config) if folder else contextlib.nullcontext():
         dataset = open_dataset(config.data, classes=config.classes, groups=config.groups)
-        filtered = filter_images(dataset, config.exclude, config.groups, config.skip_bad)
+        filtered = filter_images(dataset, config.exclude, config.groups, config.skip_bad, config.mirror)
     if len(filtered.dataset.classes) < 2:
         raise DataError(f"--exclude {printable(config.exclude)} leaves too few classes", "leave out fewer of them")
     return filtered

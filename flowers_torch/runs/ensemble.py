@@ -90,7 +90,8 @@ def save_averaged(found: Ensembles, folders: Sequence[Path], out: Path) -> Candi
         raise UsageError("the networks differ, so there are no averaged weights", "leave out --out")
     chosen = ensembles.best_candidate(averaged)
     # The out-of-distribution detector fits the features of one network, not those of an average.
-    info = dataclasses.replace(_info(folders[0]), temperature=chosen.temperature, selective={})
+    mirror = all(_info(folder).mirror for folder in folders)
+    info = dataclasses.replace(_info(folders[0]), mirror=mirror, temperature=chosen.temperature, selective={})
     save_classifier(chosen.state or {}, info, out, combined=[folder.name for folder in folders])
     return chosen
 

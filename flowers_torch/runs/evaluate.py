@@ -11,7 +11,7 @@ from torch import nn
 from flowers_torch.data.dataset import ImageDataset
 from flowers_torch.data.splits.split_file import fingerprint, read_split
 from flowers_torch.errors import DataError, ModelFileError, UsageError, printable
-from flowers_torch.evaluation.evaluate import VIEWS, predict_images
+from flowers_torch.evaluation.evaluate import MIRRORED_VIEWS, VIEWS, predict_images
 from flowers_torch.evaluation.metrics import Scores, fit_temperature, prediction_rows, score
 from flowers_torch.evaluation.predictions import Predictions
 from flowers_torch.files.reading import read_json, reading
@@ -99,10 +99,12 @@ def evaluate_run(
     """
     run, network = Experiment.open(folder, device, data)
     model = TrainedModel(network, run.info, run.runtime, run.dataset, batch_size)
+    _check_views(views, run.info)
     if views == "none":
         return model.evaluate(run.splits[split], views, run.info.temperature)
     tried, temperatures = {}, {}
-    for name in VIEWS if views == "auto" else ("none", views):
+    possible = [name for name in VIEWS if run.info.mirror or name not in MIRRORED_VIEWS]
+    for name in possible if views == "auto" else ("none", views):
         val = model.predict(run.splits["val"], name)
         temperatures[name] = fit_temperature(val.logits, val.labels)
         tried[name] = score(val.logits / temperatures[name], val.labels)
@@ -129,6 +131,7 @@ def evaluate_data(
     if views == "auto":
         raise UsageError("--tta auto chooses on the validation photos of a run", "give only the run")
     network, info = load_classifier(path)
+    _check_views(views, info)
     runtime = choose_runtime(device, "fp32")
     chosen = [index for index, name in enumerate(dataset.paths) if split in ("", dataset.split.get(name))]
     if not chosen:
@@ -136,6 +139,13 @@ def evaluate_data(
     model = TrainedModel(runtime.place(network), info, runtime, dataset, batch_size)
     found = model.evaluate(chosen, views, info.temperature)
     return dataclasses.replace(found, known=count_known(path, dataset, chosen))
+
+
+def _check_views(views: str, info: ModelInfo) -> None:
+    """Refuses views that mirror an image where the model was trained without mirror images."""
+    if views in MIRRORED_VIEWS and not info.mirror:  # guard: D40 views
+        what = f"--tta {views} mirrors photos, and for this model a mirror turns one class into another"
+        raise UsageError(what, f"use {', '.join(name for name in VIEWS if name not in MIRRORED_VIEWS)}")
 
 
 def rewrite_results(folder: Path, device: str = "auto", data: str = "") -> None:

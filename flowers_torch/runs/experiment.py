@@ -31,6 +31,7 @@ from flowers_torch.runs.dataset import choose_splits, log_reading, open_images
 from flowers_torch.runs.feature_cache import FeatureCache
 from flowers_torch.runs.fingerprint import check_exact, fingerprint
 from flowers_torch.runs.loaders import Loaders
+from flowers_torch.runs.mirroring import choose_mirror
 from flowers_torch.training.checkpoint import MODEL_FILE, Checkpoint, read_newest_checkpoint, restore_model
 from flowers_torch.training.device import Runtime, choose_runtime, runtime_of_run
 from flowers_torch.training.distributed import SINGLE_PROCESS, Distributed
@@ -59,7 +60,7 @@ class Experiment:
 
     @functools.cached_property
     def loaders(self) -> Loaders:
-        return Loaders(self.config, self.dataset, self.info.preprocessing, self.runtime, self.distributed)
+        return Loaders(self.config, self.dataset, self.info, self.runtime, self.distributed)
 
     @functools.cached_property
     def features(self) -> FeatureCache:
@@ -82,7 +83,14 @@ class Experiment:
         if made is None and distributed.local_rank == 0:
             made = _prepare(config, distributed, splits)  # the main process of another machine
         distributed.barrier()
-        return made or _prepare(config, distributed, splits)
+        experiment, model = made or _prepare(config, distributed, splits)
+        return experiment._with_mirror(model), model
+
+    def _with_mirror(self, model: nn.Module) -> "Experiment":
+        """The run with the choice whether photos are mirrored, which the main process makes."""
+        config, distributed = self.config, self.distributed
+        made = distributed.is_main and choose_mirror(config, self.filtered, self.splits, self.features, model)
+        return dataclasses.replace(self, info=dataclasses.replace(self.info, mirror=distributed.broadcast(made)))
 
     @classmethod
     def resume(

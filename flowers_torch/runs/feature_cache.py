@@ -65,6 +65,8 @@ class FeatureCache:
         A file on disk holds one fixed view under one backbone, with a row for each image that was ever
         requested. Another split, seed or fold therefore computes nothing twice.
         """
+        if augmentation == "mirror" and not self.info.mirror:
+            views = 1  # the others would repeat it
         if 4 * split.width * views * len(indices) > self.max_bytes:
             return None
         weights = _hash_backbone(split)

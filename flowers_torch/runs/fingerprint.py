@@ -17,7 +17,7 @@ from flowers_torch.training.device import Runtime
 HARMLESS = frozenset(("data", "workers", "checkpoint_minutes"))
 RESOLVED = frozenset(("device", "threads", "stages"))  # compared as what they resolved to on the machine
 # The checkpoint holds the network and the splits, whatever an option says.
-FIXED = frozenset("arch weights size resize head_hidden dropout head_norm head model_options split".split())
+FIXED = frozenset("arch weights size resize head_hidden dropout head_norm head mirror model_options split".split())
 
 
 def fingerprint(config: Config, runtime: Runtime, processes: int = 1) -> dict[str, str]:

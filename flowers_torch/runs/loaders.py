@@ -10,9 +10,9 @@ from flowers_torch.data.loading.batches import BATCH_AUGMENTATIONS, TrainingBatc
 from flowers_torch.data.loading.image_cache import ImageCache
 from flowers_torch.data.loading.loaders import TransformedImages, loader_settings, make_loader
 from flowers_torch.data.loading.resize import AS_PREDICTED, resized_images, resized_side
-from flowers_torch.data.preprocessing import Preprocessing
 from flowers_torch.files.cache import cache_folder
 from flowers_torch.log import log
+from flowers_torch.models.checkpoint import ModelInfo
 from flowers_torch.training.device import Runtime
 from flowers_torch.training.distributed import SINGLE_PROCESS, Distributed
 
@@ -21,9 +21,10 @@ class Loaders:
     """Makes batches of a data set's images, each decoded once for all splits and stages."""
 
     def __init__(
-        self, config: Config, dataset: ImageDataset, inputs: Preprocessing, runtime: Runtime, distributed: Distributed
+        self, config: Config, dataset: ImageDataset, info: ModelInfo, runtime: Runtime, distributed: Distributed
     ) -> None:
-        self.dataset, self.inputs, self.runtime, self.distributed = dataset, inputs, runtime, distributed
+        self.dataset, self.runtime, self.distributed = dataset, runtime, distributed
+        self.inputs, self.mirror = info.preprocessing, info.mirror
         self.batch_size, self.seed = config.batch_size, config.seed
         self.settings = loader_settings(config.workers, runtime.device)
         self.cache = ImageCache(len(dataset), config.cache_bytes, cache_folder(), self.settings["workers"] > 0)
@@ -48,13 +49,14 @@ class Loaders:
         labels, inputs = [self.dataset.labels[index] for index in indices], self.inputs
         if augmentation in BATCH_AUGMENTATIONS:
             return resized_images(paths, labels, self.seed, augmentation, inputs)
-        transform = train_transform(augmentation, inputs.size, inputs.mean, inputs.std, inputs.interpolation)
+        values = (inputs.mean, inputs.std, inputs.interpolation)
+        transform = train_transform(augmentation, inputs.size, *values, self.mirror)
         return TransformedImages(paths, labels, transform, self.seed)
 
     def _batches(self, indices: Sequence[int], augmentation: str, shuffle: bool, mixup: float = 0.0) -> TrainingBatches:
         inputs, images, augment = self.inputs, self.images(indices, augmentation), None
         if augmentation in BATCH_AUGMENTATIONS:
-            augment = batch_augmentation(augmentation, inputs.size, inputs.crop)
+            augment = batch_augmentation(augmentation, inputs.size, inputs.crop, self.mirror)
             cached = self.cache.images(resized_side(augmentation, inputs.size), augmentation in AS_PREDICTED)
             images.cache = cached and cached.subset(indices)
         shard = (self.distributed.rank, self.distributed.size)

@@ -43,7 +43,7 @@ def rank_models(config: Config, archs: Sequence[str]) -> list[Candidate]:
         UsageError: no network could be tried.
     """
     found = []
-    head_only = HEAD_ONLY | {"stages": [Stage(**stage) for stage in HEAD_ONLY["stages"]]}
+    head_only = HEAD_ONLY | {"stages": [Stage(**stage | {"augment": "none"}) for stage in HEAD_ONLY["stages"]]}
     for arch in archs:
         try:
             found.append(_try(*Experiment.new(dataclasses.replace(config, arch=arch, **head_only))))

@@ -121,8 +121,8 @@ def _calibrate(
 
 def _log_advice(experiment: Experiment, state: RunState, info: ModelInfo) -> None:
     stages = [stage.settings() for stage in experiment.config.stages]
-    images, pretrained = len(experiment.splits["val"]), info.weights != "none"
-    for advice in advise_on_training(state.history, stages, len(info.classes), images, pretrained):
+    how = (len(experiment.splits["val"]), info.weights != "none", experiment.config.mirror == "yes")
+    for advice in advise_on_training(state.history, stages, len(info.classes), *how):
         command = repeat_command(experiment.folder, advice.flags) if advice.flags else ""
         log.info(f"try      {': '.join(filter(None, (advice.what, command)))}")
 

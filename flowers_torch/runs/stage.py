@@ -182,7 +182,8 @@ def stage_features(experiment: Experiment, model: nn.Module, stage: Stage, check
     if train is None or validation is None:
         log.info("features exceed cache_gib")
         return None
-    log.info(f"features {views} views of each photo, {train.nbytes / 2**20:.0f} MiB")
+    views = len(train) // len(indices)
+    log.info(f"features {views} {'view' if views == 1 else 'views'} of each photo, {train.nbytes / 2**20:.0f} MiB")
     return split, train, validation
 
 

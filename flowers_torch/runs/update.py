@@ -15,9 +15,10 @@ import torch
 from flowers_torch.config import Config, split_fractions, with_absolute_paths
 from flowers_torch.config_file import load_config
 from flowers_torch.data.dataset import ImageDataset
-from flowers_torch.data.quality.filter import filter_images
+from flowers_torch.data.quality.filter import copies_may_be_mirrored, filter_images
 from flowers_torch.data.quality.scan import inspect_images
 from flowers_torch.data.sources.open import open_dataset
+from flowers_torch.data.sources.rows import listed
 from flowers_torch.data.splits.assign import SPLITS
 from flowers_torch.data.splits.extension import AssignedImage, extend_splits
 from flowers_torch.data.splits.split_file import fingerprint, read_split
@@ -28,8 +29,9 @@ from flowers_torch.evaluation.evaluate import predict_images
 from flowers_torch.evaluation.predictions import RunPredictions, load_predictions
 from flowers_torch.files.atomic import write_json
 from flowers_torch.files.system import link_or_copy
+from flowers_torch.files.tensors import safe_load
 from flowers_torch.log import RESULT, log
-from flowers_torch.models.checkpoint import load_classifier
+from flowers_torch.models.checkpoint import load_classifier, read_model_info
 from flowers_torch.runs import recipe
 from flowers_torch.runs.dataset import images_of, log_reading
 from flowers_torch.runs.folder import new_run_folder
@@ -71,7 +73,10 @@ def update(
     new = filter_images(found, exclude, "none", config.skip_bad).dataset
     log_reading(new)
     seen = dict(zip(known.paths, inspect_images(known), strict=True))
-    added = extend_splits(old, [seen[member.name] for member in old], new, inspect_images(new), fractions, former.seed)
+    deciding = (fractions, former.seed, copies_may_be_mirrored(config.mirror, [*known.classes, *new.classes]))
+    added, torn = extend_splits(old, [seen[member.name] for member in old], new, inspect_images(new), *deciding)
+    if torn:
+        log.info(f"note     {len(torn)} photos belong with photos of several splits and are left out: {listed(torn)}")
     if not added:
         raise UsageError(f"{printable(source)} holds no photo that the run does not know", "add new ones")
     new_folder = new_run_folder(str(out), known.name, config.arch)
@@ -98,6 +103,9 @@ def _config_of_update(folder: Path, former: Config, changes: dict[str, Any]) -> 
         "precision": precision,
     }
     config = load_config(file=str(folder / "config.toml"), overrides=overrides | changes)
+    path = folder / MODEL_FILE
+    if config.mirror == "auto" and not read_model_info(safe_load(path)[1], path).mirror:  # more photos do not undo that
+        config = dataclasses.replace(config, mirror="no")
     if not split_fractions(config.split):  # named splits are those of Flowers-17 alone
         config = dataclasses.replace(config, split=Config.split)
     return config

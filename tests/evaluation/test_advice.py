@@ -80,3 +80,13 @@ def test_random_weights_are_the_first_reason() -> None:
 
 def test_an_empty_history() -> None:
     assert advise_on_training([], STAGES, 3, 10, True) == []
+
+
+def test_mirroring_by_an_option_is_a_reason() -> None:
+    """Not the learning rate, where a mirror may turn one class into another."""
+    rows = [(0.70, 0.5, 0.70, 0.5)] * 3
+    (found,) = advise_on_training(history(*rows), STAGES, 2, 200, True, mirrored=True)
+    assert "perhaps a mirror turns one class into another" in found.what and found.flags == "--mirror auto"
+    unmirrored = [stage | {"augment": "none"} for stage in STAGES]
+    (found,) = advise_on_training(history(*rows), unmirrored, 2, 200, True, mirrored=True)
+    assert "learning rate" in found.what

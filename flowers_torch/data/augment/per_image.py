@@ -47,11 +47,17 @@ def enough_side(size: int, crop: float) -> int:
 
 
 def train_transform(
-    augmentation: str, size: int, mean: tuple[float, ...], std: tuple[float, ...], interpolation: str = "bicubic"
+    augmentation: str,
+    size: int,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    interpolation: str = "bicubic",
+    mirror: bool = True,
 ) -> v2.Compose:
     """The transform of an augmentation of single images; arguments and result as in `eval_transform`.
 
-    Both crop and mirror at random; `rand` adds RandAugment and random erasing, `trivial` TrivialAugment.
+    Both crop at random, and mirror unless that is off; `rand` adds RandAugment and random erasing, `trivial`
+    TrivialAugment.
     """
     views: dict[str, list[nn.Module]] = {
         "rand": [v2.RandAugment(), *to_floats(), OneImage(erase)],
@@ -61,7 +67,8 @@ def train_transform(
         known = ", ".join(IMAGE_AUGMENTATIONS)
         raise ValueError(f"{augmentation!r} is not a valid augmentation of single images: expected {known}")
     cropped = v2.RandomResizedCrop(size, *CROPS["crop"], interpolation=InterpolationMode(interpolation))
-    return v2.Compose([cropped, v2.RandomHorizontalFlip(), *views[augmentation], *to_input(mean, std)])
+    mirrored = [v2.RandomHorizontalFlip()] if mirror else []  # guard: D40 image
+    return v2.Compose([cropped, *mirrored, *views[augmentation], *to_input(mean, std)])
 
 
 def to_floats() -> list[nn.Module]:

@@ -28,10 +28,12 @@ TUTORIAL = KerasAugment(
 PREVIEW_AUGMENTATIONS = (*AUGMENTATIONS, "tutorial")
 
 
-def variants(image: Image.Image, augmentation: str, size: int, count: int, seed: int = 0) -> list[Image.Image]:
+def variants(
+    image: Image.Image, augmentation: str, size: int, count: int, seed: int = 0, mirror: bool = True
+) -> list[Image.Image]:
     """Augmented variants of an RGB image, of `size` x `size` pixels. Variant i of a seed is always the same.
 
-    The augmentation `tutorial` is Keras's own; it keeps the shape of the image.
+    The augmentation `tutorial` is Keras's own; it keeps the shape of the image. Without `mirror` no other mirrors it.
     """
     if augmentation == "tutorial":
         pixels = np.asarray(image, dtype=np.float32)
@@ -42,9 +44,9 @@ def variants(image: Image.Image, augmentation: str, size: int, count: int, seed:
         generator = SampleGenerator(seed, torch.arange(count), torch.zeros(count, dtype=torch.int64))
         aspects = torch.full((count,), image.width / image.height)
         resized = resized.expand(count, -1, -1, -1)
-        inputs = batch_augmentation(augmentation, size)(resized, generator, aspects)
+        inputs = batch_augmentation(augmentation, size, mirror=mirror)(resized, generator, aspects)
         return [functional.to_pil_image(values) for values in inputs]
-    transform = train_transform(augmentation, size, mean=(0.0,) * 3, std=(1.0,) * 3)
+    transform = train_transform(augmentation, size, (0.0,) * 3, (1.0,) * 3, mirror=mirror)
     images = []
     with torch.random.fork_rng(devices=[]):
         for i in range(count):

@@ -30,20 +30,29 @@ CPU_IMAGES = 8  # augmented at a time on a CPU, whose caches hold these
 BatchAugmentation = Callable[[Tensor, SampleGenerator, Tensor], Tensor]
 
 
-def batch_augmentation(augmentation: str, size: int, crop: float = 0.875) -> BatchAugmentation:
+def batch_augmentation(augmentation: str, size: int, crop: float = 0.875, mirror: bool = True) -> BatchAugmentation:
     """One of `BATCH_AUGMENTATIONS` as a function of a batch, with results of `size` x `size` pixels in 0..1.
 
     `mirror` is images as prediction sees them, mirrored in every second view. `crop` is the fraction of the
-    shorter side that `alexnet` keeps.
+    shorter side that `alexnet` keeps. Without `mirror` no image is mirrored.
     """
     if augmentation not in RESIZE_FACTORS:
         names = ", ".join(BATCH_AUGMENTATIONS)
         raise ValueError(f"{augmentation!r} is not a valid batch augmentation: expected one of {names}")
-    return functools.partial(_augment, augmentation, size, crop)
+    if augmentation == "mirror" and not mirror:
+        augmentation = "none"
+    return functools.partial(_augment, augmentation, size, crop, 0.5 if mirror else 0.0)  # guard: D40 batch
 
 
+# The first four arguments are what `batch_augmentation` binds.
 def _augment(
-    augmentation: str, size: int, crop: float, images: Tensor, random: SampleGenerator, aspects: Tensor
+    augmentation: str,
+    size: int,
+    crop: float,
+    mirrored: float,
+    images: Tensor,
+    random: SampleGenerator,
+    aspects: Tensor,
 ) -> Tensor:
     if augmentation == "none":
         return images
@@ -52,15 +61,15 @@ def _augment(
     if augmentation == "alexnet":
         fraction = size / math.floor(size / crop)
         images = batch_augment.random_crop(images, size, random, fraction, aspects)
-        images = batch_augment.shift_rgb(batch_augment.mirror(images, random), random)
+        images = batch_augment.shift_rgb(batch_augment.mirror(images, random, mirrored), random)
         return batch_augment.shift_pca_color(images, random)
     if augmentation in KERAS:
         if images.shape[-2:] != (size, size):
             images = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
         matrices = batch_augment.draw_affines(random, size, size, *KERAS[augmentation])
-        return batch_augment.mirror(batch_augment.affine(images, matrices), random)
+        return batch_augment.mirror(batch_augment.affine(images, matrices), random, mirrored)
     images = batch_augment.resized_crop(images, size, random, *CROPS[augmentation], aspects)
-    images = batch_augment.mirror(images, random)
+    images = batch_augment.mirror(images, random, mirrored)
     return batch_augment.jitter_color(images, random, COLOR) if augmentation == "crop" else images
 
 

@@ -42,11 +42,11 @@ def exact_duplicates(inspections: Sequence[Inspection]) -> list[list[int]]:
     return [group for group in by_digest.values() if len(group) > 1]
 
 
-def near_duplicates(dataset: ImageDataset, inspections: Sequence[Inspection]) -> Duplicates:
+def near_duplicates(dataset: ImageDataset, inspections: Sequence[Inspection], mirrored: bool = True) -> Duplicates:
     """Finds exact and near-duplicates in memory that is proportional to the number of images.
 
     Candidates share most bits of their perceptual hashes. Each joins the group of a larger image that shows the same
-    picture by `Thumbnails.same`.
+    picture by `Thumbnails.same`. Without `mirrored`, a mirror image is another picture.
     """
     copies = {group[0]: group for group in exact_duplicates(inspections)}
     repeated = {i for group in copies.values() for i in group[1:]}
@@ -54,28 +54,30 @@ def near_duplicates(dataset: ImageDataset, inspections: Sequence[Inspection]) ->
     usable.sort(key=lambda i: (inspections[i].colorfulness < 1, -inspections[i].width * inspections[i].height, i))
     images = [inspections[i] for i in usable]
     thumbnails = Thumbnails(dataset, usable, [min(image.width, image.height) for image in images])
-    first, mirrored, alike = _join(images, thumbnails)
+    first, flips, alike = _join(images, thumbnails, mirrored)
     groups = {i: copies.get(i, [i]) for i in (*usable, *copies)}
     for own, leader in enumerate(first):
         if own != leader:
             groups[usable[leader]] = groups[usable[leader]] + groups.pop(usable[own])
-    flipped = frozenset(i for own in mirrored for i in copies.get(usable[own], [usable[own]]))
+    flipped = frozenset(i for own in flips for i in copies.get(usable[own], [usable[own]]))
     found = sorted((g[:1] + sorted(g[1:]) for g in groups.values() if len(g) > 1), key=min)
     return Duplicates(found, flipped, group_pairs((usable[a], usable[b]) for a, b in alike))
 
 
-def _join(images: list[Inspection], thumbnails: Thumbnails) -> tuple[list[int], set[int], list[tuple[int, int]]]:
+def _join(
+    images: list[Inspection], thumbnails: Thumbnails, mirrored: bool
+) -> tuple[list[int], set[int], list[tuple[int, int]]]:
     """For each image, the first of its group; the mirrored ones; pairs of look-alikes, at most one for each image."""
     first = np.arange(len(images))
-    mirrored: set[int] = set()
+    flips: set[int] = set()
     alike: list[tuple[int, int]] = []
     place = np.zeros(len(images), dtype=np.int64)
-    for start, close in hash_candidates(images):
+    for start, close in hash_candidates(images, mirrored):
         rows, columns = np.flatnonzero(close.any(1)), np.flatnonzero(close.any(0))
         columns = np.union1d(columns, first[columns])
         place[columns] = np.arange(len(columns))
         thumbnails.prepare(np.union1d(start + rows, columns))
-        for row, likeness in zip(rows, thumbnails.correlate(start + rows, columns), strict=True):
+        for row, likeness in zip(rows, thumbnails.correlate(start + rows, columns, mirrored), strict=True):
             own, leads = start + int(row), np.zeros(close.shape[1], dtype=bool)
             leads[first[: close.shape[1]][close[row]]] = True
             leaders = np.flatnonzero(leads)
@@ -84,30 +86,31 @@ def _join(images: list[Inspection], thumbnails: Thumbnails) -> tuple[list[int], 
                 best = np.argpartition(-values, MAX_COMPARED)[:MAX_COMPARED]
                 leaders, values = leaders[best], values[best]
             for value, leader in sorted(zip((-values).tolist(), leaders.tolist(), strict=True)):
-                flip = thumbnails.is_mirrored(own, leader)
+                flip = mirrored and thumbnails.is_mirrored(own, leader)
                 if -value >= MIN_LIKENESS and thumbnails.same(own, leader, flip):
                     first[own] = leader
-                    mirrored |= {own} if flip else set()
+                    flips |= {own} if flip else set()
                     break
             else:
                 if values.max() >= LOOK_ALIKE:
                     alike.append((own, int(leaders[values.argmax()])))
-    return first.tolist(), mirrored, alike
+    return first.tolist(), flips, alike
 
 
-def hash_candidates(images: Sequence[Inspection]) -> Iterator[tuple[int, np.ndarray]]:
+def hash_candidates(images: Sequence[Inspection], mirrored: bool = True) -> Iterator[tuple[int, np.ndarray]]:
     """Blocks of rows, each with its first row and whether a row's hash is close to that of each earlier image.
 
-    A block has the shape (rows, end of the block). Either image may be mirrored.
+    A block has the shape (rows, end of the block). With `mirrored`, either image may be.
     """
-    upright, mirrored = (_signs([getattr(image, name) for image in images]) for name in ("phash", "phash_mirrored"))
+    upright, flipped = (_signs([getattr(image, name) for image in images]) for name in ("phash", "phash_mirrored"))
     rows = max(1, BLOCK // max(1, len(images)))
     limit = 64 - 2 * MAX_BITS  # the product of signs is the number of equal bits less that of others
     for start in range(0, len(images), rows):
         block = upright[start : start + rows]
         end = start + len(block)
         close = block @ upright[:end].T >= limit
-        close |= block @ mirrored[:end].T >= limit
+        if mirrored:
+            close |= block @ flipped[:end].T >= limit
         yield start, np.tril(close, start - 1)
 
 

@@ -1,9 +1,11 @@
 """Selection of the images to train on: readable, not excluded, with duplicates kept in one split."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 from flowers_torch.data.dataset import CLASS_MARK, COLUMN_MARK, ImageDataset, parse_exclude
+from flowers_torch.data.mirrored_names import mirrored_classes
 from flowers_torch.data.quality.duplicates import Duplicates, near_duplicates
 from flowers_torch.data.quality.report import check_quality, drop_images, read_exclude_list, unreadable_reasons
 from flowers_torch.data.quality.scan import inspect_images
@@ -26,13 +28,17 @@ class FilteredDataset:
 
 
 def filter_images(
-    dataset: ImageDataset, exclude: str = "", groups: str = "duplicates", skip_bad: bool = False
+    dataset: ImageDataset,
+    exclude: str = "",
+    groups: str = "duplicates",
+    skip_bad: bool = False,
+    mirror: str = "auto",
 ) -> FilteredDataset:
     """Decodes every image once, before anything is downloaded or trained. Cached inspections are reused.
 
     `exclude` is an exclude list and classes, as `parse_exclude` takes them; `groups` is "duplicates", "none" or
-    the path of a table file,group; with `column:NAME`, the source has set the groups. Unreadable images (unless
-    `skip_bad`) and a class without any image left are a `DataError`.
+    the path of a table file,group; with `column:NAME`, the source has set the groups. `mirror` is as in
+    `copies_may_be_mirrored`. Unreadable images (unless `skip_bad`) and a class without any image left are a `DataError`.
     """
     path, classes = parse_exclude(exclude)
     excluded = read_exclude_list(Path(path).expanduser()) if path else {}
@@ -52,7 +58,7 @@ def filter_images(
     with_duplicates = groups == "duplicates" or groups.startswith(COLUMN_MARK)
     if groups != "none" and not with_duplicates:
         dataset = dataclasses.replace(dataset, groups=read_groups(Path(groups).expanduser(), dataset))
-    found = near_duplicates(dataset, inspections)
+    found = near_duplicates(dataset, inspections, copies_may_be_mirrored(mirror, dataset.classes))
     report = check_quality(dataset, inspections, duplicates=found)
     warnings = []
     for finding in report.findings:
@@ -63,3 +69,8 @@ def filter_images(
     if bad:
         warnings.insert(0, f"{len(bad)} photos cannot be used and are left out: {listed(list(bad), limit=3)}")
     return FilteredDataset(dataset, found.groups if with_duplicates else [], bad, warnings, found)
+
+
+def copies_may_be_mirrored(mirror: str, classes: Sequence[str]) -> bool:
+    """Whether a mirror image counts as a copy. With "auto" it does unless classes are left and right by name."""
+    return mirror == "yes" or (mirror == "auto" and mirrored_classes(classes) is None)

@@ -13,6 +13,7 @@ import numpy as np
 
 from flowers_torch.data.dataset import CLASS_MARK, ImageDataset
 from flowers_torch.data.images import SUFFIXES
+from flowers_torch.data.mirrored_names import mirrored_classes
 from flowers_torch.data.quality.duplicates import Duplicates, exact_duplicates, near_duplicates, similar_features
 from flowers_torch.data.quality.inspection import Inspection
 from flowers_torch.data.sources.rows import counted, listed, normalized
@@ -89,7 +90,7 @@ def check_quality(
     """
     split_of = dataset.split if splits is None else {dataset.paths[i]: s for s, own in splits.items() for i in own}
     if duplicates is None:
-        duplicates = near_duplicates(dataset, inspections)
+        duplicates = near_duplicates(dataset, inspections, mirrored_classes(dataset.classes) is None)
     place = {i: number for number, group in enumerate(duplicates.groups) for i in group}
     similar = [] if features is None else similar_features(features)
     similar = [group for group in similar if len({place.get(i, -1 - i) for i in group}) > 1]
@@ -147,7 +148,7 @@ def _check_duplicates(
         alike = []
     one = "the exclude list keeps the largest or first copy of each: look whether that is in its true class"
     either = "split with --groups duplicates, or keep one of each"
-    sides = "if left and right are different classes, train without mirroring; else keep each in its true class only"
+    sides = "if left and right are different classes, train with --mirror no; else keep each in its true class only"
     apart = "split with --groups duplicates, so that no copy of a training photo is in the test"
     series = "none is excluded; keep photos of one scene or object in one split with --groups FILE"
     titles = {

@@ -51,11 +51,11 @@ class Thumbnails:
         self.coarse[position] = coarse / max(float(np.linalg.norm(coarse)), 1e-6)
         self.ready[position] = True
 
-    def correlate(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        """Correlations (rows, columns) of images at 16 x 16, those of the mirror images where they are higher."""
+    def correlate(self, rows: np.ndarray, columns: np.ndarray, mirrored: bool) -> np.ndarray:
+        """Correlations (rows, columns) of images at 16 x 16, with `mirrored` also of mirror images; the higher ones."""
         own, others = self.coarse[rows], self.coarse[columns].reshape(-1, COARSE_SIDE**2).T
-        mirrored = own[:, :, ::-1].reshape(-1, COARSE_SIDE**2)
-        return np.maximum(own.reshape(-1, COARSE_SIDE**2) @ others, mirrored @ others)
+        upright = own.reshape(-1, COARSE_SIDE**2) @ others
+        return np.maximum(upright, own[:, :, ::-1].reshape(-1, COARSE_SIDE**2) @ others) if mirrored else upright
 
     def is_mirrored(self, a: int, b: int) -> bool:
         """Whether an image looks more like the mirror image of the other than like the other."""

@@ -183,7 +183,7 @@ def test_mirror_images_in_two_classes_are_kept(tmp_path: Path) -> None:
         for x, y, r in rng.uniform((0, 0, 10), (320, 320, 60), (12, 3)):
             draw.ellipse((x - r, y - r, x + r, y + r), tuple(rng.integers(0, 256, 3).tolist()))
         draw.polygon([(60, 160), (180, 80), (180, 130), (280, 130), (280, 190), (180, 190), (180, 240)], (250, 240, 40))
-        images += [(f"left/{i}.jpg", image), (f"right/{i}.jpg", ImageOps.mirror(image))]
+        images += [(f"one/{i}.jpg", image), (f"two/{i}.jpg", ImageOps.mirror(image))]
     result = checked(saved(tmp_path, *images))
     assert len(result.duplicates) == 12 and result.excluded() == {}
     assert kinds(result)["mirrored_across_classes"].startswith("12 pictures are mirrored")

@@ -50,7 +50,8 @@ def extend(known: ImageDataset, new: ImageDataset, groups: dict[str, str] | None
         AssignedImage(known.root / path, known.classes[known.labels[i]], SPLITS[i % 6], path, of.get(path, ""))
         for i, path in enumerate(known.paths)
     ]
-    added = extend_splits(old, inspected(known), new, inspected(new), FRACTIONS, seed=3)
+    added, torn = extend_splits(old, inspected(known), new, inspected(new), FRACTIONS, seed=3)
+    assert {member.name for member in added}.isdisjoint(torn)
     assert all(member.file == new.root / member.name for member in added)
     return {member.name: member.split for member in added}
 
@@ -113,6 +114,33 @@ def test_new_duplicates_across_splits_are_an_error(known: ImageDataset, tmp_path
     with pytest.raises(DataError, match=r"near.png \(test\) belongs with rose/700.png \(train\)"):
         extend(known, dataclasses.replace(new, split=apart))
     assert extend(known, dataclasses.replace(new, split=dict.fromkeys(new.paths, "test")))
+
+
+def test_all_duplicates_in_another_split_are_named_together(known: ImageDataset, tmp_path: Path) -> None:
+    draw(tmp_path, rose=range(410, 412))
+    for seed in (0, 1, 2):
+        noise_image(seed).resize((120, 120)).save(tmp_path / "rose" / f"near{seed}.png")
+    new = find_images(tmp_path, fewest=1)
+    with pytest.raises(
+        DataError, match=r"near0.png \(test\) belongs with rose/0.png \(train\) and 2 more: .* --exclude"
+    ):
+        extend(known, dataclasses.replace(new, split=dict.fromkeys(new.paths, "test")))
+
+
+def test_what_belongs_with_photos_of_several_splits_is_left_out(known: ImageDataset, tmp_path: Path) -> None:
+    """An update of a run whose own splits share a patient must be possible."""
+    new = find_images(draw(tmp_path, rose=range(820, 824)), fewest=1)
+    groups = {path: "patient" for path in new.paths[:2]}
+    found = extend(known, dataclasses.replace(new, groups=groups), {"rose/0.png": "patient", "rose/5.png": "patient"})
+    assert found.keys() == set(new.paths[2:])
+
+
+def test_new_duplicates_join_the_one_whose_split_is_known(known: ImageDataset, tmp_path: Path) -> None:
+    draw(tmp_path, rose=range(700, 703))
+    noise_image(700).resize((64, 64)).save(tmp_path / "rose" / "near.png")
+    new = dataclasses.replace(find_images(tmp_path, fewest=1), split={"rose/near.png": "test"})
+    found = extend(known, new)
+    assert found["rose/700.png"] == found["rose/near.png"] == "test"
 
 
 def test_groups_of_the_source_stay_together(known: ImageDataset, tmp_path: Path) -> None:
