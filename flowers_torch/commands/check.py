@@ -1,6 +1,7 @@
 """Find problems of a data set, the most severe first, and what to do about each."""
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -45,6 +46,7 @@ def run(args: argparse.Namespace) -> int | None:
     from flowers_torch.data.quality.scan import inspect_images
     from flowers_torch.data.sources.open import open_dataset
     from flowers_torch.data.splits.split_file import load_split
+    from flowers_torch.data.value_range import range_of_set
     from flowers_torch.files.atomic import write_json
     from flowers_torch.report.gallery import write_gallery
     from flowers_torch.runs.folder import find_run_folder
@@ -60,7 +62,8 @@ def run(args: argparse.Namespace) -> int | None:
         changes.refuse(file, "restore them, or leave out --run")
     inspections = inspect_images(dataset, args.workers, progress=_progress(len(dataset)))
     readable = [index for index, inspection in enumerate(inspections) if not inspection.error]
-    features = _features(args.embed, args.weights, dataset, readable) if args.embed else None
+    value_range = range_of_set([inspection.values for inspection in inspections])
+    features = _features(args.embed, args.weights, dataset, readable, value_range) if args.embed else None
     result = check_quality(dataset, inspections, splits, features)
     if args.out:
         write_gallery(args.out / "gallery.html", result)
@@ -93,8 +96,10 @@ def run(args: argparse.Namespace) -> int | None:
     return error.exit_code
 
 
-def _features(name: str, weights: str, dataset: "ImageDataset", readable: list[int]) -> "np.ndarray":
-    """A row for each image; zeros for those that are not readable."""
+def _features(
+    name: str, weights: str, dataset: "ImageDataset", readable: list[int], value_range: tuple[float, ...]
+) -> "np.ndarray":
+    """A row for each image; zeros for those that are not readable. The range is used unless the model has one."""
     import numpy as np
 
     from flowers_torch.deploy.features import image_features, open_network
@@ -103,6 +108,7 @@ def _features(name: str, weights: str, dataset: "ImageDataset", readable: list[i
 
     model, preprocessing, loaded = open_network(name if weights else str(find_run(name)), weights)
     print(loaded, file=sys.stderr)
+    preprocessing = dataclasses.replace(preprocessing, value_range=preprocessing.value_range or value_range)
     paths = [dataset.root / dataset.paths[index] for index in readable]
     runtime, progress = choose_runtime("auto", "fp32"), _progress(len(readable))
     found = image_features(model, preprocessing, paths, runtime, progress=progress)

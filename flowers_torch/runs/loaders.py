@@ -49,7 +49,9 @@ class Loaders:
         if augmentation in BATCH_AUGMENTATIONS:
             return resized_images(paths, labels, self.seed, augmentation, inputs)
         transform = train_transform(augmentation, inputs.size, inputs.mean, inputs.std, inputs.interpolation)
-        return TransformedImages(paths, labels, transform, self.seed)
+        images = TransformedImages(paths, labels, transform, self.seed)
+        images.value_range = inputs.value_range
+        return images
 
     def _batches(self, indices: Sequence[int], augmentation: str, shuffle: bool, mixup: float = 0.0) -> TrainingBatches:
         inputs, images, augment = self.inputs, self.images(indices, augmentation), None

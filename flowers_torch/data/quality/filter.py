@@ -9,6 +9,7 @@ from flowers_torch.data.quality.report import check_quality, drop_images, read_e
 from flowers_torch.data.quality.scan import inspect_images
 from flowers_torch.data.sources.rows import listed
 from flowers_torch.data.sources.tables import read_groups
+from flowers_torch.data.value_range import Range, range_of_set
 from flowers_torch.errors import DataError, printable
 
 MIN_SEVERITY = 2  # of findings that training warns of
@@ -23,6 +24,7 @@ class FilteredDataset:
     unreadable: dict[str, str]  # path to reason of the images that were left out
     warnings: list[str]  # findings of some severity, worst first, one line each
     found: Duplicates  # all that was found, requested or not
+    value_range: Range = ()  # that images of more than 8 bits use
 
 
 def filter_images(
@@ -53,10 +55,14 @@ def filter_images(
     report = check_quality(dataset, inspections, duplicates=found)
     warnings = []
     for finding in report.findings:
-        if finding.severity >= MIN_SEVERITY or finding.kind == "several_frames":  # guard: D19
+        if finding.kind == "mixed_values":  # guard: D15 mixed
+            raise DataError(finding.what, finding.todo)
+        if finding.severity >= MIN_SEVERITY or finding.kind in ("several_frames", "deep"):  # guard: D19
             pairs = [group for group in finding.groups if len(group) > 1]
             first = " = ".join(printable(dataset.paths[i], 60) for i in pairs[0]) if pairs else ""
             warnings.append(f"{finding.what} (first: {first})" if pairs else finding.what)
     if bad:
         warnings.insert(0, f"{len(bad)} photos cannot be used and are left out: {listed(list(bad), limit=3)}")
-    return FilteredDataset(dataset, found.groups if groups == "duplicates" else [], bad, warnings, found)
+    value_range = range_of_set([inspection.values for inspection in inspections])
+    groups_of_duplicates = found.groups if groups == "duplicates" else []
+    return FilteredDataset(dataset, groups_of_duplicates, bad, warnings, found, value_range)
