@@ -114,9 +114,7 @@ class Config:
     classes: str = option("", "what names classes: top, leaf, path or name", ("", "top", "leaf", "path", "name"))
     groups: str = option("duplicates", "kept in one split: duplicates, none, FILE or column:NAME")
     exclude: str = option("", "left out: exclude.csv of a check, class:NAME, or both (FILE,class:NAME)")
-    mirror: str = option(
-        "auto", "whether a mirrored photo shows the same class; auto: found out", ("auto", "yes", "no")
-    )
+    mirror: str = option("auto", "whether a mirrored photo keeps its class; auto: measured", ("auto", "yes", "no"))
     skip_bad: bool = option(False, "leave out unreadable images instead of stopping")
     seed: int = option(0, "random seed of splits, order, augmentation, and new weights", (0, 2**32 - 1))
     size: int = option(0, "height and width of the input in pixels; 0: those of the network", (0, 4096))

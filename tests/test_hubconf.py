@@ -1,7 +1,6 @@
 """The entry points of hubconf.py, through torch.hub."""
 
 import ast
-import dataclasses
 import hashlib
 import os
 import subprocess
@@ -102,7 +101,7 @@ def test_classifier_computes_what_the_trained_network_does(checkpoint: Checkpoin
     assert not loaded.training
     assert loaded.classes == ("daisy", "rose", "tulip")
     image = Image.linear_gradient("L").convert("RGB")
-    expected = eval_transform(**dataclasses.asdict(checkpoint.info.preprocessing))(image)
+    expected = eval_transform(**checkpoint.info.preprocessing.transform_options())(image)
     torch.testing.assert_close(loaded.transform(image), expected)
     with torch.inference_mode():
         assert torch.equal(loaded(expected[None]), checkpoint.network(expected[None]))

@@ -54,6 +54,7 @@ def run(args: argparse.Namespace) -> int | None:
     from flowers_torch.data.quality.series import group_rows
     from flowers_torch.data.sources.open import open_dataset
     from flowers_torch.data.splits.split_file import load_split
+    from flowers_torch.data.value_range import range_of_set
     from flowers_torch.files.atomic import write_csv, write_json
     from flowers_torch.report.gallery import write_gallery
     from flowers_torch.runs.folder import find_run_folder
@@ -69,10 +70,11 @@ def run(args: argparse.Namespace) -> int | None:
         changes.refuse(file, "restore them, or leave out --run")
     inspections = inspect_images(dataset, args.workers, progress=_progress(len(dataset)))
     readable = [index for index, inspection in enumerate(inspections) if not inspection.error]
-    features = _features(args.embed, args.weights, dataset, readable) if args.embed else None
+    value_range = range_of_set([inspection.values for inspection in inspections])
+    features = _features(args.embed, args.weights, dataset, readable, value_range) if args.embed else None
     duplicates = near_duplicates(dataset, inspections)
     result = check_quality(dataset, inspections, splits, features, duplicates)
-    series, found = _find_series(args, dataset, readable, duplicates, features)
+    series, found = _find_series(args, dataset, readable, duplicates, features, value_range)
     findings = sorted([*found, *result.findings], key=lambda finding: -finding.severity)
     result = dataclasses.replace(result, findings=findings)
     if args.out:
@@ -108,6 +110,7 @@ def _find_series(
     readable: list[int],
     duplicates: "Duplicates",
     features: "np.ndarray | None",
+    value_range: tuple[float, ...],
 ) -> tuple["Series | None", list["Finding"]]:
     """The series of photos that no group keeps together, and the finding that proposes to do so."""
     from flowers_torch.data.dataset import COLUMN_MARK
@@ -142,7 +145,8 @@ def _find_series(
             return features[chosen]
         if compared.startswith("thumbnails"):
             return thumbnail_vectors(dataset, chosen)
-        return _features(OFFLINE_ARCH, "offline", dataset, sorted(set(chosen) & set(readable)))[chosen]
+        usable = sorted(set(chosen) & set(readable))
+        return _features(OFFLINE_ARCH, "offline", dataset, usable, value_range)[chosen]
 
     scores = measure_series(dataset, series.groups, vectors)
     what = f"{series.describe()}{f'; {scores.describe(compared)}' if scores else ''}"
@@ -188,8 +192,10 @@ def _print_report(args: argparse.Namespace, result: "QualityReport", duplicates:
         print(f"gallery  {printable(args.out / 'gallery.html')}")
 
 
-def _features(name: str, weights: str, dataset: "ImageDataset", readable: list[int]) -> "np.ndarray":
-    """A row for each image; zeros for those that are not readable."""
+def _features(
+    name: str, weights: str, dataset: "ImageDataset", readable: list[int], value_range: tuple[float, ...]
+) -> "np.ndarray":
+    """A row for each image; zeros for those that are not readable. The range is used unless the model has one."""
     import numpy as np
 
     from flowers_torch.deploy.features import image_features, open_network
@@ -198,6 +204,7 @@ def _features(name: str, weights: str, dataset: "ImageDataset", readable: list[i
 
     model, preprocessing, loaded = open_network(name if weights else str(find_run(name)), weights)
     print(loaded, file=sys.stderr)
+    preprocessing = dataclasses.replace(preprocessing, value_range=preprocessing.value_range or value_range)
     paths = [dataset.root / dataset.paths[index] for index in readable]
     runtime, progress = choose_runtime("auto", "fp32"), _progress(len(readable))
     found = image_features(model, preprocessing, paths, runtime, progress=progress)

@@ -91,7 +91,9 @@ def find_verification_data(model: Path, int8: bool = False, data: str = "") -> "
         else:
             dataset, train, val = opened.dataset, opened.splits["train"], opened.splits["val"]
             files = [dataset.root / name for name in dataset.paths]
-            images = [load_image(files[val[i * len(val) // PARITY_IMAGES]]) for i in range(PARITY_IMAGES)]
+            chosen = (files[val[i * len(val) // PARITY_IMAGES]] for i in range(PARITY_IMAGES))
+            value_range = opened.info.preprocessing.value_range
+            images = [load_image(file, value_range=value_range) for file in chosen]
             calibration = [files[i] for i in train[:: max(1, len(train) // CALIBRATION_IMAGES)][:CALIBRATION_IMAGES]]
             labels = [dataset.labels[i] for i in val]
             return VerificationData(images, "validation photos", calibration, [files[i] for i in val], labels)

@@ -10,20 +10,31 @@ import os
 import struct
 import threading
 import warnings
-import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
-import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 
-from flowers_torch.data import tar_members
+from flowers_torch.data import jpeg, png, tar_members
+from flowers_torch.data.color import profile_of
+from flowers_torch.data.pixels import LoadedImage, to_rgb
+from flowers_torch.data.value_range import (
+    EIGHT_BITS,
+    FULL,
+    Range,
+    Values,
+    has_low_bytes,
+    is_deep,
+    load_low_bytes,
+    measure,
+)
 from flowers_torch.errors import DataError, printable
 from flowers_torch.files.reading import reading, require_regular
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # JPEG includes MPO
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "GIF", "TIFF", "PPM")  # JPEG includes MPO
 SUFFIXES = {
     "JPEG": ".jpg .jpeg .jpe .jfif .mpo",
     "PNG": ".png .apng",
@@ -32,17 +43,15 @@ SUFFIXES = {
     "BMP": ".bmp .dib",
     "GIF": ".gif",
     "WEBP": ".webp",
+    "AVIF": ".avif",
     "HEIF": ".heic .heif .hif",
+    "JPEG XL": ".jxl",  # is named with what to do
 }
 IMAGE_SUFFIXES = frozenset(" ".join(SUFFIXES.values()).split())
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
-# guard: D12
-BACKGROUND = (255, 255, 255)  # behind transparent pixels
 # Pillow warns above this size and raises above twice this size. A warning is too late for 358 MB of memory.
 MAX_PIXELS = 89_478_485
-PIXEL_WEIGHT = {"WEBP": 3}  # a pixel counts as several where a decoder takes several times 4 bytes for it
-STRIP_PIXELS = 1 << 20  # of an image of more than four times as many, converted at a time
-MAX_SCANS = 100  # of a JPEG; each is a pass over all pixels, and common encoders write up to 16
+PIXEL_WEIGHT = {"WEBP": 3, "AVIF": 3}  # a pixel counts as several where a decoder takes several times 4 bytes for it
 
 ORIENTATION_TAG = 0x0112
 # The transposition that turns an image upright, by EXIF orientation; 1 is upright already.
@@ -58,8 +67,11 @@ OTHER_CONTENT = {
     (b"PK",): "holds a zip archive",
     (b"\x1f\x8b",): "holds a gzip archive",
     (b"version https://git-lfs",): "holds a Git LFS pointer (fetch it with `git lfs pull`)",
+    (b"\xff\x0a", b"\0\0\0\x0cJXL "): "holds JPEG XL (convert it with `djxl PHOTO.jxl PHOTO.png`)",
+    (b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"): "holds JPEG 2000",
 }
 USABLE = ("a usable image", "replace it, or convert it to 8-bit JPEG or PNG")
+T = TypeVar("T")
 # `warnings.catch_warnings` changes process-wide state, so only one thread may use it at a time.
 _quiet_lock = threading.Lock()
 logging.getLogger("PIL").addHandler(
@@ -69,33 +81,56 @@ _libtiff_errors: set[int] = set()  # threads in which libtiff met an error
 
 
 def load_image(
-    source: str | os.PathLike[str] | IO[bytes], max_pixels: int = MAX_PIXELS, at_least: int = 0
+    source: str | os.PathLike[str] | IO[bytes],
+    max_pixels: int = MAX_PIXELS,
+    at_least: int = 0,
+    value_range: Range = (),
 ) -> Image.Image:
-    """Reads the image at a path, or in a binary file that can seek, as upright 8-bit RGB of any side lengths.
+    """Reads the image at a path, or in a binary file that can seek, as upright 8-bit sRGB of any side lengths.
 
-    Transparency becomes white, 16-bit gray is scaled, CMYK and palettes are converted, and the first frame of
+    Color profiles are applied, transparency becomes white, CMYK and palettes are converted, and the first frame of
     an animation is taken. Decoding takes at most 9 bytes a pixel, or 5 where `at_least` makes the result smaller.
-    Some decoders take more: 2 bytes for each channel of a progressive JPEG, 3 for a TIFF of one strip, and 18 in
-    all for WebP, of which a third of the pixels is accepted.
+    Some decoders take more: 2 bytes for each channel of a progressive JPEG, 3 for a TIFF of one strip, 4 for colors
+    of 16 bits that use fewer, and 18 in all for WebP and AVIF, of which a third of the pixels is accepted.
 
     Args:
-        max_pixels: Limit of width times height, checked before decoding.
+        max_pixels: Limit of the pixels that are decoded, checked before decoding. A JPEG of more pixels is decoded
+            at 1/2, 1/4 or 1/8 of its size; a progressive one takes memory for all of them.
         at_least: Sufficient length of the shorter side in pixels; 0 for full size. A JPEG of twice that
             length or more is decoded at 1/2, 1/4 or 1/8 of its size, several times faster. Other images of
             over four megapixels are averaged over whole blocks of pixels. It never decides whether an image
             is accepted.
+        value_range: `Preprocessing.value_range`, for images of more than 8 bits.
 
     Raises:
         DataError: not a readable regular file of an accepted format, truncated, damaged, too large, or a pixel
             type without a defined range.
         ResourceError: too little memory.
     """
+    read = functools.partial(_decode, max_pixels=max_pixels, at_least=at_least, value_range=value_range)
+    return _with_file(source, read)
+
+
+def measure_values(source: str | os.PathLike[str] | IO[bytes], max_pixels: int = MAX_PIXELS) -> Values:
+    """The extremes of an image's pixels, if it has more than 8 bits; arguments and errors as of `load_image`."""
+
+    def read(file: IO[bytes], name: str) -> Values:
+        image = open_header(file, name, max_pixels)
+        if not is_deep(image):
+            return EIGHT_BITS
+        _load(image)
+        return measure(image)
+
+    return _with_file(source, read)
+
+
+def _with_file(source: str | os.PathLike[str] | IO[bytes], read: Callable[[IO[bytes], str], T]) -> T:
     if isinstance(source, str | os.PathLike):
         with open_regular(source, *USABLE) as file:
-            return _decode(file, printable(source), max_pixels, at_least)
+            return read(file, printable(source))
     name = getattr(source, "name", None) or "the image"
     with decoding(name):
-        return _decode(source, printable(name), max_pixels, at_least)
+        return read(source, printable(name))
 
 
 def decoding(name: str) -> AbstractContextManager[None]:
@@ -127,27 +162,48 @@ def open_header(file: IO[bytes], name: str, max_pixels: int = MAX_PIXELS) -> Ima
     if not start:  # guard: D09
         raise DataError(f"{name} is empty (0 bytes)", "replace or remove it")
     formats: tuple[str, ...] = FORMATS
-    if start[4:8] == b"ftyp" and start[8:12] in HEIF_BRANDS:
+    if start[4:8] == b"ftyp" and start[8:12] in HEIF_BRANDS and not _is_avif(start):
         formats = ("HEIF",)
         _register_heif(name)
     if start[:4] == b"RIFF" and (size := _webp_size(start)):  # Pillow allocates the frame when it opens the file
         _check_size(name, *size, "WEBP", max_pixels)  # guard: S7 frame
-    try:
-        with quiet():
-            image = Image.open(file, formats=formats)  # guard: D14
-    except UnidentifiedImageError as error:
-        fix = f"convert it to JPEG or PNG, or remove it (accepted: {', '.join(FORMATS)})"
-        raise DataError(f"{name} is not an image of an accepted format: it {_describe(start)}", fix) from error
-    except Image.DecompressionBombError as error:
-        raise _too_large(name, "more than twice the limit", max_pixels) from error
-    _check_size(name, image.width, image.height, image.format or "", max_pixels)
+    if start[:4] == b"\x89PNG":
+        file = png.without_large_text(file)
+    image = _identify(file, start, formats, name)
+    if isinstance(image, JpegImageFile):
+        fewest = jpeg.fewest_pixels(file, image, max_pixels)
+        if fewest > max_pixels:  # guard: S7 held
+            fix = "save it as a JPEG that is not progressive, or make it smaller"
+            raise _too_large(name, f"{image.width}x{image.height} in a JPEG that is held whole", max_pixels, fix)
+    else:
+        _check_size(name, image.width, image.height, image.format or "", max_pixels)
     return image
+
+
+def _identify(file: IO[bytes], start: bytes, formats: tuple[str, ...], name: str) -> Image.Image:
+    """Like `Image.open`, which refuses large images by the size in their header."""
+    fix = f"convert it to JPEG or PNG, or remove it (accepted: {', '.join(FORMATS)})"
+    for kind in formats:  # guard: D14
+        if kind not in Image.OPEN:
+            Image.init()
+        factory, accept = Image.OPEN.get(kind, (None, None))
+        try:
+            if factory and (accept is None or accept(start[:16]) is True):  # a text says what Pillow lacks
+                file.seek(0)
+                with quiet():
+                    return factory(file, "")
+        except (SyntaxError, IndexError, TypeError, struct.error) as error:
+            if kind == "TIFF" and "unknown" in str(error):
+                raise DataError(f"{name} is a TIFF image of a kind that is not read: {error}", fix) from error
+    raise DataError(f"{name} is not an image of an accepted format: it {_describe(start)}", fix)
 
 
 def _check_size(name: str, width: int, height: int, kind: str, max_pixels: int) -> None:
     max_pixels //= PIXEL_WEIGHT.get(kind, 1)  # guard: S7 webp
     if width * height > max_pixels:  # guard: D13
-        raise _too_large(name, f"{width}x{height}", max_pixels)
+        raise _too_large(
+            name, f"{width}x{height}", max_pixels, "save it as JPEG, which may be larger, or make it smaller"
+        )
 
 
 def _webp_size(start: bytes) -> tuple[int, int] | None:
@@ -171,23 +227,29 @@ def _register_heif(name: str) -> None:
     pillow_heif.register_heif_opener()
 
 
-def _decode(file: IO[bytes], name: str, max_pixels: int, at_least: int) -> Image.Image:
+def _decode(
+    file: IO[bytes], name: str, max_pixels: int = MAX_PIXELS, at_least: int = 0, value_range: Range = ()
+) -> Image.Image:
     image = open_header(file, name, max_pixels)
     size = image.size
     if image.format == "PNG":  # guard: D11
-        _check_png(file)
-    if image.format in ("JPEG", "MPO") and _count_scans(file) > MAX_SCANS:  # guard: S7 scans
-        raise ValueError(f"it has more than {MAX_SCANS} scans")
-    if at_least:
-        image.draft(None, (at_least, at_least))  # affects JPEG only
+        png.check_chunks(file)
+    if isinstance(image, JpegImageFile):
+        if jpeg.count_scans(file) > jpeg.MAX_SCANS:  # guard: S7 scans
+            raise ValueError(f"it has more than {jpeg.MAX_SCANS} scans")
+        jpeg.reduce(image, at_least, max_pixels)
+    profile, low = profile_of(image, file), None
+    if value_range not in ((), FULL) and has_low_bytes(image):
+        _check_size(name, *size, "", max_pixels // 2)  # guard: S7 bytes
+        low = load_low_bytes(open_header(file, name, max_pixels), _load)
     try:
         _load(image)
     except Exception:  # guard: S11 reduced
-        if image.size == size:
+        if image.size == size or not at_least:
             raise
         return _decode(file, name, max_pixels, 0)  # lossless JPEG has no reduced form
     orientation = read_orientation(image)  # after loading: a PNG may store it behind the pixels
-    image = _to_small_rgb(image, at_least)
+    image = to_rgb(LoadedImage(image, low, value_range, profile), at_least)
     return image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image  # guard: D20
 
 
@@ -214,45 +276,6 @@ def _on_libtiff_error(*_: object) -> None:
     _libtiff_errors.add(threading.get_ident())
 
 
-def _to_small_rgb(image: Image.Image, at_least: int) -> Image.Image:
-    """Converts in strips, because each conversion makes copies, and reduces what is larger than necessary."""
-    width, height = image.size
-    if width * height <= 4 * STRIP_PIXELS:  # guard: S7 strips
-        return _to_rgb(image)
-    factor = max(1, min(width, height) // at_least) if at_least else 1
-    rows = max(1, STRIP_PIXELS // width // factor) * factor
-    whole = Image.new("RGB", (-(-width // factor), -(-height // factor)))
-    for top in range(0, height, rows):
-        strip = _to_rgb(image.crop((0, top, width, min(top + rows, height))))
-        whole.paste(strip.reduce(factor) if factor > 1 else strip, (0, top // factor))
-    return whole
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        image = _to_8_bits(image)
-    if image.has_transparency_data or image.mode in ("La", "RGBa"):  # guard: D17, D17 palette
-        if image.mode == "La":
-            image = image.convert("LA")
-        rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, (*BACKGROUND, 255)), rgba).convert("RGB")
-    if image.mode == "LAB":  # its white point would need a color profile
-        raise ValueError("it has the pixel type LAB, which is not supported")
-    # An opened image keeps its file. `copy` and a real conversion do not.
-    return image.copy() if image.mode == "RGB" else image.convert("RGB")  # guard: D16
-
-
-def _to_8_bits(image: Image.Image) -> Image.Image:
-    """Scales 16-bit gray by 1/257. Pillow's own conversion clips everything above 255."""
-    if image.mode == "F":  # guard: D18
-        raise ValueError("it has floating-point pixels, whose range is not defined")
-    values = np.asarray(image).astype(np.int64)
-    low, high = int(values.min()), int(values.max())
-    if low < 0 or high > 65535:
-        raise ValueError(f"it has pixel values from {low} to {high}, outside of 16 bits")
-    return Image.fromarray(((values + 128) // 257).astype(np.uint8))  # guard: D15
-
-
 def read_orientation(image: Image.Image) -> int:
     """EXIF orientation: 1 is upright, else a key of `UPRIGHT`. From 5 on, width and height are swapped."""
     try:
@@ -263,33 +286,6 @@ def read_orientation(image: Image.Image) -> int:
         return 1
 
 
-def _check_png(file: IO[bytes]) -> None:
-    """Checks the CRCs and the end chunk of a PNG; Pillow ignores both."""
-    position = file.tell()
-    file.seek(8)
-    kind = b""
-    while kind != b"IEND":
-        head = file.read(8)
-        if len(head) < 8:
-            raise ValueError("it ends before its end chunk")
-        length, kind = struct.unpack(">I4s", head)
-        crc = zlib.crc32(kind)
-        while length and (data := file.read(min(length, 1 << 20))):  # the stated length may be false
-            crc, length = zlib.crc32(data, crc), length - len(data)
-        if file.read(4) != struct.pack(">I", crc):
-            raise ValueError(f"checksum of its {printable(kind.decode('latin-1'))} chunk does not match")
-    file.seek(position)
-
-
-def _count_scans(file: IO[bytes]) -> int:
-    """The number of scans of a JPEG, or a little more; a few bytes can stand for a pass over all pixels."""
-    position = file.tell()
-    file.seek(0)
-    scans = sum(chunk.count(b"\xff\xda") for chunk in iter(lambda: file.read(1 << 20), b""))
-    file.seek(position)
-    return scans
-
-
 @contextmanager
 def quiet() -> Iterator[None]:
     """Silences Pillow's warnings of odd metadata, one thread at a time."""
@@ -298,14 +294,24 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def _too_large(name: str, size: str, max_pixels: int) -> DataError:
-    return DataError(f"{name} is too large: {size}, at most {max_pixels:,} pixels", "make it smaller or remove it")
+def _too_large(name: str, size: str, max_pixels: int, fix: str) -> DataError:
+    return DataError(f"{name} is too large: {size}, at most {max_pixels:,} pixels", fix)
+
+
+def _is_avif(start: bytes) -> bool:
+    """Whether the brands of an ISO media file, of which the first may be a common one, name AVIF."""
+    brands = start[8 : int.from_bytes(start[:4], "big")]
+    return b"avif" in [brands[at : at + 4] for at in range(0, len(brands), 4)]
 
 
 def _describe(start: bytes) -> str:
     if start[4:8] == b"ftyp":
         brand = start[8:12].decode("latin-1")
-        return "holds AVIF" if brand.startswith("avi") else f"holds a video or similar ({printable(brand)})"
+        return (
+            "holds AVIF, which this Pillow cannot read (update it: pip install -U pillow)"
+            if brand.startswith("avi")
+            else f"holds a video or similar ({printable(brand)})"
+        )
     start = start.removeprefix(b"\xef\xbb\xbf").lstrip()
     # guard: D08
     return next((t for heads, t in OTHER_CONTENT.items() if start.startswith(heads)), "holds something else")

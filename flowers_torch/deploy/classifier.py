@@ -61,7 +61,7 @@ class Classifier:
     def __post_init__(self) -> None:
         self.ood_detector = read_ood_detector(self.info.selective)
         preprocessing = self.info.preprocessing
-        self.preprocess = eval_transform(**vars(preprocessing))  # of an upright RGB image
+        self.preprocess = eval_transform(**preprocessing.transform_options())  # of an upright RGB image
         self.enough_side = enough_side(preprocessing.size, preprocessing.crop)  # for `load_image`
         # The network that predicts: `model`, or a fused form of it that is faster.
         self.inference_model = self.acceleration.training_network(self.model.eval(), self.runtime, preprocessing.size)
@@ -84,7 +84,9 @@ class Classifier:
         if content is not None:
             file = io.BytesIO(content)
             file.name = str(source)  # for error messages
-        pixels: Tensor = self.preprocess(load_image(file, max_pixels, self.enough_side))
+        pixels: Tensor = self.preprocess(
+            load_image(file, max_pixels, self.enough_side, self.info.preprocessing.value_range)
+        )
         return pixels
 
     def logits(self, files: Sequence[Path]) -> Tensor:

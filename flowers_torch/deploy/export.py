@@ -105,8 +105,11 @@ def export_onnx(
     parity, lines = _verify(exportable, model, data, path)
     metadata["parity"] = dataclasses.asdict(parity)
     if int8_max_loss is not None:
-        calibration = (exportable.to_input(load_image(file)) for file in data.calibration)
-        validation = (exportable.to_input(load_image(file)) for file in data.validation)
+        value_range = info.preprocessing.value_range
+        calibration, validation = (
+            (exportable.to_input(load_image(file, value_range=value_range)) for file in files)
+            for files in (data.calibration, data.validation)
+        )
         quantized = attach_metadata(quantize(content, calibration), metadata)
         loss = measure_loss(model, parse_onnx(quantized, path), validation, data.labels)
         require_accuracy(loss, int8_max_loss, path)
@@ -146,7 +149,7 @@ def compare(model: ExportableClassifier, exported: Exported, images: Sequence[Im
 
     A model with preprocessing takes images of equal size, so the images of its batches are cropped.
     """
-    transform = eval_transform(**vars(model.preprocessing))
+    transform = eval_transform(**model.preprocessing.transform_options())
     differences, largest = [], 0.0
     rest = list(images)
     for count in BATCHES:

@@ -59,11 +59,12 @@ def image_features(
         DataError: an image cannot be read.
     """
     model = runtime.place(model).eval()
-    transform = eval_transform(**vars(preprocessing))
+    transform = eval_transform(**preprocessing.transform_options())
     layer = module_name(model, layer) if layer else ""
     rows = []
     for start in range(0, len(paths), batch_size):
-        images = torch.stack([transform(load_image(p)) for p in paths[start : start + batch_size]])
+        loaded = (load_image(p, value_range=preprocessing.value_range) for p in paths[start : start + batch_size])
+        images = torch.stack([transform(image) for image in loaded])
         with runtime.autocast():
             rows.append(features(model, runtime.images(images), layer, pooling).float().cpu())
         if progress is not None:

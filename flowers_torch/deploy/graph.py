@@ -59,7 +59,7 @@ class ExportableClassifier(nn.Module):
         """An upright RGB image as a batch of one."""
         if self.with_preprocessing:
             return np.asarray(image)[None]
-        pixels: Tensor = eval_transform(**vars(self.preprocessing))(image)
+        pixels: Tensor = eval_transform(**self.preprocessing.transform_options())(image)
         return pixels[None].numpy()
 
 
@@ -68,8 +68,8 @@ class Preprocess(nn.Module):
 
     Same as `eval_transform`, except that PyTorch's or ONNX Runtime's antialiased filter replaces Pillow's.
     They differ by rounding: one gray level of 255, rarely two, and a few more in noisy tall images, whose
-    columns Pillow resizes first. EXIF orientation, transparency and color profiles are left to the reader of
-    the file, as in `load_image`.
+    columns Pillow resizes first. EXIF orientation, transparency, color profiles and pixels of more than 8 bits are
+    left to the reader of the file, as in `load_image`.
 
     No size is compared with another, because a comparison would restrict the graph to one image shape.
     """

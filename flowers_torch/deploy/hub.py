@@ -42,7 +42,7 @@ def flowers_classifier(checkpoint: str, sha256: str = "") -> nn.Module:
     if digest and path.is_file() and (found := file_digest(path)) != digest:
         raise ModelFileError(f"{printable(path)} has sha256 {found}, expected {digest}", "use another copy")
     network, info = load_classifier(path)
-    transform = eval_transform(**vars(info.preprocessing))
+    transform = eval_transform(**info.preprocessing.transform_options())
     # `vars` bypasses nn.Module, which would register the transform as a submodule.
     vars(network).update(info=info, classes=info.classes, transform=transform)
     return network

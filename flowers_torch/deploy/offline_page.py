@@ -76,6 +76,7 @@ def write_page(path: Path, model: bytes, runtime: BrowserRuntime, as_folder: boo
     summary = {
         "classes": [printable(name, 80) for name in metadata["classes"]],
         "selective": metadata["selective"],
+        "value_range": metadata["preprocessing"].get("value_range") or [],
         "network": f"{metadata['arch']}, {metadata['preprocessing']['size']} pixels",
         "license": printable(metadata["license"], 200),
         "size": megabytes(len(model)),

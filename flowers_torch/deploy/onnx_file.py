@@ -17,7 +17,16 @@ from flowers_torch import __version__
 from flowers_torch.deploy.graph import ExportableClassifier
 from flowers_torch.errors import ModelFileError, UsageError, printable
 from flowers_torch.files.reading import check, read_bytes, reading
-from flowers_torch.models.checkpoint import CLASSES, CURVE, FORMAT, PREPROCESSING, TEMPERATURE, ModelInfo, check_classes
+from flowers_torch.models.checkpoint import (
+    CLASSES,
+    CURVE,
+    FORMAT,
+    PREPROCESSING,
+    TEMPERATURE,
+    ModelInfo,
+    check_classes,
+    check_value_range,
+)
 
 OPSET = 20
 MAX_BYTES = (1 << 31) - 1  # of a protobuf message
@@ -134,6 +143,7 @@ def parse_onnx(content: bytes, path: Path, threads: int = 0) -> OnnxModel:
         metadata = {entry.key: json.loads(entry.value) for entry in model.metadata_props}
         check(metadata, METADATA)  # guard: S8 onnx
         check_classes(metadata["classes"])
+        check_value_range(metadata["preprocessing"].get("value_range") or [])
         onnx.checker.check_model(model)
         options = runtime.SessionOptions()
         options.intra_op_num_threads = threads

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.process_collector import ProcessCollector
 from starlette.applications import Starlette
@@ -34,6 +35,7 @@ from starlette.routing import Route
 from torch import Tensor
 
 from flowers_torch import __version__
+from flowers_torch.data import jpeg
 from flowers_torch.data.images import decoding, open_header
 from flowers_torch.deploy.batching import Batcher
 from flowers_torch.deploy.classifier import Classifier, Prediction
@@ -172,7 +174,7 @@ class Service:
                 raise DataError(f"{name} holds more than {self.limits.image_bytes >> 20} MB", "make it smaller")
             is_large = await in_reader(self.count_pixels, name, content) > self.limits.pixels / 8
             reader = self.large_reader if is_large else self.readers  # guard: H06 large
-            read = functools.partial(self.classifier.read, name, content, 4 * self.limits.pixels)
+            read = functools.partial(self.classifier.read, name, content, self.limits.pixels)
             pixels = await asyncio.get_running_loop().run_in_executor(reader, read)
             prediction, heatmap = await asyncio.wrap_future(self.batcher.submit((pixels, explain)))
         except FlowersError as error:  # guard: H07 photo
@@ -188,21 +190,21 @@ class Service:
         return values
 
     def count_pixels(self, name: str, content: bytes) -> int:
-        """The pixels that an image takes in memory: of a JPEG, which is decoded smaller, at least a quarter.
+        """The pixels that an image takes in memory; a JPEG is decoded smaller.
 
         Raises:
             DataError: it is not an image, or has too many pixels.
         """
+        file = io.BytesIO(content)
         with (
             decoding(name),  # guard: H07 header
-            open_header(io.BytesIO(content), name, 4 * self.limits.pixels) as image,
+            open_header(file, name, self.limits.pixels) as image,
         ):
-            quarter = image.width * image.height // 4  # a progressive JPEG keeps its coefficients
-            image.draft(None, (self.classifier.enough_side, self.classifier.enough_side))
-            pixels = max(image.width * image.height, quarter)
-        if pixels > self.limits.pixels:  # guard: H06 pixels
-            open_header(io.BytesIO(content), name, self.limits.pixels)  # raises
-        return pixels
+            if not isinstance(image, JpegImageFile):
+                return image.width * image.height
+            held = jpeg.held_pixels(file, image)
+            jpeg.reduce(image, self.classifier.enough_side, self.limits.pixels)
+            return max(image.width * image.height, held)
 
     async def model(self, request: Request) -> Response:
         """The model and the limits that the page respects."""

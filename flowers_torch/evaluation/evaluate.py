@@ -1,6 +1,5 @@
 """Predictions for labeled image files, with the evaluation transform or averaged over several views of an image."""
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -50,6 +49,7 @@ def predict_images(
     settings = loader_settings(-1, runtime.device)
     if views != "none":
         images = TransformedImages(paths, labels, view_transform(views, preprocessing), 0, random=False)
+        images.value_range = preprocessing.value_range
         loader, _ = make_loader(images, images_per_batch, shuffle=False, **settings)
         return collect_views(network, loader, VIEWS[views], runtime)
     # The path of validation during training: resized images, then the batch transform.
@@ -68,7 +68,7 @@ def view_transform(name: str, preprocessing: Preprocessing) -> Callable[[Image.I
     """
     size, stretch = preprocessing.size, preprocessing.stretch
     crop = 1.0 if stretch else preprocessing.crop
-    plain = eval_transform(**dataclasses.asdict(preprocessing))
+    plain = eval_transform(**preprocessing.transform_options())
     mode = InterpolationMode(preprocessing.interpolation)
     to_values = v2.Compose(to_input(preprocessing.mean, preprocessing.std))
 

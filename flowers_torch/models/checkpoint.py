@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import re
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ PREPROCESSING = {
     "interpolation": {"bicubic", "bilinear"},
     "crop": (0.01, 1.0),
     "stretch": bool,
+    "value_range?": [(-1e12, 1e12), 0, 2],
+    "color_space?": {"sRGB"},
 }
 BASE64 = re.compile(r"(?:[A-Za-z0-9+/]{4})+(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?|[A-Za-z0-9+/]{2,3}={1,2}")
 DETECTOR = {"center": BASE64, "directions": BASE64, "features": (1, 1 << 20), "threshold": (-0.1, 2.1)}
@@ -107,6 +110,7 @@ def read_model_info(metadata: dict[str, Any], path: Path) -> ModelInfo:
         info = ModelInfo(**values)
         if info.preprocessing.size > MAX_SIDE * info.preprocessing.crop:  # guard: S8 side
             raise ValueError(f"crop {info.preprocessing.crop} of {info.preprocessing.size} pixels is too small")
+        check_value_range(info.preprocessing.value_range)
         points = [[0, 0, 0], *info.selective.get("curve", [])]
         for (_, fewer, some), (probability, accepted, errors) in itertools.pairwise(points):
             # guard: S8 curve
@@ -120,6 +124,12 @@ def check_classes(names: list[str]) -> tuple[str, ...]:
     if "" in names or len(set(names)) < len(names):  # guard: S8 classes
         raise ValueError("a class has no name, or two have the same")
     return tuple(names)
+
+
+def check_value_range(value_range: Sequence[float]) -> None:
+    """ValueError for what is not empty and no range."""
+    if value_range and not (len(value_range) == 2 and value_range[0] < value_range[1]):  # guard: S8 range
+        raise ValueError(f"its value range {value_range} is not one")
 
 
 def load_classifier(path: Path) -> tuple[nn.Module, ModelInfo]:

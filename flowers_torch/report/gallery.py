@@ -5,6 +5,7 @@ from typing import Any
 
 from flowers_torch.data.images import load_image
 from flowers_torch.data.quality.report import QualityReport
+from flowers_torch.data.value_range import range_of
 from flowers_torch.errors import DataError
 from flowers_torch.files.atomic import write_text
 from flowers_torch.report.image_sections import data_uri
@@ -30,7 +31,8 @@ def _figure(result: QualityReport, index: int) -> dict[str, Any]:
     error, src = inspection.error, ""
     if not error:
         try:
-            src = data_uri(load_image(photos.root / photos.paths[index], at_least=SIDE), SIDE, 80)
+            path = photos.root / photos.paths[index]
+            src = data_uri(load_image(path, at_least=SIDE, value_range=range_of(inspection.values)), SIDE, 80)
         except DataError as gone:  # since the inspection
             error = str(gone)
     label = photos.classes[photos.labels[index]]

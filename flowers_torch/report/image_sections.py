@@ -20,6 +20,7 @@ from flowers_torch.data.dataset import ImageDataset
 from flowers_torch.data.images import load_image
 from flowers_torch.data.preprocessing import Preprocessing
 from flowers_torch.data.quality.report import Finding
+from flowers_torch.data.value_range import Range
 from flowers_torch.errors import DataError, printable
 from flowers_torch.evaluation.gradcam import grad_cam, input_to_image, overlay
 from flowers_torch.report.attempt import Attempt
@@ -81,7 +82,7 @@ def figures_of_test(
     pictures: dict[int, str] = {}
     cams: dict[int, dict[str, str]] = {}
     if source:
-        made = thumbnails([source.file(run.paths[index]) for index in chosen])
+        made = thumbnails([source.file(run.paths[index]) for index in chosen], prep.value_range)
         pictures = dict(zip(chosen, made, strict=True))
         network = source
         cams = source.attempt("Grad-CAM", lambda: grad_cams(run, mistakes[:EXPLAINED], prep, network), {})
@@ -103,7 +104,9 @@ def figures_of_test(
     }
 
 
-def other_figures(run: RunSummary, source: Source | None, mirror: bool = True) -> dict[str, Any]:
+def other_figures(
+    run: RunSummary, source: Source | None, mirror: bool = True, value_range: Range = ()
+) -> dict[str, Any]:
     """Label issues, findings of the check and augmented photos, as far as there are photos."""
     issues = run.label_issues.get("label_issues", [])[:LABEL_ISSUES]
     if source is None:
@@ -112,14 +115,15 @@ def other_figures(run: RunSummary, source: Source | None, mirror: bool = True) -
     findings = []
     for finding in source.findings:
         names = [data.paths[i] for group in finding.groups[:EXAMPLES] for i in group[:2]]
-        findings.append((finding, list(zip(names, thumbnails([root / name for name in names]), strict=True))))
+        made = thumbnails([root / name for name in names], value_range)
+        findings.append((finding, list(zip(names, made, strict=True))))
     train = set(run.split["train"])
     candidates = [data.paths[i] for i in sample_by_class(data, min(len(data), 64))]
     examples = [root / path for path in candidates if path in train][:3]
-    pictures = thumbnails([source.file(issue["file"]) for issue in issues])
+    pictures = thumbnails([source.file(issue["file"]) for issue in issues], value_range)
     return {
         "findings": findings,
-        "augmented": augmentation_sheet(run, examples, mirror) if run.stages else [],
+        "augmented": augmentation_sheet(run, examples, mirror, value_range) if run.stages else [],
         "label_issues": list(zip(issues, pictures, strict=True)),
     }
 
@@ -153,13 +157,15 @@ def data_uri(image: Image.Image, side: int = SIDE, quality: int = 72) -> Markup:
     return Markup("data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode())
 
 
-def thumbnails(paths: Sequence[Path]) -> list[str]:
+def thumbnails(paths: Sequence[Path], value_range: Range = ()) -> list[str]:
     """A thumbnail for each photo; "" if it cannot be read or the bytes are used up."""
     made: list[str] = []
     total = 0
     for path in paths:
         try:
-            made.append(data_uri(load_image(path, at_least=SIDE)) if total < THUMBNAIL_BYTES else "")
+            made.append(
+                data_uri(load_image(path, at_least=SIDE, value_range=value_range)) if total < THUMBNAIL_BYTES else ""
+            )
         except DataError:  # moved or edited since the run
             made.append("")
         total += len(made[-1])
@@ -176,12 +182,12 @@ def grad_cams(
     Raises:
         UsageError: Grad-CAM does not support the network.
     """
-    transform = eval_transform(**dataclasses.asdict(prep))
+    transform = eval_transform(**prep.transform_options())
     found = {}
     for index in indices:
         guess, label = run.predicted[index], int(run.labels[index])
         try:
-            pixels = transform(load_image(source.file(run.paths[index])))
+            pixels = transform(load_image(source.file(run.paths[index]), value_range=prep.value_range))
             batch = source.runtime.images(pixels[None].repeat(2, 1, 1, 1))
             heat = grad_cam(source.model, batch, torch.tensor([guess, label]))
         except DataError:
@@ -197,12 +203,14 @@ def grad_cams(
     return found
 
 
-def augmentation_sheet(run: RunSummary, paths: Sequence[Path], mirror: bool = True) -> list[list[Markup]]:
+def augmentation_sheet(
+    run: RunSummary, paths: Sequence[Path], mirror: bool = True, value_range: Range = ()
+) -> list[list[Markup]]:
     """Rows of thumbnails: a photo, then five augmented views of it, as the last stage sees them."""
     rows, size = [], min(run.config.get("size") or 224, 2 * SIDE)
     for path in paths:
         try:
-            image = load_image(path)
+            image = load_image(path, value_range=value_range)
         except DataError:
             continue
         views = variants(image, run.stages[-1]["augment"], size, 5, mirror=mirror)

@@ -101,7 +101,8 @@ def _freeze_tables(run: RunSummary, source: Source | None) -> dict[str, str]:
 
 def _figures(run: RunSummary, info: ModelInfo, source: Source | None, cells: dict[str, list[int]]) -> dict[str, Any]:
     of_test = image_sections.figures_of_test(run, info.preprocessing, source, cells)
-    return of_test | image_sections.other_figures(run, source, info.mirror)
+    other = image_sections.other_figures(run, source, info.mirror, info.preprocessing.value_range)
+    return of_test | other
 
 
 def class_rows(run: RunSummary) -> list[dict[str, Any]]:

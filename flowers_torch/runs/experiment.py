@@ -180,7 +180,8 @@ def _prepare(config: Config, distributed: Distributed, splits: Splits | None) ->
     if is_imbalanced(dataset) and config.class_weights == "none":
         log.info('note     rare classes count less in the loss; class_weights = "balanced" changes that')
 
-    preprocessing = dataclasses.replace(plan.preprocessing, size=size, stretch=stretch)
+    value_range = filtered.value_range or plan.preprocessing.value_range
+    preprocessing = dataclasses.replace(plan.preprocessing, size=size, stretch=stretch, value_range=value_range)
     head = (config.head_hidden, config.dropout, config.head_norm, config.head, plan.options | config.model_options)
     info = ModelInfo(config.arch, dataset.classes, preprocessing, *head, plan.source, plan.license)
     torch.manual_seed(config.seed)

@@ -51,7 +51,9 @@ class Loaders:
             return resized_images(paths, labels, self.seed, augmentation, inputs)
         values = (inputs.mean, inputs.std, inputs.interpolation)
         transform = train_transform(augmentation, inputs.size, *values, self.mirror)
-        return TransformedImages(paths, labels, transform, self.seed)
+        images = TransformedImages(paths, labels, transform, self.seed)
+        images.value_range = inputs.value_range
+        return images
 
     def _batches(self, indices: Sequence[int], augmentation: str, shuffle: bool, mixup: float = 0.0) -> TrainingBatches:
         inputs, images, augment = self.inputs, self.images(indices, augmentation), None

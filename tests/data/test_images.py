@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, features
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from flowers_torch.data.augment.per_image import enough_side, eval_transform
@@ -42,8 +42,10 @@ def difference(a: Image.Image, b: Image.Image) -> float:
     return float(np.abs(np.asarray(a).astype(int) - np.asarray(b).astype(int)).mean())
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "PPM"])
 def test_content_decides_not_the_suffix(tmp_path, kind):
+    if kind == "AVIF" and not features.check("avif"):
+        pytest.skip("this Pillow has no AVIF")
     path = tmp_path / "photo.jpg"
     path.write_bytes(encoded(gradient(), kind))
     image = load_image(path)
@@ -221,9 +223,6 @@ def test_pixel_types_without_a_defined_range_are_refused_by_name(tmp_path):
     Image.new("I", (4, 4), 70_000).save(path)
     with pytest.raises(DataError, match="70000"):
         load_image(path)
-    Image.new("LAB", (4, 4)).save(path)
-    with pytest.raises(DataError, match="LAB"):
-        load_image(path)
 
 
 def test_one_bit_and_cmyk(tmp_path):
@@ -398,7 +397,7 @@ def test_a_read_error_in_the_middle_of_a_photo(tmp_path, monkeypatch):
     for at_least in (0, 50):
         with pytest.raises(DataError, match=r"cannot read .*photo\.jpg: Input/output error"):
             load_image(tmp_path / "photo.jpg", at_least=at_least)
-    monkeypatch.setattr("flowers_torch.data.images._decode", lambda *_: np.zeros(1 << 50))
+    monkeypatch.setattr("flowers_torch.data.images._decode", lambda *_, **__: np.zeros(1 << 50))
     with pytest.raises(ResourceError, match=r"photo\.jpg needs more memory"):
         load_image(tmp_path / "photo.jpg")
 
@@ -516,7 +515,7 @@ def test_strips_give_the_same_pixels(monkeypatch):
     exif[0x0112] = 8
     content = encoded(image, "PNG", exif=exif)
     whole = load_image(io.BytesIO(content))
-    monkeypatch.setattr("flowers_torch.data.images.STRIP_PIXELS", 600)
+    monkeypatch.setattr("flowers_torch.data.pixels.STRIP_PIXELS", 600)
     assert load_image(io.BytesIO(content)).tobytes() == whole.tobytes()
     small = load_image(io.BytesIO(content), at_least=20)
     assert small.size == (24, 30) and difference(small, whole.reduce(3)) < 1

@@ -44,7 +44,7 @@ def test_validation_prediction_and_plain_pytorch_agree(photo_folder: Path, model
     classifier = Classifier.load(model_file, FP32)
     predicted = classifier.logits(files)
 
-    transform = eval_transform(**dataclasses.asdict(INFO.preprocessing))
+    transform = eval_transform(**INFO.preprocessing.transform_options())
     loader, _ = make_loader(TransformedImages(files, [0] * 7, transform, seed=0), 7, shuffle=False)
     validated, _ = predict_logits(classifier.inference_model, loader, FP32)
     assert torch.equal(predicted, validated)
@@ -108,7 +108,7 @@ def test_abstention(photo_folder: Path, model_file: Path) -> None:
     model = Classifier.load(model_file, FP32).model
     known = [*sorted((photo_folder / "red").glob("*.png")), *sorted((photo_folder / "green").glob("*.png"))]
     labels = torch.arange(2).repeat_interleave(20)
-    transform = eval_transform(**dataclasses.asdict(INFO.preprocessing))
+    transform = eval_transform(**INFO.preprocessing.transform_options())
     loader, _ = make_loader(TransformedImages(known, labels.tolist(), transform, seed=0), 20, shuffle=False)
     features = collect(model, loader, FP32).features
     detector = fit_ood_detector(features[::2], labels[::2], features[1::2])

@@ -41,7 +41,7 @@ def test_photos_are_prepared_as_for_validation(size: tuple[int, int], preprocess
     Pillow resizes the columns of tall images first and both clip in between, so some noise differs more.
     """
     image = waves(*size)
-    expected = eval_transform(**dataclasses.asdict(preprocessing))(image)
+    expected = eval_transform(**preprocessing.transform_options())(image)
     found = Preprocess(preprocessing)(torch.from_numpy(np.array(image)[None]))[0]
     levels = (found - expected).abs() * torch.tensor(preprocessing.std)[:, None, None] * 255
     assert found.shape == expected.shape

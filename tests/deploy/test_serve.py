@@ -100,18 +100,23 @@ def test_pixels_are_counted_by_the_server_s_own_limit(serve_with: Any, images: l
     assert "too large: 48x40, at most 1,919 pixels" in info["error"]
 
 
-def test_a_jpeg_that_is_decoded_smaller_may_have_four_times_the_pixels(serve_with: Any) -> None:
-    """This is what a phone with 108 million pixels needs."""
+def test_the_pixels_that_are_decoded_count_not_those_of_the_header(serve_with: Any) -> None:
+    """A phone with 108 million pixels needs this. Of a progressive JPEG all pixels take memory."""
     files = {}
-    for kind in ("JPEG", "PNG"):
+    for name, kind, options in (
+        ("usual", "JPEG", {}),
+        ("progressive", "JPEG", {"progressive": True, "subsampling": 0}),
+        ("smaller colors", "JPEG", {"progressive": True, "subsampling": 2}),
+        ("png", "PNG", {}),
+    ):
         file = io.BytesIO()
-        Image.new("RGB", (1600, 1600), (90, 10, 90)).save(file, kind)
-        files[kind] = file.getvalue()
-    with serve_with(pixels=640_000) as served:
-        _, _, found = served.send(*files.items())
-    assert "classes" in found["predictions"][0] and "too large" in found["predictions"][1]["error"]
-    with serve_with(pixels=639_999) as served:
-        assert "too large" in served.send(*files.items())[2]["predictions"][0]["error"]
+        Image.new("RGB", (1600, 1600), (90, 10, 90)).save(file, kind, **options)
+        files[name] = file.getvalue()
+    for pixels, accepted in ((40_000, 1), (39_999, 0), (1_280_000, 2), (1_279_999, 1), (2_559_999, 2), (2_560_000, 4)):
+        with serve_with(pixels=pixels) as served:
+            found = served.send(*files.items())[2]["predictions"]
+        assert sum("classes" in info for info in found) == accepted, (pixels, found)
+        assert all("too large: 1600x1600" in info["error"] for info in found if "classes" not in info)
 
 
 def test_hostile_names_come_back_harmless(served: Any, images: list[Path]) -> None:

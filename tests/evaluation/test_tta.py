@@ -32,7 +32,7 @@ def test_shapes(name: str, crop: float, stretch: bool) -> None:
     flat = views.flatten(1)
     assert len({tuple(row.tolist()) for row in flat}) == VIEWS[name]  # all views differ
     if name in ("none", "flip", "scales"):
-        assert torch.equal(views[0], eval_transform(**dataclasses.asdict(preprocessing))(image()))
+        assert torch.equal(views[0], eval_transform(**preprocessing.transform_options())(image()))
 
 
 def test_mirror_images() -> None:

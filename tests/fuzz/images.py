@@ -1,15 +1,20 @@
 """Mutated images: each goes through the check, the loader of training and `predict`, which have to agree."""
 
+import dataclasses
+import functools
 import io
 import random
 import struct
+import zlib
 from collections.abc import Callable, Iterator
 
 import numpy as np
 from PIL import Image, ImageCms, PngImagePlugin, features
 
+from flowers_torch.data.color import PRIMARIES, coded_profile, matrix_profile
 from flowers_torch.data.images import load_image
 from flowers_torch.data.quality.inspection import inspect_image
+from flowers_torch.data.value_range import range_of
 from flowers_torch.deploy.classifier import Classifier
 from flowers_torch.errors import DataError
 
@@ -51,12 +56,17 @@ def seeds() -> dict[str, bytes]:
         "jpeg.tif": (rgb, {"compression": "jpeg"}),
         "deflate.tif": (rgb, {"compression": "tiff_adobe_deflate"}),
         "deep.tif": (deep, {}),
+        "float.tif": (Image.fromarray(np.asarray(deep) / np.float32(65535)), {}),
+        "p3.png": (rgb, {"icc_profile": coded_profile(12, 13)}),
+        "p3.jpg": (rgb, {"icc_profile": coded_profile(12, 13), "quality": 90}),
+        "gamma.png": (rgb, {"icc_profile": matrix_profile(PRIMARIES[9], 1.8)}),
+        "lab.tif": (Image.merge("LAB", rgb.split()), {}),
         "fax.tif": (rgb.convert("1"), {"compression": "group4"}),
         "lossy.webp": (rgb, {"quality": 60, "exif": exif}),
         "lossless.webp": (rgb.convert("RGBA"), {"lossless": True}),
         "rgb.ppm": (rgb, {}),
     }
-    contents = {"lossless.jpg": _lossless_jpeg(200)}
+    contents = {"lossless.jpg": _lossless_jpeg(200), "deep_colors.png": _deep_png(draw.integers(0, 4096, (48, 64, 3)))}
     if features.check("avif"):
         made["rgb.avif"] = (rgb, {})
     for name, (image, options) in made.items():
@@ -75,6 +85,16 @@ def _lossless_jpeg(side: int) -> bytes:
     return b"\xff\xd8" + frame + table + scan + bytes(side * side // 8) + b"\xff\xd9"
 
 
+def _deep_png(values: np.ndarray) -> bytes:
+    """Colors of 16 bits (height, width, 3), which Pillow does not write."""
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    made = b"\x89PNG\r\n\x1a\n"
+    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, 2, 0, 0, 0)
+    for kind, content in ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")):
+        made += struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+    return made
+
+
 def bombs() -> dict[str, bytes]:
     """Images whose small files stand for many pixels."""
     found = {}
@@ -85,6 +105,23 @@ def bombs() -> dict[str, bytes]:
     file = io.BytesIO()
     Image.new("RGB", (9000, 9000)).save(file, "JPEG", quality=10, progressive=True)
     found["progressive.jpg"] = file.getvalue()
+    for name, mode, side, options in (
+        ("phone.jpg", "RGB", 14000, {}),  # 196 million pixels
+        ("whole.jpg", "RGB", 14000, {"progressive": True}),
+    ):
+        file = io.BytesIO()
+        Image.new(mode, (side, side)).save(file, "JPEG", quality=10, **options)
+        found[name] = file.getvalue()
+    text = PngImagePlugin.PngInfo()
+    for number in range(200):
+        text.add_text(f"Comment {number}", "x" * 5_000_000, zip=True)
+    file = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(file, "PNG", pnginfo=text)
+    found["text.png"] = file.getvalue()
+    if features.check("avif"):
+        file = io.BytesIO()
+        Image.new("RGBA", (5460, 5460)).save(file, "AVIF", speed=10, quality=10)
+        found["rgba.avif"] = file.getvalue()
     file = io.BytesIO()
     Image.new("RGB", (2000, 2000)).save(file, "JPEG", progressive=True)
     last = file.getvalue().rindex(b"\xff\xda")
@@ -120,12 +157,17 @@ def builder(
     path = box.work / name
 
     def action() -> int:
+        checked = inspect_image(path)
+        value_range = range_of(checked.values)  # as a model that was trained on it
+        inputs = dataclasses.replace(classifier.info.preprocessing, value_range=value_range)
+        classifier.info = dataclasses.replace(classifier.info, preprocessing=inputs)
+        load = functools.partial(load_image, value_range=value_range)
         readers: dict[str, Callable[[], object]] = {
-            "check": lambda: _raise(inspect_image(path).error),
-            "train": lambda: load_image(path, at_least=0 if whole else 128),
-            "train, reduced": lambda: load_image(path, at_least=64),
+            "check": lambda: _raise(checked.error),
+            "train": lambda: load(path, at_least=0 if whole else 128),
+            "train, reduced": lambda: load(path, at_least=64),
             "predict": lambda: _raise(next(iter(classifier.predict([path]))).error),
-            "serve": lambda: load_image(io.BytesIO(path.read_bytes()), at_least=0 if whole else 64),
+            "serve": lambda: load(io.BytesIO(path.read_bytes()), at_least=0 if whole else 64),
         }
         verdicts = {reader: _verdict(read) for reader, read in readers.items()}
         if len({verdict == "" for verdict in verdicts.values()}) > 1:

@@ -27,8 +27,8 @@ def eval_transform(
 ) -> v2.Compose:
     """The transform of evaluation: resize, center crop, scale to 0..1, normalize.
 
-    It turns an RGB `PIL.Image` into a float tensor (3, size, size). The arguments are the fields of
-    `Preprocessing`; both interpolations are antialiased.
+    It turns an RGB `PIL.Image` into a float tensor (3, size, size). The arguments are
+    `Preprocessing.transform_options()`; both interpolations are antialiased.
     """
     if stretch:
         resize = v2.Resize((size, size), interpolation=InterpolationMode(interpolation), antialias=True)

@@ -19,6 +19,7 @@ from torch.utils.data import Dataset, Sampler, default_collate
 from flowers_torch.data.images import load_image
 from flowers_torch.data.loading.image_cache import CachedImages
 from flowers_torch.data.loading.workers import Heartbeat, WatchedLoader
+from flowers_torch.data.value_range import Range
 from flowers_torch.files.system import usable_cores
 
 Key = tuple[int, int]  # (view, position in the data set); the view is the epoch
@@ -57,6 +58,7 @@ class TransformedImages(Dataset[Item]):
         self.heartbeat: Heartbeat | None = None  # of the workers
         self.cache: CachedImages | None = None  # of a transform that returns bytes and is not random
         self.threads = 1  # that read a batch
+        self.value_range: Range = ()  # of images with more than 8 bits
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -79,7 +81,7 @@ class TransformedImages(Dataset[Item]):
             self.heartbeat.update(position)
         if self.cache and (cached := self.cache.get(position)):
             return cached
-        image = load_image(self.paths[position], at_least=self.at_least)
+        image = load_image(self.paths[position], at_least=self.at_least, value_range=self.value_range)
         aspect = image.width / image.height
         if self.random:
             with torch.random.fork_rng(devices=[]):  # leaves the process's own stream (dropout) as it is

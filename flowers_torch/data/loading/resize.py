@@ -44,7 +44,9 @@ def resized_images(
     """Images resized for a batch augmentation; see `TransformedImages`."""
     transform = resize_transform(augmentation, preprocessing)
     enough = enough_side(resized_side(augmentation, preprocessing.size), preprocessing.crop)
-    return TransformedImages(paths, labels, transform, seed, random=False, at_least=enough)
+    images = TransformedImages(paths, labels, transform, seed, random=False, at_least=enough)
+    images.value_range = preprocessing.value_range
+    return images
 
 
 def resized_side(augmentation: str, size: int) -> int:

@@ -15,6 +15,7 @@ from flowers_torch.data.dataset import ImageDataset
 from flowers_torch.data.quality.inspection import Inspection
 from flowers_torch.data.quality.thumbnails import Thumbnails
 from flowers_torch.data.splits.assign import group_pairs
+from flowers_torch.data.value_range import range_of
 
 MAX_BITS = 12  # in which the hashes of duplicates differ, of 64
 MIN_CONTRAST = 4.0  # the hash of a blank image is meaningless
@@ -54,6 +55,7 @@ def near_duplicates(dataset: ImageDataset, inspections: Sequence[Inspection], mi
     usable.sort(key=lambda i: (inspections[i].colorfulness < 1, -inspections[i].width * inspections[i].height, i))
     images = [inspections[i] for i in usable]
     thumbnails = Thumbnails(dataset, usable, [min(image.width, image.height) for image in images])
+    thumbnails.ranges = [range_of(image.values) for image in images]
     first, flips, alike = _join(images, thumbnails, mirrored)
     groups = {i: copies.get(i, [i]) for i in (*usable, *copies)}
     for own, leader in enumerate(first):

@@ -11,6 +11,7 @@ from flowers_torch.data.quality.report import check_quality, drop_images, read_e
 from flowers_torch.data.quality.scan import inspect_images
 from flowers_torch.data.sources.rows import listed
 from flowers_torch.data.sources.tables import read_groups
+from flowers_torch.data.value_range import Range, range_of_set
 from flowers_torch.errors import DataError, printable
 
 MIN_SEVERITY = 2  # of findings that training warns of
@@ -25,6 +26,7 @@ class FilteredDataset:
     unreadable: dict[str, str]  # path to reason of the images that were left out
     warnings: list[str]  # findings of some severity, worst first, one line each
     found: Duplicates  # all that was found, requested or not
+    value_range: Range = ()  # that images of more than 8 bits use
 
 
 def filter_images(
@@ -38,7 +40,8 @@ def filter_images(
 
     `exclude` is an exclude list and classes, as `parse_exclude` takes them; `groups` is "duplicates", "none" or
     the path of a table file,group; with `column:NAME`, the source has set the groups. `mirror` is as in
-    `copies_may_be_mirrored`. Unreadable images (unless `skip_bad`) and a class without any image left are a `DataError`.
+    `copies_may_be_mirrored`. Unreadable images (unless `skip_bad`) and a class without any image left are a
+    `DataError`.
     """
     path, classes = parse_exclude(exclude)
     excluded = read_exclude_list(Path(path).expanduser()) if path else {}
@@ -62,13 +65,17 @@ def filter_images(
     report = check_quality(dataset, inspections, duplicates=found)
     warnings = []
     for finding in report.findings:
-        if finding.severity >= MIN_SEVERITY or finding.kind == "several_frames":  # guard: D19
+        if finding.kind == "mixed_values":  # guard: D15 mixed
+            raise DataError(finding.what, finding.todo)
+        if finding.severity >= MIN_SEVERITY or finding.kind in ("several_frames", "deep"):  # guard: D19
             pairs = [group for group in finding.groups if len(group) > 1]
             first = " = ".join(printable(dataset.paths[i], 60) for i in pairs[0]) if pairs else ""
             warnings.append(f"{finding.what} (first: {first})" if pairs else finding.what)
     if bad:
         warnings.insert(0, f"{len(bad)} photos cannot be used and are left out: {listed(list(bad), limit=3)}")
-    return FilteredDataset(dataset, found.groups if with_duplicates else [], bad, warnings, found)
+    value_range = range_of_set([inspection.values for inspection in inspections])
+    kept_together = found.groups if with_duplicates else []
+    return FilteredDataset(dataset, kept_together, bad, warnings, found, value_range)
 
 
 def copies_may_be_mirrored(mirror: str, classes: Sequence[str]) -> bool:

@@ -13,7 +13,16 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageStat
 
-from flowers_torch.data.images import USABLE, load_image, open_header, open_regular, quiet, read_orientation
+from flowers_torch.data.images import (
+    USABLE,
+    load_image,
+    measure_values,
+    open_header,
+    open_regular,
+    quiet,
+    read_orientation,
+)
+from flowers_torch.data.value_range import EIGHT_BITS, Values, is_deep, range_of
 from flowers_torch.errors import FlowersError, ResourceError, printable
 
 HASH_SIDE = 32  # of the image that the perceptual hash is computed from
@@ -39,7 +48,13 @@ class Inspection:
     phash_mirrored: str = ""  # of the mirrored image
     contrast: float = 0.0  # standard deviation of brightness, 0..128; about 0 for a blank image
     sharpness: float = 0.0  # energy of the finest details over the contrast; small for a blurred image
+    values: Values = EIGHT_BITS  # of pixels of more than 8 bits
     colorfulness: float = 0.0  # mean difference between the channels, 0..255; about 0 for a gray image
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> "Inspection":
+        """Reads the fields from JSON, which has lists instead of tuples."""
+        return cls(**content | {"values": Values(*content.get("values", EIGHT_BITS))})
 
 
 def inspect_image(path: Path | str) -> Inspection:
@@ -48,19 +63,21 @@ def inspect_image(path: Path | str) -> Inspection:
         with open_regular(path, *USABLE) as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
             header = open_header(file, printable(path))
+            deep = is_deep(header)  # before a PNG loads its pixels
             turned = read_orientation(header) >= 5
             kind, mode, alpha = header.format or "JPEG", header.mode, header.has_transparency_data
             frames, sides = _count_frames(header), header.size
             del header  # a PNG has loaded its pixels to look for an orientation behind them
-        image = load_image(path, at_least=2 * MEASURE_SIDE)
+        values = measure_values(path) if deep else EIGHT_BITS
+        image = load_image(path, at_least=2 * MEASURE_SIDE, value_range=range_of(values))
     except FlowersError as error:
         passing = isinstance(error, ResourceError) or getattr(error.__cause__, "errno", None) is not None
         return Inspection(error=str(error), fatal=passing)  # guard: S9 check
     width, height = image.size
     if max(width, height) < max(sides):  # the decoder reduced it
         width, height = reversed(sides) if turned else sides
-    found = Inspection(format=kind, mode=mode, alpha=alpha, frames=frames, sha256=sha256)
-    return dataclasses.replace(found, width=width, height=height, **_measure(image))
+    found = Inspection(format=kind, mode=mode, alpha=alpha, frames=frames, sha256=sha256, width=width, height=height)
+    return dataclasses.replace(found, values=values, **_measure(image))
 
 
 def _count_frames(image: Image.Image) -> int:

@@ -18,6 +18,7 @@ from flowers_torch.data.quality.duplicates import Duplicates, exact_duplicates, 
 from flowers_torch.data.quality.inspection import Inspection
 from flowers_torch.data.sources.rows import counted, listed, normalized
 from flowers_torch.data.splits.assign import IMBALANCE, Splits, join_groups
+from flowers_torch.data.value_range import describe, range_of_set
 from flowers_torch.errors import DataError, printable
 from flowers_torch.files.atomic import write_csv
 from flowers_torch.files.reading import read_csv
@@ -30,6 +31,7 @@ GRAY_COLORFULNESS = 1.5  # mean difference of the channels, out of 255
 FEW_IMAGES = 20  # of a class; with fewer, a test result is hardly meaningful
 LARGE_GROUP = 20  # near-duplicates; more of one picture are rather look-alikes, such as frames of a still scene
 MANY_ACROSS = 0.1  # of the images are near-duplicates across classes: the classes rather look alike
+DARK_FRACTION = 1 / 8  # of the set's range of values; darker photos have fewer than 32 gray levels left
 MANY_ALIKE = 20  # images that look alike are worth a finding
 
 
@@ -99,7 +101,7 @@ def check_quality(
         *_check_duplicates(dataset, inspections, duplicates, similar, split_of),
         *_check_appearance(dataset, inspections),
     ]
-    findings = [finding for finding in about_images if finding.groups]
+    findings = [finding for finding in about_images if finding.groups or finding.kind == "mixed_values"]
     findings += _check_classes(dataset, inspections)
     findings += [Finding("note", 1, note, "nothing, if that is intended") for note in dataset.notes]
     findings += [Finding("unused", 1, f"not used: {thing}", "nothing, if that is right") for thing in dataset.unused]
@@ -237,9 +239,31 @@ def _check_appearance(dataset: ImageDataset, inspections: Sequence[Inspection]) 
         _about("gray", 1, "are gray among color photos", look, gray),
         _about("other_format", 1, "have another format than their suffix", fine, other),
         _about("alpha", 1, "are partly transparent", "nothing: shown on white", where(lambda x: x.alpha)),
-        _about("deep", 1, "have 16 bits", "nothing: scaled to 8 bits", where(lambda x: x.mode.startswith("I"))),
+        *_check_values(dataset, inspections),
         _about("cmyk", 1, "are in print colors", "nothing: converted to RGB", where(lambda x: x.mode == "CMYK")),
         _about("several_frames", 1, "hold several pictures", "nothing: the first one is used", frames),
+    ]
+
+
+def _check_values(dataset: ImageDataset, inspections: Sequence[Inspection]) -> list[Finding]:
+    """What the images of more than 8 bits hold, and which of them become dark in the range of all."""
+    found = range_of_set([inspection.values for inspection in inspections])
+    if not found:
+        return []
+    low, high = found
+    deep = [i for i, x in enumerate(inspections) if x.values.kind]
+    dark = [i for i in deep if inspections[i].values.largest - low < DARK_FRACTION * (high - low)]
+    kinds = {inspections[i].values.kind: printable(dataset.paths[i], 60) for i in reversed(deep)}
+    if len(kinds) > 1:
+        what = f"pixels are integers in some photos and floats in others: {kinds['int']} and {kinds['float']}"
+        return [Finding("mixed_values", 3, what, "save all of them in one form, such as 16-bit PNG")]
+    largest = max(inspections[i].values.largest for i in deep)
+    what = f"have more than 8 bits; as their largest value is {largest:g}, {describe(found)} becomes 0 .. 255"
+    dim = f"have no value above {DARK_FRACTION:.0%} of {describe(found)}, the range of all, so they are nearly black"
+    same = "save all photos with the same largest value, unless they are truly dark"
+    return [
+        _about("deep", 1, what, "nothing: the range is stored with the model", deep),
+        _about("dark_values", 2, dim, same, dark),
     ]
 
 

@@ -20,7 +20,7 @@ from flowers_torch.errors import ResourceError, printable
 from flowers_torch.files.cache import cache_folder, recall, remember
 from flowers_torch.files.system import usable_cores
 
-CACHE_FORMAT = 5
+CACHE_FORMAT = 6
 SECONDS_TO_START = 120.0
 SECONDS_PER_IMAGE = 20.0  # an image that takes longer to decode is unreadable
 
@@ -39,7 +39,7 @@ def inspect_images(
     known = (recall(file, {"format": {CACHE_FORMAT}, "images": {}}) or {"images": {}})["images"]
     stamps = {path: _stamp(dataset.root / path) for path in dataset.paths}
     fresh = [path for path, stamp in stamps.items() if stamp and path in known and known[path][0] == stamp]
-    found = {path: Inspection(**known[path][1]) for path in fresh}
+    found = {path: Inspection.from_dict(known[path][1]) for path in fresh}
     if todo := [path for path in dataset.paths if path not in found]:
         paths = [dataset.root / path for path in todo]
         found |= zip(todo, _inspect_all(paths, min(workers or usable_cores(), len(todo)), progress), strict=True)
@@ -90,7 +90,7 @@ class Worker:
         try:
             process.stdin.write(json.dumps(str(path)).encode() + b"\n")
             process.stdin.flush()
-            return Inspection(**json.loads(_read_line(process.stdout, seconds)))
+            return Inspection.from_dict(json.loads(_read_line(process.stdout, seconds)))
         except (BrokenPipeError, EOFError, TimeoutError):  # guard: D34 crash
             self.stop()
             return None

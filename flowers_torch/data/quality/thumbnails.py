@@ -8,6 +8,7 @@ from PIL import Image
 
 from flowers_torch.data.dataset import ImageDataset
 from flowers_torch.data.images import load_image
+from flowers_torch.data.value_range import Range
 
 SIDE, COLOR_SIDE, COARSE_SIDE = 96, 8, 16
 STEP = 3  # between windows of 6 x 6 pixels
@@ -26,6 +27,7 @@ class Thumbnails:
     def __init__(self, dataset: ImageDataset, indices: list[int], sides: list[int]) -> None:
         """Takes the indices in the dataset and the shorter sides of the images; all else counts positions in these."""
         self.paths, self.sides = [dataset.root / dataset.paths[i] for i in indices], sides
+        self.ranges: list[Range] = [()] * len(indices)  # of images with more than 8 bits
         self.ready = np.zeros(len(indices), dtype=bool)
         # Untouched rows take no memory.
         self.luma = np.zeros((len(indices), SIDE, SIDE), dtype=np.uint8)
@@ -41,7 +43,7 @@ class Thumbnails:
             list(threads.map(self._decode, missing))
 
     def _decode(self, position: int) -> None:
-        image = load_image(self.paths[position], at_least=2 * SIDE).convert("YCbCr")
+        image = load_image(self.paths[position], at_least=2 * SIDE, value_range=self.ranges[position]).convert("YCbCr")
         pixels = np.asarray(image.resize((SIDE, SIDE), Image.Resampling.HAMMING))
         self.luma[position] = pixels[..., 0]
         self.contrast[position] = max(float(pixels[..., 0].std()), LEAST_CONTRAST)

@@ -12,6 +12,7 @@ import torch
 from PIL import Image, ImageFilter
 
 from flowers_torch.commands import check
+from flowers_torch.data.preprocessing import Preprocessing
 from flowers_torch.data.quality import scan
 from flowers_torch.data.quality.duplicates import hash_candidates
 from flowers_torch.data.quality.inspection import Inspection, inspect_image
@@ -362,7 +363,9 @@ def test_near_duplicates_by_the_features_of_a_network(tmp_path, monkeypatch, cap
         return torch.from_numpy(rows)
 
     monkeypatch.setattr("flowers_torch.deploy.features.image_features", features)
-    monkeypatch.setattr("flowers_torch.deploy.features.open_network", lambda *words: (None, None, f"loaded {words}"))
+    monkeypatch.setattr(
+        "flowers_torch.deploy.features.open_network", lambda *words: (None, Preprocessing(), f"loaded {words}")
+    )
     assert run(dataset.root, "--embed", "some_net", "--weights", "offline", "--json") == 3
     out, err = capsys.readouterr()
     assert "1 photo cannot be read" in err
