@@ -94,7 +94,7 @@ class Classifier:
         return self._collect([self.read(file) for file in files]).logits
 
     def threshold(self, max_error: float) -> Threshold:
-        """The confidence threshold whose error rate in validation is at most `max_error`.
+        """The confidence threshold whose error rate on new photos is at most `max_error`, on average.
 
         Raises:
             UsageError: the weights file has no risk-coverage curve, or no threshold has so low an error rate.

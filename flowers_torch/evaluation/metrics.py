@@ -116,6 +116,19 @@ def wilson(correct: int, total: int, z: float = 1.96) -> tuple[float, float]:
     return center - half if correct else 0.0, center + half if correct < total else 1.0
 
 
+def upper_limit(errors: int, total: int, alpha: float) -> float:
+    """The largest error rate at which at most `errors` of `total` have probability `alpha` (Clopper and Pearson)."""
+    if errors >= total:
+        return 1.0
+    terms = [math.lgamma(total + 1) - math.lgamma(k + 1) - math.lgamma(total - k + 1) for k in range(errors + 1)]
+    low, high = errors / total, 1.0
+    for _ in range(60):
+        rate = (low + high) / 2
+        logs = (term + k * math.log(rate) + (total - k) * math.log1p(-rate) for k, term in enumerate(terms))
+        low, high = (rate, high) if math.fsum(map(math.exp, logs)) > alpha else (low, rate)
+    return high
+
+
 @dataclasses.dataclass(frozen=True)
 class Bin:
     """Images whose confidence lies in `low < p <= high`."""

@@ -6,6 +6,7 @@ Both limits are fitted on validation images and stored in the weights file (`Mod
 import base64
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flowers_torch.errors import ModelFileError, UsageError
-from flowers_torch.evaluation.metrics import wilson
+from flowers_torch.evaluation.metrics import upper_limit
 from flowers_torch.files.reading import reading
 
 CURVE_POINTS = 1000  # of the stored risk-coverage curve
+STEP = 1.05  # between the numbers of images that candidates for a threshold accept
 REFERENCE_IMAGES = 128  # training images that the detector is fitted on; each costs a forward pass
 IN_DISTRIBUTION_FRACTION = 0.99  # of the validation images
 MAX_VALUES = 1 << 21  # larger detectors do not fit into a file's header and are not stored
@@ -34,13 +36,27 @@ class Threshold:
     errors: int
     images: int
 
+    def bound(self) -> float:
+        """Upper 95% limit of the error rate on new images, whichever threshold was chosen.
+
+        The limits of all candidates hold together (Clopper and Pearson 1934, with Bonferroni's correction), so
+        the choice among them does not matter.
+        """
+        return upper_limit(self.errors, self.accepted, 0.05 / len(candidates(self.images)))
+
     def describe(self) -> str:
-        """One line with an upper bound of the error rate."""
-        bound = wilson(self.errors, self.accepted, z=1.645)[1]  # one-sided 95%
+        """One line with what holds for new images."""
         return (
-            f"abstains below probability {self.probability:.3f}: {self.errors} of {self.accepted} wrong in validation "
-            f"(at most {bound:.1%} with 95% confidence), {1 - self.accepted / self.images:.1%} of photos unsure"
+            f"abstains below probability {self.probability:.3f}: {self.errors} of {self.accepted} wrong in validation, "
+            f"on new photos at most {self.bound():.1%} with 95% confidence; "
+            f"{1 - self.accepted / self.images:.1%} of photos unsure"
         )
+
+
+def candidates(images: int) -> list[int]:
+    """Numbers of images that a threshold may accept, falling by 5% from one to the next."""
+    steps = math.ceil(math.log(max(images, 2)) / math.log(STEP)) + 1
+    return sorted({int(images / STEP**step) for step in range(steps)} - {0}, reverse=True)
 
 
 def risk_coverage_curve(confidence: Tensor, correct: Tensor) -> Curve:
@@ -54,19 +70,44 @@ def risk_coverage_curve(confidence: Tensor, correct: Tensor) -> Curve:
 
 
 def choose_threshold(curve: Curve, max_error: float) -> Threshold:
-    """The lowest threshold at which at most the fraction `max_error` of the accepted images is wrong.
+    """The lowest threshold whose error rate on new images is at most `max_error`, on average over data sets.
+
+    Among the `candidates` it is the one that accepts most images with `(errors + 1) <= max_error (accepted + 1)`.
+    The additional error pays for the choice on the same images, as in conformal prediction.
 
     Raises:
-        UsageError: no threshold has so low an error rate.
+        UsageError: there is none; the message says whether more images would help.
     """
     images = curve[-1][1]
-    fitting = [point for point in curve if point[2] <= max_error * point[1]]
+    points = {}  # the last point of the curve up to each candidate
+    for count in candidates(images):
+        for point in curve:
+            if point[1] <= count:
+                points[point[1]] = point
+    fitting = [point for point in points.values() if point[2] + 1 <= max_error * (point[1] + 1)]
     if not fitting:
-        what = "even the most confident predictions on validation photos have more errors"
-        fix = f"allow more than {min(errors / accepted for _, accepted, errors in curve):.1%}"
-        raise UsageError(f"--max-error {max_error:.3g}: {what}", fix)
+        raise UsageError(*_no_threshold(list(points.values()) or curve, max_error))
     probability, accepted, errors = max(fitting, key=lambda point: point[1])
     return Threshold(0.0 if accepted == images else probability, accepted, errors, images)
+
+
+def _no_threshold(points: Sequence[tuple[float, int, int]], max_error: float) -> tuple[str, str]:
+    """What the curve lacks, and the fix."""
+    images = max(accepted for _, accepted, _ in points)
+    least = min((errors + 1) / (accepted + 1) for _, accepted, errors in points)
+    without_error = max((accepted for _, accepted, errors in points if not errors), default=0)
+    fix = f"allow {math.ceil(least * 1000) / 10:.1f}% or more"
+    needed = math.ceil(1 / max_error) - 1 if max_error > 0 else None
+    what = f"--max-error {100 * max_error:.3g}% cannot be promised for new photos"
+    if needed is None:
+        return f"{what}: no number of photos shows that a model is never wrong", fix
+    if without_error < 0.2 * images:
+        return f"{what}: even the most confident predictions on validation photos have more errors", fix
+    more = math.ceil(images * needed / without_error)
+    return (
+        f"{what}: it takes {needed} confident predictions in validation without an error, there are {without_error}",
+        f"{fix}, or train with about {more} validation photos",
+    )
 
 
 @dataclasses.dataclass(frozen=True)

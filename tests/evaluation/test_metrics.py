@@ -16,6 +16,7 @@ from flowers_torch.evaluation.metrics import (
     describe_small_classes,
     prediction_rows,
     score,
+    upper_limit,
     wilson,
 )
 
@@ -107,6 +108,15 @@ def test_wilson_equals_scipy(images: int, data: st.DataObject) -> None:
     low, high = wilson(correct, images)
     assert (low, high) == pytest.approx((expected.low, expected.high), abs=1e-4)
     assert 0 <= low <= correct / images <= high <= 1
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(1, 500), st.data(), st.sampled_from([0.05, 0.001, 0.5]))
+def test_the_upper_limit_equals_scipy(images: int, data: st.DataObject, alpha: float) -> None:
+    stats = pytest.importorskip("scipy.stats")
+    errors = data.draw(st.integers(0, images))
+    expected = stats.beta.ppf(1 - alpha, errors + 1, images - errors) if errors < images else 1.0
+    assert upper_limit(errors, images, alpha) == pytest.approx(expected, abs=1e-9)
 
 
 @pytest.mark.parametrize("images", range(1, 300))
