@@ -40,7 +40,9 @@ def set_head(
     Raises:
         UsageError: the network has no linear classifier, or a sigmoid head is for other than two classes.
     """
-    model.reset_classifier(num_classes)  # type: ignore[operator]
+    # RepViT would drop its second classifier, and no file of its weights would fit.
+    pair = {"distillation": True} if getattr(getattr(model, "head", None), "distillation", False) else {}
+    model.reset_classifier(num_classes, **pair)  # type: ignore[operator]
     if hasattr(model, "aux_head"):
         model.register_module("aux_head", None)  # VOLO's classifier of tokens, for labels of tokens, which nobody has
     for name in classifier_names(model):
