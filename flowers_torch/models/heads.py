@@ -96,6 +96,12 @@ def classifier_names(model: nn.Module) -> tuple[str, ...]:
     return tuple(name for name, module in modules.items() if any(module is layer for layer in layers))
 
 
+def feature_width(classifier: nn.Module) -> int:
+    """The number of features that a classifier takes, from its first layer with weights; 0 without one."""
+    layers = [layer for layer in classifier.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+    return int(layers[0].weight.shape[1]) if layers else 0
+
+
 @contextlib.contextmanager
 def classifier_inputs(model: nn.Module, names: Sequence[str] = ()) -> Iterator[list[Tensor]]:
     """A list that each forward pass inside appends its features (N, D) to: what enters the classifiers.

@@ -131,12 +131,15 @@ def _failure(name: str, size: int, options: dict[str, Any]) -> str:
 
 
 def _other_sizes(name: str, size: int, usual: int, options: dict[str, Any]) -> str:
-    """The fix for a size that the network does not take: the nearest multiples of 32 that it takes, and its own."""
+    """The fix for a size that the network does not take: the nearest multiples of 32 or 14 that it takes, its own."""
     if fixed := [option for option in SIZE_OPTIONS if option in options]:
         return f"leave out {' and '.join(fixed)} of model_options"
     sized = "img_size" in constructor_options(name)
-    near = {size // 32 * 32, size // 32 * 32 + 32} - {0, size, usual}
-    takes = [other for other in near if not _failure(name, other, options | ({"img_size": other} if sized else {}))]
+    for step in (32, 14):
+        near = {size // step * step, size // step * step + step} - {0, size, usual}
+        takes = [other for other in near if not _failure(name, other, options | ({"img_size": other} if sized else {}))]
+        if takes:
+            break
     return f"use --size {' or '.join(map(str, sorted([*takes, usual])))}"
 
 

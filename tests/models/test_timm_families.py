@@ -62,13 +62,29 @@ SMALLEST = {
     "vitamin_small_224", "volo": "volo_d1_224", "vovnet": "ese_vovnet19b_slim_dw", "xception": "legacy_xception",
     "xception_aligned": "xception41p", "xcit": "xcit_nano_12_p8_224"
 }  # fmt: skip
-# Families without a small network: the smallest with fewer blocks.
+# Fewer blocks of the deep ones: the same kinds of layers in less time.
 FEWER_BLOCKS: dict[str, dict[str, Any]] = {
     "beit": {"depth": 2},
+    "cait": {"depth": 2},
+    "convit": {"depth": 2, "local_up_to_layer": 1},
+    "davit": {"depths": [1, 1, 1, 1]},
     "deepseek_vit": {"depth": 2, "embed_dim": 256, "num_heads": 4},
+    "densenet": {"block_config": [2, 2, 2, 2]},
+    "eva": {"depth": 2},
     "gemma4_vit": {"depth": 2},
+    "nasnet": {"num_features": 192},
+    "pit": {"depth": [1, 1, 1]},
     "qwen3_vit": {"depth": 2},
+    "sequencer": {"layers": [1, 1, 1, 1]},
+    "swin_transformer": {"depths": [2, 2, 2, 2]},
+    "swin_transformer_v2": {"depths": [2, 2, 2, 2]},
+    "swin_transformer_v2_cr": {"depths": [2, 2, 2, 2]},
+    "tnt": {"depth": 2},
+    "twins": {"depths": [2, 2, 2, 2]},
+    "vision_transformer": {"depth": 2},
+    "vision_transformer_relpos": {"depth": 2},
     "vision_transformer_sam": {"depth": 2, "global_attn_indexes": [1]},
+    "xcit": {"depth": 2},
 }
 
 
