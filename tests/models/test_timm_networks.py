@@ -1,5 +1,6 @@
 """timm's networks: image sizes that they are built for, their classifiers, and what to write in place of a name."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,10 @@ from torch import nn
 from flowers_torch.data.preprocessing import Preprocessing
 from flowers_torch.errors import ModelFileError, UsageError
 from flowers_torch.files.tensors import safe_load, safe_save
-from flowers_torch.models.checkpoint import ModelInfo, build
+from flowers_torch.models.checkpoint import ModelInfo, build, unusable
 from flowers_torch.models.factory import create_model
 from flowers_torch.models.freeze import apply_rules, rules_for
-from flowers_torch.models.heads import classifier_names, set_head
+from flowers_torch.models.heads import classifier_names, feature_width, set_head
 from flowers_torch.models.registry import find_entry, input_options
 from flowers_torch.models.split_model import split_model
 from flowers_torch.models.timm_names import TORCHVISION_NAMES
@@ -126,6 +127,7 @@ def test_every_kind_of_classifier_is_replaced_and_split_off(
     assert trained and all(name.startswith(tuple(f"{one}." for one in names)) for name in trained)
     split = split_model(model.eval(), size)
     assert split is not None
+    assert split.width == sum(feature_width(model.get_submodule(name)) for name in names)
     images = torch.randn(3, 3, size, size)
     features = split.backbone(images)
     with torch.inference_mode():
@@ -216,3 +218,23 @@ def test_weights_with_a_layer_of_two_names_are_saved(tmp_path: Path) -> None:
     safe_save(nn.ModuleDict({"one": layer, "two": layer}).state_dict(), tmp_path / "shared.safetensors", {})
     tensors, _ = safe_load(tmp_path / "shared.safetensors")
     assert torch.equal(tensors["one.weight"], layer.weight) and torch.equal(tensors["two.weight"], layer.weight)
+
+
+def test_only_the_bounds_of_a_clamp_may_be_infinite() -> None:
+    infinite = torch.tensor(float("inf"))
+    assert not unusable({"blocks.0.q_proj.input_max": infinite})["not finite"]  # Gemma's
+    odd = {"q.input_max": infinite / infinite, "input_max": infinite.repeat(2), "scale": infinite}
+    assert unusable(odd)["not finite"] == list(odd)
+
+
+def test_the_page_s_table_of_foundation_backbones_is_timm_s() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "networks.md").read_text(encoding="utf-8")
+    section = page.partition("### Foundation backbones")[2].partition("\n## ")[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in section.splitlines() if line.startswith("| `")]
+    assert len(rows) >= 13
+    for cell, _, size, license in rows:
+        name = cell.split("`")[1]
+        config = timm.get_pretrained_cfg(name)
+        assert name in timm.list_pretrained() and config is not None, name
+        assert size.startswith(str(config.input_size[-1])), name
+        assert re.sub(r"\W+", "-", license.lower()).startswith(re.sub(r"\W+", "-", config.license)), name
