@@ -98,6 +98,7 @@ def input_options(name: str, size: int, usual: int, options: dict[str, Any]) -> 
         UsageError: the network does not take that size, or has no classifier.
     """
     known = constructor_options(name)
+    check_names(name, options, known)
     sizes = {option: options[option] for option in SIZE_OPTIONS if option in options}
     candidates: list[dict[str, Any]] = [{}]
     if "img_size" in known and not sizes:
