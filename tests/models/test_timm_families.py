@@ -156,12 +156,15 @@ def whole_run(name: str, size: int, photos: Path, folder: Path, options: dict[st
 
 
 def print_table(files: list[str]) -> None:
-    """The results as a table in Markdown."""
+    """The results as a table in Markdown, the last one of each family."""
     lines = [line for file in files for line in Path(file).read_text(encoding="utf-8").splitlines()]
     rows = {row["family"]: row for row in map(json.loads, lines)}
-    print("| family | network | size | 0.75 | 1 | 1.25 |\n|---|---|---|---|---|---|")
+    good = [family for family, row in rows.items() if row["results"].get("1") == "works" and "error" not in row]
+    print(f"{len(good)} of {len(SMALLEST)} families\n")
+    print("| family | network | size | at 0.75 | at 1 | at 1.25 |\n|---|---|---|---|---|---|")
     for family, row in sorted(rows.items()):
         cells = [row["results"].get(str(ratio), row.get("error", "-")) for ratio in RATIOS]
+        cells = ["yes" if cell == "works" else cell.removeprefix("use --size ") for cell in cells]
         print("|", " | ".join([family, f"`{row['network']}`", str(row["size"]), *cells]), "|")
 
 
