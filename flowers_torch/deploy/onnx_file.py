@@ -117,7 +117,11 @@ def _exporting(model: ExportableClassifier) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        what = f"{type(model.network).__name__} cannot be exported: {one_line(error)[:200] or type(error).__name__}"
+        cause: BaseException = error
+        while cause.__cause__:  # torch wraps it in advice for its own developers
+            cause = cause.__cause__
+        reason = f"{type(cause).__name__}: {one_line(cause)[:200]}"
+        what = f"{type(model.network).__name__} cannot be exported: {reason}"
         raise ExportError(what, "use --format safetensors, or train another network") from error
 
 
