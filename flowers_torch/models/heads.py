@@ -6,6 +6,7 @@ A network may have several classifiers, such as the pair of a distilled network.
 import contextlib
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -110,18 +111,18 @@ def classifier_inputs(model: nn.Module, names: Sequence[str] = ()) -> Iterator[l
     """
     layers = [model.get_submodule(name) for name in names or classifier_names(model)]
     found: list[Tensor] = []
-    inputs_of: dict[nn.Module, Tensor] = {}
+    inputs_of: dict[int, Tensor] = {}
 
-    def catch(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        inputs_of[module] = inputs[0].flatten(1)
+    def catch(number: int, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        inputs_of[number] = inputs[0].flatten(1)  # not by module: torch.export calls copies
         if len(inputs_of) == len(layers):
-            parts = [inputs_of[layer] for layer in layers]
+            parts = [inputs_of[number] for number in range(len(layers))]
             found.append(torch.cat(parts, 1) if len(parts) > 1 else parts[0])
             inputs_of.clear()
 
     with contextlib.ExitStack() as stack:
-        for layer in layers:
-            stack.enter_context(layer.register_forward_pre_hook(catch))
+        for number, layer in enumerate(layers):
+            stack.enter_context(layer.register_forward_pre_hook(partial(catch, number)))
         yield found
 
 
