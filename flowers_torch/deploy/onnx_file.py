@@ -1,5 +1,6 @@
 """ONNX files: exported as one file with metadata in JSON, and validated before they are opened."""
 
+import contextlib
 import dataclasses
 import importlib
 import json
@@ -15,7 +16,7 @@ from torch.export import Dim, ExportedProgram
 
 from flowers_torch import __version__
 from flowers_torch.deploy.graph import ExportableClassifier
-from flowers_torch.errors import ModelFileError, UsageError, printable
+from flowers_torch.errors import ExportError, ModelFileError, UsageError, one_line, printable
 from flowers_torch.files.reading import check, read_bytes, reading
 from flowers_torch.models.checkpoint import (
     CLASSES,
@@ -80,7 +81,11 @@ def export_metadata(info: ModelInfo, with_preprocessing: bool) -> dict[str, Any]
 
 
 def trace(model: ExportableClassifier) -> ExportedProgram:
-    """Traces a model for any batch size and, with preprocessing, any image size."""
+    """Traces a model for any batch size and, with preprocessing, any image size.
+
+    Raises:
+        ExportError: the network computes what PyTorch cannot trace.
+    """
     size = model.preprocessing.size
     # A batch of two: the exporter treats a size of 1 as a constant.
     if model.with_preprocessing:
@@ -88,7 +93,7 @@ def trace(model: ExportableClassifier) -> ExportedProgram:
         dynamic = {0: Dim.DYNAMIC, 1: Dim.DYNAMIC, 2: Dim.DYNAMIC}  # guard: E03
     else:
         example, dynamic = torch.zeros(2, 3, size, size), {0: Dim.DYNAMIC}
-    with torch.no_grad():
+    with torch.no_grad(), _exporting(model):
         program = torch.export.export(model, (example,), dynamic_shapes=(dynamic,))
     for module in program.graph_module.modules():
         for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
@@ -101,15 +106,32 @@ def to_onnx(model: ExportableClassifier, metadata: dict[str, Any]) -> bytes:
 
     Raises:
         UsageError: a package is missing, or the model is larger than an .onnx file can be.
+        ExportError: PyTorch cannot trace the network, or ONNX lacks one of its operations.
     """
     need("onnx"), need("onnxscript")
     weights = sum(value.numel() * value.element_size() for value in model.state_dict().values())
     if weights > MAX_BYTES - (1 << 24):
         raise UsageError(f"{weights >> 20} MB of weights do not fit into one .onnx file", "use --format torch-export")
     names: dict[str, Any] = {"input_names": [metadata["input"]], "output_names": model.outputs}
-    program: Any = torch.onnx.export(trace(model), dynamo=True, opset_version=OPSET, verbose=False, **names)
+    traced = trace(model)
+    with _exporting(model):
+        program: Any = torch.onnx.export(traced, dynamo=True, opset_version=OPSET, verbose=False, **names)
     proto = program.model_proto  # guard: E01
     return attach_metadata(proto.SerializeToString(), metadata)
+
+
+@contextlib.contextmanager
+def _exporting(model: ExportableClassifier) -> Iterator[None]:
+    """Names the network where PyTorch's exporters raise what they like."""
+    try:
+        yield
+    except Exception as error:
+        cause: BaseException = error
+        while cause.__cause__:  # torch wraps it in advice for its own developers
+            cause = cause.__cause__
+        reason = f"{type(cause).__name__}: {one_line(cause)[:200]}"
+        what = f"{type(model.network).__name__} cannot be exported: {reason}"
+        raise ExportError(what, "use --format safetensors, or train another network") from error
 
 
 def attach_metadata(content: bytes, metadata: dict[str, Any]) -> bytes:

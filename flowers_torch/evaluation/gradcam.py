@@ -5,7 +5,6 @@ transformer's classifier may read a single token; then it is an earlier block, w
 """
 
 import contextlib
-import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -15,6 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from flowers_torch.errors import UsageError
+from flowers_torch.models.inspect.layer_features import as_map
 
 # The "viridis" color map from no contribution to the largest, interpolated between five of its colors.
 COLORS = np.array([[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]])
@@ -79,33 +79,24 @@ def _tensors(output: object) -> list[Tensor]:
 
 
 def _last_that_counts(model: nn.Module, outputs: list[Tensor], score: Tensor) -> tuple[Tensor, Tensor]:
-    """The last output with a gradient beyond its class tokens, as a map, and the gradient (N, C, H, W)."""
+    """The last output with a gradient beyond its class tokens, as a map, and the gradient (N, C, H, W).
+
+    The last map of all where the score depends on none, as with a classifier of zeros.
+    """
+    last = None
     for output in reversed(outputs):
-        features = _as_map(model, output.detach().float())
+        features = as_map(model, output.detach().float())
         if features is None:
             continue
         (gradient,) = torch.autograd.grad(score, output, retain_graph=True, allow_unused=True)
-        gradients = None if gradient is None else _as_map(model, gradient.float())
+        gradients = None if gradient is None else as_map(model, gradient.float())
         if gradients is not None and bool(gradients.any()):
             return features, gradients
+        if gradients is not None and last is None:
+            last = features, gradients
+    if last is not None:
+        return last
     raise UsageError(f"{type(model).__name__} has no spatial feature map", "use another network")
-
-
-def _as_map(model: nn.Module, tensor: Tensor) -> Tensor | None:
-    """Features as (N, C, H, W), from square maps with channels first or last, or from tokens; else None."""
-    if tensor.ndim == 4 and tensor.shape[1] == tensor.shape[2] != tensor.shape[3] and tensor.shape[1] > 1:
-        return tensor.permute(0, 3, 1, 2)
-    if tensor.ndim == 4 and tensor.shape[2] == tensor.shape[3] > 1:
-        is_last = getattr(model, "output_fmt", "") == "NHWC" and tensor.shape[1] == tensor.shape[2]
-        return tensor.permute(0, 3, 1, 2) if is_last else tensor
-    if tensor.ndim != 3:
-        return None
-    prefix = int(getattr(model, "num_prefix_tokens", 0))  # class tokens and registers stand in front
-    side = math.isqrt(max(tensor.shape[1] - prefix, 0))
-    if side * side + prefix != tensor.shape[1]:
-        side = math.isqrt(tensor.shape[1])
-        prefix = tensor.shape[1] - side * side
-    return tensor[:, prefix:].transpose(1, 2).unflatten(2, (side, side)) if side > 1 else None
 
 
 def input_to_image(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Image.Image:

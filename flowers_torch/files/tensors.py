@@ -47,7 +47,7 @@ def safe_save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, Any], 
 
     `metadata` are JSON values by name. `previous` is the new path of the old file; None removes it.
     """
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    tensors = _apart({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
     texts = {key: json.dumps(value) for key, value in metadata.items()}
     texts[HASH_KEY] = json.dumps(_checksum(tensors, texts))
     payload = safetensors.torch.save(tensors, texts)
@@ -61,6 +61,15 @@ class TensorFile(NamedTuple):
     groups: dict[str, dict[str, Tensor]]  # dicts of tensors by their place, such as "state_dict"; "" is the file itself
     metadata: dict[str, Any]  # of a .safetensors file with our checksum
     others: frozenset[str] = frozenset()  # what else a .pth file names at its top
+
+
+def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of tensors that share memory, such as those of a layer with two names; safetensors refuses them."""
+    first: dict[int, str] = {}
+    return {
+        name: tensor if first.setdefault(tensor.untyped_storage().data_ptr(), name) == name else tensor.clone()
+        for name, tensor in tensors.items()
+    }
 
 
 def safe_load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -17,7 +17,7 @@ from flowers_torch.data.preprocessing import Preprocessing
 from flowers_torch.errors import ModelFileError, UsageError, printable
 from flowers_torch.files.reading import check, reading
 from flowers_torch.files.tensors import safe_load, safe_save
-from flowers_torch.models.heads import set_head
+from flowers_torch.models.heads import classifier_names, feature_width, set_head
 from flowers_torch.models.registry import build_network
 
 FORMAT = 1  # raised when an older reader would misread a newer file
@@ -172,7 +172,7 @@ def check_fits(info: ModelInfo, state: dict[str, Tensor], path: Path) -> None:
         hook.remove()
     _require_match(model, state, path)
     detector = info.selective.get("ood_detector")
-    width = next(model.get_classifier().parameters()).shape[-1]  # type: ignore[operator]
+    width = sum(feature_width(model.get_submodule(name)) for name in classifier_names(model))
     if detector and detector["features"] != width:  # guard: S8 detector
         what = f"{printable(path)} has a detector of {detector['features']} features for a network of {width}"
         raise ModelFileError(what, "use another copy")
@@ -214,10 +214,16 @@ def unusable(state: dict[str, Tensor]) -> dict[str, list[str]]:
     variances = {name: value for name, value in state.items() if name.endswith("running_var")}
     return {
         # guard: E06, C12
-        "not finite": [name for name, value in state.items() if not bool(value.isfinite().all())],
+        "not finite": [name for name, value in state.items() if not _is_usable(name, value)],
         # guard: S8 variance
         "negative": [name for name, value in variances.items() if bool((value < 0).any())],
     }
+
+
+def _is_usable(name: str, value: Tensor) -> bool:
+    """Whether all values are finite; the bounds of a clamp, as in Gemma's vision network, may be infinite."""
+    may_be_infinite = name.endswith(("_min", "_max")) and value.ndim == 0
+    return not bool(value.isnan().any()) if may_be_infinite else bool(value.isfinite().all())
 
 
 def _first(names: list[str]) -> str:

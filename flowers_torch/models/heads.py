@@ -6,6 +6,7 @@ A network may have several classifiers, such as the pair of a distilled network.
 import contextlib
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +41,9 @@ def set_head(
     Raises:
         UsageError: the network has no linear classifier, or a sigmoid head is for other than two classes.
     """
-    model.reset_classifier(num_classes)  # type: ignore[operator]
+    # RepViT would drop its second classifier, and no file of its weights would fit.
+    pair = {"distillation": True} if getattr(getattr(model, "head", None), "distillation", False) else {}
+    model.reset_classifier(num_classes, **pair)  # type: ignore[operator]
     if hasattr(model, "aux_head"):
         model.register_module("aux_head", None)  # VOLO's classifier of tokens, for labels of tokens, which nobody has
     for name in classifier_names(model):
@@ -94,6 +97,12 @@ def classifier_names(model: nn.Module) -> tuple[str, ...]:
     return tuple(name for name, module in modules.items() if any(module is layer for layer in layers))
 
 
+def feature_width(classifier: nn.Module) -> int:
+    """The number of features that a classifier takes, from its first layer with weights; 0 without one."""
+    layers = [layer for layer in classifier.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+    return int(layers[0].weight.shape[1]) if layers else 0
+
+
 @contextlib.contextmanager
 def classifier_inputs(model: nn.Module, names: Sequence[str] = ()) -> Iterator[list[Tensor]]:
     """A list that each forward pass inside appends its features (N, D) to: what enters the classifiers.
@@ -102,18 +111,18 @@ def classifier_inputs(model: nn.Module, names: Sequence[str] = ()) -> Iterator[l
     """
     layers = [model.get_submodule(name) for name in names or classifier_names(model)]
     found: list[Tensor] = []
-    inputs_of: dict[nn.Module, Tensor] = {}
+    inputs_of: dict[int, Tensor] = {}
 
-    def catch(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        inputs_of[module] = inputs[0].flatten(1)
+    def catch(number: int, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        inputs_of[number] = inputs[0].flatten(1)  # not by module: torch.export calls copies
         if len(inputs_of) == len(layers):
-            parts = [inputs_of[layer] for layer in layers]
+            parts = [inputs_of[number] for number in range(len(layers))]
             found.append(torch.cat(parts, 1) if len(parts) > 1 else parts[0])
             inputs_of.clear()
 
     with contextlib.ExitStack() as stack:
-        for layer in layers:
-            stack.enter_context(layer.register_forward_pre_hook(catch))
+        for number, layer in enumerate(layers):
+            stack.enter_context(layer.register_forward_pre_hook(partial(catch, number)))
         yield found
 
 

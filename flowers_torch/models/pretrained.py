@@ -89,12 +89,14 @@ def resampled(
 ) -> dict[str, Tensor]:
     """Weights for another image size, with position embeddings that timm resamples to the size of `model`.
 
-    The same weights where none outside the classifier has another shape, or the network is not timm's.
+    The same weights where none outside the classifier has another shape, or they are not of this network of timm.
     """
     own, heads = model.state_dict(), tuple(f"{name}." for name in classifier_names(model))
     head = {name: tensor for name, tensor in state.items() if name.startswith(heads)}
     others = {name: tensor for name, tensor in state.items() if name not in head}
-    if arch in REGISTRY or all(name not in own or own[name].shape == tensor.shape for name, tensor in others.items()):
+    lacks_some = any(name not in state and not name.startswith(heads) for name, _ in model.named_parameters())
+    fit = all(name not in own or own[name].shape == tensor.shape for name, tensor in others.items())
+    if arch in REGISTRY or lacks_some or fit:
         return state
     if has_large_kernels(others):  # guard: S4 kernel
         raise ModelFileError(

@@ -6,10 +6,11 @@ from functools import partial
 from typing import Any
 
 import timm
+import torch
 from torch import nn
 
 from flowers_torch.data.preprocessing import Preprocessing
-from flowers_torch.errors import ModelFileError, UsageError, printable
+from flowers_torch.errors import FlowersError, ModelFileError, UsageError, one_line, printable
 from flowers_torch.models import (
     classic,
     densenet,
@@ -76,11 +77,19 @@ def build_network(
 ) -> nn.Module:
     """A network with random weights; arguments as in `factory.create_model`."""
     entry = find_entry(name)
-    keywords = ({"input_size": size} if entry.takes_input_size and size else {}) | (options or {})
+    options = options or {}
+    timm_networks.check_names(name, options.keys() & timm_networks.SET_ELSEWHERE.keys(), ())
+    known, takes_others = timm_networks.keywords_of(entry.build)
+    if not takes_others:
+        timm_networks.check_names(name, options, known)
+    keywords = ({"input_size": size} if entry.takes_input_size and size else {}) | options
     try:
         return entry.build(num_classes=num_classes, in_chans=in_chans, **keywords)
-    except TypeError as error:
-        raise UsageError(f"network {name} cannot be built: {error}", "correct model_options") from error
+    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+        if isinstance(error, FlowersError) or not options:
+            raise
+        what = f"model_options: {name} cannot be built: {one_line(error)}"
+        raise UsageError(what, f"correct {' or '.join(options)}") from error
 
 
 def input_options(name: str, size: int, options: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -93,6 +102,8 @@ def input_options(name: str, size: int, options: dict[str, Any] | None = None) -
     if size < entry.min_size:
         raise UsageError(f"--size {size} is too small for {name}", f"use --size {entry.min_size} or more")
     if name in REGISTRY:
+        with torch.device("meta"):  # wrong options are refused before an image is read
+            build_network(name, 2, 3, size, options)
         return {}
     return timm_networks.input_options(entry.timm_name, size, entry.preprocessing.size, options or {})
 

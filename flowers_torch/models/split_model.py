@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowers_torch.models.heads import classifier_inputs, classifier_names
+from flowers_torch.models.heads import classifier_inputs, classifier_names, feature_width
 
 
 def example_inputs(size: int) -> Tensor:
@@ -90,7 +90,7 @@ def split_model(model: nn.Module, size: int) -> SplitModel | None:
         with torch.no_grad(), without_tf32(), classifier_inputs(model, names) as found:
             logits = model(images)
             classifiers = [model.get_submodule(name) for name in names]
-            head = Head(classifiers, [_width(layer, found[0]) for layer in classifiers])
+            head = Head(classifiers, [feature_width(layer) or found[0].shape[1] for layer in classifiers])
             same = torch.allclose(logits, head(found[0]), rtol=1e-4, atol=1e-5)
     except (RuntimeError, ValueError, IndexError, AttributeError, TypeError):  # the classifier takes more than features
         return None
@@ -98,12 +98,6 @@ def split_model(model: nn.Module, size: int) -> SplitModel | None:
         for module, training in modes.items():
             module.training = training
     return SplitModel(model, names, head, found[0].shape[1]) if same else None
-
-
-def _width(classifier: nn.Module, features: Tensor) -> int:
-    """The number of features that a classifier takes, from its first layer; a lone one takes all."""
-    layers = [layer for layer in classifier.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
-    return int(layers[0].weight.shape[1]) if layers else features.shape[1]
 
 
 @contextlib.contextmanager

@@ -1,6 +1,8 @@
 """timm's networks: how they are built, with which options, and for which image sizes."""
 
+import difflib
 import inspect
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any
 
@@ -11,6 +13,16 @@ from torch import nn
 from flowers_torch.errors import UsageError, one_line, printable
 
 SIZE_OPTIONS = ("img_size", "dynamic_img_size", "dynamic_img_pad")  # of constructors whose network has a fixed size
+# Keywords of timm's `create_model` that this package sets itself.
+SET_ELSEWHERE = {
+    "num_classes": "leave it out: there is one output for each class of the photos",
+    "in_chans": "leave it out: photos are read in three channels, also gray ones",
+    "pretrained": "use --weights",
+    "pretrained_cfg": "use --weights FILE",
+    "pretrained_cfg_overlay": "use --weights FILE",
+    "checkpoint_path": "use --weights FILE",
+    "features_only": "use flowers-torch features",
+}
 
 
 def build(name: str, num_classes: int, in_chans: int, **options: Any) -> nn.Module:
@@ -22,16 +34,26 @@ def build(name: str, num_classes: int, in_chans: int, **options: Any) -> nn.Modu
     Raises:
         UsageError: an option is not one of the constructor's, or its value is not plain.
     """
-    known = constructor_options(name) if options else frozenset()
+    check_names(name, options, constructor_options(name) if options else ())
     for option, value in options.items():
-        if option not in known:
-            what = f"model_options: {printable(option, 60)!r} is not an option of {name}"
-            raise UsageError(what, f"use {', '.join(sorted(known))}")
         items = value if isinstance(value, list | tuple) else [value]
         if not all(item is None or isinstance(item, bool | int | float | str) for item in items):
             what = f"model_options: {option} must be a number, a text or a list of them"
             raise UsageError(what, "give a plain value")
     return timm.create_model(name, pretrained=False, num_classes=num_classes, in_chans=in_chans, **options)
+
+
+def check_names(name: str, options: Iterable[str], known: Iterable[str]) -> None:
+    """Refuses options that a network does not have.
+
+    Raises:
+        UsageError: one is not known; the message says what takes its place, or lists similar names.
+    """
+    for option in options:
+        if option not in known:
+            similar = difflib.get_close_matches(option, known := sorted(known), n=3)
+            fix = SET_ELSEWHERE.get(option) or f"use {' or '.join(similar) or ', '.join(known) or 'none'}"
+            raise UsageError(f"model_options: {printable(option, 60)!r} is not an option of {name}", fix)
 
 
 @cache
@@ -51,11 +73,19 @@ def constructor_options(name: str) -> frozenset[str]:
         raise UsageError(f"{name} is an encoder without a classifier", fix)
     known: set[str] = set()
     for constructor in type(network).__mro__:
-        parameters = inspect.signature(constructor).parameters
-        known |= parameters.keys()
-        if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        names, takes_others = keywords_of(constructor)
+        known |= names
+        if not takes_others:
             break
-    return frozenset(known - {"num_classes", "in_chans", "kwargs", "args"})
+    return frozenset(known - {"device", "dtype"})
+
+
+def keywords_of(constructor: Callable[..., Any]) -> tuple[set[str], bool]:
+    """The keywords that a constructor names, but those that this package sets, and whether it takes others."""
+    parameters = inspect.signature(constructor).parameters.values()
+    variable = {parameter.kind for parameter in parameters} & {inspect.Parameter.VAR_KEYWORD}
+    named = {one.name for one in parameters if one.kind not in (one.VAR_KEYWORD, one.VAR_POSITIONAL)}
+    return named - {*SET_ELSEWHERE, "input_size"}, bool(variable)
 
 
 def input_options(name: str, size: int, usual: int, options: dict[str, Any]) -> dict[str, Any]:
@@ -68,8 +98,10 @@ def input_options(name: str, size: int, usual: int, options: dict[str, Any]) -> 
         UsageError: the network does not take that size, or has no classifier.
     """
     known = constructor_options(name)
+    check_names(name, options, known)
+    sizes = {option: options[option] for option in SIZE_OPTIONS if option in options}
     candidates: list[dict[str, Any]] = [{}]
-    if "img_size" in known and not options.keys() & set(SIZE_OPTIONS):
+    if "img_size" in known and not sizes:
         candidates = [{}, {"img_size": size}] if size == usual else [{"img_size": size}, {}]
         if "dynamic_img_size" in known:
             padded = {"dynamic_img_pad": True} if "dynamic_img_pad" in known else {}
@@ -78,8 +110,11 @@ def input_options(name: str, size: int, usual: int, options: dict[str, Any]) -> 
     for candidate in candidates:
         reason = _failure(name, size, options | candidate)
         if not reason:
-            return candidate | {option: options[option] for option in SIZE_OPTIONS if option in options}
+            return candidate | sizes
         reasons.append(reason)
+    others = sorted(options.keys() - sizes.keys())
+    if others and any(not _failure(name, size, sizes | candidate) for candidate in candidates):
+        raise UsageError(f"model_options: {name} cannot be built: {reasons[0]}", f"correct {' or '.join(others)}")
     raise UsageError(f"{name} does not take --size {size}: {reasons[0]}", _other_sizes(name, size, usual, options))
 
 
@@ -97,12 +132,15 @@ def _failure(name: str, size: int, options: dict[str, Any]) -> str:
 
 
 def _other_sizes(name: str, size: int, usual: int, options: dict[str, Any]) -> str:
-    """The fix for a size that the network does not take: the nearest multiples of 32 that it takes, and its own."""
+    """The fix for a size that the network does not take: the nearest multiples of 32 or 14 that it takes, its own."""
     if fixed := [option for option in SIZE_OPTIONS if option in options]:
         return f"leave out {' and '.join(fixed)} of model_options"
     sized = "img_size" in constructor_options(name)
-    near = {size // 32 * 32, size // 32 * 32 + 32} - {0, size, usual}
-    takes = [other for other in near if not _failure(name, other, options | ({"img_size": other} if sized else {}))]
+    for step in (32, 14):
+        near = {size // step * step, size // step * step + step} - {0, size, usual}
+        takes = [other for other in near if not _failure(name, other, options | ({"img_size": other} if sized else {}))]
+        if takes:
+            break
     return f"use --size {' or '.join(map(str, sorted([*takes, usual])))}"
 
 

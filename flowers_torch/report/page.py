@@ -1,5 +1,7 @@
 """`report.html`: everything about a run in one file that opens anywhere, offline."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,8 @@ def write_report(folder: Path, info: ModelInfo, source: Source | None) -> Path:
     cells, classes, pretrained = confusion_cells(run), len(run.classes), info.weights != "none"
     training = (run.history, run.stages, classes, len(run.split["val"]), pretrained, run.config.get("mirror") == "yes")
     values: dict[str, Any] = {
+        "listed": {},
+        "cells": {},
         "run": run,
         "info": info,
         "version": __version__,
@@ -67,14 +71,13 @@ def write_report(folder: Path, info: ModelInfo, source: Source | None) -> Path:
         "freeze_tables": attempt("freezing", lambda: _freeze_tables(run, source), {}),
         "model_card": provenance.model_card(info, run),
     }
-    for photos in (source, None):  # without photos where they cannot be shown
-        made = attempt("photos", lambda: _figures(run, info, photos, cells), {})  # noqa: B023
-        if made:
-            break
-    values |= made
+    of_test = partial(image_sections.figures_of_test, run, info.preprocessing, cells=cells)
+    facts = {"mirror": info.mirror, "value_range": info.preprocessing.value_range}
+    other = partial(image_sections.other_figures, run, **facts)
+    values |= _figures(attempt, source, of_test) | _figures(attempt, source, other)
     titles = SECTIONS | {"learning": "Training" if run.history else "", "map": "Map" if values["dots"] else ""}
     sections = {
-        name: (title, attempt(title, lambda: Markup(render(f"sections/{name}.html.jinja", values)), LEFT_OUT))  # noqa: B023
+        name: (title, attempt(title, partial(_section, name, values), LEFT_OUT))
         for name, title in titles.items()
         if title
     }
@@ -84,6 +87,10 @@ def write_report(folder: Path, info: ModelInfo, source: Source | None) -> Path:
     for name, chart in charts.items():
         write_text(figures / f"{name}.svg", standalone(chart))
     return folder / REPORT_FILE
+
+
+def _section(name: str, values: dict[str, Any]) -> Markup:
+    return Markup(render(f"sections/{name}.html.jinja", values))
 
 
 def _charts(run: RunSummary) -> dict[str, Markup]:
@@ -99,10 +106,10 @@ def _freeze_tables(run: RunSummary, source: Source | None) -> dict[str, str]:
     return provenance.freeze_tables(run.stages, source.model) if source else {}
 
 
-def _figures(run: RunSummary, info: ModelInfo, source: Source | None, cells: dict[str, list[int]]) -> dict[str, Any]:
-    of_test = image_sections.figures_of_test(run, info.preprocessing, source, cells)
-    other = image_sections.other_figures(run, source, info.mirror, info.preprocessing.value_range)
-    return of_test | other
+def _figures(attempt: Attempt, source: Source | None, make: Callable[[Source | None], Any]) -> dict[str, Any]:
+    """What `make` finds, without photos where they cannot be shown."""
+    found: dict[str, Any] = attempt("photos", lambda: make(source), {}) if source else {}
+    return found or attempt("figures", lambda: make(None), {})
 
 
 def class_rows(run: RunSummary) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ from flowers_torch.files.atomic import open_own
 from flowers_torch.files.tensors import safe_load
 from flowers_torch.log import RESULT, log, log_file
 from flowers_torch.models.checkpoint import load_matching
+from flowers_torch.report.attempt import Attempt
 from flowers_torch.runs.cost import fit_to_time
 from flowers_torch.runs.experiment import Experiment
 from flowers_torch.runs.fingerprint import fingerprint
@@ -173,6 +174,7 @@ def _test(experiment: Experiment, model: nn.Module, state: RunState, stop: StopR
         for path in reversed(checkpoint_files(folder)):  # only now is there nothing left to resume
             path.unlink()
         log.info(f"model    {printable(folder / MODEL_FILE)}, {(folder / MODEL_FILE).stat().st_size / 1e6:.1f} MB")
-        log.log(RESULT, f"report   {printable(write_run_report(experiment, model, info))}")
+        if page := Attempt()("the page", lambda: write_run_report(experiment, model, info), None):
+            log.log(RESULT, f"report   {printable(page)}")
         log.info(f"next     {command_line('flowers-torch', 'predict', folder)} PHOTO...")
     return Result(folder, scores, state.history)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -116,6 +117,9 @@ def _calibrate(
         chosen = [index for index in sample_by_class(dataset, len(dataset)) if index in train][:REFERENCE_IMAGES]
         reference = predict_indices(experiment, model, chosen, check, frozen)
         detector = fit_ood_detector(reference.features, reference.labels, validation.features)
+        if not math.isfinite(detector.threshold):  # as of networks that have hardly been trained
+            log.info("note     unlike photos are not detected: the features are too large for half precision")
+            detector = None
     return dataclasses.replace(experiment.info, temperature=temperature, selective=pack_selective(curve, detector))
 
 

@@ -1,5 +1,6 @@
 """ONNX files: complete in one file, with metadata, and validated when opened."""
 
+import dataclasses
 import json
 import os
 import sys
@@ -13,8 +14,8 @@ import torch
 from flowers_torch.cli import main
 from flowers_torch.data.preprocessing import Preprocessing
 from flowers_torch.deploy.graph import ExportableClassifier
-from flowers_torch.deploy.onnx_file import attach_metadata, export_metadata, need, open_onnx, parse_onnx
-from flowers_torch.errors import ModelFileError, UsageError
+from flowers_torch.deploy.onnx_file import attach_metadata, export_metadata, need, open_onnx, parse_onnx, trace
+from flowers_torch.errors import ExportError, ModelFileError, UsageError
 
 
 def test_a_lone_file_is_complete(onnx_bytes: bytes, small: Any, tmp_path: Path) -> None:
@@ -144,3 +145,25 @@ def test_other_kinds_of_files_are_not_waited_for(tmp_path: Path) -> None:
     for path, reason in ((tmp_path / "model.onnx", "not a regular file"), (tmp_path, "a folder")):
         with pytest.raises(ModelFileError, match=reason):
             open_onnx(path)
+
+
+class Branching(torch.nn.Module):
+    """Which layers it runs depends on its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = torch.nn.Linear(3, 3)
+
+    def get_classifier(self) -> torch.nn.Module:
+        return self.fc
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        means = images.mean((2, 3))
+        logits: torch.Tensor = self.fc(-means if means.sum() > 0 else means)
+        return logits
+
+
+def test_a_network_that_cannot_be_traced_is_named(small: Any) -> None:
+    exportable = ExportableClassifier(Branching(), dataclasses.replace(small.info, selective={})).eval()
+    with pytest.raises(ExportError, match="Branching cannot be exported: .*fix: use --format safetensors"):
+        trace(exportable)

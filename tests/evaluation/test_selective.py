@@ -1,6 +1,7 @@
 """Selective prediction: risk-coverage curve, confidence threshold and OOD detector."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -142,3 +143,8 @@ def test_a_damaged_detector(center: str, features: int) -> None:
     stored = {"center": center, "directions": "AAA=", "features": features, "threshold": 1.0}
     with pytest.raises(ModelFileError, match="out-of-distribution detector"):
         read_ood_detector({"ood_detector": stored})
+
+
+def test_a_detector_of_huge_features_has_no_threshold() -> None:
+    features = 1e6 * torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+    assert math.isnan(fit_ood_detector(features, torch.arange(8) % 2, features).threshold)

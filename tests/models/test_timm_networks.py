@@ -1,5 +1,6 @@
 """timm's networks: image sizes that they are built for, their classifiers, and what to write in place of a name."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ from torch import nn
 
 from flowers_torch.data.preprocessing import Preprocessing
 from flowers_torch.errors import ModelFileError, UsageError
-from flowers_torch.models.checkpoint import ModelInfo, build
+from flowers_torch.files.tensors import safe_load, safe_save
+from flowers_torch.models.checkpoint import ModelInfo, build, unusable
 from flowers_torch.models.factory import create_model
 from flowers_torch.models.freeze import apply_rules, rules_for
-from flowers_torch.models.heads import classifier_names, set_head
+from flowers_torch.models.heads import classifier_names, feature_width, set_head
 from flowers_torch.models.registry import find_entry, input_options
 from flowers_torch.models.split_model import split_model
 from flowers_torch.models.timm_names import TORCHVISION_NAMES
@@ -101,7 +103,7 @@ def test_a_run_at_another_size_than_the_run_it_starts_from() -> None:
 # Distilled pairs, branches, a convolution, layers in front of the classifier, an auxiliary classifier.
 CLASSIFIERS = [
     ("deit_tiny_distilled_patch16_224", 224, ("head", "head_dist")),
-    ("levit_128s", 224, ("head.linear",)),
+    ("levit_128s", 224, ("head.linear", "head_dist.linear")),
     ("efficientformerv2_s0", 224, ("head", "head_dist")),
     ("crossvit_tiny_240", 240, ("head.0", "head.1")),
     ("dla46x_c", 64, ("fc",)),
@@ -125,6 +127,7 @@ def test_every_kind_of_classifier_is_replaced_and_split_off(
     assert trained and all(name.startswith(tuple(f"{one}." for one in names)) for name in trained)
     split = split_model(model.eval(), size)
     assert split is not None
+    assert split.width == sum(feature_width(model.get_submodule(name)) for name in names)
     images = torch.randn(3, 3, size, size)
     features = split.backbone(images)
     with torch.inference_mode():
@@ -186,3 +189,52 @@ def test_every_name_of_torchvision_is_known_or_explained() -> None:
         except UsageError as error:
             fix = str(error).rpartition("fix: ")[2]
             assert fix.startswith("timm has no such network") or timm.is_model(fix.removeprefix("use --arch ")), name
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("timm:resnet18", {"in_chans": 1}, "'in_chans' is not an option of .*; fix: leave it out: photos are read in"),
+        ("resnet50", {"in_chans": 1}, "'in_chans' is not an option of resnet50; fix: leave it out"),
+        ("timm:resnet18", {"num_classes": 9}, "'num_classes' is not an option of .*; fix: leave it out"),
+        ("timm:resnet18", {"features_only": True}, "'features_only' is not an option .*use flowers-torch features"),
+        ("vgg16", {"pretrained": True}, "'pretrained' is not an option of vgg16; fix: use --weights"),
+        ("timm:resnet18", {"drop_rat": 0.1}, "'drop_rat' is not .*; fix: use drop_rate or"),
+        ("mobilenet", {"alhpa": 0.5}, "'alhpa' is not an option of mobilenet; fix: use alpha"),
+        ("timm:resnet18", {"exportable": True}, "'exportable' is not an option .*; fix: use aa_layer, act_layer,"),
+        ("timm:resnet18", {"drop_rate": 2}, "cannot be built: dropout probability .* got 2.0; fix: correct drop_rate"),
+        ("timm:resnet18", {"global_pool": "bogus"}, "cannot be built: .*bogus; fix: correct global_pool"),
+        ("alexnet", {"groups": 7}, "alexnet cannot be built: in_channels must be .*; fix: correct groups"),
+        ("mobilenet", {"alpha": -1}, "mobilenet cannot be built: .*; fix: correct alpha"),
+    ],
+)
+def test_options_are_refused_before_an_image_is_read(name: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        input_options(name, 96, options)
+
+
+def test_weights_with_a_layer_of_two_names_are_saved(tmp_path: Path) -> None:
+    layer = nn.Linear(2, 2)
+    safe_save(nn.ModuleDict({"one": layer, "two": layer}).state_dict(), tmp_path / "shared.safetensors", {})
+    tensors, _ = safe_load(tmp_path / "shared.safetensors")
+    assert torch.equal(tensors["one.weight"], layer.weight) and torch.equal(tensors["two.weight"], layer.weight)
+
+
+def test_only_the_bounds_of_a_clamp_may_be_infinite() -> None:
+    infinite = torch.tensor(float("inf"))
+    assert not unusable({"blocks.0.q_proj.input_max": infinite})["not finite"]  # Gemma's
+    odd = {"q.input_max": infinite / infinite, "input_max": infinite.repeat(2), "scale": infinite}
+    assert unusable(odd)["not finite"] == list(odd)
+
+
+def test_the_page_s_table_of_foundation_backbones_is_timm_s() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "networks.md").read_text(encoding="utf-8")
+    section = page.partition("### Foundation backbones")[2].partition("\n## ")[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in section.splitlines() if line.startswith("| `")]
+    assert len(rows) >= 13
+    for cell, _, size, license in rows:
+        name = cell.split("`")[1]
+        config = timm.get_pretrained_cfg(name)
+        assert name in timm.list_pretrained() and config is not None, name
+        assert size.startswith(str(config.input_size[-1])), name
+        assert re.sub(r"\W+", "-", license.lower()).startswith(re.sub(r"\W+", "-", config.license)), name

@@ -205,21 +205,21 @@ def test_figures_are_not_written_through_a_link(finished: Any, tmp_path: Path) -
     assert not list((tmp_path / "elsewhere").iterdir())
 
 
-@pytest.mark.parametrize("piece", ["grad_cams", "other_figures", "map_dots"])
+@pytest.mark.parametrize("function", ["grad_cams", "other_figures", "map_dots"])
 def test_a_part_that_fails_costs_itself_only(
-    piece: str, finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    function: str, finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(*arguments: Any) -> None:
         raise ZeroDivisionError("<b>nothing to divide")
 
-    monkeypatch.setattr(image_sections, piece, fail)
+    monkeypatch.setattr(image_sections, function, fail)
     for name in ("config.toml", "metrics.json", "split.json", "history.csv", "predictions.safetensors"):
         (tmp_path / name).write_bytes((finished.folder / name).read_bytes())
     source = dataclasses.replace(finished.source, attempt=Attempt())
     with caplog.at_level("INFO", "flowers_torch"):
         page = write_report(tmp_path, finished.info, source).read_text(encoding="utf-8")
     titles = {"grad_cams": "Grad-CAM", "other_figures": "photos", "map_dots": "map"}
-    assert f"note     report: {titles[piece]} left out: <b>nothing to divide" in caplog.text
+    assert f"note     report: {titles[function]} left out: <b>nothing to divide" in caplog.text
     assert "left out: &lt;b&gt;nothing to divide" in page and "Confusion matrix" in page and "Model card" in page
 
 

@@ -384,3 +384,16 @@ def test_a_stage_that_the_configuration_lacks(
     safe_save(tensors, path, metadata)
     with pytest.raises(ModelFileError, match="is in stage 3 of 2"):
         recipe.resume(tmp_path / "run")
+
+
+def test_a_report_that_fails_costs_neither_the_run_nor_its_end(
+    make_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*arguments: Any) -> None:
+        raise ZeroDivisionError("nothing to divide")
+
+    monkeypatch.setattr(recipe, "write_run_report", fail)
+    with caplog.at_level("INFO", "flowers_torch"):
+        recipe.train(make_config(Stage(name="head", epochs=1, train="head")), tmp_path / "run")
+    assert "note     report: the page left out: nothing to divide" in caplog.text
+    assert "next     flowers-torch predict" in caplog.text and (tmp_path / "run" / "model.safetensors").is_file()

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import timm
 import torch
 
 from flowers_torch.errors import UsageError
@@ -106,3 +107,28 @@ def test_strided_pointwise_convolutions_of_few_channels(isa: str) -> None:
         [sys.executable, "-c", GRADIENTS], env=environment, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout) == (0, "equal\n"), done.stderr
+
+
+# Each with the strided 1x1 convolutions that stay in the ordinary layout.
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("repvgg_a0", 1),
+        ("mobileone_s1", 5),
+        ("fastvit_t8", 2),
+        ("fastvit_mci0", 2),  # MobileCLIP
+        ("resnet50", 0),
+        ("resnet18d", 0),
+        ("efficientnet_b0", 0),
+        ("mobilenetv3_small_050", 0),
+        ("regnety_002", 0),
+        ("densenet121", 0),
+        ("convnext_atto", 0),
+        ("repvit_m1", 0),
+        ("vit_tiny_patch16_224", 0),
+    ],
+)
+def test_which_networks_are_not_quite_in_channels_last(name: str, count: int) -> None:
+    with torch.device("meta"):
+        network = timm.create_model(name)
+    assert sum(map(device_module.breaks_in_channels_last, network.modules())) == count
