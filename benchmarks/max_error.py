@@ -1,9 +1,9 @@
 """Simulates what `--max-error` promises: the true error on new images, with the choice of the threshold included.
 
-    python benchmarks/max_error.py --draws 1000
+    python benchmarks/max_error.py --trials 1000
 
-A row for each wish and accuracy, a column for each number of validation images: mean true error over all draws (one in
-which nothing is promised counts as 0), fraction of draws with a promise, and fraction of these whose 95% limit failed.
+A row for each wish and accuracy, a column for each number of validation images: mean true error over all trials (one in
+which nothing is promised counts as 0), fraction of trials with a promise, and fraction of these whose 95% limit failed.
 Probabilities are calibrated; their logits are normal with a standard deviation of 2, or of 1 for a model that hardly
 knows which of its predictions are wrong.
 """
@@ -33,13 +33,13 @@ def probabilities_of(accuracy: float, deviation: float, draw: np.random.Generato
 
 
 def simulate(
-    probabilities: NDArray[np.float64], images: int, wish: float, draws: int, draw: np.random.Generator
+    probabilities: NDArray[np.float64], images: int, wish: float, trials: int, draw: np.random.Generator
 ) -> tuple[float, float, float]:
-    """Mean true error, fraction of draws with a promise, fraction of promises whose limit failed."""
+    """Mean true error, fraction of trials with a promise, fraction of promises whose limit failed."""
     order = np.sort(probabilities)[::-1]
     rates = np.cumsum(1 - order) / np.arange(1, len(order) + 1)
     errors, failed = [], 0
-    for _ in range(draws):
+    for _ in range(trials):
         confidence = draw.choice(probabilities, images)
         correct = draw.random(images) < confidence
         curve = risk_coverage_curve(torch.from_numpy(confidence), torch.from_numpy(correct))
@@ -49,12 +49,12 @@ def simulate(
             continue
         errors.append(rates[max(np.searchsorted(-order, -chosen.probability, side="right") - 1, 0)])
         failed += errors[-1] > chosen.bound()
-    return sum(errors) / draws, len(errors) / draws, failed / max(1, len(errors))
+    return sum(errors) / trials, len(errors) / trials, failed / max(1, len(errors))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--draws", type=int, default=1000)
+    parser.add_argument("--trials", type=int, default=1000)
     args = parser.parse_args()
     torch.set_num_threads(1)
     draw = np.random.default_rng(0)
@@ -66,7 +66,7 @@ def main() -> None:
             for wish in WISHES:
                 cells = []
                 for images in IMAGES:
-                    error, promised, failed = simulate(probabilities, images, wish, args.draws, draw)
+                    error, promised, failed = simulate(probabilities, images, wish, args.trials, draw)
                     cells.append(f"{error:.2%}, {promised:.0%}, {failed:.1%}")
                 print(f"| {wish:.0%} | {accuracy:.2f} | {deviation:g} | " + " | ".join(cells) + " |", flush=True)
 

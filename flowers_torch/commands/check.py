@@ -49,7 +49,8 @@ def run(args: argparse.Namespace) -> int | None:
         raise UsageError("--weights needs --embed", "name a network with --embed")
 
     from flowers_torch.data.quality.duplicates import near_duplicates
-    from flowers_torch.data.quality.report import check_quality, write_exclude_list
+    from flowers_torch.data.quality.exclude import write_exclude_list
+    from flowers_torch.data.quality.report import check_quality
     from flowers_torch.data.quality.scan import inspect_images
     from flowers_torch.data.quality.series import group_rows
     from flowers_torch.data.sources.open import open_dataset
@@ -79,7 +80,8 @@ def run(args: argparse.Namespace) -> int | None:
     result = dataclasses.replace(result, findings=findings)
     if args.out:
         write_gallery(args.out / "gallery.html", result)
-        write_exclude_list(args.out / "exclude.csv", result)
+        reasons = {dataset.paths[index]: reason for index, reason in result.excluded().items()}
+        write_exclude_list(args.out / "exclude.csv", reasons)
         write_json(args.out / "check.json", result.as_json())
         if series:
             rows = group_rows(dataset, series.groups, duplicates.groups)

@@ -96,7 +96,7 @@ def _why_nothing_is_learned(
         return f", and the training loss rose {change}: the learning rate is too high", _rate_flag(stage, 1 / 10)
     if not pretrained:
         return ": random weights need thousands of photos or many epochs", "--weights imagenet"
-    labels = "the labels are unrelated to the photos (see flowers-torch check)"
+    labels = "the labels are unrelated to the photos (look at them with `check`)"
     with_rate = [stage for stage in stages if "lr" in stage]
     if not with_rate:
         return f": the frozen network does not tell them apart, or {labels}", ""

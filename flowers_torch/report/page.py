@@ -1,5 +1,6 @@
 """`report.html`: everything about a run in one file that opens anywhere, offline."""
 
+import contextlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -8,8 +9,10 @@ from typing import Any
 from markupsafe import Markup
 
 from flowers_torch import __version__
+from flowers_torch.errors import UsageError
 from flowers_torch.evaluation.advice import advise_on_training
 from flowers_torch.evaluation.metrics import FEW_IMAGES, weakest_class, wilson
+from flowers_torch.evaluation.selective import choose_threshold, read_curve
 from flowers_torch.files.atomic import refuse_link, write_text
 from flowers_torch.models.checkpoint import ModelInfo
 from flowers_torch.report import image_sections, provenance
@@ -70,10 +73,11 @@ def write_report(folder: Path, info: ModelInfo, source: Source | None) -> Path:
         "settings": provenance.settings(run),
         "freeze_tables": attempt("freezing", lambda: _freeze_tables(run, source), {}),
         "model_card": provenance.model_card(info, run),
+        "max_error": promised_error(info),
     }
     of_test = partial(image_sections.figures_of_test, run, info.preprocessing, cells=cells)
-    facts = {"mirror": info.mirror, "value_range": info.preprocessing.value_range}
-    other = partial(image_sections.other_figures, run, **facts)
+    value_range = info.preprocessing.value_range
+    other = partial(image_sections.other_figures, run, mirror=info.mirror, value_range=value_range)
     values |= _figures(attempt, source, of_test) | _figures(attempt, source, other)
     titles = SECTIONS | {"learning": "Training" if run.history else "", "map": "Map" if values["dots"] else ""}
     sections = {
@@ -104,6 +108,15 @@ def _charts(run: RunSummary) -> dict[str, Markup]:
 
 def _freeze_tables(run: RunSummary, source: Source | None) -> dict[str, str]:
     return provenance.freeze_tables(run.stages, source.model) if source else {}
+
+
+def promised_error(info: ModelInfo) -> str:
+    """The smallest of some error rates that `--max-error` can promise with the validation photos; empty for none."""
+    for percent in (1, 2, 5, 10, 20):
+        with contextlib.suppress(UsageError):
+            choose_threshold(read_curve(info.selective), percent / 100)
+            return f"{percent}%"
+    return ""
 
 
 def _figures(attempt: Attempt, source: Source | None, make: Callable[[Source | None], Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import pytest
 
 from flowers_torch.cli import main
 from flowers_torch.config import Config
-from flowers_torch.data.quality.report import drop_images
+from flowers_torch.data.quality.exclude import drop_images
 from flowers_torch.data.sources.flowers17 import whole_set
 from flowers_torch.data.splits.split_file import read_split
 from flowers_torch.errors import DataError

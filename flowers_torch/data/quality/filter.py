@@ -7,7 +7,8 @@ from pathlib import Path
 from flowers_torch.data.dataset import CLASS_MARK, COLUMN_MARK, ImageDataset, parse_exclude
 from flowers_torch.data.mirrored_names import mirrored_classes
 from flowers_torch.data.quality.duplicates import Duplicates, near_duplicates
-from flowers_torch.data.quality.report import check_quality, drop_images, read_exclude_list, unreadable_reasons
+from flowers_torch.data.quality.exclude import drop_images, read_exclude_list
+from flowers_torch.data.quality.report import check_quality, unreadable_reasons
 from flowers_torch.data.quality.scan import inspect_images
 from flowers_torch.data.sources.rows import listed
 from flowers_torch.data.sources.tables import read_groups

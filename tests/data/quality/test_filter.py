@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from flowers_torch.data.quality.exclude import drop_images
 from flowers_torch.data.quality.filter import filter_images
-from flowers_torch.data.quality.report import drop_images
 from flowers_torch.data.sources.folders import find_images
 from flowers_torch.errors import DataError
 
