@@ -80,8 +80,7 @@ def run(args: argparse.Namespace) -> int | None:
     result = dataclasses.replace(result, findings=findings)
     if args.out:
         write_gallery(args.out / "gallery.html", result)
-        reasons = {dataset.paths[index]: reason for index, reason in result.excluded().items()}
-        write_exclude_list(args.out / "exclude.csv", reasons)
+        write_exclude_list(args.out / "exclude.csv", result.exclude_list())
         write_json(args.out / "check.json", result.as_json())
         if series:
             rows = group_rows(dataset, series.groups, duplicates.groups)

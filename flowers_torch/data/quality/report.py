@@ -54,6 +54,10 @@ class QualityReport:
         reasons = {index: finding.kind for finding in reversed(self.findings) for index in finding.excluded}
         return dict(sorted(reasons.items()))
 
+    def exclude_list(self) -> dict[str, str]:
+        """Relative path to reason of what the check advises to leave out."""
+        return {self.dataset.paths[index]: reason for index, reason in self.excluded().items()}
+
     def as_json(self) -> dict[str, Any]:
         """The report in plain types."""
         dataset, findings = self.dataset, []
@@ -65,7 +69,7 @@ class QualityReport:
             "images": len(dataset),
             "classes": dict(zip(dataset.classes, dataset.counts(), strict=True)),
             "findings": findings,
-            "exclude": {dataset.paths[i]: reason for i, reason in self.excluded().items()},
+            "exclude": self.exclude_list(),
         }
 
 

@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 from flowers_torch.data.dataset import ImageDataset
 from flowers_torch.data.quality import duplicates, report
 from flowers_torch.data.quality.duplicates import Duplicates, hash_candidates, near_duplicates, similar_features
+from flowers_torch.data.quality.exclude import drop_images
 from flowers_torch.data.quality.inspection import Inspection, inspect_image
 from flowers_torch.data.quality.report import QualityReport, check_quality
 from flowers_torch.data.quality.thumbnails import Thumbnails
@@ -149,7 +150,7 @@ def test_one_of_each_picture_is_kept(tmp_path: Path) -> None:
         ("a/large_again.png", "b/small.png", "b/small_again.png"), "duplicates_across_classes"
     )
     rest = [i for i in range(len(dataset)) if i not in result.excluded()]
-    again = report.drop_images(dataset, excluded)
+    again = drop_images(dataset, excluded)
     assert check_quality(again, [result.inspections[i] for i in rest]).excluded() == {}
 
 

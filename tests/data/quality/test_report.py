@@ -15,13 +15,9 @@ from flowers_torch.commands import check
 from flowers_torch.data.preprocessing import Preprocessing
 from flowers_torch.data.quality import scan
 from flowers_torch.data.quality.duplicates import hash_candidates
+from flowers_torch.data.quality.exclude import drop_images, read_exclude_list, write_exclude_list
 from flowers_torch.data.quality.inspection import Inspection, inspect_image
-from flowers_torch.data.quality.report import (
-    check_quality,
-    drop_images,
-    read_exclude_list,
-    write_exclude_list,
-)
+from flowers_torch.data.quality.report import check_quality
 from flowers_torch.data.quality.scan import inspect_images
 from flowers_torch.data.sources.folders import find_images
 from flowers_torch.data.splits.assign import group_pairs
@@ -142,7 +138,7 @@ def test_classes_with_no_or_few_readable_images(planted, inspected):
 
 
 def test_exclude_list_round_trip(planted, result, tmp_path):
-    write_exclude_list(tmp_path / "exclude.csv", result)
+    write_exclude_list(tmp_path / "exclude.csv", result.exclude_list())
     exclude = read_exclude_list(tmp_path / "exclude.csv")
     assert exclude == {
         "a/copy.jpg": "exact_duplicates",
@@ -182,7 +178,7 @@ def test_hostile_file_names_in_every_output(tmp_path):
     write_gallery(tmp_path / "gallery.html", found)
     page = (tmp_path / "gallery.html").read_text()
     assert "<script" not in page and "\x1b" not in page
-    write_exclude_list(tmp_path / "q.csv", found)
+    write_exclude_list(tmp_path / "q.csv", found.exclude_list())
     assert set(read_exclude_list(tmp_path / "q.csv")) == {"b/\udcff.jpg", names[1]}
 
 
