@@ -3,7 +3,7 @@
     python benchmarks/max_error.py --trials 1000
 
 A row for each wish and accuracy, a column for each number of validation images: mean true error over all trials (one in
-which nothing is promised counts as 0), fraction of trials with a promise, and fraction of these whose 95% limit failed.
+which nothing is promised counts as 0), fraction of trials with a promise, and fraction of trials whose 95% limit failed.
 Probabilities are calibrated; their logits are normal with a standard deviation of 2, or of 1 for a model that hardly
 knows which of its predictions are wrong.
 """
@@ -35,7 +35,7 @@ def probabilities_of(accuracy: float, deviation: float, draw: np.random.Generato
 def simulate(
     probabilities: NDArray[np.float64], images: int, wish: float, trials: int, draw: np.random.Generator
 ) -> tuple[float, float, float]:
-    """Mean true error, fraction of trials with a promise, fraction of promises whose limit failed."""
+    """Mean true error, fraction of trials with a promise, fraction of trials whose limit failed."""
     order = np.sort(probabilities)[::-1]
     rates = np.cumsum(1 - order) / np.arange(1, len(order) + 1)
     errors, failed = [], 0
@@ -49,7 +49,7 @@ def simulate(
             continue
         errors.append(rates[max(np.searchsorted(-order, -chosen.probability, side="right") - 1, 0)])
         failed += errors[-1] > chosen.bound()
-    return sum(errors) / trials, len(errors) / trials, failed / max(1, len(errors))
+    return sum(errors) / trials, len(errors) / trials, failed / trials
 
 
 def main() -> None:
