@@ -3,7 +3,7 @@
     python benchmarks/max_error.py --trials 1000
 
 A row for each wish and accuracy, a column for each number of validation images: mean true error over all trials (one in
-which nothing is promised counts as 0), fraction of trials with a promise, and fraction of trials whose 95% limit failed.
+which nothing is promised counts as 0), fraction of trials with a promise, and of those whose 95% limit failed.
 Probabilities are calibrated; their logits are normal with a standard deviation of 2, or of 1 for a model that hardly
 knows which of its predictions are wrong.
 """

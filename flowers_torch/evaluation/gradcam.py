@@ -54,7 +54,9 @@ def _spatial_outputs(model: nn.Module, images: Tensor) -> tuple[list[Tensor], Te
     outputs: list[Tensor] = []
 
     def keep(module: nn.Module, inputs: object, output: object) -> None:
-        outputs.extend(tensor for tensor in _tensors(output) if tensor.requires_grad)
+        # TNT also computes maps of the patches, which are more than the images.
+        found = (tensor for tensor in _tensors(output) if tensor.requires_grad and tensor.ndim)
+        outputs.extend(tensor for tensor in found if len(tensor) == len(images))
 
     with contextlib.ExitStack() as stack:
         for module in _blocks(model):

@@ -81,7 +81,7 @@ def build_network(
     timm_networks.check_names(name, options.keys() & timm_networks.SET_ELSEWHERE.keys(), ())
     known, takes_others = timm_networks.keywords_of(entry.build)
     if not takes_others:
-        timm_networks.check_names(name, options, known)
+        timm_networks.check_names(name, options, known | ({"input_size"} if entry.takes_input_size else set()))
     keywords = ({"input_size": size} if entry.takes_input_size and size else {}) | options
     try:
         return entry.build(num_classes=num_classes, in_chans=in_chans, **keywords)

@@ -74,7 +74,16 @@ def test_channels_last_maps() -> None:
 
 
 @pytest.mark.parametrize(
-    "arch", ["gmlp_ti16_224", "cait_xxs24_224", "xcit_nano_12_p8_224", "pit_ti_224", "crossvit_tiny_240", "levit_128s"]
+    "arch",
+    [
+        "gmlp_ti16_224",
+        "cait_xxs24_224",
+        "xcit_nano_12_p8_224",
+        "pit_ti_224",
+        "crossvit_tiny_240",
+        "levit_128s",
+        "tnt_s_legacy_patch16_224",
+    ],
 )
 def test_tokens_without_a_grid_of_their_own(arch: str) -> None:
     torch.manual_seed(0)

@@ -209,7 +209,7 @@ def test_figures_are_not_written_through_a_link(finished: Any, tmp_path: Path) -
 def test_a_part_that_fails_costs_itself_only(
     function: str, finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fail(*arguments: Any) -> None:
+    def fail(*arguments: Any, **keywords: Any) -> None:
         raise ZeroDivisionError("<b>nothing to divide")
 
     monkeypatch.setattr(image_sections, function, fail)

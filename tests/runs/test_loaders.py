@@ -30,7 +30,7 @@ def test_every_split_and_stage_shares_the_decoded_images(make_config: MakeConfig
     list(loaders.training(splits["val"], "light"))
     assert loaders.unsharded().cache is loaders.cache
     assert sorted(loaders.cache.arrays) == [(False, 39), (False, 45), (True, 32)]
-    assert all(array and array.images.untyped_storage().filename is None for array in loaders.cache.arrays.values())
+    assert all(array and array.file is None for array in loaders.cache.arrays.values())
 
 
 def test_without_memory_the_images_are_cached_in_files(make_config: MakeConfig) -> None:
@@ -43,4 +43,4 @@ def test_without_memory_the_images_are_cached_in_files(make_config: MakeConfig) 
     )
     experiment, _ = Experiment.new(make_config(cache_gib=0.0))
     cached = experiment.loaders.in_order([0]).loader.dataset.cache  # type: ignore[attr-defined]
-    assert cached is not None and cached.images.untyped_storage().filename
+    assert cached is not None and cached.file is not None

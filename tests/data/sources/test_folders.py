@@ -115,7 +115,7 @@ def test_one_class_only(tmp_path):
 def test_hidden_and_system_files_are_ignored_and_counted(tmp_path):
     put(tmp_path, "a/1.jpg", "b/1.jpg", "a/._1.jpg", ".ipynb_checkpoints/1.jpg", "__MACOSX/a/1.jpg")
     put(tmp_path, "a/@eaDir/1.jpg", ".git/x.jpg", "stray.jpg")
-    for name in ("a/.DS_Store", "b/.DS_Store", "b/Thumbs.db", "a/notes.txt", "a/clip.mov", "a/web.avif"):
+    for name in ("a/.DS_Store", "b/.DS_Store", "b/Thumbs.db", "a/notes.txt", "a/clip.mov", "a/web.svg"):
         (tmp_path / name).write_text("")
     dataset = find_images(tmp_path)
     assert dataset.paths == ("a/1.jpg", "b/1.jpg") and dataset.classes == ("a", "b")
@@ -130,7 +130,7 @@ def test_hidden_and_system_files_are_ignored_and_counted(tmp_path):
         "stray.jpg",
     ):
         assert text in notes, text
-    assert "a: ignored 3 files that are not photos" in notes and ".mov" in notes and ".avif" in notes
+    assert "a: ignored 3 files that are not photos" in notes and ".mov" in notes and ".svg" in notes
 
 
 def test_links(tmp_path):
