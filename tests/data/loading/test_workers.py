@@ -65,6 +65,11 @@ def test_the_end_of_a_worker_is_explained(
     assert time.monotonic() - started < 10
 
 
+# Torch raises the death of a worker in whatever runs at that moment, which may be a finalizer.
+ANYWHERE = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@ANYWHERE
 def test_a_worker_that_stops_while_it_hands_over_a_batch_is_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -84,6 +89,7 @@ def test_a_worker_that_stops_while_it_hands_over_a_batch_is_noticed(
         list(loader)
 
 
+@ANYWHERE
 def test_a_worker_that_dies_while_it_hands_over_a_batch_is_explained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
