@@ -238,3 +238,12 @@ def test_the_page_s_table_of_foundation_backbones_is_timm_s() -> None:
         assert name in timm.list_pretrained() and config is not None, name
         assert size.startswith(str(config.input_size[-1])), name
         assert re.sub(r"\W+", "-", license.lower()).startswith(re.sub(r"\W+", "-", config.license)), name
+
+
+def test_a_size_for_which_a_table_of_positions_is_too_short() -> None:
+    """Only values show that an index into MViTv2's tables is too large; a pass without values succeeds."""
+    with pytest.raises(UsageError, match=r"mvitv2_tiny does not take --size 280: index .*; fix: use --size \d+ or "):
+        input_options("mvitv2_tiny", 280)
+    options = input_options("mvitv2_tiny", 168)
+    assert create_model("mvitv2_tiny", 2, size=168, **options).eval()(torch.zeros(1, 3, 168, 168)).shape == (1, 2)
+    assert input_options("mvitv2_tiny", 192) == {"img_size": 192}
