@@ -169,7 +169,7 @@ def run_tests(project: Path, tests: list[str], log: Path, limit: int = resource.
         sys.dont_write_bytecode = True
         import pytest
 
-        code = pytest.main(["-q", "-x", "-p", "no:cacheprovider", "--rootdir", str(project), *tests])
+        code = pytest.main(["-q", "-x", "-n0", "-p", "no:cacheprovider", "--rootdir", str(project), *tests])
     finally:
         os._exit(int(code))
 
