@@ -343,6 +343,8 @@ class SmallRun:
     def finish(self, folder: Path) -> tuple[bool, Child]:
         """Runs an interrupted run to its end and checks the result; whether it had a checkpoint."""
         saved = bool(checkpoint.checkpoint_files(folder)) or (folder / "metrics.json").exists()
+        with contextlib.suppress(FileNotFoundError):  # the kill may have come between the save and its copy
+            shutil.copy(folder / checkpoint.RESUME_FILE, last_checkpoint(folder))
         child = self.resume(folder) if saved else self.start(folder=folder)[0]
         assert child.wait() == 0, child.text()
         found = outcome(folder)
