@@ -165,7 +165,7 @@ def print_table(files: list[str]) -> None:
     for family, row in sorted(rows.items()):
         cells = [row["results"].get(str(ratio), row.get("error", "-")) for ratio in RATIOS]
         cells = ["yes" if cell == "works" else cell.removeprefix("use --size ") for cell in cells]
-        print("|", " | ".join([family, f"`{row['network']}`", str(row["size"]), *cells]), "|")
+        print("|", " | ".join([f"`{family}`", f"`{row['network']}`", str(row["size"]), *cells]), "|")
 
 
 if __name__ == "__main__":
