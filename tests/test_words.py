@@ -98,7 +98,7 @@ WHOLE_NAMES = {
 
 # In pages, docstrings, comments, help texts and messages.
 PROSE = (
-    Word(r"\btwins?\b", "duplicates"),
+    Word(r"(?<!`)\btwins?\b", "duplicates"),  # `twins` is a family of networks
     Word(r"\banew\b|\bafresh\b", "again, from scratch"),
     Word(r"\bsooner\b", "faster, earlier"),
     Word(r"\bat once\b", "immediately, in one batch"),
