@@ -35,7 +35,7 @@ import torch
 from flowers_torch.errors import FlowersError, ModelFileError, ResourceError, printable
 from flowers_torch.files import atomic as files
 from flowers_torch.files import tensors as tensors_module
-from flowers_torch.files.atomic import atomic_write, open_own, write_json
+from flowers_torch.files.atomic import atomic_write, open_own, write_csv, write_json
 from flowers_torch.files.cache import cache_folder, recall, remember
 from flowers_torch.files.download import download
 from flowers_torch.files.tensors import load_groups, safe_load, safe_save
@@ -613,3 +613,9 @@ def test_the_numbers_of_tensors_and_of_lists_are_bounded(tmp_path: Path) -> None
         path.write_bytes(safetensors.torch.save({}, texts))
         with pytest.raises(ModelFileError, match=r"a\.safetensors is not a valid weights file"):
             safe_load(path)
+
+
+def test_rows_of_a_csv_file_may_have_different_columns(tmp_path: Path) -> None:
+    """As those of a damaged checkpoint."""
+    write_csv(tmp_path / "a.csv", [{"a": 1, "": 2}, {"a": 3, "b": 4}])
+    assert (tmp_path / "a.csv").read_text() == "a,,b\n1,2,\n3,,4\n"

@@ -97,10 +97,11 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> None:
-    """Writes rows atomically; the header holds `columns`, or the keys of the first row."""
+    """Writes rows atomically; the header holds `columns`, or the keys of all rows."""
     text = io.StringIO()
     if rows or columns:
-        writer = csv.DictWriter(text, columns or rows[0].keys(), lineterminator="\n")
+        names = columns or list(dict.fromkeys(key for row in rows for key in row))
+        writer = csv.DictWriter(text, names, lineterminator="\n")
         writer.writeheader()
         writer.writerows({key: safe_cell(value) for key, value in row.items()} for row in rows)
     write_text(path, text.getvalue())
