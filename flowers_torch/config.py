@@ -112,7 +112,7 @@ class Config:
     )
     split: str = option("60/20/20", "percent train/val/test; flowers17: also tutorial, oxford1-oxford3")
     classes: str = option("", "what names classes: top, leaf, path or name", ("", "top", "leaf", "path", "name"))
-    groups: str = option("duplicates", "kept in one split: duplicates, none, FILE or column:NAME")
+    groups: str = option("duplicates", "what stays in one split: duplicates, none, FILE or column:NAME")
     exclude: str = option("", "left out: exclude.csv of a check, class:NAME, or both (FILE,class:NAME)")
     mirror: str = option("auto", "whether a mirrored photo keeps its class; auto: measured", ("auto", "yes", "no"))
     skip_bad: bool = option(False, "leave out unreadable images instead of stopping")

@@ -40,8 +40,8 @@ class WeightsPlan:
 
     def for_size(self, size: int, options: dict[str, Any]) -> "WeightsPlan":
         """The plan for images of another size (0: the same), with the options that make the network take them."""
-        kept = {name: value for name, value in self.options.items() if not size or name not in SIZE_OPTIONS}
-        return dataclasses.replace(self, options=kept | options)
+        others = {name: value for name, value in self.options.items() if not size or name not in SIZE_OPTIONS}
+        return dataclasses.replace(self, options=others | options)
 
     @property
     def size_options(self) -> dict[str, Any]:

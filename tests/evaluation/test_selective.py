@@ -2,11 +2,12 @@
 
 import json
 import math
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 
 from flowers_torch.errors import ModelFileError, UsageError
 from flowers_torch.evaluation.selective import (
@@ -19,6 +20,9 @@ from flowers_torch.evaluation.selective import (
     read_ood_detector,
     risk_coverage_curve,
 )
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+from max_error import probabilities_of, simulate  # type: ignore[import-not-found]
 
 
 def test_the_curve_by_hand() -> None:
@@ -54,34 +58,10 @@ def test_the_curve_and_the_threshold_agree(wanted: float) -> None:
 def test_promises_hold_on_new_images(accuracy: float, images: int, wanted: float) -> None:
     """Few draws; benchmarks/max_error.py has many. The choice is inside of each draw."""
     draw = np.random.default_rng(0)
-    new = simulate(accuracy, 200_000, draw)
-    order = np.sort(new)[::-1]
-    rates = np.cumsum(1 - order) / np.arange(1, len(order) + 1)  # true error of the first k
-    errors, beyond = [], 0
-    for _ in range(150):
-        confidence = draw.choice(new, images)
-        correct = draw.random(images) < confidence
-        curve = risk_coverage_curve(torch.from_numpy(confidence), torch.from_numpy(correct))
-        try:
-            chosen = choose_threshold(curve, wanted)
-        except UsageError:
-            errors.append(0.0)  # nothing is promised, and nothing is answered
-            continue
-        true = rates[max(np.searchsorted(-order, -chosen.probability, side="right") - 1, 0)]
-        errors.append(true)
-        beyond += bool(true > chosen.bound())
+    promised, beyond = simulate(probabilities_of(accuracy, 2.0, draw), images, wanted, 150, draw)
+    errors = promised + [0.0] * (150 - len(promised))  # else nothing is promised, and no image is accepted
     assert np.mean(errors) <= wanted + 2 * np.std(errors) / np.sqrt(150)
     assert beyond <= 0.05 * 150
-
-
-def simulate(accuracy: float, images: int, draw: np.random.Generator) -> NDArray[np.float64]:
-    """Probabilities of being correct, with this mean."""
-    scores, low, high = draw.normal(0, 2, images), -20.0, 20.0
-    for _ in range(50):
-        middle = (low + high) / 2
-        probabilities = 1 / (1 + np.exp(-scores - middle))
-        low, high = (middle, high) if probabilities.mean() < accuracy else (low, middle)
-    return probabilities
 
 
 @pytest.mark.parametrize(

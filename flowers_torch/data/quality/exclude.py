@@ -42,7 +42,7 @@ def drop_images(dataset: ImageDataset, exclude: dict[str, str]) -> ImageDataset:
         raise DataError(what, f"replace those photos, or leave out the class with --exclude {CLASS_MARK}NAME")
     if len(rest) == len(dataset):
         return dataset
-    return _keep(dataset, rest, f"{len(dataset) - len(rest)} photos are excluded")
+    return _select(dataset, rest, f"{len(dataset) - len(rest)} photos are excluded")
 
 
 def _drop_classes(dataset: ImageDataset, marks: Sequence[str]) -> ImageDataset:
@@ -55,12 +55,12 @@ def _drop_classes(dataset: ImageDataset, marks: Sequence[str]) -> ImageDataset:
     classes = tuple(name for name in dataset.classes if name not in names)
     rest = [i for i, label in enumerate(dataset.labels) if dataset.classes[label] in classes]
     sizes = {name: count for name, count in zip(dataset.classes, dataset.counts(), strict=True) if name in names}
-    kept = _keep(dataset, rest, f"classes that are left out, with all their photos: {counted(Counter(sizes))}")
-    labels = tuple(classes.index(dataset.classes[label]) for label in kept.labels)
-    return replace(kept, classes=classes, labels=labels)
+    remaining = _select(dataset, rest, f"classes that are left out, with all their photos: {counted(Counter(sizes))}")
+    labels = tuple(classes.index(dataset.classes[label]) for label in remaining.labels)
+    return replace(remaining, classes=classes, labels=labels)
 
 
-def _keep(dataset: ImageDataset, rest: Sequence[int], note: str) -> ImageDataset:
+def _select(dataset: ImageDataset, rest: Sequence[int], note: str) -> ImageDataset:
     paths = tuple(dataset.paths[i] for i in rest)
     return replace(
         dataset,

@@ -75,8 +75,8 @@ def filter_images(
     if bad:
         warnings.insert(0, f"{len(bad)} photos cannot be used and are left out: {listed(list(bad), limit=3)}")
     value_range = range_of_set([inspection.values for inspection in inspections])
-    kept_together = found.groups if with_duplicates else []
-    return FilteredDataset(dataset, kept_together, bad, warnings, found, value_range)
+    requested = found.groups if with_duplicates else []
+    return FilteredDataset(dataset, requested, bad, warnings, found, value_range)
 
 
 def copies_may_be_mirrored(mirror: str, classes: Sequence[str]) -> bool:
