@@ -229,7 +229,7 @@ def test_only_the_bounds_of_a_clamp_may_be_infinite() -> None:
 
 def test_the_page_s_table_of_foundation_backbones_is_timm_s() -> None:
     page = (Path(__file__).parents[2] / "docs" / "networks.md").read_text(encoding="utf-8")
-    section = page.partition("### Foundation backbones")[2].partition("\n## ")[0]
+    section = page.partition("### Foundation backbones")[2].partition("\n##")[0]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in section.splitlines() if line.startswith("| `")]
     assert len(rows) >= 13
     for cell, _, size, license in rows:
