@@ -23,6 +23,7 @@ from flowers_torch.models.checkpoint import (
     CURVE,
     FORMAT,
     PREPROCESSING,
+    SETS,
     TEMPERATURE,
     ModelInfo,
     check_classes,
@@ -34,7 +35,7 @@ MAX_BYTES = (1 << 31) - 1  # of a protobuf message
 METADATA = {  # its form, as `check` takes it
     **{"format": (1, FORMAT), "flowers_torch": str, "arch": str, "classes": CLASSES, "preprocessing": PREPROCESSING},
     **{"input": {"images", "pixel_values"}, "temperature": TEMPERATURE, "weights": str, "license": str},
-    "selective": {"curve?": CURVE, "ood_threshold?": (-0.1, 2.1)},
+    "selective": {"curve?": CURVE, "sets?": SETS, "ood_threshold?": (-0.1, 2.1)},
 }
 INSTALL = 'pip install "flowers-torch[onnx]"'
 
@@ -63,7 +64,7 @@ def need(name: str) -> ModuleType:
 
 def export_metadata(info: ModelInfo, with_preprocessing: bool) -> dict[str, Any]:
     """The metadata of an exported model, in every format; images are uint8, pixel values normalized."""
-    selective = {"curve": info.selective["curve"]} if info.selective.get("curve") else {}
+    selective = {name: info.selective[name] for name in ("curve", "sets") if info.selective.get(name)}
     if detector := info.selective.get("ood_detector"):
         selective["ood_threshold"] = detector["threshold"]
     return {

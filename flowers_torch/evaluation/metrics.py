@@ -19,6 +19,7 @@ PREDICTION_COLUMNS = ("file", "label", "predicted", "probability", "correct")  #
 TOP = 5  # largest k of the top-k accuracy
 BINS = 15  # of the calibration error
 TEMPERATURES = (0.05, 20.0)  # limits of the fit
+PRIOR_IMAGES = 16  # weight of the prior of a temperature
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +108,7 @@ def score(logits: Tensor, labels: Tensor) -> Scores:
     )
 
 
-def wilson(correct: int, total: int, z: float = 1.96) -> tuple[float, float]:
+def wilson(correct: float, total: int, z: float = 1.96) -> tuple[float, float]:
     """Wilson score interval of a proportion, accurate near 0 and 1 too; `z` standard deviations, 1.96 for 95%."""
     fraction = correct / total
     center = (fraction + z**2 / (2 * total)) / (1 + z**2 / total)
@@ -156,20 +157,20 @@ def expected_calibration_error(confidence: Tensor, correct: Tensor) -> float:
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
-    """The temperature T that minimizes the cross-entropy of softmax(logits / T) on images not used for training.
+    """The temperature T of softmax(logits / T), fitted on images that were not used for training.
 
-    The targets are smoothed by 1 / (N + 2), as in Platt (1999). Without smoothing, the optimum for images
-    that are all classified correctly is T = 0: a certainty that a few hundred images cannot support.
+    The sum of their cross-entropies is minimized, with a Gamma prior on 1 / T whose mode is 1 and which weighs as much
+    as `PRIOR_IMAGES` images do. So a few dozen images cannot make a calibrated network worse, and images that are
+    all classified correctly do not mean T = 0: a certainty that a few hundred images cannot support.
     """
-    logits, (images, classes) = logits.double(), logits.shape
-    smoothing = 1 / (images + 2)
-    targets = torch.full_like(logits, smoothing / classes)
-    targets[torch.arange(images), labels] += 1 - smoothing
+    logits = logits.double()
+    right = logits.gather(1, labels[:, None])
     low, high = (math.log(1 / t) for t in reversed(TEMPERATURES))
-    for _ in range(50):  # bisection: the loss is convex, so its derivative with respect to 1 / T increases
-        middle = (low + high) / 2
-        slope = float((((logits * math.exp(middle)).softmax(1) - targets) * logits).sum())
-        low, high = (low, middle) if slope > 0 else (middle, high)
+    for _ in range(50):  # bisection: the objective is convex in 1 / T, so its derivative increases
+        inverse = math.exp((low + high) / 2)
+        slope = float(((logits * inverse).softmax(1) * logits).sum() - right.sum())
+        slope += PRIOR_IMAGES * (1 - 1 / inverse)
+        low, high = (low, math.log(inverse)) if slope > 0 else (math.log(inverse), high)
     return math.exp(-(low + high) / 2)
 
 

@@ -5,16 +5,21 @@ that class's mean probability for its own images (confident learning, Northcutt 
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
+from statistics import NormalDist
 
 import torch
 from torch import Tensor
 
+from flowers_torch.errors import printable
 from flowers_torch.evaluation.metrics import wilson
 from flowers_torch.training.linear_probe import fit_logistic_regression
 
 FOLDS = 5
 FRACTIONS = (0.1, 0.25, 0.5, 1.0)  # of the training images, for the learning curve
+DRAWS = 5  # random subsets of a fraction
+SMALL_GAIN = 0.01  # of accuracy
 
 
 def assign_folds(labels: Tensor, groups: Sequence[int] = ()) -> Tensor:
@@ -34,60 +39,129 @@ def assign_folds(labels: Tensor, groups: Sequence[int] = ()) -> Tensor:
 
 
 def out_of_fold_probabilities(
-    features: Tensor, labels: Tensor, classes: int, groups: Sequence[int] = (), fraction: float = 1.0
+    features: Tensor, labels: Tensor, classes: int, groups: Sequence[int] = (), fraction: float = 1.0, draw: int = 0
 ) -> tuple[Tensor, int]:
     """Probabilities (N, classes) of each image from a linear probe fitted without the image's fold.
 
-    A probe is fitted on a fraction of each class; also returns the mean number of these images.
+    A probe is fitted on a random fraction of each class, another one for each `draw`. Also returns the mean number of
+    these images.
     """
     found, trained, fold_of_image = torch.empty(len(labels), classes), [], assign_folds(labels, groups)
     for fold in fold_of_image.unique().tolist():
         held_out = fold_of_image == fold
-        rest = (~held_out).nonzero()[:, 0]
-        by_class = (rest[labels[rest] == label] for label in labels.unique())
-        chosen = torch.cat([m[: max(1, round(fraction * len(m)))] for m in by_class if len(m)])
+        chosen = draw_subset((~held_out).nonzero()[:, 0], labels, groups, fraction, draw)
         probe = fit_logistic_regression(features[chosen], labels[chosen], classes)
         found[held_out] = probe.logits(features[held_out]).softmax(1)
         trained.append(len(chosen))
     return found, sum(trained) // len(trained)
 
 
+def draw_subset(indices: Tensor, labels: Tensor, groups: Sequence[int], fraction: float, draw: int) -> Tensor:
+    """A random fraction of each class among `indices`, at least one image of it; groups are taken whole."""
+    if fraction == 1:
+        return indices
+    members: dict[int, list[int]] = {}
+    for index in indices.tolist():
+        members.setdefault(groups[index] if groups else index, []).append(index)
+    wanted = {label: max(1, round(fraction * n)) for label, n in enumerate(torch.bincount(labels[indices]).tolist())}
+    units, chosen = list(members.values()), []
+    for position in torch.randperm(len(units), generator=torch.Generator().manual_seed(draw)).tolist():
+        label = int(labels[units[position][0]])
+        if wanted[label] > 0:
+            chosen += units[position]
+            wanted[label] -= len(units[position])
+    return torch.tensor(sorted(chosen))
+
+
 @dataclasses.dataclass(frozen=True)
 class CurvePoint:
-    """Accuracy for a number of training images."""
+    """Accuracy for a number of training images, averaged over random subsets of that size."""
 
-    images: int  # mean over the folds
+    images: int  # mean over folds and subsets
     accuracy: float
     low: float  # 95% interval
     high: float
+    spread: float = 0.0  # standard deviation between the subsets
 
 
-def learning_curve(
-    features: Tensor, labels: Tensor, classes: int, groups: Sequence[int] = ()
-) -> tuple[list[CurvePoint], Tensor]:
-    """Cross-validated accuracy of a linear probe on fractions of the training images.
+@dataclasses.dataclass(frozen=True)
+class Gain:
+    """What the second half of the training images added, with the standard error of each number."""
 
-    Also returns the out-of-fold probabilities (N, classes) of the last fraction: all images.
-    """
-    points = []
+    accuracy: tuple[float, float]
+    recall: tuple[tuple[float, float], ...]  # of each class; NaN for a class without images
+
+
+@dataclasses.dataclass(frozen=True)
+class LearningCurve:
+    """Cross-validated accuracy of a linear probe on growing random parts of the training images."""
+
+    points: list[CurvePoint]  # one for each of `FRACTIONS`
+    gain: Gain
+    probabilities: Tensor  # out of fold, of all images (N, classes)
+
+    def describe(self, classes: Sequence[str]) -> str:
+        """A sentence on whether more photos would help, and of which classes."""
+        half, whole = self.points[-2:]
+        (gain, error), sure = self.gain.accuracy, 1.96
+        numbers = f"accuracy went from {half.accuracy:.3f} to {whole.accuracy:.3f} ({gain:+.3f} +- {sure * error:.3f})"
+        text = f"from {half.images} to {whole.images} training photos {numbers}"
+        if gain - sure * error > 0 and gain > SMALL_GAIN:
+            text += ": doubling the photos again should help, by less than that"
+        elif gain + sure * error > SMALL_GAIN:
+            text += ": more photos may help, but these are too few to be sure"
+        else:
+            text += ": more photos of this kind would bring little; rare kinds and better labels would help more"
+        # A limit that one class in 20 sets reaches by chance, whatever the number of classes (Bonferroni).
+        limit = NormalDist().inv_cdf(1 - 0.05 / len(classes))
+        recall = zip(classes, self.gain.recall, strict=True)
+        growing = [(gain, name) for name, (gain, error) in recall if gain > limit * error]
+        if growing:
+            named = ", ".join(
+                f"{printable(name, 40)} ({gain:+.2f})" for gain, name in sorted(growing, reverse=True)[:5]
+            )
+            text += f"; recall grew most for {named}"
+        return text
+
+
+def learning_curve(features: Tensor, labels: Tensor, classes: int, groups: Sequence[int] = ()) -> LearningCurve:
+    """Cross-validated accuracy of a linear probe on fractions of the training images: `DRAWS` subsets of each."""
+    points, correct = [], torch.empty(0)
     for fraction in FRACTIONS:
-        probabilities, trained = out_of_fold_probabilities(features, labels, classes, groups, fraction)
-        correct = int((probabilities.argmax(1) == labels).sum())
-        points.append(CurvePoint(trained, correct / len(labels), *wilson(correct, len(labels))))
-    return points, probabilities
+        found = [
+            out_of_fold_probabilities(features, labels, classes, groups, fraction, draw)
+            for draw in range(DRAWS if fraction < 1 else 1)
+        ]
+        former, correct = correct, torch.stack([p.argmax(1) == labels for p, _ in found]).double()  # (draws, N)
+        images = sum(trained for _, trained in found) // len(found)
+        points.append(_curve_point(images, correct))
+    return LearningCurve(points, _gain(former, correct[0], labels, classes), found[0][0])
 
 
-def describe_learning_curve(points: Sequence[CurvePoint]) -> str:
-    """A sentence on whether more photos would help."""
-    half, whole = points[-2:]
-    gain = whole.accuracy - half.accuracy
-    numbers = f"accuracy went from {half.accuracy:.3f} to {whole.accuracy:.3f}"
-    text = f"from {half.images} to {whole.images} training photos {numbers}"
-    if whole.low > half.accuracy and gain > 0.01:
-        return f"{text}: doubling the photos again should help, by up to about {gain:.3f}"
-    if gain > 0.01:
-        return f"{text}: more photos may help, but these are too few to be sure"
-    return f"{text}: more photos of this kind would bring little; rare kinds and better labels would help more"
+def _curve_point(images: int, correct: Tensor) -> CurvePoint:
+    """The point of a number of training images, from the correctness of each image by draws (draws, N)."""
+    rates = correct.mean(1)
+    rate, spread = float(rates.mean()), float(rates.std()) if len(rates) > 1 else 0.0
+    low, high = wilson(rate * correct.shape[1], correct.shape[1])
+    of_draws = 1.96 * spread / math.sqrt(len(rates))
+    low, high = rate - math.hypot(rate - low, of_draws), rate + math.hypot(high - rate, of_draws)
+    return CurvePoint(images, rate, max(0.0, low), min(1.0, high), spread)
+
+
+def _gain(half: Tensor, whole: Tensor, labels: Tensor, classes: int) -> Gain:
+    """From the correctness with half of the images (draws, N) and with all of them (N,)."""
+    differences = whole - half  # (draws, N)
+
+    def mean_and_error(values: Tensor) -> tuple[float, float]:
+        images = values.shape[1]
+        if images == 0:
+            return math.nan, math.nan
+        by_draw, by_image = values.mean(1), values.mean(0)
+        # An image that never changes says little of others: as in the Agresti-Coull interval, two more are added.
+        of_images = (float(by_image.square().sum()) + 1) / (images + 2) ** 2
+        return float(by_draw.mean()), math.sqrt(of_images + float(by_draw.var()) / len(by_draw))
+
+    return Gain(mean_and_error(differences), tuple(mean_and_error(differences[:, labels == c]) for c in range(classes)))
 
 
 @dataclasses.dataclass(frozen=True)

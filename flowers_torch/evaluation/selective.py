@@ -20,6 +20,7 @@ from flowers_torch.files.reading import reading
 
 CURVE_POINTS = 1000  # of the stored risk-coverage curve
 STEP = 1.05  # between the numbers of images that candidates for a threshold accept
+DIGITS = 6  # of a stored probability
 REFERENCE_IMAGES = 128  # training images that the detector is fitted on; each costs a forward pass
 IN_DISTRIBUTION_FRACTION = 0.99  # of the validation images
 MAX_VALUES = 1 << 21  # larger detectors do not fit into a file's header and are not stored
@@ -60,8 +61,12 @@ def candidates(images: int) -> list[int]:
 
 
 def risk_coverage_curve(confidence: Tensor, correct: Tensor) -> Curve:
-    """Numbers of accepted images and of errors among them for about `CURVE_POINTS` falling thresholds."""
-    values, order = confidence.sort(descending=True, stable=True)
+    """Numbers of accepted images and of errors among them for about `CURVE_POINTS` falling thresholds.
+
+    Thresholds are rounded down, to what the file stores: rounded up to 1, they would accept nothing.
+    """
+    rounded = (confidence.double() * 10**DIGITS).floor() / 10**DIGITS
+    values, order = rounded.sort(descending=True, stable=True)
     errors = (~correct[order]).cumsum(0)
     # Images of equal probability are accepted together.
     accepted = values.unique_consecutive(return_counts=True)[1].cumsum(0).tolist()
@@ -137,7 +142,7 @@ def fit_ood_detector(train: Tensor, labels: Tensor, validation: Tensor) -> OODDe
 
 def pack_selective(curve: Curve, detector: OODDetector | None) -> dict[str, Any]:
     """JSON values for the weights file."""
-    selective: dict[str, Any] = {"curve": [[round(p, 6), accepted, errors] for p, accepted, errors in curve]}
+    selective: dict[str, Any] = {"curve": [[round(p, DIGITS), accepted, errors] for p, accepted, errors in curve]}
     if detector is not None and detector.directions.numel() <= MAX_VALUES:
         tensors = {"center": detector.center, "directions": detector.directions}
         packed = {name: base64.b64encode(x.half().numpy().tobytes()).decode() for name, x in tensors.items()}

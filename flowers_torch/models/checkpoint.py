@@ -39,6 +39,7 @@ PREPROCESSING = {
 BASE64 = re.compile(r"(?:[A-Za-z0-9+/]{4})+(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?|[A-Za-z0-9+/]{2,3}={1,2}")
 DETECTOR = {"center": BASE64, "directions": BASE64, "features": (1, 1 << 20), "threshold": (-0.1, 2.1)}
 CURVE = [[(0.0, 1e12), 3, 3], 1, 1_000_000]
+SETS = {"images": (1, 1 << 40), "quantiles": [[(0.0, 1e12), 2, 2], 1, 1_000_000]}
 MODEL_INFO = {
     "arch": str,
     "classes": CLASSES,
@@ -52,7 +53,7 @@ MODEL_INFO = {
     "license?": str,
     "mirror?": bool,
     "temperature?": TEMPERATURE,
-    "selective?": {"curve?": CURVE, "ood_detector?": DETECTOR},
+    "selective?": {"curve?": CURVE, "sets?": SETS, "ood_detector?": DETECTOR},
 }
 
 
@@ -72,7 +73,9 @@ class ModelInfo:
     license: str = ""  # of those weights
     mirror: bool = True  # whether a mirrored image shows the same class
     temperature: float = 1.0  # the model's probabilities are softmax(logits / temperature)
-    selective: dict[str, Any] = dataclasses.field(default_factory=dict)  # see evaluation/selective.py
+    selective: dict[str, Any] = dataclasses.field(
+        default_factory=dict
+    )  # see evaluation/selective.py and prediction_sets.py
 
 
 def build(info: ModelInfo) -> nn.Module:
@@ -116,7 +119,17 @@ def read_model_info(metadata: dict[str, Any], path: Path) -> ModelInfo:
             # guard: S8 curve
             if probability > 1.01 or not (fewer < accepted and some <= errors <= accepted):
                 raise ValueError("its risk-coverage curve is not one")
+        if sets := info.selective.get("sets"):
+            check_sets(sets)
     return info
+
+
+def check_sets(sets: dict[str, Any]) -> None:
+    """ValueError for quantiles that fall, begin late, or have a rank beyond the images."""
+    for (lower, before), (probability, rank) in itertools.pairwise([[0, 0], *sets["quantiles"]]):
+        # guard: S8 sets
+        if not (lower <= probability <= 1.01 and before < rank <= sets["images"]) or (before == 0 and rank != 1):
+            raise ValueError("its prediction sets are not any")
 
 
 def check_classes(names: list[str]) -> tuple[str, ...]:

@@ -33,7 +33,7 @@ METRICS_FORM = {
 ISSUE = {"file": str, "label": str, "looks_like": str, "probability": FRACTION}
 LABEL_ISSUES_FORM = {
     "more_photos": str,
-    "curve": [{"images": (0.0, 1e9), "accuracy": FRACTION, "low": FRACTION, "high": FRACTION}],
+    "curve": [{"images": (0.0, 1e9), "accuracy": FRACTION, "low": FRACTION, "high": FRACTION, "spread": FRACTION}],
     "label_issues": [ISSUE],
 }
 STAGE_FORM = {"name": str, "train": object, "epochs": (0, 10**9), "augment": str, "lr?": float}

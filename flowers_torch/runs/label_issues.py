@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from flowers_torch.data.splits.assign import group_units
-from flowers_torch.evaluation.out_of_fold import describe_learning_curve, find_label_issues, learning_curve
+from flowers_torch.evaluation.out_of_fold import find_label_issues, learning_curve
 from flowers_torch.files.atomic import write_json
 from flowers_torch.log import log
 from flowers_torch.models.checkpoint import build
@@ -35,11 +35,11 @@ def find_run_label_issues(experiment: Experiment) -> dict[str, Any]:
     log.info(f"features of {len(dataset)} photos; {loaded}")
     features = experiment.features.of_frozen(experiment.runtime.place(model), range(len(dataset)))
     labels, units = torch.tensor(dataset.labels), group_units(dataset, experiment.filtered.duplicates)
-    curve, probabilities = learning_curve(features, labels, len(dataset.classes), units)
+    curve = learning_curve(features, labels, len(dataset.classes), units)
     found = {
         "images": len(dataset),
-        "curve": [dataclasses.asdict(point) for point in curve],
-        "more_photos": describe_learning_curve(curve),
+        "curve": [dataclasses.asdict(point) for point in curve.points],
+        "more_photos": curve.describe(dataset.classes),
         "label_issues": [
             {
                 "file": dataset.paths[issue.index],
@@ -48,7 +48,7 @@ def find_run_label_issues(experiment: Experiment) -> dict[str, Any]:
                 "probability": issue.suggested_probability,
                 "probability_of_label": issue.label_probability,
             }
-            for issue in find_label_issues(probabilities, labels)
+            for issue in find_label_issues(curve.probabilities, labels)
         ],
     }
     write_json(experiment.folder / LABEL_ISSUES_FILE, found)

@@ -22,6 +22,7 @@ from flowers_torch.evaluation.metrics import (
     prediction_rows,
     score,
 )
+from flowers_torch.evaluation.prediction_sets import fit_sets
 from flowers_torch.evaluation.predictions import Predictions, save_predictions
 from flowers_torch.evaluation.projection import MAX_POINTS, project_features
 from flowers_torch.evaluation.selective import REFERENCE_IMAGES, fit_ood_detector, pack_selective, risk_coverage_curve
@@ -63,8 +64,8 @@ def write_results(
 ) -> tuple[Scores, ModelInfo]:
     """Tests the best weights, which `model` holds, on images that decided nothing, and writes all about the run.
 
-    Temperature, risk-coverage curve and out-of-distribution detector are fitted on validation and training
-    images and stored in the weights file. Returns the test scores, and the model metadata with these.
+    Temperature, risk-coverage curve, prediction sets and out-of-distribution detector are fitted on validation and
+    training images and stored in the weights file. Returns the test scores, and the model metadata with these.
     """
     folder, splits, stages = experiment.folder, experiment.splits, experiment.config.stages
     frozen = bool(stages[-1].views_to_cache(len(splits["train"])))  # the backbone of the last stage
@@ -107,9 +108,10 @@ def write_results(
 def _calibrate(
     experiment: Experiment, model: nn.Module, validation: Predictions, check: Check, frozen: bool
 ) -> ModelInfo:
-    """The model metadata with temperature, risk-coverage curve and out-of-distribution detector."""
+    """The model metadata with temperature, risk-coverage curve, prediction sets and out-of-distribution detector."""
     temperature = fit_temperature(validation.logits, validation.labels)
-    confidence, predicted = (validation.logits / temperature).softmax(1).max(1)
+    probabilities = (validation.logits / temperature).softmax(1)
+    confidence, predicted = probabilities.max(1)
     curve = risk_coverage_curve(confidence, predicted == validation.labels)
     detector = None
     if validation.features.numel():
@@ -120,7 +122,8 @@ def _calibrate(
         if not math.isfinite(detector.threshold):  # as of networks that have hardly been trained
             log.info("note     unlike photos are not detected: the features are too large for half precision")
             detector = None
-    return dataclasses.replace(experiment.info, temperature=temperature, selective=pack_selective(curve, detector))
+    selective = pack_selective(curve, detector) | {"sets": fit_sets(probabilities, validation.labels)}
+    return dataclasses.replace(experiment.info, temperature=temperature, selective=selective)
 
 
 def _log_advice(experiment: Experiment, state: RunState, info: ModelInfo) -> None:

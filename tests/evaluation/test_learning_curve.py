@@ -1,13 +1,17 @@
 """Linear probes: folds, out-of-fold probabilities and learning curves."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
 from flowers_torch.evaluation.out_of_fold import (
     CurvePoint,
+    Gain,
+    LearningCurve,
     assign_folds,
-    describe_learning_curve,
+    draw_subset,
     learning_curve,
     out_of_fold_probabilities,
 )
@@ -53,20 +57,68 @@ def test_probabilities_are_out_of_fold() -> None:
 
 def test_accuracy_rises_with_more_images() -> None:
     hard, labels = blobs(300, 10, 1.5)
-    points, probabilities = learning_curve(hard, labels, 10)
-    assert torch.equal(probabilities, out_of_fold_probabilities(hard, labels, 10)[0])
+    curve = learning_curve(hard, labels, 10)
+    points = curve.points
+    assert torch.equal(curve.probabilities, out_of_fold_probabilities(hard, labels, 10)[0])
     assert [p.images for p in points] == pytest.approx([24, 60, 120, 240], abs=8)
     assert points[0].accuracy < points[-1].accuracy
-    assert all(p.low <= p.accuracy <= p.high for p in points)
+    assert all(0 <= p.low <= p.accuracy <= p.high <= 1 for p in points)
+    assert points[0].spread > 0 and points[-1].spread == 0
+    assert curve.gain.accuracy[0] == pytest.approx(points[-1].accuracy - points[-2].accuracy)
+
+
+def test_the_order_of_the_images_does_not_matter() -> None:
+    """The first half of each class shows another kind of images, as photos of two days in the order of their names."""
+    features, labels = blobs(200, 4, 0.6)
+    days = (torch.arange(200) >= 100).float()
+    features = torch.cat(
+        [features + 4 * days[:, None] * torch.randn(8, generator=torch.Generator().manual_seed(5)), days[:, None]], 1
+    )
+    shuffled = torch.randperm(200, generator=torch.Generator().manual_seed(0))
+    by_name, at_random = (
+        learning_curve(features[i], labels[i], 4).gain.accuracy for i in (torch.arange(200), shuffled)
+    )
+    assert by_name[0] == pytest.approx(at_random[0], abs=3 * by_name[1])
+    half = draw_subset(torch.arange(200), labels, (), 0.5, draw=3)
+    assert 30 < int((half < 100).sum()) < 70 and torch.bincount(labels[half]).tolist() == [25] * 4
+
+
+def test_subsets_take_groups_whole() -> None:
+    labels, groups = torch.arange(120) % 3, [i // 12 * 3 + i % 3 for i in range(120)]
+    for draw in range(3):
+        chosen = draw_subset(torch.arange(120), labels, groups, 0.25, draw)
+        whole = {groups[i] for i in chosen.tolist()}
+        assert len(chosen) == 4 * len(whole) and torch.bincount(labels[chosen]).tolist() == [12] * 3
+    assert torch.bincount(labels[draw_subset(torch.arange(6), labels, (), 0.01, 0)]).tolist() == [1, 1, 1]
+
+
+def test_the_interval_of_the_gain_contains_the_gain() -> None:
+    gains = [learning_curve(*blobs(100, 4, 1.2, seed), 4).gain.accuracy for seed in range(8)]
+    mean = sum(gain for gain, _ in gains) / len(gains)
+    assert sum(abs(gain - mean) <= 1.96 * error for gain, error in gains) >= 7
+    assert all(error < 0.1 for _, error in gains)
+
+
+def curve_of(half: float, whole: float, error: float, recall: tuple[tuple[float, float], ...]) -> LearningCurve:
+    points = [CurvePoint(400, half, half - 0.02, half + 0.02), CurvePoint(800, whole, whole - 0.02, whole + 0.02)]
+    return LearningCurve(points, Gain((whole - half, error), recall), torch.empty(0))
 
 
 @pytest.mark.parametrize(
-    ("half", "whole", "text"),
+    ("half", "whole", "error", "text"),
     [
-        (CurvePoint(400, 0.80, 0.78, 0.82), CurvePoint(800, 0.90, 0.88, 0.92), "should help"),
-        (CurvePoint(40, 0.80, 0.7, 0.9), CurvePoint(80, 0.84, 0.74, 0.91), "may help"),
-        (CurvePoint(400, 0.99, 0.98, 1.0), CurvePoint(800, 0.992, 0.98, 1.0), "bring little"),
+        (0.80, 0.90, 0.01, "should help, by less than that"),
+        (0.80, 0.84, 0.04, "may help, but these are too few"),
+        (0.99, 0.992, 0.002, "bring little"),
+        (0.90, 0.89, 0.004, "bring little"),
     ],
 )
-def test_the_description_of_the_curve(half: CurvePoint, whole: CurvePoint, text: str) -> None:
-    assert text in describe_learning_curve([half, whole])
+def test_the_description_of_the_curve(half: float, whole: float, error: float, text: str) -> None:
+    said = curve_of(half, whole, error, ((0.0, 0.1), (0.1, 0.1))).describe(["red", "blue"])
+    assert text in said and "recall" not in said
+
+
+def test_classes_that_profit_are_named() -> None:
+    recall = ((0.3, 0.05), (0.1, 0.06), (math.nan, math.nan))
+    said = curve_of(0.8, 0.9, 0.01, recall).describe(["red\x1b", "blue", "empty"])
+    assert said.endswith("; recall grew most for red\\x1b (+0.30)")

@@ -111,7 +111,7 @@ def test_json_round_trip() -> None:
     again = read_ood_detector(selective)
     assert again is not None and torch.equal(again.center, detector.center)
     assert torch.equal(again.directions, detector.directions) and again.threshold == detector.threshold
-    assert read_curve(selective) == [(pytest.approx(0.9), 1, 0), (pytest.approx(0.8), 2, 1)]
+    assert read_curve(selective) == [(0.899999, 1, 0), (0.8, 2, 1)]  # rounded down
     assert read_ood_detector({}) is None
     with pytest.raises(UsageError, match="--max-error"):
         read_curve({})
@@ -128,3 +128,11 @@ def test_a_damaged_detector(center: str, features: int) -> None:
 def test_a_detector_of_huge_features_has_no_threshold() -> None:
     features = 1e6 * torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
     assert math.isnan(fit_ood_detector(features, torch.arange(8) % 2, features).threshold)
+
+
+def test_a_threshold_is_never_rounded_up_to_certainty() -> None:
+    """Float32 probabilities that six digits round to 1 are below 1: nothing would reach such a threshold."""
+    confidence = torch.tensor([1 - 2**-22] * 90 + [0.7] * 10)
+    curve = read_curve(json.loads(json.dumps(pack_selective(risk_coverage_curve(confidence, confidence > 0.9), None))))
+    threshold = choose_threshold(curve, 0.02)
+    assert threshold.accepted == 90 and (confidence >= threshold.probability).sum() == 90

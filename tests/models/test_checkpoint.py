@@ -142,6 +142,16 @@ def test_a_curve_counts_upwards(saved: Path, curve: list[list[float]]) -> None:
         load_classifier(saved)
 
 
+@pytest.mark.parametrize(
+    "quantiles", [[[0.5, 2]], [[0.5, 1], [0.4, 2]], [[0.5, 1], [0.6, 1]], [[0.5, 1], [0.6, 11]], [[1.5, 1]]]
+)
+def test_quantiles_rise_within_the_images(saved: Path, quantiles: list[list[float]]) -> None:
+    sets = {"images": 10, "quantiles": quantiles}
+    change_metadata(saved, {"model_info": dataclasses.asdict(INFO) | {"selective": {"sets": sets}}})
+    with pytest.raises(ModelFileError, match="its prediction sets are not any"):
+        load_classifier(saved)
+
+
 def test_a_detector_of_another_width(saved: Path) -> None:
     detector = {"center": HALF, "directions": HALF, "features": 1, "threshold": 1.0}
     change_metadata(saved, {"model_info": dataclasses.asdict(INFO) | {"selective": {"ood_detector": detector}}})
