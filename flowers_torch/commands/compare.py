@@ -21,10 +21,17 @@ def run(args: argparse.Namespace) -> None:
     runs = found.runs
     if args.json:
         pairs = [{"first": runs[i].run, "second": runs[j].run, **vars(pair)} for i, j, pair in found.pairs]
-        print_json({"images": found.images, "runs": [vars(row) for row in runs], "pairs": pairs})
+        print_json(
+            {"images": found.images, "relabeled": found.relabeled, "runs": [vars(row) for row in runs], "pairs": pairs}
+        )
         return
     names = [printable(row.run, 60) for row in runs]
     print(f"{found.images} test photos in common (of {', '.join(str(row.own_images) for row in runs)})")
+    if found.relabeled:
+        print(f"note     the runs label {found.relabeled} more differently; these do not count")
+    if len(found.pairs) > 1:
+        count, chance = len(found.pairs), 1 - 0.95 ** len(found.pairs)
+        print(f"note     {count} pairs: even if all runs were equal, one would differ in up to {chance:.0%} of cases")
     width = max(map(len, names))
     print(f"  {'run':{width}} accuracy 95% interval    loss   time       size")
     for name, row in zip(names, runs, strict=True):

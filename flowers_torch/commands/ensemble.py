@@ -41,9 +41,9 @@ def run(args: argparse.Namespace) -> None:
     chosen = ensemble.save_averaged(found, folders, args.out) if args.out else None
     if args.json:
         rows = [ensemble.candidate_dict(candidate) for candidate in found.candidates]
-        print_json({"val": found.val, "test": found.test, "best": found.best.name, "candidates": rows})
+        print_json({"val": len(found.labels), "test": found.test, "best": found.best.name, "candidates": rows})
         return
-    print(f"{found.val} validation and {found.test} test photos in common")
+    print(f"{len(found.labels)} validation and {found.test} test photos in common")
     width = max(len(printable(one.name, 70)) for one in found.candidates)
     print(f"  {'':{width}}  val loss      acc  test loss      acc")
     for one in found.candidates:
@@ -51,6 +51,8 @@ def run(args: argparse.Namespace) -> None:
         print(f"{'*' if one is found.best else ' '} {printable(one.name, 70):{width}}  {val}   {test}")
     different = "; the networks differ, so their weights are not averaged"
     print(f"* best on validation{'' if found.alike else different}")
+    if found.choice:
+        print(f"note     from the best single run to it, {found.choice}")
     if chosen:
         print(f"model    {printable(args.out)}: {chosen.name}")
 

@@ -74,6 +74,8 @@ def run(args: argparse.Namespace) -> None:
     if found.known:
         known = f"{found.known} of these {len(found.rows)} photos trained the model or chose its weights"
         warn(f"{known}, so the result is too good")
+    elif found.known is None:
+        warn("a weights file does not tell which photos trained it; if some are among these, the result is too good")
     report = {"model": str(path), **found.to_dict()}
     if args.out:
         write_json(args.out / "metrics.json", report)
@@ -85,6 +87,8 @@ def run(args: argparse.Namespace) -> None:
     print(describe_scores(scores, classes, "result"))
     for name, tried in found.validation.items():
         print(f"views    {name}: validation accuracy {tried.accuracy:.4f}, loss {tried.loss:.4f}")
+    if found.choice:
+        print(f"note     with {found.views}, {found.choice}")
     if found.one_view:
         for name, one in ((found.views, scores), ("none", found.one_view)):
             print(f"views    {name}: accuracy {one.accuracy:.4f}, loss {one.loss:.4f}")

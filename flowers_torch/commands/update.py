@@ -13,7 +13,18 @@ EXAMPLES = """examples:
   flowers-torch update runs/garden-inception_v3-1 orchids/            orchids/orchid/*.jpg: a new class
   flowers-torch update runs/garden-inception_v3-1 --resume runs/garden-inception_v3-2
 """
-FLAGS = ("classes", "exclude", "mirror", "batch-size", "precision", "accelerate", "device", "workers", "threads")
+FLAGS = (
+    "classes",
+    "groups",
+    "exclude",
+    "mirror",
+    "batch-size",
+    "precision",
+    "accelerate",
+    "device",
+    "workers",
+    "threads",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

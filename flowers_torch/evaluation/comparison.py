@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from flowers_torch.errors import DataError
@@ -50,17 +51,47 @@ def bootstrap_difference(first: Tensor, second: Tensor) -> tuple[float, float]:
 
 
 def common_images(runs: list[RunPredictions], split: str = "test") -> list[str]:
-    """Paths that every run has in a split, in the order of the first run.
+    """Paths that every run has in a split under the same label, in the order of the first run.
 
     Raises:
         DataError: there are none, or the runs have different classes.
     """
     if any(run.classes != runs[0].classes for run in runs):
         raise DataError("the runs have different classes", "compare runs of the same data")
-    common = set.intersection(*(set(run.paths[split]) for run in runs))
-    if not common:
+    shared = _shared(runs, split)
+    if not shared:
         raise DataError(f"the runs have no {split} photo in common", "train them with the same --seed")
-    return [path for path in runs[0].paths[split] if path in common]
+    alike = [path for path, labels in shared.items() if len(labels) == 1]
+    if not alike:
+        raise DataError(
+            f"the runs label all {len(shared)} shared {split} photos differently", "train one of them again"
+        )
+    return alike
+
+
+def relabeled_images(runs: list[RunPredictions], split: str = "test") -> list[str]:
+    """Paths that every run has in a split, but not under the same label: no run can be judged by another's."""
+    return [path for path, labels in _shared(runs, split).items() if len(labels) > 1]
+
+
+def _shared(runs: list[RunPredictions], split: str) -> dict[str, set[int]]:
+    """Paths that every run has in a split, with the labels that the runs give them."""
+    labels = [dict(zip(run.paths[split], run.labels[split].tolist(), strict=True)) for run in runs]
+    common = set.intersection(*map(set, labels))
+    return {path: {of_run[path] for of_run in labels} for path in runs[0].paths[split] if path in common}
+
+
+def loss_change(first: Tensor, second: Tensor, labels: Tensor) -> tuple[float, float]:
+    """Mean change of the cross-entropy from the first to the second logits (N, classes), and its standard error."""
+    change = F.cross_entropy(second, labels, reduction="none") - F.cross_entropy(first, labels, reduction="none")
+    return float(change.mean()), float(change.double().std()) / math.sqrt(len(labels)) if len(labels) > 1 else math.inf
+
+
+def describe_choice(change: float, error: float, images: int) -> str:
+    """Whether validation images carry the choice of something else; from `loss_change`."""
+    low, high = change - 1.96 * error, change + 1.96 * error
+    text = f"the loss on {images} validation photos changes by {change:+.4f} (95% {low:+.4f} .. {high:+.4f})"
+    return f"{text}; this may be chance" if low <= 0 <= high else text
 
 
 def select(run: RunPredictions, split: str, paths: list[str]) -> tuple[Tensor, Tensor]:

@@ -26,6 +26,7 @@ class Candidate:
     temperature: float
     val: Scores
     test: Scores
+    logits: Tensor  # calibrated, of the validation images (N, classes)
     state: State | None = None  # weights, unless the candidate is an ensemble
 
 
@@ -33,7 +34,7 @@ def score_candidate(name: str, logits: ValAndTest, labels: ValAndTest, state: St
     """Scores of a candidate at the temperature that is fitted on validation images."""
     temperature = fit_temperature(logits[0], labels[0])
     val, test = (score(each / temperature, truth) for each, truth in zip(logits, labels, strict=True))
-    return Candidate(name, temperature, val, test, state)
+    return Candidate(name, temperature, val, test, logits[0] / temperature, state)
 
 
 def best_candidate(candidates: Sequence[Candidate]) -> Candidate:

@@ -6,7 +6,7 @@ from itertools import combinations
 from pathlib import Path
 
 from flowers_torch.errors import UsageError
-from flowers_torch.evaluation.comparison import Comparison, common_images, compare, select
+from flowers_torch.evaluation.comparison import Comparison, common_images, compare, relabeled_images, select
 from flowers_torch.evaluation.metrics import score
 from flowers_torch.evaluation.predictions import load_predictions
 from flowers_torch.report.run_summary import read_history
@@ -31,6 +31,7 @@ class RunComparison:
     """All runs, and each pair of them by position with the paired test."""
 
     images: int
+    relabeled: int  # test images that the runs share and label differently; they do not count
     runs: list[ComparedRun]
     pairs: list[tuple[int, int, Comparison]]
 
@@ -53,4 +54,4 @@ def compare_runs(folders: Sequence[Path]) -> RunComparison:
         of_test = (len(one.paths["test"]), scores.accuracy, scores.interval(), scores.loss)
         rows.append(ComparedRun(str(folder), *of_test, seconds, size))
     pairs = [(i, j, compare(predictions[i], predictions[j])) for i, j in combinations(range(len(folders)), 2)]
-    return RunComparison(len(shared), rows, pairs)
+    return RunComparison(len(shared), len(relabeled_images(predictions)), rows, pairs)

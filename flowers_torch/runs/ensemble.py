@@ -10,10 +10,12 @@ from torch import Tensor, nn
 
 from flowers_torch.errors import DataError, UsageError
 from flowers_torch.evaluation import ensembles
-from flowers_torch.evaluation.comparison import common_images, select
+from flowers_torch.evaluation.comparison import common_images, describe_choice, loss_change, select
 from flowers_torch.evaluation.ensembles import Candidate
 from flowers_torch.evaluation.metrics import Scores, score
+from flowers_torch.evaluation.prediction_sets import fit_sets
 from flowers_torch.evaluation.predictions import load_predictions
+from flowers_torch.evaluation.selective import pack_selective, risk_coverage_curve
 from flowers_torch.files.reading import read_json
 from flowers_torch.files.tensors import safe_load
 from flowers_torch.models.checkpoint import ModelInfo, load_classifier, read_model_info, save_classifier
@@ -34,7 +36,8 @@ class Ensembles:
     candidates: list[Candidate]  # the single runs, the mean of their predictions, averages of their weights
     best: Candidate  # with the lowest validation loss
     alike: bool  # whether the networks differ in nothing but their weights
-    val: int  # validation images in common
+    choice: str  # what choosing the best one instead of the best single run changes, in words
+    labels: Tensor  # of the validation images in common (N,)
     test: int  # test images in common
 
 
@@ -76,7 +79,9 @@ def score_ensembles(folders: Sequence[Path], weights: bool = True, device: str =
 
         states = [safe_load(folder / MODEL_FILE)[0] for folder in folders]
         candidates += ensembles.model_soups(names, states, singles, labels, predict)
-    return Ensembles(candidates, ensembles.best_candidate(candidates), alike, len(paths["val"]), len(paths["test"]))
+    best, single = (ensembles.best_candidate(some) for some in (candidates, singles))
+    choice = describe_choice(*loss_change(single.logits, best.logits, labels[0]), len(labels[0]))
+    return Ensembles(candidates, best, alike, choice if best is not single else "", labels[0], len(paths["test"]))
 
 
 def save_averaged(found: Ensembles, folders: Sequence[Path], out: Path) -> Candidate:
@@ -89,9 +94,13 @@ def save_averaged(found: Ensembles, folders: Sequence[Path], out: Path) -> Candi
     if not averaged:
         raise UsageError("the networks differ, so there are no averaged weights", "leave out --out")
     chosen = ensembles.best_candidate(averaged)
-    # The out-of-distribution detector fits the features of one network, not those of an average.
+    probabilities = chosen.logits.softmax(1)
+    confidence, predicted = probabilities.max(1)
+    # No out-of-distribution detector: it fits the features of one network, not those of an average.
+    curve = pack_selective(risk_coverage_curve(confidence, predicted == found.labels), None)
+    selective = curve | {"sets": fit_sets(probabilities, found.labels)}
     mirror = all(_info(folder).mirror for folder in folders)
-    info = dataclasses.replace(_info(folders[0]), mirror=mirror, temperature=chosen.temperature, selective={})
+    info = dataclasses.replace(_info(folders[0]), mirror=mirror, temperature=chosen.temperature, selective=selective)
     save_classifier(chosen.state or {}, info, out, combined=[folder.name for folder in folders])
     return chosen
 
@@ -125,7 +134,7 @@ def evaluate_ensembles(
         logits["weights: mean of all"] = predict(network, info)
     labels = torch.tensor(TrainedModel(*models[0], runtime, dataset).labels)
     scores = {name: score(values, labels) for name, values in logits.items()}
-    return scores, max(count_known(folder, dataset, everything) for folder in folders)
+    return scores, max(count_known(folder, dataset, everything) or 0 for folder in folders)
 
 
 def _info(folder: Path) -> ModelInfo:

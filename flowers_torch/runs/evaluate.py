@@ -11,6 +11,7 @@ from torch import nn
 from flowers_torch.data.dataset import ImageDataset
 from flowers_torch.data.splits.split_file import fingerprint, read_split
 from flowers_torch.errors import DataError, ModelFileError, UsageError, printable
+from flowers_torch.evaluation.comparison import describe_choice, loss_change
 from flowers_torch.evaluation.evaluate import MIRRORED_VIEWS, VIEWS, predict_images
 from flowers_torch.evaluation.metrics import Scores, fit_temperature, prediction_rows, score
 from flowers_torch.evaluation.predictions import Predictions
@@ -34,7 +35,8 @@ class Evaluation:
     rows: list[dict[str, Any]]  # one for each image, as in predictions.csv
     one_view: Scores | None  # the scores without test-time augmentation, if there was any
     validation: dict[str, Scores]  # by views, where they were tried
-    known: int = 0  # images that trained the model or chose its weights
+    choice: str = ""  # how far validation images carry the choice of the views, in words; empty without a choice
+    known: int | None = 0  # images that trained the model or chose its weights; None where nothing tells
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
@@ -47,6 +49,8 @@ class Evaluation:
             found["validation"] = {name: short(scores) for name, scores in self.validation.items()}
         if self.one_view:
             found["one_view"] = short(self.one_view)
+        if self.choice:
+            found["choice"] = self.choice
         return found | self.scores.to_dict(self.classes)
 
 
@@ -102,15 +106,21 @@ def evaluate_run(
     _check_views(views, run.info)
     if views == "none":
         return model.evaluate(run.splits[split], views, run.info.temperature)
-    tried, temperatures = {}, {}
+    found: dict[str, Predictions] = {}
     possible = [name for name in VIEWS if run.info.mirror or name not in MIRRORED_VIEWS]
     for name in possible if views == "auto" else ("none", views):
-        val = model.predict(run.splits["val"], name)
-        temperatures[name] = fit_temperature(val.logits, val.labels)
-        tried[name] = score(val.logits / temperatures[name], val.labels)
+        found[name] = model.predict(run.splits["val"], name)
+    labels = found["none"].labels
+    temperatures = {name: fit_temperature(val.logits, labels) for name, val in found.items()}
+    logits = {name: val.logits / temperatures[name] for name, val in found.items()}
+    tried = {name: score(each, labels) for name, each in logits.items()}
     if views == "auto":
         views = min(tried, key=lambda name: tried[name].loss)
-    return model.evaluate(run.splits[split], views, temperatures[views], tried)
+    evaluation = model.evaluate(run.splits[split], views, temperatures[views], tried)
+    if views == "none":
+        return evaluation
+    choice = describe_choice(*loss_change(logits["none"], logits[views], labels), len(labels))
+    return dataclasses.replace(evaluation, choice=choice)
 
 
 def evaluate_data(
@@ -161,11 +171,11 @@ def rewrite_results(folder: Path, device: str = "auto", data: str = "") -> None:
     write_results(experiment, network, state)
 
 
-def count_known(path: Path, dataset: ImageDataset, indices: Sequence[int]) -> int:
-    """Images that trained the run or chose its weights, by path and content; 0 for a weights file alone."""
+def count_known(path: Path, dataset: ImageDataset, indices: Sequence[int]) -> int | None:
+    """Images that trained the run or chose its weights, by path and content; None for a weights file alone."""
     split_file = (path if path.is_dir() else path.parent) / "split.json"
     if not split_file.is_file():
-        return 0
+        return None
     splits = read_split(split_file)["splits"]
     marks = splits["train"] | splits["val"]
     names = [dataset.paths[index] for index in indices]

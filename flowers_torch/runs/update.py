@@ -15,7 +15,7 @@ import torch
 from flowers_torch.config import Config, split_fractions, with_absolute_paths
 from flowers_torch.config_file import load_config
 from flowers_torch.data.dataset import ImageDataset
-from flowers_torch.data.quality.filter import copies_may_be_mirrored, filter_images
+from flowers_torch.data.quality.filter import copies_may_be_mirrored, filter_images, with_groups
 from flowers_torch.data.quality.scan import inspect_images
 from flowers_torch.data.sources.open import open_dataset
 from flowers_torch.data.sources.rows import listed
@@ -27,7 +27,7 @@ from flowers_torch.errors import DataError, ResourceError, UsageError, printable
 from flowers_torch.evaluation.comparison import Comparison, compare
 from flowers_torch.evaluation.evaluate import predict_images
 from flowers_torch.evaluation.predictions import RunPredictions, load_predictions
-from flowers_torch.files.atomic import write_json
+from flowers_torch.files.atomic import write_csv, write_json
 from flowers_torch.files.system import link_or_copy
 from flowers_torch.files.tensors import safe_load
 from flowers_torch.log import RESULT, log
@@ -65,12 +65,12 @@ def update(
     config = _config_of_update(folder, former, changes or {})
     fractions = split_fractions(former.split) or split_fractions(Config.split) or ()
     with images_of(folder, former):
-        known = open_dataset(former.data, classes=former.classes, groups=former.groups)
+        known = with_groups(open_dataset(former.data, classes=former.classes, groups=former.groups), former.groups)
     old = _parent_images(folder, known)
-    groups = former.groups if source.lower().endswith((".csv", ".tsv")) else ""
+    groups = (changes or {}).get("groups", former.groups if source.lower().endswith((".csv", ".tsv")) else "")
     found = open_dataset(source, fewest=1, classes=config.classes, groups=groups)
     exclude = config.exclude or (former.exclude if found.root.resolve() == known.root.resolve() else "")
-    new = filter_images(found, exclude, "none", config.skip_bad).dataset
+    new = with_groups(filter_images(found, exclude, "none", config.skip_bad).dataset, groups)
     log_reading(new)
     seen = dict(zip(known.paths, inspect_images(known), strict=True))
     deciding = (fractions, former.seed, copies_may_be_mirrored(config.mirror, [*known.classes, *new.classes]))
@@ -80,12 +80,18 @@ def update(
     if not added:
         raise UsageError(f"{printable(source)} holds no photo that the run does not know", "add new ones")
     new_folder = new_run_folder(str(out), known.name, config.arch)
-    _link_images([*old, *added], new_folder / "photos")
+    links = _link_images([*old, *added], new_folder / "photos")
     counts = ", ".join(f"{sum(m.split == split for m in added)} {split}" for split in SPLITS)
     fresh = sorted({m.label for m in added} - {m.label for m in old})
     classes = f"; new classes: {printable(', '.join(fresh))}" if fresh else ""
     log.info(f"data     {len(added)} new photos ({counts}) beside the {len(old)} of the run{classes}")
-    config = dataclasses.replace(config, data=str(new_folder / "photos"), classes="top", exclude="")
+    config = dataclasses.replace(
+        config, data=str(new_folder / "photos"), classes="top", exclude="", groups="duplicates"
+    )
+    rows = [{"file": link, "group": member.group} for link, member in links.items() if member.group]
+    if rows:  # a later update has to know them
+        write_csv(new_folder / "groups.csv", rows)
+        config = dataclasses.replace(config, groups=str((new_folder / "groups.csv").absolute()))
     again = with_absolute_paths(dataclasses.replace(former, data=source)).data
     command = command or ["flowers-torch", "update", str(folder.absolute()), again]
     recipe.train(config, new_folder, overwrite=True, command=command)
@@ -127,27 +133,31 @@ def _parent_images(folder: Path, dataset: ImageDataset) -> list[AssignedImage]:
     ]
 
 
-def _link_images(members: Sequence[AssignedImage], folder: Path) -> None:
-    """Links photos into `folder/<split>/<class>/<photo>`, or copies them where links are impossible."""
+def _link_images(members: Sequence[AssignedImage], folder: Path) -> dict[str, AssignedImage]:
+    """Links photos into `folder/<split>/<class>/<photo>`, or copies them where links are impossible.
+
+    Returns the photos by their path in the folder.
+    """
     for member in members:
         if split_path(member.file):
             what = f"{printable(member.name)} lies in a tar archive, which cannot be linked to"
             raise UsageError(what, "unpack it")
         if member.label.startswith(".") or set(member.label) & set("/\\\0"):
             raise UsageError(f"class {printable(member.label, 40)} is not a valid name of a folder", "rename it")
-    taken: set[Path] = set()
+    links: dict[str, AssignedImage] = {}
     try:
         for member in members:
             stem, suffix = os.path.splitext(member.file.name)
-            link, number = folder / member.split / member.label / member.file.name, 2
-            while link in taken:
-                link, number = link.with_name(f"{stem}-{number}{suffix}"), number + 1
-            taken.add(link)
-            link.parent.mkdir(parents=True, exist_ok=True)
-            link_or_copy(member.file, link)
+            name, number = f"{member.split}/{member.label}/{member.file.name}", 2
+            while name in links:
+                name, number = f"{member.split}/{member.label}/{stem}-{number}{suffix}", number + 1
+            links[name] = member
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            link_or_copy(member.file, folder / name)
     except OSError as error:
         what = f"cannot link the photos into {printable(folder)}: {error.strerror}"
         raise ResourceError(what, "choose another --out") from error
+    return links
 
 
 def compare_with_parent(former: Path, folder: Path, device: str = "auto") -> Comparison:

@@ -60,6 +60,9 @@ def test_evaluate_on_other_photos(
     shown = capsys.readouterr()
     assert "of these 60 photos trained the model" in shown.err and json.loads(shown.out)["images"] == 60
     assert (tmp_path / "out" / "predictions.csv").is_file()
+    alone = shutil.copy(weights, tmp_path / "alone.safetensors")
+    assert main(["evaluate", str(alone), str(photo_folder)]) == 0
+    assert "does not tell which photos trained it" in capsys.readouterr().err
     (tmp_path / "p" / "red").mkdir(parents=True)
     (tmp_path / "p" / "mauve").mkdir()
     for folder in ("red", "mauve"):
@@ -74,6 +77,7 @@ def test_views_are_chosen_on_the_validation_photos(runs: list[str], capsys: pyte
     assert isinstance(tried, dict) and set(tried) == {"none", "flip", "scales", "crop5", "crop10"}
     assert found["views"] == min(tried, key=lambda name: tried[name]["loss"])
     assert "one_view" in found
+    assert found["views"] == "none" or "validation photos changes by" in str(found["choice"])
 
 
 @pytest.mark.parametrize(
@@ -109,7 +113,8 @@ def test_ensemble_writes_a_model_that_predicts(
     assert "predictions: mean of all" in text and "0.5 of a, 0.5 of b" in text and "* best on validation" in text
     found = run_json(capsys, "ensemble", *runs, "--no-weights")
     assert found["best"] in [row["name"] for row in found["candidates"]]  # type: ignore[attr-defined]
-    state = safe_load(soup)[0]
+    state, metadata = safe_load(soup)
+    assert {"curve", "sets"} == set(metadata["model_info"]["selective"])
     assert state and all(value.isfinite().all() for value in state.values())
     assert main(["predict", str(soup), str(photo_folder / "red" / "1.png")]) == 0
 

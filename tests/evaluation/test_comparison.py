@@ -6,7 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flowers_torch.errors import DataError
-from flowers_torch.evaluation.comparison import bootstrap_difference, common_images, compare, mcnemar
+from flowers_torch.evaluation.comparison import (
+    bootstrap_difference,
+    common_images,
+    compare,
+    describe_choice,
+    loss_change,
+    mcnemar,
+    relabeled_images,
+)
 from flowers_torch.evaluation.predictions import RunPredictions
 
 
@@ -32,6 +40,30 @@ def test_only_common_images_count() -> None:
         compare(first, run("z", [0], [0]))
     with pytest.raises(DataError, match="different classes"):
         compare(first, run("a", [0], [0], ("x", "z")))
+
+
+def test_images_that_the_runs_label_differently_do_not_count() -> None:
+    """The second run's data were corrected: the first run's label of "b" cannot judge it."""
+    first, second = run("abc", [0, 0, 1], [0, 0, 1]), run("cba", [1, 1, 0], [1, 1, 0])
+    assert common_images([first, second]) == ["a", "c"] and relabeled_images([first, second]) == ["b"]
+    result = compare(first, second)
+    assert (result.images, result.first_correct, result.second_correct) == (2, 2, 2)
+    with pytest.raises(DataError, match="label all 1 shared test photos differently"):
+        common_images([run("a", [0], [0]), run("a", [0], [1])])
+
+
+def test_a_choice_by_few_images_may_be_chance() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(3, (400,), generator=generator)
+    logits = torch.nn.functional.one_hot(labels, 3) + torch.randn(400, 3, generator=generator)
+    better = logits + 0.3 * torch.nn.functional.one_hot(labels, 3)
+    noisy = logits + 0.1 * torch.randn(400, 3, generator=generator)
+    assert loss_change(logits, logits, labels) == (0, 0)
+    change, error = loss_change(logits, better, labels)
+    assert change < -0.1 and "chance" not in describe_choice(change, error, 400)
+    assert "on 400 validation photos changes by" in describe_choice(change, error, 400)
+    assert "this may be chance" in describe_choice(*loss_change(logits[:33], noisy[:33], labels[:33]), 33)
+    assert "this may be chance" in describe_choice(*loss_change(logits[:1], better[:1], labels[:1]), 1)
 
 
 @settings(deadline=None, max_examples=50)

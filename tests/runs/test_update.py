@@ -14,6 +14,9 @@ from PIL import Image
 
 from flowers_torch.cli import main
 from flowers_torch.config import Config, Stage
+from flowers_torch.config_file import load_config, to_toml
+from flowers_torch.data.sources.open import open_dataset
+from flowers_torch.data.sources.tables import read_groups
 from flowers_torch.data.splits.split_file import read_split
 from flowers_torch.errors import DataError, UsageError
 from flowers_torch.evaluation.predictions import load_predictions
@@ -137,3 +140,52 @@ def test_a_run_is_no_better_than_itself(former: Path, updated: Path, tmp_path: P
     result = compare_with_parent(updated, copy, "cpu")
     assert result.first_correct == result.second_correct and not result.only_first and result.p_value == 1
     assert result.images == len(load_predictions(updated).paths["test"])
+
+
+def test_groups_of_known_and_new_photos_stay_together(
+    former: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """New photos of a plant go where its known photos are; a later update knows the plants too."""
+    splits = {name: split for split, members in read_split(former / "split.json")["splits"].items() for name in members}
+    plants = {split: sorted(name for name in splits if splits[name] == split)[:2] for split in ("train", "val", "test")}
+    rows = [f"{name},{split} plant" for split, names in plants.items() for name in names]
+    (tmp_path / "known.csv").write_text("file,group\n" + "\n".join(rows))
+    copy = tmp_path / "run"
+    shutil.copytree(former, copy)
+    text = (copy / "config.toml").read_text()
+    config = dataclasses.replace(load_config(file=str(copy / "config.toml")), groups=str(tmp_path / "known.csv"))
+    (copy / "config.toml").write_text(to_toml(config, text.splitlines()[0].lstrip("# ")))
+    draw(tmp_path / "new" / "red", (190, 60, 50), 6, seed=7)
+    named = dict(zip(("7-0.png", "7-1.png", "7-2.png"), ("test plant", "val plant", "test plant"), strict=True))
+    rows = [f"red/{name},{plant}" for name, plant in named.items()] + ["red/7-3.png,fresh", "red/7-4.png,fresh"]
+    (tmp_path / "new.csv").write_text("file,group\n" + "\n".join(rows))
+    trained: list[Config] = []
+    monkeypatch.setattr(recipe, "train", lambda config, folder, **_: trained.append(config))
+    monkeypatch.setattr("flowers_torch.runs.update.compare_with_parent", lambda *_: None)
+    assert (
+        main(
+            [
+                "update",
+                str(copy),
+                str(tmp_path / "new"),
+                "--groups",
+                str(tmp_path / "new.csv"),
+                "--out",
+                str(tmp_path / "out"),
+            ]
+        )
+        == 0
+    )
+    photos = tmp_path / "out" / "photos"
+    place = {path.name: path.relative_to(photos).parts[0] for path in photos.rglob("7-*.png")}
+    assert {name: place[name] for name in named} == {"7-0.png": "test", "7-1.png": "val", "7-2.png": "test"}
+    assert place["7-3.png"] == place["7-4.png"]
+    (config,) = trained
+    groups = read_groups(Path(config.groups), open_dataset(str(photos), classes="top"))
+    assert sorted(groups.values()).count("test plant") == 4 and sorted(groups.values()).count("fresh") == 2
+    assert Path(config.groups).parent == tmp_path / "out"
+
+
+def test_without_groups_nothing_is_written_about_them(updated: Path) -> None:
+    assert not (updated / "groups.csv").exists()
+    assert load_config(file=str(updated / "config.toml")).groups == "duplicates"

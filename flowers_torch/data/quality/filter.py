@@ -60,8 +60,7 @@ def filter_images(
         dataset = drop_images(dataset, bad)
         inspections = [inspection for inspection in inspections if not inspection.error]
     with_duplicates = groups == "duplicates" or groups.startswith(COLUMN_MARK)
-    if groups != "none" and not with_duplicates:
-        dataset = dataclasses.replace(dataset, groups=read_groups(Path(groups).expanduser(), dataset))
+    dataset = with_groups(dataset, groups)
     found = near_duplicates(dataset, inspections, copies_may_be_mirrored(mirror, dataset.classes))
     report = check_quality(dataset, inspections, duplicates=found)
     warnings = []
@@ -77,6 +76,13 @@ def filter_images(
     value_range = range_of_set([inspection.values for inspection in inspections])
     requested = found.groups if with_duplicates else []
     return FilteredDataset(dataset, requested, bad, warnings, found, value_range)
+
+
+def with_groups(dataset: ImageDataset, groups: str) -> ImageDataset:
+    """The dataset with the groups of a table file,group; other values of `groups` change nothing."""
+    if groups in ("", "none", "duplicates") or groups.startswith(COLUMN_MARK):
+        return dataset
+    return dataclasses.replace(dataset, groups=read_groups(Path(groups).expanduser(), dataset))
 
 
 def copies_may_be_mirrored(mirror: str, classes: Sequence[str]) -> bool:

@@ -86,7 +86,9 @@ def extend_splits(
     undecided = [i for i in added if i not in assigned]
     shares = dict(zip(SPLITS, fractions, strict=True))
     assigned |= divide_images(new, undecided, shares, seed, groups, {image.label for image in old})
-    chosen = [
-        AssignedImage(new.root / new.paths[i], new.classes[new.labels[i]], assigned[i], new.paths[i]) for i in added
-    ]
-    return chosen, [new.paths[i] for i in torn]
+
+    def assign(index: int) -> AssignedImage:
+        name, label = new.paths[index], new.classes[new.labels[index]]
+        return AssignedImage(new.root / name, label, assigned[index], name, new.groups.get(name, ""))
+
+    return [assign(i) for i in added], [new.paths[i] for i in torn]
