@@ -4,7 +4,7 @@ import dataclasses
 import io
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ from flowers_torch.data.augment.per_image import eval_transform
 from flowers_torch.data.images import load_image
 from flowers_torch.deploy.graph import ExportableClassifier
 from flowers_torch.deploy.onnx_file import attach_metadata, export_metadata, parse_onnx, to_onnx, trace
-from flowers_torch.deploy.quantize import measure_loss, quantize, require_accuracy
+from flowers_torch.deploy.quantize import QuantizationLoss, outputs_of, quantize, refit, require_accuracy
 from flowers_torch.errors import ExportError, printable
+from flowers_torch.evaluation.metrics import score
 from flowers_torch.files.atomic import atomic_write
 from flowers_torch.models.checkpoint import ModelInfo, load_classifier, save_classifier
 
@@ -103,20 +104,49 @@ def export_onnx(
     content = to_onnx(exportable, metadata)
     model = parse_onnx(content, path)
     parity, lines = _verify(exportable, model, data, path)
-    metadata["parity"] = dataclasses.asdict(parity)
-    if int8_max_loss is not None:
+    if int8_max_loss is None:
+        return VerifiedExport(attach_metadata(content, metadata | {"parity": dataclasses.asdict(parity)}), lines)
+    quantized, loss = _to_int8(exportable, info, content, data, path, int8_max_loss)
+    before = megabytes(len(content))
+    return VerifiedExport(
+        quantized, [f"float32  {lines[0].partition('  ')[2].strip()}", f"int8     {loss}; {before} before"]
+    )
+
+
+def _to_int8(
+    exportable: ExportableClassifier,
+    info: ModelInfo,
+    content: bytes,
+    data: VerificationData,
+    path: Path,
+    max_loss: float,
+) -> tuple[bytes, str]:
+    """The int8 file of an .onnx file, with everything fitted again that depends on its outputs, and what it loses."""
+
+    def inputs(files: Sequence[Path]) -> Iterator[NDArray[Any]]:
         value_range = info.preprocessing.value_range
-        calibration, validation = (
-            (exportable.to_input(load_image(file, value_range=value_range)) for file in files)
-            for files in (data.calibration, data.validation)
-        )
-        quantized = attach_metadata(quantize(content, calibration), metadata)
-        loss = measure_loss(model, parse_onnx(quantized, path), validation, data.labels)
-        require_accuracy(loss, int8_max_loss, path)
-        metadata["int8"] = dataclasses.asdict(loss)
-        lines.append(f"int8     {loss.describe()}; {megabytes(len(content))} before")
-        content = quantized
-    return VerifiedExport(attach_metadata(content, metadata), lines)
+        return (exportable.to_input(load_image(file, value_range=value_range)) for file in files)
+
+    def outputs(file: bytes) -> dict[str, NDArray[np.float32]]:
+        return outputs_of(parse_onnx(file, path), inputs(data.validation))
+
+    metadata = export_metadata(info, exportable.with_preprocessing)
+    before = outputs(content)
+    first = outputs(attach_metadata(quantize(content, inputs(data.calibration)), metadata))
+    require_accuracy(QuantizationLoss.of(before["logits"], first["logits"], data.labels), max_loss, path)
+    refitted = refit(info, first, data.labels)
+    # The temperature is a constant of the graph; logits do not depend on it.
+    again = ExportableClassifier(exportable.network, refitted, exportable.with_preprocessing).eval()
+    metadata = export_metadata(refitted, exportable.with_preprocessing)
+    quantized = attach_metadata(quantize(to_onnx(again, metadata), inputs(data.calibration)), metadata)
+    after = outputs(quantized)
+    loss = QuantizationLoss.of(before["logits"], after["logits"], data.labels)
+    require_accuracy(loss, max_loss, path)
+    probability = float(np.abs(after["probabilities"] - before["probabilities"]).max())
+    error = score(torch.from_numpy(after["probabilities"]).log(), torch.tensor(data.labels)).calibration_error
+    metadata["int8"] = dataclasses.asdict(loss) | {"probabilities": probability, "calibration_error": error}
+    said = f"{loss.describe()}; probabilities differ by up to {probability:.2g}, and are off by {error:.3f} on average"
+    return attach_metadata(quantized, metadata), said
 
 
 def export_program(

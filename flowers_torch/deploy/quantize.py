@@ -1,7 +1,7 @@
 """Static int8 quantization of .onnx models by ONNX Runtime, with the loss of accuracy measured.
 
 Weights are scaled per output channel, activations per layer. Training images calibrate the activations, so
-validation images can measure the accuracy.
+validation images can measure the accuracy, and fit temperature, thresholds and prediction sets of the int8 model.
 """
 
 import dataclasses
@@ -12,10 +12,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from flowers_torch.deploy.onnx_file import OnnxModel, need
 from flowers_torch.errors import ExportError, printable
+from flowers_torch.evaluation.metrics import fit_temperature
+from flowers_torch.evaluation.prediction_sets import fit_sets
+from flowers_torch.evaluation.selective import distance_limit, pack_selective, risk_coverage_curve
+from flowers_torch.models.checkpoint import ModelInfo
 
 CALIBRATION_IMAGES = 128
 OPERATORS = "Add AveragePool Clip Concat Conv Gemm GlobalAveragePool MatMul MaxPool Mul Relu".split()
@@ -34,6 +39,12 @@ class QuantizationLoss:
     def fraction(self) -> float:
         """Loss of accuracy; negative if int8 is better."""
         return (self.correct_before - self.correct_after) / self.images
+
+    @classmethod
+    def of(cls, before: NDArray[Any], after: NDArray[Any], labels: Sequence[int]) -> "QuantizationLoss":
+        """From the logits (N, classes) of both models and the labels (N,)."""
+        first, second, truth = before.argmax(1), after.argmax(1), np.array(labels)
+        return cls(len(truth), int((first == truth).sum()), int((second == truth).sum()), int((first == second).sum()))
 
     def describe(self) -> str:
         """One line."""
@@ -72,14 +83,24 @@ def quantize(content: bytes, inputs: Iterable[NDArray[Any]]) -> bytes:
         return path.read_bytes()
 
 
-def measure_loss(
-    before: OnnxModel, after: OnnxModel, inputs: Iterable[NDArray[Any]], labels: Sequence[int]
-) -> QuantizationLoss:
-    """Compares the float32 and the int8 model on batches of one image."""
-    pairs = [[int(model(values)["logits"].argmax()) for model in (before, after)] for values in inputs]
-    correct = np.array(pairs) == np.array(labels)[:, None]
-    correct_before, correct_after = correct.sum(0).tolist()
-    return QuantizationLoss(len(pairs), correct_before, correct_after, sum(a == b for a, b in pairs))
+def outputs_of(model: OnnxModel, inputs: Iterable[NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
+    """All outputs of a model for batches of one image, by name."""
+    rows = [model(values) for values in inputs]
+    return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+
+
+def refit(info: ModelInfo, outputs: dict[str, NDArray[np.float32]], labels: Sequence[int]) -> ModelInfo:
+    """The metadata with what the outputs of the int8 model for validation images say instead of float32's."""
+    logits, truth = torch.from_numpy(outputs["logits"]), torch.tensor(labels)
+    temperature = fit_temperature(logits, truth)
+    probabilities = (logits / temperature).softmax(1)
+    confidence, predicted = probabilities.max(1)
+    selective = info.selective | pack_selective(risk_coverage_curve(confidence, predicted == truth), None)
+    selective["sets"] = fit_sets(probabilities, truth)
+    if "ood_distance" in outputs:
+        distances = torch.from_numpy(outputs["ood_distance"])
+        selective["ood_detector"] = info.selective["ood_detector"] | {"threshold": distance_limit(distances)}
+    return dataclasses.replace(info, temperature=temperature, selective=selective)
 
 
 def require_accuracy(loss: QuantizationLoss, max_loss: float, path: object) -> None:

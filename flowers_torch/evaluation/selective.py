@@ -134,10 +134,13 @@ def fit_ood_detector(train: Tensor, labels: Tensor, validation: Tensor) -> OODDe
     means = torch.stack([train[labels == label].mean(0) for label in labels.unique()])
     # Rounded to half precision as in the file, so that the threshold belongs to the stored values.
     center, directions = center.half().float(), F.normalize(means - center, dim=1).half().float()
-    distances = OODDetector(center, directions, 0.0).distance(validation).sort().values
-    # The conformal quantile of the validation distances.
+    return OODDetector(center, directions, distance_limit(OODDetector(center, directions, 0.0).distance(validation)))
+
+
+def distance_limit(distances: Tensor) -> float:
+    """The conformal quantile of the distances of validation images (N,): the largest one of a known kind."""
     rank = min(len(distances), math.ceil((len(distances) + 1) * IN_DISTRIBUTION_FRACTION))
-    return OODDetector(center, directions, float(distances[rank - 1]))
+    return float(distances.sort().values[rank - 1])
 
 
 def pack_selective(curve: Curve, detector: OODDetector | None) -> dict[str, Any]:

@@ -8,14 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from flowers_torch.cli import main
 from flowers_torch.deploy import export
 from flowers_torch.deploy.export import METADATA_FILE, PARITY_IMAGES, compare, export_onnx, export_program
 from flowers_torch.deploy.graph import ExportableClassifier
 from flowers_torch.deploy.onnx_file import open_onnx, parse_onnx
-from flowers_torch.deploy.quantize import QuantizationLoss, require_accuracy
+from flowers_torch.deploy.quantize import QuantizationLoss, outputs_of, require_accuracy
 from flowers_torch.errors import ExportError, UsageError
+from flowers_torch.evaluation.metrics import fit_temperature
+from flowers_torch.evaluation.prediction_sets import fit_sets
 from flowers_torch.models.checkpoint import build, load_classifier, save_classifier
 
 
@@ -170,9 +173,22 @@ def test_int8(small: Any, photo_folder: Path, tmp_path: Path) -> None:
     assert loss["images"] == 30 and loss["agree"] >= 25 and any("accuracy on 30" in line for line in int8.lines)
     assert model.session.get_inputs()[0].type == "tensor(uint8)"
     images = np.stack([np.asarray(image.crop((0, 0, 40, 40))) for image in small.data.images])
+    whole_metadata = parse_onnx(whole.content, path).metadata
     outputs, expected = model(images), parse_onnx(whole.content, path)(images)
     assert np.abs(outputs["logits"] - expected["logits"]).max() < 0.3 * np.abs(expected["logits"]).max()
     np.testing.assert_allclose(outputs["probabilities"].sum(1), 1, atol=1e-6)
+    # What depends on the outputs is the int8 model's own.
+    own = outputs_of(model, (np.asarray(Image.open(file).convert("RGB"))[None] for file in data.validation))
+    logits, labels = torch.from_numpy(own["logits"]), torch.zeros(30, dtype=torch.long)
+    assert model.metadata["temperature"] == pytest.approx(fit_temperature(logits, labels), rel=1e-3)
+    assert model.metadata["temperature"] != whole_metadata["temperature"]
+    sets, curve = (model.metadata["selective"][name] for name in ("sets", "curve"))
+    expected = fit_sets(torch.from_numpy(own["probabilities"]), labels)
+    assert sets["images"] == 30 and np.allclose(sets["quantiles"], expected["quantiles"], atol=2e-6)
+    assert curve[-1][1] == 30 and "parity" not in model.metadata
+    assert int8.lines[0].startswith("float32  noise: ") and "are off by" in int8.lines[1]
+    if "ood_distance" in own:
+        assert model.metadata["selective"]["ood_threshold"] == pytest.approx(own["ood_distance"].max(), abs=1e-4)
 
 
 def test_int8_is_refused_before_anything_is_computed(small: Any) -> None:
