@@ -18,7 +18,7 @@ from flowers_torch.training.linear_probe import fit_logistic_regression
 
 FOLDS = 5
 FRACTIONS = (0.1, 0.25, 0.5, 1.0)  # of the training images, for the learning curve
-DRAWS = 5  # random subsets of a fraction
+SUBSETS = 5  # random subsets of a fraction
 SMALL_GAIN = 0.01  # of accuracy
 
 
@@ -125,12 +125,12 @@ class LearningCurve:
 
 
 def learning_curve(features: Tensor, labels: Tensor, classes: int, groups: Sequence[int] = ()) -> LearningCurve:
-    """Cross-validated accuracy of a linear probe on fractions of the training images: `DRAWS` subsets of each."""
+    """Cross-validated accuracy of a linear probe on fractions of the training images: `SUBSETS` subsets of each."""
     points, correct = [], torch.empty(0)
     for fraction in FRACTIONS:
         found = [
             out_of_fold_probabilities(features, labels, classes, groups, fraction, draw)
-            for draw in range(DRAWS if fraction < 1 else 1)
+            for draw in range(SUBSETS if fraction < 1 else 1)
         ]
         former, correct = correct, torch.stack([p.argmax(1) == labels for p, _ in found]).double()  # (draws, N)
         images = sum(trained for _, trained in found) // len(found)

@@ -132,7 +132,7 @@ def test_without_its_photos(finished: Any, tmp_path: Path) -> None:
 def test_label_issues_are_shown_where_they_were_computed(finished: Any, tmp_path: Path) -> None:
     for name in ("config.toml", "metrics.json", "split.json", "history.csv", "predictions.safetensors"):
         (tmp_path / name).write_bytes((finished.folder / name).read_bytes())
-    curve = [{"images": n, "accuracy": 0.5 + n / 100, "low": 0.4, "high": 0.9} for n in (3, 10, 30)]
+    curve = [{"images": n, "accuracy": 0.5 + n / 100, "low": 0.4, "high": 0.9, "spread": 0.01} for n in (3, 10, 30)]
     issue = {"file": "iris/0.png", "label": "iris", "looks_like": "<i>rose", "probability": 0.93}
     write_json(
         tmp_path / "label_issues.json",
@@ -183,7 +183,7 @@ def test_losses_that_were_not_finite_are_no_damage(finished: Any, tmp_path: Path
 def test_a_record_shows_no_other_file_of_this_machine(finished: Any, tmp_path: Path) -> None:
     secret = tmp_path / "secret.png"
     secret.write_bytes((finished.photos.root / "iris" / "0.png").read_bytes())
-    curve = [{"images": n, "accuracy": 0.5, "low": 0.4, "high": 0.9} for n in (3, 10)]
+    curve = [{"images": n, "accuracy": 0.5, "low": 0.4, "high": 0.9, "spread": 0.01} for n in (3, 10)]
     issue = {"label": "iris", "looks_like": "rose", "probability": 0.93}
     for name in (str(secret), os.path.relpath(secret, finished.photos.root)):
         issues = {"curve": curve, "more_photos": "no", "label_issues": [issue | {"file": name}]}
