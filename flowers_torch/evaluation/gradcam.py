@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from flowers_torch.errors import UsageError
 from flowers_torch.models.inspect.layer_features import as_map
 
-# The "viridis" color map from no contribution to the largest, interpolated between five of its colors.
-COLORS = np.array([[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]])
+# The "inferno" color map from no contribution to the largest, interpolated between five of its colors.
+COLORS = np.array([[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]])
 LEVELS = np.linspace(0, len(COLORS) - 1, 256)
 PALETTE = np.stack([np.interp(LEVELS, range(len(COLORS)), channel) for channel in COLORS.T], 1).round()
 
@@ -109,8 +109,11 @@ def input_to_image(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ..
 
 
 def overlay(image: Image.Image, heat: Tensor) -> Image.Image:
-    """Blends a heatmap (H, W) over an RGB image of any size, with an opacity of 0.75 where the map is 1."""
-    gray = Image.fromarray((heat * 255).round().byte().numpy()).resize(image.size, Image.Resampling.BILINEAR)
-    colors = gray.copy()
+    """Blends a heatmap (H, W) over the gray form of an RGB image of any size, so that its colors show on any subject.
+
+    The opacity is 0.75 where the map is 1.
+    """
+    levels = Image.fromarray((heat * 255).round().byte().numpy()).resize(image.size, Image.Resampling.BILINEAR)
+    colors = levels.copy()
     colors.putpalette(PALETTE.astype(int).flatten().tolist())
-    return Image.composite(colors.convert("RGB"), image, gray.point(lambda level: 0.75 * level))
+    return Image.composite(colors.convert("RGB"), image.convert("L").convert("RGB"), levels.point(lambda n: 0.75 * n))

@@ -1,13 +1,14 @@
 """Charts as inline SVG: geometry here, drawing in templates, colors in the page's style sheet."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from markupsafe import Markup
 
-from flowers_torch.evaluation.metrics import reliability
+from flowers_torch.evaluation.metrics import reliability, wilson
 from flowers_torch.evaluation.selective import risk_coverage_curve
 from flowers_torch.report.run_summary import RunSummary
 from flowers_torch.report.templating import percent, render
@@ -23,12 +24,16 @@ _FRAME |= {"left": LEFT, "right": WIDTH - RIGHT, "top": TOP, "bottom": HEIGHT - 
 
 @dataclasses.dataclass(frozen=True)
 class Series:
-    """A line: its name, its color (a, b or c), its points, and optionally a band of (low, high)."""
+    """A line: its name, its color (a, b or c), its points, and optionally a band of (low, high).
+
+    The line is interrupted in front of the points at `breaks`.
+    """
 
     name: str
     color: str
     points: Sequence[tuple[float, float]]
     band: Sequence[tuple[float, float]] = ()
+    breaks: Sequence[float] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +81,9 @@ def line_chart(
         edges = [(dot[0], to_y(low), to_y(high)) for dot, (low, high) in zip(dots, s.band, strict=False)]
         band = [(px, high) for px, _, high in edges] + [(px, low) for px, low, _ in reversed(edges)]
         clear = lines[-1]["name_at"] + LINE_HEIGHT if lines else 0.0  # names must not overlap
-        lines.append({"series": s, "band": band, "dots": dots, "name_at": max(dots[-1][1] + 4, clear)})
+        cuts = [0, *(i for i, (px, _) in enumerate(s.points) if px in s.breaks and i), len(dots)]
+        pieces = [dots[start:end] for start, end in itertools.pairwise(cuts)]
+        lines.append({"series": s, "band": band, "pieces": pieces, "name_at": max(dots[-1][1] + 4, clear)})
     values = {
         "title": title,
         "lines": lines,
@@ -97,6 +104,7 @@ def calibration_charts(run: RunSummary) -> dict[str, Markup]:
     few = max(5, photos / 100)  # bars of fewer vary by chance and are drawn paler
     bars = [
         {"x": (to_x(b.low) + 1, to_x(b.high) - 1), "y": to_y(b.accuracy), "bin": b, "few": b.images < few}
+        | {"interval": [to_y(end) for end in wilson(round(b.accuracy * b.images), b.images)]}
         for b in reliability(confidence, correct)
     ]
     ticks = [(to_x(tick), to_y(tick), f"{tick:.0%}") for tick in QUARTERS]
@@ -125,10 +133,11 @@ def history_charts(history: Sequence[dict[str, Any]], stages: Sequence[str]) -> 
     labels = dict(zip(dict.fromkeys(names), stages, strict=False))
     starts = [number for number, name in enumerate(names) if number == 0 or name != names[number - 1]]
     marks = [(number + 0.5 if number else 1.0, labels.get(names[number], str(names[number]))) for number in starts]
+    breaks = [float(number + 1) for number in starts]  # losses of stages with other criteria are no one line
 
     def line(name: str, key: str, color: str) -> Series:
         values = [(float(e), row[key]) for e, row in enumerate(history, start=1) if row[key] is not None]
-        return Series(name, color, [(e, value) for e, value in values if math.isfinite(value)])
+        return Series(name, color, [(e, value) for e, value in values if math.isfinite(value)], breaks=breaks)
 
     losses = [line("train", "train_loss", "a"), line("val", "val_loss", "b")]
     losses = [s for s in losses if s.points]  # a loss may never have been finite

@@ -5,14 +5,16 @@ import dataclasses
 import functools
 import io
 import itertools
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from markupsafe import Markup
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from flowers_torch.data.augment.per_image import eval_transform
 from flowers_torch.data.augment.preview import sample_by_class, variants
@@ -37,6 +39,9 @@ EXTREMES = 8  # photos shown as most and as least confident
 TEST_PICTURES = 320  # thumbnails of test photos
 EXAMPLES = 3  # groups of photos shown for a finding of the check
 LABEL_ISSUES = 24  # shown
+SIMILAR = 2  # training photos shown beside a mistake
+SIMILAR_POOL = 96  # training photos compared with the mistakes, where their features are not known yet
+SIMILAR_SIDE = 88
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +53,8 @@ class Source:
     model: nn.Module
     runtime: Runtime
     attempt: Attempt = dataclasses.field(default_factory=Attempt)
+    features: Callable[[Sequence[int]], Tensor] | None = None  # of photos by index (N, D), to find similar ones
+    features_are_known: bool = False  # so that those of every training photo cost nothing
 
     @functools.cached_property
     def names(self) -> frozenset[str]:
@@ -81,11 +88,13 @@ def figures_of_test(
     chosen = list(dict.fromkeys([*mistakes, *least, *most, *turns]))[:TEST_PICTURES]
     pictures: dict[int, str] = {}
     cams: dict[int, dict[str, str]] = {}
+    similar: dict[int, list[tuple[str, str, str]]] = {}
     if source:
         made = thumbnails([source.file(run.paths[index]) for index in chosen], prep.value_range)
         pictures = dict(zip(chosen, made, strict=True))
         network = source
         cams = source.attempt("Grad-CAM", lambda: grad_cams(run, mistakes[:EXPLAINED], prep, network), {})
+        similar = source.attempt("similar photos", lambda: similar_photos(run, mistakes, prep, network), {})
 
     def figures(members: Sequence[int]) -> list[dict[str, Any]]:
         return [figure(run, index, pictures.pop(index, "")) for index in members]
@@ -99,6 +108,7 @@ def figures_of_test(
     members = range(len(run.paths)) if len(run.paths) <= TEST_PICTURES else sorted(chosen)
     listed = {index: figure(run, index, pictures.get(index, "")) for index in members}
     return shown | {
+        "similar_photos": similar,
         "listed": listed,
         "cells": {key: [index for index in cell if index in listed] for key, cell in cells.items()},
     }
@@ -157,14 +167,16 @@ def data_uri(image: Image.Image, side: int = SIDE, quality: int = 72) -> Markup:
     return Markup("data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode())
 
 
-def thumbnails(paths: Sequence[Path], value_range: Range = ()) -> list[str]:
+def thumbnails(paths: Sequence[Path], value_range: Range = (), side: int = SIDE) -> list[str]:
     """A thumbnail for each photo; "" if it cannot be read or the bytes are used up."""
     made: list[str] = []
     total = 0
     for path in paths:
         try:
             made.append(
-                data_uri(load_image(path, at_least=SIDE, value_range=value_range)) if total < THUMBNAIL_BYTES else ""
+                data_uri(load_image(path, at_least=side, value_range=value_range), side)
+                if total < THUMBNAIL_BYTES
+                else ""
             )
         except DataError:  # moved or edited since the run
             made.append("")
@@ -203,10 +215,49 @@ def grad_cams(
     return found
 
 
+def similar_photos(
+    run: RunSummary, mistakes: Sequence[int], prep: Preprocessing, source: Source
+) -> dict[int, list[tuple[str, str, str]]]:
+    """(file, class, picture) of the training photos whose features are most like those of each mistake, by index.
+
+    Only photos of the true and of the predicted classes are compared.
+    """
+    if source.features is None or not mistakes:
+        return {}
+    data = source.dataset
+    place = {name: index for index, name in enumerate(data.paths)}
+    classes = {run.classes[label] for i in mistakes for label in (int(run.labels[i]), run.predicted[i])}
+    pool = [place[name] for name in run.split["train"] if name in place]
+    pool = [index for index in pool if data.classes[data.labels[index]] in classes]
+    if not source.features_are_known:
+        pool = pool[:: -(-len(pool) // SIMILAR_POOL) or 1]
+    wrong = [i for i in mistakes if run.paths[i] in place]
+    features = source.features([*(place[run.paths[i]] for i in wrong), *pool])
+    if not pool or not features.numel():
+        return {}
+    unit = F.normalize(features - features.mean(0), dim=1)
+    best = (unit[: len(wrong)] @ unit[len(wrong) :].T).topk(min(SIMILAR, len(pool)), dim=1).indices.tolist()
+    shown = sorted({pool[n] for row in best for n in row})
+    made = thumbnails([data.root / data.paths[index] for index in shown], prep.value_range, SIMILAR_SIDE)
+    pictures = dict(zip(shown, made, strict=True))
+    rows = {i: [pool[n] for n in row if pictures[pool[n]]] for i, row in zip(wrong, best, strict=True)}
+    return {i: [(data.paths[n], data.classes[data.labels[n]], pictures[n]) for n in row] for i, row in rows.items()}
+
+
+def training_counts(run: RunSummary, source: Source | None) -> dict[str, int]:
+    """Training photos of each class; empty without the photos."""
+    if source is None:
+        return {}
+    data, train = source.dataset, set(run.split["train"])
+    members = (label for name, label in zip(data.paths, data.labels, strict=True) if name in train)
+    counts = Counter(data.classes[label] for label in members)
+    return {name: counts[name] for name in run.classes}
+
+
 def augmentation_sheet(
     run: RunSummary, paths: Sequence[Path], mirror: bool = True, value_range: Range = ()
 ) -> list[list[Markup]]:
-    """Rows of thumbnails: a photo, then five augmented views of it, as the last stage sees them."""
+    """Rows of thumbnails: a photo, then up to five different views of it, as the last stage sees them."""
     rows, size = [], min(run.config.get("size") or 224, 2 * SIDE)
     for path in paths:
         try:
@@ -214,5 +265,5 @@ def augmentation_sheet(
         except DataError:
             continue
         views = variants(image, run.stages[-1]["augment"], size, 5, mirror=mirror)
-        rows.append([data_uri(picture) for picture in (image, *views)])
+        rows.append(list(dict.fromkeys(data_uri(picture) for picture in (image, *views))))
     return rows

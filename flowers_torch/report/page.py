@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from markupsafe import Markup
 
 from flowers_torch import __version__
@@ -25,6 +26,7 @@ from flowers_torch.report.templating import render
 REPORT_FILE = "report.html"
 MATRIX_CLASSES = 40  # more classes get a list of the most common confusions
 CONFUSIONS = 60  # in that list
+FEW_FOR_ACCURACY = 100  # with fewer test photos the page leads with the interval
 SECTIONS = {
     "summary": "Summary",
     "learning": "Training",
@@ -64,8 +66,9 @@ def write_report(folder: Path, info: ModelInfo, source: Source | None) -> Path:
         "charts": charts,
         "weakest": weakest_class(run.scores),
         "few_photos": FEW_IMAGES,
+        "few_for_accuracy": FEW_FOR_ACCURACY,
         "advice": attempt("advice", lambda: advise_on_training(*training), []),
-        "class_rows": class_rows(run),
+        "class_rows": class_rows(run, image_sections.training_counts(run, source)),
         "confusion_rows": confusion_rows(run, cells),
         "dots": attempt("map", lambda: image_sections.map_dots(run), []),
         "hues": image_sections.hues(classes),
@@ -125,13 +128,20 @@ def _figures(attempt: Attempt, source: Source | None, make: Callable[[Source | N
     return found or attempt("figures", lambda: make(None), {})
 
 
-def class_rows(run: RunSummary) -> list[dict[str, Any]]:
-    """Each class with test photos: number of photos, precision, recall, F1 and so on, lowest recall first."""
+def class_rows(run: RunSummary, training: dict[str, int]) -> list[dict[str, Any]]:
+    """Each class with test photos: numbers of photos, precision, recall, F1 and so on, lowest recall first.
+
+    `photo` is the index of a test photo that shows it, if possible one that was recognized.
+    """
     columns = run.scores.by_class() | {"correct": run.scores.confusion.diag()}
     values = zip(*(column.tolist() for column in columns.values()), strict=True)
     rows = [
-        dict(zip(columns, row, strict=True)) | {"name": name} for name, row in zip(run.classes, values, strict=True)
+        dict(zip(columns, row, strict=True)) | {"name": name, "train": training.get(name), "label": label}
+        for label, (name, row) in enumerate(zip(run.classes, values, strict=True))
     ]
+    of_label = run.probabilities.gather(1, run.labels[:, None])[:, 0]
+    for row in rows:
+        row["photo"] = int(torch.where(run.labels == row["label"], of_label, -1.0).argmax())
     present = [row | {"interval": wilson(row["correct"], row["support"])} for row in rows if row["support"]]
     return sorted(present, key=lambda row: (row["recall"], row["f1"]))
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from flowers_torch.config_file import to_toml
 from flowers_torch.data.augment.preview import sample_by_class
@@ -138,7 +138,14 @@ def write_run_report(experiment: Experiment, model: nn.Module, info: ModelInfo) 
     """Builds `report.html` from the run folder, with images and the findings of the check."""
     dataset, attempt = experiment.dataset, Attempt()
     findings = attempt("the data check", lambda: _findings(experiment), []) if len(dataset) <= MAX_CHECKED else []
-    return write_report(experiment.folder, info, Source(dataset, findings, model, experiment.runtime, attempt))
+    stage, alone = experiment.config.stages[-1], experiment.distributed.size == 1
+    frozen = bool(stage.views_to_cache(len(experiment.splits["train"])))
+
+    def features(indices: Sequence[int]) -> Tensor:
+        return predict_indices(experiment, model, indices, from_features=frozen).features
+
+    about = (experiment.runtime, attempt, features if alone else None, frozen)
+    return write_report(experiment.folder, info, Source(dataset, findings, model, *about))
 
 
 def _findings(experiment: Experiment) -> list[Finding]:

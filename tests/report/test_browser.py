@@ -31,20 +31,24 @@ def test_it_opens_without_error_request_or_sideways_scrolling(browser: Any, fini
     assert browser.execute_script(broken) == 0
 
 
-def test_a_cell_opens_its_photos_by_mouse_and_keyboard(browser: Any, finished: Any) -> None:
+def test_a_cell_shows_its_photos_by_mouse_and_keyboard(browser: Any, finished: Any) -> None:
     from selenium.webdriver.common.keys import Keys
 
     look(browser, finished.page, 1400)
-    cell = browser.find_element("css selector", ".matrix button.miss")
-    count = int(cell.text)
+    misses = browser.find_elements("css selector", ".matrix button.miss")
+    panel = browser.find_element("css selector", ".cell")
+    largest = max(int(cell.text) for cell in misses)
+    assert len(panel.find_elements("css selector", "img")) == largest  # the commonest confusion is open at first
+    cell = misses[-1]
     browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", cell)
     cell.click()
-    dialog = browser.find_element("css selector", "dialog[open]")
-    images = dialog.find_elements("css selector", "img")
-    assert len(images) == count and dialog.find_element("css selector", "h2").text == cell.get_attribute("title")
+    images = panel.find_elements("css selector", "img")
+    assert len(images) == int(cell.text) and panel.find_element("css selector", "h3").text == cell.get_attribute(
+        "title"
+    )
     assert all(browser.execute_script("return arguments[0].naturalWidth", image) for image in images)
-    browser.switch_to.active_element.send_keys(Keys.ESCAPE)
-    assert not browser.find_elements("css selector", "dialog[open]")
+    pressed = browser.find_elements("css selector", ".matrix button[aria-pressed=true]")
+    assert pressed == [cell]
 
     first = browser.find_element("css selector", ".matrix button")
     first.send_keys(Keys.ARROW_RIGHT)
@@ -52,8 +56,33 @@ def test_a_cell_opens_its_photos_by_mouse_and_keyboard(browser: Any, finished: A
     columns = [int(button.get_attribute("data-cell").split(",")[1]) for button in (first, second)]
     assert columns[1] > columns[0]
     second.send_keys(Keys.ENTER)
-    assert browser.find_elements("css selector", "dialog[open]")
+    assert panel.find_element("css selector", "h3").text == second.get_attribute("title")
     assert browser.execute_script("return window.hacked") is None
+
+
+def test_the_matrix_fills_its_card(browser: Any, finished: Any) -> None:
+    look(browser, finished.page, 1400)
+    script = "return ['.matrix', '.beside'].map(s => document.querySelector(s).getBoundingClientRect().width)"
+    matrix, card = browser.execute_script(script)
+    assert matrix > 0.6 * card
+
+
+def test_a_dot_of_the_map_opens_its_photo_and_becomes_one(browser: Any, finished: Any) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    look(browser, finished.page, 1400)
+    toggle = browser.find_element("id", "map-photos")
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", toggle)
+    dots = browser.find_elements("css selector", ".map .dot")
+    toggle.click()
+    pictures = browser.find_elements("css selector", ".map image")
+    assert len(pictures) == len(dots) and all(p.get_attribute("href").startswith("data:image") for p in pictures)
+    browser.execute_script("arguments[0].dispatchEvent(new MouseEvent('click', {bubbles: true}))", pictures[0])
+    assert browser.find_element("css selector", "dialog[open] img")
+    browser.switch_to.active_element.send_keys(Keys.ESCAPE)
+    assert not browser.find_elements("css selector", "dialog[open]")
+    toggle.click()
+    assert not browser.find_elements("css selector", ".map image")
 
 
 def test_classes_can_be_picked_on_the_map(browser: Any, finished: Any) -> None:

@@ -34,13 +34,38 @@ function show(title, ids, count) {
 }
 dialog.addEventListener("click", event => { if (event.target === dialog) dialog.close(); });
 
+// The photos of a cell of the confusion matrix stand beside it.
+function fill(button) {
+  for (const other of matrix.querySelectorAll("button")) other.setAttribute("aria-pressed", other === button);
+  const panel = document.querySelector(".cell"), ids = cells[button.dataset.cell], count = Number(button.dataset.count);
+  panel.querySelector("h3").textContent = button.title;
+  panel.querySelector("p").textContent = ids.length < count ? `${ids.length} of ${count} photos` : `${count} ${count === 1 ? "photo" : "photos"}`;
+  panel.querySelector(".photos").replaceChildren(...ids.map(figure));
+  panel.scrollTop = 0;
+}
+
+for (const button of document.querySelectorAll(".copy")) {
+  if (!navigator.clipboard) continue; // only pages that the browser trusts may write there
+  button.hidden = false;
+  button.addEventListener("click", async () => {
+    await navigator.clipboard.writeText(button.previousElementSibling.textContent);
+    button.textContent = "Copied";
+    setTimeout(() => { button.textContent = "Copy"; }, 1500);
+  });
+}
+
 const matrix = document.querySelector(".matrix");
 if (matrix) {
   const buttons = [...matrix.querySelectorAll("button")];
   matrix.addEventListener("click", event => {
     const button = event.target.closest("button");
-    if (button) show(button.title, cells[button.dataset.cell], Number(button.textContent));
+    if (button) fill(button);
   });
+  // The commonest confusion is open at first, and only a cell that somebody selects is read out.
+  const confusions = buttons.filter(button => button.classList.contains("miss"));
+  const first = confusions.reduce((a, b) => Number(b.dataset.count) > Number(a.dataset.count) ? b : a, confusions[0]);
+  if (first) fill(first);
+  document.querySelector(".cell").setAttribute("aria-live", "polite");
   // Arrow keys go to the next cell that can be opened, in the row or in the column.
   matrix.addEventListener("keydown", event => {
     const step = { ArrowRight: [0, 1], ArrowLeft: [0, -1], ArrowDown: [1, 0], ArrowUp: [-1, 0] }[event.key];
@@ -60,18 +85,41 @@ if (matrix) {
 
 const map = document.querySelector(".map");
 if (map) {
+  // Photos on their dots, which become rings in the color of the class.
+  const toggle = document.getElementById("map-photos");
+  toggle.hidden = false;
+  toggle.addEventListener("click", () => {
+    const on = toggle.getAttribute("aria-pressed") !== "true";
+    toggle.setAttribute("aria-pressed", on);
+    map.classList.toggle("pictures", on);
+    for (const picture of map.querySelectorAll("image")) picture.remove();
+    for (const dot of on ? map.querySelectorAll(".dot") : []) {
+      const id = dot.dataset.photoDot, uri = photos[id] && source(id);
+      if (!uri) continue;
+      const picture = document.createElementNS("http://www.w3.org/2000/svg", "image");
+      const placed = { href: uri, x: dot.cx.baseVal.value - 12, y: dot.cy.baseVal.value - 12, width: 24, height: 24,
+        class: dot.getAttribute("class").replace("dot", "dot-photo"), preserveAspectRatio: "xMidYMid slice" };
+      for (const [name, value] of Object.entries(placed)) picture.setAttribute(name, value);
+      picture.dataset.photoDot = id;
+      dot.after(picture);
+    }
+    pick();
+  });
   map.addEventListener("click", event => {
     const id = event.target.dataset.photoDot;
     if (photos[id]) show(photos[id].file, [Number(id)], 1);
   });
+  function pick() {
+    const picked = [...document.querySelectorAll('.legend button[aria-pressed="true"]')].map(b => b.dataset.label);
+    map.classList.toggle("picked", picked.length > 0);
+    for (const dot of map.querySelectorAll("[data-photo-dot]")) {
+      dot.classList.toggle("on", picked.some(label => dot.classList.contains(`k${label}`)));
+    }
+  }
   for (const button of document.querySelectorAll(".legend button")) {
     button.addEventListener("click", () => {
       button.setAttribute("aria-pressed", button.getAttribute("aria-pressed") !== "true");
-      const picked = [...document.querySelectorAll('.legend button[aria-pressed="true"]')].map(b => b.dataset.label);
-      map.classList.toggle("picked", picked.length > 0);
-      for (const dot of map.querySelectorAll(".dot")) {
-        dot.classList.toggle("on", picked.some(label => dot.classList.contains(`k${label}`)));
-      }
+      pick();
     });
   }
 }

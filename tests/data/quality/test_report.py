@@ -329,7 +329,7 @@ def test_the_rank_command(planted, tmp_path, monkeypatch, capsys):
     assert printed == json.loads((tmp_path / "out/check.json").read_text())
     assert printed["images"] == len(planted) and printed["findings"][0]["kind"] == "unreadable"
     page = (tmp_path / "out/gallery.html").read_text()
-    assert page.count("<img") > 10 and "http" not in page
+    assert page.count("<img") > 10 and "http:" not in page and "https:" not in page
     assert len(read_exclude_list(tmp_path / "out/exclude.csv")) == 5
     with pytest.raises(DataError, match="inside the photos"):
         run(planted.root, "--out", planted.root / "check")
