@@ -108,7 +108,7 @@ def score(logits: Tensor, labels: Tensor) -> Scores:
     )
 
 
-def wilson(correct: float, total: int, z: float = 1.96) -> tuple[float, float]:
+def wilson(correct: float, total: float, z: float = 1.96) -> tuple[float, float]:
     """Wilson score interval of a proportion, accurate near 0 and 1 too; `z` standard deviations, 1.96 for 95%."""
     fraction = correct / total
     center = (fraction + z**2 / (2 * total)) / (1 + z**2 / total)

@@ -94,7 +94,7 @@ def figures_of_test(
         pictures = dict(zip(chosen, made, strict=True))
         network = source
         cams = source.attempt("Grad-CAM", lambda: grad_cams(run, mistakes[:EXPLAINED], prep, network), {})
-        similar = source.attempt("similar photos", lambda: similar_photos(run, mistakes, prep, network), {})
+        similar = source.attempt("similar photos", lambda: find_similar(run, mistakes, prep, network), {})
 
     def figures(members: Sequence[int]) -> list[dict[str, Any]]:
         return [figure(run, index, pictures.pop(index, "")) for index in members]
@@ -215,7 +215,7 @@ def grad_cams(
     return found
 
 
-def similar_photos(
+def find_similar(
     run: RunSummary, mistakes: Sequence[int], prep: Preprocessing, source: Source
 ) -> dict[int, list[tuple[str, str, str]]]:
     """(file, class, picture) of the training photos whose features are most like those of each mistake, by index.

@@ -11,10 +11,12 @@ from flowers_torch.config_file import load_config, to_toml
 from flowers_torch.data.splits.kfold import make_folds
 from flowers_torch.data.splits.split_file import load_split
 from flowers_torch.errors import DataError, UsageError, printable
-from flowers_torch.evaluation.metrics import PREDICTION_COLUMNS
+from flowers_torch.evaluation.metrics import PREDICTION_COLUMNS, wilson
 from flowers_torch.files.atomic import write_csv, write_json, write_text
 from flowers_torch.files.reading import read_csv, read_json
 from flowers_torch.log import log
+from flowers_torch.report.attempt import Attempt
+from flowers_torch.report.crossval_page import write_crossval_report
 from flowers_torch.runs import recipe
 from flowers_torch.runs.dataset import open_images
 from flowers_torch.runs.folder import new_run_folder
@@ -97,7 +99,12 @@ def resume(out: Path, data: str = "", command: Sequence[str] | None = None) -> d
     mean, std = summary["mean"], summary["std"]
     log.info(f"folds    accuracy {mean:.4f} +- {std:.4f} over {len(runs)} networks; see {printable(out)}")
     for row in summary["by_seed"]:
-        log.info(f"seed {row['seed']:3} {row['correct']} of {row['images']} photos correct: {row['accuracy']:.4f}")
+        low, high = row["interval_95"]
+        count = f"{row['correct']} of {row['images']} photos correct"
+        log.info(f"seed {row['seed']:3} {count}: {row['accuracy']:.4f} (95% interval {low:.3f} .. {high:.3f})")
+    arguments = (out, summary, rows, filtered.dataset, config.arch)
+    if page := Attempt()("the page", lambda: write_crossval_report(*arguments), None):
+        log.info(f"report   {printable(page)}")
     return summary
 
 
@@ -114,7 +121,8 @@ def _summary(runs: list[dict[str, Any]], folds: int, repeats: int) -> dict[str, 
         own = [run for run in runs if run["seed"] == seed]
         correct, photos = (sum(run[key] for run in own) for key in ("correct", "images"))
         if len(own) == folds:
-            by_seed.append({"seed": seed, "correct": correct, "images": photos, "accuracy": correct / photos})
+            found = {"seed": seed, "correct": correct, "images": photos, "accuracy": correct / photos}
+            by_seed.append(found | {"interval_95": list(wilson(correct, photos))})
     return {
         "folds": folds,
         "repeats": repeats,

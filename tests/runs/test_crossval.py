@@ -6,8 +6,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from flowers_torch.cli import main
+from flowers_torch.data.dataset import ImageDataset
+from flowers_torch.evaluation.metrics import wilson
+from flowers_torch.report.crossval_page import class_rows, confusions, mistakes
+from flowers_torch.report.templating import percent
 from flowers_torch.runs import crossval
 from flowers_torch.runs.ensemble import run_folders
 
@@ -39,6 +44,41 @@ def test_the_summary(finished: Path) -> None:
     assert summary["std"] >= 0 and summary["finished"]
     (whole,) = summary["by_seed"]
     assert whole["images"] == 60 and whole["accuracy"] == sum(run["correct"] for run in summary["runs"]) / 60
+
+
+def test_the_report(finished: Path, photo_folder: Path) -> None:
+    page = (finished / "report.html").read_text(encoding="utf-8")
+    summary = json.loads((finished / "crossval.json").read_text())
+    assert all(f'href="seed0-fold{fold}/report.html"' in page for fold in range(3))
+    low, high = summary["by_seed"][0]["interval_95"]
+    assert low <= summary["by_seed"][0]["accuracy"] <= high and percent(low) in page and percent(high) in page
+    with (finished / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    wrong = [row["file"] for row in rows if row["correct"] == "0"]
+    assert page.count("<figure>") == min(len(wrong), 36) and all(name in page for name in wrong[:36])
+    assert {row["name"]: row["photos"] for row in class_rows(rows, 1)} == {"blue": 20, "green": 20, "red": 20}
+
+
+def test_repeats_count_each_photo_once() -> None:
+    row = {"fold": 0, "label": "a", "predicted": "b", "probability": "0.9"}
+    rows = [
+        row | {"seed": seed, "file": f"a/{n}.png", "correct": str(int(n > seed))} for seed in (0, 1) for n in range(4)
+    ]
+    (found,) = class_rows(rows, 2)
+    assert (found["photos"], found["recall"]) == (4, 5 / 8) and found["interval"] == wilson(2.5, 4)
+    assert confusions(rows) == [("a", "b", 3)]
+    shown = mistakes(rows, 2, ImageDataset("", Path("/nowhere"), ("a",), ("a/0.png",), (0,)))
+    assert [photo["file"] for photo in shown] == ["a/0.png", "a/1.png"] and shown[0][
+        "often"
+    ] == "wrong in 2 of 2 repeats"
+
+
+def test_the_report_shows_no_file_outside_of_the_photos(tmp_path: Path) -> None:
+    Image.new("RGB", (40, 40)).save(tmp_path / "private.png")
+    (tmp_path / "photos").mkdir()
+    dataset = ImageDataset("", tmp_path / "photos", ("a",), ("a/0.png",), (0,))
+    row = {"file": "../private.png", "label": "a", "predicted": "<b>", "probability": "1", "correct": "0", "seed": 0}
+    assert [photo["src"] for photo in mistakes([row], 1, dataset)] == [""]
 
 
 def test_an_interrupted_cross_validation_continues(
