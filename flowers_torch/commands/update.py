@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> None:
     from flowers_torch.log import console
     from flowers_torch.runs import recipe
     from flowers_torch.runs.folder import find_run_folder
-    from flowers_torch.runs.update import compare_with_parent, update
+    from flowers_torch.runs.update import compare_with_parent, report_comparison, update
 
     folder = find_run_folder(args.run)
     with console(args.quiet):
@@ -60,3 +60,4 @@ def run(args: argparse.Namespace) -> None:
         set_allocator_of_run(unfinished)
         recipe.resume(unfinished, {"data": args.moved} if args.moved else None)
         compare_with_parent(folder, unfinished)
+        report_comparison(unfinished)

@@ -83,9 +83,12 @@ def figures_of_test(
     mistakes = [i for i in highest_loss if run.predicted[i] != int(run.labels[i])][:MISTAKES]
     by_confidence = run.probabilities.amax(1).argsort().tolist()
     least, most = by_confidence[:EXTREMES], by_confidence[::-1][:EXTREMES]
+    place = {path: index for index, path in enumerate(run.paths)}
+    changed = [run.update.get(name, []) for name in ("only_first", "only_second")]
+    lost, won = ([place[path] for path in paths if path in place][:EXTREMES] for paths in changed)
     by_class = [(run.labels == label).nonzero()[:, 0].tolist() for label in range(len(run.classes))]
     turns = [index for turn in itertools.zip_longest(*by_class) for index in turn if index is not None]
-    chosen = list(dict.fromkeys([*mistakes, *least, *most, *turns]))[:TEST_PICTURES]
+    chosen = list(dict.fromkeys([*lost, *won, *mistakes, *least, *most, *turns]))[:TEST_PICTURES]
     pictures: dict[int, str] = {}
     cams: dict[int, dict[str, str]] = {}
     similar: dict[int, list[tuple[str, str, str]]] = {}
@@ -100,6 +103,8 @@ def figures_of_test(
         return [figure(run, index, pictures.pop(index, "")) for index in members]
 
     shown = {
+        "lost": figures(lost),
+        "won": figures(won),
         "explained": [(figure(run, index), cam) for index, cam in cams.items()],
         "mistakes": figures([index for index in mistakes if index not in cams]),
         "least_confident": figures(least),

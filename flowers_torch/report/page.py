@@ -29,6 +29,7 @@ CONFUSIONS = 60  # in that list
 FEW_FOR_ACCURACY = 100  # with fewer test photos the page leads with the interval
 SECTIONS = {
     "summary": "Summary",
+    "update": "Before and after",
     "learning": "Training",
     "classes": "Classes",
     "confusion": "Confusion matrix",
@@ -82,11 +83,10 @@ def write_report(folder: Path, info: ModelInfo, source: Source | None) -> Path:
     value_range = info.preprocessing.value_range
     other = partial(image_sections.other_figures, run, mirror=info.mirror, value_range=value_range)
     values |= _figures(attempt, source, of_test) | _figures(attempt, source, other)
-    titles = SECTIONS | {"learning": "Training" if run.history else "", "map": "Map" if values["dots"] else ""}
+    there = {"update": run.update, "learning": run.history, "map": values["dots"]}
+    titles = {name: title for name, title in SECTIONS.items() if there.get(name, True)}
     sections = {
-        name: (title, attempt(title, partial(_section, name, values), LEFT_OUT))
-        for name, title in titles.items()
-        if title
+        name: (title, attempt(title, partial(_section, name, values), LEFT_OUT)) for name, title in titles.items()
     }
     page = render("report.html.jinja", values | {"sections": sections, "lacks": attempt.lines})
     write_text(folder / REPORT_FILE, page)

@@ -14,6 +14,7 @@ from flowers_torch.evaluation.metrics import Scores, score
 from flowers_torch.evaluation.predictions import RunPredictions, load_predictions
 from flowers_torch.files.reading import check, read_bytes, read_csv, read_json, read_toml, reading
 
+UPDATE_FILE = "update.json"
 LABEL_ISSUES_FILE = "label_issues.json"  # label issues and learning curve, where they were computed
 FRACTION = (0.0, 1.0)
 LOSS = (0.0, 1e300)
@@ -36,6 +37,14 @@ LABEL_ISSUES_FORM = {
     "curve": [{"images": (0.0, 1e9), "accuracy": FRACTION, "low": FRACTION, "high": FRACTION, "spread": FRACTION}],
     "label_issues": [ISSUE],
 }
+UPDATE_FORM = {  # what `update` wrote about the model that it started from
+    **{name: (0, 10**9) for name in ("images", "first_correct", "second_correct")},
+    **{name: [str] for name in ("only_first", "only_second")},
+    "p_value": FRACTION,
+    "interval": [(-1.0, 1.0), 2, 2],
+    "former": str,
+    "new_classes": {str: [(0, 10**9), 2, 2]},
+}
 STAGE_FORM = {"name": str, "train": object, "epochs": (0, 10**9), "augment": str, "lr?": float}
 
 
@@ -54,6 +63,7 @@ class RunSummary:
     history: list[dict[str, Any]]
     metrics: dict[str, Any]
     label_issues: dict[str, Any]  # empty where they were not computed
+    update: dict[str, Any]  # the comparison with the model that it started from; empty without one
     predictions: RunPredictions
     classes: tuple[str, ...]
     paths: tuple[str, ...]
@@ -98,6 +108,7 @@ def read_run(folder: Path) -> RunSummary:
         history=read_history(folder),
         metrics=_read_values(folder / "metrics.json", METRICS_FORM),
         label_issues=issues,
+        update=_read_values(folder / UPDATE_FILE, UPDATE_FORM),
         predictions=predictions,
         classes=predictions.classes,
         paths=predictions.paths["test"],

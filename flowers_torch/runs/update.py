@@ -32,9 +32,13 @@ from flowers_torch.files.system import link_or_copy
 from flowers_torch.files.tensors import safe_load
 from flowers_torch.log import RESULT, log
 from flowers_torch.models.checkpoint import load_classifier, read_model_info
+from flowers_torch.report.attempt import Attempt
+from flowers_torch.report.run_summary import UPDATE_FILE
 from flowers_torch.runs import recipe
 from flowers_torch.runs.dataset import images_of, log_reading
+from flowers_torch.runs.experiment import Experiment
 from flowers_torch.runs.folder import new_run_folder
+from flowers_torch.runs.results import write_run_report
 from flowers_torch.training.checkpoint import MODEL_FILE
 from flowers_torch.training.device import choose_runtime, runtime_of_run
 
@@ -96,7 +100,14 @@ def update(
     command = command or ["flowers-torch", "update", str(folder.absolute()), again]
     recipe.train(config, new_folder, overwrite=True, command=command)
     compare_with_parent(folder, new_folder, config.device)
+    report_comparison(new_folder, config.device)
     return new_folder
+
+
+def report_comparison(folder: Path, device: str = "auto") -> None:
+    """Writes the report of an updated run again, now with the comparison."""
+    experiment, model = Experiment.open(folder, device)
+    Attempt()("the page", lambda: write_run_report(experiment, model, experiment.info), None)
 
 
 def _config_of_update(folder: Path, former: Config, changes: dict[str, Any]) -> Config:
@@ -201,5 +212,5 @@ def compare_with_parent(former: Path, folder: Path, device: str = "auto") -> Com
     if result.p_value < 0.05 and now < then:
         log.info(f"note     keep {printable(former)}, or train longer: it has lost what it knew")
     content = dataclasses.asdict(result) | {"former": str(former.absolute()), "new_classes": fresh}
-    write_json(folder / "update.json", content)
+    write_json(folder / UPDATE_FILE, content)
     return result

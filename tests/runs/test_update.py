@@ -103,6 +103,15 @@ def test_both_are_compared_on_photos_that_neither_saw(former: Path, updated: Pat
     assert torch.tensor(found["interval"]).isfinite().all()
 
 
+def test_the_report_shows_before_and_after(updated: Path) -> None:
+    found = json.loads((updated / "update.json").read_text())
+    page = (updated / "report.html").read_text(encoding="utf-8")
+    section = page.partition('<section id="update"')[2].partition("</section>")[0]
+    assert f"{found['first_correct']} of {found['images']}" in section and "new class yellow" in section
+    shown = [*found["only_first"][:8], *found["only_second"][:8]]
+    assert section.count("<figure>") == len(shown) and all(path in section for path in shown)
+
+
 def test_what_would_spoil_the_test_is_refused_before_anything_is_written(former: Path, tmp_path: Path) -> None:
     test = sorted(read_split(former / "split.json")["splits"]["test"])[0]
     for part, seed in (("train", 5), ("test", 6)):
@@ -162,6 +171,7 @@ def test_groups_of_known_and_new_photos_stay_together(
     trained: list[Config] = []
     monkeypatch.setattr(recipe, "train", lambda config, folder, **_: trained.append(config))
     monkeypatch.setattr("flowers_torch.runs.update.compare_with_parent", lambda *_: None)
+    monkeypatch.setattr("flowers_torch.runs.update.report_comparison", lambda *_: None)
     assert (
         main(
             [
