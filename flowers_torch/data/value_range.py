@@ -146,7 +146,8 @@ def join_bytes(high: Image.Image, low: Image.Image, value_range: Range) -> Image
 
 def _scaled(values: np.ndarray, value_range: Range, inverted: bool) -> np.ndarray:
     low, high = value_range
-    numbers = np.nan_to_num(values.astype(np.float64), nan=low, posinf=high, neginf=low)
+    with np.errstate(invalid="ignore"):  # signaling NaNs
+        numbers = np.nan_to_num(values.astype(np.float64), nan=low, posinf=high, neginf=low)
     if numbers.size and (numbers.max() > high or numbers.min() < low):
         _warn_of_clipping(value_range)  # guard: D15 clipped
     levels = ((numbers - low) * (255 / (high - low))).round().clip(0, 255).astype(np.uint8)

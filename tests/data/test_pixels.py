@@ -106,6 +106,10 @@ def test_other_numbers_use_their_own_extremes():
     content = tiff(hole, 3)
     assert range_of(measure_values(io.BytesIO(content))) == (0.0, 1.0)
     assert read(content, value_range=(0.0, 1.0))[3, 3].tolist() == [0, 0, 0]
+    hole.view(np.uint32)[3, 3] = 0x7FA00000  # a signaling NaN, whose conversion NumPy warns of
+    signaling = tiff(hole, 3)
+    assert range_of(measure_values(io.BytesIO(signaling))) == (0.0, 1.0)
+    assert np.array_equal(read(signaling, value_range=(0.0, 1.0)), read(content, value_range=(0.0, 1.0)))
     with pytest.raises(DataError, match="none of its pixels is a finite number"):
         measure_values(io.BytesIO(tiff(np.full((4, 4), np.nan, np.float32), 3)))
     with pytest.raises(DataError, match="TIFF image of a kind that is not read"):

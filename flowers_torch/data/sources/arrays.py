@@ -83,7 +83,9 @@ def _to_indices(labels: np.ndarray, count: int, classes: int | None, notes: list
         notes.append(f"one-hot labels of shape {shape}: converted to indices")
     if labels.shape != (count,):
         raise DataError(f"there are {count} images, but labels of shape {shape}", "give one label for each image")
-    whole = labels.dtype.kind == "f" and bool((labels == np.rint(labels)).all() and (abs(labels) < MAX_CLASSES).all())
+    with np.errstate(invalid="ignore"):  # signaling NaNs
+        integral = labels.dtype.kind == "f" and bool((labels == np.rint(labels)).all())
+    whole = integral and bool((abs(labels) < MAX_CLASSES).all())
     if labels.dtype.kind not in "iub" and not whole:
         raise DataError(f"labels have the type {labels.dtype}", "give class indices from 0")
     labels = labels.astype(np.int64)

@@ -7,6 +7,8 @@ import io
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
 from flowers_torch.data.dataset import ImageDataset
 from flowers_torch.data.sources.archives import extract_archive, extract_to_cache
 from flowers_torch.data.sources.tree import list_folder
@@ -119,7 +121,8 @@ def official_split(dataset: ImageDataset, which: int, cache: Path | None = None)
         content = loadmat(
             io.BytesIO(read_bytes(path, kind, DataError, SPLITS_BYTES)), variable_names=list(keys.values())
         )
-        splits = {split: sorted((content[key].ravel().astype(int) - 1).tolist()) for split, key in keys.items()}
+        with np.errstate(all="ignore"):  # the check below finds what is no number of a photo
+            splits = {split: sorted((content[key].ravel().astype(int) - 1).tolist()) for split, key in keys.items()}
         if sorted(sum(splits.values(), [])) != list(range(len(PATHS))):
             raise ValueError("some photos are in no split or in several")
     return by_file_name(splits, dataset)

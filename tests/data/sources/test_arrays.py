@@ -88,6 +88,8 @@ def test_label_layouts(labels, message):
         (LABELS * 0.5, "type float64"),
         (np.eye(3)[LABELS] * 0.5, "not one-hot"),
         (np.array(["a"] * 12), "type <U1"),
+        (np.array([0x7FA00000] * 12, np.uint32).view(np.float32), "type float32"),  # signaling NaNs
+        (np.where(LABELS == 1, np.inf, LABELS), "type float64"),
     ],
 )
 def test_invalid_labels(labels, message):

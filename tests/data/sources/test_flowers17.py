@@ -184,11 +184,11 @@ def test_invalid_official_splits(dataset, splits_file, monkeypatch, tmp_path):
             official_split(dataset, 1)
     import scipy.io
 
-    changed = dict(splits_file[1])
-    changed["tst1"] = changed["val1"]
-    scipy.io.savemat(path, changed)
-    with pytest.raises(DataError, match="is not a split of the 1360 photos"):
-        official_split(dataset, 1)
+    numbers = splits_file[1]["val1"]
+    for wrong in (numbers, numbers * np.nan, numbers * 1e300):
+        scipy.io.savemat(path, splits_file[1] | {"tst1": wrong})
+        with pytest.raises(DataError, match="is not a split of the 1360 photos"):
+            official_split(dataset, 1)
     path.unlink()
     monkeypatch.setattr(module, "SPLITS_URL", (tmp_path / "none").as_uri())
     with pytest.raises(ResourceError, match="beside the archive"):
