@@ -74,7 +74,7 @@ def test_off_is_plain_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
     assert OFF.training_network(model, CPU, SIZE) is model
     assert OFF.frozen_network(model, lambda network: network(images())) is model
     assert OFF.compiled(model, 8) is None
-    assert OFF.tuned(CPU, model, SIZE, True) is CPU
+    assert OFF.tuned(CPU, model, SIZE, True).precision == "fp32"
     open_choice = dataclasses.replace(CPU, precision="bf16", fixed=False)
     assert OFF.tuned(open_choice, model, SIZE, True).precision == "fp32"
     OFF.set_allocator(CPU)
