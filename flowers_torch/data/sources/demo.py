@@ -3,9 +3,6 @@
 Every color occurs in two forms, which share backgrounds, poses and light: the mean color does not reveal the class.
 """
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,11 +11,9 @@ from PIL import Image, ImageFilter
 
 from flowers_torch.data.sources.drawing import Array, Color, Drawing, Petal, Pose, to_bytes
 from flowers_torch.errors import UsageError, printable
-from flowers_torch.files.system import usable_cores
 
 RGB = tuple[float, float, float]
 Range = tuple[float, float]
-IMAGES_PER_PROCESS = 200  # drawn in the time that a process takes to start, and more
 SUPERSAMPLING = 3  # flowers are drawn this much larger and averaged down, for smooth edges
 TURN = 2 * np.pi
 
@@ -52,32 +47,9 @@ def draw_demo(folder: Path, classes: int = 6, per_class: int = 150, size: int = 
         raise UsageError(f"demo data of {per_class} images of {size} pixels", "choose at least 1 and 16")
     if folder.exists() and any(folder.iterdir()):
         raise UsageError(f"demo data would be mixed into {printable(folder)}", "name a new folder")
-    for form in list(FORMS)[:classes]:
-        (folder / form).mkdir(parents=True)
-    count = max(1, min(usable_cores(), classes * per_class // IMAGES_PER_PROCESS))
-    arguments = (classes, per_class, size, seed)
-    here = str(Path(__file__).parents[3])  # the package may have been found in the script's folder
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))}
-    processes: list[subprocess.Popen[bytes]] = []
-    try:
-        for shard in range(1, count):
-            command = [sys.executable, "-m", "flowers_torch.data.sources.demo", str(folder)]
-            command += map(str, (*arguments, shard, count))
-            processes.append(subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL))
-        _draw_shard(folder, *arguments, 0, count)
-        for shard, process in enumerate(processes, 1):
-            if process.wait():  # out of memory, for example
-                _draw_shard(folder, *arguments, shard, count)
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-
-
-def _draw_shard(folder: Path, classes: int, per_class: int, size: int, seed: int, shard: int, count: int) -> None:
-    """Draws each `count`-th image of each class, beginning with the one at `shard`."""
     for number, form in enumerate(list(FORMS)[:classes]):
-        for index in range(shard, per_class, count):
+        (folder / form).mkdir(parents=True)
+        for index in range(per_class):
             image = draw_picture(form, size, np.random.default_rng([seed, number, index]))
             image.save(folder / form / f"{form}_{index:04d}.jpg", quality=92, subsampling=0)
 
@@ -238,7 +210,3 @@ def _green(rng: np.random.Generator) -> Color:
 
 def _vary(color: Array | RGB, rng: np.random.Generator) -> Color:
     return np.asarray(color) * rng.uniform(0.88, 1.12) + rng.uniform(-0.04, 0.04, 3)
-
-
-if __name__ == "__main__":
-    _draw_shard(Path(sys.argv[1]), *map(int, sys.argv[2:]))

@@ -1,7 +1,5 @@
 """The demo dataset: reproducible, and its classes do not differ by color."""
 
-import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +7,6 @@ import pytest
 import torch
 from PIL import Image
 
-from flowers_torch.data.sources import demo
 from flowers_torch.data.sources.demo import FORMS, draw_demo, draw_picture
 from flowers_torch.data.sources.flowers17 import CLASSES
 from flowers_torch.data.sources.folders import find_images
@@ -107,18 +104,6 @@ def test_another_seed_draws_other_images(tmp_path):
     draw_demo(tmp_path / "b", classes=2, per_class=2, size=32, seed=1)
     first, second = contents(tmp_path / "a"), contents(tmp_path / "b")
     assert first.keys() == second.keys() and not set(first.values()) & set(second.values())
-
-
-@pytest.mark.parametrize("fails", [False, True])
-def test_processes_draw_the_same_images(fails: bool, tmp_path, monkeypatch):
-    monkeypatch.setattr(demo, "IMAGES_PER_PROCESS", 4)
-    drawn = []
-    for cores in (1, 3):
-        monkeypatch.setattr(demo, "usable_cores", lambda cores=cores: cores)
-        monkeypatch.setattr(sys, "executable", shutil.which("false") if fails else sys.executable)
-        draw_demo(tmp_path / str(cores), classes=2, per_class=7, size=16)
-        drawn.append({path.name: path.read_bytes() for path in (tmp_path / str(cores)).glob("*/*.jpg")})
-    assert len(drawn[0]) == 14 and drawn[0] == drawn[1]
 
 
 def test_the_demo_is_a_folder_of_class_folders(tmp_path):
