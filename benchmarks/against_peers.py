@@ -9,7 +9,8 @@
 rounds is shown with the lowest and the highest. `train` times whole processes from start to test on the same
 photos of the same split: seconds until validation first reached 95% and 97%, and how much faster ours reached
 the accuracy of each peer. With `--tutorial` it is the Keras tutorial's 2 + 2 epochs at batch 64. Ours begins
-with an empty cache, checks its photos and writes its report within its time; the peers do neither.
+with an empty cache, checks its photos and writes its report within its time; the peers do neither. A CPU
+without bf16 has no contestants in bf16.
 """
 
 import argparse
@@ -31,6 +32,7 @@ from flowers_torch.config_file import load_config
 from flowers_torch.models.factory import create_model
 from flowers_torch.models.pretrained import offline_state_dict
 from flowers_torch.runs.dataset import choose_splits, open_images
+from flowers_torch.training.device import cpu_computes_bf16
 
 HERE = Path(__file__).parent
 IN_KERAS = ("inception_v3", "resnet50")
@@ -77,7 +79,8 @@ def peers(args: argparse.Namespace, folder: Path, flags: list[str]) -> dict[str,
         torch_weights = ["--weights", str(folder / "lite0.pth")]
     if args.arch == "inception_v3" and args.weights:
         keras_weights = ["--weights", str(args.weights)]
-    for half, more in (("", []), (", bf16", ["--bf16"])):
+    bf16 = {", bf16": ["--bf16"]} if cpu_computes_bf16() else {}  # emulated, it takes many times as long
+    for half, more in ({"": []} | bf16).items():
         if torch_weights or args.what == "steps":
             found[f"plain loop{half}"] = script(sys.executable, "plain_torch.py", *torch_weights, *more)
             if python := os.environ.get("FASTAI_PYTHON"):
@@ -123,7 +126,7 @@ def steps(args: argparse.Namespace, folder: Path) -> None:
             print(f"| {name}{how} | {spread(rates)} |")
             size = {"arch": args.arch, "size": args.size, "batch_size": args.batch_size}
             info(args.results, what="steps", kind=kind, **size, name=name + how, images_per_second=rates)
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in (torch.float32, torch.bfloat16) if cpu_computes_bf16() else (torch.float32,):
         peak = matmul_peak(dtype)
         print(f"| ceiling, {str(dtype)[6:]}: {peak / 1e9:.0f} G/s in a product | {peak / work:.1f} |")
 

@@ -19,6 +19,7 @@ from typing import Any
 from processes import gib, info, run_training, spread
 
 from flowers_torch.accelerate import AUTO
+from flowers_torch.training.device import cpu_computes_bf16
 
 KINDS = {"head only": ["--head-only"], "fine-tuning": ["--epochs", "1,2"]}
 AGAIN = "again, features known"  # with the cache of the run before
@@ -78,7 +79,8 @@ def main() -> None:
     args = parser.parse_args()
     runs: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     kinds = {kind: KINDS[kind] for kind in args.runs.split(";")}
-    names = {name for kind in kinds for name in VARIANTS[kind]}
+    emulated = set() if cpu_computes_bf16() else {"bf16"}  # a variant that would take many times as long
+    names = {name for kind in kinds for name in VARIANTS[kind]} - emulated
     wanted = {"as it is", *args.only.split(";")} if args.only else names
     if unknown := wanted - names:
         parser.error(f"no variant {', '.join(unknown)}; there are {'; '.join(sorted(names))}")

@@ -4,6 +4,7 @@ docs/acceleration.md gives the reason and the gain of each trick. `training`, `m
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import torch
@@ -76,13 +77,13 @@ class Acceleration:
         """A compiled call of a plain network for batches of `batch_size`; None without the trick `compile`."""
         return CompiledNetwork(network, batch_size) if "compile" in self.tricks else None
 
-    def tuned(self, runtime: Runtime, model: nn.Module, size: int, backward: bool) -> Runtime:
+    def tuned(
+        self, runtime: Runtime, model: nn.Module, size: int, backward: bool, images_ahead: float = math.inf
+    ) -> Runtime:
         """The runtime with the fastest precision that the user leaves open; the arguments are `autotune`'s."""
-        if runtime.fixed:
-            return runtime
-        if "precision" in self.tricks:
-            return autotune(runtime, model, size, backward)
-        return dataclasses.replace(runtime, precision="fp32", reason="not tuned", fixed=True)
+        if "precision" not in self.tricks and not runtime.fixed:
+            runtime = dataclasses.replace(runtime, precision="fp32", reason="not tuned", fixed=True)
+        return autotune(runtime, model, size, backward, images_ahead)
 
     def set_allocator(self, runtime: Runtime) -> None:
         """Keeps freed memory in this process from now on, where a CPU computes; for the command line only."""

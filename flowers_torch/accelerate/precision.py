@@ -2,7 +2,9 @@
 
 import contextlib
 import dataclasses
+import math
 import time
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -13,31 +15,39 @@ from flowers_torch.models.inspect.trace import at_inference
 from flowers_torch.training.device import Runtime
 
 TUNING_SECONDS = 2.0
+ESTIMATE_SECONDS = 0.5  # of timing a precision that is the only one
+SHORT_RUN_SECONDS = 5.0  # of work in the first candidate, below which no other one is tried
 BATCH_SIZE, STEPS = {"cuda": 16}, {"cuda": 4}  # images of a timed batch and steps in a row; else 4 and 1
 MIN_GAIN = {"cuda": 1.05}  # over a candidate tried earlier, where timings vary
 MAX_DEVIATION = 0.1  # L2 of the output in half precision, relative to that in fp32
 
 
-def autotune(runtime: Runtime, model: nn.Module, size: int, backward: bool = True) -> Runtime:
+def autotune(
+    runtime: Runtime, model: nn.Module, size: int, backward: bool = True, images_ahead: float = math.inf
+) -> Runtime:
     """Times a step with each candidate and returns the fastest one; random numbers and buffers are restored.
 
     Args:
-        runtime: As chosen for the machine.
+        runtime: As chosen for the machine. If its precision is fixed, a CPU still times it, for an estimate of
+            the duration.
         model: On the device, in the modes of its training.
         size: Side of the input images in pixels.
         backward: Whether to time a training step; else the forward pass of a frozen network.
+        images_ahead: Images that the run will compute; one of two epochs counts twice.
     """
+    if runtime.fixed:
+        return _timed(runtime, model, size, backward) if runtime.device.type == "cpu" else runtime
     deadline = time.perf_counter() + TUNING_SECONDS
-    buffers = {name: value.clone() for name, value in model.named_buffers()}
     rates: dict[Runtime, float] = {}
     remarks: list[str] = []
-    kind = runtime.device.type
-    with torch.random.fork_rng(devices=[runtime.device] if kind == "cuda" else []):
-        batch = torch.randn(BATCH_SIZE.get(kind, 4), 3, size, size)
+    with _random_batch(runtime, size) as batch:
         fp32 = dataclasses.replace(runtime, precision="fp32")
         expected = _output(fp32, model, fp32.images(batch))
         for candidate in _candidates(runtime):
             name = _name(candidate)
+            if rates and images_ahead < SHORT_RUN_SECONDS * max(rates.values()):
+                remarks.append(f"too little work to try {name}")
+                continue
             if len(rates) > 1 and time.perf_counter() > deadline:
                 remarks.append(f"no time for {name}")
                 continue
@@ -47,17 +57,40 @@ def autotune(runtime: Runtime, model: nn.Module, size: int, backward: bool = Tru
             if not deviation <= MAX_DEVIATION:
                 remarks.append(f"{name} deviates by {deviation:.2g}")
                 continue
-            rates[candidate] = len(batch) / _fastest_step(candidate, model, images, backward, deadline)
-            model.zero_grad(set_to_none=True)
-            for buffer_name, value in model.named_buffers():
-                value.copy_(buffers[buffer_name])
+            rates[candidate] = _rate(candidate, model, images, backward, deadline)
     best = next(iter(rates))
     for candidate, rate in rates.items():
-        if rate > MIN_GAIN.get(kind, 1.0) * rates[best]:
+        if rate > MIN_GAIN.get(runtime.device.type, 1.0) * rates[best]:
             best = candidate
     figures = [f"{_name(candidate)} {rate:.1f} img/s" for candidate, rate in rates.items()]
     reason = f"fastest of {', '.join([*figures, *remarks])}"
     return dataclasses.replace(best, reason=reason, fixed=True, rate=rates[best])
+
+
+def _timed(runtime: Runtime, model: nn.Module, size: int, backward: bool) -> Runtime:
+    """The runtime with the rate of a step."""
+    deadline = time.perf_counter() + ESTIMATE_SECONDS
+    with _random_batch(runtime, size) as batch:
+        rate = _rate(runtime, model, runtime.images(batch), backward, deadline)
+    return dataclasses.replace(runtime, reason=f"{runtime.reason}; {rate:.1f} img/s", rate=rate)
+
+
+@contextlib.contextmanager
+def _random_batch(runtime: Runtime, size: int) -> Iterator[Tensor]:
+    """Random images (N, 3, size, size); inside, random numbers are those of a copy of the generators."""
+    kind = runtime.device.type
+    with torch.random.fork_rng(devices=[runtime.device] if kind == "cuda" else []):
+        yield torch.randn(BATCH_SIZE.get(kind, 4), 3, size, size)
+
+
+def _rate(runtime: Runtime, model: nn.Module, images: Tensor, backward: bool, deadline: float) -> float:
+    """Images per second; gradients are dropped and buffers restored."""
+    buffers = {name: value.clone() for name, value in model.named_buffers()}
+    rate = len(images) / _fastest_step(runtime, model, images, backward, deadline)
+    model.zero_grad(set_to_none=True)
+    for name, value in model.named_buffers():
+        value.copy_(buffers[name])
+    return rate
 
 
 def _candidates(runtime: Runtime) -> list[Runtime]:

@@ -26,6 +26,7 @@ FORBIDDEN_CHARACTERS = '/\\:*?"<>|'
 LOCKED_BYTE = 1 << 30  # Windows: locked bytes cannot be read, so the lock lies behind the text
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 CGROUP = Path("/sys/fs/cgroup")
+PROCESS = Path("/proc/self")
 
 
 # Files
@@ -181,6 +182,20 @@ def shared_memory() -> int | None:
     """Free bytes for memory that processes share; None where that has no place of its own."""
     shm = Path("/dev/shm")
     return shutil.disk_usage(shm).free if shm.is_dir() else None
+
+
+def waiting_seconds() -> float:
+    """Seconds that the threads of this process have been ready and without a core, summed up so far.
+
+    Only Linux counts them. Elsewhere they are the wall time of this thread without its processor time.
+    """
+    if not (PROCESS / "schedstat").is_file():
+        return time.monotonic() - time.thread_time()
+    waited = 0
+    for file in (PROCESS / "task").glob("*/schedstat"):
+        with contextlib.suppress(OSError, IndexError):  # the thread has ended
+            waited += int(file.read_text().split()[1])
+    return waited / 1e9
 
 
 def processor_name() -> str:

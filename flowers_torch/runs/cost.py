@@ -12,7 +12,7 @@ from flowers_torch.evaluation.selective import REFERENCE_IMAGES
 from flowers_torch.log import log
 from flowers_torch.models.freeze import apply_rules, freeze_table, rules_for, set_train_mode
 from flowers_torch.runs.experiment import Experiment
-from flowers_torch.training.estimate import estimate
+from flowers_torch.training.estimate import busy_note, estimate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,7 @@ def stage_cost(experiment: Experiment, model: nn.Module, stage: Stage) -> StageC
     config, runtime, splits = experiment.config, experiment.runtime, experiment.splits
     size, loaders = experiment.info.preprocessing.size, experiment.loaders
     images = loaders.images(splits["train"][:4], stage.augment)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), busy_note(runtime.device):
         network = experiment.acceleration.training_network(model, runtime, size)
         step = estimate(network, size, config.batch_size, runtime, stage.optimizer)
         started = time.monotonic()

@@ -35,6 +35,7 @@ from flowers_torch.runs.mirroring import choose_mirror
 from flowers_torch.training.checkpoint import MODEL_FILE, Checkpoint, read_newest_checkpoint, restore_model
 from flowers_torch.training.device import Runtime, choose_runtime, runtime_of_run
 from flowers_torch.training.distributed import SINGLE_PROCESS, Distributed
+from flowers_torch.training.estimate import busy_note
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,7 +197,7 @@ def _prepare(config: Config, distributed: Distributed, splits: Splits | None) ->
     experiment = Experiment(config, runtime, distributed, filtered, splits, info)
     runtime = _tune(experiment, runtime.place(model))
     stages = ", ".join(f"{stage.name} {stage.epochs} x ({stage.trains})" for stage in config.stages)
-    steps = f"each epoch has {len(splits['train'])} photos, {config.batch_size} per step"
+    steps = f"each epoch has {len(splits['train'])} photos of {size} px, {config.batch_size} per step"
     log.info(f"plan     {stages}; {steps}{_duration(config, splits, runtime.rate)}")
     # What was chosen becomes part of the configuration, so that a resumed run does not choose again.
     config = with_absolute_paths(dataclasses.replace(config, weights=weights, precision=runtime.precision))
@@ -211,19 +212,26 @@ def _tune(experiment: Experiment, model: nn.Module) -> Runtime:
     apply_rules(model, rules_for(model, stage.train))
     set_train_mode(model, stage.batch_norm)
     network = acceleration.training_network(model, runtime, size) if experiment.distributed.size == 1 else model
-    runtime = acceleration.tuned(runtime, network, size, bool(beyond_head))
+    ahead = images_ahead(experiment.config, experiment.splits)
+    with busy_note(runtime.device):
+        runtime = acceleration.tuned(runtime, network, size, bool(beyond_head), ahead)
     log.info(f"device   {runtime.device}, {runtime.precision} ({runtime.reason})")
     return runtime
+
+
+def images_ahead(config: Config, splits: Splits) -> int:
+    """Images that the stages and the test compute; one of two epochs counts twice."""
+    train, val, images = (len(splits[split]) for split in ("train", "val", "test"))
+    for stage in config.stages:
+        views = stage.views_to_cache(train)
+        images += views * train + val if views else stage.epochs * (train + val)
+    return images
 
 
 def _duration(config: Config, splits: Splits, images_per_second: float) -> str:
     """An upper bound of the duration, from the speed of one step."""
     if not images_per_second:
         return ""
-    train, val, images = (len(splits[split]) for split in ("train", "val", "test"))
-    for stage in config.stages:
-        views = stage.views_to_cache(train)
-        images += views * train + val if views else stage.epochs * (train + val)
-    seconds = images / images_per_second
+    seconds = images_ahead(config, splits) / images_per_second
     duration = f"{seconds / 60:.0f} minutes" if seconds > 90 else f"{math.ceil(seconds)} seconds"
     return f"; at most about {duration}"

@@ -12,6 +12,9 @@ from torch import nn
 from flowers_torch.errors import UsageError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# Names of ATEN_CPU_CAPABILITY and ONEDNN_MAX_CPU_ISA: instruction sets without arithmetic in bf16.
+NO_BF16_ATEN = {"DEFAULT", "NO AVX", "AVX2"}
+NO_BF16_ONEDNN = {"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +105,7 @@ def choose_runtime(device: str = "auto", precision: str = "auto", threads: int =
         return Runtime(chosen, "bf16", "this GPU computes bf16", fixed=False)
     if chosen.type == "cuda":
         return Runtime(chosen, "fp16", "this GPU has no bf16", fixed=False)
-    if chosen.type == "cpu" and _cpu_computes_bf16():
+    if chosen.type == "cpu" and cpu_computes_bf16():
         return Runtime(chosen, "bf16", "this CPU computes bf16", fixed=False)
     return Runtime(chosen, "fp32", f"no fast half precision on this {chosen.type}")
 
@@ -179,9 +182,15 @@ def _choose_device(name: str) -> torch.device:
     return device
 
 
-def _cpu_computes_bf16() -> bool:
-    """Whether bf16 is native (AVX-512 BF16 or AMX); emulated bf16 is slower than fp32."""
-    capabilities = torch.backends.cpu.get_cpu_capability()
+def cpu_computes_bf16() -> bool:
+    """Whether bf16 is native (AVX-512 BF16 or AMX); emulated bf16 is several times as slow as fp32.
+
+    The variables ATEN_CPU_CAPABILITY and ONEDNN_MAX_CPU_ISA can hide what the processor has.
+    """
+    if torch.backends.cpu.get_cpu_capability() in NO_BF16_ATEN:
+        return False
+    if os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in NO_BF16_ONEDNN:
+        return False
     with contextlib.suppress(AttributeError):  # names of a private module, stable since torch 2.3
         return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-    return "BF16" in capabilities
+    return False

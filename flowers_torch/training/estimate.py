@@ -1,18 +1,23 @@
 """Time and memory of a training step, measured on this machine."""
 
+import contextlib
 import dataclasses
 import time
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from flowers_torch.files.system import waiting_seconds
+from flowers_torch.log import log
 from flowers_torch.models.heads import main_and_auxiliary
 from flowers_torch.training.device import Runtime
 
 # State tensors per parameter; L-BFGS remembers a hundred steps, twice.
 IMAGES_TRIED = 8
 OPTIMIZER_COPIES = {"adamw": 2, "adam": 2, "sgd": 1, "rmsprop": 2, "lbfgs": 200}
+BUSY = 0.3  # of the wall time; one other busy process on two cores makes two threads wait for 0.5 to 0.7
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +27,19 @@ class StepCost:
     train_seconds: float  # per image: forward and backward
     predict_seconds: float  # per image: forward
     memory_bytes: int  # parameters, gradients, optimizer and activations of a batch
+
+
+@contextlib.contextmanager
+def busy_note(device: torch.device) -> Iterator[None]:
+    """Logs that the machine is busy if threads had to wait for a core while a step was timed on the CPU inside."""
+    started, waited = time.monotonic(), waiting_seconds()
+    yield
+    seconds, waited = time.monotonic() - started, waiting_seconds() - waited
+    if device.type == "cpu" and waited > BUSY * seconds:
+        log.info(
+            f"note     the machine is busy: in {seconds:.1f} s of timing, threads waited {waited:.1f} s for a core;"
+            " estimates of the duration are too high if that ends"
+        )
 
 
 def estimate(model: nn.Module, size: int, batch_size: int, runtime: Runtime, optimizer: str) -> StepCost:

@@ -74,7 +74,7 @@ def test_off_is_plain_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
     assert OFF.training_network(model, CPU, SIZE) is model
     assert OFF.frozen_network(model, lambda network: network(images())) is model
     assert OFF.compiled(model, 8) is None
-    assert OFF.tuned(CPU, model, SIZE, True) is CPU
+    assert OFF.tuned(CPU, model, SIZE, True).precision == "fp32"
     open_choice = dataclasses.replace(CPU, precision="bf16", fixed=False)
     assert OFF.tuned(open_choice, model, SIZE, True).precision == "fp32"
     OFF.set_allocator(CPU)
@@ -132,8 +132,9 @@ def test_compiling_is_off_by_default() -> None:
     assert AUTO.compiled(model, 8) is None
 
 
-def test_a_precision_of_the_user_is_not_tuned() -> None:
-    assert AUTO.tuned(CPU, nn.Linear(1, 1), 32, True) is CPU
+def test_a_precision_of_the_user_stays() -> None:
+    chosen = AUTO.tuned(CPU, network(), SIZE, True)
+    assert (chosen.precision, chosen.fixed) == (CPU.precision, True) and chosen.reason.startswith(CPU.reason)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs the C library of Linux")

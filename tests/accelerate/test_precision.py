@@ -64,6 +64,51 @@ def test_two_candidates_are_timed_without_regard_to_the_clock(monkeypatch: pytes
     assert chosen.reason.count("img/s") == 2 and "no time for fp16" in chosen.reason
 
 
+@pytest.mark.parametrize(("images_ahead", "tried"), [(4 * 4.9, ["fp32"]), (4 * 5.1, ["fp32", "bf16"])])
+def test_a_short_run_tries_no_other_precision(
+    images_ahead: float, tried: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def seconds(candidate: Runtime, *arguments: Any) -> float:
+        asked.append(candidate.precision)
+        return 1.0 if candidate.precision == "fp32" else 0.5
+
+    monkeypatch.setattr(precision, "_step_seconds", seconds)
+    runtime = Runtime(torch.device("cpu"), "bf16", "for a test", fixed=False)
+    chosen = autotune(runtime, create_model("test_resnet", num_classes=3), 32, images_ahead=images_ahead)
+    assert sorted(set(asked)) == sorted(tried) and chosen.precision == tried[-1]
+    assert ("too little work to try bf16" in chosen.reason) == (len(tried) == 1)
+
+
+@pytest.mark.parametrize("name", ["fp32", "bf16"])
+def test_a_fixed_precision_is_timed_and_nothing_changes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = create_model("test_resnet", num_classes=3)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    asked: list[str] = []
+
+    def seconds(candidate: Runtime, *arguments: Any) -> float:
+        asked.append(candidate.precision)
+        return 0.5
+
+    torch.manual_seed(0)
+    draw = torch.rand(1)
+    torch.manual_seed(0)
+    with monkeypatch.context() as patch:
+        patch.setattr(precision, "_step_seconds", seconds)
+        chosen = autotune(Runtime(torch.device("cpu"), name, "set by the user"), model, 32)
+    assert (chosen.precision, chosen.reason, chosen.rate) == (name, "set by the user; 8.0 img/s", 8.0)
+    assert autotune(Runtime(torch.device("cpu"), name, "set by the user"), model, 32).rate > 0
+    assert set(asked) == {name} and torch.equal(torch.rand(1), draw)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_fixed_precision_of_a_gpu_is_not_timed() -> None:
+    runtime = Runtime(torch.device("cuda"), "bf16", "set by the user")
+    assert autotune(runtime, torch.nn.Identity(), 32) is runtime
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_tuning_on_a_gpu() -> None:

@@ -27,6 +27,16 @@ def test_cores_of_a_container(limit: str, cores: int, tmp_path: Path, monkeypatc
     assert system.usable_cores() == cores
 
 
+def test_waiting_for_a_core_is_summed_over_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(system, "PROCESS", tmp_path)
+    assert 0 <= system.waiting_seconds() <= system.waiting_seconds() + 1e-3  # without the counts of Linux
+    for thread, text in {"7": "900 2000000000 3", "8": "100 500000000 1", "9": ""}.items():
+        (tmp_path / "task" / thread).mkdir(parents=True)
+        (tmp_path / "task" / thread / "schedstat").write_text(text)
+    (tmp_path / "schedstat").write_text("900 2000000000 3")
+    assert system.waiting_seconds() == 2.5
+
+
 def test_cores_without_affinity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(system, "CGROUP", tmp_path / "none")
     monkeypatch.delattr(os, "sched_getaffinity")

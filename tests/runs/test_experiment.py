@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from flowers_torch.config import Config
+from flowers_torch.config import Config, Stage
+from flowers_torch.config_file import load_config
 from flowers_torch.errors import DataError, UsageError
 from flowers_torch.evaluation.predictions import load_predictions
+from flowers_torch.models.factory import create_model
 from flowers_torch.runs import recipe
-from flowers_torch.runs.experiment import Experiment
+from flowers_torch.runs.experiment import Experiment, images_ahead
 from flowers_torch.runs.prediction import predict_indices
 from flowers_torch.training.distributed import Distributed
 
@@ -26,6 +29,29 @@ def test_what_is_chosen_becomes_part_of_the_configuration(make_config: MakeConfi
     assert sum(map(len, experiment.splits.values())) == len(experiment.dataset)
     with pytest.raises(dataclasses.FrozenInstanceError):
         experiment.config = Config()  # type: ignore[misc]
+
+
+def test_the_plan_says_what_a_run_computes_and_for_how_long(
+    make_config: MakeConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    head = Stage(name="head", epochs=9, train="head", cached_views=2)
+    with caplog.at_level("INFO", "flowers_torch"):
+        experiment, _ = Experiment.new(make_config(head, Stage(name="finetune", epochs=3, train="all")))
+    train, val, test = (len(experiment.splits[split]) for split in ("train", "val", "test"))
+    assert images_ahead(experiment.config, experiment.splits) == 2 * train + val + 3 * (train + val) + test
+    assert f"each epoch has {train} photos of 32 px, 8 per step; at most about " in caplog.text
+    assert "device   cpu, fp32 (set by the user; " in caplog.text
+
+
+def test_the_demo_is_small_enough_for_a_slow_cpu() -> None:
+    """Operations of its steps, three forward passes each. Two AVX2 cores at 2 GHz could do 128 G/s."""
+    config = load_config("inception_v3", "demo")
+    assert [(stage.train, stage.epochs) for stage in config.stages] == [("head", 1), ("all", 5)]
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        create_model(config.arch, 6).eval()(torch.zeros(1, 3, config.size, config.size))
+    train, held_out = 540, 180
+    images = sum(stage.epochs * (train * (1 if stage.train == "head" else 3) + held_out) for stage in config.stages)
+    assert counter.get_total_flops() * (images + held_out) < 5e12
 
 
 def test_too_small_an_input_is_refused_before_any_image_is_read(tmp_path: Path) -> None:

@@ -15,8 +15,34 @@ from flowers_torch.training.device import Runtime, choose_runtime, deterministic
 
 @pytest.mark.parametrize("native", [True, False])
 def test_the_cpu_computes_bf16_only_where_it_is_native(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device_module, "_cpu_computes_bf16", lambda: native)
-    assert choose_runtime("cpu").precision == ("bf16" if native else "fp32")
+    monkeypatch.setattr(device_module, "cpu_computes_bf16", lambda: native)
+    runtime = choose_runtime("cpu")
+    assert (runtime.precision, runtime.fixed) == (("bf16", False) if native else ("fp32", True))
+
+
+@pytest.mark.parametrize(
+    ("capability", "limit", "native", "computes"),
+    [
+        ("AVX2", "", ("avx512_bf16",), False),  # ATEN_CPU_CAPABILITY=avx2
+        ("DEFAULT", "", ("avx512_bf16",), False),
+        ("AVX512", "", (), False),
+        ("AVX512", "", ("avx512_bf16",), True),
+        ("AVX512", "", ("amx_tile",), True),
+        ("AVX512", "AVX2", ("avx512_bf16",), False),
+        ("AVX512", "avx512_core", ("avx512_bf16", "amx_tile"), False),
+        ("AVX512", "AVX512_CORE_BF16", ("avx512_bf16",), True),
+        ("AVX512", "ALL", ("amx_tile",), True),
+        ("SVE256", "", (), False),
+    ],
+)
+def test_bf16_of_an_instruction_set(
+    capability: str, limit: str, native: tuple[str, ...], computes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+    for name in ("avx512_bf16", "amx_tile"):
+        monkeypatch.setattr(torch.cpu, f"_is_{name}_supported", lambda name=name: name in native)
+    assert device_module.cpu_computes_bf16() == computes
 
 
 @pytest.mark.parametrize(
