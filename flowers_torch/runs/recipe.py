@@ -75,8 +75,7 @@ def train(
         folder = new_run_folder(str(out), name, config.arch, overwrite) if distributed.is_main else Path()
         experiment = dataclasses.replace(experiment, folder=distributed.broadcast(folder))
         with _run_folder(experiment.folder, distributed):
-            if distributed.is_main:
-                write_provenance(experiment, command)
+            experiment.distributed.lead(lambda: write_provenance(experiment, command))
             state = RunState(elapsed=time.monotonic() - started, closing_seconds=closing_seconds)
             return _train_and_test(experiment, model, state)
 

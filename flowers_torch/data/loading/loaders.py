@@ -4,7 +4,6 @@ The number of workers, prefetching and interruptions therefore change no batch. 
 """
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -20,7 +19,7 @@ from flowers_torch.data.images import load_image
 from flowers_torch.data.loading.image_cache import CachedImages
 from flowers_torch.data.loading.workers import Heartbeat, WatchedLoader
 from flowers_torch.data.value_range import Range
-from flowers_torch.files.system import usable_cores
+from flowers_torch.files.system import processes_here, usable_cores
 
 Key = tuple[int, int]  # (view, position in the data set); the view is the epoch
 
@@ -187,5 +186,4 @@ def choose_workers(workers: int, on_cpu: bool) -> int:
     """
     if workers >= 0 or on_cpu:
         return max(workers, 0)
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun shares the machine
-    return max(1, min(16, usable_cores() // processes))
+    return max(1, min(16, usable_cores() // processes_here()))
