@@ -59,10 +59,11 @@ def near_duplicates(dataset: ImageDataset, inspections: Sequence[Inspection], mi
     thumbnails = Thumbnails(dataset, usable, [min(image.width, image.height) for image in images])
     thumbnails.ranges = [range_of(image.values) for image in images]
     first, flips, alike = _join(images, thumbnails, mirrored)
-    groups = {i: copies.get(i, [i]) for i in (*usable, *copies)}
+    groups = dict(copies)  # the others are alone
     for own, leader in enumerate(first):
         if own != leader:
-            groups[usable[leader]] = groups[usable[leader]] + groups.pop(usable[own])
+            joined = groups.pop(usable[own], [usable[own]])
+            groups[usable[leader]] = groups.get(usable[leader], [usable[leader]]) + joined
     flipped = frozenset(i for own in flips for i in copies.get(usable[own], [usable[own]]))
     found = sorted((g[:1] + sorted(g[1:]) for g in groups.values() if len(g) > 1), key=min)
     return Duplicates(found, flipped, group_pairs((usable[a], usable[b]) for a, b in alike))
