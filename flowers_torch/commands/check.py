@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from flowers_torch.data.quality.report import Finding, QualityReport
     from flowers_torch.data.quality.series import Series
     from flowers_torch.data.spread import Spread
-    from flowers_torch.deploy.shares import Embedder
+    from flowers_torch.deploy.shares import FeatureJob
 
 EXAMPLES = """examples:
   flowers-torch check photos/                       the to-do list
@@ -129,7 +129,7 @@ def _find_series(
     from flowers_torch.data.quality.series import Series, find_series, measure_series, thumbnail_vectors
     from flowers_torch.data.sources.open import open_dataset
     from flowers_torch.data.spread import alone
-    from flowers_torch.deploy.shares import Embedder
+    from flowers_torch.deploy.shares import FeatureJob
     from flowers_torch.models.pretrained import OFFLINE_ARCH, offline_weights_path
 
     if dataset.groups:
@@ -159,7 +159,7 @@ def _find_series(
         if compared.startswith("thumbnails"):
             return thumbnail_vectors(dataset, chosen)
         usable = sorted(set(chosen) & set(readable))
-        return _rows_of(Embedder(OFFLINE_ARCH, "offline", value_range), dataset, usable, alone)[chosen]
+        return _rows_of(FeatureJob(OFFLINE_ARCH, "offline", value_range), dataset, usable, alone)[chosen]
 
     scores = measure_series(dataset, series.groups, vectors)
     what = f"{series.describe()}{f'; {scores.describe(compared)}' if scores else ''}"
@@ -213,22 +213,22 @@ def _features(
     spread: "Spread",
 ) -> "np.ndarray":
     """What --embed names computes: a row for each image; zeros for those that are not readable."""
-    from flowers_torch.deploy.shares import Embedder
+    from flowers_torch.deploy.shares import FeatureJob
     from flowers_torch.runs.folder import find_run
 
     name = args.embed if args.weights else str(find_run(args.embed))
-    embedder = Embedder(name, args.weights, value_range)
-    print(embedder.describe(), file=sys.stderr)
-    return _rows_of(embedder, dataset, readable, spread)
+    job = FeatureJob(name, args.weights, value_range)
+    print(job.describe(), file=sys.stderr)
+    return _rows_of(job, dataset, readable, spread)
 
 
-def _rows_of(embedder: "Embedder", dataset: "ImageDataset", readable: list[int], spread: "Spread") -> "np.ndarray":
+def _rows_of(job: "FeatureJob", dataset: "ImageDataset", readable: list[int], spread: "Spread") -> "np.ndarray":
     import numpy as np
 
     progress, found = _progress(len(readable)), list["np.ndarray"]()
     for start in range(0, len(readable), PHOTOS_SPREAD):
         paths = [dataset.root / dataset.paths[index] for index in readable[start : start + PHOTOS_SPREAD]]
-        found += spread(embedder.rows, paths, 32)
+        found += spread(job.rows, paths, 32)
         progress(len(found))
     features = np.zeros((len(dataset), len(found[0]) if found else 1), dtype=np.float32)
     features[readable] = found

@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _predict(args: argparse.Namespace, distributed: "Distributed") -> int:
     from flowers_torch.deploy.classifier import Classifier, find_inputs
-    from flowers_torch.deploy.shares import Predictor
+    from flowers_torch.deploy.shares import PredictionJob
     from flowers_torch.deploy.sort import check_folder, folder_names, sort_into
     from flowers_torch.files.atomic import atomic_write, safe_cell
     from flowers_torch.log import bar
@@ -76,7 +76,7 @@ def _predict(args: argparse.Namespace, distributed: "Distributed") -> int:
     with bar("predict", len(photos)) as meter:
         predictions = classifier.predict(photos, args.top, args.batch_size, confidence)
         if distributed.size > 1:
-            how = Predictor(model, args.device, args.precision, args.top, args.batch_size, confidence)
+            how = PredictionJob(model, args.device, args.precision, args.top, args.batch_size, confidence)
             predictions = how.spread(photos, distributed.spread)
         for number, (photo, prediction) in enumerate(zip(photos, predictions, strict=True)):
             extra: dict[str, Any] = {}

@@ -20,7 +20,7 @@ BATCHES = 64  # that are spread at a time
 
 
 @dataclasses.dataclass(frozen=True)
-class Predictor:
+class PredictionJob:
     """How `Classifier.predict` is called, in plain values that another process can be sent."""
 
     model: Path
@@ -47,7 +47,7 @@ def _load(model: Path, device: str, precision: str) -> Classifier:
 
 
 @dataclasses.dataclass(frozen=True)
-class Embedder:
+class FeatureJob:
     """How `image_features` is called, in plain values; the range is used unless the model has one."""
 
     name: str

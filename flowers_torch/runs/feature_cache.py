@@ -141,12 +141,14 @@ class FeatureCache:
 
     def _hash_images(self, indices: Sequence[int]) -> list[str]:
         """A digest of the bytes of each image; each process reads its shard."""
+        if not indices:
+            return []
         dataset, block = self.loaders.dataset, self.loaders.batch_size
         own = bytearray()
         for index in self.distributed.shard(indices, block):
             with open_regular(dataset.root / dataset.paths[index]) as file:
                 own += hashlib.blake2b(file.read(), digest_size=16).digest()
-        digests = torch.frombuffer(own or bytearray(16), dtype=torch.uint8).view(-1, 16)
+        digests = torch.frombuffer(own, dtype=torch.uint8).view(-1, 16)
         return [bytes(row).hex() for row in self.distributed.gather(digests, len(indices), block).numpy()]
 
     def _compute(

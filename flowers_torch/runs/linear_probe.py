@@ -48,7 +48,7 @@ def _fit(experiment: Experiment, stage: Stage, train: TrainState, state: RunStat
     found = stage_features(experiment, train.model, stage, check)
     if found is None:
         what = f"stage {stage.name}: optimizer lbfgs needs cached features, which are not possible here"
-        raise UsageError(what, "raise cache_gib, or use optimizer = adamw")
+        distributed.fail(UsageError(what, "raise cache_gib, or use optimizer = adamw"))
     split, features, validation = found
     dataset, indices, val = experiment.dataset, experiment.splits["train"], experiment.splits["val"]
     labels = torch.tensor([dataset.labels[i] for i in indices]).repeat(len(features) // len(indices))

@@ -14,7 +14,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -195,7 +195,7 @@ class Distributed:
                     what = f"{name} is {here} in process 0 and {there} in process {rank}"
                     self.fail(DistributedError(what, "start all with the same command"))
 
-    def fail(self, error: Exception) -> None:
+    def fail(self, error: Exception) -> NoReturn:
         """Ends every process for a reason that all of them know; the main one reports it."""
         raise error if self.is_main else PeerLostError()
 
