@@ -127,7 +127,6 @@ class FeatureCache:
         features = self.features(split, indices, check=check)
         if features is None:
             return None
-        features = features[self.distributed.shard(range(len(indices)), self.loaders.batch_size)]
         source = self.loaders.in_order(indices)
         return CachedFeatureBatches(features, source.labels, source.order, source.paths, self.runtime.device)
 
@@ -157,8 +156,9 @@ class FeatureCache:
         """The features (N, D) of a view of images, from all processes."""
         batches = self.loaders.in_order(indices, augmentation)
         if self.distributed.size > 1:
-            what = f"{len(batches.labels)} of {len(indices)} photos in each of {self.distributed.size} processes"
-            log.info(f"features computed for {what}")
+            mine, all_batches = len(batches), -(-len(indices) // self.loaders.batch_size)
+            share = f"{mine} of {all_batches} batches in each of {self.distributed.size} processes"
+            log.info(f"features of {len(indices)} photos: {share}")
         own = torch.cat(list(self._run_backbone(split, weights, batches, view, check)))
         return self.distributed.gather(own, len(indices), self.loaders.batch_size)
 

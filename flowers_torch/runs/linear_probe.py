@@ -54,11 +54,7 @@ def _fit(experiment: Experiment, stage: Stage, train: TrainState, state: RunStat
     labels = torch.tensor([dataset.labels[i] for i in indices]).repeat(len(features) // len(indices))
     weights = train.class_weights
     options = (None if weights is None else weights.cpu(), train.label_smoothing)
-    batch_size = experiment.config.batch_size
-    held_out = (
-        distributed.gather(validation.features, len(val), batch_size),
-        torch.tensor([dataset.labels[i] for i in val]),
-    )
+    held_out = (validation.features, validation.labels)
 
     def fit() -> tuple[float, float, float]:
         probe, l2 = fit_linear_probe((features, labels), held_out, len(dataset.classes), *options)
@@ -69,7 +65,7 @@ def _fit(experiment: Experiment, stage: Stage, train: TrainState, state: RunStat
     *fitted, l2 = distributed.lead(fit)
     distributed.broadcast_tensors(train.model.state_dict().values())
     found = collect(split.head, validation, experiment.runtime, check)
-    predictions = found.gathered(distributed, len(val), batch_size)
+    predictions = found.gathered(distributed, len(val), experiment.config.batch_size)
     seconds = time.monotonic() - started
     timing = (seconds, len(labels) / seconds)
     row = history_row(stage, state, None, (fitted[0], fitted[1]), predictions, timing)

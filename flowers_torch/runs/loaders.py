@@ -35,7 +35,7 @@ class Loaders:
 
     def in_order(self, indices: Sequence[int], augmentation: str = "none") -> TrainingBatches:
         """Batches in the order of the indices, those of one process; each of several gets every so many of them."""
-        return self._batches(self.distributed.shard(indices, self.batch_size), augmentation, shuffle=False)
+        return self._batches(indices, augmentation, shuffle=False)
 
     def unsharded(self) -> "Loaders":
         """Loaders of this process alone, with the same image cache."""

@@ -52,7 +52,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             for line in map(json.loads, body.splitlines()):
                 if line["key"] == "file":
                     self.server.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
-            return self.answer({"success": True, "commitOid": "0" * 40, "commitUrl": f"{self.server.url}/commit/0"})
+            return self.answer({"success": True, "commitOid": "0" * 40, "commitUrl": f"{self.server.url}/me/flowers/commit/0"})
         return self.answer({"error": f"no {path}"}, 404)
 
     def do_GET(self) -> None:
@@ -73,7 +73,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
     with FakeHub() as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         monkeypatch.setenv("HF_ENDPOINT", server.url)
         monkeypatch.setenv("HF_TOKEN", "hf_secret")

@@ -186,7 +186,7 @@ def test_inspections_are_cached_until_an_image_changes(planted, tmp_path, monkey
     first = inspect_images(planted, 2, tmp_path)
     read = []
     real = scan._inspect_all
-    monkeypatch.setattr(scan, "_inspect_all", lambda paths, *rest: read.extend(paths) or real(paths, *rest))
+    monkeypatch.setattr(scan, "_inspect_all", lambda paths, **rest: read.extend(paths) or real(paths, **rest))
     assert inspect_images(planted, 2, tmp_path) == first and read == []
     target = planted.root / planted.paths[3]
     before = target.stat()
