@@ -12,7 +12,7 @@ from flowers_torch.models.heads import classifier_names
 from flowers_torch.models.registry import REGISTRY, TIMM_PREFIX, build_network, find_entry
 from flowers_torch.models.split_model import example_inputs
 
-TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}  # of logits; sums in another order
+TOLERANCE = 1e-4  # of logits, whose sums are in another order
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,8 +69,7 @@ def to_timm(model: nn.Module, info: ModelInfo) -> TimmForm | None:
         return None
     handwritten = info.arch in REGISTRY
     own, options = (TIMM_PREFIX + name, {}) if handwritten else (info.arch, info.model_options)
-    plain = {"head_norm": False, "dropout": 0.0, "head": "softmax"}
-    changed = dataclasses.replace(info, arch=own, model_options=options, **plain)
+    changed = dataclasses.replace(info, arch=own, model_options=options, head_norm=False, dropout=0.0, head="softmax")
     network = build_network(own, len(info.classes), size=info.preprocessing.size, options=options).eval()
     state = _with_linear_heads(model)
     expected = {key: value.shape for key, value in network.state_dict().items()}
@@ -79,7 +78,7 @@ def to_timm(model: nn.Module, info: ModelInfo) -> TimmForm | None:
     network.load_state_dict(state)
     images = example_inputs(info.preprocessing.size)
     with torch.inference_mode():
-        same = torch.allclose(network(images), model(images), **TOLERANCE)
+        same = torch.allclose(network(images), model(images), rtol=TOLERANCE, atol=TOLERANCE)
     return TimmForm(network, changed) if same else None
 
 

@@ -62,12 +62,12 @@ def _fit(experiment: Experiment, stage: Stage, train: TrainState, state: RunStat
         fitted = score(probe.logits(features), labels)
         return fitted.loss, fitted.accuracy, l2
 
-    *fitted, l2 = distributed.lead(fit)
+    loss, accuracy, l2 = distributed.lead(fit)
     distributed.broadcast_tensors(train.model.state_dict().values())
-    found = collect(split.head, validation, experiment.runtime, check)
-    predictions = found.gathered(distributed, len(val), experiment.config.batch_size)
+    own = collect(split.head, validation, experiment.runtime, check)
+    predictions = own.gathered(distributed, len(val), experiment.config.batch_size)
     seconds = time.monotonic() - started
     timing = (seconds, len(labels) / seconds)
-    row = history_row(stage, state, None, (fitted[0], fitted[1]), predictions, timing)
+    row = history_row(stage, state, None, (loss, accuracy), predictions, timing)
     log.info(f"{describe_epoch(row, 1)}, L2 penalty {l2:g}")
     return distributed.broadcast(row)

@@ -39,7 +39,8 @@ START_TIME = timedelta(days=1)  # for the main process alone, as long as it may 
 HOURS_ALONE = 1.0  # for the main process alone, once the photos are counted, and
 SECONDS_PER_IMAGE = 0.1  # more for each of them
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclasses.dataclass(frozen=True)

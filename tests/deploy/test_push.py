@@ -52,7 +52,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
             for line in map(json.loads, body.splitlines()):
                 if line["key"] == "file":
                     self.server.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
-            return self.answer({"success": True, "commitOid": "0" * 40, "commitUrl": f"{self.server.url}/me/flowers/commit/0"})
+            return self.answer(
+                {"success": True, "commitOid": "0" * 40, "commitUrl": f"{self.server.url}/me/flowers/commit/0"}
+            )
         return self.answer({"error": f"no {path}"}, 404)
 
     def do_GET(self) -> None:

@@ -23,6 +23,7 @@ from flowers_torch.data.quality import scan
 from flowers_torch.deploy.classifier import Classifier
 from flowers_torch.files.tensors import safe_load
 from flowers_torch.runs import feature_cache, recipe
+from flowers_torch.runs.dataset import on_this_machine, open_images
 
 MakeConfig = Callable[..., Config]
 
@@ -163,9 +164,25 @@ def test_a_photo_that_cannot_be_read_ends_both_with_one_line(
     assert capfd.readouterr().err.count("1 of 61 photos could not be read") == 1
 
 
+def test_another_machine_unpacks_the_photos_for_itself(
+    make_config: MakeConfig, photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the main process found is used as it is, at the place where the photos are on this machine."""
+    archive = shutil.make_archive(str(tmp_path / "photos"), "zip", photo_folder)
+    config = make_config(data=archive)
+    monkeypatch.setenv("FLOWERS_TORCH_CACHE", str(tmp_path / "first"))
+    found = open_images(config)
+    assert on_this_machine(found, config) is found
+    (tmp_path / "first").rename(tmp_path / "elsewhere")
+    monkeypatch.setenv("FLOWERS_TORCH_CACHE", str(tmp_path / "second"))
+    here = on_this_machine(found, config).dataset
+    assert here.paths == found.dataset.paths and here.root != found.dataset.root
+    assert all((here.root / path).is_file() for path in here.paths)
+
+
 @pytest.mark.slow
 def test_two_machines_compute_what_one_process_computes(photo_folder: Path, tmp_path: Path) -> None:
-    """Two agents of torchrun that meet over the network. Each unpacks the photos into a cache of its own."""
+    """Two agents of torchrun that meet over the network, each with a cache of its own."""
     root = Path(__file__).parent.parent.parent
     archive = shutil.make_archive(str(tmp_path / "photos"), "zip", photo_folder)
     options = ["--arch", "test_resnet", "--weights", "none", "--data", archive, "--device", "cpu", "--size", "32"]
@@ -191,4 +208,3 @@ def test_two_machines_compute_what_one_process_computes(photo_folder: Path, tmp_
     assert one == both and all(torch.equal(value, theirs[name]) for name, value in weights.items())
     assert sum(text.count("stage    1 of 1") for text in texts[1:]) == 1
     assert "in each of 2 processes" in "".join(texts[1:])
-    assert all(list((tmp_path / cache / "archives").iterdir()) for cache in ("cache1", "cache2"))

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-import itertools
 import json
 import os
 import selectors
@@ -56,19 +55,23 @@ def inspect_images(
     stamps = [same.setdefault(stamp, stamp) for stamp in (_stamp(dataset.root / path) for path in dataset.paths)]
     found = _recall(folder, root, dataset.paths, stamps)
     work, changed = functools.partial(_inspect_all, workers=workers), False
+    done = sum(inspection is not None for inspection in found)
     starts = range(0, len(found), BLOCK)
     for number, start in enumerate(starts):
         block = range(start, min(start + BLOCK, len(found)))
         if todo := [index for index in block if found[index] is None]:
             paths, call = [dataset.root / dataset.paths[index] for index in todo], work
             if spread is alone:
-                call = functools.partial(work, progress=_shifted(progress, len(found) - found.count(None)))
+                call = functools.partial(work, progress=_shifted(progress, done))
             for index, inspection in zip(todo, spread(call, paths), strict=True):
                 found[index] = inspection
-            changed = True
+            changed, done = True, done + len(todo)
         if changed:  # later blocks may have changed places
-            sound = [i for i in block if stamps[i] and not found[i].fatal]  # type: ignore[union-attr]
-            content = {dataset.paths[i]: (stamps[i], _as_dict(found[i])) for i in sound}
+            content = {
+                dataset.paths[i]: (stamps[i], _as_dict(inspection))
+                for i, inspection in zip(block, found[start : block.stop], strict=True)
+                if stamps[i] and inspection and not inspection.fatal
+            }
             remember(_file(folder, root, number), {"format": CACHE_FORMAT, "images": content})
     if changed:
         with contextlib.suppress(OSError):
@@ -79,22 +82,21 @@ def inspect_images(
 def _recall(folder: Path, root: str, paths: Sequence[str], stamps: list[Stamp]) -> list[Inspection | None]:
     """The cached inspection of each image that is as it was, block by block."""
     found: list[Inspection | None] = [None] * len(paths)
-    place = {path: index for index, path in enumerate(paths)}
-    for number in itertools.count():
-        content = recall(_file(folder, root, number), {"format": {CACHE_FORMAT}, "images": {}})
-        if content is None:
-            return found
+    place, number = {path: index for index, path in enumerate(paths)}, -1
+    while (file := _file(folder, root, number := number + 1)).exists():
+        content = recall(file, {"format": {CACHE_FORMAT}, "images": {}}) or {"images": {}}
         for path, (stamp, values) in content["images"].items():
             index = place.get(path)
             if index is not None and stamps[index] and stamps[index] == tuple(stamp):
                 found[index] = Inspection.from_dict(values)
+    return found
 
 
 def _file(folder: Path, root: str, number: int) -> Path:
     return folder / (f"{root}.{number}.json" if number else f"{root}.json")
 
 
-def _as_dict(inspection: Inspection | None) -> dict[str, Any]:
+def _as_dict(inspection: Inspection) -> dict[str, Any]:
     """The fields; `asdict` would copy each value."""
     return {field.name: getattr(inspection, field.name) for field in dataclasses.fields(Inspection)}
 
