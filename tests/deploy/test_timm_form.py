@@ -127,6 +127,7 @@ def test_hub_turns_phone_photos_upright(tmp_path: Path) -> None:
         with Image.open(path) as photo:
             expected = transform(load_image(path))
             assert torch.equal(transform(photo), expected)
+            assert torch.equal(transform(photo.convert("RGB")), expected)  # Pillow keeps the orientation
         upright = np.asarray(load_image(path))
         assert torch.equal(transform(Image.fromarray(upright)), expected), "turned twice"
     for mode in ("L", "P", "RGBA", "CMYK", "1", "LA"):
