@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from flowers_torch.data.quality.report import Finding, QualityReport
     from flowers_torch.data.quality.series import Series
     from flowers_torch.data.spread import Spread
-    from flowers_torch.deploy.shares import FeatureJob
+    from flowers_torch.deploy.shards import FeatureJob
 
 EXAMPLES = """examples:
   flowers-torch check photos/                       the to-do list
@@ -30,7 +30,7 @@ EXAMPLES = """examples:
 """
 GROUPS_SHOWN = 3  # of a finding
 GROUPS_FILE = "groups.csv"
-PHOTOS_SPREAD = 2048  # of which features are computed together
+IMAGES_AT_ONCE = 2048  # of which features are computed together
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -129,7 +129,7 @@ def _find_series(
     from flowers_torch.data.quality.series import Series, find_series, measure_series, thumbnail_vectors
     from flowers_torch.data.sources.open import open_dataset
     from flowers_torch.data.spread import alone
-    from flowers_torch.deploy.shares import FeatureJob
+    from flowers_torch.deploy.shards import FeatureJob
     from flowers_torch.models.pretrained import OFFLINE_ARCH, offline_weights_path
 
     if dataset.groups:
@@ -213,7 +213,7 @@ def _features(
     spread: "Spread",
 ) -> "np.ndarray":
     """What --embed names computes: a row for each image; zeros for those that are not readable."""
-    from flowers_torch.deploy.shares import FeatureJob
+    from flowers_torch.deploy.shards import FeatureJob
     from flowers_torch.runs.folder import find_run
 
     name = args.embed if args.weights else str(find_run(args.embed))
@@ -226,8 +226,8 @@ def _rows_of(job: "FeatureJob", dataset: "ImageDataset", readable: list[int], sp
     import numpy as np
 
     progress, found = _progress(len(readable)), list["np.ndarray"]()
-    for start in range(0, len(readable), PHOTOS_SPREAD):
-        paths = [dataset.root / dataset.paths[index] for index in readable[start : start + PHOTOS_SPREAD]]
+    for start in range(0, len(readable), IMAGES_AT_ONCE):
+        paths = [dataset.root / dataset.paths[index] for index in readable[start : start + IMAGES_AT_ONCE]]
         found += spread(job.rows, paths, 32)
         progress(len(found))
     features = np.zeros((len(dataset), len(found[0]) if found else 1), dtype=np.float32)

@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _predict(args: argparse.Namespace, distributed: "Distributed") -> int:
     from flowers_torch.deploy.classifier import Classifier, find_inputs
-    from flowers_torch.deploy.shares import PredictionJob
+    from flowers_torch.deploy.shards import PredictionJob
     from flowers_torch.deploy.sort import check_folder, folder_names, sort_into
     from flowers_torch.files.atomic import atomic_write, safe_cell
     from flowers_torch.log import bar

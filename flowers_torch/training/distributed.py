@@ -99,7 +99,7 @@ class Distributed:
                 result = content
                 return result
             items, block = content
-            dist.gather_object(task(self._share(items, block, self.rank)), group=self.patient)
+            dist.gather_object(task(self._shard_of(items, block, self.rank)), group=self.patient)
 
     @property
     def spread(self) -> Spread:
@@ -112,12 +112,12 @@ class Distributed:
     def _spread(self, work: Callable[[Sequence[T]], list[R]], items: Sequence[T], block: int = 1) -> list[R]:
         self.broadcast((work, (items, block)))
         parts: list[Any] = [None] * self.size
-        dist.gather_object(work(self._share(items, block, 0)), parts, group=self.patient)
-        places = [self._share(range(len(items)), block, rank) for rank in range(self.size)]
+        dist.gather_object(work(self._shard_of(items, block, 0)), parts, group=self.patient)
+        places = [self._shard_of(range(len(items)), block, rank) for rank in range(self.size)]
         found = {i: r for own, results in zip(places, parts, strict=True) for i, r in zip(own, results, strict=True)}
         return [found[place] for place in range(len(items))]
 
-    def _share(self, items: Sequence[T], block: int, rank: int) -> list[T]:
+    def _shard_of(self, items: Sequence[T], block: int, rank: int) -> list[T]:
         """Every so many blocks of items, for one of the processes."""
         return [item for place, item in enumerate(items) if place // block % self.size == rank]
 

@@ -36,31 +36,31 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.server.tokens.add(self.headers.get("Authorization", ""))
         path = self.path.partition("?")[0]
         if status := next((s for part, s in self.server.refusals.items() if part in path), 0):
-            return self.answer({"error": "no"}, status)
+            return self.respond({"error": "no"}, status)
         if path == "/api/repos/create":
             asked = json.loads(body)
             self.server.created.append(asked)
             name = "/".join(filter(None, (asked.get("organization"), asked["name"])))
-            return self.answer({"url": f"{self.server.url}/{name}", "name": name})
+            return self.respond({"url": f"{self.server.url}/{name}", "name": name})
         if path == "/api/validate-yaml":
-            return self.answer({"errors": [], "warnings": []})
+            return self.respond({"errors": [], "warnings": []})
         if "/preupload/" in path:
             asked = json.loads(body)["files"]
             modes = [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False} for file in asked]
-            return self.answer({"files": modes})
+            return self.respond({"files": modes})
         if "/commit/" in path:
             for line in map(json.loads, body.splitlines()):
                 if line["key"] == "file":
                     self.server.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
-            return self.answer(
+            return self.respond(
                 {"success": True, "commitOid": "0" * 40, "commitUrl": f"{self.server.url}/me/flowers/commit/0"}
             )
-        return self.answer({"error": f"no {path}"}, 404)
+        return self.respond({"error": f"no {path}"}, 404)
 
     def do_GET(self) -> None:
-        self.answer({"error": "nothing there"}, 404)
+        self.respond({"error": "nothing there"}, 404)
 
-    def answer(self, value: Any, status: int = 200) -> None:
+    def respond(self, value: Any, status: int = 200) -> None:
         content = json.dumps(value).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
@@ -102,7 +102,7 @@ def test_a_packed_folder_is_uploaded_as_it_is(small: Any, hub: FakeHub, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("part", "status", "told"),
+    ("part", "status", "message"),
     [
         ("create", 401, "does not accept the token; fix: log in with hf auth login"),
         ("create", 403, "the token may not write there"),
@@ -112,12 +112,12 @@ def test_a_packed_folder_is_uploaded_as_it_is(small: Any, hub: FakeHub, tmp_path
     ],
 )
 def test_refusals_are_one_line(
-    part: str, status: int, told: str, small: Any, hub: FakeHub, tmp_path: Path, capsys: Any
+    part: str, status: int, message: str, small: Any, hub: FakeHub, tmp_path: Path, capsys: Any
 ) -> None:
     hub.refusals[part] = status
     assert main(["pack", str(small.file), "--out", str(tmp_path / "packed"), "--push", "me/flowers"]) == 6
     (line,) = capsys.readouterr().err.splitlines()
-    assert f"cannot upload to me/flowers at {hub.url}" in line and told in line and "hf_secret" not in line
+    assert f"cannot upload to me/flowers at {hub.url}" in line and message in line and "hf_secret" not in line
     assert (tmp_path / "packed/model.safetensors").is_file()  # packed all the same
 
 

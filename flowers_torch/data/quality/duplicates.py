@@ -138,10 +138,10 @@ def close_in_large_set(hashes: Sequence[np.ndarray]) -> Iterator[Candidates]:
     Blocks of images have equally many candidates, so memory is bounded also where all images look alike.
     """
     count = len(hashes[0])
-    tables = [(part, words, *_sorted_by_part(words, part)) for part in range(0, 64, 16) for words in hashes]
+    tables = [(shift, words, *_sorted_by_word(words, shift)) for shift in range(0, 64, 16) for words in hashes]
     candidates = np.zeros(count, dtype=np.int64)
-    for part, _, _, edges in tables:
-        for keys in _neighboring_keys(hashes[0], part):
+    for shift, _, _, edges in tables:
+        for keys in _neighboring_keys(hashes[0], shift):
             candidates += edges[keys + 1] - edges[keys]
     total, start = np.cumsum(candidates), 0
     while start < count:
@@ -161,26 +161,26 @@ def close_in_large_set(hashes: Sequence[np.ndarray]) -> Iterator[Candidates]:
         start = end
 
 
-def _sorted_by_part(words: np.ndarray, part: int) -> tuple[np.ndarray, np.ndarray]:
+def _sorted_by_word(words: np.ndarray, shift: int) -> tuple[np.ndarray, np.ndarray]:
     """The images in the order of a part of their hashes, and the place where each of the 2**16 values begins."""
-    keys = (words >> np.uint64(part)).astype(np.uint16)
+    keys = (words >> np.uint64(shift)).astype(np.uint16)
     order = np.argsort(keys, kind="stable")
     return order, np.searchsorted(keys[order], np.arange((1 << 16) + 1))
 
 
-def _neighboring_keys(words: np.ndarray, part: int) -> Iterator[np.ndarray]:
+def _neighboring_keys(words: np.ndarray, shift: int) -> Iterator[np.ndarray]:
     """A part of hashes, and the 16 values that differ from it in one bit."""
-    keys = (words >> np.uint64(part)).astype(np.uint16)
+    keys = (words >> np.uint64(shift)).astype(np.uint16)
     for flip in (0, *(1 << bit for bit in range(16))):
         yield (keys ^ np.uint16(flip)).astype(np.int64)
 
 
 def _close_pairs(
-    upright: np.ndarray, start: int, end: int, part: int, words: np.ndarray, order: np.ndarray, edges: np.ndarray
+    upright: np.ndarray, start: int, end: int, shift: int, words: np.ndarray, order: np.ndarray, edges: np.ndarray
 ) -> np.ndarray:
     """Pairs (2, P) of an image of a block and an earlier one, whose hashes are close and nearly share a part."""
     found, images = [np.empty((2, 0), dtype=np.int64)], np.arange(start, end)
-    for keys in _neighboring_keys(upright[start:end], part):
+    for keys in _neighboring_keys(upright[start:end], shift):
         counts = edges[keys + 1] - edges[keys]
         own = np.repeat(images, counts)
         offset = np.arange(len(own)) - np.repeat(np.cumsum(counts) - counts, counts)

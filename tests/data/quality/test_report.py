@@ -358,9 +358,9 @@ def test_near_duplicates_by_the_features_of_a_network(tmp_path, monkeypatch, cap
         rows[names.index("crop.jpg")] = rows[names.index("4.jpg")] + 0.01
         return torch.from_numpy(rows)
 
-    monkeypatch.setattr("flowers_torch.deploy.shares.image_features", features)
+    monkeypatch.setattr("flowers_torch.deploy.shards.image_features", features)
     monkeypatch.setattr(
-        "flowers_torch.deploy.shares.open_network", lambda *words: (None, Preprocessing(), f"loaded {words}")
+        "flowers_torch.deploy.shards.open_network", lambda *words: (None, Preprocessing(), f"loaded {words}")
     )
     assert run(dataset.root, "--embed", "some_net", "--weights", "offline", "--json") == 3
     out, err = capsys.readouterr()

@@ -1,7 +1,7 @@
 """Check, split, training and resuming of a very large set: seconds and memory of everything but decoding.
 
-    python benchmarks/million_photos.py 10000 100000 1000000
-    python benchmarks/million_photos.py 10000 --decode
+    python benchmarks/large_set.py 10000 100000 1000000
+    python benchmarks/large_set.py 10000 --decode
 
 Tar shards are written with the names, sizes and headers of photos. A photo is a small JPEG, followed by a hole
 up to its size, so a million of them take few bytes of the disk. Inspections are drawn instead of decoded: what
