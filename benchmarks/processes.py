@@ -81,7 +81,7 @@ def run_training(flags: Sequence[str], cache: Path) -> dict[str, Any]:
 def _watch_memory(pid: int, peak: list[int]) -> None:
     """Keeps the highest sum of memory that belongs to a process and its children alone, while it runs."""
     while Path(f"/proc/{pid}").exists():
-        held = [_own_bytes(member) for member in family(pid)]
+        held = [own_bytes(member) for member in family(pid)]
         if not any(held):  # a zombie holds nothing
             return
         peak[0] = max(peak[0], sum(held))
@@ -100,7 +100,7 @@ def family(pid: int) -> list[int]:
     return members
 
 
-def _own_bytes(pid: int) -> int:
+def own_bytes(pid: int) -> int:
     """Anonymous and shared memory; pages of files do not count."""
     try:
         text = Path(f"/proc/{pid}/status").read_text()

@@ -150,3 +150,25 @@ def test_the_plain_loop_and_ours_side_by_side(photo_folder: Path, tmp_path: Path
     assert [len(row["epochs"]) for row in rows] == [1, 2]
     assert rows[0]["test_accuracy"] > 0.5 and rows[1]["test_accuracy"] >= 0
     assert "| plain loop | last " in ended.stdout
+
+
+def test_every_step_of_the_large_set_runs(processes: ModuleType, tmp_path: Path, monkeypatch: Any) -> None:
+    """On 1,200 photos: shards that hold photos, drawn inspections with planted copies, and nothing that has changed."""
+    import large_set  # type: ignore[import-not-found]
+
+    from flowers_torch.data.images import load_image
+    from flowers_torch.data.quality import scan
+
+    monkeypatch.setenv("FLOWERS_TORCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(large_set, "PER_SHARD", 500)
+    monkeypatch.setattr(scan, "_inspect_all", large_set.drawn_inspections)
+    folder = tmp_path / "set"
+    folder.mkdir()
+    large_set.write_shards(folder, 1200, 50_000)
+    assert len(list(folder.iterdir())) == 3 and sum(path.stat().st_size for path in folder.iterdir()) > 40e6
+    assert load_image(folder / "photos-00002.tar/species_121/IMG_20260712_0001159.jpg").size == (96, 96)
+    said = {name: step(folder, tmp_path) for name, step in large_set.STEPS.items()}
+    assert "duplicates_across_classes 1" in said["check"]
+    assert said["split"].startswith("1200 photos of 200 classes: ")
+    assert said["resume"].endswith("changes: False")
+    assert said["order"] == "1200 photos in 38 batches"

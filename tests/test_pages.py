@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 LINKED = [*PAGES, ROOT / "benchmarks/RESULTS.md"]
 MAX_COLUMNS = 120  # of every line but the row of a table, which cannot be broken
-OURS = re.compile(r"(python train\.py|flowers-torch [a-z]|torchrun .*train\.py)")
+OURS = re.compile(r"(python train\.py|flowers-torch [a-z]|torchrun .*(train\.py|flowers_torch) )")
 
 
 def blocks(text: str) -> Iterator[tuple[str, str]]:
@@ -52,6 +52,8 @@ def words_of(command: str) -> tuple[str, list[str]]:
     words = shlex.split(command, comments=True)
     if "train.py" in words:
         return "train", words[words.index("train.py") + 1 :]
+    if "flowers_torch" in words:  # torchrun -m flowers_torch
+        words = words[words.index("flowers_torch") :]
     return words[1], words[2:]
 
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from flowers_torch.data.quality.duplicates import Duplicates
     from flowers_torch.data.quality.report import Finding, QualityReport
     from flowers_torch.data.quality.series import Series
+    from flowers_torch.data.spread import Spread
+    from flowers_torch.deploy.shards import FeatureJob
 
 EXAMPLES = """examples:
   flowers-torch check photos/                       the to-do list
@@ -28,6 +30,7 @@ EXAMPLES = """examples:
 """
 GROUPS_SHOWN = 3  # of a finding
 GROUPS_FILE = "groups.csv"
+IMAGES_AT_ONCE = 2048  # of which features are computed together
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,6 +51,13 @@ def run(args: argparse.Namespace) -> int | None:
     if args.weights and not args.embed:
         raise UsageError("--weights needs --embed", "name a network with --embed")
 
+    from flowers_torch.training.distributed import distributed_context
+
+    with distributed_context("cpu") as distributed:  # torchrun starts several processes
+        return distributed.lead(lambda: _check(args, distributed.spread))
+
+
+def _check(args: argparse.Namespace, spread: "Spread") -> int | None:
     from flowers_torch.data.quality.duplicates import near_duplicates
     from flowers_torch.data.quality.exclude import write_exclude_list
     from flowers_torch.data.quality.report import check_quality
@@ -69,10 +79,10 @@ def run(args: argparse.Namespace) -> int | None:
         file = find_run_folder(args.run) / "split.json"
         splits, changes = load_split(file, dataset)
         changes.refuse(file, "restore them, or leave out --run")
-    inspections = inspect_images(dataset, args.workers, progress=_progress(len(dataset)))
+    inspections = inspect_images(dataset, args.workers, None, _progress(len(dataset)), spread)
     readable = [index for index, inspection in enumerate(inspections) if not inspection.error]
     value_range = range_of_set([inspection.values for inspection in inspections])
-    features = _features(args.embed, args.weights, dataset, readable, value_range) if args.embed else None
+    features = _features(args, dataset, readable, value_range, spread) if args.embed else None
     duplicates = near_duplicates(dataset, inspections)
     result = check_quality(dataset, inspections, splits, features, duplicates)
     series, found = _find_series(args, dataset, readable, duplicates, features, value_range)
@@ -118,6 +128,8 @@ def _find_series(
     from flowers_torch.data.quality.report import Finding
     from flowers_torch.data.quality.series import Series, find_series, measure_series, thumbnail_vectors
     from flowers_torch.data.sources.open import open_dataset
+    from flowers_torch.data.spread import alone
+    from flowers_torch.deploy.shards import FeatureJob
     from flowers_torch.models.pretrained import OFFLINE_ARCH, offline_weights_path
 
     if dataset.groups:
@@ -147,7 +159,7 @@ def _find_series(
         if compared.startswith("thumbnails"):
             return thumbnail_vectors(dataset, chosen)
         usable = sorted(set(chosen) & set(readable))
-        return _features(OFFLINE_ARCH, "offline", dataset, usable, value_range)[chosen]
+        return _rows_of(FeatureJob(OFFLINE_ARCH, "offline", value_range), dataset, usable, alone)[chosen]
 
     scores = measure_series(dataset, series.groups, vectors)
     what = f"{series.describe()}{f'; {scores.describe(compared)}' if scores else ''}"
@@ -194,23 +206,32 @@ def _print_report(args: argparse.Namespace, result: "QualityReport", duplicates:
 
 
 def _features(
-    name: str, weights: str, dataset: "ImageDataset", readable: list[int], value_range: tuple[float, ...]
+    args: argparse.Namespace,
+    dataset: "ImageDataset",
+    readable: list[int],
+    value_range: tuple[float, ...],
+    spread: "Spread",
 ) -> "np.ndarray":
-    """A row for each image; zeros for those that are not readable. The range is used unless the model has one."""
+    """What --embed names computes: a row for each image; zeros for those that are not readable."""
+    from flowers_torch.deploy.shards import FeatureJob
+    from flowers_torch.runs.folder import find_run
+
+    name = args.embed if args.weights else str(find_run(args.embed))
+    job = FeatureJob(name, args.weights, value_range)
+    print(job.describe(), file=sys.stderr)
+    return _rows_of(job, dataset, readable, spread)
+
+
+def _rows_of(job: "FeatureJob", dataset: "ImageDataset", readable: list[int], spread: "Spread") -> "np.ndarray":
     import numpy as np
 
-    from flowers_torch.deploy.features import image_features, open_network
-    from flowers_torch.runs.folder import find_run
-    from flowers_torch.training.device import choose_runtime
-
-    model, preprocessing, loaded = open_network(name if weights else str(find_run(name)), weights)
-    print(loaded, file=sys.stderr)
-    preprocessing = dataclasses.replace(preprocessing, value_range=preprocessing.value_range or value_range)
-    paths = [dataset.root / dataset.paths[index] for index in readable]
-    runtime, progress = choose_runtime("auto", "fp32"), _progress(len(readable))
-    found = image_features(model, preprocessing, paths, runtime, progress=progress)
-    features = np.zeros((len(dataset), found.shape[1]), dtype=np.float32)
-    features[readable] = found.numpy()
+    progress, found = _progress(len(readable)), list["np.ndarray"]()
+    for start in range(0, len(readable), IMAGES_AT_ONCE):
+        paths = [dataset.root / dataset.paths[index] for index in readable[start : start + IMAGES_AT_ONCE]]
+        found += spread(job.rows, paths, 32)
+        progress(len(found))
+    features = np.zeros((len(dataset), len(found[0]) if found else 1), dtype=np.float32)
+    features[readable] = found
     return features
 
 

@@ -12,6 +12,7 @@ from flowers_torch.errors import DataError, ResourceError, UsageError, printable
 
 if TYPE_CHECKING:
     from flowers_torch.deploy.classifier import Prediction
+    from flowers_torch.training.distributed import Distributed
 
 EXAMPLES = """examples:
   flowers-torch predict runs/photos-inception_v3-1 new.jpg --top 3
@@ -37,19 +38,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prints a prediction for each photo; exit code 3 if some could not be read."""
     check_positive(args, "top", "batch-size")
-    max_error = fraction(args.max_error) if args.max_error is not None else None
+    if args.max_error is not None:
+        fraction(args.max_error)
 
+    from flowers_torch.training.distributed import distributed_context
+
+    with distributed_context(args.device) as distributed:  # torchrun starts several processes
+        return distributed.lead(lambda: _predict(args, distributed))
+
+
+def _predict(args: argparse.Namespace, distributed: "Distributed") -> int:
     from flowers_torch.deploy.classifier import Classifier, find_inputs
+    from flowers_torch.deploy.shards import PredictionJob
     from flowers_torch.deploy.sort import check_folder, folder_names, sort_into
     from flowers_torch.files.atomic import atomic_write, safe_cell
     from flowers_torch.log import bar
     from flowers_torch.runs.folder import find_run
     from flowers_torch.training.device import choose_runtime
 
-    photos = find_inputs(args.photos)
+    max_error = fraction(args.max_error) if args.max_error is not None else None
+    photos, model = find_inputs(args.photos), find_run(args.run)
     if args.sort_into:
         check_folder(args.sort_into, [photo for photo in photos if isinstance(photo, Path)])
-    classifier = Classifier.load(find_run(args.run), choose_runtime(args.device, args.precision))
+    classifier = Classifier.load(model, choose_runtime(distributed.device(args.device), args.precision))
     classes = len(classifier.info.classes)
     if args.top > classes:
         raise UsageError(f"--top {args.top}: the model has {classes} classes", f"use --top {classes}")
@@ -64,6 +75,9 @@ def run(args: argparse.Namespace) -> int:
         table.writerow(["file", "rank", "class", "probability", "reason", "error"])
     with bar("predict", len(photos)) as meter:
         predictions = classifier.predict(photos, args.top, args.batch_size, confidence)
+        if distributed.size > 1:
+            how = PredictionJob(model, args.device, args.precision, args.top, args.batch_size, confidence)
+            predictions = how.spread(photos, distributed.spread)
         for number, (photo, prediction) in enumerate(zip(photos, predictions, strict=True)):
             extra: dict[str, Any] = {}
             if args.sort_into:

@@ -3,6 +3,10 @@
 import functools
 import io
 import tarfile
+from array import array
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping
+from itertools import accumulate
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -27,6 +31,32 @@ class HeaderReader:
         return content
 
 
+class Members(Mapping[str, tuple[int, int]]):
+    """Name to (offset, size), sorted by name: a fifth of the memory of a dict, of which every process has its own."""
+
+    def __init__(self, places: Mapping[str, tuple[int, int]]) -> None:
+        names = sorted((name.encode("utf-8", "surrogateescape"), name) for name in places)
+        self.names = b"".join(encoded for encoded, _ in names)
+        self.starts = array("Q", accumulate((len(encoded) for encoded, _ in names), initial=0))
+        self.offsets, self.sizes = (array("Q", [places[name][i] for _, name in names]) for i in (0, 1))
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    def __iter__(self) -> Iterator[str]:
+        return (self._encoded(place).decode("utf-8", "surrogateescape") for place in range(len(self)))
+
+    def __getitem__(self, name: str) -> tuple[int, int]:
+        encoded = name.encode("utf-8", "surrogateescape")
+        place = bisect_left(range(len(self)), encoded, key=self._encoded)
+        if place == len(self) or self._encoded(place) != encoded:
+            raise KeyError(name)
+        return self.offsets[place], self.sizes[place]
+
+    def _encoded(self, place: int) -> bytes:
+        return self.names[self.starts[place] : self.starts[place + 1]]
+
+
 def open_tar(file: Any) -> Any:
     """A tar archive in an open file, with bounded headers."""
     return tarfile.open(fileobj=HeaderReader(file), mode="r:")  # type: ignore[call-overload]
@@ -42,10 +72,10 @@ def split_path(path: Path) -> tuple[Path, str] | None:
 
 def open_member(archive: Path, member: str) -> IO[bytes]:
     """Reads a member into a file in memory; a `DataError` if there is none or it is larger than `MAX_BYTES`."""
-    places = members(archive)
-    if member not in places:
+    place = members(archive).get(member)
+    if place is None:
         raise DataError(f"{printable(archive)} holds no {printable(member)}", "check the path")
-    offset, size = places[member]
+    offset, size = place
     if size > MAX_BYTES:
         raise _unusable(archive, f"holds a file larger than {MAX_BYTES:,} bytes: {printable(member)}")
     with archive.open("rb") as file:
@@ -53,7 +83,7 @@ def open_member(archive: Path, member: str) -> IO[bytes]:
         return io.BytesIO(file.read(size))
 
 
-def members(archive: Path) -> dict[str, tuple[int, int]]:
+def members(archive: Path) -> Members:
     """Name to (offset, size) of the regular files in an archive, cached until the archive changes.
 
     A `DataError` tells of a truncated archive, a compressed one, unsafe names, or a name that occurs twice.
@@ -64,7 +94,7 @@ def members(archive: Path) -> dict[str, tuple[int, int]]:
 
 
 @functools.cache
-def _members(archive: Path, size: int, changed: int) -> dict[str, tuple[int, int]]:
+def _members(archive: Path, size: int, changed: int) -> Members:
     found: dict[str, tuple[int, int]] = {}
     with archive.open("rb") as file, open_tar(file) as content:
         for member in content:
@@ -86,7 +116,7 @@ def _members(archive: Path, size: int, changed: int) -> dict[str, tuple[int, int
         file.seek(content.offset)
         if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
             raise _unusable(archive, "is cut off: its end marker is missing")
-    return found
+    return Members(found)
 
 
 def _unusable(archive: Path, reason: str) -> DataError:

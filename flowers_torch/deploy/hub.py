@@ -1,11 +1,14 @@
 """torch.hub entry point for a trained classifier."""
 
+import functools
 import re
 from pathlib import Path
 
 from torch import nn
+from torchvision.transforms import v2
 
 from flowers_torch.data.augment.per_image import eval_transform
+from flowers_torch.data.images import to_upright_rgb
 from flowers_torch.errors import ModelFileError, UsageError, printable
 from flowers_torch.files.cache import cache_folder
 from flowers_torch.files.download import download, file_digest
@@ -21,7 +24,8 @@ def flowers_classifier(checkpoint: str, sha256: str = "") -> nn.Module:
 
     Returns:
         A network from (N, 3, H, W) to logits (N, classes) with the attributes `classes` (the names), `transform`
-        (from an RGB PIL image to the network input (3, H, W)) and `info` (all metadata of the file).
+        (from a PIL image of any mode, which it turns upright by EXIF, to the network input (3, H, W)) and `info`
+        (all metadata of the file).
 
     Raises:
         UsageError: a URL without a digest, or an invalid digest.
@@ -42,7 +46,8 @@ def flowers_classifier(checkpoint: str, sha256: str = "") -> nn.Module:
     if digest and path.is_file() and (found := file_digest(path)) != digest:
         raise ModelFileError(f"{printable(path)} has sha256 {found}, expected {digest}", "use another copy")
     network, info = load_classifier(path)
-    transform = eval_transform(**info.preprocessing.transform_options())
+    upright = functools.partial(to_upright_rgb, value_range=info.preprocessing.value_range)
+    transform = v2.Compose([upright, *eval_transform(**info.preprocessing.transform_options()).transforms])
     # `vars` bypasses nn.Module, which would register the transform as a submodule.
     vars(network).update(info=info, classes=info.classes, transform=transform)
     return network

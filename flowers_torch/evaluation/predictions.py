@@ -30,10 +30,10 @@ class Predictions:
     labels: Tensor
     features: Tensor
 
-    def gathered(self, distributed: Distributed, count: int) -> "Predictions":
-        """The predictions of all processes, each of which has those of its shard of `count` images."""
+    def gathered(self, distributed: Distributed, count: int, batch_size: int) -> "Predictions":
+        """The predictions of all processes, each of which has those of its batches of `count` images."""
         values = self.logits, self.labels, self.features
-        return Predictions(*(distributed.gather(value, count) for value in values))
+        return Predictions(*(distributed.gather(value, count, batch_size) for value in values))
 
 
 def collect(

@@ -153,6 +153,11 @@ def raise_file_limit(wanted: int) -> int:
 # Processor and memory
 
 
+def processes_here() -> int:
+    """Processes of a run that share this machine, as torchrun says; 1 without it."""
+    return max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
 def usable_cores() -> int:
     """Number of processor cores that this process may use: its affinity, and the quota of a container."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -13,20 +13,29 @@ from flowers_torch.data.sources.flowers17 import by_file_name, is_from_flowers17
 from flowers_torch.data.sources.layouts import PLAIN
 from flowers_torch.data.sources.open import open_dataset
 from flowers_torch.data.splits.assign import Splits, exact_split, split_dataset
+from flowers_torch.data.spread import Spread, alone
 from flowers_torch.errors import DataError, UsageError, printable
 from flowers_torch.log import log
 
 TUTORIAL_COUNTS = (800, 280, 280)  # of Flowers-17 in the original tutorial, with the 40 images it left over
 
 
-def open_images(config: Config, folder: Path | None = None) -> FilteredDataset:
+def open_images(config: Config, folder: Path | None = None, spread: Spread = alone) -> FilteredDataset:
     """The images of a configuration that can be trained on; `folder` is the run that had them before."""
     with images_of(folder, config) if folder else contextlib.nullcontext():
         dataset = open_dataset(config.data, classes=config.classes, groups=config.groups)
-        filtered = filter_images(dataset, config.exclude, config.groups, config.skip_bad, config.mirror)
+        filtered = filter_images(dataset, config.exclude, config.groups, config.skip_bad, config.mirror, spread)
     if len(filtered.dataset.classes) < 2:
         raise DataError(f"--exclude {printable(config.exclude)} leaves too few classes", "leave out fewer of them")
     return filtered
+
+
+def on_this_machine(filtered: FilteredDataset, config: Config) -> FilteredDataset:
+    """Images as another process found them, where they are here; another machine may unpack them somewhere else."""
+    if filtered.dataset.root.is_dir():
+        return filtered
+    here = open_dataset(config.data, classes=config.classes, groups=config.groups)
+    return dataclasses.replace(filtered, dataset=dataclasses.replace(filtered.dataset, root=here.root))
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from flowers_torch.config_file import load_config, to_toml
 from flowers_torch.data.dataset import ImageDataset
 from flowers_torch.data.quality.filter import FilteredDataset
 from flowers_torch.data.splits.assign import Splits, describe_splits, is_imbalanced
-from flowers_torch.data.splits.split_file import load_split, save_split
+from flowers_torch.data.splits.split_file import DataChanges, load_split, save_split
 from flowers_torch.errors import DataError, ModelFileError, UsageError, printable
 from flowers_torch.files.atomic import write_text
 from flowers_torch.files.tensors import safe_load
@@ -27,7 +27,7 @@ from flowers_torch.models.freeze import apply_rules, rules_for, set_train_mode
 from flowers_torch.models.registry import input_options
 from flowers_torch.models.timm_networks import unseen_border
 from flowers_torch.models.weights import load_weights, plan_weights
-from flowers_torch.runs.dataset import choose_splits, log_reading, open_images
+from flowers_torch.runs.dataset import choose_splits, log_reading, on_this_machine, open_images
 from flowers_torch.runs.feature_cache import FeatureCache
 from flowers_torch.runs.fingerprint import check_exact, fingerprint
 from flowers_torch.runs.loaders import Loaders
@@ -65,8 +65,8 @@ class Experiment:
 
     @functools.cached_property
     def features(self) -> FeatureCache:
-        """Features in front of the head. One process computes them alone."""
-        return FeatureCache(self.loaders.unsharded(), self.info, self.acceleration, self.config.cache_bytes)
+        """Features in front of the head. All processes ask for them together, and each computes its shard."""
+        return FeatureCache(self.loaders, self.info, self.acceleration, self.config.cache_bytes)
 
     @classmethod
     def new(
@@ -74,23 +74,34 @@ class Experiment:
     ) -> tuple["Experiment", nn.Module]:
         """A new run; nothing is written yet. `splits`, if given, replace the configuration's own.
 
-        Of several processes the main one goes first: it downloads, decodes, tunes and refuses for all.
+        Of several processes the main one goes first: it downloads, tunes and refuses for all. The photos are
+        decoded by all of them.
 
         Raises:
             FlowersError: the images, the weights or the device cannot be used; its text says what to change.
         """
-        made = _prepare(config, distributed, splits) if distributed.is_main else None
-        config = distributed.broadcast(made[0].config if made else config)
-        if made is None and distributed.local_rank == 0:
-            made = _prepare(config, distributed, splits)  # the main process of another machine
+        made: list[tuple[Experiment, nn.Module]] = []
+
+        def prepare() -> tuple[Config, FilteredDataset, Splits]:
+            made.append(_prepare(config, distributed, splits))
+            experiment, _ = made[0]
+            return experiment.config, experiment.filtered, experiment.splits
+
+        config, filtered, splits = distributed.lead(prepare)
+        if not made and distributed.local_rank == 0:
+            made.append(_prepare(config, distributed, splits, filtered))  # the main process of another machine
         distributed.barrier()
-        experiment, model = made or _prepare(config, distributed, splits)
+        experiment, model = made[0] if made else _prepare(config, distributed, splits, filtered)
+        experiment = dataclasses.replace(experiment, distributed=distributed.with_time_for(len(filtered.dataset)))
         return experiment._with_mirror(model), model
 
     def _with_mirror(self, model: nn.Module) -> "Experiment":
         """The run with the choice whether photos are mirrored, which the main process makes."""
         config, distributed = self.config, self.distributed
-        made = distributed.is_main and choose_mirror(config, self.filtered, self.splits, self.features, model)
+        arguments = (self.loaders.unsharded(), self.info, self.acceleration, config.cache_bytes)
+        made = distributed.is_main and choose_mirror(
+            config, self.filtered, self.splits, FeatureCache(*arguments), model
+        )
         return dataclasses.replace(self, info=dataclasses.replace(self.info, mirror=distributed.broadcast(made)))
 
     @classmethod
@@ -112,12 +123,21 @@ class Experiment:
             runtime = choose_runtime(distributed.device(config.device), config.precision, config.threads)
             now = fingerprint(config, runtime, distributed.size)
             change = check_exact(checkpoint.fingerprint, now, folder, allow_config_change)
-            filtered = open_images(config, folder)
-            splits, data_change = load_split(folder / "split.json", filtered.dataset)
+
+        def read_images() -> tuple[FilteredDataset, Splits, DataChanges]:
+            filtered = open_images(config, folder, distributed.spread)
+            splits, data_change = load_split(folder / "split.json", filtered.dataset, distributed.spread)
             if data_change:
                 log.info(f"the photos have changed since the run began:\n{data_change.table()}")
                 if not allow_data_change:  # guard: D31 resume
                     data_change.refuse(folder / "split.json", "restore them, or add --allow-data-change")
+            return filtered, splits, data_change
+
+        filtered, splits, data_change = distributed.lead(read_images)
+        distributed = distributed.with_time_for(len(filtered.dataset))
+        with distributed.main_first():
+            filtered = on_this_machine(filtered, config)
+            if data_change:
                 checkpoint.state.restart_epoch(data_change.counts())
             if change:
                 checkpoint.state.restart_epoch({"options": change})
@@ -155,8 +175,13 @@ class Experiment:
         return cls(config, runtime, SINGLE_PROCESS, filtered, splits, info, folder), runtime.place(model)
 
 
-def _prepare(config: Config, distributed: Distributed, splits: Splits | None) -> tuple[Experiment, nn.Module]:
-    """Images, splits, network and precision of a configuration, each with a line in the log."""
+def _prepare(
+    config: Config, distributed: Distributed, splits: Splits | None, filtered: FilteredDataset | None = None
+) -> tuple[Experiment, nn.Module]:
+    """Images, splits, network and precision of a configuration, each with a line in the log.
+
+    `filtered` are the images as the main process found them.
+    """
     log.info(f"flowers_torch {__version__}, torch {torch.__version__}, Python {platform.python_version()}")
     smallest = 2 * distributed.size
     if config.batch_size < smallest:
@@ -170,7 +195,7 @@ def _prepare(config: Config, distributed: Distributed, splits: Splits | None) ->
     stretch = config.resize == "stretch" if config.resize else plan.preprocessing.stretch
     plan = plan.for_size(size, input_options(config.arch, size, config.model_options))
 
-    filtered = open_images(config)
+    filtered = on_this_machine(filtered, config) if filtered else open_images(config, spread=distributed.spread)
     dataset = filtered.dataset
     log_reading(dataset)
     for line in filtered.warnings:

@@ -1,7 +1,8 @@
 """Features of a frozen backbone: what its head sees of each image, computed once instead of in every epoch.
 
 Features of an image and of its mirror image are also cached on disk. The key is everything that they depend
-on: weights, preprocessing, precision, software and the bytes of the image.
+on: weights, preprocessing, precision, software and the bytes of the image. Several processes compute their shares of
+the batches that one process would compute, so the features are the same to the bit. The main one owns the files.
 """
 
 import contextlib
@@ -45,7 +46,7 @@ class FeatureCache:
 
     def __init__(self, loaders: Loaders, info: ModelInfo, acceleration: Acceleration, max_bytes: int) -> None:
         self.loaders, self.info, self.acceleration, self.max_bytes = loaders, info, acceleration, max_bytes
-        self.runtime = loaders.runtime
+        self.runtime, self.distributed = loaders.runtime, loaders.distributed
         self._fused: tuple[str, nn.Module] | None = None  # hash of a backbone's weights, and its faster copy
 
     def split(self, model: nn.Module) -> SplitModel | None:
@@ -70,31 +71,39 @@ class FeatureCache:
         if 4 * split.width * views * len(indices) > self.max_bytes:
             return None
         weights = _hash_backbone(split)
-        hashes = [self._hash_image(index) for index in indices]
+        compute = functools.partial(self._compute, split, weights, check)
         found = []
         for view in range(views):
             shown = _fixed_view(augmentation, view)
-            if not shown:  # only an identical run could use a random view again
-                batches = self.loaders.in_order(indices, augmentation)
-                found.append(torch.cat(list(self._compute(split, weights, batches, view, check))))
-                continue
-            path = self._file(weights, shown)
-            known, features = _read(path, split.width)
-            there = set(known)
-            missing = {code: index for code, index in zip(hashes, indices, strict=True) if code not in there}
-            if missing:
-                batches = self.loaders.in_order(list(missing.values()), augmentation)
-                computed = list(self._compute(split, weights, batches, view, check))
-                features = torch.cat([features, *computed] if known else computed)
-                known += missing
-                try:
-                    safe_save({"features": features}, path, {"images": known})
-                    prune(path.parent)
-                except ResourceError as error:  # the cache saves time; it never ends a run
-                    log.info(f"note     features are not cached on disk: {error}")
-            row = {code: number for number, code in enumerate(known)}
-            found.append(features[[row[code] for code in hashes]])
+            if shown:
+                file = self._file(weights, shown), split.width
+                found.append(self._cached(file, indices, functools.partial(compute, view, augmentation)))
+            else:  # only an identical run could use a random view again
+                found.append(compute(view, augmentation, indices))
         return torch.cat(found)
+
+    def _cached(
+        self, file: tuple[Path, int], indices: Sequence[int], compute: Callable[[Sequence[int]], Tensor]
+    ) -> Tensor:
+        """The rows of a file of features of some width for images; those that it lacks are computed and added."""
+        (path, width), hashes = file, self._hash_images(indices)
+        known, features = _read(path, width) if self.distributed.is_main else ([], torch.empty(0))
+        there = set(known)
+        missing = {code: index for code, index in zip(hashes, indices, strict=True) if code not in there}
+        missing = self.distributed.broadcast(missing)
+        if missing:
+            computed = compute(list(missing.values()))
+            features = torch.cat([features, computed]) if known else computed
+            known += missing
+            if self.distributed.is_main:
+                _write(path, known, features)
+        if self.distributed.is_main:
+            row = {code: number for number, code in enumerate(known)}
+            found = features[[row[code] for code in hashes]]
+        else:
+            found = torch.empty(len(indices), width)
+        self.distributed.broadcast_tensors([found])
+        return found
 
     def of_frozen(self, model: nn.Module, indices: Sequence[int]) -> Tensor:
         """Freezes everything but the head of a network, and computes the features (N, D) of images.
@@ -114,7 +123,7 @@ class FeatureCache:
     def batches(
         self, split: SplitModel, indices: Sequence[int], check: Check = lambda images: None
     ) -> CachedFeatureBatches | None:
-        """Batches of features of images as prediction sees them, in their order."""
+        """This process's batches of features of images as prediction sees them, in their order."""
         features = self.features(split, indices, check=check)
         if features is None:
             return None
@@ -129,15 +138,34 @@ class FeatureCache:
         key = hashlib.sha256(repr((network, how, shown, software)).encode()).hexdigest()[:32]
         return cache_folder() / "features" / f"{key}.safetensors"
 
-    def _hash_image(self, index: int) -> str:
-        dataset = self.loaders.dataset
-        with open_regular(dataset.root / dataset.paths[index]) as file:
-            return hashlib.blake2b(file.read(), digest_size=16).hexdigest()
+    def _hash_images(self, indices: Sequence[int]) -> list[str]:
+        """A digest of the bytes of each image; each process reads its shard."""
+        if not indices:
+            return []
+        dataset, block = self.loaders.dataset, self.loaders.batch_size
+        own = bytearray()
+        for index in self.distributed.shard(indices, block):
+            with open_regular(dataset.root / dataset.paths[index]) as file:
+                own += hashlib.blake2b(file.read(), digest_size=16).digest()
+        digests = torch.frombuffer(own, dtype=torch.uint8).view(-1, 16)
+        return [bytes(row).hex() for row in self.distributed.gather(digests, len(indices), block).numpy()]
 
     def _compute(
+        self, split: SplitModel, weights: str, check: Check, view: int, augmentation: str, indices: Sequence[int]
+    ) -> Tensor:
+        """The features (N, D) of a view of images, from all processes."""
+        batches = self.loaders.in_order(indices, augmentation)
+        if self.distributed.size > 1:
+            mine, all_batches = len(batches), -(-len(indices) // self.loaders.batch_size)
+            share = f"{mine} of {all_batches} batches in each of {self.distributed.size} processes"
+            log.info(f"features of {len(indices)} photos: {share}")
+        own = torch.cat(list(self._run_backbone(split, weights, batches, view, check)))
+        return self.distributed.gather(own, len(indices), self.loaders.batch_size)
+
+    def _run_backbone(
         self, split: SplitModel, weights: str, batches: TrainingBatches, view: int, check: Check
     ) -> Iterator[Tensor]:
-        """Runs the backbone over a view, batch by batch."""
+        """Runs the backbone over this process's batches of a view."""
         split.model.eval()
         runtime, network = self.runtime, self._fast_backbone(split, weights)
         batches.order.epoch = view
@@ -190,6 +218,14 @@ def _read(path: Path, width: int) -> tuple[list[str], Tensor]:
     with contextlib.suppress(OSError):
         os.utime(path)  # pruning goes by the last use
     return known, features
+
+
+def _write(path: Path, known: list[str], features: Tensor) -> None:
+    try:
+        safe_save({"features": features}, path, {"images": known})
+        prune(path.parent)
+    except ResourceError as error:  # the cache saves time; it never ends a run
+        log.info(f"note     features are not cached on disk: {error}")
 
 
 def prune(folder: Path) -> None:

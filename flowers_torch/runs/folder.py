@@ -26,7 +26,7 @@ FILES = (
     *("environment.json", "labels.txt", "split.json", "bad_files.jsonl", "history.csv", "metrics.json"),
     *("predictions.csv", "predictions.safetensors", "log.txt", "report.html", "label_issues.json"),
     *(f"exported/model.{kind}" for kind in "onnx int8.onnx pt2 safetensors html int8.html".split()),
-    *(f"packed/{name}" for name in ("model.safetensors", "README.md", "hubconf.py", "SHA256SUMS")),
+    *(f"packed/{name}" for name in ("model.safetensors", "README.md", "hubconf.py", "config.json", "SHA256SUMS")),
     *(f"figures/{name}.svg" for name in "loss accuracy learning_rate reliability".split()),
     *(f"figures/{name}.svg" for name in ("selective_prediction", "learning_curve")),
 )

@@ -22,46 +22,52 @@ from flowers_torch.training.stopping import StopRequest
 def fit_head(experiment: Experiment, model: nn.Module, checkpointer: Checkpointer, stop: StopRequest) -> None:
     """Fits the head of the network to its optimum, and moves the run to the next stage.
 
-    With several processes the main one does this for all. Arguments as in `train_stage`.
+    Several processes compute the features, and the main one fits the head for all. Arguments as in `train_stage`.
 
     Raises:
         StoppedError: a signal came; the features that were computed are cached.
         UsageError: the features cannot be computed apart from the head, or exceed the memory.
     """
-    state, stages, distributed = checkpointer.state, experiment.config.stages, experiment.distributed
+    state, stages = checkpointer.state, experiment.config.stages
     stage = stages[state.stage]
     log.info(f"stage    {state.stage + 1} of {len(stages)}, {stage.name}: a linear head, fitted by L-BFGS")
     train = make_train_state(experiment, model, stage, state.stage)
-    row = _fit(experiment, stage, train, state, stop) if distributed.is_main else {}
-    distributed.broadcast_tensors(model.state_dict().values())
-    checkpointer.end_epoch(distributed.broadcast(row), model)
+    checkpointer.end_epoch(_fit(experiment, stage, train, state, stop), model)
     state.stage, state.epoch = state.stage + 1, 0
     checkpointer.save(train)
 
 
 def _fit(experiment: Experiment, stage: Stage, train: TrainState, state: RunState, stop: StopRequest) -> dict[str, Any]:
     """Fits the head; the row of the history."""
-    started = time.monotonic()
+    started, distributed = time.monotonic(), experiment.distributed
 
     def check(_: int) -> None:
-        raise_if_stopped(experiment, stop)
+        if stop.agreed(distributed):
+            raise_if_stopped(experiment, stop)
 
     found = stage_features(experiment, train.model, stage, check)
     if found is None:
         what = f"stage {stage.name}: optimizer lbfgs needs cached features, which are not possible here"
-        raise UsageError(what, "raise cache_gib, or use optimizer = adamw")
+        distributed.fail(UsageError(what, "raise cache_gib, or use optimizer = adamw"))
     split, features, validation = found
-    dataset, indices = experiment.dataset, experiment.splits["train"]
+    dataset, indices, val = experiment.dataset, experiment.splits["train"], experiment.splits["val"]
     labels = torch.tensor([dataset.labels[i] for i in indices]).repeat(len(features) // len(indices))
     weights = train.class_weights
     options = (None if weights is None else weights.cpu(), train.label_smoothing)
     held_out = (validation.features, validation.labels)
-    probe, l2 = fit_linear_probe((features, labels), held_out, len(dataset.classes), *options)
-    split.head.set_linear(*probe.layer())
-    fitted = score(probe.logits(features), labels)
-    predictions = collect(split.head, validation, experiment.runtime, check)
+
+    def fit() -> tuple[float, float, float]:
+        probe, l2 = fit_linear_probe((features, labels), held_out, len(dataset.classes), *options)
+        split.head.set_linear(*probe.layer())
+        fitted = score(probe.logits(features), labels)
+        return fitted.loss, fitted.accuracy, l2
+
+    loss, accuracy, l2 = distributed.lead(fit)
+    distributed.broadcast_tensors(train.model.state_dict().values())
+    own = collect(split.head, validation, experiment.runtime, check)
+    predictions = own.gathered(distributed, len(val), experiment.config.batch_size)
     seconds = time.monotonic() - started
     timing = (seconds, len(labels) / seconds)
-    row = history_row(stage, state, None, (fitted.loss, fitted.accuracy), predictions, timing)
+    row = history_row(stage, state, None, (loss, accuracy), predictions, timing)
     log.info(f"{describe_epoch(row, 1)}, L2 penalty {l2:g}")
-    return row
+    return distributed.broadcast(row)

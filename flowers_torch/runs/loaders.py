@@ -34,8 +34,8 @@ class Loaders:
         return self._batches(indices, augmentation, shuffle=True, mixup=mixup)
 
     def in_order(self, indices: Sequence[int], augmentation: str = "none") -> TrainingBatches:
-        """Batches in the order of the indices; each process gets its shard of the images."""
-        return self._batches(self.distributed.shard(indices), augmentation, shuffle=False)
+        """Batches in the order of the indices, those of one process; each of several gets every so many of them."""
+        return self._batches(indices, augmentation, shuffle=False)
 
     def unsharded(self) -> "Loaders":
         """Loaders of this process alone, with the same image cache."""

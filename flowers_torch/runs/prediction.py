@@ -22,11 +22,11 @@ def predict_indices(
 
     `from_features` uses cached features where that is possible, of a backbone that the last stage froze.
     """
-    if from_features and experiment.distributed.size == 1:
+    if from_features:
         split = experiment.features.split(model)
         batches = experiment.features.batches(split, indices, check) if split else None
         if split and batches:
-            return collect(split.head, batches, experiment.runtime, check)
+            return _gathered(experiment, collect(split.head, batches, experiment.runtime, check), len(indices))
     model.eval()
     return _predict(experiment, model, indices, check)
 
@@ -51,4 +51,8 @@ def _predict(experiment: Experiment, model: nn.Module, indices: Sequence[int], c
     size = experiment.info.preprocessing.size
     network = experiment.acceleration.training_network(model, experiment.runtime, size)
     found = collect(network, experiment.loaders.in_order(indices), experiment.runtime, check)
-    return found.gathered(experiment.distributed, len(indices))
+    return _gathered(experiment, found, len(indices))
+
+
+def _gathered(experiment: Experiment, found: Predictions, count: int) -> Predictions:
+    return found.gathered(experiment.distributed, count, experiment.config.batch_size)

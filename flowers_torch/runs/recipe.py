@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import math
 import time
@@ -75,8 +76,7 @@ def train(
         folder = new_run_folder(str(out), name, config.arch, overwrite) if distributed.is_main else Path()
         experiment = dataclasses.replace(experiment, folder=distributed.broadcast(folder))
         with _run_folder(experiment.folder, distributed):
-            if distributed.is_main:
-                write_provenance(experiment, command)
+            experiment.distributed.lead(lambda: write_provenance(experiment, command))
             state = RunState(elapsed=time.monotonic() - started, closing_seconds=closing_seconds)
             return _train_and_test(experiment, model, state)
 
@@ -137,8 +137,8 @@ def _train_and_test(
 ) -> Result:
     config, distributed = experiment.config, experiment.distributed
     values = fingerprint(config, experiment.runtime, distributed.size)
-    paths = json.dumps(experiment.dataset.paths)
-    distributed.check_equal(values | {"splits": json.dumps(experiment.splits), "photos": paths})
+    photos = {"photos": _digest(experiment.dataset.paths), "splits": _digest(experiment.splits)}
+    distributed.check_equal(values | photos)
     writing = (config.checkpoint_minutes, values, distributed.is_main)
     checkpointer = Checkpointer(experiment.folder, state, experiment.info, *writing)
     left = 60 * config.minutes - state.elapsed - state.closing_seconds
@@ -154,6 +154,11 @@ def _train_and_test(
                 train_stage(experiment, model, checkpointer, stop, checkpoint)
             checkpoint = None
         return _test(experiment, model, state, stop)
+
+
+def _digest(value: Any) -> str:
+    """A short text for what may be as large as the names of all photos, and is sent to every process."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
 def _test(experiment: Experiment, model: nn.Module, state: RunState, stop: StopRequest) -> Result:

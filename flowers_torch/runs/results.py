@@ -53,7 +53,7 @@ def write_provenance(experiment: Experiment, command: Sequence[str] | None) -> N
     write_text(folder / "command.txt", (command_line(*command) if command else repeat) + "\n")
     write_text(folder / "labels.txt", "".join(f"{name}\n" for name in dataset.classes))
     write_json(folder / "environment.json", environment())
-    save_split(experiment.splits, dataset, folder / "split.json", config.seed)
+    save_split(experiment.splits, dataset, folder / "split.json", config.seed, experiment.distributed.spread)
     if unreadable := experiment.filtered.unreadable:
         rows = [json.dumps({"file": path, "error": error}) for path, error in unreadable.items()]
         write_text(folder / "bad_files.jsonl", "\n".join(rows) + "\n")

@@ -115,8 +115,7 @@ def _begin(
     check = functools.partial(_leave_if_stopped, experiment, checkpointer, train, stop)
 
     features = None
-    # With several processes the backbone always runs: each process would need the features of the others.
-    if stage.views_to_cache(len(train_indices)) and experiment.distributed.size == 1:
+    if stage.views_to_cache(len(train_indices)):
         features = stage_features(experiment, model, stage, check)
         if features is None:
             log.info("features are not cached; the backbone runs in every epoch")
@@ -126,7 +125,9 @@ def _begin(
         batches = CachedFeatureBatches(seen, batches.labels, batches.order, batches.paths, device)
     set_train_mode(model, stage.batch_norm)
     evaluated = _fast_network(experiment, train.evaluated, features)
-    if experiment.distributed.size == 1:
+    if experiment.distributed.size > 1:
+        train.network = experiment.distributed.wrap(features[0].head_of(model) if features else model)
+    else:
         same = train.evaluated is model
         train.network = evaluated if same else _fast_network(experiment, model, features)
         compiled = None if features else experiment.acceleration.compiled(model, config.batch_size)
@@ -160,7 +161,6 @@ def make_train_state(experiment: Experiment, model: nn.Module, stage: Stage, num
         penalty=make_penalty(model, stage.l1, stage.l2),
         average=make_average(model, config.ema),
         distributed=experiment.distributed,
-        network=experiment.distributed.wrap(model),
         seed=derived_seed(config.seed, number),
         read_interval=READ_INTERVAL.get(runtime.device.type, 1),
     )
@@ -220,7 +220,9 @@ def _run_epoch(experiment: Experiment, work: StageWork, checkpointer: Checkpoint
         state.seconds = time.monotonic() - started  # a GPU has finished its last steps
         experiment.distributed.broadcast_tensors(train.evaluated.buffers())
         local = collect(work.evaluated, work.validation, experiment.runtime, work.check)
-        predictions = local.gathered(experiment.distributed, len(experiment.splits["val"]))
+        predictions = local.gathered(
+            experiment.distributed, len(experiment.splits["val"]), experiment.config.batch_size
+        )
     except DataError:  # an image disappeared or broke; the work so far is saved
         checkpointer.save(train)  # guard: D32
         raise

@@ -1,20 +1,27 @@
 """Several processes that train one network: torchrun starts and restarts them, DDP averages their gradients.
 
 Each process takes its shard of every batch and of the validation images. The sums over the processes are what
-one process would have computed, so the same batch size and learning rate give the same run.
+one process would have computed, so the same batch size and learning rate give the same run. What the main process
+decides alone, it does inside `lead`, where the others take their shares of what it spreads.
+
+Two time-outs end a run whose processes wait for each other for no good reason: `STEP_TIME` for what all do together,
+and one for what the main process does alone, which is in proportion to the photos. A process that dies is noticed at
+once, because its connections close.
 """
 
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import timedelta
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from flowers_torch.data.spread import Spread, alone
 from flowers_torch.errors import DistributedError, PeerLostError, StoppedError, UsageError, printable
 from flowers_torch.files.system import loopback_interface
 from flowers_torch.log import log
@@ -27,7 +34,13 @@ LOST = (
     *("ncclRemoteError", "remote process exited", "communicator was aborted"),
 )
 
+STEP_TIME = timedelta(minutes=30)  # for a step, a batch of features or a checkpoint
+START_TIME = timedelta(days=1)  # for the main process alone, as long as it may download and count the photos
+HOURS_ALONE = 1.0  # for the main process alone, once the photos are counted, and
+SECONDS_PER_IMAGE = 0.1  # more for each of them
+
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +51,7 @@ class Distributed:
     size: int = 1
     local_rank: int = 0  # on this machine
     restarts: int = 0  # of all processes so far, by torchrun
+    patient: Any = None  # process group for waiting for the main process; None for the usual one
 
     @property
     def is_main(self) -> bool:
@@ -46,9 +60,7 @@ class Distributed:
 
     def device(self, wanted: str) -> str:
         """The device of this process: where there are GPUs, each process takes its own GPU."""
-        if self.size > 1 and wanted in ("auto", "cuda") and torch.cuda.is_available():
-            return f"cuda:{self.local_rank}"
-        return wanted
+        return device_of_process(wanted) if self.size > 1 else wanted
 
     def all_reduce_sum(self, values: Tensor) -> Tensor:
         """Sums over the processes, on the device of the values, without waiting for a GPU."""
@@ -75,30 +87,84 @@ class Distributed:
         if self.is_main:
             self.barrier()
 
+    def lead(self, work: Callable[[], T]) -> T:
+        """What `work` returns in the main process, in every process; the others help with what it spreads."""
+        if self.is_main:
+            result = work()
+            self.broadcast((None, result))
+            return result
+        while True:
+            task, content = self.broadcast((None, None))
+            if task is None:
+                result = content
+                return result
+            items, block = content
+            dist.gather_object(task(self._shard_of(items, block, self.rank)), group=self.patient)
+
+    @property
+    def spread(self) -> Spread:
+        """Computes a function of a list in all processes; only inside `lead`, in the main process.
+
+        The function and its results must be picklable, so it is one of a module, with its arguments bound.
+        """
+        return alone if self.size == 1 else self._spread
+
+    def _spread(self, work: Callable[[Sequence[T]], list[R]], items: Sequence[T], block: int = 1) -> list[R]:
+        self.broadcast((work, (items, block)))
+        parts: list[Any] = [None] * self.size
+        dist.gather_object(work(self._shard_of(items, block, 0)), parts, group=self.patient)
+        places = [self._shard_of(range(len(items)), block, rank) for rank in range(self.size)]
+        found = {i: r for own, results in zip(places, parts, strict=True) for i, r in zip(own, results, strict=True)}
+        return [found[place] for place in range(len(items))]
+
+    def _shard_of(self, items: Sequence[T], block: int, rank: int) -> list[T]:
+        """Every so many blocks of items, for one of the processes."""
+        return [item for place, item in enumerate(items) if place // block % self.size == rank]
+
     def broadcast(self, value: T) -> T:
         """The main process's value, in every process."""
         values = [value]
         if self.size > 1:
-            dist.broadcast_object_list(values)
+            dist.broadcast_object_list(values, group=self.patient)
         return values[0]
 
     def barrier(self) -> None:
         """Returns when every process has reached it."""
         if self.size > 1:
-            dist.barrier()
+            dist.barrier(group=self.patient)
 
-    def shard(self, items: Sequence[T]) -> list[T]:
-        """This process's shard. All shards are equally long; some items occur twice to make them so."""
-        count = -(-len(items) // self.size)
-        return [items[min(place * self.size + self.rank, len(items) - 1)] for place in range(count)]
+    def with_time_for(self, images: int) -> "Distributed":
+        """These processes, waiting for the main one as long as it may need alone for so many images.
 
-    def gather(self, values: Tensor, count: int) -> Tensor:
-        """Values (n, ...) of all shards in the order of the items, each once: (count, ...)."""
+        It lists and compares them, fits linear heads on their features, and writes files.
+        """
+        if self.size == 1:
+            return self
+        limit = timedelta(hours=HOURS_ALONE, seconds=SECONDS_PER_IMAGE * images)
+        step, hours = STEP_TIME.total_seconds() / 60, limit.total_seconds() / 3600
+        log.info(f"time-out {step:.0f} minutes for a step, {hours:.1f} hours for what the main process does alone")
+        return dataclasses.replace(self, patient=dist.new_group(backend="gloo", timeout=limit))
+
+    def shard(self, items: Sequence[T], block: int = 1) -> list[T]:
+        """This process's shard: every so many blocks of items; where they do not suffice, the last one is repeated.
+
+        All processes have equally many blocks. With the batch size as block they see the batches that one process sees.
+        """
+        blocks = -(-len(items) // block)
+        chosen = (min(turn * self.size + self.rank, blocks - 1) for turn in range(-(-blocks // self.size)))
+        return [item for number in chosen for item in items[number * block : (number + 1) * block]]
+
+    def gather(self, values: Tensor, count: int, block: int = 1) -> Tensor:
+        """Values (n, ...) of all shards of `count` items in their order, each once: (count, ...)."""
         if self.size == 1:
             return values
-        parts = [torch.empty_like(values) for _ in range(self.size)]
-        dist.all_gather(parts, values.contiguous())
-        return torch.stack(parts, dim=1).flatten(0, 1)[:count]  # guard: T03
+        turns = -(-count // (block * self.size))
+        padded = values.new_zeros((turns * block, *values.shape[1:]))
+        padded[: len(values)] = values
+        parts = [torch.empty_like(padded) for _ in range(self.size)]
+        dist.all_gather(parts, padded)
+        blocks = [part.unflatten(0, (turns, block)) for part in parts]
+        return torch.stack(blocks, dim=1).flatten(0, 2)[:count]  # guard: T03
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """The network as a training step calls it: DDP averages its gradients over the processes."""
@@ -130,12 +196,19 @@ class Distributed:
                     what = f"{name} is {here} in process 0 and {there} in process {rank}"
                     self.fail(DistributedError(what, "start all with the same command"))
 
-    def fail(self, error: Exception) -> None:
+    def fail(self, error: Exception) -> NoReturn:
         """Ends every process for a reason that all of them know; the main one reports it."""
         raise error if self.is_main else PeerLostError()
 
 
 SINGLE_PROCESS = Distributed()
+
+
+def device_of_process(wanted: str) -> str:
+    """The device that a process of torchrun uses: its own GPU where there are any."""
+    if "LOCAL_RANK" in os.environ and wanted in ("auto", "cuda") and torch.cuda.is_available():
+        return f"cuda:{os.environ['LOCAL_RANK']}"
+    return wanted
 
 
 def sync_gradients_if(last: bool, network: nn.Module) -> contextlib.AbstractContextManager[None]:
@@ -180,12 +253,13 @@ def distributed_context(device: str = "auto") -> Iterator[Distributed]:
         store, _, _ = next(dist.rendezvous("env://"))
         own = dist.PrefixStore(f"restart {restarts if one_machine else 0}", store)
         backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
-        dist.init_process_group(backend, store=own, rank=rank, world_size=size)
+        dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=STEP_TIME)
+        patient = dist.new_group(backend="gloo", timeout=START_TIME)
     except (RuntimeError, ValueError) as error:
         place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         what = f"the processes cannot connect at {place}: {printable(' '.join(str(error).split()))}"
         raise UsageError(what, "choose another --master-port of torchrun") from error
-    distributed = Distributed(rank, size, local_rank, restarts)
+    distributed = Distributed(rank, size, local_rank, restarts, patient)
     try:
         yield distributed
         dist.destroy_process_group()

@@ -5,7 +5,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,11 +91,77 @@ def test_a_port_in_use_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("size", [2, 3])
 def test_shards_cover_all_items_and_are_gathered_in_order(size: int, tmp_path: Path) -> None:
     def work(distributed: Distributed) -> Any:
-        shard = torch.tensor(distributed.shard(list(range(7))), dtype=torch.float32)
-        return [len(shard), distributed.gather(shard[:, None] * 10, 7).flatten().tolist()]
+        found = []
+        for block in (1, 2, 5, 100):
+            shard = torch.tensor(distributed.shard(list(range(7)), block), dtype=torch.float32)
+            found += [len(shard), distributed.gather(shard[:, None] * 10, 7, block).flatten().tolist()]
+        return found
 
-    for length, gathered in together(tmp_path, work, size):
-        assert length == -(-7 // size) and gathered == [0, 10, 20, 30, 40, 50, 60]
+    everything = [0, 10, 20, 30, 40, 50, 60]
+    for rank, found in enumerate(together(tmp_path, work, size)):
+        assert found[1::2] == [everything] * 4
+        assert found[0] == -(-7 // size) and found[6] == 7  # a single block is in every shard
+        assert found[2] == ([4, 3] if size == 2 else [3, 3, 3])[rank]  # of the blocks of 2, 2, 2 and 1 items
+
+
+def doubled(items: Sequence[int]) -> list[tuple[int, int]]:
+    """For `spread`: the double of each item, and the process that computed it."""
+    return [(2 * item, int(os.environ["RANK"])) for item in items]
+
+
+def test_the_main_process_leads_and_spreads_its_work(tmp_path: Path) -> None:
+    """Each of the processes does a share, in whole blocks; the results and their order are those of one process."""
+
+    def work(distributed: Distributed) -> Any:
+        def lead() -> Any:
+            assert distributed.is_main
+            return [
+                distributed.spread(doubled, range(count), block) for count, block in ((7, 1), (7, 3), (1, 1), (0, 1))
+            ]
+
+        return distributed.lead(lead)
+
+    first, *others = together(tmp_path, work, 3)
+    assert others == [first] * 2
+    assert [[double for double, _ in found] for found in first] == [
+        list(range(0, 14, 2)),
+        list(range(0, 14, 2)),
+        [0],
+        [],
+    ]
+    assert [rank for _, rank in first[0]] == [0, 1, 2, 0, 1, 2, 0]
+    assert [rank for _, rank in first[1]] == [0, 0, 0, 1, 1, 1, 2]
+    os.environ.setdefault("RANK", "0")
+    assert SINGLE_PROCESS.lead(lambda: SINGLE_PROCESS.spread(lambda items: items[::1], [3])) == [3]
+
+
+def test_an_error_of_the_main_process_ends_those_that_help_it(tmp_path: Path) -> None:
+    def work(distributed: Distributed) -> Any:
+        def lead() -> Any:
+            distributed.spread(doubled, range(4))
+            raise UsageError("it cannot", "let it")
+
+        return distributed.lead(lead)
+
+    first, second = together(tmp_path, work)
+    assert first == [UsageError.__name__, "it cannot; fix: let it"] and second[0] == PeerLostError.__name__
+
+
+def test_time_outs_follow_from_the_work_ahead(tmp_path: Path) -> None:
+    """A step has half an hour, and what the main process does alone an hour and 0.1 s for each photo."""
+
+    def work(distributed: Distributed) -> Any:
+        def seconds(group: Any) -> float:
+            return group._get_backend(torch.device("cpu")).options._timeout.total_seconds()
+
+        groups = [None, distributed.patient, *(distributed.with_time_for(n).patient for n in (100, 1_000_000))]
+        found = [seconds(group or torch.distributed.group.WORLD) for group in groups]
+        before, distributed = distributed, distributed.with_time_for(36_000)
+        return [*found, distributed.broadcast(distributed.rank), before.broadcast(before.rank)]
+
+    for found in together(tmp_path, work):
+        assert found == pytest.approx([1800, 86_400, 3610, 103_600, 0, 0], abs=0.01)
+    assert SINGLE_PROCESS.with_time_for(10) is SINGLE_PROCESS
 
 
 def test_each_process_takes_its_shard_of_the_same_batches() -> None:
@@ -105,6 +171,11 @@ def test_each_process_takes_its_shard_of_the_same_batches() -> None:
         order.epoch, order.skip = 3, 1
     for batch, first, second in zip(whole, *parts, strict=True):
         assert sorted(first + second) == sorted(batch) and abs(len(first) - len(second)) <= 1
+    # For prediction each process gets whole batches; the last one is repeated.
+    parts = [EpochBatchSampler(35, 8, 0, False, shard=(rank, 2)) for rank in range(2)]
+    first, second = ([[position for _, position in batch] for batch in order] for order in parts)
+    assert first == [[*range(8)], [*range(16, 24)], [32, 33, 34]] and len(parts[1]) == 3
+    assert second == [[*range(8, 16)], [*range(24, 32)], [32, 33, 34]]
     # A last batch with fewer than two images for each process joins the one before.
     assert [len(batch) for batch in EpochBatchSampler(19, 8, 0, True, shard=(0, 2))] == [4, 6]
 
@@ -203,7 +274,7 @@ def test_the_main_process_goes_first_and_broadcasts(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_fit_the_head_that_one_process_fits(photo_folder: Path, tmp_path: Path) -> None:
-    """The main process fits it by L-BFGS and broadcasts the weights."""
+    """Both compute features, the main process fits the head by L-BFGS and broadcasts it: everything is the same."""
     root = Path(__file__).parent.parent.parent
     options = ["--arch", "test_resnet", "--weights", "none", "--data", str(photo_folder), "--device", "cpu"]
     options += ["--size", "32", "--precision", "fp32", "--threads", "1", "--head-only"]
@@ -215,8 +286,9 @@ def test_two_processes_fit_the_head_that_one_process_fits(photo_folder: Path, tm
         assert done.returncode == 0, done.stdout + done.stderr
     one, both = (safe_load(tmp_path / name / "model.safetensors")[0] for name in ("one", "two"))
     assert all(torch.equal(value, one[name]) for name, value in both.items())
-    tests = [json.loads((tmp_path / name / "metrics.json").read_text())["test"] for name in ("one", "two")]
-    assert tests[0]["correct"] == tests[1]["correct"]
+    for file in ("predictions.csv", "split.json"):
+        one, both = ((tmp_path / name / file).read_text() for name in ("one", "two"))
+        assert one == both, file
 
 
 @pytest.mark.parametrize(

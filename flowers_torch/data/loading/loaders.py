@@ -4,7 +4,6 @@ The number of workers, prefetching and interruptions therefore change no batch. 
 """
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -20,7 +19,7 @@ from flowers_torch.data.images import load_image
 from flowers_torch.data.loading.image_cache import CachedImages
 from flowers_torch.data.loading.workers import Heartbeat, WatchedLoader
 from flowers_torch.data.value_range import Range
-from flowers_torch.files.system import usable_cores
+from flowers_torch.files.system import processes_here, usable_cores
 
 Key = tuple[int, int]  # (view, position in the data set); the view is the epoch
 
@@ -102,7 +101,8 @@ class EpochBatchSampler(Sampler[list[Key]]):
     Args:
         batch_size: Images per batch, over all processes.
         shuffle: True for training; otherwise the order is that of the data set.
-        shard: Rank of this process and number of processes. Each yields its shard of every batch.
+        shard: Rank of this process and number of processes. Each yields its shard of every batch, or without
+            `shuffle` every so many batches; the last one is repeated until all have equally many.
     """
 
     def __init__(self, count: int, batch_size: int, seed: int, shuffle: bool, shard: tuple[int, int] = (0, 1)) -> None:
@@ -115,15 +115,22 @@ class EpochBatchSampler(Sampler[list[Key]]):
             self.starts.pop()
 
     def __len__(self) -> int:
-        return len(self.starts)
+        return len(self._bounds())
 
     def __iter__(self) -> Iterator[list[Key]]:
         generator = torch.Generator().manual_seed(derived_seed(self.seed, self.epoch, -1))  # guard: T06
         order = torch.randperm(self.count, generator=generator) if self.shuffle else torch.arange(self.count)
         keys = [(self.epoch, position) for position in order.tolist()]
-        rank, size = self.shard
-        for start, end in list(pairwise([*self.starts, self.count]))[self.skip :]:  # guard: R22
+        rank, size = self.shard if self.shuffle else (0, 1)
+        for start, end in self._bounds()[self.skip :]:  # guard: R22
             yield keys[start:end][rank::size]
+
+    def _bounds(self) -> list[tuple[int, int]]:
+        """First position and end of each batch that this process takes part in."""
+        bounds, (rank, size) = list(pairwise([*self.starts, self.count])), self.shard
+        if self.shuffle or not bounds:
+            return bounds
+        return [bounds[min(first + rank, len(bounds) - 1)] for first in range(0, len(bounds), size)]
 
 
 def derived_seed(*counters: int) -> int:
@@ -142,9 +149,9 @@ def make_loader(
 ) -> tuple[WatchedLoader, EpochBatchSampler]:
     """A loader of `Item` batches and the sampler that orders them. `threads` read where there are no workers.
 
-    For training the batches are sharded over the processes. For prediction the data set already is a shard.
+    For training each batch is sharded over the processes; for prediction each process gets whole batches.
     """
-    order = EpochBatchSampler(len(dataset), batch_size, dataset.seed, shuffle, shard if shuffle else (0, 1))
+    order = EpochBatchSampler(len(dataset), batch_size, dataset.seed, shuffle, shard)
     dataset.heartbeat = Heartbeat(workers) if workers else None
     dataset.threads = 1 if workers else threads
     loader = WatchedLoader(
@@ -187,5 +194,4 @@ def choose_workers(workers: int, on_cpu: bool) -> int:
     """
     if workers >= 0 or on_cpu:
         return max(workers, 0)
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun shares the machine
-    return max(1, min(16, usable_cores() // processes))
+    return max(1, min(16, usable_cores() // processes_here()))

@@ -21,7 +21,9 @@ MAX_BITS = 12  # in which the hashes of duplicates differ, of 64
 MIN_CONTRAST = 4.0  # the hash of a blank image is meaningless
 MAX_COMPARED = 8  # groups that an image is compared with, those whose thumbnails correlate most
 MIN_LIKENESS, LOOK_ALIKE = 0.9, 0.98  # correlation of thumbnails of copies, and of look-alikes
-BLOCK = 1 << 20  # pairs that are handled together
+MANY, FEW_BITS = 50_000, 7  # images from which on hashes differ in at most so many bits
+BLOCK = 1 << 20  # pairs of hashes that are compared together
+ROWS = 256  # images of a large set that are handled together
 MIN_COSINE = 0.93  # between the features of a backbone
 
 
@@ -57,10 +59,11 @@ def near_duplicates(dataset: ImageDataset, inspections: Sequence[Inspection], mi
     thumbnails = Thumbnails(dataset, usable, [min(image.width, image.height) for image in images])
     thumbnails.ranges = [range_of(image.values) for image in images]
     first, flips, alike = _join(images, thumbnails, mirrored)
-    groups = {i: copies.get(i, [i]) for i in (*usable, *copies)}
+    groups = dict(copies)  # the others are alone
     for own, leader in enumerate(first):
         if own != leader:
-            groups[usable[leader]] = groups[usable[leader]] + groups.pop(usable[own])
+            joined = groups.pop(usable[own], [usable[own]])
+            groups[usable[leader]] = groups.get(usable[leader], [usable[leader]]) + joined
     flipped = frozenset(i for own in flips for i in copies.get(usable[own], [usable[own]]))
     found = sorted((g[:1] + sorted(g[1:]) for g in groups.values() if len(g) > 1), key=min)
     return Duplicates(found, flipped, group_pairs((usable[a], usable[b]) for a, b in alike))
@@ -74,15 +77,13 @@ def _join(
     flips: set[int] = set()
     alike: list[tuple[int, int]] = []
     place = np.zeros(len(images), dtype=np.int64)
-    for start, close in hash_candidates(images, mirrored):
-        rows, columns = np.flatnonzero(close.any(1)), np.flatnonzero(close.any(0))
-        columns = np.union1d(columns, first[columns])
-        place[columns] = np.arange(len(columns))
-        thumbnails.prepare(np.union1d(start + rows, columns))
-        for row, likeness in zip(rows, thumbnails.correlate(start + rows, columns, mirrored), strict=True):
-            own, leads = start + int(row), np.zeros(close.shape[1], dtype=bool)
-            leads[first[: close.shape[1]][close[row]]] = True
-            leaders = np.flatnonzero(leads)
+    for rows, columns, close in hash_candidates(images, mirrored):
+        known = np.union1d(columns, first[columns])
+        place[known] = np.arange(len(known))
+        thumbnails.prepare(np.union1d(rows, known))
+        likenesses = thumbnails.correlate(rows, known, mirrored)
+        for own, candidates, likeness in zip(rows.tolist(), close, likenesses, strict=True):
+            leaders = np.unique(first[columns[candidates]])
             values = likeness[place[leaders]]
             if len(leaders) > MAX_COMPARED:
                 best = np.argpartition(-values, MAX_COMPARED)[:MAX_COMPARED]
@@ -99,21 +100,105 @@ def _join(
     return first.tolist(), flips, alike
 
 
-def hash_candidates(images: Sequence[Inspection], mirrored: bool = True) -> Iterator[tuple[int, np.ndarray]]:
-    """Blocks of rows, each with its first row and whether a row's hash is close to that of each earlier image.
+# Rows, columns, and whether the hash of each row is close to that of each column, (rows, columns).
+Candidates = tuple[np.ndarray, np.ndarray, np.ndarray]
 
-    A block has the shape (rows, end of the block). With `mirrored`, either image may be.
+
+def hash_candidates(images: Sequence[Inspection], mirrored: bool = True) -> Iterator[Candidates]:
+    """Blocks of images whose hashes are close to those of earlier images; with `mirrored`, either may be mirrored.
+
+    The hashes of up to `MANY` images differ in at most `MAX_BITS` bits. Comparing each with each takes a time that is
+    proportional to the square of the number; of more images, `close_in_large_set` compares only those that share a
+    part, and so finds hashes that differ in at most `FEW_BITS`.
     """
-    upright, flipped = (_signs([getattr(image, name) for image in images]) for name in ("phash", "phash_mirrored"))
-    rows = max(1, BLOCK // max(1, len(images)))
+    names = ("phash", "phash_mirrored") if mirrored else ("phash",)
+    hashes = [[getattr(image, name) for image in images] for name in names]
+    if len(images) > MANY:
+        yield from close_in_large_set([_words(texts) for texts in hashes])
+        return
+    upright, *flipped = map(_signs, hashes)
+    step = max(1, BLOCK // max(1, len(images)))
     limit = 64 - 2 * MAX_BITS  # the product of signs is the number of equal bits less that of others
-    for start in range(0, len(images), rows):
-        block = upright[start : start + rows]
+    for start in range(0, len(images), step):
+        block = upright[start : start + step]
         end = start + len(block)
         close = block @ upright[:end].T >= limit
-        if mirrored:
-            close |= block @ flipped[:end].T >= limit
-        yield start, np.tril(close, start - 1)
+        for other in flipped:
+            close |= block @ other[:end].T >= limit
+        close = np.tril(close, start - 1)
+        rows, columns = np.flatnonzero(close.any(1)), np.flatnonzero(close.any(0))
+        if len(rows):
+            yield start + rows, columns, close[np.ix_(rows, columns)]
+
+
+def close_in_large_set(hashes: Sequence[np.ndarray]) -> Iterator[Candidates]:
+    """`hash_candidates` of a large set, from the words (N,) of its images, and of their mirror images.
+
+    Of two hashes that differ in at most `FEW_BITS` = 7 bits, one of the four parts of 16 bits differs in at most one.
+    Blocks of images have equally many candidates, so memory is bounded also where all images look alike.
+    """
+    count = len(hashes[0])
+    tables = [(shift, words, *_sorted_by_word(words, shift)) for shift in range(0, 64, 16) for words in hashes]
+    candidates = np.zeros(count, dtype=np.int64)
+    for shift, _, _, edges in tables:
+        for keys in _neighboring_keys(hashes[0], shift):
+            candidates += edges[keys + 1] - edges[keys]
+    total, start = np.cumsum(candidates), 0
+    while start < count:
+        done = int(total[start - 1]) if start else 0
+        end = max(start + 1, int(np.searchsorted(total, done + BLOCK, side="right")))
+        found = [_close_pairs(hashes[0], start, end, *table) for table in tables]
+        pairs = np.unique(np.concatenate(found, axis=1), axis=1)  # sorted by image
+        images, edges = np.unique(pairs[0], return_index=True)
+        for first in range(0, len(images), ROWS):
+            stop = edges[first + ROWS] if first + ROWS < len(images) else pairs.shape[1]
+            block = pairs[:, edges[first] : stop]
+            rows, row = np.unique(block[0], return_inverse=True)
+            columns, column = np.unique(block[1], return_inverse=True)
+            close = np.zeros((len(rows), len(columns)), dtype=bool)
+            close[row, column] = True
+            yield rows, columns, close
+        start = end
+
+
+def _sorted_by_word(words: np.ndarray, shift: int) -> tuple[np.ndarray, np.ndarray]:
+    """The images in the order of a part of their hashes, and the place where each of the 2**16 values begins."""
+    keys = (words >> np.uint64(shift)).astype(np.uint16)
+    order = np.argsort(keys, kind="stable")
+    return order, np.searchsorted(keys[order], np.arange((1 << 16) + 1))
+
+
+def _neighboring_keys(words: np.ndarray, shift: int) -> Iterator[np.ndarray]:
+    """A part of hashes, and the 16 values that differ from it in one bit."""
+    keys = (words >> np.uint64(shift)).astype(np.uint16)
+    for flip in (0, *(1 << bit for bit in range(16))):
+        yield (keys ^ np.uint16(flip)).astype(np.int64)
+
+
+def _close_pairs(
+    upright: np.ndarray, start: int, end: int, shift: int, words: np.ndarray, order: np.ndarray, edges: np.ndarray
+) -> np.ndarray:
+    """Pairs (2, P) of an image of a block and an earlier one, whose hashes are close and nearly share a part."""
+    found, images = [np.empty((2, 0), dtype=np.int64)], np.arange(start, end)
+    for keys in _neighboring_keys(upright[start:end], shift):
+        counts = edges[keys + 1] - edges[keys]
+        own = np.repeat(images, counts)
+        offset = np.arange(len(own)) - np.repeat(np.cumsum(counts) - counts, counts)
+        other = order[np.repeat(edges[keys], counts) + offset]
+        close = (other < own) & (_count_bits(upright[own] ^ words[other]) <= FEW_BITS)
+        found.append(np.stack([own[close], other[close]]))
+    return np.concatenate(found, axis=1)
+
+
+def _count_bits(words: np.ndarray) -> np.ndarray:
+    if hasattr(np, "bitwise_count"):  # NumPy 2
+        return np.bitwise_count(words)
+    return np.unpackbits(words.view(np.uint8).reshape(-1, 8), axis=1).sum(1)
+
+
+def _words(hashes: list[str]) -> np.ndarray:
+    """Hashes as 64-bit words (N,)."""
+    return np.frombuffer(bytes.fromhex("".join(hashes)), dtype=">u8").astype(np.uint64)
 
 
 def _signs(hashes: list[str]) -> np.ndarray:

@@ -12,6 +12,7 @@ from flowers_torch.data.quality.report import check_quality, unreadable_reasons
 from flowers_torch.data.quality.scan import inspect_images
 from flowers_torch.data.sources.rows import listed
 from flowers_torch.data.sources.tables import read_groups
+from flowers_torch.data.spread import Spread, alone
 from flowers_torch.data.value_range import Range, range_of_set
 from flowers_torch.errors import DataError, printable
 
@@ -36,19 +37,20 @@ def filter_images(
     groups: str = "duplicates",
     skip_bad: bool = False,
     mirror: str = "auto",
+    spread: Spread = alone,
 ) -> FilteredDataset:
     """Decodes every image once, before anything is downloaded or trained. Cached inspections are reused.
 
     `exclude` is an exclude list and classes, as `parse_exclude` takes them; `groups` is "duplicates", "none" or
     the path of a table file,group; with `column:NAME`, the source has set the groups. `mirror` is as in
-    `copies_may_be_mirrored`. Unreadable images (unless `skip_bad`) and a class without any image left are a
-    `DataError`.
+    `copies_may_be_mirrored`, `spread` as in `inspect_images`. Unreadable images (unless `skip_bad`) and a class without
+    any image left are a `DataError`.
     """
     path, classes = parse_exclude(exclude)
     excluded = read_exclude_list(Path(path).expanduser()) if path else {}
     if excluded or classes:
         dataset = drop_images(dataset, excluded | {f"{CLASS_MARK}{name}": "by name" for name in classes})
-    inspections = inspect_images(dataset)
+    inspections = inspect_images(dataset, spread=spread)
     bad = {path: found.error for path, found in zip(dataset.paths, inspections, strict=True) if found.error}
     if bad and not skip_bad:
         first = next(iter(bad.values())).split("; fix: ")[0]

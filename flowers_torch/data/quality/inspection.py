@@ -31,7 +31,7 @@ COSINES = np.cos(np.arange(9)[:, None] * (np.arange(HASH_SIDE) + 0.5) * np.pi / 
 MEASURE_SIDE = 300  # approximate longer side (225 .. 450) for measuring sharpness
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)  # a large set has a million
 class Inspection:
     """The result of an inspection. Only `error` and `fatal` are set for an unreadable image."""
 
@@ -54,7 +54,9 @@ class Inspection:
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> "Inspection":
         """Reads the fields from JSON, which has lists instead of tuples."""
-        return cls(**content | {"values": Values(*content.get("values", EIGHT_BITS))})
+        values = Values(*content.get("values", EIGHT_BITS))
+        shared = {name: sys.intern(content[name]) for name in ("format", "mode", "error") if content.get(name)}
+        return cls(**content | shared | {"values": EIGHT_BITS if values == EIGHT_BITS else values})
 
 
 def inspect_image(path: Path | str) -> Inspection:

@@ -221,8 +221,9 @@ def _check_appearance(dataset: ImageDataset, inspections: Sequence[Inspection]) 
     gray = where(lambda x: x.colorfulness < GRAY_COLORFULNESS and x.contrast >= BLANK_CONTRAST)
     if len(gray) >= len(good) / 2:  # a dataset of gray images
         gray = []
-    suffixes = [tuple(SUFFIXES.get(x.format, SUFFIXES["JPEG"]).split()) for _, x in good]  # MPO is a JPEG
-    other = [i for (i, _), known in zip(good, suffixes, strict=True) if not dataset.paths[i].lower().endswith(known)]
+    suffixes = {kind: tuple(text.split()) for kind, text in SUFFIXES.items()}
+    jpeg = suffixes["JPEG"]  # MPO is one
+    other = [i for i, x in good if not dataset.paths[i].lower().endswith(suffixes.get(x.format, jpeg))]
     blurred = where(lambda x: x.contrast >= BLANK_CONTRAST and x.sharpness < BLURRED_FRACTION * median)
     strips = where(lambda x: max(x.width, x.height) > MAX_ASPECT * min(x.width, x.height))
     tiny = where(lambda x: min(x.width, x.height) < MIN_SIDE)

@@ -1,13 +1,15 @@
 """Inspection of all images of a dataset in worker processes that may crash, with a cache of the results."""
 
+import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import os
 import selectors
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
@@ -15,41 +17,96 @@ from typing import Any
 
 from flowers_torch.data.dataset import ImageDataset
 from flowers_torch.data.quality.inspection import Inspection
+from flowers_torch.data.spread import Spread, alone
 from flowers_torch.data.tar_members import split_path
 from flowers_torch.errors import ResourceError, printable
 from flowers_torch.files.cache import cache_folder, recall, remember
-from flowers_torch.files.system import usable_cores
+from flowers_torch.files.system import processes_here, usable_cores
 
 CACHE_FORMAT = 6
 SECONDS_TO_START = 120.0
 SECONDS_PER_IMAGE = 20.0  # an image that takes longer to decode is unreadable
 
+BLOCK = 10_000  # images that are inspected, and cached in a file, together
+
 Callback = Callable[[int], None] | None
+Stamp = tuple[int, ...]
 
 
 def inspect_images(
-    dataset: ImageDataset, workers: int | None = None, cache: Path | None = None, progress: Callback = None
+    dataset: ImageDataset,
+    workers: int | None = None,
+    cache: Path | None = None,
+    progress: Callback = None,
+    spread: Spread = alone,
 ) -> list[Inspection]:
     """Inspects all images. Files whose path, size and times are in the cache are not read.
 
-    There is a worker for each available core if `workers` is None. `progress` gets the number of images done.
+    The images are inspected and cached in blocks, so that an interrupted scan of a large set loses one block.
+
+    Args:
+        workers: Processes that decode; one for each available core if None.
+        progress: Called with the number of images done.
+        spread: Computes a function of a list in several processes; `Distributed.spread`.
     """
     root = hashlib.sha256(os.fsencode(dataset.root.resolve())).hexdigest()[:16]
-    file = Path(cache or cache_folder()) / "inspections" / f"{root}.json"
-    known = (recall(file, {"format": {CACHE_FORMAT}, "images": {}}) or {"images": {}})["images"]
-    stamps = {path: _stamp(dataset.root / path) for path in dataset.paths}
-    fresh = [path for path, stamp in stamps.items() if stamp and path in known and known[path][0] == stamp]
-    found = {path: Inspection.from_dict(known[path][1]) for path in fresh}
-    if todo := [path for path in dataset.paths if path not in found]:
-        paths = [dataset.root / path for path in todo]
-        found |= zip(todo, _inspect_all(paths, min(workers or usable_cores(), len(todo)), progress), strict=True)
-        sound = [path for path, stamp in stamps.items() if stamp and not found[path].fatal]
-        content = {path: (stamps[path], dataclasses.asdict(found[path])) for path in sound}
-        remember(file, {"format": CACHE_FORMAT, "images": content})
-    return [found[path] for path in dataset.paths]
+    folder = Path(cache or cache_folder()) / "inspections"
+    same: dict[Stamp, Stamp] = {}  # the images of a tar shard share one
+    stamps = [same.setdefault(stamp, stamp) for stamp in (_stamp(dataset.root / path) for path in dataset.paths)]
+    found = _recall(folder, root, dataset.paths, stamps)
+    work, changed = functools.partial(_inspect_all, workers=workers), False
+    done = sum(inspection is not None for inspection in found)
+    starts = range(0, len(found), BLOCK)
+    for number, start in enumerate(starts):
+        block = range(start, min(start + BLOCK, len(found)))
+        if todo := [index for index in block if found[index] is None]:
+            paths, call = [dataset.root / dataset.paths[index] for index in todo], work
+            if spread is alone:
+                call = functools.partial(work, progress=_shifted(progress, done))
+            for index, inspection in zip(todo, spread(call, paths), strict=True):
+                found[index] = inspection
+            changed, done = True, done + len(todo)
+        if changed:  # later blocks may have changed places
+            content = {
+                dataset.paths[i]: (stamps[i], _as_dict(inspection))
+                for i, inspection in zip(block, found[start : block.stop], strict=True)
+                if stamps[i] and inspection and not inspection.fatal
+            }
+            remember(_file(folder, root, number), {"format": CACHE_FORMAT, "images": content})
+    if changed:
+        with contextlib.suppress(OSError):
+            _file(folder, root, len(starts)).unlink(missing_ok=True)  # of a set that was larger
+    return [inspection for inspection in found if inspection is not None]
 
 
-def _inspect_all(paths: list[Path], workers: int, progress: Callback) -> Iterator[Inspection]:
+def _recall(folder: Path, root: str, paths: Sequence[str], stamps: list[Stamp]) -> list[Inspection | None]:
+    """The cached inspection of each image that is as it was, block by block."""
+    found: list[Inspection | None] = [None] * len(paths)
+    place, number = {path: index for index, path in enumerate(paths)}, -1
+    while (file := _file(folder, root, number := number + 1)).exists():
+        content = recall(file, {"format": {CACHE_FORMAT}, "images": {}}) or {"images": {}}
+        for path, (stamp, values) in content["images"].items():
+            index = place.get(path)
+            if index is not None and stamps[index] and stamps[index] == tuple(stamp):
+                found[index] = Inspection.from_dict(values)
+    return found
+
+
+def _file(folder: Path, root: str, number: int) -> Path:
+    return folder / (f"{root}.{number}.json" if number else f"{root}.json")
+
+
+def _as_dict(inspection: Inspection) -> dict[str, Any]:
+    """The fields; `asdict` would copy each value."""
+    return {field.name: getattr(inspection, field.name) for field in dataclasses.fields(Inspection)}
+
+
+def _shifted(progress: Callback, before: int) -> Callback:
+    return None if progress is None else lambda done: progress(before + done)
+
+
+def _inspect_all(paths: Sequence[Path], workers: int | None = None, progress: Callback = None) -> list[Inspection]:
+    workers = min(workers or max(1, usable_cores() // processes_here()), len(paths))
     idle: SimpleQueue[Worker] = SimpleQueue()
 
     def inspect(path: Path) -> Inspection:
@@ -66,12 +123,14 @@ def _inspect_all(paths: list[Path], workers: int, progress: Callback) -> Iterato
     pool = [Worker() for _ in range(workers)]
     for worker in pool:
         idle.put(worker)
+    results = []
     try:
         with ThreadPoolExecutor(workers) as threads:
             for done, found in enumerate(threads.map(inspect, paths), 1):
                 if progress is not None:
                     progress(done)
-                yield found
+                results.append(found)
+        return results
     finally:
         for worker in pool:
             worker.stop()
@@ -132,11 +191,11 @@ def _read_line(stream: Any, seconds: float) -> bytes:
     return line
 
 
-def _stamp(path: Path) -> list[int]:
+def _stamp(path: Path) -> Stamp:
     """Size and times; empty for a file that cannot be accessed. No program can choose the time of the last change."""
     inside = split_path(path)
     try:
         status = (inside[0] if inside else path).stat()
     except (OSError, ValueError):  # ValueError: a NUL in the name
-        return []
-    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]  # guard: S11 same time
+        return ()
+    return (status.st_size, status.st_mtime_ns, status.st_ctime_ns)  # guard: S11 same time

@@ -26,42 +26,58 @@ class Thumbnails:
 
     def __init__(self, dataset: ImageDataset, indices: list[int], sides: list[int]) -> None:
         """Takes the indices in the dataset and the shorter sides of the images; all else counts positions in these."""
-        self.paths, self.sides = [dataset.root / dataset.paths[i] for i in indices], sides
+        self.dataset, self.indices, self.sides = dataset, indices, sides
         self.ranges: list[Range] = [()] * len(indices)  # of images with more than 8 bits
-        self.ready = np.zeros(len(indices), dtype=bool)
-        # Untouched rows take no memory.
-        self.luma = np.zeros((len(indices), SIDE, SIDE), dtype=np.uint8)
-        self.color = np.zeros((len(indices), 2, COLOR_SIDE, COLOR_SIDE), dtype=np.float16)
-        self.contrast = np.full(len(indices), LEAST_CONTRAST)  # standard deviation of brightness
-        self.coarse = np.zeros((len(indices), COARSE_SIDE, COARSE_SIDE), dtype=np.float32)  # of mean 0 and norm 1
+        self.row = np.full(len(indices), -1, dtype=np.int32)  # in the arrays below; -1: not decoded
+        self.count = 0  # of rows in use
+        self._allocate(64)
+
+    def _allocate(self, rows: int) -> None:
+        """Makes room for so many rows, and keeps what is there."""
+        arrays = {
+            "luma": np.zeros((rows, SIDE, SIDE), dtype=np.uint8),
+            "color": np.zeros((rows, 2, COLOR_SIDE, COLOR_SIDE), dtype=np.float16),
+            "contrast": np.full(rows, LEAST_CONTRAST),  # standard deviation of brightness
+            "coarse": np.zeros((rows, COARSE_SIDE, COARSE_SIDE), dtype=np.float32),  # of mean 0 and norm 1
+        }
+        for name, array in arrays.items():
+            if self.count:
+                array[: self.count] = getattr(self, name)[: self.count]
+        self.luma, self.color, self.contrast, self.coarse = arrays.values()
 
     def prepare(self, positions: Sequence[int] | np.ndarray) -> None:
         """Decodes the images at these positions unless that is done."""
-        wanted = np.array(positions, dtype=np.int64)
-        missing = wanted[~self.ready[wanted]].tolist()
+        wanted = np.unique(np.array(positions, dtype=np.int64))
+        missing = wanted[self.row[wanted] < 0]
+        if self.count + len(missing) > len(self.luma):
+            self._allocate(max(2 * len(self.luma), self.count + len(missing)))
+        rows = np.arange(self.count, self.count + len(missing))
         with ThreadPoolExecutor(2) as threads:
-            list(threads.map(self._decode, missing))
+            list(threads.map(self._decode, missing.tolist(), rows.tolist()))
+        self.row[missing] = rows
+        self.count += len(missing)
 
-    def _decode(self, position: int) -> None:
-        image = load_image(self.paths[position], at_least=2 * SIDE, value_range=self.ranges[position]).convert("YCbCr")
+    def _decode(self, position: int, row: int) -> None:
+        path = self.dataset.root / self.dataset.paths[self.indices[position]]
+        image = load_image(path, at_least=2 * SIDE, value_range=self.ranges[position]).convert("YCbCr")
         pixels = np.asarray(image.resize((SIDE, SIDE), Image.Resampling.HAMMING))
-        self.luma[position] = pixels[..., 0]
-        self.contrast[position] = max(float(pixels[..., 0].std()), LEAST_CONTRAST)
-        self.color[position] = [_pool(pixels[..., c] - np.float32(128), COLOR_SIDE) for c in (1, 2)]
+        self.luma[row] = pixels[..., 0]
+        self.contrast[row] = max(float(pixels[..., 0].std()), LEAST_CONTRAST)
+        self.color[row] = [_pool(pixels[..., c] - np.float32(128), COLOR_SIDE) for c in (1, 2)]
         coarse = _pool(pixels[..., 0].astype(np.float32), COARSE_SIDE)
         coarse -= coarse.mean()
-        self.coarse[position] = coarse / max(float(np.linalg.norm(coarse)), 1e-6)
-        self.ready[position] = True
+        self.coarse[row] = coarse / max(float(np.linalg.norm(coarse)), 1e-6)
 
     def correlate(self, rows: np.ndarray, columns: np.ndarray, mirrored: bool) -> np.ndarray:
         """Correlations (rows, columns) of images at 16 x 16, with `mirrored` also of mirror images; the higher ones."""
-        own, others = self.coarse[rows], self.coarse[columns].reshape(-1, COARSE_SIDE**2).T
+        own, others = self.coarse[self.row[rows]], self.coarse[self.row[columns]].reshape(-1, COARSE_SIDE**2).T
         upright = own.reshape(-1, COARSE_SIDE**2) @ others
         return np.maximum(upright, own[:, :, ::-1].reshape(-1, COARSE_SIDE**2) @ others) if mirrored else upright
 
     def is_mirrored(self, a: int, b: int) -> bool:
         """Whether an image looks more like the mirror image of the other than like the other."""
-        return bool((self.coarse[a] * self.coarse[b][:, ::-1]).sum() > (self.coarse[a] * self.coarse[b]).sum())
+        one, other = self.coarse[self.row[a]], self.coarse[self.row[b]]
+        return bool((one * other[:, ::-1]).sum() > (one * other).sum())
 
     def same(self, a: int, b: int, mirrored: bool) -> bool:
         """Whether two images show one picture: they differ little in every window, in brightness and in color."""
@@ -77,18 +93,18 @@ class Thumbnails:
         side = SIDE
         while side > SIDE // 4 and side * SHARP > min(self.sides[a], self.sides[b]):
             side //= 2
-        one, other = _normalized(self.luma[a], side), _normalized(self.luma[b], side)
+        one, other = (_normalized(self.luma[self.row[i]], side) for i in (a, b))
         other = other[:, ::-1] if mirrored else other
         energy = _variance(one) + _variance(other) + 2 * FLAT**2
         return float((_windows((one - other) ** 2) / energy).max())
 
     def color_difference(self, a: int, b: int, mirrored: bool) -> float:
         """The largest difference in color in 8 x 8 windows over the contrast; 0 if one of the images is gray."""
-        one, other = (self.color[i].astype(np.float32) for i in (a, b))
+        one, other = (self.color[self.row[i]].astype(np.float32) for i in (a, b))
         if min(np.abs(one).max(), np.abs(other).max()) < GRAY:
             return 0.0
         other = other[:, :, ::-1] if mirrored else other
-        return float(np.abs(one / self.contrast[a] - other / self.contrast[b]).max())
+        return float(np.abs(one / self.contrast[self.row[a]] - other / self.contrast[self.row[b]]).max())
 
 
 def _normalized(luma: np.ndarray, side: int) -> np.ndarray:

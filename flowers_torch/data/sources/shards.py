@@ -5,6 +5,7 @@ Images in shards are addressed by path like any others, so an epoch is shuffled 
 
 import json
 import re
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -99,7 +100,7 @@ def _list_shard(shard: Path, rows: list[Row], other: Counter[str]) -> None:
     for name in names:
         path = PurePosixPath(name)
         if is_image_name(name) and not path.name.startswith("."):
-            label = _read_label(shard, label_of.get(_key(name))) or path.parent.name
+            label = sys.intern(_read_label(shard, label_of.get(_key(name))) or path.parent.name)
             rows.append((f"{shard.name}/{name}", label, split_of_shard or split_of_name(*path.parts[:-2])))
         elif name not in label_files:
             other[path.suffix.lower() or "no suffix"] += 1

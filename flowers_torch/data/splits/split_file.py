@@ -1,6 +1,7 @@
 """`split.json`: the split of each image of a run, with fingerprints that reveal changed files."""
 
 import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,13 @@ from typing import Any
 from flowers_torch.data.dataset import ImageDataset
 from flowers_torch.data.images import open_regular
 from flowers_torch.data.splits.assign import SPLITS, Splits
+from flowers_torch.data.spread import Spread, alone
 from flowers_torch.errors import DataError, printable
 from flowers_torch.files.atomic import write_json
 from flowers_torch.files.reading import MAX_FILE_BYTES, read_json, reading
 
 SPLIT_FORMAT = 2
+BLOCK = 10_000  # images that are read together
 FORM = {
     "format": {SPLIT_FORMAT},
     "data": str,
@@ -64,22 +67,34 @@ def fingerprint(path: Path) -> str:
     return digest.hexdigest()
 
 
-def save_split(splits: Splits, dataset: ImageDataset, path: Path, seed: int) -> None:
-    """Writes `split.json` with the relative paths and fingerprints of each split."""
+def fingerprints(paths: Sequence[Path]) -> list[str]:
+    """The fingerprints of several files."""
+    return [fingerprint(path) for path in paths]
+
+
+def save_split(splits: Splits, dataset: ImageDataset, path: Path, seed: int, spread: Spread = alone) -> None:
+    """Writes `split.json` with the relative paths and fingerprints of each split; `spread` reads the images."""
     members = {split: [dataset.paths[i] for i in indices] for split, indices in splits.items()}
+    names = [name for paths in members.values() for name in paths]
+    digests = _fingerprints(names, dataset, spread)
     content = {
         "format": SPLIT_FORMAT,
         "data": dataset.name,
         "seed": seed,
         "classes": list(dataset.classes),
         "counts": {split: len(names) for split, names in members.items()},
-        "splits": {split: {p: fingerprint(dataset.root / p) for p in paths} for split, paths in members.items()},
+        "splits": {split: dict(zip(paths, digests, strict=False)) for split, paths in members.items()},
     }
     write_json(path, content)
 
 
-def load_split(path: Path, dataset: ImageDataset) -> tuple[Splits, DataChanges]:
-    """Reads `split.json` as indices into `dataset.paths`, and compares the images.
+def _fingerprints(names: Sequence[str], dataset: ImageDataset, spread: Spread) -> Iterator[str]:
+    for start in range(0, len(names), BLOCK):
+        yield from spread(fingerprints, [dataset.root / name for name in names[start : start + BLOCK]])
+
+
+def load_split(path: Path, dataset: ImageDataset, spread: Spread = alone) -> tuple[Splits, DataChanges]:
+    """Reads `split.json` as indices into `dataset.paths`, and compares the images; `spread` reads them.
 
     Missing images are left out of their split; new images are in no split. What `read_split` refuses, other
     classes, and a split without any image left are a `DataError`.
@@ -92,11 +107,12 @@ def load_split(path: Path, dataset: ImageDataset) -> tuple[Splits, DataChanges]:
     index = {name: i for i, name in enumerate(dataset.paths)}
     known = set().union(*saved.values())
     changes = DataChanges([], [], [("none", name) for name in dataset.paths if name not in known])
+    present = _fingerprints([name for split in SPLITS for name in saved[split] if name in index], dataset, spread)
     for split in SPLITS:
         for name, digest in saved[split].items():
             if name not in index:
                 changes.missing.append((split, name))
-            elif fingerprint(dataset.root / name) != digest:
+            elif next(present) != digest:
                 changes.edited.append((split, name))
     splits = {split: sorted(index[name] for name in saved[split] if name in index) for split in SPLITS}
     emptied = [split for split in SPLITS if saved[split] and not splits[split]]

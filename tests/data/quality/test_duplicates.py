@@ -238,9 +238,38 @@ def test_candidates_are_those_of_every_pair(monkeypatch: pytest.MonkeyPatch) -> 
     assert 10 < len(expected) < 200
     for block in (80 * 7, 1, 1 << 22):
         monkeypatch.setattr(duplicates, "BLOCK", block)
-        found = [(start + r, c) for start, close in hash_candidates(images) for r, c in np.argwhere(close).tolist()]
+        found = pairs_of(hash_candidates(images))
         assert set(found) == expected and len(found) == len(expected)
     assert list(hash_candidates([])) == []
+
+
+def pairs_of(candidates) -> list[tuple[int, int]]:
+    return [
+        (int(rows[r]), int(columns[c])) for rows, columns, close in candidates for r, c in np.argwhere(close).tolist()
+    ]
+
+
+def test_candidates_of_a_large_set_are_the_closest_of_every_pair(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pairs that differ in up to 12 bits, upright or mirrored: those of at most 7 bits are found, each once."""
+    rng = np.random.default_rng(6)
+    first = rng.integers(0, 1 << 64, 300, dtype=np.uint64)
+    flips = np.array([sum(1 << int(bit) for bit in rng.permutation(64)[: i % 13]) for i in range(300)], dtype=np.uint64)
+    hashes, others = np.concatenate([first, first ^ flips]), np.roll(np.concatenate([first, first]), 1)
+    images = [Inspection(phash=f"{h:016x}", phash_mirrored=f"{m:016x}") for h, m in zip(hashes, others, strict=True)]
+    expected = set()
+    for a, b in itertools.combinations(range(600), 2):
+        own = int(hashes[b])
+        if min((own ^ int(hashes[a])).bit_count(), (own ^ int(others[a])).bit_count()) <= 7:
+            expected.add((b, a))
+    assert 300 < len(expected) < 600
+    monkeypatch.setattr(duplicates, "MANY", 100)
+    for block, rows in ((1 << 20, 256), (500, 3)):
+        monkeypatch.setattr(duplicates, "BLOCK", block)
+        monkeypatch.setattr(duplicates, "ROWS", rows)
+        found = pairs_of(hash_candidates(images))
+        assert set(found) == expected and len(found) == len(expected)
+        upright = pairs_of(hash_candidates(images, mirrored=False))
+        assert len(upright) < len(found) and set(upright) < expected
 
 
 def test_time_and_memory_are_in_proportion_to_the_photos(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,11 +277,10 @@ def test_time_and_memory_are_in_proportion_to_the_photos(monkeypatch: pytest.Mon
     count, compared = 1500, []
     rng = np.random.default_rng(0)
 
-    def decode(self: Thumbnails, position: int) -> None:
-        self.luma[position] = rng.integers(0, 256, (96, 96))
+    def decode(self: Thumbnails, position: int, row: int) -> None:
+        self.luma[row] = rng.integers(0, 256, (96, 96))
         coarse = rng.normal(size=(16, 16)).astype(np.float32)
-        self.coarse[position] = coarse / np.linalg.norm(coarse)
-        self.ready[position] = True
+        self.coarse[row] = coarse / np.linalg.norm(coarse)
 
     monkeypatch.setattr(Thumbnails, "_decode", decode)
     monkeypatch.setattr(Thumbnails, "same", lambda *words: compared.append(words) or False)

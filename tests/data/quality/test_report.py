@@ -186,7 +186,7 @@ def test_inspections_are_cached_until_an_image_changes(planted, tmp_path, monkey
     first = inspect_images(planted, 2, tmp_path)
     read = []
     real = scan._inspect_all
-    monkeypatch.setattr(scan, "_inspect_all", lambda paths, *rest: read.extend(paths) or real(paths, *rest))
+    monkeypatch.setattr(scan, "_inspect_all", lambda paths, **rest: read.extend(paths) or real(paths, **rest))
     assert inspect_images(planted, 2, tmp_path) == first and read == []
     target = planted.root / planted.paths[3]
     before = target.stat()
@@ -307,8 +307,8 @@ def test_the_hash_survives_what_the_eye_does(tmp_path):
     for i, image in enumerate(variants):
         image.save(tmp_path / f"{i}.jpg", quality=50 if i else 95)
         inspections.append(inspect_image(tmp_path / f"{i}.jpg"))
-    ((_, close),) = hash_candidates(inspections)
-    assert close[1:4, 0].all() and not close[4].any()
+    ((rows, columns, close),) = hash_candidates(inspections)
+    assert rows.tolist() == [1, 2, 3] and close[:, columns == 0].all()
     assert group_pairs([(1, 2), (5, 4), (2, 3)]) == [[1, 2, 3], [4, 5]]
 
 
@@ -358,9 +358,9 @@ def test_near_duplicates_by_the_features_of_a_network(tmp_path, monkeypatch, cap
         rows[names.index("crop.jpg")] = rows[names.index("4.jpg")] + 0.01
         return torch.from_numpy(rows)
 
-    monkeypatch.setattr("flowers_torch.deploy.features.image_features", features)
+    monkeypatch.setattr("flowers_torch.deploy.shards.image_features", features)
     monkeypatch.setattr(
-        "flowers_torch.deploy.features.open_network", lambda *words: (None, Preprocessing(), f"loaded {words}")
+        "flowers_torch.deploy.shards.open_network", lambda *words: (None, Preprocessing(), f"loaded {words}")
     )
     assert run(dataset.root, "--embed", "some_net", "--weights", "offline", "--json") == 3
     out, err = capsys.readouterr()

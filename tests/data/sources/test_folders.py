@@ -1,6 +1,8 @@
 """Folders of images, with the files that people, file managers and archives leave in them."""
 
 import os
+import random
+import re
 import socket
 from pathlib import Path
 
@@ -32,6 +34,19 @@ def test_class_folders(tmp_path):
 def test_natural_order():
     names = ["x10", "X9", "x1", "x01", "é", "x1a", "", "10", "9"]
     assert sorted(names, key=natural_key) == ["", "9", "10", "x01", "x1", "x1a", "X9", "x10", "é"]
+
+
+def test_the_natural_order_is_that_of_the_pieces_of_names():
+    """Text as text, numbers as numbers, whatever stands beside them."""
+
+    def pieces(name):
+        parts = re.split(r"([0-9]+)", name.casefold())
+        return [int(part) if n % 2 else part for n, part in enumerate(parts)], name
+
+    draw = random.Random(0)
+    letters = ["a", "B", "1", "9", "0", "10", "_", "/", "é", " ", "~"]
+    names = {"".join(draw.choices(letters, k=draw.randrange(7))) for _ in range(2000)}
+    assert sorted(names, key=natural_key) == sorted(names, key=pieces)
 
 
 @pytest.mark.parametrize("val", ["val", "Valid", "validation", "DEV", "validate"])

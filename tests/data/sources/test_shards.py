@@ -273,3 +273,14 @@ def test_long_numbers_are_names(tmp_path):
     write_tar(tmp_path / "0.tar", {"1.jpg": b"x", "1.cls": b"9" * 190, "2.jpg": b"y", "2.cls": b"1"})
     (tmp_path / "classes.txt").write_text("rose\ntulip\n")
     assert open_dataset(tmp_path).classes == ("1", "9" * 190)
+
+
+def test_members_are_a_mapping_in_little_memory():
+    """Names of any bytes, one the beginning of another, and names that are not there."""
+    places = {f"{c}/{n}.jpg": (n * 10**10, n) for c in ("a", "a/b", "rose \U0001f339", "\udcff") for n in range(50)}
+    found = tar_members.Members(places | {"": (1, 2)})
+    assert dict(found) == places | {"": (1, 2)} and len(found) == 201
+    assert "a" not in found and "zz" not in found and found.get("a/1.jp") is None
+    assert dict(tar_members.Members({})) == {} and "" not in tar_members.Members({})
+    many = tar_members.Members({f"species_007/IMG_{n:09}.jpg": (n, n) for n in range(10_000)})
+    assert sum(sys.getsizeof(part) for part in vars(many).values()) < 70 * 10_000
