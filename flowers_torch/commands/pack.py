@@ -5,6 +5,7 @@ from pathlib import Path
 
 from flowers_torch.commands import add_run
 from flowers_torch.errors import printable
+from flowers_torch.files.system import expand_home
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,5 +20,5 @@ def run(args: argparse.Namespace) -> None:
 
     model = find_run(args.run)
     folder = args.out or refuse_link((model if model.is_dir() else model.parent) / "packed")
-    for path in pack(model, folder.expanduser()):
+    for path in pack(model, expand_home(folder)):
         print(f"pack     {printable(path)}, {path.stat().st_size:,} bytes")

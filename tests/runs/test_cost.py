@@ -1,5 +1,6 @@
 """The cost of a run, the dry run that prints it, and the time limit."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +30,13 @@ def test_a_dry_run_writes_nothing(
     printed = capsys.readouterr().out
     for text in ("60 photos", "3 classes", "stage    head", "stage    finetune", "frozen", "minutes", "GiB"):
         assert text in printed
+
+
+@pytest.mark.parametrize("slowdown", [1.2, 2.34])
+def test_a_busy_machine_is_named(slowdown: float, caplog: pytest.LogCaptureFixture) -> None:
+    quiet = cost.StageCost(0.0, 1.0, 1.0, 1, 1.0)
+    cost.warn_if_busy([quiet, dataclasses.replace(quiet, slowdown=slowdown)])
+    assert ("2.3 times as long" in caplog.text) == (slowdown > 2)
 
 
 @pytest.mark.parametrize("augment", ["mirror", "light", "rand"])
