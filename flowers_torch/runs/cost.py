@@ -3,6 +3,7 @@
 import dataclasses
 import operator
 import time
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -14,6 +15,8 @@ from flowers_torch.models.freeze import apply_rules, freeze_table, rules_for, se
 from flowers_torch.runs.experiment import Experiment
 from flowers_torch.training.estimate import estimate
 
+BUSY = 1.5  # times as long as without other programs
+
 
 @dataclasses.dataclass(frozen=True)
 class StageCost:
@@ -23,20 +26,23 @@ class StageCost:
     epoch_seconds: float  # training and validation, with reading
     closing_seconds: float  # the last validation, the test, and the reference images of the detector
     memory_bytes: int  # network, optimizer and activations
+    slowdown: float  # of a training step by other programs; 1 for none
 
 
 def dry_run(config: Config) -> None:
     """Logs images, network, stages, memory and time of a configuration, and writes nothing."""
     experiment, model = Experiment.new(config)
+    costs = []
     for stage in config.stages:
         groups = apply_rules(model, rules_for(model, stage.train))
         set_train_mode(model, stage.batch_norm)
         steps = f"{stage.epochs} epochs, {stage.optimizer}, lr {stage.lr:g}"
         log.info(f"stage    {stage.name}: {'a linear head, fitted by L-BFGS' if stage.is_fitted else steps}")
         log.info(freeze_table(model, groups, None if stage.is_fitted else stage.lr))
-        cost = stage_cost(experiment, model, stage)
+        costs.append(cost := stage_cost(experiment, model, stage))
         minutes = (cost.features_seconds + stage.epochs * cost.epoch_seconds) / 60
         log.info(f"  about {minutes:.1f} minutes and {cost.memory_bytes / 2**30:.1f} GiB")
+    warn_if_busy(costs)
 
 
 def stage_cost(experiment: Experiment, model: nn.Module, stage: Stage) -> StageCost:
@@ -61,9 +67,18 @@ def stage_cost(experiment: Experiment, model: nn.Module, stage: Stage) -> StageC
     closing = (val + test + min(train, REFERENCE_IMAGES)) * predict
     if views := stage.views_to_cache(train):  # an epoch then costs what the head adds to the backbone
         head = max(0.0, step.train_seconds - step.predict_seconds)
-        return StageCost((views * train + val) * predict, train * head, closing, step.memory_bytes)
+        return StageCost((views * train + val) * predict, train * head, closing, step.memory_bytes, step.slowdown)
     epoch = train * (step.train_seconds + reading) + val * predict
-    return StageCost(0.0, epoch, closing, step.memory_bytes)
+    return StageCost(0.0, epoch, closing, step.memory_bytes, step.slowdown)
+
+
+def warn_if_busy(costs: Sequence[StageCost]) -> None:
+    """Warns that other programs take the processor, so that measured times say little about a run."""
+    if (slowdown := max(cost.slowdown for cost in costs)) > BUSY:
+        log.warning(
+            f"WARNING  this machine is busy: training steps take {slowdown:.1f} times as long as the processor works "
+            "on them, so the times above may be too long"
+        )
 
 
 def fit_to_time(experiment: Experiment, model: nn.Module, started: float) -> tuple[Experiment, float]:
@@ -86,5 +101,6 @@ def fit_to_time(experiment: Experiment, model: nn.Module, started: float) -> tup
         config = dataclasses.replace(config, stages=stages)
         planned = ", ".join(f"{stage.name} {stage.epochs}" for stage in stages)
         log.info(f"time     epochs that fit into {config.minutes:g} minutes: {planned}")
+        warn_if_busy(costs)
     config, closing = experiment.distributed.broadcast((config, closing))
     return dataclasses.replace(experiment, config=config), closing

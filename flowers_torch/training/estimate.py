@@ -12,6 +12,7 @@ from flowers_torch.training.device import Runtime
 
 # State tensors per parameter; L-BFGS remembers a hundred steps, twice.
 IMAGES_TRIED = 8
+MIN_SECONDS = 0.2  # below this the clock of the processor's time is too coarse
 OPTIMIZER_COPIES = {"adamw": 2, "adam": 2, "sgd": 1, "rmsprop": 2, "lbfgs": 200}
 
 
@@ -22,6 +23,7 @@ class StepCost:
     train_seconds: float  # per image: forward and backward
     predict_seconds: float  # per image: forward
     memory_bytes: int  # parameters, gradients, optimizer and activations of a batch
+    slowdown: float = 1.0  # time of the steps over the time that the processor worked on them
 
 
 def estimate(model: nn.Module, size: int, batch_size: int, runtime: Runtime, optimizer: str) -> StepCost:
@@ -55,8 +57,11 @@ def estimate(model: nn.Module, size: int, batch_size: int, runtime: Runtime, opt
 
     with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
         step(backward=True)  # warm-up: kernels are chosen here
+    started, worked = time.perf_counter(), time.thread_time()
     train_seconds = min(step(backward=True) for _ in range(2))
     predict_seconds = min(step(backward=False) for _ in range(2))
+    seconds, worked = time.perf_counter() - started, time.thread_time() - worked
+    measurable = runtime.device.type == "cpu" and seconds > MIN_SECONDS
     model.zero_grad(set_to_none=True)
 
     parameters = list(model.parameters())
@@ -65,4 +70,5 @@ def estimate(model: nn.Module, size: int, batch_size: int, runtime: Runtime, opt
     trained = sum(p.nbytes for p in parameters if p.requires_grad)
     weights = sum(p.nbytes for p in parameters)
     state = trained * (1 + OPTIMIZER_COPIES[optimizer])
-    return StepCost(train_seconds, predict_seconds, weights + state + activations * batch_size // len(images))
+    memory = weights + state + activations * batch_size // len(images)
+    return StepCost(train_seconds, predict_seconds, memory, seconds / worked if measurable and worked else 1.0)
