@@ -232,7 +232,7 @@ GROUPS = (  # first layer of each group, its fill and its frame
     ("deploy", "#fdf1dd", "#b9791a"),
     ("accelerate", "#fbe7e5", "#bd4a3f"),
     ("training", "#efe9fa", "#7350b8"),
-    ("files", "#eeeeee", "#6b6b6b"),
+    ("shell", "#eeeeee", "#6b6b6b"),
 )
 
 

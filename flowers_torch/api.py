@@ -15,6 +15,7 @@ from flowers_torch.config import HEAD_ONLY
 from flowers_torch.config_file import load_config
 from flowers_torch.deploy.classifier import Classifier, ImageSource, Prediction, find_inputs
 from flowers_torch.errors import UsageError
+from flowers_torch.files.system import expand_home
 from flowers_torch.log import console
 from flowers_torch.runs.recipe import Result
 from flowers_torch.runs.recipe import train as train_config
@@ -68,7 +69,7 @@ def load(model: str | Path, device: str = "auto") -> Classifier:
     Raises:
         ModelFileError: the file is missing, damaged or not one of this package.
     """
-    return Classifier.load(Path(model).expanduser(), choose_runtime(device, "fp32"))
+    return Classifier.load(expand_home(model), choose_runtime(device, "fp32"))
 
 
 def predict(

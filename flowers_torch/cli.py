@@ -95,6 +95,8 @@ def guarded(name: str, arguments: list[str], prog: str | None = None) -> int:
     """
     debug, as_json = "--debug" in arguments, "--json" in arguments
     _print_any_text()
+    # Read when torch is imported: what the GPU of a Mac cannot compute yet, the CPU does.
+    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
     in_main = threading.current_thread() is threading.main_thread()
     previous = signal.signal(signal.SIGTERM, _terminate) if in_main else None
     try:

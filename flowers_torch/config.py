@@ -5,11 +5,11 @@ Only `runs`, `api` and `commands` know these classes. Everything below takes pla
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from flowers_torch.data.augment.names import AUGMENTATIONS
 from flowers_torch.data.dataset import CLASS_MARK, COLUMN_MARK, parse_exclude
+from flowers_torch.files.system import expand_home
 
 RATE_FIELDS = frozenset(("lr", "schedule", "warmup_epochs", "layer_decay"))  # without meaning for L-BFGS
 HEAD_VIEWS = 2  # of each image, where only the head trains
@@ -181,7 +181,7 @@ def with_absolute_paths(config: Config) -> Config:
         path, classes = parse_exclude(value) if field == "exclude" else (value, [])
         if path not in names and not (field == "groups" and path.startswith(COLUMN_MARK)):
             # A link stays a link, so that its target can move. Behind `..` only the target identifies the folder.
-            absolute = Path(path).expanduser().absolute()
+            absolute = expand_home(path).absolute()
             absolute = absolute.resolve() if ".." in absolute.parts else absolute
             changes[field] = ",".join([str(absolute), *(f"{CLASS_MARK}{name}" for name in classes)])
     return dataclasses.replace(config, **changes)

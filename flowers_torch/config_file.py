@@ -17,6 +17,7 @@ from typing import Any
 from flowers_torch.config import Config, Stage, default_stages, split_fractions
 from flowers_torch.errors import UsageError, printable
 from flowers_torch.files.reading import read_toml
+from flowers_torch.files.system import expand_home
 
 MAX_PROBLEMS = 10  # shown
 NAMED_SPLITS = ("tutorial", "oxford1", "oxford2", "oxford3")  # of Flowers-17
@@ -77,7 +78,7 @@ def _preset(name: str) -> Path | None:
 
 
 def _find_file(file: str) -> Path:
-    path = Path(file).expanduser()
+    path = expand_home(file)
     if path.is_file():
         return path
     if preset := _preset(file):

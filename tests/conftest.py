@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,28 @@ import pytest
 import torch
 from PIL import Image
 
+sys.path.append(str(Path(__file__).parent))
+from system_needs import NEEDS
+
 torch.set_num_threads(1)  # tests run in one process for each core
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips what this system cannot run; `system_needs.py` lists the needs."""
+    for item in items:
+        for name in [name for mark in item.iter_markers("needs") for name in mark.args]:
+            here, what, _ = NEEDS[name]
+            if not here:
+                item.add_marker(pytest.mark.skip(reason=f"needs {what}"))
 
 
 @pytest.fixture(scope="session", autouse=True)
 def private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """No test, nor a fixture of a whole module, reads or writes the user's cache, or reaches a hub."""
+    """No test, nor a fixture of a whole module, uses the user's cache, a hub, or the GPU of a Mac."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FLOWERS_TORCH_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setattr(torch.backends.mps, "is_available", lambda: False)  # numbers are compared with those of CPUs
         yield
 
 

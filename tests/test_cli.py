@@ -179,6 +179,7 @@ def test_prediction_as_text_json_and_csv(
     assert [row["class"] for row in rows] == [item["class"] for item in info["classes"]]
 
 
+@pytest.mark.needs("linux")
 def test_unreadable_photos_end_with_3_and_the_others_are_classified(
     model_file: str, photo_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

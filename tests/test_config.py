@@ -14,6 +14,8 @@ from flowers_torch.config import HEAD_ONLY, Config, Stage, split_fractions, with
 from flowers_torch.config_file import config_folder, load_config, to_toml
 from flowers_torch.errors import UsageError
 
+HERE = Path("/here")
+
 ROOT = Path(__file__).parent.parent
 
 CONFIGS = sorted(config_folder().rglob("*.toml"))
@@ -198,11 +200,11 @@ def test_an_installed_package_finds_its_recipes(tmp_path: Path, monkeypatch: pyt
         ("", ""),
         ("class:lily", "class:lily"),
         ("class:a, b,class:c/d", "class:a, b,class:c/d"),
-        ("x,y.csv", "/here/x,y.csv"),
-        ("check/e.csv,class:lily,class:~", "/here/check/e.csv,class:lily,class:~"),
+        ("x,y.csv", f"{HERE / 'x,y.csv'}"),
+        ("check/e.csv,class:lily,class:~", f"{HERE / 'check' / 'e.csv'},class:lily,class:~"),
     ],
 )
 def test_an_exclude_list_has_an_absolute_path_and_classes_do_not(given, absolute, monkeypatch):
-    monkeypatch.setattr(Path, "absolute", lambda self: Path("/here") / self)
+    monkeypatch.setattr(Path, "absolute", lambda self: HERE / self)
     config = with_absolute_paths(Config(exclude=given))
     assert config.exclude == absolute and with_absolute_paths(config).exclude == absolute

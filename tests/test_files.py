@@ -13,7 +13,6 @@ import io
 import json
 import os
 import pickle
-import resource
 import shutil
 import socket
 import struct
@@ -204,6 +203,7 @@ def test_full_disk_is_a_resource_error(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.needs("linux")
 def test_a_save_writes_syncs_renames_and_syncs_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     real_sync, real_replace = os.fsync, os.replace
@@ -334,6 +334,7 @@ def test_a_file_system_without_locks(
     assert [path] == list((tmp_path / "new").iterdir()) and path.read_bytes() == b"content"
 
 
+@pytest.mark.needs("linux")
 def test_a_folder_that_cannot_hold_downloads_is_named_with_the_flag(
     tmp_path: Path, server: tuple[str, Path, type[Handler]]
 ) -> None:
@@ -394,6 +395,7 @@ def test_without_a_home_only_downloads_need_a_cache(monkeypatch: pytest.MonkeyPa
     assert recall(folder / "x.json", {}) is None
 
 
+@pytest.mark.needs("modes")
 def test_new_files_have_the_mode_of_any_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = os.umask(0o027)
     try:
@@ -406,6 +408,7 @@ def test_new_files_have_the_mode_of_any_new_file(tmp_path: Path, monkeypatch: py
     write_json(tmp_path / ("ü" * 120), {})  # the temporary name is short enough too
 
 
+@pytest.mark.needs("links", "pipes")
 def test_a_file_behind_a_link_is_not_opened_in_place(tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("as it was")
     (tmp_path / "link").symlink_to(tmp_path / "precious")
@@ -525,7 +528,10 @@ def greedy_files(folder: Path) -> Iterator[Path]:
     yield safetensors("wrap.safetensors", wrap, bytes(16))
 
 
+@pytest.mark.needs("linux")
 def test_greedy_files_are_refused_cheaply(tmp_path: Path) -> None:
+    import resource
+
     for path in greedy_files(tmp_path):
         started, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         with pytest.raises(ModelFileError, match=path.name):

@@ -55,7 +55,7 @@ def test_only_the_main_process_prints(monkeypatch: pytest.MonkeyPatch, capsys: p
     assert capsys.readouterr().out == "from 0\n"
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.needs("pipes")
 def test_a_full_disk_is_ignored(capsys: pytest.CaptureFixture[str]) -> None:
     with log_file(Path("/dev/full")):
         log.info("one line")

@@ -16,6 +16,7 @@ from flowers_torch.files.reading import check, read_csv, read_json, read_toml
 DEEP = 100_000
 
 
+@pytest.mark.needs("names")
 @pytest.mark.parametrize(
     "content",
     [
@@ -76,6 +77,7 @@ def test_toml_that_no_program_writes_is_one_line(text: str, tmp_path: Path) -> N
     assert str(caught.value).isprintable() and time.process_time() - started < 2
 
 
+@pytest.mark.needs("pipes")
 def test_a_pipe_a_device_and_a_folder_are_refused_immediately(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", Path("/dev/zero"), tmp_path, tmp_path / "none", tmp_path / "a\0b"):

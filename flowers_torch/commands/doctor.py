@@ -11,7 +11,7 @@ from typing import Any
 from flowers_torch import __version__
 from flowers_torch.commands import add_json, print_json
 from flowers_torch.errors import printable
-from flowers_torch.files.system import shared_memory, total_memory, usable_cores
+from flowers_torch.files.system import expand_home, shared_memory, total_memory, usable_cores
 
 REQUIRED = ("torch", "torchvision", "timm", "pillow", "numpy", "tqdm", "safetensors", "jinja2")
 # Optional packages, with the extra that installs each.
@@ -93,7 +93,7 @@ def _caches() -> list[dict[str, Any]]:
 
     hub = os.environ.get("HF_HUB_CACHE") or Path(os.environ.get("HF_HOME", "~/.cache/huggingface")) / "hub"
     caches = []
-    for folder in (cache_folder(), Path(hub).expanduser()):
+    for folder in (cache_folder(), expand_home(hub)):
         if folder.is_dir():
             paths = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
             entries: list[dict[str, Any]] = [{"name": path.name, "megabytes": _megabytes(path)} for path in paths]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from flowers_torch.commands import add_data, add_run, fraction, warn
 from flowers_torch.errors import FlowersError, UsageError, printable
+from flowers_torch.files.system import expand_home
 
 if TYPE_CHECKING:
     from flowers_torch.deploy.export import VerificationData
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace) -> None:
     model = find_run(args.run)
     network, info = load_classifier(model)
     name = f"model{'.int8' if args.int8 else ''}{SUFFIXES[args.format]}"
-    path = (args.out or refuse_link((model if model.is_dir() else model.parent) / "exported") / name).expanduser()
+    path = expand_home(args.out or refuse_link((model if model.is_dir() else model.parent) / "exported") / name)
     if path.is_dir() and args.format != "page":
         raise UsageError(f"--out {printable(path)} is a folder", "name a file in it")
     runtime = find_runtime(args.runtime) if args.format == "page" else None  # fails before the slow steps

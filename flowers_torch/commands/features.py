@@ -4,10 +4,10 @@ The file holds `features` (row i belongs to photo i) and the names of the photos
 """
 
 import argparse
-from pathlib import Path
 
 from flowers_torch.commands import RUN_HELP, add_device, check_positive
 from flowers_torch.errors import UsageError, printable
+from flowers_torch.files.system import expand_home
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> None:
     from flowers_torch.runs.folder import find_run
     from flowers_torch.training.device import choose_runtime
 
-    out = Path(args.out).expanduser()
+    out = expand_home(args.out)
     if out.suffix not in (".npz", ".safetensors"):
         what = f"--out {printable(out)} is not a valid file name: expected .npz or .safetensors"
         raise UsageError(what, "name a file that ends in .npz or .safetensors")

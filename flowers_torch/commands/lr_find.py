@@ -1,11 +1,11 @@
 """Find a learning rate for a stage: train a few steps at increasing rates."""
 
 import argparse
-from pathlib import Path
 
 from flowers_torch.commands import set_allocator, train
 from flowers_torch.config_file import load_config
 from flowers_torch.errors import UsageError, printable
+from flowers_torch.files.system import expand_home
 from flowers_torch.shell import command_line
 
 EXAMPLES = """examples:
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
         sweep = find_learning_rate(config, number, args.lowest, args.highest, args.steps)
     print(f"rate     {sweep.suggestion:g}: {sweep.reason}; now {stage.lr:g}")
     if args.plot:
-        write_text(Path(args.plot).expanduser(), standalone(sweep_chart(sweep.rates, sweep.losses, sweep.suggestion)))
+        write_text(expand_home(args.plot), standalone(sweep_chart(sweep.rates, sweep.losses, sweep.suggestion)))
         print(f"plot     {printable(args.plot)}")
     sweep_flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     _add_sweep(sweep_flags)

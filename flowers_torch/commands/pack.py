@@ -5,6 +5,7 @@ from pathlib import Path
 
 from flowers_torch.commands import add_run
 from flowers_torch.errors import UsageError, printable
+from flowers_torch.files.system import expand_home
 
 EXAMPLES = """examples:
   flowers-torch pack runs/photos-inception_v3-1
@@ -31,12 +32,13 @@ def run(args: argparse.Namespace) -> None:
 
     model = find_run(args.run)
     folder = args.out or refuse_link((model if model.is_dir() else model.parent) / "packed")
+    folder = expand_home(folder)
     if args.push:
         check_push(args.push)
-    written = pack(model, folder.expanduser())
+    written = pack(model, folder)
     for path in written:
         print(f"pack     {printable(path)}, {path.stat().st_size:,} bytes")
     if CONFIG not in {path.name for path in written}:
         print("note     timm and transformers cannot load this network: it needs flowers_torch")
     if args.push:
-        print(f"push     {push(folder.expanduser(), args.push, args.public)}")
+        print(f"push     {push(folder, args.push, args.public)}")

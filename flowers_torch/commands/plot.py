@@ -1,10 +1,10 @@
 """Draw a network's layers and their connections."""
 
 import argparse
-from pathlib import Path
 
 from flowers_torch.commands import add_arch
 from flowers_torch.errors import printable
+from flowers_torch.files.system import expand_home
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,5 +19,5 @@ def run(args: argparse.Namespace) -> None:
 
     model, size = create_meta_model(args.arch, size=args.size)
     rows = layer_rows(model, size, args.keras)
-    plot(rows, Path(args.out).expanduser(), f"{args.arch}, {size}x{size}")
+    plot(rows, expand_home(args.out), f"{args.arch}, {size}x{size}")
     print(f"{len(rows)} layers drawn in {printable(args.out)}")

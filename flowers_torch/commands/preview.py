@@ -5,6 +5,7 @@ from pathlib import Path
 
 from flowers_torch.commands import add_classes
 from flowers_torch.errors import UsageError, printable
+from flowers_torch.files.system import expand_home
 
 PER_ROW = 5
 EXAMPLES = """examples:
@@ -40,7 +41,7 @@ def run(args: argparse.Namespace) -> None:
             raise UsageError(f"{flag} {value} is out of range", f"use 1 .. {most}")
     if args.out.is_dir() and any(args.out.iterdir()):
         raise UsageError(f"{printable(args.out)} is not empty", "name a new folder")
-    source, mirror = Path(args.data).expanduser(), True
+    source, mirror = expand_home(args.data), True
     if source.is_file() and is_image_name(source):
         rows = [(source, args.n)]
     else:

@@ -1,10 +1,10 @@
 """List the runs in a folder, the newest first."""
 
 import argparse
-from pathlib import Path
 
 from flowers_torch.commands import add_json, print_json
 from flowers_torch.errors import printable
+from flowers_torch.files.system import expand_home
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from flowers_torch.runs.listing import list_runs
 
-    found = list_runs(Path(args.folder).expanduser())
+    found = list_runs(expand_home(args.folder))
     if args.json:
         print_json([vars(row) for row in found])
         return

@@ -15,18 +15,28 @@ from flowers_torch.files.reading import reading
 
 SUFFIX = ".tar"
 MAX_BYTES = 1024**3  # of a member
-MAX_READ = 1 << 20  # bytes in one call; only a hostile header makes tarfile read more
+MAX_READ = 1 << 20  # bytes of one header and its extensions; only a hostile one makes tarfile read more
 
 
 class HeaderReader:
-    """A file for `tarfile`, which reads as many bytes in one call as a header claims, and all if that is negative."""
+    """A file for `tarfile`, which reads as many bytes as a header claims, and all if that is negative.
+
+    Python 3.14 and the last releases of older ones read them piece by piece, so pieces are added up.
+    """
 
     def __init__(self, file: Any) -> None:
-        self.file, self.tell, self.seek = file, file.tell, file.seek
+        self.file, self.tell = file, file.tell
+        self.pieces = 0  # bytes that were read in one go
+
+    def seek(self, position: int) -> int:
+        self.pieces = 0
+        found: int = self.file.seek(position)
+        return found
 
     def read(self, size: int) -> bytes:
-        if not 0 <= size <= MAX_READ:  # guard: S4 tar
-            raise tarfile.ReadError(f"a header claims {size:,} bytes")
+        self.pieces += size
+        if size < 0 or self.pieces > MAX_READ:  # guard: S4 tar
+            raise tarfile.ReadError(f"a header claims {size if size < 0 else self.pieces:,} bytes or more")
         content: bytes = self.file.read(size)
         return content
 
@@ -60,6 +70,14 @@ class Members(Mapping[str, tuple[int, int]]):
 def open_tar(file: Any) -> Any:
     """A tar archive in an open file, with bounded headers."""
     return tarfile.open(fileobj=HeaderReader(file), mode="r:")  # type: ignore[call-overload]
+
+
+def tar_entries(content: Any) -> Iterator[tarfile.TarInfo]:
+    """The members of an archive from `open_tar`, which does not keep them."""
+    for member in content:
+        content.fileobj.pieces = 0
+        yield member
+        content.members.clear()  # else tarfile keeps all of them
 
 
 def split_path(path: Path) -> tuple[Path, str] | None:
@@ -97,10 +115,9 @@ def members(archive: Path) -> Members:
 def _members(archive: Path, size: int, changed: int) -> Members:
     found: dict[str, tuple[int, int]] = {}
     with archive.open("rb") as file, open_tar(file) as content:
-        for member in content:
+        for member in tar_entries(content):
             if member.size < 0:  # guard: S4 backwards
                 raise _unusable(archive, "holds a file of a negative size")
-            content.members.clear()  # else tarfile keeps all of them
             if not member.isreg() or member.issparse():
                 continue  # links are skipped; their targets are members themselves
             name = PurePosixPath(member.name)

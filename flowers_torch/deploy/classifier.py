@@ -21,6 +21,7 @@ from flowers_torch.evaluation.gradcam import grad_cam, input_to_image, overlay
 from flowers_torch.evaluation.predictions import Predictions, collect
 from flowers_torch.evaluation.selective import Threshold, choose_threshold, read_curve, read_ood_detector
 from flowers_torch.files.download import fetch_bytes
+from flowers_torch.files.system import expand_home
 from flowers_torch.log import log
 from flowers_torch.models.checkpoint import ModelInfo, load_classifier
 from flowers_torch.training.device import Runtime
@@ -178,7 +179,7 @@ def find_files(patterns: Sequence[str]) -> list[Path]:
     """
     found: dict[Path, None] = {}
     for pattern in patterns:
-        path = Path(pattern).expanduser()
+        path = expand_home(pattern)
         if os.path.isdir(path):
             matches = []
             for at, folders, names in os.walk(path, onerror=_warn):
@@ -190,7 +191,7 @@ def find_files(patterns: Sequence[str]) -> list[Path]:
         elif os.path.lexists(path):
             matches = [path]
         else:
-            matches = sorted(map(Path, glob.glob(os.path.expanduser(pattern), recursive=True)))
+            matches = sorted(map(Path, glob.glob(str(path), recursive=True)))
         if not matches:  # guard: K07
             raise UsageError(f"no photo at {printable(pattern)}", "name files, folders or globs")
         found |= dict.fromkeys(matches)

@@ -3,7 +3,6 @@
 import dataclasses
 import io
 import json
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from flowers_torch.deploy.onnx_file import attach_metadata, export_metadata, par
 from flowers_torch.deploy.quantize import QuantizationLoss, outputs_of, quantize, refit, require_accuracy
 from flowers_torch.errors import ExportError, printable
 from flowers_torch.evaluation.metrics import score
-from flowers_torch.files.atomic import atomic_write
+from flowers_torch.files.atomic import atomic_write, temporary_folder
 from flowers_torch.models.checkpoint import ModelInfo, load_classifier, save_classifier
 
 METADATA_FILE = "flowers_torch.json"  # inside a .pt2 file
@@ -165,8 +164,8 @@ def export_program(
 
 def export_weights(network: nn.Module, info: ModelInfo, data: VerificationData, path: Path) -> VerifiedExport:
     """A .safetensors file with weights and metadata; arguments as in `export_onnx`."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "model.safetensors"
+    with temporary_folder() as folder:
+        file = folder / "model.safetensors"
         save_classifier(network.state_dict(), info, file)
         loaded = ExportableClassifier(*load_classifier(file))
         content = file.read_bytes()

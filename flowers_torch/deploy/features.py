@@ -10,6 +10,7 @@ from flowers_torch.data.augment.per_image import eval_transform
 from flowers_torch.data.images import load_image
 from flowers_torch.data.preprocessing import Preprocessing
 from flowers_torch.errors import UsageError, printable
+from flowers_torch.files.system import expand_home
 from flowers_torch.models.checkpoint import load_classifier
 from flowers_torch.models.inspect.layer_features import features, module_name
 from flowers_torch.models.registry import build_network
@@ -34,7 +35,7 @@ def open_network(name: str, weights: str = "", keras_input: str = "") -> tuple[n
         return model, plan.preprocessing, load_weights(model, name, plan)
     if keras_input:
         raise UsageError("--keras-input needs a Keras file", "add --weights FILE.h5")
-    path = Path(name).expanduser()
+    path = expand_home(name)
     if not path.exists():
         raise UsageError(f"no model at {printable(name)}", "name a run folder, or add --weights to a network's name")
     model, info = load_classifier(path)

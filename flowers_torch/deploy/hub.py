@@ -2,7 +2,6 @@
 
 import functools
 import re
-from pathlib import Path
 
 from torch import nn
 from torchvision.transforms import v2
@@ -12,6 +11,7 @@ from flowers_torch.data.images import to_upright_rgb
 from flowers_torch.errors import ModelFileError, UsageError, printable
 from flowers_torch.files.cache import cache_folder
 from flowers_torch.files.download import download, file_digest
+from flowers_torch.files.system import expand_home
 from flowers_torch.models.checkpoint import load_classifier
 
 
@@ -41,7 +41,7 @@ def flowers_classifier(checkpoint: str, sha256: str = "") -> nn.Module:
             raise UsageError(f"{printable(checkpoint)} needs a checksum", "pass sha256=, see sha256sum FILE")
         path = download(checkpoint, cache_folder() / "hub" / digest / "model.safetensors", digest)
     else:
-        path = Path(checkpoint).expanduser()
+        path = expand_home(checkpoint)
         path = path / "model.safetensors" if path.is_dir() else path
     if digest and path.is_file() and (found := file_digest(path)) != digest:
         raise ModelFileError(f"{printable(path)} has sha256 {found}, expected {digest}", "use another copy")

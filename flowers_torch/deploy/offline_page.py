@@ -19,6 +19,7 @@ from flowers_torch.errors import UsageError, printable
 from flowers_torch.files.atomic import write_text
 from flowers_torch.files.cache import cache_folder
 from flowers_torch.files.download import download
+from flowers_torch.files.system import expand_home
 from flowers_torch.report.templating import render
 
 RUNTIME_VERSION = "1.30.0"
@@ -53,7 +54,7 @@ def find_runtime(where: str = "") -> BrowserRuntime:
         UsageError: there is no such package.
         ResourceError: the download fails.
     """
-    path = Path(where).expanduser()
+    path = expand_home(where)
     if not where:
         path = download(RUNTIME_URL, cache_folder() / RUNTIME_FILE, RUNTIME_SHA256, ways_on=DOWNLOAD_HINT)
     try:

@@ -5,9 +5,7 @@ validation images can measure the accuracy, and fit temperature, thresholds and 
 """
 
 import dataclasses
-import tempfile
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,6 +18,7 @@ from flowers_torch.errors import ExportError, printable
 from flowers_torch.evaluation.metrics import fit_temperature
 from flowers_torch.evaluation.prediction_sets import fit_sets
 from flowers_torch.evaluation.selective import distance_limit, pack_selective, risk_coverage_curve
+from flowers_torch.files.atomic import temporary_folder
 from flowers_torch.models.checkpoint import ModelInfo
 
 CALIBRATION_IMAGES = 128
@@ -57,8 +56,8 @@ def quantize(content: bytes, inputs: Iterable[NDArray[Any]]) -> bytes:
     """Quantizes the content of an .onnx file to int8; batches of inputs calibrate the activations."""
     onnx, quantization = need("onnx"), need("onnxruntime.quantization")
     shape_inference = need("onnxruntime.quantization.shape_inference")
-    with tempfile.TemporaryDirectory() as folder:
-        path, inferred = Path(folder) / "int8.onnx", Path(folder) / "inferred.onnx"
+    with temporary_folder() as folder:
+        path, inferred = folder / "int8.onnx", folder / "inferred.onnx"
         # Inferred shapes avoid a warning of ONNX Runtime.
         shape_inference.quant_pre_process(
             onnx.load_model_from_string(content), inferred, skip_optimization=True, skip_symbolic_shape=True

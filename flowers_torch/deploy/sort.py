@@ -2,14 +2,13 @@
 
 import itertools
 import os
-import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from flowers_torch.deploy.classifier import Prediction, is_url
 from flowers_torch.errors import ResourceError, UsageError, printable
 from flowers_torch.files.atomic import refuse_link, write_text
-from flowers_torch.files.system import link_or_copy, valid_name
+from flowers_torch.files.system import caseless, link_or_copy, valid_name
 
 UNSURE, UNREADABLE = "unsure", "unreadable"
 
@@ -50,13 +49,9 @@ def folder_names(classes: Sequence[str]) -> dict[str, str]:
     for label in classes:
         name = folder_name(label)
         numbered = (name if number == 1 else f"{name}-{number}" for number in itertools.count(1))
-        names[label] = next(name for name in numbered if _caseless(name) not in taken)  # guard: D29 folders
-        taken.add(_caseless(names[label]))
+        names[label] = next(name for name in numbered if caseless(name) not in taken)  # guard: D29 folders
+        taken.add(caseless(names[label]))
     return names
-
-
-def _caseless(name: str) -> str:
-    return unicodedata.normalize("NFC", name).casefold()
 
 
 def folder_name(label: str) -> str:

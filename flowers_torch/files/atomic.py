@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import stat
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -18,6 +19,18 @@ from flowers_torch.errors import ResourceError, printable
 from flowers_torch.files.system import fsync_folder, replace
 
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
+
+
+@contextlib.contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder that is removed at the end. ResourceError: no folder for temporary files can be written."""
+    try:
+        made = tempfile.TemporaryDirectory(prefix="flowers-torch-")
+    except OSError as error:
+        what = f"no folder for temporary files can be written: {error.strerror or error}"
+        raise ResourceError(what, "name one with the environment variable TMPDIR") from error
+    with made as folder:
+        yield Path(folder)
 
 
 @contextlib.contextmanager

@@ -93,7 +93,8 @@ def _part_of(path: Path) -> Iterator[Path]:
     try:
         yield path.with_name(path.name + ".part")
     finally:
-        Path(lock.lock_file).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # Windows keeps an open file, which `release` removes there
+            Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
 
 

@@ -10,9 +10,12 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
+
+from flowers_torch.errors import DataError
 
 try:
     import fcntl
@@ -30,6 +33,20 @@ PROCESS = Path("/proc/self")
 
 
 # Files
+
+
+def expand_home(path: str | Path) -> Path:
+    """A path with the home folder in place of `~`; unchanged for a user without a home, or without an account."""
+    return Path(os.path.expanduser(path))
+
+
+def common_folder(folders: Iterable[str | Path]) -> Path:
+    """The innermost folder around all of some absolute folders. DataError: they lie on several drives of Windows."""
+    try:
+        return Path(os.path.commonpath(folders))
+    except ValueError as error:
+        drives = ", ".join(sorted({os.path.splitdrive(folder)[0] for folder in folders}))
+        raise DataError(f"the photos lie on several drives: {drives}", "copy them to one drive") from error
 
 
 def fsync_folder(folder: Path) -> None:
@@ -104,10 +121,13 @@ def link_or_copy(file: Path, link: Path) -> None:
         target = os.path.realpath(file)
     try:
         os.symlink(target, link)
+        if os.path.islink(link):  # Wine reports success and makes none
+            return
     except FileExistsError:  # made in this moment: nothing is written through it
         raise
     except (OSError, NotImplementedError):  # no right to make links, or a file system without them
-        shutil.copy2(file, link)
+        pass
+    shutil.copy2(file, link)
 
 
 def valid_name(name: str) -> str:
@@ -115,6 +135,22 @@ def valid_name(name: str) -> str:
     text = "".join("_" if c in FORBIDDEN_CHARACTERS or not c.isprintable() else c for c in name).strip(" .")[:100]
     text = text.rstrip(" .") or "_"
     return f"_{text}" if text.partition(".")[0].strip().lower() in FORBIDDEN_NAMES else text
+
+
+def caseless(name: str) -> str:
+    """What names have in common that macOS and Windows take for one: upper and lower case, composed or not."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def ignores_case(folder: Path) -> bool:
+    """Whether the disk of a folder, which need not exist yet, takes names that differ only in case for one."""
+    for place in (folder.absolute(), *folder.absolute().parents):
+        if place.exists() and place.name.swapcase() != place.name:
+            try:
+                return os.path.samefile(place, place.with_name(place.name.swapcase()))
+            except OSError:  # there is no such name
+                return False
+    return False
 
 
 def reserve(file: IO[bytes], size: int) -> None:
@@ -162,9 +198,17 @@ def usable_cores() -> int:
     """Number of processor cores that this process may use: its affinity, and the quota of a container."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with contextlib.suppress(OSError, ValueError):
-        quota, period = (CGROUP / "cpu.max").read_text().split()
-        cores = min(cores, math.ceil(int(quota) / int(period)))  # the quota is the word max without one
+        quota, period = map(int, _container_limit("cpu.max", "cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"))
+        cores = min(cores, math.ceil(quota / period)) if quota > 0 else cores  # without one it is max or -1
     return max(1, cores)
+
+
+def _container_limit(name: str, *old_names: str) -> list[str]:
+    """Words of a limit of control groups, of version 2 or 1. OSError: this system has none."""
+    try:
+        return (CGROUP / name).read_text().split()
+    except FileNotFoundError:
+        return [(CGROUP / old).read_text() for old in old_names]
 
 
 def total_memory() -> int | None:
@@ -178,7 +222,7 @@ def total_memory() -> int | None:
         if ctypes.windll.kernel32.GlobalMemoryStatusEx(status):
             total = status[1]
     with contextlib.suppress(OSError, ValueError):
-        limit = int((CGROUP / "memory.max").read_text())
+        (limit,) = map(int, _container_limit("memory.max", "memory/memory.limit_in_bytes"))
         total = min(total or limit, limit)
     return total
 
@@ -206,7 +250,7 @@ def waiting_seconds() -> float:
 def processor_name() -> str:
     """Name of the processor."""
     with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     return platform.processor()
 

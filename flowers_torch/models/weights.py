@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from flowers_torch.data.preprocessing import Preprocessing
 from flowers_torch.errors import ModelFileError, UsageError, printable
+from flowers_torch.files.system import expand_home
 from flowers_torch.files.tensors import TensorFile, load_groups
 from flowers_torch.models.checkpoint import check_fits, load_matching, read_model_info
 from flowers_torch.models.heads import classifier_names
@@ -65,7 +66,7 @@ def plan_weights(
         ModelFileError: the file is missing or cannot be read.
     """
     entry = find_entry(arch)
-    path = Path(weights).expanduser()
+    path = expand_home(weights)
     is_file = weights not in ("none", "imagenet", "offline")
     if is_file and not path.is_file():
         raise ModelFileError(f"no weights file {printable(path)}", "use imagenet, offline, none or a file's path")

@@ -18,7 +18,7 @@ from flowers_torch import __version__
 from flowers_torch.errors import FlowersError, ResourceError, UsageError, printable
 from flowers_torch.files.atomic import open_own
 from flowers_torch.files.reading import read_json
-from flowers_torch.files.system import lock_file, processor_name
+from flowers_torch.files.system import caseless, expand_home, lock_file, processor_name
 
 # Everything that training writes; --overwrite removes these and nothing else.
 FILES = (
@@ -43,11 +43,11 @@ def new_run_folder(out: str, data: str, arch: str, overwrite: bool = False, root
     """
     if not out:
         stem = "".join(c if c.isalnum() or c in "._-" else "_" for c in f"{data}-{arch}")
-        taken = {path.name for path in root.glob(f"{stem}-*")} if root.is_dir() else set()
-        number = next(n for n in range(1, len(taken) + 2) if f"{stem}-{n}" not in taken)
+        taken = {caseless(path.name) for path in root.iterdir()} if root.is_dir() else set()
+        number = next(n for n in range(1, len(taken) + 2) if caseless(f"{stem}-{n}") not in taken)
         folder = root / f"{stem}-{number}"
     else:
-        folder = Path(out).expanduser()
+        folder = expand_home(out)
         if folder.exists() and not folder.is_dir():
             raise UsageError(f"--out {printable(folder)} is a file", "name a folder")
         if folder.is_dir() and any(folder.iterdir()):
@@ -114,7 +114,7 @@ def _remove(path: Path) -> bool:
 
 def folder_of_launch(out: str, root: Path = Path("runs")) -> Path | None:
     """The folder of the run that this torchrun began before it restarted its processes, if any."""
-    for folder in [Path(out).expanduser()] if out else sorted(root.glob("*")):
+    for folder in [expand_home(out)] if out else sorted(root.glob("*")):
         with contextlib.suppress(FlowersError):
             if read_json(folder / "environment.json", "a record", {"launch": str})["launch"] == _launch():
                 return folder
@@ -140,7 +140,7 @@ def find_run(name: str | Path, root: Path = Path("runs")) -> Path:
         if not folders:
             raise UsageError(f"no run in {printable(root.absolute())}", "name the run folder")
         return max(folders, key=last_written)
-    path = Path(name).expanduser()
+    path = expand_home(name)
     for candidate in (path, root / path):
         if candidate.exists():
             return candidate

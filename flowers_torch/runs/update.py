@@ -28,7 +28,7 @@ from flowers_torch.evaluation.comparison import Comparison, compare
 from flowers_torch.evaluation.evaluate import predict_images
 from flowers_torch.evaluation.predictions import RunPredictions, load_predictions
 from flowers_torch.files.atomic import write_csv, write_json
-from flowers_torch.files.system import link_or_copy
+from flowers_torch.files.system import caseless, ignores_case, link_or_copy
 from flowers_torch.files.tensors import safe_load
 from flowers_torch.log import RESULT, log
 from flowers_torch.models.checkpoint import load_classifier, read_model_info
@@ -155,13 +155,20 @@ def _link_images(members: Sequence[AssignedImage], folder: Path) -> dict[str, As
             raise UsageError(what, "unpack it")
         if member.label.startswith(".") or set(member.label) & set("/\\\0"):
             raise UsageError(f"class {printable(member.label, 40)} is not a valid name of a folder", "rename it")
+    labels = sorted({member.label for member in members})
+    if len(set(map(caseless, labels))) < len(labels) and ignores_case(folder):
+        what = f"of {printable(', '.join(labels), 400)} some would be one folder on this disk"
+        raise UsageError(what, "rename classes that differ only in upper and lower case")
     links: dict[str, AssignedImage] = {}
+    taken: set[tuple[str, str, str]] = set()
     try:
         for member in members:
             stem, suffix = os.path.splitext(member.file.name)
-            name, number = f"{member.split}/{member.label}/{member.file.name}", 2
-            while name in links:
-                name, number = f"{member.split}/{member.label}/{stem}-{number}{suffix}", number + 1
+            name, number = member.file.name, 2
+            while (member.split, member.label, caseless(name)) in taken:
+                name, number = f"{stem}-{number}{suffix}", number + 1
+            taken.add((member.split, member.label, caseless(name)))
+            name = f"{member.split}/{member.label}/{name}"
             links[name] = member
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             link_or_copy(member.file, folder / name)

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from flowers_torch.data.loading.gpu_cache import to_device
 from flowers_torch.errors import UsageError
+from flowers_torch.files.system import usable_cores
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Names of ATEN_CPU_CAPABILITY and ONEDNN_MAX_CPU_ISA: instruction sets without arithmetic in bf16.
@@ -37,6 +39,11 @@ class Runtime:
         """The widest float of the device, for sums."""
         return torch.float32 if self.device.type == "mps" else torch.float64
 
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """Of images and kernels. On MPS batch norm computes wrong gradients in channels_last (torch issue 175189)."""
+        return torch.contiguous_format if self.device.type == "mps" else torch.channels_last
+
     @contextlib.contextmanager
     def autocast(self) -> Iterator[None]:
         """Mixed precision inside, unless the precision is fp32."""
@@ -48,13 +55,13 @@ class Runtime:
         return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
 
     def images(self, batch: torch.Tensor) -> torch.Tensor:
-        """Moves a batch to the device: images (N, C, H, W) in channels_last, features (N, D) as they are."""
-        layout = torch.channels_last if batch.ndim == 4 else torch.contiguous_format
-        return batch.to(self.device, non_blocking=True).contiguous(memory_format=layout)
+        """Moves a batch to the device: images (N, C, H, W) in `memory_format`, features (N, D) as they are."""
+        layout = self.memory_format if batch.ndim == 4 else torch.contiguous_format
+        return to_device(batch, self.device).contiguous(memory_format=layout)
 
     def place(self, model: nn.Module) -> nn.Module:
-        """Moves a network to the device in channels_last, in place; `breaks_in_channels_last` names exceptions."""
-        placed: nn.Module = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        """Moves a network to the device in `memory_format`, in place; `breaks_in_channels_last` names exceptions."""
+        placed: nn.Module = model.to(self.device, memory_format=self.memory_format)  # type: ignore[call-overload]
         convolutions: list[Any] = [module for module in placed.modules() if breaks_in_channels_last(module)]
         for module in convolutions if self.device.type == "cpu" else ():
             # `contiguous` would change nothing: a 1x1 kernel in channels_last counts as contiguous.
@@ -83,13 +90,13 @@ def choose_runtime(device: str = "auto", precision: str = "auto", threads: int =
 
     Args:
         device: auto, cpu, cuda, cuda:N or mps.
-        threads: Of computation on the CPU; 0 leaves torch's choice.
+        threads: Of computation on the CPU; 0 leaves torch's choice, which does not know the quota of a container.
 
     Raises:
         UsageError: the device is not available, or cannot compute in that precision.
     """
-    if threads:
-        torch.set_num_threads(threads)
+    if threads or torch.get_num_threads() > usable_cores():
+        torch.set_num_threads(threads or usable_cores())
     chosen = _choose_device(device)
     if precision == "fp16" and chosen.type != "cuda":  # guard: R18
         raise UsageError("--precision fp16 needs a CUDA device", "use --precision bf16 or fp32")

@@ -94,10 +94,11 @@ class Distributed:
             self.broadcast((None, result))
             return result
         while True:
-            task, content = self.broadcast((None, None))
+            nothing: tuple[Any, Any] = (None, None)
+            task, content = self.broadcast(nothing)
             if task is None:
-                result = content
-                return result
+                done: T = content
+                return done
             items, block = content
             dist.gather_object(task(self._shard_of(items, block, self.rank)), group=self.patient)
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flowers_torch.data.loading.gpu_cache import to_device
 from flowers_torch.data.loading.loaders import derived_seed
 from flowers_torch.errors import ResourceError, printable
 from flowers_torch.log import log
@@ -40,7 +41,7 @@ def train_step(
             `read_interval` above 1, `read_steps` raises it, after the update.
     """
     set_learning_rate(state.optimizer, lr)
-    labels = labels.to(state.runtime.device, non_blocking=True)
+    labels = to_device(labels, state.runtime.device)
     loss, correct = _backward(state, images, labels)
     if state.penalty:
         state.scaler.scale(state.penalty(state.model)).backward()

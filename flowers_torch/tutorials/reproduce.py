@@ -3,7 +3,6 @@
 import dataclasses
 import datetime
 import json
-import shlex
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +14,7 @@ from flowers_torch.errors import DataError, UsageError, printable
 from flowers_torch.files.atomic import write_text
 from flowers_torch.files.reading import check, parse_json, read_bytes, read_json, reading
 from flowers_torch.report.run_summary import read_history
+from flowers_torch.shell import split_command
 from flowers_torch.tutorials.catalog import read_catalog
 
 # Options of the photos or the machine, which are no changes of a recipe.
@@ -94,7 +94,7 @@ def recipe_of(folder: Path) -> str:
         UsageError: the command names no recipe that reproduces a tutorial.
     """
     try:
-        words = shlex.split(read_bytes(folder / "command.txt", "a command", limit=1 << 20).decode())
+        words = split_command(read_bytes(folder / "command.txt", "a command", limit=1 << 20).decode())
     except (DataError, ValueError):
         words = []
     recipes = read_catalog().recipes

@@ -1,7 +1,6 @@
 """Acceleration changes the speed and no result; every trick can be switched off."""
 
 import dataclasses
-import platform
 import subprocess
 import sys
 
@@ -137,7 +136,7 @@ def test_a_precision_of_the_user_stays() -> None:
     assert (chosen.precision, chosen.fixed) == (CPU.precision, True) and chosen.reason.startswith(CPU.reason)
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs the C library of Linux")
+@pytest.mark.needs("linux")
 def test_freed_memory_stays_with_the_process() -> None:
     code = (
         "import resource; from flowers_torch.accelerate import AUTO; import torch\n"

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from flowers_torch import train
+from flowers_torch import shell, train
 from flowers_torch.cli import main
-from flowers_torch.shell import command_line
+from flowers_torch.shell import command_line, split_command
 
 FLAGS = "--arch test_resnet --size 32 --epochs 1,1 --device cpu --precision fp32".split()
 
@@ -98,6 +98,30 @@ def test_commands_printed_by_other_commands(
     (line,) = re.findall(r"^next +(.*)$", capsys.readouterr().out, re.M)
     assert shlex.split(line)[2:-2] == options and "--set stages.finetune.lr=" in line
     paste(line, tmp_path / "tried", folder)
+
+
+@pytest.mark.parametrize(
+    ("word", "shown"),
+    [
+        ("C:\\photos", "C:\\photos"),
+        ("C:\\my photos", '"C:\\my photos"'),
+        ("D:\\a & b\\", '"D:\\a & b\\\\"'),
+        ("it's", '"it\'s"'),
+        ("", '""'),
+        ("--lr=0.1", "--lr=0.1"),
+    ],
+)
+def test_words_are_quoted_for_windows(word: str, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """cmd and PowerShell both take double quotes; cmd does not know single ones."""
+    monkeypatch.setattr(shell, "WINDOWS", True)
+    line = command_line("flowers-torch", word, "x")
+    assert line == f"flowers-torch {shown} x"
+    assert [each.rstrip("\\") for each in split_command(line)] == ["flowers-torch", word.rstrip("\\"), "x"]
+
+
+@pytest.mark.parametrize("word", ["a b", "it's", "#1", "a\\b", ""])
+def test_a_command_line_can_be_read_again(word: str) -> None:
+    assert split_command(command_line("flowers-torch", word)) == ["flowers-torch", word]
 
 
 @pytest.mark.parametrize("word", ["a b", "it's", "~", "$HOME", "\x1b[31m\n'\\", "ü", "\udcff"])

@@ -27,7 +27,7 @@ from flowers_torch.training.checkpoint import (
     read_newest_checkpoint,
 )
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.needs("linux")]
 CUTS, FLIPS = 256, 2000
 
 

@@ -15,8 +15,8 @@ import pytest
 from flowers_torch.files import atomic
 from flowers_torch.training import checkpoint
 
-pytestmark = pytest.mark.slow
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small disk, which needs root")
+pytestmark = [pytest.mark.slow, pytest.mark.needs("linux")]
+needs_root = pytest.mark.needs("root")
 
 
 @contextlib.contextmanager

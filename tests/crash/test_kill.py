@@ -12,7 +12,7 @@ import pytest
 
 from flowers_torch.training import checkpoint
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.needs("linux")]
 KILLS = 100
 INSIDE = 40  # of them in the middle of a save, at least
 

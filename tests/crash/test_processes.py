@@ -19,7 +19,7 @@ from flowers_torch.errors import DataError, ResourceError
 from flowers_torch.files.tensors import safe_load
 from flowers_torch.training import checkpoint
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.needs("linux")]
 ROOT = Path(__file__).parent.parent.parent
 TWO = {"processes": 2}
 

@@ -18,7 +18,7 @@ from flowers_torch.runs import stage
 from flowers_torch.training import checkpoint
 from flowers_torch.training import step as step_module
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.needs("linux")]
 ROOT = Path(__file__).parent.parent.parent
 
 

@@ -4,7 +4,6 @@ import errno
 import io
 import os
 import random
-import resource
 import struct
 import subprocess
 import sys
@@ -176,9 +175,12 @@ def bomb(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + pixels + chunk(b"IEND", b"")
 
 
+@pytest.mark.needs("linux")
 @pytest.mark.parametrize("size", [(50_000, 50_000), (10_000, 9_000)])
 def test_a_bomb_is_refused_before_decoding(tmp_path, size):
     """Pillow only warns of the second size."""
+    import resource
+
     path = tmp_path / "photo.png"
     path.write_bytes(bomb(*size))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -308,6 +310,7 @@ def test_extreme_shapes_load(tmp_path, size):
     assert load_image(tmp_path / "photo.png").size == size
 
 
+@pytest.mark.needs("pipes")
 def test_pipes_and_devices_are_never_opened(tmp_path):
     os.mkfifo(tmp_path / "photo.jpg")  # opening it would wait for a writer
     with pytest.raises(DataError, match="not a regular file"):
@@ -318,6 +321,7 @@ def test_pipes_and_devices_are_never_opened(tmp_path):
         load_image(tmp_path)
 
 
+@pytest.mark.needs("pipes")
 def test_what_is_not_regular_is_not_opened(tmp_path, monkeypatch):
     os.mkfifo(tmp_path / "photo.jpg")
     monkeypatch.setattr("builtins.open", lambda *_: pytest.fail("was opened"))
@@ -325,6 +329,7 @@ def test_what_is_not_regular_is_not_opened(tmp_path, monkeypatch):
         load_image(tmp_path / "photo.jpg")
 
 
+@pytest.mark.needs("links")
 def test_missing_and_unreadable_files_are_named(tmp_path):
     (tmp_path / "away.jpg").symlink_to(tmp_path / "gone.jpg")
     for name in ("away.jpg", "none.jpg"):
@@ -337,7 +342,7 @@ def test_missing_and_unreadable_files_are_named(tmp_path):
     assert load_image(tmp_path / "link.jpg").size == (40, 30)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+@pytest.mark.needs("no_root")
 def test_a_file_without_read_permission_is_named(tmp_path):
     gradient().save(tmp_path / "secret.jpg")
     (tmp_path / "secret.jpg").chmod(0)
@@ -368,6 +373,7 @@ def test_pillows_difficult_images(capfd):
     assert good > 60
 
 
+@pytest.mark.needs("linux")
 def test_a_read_error_of_the_disk_names_the_photo(tmp_path):
     """Linux reports an input/output error for the first bytes of a process's memory, a regular file."""
     path = tmp_path / "photo.jpg"
@@ -487,6 +493,7 @@ def test_many_scans_of_a_jpeg_are_refused():
         load_image(io.BytesIO(content[:-2] + content[last:-2] * 200 + b"\xff\xd9"), at_least=50)
 
 
+@pytest.mark.needs("linux")
 def test_decoding_takes_a_bounded_number_of_bytes_a_pixel(tmp_path):
     """Transparency, rotation and 16 bits are converted in strips. Pillow's 4 bytes a pixel are the least."""
     side, exif = 5000, Image.Exif()

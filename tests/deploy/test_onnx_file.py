@@ -140,6 +140,7 @@ def test_metadata_have_types_and_ranges(onnx_bytes: bytes, small: Any, key: str,
         parse_onnx(content, Path("x.onnx"))
 
 
+@pytest.mark.needs("pipes")
 def test_other_kinds_of_files_are_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "model.onnx")
     for path, reason in ((tmp_path / "model.onnx", "not a regular file"), (tmp_path, "a folder")):

@@ -37,6 +37,7 @@ def test_links_by_class_and_again(tmp_path: Path) -> None:
     assert [sort_into(out, prediction, NAMES) for prediction in predictions[:2]] == paths[:2]  # already linked
 
 
+@pytest.mark.needs("links")
 def test_nothing_is_written_through_a_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     photo, elsewhere, out = tmp_path / "1.jpg", tmp_path / "elsewhere", tmp_path / "out"
     photo.write_text("photo")

@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="needs fork and /proc")
+@pytest.mark.needs("linux")
 def test_no_promise_is_broken() -> None:
     words = ["-m", "tests.fuzz", "--seed", "7", "--images", "300", "--files", "250", "--requests", "500"]
     done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)

@@ -1,6 +1,7 @@
 """files/system.py: what it finds on this machine, and its substitutes for what another one lacks."""
 
 import errno
+import ntpath
 import os
 import subprocess
 import sys
@@ -11,9 +12,10 @@ from typing import Any
 
 import pytest
 
+from flowers_torch.errors import DataError
 from flowers_torch.files import system
 
-resource = pytest.importorskip("resource")
+pytestmark = pytest.mark.needs("linux")  # it is simulated from there to the others
 
 
 @pytest.mark.parametrize(
@@ -35,6 +37,24 @@ def test_waiting_for_a_core_is_summed_over_threads(tmp_path: Path, monkeypatch: 
         (tmp_path / "task" / thread / "schedstat").write_text(text)
     (tmp_path / "schedstat").write_text("900 2000000000 3")
     assert system.waiting_seconds() == 2.5
+
+
+@pytest.mark.parametrize(("quota", "cores"), [("150000", 2), ("-1", 8), ("100000", 1), ("broken", 8)])
+def test_a_container_of_the_first_version_of_control_groups(
+    quota: str, cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu/cpu.cfs_quota_us").write_text(f"{quota}\n")
+    (tmp_path / "cpu/cpu.cfs_period_us").write_text("100000\n")
+    (tmp_path / "memory").mkdir()
+    monkeypatch.setattr(system, "CGROUP", tmp_path / "none")
+    physical = system.total_memory()
+    monkeypatch.setattr(system, "CGROUP", tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
+    assert system.usable_cores() == cores
+    for limit, total in ((1 << 27, 1 << 27), (9223372036854771712, physical)):  # the second means none
+        (tmp_path / "memory/memory.limit_in_bytes").write_text(f"{limit}\n")
+        assert system.total_memory() == total
 
 
 def test_cores_without_affinity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,6 +99,45 @@ def test_memory_of_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 )
 def test_names_that_every_system_accepts(name: str, valid: str) -> None:
     assert system.valid_name(name) == valid
+
+
+def test_names_that_are_one_on_macos_and_windows() -> None:
+    assert system.caseless("Rose") == system.caseless("rOSE") != system.caseless("Roses")
+    assert system.caseless("e\u0301te") == system.caseless("\u00c9TE")
+
+
+def test_a_disk_that_ignores_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not system.ignores_case(tmp_path)
+    real = os.path.samefile
+    monkeypatch.setattr(os.path, "samefile", lambda one, other: real(*(str(each).lower() for each in (one, other))))
+    folder = tmp_path / "rose"
+    folder.mkdir()
+    assert system.ignores_case(folder) and system.ignores_case(folder / "not" / "there" / "12")
+    monkeypatch.setattr(os.path, "samefile", lambda one, other: False)  # two folders
+    assert not system.ignores_case(folder)
+
+
+def test_folders_on_several_drives(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert system.common_folder(["/a/b", "/a/c/d"]) == Path("/a")
+    monkeypatch.setattr(system.os, "path", ntpath)
+    with pytest.raises(DataError, match=r"several drives: C:, D:; fix: copy"):
+        system.common_folder(["C:\\a", "D:\\b"])
+
+
+@pytest.mark.parametrize("place", ["~no such user/photos", "~", "~/photos"])
+def test_a_home_that_is_not_known_is_left_as_it_is(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user without an account, as in `docker run --user 12345`, makes `Path.expanduser` raise a RuntimeError."""
+    import pwd
+
+    def unknown(*arguments: object) -> None:
+        raise KeyError("uid not found: 12345")
+
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    monkeypatch.setattr(pwd, "getpwnam", unknown)
+    assert system.expand_home(place) == Path(place)
+    monkeypatch.setenv("HOME", "/home/me")
+    assert system.expand_home("~/photos") == Path("/home/me/photos")
 
 
 def test_a_file_that_is_open_elsewhere_is_replaced_when_it_is_closed(
@@ -138,12 +197,16 @@ def test_links_are_relative_and_copies_where_there_are_none(tmp_path: Path, monk
     def refuse(*arguments: object) -> None:
         raise OSError(errno.EPERM, "A required privilege is not held by the client")
 
-    monkeypatch.setattr(os, "symlink", refuse)
-    system.link_or_copy(moved / "photos" / "a.jpg", moved / "b.jpg")
-    assert (moved / "b.jpg").read_bytes() == b"photo" and not (moved / "b.jpg").is_symlink()
+    for number, symlink in enumerate((refuse, lambda target, link: None)):
+        monkeypatch.setattr(os, "symlink", symlink)
+        link = moved / f"{number}.jpg"
+        system.link_or_copy(moved / "photos" / "a.jpg", link)
+        assert link.read_bytes() == b"photo" and not link.is_symlink()
 
 
 def test_a_limit_of_open_files_that_macos_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    import resource
+
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
 
     def refuse(*arguments: object) -> None:

@@ -8,40 +8,18 @@ import signal
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="simulates Windows on Linux")
+pytestmark = pytest.mark.needs("linux")
 SIMULATION = Path(__file__).with_name("windows.py")
 ENVIRONMENT = os.environ | {
     "PYTHONPATH": str(SIMULATION.parents[2]),  # of this package, wherever a process starts
     "PYTHONIOENCODING": "cp1252",
     "OMP_NUM_THREADS": "1",
 }
-OPTIONS = """
-arch = "test_resnet"
-weights = "none"
-size = 32
-batch_size = 8
-precision = "fp32"
-device = "cpu"
-threads = 1
-workers = 0
-
-[[stages]]
-name = "head"
-epochs = 1
-train = "head"
-lr = 0.01
-
-[[stages]]
-name = "finetune"
-epochs = 1
-train = "all"
-lr = 0.003
-augment = "crop"
-"""
 
 
 def start(folder: Path, *commands: list[str]) -> "subprocess.Popen[str]":
@@ -75,23 +53,30 @@ def finish(process: "subprocess.Popen[str]", code: int = 0) -> str:
         ("open('B', 'wb')", "FileExistsError"),
         ("os.symlink('b', 'c')", "PermissionError"),
         ("import fcntl; os.sched_getaffinity(0)", "AttributeError"),
+        ("import signal; signal.SIGKILL", "AttributeError"),
+        ("p = multiprocessing.Process(target=print); p.start(); p.kill(); p.join()", ""),
         ("os.replace('b', 'c'); os.remove('c')", ""),
+        (
+            "from pathlib import Path; from flowers_torch.files.download import download; "
+            "download(Path('b').absolute().as_uri(), Path('got'), ''); assert Path('got').read_bytes() == b'x'",
+            "",
+        ),
     ],
 )
 def test_the_simulation_refuses_what_windows_refuses(tmp_path: Path, code: str, error: str) -> None:
     (tmp_path / "b").write_bytes(b"x")
-    script = f"import mmap, os, sys; sys.path.append({str(SIMULATION.parent)!r}); import windows; windows.install('.')"
-    command = [sys.executable, "-c", f"{script}; {code}"]
+    script = "import mmap, multiprocessing, os, sys; sys.path.append(sys.argv[1]); import windows; windows.install('.')"
+    command = [sys.executable, "-c", f"{script}; {code}", str(SIMULATION.parent)]
     run = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
     last = run.stderr.splitlines()[-1] if run.stderr else ""
     assert last.partition(":")[0] == error, run.stderr
 
 
-def test_the_commands_of_a_day(photo_folder: Path, tmp_path: Path) -> None:
+def test_the_commands_of_a_day(photo_folder: Path, tmp_path: Path, write_options: Callable[..., Path]) -> None:
     photos = tmp_path / "photos"
     for color, name in (("blue", "Čedok žluťoučký"), ("green", "convolvulus"), ("red", "rosé")):
         shutil.copytree(photo_folder / color, photos / name)
-    (tmp_path / "options.toml").write_text(OPTIONS)
+    write_options(tmp_path)
     output = finish(
         start(
             tmp_path,
@@ -112,8 +97,10 @@ def test_the_commands_of_a_day(photo_folder: Path, tmp_path: Path) -> None:
     assert len(copies) == 60 and not any(path.is_symlink() for path in copies)
 
 
-def test_a_killed_run_resumes_and_two_runs_do_not_share_a_folder(photo_folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "options.toml").write_text(OPTIONS.replace("epochs = 1", "epochs = 40"))
+def test_a_killed_run_resumes_and_two_runs_do_not_share_a_folder(
+    photo_folder: Path, tmp_path: Path, write_options: Callable[..., Path]
+) -> None:
+    write_options(tmp_path, epochs=40)
     train = ["train", "--config", "options.toml", "--data", str(photo_folder), "--out", "run"]
     process = start(tmp_path, train)
     assert process.stdout
@@ -131,8 +118,8 @@ def test_a_killed_run_resumes_and_two_runs_do_not_share_a_folder(photo_folder: P
     assert "resume" in output and "test     accuracy" in output
 
 
-def test_serve(photo_folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "options.toml").write_text(OPTIONS)
+def test_serve(photo_folder: Path, tmp_path: Path, write_options: Callable[..., Path]) -> None:
+    write_options(tmp_path)
     train = ["train", "--config", "options.toml", "--data", str(photo_folder), "--out", "run"]
     process = start(tmp_path, train, ["serve", "run", "--port", "0"])
     assert process.stdout

@@ -7,18 +7,20 @@ that of the first command that fails.
 
 What is simulated: folders cannot be opened. A file that is open or mapped can be neither replaced nor removed.
 Reserved names, names with `<>:"\\|?*`, and names that end in a dot or a space are refused; names that differ only in
-case are one file. There are no symbolic links, no fcntl and no affinity, and workers are spawned. Locks are
-mandatory. Signals and paths stay those of Linux.
+case are one file. There are no symbolic links, no fcntl, no affinity and no SIGKILL, and workers are spawned. Locks
+are mandatory. Other signals and paths stay those of Linux.
 """
 
 import errno
 import fcntl
 import json
 import multiprocessing
+import multiprocessing.popen_fork
 import os
 import re
 import shutil
-import subprocess  # noqa: F401 - takes the system for Windows if it is imported after msvcrt
+import signal
+import subprocess  # before msvcrt, by which it takes the system for Windows
 import sys
 import types
 from typing import Any
@@ -103,6 +105,10 @@ def install(root: str) -> None:
     sys.modules["msvcrt"] = module
     for name in ("sched_getaffinity", "posix_fallocate"):
         delattr(os, name)
+    for name in ("SIGKILL", "SIGSTOP", "SIGHUP", "SIGALRM", "SIGUSR1"):  # torch needs SIGCHLD on Linux
+        delattr(signal, name)
+    multiprocessing.popen_fork.Popen.kill = multiprocessing.popen_fork.Popen.terminate  # type: ignore[attr-defined]
+    subprocess.Popen.kill = subprocess.Popen.terminate  # type: ignore[method-assign]
     shutil._use_fd_functions = False  # type: ignore[attr-defined] # the removal of a tree opens no folder there
     multiprocessing.set_start_method("spawn", force=True)
     sys.addaudithook(Rules(root))

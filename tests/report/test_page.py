@@ -197,6 +197,7 @@ def test_a_record_shows_no_other_file_of_this_machine(finished: Any, tmp_path: P
     assert page.count("data:image") < finished.page.read_text(encoding="utf-8").count("data:image") / 2
 
 
+@pytest.mark.needs("links")
 def test_figures_are_not_written_through_a_link(finished: Any, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "figures").symlink_to(tmp_path / "elsewhere")

@@ -26,6 +26,14 @@ with run_lock(Path(sys.argv[1])):
 """
 
 
+@pytest.mark.parametrize("name", ["garden", "GARDEN", "my-garden"])
+def test_a_new_folder_is_new_on_disks_that_ignore_case(name: str, tmp_path: Path) -> None:
+    """The first run of `Garden` must not write into the first one of `garden`."""
+    assert new_run_folder("", name, "arch", root=tmp_path).name == f"{name}-arch-1"
+    assert new_run_folder("", name.title(), "arch", root=tmp_path).name == f"{name.title()}-arch-2"
+
+
+@pytest.mark.needs("signals")
 def test_a_second_run_is_refused_until_the_first_is_dead(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("kept")
     (tmp_path / ".resume.safetensors.x.tmp").write_text("half a save")
@@ -44,6 +52,7 @@ def test_a_second_run_is_refused_until_the_first_is_dead(tmp_path: Path) -> None
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]  # a finished run has none
 
 
+@pytest.mark.needs("links")
 def test_a_lock_or_log_file_that_is_a_link_is_left_alone(tmp_path: Path) -> None:
     precious = tmp_path / "precious"
     precious.write_text("as it was")
@@ -56,6 +65,7 @@ def test_a_lock_or_log_file_that_is_a_link_is_left_alone(tmp_path: Path) -> None
     assert precious.read_text() == "as it was"
 
 
+@pytest.mark.needs("links")
 def test_overwriting_removes_nothing_behind_a_link(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "model.onnx").write_text("precious")

@@ -35,6 +35,7 @@ def test_runs_are_listed_newest_first(tmp_path: Path) -> None:
     assert (damaged.name, damaged.arch, damaged.finished) == ("damaged", "", False)
 
 
+@pytest.mark.needs("links")
 def test_values_of_other_kinds_are_left_empty(tmp_path: Path) -> None:
     hostile = [{"accuracy": "\x1b[2J"}, {"accuracy": 1e300}, {"accuracy": 0.5, "interval_95": [1]}, [], "x", None]
     for number, test in enumerate(hostile):

@@ -149,6 +149,7 @@ recipe.train(load_config(file=sys.argv[1]), sys.argv[2])
 """
 
 
+@pytest.mark.needs("signals")
 @pytest.mark.parametrize("steps", [0, 27])
 def test_a_killed_run_resumes_exactly(
     every_kind: recipe.Result, make_config: MakeConfig, tmp_path: Path, assert_same: AssertSame, steps: int

@@ -17,11 +17,14 @@ from flowers_torch.config import Config, Stage
 from flowers_torch.config_file import load_config, to_toml
 from flowers_torch.data.sources.open import open_dataset
 from flowers_torch.data.sources.tables import read_groups
+from flowers_torch.data.splits.extension import AssignedImage
 from flowers_torch.data.splits.split_file import read_split
 from flowers_torch.errors import DataError, UsageError
 from flowers_torch.evaluation.predictions import load_predictions
+from flowers_torch.files.system import ignores_case
 from flowers_torch.models.checkpoint import load_classifier
 from flowers_torch.runs import recipe
+from flowers_torch.runs import update as update_module
 from flowers_torch.runs.update import compare_with_parent, update
 
 STAGES = [
@@ -199,3 +202,23 @@ def test_groups_of_known_and_new_photos_stay_together(
 def test_without_groups_nothing_is_written_about_them(updated: Path) -> None:
     assert not (updated / "groups.csv").exists()
     assert load_config(file=str(updated / "config.toml")).groups == "duplicates"
+
+
+def test_photos_and_classes_that_differ_in_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On macOS and Windows `A.jpg` would be `a.jpg`, and the class `Rose` would be `rose`."""
+    files = [tmp_path / folder / name for folder, name in (("1", "a.jpg"), ("2", "A.jpg"), ("3", "A.JPG"))]
+    for file in files:
+        file.parent.mkdir()
+        file.write_bytes(file.parent.name.encode())
+    members = [AssignedImage(file, "rose", "train", file.name) for file in files]
+    update_module._link_images(members, tmp_path / "linked")
+    names = {path.name: path.read_text() for path in (tmp_path / "linked/train/rose").iterdir()}
+    assert names == {"a.jpg": "1", "A-2.jpg": "2", "A-3.JPG": "3"}
+    members.append(dataclasses.replace(members[0], label="Rose"))
+    if not ignores_case(tmp_path):
+        update_module._link_images(members, tmp_path / "apart")
+        assert (tmp_path / "apart/train/Rose/a.jpg").read_text() == "1"
+    monkeypatch.setattr(update_module, "ignores_case", lambda folder: True)
+    with pytest.raises(UsageError, match="of Rose, rose some would be one folder on this disk; fix: rename"):
+        update_module._link_images(members, tmp_path / "one")
+    assert not (tmp_path / "one").exists()

@@ -80,6 +80,18 @@ def test_threads_are_set() -> None:
         torch.set_num_threads(before)
 
 
+def test_threads_do_not_exceed_the_cores_of_a_container(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        for cores, wanted, threads in ((8, 0, 3), (2, 0, 2), (1, 4, 4)):
+            monkeypatch.setattr(device_module, "usable_cores", lambda cores=cores: cores)
+            choose_runtime("cpu", threads=wanted)
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_kernels_are_searched_only_on_a_gpu_and_not_in_deterministic_runs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

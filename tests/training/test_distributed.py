@@ -88,6 +88,7 @@ def test_a_port_in_use_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
             pass
 
 
+@pytest.mark.needs("linux")
 @pytest.mark.parametrize("size", [2, 3])
 def test_shards_cover_all_items_and_are_gathered_in_order(size: int, tmp_path: Path) -> None:
     def work(distributed: Distributed) -> Any:
@@ -218,6 +219,7 @@ def losses(distributed: Distributed, micro_batch: int = 0, poison: int | None = 
     return [*found, float(model.fc.weight[0, 0].detach()), metrics.accuracy]
 
 
+@pytest.mark.needs("linux")
 @pytest.mark.parametrize("micro_batch", [0, 2])
 def test_two_processes_learn_what_one_process_learns(micro_batch: int, tmp_path: Path) -> None:
     """With class weights, clipping, momentum and a smaller last batch; up to the rounding of float32."""
@@ -226,6 +228,7 @@ def test_two_processes_learn_what_one_process_learns(micro_batch: int, tmp_path:
         assert found == pytest.approx(alone, rel=1e-5)
 
 
+@pytest.mark.needs("linux")
 def test_the_process_that_fails_reports_the_reason(tmp_path: Path) -> None:
     """An image that spoils the loss is in one shard only. Its process names it, the other one is quiet."""
     results = sorted(together(tmp_path, lambda distributed: losses(distributed, poison=5)))
@@ -233,6 +236,7 @@ def test_the_process_that_fails_reports_the_reason(tmp_path: Path) -> None:
     assert results[1][0] == PeerLostError.__name__
 
 
+@pytest.mark.needs("linux")
 def test_a_lost_process_ends_the_others(tmp_path: Path) -> None:
     def work(distributed: Distributed) -> Any:
         if not distributed.is_main:
@@ -243,6 +247,7 @@ def test_a_lost_process_ends_the_others(tmp_path: Path) -> None:
     assert together(tmp_path, work)[0][0] == PeerLostError.__name__
 
 
+@pytest.mark.needs("linux")
 def test_processes_with_different_settings_are_refused(tmp_path: Path) -> None:
     def work(distributed: Distributed) -> Any:
         distributed.check_equal({"batch_size": "8", "seed": str(distributed.rank)})
@@ -253,6 +258,7 @@ def test_processes_with_different_settings_are_refused(tmp_path: Path) -> None:
     assert second[0] == PeerLostError.__name__
 
 
+@pytest.mark.needs("linux")
 def test_the_main_process_goes_first_and_broadcasts(tmp_path: Path) -> None:
     def work(distributed: Distributed) -> Any:
         with distributed.main_first():

@@ -25,11 +25,19 @@ def cache_bytes_on(device: torch.device | str) -> int:
     return int(DEVICE_FRACTION * free)
 
 
+def to_device(values: Tensor, device: torch.device | str) -> Tensor:
+    """Copies values to a device; a copy to a GPU of CUDA from pinned memory does not wait.
+
+    MPS may read the memory of a copy that does not wait after it was freed (torch issues 139550 and 189690).
+    """
+    return values.to(device, non_blocking=torch.device(device).type == "cuda")
+
+
 def move(values: Tensor, device: torch.device | str) -> Tensor:
-    """Copies values to a device without waiting for it. A copy from memory that is not pinned would wait."""
+    """`to_device` of values that are not pinned yet, so that it does not wait for a GPU of CUDA."""
     if torch.device(device).type == "cuda" and not values.is_cuda:
         values = values.pin_memory()
-    return values.to(device, non_blocking=True)
+    return to_device(values, device)
 
 
 class GPUImages:
@@ -57,14 +65,14 @@ class GPUImages:
 
 
 def copied(batches: Iterable[Any], device: torch.device | str) -> Iterator[Item]:
-    """Batches of `Item`s on a device; for a GPU they must be in pinned memory.
+    """Batches of `Item`s where they are augmented: on a GPU of CUDA, for which they must be in pinned memory, or here.
 
-    A stream of its own copies them while the GPU computes earlier steps. The host runs as far ahead of the
-    GPU as it can, so nothing needs to be prefetched.
+    Inputs for MPS are augmented here. It lacks the float64 of aspect ratios and, before torch 2.13, crops that
+    leave an image (torch issue 125098). For CUDA a stream of its own copies the batches while the GPU computes
+    earlier steps. The host runs as far ahead of the GPU as it can, so nothing needs to be prefetched.
     """
     if torch.device(device).type != "cuda":
-        for batch in batches:
-            yield Item(*(values.to(device) for values in batch))
+        yield from (Item(*batch) for batch in batches)
         return
     copying = torch.cuda.Stream(device)
     for batch in batches:

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 
 from flowers_torch.data.dataset import CLASS_MARK, COLUMN_MARK, ImageDataset, parse_exclude
 from flowers_torch.data.mirrored_names import mirrored_classes
@@ -15,6 +14,7 @@ from flowers_torch.data.sources.tables import read_groups
 from flowers_torch.data.spread import Spread, alone
 from flowers_torch.data.value_range import Range, range_of_set
 from flowers_torch.errors import DataError, printable
+from flowers_torch.files.system import expand_home
 
 MIN_SEVERITY = 2  # of findings that training warns of
 
@@ -47,7 +47,7 @@ def filter_images(
     any image left are a `DataError`.
     """
     path, classes = parse_exclude(exclude)
-    excluded = read_exclude_list(Path(path).expanduser()) if path else {}
+    excluded = read_exclude_list(expand_home(path)) if path else {}
     if excluded or classes:
         dataset = drop_images(dataset, excluded | {f"{CLASS_MARK}{name}": "by name" for name in classes})
     inspections = inspect_images(dataset, spread=spread)
@@ -84,7 +84,7 @@ def with_groups(dataset: ImageDataset, groups: str) -> ImageDataset:
     """The dataset with the groups of a table file,group; other values of `groups` change nothing."""
     if groups in ("", "none", "duplicates") or groups.startswith(COLUMN_MARK):
         return dataset
-    return dataclasses.replace(dataset, groups=read_groups(Path(groups).expanduser(), dataset))
+    return dataclasses.replace(dataset, groups=read_groups(expand_home(groups), dataset))
 
 
 def copies_may_be_mirrored(mirror: str, classes: Sequence[str]) -> bool:

@@ -6,13 +6,13 @@ import functools
 import hashlib
 import json
 import os
-import selectors
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from flowers_torch.data.dataset import ImageDataset
@@ -141,6 +141,8 @@ class Worker:
 
     def __init__(self) -> None:
         self.process: subprocess.Popen[bytes] | None = None
+        self.lines: SimpleQueue[bytes] = SimpleQueue()  # what the process printed
+        self.reader: threading.Thread | None = None
 
     def inspect(self, path: Path, seconds: float) -> Inspection | None:
         """The inspection, or None if the process crashed or took too long and was stopped."""
@@ -149,16 +151,17 @@ class Worker:
         try:
             process.stdin.write(json.dumps(str(path)).encode() + b"\n")
             process.stdin.flush()
-            return Inspection.from_dict(json.loads(_read_line(process.stdout, seconds)))
-        except (BrokenPipeError, EOFError, TimeoutError):  # guard: D34 crash
+            return Inspection.from_dict(json.loads(self._next_line(seconds)))
+        except (OSError, EOFError):  # guard: D34 crash
             self.stop()
             return None
 
     def stop(self) -> None:
-        if self.process is not None:
+        if self.process and self.reader:
             self.process.kill()
-            self.process.communicate()
-            self.process = None
+            self.reader.join()
+            with contextlib.suppress(OSError), self.process:  # what it did not read cannot be written any more
+                self.process = None
 
     def _start(self) -> "subprocess.Popen[bytes]":
         # A child does not inherit the script's folder, where the package may have been found.
@@ -167,28 +170,33 @@ class Worker:
         command = [sys.executable, "-m", "flowers_torch.data.quality.inspection"]
         pipe, quiet = subprocess.PIPE, subprocess.DEVNULL  # quiet: libtiff prints warnings
         self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=quiet, env=environment)
+        self.lines = SimpleQueue()
+        self.reader = threading.Thread(target=_forward, args=(self.process.stdout, self.lines), daemon=True)
+        self.reader.start()
         try:
-            _read_line(self.process.stdout, SECONDS_TO_START)
+            self._next_line(SECONDS_TO_START)
         except (EOFError, TimeoutError) as error:
             self.stop()
             what, fix = "the processes that decode photos do not start", "free memory, or use fewer with --workers"
             raise ResourceError(what, fix) from error
         return self.process
 
+    def _next_line(self, seconds: float) -> bytes:
+        """The next line; EOFError if there is none, TimeoutError after `seconds`."""
+        try:
+            line = self.lines.get(timeout=seconds)
+        except Empty:  # guard: D34 stall
+            raise TimeoutError from None
+        if not line.endswith(b"\n"):
+            raise EOFError
+        return line
 
-def _read_line(stream: Any, seconds: float) -> bytes:
-    """A line from a pipe; EOFError if it was closed, TimeoutError after `seconds`."""
-    line = b""
-    with selectors.DefaultSelector() as selector:
-        selector.register(stream, selectors.EVENT_READ)
-        while not line.endswith(b"\n"):
-            if not selector.select(seconds):  # guard: D34 stall
-                raise TimeoutError
-            chunk = os.read(stream.fileno(), 1 << 16)
-            if not chunk:
-                raise EOFError
-            line += chunk
-    return line
+
+def _forward(pipe: Any, lines: "SimpleQueue[bytes]") -> None:
+    """Passes on lines, in a thread: Windows cannot wait for a pipe for a limited time."""
+    for line in pipe:
+        lines.put(line)
+    lines.put(b"")
 
 
 def _stamp(path: Path) -> Stamp:

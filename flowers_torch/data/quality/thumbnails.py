@@ -34,16 +34,13 @@ class Thumbnails:
 
     def _allocate(self, rows: int) -> None:
         """Makes room for so many rows, and keeps what is there."""
-        arrays = {
-            "luma": np.zeros((rows, SIDE, SIDE), dtype=np.uint8),
-            "color": np.zeros((rows, 2, COLOR_SIDE, COLOR_SIDE), dtype=np.float16),
-            "contrast": np.full(rows, LEAST_CONTRAST),  # standard deviation of brightness
-            "coarse": np.zeros((rows, COARSE_SIDE, COARSE_SIDE), dtype=np.float32),  # of mean 0 and norm 1
-        }
-        for name, array in arrays.items():
-            if self.count:
-                array[: self.count] = getattr(self, name)[: self.count]
-        self.luma, self.color, self.contrast, self.coarse = arrays.values()
+        former = (self.luma, self.color, self.contrast, self.coarse) if self.count else ()
+        self.luma = np.zeros((rows, SIDE, SIDE), dtype=np.uint8)
+        self.color = np.zeros((rows, 2, COLOR_SIDE, COLOR_SIDE), dtype=np.float16)
+        self.contrast = np.full(rows, LEAST_CONTRAST)  # standard deviation of brightness
+        self.coarse = np.zeros((rows, COARSE_SIDE, COARSE_SIDE), dtype=np.float32)  # of mean 0 and norm 1
+        for old, new in zip(former, (self.luma, self.color, self.contrast, self.coarse), strict=False):
+            new[: self.count] = old[: self.count]
 
     def prepare(self, positions: Sequence[int] | np.ndarray) -> None:
         """Decodes the images at these positions unless that is done."""

@@ -5,6 +5,7 @@ import contextlib
 import errno
 import glob
 import gzip
+import itertools
 import lzma
 import os
 import re
@@ -20,12 +21,12 @@ from typing import IO, Any
 
 from flowers_torch.data.images import open_regular
 from flowers_torch.data.sources.zip_names import zip_names
-from flowers_torch.data.tar_members import open_tar
+from flowers_torch.data.tar_members import open_tar, tar_entries
 from flowers_torch.errors import DataError, ResourceError, printable
 from flowers_torch.files.cache import CACHE_FIX
 from flowers_torch.files.download import file_digest
 from flowers_torch.files.reading import reading
-from flowers_torch.files.system import replace
+from flowers_torch.files.system import caseless, ignores_case, replace
 
 MAX_MEMBERS = 2_000_000
 MAX_BYTES = 256 * 1024**3
@@ -34,7 +35,8 @@ SMALL_BYTES = 64 * 1024**2  # allowed whatever the ratio
 STALE_SECONDS = 24 * 3600
 DEVICE_NAME = re.compile(r"con|prn|aux|nul|(com|lpt)[0-9¹²³]", re.IGNORECASE)  # of Windows
 DRIVE = re.compile(r"[A-Za-z]:")
-UNFIT_NAME = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.EILSEQ, errno.EINVAL)
+# What systems say of names that they do not take; Windows finds no file of a name that is too long.
+UNFIT_NAME = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.EILSEQ, errno.EINVAL, errno.ENOENT}
 SUFFIXES = (".tar.gz", ".tar.bz2", ".tar.xz", ".tgz", ".tbz2", ".txz", ".tar", ".zip")
 
 
@@ -124,6 +126,7 @@ class _Target:
     def __init__(self, folder: Path, archive: Path, max_members: int, max_bytes: int) -> None:
         self.folder, self.archive, self.max_members = folder, archive, max_members
         self.members, self.bytes = 0, 0
+        self.folders: dict[str, str] = {}  # that members lie in, by their caseless names
         self.max_bytes = min(max_bytes, max(SMALL_BYTES, MAX_RATIO * archive.stat().st_size))
 
     def path(self, name: str) -> Path:
@@ -134,6 +137,11 @@ class _Target:
         # guard: D35 archive
         if not components:
             raise self.refuse(f"holds an unsafe path: {printable(name)}")
+        for folder in itertools.accumulate(components[:-1], lambda *names: "/".join(names)):
+            known = self.folders.setdefault(caseless(folder), folder)
+            if known != folder and ignores_case(self.folder):
+                what = f"holds folders that are one on this disk: {printable(known)}, {printable(folder)}"
+                raise DataError(f"archive {printable(self.archive)} {what}", "rename one of them, or use another disk")
         path = self.folder.joinpath(*components)
         if not path.resolve().is_relative_to(self.folder.resolve()):  # whatever `safe_components` overlooks
             raise self.refuse(f"holds a path that leads outside: {printable(name)}")
@@ -200,7 +208,7 @@ def _unpack_zip(file: IO[bytes], target: _Target) -> None:
 def _unpack_tar(stream: IO[bytes], target: _Target) -> None:
     reader = _ForwardReader(stream, target)
     with stream, open_tar(reader) as content:
-        for member in content:
+        for member in tar_entries(content):
             if member.isdir():
                 if member.name.strip("./"):  # not for "." itself
                     with target.writing(member.name):
@@ -211,7 +219,6 @@ def _unpack_tar(stream: IO[bytes], target: _Target) -> None:
             else:
                 # guard: D36 tar
                 raise target.refuse(f"holds a link, device or sparse file: {printable(member.name)}")
-            content.members.clear()  # else tarfile keeps all of them
         # tarfile stops silently at a broken or missing header; a complete archive ends in zeros.
         if reader.last != bytes(tarfile.BLOCKSIZE):
             raise tarfile.ReadError("its end marker is missing")

@@ -16,6 +16,7 @@ from flowers_torch.errors import DataError, ResourceError, UsageError, printable
 from flowers_torch.files.cache import cache_folder, recall, remember
 from flowers_torch.files.download import file_digest
 from flowers_torch.files.reading import reading, require_regular
+from flowers_torch.files.system import caseless, ignores_case
 
 MAX_CLASSES = 100_000
 MAX_RATIO = 10  # of arrays to their HDF5 file; photos compress less
@@ -124,6 +125,9 @@ def write_images(
             what = "that are not valid folder names" if bad else "that occur twice"
             raise DataError(f"class names {what}: {', '.join(map(printable, bad or names))}", "rename them")
         with staged_folder(folder) as staging:
+            if len(set(map(caseless, names))) < len(names) and ignores_case(staging):
+                what = f"class names that are one folder on this disk: {', '.join(map(printable, names))}"
+                raise DataError(what, "rename one of them, or name another disk with --cache")
             for split, (images, labels, _) in checked.items():
                 root = staging / split if len(checked) > 1 else staging
                 for label in np.unique(labels):

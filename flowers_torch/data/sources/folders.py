@@ -34,6 +34,7 @@ from flowers_torch.data.sources.rows import (
 )
 from flowers_torch.data.sources.tree import ImageTree, scan_tree
 from flowers_torch.errors import DataError, printable
+from flowers_torch.files.system import expand_home
 from flowers_torch.shell import command_line
 
 
@@ -47,7 +48,7 @@ def find_images(root: Path | str, name: str | None = None, fewest: int = 2, clas
         DataError: not a folder, no images, several readings (all are listed with their classes), empty classes, splits
             whose classes differ, or too few classes.
     """
-    root = Path(root).expanduser()
+    root = expand_home(root)
     if not root.is_dir():  # guard: D01
         what = "is a file" if root.is_file() else "is not a folder"
         raise DataError(f"{printable(root)} {what}; {LAYOUT}", "name a folder of photos")

@@ -15,6 +15,7 @@ from flowers_torch.data.sources.table_text import OTHER_TABLES, SPREADSHEETS, sp
 from flowers_torch.data.sources.tables import read_table
 from flowers_torch.errors import DataError, printable
 from flowers_torch.files.cache import cache_folder
+from flowers_torch.files.system import expand_home
 
 ACCEPTED = (
     "a folder of class folders or with train/val/test, a .tgz, .tar or .zip of one, a .csv of file,label, "
@@ -62,7 +63,7 @@ def open_dataset(
         return flowers17(cache=cache, progress=progress)
     if str(source) == "cifar10":
         return cifar10(cache)
-    path = Path(source).expanduser()  # guard: K06
+    path = expand_home(source)  # guard: K06
     if is_cifar10(path):
         return cifar10(cache, path.resolve())
     if shards := find_shards(path):

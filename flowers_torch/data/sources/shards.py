@@ -17,6 +17,7 @@ from flowers_torch.data.sources.tree import list_folder
 from flowers_torch.data.tar_members import SUFFIX, members, open_member
 from flowers_torch.errors import DataError, printable
 from flowers_torch.files.reading import read_bytes, reading
+from flowers_torch.files.system import expand_home
 
 CLASS_LISTS = ("classes.txt", "labels.txt", "classnames.txt")  # beside the shards: line n names class n
 LABEL_FIELDS = ("label", "class", "class_name", "cls", "category")  # of a .json beside an image
@@ -30,7 +31,7 @@ def find_shards(source: str | Path) -> list[Path]:
     The source is a folder of .tar files without class folders, or a pattern with `*` or a range:
     `set/train-{0000..0041}.tar`. A pattern without a match or a missing shard is a `DataError`.
     """
-    path = Path(source).expanduser()
+    path = expand_home(source)
     if path.is_dir():
         folders, files = list_folder(path)
         return [] if folders else [path / name for name in files if name.lower().endswith(SUFFIX)]

@@ -12,6 +12,7 @@ from flowers_torch.data.images import is_image_name
 from flowers_torch.data.sources.rows import listed, parse_split
 from flowers_torch.data.sources.tree import list_folder
 from flowers_torch.errors import DataError, printable
+from flowers_torch.files.system import common_folder
 
 MAX_DEPTH = 3  # of folders below the table in which names are looked up
 MAX_FILES = 2_000_000
@@ -52,7 +53,7 @@ def locate(cells: Iterable[str], table: Path) -> FoundFiles:
         what = f"{printable(wrong[0])} of {printable(table)} is not in its folder, and not a photo by its name"
         raise DataError(what, "correct the path")
     files = {cell: os.path.normpath(os.path.join(os.path.abspath(folder), name)) for cell, name in found.items()}
-    root = Path(os.path.commonpath([os.path.abspath(folder), *map(os.path.dirname, files.values())]))
+    root = common_folder([os.path.abspath(folder), *map(os.path.dirname, files.values())])
     if root != folder.absolute():
         notes.append(f"photos of {printable(table)} lie outside of its folder, in {printable(root)}")
     return FoundFiles(root, {cell: Path(file).relative_to(root).as_posix() for cell, file in files.items()}, notes)

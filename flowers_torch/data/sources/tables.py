@@ -19,6 +19,7 @@ from flowers_torch.data.sources.table_columns import find_columns
 from flowers_torch.data.sources.table_files import locate
 from flowers_torch.data.sources.table_text import read_rows
 from flowers_torch.errors import DataError, printable
+from flowers_torch.files.system import expand_home
 
 NO_LABEL = {"nan", "<na>", "n/a", "#n/a", "null"}  # as programs write a missing value
 
@@ -33,7 +34,7 @@ def read_table(path: Path, group: str = "") -> ImageDataset:
         DataError: with the line or column: missing columns, files that are missing, empty labels, unknown or missing
             splits, a file with two labels, a single class, or another task than one class for each image.
     """
-    path = Path(path).expanduser()
+    path = expand_home(path)
     table = read_rows(path)
     columns = find_columns(table, group)
     for line, row in table.rows:

@@ -1,7 +1,6 @@
 """Extension of a split by new images, without spoiling the test: duplicates of known images join their split."""
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from flowers_torch.data.quality.duplicates import near_duplicates
 from flowers_torch.data.quality.inspection import Inspection
 from flowers_torch.data.splits.assign import SPLITS, divide_images, join_groups
 from flowers_torch.errors import DataError, printable
+from flowers_torch.files.system import common_folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +44,10 @@ def extend_splits(
     known = {image.file.resolve() for image in old}
     fresh = [i for i, path in enumerate(new.paths) if (new.root / path).resolve() not in known]
     files = [file.absolute() for file in (*(image.file for image in old), *(new.root / new.paths[i] for i in fresh))]
-    root = Path(os.path.commonpath([file.parent for file in files]))
-    everything = ImageDataset("", root, ("",), tuple(str(file.relative_to(root)) for file in files), (0,) * len(files))
+    root = common_folder([file.parent for file in files])
+    everything = ImageDataset(
+        "", root, ("",), tuple(file.relative_to(root).as_posix() for file in files), (0,) * len(files)
+    )
     inspections = [*old_inspections, *(new_inspections[i] for i in fresh)]
     names = [*(image.group for image in old), *(new.groups.get(new.paths[i], "") for i in fresh)]
     assigned = {i: new.split[new.paths[i]] for i in fresh if new.paths[i] in new.split}

@@ -46,6 +46,7 @@ def without_memory() -> None:
     raise RuntimeError("unable to write to file </torch_1_2>: No space left on device (28)")
 
 
+@pytest.mark.needs("signals")
 @pytest.mark.parametrize(
     ("do", "message"),
     [
@@ -69,6 +70,7 @@ def test_the_end_of_a_worker_is_explained(
 ANYWHERE = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
+@pytest.mark.needs("signals")
 @ANYWHERE
 def test_a_worker_that_stops_while_it_hands_over_a_batch_is_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -89,6 +91,7 @@ def test_a_worker_that_stops_while_it_hands_over_a_batch_is_noticed(
         list(loader)
 
 
+@pytest.mark.needs("signals")
 @ANYWHERE
 def test_a_worker_that_dies_while_it_hands_over_a_batch_is_explained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -163,6 +163,7 @@ def test_exclude_list_round_trip(planted, result, tmp_path):
             read_exclude_list(tmp_path / name)
 
 
+@pytest.mark.needs("names")
 def test_hostile_file_names_in_every_output(tmp_path):
     names = ['a/"<script>alert(1).jpg', "b/x\ny\x1b[31m,z.jpg"]
     for i, name in enumerate([*names, "a/1.jpg", "b/2.jpg"]):
@@ -285,6 +286,7 @@ def test_workers_that_do_not_start_are_a_resource_error(tmp_path, monkeypatch):
         inspect_images(find_images(tmp_path / "set"), 1, tmp_path)
 
 
+@pytest.mark.needs("pipes")
 def test_pipes_are_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "x.jpg")
     assert "not a regular file" in inspect_image(tmp_path / "x.jpg").error

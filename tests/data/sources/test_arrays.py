@@ -10,9 +10,11 @@ import pytest
 from torchvision.datasets import CIFAR10
 
 from flowers_torch.data.images import load_image
+from flowers_torch.data.sources import arrays
 from flowers_torch.data.sources.arrays import check_arrays, cifar10, read_hdf5, write_images
 from flowers_torch.data.sources.open import open_dataset
 from flowers_torch.errors import DataError, ResourceError
+from flowers_torch.files.system import ignores_case
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (12, 10, 14, 3), dtype=np.uint8)
@@ -238,6 +240,7 @@ def test_cifar10_without_network(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.needs("linux")
 def test_hdf5_that_leads_elsewhere_or_claims_too_much(tmp_path):
     h5py = pytest.importorskip("h5py")
     write_h5(tmp_path / "other.h5", **TRAIN)
@@ -273,3 +276,14 @@ def test_hdf5_that_leads_elsewhere_or_claims_too_much(tmp_path):
     path.symlink_to("/proc/self/mem")
     with pytest.raises(DataError, match=r"cannot read .*train_set\.h5: Input/output error"):
         read_hdf5(path, tmp_path)
+
+
+def test_class_names_that_would_be_one_folder(tmp_path, monkeypatch):
+    images, labels = np.zeros((2, 8, 8, 3), np.uint8), np.array([0, 1])
+    splits = {"train": (images, labels)}
+    if not ignores_case(tmp_path):
+        assert list(write_images(tmp_path / "apart", splits, ["Rose", "rose"]).classes) == ["Rose", "rose"]
+    monkeypatch.setattr(arrays, "ignores_case", lambda folder: True)
+    with pytest.raises(DataError, match="class names that are one folder on this disk: Rose, rose"):
+        write_images(tmp_path / "one", splits, ["Rose", "rose"])
+    assert not (tmp_path / "one").exists()

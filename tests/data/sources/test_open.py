@@ -24,7 +24,8 @@ def test_folders(tmp_path, monkeypatch):
     class_folders(tmp_path / "split/Validation")
     assert open_dataset(tmp_path / "plain").classes == ("a", "b")
     assert set(open_dataset(str(tmp_path / "split")).split.values()) == {"train", "val"}
-    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("HOME", "USERPROFILE"):  # the second is that of Windows
+        monkeypatch.setenv(name, str(tmp_path))
     assert open_dataset("~/plain").name == "plain"
 
 
@@ -65,7 +66,8 @@ def test_unknown_sources_say_what_is_accepted(tmp_path):
 
 
 def test_unusual_paths(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("HOME", "USERPROFILE"):  # the second is that of Windows
+        monkeypatch.setenv(name, str(tmp_path))
     monkeypatch.chdir(tmp_path)
     for name in ("my photos", "-odd", "fünf & mehr"):
         class_folders(tmp_path / name)

@@ -67,7 +67,7 @@ def test_split_and_group_columns(root):
         ("file,label\nin/1.jpg,a\nin/2.jpg,\n", "line 3: no label"),
         ("file,label\nin/1.jpg,a\nin/2.jpg\n", "line 3: no label"),
         ("file,label\n../x.jpg,a\n", "1 of 1 photos.*do not exist"),
-        ("file,label\n/etc/passwd,a\n", "labels.csv is not in its folder, and not a photo by its name"),
+        (f"file,label\n{os.path.abspath(__file__)},a\n", "labels.csv is not in its folder, and not a photo"),
         ("file,label\nin/1.jpg,a\nin/3.jpg,b\nin/4.jpg,b\n", "2 of 3 photos.*in/3.jpg"),
         ("file,label\nin/1.jpg,a\nin/1.jpg,b\n", "line 3.*another label or split"),
         ("file,label\nin/1.jpg,a\nin/2.jpg,a\n", "one class|1 class only"),
@@ -85,7 +85,7 @@ def test_errors_name_the_line(root, text, message):
 
 
 def test_a_missing_table(tmp_path):
-    with pytest.raises(DataError, match="none.csv.*No such file"):
+    with pytest.raises(DataError, match=r"cannot read .*none\.csv"):
         read_table(tmp_path / "none.csv")
 
 
@@ -132,6 +132,7 @@ def test_numbers_and_names_of_any_length(root):
         read_table(table(root, "file,label\nin/1.jpg,a\n" + "x" * 140_000 + ",b\n"))
 
 
+@pytest.mark.needs("linux")
 def test_a_table_that_is_a_pipe_or_cannot_be_read(root):
     os.mkfifo(root / "pipe.csv")
     (root / "bad.csv").symlink_to("/proc/self/mem")

@@ -72,6 +72,7 @@ def test_single_new_images_come_into_every_split(known: ImageDataset, tmp_path: 
     assert 9 <= found.count("train") <= 19 and found.count("val") and found.count("test")
 
 
+@pytest.mark.needs("links")
 def test_known_images_are_left_out(known: ImageDataset, tmp_path: Path) -> None:
     draw(tmp_path, rose=range(200, 202))
     (tmp_path / "rose" / "again.png").write_bytes((known.root / "rose" / "5.png").read_bytes())

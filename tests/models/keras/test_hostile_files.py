@@ -70,6 +70,7 @@ def test_only_hard_links_are_followed(tmp_path: Path, kind: str) -> None:
         read_keras_file(path)
 
 
+@pytest.mark.needs("pipes")
 @pytest.mark.parametrize("name", ["model_weights", "layers", "_layer_checkpoint_dependencies"])
 def test_a_link_to_a_pipe_is_not_waited_for(tmp_path: Path, name: str) -> None:
     os.mkfifo(tmp_path / "pipe")
