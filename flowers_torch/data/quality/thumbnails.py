@@ -30,24 +30,28 @@ class Thumbnails:
         self.ranges: list[Range] = [()] * len(indices)  # of images with more than 8 bits
         self.row = np.full(len(indices), -1, dtype=np.int32)  # in the arrays below; -1: not decoded
         self.count = 0  # of rows in use
-        self._allocate(64)
+        self.luma = np.zeros((64, SIDE, SIDE), dtype=np.uint8)
+        self.color = np.zeros((64, 2, COLOR_SIDE, COLOR_SIDE), dtype=np.float16)
+        self.contrast = np.full(64, LEAST_CONTRAST)  # standard deviation of brightness
+        self.coarse = np.zeros((64, COARSE_SIDE, COARSE_SIDE), dtype=np.float32)  # of mean 0 and norm 1
 
-    def _allocate(self, rows: int) -> None:
-        """Makes room for so many rows, and keeps what is there."""
-        former = (self.luma, self.color, self.contrast, self.coarse) if self.count else ()
-        self.luma = np.zeros((rows, SIDE, SIDE), dtype=np.uint8)
-        self.color = np.zeros((rows, 2, COLOR_SIDE, COLOR_SIDE), dtype=np.float16)
-        self.contrast = np.full(rows, LEAST_CONTRAST)  # standard deviation of brightness
-        self.coarse = np.zeros((rows, COARSE_SIDE, COARSE_SIDE), dtype=np.float32)  # of mean 0 and norm 1
-        for old, new in zip(former, (self.luma, self.color, self.contrast, self.coarse), strict=False):
-            new[: self.count] = old[: self.count]
+    def _make_room(self, rows: int) -> None:
+        """Makes the arrays longer, and keeps what is there."""
+
+        def longer(array: np.ndarray) -> np.ndarray:
+            made = np.zeros((rows, *array.shape[1:]), dtype=array.dtype)
+            made[: len(array)] = array
+            return made
+
+        self.luma, self.color, self.coarse = longer(self.luma), longer(self.color), longer(self.coarse)
+        self.contrast = longer(self.contrast)
 
     def prepare(self, positions: Sequence[int] | np.ndarray) -> None:
         """Decodes the images at these positions unless that is done."""
         wanted = np.unique(np.array(positions, dtype=np.int64))
         missing = wanted[self.row[wanted] < 0]
         if self.count + len(missing) > len(self.luma):
-            self._allocate(max(2 * len(self.luma), self.count + len(missing)))
+            self._make_room(max(2 * len(self.luma), self.count + len(missing)))
         rows = np.arange(self.count, self.count + len(missing))
         with ThreadPoolExecutor(2) as threads:
             list(threads.map(self._decode, missing.tolist(), rows.tolist()))
