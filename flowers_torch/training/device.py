@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from flowers_torch.errors import UsageError
+from flowers_torch.errors import UsageError, one_line
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -48,6 +48,14 @@ class Runtime:
         """Moves a batch to the device: images (N, C, H, W) in channels_last, features (N, D) as they are."""
         layout = torch.channels_last if batch.ndim == 4 else torch.contiguous_format
         return batch.to(self.device, non_blocking=True).contiguous(memory_format=layout)
+
+    def to_host(self, values: torch.Tensor) -> torch.Tensor:
+        """Starts a copy to the CPU, in pinned memory. It must not be read before `wait`."""
+        return values.to("cpu", non_blocking=True)
+
+    def wait(self) -> None:
+        """Returns when the device has done all that it was given."""
+        torch.get_device_module(self.device).synchronize()
 
     def place(self, model: nn.Module) -> nn.Module:
         """Moves a network to the device in channels_last, in place; `breaks_in_channels_last` names exceptions."""
@@ -92,7 +100,7 @@ def choose_runtime(device: str = "auto", precision: str = "auto", threads: int =
         raise UsageError("--precision fp16 needs a CUDA device", "use --precision bf16 or fp32")
     if chosen.type == "cuda":
         if chosen.index is not None:  # streams and random numbers are those of the current device
-            torch.cuda.set_device(chosen)
+            _set_current(chosen)
         # The older of torch's two names for it: setting the newer one breaks torch.compile (issue 166387).
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     if precision != "auto":
@@ -152,6 +160,12 @@ def deterministic(enabled: bool) -> Iterator[None]:
         torch.backends.cudnn.benchmark = before[1]
 
 
+def release_memory(device: torch.device) -> None:
+    """Gives the memory that torch keeps for later tensors back to a GPU, where cuBLAS and cuDNN need some too."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
 def search_kernels(device: torch.device, repeated: bool) -> None:
     """Lets cuDNN time its kernels for each new shape, if the shapes of the next inputs come again."""
     if device.type == "cuda" and not torch.are_deterministic_algorithms_enabled():
@@ -177,6 +191,13 @@ def _choose_device(name: str) -> torch.device:
     elif device.type not in ("cpu", "mps"):
         raise UsageError(f"--device {name} is not supported", "use auto, cpu, cuda, cuda:1 or mps")
     return device
+
+
+def _set_current(device: torch.device) -> None:
+    try:
+        torch.cuda.set_device(device)
+    except RuntimeError as error:  # as of a GPU that another process has for itself, or that has failed
+        raise UsageError(f"{device} cannot be used: {one_line(error)}", "use another --device") from error
 
 
 def _cpu_computes_bf16() -> bool:

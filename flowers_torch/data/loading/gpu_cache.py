@@ -57,24 +57,9 @@ class GPUImages:
 
 
 def copied(batches: Iterable[Any], device: torch.device | str) -> Iterator[Item]:
-    """Batches of `Item`s on a device; for a GPU they must be in pinned memory.
-
-    A stream of its own copies them while the GPU computes earlier steps. The host runs as far ahead of the
-    GPU as it can, so nothing needs to be prefetched.
-    """
-    if torch.device(device).type != "cuda":
-        for batch in batches:
-            yield Item(*(values.to(device) for values in batch))
-        return
-    copying = torch.cuda.Stream(device)
+    """Batches of `Item`s on a device; for a GPU they must be in pinned memory, so that the host need not wait."""
     for batch in batches:
-        with torch.cuda.stream(copying):
-            item = Item(*(values.to(device, non_blocking=True) for values in batch))
-        computing = torch.cuda.current_stream(device)
-        computing.wait_stream(copying)
-        for values in item:
-            values.record_stream(computing)  # otherwise its memory could be reused before the step is done
-        yield item
+        yield Item(*(values.to(device, non_blocking=True) for values in batch))
 
 
 class CachedFeatureBatches:
