@@ -1,4 +1,4 @@
-"""Training images a second on a GPU: ours, timm's loop, torchvision's recipe, and what the machine could do.
+"""Training images a second and memory on a GPU: ours, timm's loop, fastai's, and what the machine could do.
 
     python benchmarks/gpu_training.py --results gpu.jsonl
     python benchmarks/gpu_training.py --device cpu --size 64 --steps 2 --rounds 2 --photos 64 --batch-size 8
@@ -6,8 +6,8 @@
 InceptionV3 at 299 px and ResNet50 at 224 px, everything trains, from random weights. `noise` is a batch that
 stays on the device; `jpegs` are files, made by this script unless --data names a folder of class folders.
 The contestants take turns, round by round, each in its own best reasonable way: timm as its train.py with
---amp --channels-last, torchvision as its references/classification with --amp. Both read the loss in each
-step. The first pass of ours over the JPEGs decodes them and has a line of its own.
+--amp --channels-last, fastai as its Learner in bfloat16. Both read the loss in each step. One that is not
+installed is skipped. The first pass of ours over the JPEGs decodes them and has a line of its own.
 
 The ceilings: a large matrix product in the precision of ours over the operations of a step; and a copy within
 the device over the least that a step must move: each layer's output and its gradient, written and read once.
@@ -34,7 +34,6 @@ import torchvision
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-from torchvision.transforms import v2
 
 from flowers_torch import __version__
 from flowers_torch.config import Config, Stage
@@ -61,6 +60,7 @@ def main() -> None:
     parser.add_argument("--data", default="", help="folder of class folders (JPEGs made by this script)")
     parser.add_argument("--photos", type=int, default=4096, help="how many to make")
     parser.add_argument("--only", default="noise,jpegs")
+    parser.add_argument("--contestants", default="ours,timm,fastai")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--set", action="append", default=[], metavar="K=V", help="an option of ours, in JSON")
     parser.add_argument("--results", type=Path, default=Path("gpu_training.jsonl"))
@@ -81,22 +81,42 @@ def compare(args: argparse.Namespace, arch: str, size: int, images: Path) -> Non
     for name, value in limits.items():
         print(f"  {name:36}{value:12,.1f}")
     for data in args.only.split(","):
-        if data == "noise":
-            others = [functools.partial(make, args, arch, size, None) for make in (timm_loop, torchvision_loop)]
-            runs = {"ours": ours.on_noise, "timm": others[0](), "torchvision": others[1]()}
-        else:
-            others = [functools.partial(make, args, arch, size, images) for make in (timm_loop, torchvision_loop)]
-            first, rest = ours.on_images()
-            info(args, limits, arch, size, "jpegs", "ours, first pass", [rate(args, first, ours.steps)])
-            runs = {"ours": rest, "timm": others[0](), "torchvision": others[1]()}
+        run = ours.on_noise
+        if data == "jpegs":
+            run = ours.on_images()
+            info(args, limits, arch, size, "jpegs", "ours, first pass", [rate(args, run, ours.steps)])
+        others = {"timm": timm_loop, "fastai": fastai_loop}
+        makers: dict[str, Callable[[], Run]] = {"ours": lambda run=run: run}
+        for name, make in others.items():
+            makers[name] = functools.partial(make, args, arch, size, images if data == "jpegs" else None)
+        runs, memory = start(args, makers)
         rates: dict[str, list[float]] = {name: [] for name in runs}
-        for run in runs.values():
-            rate(args, run, min(5, args.steps))  # kernels are chosen, workers started
         for _ in range(args.rounds):
             for name, run in runs.items():
                 rates[name].append(rate(args, run, args.steps))
         for name, found in rates.items():
-            info(args, limits, arch, size, data, name, found, reason=ours.runtime.reason)
+            info(args, limits, arch, size, data, name, found, reason=ours.runtime.reason, memory_gib=memory[name])
+
+
+def start(args: argparse.Namespace, makers: dict[str, Callable[[], Run]]) -> tuple[dict[str, Run], dict[str, float]]:
+    """The contestants that there are, after some steps, and the GiB of the GPU that each took at most."""
+    runs: dict[str, Run] = {}
+    memory: dict[str, float] = {}
+    on_gpu = torch.device(args.device).type == "cuda"
+    for name, make in makers.items():
+        if name not in args.contestants.split(","):
+            continue
+        before = torch.cuda.memory_allocated() if on_gpu and name != "ours" else 0  # ours is there already
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+        try:
+            runs[name] = make()
+        except ImportError as error:
+            print(f"  {name} skipped: {error}")
+            continue
+        rate(args, runs[name], min(5, args.steps))  # kernels are chosen, workers started
+        memory[name] = (torch.cuda.max_memory_allocated() - before) / 2**30 if on_gpu else 0.0
+    return runs, memory
 
 
 class Ours:
@@ -138,8 +158,8 @@ class Ours:
             pass
         return metrics.images
 
-    def on_images(self) -> tuple[Run, Run]:
-        """Two functions over the same endless batches, for the first pass and for those behind."""
+    def on_images(self) -> Run:
+        """A function over endless batches. The images of the first pass are decoded."""
         counted = EpochMetrics()
 
         def endless() -> Iterator[tuple[Tensor, ...]]:
@@ -154,7 +174,7 @@ class Ours:
                 pass
             return counted.images - before
 
-        return run, run
+        return run
 
 
 def timm_loop(args: argparse.Namespace, arch: str, size: int, folder: Path | None) -> Run:
@@ -202,50 +222,50 @@ def timm_loop(args: argparse.Namespace, arch: str, size: int, folder: Path | Non
     return run
 
 
-def torchvision_loop(args: argparse.Namespace, arch: str, size: int, folder: Path | None) -> Run:
-    """As torchvision's references/classification/train.py trains with --amp."""
+def fastai_loop(args: argparse.Namespace, arch: str, size: int, folder: Path | None) -> Run:
+    """As fastai's Learner fits with `to_bf16()` and channels_last; its loader starts again in each round."""
+    from fastai.callback.channelslast import ChannelsLast
+    from fastai.vision.all import (
+        Callback,
+        CancelFitException,
+        CrossEntropyLossFlat,
+        DataLoaders,
+        ImageDataLoaders,
+        Learner,
+        Resize,
+        aug_transforms,
+    )
+
     device = torch.device(args.device)
-    options = {"aux_logits": False, "init_weights": False} if arch == "inception_v3" else {}
-    model = torchvision.models.get_model(arch, num_classes=CLASSES, **options).to(device)
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-5, momentum=0.9, weight_decay=1e-4)
-    amp = device.type == "cuda"  # its float16 is for GPUs
-    scaler = torch.amp.GradScaler(device.type, enabled=amp)
-    batches: Iterator[Any] = noise(args, size, device)
+    options = {"aux_logits": False} if arch == "inception_v3" else {}
+    model = timm.create_model(arch, num_classes=CLASSES, **options).to(device)
     if folder:
-        views = [
-            v2.RandomResizedCrop(size, antialias=True),
-            v2.RandomHorizontalFlip(),
-            v2.PILToTensor(),
-            v2.ToDtype(torch.float, scale=True),
-            v2.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-            v2.ToPureTensor(),
-        ]
-        dataset = torchvision.datasets.ImageFolder(str(folder), v2.Compose(views))
-        loader: Any = torch.utils.data.DataLoader(
-            dataset,
-            args.batch_size,
-            sampler=torch.utils.data.RandomSampler(dataset),
-            num_workers=args.workers,
-            pin_memory=device.type == "cuda",
-        )
-        batches = itertools.chain.from_iterable(itertools.repeat(loader))
-    criterion = nn.CrossEntropyLoss()
-    model.train()
+        views = {"item_tfms": Resize(size * 8 // 7), "batch_tfms": aug_transforms(size=size, min_scale=0.75)}
+        more = {"bs": args.batch_size, "num_workers": args.workers, "device": device}
+        loaders = ImageDataLoaders.from_folder(folder, valid_pct=0.05, **views, **more)
+    else:
+        batches = [next(noise(args, size, device))] * max(args.steps, 5)
+        loaders = DataLoaders(batches, batches[:1], device=device)
+    learner = Learner(loaders, model, loss_func=CrossEntropyLossFlat(), lr=1e-5, cbs=ChannelsLast())
+    learner = learner.to_bf16() if device.type == "cuda" else learner
+
+    class Ending(Callback):  # type: ignore[misc]
+        """Counts images and ends after some steps."""
+
+        seen = steps = done = 0
+
+        def after_batch(self) -> None:
+            self.seen, self.done = self.seen + len(self.learn.xb[0]), self.done + 1
+            if self.done >= self.steps:
+                raise CancelFitException
 
     def run(steps: int) -> int:
-        seen = 0
-        for images, labels in itertools.islice(batches, steps):
-            images, labels = images.to(device), labels.to(device)
-            with torch.autocast(device.type, torch.float16 if amp else torch.bfloat16, enabled=amp):
-                output = model(images)
-                loss = criterion(output, labels)
-            optimizer.zero_grad()
-            scaler.scale(loss).backward()
-            scaler.step(optimizer)
-            scaler.update()
-            loss.item(), (output.argmax(1) == labels).sum().item()
-            seen += len(images)
-        return seen
+        ending = Ending()
+        ending.steps = steps
+        with learner.no_bar(), learner.no_logging():
+            while ending.done < steps:
+                learner.fit(1, cbs=[ending])
+        return ending.seen
 
     return run
 
@@ -340,7 +360,8 @@ def info(
 ) -> None:
     """A line on the screen, and one of the results."""
     middle, low, high = statistics.median(rates), min(rates), max(rates)
-    print(f"  {data:8}{name:28}{middle:12,.1f}  ({low:,.1f} .. {high:,.1f}, {len(rates)} rounds)")
+    memory = f", {more['memory_gib']:.1f} GiB" if "memory_gib" in more else ""
+    print(f"  {data:8}{name:28}{middle:12,.1f}  ({low:,.1f} .. {high:,.1f}, {len(rates)} rounds{memory})")
     on_gpu = torch.device(args.device).type == "cuda"
     machine = torch.cuda.get_device_name(args.device) if on_gpu else platform.processor()
     versions = {"flowers_torch": __version__, "torch": torch.__version__, "timm": timm.__version__}

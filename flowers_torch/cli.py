@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from flowers_torch import __version__
-from flowers_torch.errors import FlowersError, ResourceError, UsageError, one_line, printable
+from flowers_torch.errors import FlowersError, ResourceError, UsageError, lacks_memory, one_line, printable
 
 # Every command by group, with its help. Each is a module of `flowers_torch.commands`, imported on use.
 GROUPS = {
@@ -156,9 +156,7 @@ def _print_any_text() -> None:
 
 def _describe(error: Exception) -> tuple[str, int]:
     """Message and exit code of an error that is not one of ours."""
-    # The memory errors of torch are recognized by name, because torch may not be loaded.
-    lacks_memory = isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__
-    if lacks_memory or "can't allocate memory" in str(error):
+    if lacks_memory(error):
         return "out of memory; fix: lower --batch-size or --size", ResourceError.exit_code
     text = f"{type(error).__name__}: {one_line(error)}"
     return f"{text}; fix: this is a bug, please report it with the output of --debug", FlowersError.exit_code

@@ -4,7 +4,11 @@ File names are untrusted, so messages contain no line breaks and no control char
 """
 
 import os
+import re
 import signal
+
+# What the allocators say: torch's for CUDA and MPS and for the CPU, CUDA's own, and those of cuBLAS, cuDNN and so on.
+NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory|ALLOC(ATION)?_FAILED")
 
 
 class FlowersError(Exception):
@@ -77,6 +81,11 @@ class StoppedError(FlowersError):
     def __init__(self, what: str, fix: str = "", number: int = signal.SIGINT) -> None:
         super().__init__(what, fix)
         self.exit_code = 128 + number
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error of Python or torch says that there is no memory left, on the CPU or on a GPU."""
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(NO_MEMORY.search(str(error))))
 
 
 def printable(path: object, limit: int = 200) -> str:

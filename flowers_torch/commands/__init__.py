@@ -92,7 +92,8 @@ def set_allocator(config: Config) -> None:
     from flowers_torch.accelerate import Acceleration
     from flowers_torch.training.device import choose_runtime
 
-    runtime = choose_runtime(config.device, config.precision, config.threads)
+    # For a precision of its own choice it would ask the first GPU, in each of several processes.
+    runtime = choose_runtime(config.device, "fp32", config.threads)
     Acceleration.parse(config.accelerate).set_allocator(runtime)
 
 

@@ -67,7 +67,8 @@ def image_features(
         loaded = (load_image(p, value_range=preprocessing.value_range) for p in paths[start : start + batch_size])
         images = torch.stack([transform(image) for image in loaded])
         with runtime.autocast():
-            rows.append(features(model, runtime.images(images), layer, pooling).float().cpu())
+            rows.append(runtime.to_host(features(model, runtime.images(images), layer, pooling).float()))
         if progress is not None:
             progress(start + len(images))
+    runtime.wait()
     return torch.cat(rows)

@@ -96,7 +96,7 @@ def gradient_features(images: Tensor) -> Tensor:
     gray = F.interpolate(images.float().mean(1, keepdim=True), (SIDE, SIDE), mode="bilinear", antialias=True)
     across, down = gray[..., 1:-1, 2:] - gray[..., 1:-1, :-2], gray[..., 2:, 1:-1] - gray[..., :-2, 1:-1]
     strength, turn = across.hypot(down), torch.atan2(down, across) / (2 * math.pi) * DIRECTIONS
-    centers = torch.arange(DIRECTIONS).view(1, -1, 1, 1)
+    centers = torch.arange(DIRECTIONS, device=images.device).view(1, -1, 1, 1)
     distance = (turn - centers).remainder(DIRECTIONS)
     near = 1 - torch.minimum(distance, DIRECTIONS - distance)
     histograms = strength * near.clamp(min=0)  # shared between the two nearest directions

@@ -44,9 +44,8 @@ def collect(
 ) -> Predictions:
     """`predict_logits`, with the features that enter the classifier of a timm-style network."""
     with classifier_inputs(model) as features:
-        logits, labels = predict_logits(model, batches, runtime, after_batch)
-    found = torch.cat([part.float() for part in features]).cpu() if features else torch.empty(len(labels), 0)
-    return Predictions(logits, labels, found)
+        logits, labels = predict_logits(model, batches, runtime, after_batch, features)
+    return Predictions(logits, labels, torch.cat(features) if features else torch.empty(len(labels), 0))
 
 
 @dataclasses.dataclass(frozen=True)

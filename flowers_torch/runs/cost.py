@@ -47,7 +47,8 @@ def stage_cost(experiment: Experiment, model: nn.Module, stage: Stage) -> StageC
     config, runtime, splits = experiment.config, experiment.runtime, experiment.splits
     size, loaders = experiment.info.preprocessing.size, experiment.loaders
     images = loaders.images(splits["train"][:4], stage.augment)
-    with torch.random.fork_rng(devices=[]), busy_note(runtime.device):
+    devices = [runtime.device] if runtime.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), busy_note(runtime.device):
         network = experiment.acceleration.training_network(model, runtime, size)
         step = estimate(network, size, config.batch_size, runtime, stage.optimizer)
         started = time.monotonic()

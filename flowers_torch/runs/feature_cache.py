@@ -165,7 +165,7 @@ class FeatureCache:
     def _run_backbone(
         self, split: SplitModel, weights: str, batches: TrainingBatches, view: int, check: Check
     ) -> Iterator[Tensor]:
-        """Runs the backbone over this process's batches of a view."""
+        """Runs the backbone over this process's batches of a view; what it yields may be read when it has ended."""
         split.model.eval()
         runtime, network = self.runtime, self._fast_backbone(split, weights)
         batches.order.epoch = view
@@ -175,9 +175,10 @@ class FeatureCache:
                 chunks = images.split(CPU_IMAGES) if runtime.device.type == "cpu" else [images]
                 with runtime.autocast():
                     outputs = [split.backbone(runtime.images(chunk), network) for chunk in chunks]
-                yield torch.cat(outputs).float().cpu()
+                yield runtime.to_host(torch.cat(outputs).float())
                 meter.update(len(images))
                 check(len(images))
+            runtime.wait()
 
     def _fast_backbone(self, split: SplitModel, weights: str) -> nn.Module:
         if self._fused is None or self._fused[0] != weights:

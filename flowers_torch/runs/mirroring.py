@@ -55,9 +55,11 @@ def measure_mirror(
 
 def _features(cache: FeatureCache, model: nn.Module, indices: Sequence[int]) -> tuple[Tensor, str]:
     """Features (2 N, D) of images, then of their mirror images, and what they are."""
-    batches = [images.cpu() for images, *_ in cache.loaders.in_order(indices)]
-    both = [*batches, *(images.flip(3) for images in batches)]
-    gradients = torch.cat([gradient_features(images) for images in both])
+    plain, mirrored = [], []
+    for images, *_ in cache.loaders.in_order(indices):
+        plain.append(gradient_features(images))
+        mirrored.append(gradient_features(images.flip(3)))
+    gradients = torch.cat([*plain, *mirrored]).cpu()
     if cache.info.weights != "none":
         apply_rules(model, rules_for(model, "head"))
         set_train_mode(model)

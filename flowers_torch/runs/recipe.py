@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from flowers_torch.config import Config
+from flowers_torch.config_file import load_config
 from flowers_torch.data.loading.workers import worker_errors
 from flowers_torch.data.splits.assign import Splits
 from flowers_torch.errors import DivergedError, ModelFileError, printable
@@ -28,7 +29,7 @@ from flowers_torch.runs.fingerprint import fingerprint
 from flowers_torch.runs.folder import folder_of_launch, new_run_folder, run_lock
 from flowers_torch.runs.linear_probe import fit_head
 from flowers_torch.runs.results import write_provenance, write_results, write_run_report
-from flowers_torch.runs.stage import raise_if_stopped, train_stage
+from flowers_torch.runs.stage import READ_INTERVAL, raise_if_stopped, train_stage
 from flowers_torch.shell import command_line
 from flowers_torch.training.checkpoint import MODEL_FILE, Checkpoint, Checkpointer, RunState, checkpoint_files
 from flowers_torch.training.device import deterministic
@@ -61,7 +62,8 @@ def train(
         splits: Of the filtered images, in place of the configuration's own.
     """
     started = time.monotonic()
-    with distributed_context(config.device) as distributed:
+    # The first call of cuBLAS, when the network is tried, decides whether it can be deterministic.
+    with distributed_context(config.device) as distributed, deterministic(config.deterministic):
         # torchrun restarts all processes when one dies. They resume in the folder of the first start.
         existing = distributed.broadcast(folder_of_launch(str(out)) if distributed.restarts else None)
         if existing and checkpoint_files(existing):
@@ -106,7 +108,8 @@ def resume(
             log.info(f"nothing to do: {printable(folder)} is finished")
             return None
         raise ModelFileError(f"{printable(folder)} holds no checkpoint", "start a new run")
-    with distributed_context((changes or {}).get("device", "auto")) as distributed:
+    config = load_config(file=str(folder / "config.toml"), overrides=changes)
+    with distributed_context(config.device) as distributed:
         return _resume(folder, distributed, changes, allow_config_change, allow_data_change)
 
 
@@ -119,7 +122,8 @@ def _resume(folder: Path, distributed: Distributed, *changes: Any) -> Result:
         where = f"{names[state.stage]}, epoch {state.epoch + 1}, batch {state.step + 1}"
         log.info(f"resumed  {printable(folder)}: {where}")
         state.elapsed += time.monotonic() - started
-        return _train_and_test(experiment, model, state, checkpoint)
+        with deterministic(experiment.config.deterministic):
+            return _train_and_test(experiment, model, state, checkpoint)
 
 
 @contextlib.contextmanager
@@ -142,9 +146,9 @@ def _train_and_test(
     writing = (config.checkpoint_minutes, values, distributed.is_main)
     checkpointer = Checkpointer(experiment.folder, state, experiment.info, *writing)
     left = 60 * config.minutes - state.elapsed - state.closing_seconds
+    interval = READ_INTERVAL.get(experiment.runtime.device.type, 1)
     with (
-        deterministic(config.deterministic),
-        stop_request(left if config.minutes else math.inf, patient=distributed.size > 1) as stop,
+        stop_request(left if config.minutes else math.inf, distributed.size > 1, interval) as stop,
         worker_errors(),
     ):
         while state.stage < len(config.stages):

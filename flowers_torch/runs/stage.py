@@ -81,7 +81,7 @@ def train_stage(
     stage, state = work.stage, checkpointer.state
     while state.epoch < stage.epochs and not _ends_early(stage, state):
         _run_epoch(experiment, work, checkpointer, stop)
-        if _time_is_up(experiment, stop):
+        if stop.time_is_up(experiment.distributed):
             log.info(f"time     {experiment.config.minutes:g} minutes are over; the best weights are tested")
             state.stage, state.epoch = len(experiment.config.stages), 0
             checkpointer.save(work.train)
@@ -214,7 +214,7 @@ def _run_epoch(experiment: Experiment, work: StageWork, checkpointer: Checkpoint
                 meter.set_postfix_str(f"loss {state.metrics.mean_loss:.3f}, acc {state.metrics.accuracy:.3f}")
                 work.check(0)
                 checkpointer.save_if_due(train)
-                if _time_is_up(experiment, stop):
+                if stop.time_is_up(experiment.distributed):
                     read_steps(train)
                     break
         state.seconds = time.monotonic() - started  # a GPU has finished its last steps
@@ -259,11 +259,6 @@ def _stage_losses(state: RunState, name: str) -> list[float]:
     """Validation losses of the finished epochs of the current stage."""
     first = len(state.history) - state.epoch
     return [row[name] for row in state.history[first:]]
-
-
-def _time_is_up(experiment: Experiment, stop: StopRequest) -> bool:
-    limited = experiment.config.minutes > 0
-    return limited and bool(experiment.distributed.all_reduce_max(stop.time_is_up()))
 
 
 def _leave_if_stopped(

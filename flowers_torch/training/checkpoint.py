@@ -92,8 +92,9 @@ def save_checkpoint(
     """Writes network, optimizer, random state and run state atomically, and keeps the previous file."""
     tensors = {f"model/{name}": value for name, value in train.model.state_dict().items()}
     tensors["random/cpu"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        tensors["random/cuda"] = torch.cuda.get_rng_state()
+    device = train.runtime.device
+    if device.type == "cuda":
+        tensors["random/cuda"] = torch.cuda.get_rng_state(device)
     for name, values in _optimizer_state(train.optimizer).items():
         tensors |= {f"optimizer/{name}/{key}": torch.as_tensor(value) for key, value in values.items()}
     if train.average:
@@ -213,8 +214,9 @@ def _restore_train_state(train: TrainState, checkpoint: Checkpoint) -> None:
     # guard: R10
     train.micro_batch = min(filter(None, (train.micro_batch, checkpoint.micro_batch)), default=0)
     torch.set_rng_state(checkpoint.tensors["random/cpu"])
-    if "random/cuda" in checkpoint.tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(checkpoint.tensors["random/cuda"])
+    device = train.runtime.device
+    if device.type == "cuda" and "random/cuda" in checkpoint.tensors:
+        torch.cuda.set_rng_state(checkpoint.tensors["random/cuda"], device)
 
 
 class Checkpointer:

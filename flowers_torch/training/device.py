@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from flowers_torch.data.loading.gpu_cache import to_device
-from flowers_torch.errors import UsageError
+from flowers_torch.errors import UsageError, one_line
 from flowers_torch.files.system import usable_cores
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -59,6 +59,14 @@ class Runtime:
         layout = self.memory_format if batch.ndim == 4 else torch.contiguous_format
         return to_device(batch, self.device).contiguous(memory_format=layout)
 
+    def to_host(self, values: torch.Tensor) -> torch.Tensor:
+        """Starts a copy to the CPU, in pinned memory. It must not be read before `wait`."""
+        return values.to("cpu", non_blocking=self.device.type == "cuda")
+
+    def wait(self) -> None:
+        """Returns when the device has done all that it was given."""
+        torch.get_device_module(self.device).synchronize()
+
     def place(self, model: nn.Module) -> nn.Module:
         """Moves a network to the device in `memory_format`, in place; `breaks_in_channels_last` names exceptions."""
         placed: nn.Module = model.to(self.device, memory_format=self.memory_format)  # type: ignore[call-overload]
@@ -102,7 +110,7 @@ def choose_runtime(device: str = "auto", precision: str = "auto", threads: int =
         raise UsageError("--precision fp16 needs a CUDA device", "use --precision bf16 or fp32")
     if chosen.type == "cuda":
         if chosen.index is not None:  # streams and random numbers are those of the current device
-            torch.cuda.set_device(chosen)
+            _set_current(chosen)
         # The older of torch's two names for it: setting the newer one breaks torch.compile (issue 166387).
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     if precision != "auto":
@@ -162,6 +170,12 @@ def deterministic(enabled: bool) -> Iterator[None]:
         torch.backends.cudnn.benchmark = before[1]
 
 
+def release_memory(device: torch.device) -> None:
+    """Gives the memory that torch keeps for later tensors back to a GPU, where cuBLAS and cuDNN need some too."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
 def search_kernels(device: torch.device, repeated: bool) -> None:
     """Lets cuDNN time its kernels for each new shape, if the shapes of the next inputs come again."""
     if device.type == "cuda" and not torch.are_deterministic_algorithms_enabled():
@@ -187,6 +201,13 @@ def _choose_device(name: str) -> torch.device:
     elif device.type not in ("cpu", "mps"):
         raise UsageError(f"--device {name} is not supported", "use auto, cpu, cuda, cuda:1 or mps")
     return device
+
+
+def _set_current(device: torch.device) -> None:
+    try:
+        torch.cuda.set_device(device)
+    except RuntimeError as error:  # as of a GPU that another process has for itself, or that has failed
+        raise UsageError(f"{device} cannot be used: {one_line(error)}", "use another --device") from error
 
 
 def cpu_computes_bf16() -> bool:

@@ -51,6 +51,7 @@ class Distributed:
     size: int = 1
     local_rank: int = 0  # on this machine
     restarts: int = 0  # of all processes so far, by torchrun
+    local_size: int = 1  # processes on this machine
     patient: Any = None  # process group for waiting for the main process; None for the usual one
 
     @property
@@ -59,8 +60,23 @@ class Distributed:
         return self.rank == 0
 
     def device(self, wanted: str) -> str:
-        """The device of this process: where there are GPUs, each process takes its own GPU."""
-        return device_of_process(wanted) if self.size > 1 else wanted
+        """The device of this process: of several processes each takes a GPU of its own, or all take the CPU.
+
+        Raises:
+            UsageError: the user wants a certain GPU for all, or there are fewer GPUs than processes.
+        """
+        if self.size == 1 or wanted == "cpu":
+            return wanted
+        gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if wanted == "auto" and not gpus:
+            return "cpu"  # gloo exchanges nothing between GPUs of Apple
+        if wanted not in ("auto", "cuda"):
+            what = f"--device {printable(wanted, 40)} is one device for {self.size} processes"
+            raise UsageError(what, "use cuda or cpu")
+        if self.local_size > gpus:
+            what = f"{self.local_size} processes of this machine need a GPU each, and torch sees {gpus}"
+            raise UsageError(what, f"start {gpus} with --nproc-per-node, or add --device cpu")
+        return f"cuda:{self.local_rank}"
 
     def all_reduce_sum(self, values: Tensor) -> Tensor:
         """Sums over the processes, on the device of the values, without waiting for a GPU."""
@@ -243,10 +259,14 @@ def distributed_context(device: str = "auto") -> Iterator[Distributed]:
         for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
             if interface := loopback_interface():
                 os.environ.setdefault(name, interface)  # guard: T10
-    on_gpu = device != "cpu" and torch.cuda.is_available()
-    if on_gpu:
-        torch.cuda.set_device(local_rank)
     restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", local_rank + 1))
+    distributed = Distributed(rank, size, local_rank, restarts, local_size)
+    try:
+        on_gpu = distributed.device(device).startswith("cuda")
+    except UsageError as error:
+        error.quiet = local_rank > 0  # all processes of this machine find the same
+        raise
     try:
         # torchrun keeps one store for all restarts (pytorch issue 135712). Under the same prefix a process
         # could read the address of one that is dead, and wait for it for half an hour. On several machines
@@ -260,7 +280,7 @@ def distributed_context(device: str = "auto") -> Iterator[Distributed]:
         place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         what = f"the processes cannot connect at {place}: {printable(' '.join(str(error).split()))}"
         raise UsageError(what, "choose another --master-port of torchrun") from error
-    distributed = Distributed(rank, size, local_rank, restarts, patient)
+    distributed = dataclasses.replace(distributed, patient=patient)
     try:
         yield distributed
         dist.destroy_process_group()

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from flowers_torch.data.loading.gpu_cache import to_device
 from flowers_torch.data.loading.loaders import derived_seed
-from flowers_torch.errors import ResourceError, printable
+from flowers_torch.errors import ResourceError, lacks_memory, one_line, printable
 from flowers_torch.log import log
 from flowers_torch.models.heads import main_and_auxiliary
-from flowers_torch.training.device import Runtime, search_kernels
+from flowers_torch.training.device import Runtime, release_memory, search_kernels
 from flowers_torch.training.distributed import sync_gradients_if
 from flowers_torch.training.optimization import set_learning_rate, update_average
 from flowers_torch.training.state import EpochMetrics, StepOutput, TrainState, check_step, read_steps
@@ -25,7 +25,7 @@ AUXILIARY_WEIGHT = 0.4  # of the loss of auxiliary classifiers (Szegedy et al. 2
 def train_step(
     state: TrainState, images: Tensor, labels: Tensor, lr: float, describe: Callable[[], str] = str
 ) -> StepOutput:
-    """One step: forward and backward by micro-batches, clip, update.
+    """One step: forward and backward by micro-batches, clip, update. It never waits for a GPU.
 
     With several processes each takes its shard of the batch; the output is that of the whole batch.
 
@@ -39,10 +39,11 @@ def train_step(
     Raises:
         DivergedError: the loss or the gradient is not finite; no parameter was changed. With a
             `read_interval` above 1, `read_steps` raises it, after the update.
+        ResourceError: not even two images at a time fit into the memory.
     """
     set_learning_rate(state.optimizer, lr)
     labels = to_device(labels, state.runtime.device)
-    loss, correct = _backward(state, images, labels)
+    loss, correct = _backward_in_memory(state, images, labels)
     if state.penalty:
         state.scaler.scale(state.penalty(state.model)).backward()
     state.scaler.unscale_(state.optimizer)
@@ -90,33 +91,28 @@ def _backward(state: TrainState, images: Tensor, labels: Tensor) -> tuple[Tensor
     return loss, correct
 
 
-def train_step_in_memory(
-    state: TrainState, images: Tensor, labels: Tensor, lr: float, describe: Callable[[], str] = str
-) -> StepOutput:
-    """`train_step` that halves the micro-batch and repeats the step where memory runs out.
+def _backward_in_memory(state: TrainState, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """`_backward` that halves the micro-batch and starts again where memory runs out.
 
     The gradients still add up to those of the whole batch, but batch norm sees fewer images at a time.
-
-    Raises:
-        ResourceError: not even two images at a time fit.
-        DivergedError: as in `train_step`.
     """
     while True:
         try:
-            return train_step(state, images, labels, lr, describe)
-        except torch.OutOfMemoryError:  # guard: R09
-            pass  # the error and its traceback hold tensors, so they have to be gone before the next try
+            return _backward(state, images, labels)
+        except (RuntimeError, MemoryError) as error:
+            if not lacks_memory(error):  # guard: R09
+                raise
+            reason = one_line(error)  # the error and its traceback hold tensors that must be gone before the next try
         size = min(state.micro_batch or len(images), len(images))
         # guard: R11
         if size <= 2 or state.distributed.size > 1:  # other processes are in the middle of their exchange
-            what = f"out of memory with {size} photos at a time"
+            what = f"out of memory with {size} photos at a time ({reason})"
             raise ResourceError(what, "lower --size, or use a smaller network")
         state.optimizer.zero_grad(set_to_none=True)
-        if state.runtime.device.type == "cuda":
-            torch.cuda.empty_cache()
+        release_memory(state.runtime.device)
         state.micro_batch = math.ceil(size / 2)
         now = f"{state.micro_batch} at a time, with the gradients of {len(images)} added up"
-        log.warning(f"WARNING  out of memory with {size} photos at a time; now {now}")
+        log.warning(f"WARNING  out of memory with {size} photos at a time ({reason}); now {now}")
 
 
 def _loss_sum(state: TrainState, logits: Tensor, labels: Tensor) -> Tensor:
@@ -161,7 +157,7 @@ def train_epoch(
         if state.distributed.size > 1:  # the main process could not save one random stream per process
             torch.manual_seed(derived_seed(state.seed, step, state.distributed.rank))
         describe = functools.partial(_describe_step, step, positions, name_of)
-        state.pending.append(train_step_in_memory(state, images, labels, lr, describe))
+        state.pending.append(train_step(state, images, labels, lr, describe))
         if len(state.pending) >= state.read_interval:
             read_steps(state)
         yield lr
@@ -179,26 +175,43 @@ def predict_logits(
     batches: Iterable[Sequence[Tensor]],
     runtime: Runtime,
     after_batch: Callable[[int], Any] = lambda images: None,
+    caught: list[Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Logits and labels of every image: the one forward pass behind validation, test and prediction.
+
+    A batch that does not fit into the memory is halved. The host waits for a GPU once, at the end.
 
     Args:
         model: The network; it is left in inference mode.
         batches: `(images, labels, ...)`.
         after_batch: Called with the number of images of each batch.
+        caught: A list to which a hook of the network appends a tensor in each forward pass; moved to the CPU too.
 
     Returns:
         Float32 logits (N, classes) and labels (N,), on the CPU, in the order of the batches.
     """
     model.eval()
     search_kernels(runtime.device, False)  # there may be a single batch
-    logits, labels = [], []
+    logits, labels, caught = [], [], [] if caught is None else caught
     for images, targets, *_ in batches:
-        with runtime.autocast():
-            logits.append(model(runtime.images(images)).float())
-        labels.append(targets)
+        waiting = [images]
+        while waiting:
+            inputs, before = waiting.pop(), len(caught)
+            try:
+                with runtime.autocast():
+                    output = model(runtime.images(inputs)).float()
+            except (RuntimeError, MemoryError) as error:
+                if len(inputs) == 1 or not lacks_memory(error):
+                    raise
+                del caught[before:]
+                waiting += reversed(inputs.tensor_split(2))
+                continue
+            logits.append(runtime.to_host(output))
+            caught[before:] = [runtime.to_host(values.float()) for values in caught[before:]]
+        labels.append(runtime.to_host(targets))
         after_batch(len(targets))
-    return torch.cat(logits).cpu(), torch.cat(labels).cpu()
+    runtime.wait()
+    return torch.cat(logits), torch.cat(labels)
 
 
 def balanced_class_weights(labels: Sequence[int], classes: int) -> Tensor:

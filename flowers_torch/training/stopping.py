@@ -12,11 +12,16 @@ from flowers_torch.training.distributed import Distributed
 
 
 class StopRequest:
-    """Whether this process was asked to stop, or has reached its deadline."""
+    """Whether this process was asked to stop, or has reached its deadline.
 
-    def __init__(self, seconds: float = math.inf) -> None:
+    Several processes agree on both, in every `interval`th batch: to agree, each host waits for the slowest one.
+    """
+
+    def __init__(self, seconds: float = math.inf, interval: int = 1) -> None:
         self.number = 0  # of the signal that came; 0 for none
         self.deadline = time.monotonic() + seconds
+        self.interval, self.batches = interval, 0
+        self.is_over = False  # whether the deadline has passed, as agreed
 
     @property
     def signal_name(self) -> str:
@@ -28,17 +33,25 @@ class StopRequest:
 
         A signal that arrives during the reduction counts at the next call, so that all leave together.
         """
+        self.batches += 1
+        if not self._is_due(distributed):
+            return False
         number = int(distributed.all_reduce_max(self.number))
         self.number = number or self.number
         return number > 0
 
-    def time_is_up(self) -> bool:
-        """Whether the deadline has passed."""
-        return time.monotonic() >= self.deadline
+    def time_is_up(self, distributed: Distributed) -> bool:
+        """Whether the deadline has passed in any process; called by all of them, after `agreed`."""
+        if self.deadline < math.inf and not self.is_over and self._is_due(distributed):
+            self.is_over = distributed.all_reduce_max(time.monotonic() >= self.deadline) > 0
+        return self.is_over
+
+    def _is_due(self, distributed: Distributed) -> bool:
+        return distributed.size == 1 or self.batches % self.interval == 0
 
 
 @contextmanager
-def stop_request(seconds: float = math.inf, patient: bool = False) -> Iterator[StopRequest]:
+def stop_request(seconds: float = math.inf, patient: bool = False, interval: int = 1) -> Iterator[StopRequest]:
     """Records the first SIGINT or SIGTERM; a second one acts immediately, as it would have before.
 
     The previous handlers are restored at the end. Outside the main thread Python cannot set handlers, so no
@@ -46,8 +59,9 @@ def stop_request(seconds: float = math.inf, patient: bool = False) -> Iterator[S
 
     Args:
         patient: Ignore a second signal: torchrun forwards what a terminal has already sent to its processes.
+        interval: Batches between two agreements of several processes.
     """
-    request = StopRequest(seconds)
+    request = StopRequest(seconds, interval)
     if threading.current_thread() is not threading.main_thread():
         yield request
         return

@@ -347,6 +347,24 @@ def test_a_run_as_on_a_gpu_is_the_same_run(
     assert "stay on cpu" in (tmp_path / "run" / "log.txt").read_text()
 
 
+def test_deterministic_algorithms_are_set_before_the_network_is_tried(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """cuBLAS reads its setting in its first call, which tries out the network."""
+    seen: list[Any] = []
+    real = recipe.Experiment.new
+
+    def new(*arguments: Any) -> Any:
+        seen.extend([torch.are_deterministic_algorithms_enabled(), os.environ.get("CUBLAS_WORKSPACE_CONFIG")])
+        return real(*arguments)
+
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    monkeypatch.setattr(recipe.Experiment, "new", new)
+    head = Stage(name="head", epochs=1, train="head", lr=0.01, cached_views=0)
+    recipe.train(make_config(head, deterministic=True), tmp_path / "run")
+    assert seen == [True, ":4096:8"] and not torch.are_deterministic_algorithms_enabled()
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize(

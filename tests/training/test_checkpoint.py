@@ -55,6 +55,17 @@ def row(loss: float, accuracy: float = 0.5) -> dict[str, float]:
     return {**whole, "val_calibrated_loss": loss, "val_accuracy": accuracy}
 
 
+def test_a_run_on_the_cpu_leaves_the_gpu_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading its random stream would start CUDA and take some of its memory."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda *device: pytest.fail("it starts CUDA"))
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda *arguments: pytest.fail("it starts CUDA"))
+    save_checkpoint(tmp_path / RESUME_FILE, RunState(), INFO, training())
+    saved = read_checkpoint(tmp_path / RESUME_FILE)
+    saved.tensors["random/cuda"] = torch.zeros(16, dtype=torch.uint8)  # as of a run that began on a GPU
+    restore_train_state(training(), saved)
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "rmsprop"])
 def test_a_restored_state_continues_exactly(tmp_path: Path, optimizer: str) -> None:
     state = training(optimizer)

@@ -54,6 +54,19 @@ def test_a_device_that_is_not_available_is_refused(device: str, precision: str) 
         choose_runtime(device, precision)
 
 
+def test_a_gpu_that_cannot_be_used_is_an_error_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where another process has it for itself."""
+
+    def fail(device: torch.device) -> None:
+        raise torch.AcceleratorError("CUDA error: CUDA-capable device(s) is/are busy or unavailable\nCUDA kernel")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", fail)
+    with pytest.raises(UsageError, match=r"cuda:1 cannot be used: .*busy or unavailable.*; fix: use another --device"):
+        choose_runtime("cuda:1", "fp32")
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_autocast_follows_the_precision(precision: str) -> None:
     chosen = Runtime(torch.device("cpu"), precision, "for a test")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -72,6 +73,48 @@ def test_an_incomplete_environment_is_refused(monkeypatch: pytest.MonkeyPatch) -
         distributed_context(),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    ("wanted", "gpus", "expected"),
+    [
+        ("auto", 2, "cuda:1"),
+        ("cuda", 4, "cuda:1"),
+        ("auto", 0, "cpu"),  # also on a Mac: gloo exchanges nothing between its GPUs
+        ("cpu", 2, "cpu"),
+        ("cuda:1", 2, "--device cuda:1 is one device for 4 processes; fix: use cuda or cpu"),
+        ("mps", 0, "--device mps is one device for 4 processes"),
+        ("auto", 1, "2 processes of this machine need a GPU each, and torch sees 1; fix: start 1 with"),
+        ("cuda", 0, "and torch sees 0"),
+    ],
+)
+def test_each_process_has_a_gpu_of_its_own(
+    wanted: str, gpus: int, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second process of two machines with two processes each."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    distributed = Distributed(rank=3, size=4, local_rank=1, local_size=2)
+    if expected.startswith(("cuda", "cpu")):
+        assert distributed.device(wanted) == expected
+    else:
+        with pytest.raises(UsageError, match=re.escape(expected)):
+            distributed.device(wanted)
+    assert Distributed(rank=0, size=1).device(wanted) == wanted
+
+
+@pytest.mark.parametrize("device", ["cuda:0", "cuda"])
+def test_too_few_gpus_are_refused_before_the_processes_connect(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.distributed, "rendezvous", lambda *arguments: pytest.fail("it connects"))
+    for rank in ("0", "1"):
+        values = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        for name, value in (values | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}).items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(UsageError) as found, distributed_context(device):
+            pass
+        assert found.value.quiet == (rank == "1")  # one line is enough
 
 
 def test_a_port_in_use_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from flowers_torch.training.distributed import Distributed
+from flowers_torch.training.distributed import SINGLE_PROCESS, Distributed
 from flowers_torch.training.stopping import stop_request
 
 
@@ -49,9 +49,32 @@ def test_other_threads_record_no_signal() -> None:
 
 def test_the_deadline() -> None:
     with stop_request() as stop:
-        assert not stop.time_is_up()
+        assert not stop.time_is_up(SINGLE_PROCESS)
     with stop_request(seconds=-1) as stop:
-        assert stop.time_is_up()
+        assert stop.time_is_up(SINGLE_PROCESS)
+
+
+class Counting(Distributed):
+    """One of two processes; the other one has seen SIGTERM, and its deadline has passed."""
+
+    reductions = 0
+
+    def all_reduce_max(self, value: float) -> float:
+        type(self).reductions += 1
+        return max(value, signal.SIGTERM)
+
+
+def test_several_processes_agree_in_intervals() -> None:
+    """On a GPU each agreement lets the hosts wait for each other, so it is rarer than the batches."""
+    two = Counting(size=2)
+    with stop_request(seconds=1000, interval=20) as stop:
+        found = [(stop.agreed(two), stop.time_is_up(two)) for _ in range(45)]
+    assert [place for place, (stops, _) in enumerate(found, start=1) if stops] == [20, 40]
+    assert [is_over for _, is_over in found] == [False] * 19 + [True] * 26
+    assert Counting.reductions == 3
+    with stop_request(interval=20) as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.agreed(SINGLE_PROCESS)
 
 
 def test_a_signal_during_the_reduction_counts_at_the_next_call() -> None:

@@ -4,7 +4,6 @@ Loading resizes an image to a square of bytes. All random changes are then appli
 Mixup comes last. Every random number is a function of (seed, view, image) or of (seed, epoch, batch).
 """
 
-import contextlib
 import functools
 import math
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ from flowers_torch.data.loading.gpu_cache import GPUImages, cache_bytes_on, copi
 from flowers_torch.data.loading.image_cache import CachedImages
 from flowers_torch.data.loading.loaders import EpochBatchSampler, Item
 from flowers_torch.data.loading.resize import RESIZE_FACTORS
+from flowers_torch.errors import lacks_memory
 
 CPU_IMAGES = 8  # augmented at a time on a CPU, whose caches hold these
 
@@ -128,8 +128,11 @@ class TrainingBatches:
             return
         self.decided, size = True, cached.nbytes()
         if size <= room:
-            with contextlib.suppress(torch.OutOfMemoryError):
+            try:
                 self.on_gpu = GPUImages(cached, self.labels, self.device)
+            except RuntimeError as error:
+                if not lacks_memory(error):
+                    raise
         where = f"stay on {self.device}" if self.on_gpu else f"are copied to {self.device} batch by batch"
         compared = f"{size / 2**20:,.0f} MiB of {room / 2**20:,.0f} MiB allowed"
         self.say(f"photos   {len(self.labels)} {where}: {compared}, half of the free GPU memory")

@@ -67,22 +67,12 @@ class GPUImages:
 def copied(batches: Iterable[Any], device: torch.device | str) -> Iterator[Item]:
     """Batches of `Item`s where they are augmented: on a GPU of CUDA, for which they must be in pinned memory, or here.
 
-    Inputs for MPS are augmented here. It lacks the float64 of aspect ratios and, before torch 2.13, crops that
-    leave an image (torch issue 125098). For CUDA a stream of its own copies the batches while the GPU computes
-    earlier steps. The host runs as far ahead of the GPU as it can, so nothing needs to be prefetched.
+    The host does not wait for the GPU, and runs as far ahead of it as it can. Inputs for MPS are augmented here: it
+    lacks the float64 of aspect ratios and, before torch 2.13, crops that leave an image (torch issue 125098).
     """
-    if torch.device(device).type != "cuda":
-        yield from (Item(*batch) for batch in batches)
-        return
-    copying = torch.cuda.Stream(device)
+    on_gpu = torch.device(device).type == "cuda"
     for batch in batches:
-        with torch.cuda.stream(copying):
-            item = Item(*(values.to(device, non_blocking=True) for values in batch))
-        computing = torch.cuda.current_stream(device)
-        computing.wait_stream(copying)
-        for values in item:
-            values.record_stream(computing)  # otherwise its memory could be reused before the step is done
-        yield item
+        yield Item(*(to_device(values, device) for values in batch)) if on_gpu else Item(*batch)
 
 
 class CachedFeatureBatches:

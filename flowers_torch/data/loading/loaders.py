@@ -84,7 +84,8 @@ class TransformedImages(Dataset[Item]):
         aspect = image.width / image.height
         if self.random:
             with torch.random.fork_rng(devices=[]):  # leaves the process's own stream (dropout) as it is
-                torch.manual_seed(derived_seed(self.seed, view, position))
+                # `torch.manual_seed` would also seed the streams of the GPUs.
+                torch.default_generator.manual_seed(derived_seed(self.seed, view, position))
                 return self.transform(image), aspect
         made = self.transform(image)
         if self.cache:

@@ -91,6 +91,12 @@ def test_the_global_random_stream_is_not_disturbed(files):
     assert torch.equal(torch.rand(3), expected)
 
 
+def test_the_random_streams_of_gpus_are_not_disturbed(files, monkeypatch):
+    """`torch.manual_seed` seeds them too, and dropout on a GPU would repeat itself after each image."""
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("it seeds the GPUs"))
+    batches(files)
+
+
 @pytest.mark.parametrize(("count", "sizes"), [(8, [4, 4]), (9, [4, 5]), (10, [4, 4, 2]), (1, [1]), (3, [3])])
 def test_no_image_is_dropped_and_none_is_alone_in_a_batch(count, sizes):
     order = EpochBatchSampler(count, 4, seed=0, shuffle=True)

@@ -1,0 +1,84 @@
+"""Whole runs on the simulated GPU, from photos to the report: they end as those of the CPU, and resume."""
+
+import dataclasses
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from flowers_torch.cli import main
+from flowers_torch.config import Config, Stage
+from flowers_torch.errors import StoppedError
+from flowers_torch.runs import recipe, stage
+from flowers_torch.runs.lr_find import find_learning_rate
+from flowers_torch.training import step as step_module
+
+HEAD = Stage("head", 1, "head", lr=0.01, cached_views=0)
+FINETUNE = Stage("finetune", 2, "layer1", lr=0.01, augment="crop", mixup=0.2)
+FITTED = Stage("head", 1, "head", optimizer="lbfgs", augment="mirror")
+
+
+def config(data: Path, device: str, *stages: Stage, **changes: Any) -> Config:
+    values: dict[str, Any] = {"arch": "test_resnet", "weights": "none", "size": 32, "batch_size": 8, "workers": 0}
+    values |= {"precision": "fp32", "accelerate": "off", "data": str(data), "device": device} | changes
+    return Config(**values, stages=[dataclasses.replace(each) for each in stages])
+
+
+def losses(result: Any) -> list[float]:
+    assert result is not None
+    return [*(row[name] for row in result.history for name in ("train_loss", "val_loss")), result.test.loss]
+
+
+@pytest.mark.parametrize(
+    ("stages", "options"),
+    [((HEAD, FINETUNE), {"ema": 0.9, "clip_grad": 1.0, "class_weights": "balanced"}), ((FITTED,), {})],
+    ids=["two stages", "fitted head"],
+)
+def test_a_run_ends_as_on_the_cpu(
+    stages: tuple[Stage, ...], options: dict[str, Any], photo_folder: Path, tmp_path: Path, gpu: Any
+) -> None:
+    there, here = (
+        recipe.train(config(photo_folder, device, *stages, **options), tmp_path / device) for device in ("cuda", "cpu")
+    )
+    assert losses(there) == pytest.approx(losses(here), rel=1e-3)
+    assert (there.folder / "report.html").is_file()
+    log = (there.folder / "log.txt").read_text()
+    assert "left out" not in log and ("stay on cuda" in log) == (len(stages) == 2)
+
+
+def test_a_run_in_fp16_resumes_and_opens_on_a_cpu(
+    photo_folder: Path, tmp_path: Path, gpu: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal comes between two readings of the loss. In the end the machine has lost its GPU."""
+    monkeypatch.setitem(stage.READ_INTERVAL, "cuda", 3)
+    real, left = step_module.train_step, [0]
+
+    def train_step(*arguments: Any) -> Any:
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(*arguments)
+
+    monkeypatch.setattr(step_module, "train_step", train_step)
+    made = config(photo_folder, "cuda", HEAD, FINETUNE, precision="fp16")
+    whole = recipe.train(made, tmp_path / "whole")
+    left[0] = 7
+    with pytest.raises(StoppedError):
+        recipe.train(made, tmp_path / "run")
+    resumed = recipe.resume(tmp_path / "run")
+    assert losses(resumed) == pytest.approx(losses(whole), rel=1e-3)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    photo = str(next(photo_folder.rglob("*.png")))
+    assert main(["predict", str(tmp_path / "run"), photo]) == 0
+    assert main(["evaluate", str(tmp_path / "run"), "--save"]) == 0
+    found = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert found["test"]["loss"] == pytest.approx(whole.test.loss, rel=0.05)
+
+
+def test_a_sweep_of_learning_rates(photo_folder: Path, gpu: Any) -> None:
+    found = find_learning_rate(config(photo_folder, "cuda", FINETUNE), 0, 1e-5, 0.1, 12)
+    assert len(found.rates) >= 10
