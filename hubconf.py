@@ -4,7 +4,7 @@
     network = torch.hub.load("OWNER/REPOSITORY", "resnet50", trust_repo=True, num_classes=6)
     file = "model.safetensors"
     flowers = torch.hub.load("OWNER/REPOSITORY", "flowers_classifier", trust_repo=True, checkpoint=file)
-    logits = flowers(flowers.transform(image)[None])    # image: an RGB PIL image
+    logits = flowers(flowers.transform(image)[None])    # image: a PIL image
     name = flowers.classes[logits.argmax()]
 
 Without trust_repo=True torch asks for confirmation on the terminal. torch.hub.list and torch.hub.help show

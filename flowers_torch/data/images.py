@@ -5,6 +5,7 @@ Pillow's global settings stay as they are: a truncated file is an error, never a
 
 import ctypes
 import functools
+import io
 import logging
 import os
 import struct
@@ -74,6 +75,7 @@ USABLE = ("a usable image", "replace it, or convert it to 8-bit JPEG or PNG")
 T = TypeVar("T")
 # `warnings.catch_warnings` changes process-wide state, so only one thread may use it at a time.
 _quiet_lock = threading.Lock()
+_image_lock = threading.Lock()  # Pillow images that several threads share may not be read from their file yet
 logging.getLogger("PIL").addHandler(
     logging.NullHandler()
 )  # else errors go to the terminal of a program without logging
@@ -251,6 +253,20 @@ def _decode(
     orientation = read_orientation(image)  # after loading: a PNG may store it behind the pixels
     image = to_rgb(LoadedImage(image, low, value_range, profile), at_least)
     return image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image  # guard: D20
+
+
+def to_upright_rgb(image: Image.Image, name: str = "the image", value_range: Range = ()) -> Image.Image:
+    """A Pillow image of any mode as `load_image` would return it from its file; the image does not change.
+
+    Raises:
+        DataError: its file cannot be read, or its pixel type has no defined range.
+    """
+    with decoding(name):
+        with _image_lock:
+            _load(image)
+            orientation = read_orientation(image)
+        image = to_rgb(LoadedImage(image, None, value_range, profile_of(image, io.BytesIO())), 0)
+    return image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image
 
 
 def _load(image: Image.Image) -> None:

@@ -3,13 +3,28 @@
 import re
 from pathlib import Path
 
+from PIL import Image
 from torch import nn
+from torchvision.transforms import v2
 
 from flowers_torch.data.augment.per_image import eval_transform
+from flowers_torch.data.images import to_upright_rgb
+from flowers_torch.data.value_range import Range
 from flowers_torch.errors import ModelFileError, UsageError, printable
 from flowers_torch.files.cache import cache_folder
 from flowers_torch.files.download import download, file_digest
 from flowers_torch.models.checkpoint import load_classifier
+
+
+class Upright(nn.Module):
+    """A PIL image of any mode as upright RGB, as `load_image` reads it from its file."""
+
+    def __init__(self, value_range: Range) -> None:
+        super().__init__()
+        self.value_range = value_range
+
+    def forward(self, image: Image.Image) -> Image.Image:
+        return to_upright_rgb(image, value_range=self.value_range)
 
 
 def flowers_classifier(checkpoint: str, sha256: str = "") -> nn.Module:
@@ -21,7 +36,7 @@ def flowers_classifier(checkpoint: str, sha256: str = "") -> nn.Module:
 
     Returns:
         A network from (N, 3, H, W) to logits (N, classes) with the attributes `classes` (the names), `transform`
-        (from an RGB PIL image to the network input (3, H, W)) and `info` (all metadata of the file).
+        (from a PIL image, which it turns upright, to the network input (3, H, W)) and `info` (its metadata).
 
     Raises:
         UsageError: a URL without a digest, or an invalid digest.
@@ -42,7 +57,9 @@ def flowers_classifier(checkpoint: str, sha256: str = "") -> nn.Module:
     if digest and path.is_file() and (found := file_digest(path)) != digest:
         raise ModelFileError(f"{printable(path)} has sha256 {found}, expected {digest}", "use another copy")
     network, info = load_classifier(path)
-    transform = eval_transform(**info.preprocessing.transform_options())
+    preprocessing = info.preprocessing
+    upright = Upright(preprocessing.value_range)
+    transform = v2.Compose([upright, *eval_transform(**preprocessing.transform_options()).transforms])
     # `vars` bypasses nn.Module, which would register the transform as a submodule.
     vars(network).update(info=info, classes=info.classes, transform=transform)
     return network

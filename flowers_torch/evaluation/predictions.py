@@ -12,7 +12,7 @@ from flowers_torch.errors import DataError, printable
 from flowers_torch.files.reading import check, reading
 from flowers_torch.files.tensors import safe_load, safe_save
 from flowers_torch.models.checkpoint import CLASSES, TEMPERATURE, check_classes
-from flowers_torch.models.heads import classifier_inputs
+from flowers_torch.models.heads import logits_and_features
 from flowers_torch.shell import command_line
 from flowers_torch.training.device import Runtime
 from flowers_torch.training.distributed import Distributed
@@ -43,10 +43,15 @@ def collect(
     after_batch: Callable[[int], Any] = lambda images: None,
 ) -> Predictions:
     """`predict_logits`, with the features that enter the classifier of a timm-style network."""
-    with classifier_inputs(model) as features:
-        logits, labels = predict_logits(model, batches, runtime, after_batch)
-    found = torch.cat([part.float() for part in features]).cpu() if features else torch.empty(len(labels), 0)
-    return Predictions(logits, labels, found)
+    features: list[Tensor] = []
+
+    def forward(images: Tensor) -> Tensor:
+        logits, entered = logits_and_features(model, images)
+        features.append(entered.float())
+        return logits
+
+    logits, labels = predict_logits(model, batches, runtime, after_batch, forward)
+    return Predictions(logits, labels, torch.cat(features).cpu())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 import platform
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,9 @@ from flowers_torch.training.checkpoint import MODEL_FILE, Checkpoint, read_newes
 from flowers_torch.training.device import Runtime, choose_runtime, runtime_of_run
 from flowers_torch.training.distributed import SINGLE_PROCESS, Distributed
 
+# Takes the row of the epoch in the history, such as {"stage": "head", "epoch": 1, "val_accuracy": 0.9, ...}.
+Callback = Callable[[dict[str, Any]], object]
+
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
@@ -48,6 +52,7 @@ class Experiment:
     splits: Splits
     info: ModelInfo  # not yet calibrated
     folder: Path = Path()  # empty before there is one
+    callbacks: tuple[Callback, ...] = ()  # called after each epoch
 
     @property
     def dataset(self) -> ImageDataset:

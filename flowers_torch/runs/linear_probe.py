@@ -12,7 +12,13 @@ from flowers_torch.evaluation.metrics import describe_epoch, score
 from flowers_torch.evaluation.predictions import collect
 from flowers_torch.log import log
 from flowers_torch.runs.experiment import Experiment
-from flowers_torch.runs.stage import history_row, make_train_state, raise_if_stopped, stage_features
+from flowers_torch.runs.stage import (
+    history_row,
+    make_train_state,
+    raise_if_stopped,
+    run_callbacks,
+    stage_features,
+)
 from flowers_torch.training.checkpoint import Checkpointer, RunState
 from flowers_torch.training.linear_probe import fit_linear_probe
 from flowers_torch.training.state import TrainState
@@ -35,7 +41,10 @@ def fit_head(experiment: Experiment, model: nn.Module, checkpointer: Checkpointe
     row = _fit(experiment, stage, train, state, stop) if distributed.is_main else {}
     distributed.broadcast_tensors(model.state_dict().values())
     checkpointer.end_epoch(distributed.broadcast(row), model)
-    state.stage, state.epoch = state.stage + 1, 0
+    reason = run_callbacks(experiment, state)
+    if reason:
+        log.info(f"{reason}; the best weights are tested")
+    state.stage, state.epoch = len(stages) if reason else state.stage + 1, 0
     checkpointer.save(train)
 
 

@@ -178,6 +178,7 @@ def predict_logits(
     batches: Iterable[Sequence[Tensor]],
     runtime: Runtime,
     after_batch: Callable[[int], Any] = lambda images: None,
+    forward: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Logits and labels of every image: the one forward pass behind validation, test and prediction.
 
@@ -185,6 +186,7 @@ def predict_logits(
         model: The network; it is left in inference mode.
         batches: `(images, labels, ...)`.
         after_batch: Called with the number of images of each batch.
+        forward: Computes the logits of images; the network itself if None.
 
     Returns:
         Float32 logits (N, classes) and labels (N,), on the CPU, in the order of the batches.
@@ -194,7 +196,7 @@ def predict_logits(
     logits, labels = [], []
     for images, targets, *_ in batches:
         with runtime.autocast():
-            logits.append(model(runtime.images(images)).float())
+            logits.append((forward or model)(runtime.images(images)).float())
         labels.append(targets)
         after_batch(len(targets))
     return torch.cat(logits).cpu(), torch.cat(labels).cpu()
