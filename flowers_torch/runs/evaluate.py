@@ -20,6 +20,7 @@ from flowers_torch.evaluation.predictions import Predictions
 from flowers_torch.files.reading import read_json, reading
 from flowers_torch.files.tensors import safe_load
 from flowers_torch.models.checkpoint import ModelInfo
+from flowers_torch.models.heads import shared_copy
 from flowers_torch.report.run_summary import read_history
 from flowers_torch.runs.experiment import Experiment
 from flowers_torch.runs.results import write_results
@@ -155,7 +156,8 @@ def evaluate_data(
     check_choices(split, views)
     if views == "auto":
         raise UsageError("--tta auto chooses on the validation photos of a run", "give only the run")
-    network, info, runtime = predictor.network, predictor.info, predictor.runtime
+    # A copy, because fusion observes the network by hooks, while other threads may predict.
+    network, info, runtime = shared_copy(predictor.network), predictor.info, predictor.runtime
     _check_views(views, info)
     chosen = [index for index, name in enumerate(dataset.paths) if split in ("", dataset.split.get(name))]
     if not chosen:
