@@ -12,7 +12,8 @@ from typing import ParamSpec, TypeVar
 
 from flowers_torch.errors import FlowersError
 
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 # Flags whose argument in Python has another name; all others have the same, with underscores.
 NAMES = {

@@ -206,14 +206,20 @@ class OwnNet(nn.Module):
 
 
 def test_a_network_of_one_s_own(
-    photo_folder: Path, tmp_path: Path, small: dict[str, Any], files: list[Path], monkeypatch: pytest.MonkeyPatch
+    photo_folder: Path,
+    tmp_path: Path,
+    small: dict[str, Any],
+    files: list[Path],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level(logging.INFO, "flowers_torch")
     torch.manual_seed(0)
     module = OwnNet()
     before = {name: value.clone() for name, value in module.state_dict().items()}
     out, changes = tmp_path / "run", {"model": module, "head_only": False, "epochs": (1, 2)}
     result = train(photo_folder, out=out, **(small | changes | {"weights": "", "stages.finetune.train": "body.stages"}))
-    assert "the weights that it came with" in (out / "log.txt").read_text()
+    assert "own:OwnNet, 273 parameters, input 32 px; the weights that it came with" in caplog.text
     trained: Any = result.classifier.network
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
     images = torch.randn(2, 3, 32, 32)
