@@ -131,7 +131,7 @@ def resume(
     with _printing(quiet):
         allowed = (allow_config_change, allow_data_change)
         found = recipes.resume(find_run_folder(run), options, *allowed, callbacks=_several(callbacks))
-    return found and TrainResult(found.folder, found.test, found.history)
+    return TrainResult(found.folder, found.test, found.history) if found else None
 
 
 def _several(callbacks: Callback | Sequence[Callback]) -> Sequence[Callback]:

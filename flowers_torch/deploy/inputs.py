@@ -51,12 +51,14 @@ def open_image(
 
 def _image_of_pixels(pixels: NDArray[Any] | Tensor, name: str) -> Image.Image:
     """An array (H, W), (H, W, C) or a tensor (H, W), (C, H, W) of one image; C is 1, 3 (RGB) or 4 (RGBA)."""
-    is_tensor = isinstance(pixels, Tensor)
-    values = pixels.detach().cpu().float().numpy() if is_tensor and pixels.is_floating_point() else pixels
-    values = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values)
-    order = "(channels, height, width)" if is_tensor else "(height, width, channels)"
-    if is_tensor and values.ndim == 3:
-        values = np.moveaxis(values, 0, -1)
+    values: NDArray[Any]
+    if isinstance(pixels, Tensor):
+        pixels = pixels.detach().cpu()
+        values = (pixels.float() if pixels.is_floating_point() else pixels).numpy()
+        values = np.moveaxis(values, 0, -1) if values.ndim == 3 else values
+        order = "(channels, height, width)"
+    else:
+        values, order = pixels, "(height, width, channels)"
     if values.ndim == 2:
         values = values[..., None]
     if values.ndim != 3 or values.shape[2] not in CHANNELS or 0 in values.shape:

@@ -28,11 +28,11 @@ class OwnNetwork(nn.Module):
 
     def __init__(self, module: nn.Module, classifier: str) -> None:
         super().__init__()
-        linear = module.get_submodule(classifier)
+        linear: Any = module.get_submodule(classifier)
         module.set_submodule(classifier, nn.Identity())
         self.body = module
         self.fc: Any = linear
-        self.num_features = linear.in_features
+        self.num_features: int = linear.in_features
         self.classifier = classifier
 
     def forward_features(self, x: Tensor) -> Tensor:
@@ -49,7 +49,7 @@ class OwnNetwork(nn.Module):
 
     def get_classifier(self) -> nn.Module:
         """The layer that returns the logits."""
-        return self.fc  # type: ignore[no-any-return]
+        return self.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replaces the classifier."""
@@ -90,7 +90,7 @@ def _builder(network: nn.Module) -> Callable[..., nn.Module]:
     def build(num_classes: int = 1000, in_chans: int = 3) -> nn.Module:
         built: Any = copy.deepcopy(network)
         built.reset_classifier(num_classes)
-        return built  # type: ignore[no-any-return]
+        return built
 
     return build
 
