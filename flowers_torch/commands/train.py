@@ -12,8 +12,8 @@ from flowers_torch.config_file import load_config
 from flowers_torch.errors import UsageError, printable
 
 EXAMPLES = """examples:
-  flowers-torch train --arch inception_v3                    Flowers-17, ImageNet weights, two stages
-  flowers-torch train --arch inception_v3 --data demo        drawn flowers, no download
+  flowers-torch train --arch inception_v3                Flowers-17, ImageNet weights, two stages
+  flowers-torch train --arch inception_v3 --data demo    drawn flowers, no download
   flowers-torch train --arch tf_efficientnet_lite0 --weights offline --data my_photos/
 """
 
