@@ -208,7 +208,7 @@ def test_a_thousand_calls_from_eight_threads(classifier: Classifier, files: list
     ("name", "size"),
     [
         ("test_resnet", 32), ("test_vit", 160), ("lenet5_relu", 32), ("cifar_resnet", 32), ("levit_128s", 224),
-        ("mobilenetv3_small_050", 64), ("deit_tiny_distilled_patch16_224", 224), ("crossvit_tiny_240", 240),
+        ("mobilenetv3_small_050", 64), ("deit_tiny_distilled_patch16_224", 224),
     ],
 )  # fmt: skip
 def test_features_without_a_hook_are_what_enters_the_classifier(name: str, size: int) -> None:

@@ -94,6 +94,7 @@ def test_own_network(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "TrainResult(accuracy" in printed and "(2): Linear(in_features=" in printed and "out_features=3" in printed
 
 
+@pytest.mark.slow
 def test_callbacks(place: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "sweep")
     run("callbacks")
