@@ -24,7 +24,7 @@ from typing import NamedTuple
 import torch
 
 from flowers_torch.data.images import is_image_name
-from flowers_torch.deploy.classifier import Classifier
+from flowers_torch.deploy.predictor import Predictor
 from flowers_torch.training.device import choose_runtime
 
 BATCH = 32
@@ -129,7 +129,7 @@ def main() -> None:
     files = sorted(path for path in args.photos.rglob("*") if is_image_name(path))[:200]
     bodies = [path.read_bytes() for path in files]
 
-    classifier = Classifier.load(Path(args.run), choose_runtime("auto", "fp32"))
+    classifier = Predictor.load(Path(args.run), choose_runtime("auto", "fp32"))
     inputs = torch.zeros(BATCH, 3, *2 * [classifier.info.preprocessing.size])
     classifier.classify(list(inputs))
     passes = 10

@@ -6,7 +6,7 @@ python examples/notebook.py [DATA]
 # %% Choose the photos: a folder with one folder for each class, or else drawn flowers.
 import sys
 
-from flowers_torch import load, predict, train
+from flowers_torch import train
 
 DATA = sys.argv[1] if len(sys.argv) > 1 else "demo"
 
@@ -15,8 +15,8 @@ DATA = sys.argv[1] if len(sys.argv) > 1 else "demo"
 result = train(DATA, "small_convnet", "none", size=48, epochs=(1, 3), quiet=True)
 
 # %% Print the accuracy on the test photos, with its 95% interval.
-low, high = result.test.interval()
-print(f"accuracy {result.test.accuracy:.3f} ({low:.3f} .. {high:.3f}) on {result.test.images} test photos")
+low, high = result.interval
+print(f"accuracy {result.accuracy:.3f} ({low:.3f} .. {high:.3f}) on {result.test.images} test photos")
 
 # %% Print the loss of each epoch.
 for row in result.history:
@@ -29,9 +29,9 @@ with (result.folder / "predictions.csv").open() as file:
     wrong = [row["file"] for row in csv.DictReader(file) if not int(row["correct"])]
 print(f"{len(wrong)} test photos are misclassified; {result.folder / 'report.html'} shows them")
 
-# %% Load the model: its class names, its network, and its predictions for other photos.
-model = load(result.folder)
-print(model.info.classes, sum(p.numel() for p in model.model.parameters()), "parameters")
+# %% Use the classifier: its class names, its network, and its predictions for other photos.
+classifier = result.classifier
+print(classifier.classes, sum(p.numel() for p in classifier.network.parameters()), "parameters")
 if DATA != "demo":
-    for prediction in predict(model, DATA, top=2)[:5]:
+    for prediction in classifier(DATA, top=2)[:5]:
         print(prediction.file, prediction.classes, prediction.probabilities)

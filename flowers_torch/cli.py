@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from flowers_torch import __version__
+from flowers_torch.api.arguments import command_line
 from flowers_torch.errors import FlowersError, ResourceError, UsageError, lacks_memory, one_line, printable
 
 # Every command by group, with its help. Each is a module of `flowers_torch.commands`, imported on use.
@@ -118,7 +119,8 @@ def guarded(name: str, arguments: list[str], prog: str | None = None) -> int:
         args = parser.parse_args(arguments)
         if getattr(args, "cache", None):
             os.environ["FLOWERS_TORCH_CACHE"] = args.cache
-        code: int = command.run(args) or 0
+        with command_line():
+            code: int = command.run(args) or 0
         if sys.stdout is not None:  # closed from the start (`>&-`)
             sys.stdout.flush()
         return code

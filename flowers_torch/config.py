@@ -9,6 +9,7 @@ from typing import Any
 
 from flowers_torch.data.augment.names import AUGMENTATIONS
 from flowers_torch.data.dataset import CLASS_MARK, COLUMN_MARK, parse_exclude
+from flowers_torch.data.sources.hugging_face import PREFIX
 from flowers_torch.files.system import expand_home
 
 RATE_FIELDS = frozenset(("lr", "schedule", "warmup_epochs", "layer_decay"))  # without meaning for L-BFGS
@@ -105,7 +106,7 @@ class Config:
     """Everything that decides a run, apart from the bytes of the images."""
 
     arch: str = option("inception_v3", "network: a registered name or any timm name")
-    data: str = option("flowers17", "folder, archive, table, flowers17 or demo")
+    data: str = option("flowers17", "folder, archive, table, hf:NAME, flowers17 or demo")
     weights: str = option("", "imagenet, offline, none, or a file; empty: imagenet, or none for demo")
     keras_input: str = option(
         "", "preprocessing of a Keras file's network; empty: as published", ("", "caffe", "tf", "torch", "unit")
@@ -179,7 +180,11 @@ def with_absolute_paths(config: Config) -> Config:
     for field, names in PATHS.items():
         value = getattr(config, field)
         path, classes = parse_exclude(value) if field == "exclude" else (value, [])
-        if path not in names and not (field == "groups" and path.startswith(COLUMN_MARK)):
+        is_named = path in names or (field == "groups" and path.startswith(COLUMN_MARK))
+        if field == "data" and path.startswith(PREFIX):  # of a dataset on the hub, or of a folder
+            folder = expand_home(path.removeprefix(PREFIX))
+            changes[field] = f"{PREFIX}{folder.absolute()}" if folder.is_dir() else path
+        elif not is_named:
             # A link stays a link, so that its target can move. Behind `..` only the target identifies the folder.
             absolute = expand_home(path).absolute()
             absolute = absolute.resolve() if ".." in absolute.parts else absolute

@@ -71,6 +71,16 @@ def console(quiet: bool = False) -> Iterator[None]:
         _state["quiet"] = False
 
 
+@contextmanager
+def silence() -> Iterator[None]:
+    """Prints nothing within the context, and no progress bars."""
+    before, _state["quiet"] = _state["quiet"], True
+    try:
+        yield
+    finally:
+        _state["quiet"] = before
+
+
 def _escape(log_record: logging.LogRecord) -> bool:
     """Escapes what a terminal would act on, whatever name of a stranger a message holds, for every handler."""
     log_record.msg, log_record.args = escaped(log_record.getMessage()), ()

@@ -16,7 +16,7 @@ from PIL import Image
 from flowers_torch.cli import COMMANDS, GROUPS, guarded, main
 from flowers_torch.commands.train import minutes
 from flowers_torch.data.preprocessing import Preprocessing
-from flowers_torch.deploy import classifier as classifier_module
+from flowers_torch.deploy import inputs as inputs_module
 from flowers_torch.errors import DataError, UsageError
 from flowers_torch.models.checkpoint import ModelInfo, build, save_classifier
 
@@ -101,7 +101,7 @@ def test_help_fits_one_screen_with_three_examples() -> None:
     command = [sys.executable, "train.py", "--help"]
     text = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert len(text.splitlines()) <= 41 and max(map(len, text.splitlines())) <= 100
-    assert text.count("python train.py --arch") == 3
+    assert text.count("flowers-torch train --arch") == 3
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -206,7 +206,7 @@ def test_a_photo_that_fails_while_it_is_explained_costs_only_itself(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     photos, reads = [str(photo_folder / "red" / f"{number}.png") for number in (3, 4)], []
-    real = classifier_module.load_image
+    real = inputs_module.load_image
 
     def load(path: Path, *arguments: int) -> Image.Image:
         reads.append(path)
@@ -214,7 +214,7 @@ def test_a_photo_that_fails_while_it_is_explained_costs_only_itself(
             raise DataError(f"cannot read {path}: Input/output error")
         return real(path, *arguments)
 
-    monkeypatch.setattr(classifier_module, "load_image", load)
+    monkeypatch.setattr(inputs_module, "load_image", load)
     assert main(["predict", model_file, *photos, "--json", "--gradcam", str(tmp_path)]) == 3
     bad, good = json.loads(capsys.readouterr().out)
     assert "Input/output error" in bad["error"] and good["classes"] and Path(good["gradcam"]).exists()
@@ -247,7 +247,7 @@ def test_json_of_a_bug(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("flowers_torch.deploy.classifier.find_inputs", lambda patterns: 1 / 0)
+    monkeypatch.setattr("flowers_torch.deploy.inputs.find_inputs", lambda patterns: 1 / 0)
     assert main(["predict", model_file, str(photo_folder), "--json"]) == 1
     assert "ZeroDivisionError" in json.loads(capsys.readouterr().out)["error"]
 

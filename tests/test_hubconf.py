@@ -107,6 +107,18 @@ def test_classifier_computes_what_the_trained_network_does(checkpoint: Checkpoin
         assert torch.equal(loaded(expected[None]), checkpoint.network(expected[None]))
 
 
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA"])
+def test_the_transform_turns_phone_photos_upright(checkpoint: Checkpoint, tmp_path: Path, mode: str) -> None:
+    upright = Image.linear_gradient("L").resize((60, 40)).convert(mode)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held upright
+    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
+    transform: Any = hub_load("flowers_classifier", checkpoint=str(checkpoint.file)).transform
+    with Image.open(tmp_path / "turned.png") as turned:
+        torch.testing.assert_close(transform(turned), transform(upright))
+        assert not torch.allclose(transform(turned), transform(upright.rotate(180)), atol=0.1)
+
+
 def test_classifier_from_a_url_with_its_hash(checkpoint: Checkpoint, own_cache: Path) -> None:
     url = checkpoint.file.as_uri()
     loaded = hub_load("flowers_classifier", checkpoint=url, sha256=checkpoint.sha256.upper())

@@ -183,7 +183,7 @@ def test_python_blocks_run(page: str, capsys: pytest.CaptureFixture[str]) -> Non
     assert page != "research" or "frozen" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("page", ["export", "torch-hub"])
+@pytest.mark.parametrize("page", ["export", "torch-hub", "from-python"])
 def test_python_blocks_that_need_files_compile(page: str) -> None:
     codes = [code for language, code in blocks((ROOT / f"docs/{page}.md").read_text()) if language == "python"]
     assert codes and all(compile(code, page, "exec") for code in codes)

@@ -14,7 +14,7 @@ from torch import nn
 
 from flowers_torch.config import Config, Stage
 from flowers_torch.config_file import config_folder, load_config
-from flowers_torch.deploy.classifier import Classifier
+from flowers_torch.deploy.predictor import Predictor
 from flowers_torch.models.checkpoint import load_classifier
 from flowers_torch.report.run_summary import read_history
 from flowers_torch.runs import recipe
@@ -148,7 +148,7 @@ def test_happy_house_from_the_files_of_the_course_to_a_prediction(tmp_path: Path
     assert info.head == "sigmoid" and info.classes == ("0", "1")
     assert sum(p.numel() for p in model.parameters()) == 37_569
     Image.fromarray(np.full((80, 70, 3), 90, np.uint8)).save(tmp_path / "own.png")
-    classifier = Classifier.load(result.folder, choose_runtime("cpu", "fp32"))
+    classifier = Predictor.load(result.folder, choose_runtime("cpu", "fp32"))
     (prediction,) = classifier.predict([tmp_path / "own.png"])
     assert prediction.classes[0] == "1" and sum(prediction.probabilities) == pytest.approx(1)
     classifier.explain(tmp_path / "own.png")
@@ -164,6 +164,6 @@ def test_signs_from_the_files_of_the_course(tmp_path: Path) -> None:
     assert info.head == "softmax" and info.classes == tuple("012345")
     assert sum(p.numel() for p in model.parameters()) == 23_546_886
     Image.fromarray(np.full((80, 70, 3), 90, np.uint8)).save(tmp_path / "own.png")
-    classifier = Classifier.load(result.folder, choose_runtime("cpu", "fp32"))
+    classifier = Predictor.load(result.folder, choose_runtime("cpu", "fp32"))
     (prediction,) = classifier.predict([tmp_path / "own.png"], top=6)
     assert sorted(prediction.classes) == list("012345") and sum(prediction.probabilities) == pytest.approx(1)

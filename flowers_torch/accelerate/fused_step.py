@@ -5,7 +5,6 @@ computed again in each step so that gradients reach them.
 """
 
 import contextlib
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,6 +24,7 @@ from flowers_torch.accelerate.conv_bn import (
     relative_deviation,
 )
 from flowers_torch.accelerate.depthwise import convolution_gradients, depthwise_gradients, is_depthwise
+from flowers_torch.models.heads import shared_copy
 from flowers_torch.models.inspect.trace import at_inference
 
 # Activations whose gradient follows from their output, so that only the output is saved for it.
@@ -62,8 +62,7 @@ def fused_view(model: nn.Module, inputs: Tensor, fuse: bool = True, depthwise: b
 
 def _view(model: nn.Module, units: Sequence[Unit], depthwise: bool) -> nn.Module:
     """A copy that shares parameters and buffers; units whose norm keeps its statistics are fused."""
-    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    view = copy.deepcopy(model, shared)
+    view = shared_copy(model)
     convolutions = {name: module for name, module in view.named_modules() if isinstance(module, nn.Conv2d)}
     for unit in units:
         conv, norm, activation, activation_name = layers_of(view, unit)

@@ -34,7 +34,7 @@ IMAGES_AT_ONCE = 2048  # of which features are computed together
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("data", metavar="DATA", help="folder, archive, table, flowers17 or demo")
+    parser.add_argument("data", metavar="DATA", help="folder, archive, table, hf:NAME, flowers17 or demo")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for gallery.html and the lists")
     add_classes(parser)
     add_json(parser)

@@ -38,45 +38,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     check_positive(args, "batch-size")
-    if args.subset not in ("", "train", "val", "test"):
-        raise UsageError(f"--subset {printable(args.subset)} is not a valid split", "use train, val or test")
     if args.moved and args.other:
         raise UsageError("--data applies only to the photos of the run", "leave out one of the two")
     if args.classes and not args.other:
         raise UsageError("--classes applies only to other labeled photos", "name them after RUN")
 
-    from flowers_torch.evaluation.evaluate import VIEWS
+    from flowers_torch.api.classifier import Classifier
     from flowers_torch.evaluation.metrics import describe_scores, describe_small_classes
     from flowers_torch.files.atomic import write_csv, write_json
     from flowers_torch.log import console
-    from flowers_torch.runs.dataset import open_other
-    from flowers_torch.runs.evaluate import evaluate_data, evaluate_run, rewrite_results
-    from flowers_torch.runs.folder import find_run, find_run_folder
+    from flowers_torch.runs.evaluate import check_choices, rewrite_results
+    from flowers_torch.runs.folder import find_run_folder
 
-    if args.tta not in (*VIEWS, "auto"):
-        what = f"--tta {printable(args.tta)} is not a valid choice of views"
-        raise UsageError(what, f"use auto, {', '.join(VIEWS)}")
+    check_choices(args.subset, args.tta)
     if args.save:
         if args.other or args.subset or args.tta != "none" or args.out or args.json:
             raise UsageError("--save tests the run as training does", "leave out the other flags")
         with console():
             rewrite_results(find_run_folder(args.run), args.device, args.moved)
         return
-    path = find_run(args.run)
-    options = {"views": args.tta, "device": args.device, "batch_size": args.batch_size}
-    if args.other:
-        dataset = open_other(path, args.other, args.classes)
-        found = evaluate_data(path, dataset, args.subset, **options)
-    elif path.is_dir():
-        found = evaluate_run(path, args.subset or "test", data=args.moved, **options)
-    else:
-        raise UsageError("a weights file has no test photos", "name labeled photos after it")
+    classifier = Classifier.load(args.run, args.device)
+    more = {"classes": args.classes, "moved": args.moved}
+    found = classifier.evaluate(args.other, args.subset, args.tta, args.batch_size, **more)
     if found.known:
         known = f"{found.known} of these {len(found.rows)} photos trained the model or chose its weights"
         warn(f"{known}, so the result is too good")
     elif found.known is None:
         warn("a weights file does not tell which photos trained it; if some are among these, the result is too good")
-    report = {"model": str(path), **found.to_dict()}
+    report = {"model": str(classifier.path), **found.to_dict()}
     if args.out:
         write_json(args.out / "metrics.json", report)
         write_csv(args.out / "predictions.csv", found.rows)

@@ -25,8 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Computes and writes the features; exit code 3 if a photo cannot be read."""
-    from flowers_torch.deploy.classifier import find_files
     from flowers_torch.deploy.features import image_features, open_network
+    from flowers_torch.deploy.inputs import find_files
     from flowers_torch.files.atomic import atomic_write
     from flowers_torch.files.tensors import safe_save
     from flowers_torch.runs.folder import find_run

@@ -11,7 +11,7 @@ from flowers_torch.commands import add_device, add_json, add_max_error, add_run,
 from flowers_torch.errors import DataError, ResourceError, UsageError, printable
 
 if TYPE_CHECKING:
-    from flowers_torch.deploy.classifier import Prediction
+    from flowers_torch.deploy.predictor import Prediction
     from flowers_torch.training.distributed import Distributed
 
 EXAMPLES = """examples:
@@ -48,36 +48,34 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _predict(args: argparse.Namespace, distributed: "Distributed") -> int:
-    from flowers_torch.deploy.classifier import Classifier, find_inputs
+    from flowers_torch.api.classifier import Classifier
+    from flowers_torch.deploy.inputs import find_inputs
     from flowers_torch.deploy.shards import PredictionJob
     from flowers_torch.deploy.sort import check_folder, folder_names, sort_into
     from flowers_torch.files.atomic import atomic_write, safe_cell
     from flowers_torch.log import bar
-    from flowers_torch.runs.folder import find_run
-    from flowers_torch.training.device import choose_runtime
 
     max_error = fraction(args.max_error) if args.max_error is not None else None
-    photos, model = find_inputs(args.photos), find_run(args.run)
+    photos = find_inputs(args.photos)
     if args.sort_into:
         check_folder(args.sort_into, [photo for photo in photos if isinstance(photo, Path)])
-    classifier = Classifier.load(model, choose_runtime(distributed.device(args.device), args.precision))
-    classes = len(classifier.info.classes)
+    classifier = Classifier.load(args.run, distributed.device(args.device), args.precision)
+    classes = len(classifier.classes)
     if args.top > classes:
         raise UsageError(f"--top {args.top}: the model has {classes} classes", f"use --top {classes}")
-    folders = folder_names(classifier.info.classes)
-    threshold = classifier.threshold(max_error) if max_error is not None else None
-    if threshold:
-        print(f"flowers-torch: {threshold.describe()}", file=sys.stderr)
-    confidence = threshold.probability if threshold else 0.0
+    folders = folder_names(classifier.classes)
+    if max_error is not None:
+        print(f"flowers-torch: {classifier.predictor.threshold(max_error).describe()}", file=sys.stderr)
     failed, rows = 0, list[dict[str, Any]]()
     table = csv.writer(sys.stdout, lineterminator="\n")
     if args.csv:
         table.writerow(["file", "rank", "class", "probability", "reason", "error"])
     with bar("predict", len(photos)) as meter:
-        predictions = classifier.predict(photos, args.top, args.batch_size, confidence)
+        predictions = classifier.stream(photos, args.top, max_error, args.batch_size)
         if distributed.size > 1:
-            how = PredictionJob(model, args.device, args.precision, args.top, args.batch_size, confidence)
-            predictions = how.spread(photos, distributed.spread)
+            least = classifier.predictor.threshold(max_error).probability if max_error is not None else 0.0
+            job = PredictionJob(classifier.path, args.device, args.precision, args.top, args.batch_size, least)
+            predictions = job.spread(photos, distributed.spread)
         for number, (photo, prediction) in enumerate(zip(photos, predictions, strict=True)):
             extra: dict[str, Any] = {}
             if args.sort_into:
@@ -100,7 +98,7 @@ def _predict(args: argparse.Namespace, distributed: "Distributed") -> int:
             elif prediction.error:
                 meter.write(f"flowers-torch: {prediction.error}", file=sys.stderr)
             else:
-                meter.write(_to_text(prediction, abstains=threshold is not None), file=sys.stdout)
+                meter.write(_to_text(prediction, abstains=max_error is not None), file=sys.stdout)
             meter.update()
     if args.json:
         print_json(rows)

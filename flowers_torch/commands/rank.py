@@ -16,7 +16,7 @@ EXAMPLES = """examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("data", metavar="DATA", help="folder, archive, table, flowers17 or demo")
+    parser.add_argument("data", metavar="DATA", help="folder, archive, table, hf:NAME, flowers17 or demo")
     parser.add_argument("--arch", required=True, metavar="A,B,C", help="registered networks or timm names")
     train.add_fields(parser, list(train.FLAGS))
     parser.add_argument("--cache", metavar="DIR", help="folder for downloads and features")

@@ -50,20 +50,20 @@ def run(args: argparse.Namespace) -> None:
         raise UsageError(what, 'pip install "flowers-torch[serve]"') from error
     listener = listen(args.host, args.port)  # before the network is loaded, so that a port in use fails early
 
-    from flowers_torch.deploy.classifier import Classifier
     from flowers_torch.deploy.guard import host_names
+    from flowers_torch.deploy.predictor import Predictor
     from flowers_torch.deploy.serve import Limits, Service, make_app
     from flowers_torch.runs.folder import find_run
     from flowers_torch.training.device import choose_runtime
 
     with listener:
         path = find_run(args.run)
-        classifier = Classifier.load(path, choose_runtime(args.device, args.precision))
-        threshold = classifier.threshold(max_error) if max_error is not None else None
+        predictor = Predictor.load(path, choose_runtime(args.device, args.precision))
+        threshold = predictor.threshold(max_error) if max_error is not None else None
         limits = Limits(args.max_upload << 20, args.max_pixels * 1_000_000, batch=args.batch_size, waiting=args.queue)
-        service = Service(classifier, printable(path.name if path.is_dir() else path.stem), limits, threshold)
+        service = Service(predictor, printable(path.name if path.is_dir() else path.stem), limits, threshold)
         host, port = listener.getsockname()[:2]
-        info, device = classifier.info, classifier.runtime.device
+        info, device = predictor.info, predictor.runtime.device
         print(f"model    {printable(info.arch)}, {len(info.classes)} classes, on {device}")
         if threshold:
             print(f"unsure   {threshold.describe()}")

@@ -12,9 +12,9 @@ from flowers_torch.config_file import load_config
 from flowers_torch.errors import UsageError, printable
 
 EXAMPLES = """examples:
-  python train.py --arch inception_v3                    Flowers-17, ImageNet weights, two stages
-  python train.py --arch inception_v3 --data demo        drawn flowers, no download
-  python train.py --arch tf_efficientnet_lite0 --weights offline --data my_photos/
+  flowers-torch train --arch inception_v3                Flowers-17, ImageNet weights, two stages
+  flowers-torch train --arch inception_v3 --data demo    drawn flowers, no download
+  flowers-torch train --arch tf_efficientnet_lite0 --weights offline --data my_photos/
 """
 
 # Flags that set the field of the same name in config.py, with their placeholder.
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_config(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that make a configuration."""
     parser.add_argument("--arch", default="", metavar="NAME", help="a registered network or any timm name")
-    parser.add_argument("--data", default="", help="folder, archive, table, flowers17 or demo")
+    parser.add_argument("--data", default="", help="folder, archive, table, hf:NAME, flowers17 or demo")
     parser.add_argument("--config", default="", metavar="FILE", help="TOML file with options; flags win")
     add_options(parser, tuple(FLAGS))
     parser.add_argument("--cache", metavar="DIR", help="folder for downloads and features")

@@ -261,9 +261,10 @@ def to_upright_rgb(image: Image.Image, name: str = "the image", value_range: Ran
     Raises:
         DataError: its file cannot be read, or its pixel type has no defined range.
     """
-    with decoding(name), _image_lock:
-        _load(image)
-        orientation = read_orientation(image)
+    with decoding(name):
+        with _image_lock:
+            _load(image)
+            orientation = read_orientation(image)
         image = to_rgb(LoadedImage(image, None, value_range, profile_of(image, io.BytesIO())), 0)
     return _turn(image, orientation)
 

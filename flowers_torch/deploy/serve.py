@@ -38,8 +38,8 @@ from flowers_torch import __version__
 from flowers_torch.data import jpeg
 from flowers_torch.data.images import decoding, open_header
 from flowers_torch.deploy.batching import Batcher
-from flowers_torch.deploy.classifier import Classifier, Prediction
 from flowers_torch.deploy.guard import BODY_SECONDS, HEADERS, Bodies, Body, refusal
+from flowers_torch.deploy.predictor import Prediction, Predictor
 from flowers_torch.errors import DataError, FlowersError, UsageError, printable
 from flowers_torch.evaluation.selective import Threshold
 from flowers_torch.files.atomic import to_json
@@ -68,11 +68,11 @@ class Limits:
 
 
 class Service:
-    """A classifier behind a queue; the endpoints are its methods. Below the threshold, if any, it abstains."""
+    """A predictor behind a queue; the endpoints are its methods. Below the threshold, if any, it abstains."""
 
-    def __init__(self, classifier: Classifier, name: str, limits: Limits, threshold: Threshold | None = None) -> None:
-        self.classifier, self.name, self.limits, self.threshold = classifier, name, limits, threshold
-        self.classes = [printable(label) for label in classifier.info.classes]
+    def __init__(self, predictor: Predictor, name: str, limits: Limits, threshold: Threshold | None = None) -> None:
+        self.predictor, self.name, self.limits, self.threshold = predictor, name, limits, threshold
+        self.classes = [printable(label) for label in predictor.info.classes]
         self.registry = own = CollectorRegistry()
         ProcessCollector(registry=own)  # memory, processor time, open files
         self.requests = Counter("flowers_requests", "Responses sent", ["path", "status"], registry=own)
@@ -86,20 +86,20 @@ class Service:
         MultiPartParser.spool_max_size = 8 * limits.image_bytes  # no photo is written to the disk
         self.readers = ThreadPoolExecutor(min(4, usable_cores()), "reader")
         self.large_reader = ThreadPoolExecutor(1, "large reader")  # large images are decoded one at a time
-        side = classifier.info.preprocessing.size
-        classifier.classify([torch.zeros(3, side, side)])  # warm-up: the first forward pass is slow
+        side = predictor.info.preprocessing.size
+        predictor.classify([torch.zeros(3, side, side)])  # warm-up: the first forward pass is slow
         self.batcher = Batcher(self.compute, limits.batch)
 
     def compute(self, jobs: Sequence[tuple[Tensor, bool]]) -> list[tuple[Prediction, Image.Image | UsageError | None]]:
         """Maps inputs, and whether to explain each, to predictions with a heatmap, or why there is none."""
         started = time.perf_counter()
         least = self.threshold.probability if self.threshold else 0.0
-        predictions = self.classifier.classify([pixels for pixels, _ in jobs], len(self.classes), least)
+        predictions = self.predictor.classify([pixels for pixels, _ in jobs], len(self.classes), least)
         explained = [number for number, (_, explain) in enumerate(jobs) if explain]
         heatmaps: dict[int, Any] = {}
         if explained:
             try:
-                found = self.classifier.explain_inputs([jobs[number][0] for number in explained])
+                found = self.predictor.explain_inputs([jobs[number][0] for number in explained])
                 heatmaps = dict(zip(explained, found, strict=True))
             except UsageError as error:  # the network has no spatial feature map
                 heatmaps = dict.fromkeys(explained, error)
@@ -174,7 +174,7 @@ class Service:
                 raise DataError(f"{name} holds more than {self.limits.image_bytes >> 20} MB", "make it smaller")
             is_large = await in_reader(self.count_pixels, name, content) > self.limits.pixels / 8
             reader = self.large_reader if is_large else self.readers  # guard: H06 large
-            read = functools.partial(self.classifier.read, name, content, self.limits.pixels)
+            read = functools.partial(self.predictor.read, content, name, self.limits.pixels)
             pixels = await asyncio.get_running_loop().run_in_executor(reader, read)
             prediction, heatmap = await asyncio.wrap_future(self.batcher.submit((pixels, explain)))
         except FlowersError as error:  # guard: H07 photo
@@ -203,14 +203,14 @@ class Service:
             if not isinstance(image, JpegImageFile):
                 return image.width * image.height
             held = jpeg.held_pixels(file, image)
-            jpeg.reduce(image, self.classifier.enough_side, self.limits.pixels)
+            jpeg.reduce(image, self.predictor.enough_side, self.limits.pixels)
             return max(image.width * image.height, held)
 
     async def model(self, request: Request) -> Response:
         """The model and the limits that the page respects."""
         values = {
             "name": self.name,
-            "arch": printable(self.classifier.info.arch),
+            "arch": printable(self.predictor.info.arch),
             "classes": self.classes,
             "threshold": self.threshold.describe() if self.threshold else "",
             "image_bytes": self.limits.image_bytes,

@@ -11,8 +11,9 @@ from torch import nn
 from flowers_torch.data.preprocessing import Preprocessing
 from flowers_torch.data.spread import Spread
 from flowers_torch.data.value_range import Range
-from flowers_torch.deploy.classifier import Classifier, ImageSource, Prediction
 from flowers_torch.deploy.features import image_features, open_network
+from flowers_torch.deploy.inputs import ImageSource
+from flowers_torch.deploy.predictor import Prediction, Predictor
 from flowers_torch.training.device import choose_runtime
 from flowers_torch.training.distributed import device_of_process
 
@@ -21,7 +22,7 @@ BATCHES = 64  # that are spread at a time
 
 @dataclasses.dataclass(frozen=True)
 class PredictionJob:
-    """How `Classifier.predict` is called, in plain values that another process can be sent."""
+    """How `Predictor.predict` is called, in plain values that another process can be sent."""
 
     model: Path
     device: str
@@ -32,8 +33,8 @@ class PredictionJob:
 
     def predict(self, sources: Sequence[ImageSource]) -> list[Prediction]:
         """Predictions of some sources, in this process."""
-        classifier = _load(self.model, self.device, self.precision)
-        return list(classifier.predict(sources, self.top, self.batch_size, self.confidence))
+        predictor = _load(self.model, self.device, self.precision)
+        return list(predictor.predict(sources, self.top, self.batch_size, self.confidence))
 
     def spread(self, sources: Sequence[ImageSource], spread: Spread) -> Iterator[Prediction]:
         """Predictions of all sources in their order. Each process gets whole batches, as one process would make."""
@@ -42,8 +43,8 @@ class PredictionJob:
 
 
 @functools.lru_cache(maxsize=1)
-def _load(model: Path, device: str, precision: str) -> Classifier:
-    return Classifier.load(model, choose_runtime(device_of_process(device), precision))
+def _load(model: Path, device: str, precision: str) -> Predictor:
+    return Predictor.load(model, choose_runtime(device_of_process(device), precision))
 
 
 @dataclasses.dataclass(frozen=True)

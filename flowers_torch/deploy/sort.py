@@ -5,7 +5,8 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from flowers_torch.deploy.classifier import Prediction, is_url
+from flowers_torch.deploy.inputs import is_url
+from flowers_torch.deploy.predictor import Prediction
 from flowers_torch.errors import ResourceError, UsageError, printable
 from flowers_torch.files.atomic import refuse_link, write_text
 from flowers_torch.files.system import caseless, link_or_copy, valid_name

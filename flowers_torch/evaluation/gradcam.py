@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from flowers_torch.errors import UsageError
+from flowers_torch.models.heads import shared_copy
 from flowers_torch.models.inspect.layer_features import as_map
 
 # The "inferno" color map from no contribution to the largest, interpolated between five of its colors.
@@ -25,23 +26,18 @@ PALETTE = np.stack([np.interp(LEVELS, range(len(COLORS)), channel) for channel i
 def grad_cam(model: nn.Module, images: Tensor, targets: Tensor | None = None) -> Tensor:
     """Heatmaps (N, H, W) on the CPU, in 0..1, of preprocessed images (N, 3, H, W) for classes (N,).
 
-    The class is by default the predicted one. A map is all 0 if no region contributes to the class. The network
-    runs in inference mode; its modes are restored.
+    The class is by default the predicted one. A map is all 0 if no region contributes to the class. A copy of the
+    network runs in inference mode, so that other threads may use the network.
 
     Raises:
         UsageError: the network has no spatial feature map.
     """
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.enable_grad():
-            outputs, logits = _spatial_outputs(model, images)
-            chosen = logits.argmax(1) if targets is None else targets.to(logits.device)
-            score = logits.float()[torch.arange(len(images)), chosen].sum()
-            maps, gradients = _last_that_counts(model, outputs, score)
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    model = shared_copy(model).eval()
+    with torch.enable_grad():
+        outputs, logits = _spatial_outputs(model, images)
+        chosen = logits.argmax(1) if targets is None else targets.to(logits.device)
+        score = logits.float()[torch.arange(len(images)), chosen].sum()
+        maps, gradients = _last_that_counts(model, outputs, score)
     weights = gradients.mean((2, 3), keepdim=True)
     heat = (weights * maps).sum(1, keepdim=True).relu()
     heat = F.interpolate(heat, size=images.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
@@ -68,9 +64,10 @@ def _spatial_outputs(model: nn.Module, images: Tensor) -> tuple[list[Tensor], Te
 
 def _blocks(model: nn.Module) -> Iterator[nn.Module]:
     """The children of a network, and the members of those that are sequences, down to their blocks."""
-    for child in model.children():
+    for name, child in model.named_children():
         yield child
-        if isinstance(child, nn.Sequential | nn.ModuleList) or hasattr(child, "blocks"):
+        is_wrapped = name == getattr(model, "wrapped", None)  # of `OwnNetwork`
+        if is_wrapped or isinstance(child, nn.Sequential | nn.ModuleList) or hasattr(child, "blocks"):
             yield from _blocks(child)
 
 

@@ -12,7 +12,7 @@ from flowers_torch.errors import DataError, printable
 from flowers_torch.files.reading import check, reading
 from flowers_torch.files.tensors import safe_load, safe_save
 from flowers_torch.models.checkpoint import CLASSES, TEMPERATURE, check_classes
-from flowers_torch.models.heads import classifier_inputs
+from flowers_torch.models.heads import logits_and_features
 from flowers_torch.shell import command_line
 from flowers_torch.training.device import Runtime
 from flowers_torch.training.distributed import Distributed
@@ -43,9 +43,16 @@ def collect(
     after_batch: Callable[[int], Any] = lambda images: None,
 ) -> Predictions:
     """`predict_logits`, with the features that enter the classifier of a timm-style network."""
-    with classifier_inputs(model) as features:
-        logits, labels = predict_logits(model, batches, runtime, after_batch, features)
-    return Predictions(logits, labels, torch.cat(features) if features else torch.empty(len(labels), 0))
+    features: list[Tensor] = []
+
+    def forward(images: Tensor) -> Tensor:
+        logits, entered = logits_and_features(model, images)
+        logits, entered = logits.float(), runtime.to_host(entered.float())
+        features.append(entered)  # nothing after this lacks memory
+        return logits
+
+    logits, labels = predict_logits(model, batches, runtime, after_batch, forward)
+    return Predictions(logits, labels, torch.cat(features))
 
 
 @dataclasses.dataclass(frozen=True)

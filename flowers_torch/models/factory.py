@@ -17,6 +17,7 @@ def create_model(
     num_classes: int = 1000,
     in_chans: int = 3,
     *,
+    pretrained: bool = False,
     weights: str | None = None,
     include_top: bool = True,
     pooling: Literal["avg", "max"] | None = None,
@@ -27,6 +28,7 @@ def create_model(
     """Builds a network, with or without pretrained weights and classifier.
 
         model = create_model("resnet50", weights="imagenet", include_top=False, pooling="avg")
+        model = create_model("vit_tiny_patch16_224", num_classes=17, pretrained=True)
         model = create_model("mobilenet", 17, weights="mobilenet_2_5_128_tf_no_top.h5", alpha=0.25)
 
     The preprocessing of its images is `find_entry(name).preprocessing`. For pretrained weights it is
@@ -35,6 +37,7 @@ def create_model(
     Args:
         name: A registered name or any timm name; `timm:NAME` is timm's network where both have one.
         num_classes: Ignored without classifier.
+        pretrained: Short for `weights="imagenet"`.
         weights: None (random), "imagenet", "offline", or a .safetensors, .pth or Keras file. The classifier
             stays random where its number of classes differs from the file's.
         include_top: Keep the classifier.
@@ -56,6 +59,9 @@ def create_model(
     if pooling not in (None, "avg", "max") or (pooling and include_top):
         fix = "give pooling='avg', 'max' or None, the first two together with include_top=False"
         raise UsageError(f"pooling={pooling!r} with include_top={include_top}", fix)
+    if pretrained and weights not in (None, "imagenet"):
+        raise UsageError(f"pretrained=True with weights={weights!r}", "leave out one of them")
+    weights = "imagenet" if pretrained else weights
     fitting = input_options(name, size, options) if size else {}
     plan = None
     if weights is not None:

@@ -35,9 +35,13 @@ def blocks(model: nn.Module) -> dict[str, list[str]]:
     """
     found: dict[str, list[str]] = {}
     heads = {name.split(".")[0] for name in classifier_names(model)}
+    outer = getattr(model, "wrapped", None)  # of `OwnNetwork`
     for name, _ in model.named_parameters():
         first, *rest = name.split(".")
-        is_sequence = isinstance(getattr(model, first), nn.Sequential | nn.ModuleList) and len(rest) > 1
+        if first == outer:
+            first, rest = f"{first}.{rest[0]}", rest[1:]
+        child = model.get_submodule(first) if rest else None  # else a bare parameter
+        is_sequence = isinstance(child, nn.Sequential | nn.ModuleList) and len(rest) > 1
         block = f"{first}.{rest[0]}" if is_sequence and first not in heads else first
         found.setdefault(block, []).append(name)
     return found
@@ -62,6 +66,9 @@ def rules_for(model: nn.Module, train: str | list[Any]) -> list[tuple[str, float
     if train == "all":
         return [("*", 1.0)]
     if train == "head":
+        if not classifier_names(model):
+            what = f"{type(model).__name__} does not say which of its layers is the classifier"
+            raise UsageError(what, f"train = one of {', '.join(blocks(model))}")
         return [*((f"{name}.*", 1.0) for name in classifier_names(model)), ("*", 0.0)]
     names = list(blocks(model))
     start = next((i for i, name in enumerate(names) if name == train or name.startswith(f"{train}.")), None)

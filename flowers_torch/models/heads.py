@@ -4,9 +4,11 @@ A network may have several classifiers, such as the pair of a distilled network.
 """
 
 import contextlib
+import copy
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -92,6 +94,8 @@ def classifier_names(model: nn.Module) -> tuple[str, ...]:
     names = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or ()  # timm's own list
     if found := tuple(name for name in ([names] if isinstance(names, str) else names) if name in modules):
         return found
+    if not hasattr(model, "get_classifier"):  # a plain module
+        return ()
     given = model.get_classifier()  # type: ignore[operator]
     layers = list(given) if isinstance(given, tuple | list | nn.ModuleList) else [given]
     return tuple(name for name, module in modules.items() if any(module is layer for layer in layers))
@@ -124,6 +128,32 @@ def classifier_inputs(model: nn.Module, names: Sequence[str] = ()) -> Iterator[l
         for number, layer in enumerate(layers):
             stack.enter_context(layer.register_forward_pre_hook(partial(catch, number)))
         yield found
+
+
+def logits_and_features(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits (N, classes) and the features (N, D) that enter the classifiers, in one pass in inference mode.
+
+    Many threads may call it for one network: it registers no hook there. A network without timm's contract has no
+    features, D = 0.
+    """
+    if not hasattr(model, "forward_head"):
+        return model(images), images.new_empty(len(images), 0)
+    width = sum(feature_width(model.get_submodule(name)) for name in classifier_names(model))
+    maps = model.forward_features(images)  # type: ignore[operator]
+    features = model.forward_head(maps, pre_logits=True)  # type: ignore[operator]
+    if isinstance(features, Tensor) and features.flatten(1).shape[1] == width:
+        return model.forward_head(maps), features.flatten(1)  # type: ignore[operator]
+    # Distilled networks mix the inputs of their two classifiers. Here they have them side by side.
+    alone = shared_copy(model)
+    with classifier_inputs(alone) as found:
+        logits = alone.forward_head(maps)
+    return logits, found[0]
+
+
+def shared_copy(model: nn.Module) -> Any:
+    """A copy of the modules that shares parameters and buffers, for hooks and modes that no other thread may see."""
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, shared)
 
 
 def main_and_auxiliary(output: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:

@@ -1,6 +1,7 @@
 """The registry: the handwritten networks by name, and timm's networks behind them."""
 
 import dataclasses
+import fnmatch
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -29,6 +30,7 @@ from flowers_torch.models.timm_names import what_to_write
 from flowers_torch.models.xception import xception
 
 TIMM_PREFIX = "timm:"  # selects timm's network where the registry has another one of the same name
+OWN_PREFIX = "own:"  # of modules that a program has registered, see `own.py`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,14 +46,28 @@ class NetworkEntry:
     timm_alternative: str = ""  # closest timm network with pretrained weights, where none fit this one
     keras_name: str = ""  # name in keras.applications
     license: str = ""  # of timm's pretrained weights
+    is_own: bool = False  # a module of the user's program, which comes with its weights
 
 
 REGISTRY: dict[str, NetworkEntry] = {}
 
 
-def list_models() -> list[str]:
-    """Names that `create_model` takes: the registry's, then timm's (`timm:NAME` where both have one)."""
-    return sorted(REGISTRY) + [TIMM_PREFIX + name if name in REGISTRY else name for name in timm.list_models()]
+def list_models(pattern: str = "", pretrained: bool = False) -> list[str]:
+    """Names that `create_model` takes: the registry's, then timm's (`timm:NAME` where both have one).
+
+        list_models("resnet*")            # those that match a pattern, as in file names
+        list_models("*vit*tiny*", pretrained=True)
+
+    Args:
+        pattern: With `*`, `?` and `[...]`; all names if empty.
+        pretrained: Only networks with ImageNet weights.
+    """
+    timm_names = timm.list_models(pretrained=pretrained)
+    if pretrained:
+        timm_names = sorted({name.partition(".")[0] for name in timm_names})
+    ours = [name for name, entry in sorted(REGISTRY.items()) if entry.timm_name or not pretrained]
+    names = ours + [TIMM_PREFIX + name if name in REGISTRY else name for name in timm_names]
+    return fnmatch.filter(names, pattern) if pattern else names
 
 
 def find_entry(name: str) -> NetworkEntry:
@@ -62,6 +78,9 @@ def find_entry(name: str) -> NetworkEntry:
     """
     if name in REGISTRY:
         return REGISTRY[name]
+    if name.startswith(OWN_PREFIX):
+        what = f"{printable(name)} is a network of a Python program, which is not registered here"
+        raise UsageError(what, "pass it: Classifier.load(path, network=NETWORK)")
     timm_name = name.removeprefix(TIMM_PREFIX)
     keras_names = {entry.keras_name: ours for ours, entry in REGISTRY.items() if entry.keras_name}
     if fix := what_to_write(name, timm_name, list_models, keras_names):
@@ -108,9 +127,9 @@ def input_options(name: str, size: int, options: dict[str, Any] | None = None) -
     return timm_networks.input_options(entry.timm_name, size, entry.preprocessing.size, options or {})
 
 
-def register(name: str, entry: NetworkEntry) -> None:
-    """Adds a network under a new name."""
-    if name in REGISTRY:
+def register(name: str, entry: NetworkEntry, replace: bool = False) -> None:
+    """Adds a network under a new name; `replace` allows one that is there already."""
+    if name in REGISTRY and not replace:
         raise ValueError(f"network {name!r} is registered twice")
     REGISTRY[name] = entry
 

@@ -34,6 +34,14 @@ class Head(nn.Module):
         """As in timm's contract."""
         return self.classifiers
 
+    def forward_features(self, features: Tensor) -> Tensor:
+        """The features as they are."""
+        return features
+
+    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
+        """Logits, or the features."""
+        return features if pre_logits else self(features)
+
     def forward(self, features: Tensor) -> Tensor:
         parts = features.split(self.widths, 1)
         logits = [_logits(layer, part) for layer, part in zip(self.classifiers, parts, strict=True)]

@@ -30,7 +30,7 @@ from flowers_torch.models.timm_networks import SIZE_OPTIONS
 class WeightsPlan:
     """What a choice of weights means for the network."""
 
-    kind: str  # none, imagenet, offline, keras or file
+    kind: str  # none, own, imagenet, offline, keras or file
     source: str  # the file's name, or what the user typed
     preprocessing: Preprocessing
     options: dict[str, Any]  # keywords that the network must be built with for these weights
@@ -66,6 +66,8 @@ def plan_weights(
         ModelFileError: the file is missing or cannot be read.
     """
     entry = find_entry(arch)
+    if entry.is_own and weights == "none":
+        return WeightsPlan("own", "the program", entry.preprocessing, {}, "")
     path = expand_home(weights)
     is_file = weights not in ("none", "imagenet", "offline")
     if is_file and not path.is_file():
@@ -144,6 +146,8 @@ def load_weights(model: nn.Module, arch: str, plan: WeightsPlan, classes: Sequen
     """
     if plan.kind == "none":
         return "random weights"
+    if plan.kind == "own":
+        return "the weights that it came with"
     if plan.kind == "keras":
         with_head = False if classes else None
         return load_keras_weights(model, arch, plan.path, with_head, plan.keras_input).summary()

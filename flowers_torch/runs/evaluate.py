@@ -9,7 +9,9 @@ from typing import Any
 from torch import nn
 
 from flowers_torch.data.dataset import ImageDataset
+from flowers_torch.data.splits.assign import SPLITS
 from flowers_torch.data.splits.split_file import fingerprint, read_split
+from flowers_torch.deploy.predictor import Predictor
 from flowers_torch.errors import DataError, ModelFileError, UsageError, printable
 from flowers_torch.evaluation.comparison import describe_choice, loss_change
 from flowers_torch.evaluation.evaluate import MIRRORED_VIEWS, VIEWS, predict_images
@@ -17,12 +19,13 @@ from flowers_torch.evaluation.metrics import Scores, fit_temperature, prediction
 from flowers_torch.evaluation.predictions import Predictions
 from flowers_torch.files.reading import read_json, reading
 from flowers_torch.files.tensors import safe_load
-from flowers_torch.models.checkpoint import ModelInfo, load_classifier
+from flowers_torch.models.checkpoint import ModelInfo
+from flowers_torch.models.heads import shared_copy
 from flowers_torch.report.run_summary import read_history
 from flowers_torch.runs.experiment import Experiment
 from flowers_torch.runs.results import write_results
 from flowers_torch.training.checkpoint import MODEL_FILE, RunState, check_row
-from flowers_torch.training.device import Runtime, choose_runtime
+from flowers_torch.training.device import Runtime
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +40,16 @@ class Evaluation:
     validation: dict[str, Scores]  # by views, where they were tried
     choice: str = ""  # how far validation images carry the choice of the views, in words; empty without a choice
     known: int | None = 0  # images that trained the model or chose its weights; None where nothing tells
+
+    @property
+    def accuracy(self) -> float:
+        """On all images."""
+        return self.scores.accuracy
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95% interval of the accuracy."""
+        return self.scores.interval()
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
@@ -101,6 +114,7 @@ def evaluate_run(
 
     `views` is a key of `VIEWS`, or auto for the views with the lowest validation loss.
     """
+    check_choices(split, views)
     run, network = Experiment.open(folder, device, data)
     model = TrainedModel(network, run.info, run.runtime, run.dataset, batch_size)
     _check_views(views, run.info)
@@ -124,31 +138,42 @@ def evaluate_run(
 
 
 def evaluate_data(
+    predictor: Predictor,
     path: Path,
     dataset: ImageDataset,
     split: str = "",
     views: str = "none",
-    device: str = "auto",
     batch_size: int = 32,
 ) -> Evaluation:
-    """Evaluates a run or a weights file on other labeled images, whose classes have the names of its own.
+    """Evaluates a model on other labeled images, whose classes have the names of its own.
 
-    `split` uses only the images that the source itself puts into it. `views` is a key of `VIEWS`.
+    `path` is the run or the weights file that it was loaded from. `split` uses only the images that the source itself
+    puts into it. `views` is a key of `VIEWS`.
 
     Raises:
         DataError: no images of the split, or a class that the model does not know.
     """
+    check_choices(split, views)
     if views == "auto":
         raise UsageError("--tta auto chooses on the validation photos of a run", "give only the run")
-    network, info = load_classifier(path)
+    # A copy, because fusion observes the network by hooks, while other threads may predict.
+    network, info, runtime = shared_copy(predictor.network), predictor.info, predictor.runtime
     _check_views(views, info)
-    runtime = choose_runtime(device, "fp32")
     chosen = [index for index, name in enumerate(dataset.paths) if split in ("", dataset.split.get(name))]
     if not chosen:
         raise DataError(f"{printable(dataset.name)} has no {split} photos", "leave out --subset")
-    model = TrainedModel(runtime.place(network), info, runtime, dataset, batch_size)
+    model = TrainedModel(network, info, runtime, dataset, batch_size)
     found = model.evaluate(chosen, views, info.temperature)
     return dataclasses.replace(found, known=count_known(path, dataset, chosen))
+
+
+def check_choices(split: str, views: str) -> None:
+    """Raises UsageError for an unknown split or unknown views."""
+    if split not in ("", *SPLITS):
+        raise UsageError(f"--subset {printable(split)} is not a valid split", f"use {', '.join(SPLITS)}")
+    if views not in (*VIEWS, "auto"):
+        what = f"--tta {printable(views)} is not a valid choice of views"
+        raise UsageError(what, f"use auto, {', '.join(VIEWS)}")
 
 
 def _check_views(views: str, info: ModelInfo) -> None:
@@ -172,11 +197,10 @@ def rewrite_results(folder: Path, device: str = "auto", data: str = "") -> None:
 
 
 def count_known(path: Path, dataset: ImageDataset, indices: Sequence[int]) -> int | None:
-    """Images that trained the run or chose its weights, by path and content; None for a weights file alone."""
+    """Images that trained the run or chose its weights, by their content; None for a weights file alone."""
     split_file = (path if path.is_dir() else path.parent) / "split.json"
     if not split_file.is_file():
         return None
     splits = read_split(split_file)["splits"]
-    marks = splits["train"] | splits["val"]
-    names = [dataset.paths[index] for index in indices]
-    return sum(fingerprint(dataset.root / name) == marks[name] for name in names if name in marks)
+    marks = {*splits["train"].values(), *splits["val"].values()}
+    return sum(fingerprint(dataset.root / dataset.paths[index]) in marks for index in indices)

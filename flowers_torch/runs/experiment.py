@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 import platform
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,9 @@ from flowers_torch.training.device import Runtime, choose_runtime, runtime_of_ru
 from flowers_torch.training.distributed import SINGLE_PROCESS, Distributed
 from flowers_torch.training.estimate import busy_note
 
+# Takes the row of the epoch in the history, such as {"stage": "head", "epoch": 1, "val_accuracy": 0.9, ...}.
+Callback = Callable[[dict[str, Any]], object]
+
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
@@ -49,6 +53,7 @@ class Experiment:
     splits: Splits
     info: ModelInfo  # not yet calibrated
     folder: Path = Path()  # empty before there is one
+    callbacks: tuple[Callback, ...] = ()  # called after each epoch
 
     @property
     def dataset(self) -> ImageDataset:

@@ -12,7 +12,13 @@ from flowers_torch.evaluation.metrics import describe_epoch, score
 from flowers_torch.evaluation.predictions import collect
 from flowers_torch.log import log
 from flowers_torch.runs.experiment import Experiment
-from flowers_torch.runs.stage import history_row, make_train_state, raise_if_stopped, stage_features
+from flowers_torch.runs.stage import (
+    history_row,
+    make_train_state,
+    raise_if_stopped,
+    run_callbacks,
+    stage_features,
+)
 from flowers_torch.training.checkpoint import Checkpointer, RunState
 from flowers_torch.training.linear_probe import fit_linear_probe
 from flowers_torch.training.state import TrainState
@@ -33,7 +39,10 @@ def fit_head(experiment: Experiment, model: nn.Module, checkpointer: Checkpointe
     log.info(f"stage    {state.stage + 1} of {len(stages)}, {stage.name}: a linear head, fitted by L-BFGS")
     train = make_train_state(experiment, model, stage, state.stage)
     checkpointer.end_epoch(_fit(experiment, stage, train, state, stop), model)
-    state.stage, state.epoch = state.stage + 1, 0
+    reason = run_callbacks(experiment, state)
+    if reason:
+        log.info(f"{reason}; the best weights are tested")
+    state.stage, state.epoch = len(stages) if reason else state.stage + 1, 0
     checkpointer.save(train)
 
 

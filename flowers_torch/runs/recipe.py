@@ -24,7 +24,7 @@ from flowers_torch.log import RESULT, log, log_file
 from flowers_torch.models.checkpoint import load_matching
 from flowers_torch.report.attempt import Attempt
 from flowers_torch.runs.cost import fit_to_time
-from flowers_torch.runs.experiment import Experiment
+from flowers_torch.runs.experiment import Callback, Experiment
 from flowers_torch.runs.fingerprint import fingerprint
 from flowers_torch.runs.folder import folder_of_launch, new_run_folder, run_lock
 from flowers_torch.runs.linear_probe import fit_head
@@ -52,6 +52,7 @@ def train(
     overwrite: bool = False,
     command: Sequence[str] | None = None,
     splits: Splits | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> Result:
     """Trains a network and leaves a run folder.
 
@@ -60,6 +61,7 @@ def train(
         overwrite: Let `out` hold an earlier run.
         command: The command line, for the log; None stores the command that repeats the run.
         splits: Of the filtered images, in place of the configuration's own.
+        callbacks: Called after each epoch with its row of the history; `StopTraining` ends training.
     """
     started = time.monotonic()
     # The first call of cuBLAS, when the network is tried, decides whether it can be deterministic.
@@ -67,7 +69,7 @@ def train(
         # torchrun restarts all processes when one dies. They resume in the folder of the first start.
         existing = distributed.broadcast(folder_of_launch(str(out)) if distributed.restarts else None)
         if existing and checkpoint_files(existing):
-            return _resume(existing, distributed)
+            return _resume(existing, distributed, callbacks)
         out, overwrite = existing or out, overwrite or bool(existing)
 
         experiment, model = Experiment.new(config, distributed, splits)
@@ -76,7 +78,8 @@ def train(
             experiment, closing_seconds = fit_to_time(experiment, model, started)
         name = experiment.dataset.name
         folder = new_run_folder(str(out), name, config.arch, overwrite) if distributed.is_main else Path()
-        experiment = dataclasses.replace(experiment, folder=distributed.broadcast(folder))
+        folder = distributed.broadcast(folder)
+        experiment = dataclasses.replace(experiment, folder=folder, callbacks=tuple(callbacks))
         with _run_folder(experiment.folder, distributed):
             experiment.distributed.lead(lambda: write_provenance(experiment, command))
             state = RunState(elapsed=time.monotonic() - started, closing_seconds=closing_seconds)
@@ -88,6 +91,7 @@ def resume(
     changes: dict[str, Any] | None = None,
     allow_config_change: bool = False,
     allow_data_change: bool = False,
+    callbacks: Sequence[Callback] = (),
 ) -> Result | None:
     """Resumes an interrupted run from its newest checkpoint; None if it had finished already.
 
@@ -110,13 +114,14 @@ def resume(
         raise ModelFileError(f"{printable(folder)} holds no checkpoint", "start a new run")
     config = load_config(file=str(folder / "config.toml"), overrides=changes)
     with distributed_context(config.device) as distributed:
-        return _resume(folder, distributed, changes, allow_config_change, allow_data_change)
+        return _resume(folder, distributed, callbacks, changes, allow_config_change, allow_data_change)
 
 
-def _resume(folder: Path, distributed: Distributed, *changes: Any) -> Result:
+def _resume(folder: Path, distributed: Distributed, callbacks: Sequence[Callback], *changes: Any) -> Result:
     started = time.monotonic()
     with _run_folder(folder, distributed):
         experiment, model, checkpoint = Experiment.resume(folder, distributed, *changes)
+        experiment = dataclasses.replace(experiment, callbacks=tuple(callbacks))
         state = checkpoint.state
         names = [*(stage.name for stage in experiment.config.stages), "test"]
         where = f"{names[state.stage]}, epoch {state.epoch + 1}, batch {state.step + 1}"

@@ -39,7 +39,7 @@ from flowers_torch.training.optimization import (
 )
 from flowers_torch.training.state import TrainState, read_steps
 from flowers_torch.training.step import balanced_class_weights, train_epoch
-from flowers_torch.training.stopping import StopRequest
+from flowers_torch.training.stopping import StopRequest, StopTraining
 
 Batches = TrainingBatches | CachedFeatureBatches
 Features = tuple[SplitModel, Tensor, CachedFeatureBatches]  # of training (views * images, D) and validation
@@ -81,8 +81,11 @@ def train_stage(
     stage, state = work.stage, checkpointer.state
     while state.epoch < stage.epochs and not _ends_early(stage, state):
         _run_epoch(experiment, work, checkpointer, stop)
+        reason = run_callbacks(experiment, state)
         if stop.time_is_up(experiment.distributed):
-            log.info(f"time     {experiment.config.minutes:g} minutes are over; the best weights are tested")
+            reason = f"time     {experiment.config.minutes:g} minutes are over"
+        if reason:
+            log.info(f"{reason}; the best weights are tested")
             state.stage, state.epoch = len(experiment.config.stages), 0
             checkpointer.save(work.train)
             return
@@ -259,6 +262,19 @@ def _stage_losses(state: RunState, name: str) -> list[float]:
     """Validation losses of the finished epochs of the current stage."""
     first = len(state.history) - state.epoch
     return [row[name] for row in state.history[first:]]
+
+
+def run_callbacks(experiment: Experiment, state: RunState) -> str:
+    """Calls the callbacks with the last epoch in the main process; the reason where one of them ends training."""
+    ended = False
+    if experiment.distributed.is_main:
+        for callback in experiment.callbacks:
+            try:
+                callback(dict(state.history[-1]))
+            except StopTraining:
+                ended = True
+    ended = bool(experiment.callbacks) and bool(experiment.distributed.all_reduce_max(ended))
+    return "stop     a callback ends training" if ended else ""
 
 
 def _leave_if_stopped(

@@ -175,7 +175,7 @@ def predict_logits(
     batches: Iterable[Sequence[Tensor]],
     runtime: Runtime,
     after_batch: Callable[[int], Any] = lambda images: None,
-    caught: list[Tensor] | None = None,
+    forward: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Logits and labels of every image: the one forward pass behind validation, test and prediction.
 
@@ -185,29 +185,27 @@ def predict_logits(
         model: The network; it is left in inference mode.
         batches: `(images, labels, ...)`.
         after_batch: Called with the number of images of each batch.
-        caught: A list to which a hook of the network appends a tensor in each forward pass; moved to the CPU too.
+        forward: Computes the logits of images; the network itself if None.
 
     Returns:
         Float32 logits (N, classes) and labels (N,), on the CPU, in the order of the batches.
     """
     model.eval()
     search_kernels(runtime.device, False)  # there may be a single batch
-    logits, labels, caught = [], [], [] if caught is None else caught
+    logits, labels = [], []
     for images, targets, *_ in batches:
         waiting = [images]
         while waiting:
-            inputs, before = waiting.pop(), len(caught)
+            inputs = waiting.pop()
             try:
                 with runtime.autocast():
-                    output = model(runtime.images(inputs)).float()
+                    output = (forward or model)(runtime.images(inputs)).float()
             except (RuntimeError, MemoryError) as error:
                 if len(inputs) == 1 or not lacks_memory(error):
                     raise
-                del caught[before:]
                 waiting += reversed(inputs.tensor_split(2))
                 continue
             logits.append(runtime.to_host(output))
-            caught[before:] = [runtime.to_host(values.float()) for values in caught[before:]]
         labels.append(runtime.to_host(targets))
         after_batch(len(targets))
     runtime.wait()

@@ -11,6 +11,10 @@ from types import FrameType
 from flowers_torch.training.distributed import Distributed
 
 
+class StopTraining(Exception):
+    """Raised by a callback to end training after this epoch; the best weights so far are tested and kept."""
+
+
 class StopRequest:
     """Whether this process was asked to stop, or has reached its deadline.
 

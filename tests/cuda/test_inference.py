@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from flowers_torch.data.preprocessing import Preprocessing
-from flowers_torch.deploy.classifier import Classifier
 from flowers_torch.deploy.features import image_features
+from flowers_torch.deploy.predictor import Predictor
 from flowers_torch.evaluation.gradcam import grad_cam
 from flowers_torch.evaluation.mirroring import gradient_features
 from flowers_torch.evaluation.predictions import collect
@@ -102,7 +102,7 @@ def test_prediction_and_explanation(device: str, precision: str, photo_folder: P
     torch.manual_seed(0)
     info = ModelInfo("test_resnet", ("a", "b", "c"), Preprocessing(size=32))
     model, where = build(info), runtime(device, precision)
-    classifier = Classifier(where.place(model), info, where)
+    classifier = Predictor(where.place(model), info, where)
     paths = sorted(photo_folder.rglob("*.png"))[:3]
     predictions = list(classifier.predict(paths))
     assert all(abs(sum(each.probabilities) - 1) < 1e-3 for each in predictions) and len(predictions) == 3

@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 
 from flowers_torch.data.preprocessing import Preprocessing
-from flowers_torch.deploy.classifier import Classifier
 from flowers_torch.deploy.export import PARITY_IMAGES, VerificationData, export_onnx
+from flowers_torch.deploy.predictor import Predictor
 from flowers_torch.evaluation.selective import fit_ood_detector, pack_selective
 from flowers_torch.models.checkpoint import ModelInfo, build, load_classifier, save_classifier
 from flowers_torch.training.device import Runtime
@@ -121,7 +121,7 @@ def served_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def serving(classifier: Classifier, connections: int = 256, **limits: int) -> Iterator[Served]:
+def serving(classifier: Predictor, connections: int = 256, **limits: int) -> Iterator[Served]:
     pytest.importorskip("starlette")
     from flowers_torch.commands.serve import listen, make_server
     from flowers_torch.deploy.serve import Limits, Service, make_app
@@ -141,17 +141,17 @@ def serving(classifier: Classifier, connections: int = 256, **limits: int) -> It
 
 
 @pytest.fixture(scope="session")
-def served_classifier(served_file: Path) -> Classifier:
-    return Classifier.load(served_file, Runtime(torch.device("cpu"), "fp32", "for a test"))
+def served_classifier(served_file: Path) -> Predictor:
+    return Predictor.load(served_file, Runtime(torch.device("cpu"), "fp32", "for a test"))
 
 
 @pytest.fixture(scope="module")
-def served(served_classifier: Classifier) -> Iterator[Served]:
+def served(served_classifier: Predictor) -> Iterator[Served]:
     with serving(served_classifier, image_bytes=1 << 20) as running:
         yield running
 
 
 @pytest.fixture
-def serve_with(served_classifier: Classifier) -> Any:
+def serve_with(served_classifier: Predictor) -> Any:
     """Starts another server with the given limits."""
     return lambda **limits: serving(served_classifier, **limits)

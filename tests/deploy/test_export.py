@@ -81,7 +81,7 @@ def test_the_command_writes_what_was_checked(
     assert main(["export", str(small.file), "--with-preprocessing", "--out", str(out)]) == 0
     captured = capsys.readouterr()
     assert f"export   {out}, 0." in captured.out and "drawings: 20 photos in batches of 1, 2, 17" in captured.out
-    assert "compared on drawings: a weights file alone has no photos" in captured.err
+    assert "compared on drawings: a weights file alone has no photos" in captured.out
     assert [path.name for path in tmp_path.iterdir()] == ["flowers.onnx"]
     assert open_onnx(out).metadata["parity"]["images"] == 20
 
@@ -192,7 +192,7 @@ def test_int8(small: Any, photo_folder: Path, tmp_path: Path) -> None:
 
 
 def test_int8_is_refused_before_anything_is_computed(small: Any) -> None:
-    from flowers_torch.commands.export import find_verification_data
+    from flowers_torch.runs.export import find_verification_data
 
     with pytest.raises(UsageError, match="leave out --int8"):
         find_verification_data(small.file, int8=True)

@@ -17,9 +17,9 @@ import torch
 from PIL import Image
 
 from flowers_torch.data.sources.demo import FORMS, draw_picture
-from flowers_torch.deploy.classifier import Classifier
 from flowers_torch.deploy.export import export_onnx
 from flowers_torch.deploy.offline_page import BrowserRuntime, find_runtime, write_page
+from flowers_torch.deploy.predictor import Predictor
 from flowers_torch.errors import ResourceError
 from flowers_torch.training.device import Runtime
 
@@ -99,7 +99,7 @@ def test_it_predicts_as_torch_does_without_any_request(
     open_page(browser, pages[form])
     header, *rows = classify(browser, files)
     assert len(rows) == 10 and [row[0] for row in rows] == [path.name for path in files]
-    classifier = Classifier(small.network, small.info, Runtime(torch.device("cpu"), "fp32", "for a test"))
+    classifier = Predictor(small.network, small.info, Runtime(torch.device("cpu"), "fp32", "for a test"))
     expected = (classifier.logits(files) / small.info.temperature).softmax(1)
     found = np.array([[float(value) for value in row[4:]] for row in rows])
     assert np.abs(found - expected.numpy()).max() < TOLERANCE

@@ -14,16 +14,16 @@ import pytest
 import torch
 from PIL import Image, ImageCms, features
 
-from flowers_torch import predict
+from flowers_torch import Classifier
 from flowers_torch.data.color import coded_profile, matrix_profile
 from flowers_torch.data.images import load_image
 from flowers_torch.data.loading.resize import resized_images
 from flowers_torch.data.quality.inspection import inspect_image
 from flowers_torch.data.value_range import range_of
-from flowers_torch.deploy.classifier import Classifier
 from flowers_torch.deploy.export import export_onnx
 from flowers_torch.deploy.offline_page import BrowserRuntime, write_page
 from flowers_torch.deploy.onnx_file import parse_onnx
+from flowers_torch.deploy.predictor import Predictor
 from flowers_torch.models.checkpoint import ModelInfo
 from flowers_torch.training.device import Runtime
 
@@ -130,10 +130,10 @@ def expected(path: Path) -> np.ndarray:
     return values.mean(2, keepdims=True).repeat(3, 2) if path.name.startswith("gray") else values
 
 
-def classifier_of(small: Any, value_range: tuple[float, ...]) -> Classifier:
+def predictor_of(small: Any, value_range: tuple[float, ...]) -> Predictor:
     preprocessing = dataclasses.replace(small.info.preprocessing, value_range=value_range)
     info: ModelInfo = dataclasses.replace(small.info, preprocessing=preprocessing)
-    return Classifier(small.network, info, Runtime(torch.device("cpu"), "fp32", "for a test"))
+    return Predictor(small.network, info, Runtime(torch.device("cpu"), "fp32", "for a test"))
 
 
 def test_every_file_is_read_as_the_same_picture(files: dict[Path, tuple[float, ...]]) -> None:
@@ -151,25 +151,25 @@ def test_training_prediction_export_and_server_see_the_same(files: dict[Path, tu
     """Training's resized images differ from prediction's by their filter; the same bytes give the same logits."""
     for value_range in sorted(set(files.values())):
         group = [path for path, own in files.items() if own == value_range]
-        classifier = classifier_of(small, value_range)
-        inputs = [classifier.read(path) for path in group]
-        preprocessing = classifier.info.preprocessing
+        predictor = predictor_of(small, value_range)
+        inputs = [predictor.read(path) for path in group]
+        preprocessing = predictor.info.preprocessing
         trained = resized_images(group, [0] * len(group), 0, "none", preprocessing)
         mean, std = (torch.tensor(values)[:, None, None] for values in (preprocessing.mean, preprocessing.std))
         for path, item, pixels in zip(group, (trained[0, i] for i in range(len(group))), inputs, strict=True):
             assert float((item.image - 255 * (pixels * std + mean)).abs().mean()) < 1.5, path.name
-        alone = [classifier.classify([pixels], top=3)[0] for pixels in inputs]
-        by_python = predict(classifier, [str(path) for path in group], top=3)
+        alone = [predictor.classify([pixels], top=3)[0] for pixels in inputs]
+        by_python = Classifier(predictor, Path()).predict([str(path) for path in group], top=3)
         assert [p.probabilities for p in by_python] == [pytest.approx(p.probabilities, abs=1e-5) for p in alone]
-        exported = export_onnx(small.network, classifier.info, small.data, Path("x.onnx"), with_preprocessing=True)
+        exported = export_onnx(small.network, predictor.info, small.data, Path("x.onnx"), with_preprocessing=True)
         model = parse_onnx(exported.content, Path("x.onnx"))
         stated = model.metadata["preprocessing"]
         assert tuple(stated["value_range"]) == value_range and stated["color_space"] == "sRGB"
         for path, prediction in zip(group, alone, strict=True):
-            image = load_image(path, at_least=classifier.enough_side, value_range=tuple(stated["value_range"]))
+            image = load_image(path, at_least=predictor.enough_side, value_range=tuple(stated["value_range"]))
             found = model(np.asarray(image)[None])["probabilities"][0]
             assert sorted(found.tolist(), reverse=True) == pytest.approx(prediction.probabilities, abs=5e-3), path.name
-        with serving(classifier) as served:
+        with serving(predictor) as served:
             _, _, response = served.send(*((path.name, path.read_bytes()) for path in group), query="?top=3")
         for prediction, info in zip(alone, response["predictions"], strict=True):
             assert "error" not in info, info
@@ -181,7 +181,7 @@ def test_the_offline_page_sees_the_same(
     files: dict[Path, tuple[float, ...]], small: Any, browser: Any, tmp_path: Path
 ) -> None:
     for value_range in sorted(set(files.values())):
-        info = classifier_of(small, value_range).info
+        info = predictor_of(small, value_range).info
         model = export_onnx(small.network, info, small.data, tmp_path / "x.onnx", with_preprocessing=True)
         write_page(tmp_path / "page.html", model.content, BrowserRuntime(b"", b""))  # only its reader is needed
         browser.get((tmp_path / "page.html").as_uri())

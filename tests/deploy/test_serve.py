@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 
 from flowers_torch.commands import serve as command
-from flowers_torch.deploy.classifier import LOW_CONFIDENCE, Classifier
+from flowers_torch.deploy.predictor import LOW_CONFIDENCE, Predictor
 from flowers_torch.errors import ResourceError, UsageError
 
 ROOT = Path(__file__).parents[2]
@@ -37,7 +37,7 @@ def probabilities(info: dict[str, Any]) -> list[float]:
     return [found["probability"] for found in info["classes"]]
 
 
-def test_predictions_are_those_of_validation(served: Any, images: list[Path], served_classifier: Classifier) -> None:
+def test_predictions_are_those_of_validation(served: Any, images: list[Path], served_classifier: Predictor) -> None:
     """Bit-exact for a single image; in a batch up to the order of summation."""
     for image in images[:3]:
         status, _, found = served.request("POST", "/api/predict?top=3", image.read_bytes())
@@ -274,7 +274,7 @@ def test_the_heatmap_shows_the_input_of_the_network(served: Any, images: list[Pa
     assert Image.open(io.BytesIO(base64.b64decode(data))).size == (64, 64)
 
 
-def test_low_confidence_gives_abstention(served_classifier: Classifier, images: list[Path]) -> None:
+def test_low_confidence_gives_abstention(served_classifier: Predictor, images: list[Path]) -> None:
     from flowers_torch.deploy.serve import Limits, Service
     from flowers_torch.evaluation.selective import Threshold
 

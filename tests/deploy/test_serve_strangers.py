@@ -162,7 +162,7 @@ def test_the_oldest_of_too_many_bodies_gives_way(serve_with: Any, image: bytes) 
 
 def test_large_images_are_decoded_one_at_a_time(serve_with: Any, image: bytes) -> None:
     with serve_with(pixels=48 * 40 * 4) as served:
-        read, busy, most = served.service.classifier.read, [], []
+        read, busy, most = served.service.predictor.read, [], []
 
         def counted(*arguments: Any) -> Any:
             busy.append(1)
@@ -172,11 +172,11 @@ def test_large_images_are_decoded_one_at_a_time(serve_with: Any, image: bytes) -
             return read(*arguments)
 
         served.service.readers = ThreadPoolExecutor(4)
-        served.service.classifier.read = counted
+        served.service.predictor.read = counted
         try:
             assert served.send(*[("a.png", image)] * 8)[0] == 200
         finally:
-            del served.service.classifier.read
+            del served.service.predictor.read
     assert max(most) == 1 and len(most) == 8
 
 

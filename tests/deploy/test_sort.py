@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from flowers_torch.deploy.classifier import OUT_OF_DISTRIBUTION, Prediction
+from flowers_torch.deploy.predictor import OUT_OF_DISTRIBUTION, Prediction
 from flowers_torch.deploy.sort import check_folder, folder_name, folder_names, sort_into
 from flowers_torch.errors import ResourceError, UsageError
 

@@ -26,7 +26,7 @@ import torch
 from PIL import Image
 
 from flowers_torch import cli
-from flowers_torch.deploy.classifier import Classifier
+from flowers_torch.deploy.predictor import Predictor
 from flowers_torch.training.device import choose_runtime
 
 from . import files, images, requests
@@ -51,7 +51,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="fuzz-") as name:
         box = Box(Path(name).resolve())
         model = prepare(box)
-        classifier = Classifier.load(model, choose_runtime("cpu", "fp32"))
+        classifier = Predictor.load(model, choose_runtime("cpu", "fp32"))
         for seed in args.seed:
             draw = random.Random(seed)
             found = images.cases(args.images, draw, box, classifier) if args.images else ()

@@ -15,7 +15,7 @@ from flowers_torch.data.color import PRIMARIES, coded_profile, matrix_profile
 from flowers_torch.data.images import load_image
 from flowers_torch.data.quality.inspection import inspect_image
 from flowers_torch.data.value_range import range_of
-from flowers_torch.deploy.classifier import Classifier
+from flowers_torch.deploy.predictor import Predictor
 from flowers_torch.errors import DataError
 
 from .mutate import PAINT, mutate_bytes
@@ -136,7 +136,7 @@ def bombs() -> dict[str, bytes]:
     return found
 
 
-def cases(count: int, draw: random.Random, box: Box, classifier: Classifier) -> Iterator[Case]:
+def cases(count: int, draw: random.Random, box: Box, classifier: Predictor) -> Iterator[Case]:
     """Names and actions. An action ends with 0 where all readers agree, else it raises."""
     whole = seeds()
     for name, content in bombs().items():
@@ -151,7 +151,7 @@ def cases(count: int, draw: random.Random, box: Box, classifier: Classifier) -> 
 
 
 def builder(
-    content: bytes, name: str, box: Box, classifier: Classifier, whole: bool = True
+    content: bytes, name: str, box: Box, classifier: Predictor, whole: bool = True
 ) -> Callable[[], Callable[[], int]]:
     """Without `whole`, images are read as the commands do: never larger than the network needs."""
     path = box.work / name

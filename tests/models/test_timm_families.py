@@ -21,8 +21,8 @@ from timm.models import _registry
 
 from flowers_torch.config import Config
 from flowers_torch.config_file import load_config
-from flowers_torch.deploy.classifier import Classifier
 from flowers_torch.deploy.features import image_features
+from flowers_torch.deploy.predictor import Predictor
 from flowers_torch.errors import UsageError
 from flowers_torch.models.registry import find_entry
 from flowers_torch.runs import recipe
@@ -146,11 +146,11 @@ def whole_run(name: str, size: int, photos: Path, folder: Path, options: dict[st
     assert "left out" not in page
     images = sorted(photos.glob("*/*.png"))[:2]
     runtime = choose_runtime("cpu", "fp32")
-    classifier = Classifier.load(folder, runtime)
+    classifier = Predictor.load(folder, runtime)
     found = list(classifier.predict(images))
     assert all(abs(sum(one.probabilities) - 1) < 1e-4 for one in found)
     assert classifier.explain(images[0]).size == (size, size)
-    features = image_features(classifier.model, classifier.info.preprocessing, images, runtime)
+    features = image_features(classifier.network, classifier.info.preprocessing, images, runtime)
     assert len(features) == 2 and bool(features.isfinite().all())
     return "works"
 

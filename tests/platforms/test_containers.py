@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from flowers_torch.cli import main
-from flowers_torch.deploy.classifier import Classifier
+from flowers_torch.deploy.predictor import Predictor
 from flowers_torch.training.device import choose_runtime
 
 sys.path.append(str(Path(__file__).parent))
@@ -61,7 +61,7 @@ def test_a_finished_run_is_used_without_writing(
         assert main(["check", str(photo_folder)]) == 0
         assert main(["doctor"]) == 0
         assert main(["runs", str(run.parent)]) == 0
-        classifier = Classifier.load(run, choose_runtime())  # as the server does
+        classifier = Predictor.load(run, choose_runtime())  # as the server does
         assert next(iter(classifier.predict([photo]))).classes[0]
     assert "red" in capsys.readouterr().out
 

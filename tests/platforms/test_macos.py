@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 from flowers_torch.cli import main
 from flowers_torch.data.loading.gpu_cache import to_device
-from flowers_torch.deploy.classifier import Classifier
+from flowers_torch.deploy.predictor import Predictor
 from flowers_torch.files import system
 from flowers_torch.runs import stage as stage_module
 from flowers_torch.training.device import choose_runtime
@@ -155,7 +155,7 @@ def test_serve(run: Path, photo_folder: Path) -> None:
     from flowers_torch.commands.serve import listen, make_server
     from flowers_torch.deploy.serve import Limits, Service, make_app
 
-    service = Service(Classifier.load(run, choose_runtime()), "run", Limits())
+    service = Service(Predictor.load(run, choose_runtime()), "run", Limits())
     with listen("127.0.0.1", 0) as listener, contextlib.ExitStack() as stack:
         server = make_server(make_app(service))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

@@ -20,7 +20,6 @@ import torch
 from flowers_torch import cli
 from flowers_torch.config import Config, Stage
 from flowers_torch.data.quality import scan
-from flowers_torch.deploy.classifier import Classifier
 from flowers_torch.files.tensors import safe_load
 from flowers_torch.runs import feature_cache, recipe
 from flowers_torch.runs.dataset import on_this_machine, open_images
@@ -56,7 +55,7 @@ def in_processes(folder: Path, work: Callable[[], Any], size: int = 2) -> list[d
 def observed(work: Callable[[], Any]) -> dict[str, Any]:
     """What a piece of work returns and prints, and the photos that were inspected, embedded and classified for it."""
     counts, inspected = {"embedded": 0, "classified": 0}, list[None]()
-    inspect, run_backbone, classify = scan.Worker.inspect, feature_cache.FeatureCache._run_backbone, Classifier.classify
+    inspect, run_backbone, classify = scan.Worker.inspect, feature_cache.FeatureCache._run_backbone, Predictor.classify
 
     def count_inspected(self: Any, *arguments: Any) -> Any:
         inspected.append(None)  # from several threads
@@ -74,7 +73,7 @@ def observed(work: Callable[[], Any]) -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as out:
         patch.setattr(scan.Worker, "inspect", count_inspected)
         patch.setattr(feature_cache.FeatureCache, "_run_backbone", count_embedded)
-        patch.setattr(Classifier, "classify", count_classified)
+        patch.setattr(Predictor, "classify", count_classified)
         result = work()
     return {"result": result, "out": out.getvalue(), **counts, "inspected": len(inspected)}
 

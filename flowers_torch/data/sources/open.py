@@ -10,6 +10,8 @@ from flowers_torch.data.sources.arrays import HDF5_SUFFIXES, cifar10, is_cifar10
 from flowers_torch.data.sources.demo import draw_demo
 from flowers_torch.data.sources.flowers17 import flowers17, flowers17_folder, is_flowers17
 from flowers_torch.data.sources.folders import find_images
+from flowers_torch.data.sources.hugging_face import PREFIX
+from flowers_torch.data.sources.python_data import hugging_face_table
 from flowers_torch.data.sources.shards import find_shards, read_shards
 from flowers_torch.data.sources.table_text import OTHER_TABLES, SPREADSHEETS, spreadsheet
 from flowers_torch.data.sources.tables import read_table
@@ -19,7 +21,7 @@ from flowers_torch.files.system import expand_home
 
 ACCEPTED = (
     "a folder of class folders or with train/val/test, a .tgz, .tar or .zip of one, a .csv of file,label, "
-    "a folder or pattern of .tar shards, an .h5 of arrays, CIFAR-10's folder, cifar10, flowers17, or demo"
+    "a folder or pattern of .tar shards, an .h5 of arrays, CIFAR-10's folder, hf:NAME, cifar10, flowers17, or demo"
 )
 CIFAR10_FOLDER = "cifar-10-batches-py"  # in cifar-10-python.tar.gz
 DEMO_VERSION = 1  # to be raised when `draw_demo` draws something else
@@ -63,6 +65,8 @@ def open_dataset(
         return flowers17(cache=cache, progress=progress)
     if str(source) == "cifar10":
         return cifar10(cache)
+    if str(source).startswith(PREFIX):
+        return read_table(hugging_face_table(str(source).removeprefix(PREFIX), cache))
     path = expand_home(source)  # guard: K06
     if is_cifar10(path):
         return cifar10(cache, path.resolve())

@@ -11,13 +11,8 @@ from PIL import Image
 from flowers_torch.data.augment.per_image import eval_transform
 from flowers_torch.data.loading.loaders import TransformedImages, make_loader
 from flowers_torch.data.preprocessing import Preprocessing
-from flowers_torch.deploy.classifier import (
-    LOW_CONFIDENCE,
-    OUT_OF_DISTRIBUTION,
-    Classifier,
-    find_files,
-    find_inputs,
-)
+from flowers_torch.deploy.inputs import find_files, find_inputs
+from flowers_torch.deploy.predictor import LOW_CONFIDENCE, OUT_OF_DISTRIBUTION, Predictor
 from flowers_torch.errors import ResourceError, UsageError
 from flowers_torch.evaluation.predictions import collect
 from flowers_torch.evaluation.selective import fit_ood_detector, pack_selective
@@ -41,14 +36,14 @@ def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_validation_prediction_and_plain_pytorch_agree(photo_folder: Path, model_file: Path) -> None:
     files = sorted(photo_folder.rglob("*.png"))[:7]
-    classifier = Classifier.load(model_file, FP32)
-    predicted = classifier.logits(files)
+    predictor = Predictor.load(model_file, FP32)
+    predicted = predictor.logits(files)
 
     transform = eval_transform(**INFO.preprocessing.transform_options())
     loader, _ = make_loader(TransformedImages(files, [0] * 7, transform, seed=0), 7, shuffle=False)
-    validated, _ = predict_logits(classifier.inference_model, loader, FP32)
+    validated, _ = predict_logits(predictor.inference_network, loader, FP32)
     assert torch.equal(predicted, validated)
-    unfused, _ = predict_logits(classifier.model, loader, FP32)
+    unfused, _ = predict_logits(predictor.network, loader, FP32)
     torch.testing.assert_close(predicted, unfused, rtol=1e-4, atol=1e-5)
 
     torch.manual_seed(0)
@@ -62,12 +57,12 @@ def test_validation_prediction_and_plain_pytorch_agree(photo_folder: Path, model
 def test_bad_images_get_an_error_among_good_ones(photo_folder: Path, model_file: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.jpg").write_bytes(b"nothing")
     good = sorted(photo_folder.rglob("*.png"))
-    classifier = Classifier.load(model_file, FP32)
+    predictor = Predictor.load(model_file, FP32)
     mixed = [good[0], tmp_path / "bad.jpg", good[1], good[2]]
-    predictions = list(classifier.predict(mixed, top=5, batch_size=2))
+    predictions = list(predictor.predict(mixed, top=5, batch_size=2))
     assert [prediction.file for prediction in predictions] == [str(path) for path in mixed]
     assert "bad.jpg" in predictions[1].error and not predictions[1].classes
-    alone = [next(iter(classifier.predict([path], top=5))) for path in good[:3]]
+    alone = [next(iter(predictor.predict([path], top=5))) for path in good[:3]]
     for prediction, other in zip([predictions[0], *predictions[2:]], alone, strict=True):
         assert prediction.classes == other.classes
         assert prediction.probabilities == pytest.approx(other.probabilities, abs=1e-5)
@@ -96,16 +91,16 @@ def test_the_temperature_of_the_file_is_applied(photo_folder: Path, tmp_path: Pa
     path = tmp_path / "model.safetensors"
     info = dataclasses.replace(INFO, temperature=0.5)
     save_classifier(build(info).state_dict(), info, path)
-    classifier = Classifier.load(path, FP32)
+    predictor = Predictor.load(path, FP32)
     file = photo_folder / "red" / "3.png"
-    (prediction,) = classifier.predict([file], top=3)
-    expected = (classifier.logits([file])[0] / 0.5).softmax(0).sort(descending=True).values
+    (prediction,) = predictor.predict([file], top=3)
+    expected = (predictor.logits([file])[0] / 0.5).softmax(0).sort(descending=True).values
     assert prediction.probabilities == pytest.approx(expected.tolist(), abs=1e-5)
 
 
 def test_abstention(photo_folder: Path, model_file: Path) -> None:
     """The detector is fitted on red and green images, so blue ones are out of distribution."""
-    model = Classifier.load(model_file, FP32).model
+    model = Predictor.load(model_file, FP32).network
     known = [*sorted((photo_folder / "red").glob("*.png")), *sorted((photo_folder / "green").glob("*.png"))]
     labels = torch.arange(2).repeat_interleave(20)
     transform = eval_transform(**INFO.preprocessing.transform_options())
@@ -114,16 +109,16 @@ def test_abstention(photo_folder: Path, model_file: Path) -> None:
     detector = fit_ood_detector(features[::2], labels[::2], features[1::2])
     detector = dataclasses.replace(detector, threshold=detector.threshold + 0.1)
     selective = pack_selective([(0.9, 10, 0), (0.5, 20, 4)], detector)
-    classifier = Classifier(model, dataclasses.replace(INFO, selective=selective), FP32)
-    assert {prediction.reason for prediction in classifier.predict(known)} == {""}
-    ood = classifier.predict(sorted((photo_folder / "blue").glob("*.png")))
+    predictor = Predictor(model, dataclasses.replace(INFO, selective=selective), FP32)
+    assert {prediction.reason for prediction in predictor.predict(known)} == {""}
+    ood = predictor.predict(sorted((photo_folder / "blue").glob("*.png")))
     assert {prediction.reason for prediction in ood} == {OUT_OF_DISTRIBUTION}
-    assert next(classifier.predict(known[:1], confidence_threshold=0.999)).reason == LOW_CONFIDENCE
-    assert classifier.threshold(0.1).probability == pytest.approx(0.9)
+    assert next(predictor.predict(known[:1], confidence_threshold=0.999)).reason == LOW_CONFIDENCE
+    assert predictor.threshold(0.1).probability == pytest.approx(0.9)
 
 
 def test_an_explanation_shows_the_input_of_the_network(photo_folder: Path, model_file: Path) -> None:
-    heatmap = Classifier.load(model_file, FP32).explain(photo_folder / "red" / "3.png")
+    heatmap = Predictor.load(model_file, FP32).explain(photo_folder / "red" / "3.png")
     assert heatmap.size == (64, 64) and np.asarray(heatmap).std() > 1
 
 
@@ -137,8 +132,8 @@ def test_urls_are_fetched_and_failures_are_errors(
             raise ResourceError(f"cannot fetch {url}: not found")
         return file.read_bytes() if url.endswith(".png") else b"<html>"
 
-    monkeypatch.setattr("flowers_torch.deploy.classifier.fetch_bytes", fetch)
+    monkeypatch.setattr("flowers_torch.deploy.inputs.fetch_bytes", fetch)
     inputs = find_inputs(["https://x.org/a.png", str(file), "http://x.org/gone.png", "https://x.org/page"])
-    web, local, gone, page = Classifier.load(model_file, FP32).predict(inputs)
+    web, local, gone, page = Predictor.load(model_file, FP32).predict(inputs)
     assert web.probabilities == pytest.approx(local.probabilities, abs=1e-6) and web.file.endswith("a.png")
     assert "not found" in gone.error and "https://x.org/page is not an image" in page.error
