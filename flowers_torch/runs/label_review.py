@@ -75,13 +75,13 @@ class LabelReview:
         return self.dataset.classes[self.dataset.labels[self.index[path]]]
 
     def state(self) -> dict[str, Any]:
-        """Everything that the page shows, as JSON values. Names are made printable; photos are named by number."""
+        """Everything that the page shows, as JSON values. Photos and classes are numbers; names are printable."""
         rows = [
             {
                 "image": self.index[issue["file"]],
                 "file": printable(issue["file"]),
-                "label": printable(issue["label"]),
-                "looks_like": printable(issue["looks_like"]),
+                "label": self.dataset.classes.index(issue["label"]),
+                "looks_like": self.dataset.classes.index(issue["looks_like"]),
                 "probability": issue["probability"],
                 "probability_of_label": issue["probability_of_label"],
                 "decision": self._describe(issue["file"]),
@@ -159,9 +159,13 @@ class LabelReview:
             raise UsageError(f"there is no label issue {number}", "load the page again")
         return self.issues[number]
 
-    def _describe(self, path: str) -> dict[str, str] | None:
-        decision = self.decisions.get(path)
-        return decision and {"action": decision.action, "label": printable(decision.label)}
+    def _describe(self, path: str) -> dict[str, Any] | None:
+        """A decision as JSON values; `label` is -1 for a class that was written by hand."""
+        decision, classes = self.decisions.get(path), self.dataset.classes
+        if decision is None:
+            return None
+        label = classes.index(decision.label) if decision.label in classes else -1
+        return {"action": decision.action, "label": label, "name": printable(decision.label)}
 
     @functools.cached_property
     def _split_of(self) -> dict[int, str]:
