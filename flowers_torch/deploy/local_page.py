@@ -129,10 +129,10 @@ class Handler(BaseHTTPRequestHandler):
         if name in self.server.files:
             self._send(*self.server.files[name])
         elif picture and int(picture[1]) < self.server.images and int(picture[2]) in SIDES:
-            self._answer(lambda: (self.server.picture(int(picture[1]), int(picture[2])), "image/jpeg"))
+            self._reply(lambda: (self.server.picture(int(picture[1]), int(picture[2])), "image/jpeg"))
         elif value and value[1] in self.server.values:
             numbers = [int(value[2])] if value[2] else []
-            self._answer(lambda: _as_json(self.server.values[value[1]](*numbers)))
+            self._reply(lambda: _as_json(self.server.values[value[1]](*numbers)))
         else:
             self._refuse(404, "there is no such page")
 
@@ -149,7 +149,7 @@ class Handler(BaseHTTPRequestHandler):
             self._refuse(413, f"a request may hold {MAX_BODY} bytes")
         else:
             body = self.rfile.read(int(length))
-            self._answer(lambda: _as_json(self.server.decide(_json_object(body))))
+            self._reply(lambda: _as_json(self.server.decide(_json_object(body))))
 
     def _name(self) -> str | None:
         """What is requested below the token; None if the request was refused."""
@@ -163,7 +163,7 @@ class Handler(BaseHTTPRequestHandler):
             return self._refuse(404, "there is no such page")
         return name
 
-    def _answer(self, make: Callable[[], tuple[bytes, str]]) -> None:
+    def _reply(self, make: Callable[[], tuple[bytes, str]]) -> None:
         try:
             content = make()
         except FlowersError as error:
