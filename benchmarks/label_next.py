@@ -2,11 +2,11 @@
 
     python benchmarks/label_next.py 17flowers.tgz
 
-The features of all photos are computed once and cached. For each seed, a quarter of each class is the test, and 5 photos of
-each class are labeled at first. In each round a head is fitted to the labeled photos and tested, and 34 more of the
-others are labeled: chosen by `next`, by chance, or by one half of the method of `next`, the margin or the k-center alone.
-Near-duplicates are never in both the test and the rest. The number of photos needed is that of the first round whose
-accuracy reaches the target.
+The features of all photos are computed once and cached. For each seed, a quarter of each class is the test, and 5
+photos of each class are labeled at first. In each round a head is fitted to the labeled photos and tested, and 34 more
+of the others are labeled: chosen by `next`, by chance, or by one half of the method of `next`, the margin or the
+k-center alone. Near-duplicates are never in both the test and the rest. The number of photos needed is that of the
+first round whose accuracy reaches the target.
 """
 
 import argparse

@@ -16,7 +16,9 @@ SMALL_SIDE = 160  # with more photos than MANY
 MANY = 150
 
 
-def write_next_page(path: Path, rows: Sequence[dict[str, Any]], values: dict[str, Any], value_range: Range = ()) -> None:
+def write_next_page(
+    path: Path, rows: Sequence[dict[str, Any]], values: dict[str, Any], value_range: Range = ()
+) -> None:
     """Writes the page.
 
     Args:

@@ -58,7 +58,7 @@ class LabelReview:
     def __init__(self, experiment: Experiment, issues: Sequence[dict[str, Any]], features: Tensor) -> None:
         self.dataset, self.splits, self.config = experiment.dataset, experiment.splits, experiment.config
         if any(split_path(self.dataset.root / path) for path in self.dataset.paths[:1]):
-            raise UsageError("the photos lie in tar archives, which a table cannot name", "unpack them, and train again")
+            raise UsageError("the photos lie in tar archives, which no table can name", "unpack them, and train again")
         self.run_folder, self.path = experiment.folder, experiment.folder / LABELS_FILE
         self.issues, self.units = list(issues), directions(features)
         self.index = {path: number for number, path in enumerate(self.dataset.paths)}

@@ -95,21 +95,22 @@ def test_photos_are_sent_as_new_pictures_and_never_as_files(served: Served) -> N
     "path",
     [
         "/", "/state", "/photo/0/224", "//state", "/wrong/state", "/{t}", "/{t}/photo/2/224", "/{t}/photo/0/4000",
-        "/{t}/photo/-1/224", "/{t}/photo/0/224/..", "/{t}/../1.png", "/{t}/1.png", "/{t}/%2e%2e/1.png", "/{t}/photo/٠/224",
-        "/{t}/page.js/", "/{t}/page.js?x", "/{t}/decide", "http://evil.example/{t}/state", "/{t}x/state", "/{t}/state/",
+        "/{t}/photo/-1/224", "/{t}/photo/0/224/..", "/{t}/../1.png", "/{t}/1.png", "/{t}/%2e%2e/1.png",
+        "/{t}/photo/%d9%a0/224", "/{t}/page.js/", "/{t}/page.js?x", "/{t}/decide", "http://evil.example/{t}/state",
+        "/{t}x/state", "/{t}/state/", "/\u00e9/state",
     ],
 )  # fmt: skip
 def test_nothing_else_is_answered(served: Served, path: str) -> None:
-    path = path.replace("{t}", served.token).encode().decode("latin-1")
-    path = "".join(c if ord(c) < 128 else f"%{ord(c):02x}" for c in path)
+    path = "".join(c if c.isascii() else f"%{ord(c):02x}" for c in path.replace("{t}", served.token))
     assert served.ask(path)[0] == 404
 
 
 @pytest.mark.parametrize(
     "headers",
     [
-        {"Host": "evil.example"}, {"Host": "evil.example:80"}, {"Host": "127.0.0.1"}, {"Host": "127.0.0.1.evil.example"},
-        {"Host": ""}, {"Origin": "http://evil.example"}, {"Origin": "null"}, {"Origin": "http://127.0.0.1"},
+        {"Host": "evil.example"}, {"Host": "evil.example:80"}, {"Host": "127.0.0.1"}, {"Host": ""},
+        {"Host": "127.0.0.1.evil.example"}, {"Origin": "http://evil.example"}, {"Origin": "null"},
+        {"Origin": "http://127.0.0.1"},
     ],
 )  # fmt: skip
 def test_other_sites_are_refused_even_with_the_token(served: Served, headers: dict[str, str]) -> None:

@@ -19,7 +19,12 @@ from flowers_torch.runs.review_page import review_page
 
 pytestmark = pytest.mark.slow
 HOSTILE = '"><img src=x onerror=window.hacked=1>'
-CLASSES = ("Лютик едкий", "rose", HOSTILE, "a class whose name is as long as the label that somebody wrote on a herbarium sheet")
+CLASSES = (
+    "Лютик едкий",
+    "rose",
+    HOSTILE,
+    "a class whose name is as long as the label on a herbarium sheet",
+)
 
 
 class Opened:

@@ -29,7 +29,13 @@ def experiment(photo_folder: Path, tmp_path: Path) -> Any:
 
 def make(experiment: Any, issues: list[tuple[str, str]] = ISSUES) -> LabelReview:
     found = [
-        {"file": file, "label": file.split("/")[0], "looks_like": other, "probability": 0.9, "probability_of_label": 0.1}
+        {
+            "file": file,
+            "label": file.split("/")[0],
+            "looks_like": other,
+            "probability": 0.9,
+            "probability_of_label": 0.1,
+        }
         for file, other in issues
     ]
     features = torch.randn(60, 8, generator=torch.Generator().manual_seed(0))
@@ -124,7 +130,9 @@ def test_a_damaged_table_is_an_error_with_a_fix(experiment: Any) -> None:
 def test_similar_photos_are_of_the_two_classes(experiment: Any) -> None:
     review = make(experiment)
     found = review.similar(0)
-    assert len(found["label"]) == len(found["looks_like"]) == SIMILAR and review.index["blue/0.png"] not in found["label"]
+    assert (
+        len(found["label"]) == len(found["looks_like"]) == SIMILAR and review.index["blue/0.png"] not in found["label"]
+    )
     names = {key: {review.dataset.classes[review.dataset.labels[i]] for i in found[key]} for key in found}
     assert names == {"label": {"blue"}, "looks_like": {"red"}}
     cosine = review.units @ review.units[review.index["blue/0.png"]]

@@ -1,4 +1,4 @@
-"""Which column of a table holds the file, the label, the split, the group and what is left out; what the rest is for."""
+"""Which column of a table holds the file, the label, the split, the group or the exclusion; what the rest is for."""
 
 import re
 from collections import Counter
@@ -127,7 +127,10 @@ def _find_splits(table: Table, found: Columns) -> None:
     named = []
     for name in table.header:
         values = table.distinct[name]
-        if name not in (found.file, found.label, found.group, found.exclude, *found.flags) and 1 < len(values) < MANY_VALUES:
+        if (
+            name not in (found.file, found.label, found.group, found.exclude, *found.flags)
+            and 1 < len(values) < MANY_VALUES
+        ):
             splits = splits_of_values(values)
             if set(splits) == values and "train" in splits.values() and len(set(splits.values())) > 1:
                 named.append(name)

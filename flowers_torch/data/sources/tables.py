@@ -46,7 +46,8 @@ def read_table(path: Path, group: str = "") -> ImageDataset:
         leaves_out = columns.excludes(row, functools.partial(table.wrong, line))
         (excluded if leaves_out else rows).append((line, row))
     if not rows:
-        raise DataError(f"{printable(path)} leaves out every photo by its column {printable(columns.exclude)}", "change it")
+        what = f"{printable(path)} leaves out every photo by its column {printable(columns.exclude)}"
+        raise DataError(what, "change it")
     files = locate([row[columns.file] for _, row in rows], path)
     splits = splits_of_values({columns.split_of(row) for _, row in rows})
     found: dict[str, tuple[str, str, str]] = {}  # path to class, split, group
