@@ -6,6 +6,7 @@ labels.csv into the run folder, a table for `train --data`; no photo is changed 
 """
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,8 +81,6 @@ def _review(
     experiment: "Experiment", found: dict[str, Any], features: "Tensor", args: argparse.Namespace
 ) -> dict[str, Any]:
     """Serves the page until Ctrl-C; returns what is saved."""
-    import sys
-
     from flowers_torch.runs.label_review import LabelReview
     from flowers_torch.runs.review_page import open_browser, review_page
 

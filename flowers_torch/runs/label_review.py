@@ -203,6 +203,9 @@ class LabelReview:
                 action = "relabel" if label != row["old_label"] else "exclude"
             if not action:
                 continue
+            if row["old_label"] != self.old_label(path):
+                what = f"{printable(self.path)} is of a run with another label of {printable(row['file'])}"
+                raise DataError(what, "move it away to start again")
             if action not in ACTIONS or not label:
                 what = f"{printable(self.path)} has no valid decision on {printable(row['file'])}"
                 raise DataError(what, fix)

@@ -122,6 +122,9 @@ def test_a_damaged_table_is_an_error_with_a_fix(experiment: Any) -> None:
     path.write_text(path.read_text().replace(",keep,", ",maybe,"))
     with pytest.raises(DataError, match="no valid decision on .*blue/0.png; fix: correct it, or move it away"):
         make(experiment)
+    path.write_text(path.read_text().replace(",maybe,", ",keep,").replace(",blue,keep,", ",red,keep,"))
+    with pytest.raises(DataError, match="another label of .*blue/0.png; fix: move it away"):
+        make(experiment)
     path.write_text("file\n")
     with pytest.raises(DataError, match="labels.csv.*fix: correct it"):
         make(experiment)
