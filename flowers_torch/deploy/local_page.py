@@ -158,8 +158,8 @@ class Handler(BaseHTTPRequestHandler):
             return self._refuse(403, "this host name is not allowed")
         if origin not in (None, f"http://{host}"):
             return self._refuse(403, "requests of other sites are refused")
-        token, _, name = self.path.removeprefix("/").partition("/")
-        if not secrets.compare_digest(token.encode(), self.server.token.encode()):
+        token, slash, name = self.path.removeprefix("/").partition("/")
+        if not slash or not secrets.compare_digest(token.encode(), self.server.token.encode()):
             return self._refuse(404, "there is no such page")
         return name
 
