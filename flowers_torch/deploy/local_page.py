@@ -69,7 +69,7 @@ class LocalPage(ThreadingHTTPServer):
 
     Args:
         files: Content and MIME type of each name below the token; the page itself is "".
-        values: JSON values of names, computed for each request; a `number` after a slash is passed on.
+        values: JSON values of names, computed for each request. One whose name ends in a slash gets the number behind it.
         images: Number of photos.
         picture: From `picture_maker`.
         decide: Gets the JSON object of a POST; a `FlowersError` becomes status 400 with its text.
@@ -125,12 +125,12 @@ class Handler(BaseHTTPRequestHandler):
         if name is None:
             return
         picture = re.fullmatch(r"photo/([0-9]{1,9})/([0-9]{1,4})", name)
-        value = re.fullmatch(r"([a-z]+)(?:/([0-9]{1,9}))?", name)
+        value = re.fullmatch(r"([a-z]+/?)([0-9]{0,9})", name)
         if name in self.server.files:
             self._send(*self.server.files[name])
         elif picture and int(picture[1]) < self.server.images and int(picture[2]) in SIDES:
             self._reply(lambda: (self.server.picture(int(picture[1]), int(picture[2])), "image/jpeg"))
-        elif value and value[1] in self.server.values:
+        elif value and value[1] in self.server.values and value[1].endswith("/") == bool(value[2]):
             numbers = [int(value[2])] if value[2] else []
             self._reply(lambda: _as_json(self.server.values[value[1]](*numbers)))
         else:

@@ -171,13 +171,18 @@ class LabelReview:
     def _split_of(self) -> dict[int, str]:
         return {index: split for split, indices in self.splits.items() for index in indices}
 
+    @functools.cached_property
+    def _files(self) -> list[str]:
+        """The paths of the images in the table."""
+        return [self.file(index).absolute().as_posix() for index in range(len(self.dataset))]
+
     def _write(self) -> None:
         data, has_splits = self.dataset, len(self._split_of) == len(self.dataset)
         rows = []
         for index, path in enumerate(data.paths):
             old, decision = self.old_label(path), self.decisions.get(path)
             excluded = decision is not None and decision.action == "exclude"
-            row = {"file": self.file(index).absolute().as_posix(), "label": decision.label if decision else old}
+            row = {"file": self._files[index], "label": decision.label if decision else old}
             row |= {"exclude": "yes" if excluded else "", "old_label": old}
             row |= {"split": self._split_of[index]} if has_splits else {}
             row |= {"group": data.groups.get(path, "")} if data.groups else {}
@@ -193,7 +198,7 @@ class LabelReview:
             return {}
         fix = "correct it, or move it away to start again"
         rows = read_csv(self.path, "a table of labels", ["file", "label", "old_label", "decision"], fix)
-        files = {self.file(index).absolute().as_posix(): path for path, index in self.index.items()}
+        files = dict(zip(self._files, self.dataset.paths, strict=True))
         found: dict[str, Decision] = {}
         for row in rows:
             path, action, label = files.get(row["file"]), row["decision"], row["label"]

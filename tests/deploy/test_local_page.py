@@ -23,7 +23,7 @@ class Served:
         files[1].write_bytes(b"secret text")
         self.decided: list[dict[str, Any]] = []
         assets = {"": (b"<p>page</p>", "text/html; charset=utf-8"), "page.js": (b"1", "text/javascript")}
-        values = {"state": lambda: {"issues": []}, "similar": self.similar}
+        values = {"state": lambda: {"issues": []}, "similar/": self.similar}
         self.page = LocalPage(assets, values, 2, picture_maker(files.__getitem__), self.decide)
         self.host, port = self.page.server_address[:2]
         self.port, self.token = int(port), self.page.token
@@ -97,7 +97,7 @@ def test_photos_are_sent_as_new_pictures_and_never_as_files(served: Served) -> N
         "/", "/state", "/photo/0/224", "//state", "/wrong/state", "/{t}", "/{t}/photo/2/224", "/{t}/photo/0/4000",
         "/{t}/photo/-1/224", "/{t}/photo/0/224/..", "/{t}/../1.png", "/{t}/1.png", "/{t}/%2e%2e/1.png",
         "/{t}/photo/%d9%a0/224", "/{t}/page.js/", "/{t}/page.js?x", "/{t}/decide", "http://evil.example/{t}/state",
-        "/{t}x/state", "/{t}/state/", "/\u00e9/state",
+        "/{t}x/state", "/{t}/state/", "/{t}/state/3", "/{t}/state3", "/{t}/similar", "/{t}/similar/", "/\u00e9/state",
     ],
 )  # fmt: skip
 def test_nothing_else_is_answered(served: Served, path: str) -> None:
