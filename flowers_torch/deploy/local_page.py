@@ -69,7 +69,8 @@ class LocalPage(ThreadingHTTPServer):
 
     Args:
         files: Content and MIME type of each name below the token; the page itself is "".
-        values: JSON values of names, computed for each request. One whose name ends in a slash gets the number behind it.
+        values: JSON values of names, computed for each request. Behind a name that ends in a slash stands a number,
+            which the function gets.
         images: Number of photos.
         picture: From `picture_maker`.
         decide: Gets the JSON object of a POST; a `FlowersError` becomes status 400 with its text.
