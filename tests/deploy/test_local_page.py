@@ -15,7 +15,7 @@ from flowers_torch.errors import ResourceError, UsageError
 
 
 class Served:
-    """A page whose photos are two files: a readable one, and one that is no image."""
+    """A page whose photos are two files: a readable one, and one that holds no image."""
 
     def __init__(self, folder: Path) -> None:
         files = [folder / "1.png", folder / "2.png"]
