@@ -177,8 +177,7 @@ class LabelReview:
         return [self.file(index).absolute().as_posix() for index in range(len(self.dataset))]
 
     def _write(self) -> None:
-        data, has_splits = self.dataset, len(self._split_of) == len(self.dataset)
-        rows = []
+        data, has_splits, rows = self.dataset, self._splits_remain(), []
         for index, path in enumerate(data.paths):
             old, decision = self.old_label(path), self.decisions.get(path)
             excluded = decision is not None and decision.action == "exclude"
@@ -191,6 +190,16 @@ class LabelReview:
         used = [name for name in COLUMNS if name not in ("split", "group")]
         used += ["split"] * has_splits + ["group"] * bool(data.groups)
         write_csv(self.path, rows, [name for name in COLUMNS if name in used])
+
+    def _splits_remain(self) -> bool:
+        """Whether every split still has photos of the same classes; a table with other splits could not be read."""
+        classes: dict[str, set[str]] = {}
+        for index, split in self._split_of.items():
+            path = self.dataset.paths[index]
+            decision = self.decisions.get(path)
+            if decision is None or decision.action != "exclude":
+                classes.setdefault(split, set()).add(decision.label if decision else self.old_label(path))
+        return len(self._split_of) == len(self.dataset) and all(x == classes["train"] for x in classes.values())
 
     def _read(self) -> dict[str, Decision]:
         """The decisions of an earlier review; a label that was changed by hand counts as one."""

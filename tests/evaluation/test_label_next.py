@@ -14,16 +14,16 @@ CLASSES = 6
 def clusters(images: int, seed: int) -> tuple[Tensor, Tensor]:
     """Features around a center for each class, most of them of the first class, and their labels."""
     generator = torch.Generator().manual_seed(seed)
-    centers = 2.2 * torch.randn(CLASSES, 12, generator=torch.Generator().manual_seed(7))
+    centers = 1.3 * torch.randn(CLASSES, 12, generator=torch.Generator().manual_seed(7))
     weights = torch.tensor([20.0] + [1.0] * (CLASSES - 1))
     labels = torch.multinomial(weights, images, replacement=True, generator=generator)
     labels[:CLASSES] = torch.arange(CLASSES)
     return centers[labels] + torch.randn(images, 12, generator=generator), labels
 
 
-def label_rounds(seed: int, chosen_by_next: bool, rounds: int = 4, count: int = 6) -> tuple[float, int]:
+def label_rounds(seed: int, chosen_by_next: bool, rounds: int = 3, count: int = 6) -> tuple[float, int]:
     """Mean accuracy over all classes, and labeled images of rare classes, after rounds with the oracle."""
-    features, labels = clusters(400, seed)
+    features, labels = clusters(300, seed)
     test, truth = clusters(600, 100 + seed)
     known, generator = list(range(CLASSES)), torch.Generator().manual_seed(seed)
     for _ in range(rounds):

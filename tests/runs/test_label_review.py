@@ -70,6 +70,22 @@ def test_decisions_make_a_table_that_training_takes(experiment: Any) -> None:
     assert all(before[review.index[path]] == split for path, split in of_read.items())
 
 
+def test_a_split_that_loses_a_class_ends_the_column_of_the_splits(experiment: Any) -> None:
+    """`read_table` refuses splits with different classes."""
+    index = {path: i for i, path in enumerate(experiment.dataset.paths)}
+    only = index["blue/0.png"]
+    reds = [i for path, i in index.items() if path.startswith("red")]
+    test = [only, *reds[:2], *(i for path, i in index.items() if path.startswith("green/1"))]
+    experiment.splits = {"train": [i for i in index.values() if i not in test], "test": test}
+    review = make(experiment)
+    review.decide(1, "keep")
+    assert "split" in rows_of(review)["red/1.png"] and read_table(review.path).split
+    review.decide(0, "exclude")
+    assert "split" not in rows_of(review)["red/1.png"] and not read_table(review.path).split
+    review.undo()
+    assert read_table(review.path).split
+
+
 def test_undo_takes_back_the_latest_decision_or_that_of_an_issue(experiment: Any) -> None:
     review = make(experiment)
     for number in range(3):

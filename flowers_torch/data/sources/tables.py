@@ -26,15 +26,15 @@ from flowers_torch.errors import DataError, printable
 NO_LABEL = {"nan", "<na>", "n/a", "#n/a", "null"}  # as programs write a missing value
 
 
-def read_table(path: Path, group: str = "") -> ImageDataset:
+def read_table(path: Path, group: str = "", fewest: int = 2) -> ImageDataset:
     """Reads a dataset from a CSV file; its first line names the columns.
 
     Paths are absolute or relative to the folder of the file; names and ids are looked up in the folders beside it.
-    `group` is the column of the groups; empty for one that is named group.
+    `group` is the column of the groups; empty for one that is named group. `fewest` is the minimum number of classes.
 
     Raises:
         DataError: with the line or column: missing columns, files that are missing, empty labels, unknown or missing
-            splits, a file with two labels, a single class, or another task than one class for each image.
+            splits, a file with two labels, too few classes, or another task than one class for each image.
     """
     path = Path(path).expanduser()
     table = read_rows(path)
@@ -73,7 +73,8 @@ def read_table(path: Path, group: str = "") -> ImageDataset:
     unused = columns.unused + _other_tables(path)
     classes = sorted({label for label, _, _ in found.values()}, key=natural_key)
     labeled = [(file, label, split) for file, (label, split, _) in found.items()]
-    dataset = dataset_from_rows(path, files.root, path.stem, classes, labeled, [*notes, *similar_names(classes)])
+    notes += similar_names(classes)
+    dataset = dataset_from_rows(path, files.root, path.stem, classes, labeled, notes, fewest)
     uses = {use: getattr(columns, use) for use in ("file", "label", "split", "group", "exclude")}
     uses |= {split: column for column, split in columns.flags.items()}
     named = [use if use == column else f"{use} ({printable(column)})" for use, column in uses.items() if column]
