@@ -199,7 +199,9 @@ class LabelReview:
             decision = self.decisions.get(path)
             if decision is None or decision.action != "exclude":
                 classes.setdefault(split, set()).add(decision.label if decision else self.old_label(path))
-        return len(self._split_of) == len(self.dataset) and all(x == classes["train"] for x in classes.values())
+        return len(self._split_of) == len(self.dataset) and all(
+            names == classes.get("train") for names in classes.values()
+        )
 
     def _read(self) -> dict[str, Decision]:
         """The decisions of an earlier review; a label that was changed by hand counts as one."""
