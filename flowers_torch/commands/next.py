@@ -13,7 +13,7 @@ from flowers_torch.errors import printable
 EXAMPLES = """examples:
   flowers-torch next runs/garden-inception_v3-1 unlabeled/                label them on the page next.html
   flowers-torch next latest unlabeled/ --count 20 --csv next.csv          write the labels into the table
-  flowers-torch next latest unlabeled/ --links to_label/                  sort links into the folders of classes
+  flowers-torch next latest unlabeled/ --links to_label/                  sort the links into class folders
 """
 SHOWN = 10  # photos that are printed
 
@@ -24,7 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--count", type=int, default=50, metavar="N", help="photos to choose [50]")
     parser.add_argument("--page", type=Path, metavar="FILE", help="page to write [next.html without --csv and --links]")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="table to write, with an empty column label")
-    parser.add_argument("--links", type=Path, metavar="DIR", help="folder of links to the photos to make")
+    parser.add_argument(
+        "--links", type=Path, metavar="DIR", help="folder of links to make, to be sorted into class folders"
+    )
     add_data(parser)
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps [auto]")
     add_json(parser)
@@ -50,7 +52,7 @@ def run(args: argparse.Namespace) -> None:
     labeled: list[Path] = []
     if args.links:
         written["links"] = args.links.expanduser()
-        link_images(written["links"], found, classes)
+        link_images(written["links"], found)
         labeled.append(written["links"].absolute())
     if args.csv:
         written["table"] = args.csv.expanduser()

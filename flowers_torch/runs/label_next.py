@@ -15,7 +15,7 @@ from flowers_torch.data.splits.split_file import fingerprint
 from flowers_torch.errors import ResourceError, UsageError, printable
 from flowers_torch.evaluation.label_next import choose_next
 from flowers_torch.files.atomic import refuse_link, write_csv
-from flowers_torch.files.system import link_or_copy, valid_name
+from flowers_torch.files.system import link_or_copy
 from flowers_torch.log import log
 from flowers_torch.runs.experiment import Experiment
 from flowers_torch.runs.feature_cache import FeatureCache
@@ -127,8 +127,8 @@ def write_table(path: Path, found: NextImages) -> None:
     write_csv(path, rows, columns)
 
 
-def link_images(folder: Path, found: NextImages, classes: Sequence[str]) -> None:
-    """Links the photos into an empty folder, beside an empty folder for each class to sort them into.
+def link_images(folder: Path, found: NextImages) -> None:
+    """Links the photos into an empty folder, to be sorted into folders of their classes.
 
     The number in front of each name is its place in the choice.
 
@@ -142,10 +142,7 @@ def link_images(folder: Path, found: NextImages, classes: Sequence[str]) -> None
     try:
         refuse_link(folder).mkdir(parents=True, exist_ok=True)
         for number, image in enumerate(found.images, 1):
-            link_or_copy(image.file, folder / f"{number:0{width}d}-{image.file.name[-200:]}")
-        for name in classes:
-            if valid_name(name) == name:  # others cannot be sorted into a folder of their name
-                (folder / name).mkdir(exist_ok=True)
+            link_or_copy(image.file, folder / f"{number:0{width}d}-{image.file.name[-200:]}", may_move=True)
     except OSError as error:
         what = f"cannot link the photos into {printable(folder)}: {error.strerror}"
         raise ResourceError(what, "choose another folder") from error
