@@ -66,6 +66,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=0)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--round", type=int, default=34, help="photos labeled in each round")
+    parser.add_argument("--rounds", type=int, default=16, help="at most")
     parser.add_argument("--target", type=float, default=0.95, help="accuracy")
     parser.add_argument("--only", default=",".join(STRATEGIES), help="strategies, with commas")
     args = parser.parse_args()
@@ -75,10 +76,11 @@ def main() -> None:
     data = experiment.dataset
     features = experiment.features.of_frozen(model, range(len(data)))
     labels, units = torch.tensor(data.labels), group_units(data, experiment.filtered.duplicates)
-    curves = {
-        name: [simulate(STRATEGIES[name], features, labels, units, seed, args) for seed in range(args.seeds)]
-        for name in args.only.split(",")
-    }
+    curves: dict[str, list[dict[int, float]]] = {name: [] for name in args.only.split(",")}
+    for seed in range(args.seeds):
+        for name, runs in curves.items():
+            runs.append(simulate(STRATEGIES[name], features, labels, units, seed, args))
+            print(f"  seed {seed}, {name}: {needed(runs[-1], args.target)} photos", flush=True)
     print_needed(curves, args.target)
     print_curves(curves)
 
@@ -101,7 +103,7 @@ def draw_test(labels: Tensor, units: Sequence[int], seed: int) -> Tensor:
 def simulate(
     strategy: Strategy, features: Tensor, labels: Tensor, units: Sequence[int], seed: int, args: argparse.Namespace
 ) -> dict[int, float]:
-    """The test accuracy by the number of labeled photos, until all are labeled or the target was exceeded for long."""
+    """The test accuracy by the number of labeled photos."""
     classes, generator = int(labels.max()) + 1, torch.Generator().manual_seed(seed)
     test = draw_test(labels, units, seed)
     rest = (~test).nonzero()[:, 0]
@@ -115,7 +117,7 @@ def simulate(
         correct = head.logits(features[test]).argmax(1) == labels[test]
         curve[int(labeled.sum())] = float(correct.double().mean())
         pool = (~labeled & ~test).nonzero()[:, 0]
-        if not len(pool) or len(curve) >= 24:
+        if not len(pool) or len(curve) > args.rounds:
             return curve
         probabilities = head.logits(features[pool]).softmax(1)
         labeled[pool[strategy(features[labeled], features[pool], probabilities, args.round, generator)]] = True

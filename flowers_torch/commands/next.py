@@ -24,9 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--count", type=int, default=50, metavar="N", help="photos to choose [50]")
     parser.add_argument("--page", type=Path, metavar="FILE", help="page to write [next.html without --csv and --links]")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="table to write, with an empty column label")
-    parser.add_argument(
-        "--links", type=Path, metavar="DIR", help="folder of links to make, to be sorted into class folders"
-    )
+    parser.add_argument("--links", type=Path, metavar="DIR", help="folder of links to make, to be sorted by class")
     add_data(parser)
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps [auto]")
     add_json(parser)
