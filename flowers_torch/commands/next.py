@@ -46,7 +46,6 @@ def run(args: argparse.Namespace) -> None:
     for error in found.unreadable:
         warn(f"left out: {printable(error, 400)}")
     classes, written = experiment.info.classes, dict[str, Path]()
-    update = ["flowers-torch", "update", folder.absolute()]
     labeled: list[Path] = []
     if args.links:
         written["links"] = args.links.expanduser()
@@ -63,10 +62,10 @@ def run(args: argparse.Namespace) -> None:
         for guess in (guess for row in rows for guess in row["classes"]):
             guess["number"] = numbers[guess["class"]]
         values = {"run": folder.name, "classes": classes, "candidates": found.candidates}
-        command = command_line(*update, "labels.csv")
+        command = command_line("flowers-torch", "update", folder.absolute(), "labels.csv")
         write_next_page(written["page"], rows, values | {"command": command}, experiment.info.preprocessing.value_range)
         labeled.append(Path("labels.csv"))
-    commands = [command_line(*update, place) for place in labeled]
+    commands = [command_line("flowers-torch", "update", folder.absolute(), place) for place in labeled]
     if args.json:
         images = [image.to_dict() for image in found.images]
         values = {"candidates": found.candidates, "known": found.known, "unreadable": found.unreadable}

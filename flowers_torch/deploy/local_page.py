@@ -155,14 +155,16 @@ class Handler(BaseHTTPRequestHandler):
     def _name(self) -> str | None:
         """What is requested below the token; None if the request was refused."""
         host, origin = self.headers.get("Host", ""), self.headers.get("Origin")
-        if host not in self.server.hosts:
-            return self._refuse(403, "this host name is not allowed")
-        if origin not in (None, f"http://{host}"):
-            return self._refuse(403, "requests of other sites are refused")
         token, slash, name = self.path.removeprefix("/").partition("/")
-        if not slash or not secrets.compare_digest(token.encode(), self.server.token.encode()):
-            return self._refuse(404, "there is no such page")
-        return name
+        if host not in self.server.hosts:
+            self._refuse(403, "this host name is not allowed")
+        elif origin not in (None, f"http://{host}"):
+            self._refuse(403, "requests of other sites are refused")
+        elif not slash or not secrets.compare_digest(token.encode(), self.server.token.encode()):
+            self._refuse(404, "there is no such page")
+        else:
+            return name
+        return None
 
     def _reply(self, make: Callable[[], tuple[bytes, str]]) -> None:
         try:

@@ -151,8 +151,8 @@ class LabelReview:
             reset += ["--groups", "duplicates"]
         if split_fractions(config.split) is None:
             reset += ["--split", Config.split]
-        words = ["flowers-torch", "train", "--config", (self.run_folder / "config.toml").absolute()]
-        return command_line(*words, "--data", self.path.absolute(), *reset)
+        file = (self.run_folder / "config.toml").absolute()
+        return command_line("flowers-torch", "train", "--config", file, "--data", self.path.absolute(), *reset)
 
     def _issue(self, number: int) -> dict[str, Any]:
         if not 0 <= number < len(self.issues):

@@ -1,6 +1,7 @@
 """The page on which a person decides on label issues."""
 
 import webbrowser
+from collections.abc import Callable
 from importlib.resources import files
 from typing import Any
 
@@ -26,22 +27,22 @@ def review_page(review: LabelReview, value_range: Range = (), port: int = 0) -> 
         "review.js": ((templates / "review.js").read_bytes(), "text/javascript; charset=utf-8"),
     }
     assets["icon.svg"] = ((files("flowers_torch.deploy") / "serve_page/icon.svg").read_bytes(), "image/svg+xml")
-    values = {"state": review.state, "similar/": review.similar}
+    values: dict[str, Callable[..., Any]] = {"state": review.state, "similar/": review.similar}
     picture = picture_maker(review.file, value_range)
 
     def decide(request: dict[str, Any]) -> dict[str, Any]:
-        number, label = request.get("issue"), request.get("label")
+        number, label = _number(request.get("issue")), _number(request.get("label"))
         if request.get("action") == "undo":
-            return review.undo(number if _is_number(number) else None)
-        if not _is_number(number) or not (label is None or _is_number(label)):
+            return review.undo(number)
+        if number is None:
             raise UsageError("the request names no label issue", "load the page again")
         return review.decide(number, str(request.get("action")), label)
 
     return LocalPage(assets, values, len(review.dataset), picture, decide, port)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _number(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def open_browser(url: str) -> bool:

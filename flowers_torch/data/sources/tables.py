@@ -20,7 +20,7 @@ from flowers_torch.data.sources.rows import (
 )
 from flowers_torch.data.sources.table_columns import Columns, find_columns
 from flowers_torch.data.sources.table_files import locate
-from flowers_torch.data.sources.table_text import read_rows
+from flowers_torch.data.sources.table_text import TableRow, read_rows
 from flowers_torch.errors import DataError, printable
 
 NO_LABEL = {"nan", "<na>", "n/a", "#n/a", "null"}  # as programs write a missing value
@@ -39,7 +39,8 @@ def read_table(path: Path, group: str = "", fewest: int = 2) -> ImageDataset:
     path = Path(path).expanduser()
     table = read_rows(path)
     columns = find_columns(table, group)
-    rows, excluded = [], []
+    rows: list[tuple[int, TableRow]] = []
+    excluded: list[tuple[int, TableRow]] = []
     for line, row in table.rows:
         if not row[columns.file].strip():
             raise table.wrong(line, "no file")
