@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=0)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--round", type=int, default=34, help="photos labeled in each round")
-    parser.add_argument("--rounds", type=int, default=16, help="at most")
+    parser.add_argument("--rounds", type=int, default=23, help="at most")
     parser.add_argument("--target", type=float, default=0.95, help="accuracy")
     parser.add_argument("--only", default=",".join(STRATEGIES), help="strategies, with commas")
     args = parser.parse_args()
