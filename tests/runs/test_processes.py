@@ -20,6 +20,7 @@ import torch
 from flowers_torch import cli
 from flowers_torch.config import Config, Stage
 from flowers_torch.data.quality import scan
+from flowers_torch.deploy.predictor import Predictor
 from flowers_torch.files.tensors import safe_load
 from flowers_torch.runs import feature_cache, recipe
 from flowers_torch.runs.dataset import on_this_machine, open_images
