@@ -227,6 +227,8 @@ def test_a_photo_that_fails_while_it_is_explained_costs_only_itself(
         (["--top", "0"], 2),
         (["--max-error", "2%"], 2),
         (["--max-error", "150%"], 2),
+        (["--coverage", "150%"], 2),
+        (["--coverage", "many"], 2),
         (["--device", "cuda:77"], 2),
     ],
 )

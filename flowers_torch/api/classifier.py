@@ -1,5 +1,6 @@
 """`Classifier`: everything that a trained model does, in one object."""
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,13 +91,21 @@ class Classifier:
         return self.predict(images, **options)
 
     @for_python
-    def predict(self, images: Any, top: int = 3, max_error: float | None = None, batch_size: int = 32) -> Any:
+    def predict(
+        self,
+        images: Any,
+        top: int = 3,
+        max_error: float | None = None,
+        coverage: float | None = None,
+        batch_size: int = 32,
+    ) -> Any:
         """Classifies one image or several.
 
         Args:
             top: Number of the most probable classes in a prediction.
             max_error: Largest error rate on new images, such as 0.02; the model abstains from the rest, and their
                 predictions have a `reason`.
+            coverage: How often a prediction's `set` of classes contains the true one on new images, such as 0.95.
             batch_size: Images in a forward pass.
 
         Returns:
@@ -108,14 +117,19 @@ class Classifier:
             UsageError: there are no images, or no threshold has so low an error rate.
         """
         if not is_single(images):
-            return list(self.stream(images, top, max_error, batch_size))
-        least = self._confidence(top, max_error)
-        (found,) = self.predictor.classify([self.predictor.read(images)], top, least)
-        return Prediction(name_of(images), found.classes, found.probabilities, found.reason)
+            return list(self.stream(images, top, max_error, coverage, batch_size))
+        thresholds = self._thresholds(top, max_error, coverage)
+        (found,) = self.predictor.classify([self.predictor.read(images)], top, *thresholds)
+        return dataclasses.replace(found, file=name_of(images))
 
     @for_python
     def stream(
-        self, images: Any, top: int = 3, max_error: float | None = None, batch_size: int = 32
+        self,
+        images: Any,
+        top: int = 3,
+        max_error: float | None = None,
+        coverage: float | None = None,
+        batch_size: int = 32,
     ) -> Iterator[Prediction]:
         """Like `predict`, for as many images as there are: yields their predictions and keeps none in memory.
 
@@ -124,7 +138,7 @@ class Classifier:
         if batch_size < 1:
             raise UsageError(f"--batch-size {batch_size} is not valid: expected 1 or more", "use --batch-size 32")
         sources = [images] if is_single(images) else each_image(images)
-        return self.predictor.predict(sources, top, batch_size, self._confidence(top, max_error))
+        return self.predictor.predict(sources, top, batch_size, *self._thresholds(top, max_error, coverage))
 
     @for_python
     def predict_proba(self, images: Any, batch_size: int = 32) -> Tensor:
@@ -230,11 +244,13 @@ class Classifier:
     def _sources(self, images: Any) -> Any:
         return [images] if is_single(images) else each_image(images)
 
-    def _confidence(self, top: int, max_error: float | None) -> float:
+    def _thresholds(self, top: int, max_error: float | None, coverage: float | None) -> tuple[float, float | None]:
+        """Of the confidence and of the sets."""
         if top < 1:
             raise UsageError(f"--top {top} is not valid: expected 1 or more", "use --top 1")
-        if max_error is None:
-            return 0.0
-        if not 0 <= max_error < 1:
+        if max_error is not None and not 0 <= max_error < 1:
             raise UsageError(f"--max-error {max_error:g} is not a fraction", "use a value such as --max-error 2%")
-        return self.predictor.threshold(max_error).probability
+        if coverage is not None and not 0 < coverage <= 1:
+            raise UsageError(f"--coverage {coverage:g} is not a fraction", "use a value such as --coverage 95%")
+        confidence = 0.0 if max_error is None else self.predictor.threshold(max_error).probability
+        return confidence, None if coverage is None else self.predictor.set_threshold(coverage)

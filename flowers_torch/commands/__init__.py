@@ -58,6 +58,11 @@ def add_max_error(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-error", metavar="P", help=text)
 
 
+def add_coverage(parser: argparse.ArgumentParser) -> None:
+    text = "also print the classes that contain the true one in that many cases, such as 95%%"
+    parser.add_argument("--coverage", metavar="P", help=text)
+
+
 def check_positive(args: argparse.Namespace, *flags: str) -> None:
     """Raises UsageError if one of these flags is below 1."""
     for flag in flags:
@@ -66,14 +71,14 @@ def check_positive(args: argparse.Namespace, *flags: str) -> None:
             raise UsageError(f"--{flag} {value} is not valid: expected 1 or more", f"give a positive --{flag}")
 
 
-def fraction(text: str, flag: str = "--max-error") -> float:
+def fraction(text: str, flag: str = "--max-error", example: str = "2%") -> float:
     """The value of a flag as a fraction: 0.02 from 2% or 0.02."""
     try:
         value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError:
         value = -1.0
     if not 0 <= value < 1:
-        raise UsageError(f"{flag} {printable(text, 40)} is not a valid fraction", "give a value such as 2%")
+        raise UsageError(f"{flag} {printable(text, 40)} is not a valid fraction", f"give a value such as {example}")
     return value
 
 

@@ -7,7 +7,16 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flowers_torch.commands import add_device, add_json, add_max_error, add_run, check_positive, fraction, print_json
+from flowers_torch.commands import (
+    add_coverage,
+    add_device,
+    add_json,
+    add_max_error,
+    add_run,
+    check_positive,
+    fraction,
+    print_json,
+)
 from flowers_torch.errors import DataError, ResourceError, UsageError, printable
 
 if TYPE_CHECKING:
@@ -26,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("photos", nargs="+", metavar="PHOTO", help="files, folders, globs or URLs")
     parser.add_argument("--top", type=int, default=1, metavar="K", help="classes per photo [1]")
     add_max_error(parser)
+    add_coverage(parser)
     parser.add_argument("--sort-into", type=Path, metavar="DIR", help="folder with a subfolder of links for each class")
     text = "folder for images that show where the network looked"
     parser.add_argument("--gradcam", type=Path, metavar="DIR", help=text)
@@ -38,8 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prints a prediction for each photo; exit code 3 if some could not be read."""
     check_positive(args, "top", "batch-size")
-    if args.max_error is not None:
-        fraction(args.max_error)
+    for text, flag, example in ((args.max_error, "--max-error", "2%"), (args.coverage, "--coverage", "95%")):
+        if text is not None:
+            fraction(text, flag, example)
 
     from flowers_torch.training.distributed import distributed_context
 
@@ -55,7 +66,7 @@ def _predict(args: argparse.Namespace, distributed: "Distributed") -> int:
     from flowers_torch.files.atomic import atomic_write, safe_cell
     from flowers_torch.log import bar
 
-    max_error = fraction(args.max_error) if args.max_error is not None else None
+    max_error, coverage = (None if text is None else fraction(text) for text in (args.max_error, args.coverage))
     photos = find_inputs(args.photos)
     if args.sort_into:
         check_folder(args.sort_into, [photo for photo in photos if isinstance(photo, Path)])
@@ -69,12 +80,13 @@ def _predict(args: argparse.Namespace, distributed: "Distributed") -> int:
     failed, rows = 0, list[dict[str, Any]]()
     table = csv.writer(sys.stdout, lineterminator="\n")
     if args.csv:
-        table.writerow(["file", "rank", "class", "probability", "reason", "error"])
+        table.writerow(["file", "rank", "class", "probability", "reason", "error", *(["set"] if coverage else [])])
     with bar("predict", len(photos)) as meter:
-        predictions = classifier.stream(photos, args.top, max_error, args.batch_size)
+        predictions = classifier.stream(photos, args.top, max_error, coverage, args.batch_size)
         if distributed.size > 1:
             least = classifier.predictor.threshold(max_error).probability if max_error is not None else 0.0
-            job = PredictionJob(classifier.path, args.device, args.precision, args.top, args.batch_size, least)
+            sets = classifier.predictor.set_threshold(coverage) if coverage is not None else None
+            job = PredictionJob(classifier.path, args.device, args.precision, args.top, args.batch_size, least, sets)
             predictions = job.spread(photos, distributed.spread)
         for number, (photo, prediction) in enumerate(zip(photos, predictions, strict=True)):
             extra: dict[str, Any] = {}
@@ -112,6 +124,8 @@ def _to_text(prediction: "Prediction", abstains: bool) -> str:
     text = ", ".join(f"{printable(name, 60)} {p:.3f}" for name, p in pairs)
     if reason := prediction.reason:
         text = f"unsure ({reason}; {text})" if abstains else f"{text} ({reason})"
+    if prediction.set:
+        text += f"; one of: {', '.join(printable(name, 60) for name in prediction.set)}"
     return f"{printable(prediction.file)}: {text}"
 
 
@@ -119,4 +133,5 @@ def _to_rows(prediction: "Prediction") -> list[list[object]]:
     if prediction.error:
         return [[prediction.file, "", "", "", "", prediction.error]]
     pairs = enumerate(zip(prediction.classes, prediction.probabilities, strict=True), start=1)
-    return [[prediction.file, rank, name, f"{p:.6f}", prediction.reason, ""] for rank, (name, p) in pairs]
+    own = ["; ".join(prediction.set)] if prediction.set else []
+    return [[prediction.file, rank, name, f"{p:.6f}", prediction.reason, "", *own] for rank, (name, p) in pairs]

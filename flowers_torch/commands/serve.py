@@ -7,7 +7,7 @@ import signal
 import socket
 from typing import TYPE_CHECKING, Any
 
-from flowers_torch.commands import add_device, add_max_error, add_run, check_positive, fraction, warn
+from flowers_torch.commands import add_coverage, add_device, add_max_error, add_run, check_positive, fraction, warn
 from flowers_torch.errors import ResourceError, UsageError, printable
 from flowers_torch.files.system import raise_file_limit
 
@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "additional host name of this server, such as that of a proxy"
     parser.add_argument("--name", action="append", default=[], help=text)
     add_max_error(parser)
+    add_coverage(parser)
     parser.add_argument("--max-upload", type=int, default=10, metavar="MB", help="largest photo [10]")
     parser.add_argument("--queue", type=int, default=128, metavar="N", help="photos that may wait [128]")
     parser.add_argument("--max-pixels", type=int, default=30, metavar="M", help="most million pixels of a photo [30]")
@@ -42,6 +43,7 @@ def run(args: argparse.Namespace) -> None:
     """Serves until SIGINT or SIGTERM. Running requests are finished, and the exit code is 0."""
     check_positive(args, "max-upload", "queue", "batch-size", "max-pixels", "connections")
     max_error = fraction(args.max_error) if args.max_error is not None else None
+    coverage = fraction(args.coverage, "--coverage", "95%") if args.coverage is not None else None
     try:
         for name in ("prometheus_client", "python_multipart", "starlette", "uvicorn"):
             importlib.import_module(name)
@@ -60,13 +62,16 @@ def run(args: argparse.Namespace) -> None:
         path = find_run(args.run)
         predictor = Predictor.load(path, choose_runtime(args.device, args.precision))
         threshold = predictor.threshold(max_error) if max_error is not None else None
+        sets = predictor.set_threshold(coverage) if coverage is not None else None
         limits = Limits(args.max_upload << 20, args.max_pixels * 1_000_000, batch=args.batch_size, waiting=args.queue)
-        service = Service(predictor, printable(path.name if path.is_dir() else path.stem), limits, threshold)
+        service = Service(predictor, printable(path.name if path.is_dir() else path.stem), limits, threshold, sets)
         host, port = listener.getsockname()[:2]
         info, device = predictor.info, predictor.runtime.device
         print(f"model    {printable(info.arch)}, {len(info.classes)} classes, on {device}")
         if threshold:
             print(f"unsure   {threshold.describe()}")
+        if coverage is not None:
+            print(f"sets     of classes, which contain the true one for {coverage:.4g} of new photos on average")
         if not ipaddress.ip_address(host).is_loopback:
             network = "opens this server to the network, unencrypted and without a password"
             warn(f"warning: --host {printable(args.host)} {network}")

@@ -18,6 +18,7 @@ from flowers_torch.data.images import MAX_PIXELS
 from flowers_torch.deploy.inputs import ImageSource, name_of, open_image
 from flowers_torch.errors import DataError, FlowersError, ResourceError, UsageError
 from flowers_torch.evaluation.gradcam import grad_cam, input_to_image, overlay
+from flowers_torch.evaluation.prediction_sets import prediction_sets, set_threshold
 from flowers_torch.evaluation.predictions import Predictions, collect
 from flowers_torch.evaluation.selective import Threshold, choose_threshold, read_curve, read_ood_detector
 from flowers_torch.files.system import usable_cores
@@ -39,6 +40,7 @@ class Prediction:
     probabilities: tuple[float, ...] = ()
     reason: str = ""  # why the model abstains: OUT_OF_DISTRIBUTION or LOW_CONFIDENCE
     error: str = ""  # why there is no prediction
+    set: tuple[str, ...] = ()  # classes that contain the true one as often as was asked for; empty if nothing was
 
     @property
     def label(self) -> str:
@@ -60,7 +62,8 @@ class Prediction:
         if self.error:
             return {"file": self.file, "error": self.error}
         classes = [{"class": c, "probability": p} for c, p in zip(self.classes, self.probabilities, strict=True)]
-        return {"file": self.file, "classes": classes, "abstained": self.abstained, "reason": self.reason}
+        found = {"file": self.file, "classes": classes, "abstained": self.abstained, "reason": self.reason}
+        return found | {"set": list(self.set)} if self.set else found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,26 +173,42 @@ class Predictor:
         """
         return choose_threshold(read_curve(self.info.selective), max_error)
 
+    def set_threshold(self, coverage: float) -> float:
+        """The probability from which a class belongs to the set that contains the true one in `coverage` of cases.
+
+        Raises:
+            UsageError: the weights file has no prediction sets, or too few validation photos made them.
+        """
+        return set_threshold(self.info.selective.get("sets") or {}, coverage)
+
     def predict(
         self,
         sources: Iterable[ImageSource],
         top: int = 3,
         batch_size: int = 32,
         confidence_threshold: float = 0.0,
+        set_threshold: float | None = None,
     ) -> Iterator[Prediction]:
         """Yields a prediction for each image in order; for an unreadable one, a prediction with its error.
 
-        Each prediction has the `top` most probable classes; below the threshold the model abstains.
+        Each prediction has the `top` most probable classes; below the threshold of confidence the model abstains.
+        With a threshold of the sets, it has a set too.
         """
         for batch in self.read_batches(sources, batch_size):
-            predictions = iter(self.classify(batch.inputs, top, confidence_threshold))
+            predictions = iter(self.classify(batch.inputs, top, confidence_threshold, set_threshold))
             for position, name in enumerate(batch.names):
                 if error := batch.errors.get(position):
                     yield Prediction(name, error=str(error))
                 else:
                     yield dataclasses.replace(next(predictions), file=name)
 
-    def classify(self, inputs: Sequence[Tensor], top: int = 3, confidence_threshold: float = 0.0) -> list[Prediction]:
+    def classify(
+        self,
+        inputs: Sequence[Tensor],
+        top: int = 3,
+        confidence_threshold: float = 0.0,
+        set_threshold: float | None = None,
+    ) -> list[Prediction]:
         """Like `predict`, for preprocessed images without file names, in one forward pass."""
         if not inputs:
             return []
@@ -199,11 +218,12 @@ class Predictor:
         is_ood = [False] * len(inputs)
         if self.ood_detector is not None:
             is_ood = (self.ood_detector.distance(predictions.features) > self.ood_detector.threshold).tolist()
-        found = []
-        for indices, values, ood in zip(best.indices.tolist(), best.values.tolist(), is_ood, strict=True):
+        sets = [[] for _ in inputs] if set_threshold is None else prediction_sets(probabilities, set_threshold)
+        found, classes = [], self.info.classes
+        for indices, values, ood, own in zip(best.indices.tolist(), best.values.tolist(), is_ood, sets, strict=True):
             low = LOW_CONFIDENCE if values[0] < confidence_threshold else ""
-            names = tuple(self.info.classes[i] for i in indices)
-            found.append(Prediction("", names, tuple(values), OUT_OF_DISTRIBUTION if ood else low))
+            names, members = (tuple(classes[i] for i in some) for some in (indices, own))
+            found.append(Prediction("", names, tuple(values), OUT_OF_DISTRIBUTION if ood else low, set=members))
         return found
 
     def explain(self, source: ImageSource) -> Image.Image:

@@ -70,8 +70,16 @@ class Limits:
 class Service:
     """A predictor behind a queue; the endpoints are its methods. Below the threshold, if any, it abstains."""
 
-    def __init__(self, predictor: Predictor, name: str, limits: Limits, threshold: Threshold | None = None) -> None:
+    def __init__(
+        self,
+        predictor: Predictor,
+        name: str,
+        limits: Limits,
+        threshold: Threshold | None = None,
+        set_threshold: float | None = None,
+    ) -> None:
         self.predictor, self.name, self.limits, self.threshold = predictor, name, limits, threshold
+        self.set_threshold = set_threshold
         self.classes = [printable(label) for label in predictor.info.classes]
         self.registry = own = CollectorRegistry()
         ProcessCollector(registry=own)  # memory, processor time, open files
@@ -94,7 +102,8 @@ class Service:
         """Maps inputs, and whether to explain each, to predictions with a heatmap, or why there is none."""
         started = time.perf_counter()
         least = self.threshold.probability if self.threshold else 0.0
-        predictions = self.predictor.classify([pixels for pixels, _ in jobs], len(self.classes), least)
+        inputs = [pixels for pixels, _ in jobs]
+        predictions = self.predictor.classify(inputs, len(self.classes), least, self.set_threshold)
         explained = [number for number, (_, explain) in enumerate(jobs) if explain]
         heatmaps: dict[int, Any] = {}
         if explained:
@@ -183,6 +192,8 @@ class Service:
         self.images.labels("abstained" if prediction.reason else "predicted").inc()
         values: dict[str, Any] = dataclasses.replace(prediction, file=name).to_dict()
         values["classes"] = [row | {"class": printable(row["class"])} for row in values["classes"][:top]]
+        if "set" in values:
+            values["set"] = [printable(name) for name in values["set"]]
         if isinstance(heatmap, UsageError):
             values["no_gradcam"] = str(heatmap)
         elif heatmap:

@@ -30,11 +30,12 @@ class PredictionJob:
     top: int
     batch_size: int
     confidence: float
+    set_threshold: float | None
 
     def predict(self, sources: Sequence[ImageSource]) -> list[Prediction]:
         """Predictions of some sources, in this process."""
         predictor = _load(self.model, self.device, self.precision)
-        return list(predictor.predict(sources, self.top, self.batch_size, self.confidence))
+        return list(predictor.predict(sources, self.top, self.batch_size, self.confidence, self.set_threshold))
 
     def spread(self, sources: Sequence[ImageSource], spread: Spread) -> Iterator[Prediction]:
         """Predictions of all sources in their order. Each process gets whole batches, as one process would make."""

@@ -13,6 +13,7 @@ from flowers_torch import __version__
 from flowers_torch.errors import UsageError
 from flowers_torch.evaluation.advice import advise_on_training
 from flowers_torch.evaluation.metrics import FEW_IMAGES, weakest_class, wilson
+from flowers_torch.evaluation.prediction_sets import coverage_of, set_threshold
 from flowers_torch.evaluation.selective import choose_threshold, read_curve
 from flowers_torch.files.atomic import refuse_link, write_text
 from flowers_torch.models.checkpoint import ModelInfo
@@ -78,6 +79,7 @@ def write_report(folder: Path, info: ModelInfo, source: Source | None) -> Path:
         "freeze_tables": attempt("freezing", lambda: _freeze_tables(run, source), {}),
         "model_card": provenance.model_card(info, run),
         "max_error": promised_error(info),
+        "sets": sets_on_test(info, run),
     }
     of_test = partial(image_sections.figures_of_test, run, info.preprocessing, cells=cells)
     value_range = info.preprocessing.value_range
@@ -120,6 +122,21 @@ def promised_error(info: ModelInfo) -> str:
             choose_threshold(read_curve(info.selective), percent / 100)
             return f"{percent}%"
     return ""
+
+
+def sets_on_test(info: ModelInfo, run: RunSummary) -> dict[str, Any]:
+    """The prediction sets of the highest coverage that can be promised, on the test photos; empty for none."""
+    for percent in (99, 95, 90, 80):
+        with contextlib.suppress(UsageError):
+            threshold = set_threshold(info.selective.get("sets") or {}, percent / 100)
+            inside, size = coverage_of(run.probabilities, run.labels, threshold)
+            return {
+                "coverage": f"{percent}%",
+                "inside": inside,
+                "interval": wilson(inside, len(run.labels)),
+                "size": size,
+            }
+    return {}
 
 
 def _figures(attempt: Attempt, source: Source | None, make: Callable[[Source | None], Any]) -> dict[str, Any]:

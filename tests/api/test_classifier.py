@@ -126,6 +126,11 @@ def test_a_largest_error_rate_makes_it_abstain(classifier: Classifier, files: li
         classifier.predict(files, max_error=0.001)
     with pytest.raises(UsageError, match=r"max_error=7 is not a fraction; fix: use a value such as max_error=0.02"):
         classifier.predict(files, max_error=7)
+    with pytest.raises(UsageError, match=r"^coverage=0.999 cannot be promised: it takes 999 validation photos"):
+        classifier.predict(files, coverage=0.999)
+    with pytest.raises(UsageError, match=r"coverage=1.5 is not a fraction; fix: use a value such as coverage=0.95"):
+        classifier.predict(files, coverage=1.5)
+    assert all(prediction.label in prediction.set for prediction in classifier.predict(files, coverage=0.5))
     found = classifier.predict(files, max_error=0.5)
     assert {prediction.abstained for prediction in found} <= {True, False} and len(found) == 60
 

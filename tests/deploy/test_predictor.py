@@ -117,6 +117,22 @@ def test_abstention(photo_folder: Path, model_file: Path) -> None:
     assert predictor.threshold(0.1).probability == pytest.approx(0.9)
 
 
+def test_sets_of_classes(photo_folder: Path, model_file: Path) -> None:
+    info = dataclasses.replace(INFO, selective={"sets": {"images": 39, "quantiles": [[0.2, 1], [0.4, 2], [0.6, 4]]}})
+    predictor = Predictor(Predictor.load(model_file, FP32).network, info, FP32)
+    assert predictor.set_threshold(0.95) == 0.4 and predictor.set_threshold(0.97) == 0.2
+    with pytest.raises(
+        UsageError, match="--coverage 0.99 cannot be promised: it takes 99 validation photos, there are 39"
+    ):
+        predictor.set_threshold(0.99)
+    photos = sorted((photo_folder / "red").glob("*.png"))
+    assert all(not prediction.set and "set" not in prediction.to_dict() for prediction in predictor.predict(photos[:2]))
+    for prediction in predictor.predict(photos, top=3, set_threshold=0.3):
+        pairs = zip(prediction.classes, prediction.probabilities, strict=True)
+        expected = [name for name, probability in pairs if probability >= 0.3] or [prediction.label]
+        assert list(prediction.set) == expected == prediction.to_dict()["set"]
+
+
 def test_an_explanation_shows_the_input_of_the_network(photo_folder: Path, model_file: Path) -> None:
     heatmap = Predictor.load(model_file, FP32).explain(photo_folder / "red" / "3.png")
     assert heatmap.size == (64, 64) and np.asarray(heatmap).std() > 1

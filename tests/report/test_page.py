@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 
 from flowers_torch.errors import DataError, ResourceError
+from flowers_torch.evaluation.prediction_sets import fit_sets
 from flowers_torch.files.atomic import write_json
 from flowers_torch.files.tensors import safe_load, safe_save
 from flowers_torch.report import image_sections
 from flowers_torch.report import page as page_module
 from flowers_torch.report.attempt import Attempt
-from flowers_torch.report.page import write_report
+from flowers_torch.report.page import sets_on_test, write_report
 from flowers_torch.report.run_summary import read_run
 from flowers_torch.report.templating import code_spans
 
@@ -127,6 +128,17 @@ def test_without_its_photos(finished: Any, tmp_path: Path) -> None:
         (tmp_path / name).write_bytes((finished.folder / name).read_bytes())
     page = write_report(tmp_path, finished.info, None).read_text(encoding="utf-8")
     assert "data:image" not in page and "Confusion" in page
+
+
+def test_sets_are_tested_on_the_test_photos(finished: Any) -> None:
+    run = read_run(finished.folder)
+    labels = run.predictions.labels["val"]
+    sets = fit_sets(run.predictions.calibrated("val").softmax(1), labels)
+    found = sets_on_test(dataclasses.replace(finished.info, selective={"sets": sets}), run)
+    highest = next(percent for percent in (99, 95, 90, 80) if len(labels) >= 100 / (100 - percent) - 1)
+    assert found["coverage"] == f"{highest}%" and found["inside"] <= len(run.labels) and found["size"] >= 1
+    assert found["inside"] / len(run.labels) == pytest.approx(highest / 100, abs=0.15)
+    assert sets_on_test(finished.info, run) == {}
 
 
 def test_label_issues_are_shown_where_they_were_computed(finished: Any, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 
 const MAX_REQUESTS = 4;
 const SHOWN = 3; // classes of a prediction
+const MAX_SET = 8; // of a set, shown
 const MAX_CARDS = 200;
 const find = (selector, root = document) => root.querySelector(selector);
 const queue = [];
@@ -69,6 +70,11 @@ async function classify({ item, file }) {
     title.firstChild.textContent = `perhaps ${best.class}`;
     find(".reason", item).textContent = `unsure: ${prediction.reason}`;
     find(".reason", item).hidden = false;
+  }
+  if (prediction.set && prediction.set.length > 1) {
+    find(".set", item).textContent = `one of: ${prediction.set.slice(0, MAX_SET).join(", ")}` +
+      (prediction.set.length > MAX_SET ? ` and ${prediction.set.length - MAX_SET} more` : "");
+    find(".set", item).hidden = false;
   }
   for (const found of prediction.classes.slice(0, SHOWN)) {
     const bar = document.createElement("progress");
