@@ -38,7 +38,7 @@ def open_dataset(
         source: See `ACCEPTED`. `./demo` names a folder called demo.
         cache: Folder for downloaded, unpacked and drawn datasets; `files.cache_folder()` if None.
         progress: Called with the bytes downloaded and the bytes in all.
-        fewest: Minimum number of classes in a folder.
+        fewest: Minimum number of classes in a folder or table.
         classes: What names the classes of a folder: top, leaf, path or name; empty if the folders leave no doubt.
         groups: `column:NAME` for the column of a table that names the group of each image.
 
@@ -70,7 +70,7 @@ def open_dataset(
     if path.is_dir():
         return flowers17_folder(path) if is_flowers17(path) else find_images(path, None, fewest, classes)
     if is_table and path.exists():
-        return read_table(path, column)
+        return read_table(path, column, fewest)
     if groups.startswith(COLUMN_MARK):
         raise DataError(
             f"--groups {printable(groups)} needs a table, not {printable(source)}", "name a file file,group"

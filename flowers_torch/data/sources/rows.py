@@ -28,14 +28,20 @@ FILLERS = frozenset(
 
 
 def dataset_from_rows(
-    source: Path, root: Path, name: str, classes: Sequence[str], rows: Iterable[Row], notes: Iterable[str] = ()
+    source: Path,
+    root: Path,
+    name: str,
+    classes: Sequence[str],
+    rows: Iterable[Row],
+    notes: Iterable[str] = (),
+    fewest: int = 2,
 ) -> ImageDataset:
     """A dataset from rows whose paths are relative to `root`; errors name `source`.
 
     Raises:
-        DataError: a single class, or a split whose classes differ from those of train.
+        DataError: fewer than `fewest` classes, or a split whose classes differ from those of train.
     """
-    if len(classes) < 2:
+    if len(classes) < fewest:
         raise DataError(f"{printable(source)} holds one class only", "add photos of another class")
     rows = sorted(rows, key=lambda row: natural_key(row[0]))
     by_split: dict[str, set[str]] = {}

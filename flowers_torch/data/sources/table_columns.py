@@ -1,8 +1,8 @@
-"""Which column of a table holds the file, the label, the split and the group, and what the other ones are for."""
+"""Which column of a table holds the file, the label, the split, the group or the exclusion; what the rest is for."""
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from flowers_torch.data.dataset import COLUMN_MARK
@@ -24,6 +24,7 @@ COLUMNS = {
     ),
     "split": ("split part subset set partition",),
     "group": ("group group_id",),
+    "exclude": ("exclude excluded",),
 }
 FLAGS = {"is_valid": "val", "is_val": "val", "is_validation": "val", "is_test": "test"}  # of fastai: true or false
 TRUE, FALSE = {"true", "1", "1.0", "yes", "t"}, {"false", "0", "0.0", "no", "f", ""}
@@ -45,6 +46,7 @@ class Columns:
     label: str = ""
     split: str = ""
     group: str = ""
+    exclude: str = ""  # true or false: whether the photo is left out
     flags: dict[str, str] = field(default_factory=dict)  # column of true and false to the split of true
     notes: list[str] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
@@ -56,6 +58,14 @@ class Columns:
             return row[self.split].strip()
         marked = (split for column, split in self.flags.items() if row[column].strip().casefold() in TRUE)
         return next(marked, "train" if self.flags else "")
+
+    def excludes(self, row: dict[str, str], where: Callable[[str], DataError]) -> bool:
+        """Whether a row is left out; `where` makes the error for a cell that is neither true nor false."""
+        value = row[self.exclude].strip().casefold() if self.exclude else ""
+        if value not in TRUE | FALSE:
+            what = f"column {printable(self.exclude)} holds {printable(value, 40)!r}: expected yes or no"
+            raise where(what)
+        return value in TRUE
 
 
 def find_columns(table: Table, group: str = "") -> Columns:
@@ -72,7 +82,7 @@ def find_columns(table: Table, group: str = "") -> Columns:
     for use in COLUMNS:
         if not getattr(found, use):
             setattr(found, use, _column_for(use, table))
-    named = {found.file, found.label, found.split, found.group}
+    named = {found.file, found.label, found.split, found.group, found.exclude}
     _refuse_near_misses(table, [name for name in table.header if name not in named])
     _find_splits(table, found)
     used = {*named, found.split, *found.flags}
@@ -117,7 +127,10 @@ def _find_splits(table: Table, found: Columns) -> None:
     named = []
     for name in table.header:
         values = table.distinct[name]
-        if name not in (found.file, found.label, found.group, *found.flags) and 1 < len(values) < MANY_VALUES:
+        if (
+            name not in (found.file, found.label, found.group, found.exclude, *found.flags)
+            and 1 < len(values) < MANY_VALUES
+        ):
             splits = splits_of_values(values)
             if set(splits) == values and "train" in splits.values() and len(set(splits.values())) > 1:
                 named.append(name)

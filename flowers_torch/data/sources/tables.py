@@ -1,7 +1,9 @@
-"""Labels in a CSV file: `file,label[,split][,group]`."""
+"""Labels in a CSV file: `file,label[,split][,group][,exclude]`."""
 
+import functools
 import unicodedata
 from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,39 +13,47 @@ from flowers_torch.data.sources.rows import (
     listed,
     natural_key,
     normalized,
+    number_of,
     parse_split,
     similar_names,
     splits_of_values,
 )
-from flowers_torch.data.sources.table_columns import find_columns
+from flowers_torch.data.sources.table_columns import Columns, find_columns
 from flowers_torch.data.sources.table_files import locate
-from flowers_torch.data.sources.table_text import read_rows
+from flowers_torch.data.sources.table_text import TableRow, read_rows
 from flowers_torch.errors import DataError, printable
 
 NO_LABEL = {"nan", "<na>", "n/a", "#n/a", "null"}  # as programs write a missing value
 
 
-def read_table(path: Path, group: str = "") -> ImageDataset:
+def read_table(path: Path, group: str = "", fewest: int = 2) -> ImageDataset:
     """Reads a dataset from a CSV file; its first line names the columns.
 
     Paths are absolute or relative to the folder of the file; names and ids are looked up in the folders beside it.
-    `group` is the column of the groups; empty for one that is named group.
+    `group` is the column of the groups; empty for one that is named group. `fewest` is the minimum number of classes.
 
     Raises:
         DataError: with the line or column: missing columns, files that are missing, empty labels, unknown or missing
-            splits, a file with two labels, a single class, or another task than one class for each image.
+            splits, a file with two labels, too few classes, or another task than one class for each image.
     """
     path = Path(path).expanduser()
     table = read_rows(path)
     columns = find_columns(table, group)
+    rows: list[tuple[int, TableRow]] = []
+    excluded: list[tuple[int, TableRow]] = []
     for line, row in table.rows:
         if not row[columns.file].strip():
             raise table.wrong(line, "no file")
-    files = locate(table.values(columns.file), path)
-    splits = splits_of_values({columns.split_of(row) for _, row in table.rows})
+        leaves_out = columns.excludes(row, functools.partial(table.wrong, line))
+        (excluded if leaves_out else rows).append((line, row))
+    if not rows:
+        what = f"{printable(path)} leaves out every photo by its column {printable(columns.exclude)}"
+        raise DataError(what, "change it")
+    files = locate([row[columns.file] for _, row in rows], path)
+    splits = splits_of_values({columns.split_of(row) for _, row in rows})
     found: dict[str, tuple[str, str, str]] = {}  # path to class, split, group
     repeated: list[str] = []
-    for line, row in table.rows:
+    for line, row in rows:
         file, label = files.paths[row[columns.file]], normalized(row[columns.label].strip())
         value = columns.split_of(row)
         split = splits.get(value, "")
@@ -60,16 +70,28 @@ def read_table(path: Path, group: str = "") -> ImageDataset:
     notes = [*table.notes, *columns.notes, *files.notes]
     if repeated:
         notes.append(f"photos that are listed more than once: {listed(list(Counter(repeated)))}")
+    notes += _describe_excluded([row for _, row in excluded], columns, {label for label, _, _ in found.values()})
     unused = columns.unused + _other_tables(path)
     classes = sorted({label for label, _, _ in found.values()}, key=natural_key)
     labeled = [(file, label, split) for file, (label, split, _) in found.items()]
-    dataset = dataset_from_rows(path, files.root, path.stem, classes, labeled, [*notes, *similar_names(classes)])
-    uses = {use: getattr(columns, use) for use in ("file", "label", "split", "group")}
+    notes += similar_names(classes)
+    dataset = dataset_from_rows(path, files.root, path.stem, classes, labeled, notes, fewest)
+    uses = {use: getattr(columns, use) for use in ("file", "label", "split", "group", "exclude")}
     uses |= {split: column for column, split in columns.flags.items()}
     named = [use if use == column else f"{use} ({printable(column)})" for use, column in uses.items() if column]
     of_group = {file: group for file in dataset.paths if (group := found[file][2])}
     dataset = replace(dataset, groups=of_group, group_columns=tuple(columns.groups))
     return replace(dataset, unused=tuple(unused), layout=f"table with {', '.join(named)}")
+
+
+def _describe_excluded(rows: Sequence[Mapping[str, str]], columns: Columns, classes: Collection[str]) -> list[str]:
+    """Notes that name the photos a table leaves out, and classes that lose all of theirs."""
+    if not rows:
+        return []
+    names = listed([row[columns.file].strip() for row in rows])
+    notes = [f"{number_of(rows)} left out by column {printable(columns.exclude)}: {names}"]
+    labels = {normalized(row[columns.label].strip()) for row in rows} - {"", *classes}
+    return [*notes, f"classes left without photos: {listed(sorted(labels, key=natural_key))}"] if labels else notes
 
 
 def _other_tables(path: Path) -> list[str]:

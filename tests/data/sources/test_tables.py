@@ -56,6 +56,25 @@ def test_split_and_group_columns(root):
     assert group_units(dataset) == [0, 1, 2, 1] and group_units(dataset, [[0, 3]]) == [0, 0, 2, 0]
 
 
+def test_one_class_is_enough_for_an_update(root):
+    path = table(root, "file,label\nin/1.jpg,a\n")
+    assert open_dataset(path, fewest=1).classes == ("a",)
+    with pytest.raises(DataError, match="holds one class only"):
+        open_dataset(path)
+
+
+def test_excluded_photos_are_left_out_and_named(root):
+    rows = ["in/1.jpg,a,", "in/2.jpg,b,no", "in/10.jpg,c,YES", "gone.jpg,,true", "a b.jpg,a,1"]
+    dataset = read_table(table(root, "\n".join(["file,label,exclude", *rows])))
+    assert dataset.paths == ("in/1.jpg", "in/2.jpg") and dataset.classes == ("a", "b")
+    assert "3 photos left out by column exclude: in/10.jpg, gone.jpg, a b.jpg" in dataset.notes
+    assert "classes left without photos: c" in dataset.notes and dataset.layout == "table with file, label, exclude"
+    with pytest.raises(DataError, match="line 2: column Excluded holds 'perhaps': expected yes or no"):
+        read_table(table(root, "file,label,Excluded\nin/1.jpg,a,perhaps\nin/2.jpg,b,\n"))
+    with pytest.raises(DataError, match="leaves out every photo by its column exclude; fix: change it"):
+        read_table(table(root, "file,label,exclude\nin/1.jpg,a,x\n".replace(",x", ",yes")))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
