@@ -1,36 +1,71 @@
 """Find label issues, and whether more photos would help.
 
 Both come from the features of the network before training. The results are written to label_issues.json
-and the report of the run.
+and the report of the run. --review opens a page on this machine to decide on the issues one by one. It
+writes labels.csv into the run folder, a table for `train --data`; no photo is changed or moved.
 """
 
 import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
 
 from flowers_torch.commands import add_data, add_json, add_run, print_json
-from flowers_torch.errors import printable
+from flowers_torch.errors import UsageError, printable
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from flowers_torch.runs.experiment import Experiment
+
+EXAMPLES = """examples:
+  flowers-torch label-issues runs/garden-inception_v3-1
+  flowers-torch label-issues latest --review            decide on them in the browser; Ctrl-C ends
+  flowers-torch label-issues latest --csv issues.csv    a table for other programs
+"""
 SHOWN = 10  # label issues that are printed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run(parser)
     add_data(parser)
+    parser.add_argument("--review", action="store_true", help="decide on the issues on a page of this machine")
+    parser.add_argument("--port", type=int, default=0, metavar="N", help="of the page; 0 takes a free one [0]")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="table of the issues to write")
     add_json(parser)
 
 
 def run(args: argparse.Namespace) -> None:
+    if not 0 <= args.port < 65536:
+        raise UsageError(f"--port {args.port} is not a valid port: expected 0 .. 65535", "give another --port, or 0")
+
     from flowers_torch.report.run_summary import LABEL_ISSUES_FILE
     from flowers_torch.runs.experiment import Experiment
     from flowers_torch.runs.folder import find_run_folder
-    from flowers_torch.runs.label_issues import find_run_label_issues
+    from flowers_torch.runs.label_issues import find_run_label_issues, untrained_features, write_issue_table
     from flowers_torch.runs.results import write_run_report
 
     experiment, model = Experiment.open(find_run_folder(args.run), data=args.moved)
-    found = find_run_label_issues(experiment)
+    features = untrained_features(experiment)
+    found = find_run_label_issues(experiment, features)
     path = write_run_report(experiment, model, experiment.info)
+    if args.csv:
+        write_issue_table(args.csv.expanduser(), experiment, found)
+    if not args.json:
+        _print_findings(found)
+        more = len(found["label_issues"]) - SHOWN
+        if more > 0:
+            print(f"  and {more} more in {args.csv and printable(args.csv) or LABEL_ISSUES_FILE}")
+        if args.csv:
+            print(f"table    {printable(args.csv)}")
+        print(f"report   {printable(path)}")
+    if args.review:
+        found |= {"review": _review(experiment, found, features, args)}
     if args.json:
         print_json(found)
-        return
+
+
+def _print_findings(found: dict[str, Any]) -> None:
     for point in found["curve"]:
         print("curve    {images:6} photos: accuracy {accuracy:.4f} ({low:.3f} .. {high:.3f})".format_map(point))
     print(f"curve    {found['more_photos']}")
@@ -40,6 +75,35 @@ def run(args: argparse.Namespace) -> None:
         label, other = printable(issue["label"], 40), printable(issue["looks_like"], 40)
         file = printable(issue["file"], 100)
         print(f"  {file}: labeled {label}, looks like {other} ({issue['probability']:.2f})")
-    if len(issues) > SHOWN:
-        print(f"  and {len(issues) - SHOWN} more in {LABEL_ISSUES_FILE}")
-    print(f"report   {printable(path)}")
+
+
+def _review(
+    experiment: "Experiment", found: dict[str, Any], features: "Tensor", args: argparse.Namespace
+) -> dict[str, Any]:
+    """Serves the page until Ctrl-C; returns what is saved."""
+    from flowers_torch.runs.label_review import LabelReview
+    from flowers_torch.runs.review_page import open_browser, review_page
+
+    review = LabelReview(experiment, found["label_issues"], features)
+    out = sys.stderr if args.json else sys.stdout
+    with review_page(review, experiment.info.preprocessing.value_range, args.port) as page:
+        print(f"review   {page.url} (Ctrl-C ends; each decision is saved immediately)", file=out, flush=True)
+        try:
+            open_browser(page.url)
+            page.serve_forever()
+        except KeyboardInterrupt:
+            pass
+        finally:  # SIGTERM ends the command too
+            saved = review.summary()
+            _print_saved(saved, out)
+    return saved
+
+
+def _print_saved(saved: dict[str, Any], out: TextIO) -> None:
+    words = {"keep": "kept", "relabel": "relabeled", "exclude": "excluded"}
+    counts = ", ".join(f"{saved[action]} {word}" for action, word in words.items())
+    if any(saved[action] for action in words):
+        print(f"saved    {counts} in {saved['table']}", file=out)
+        print(f"next     {saved['command']}", file=out)
+    else:
+        print("saved    nothing, because nothing was decided", file=out)

@@ -5,13 +5,15 @@ images, wrong labels included.
 """
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from flowers_torch.data.splits.assign import group_units
 from flowers_torch.evaluation.out_of_fold import find_label_issues, learning_curve
-from flowers_torch.files.atomic import write_json
+from flowers_torch.files.atomic import write_csv, write_json
 from flowers_torch.log import log
 from flowers_torch.models.checkpoint import build
 from flowers_torch.models.weights import load_weights, plan_weights
@@ -19,10 +21,8 @@ from flowers_torch.report.run_summary import LABEL_ISSUES_FILE
 from flowers_torch.runs.experiment import Experiment
 
 
-def find_run_label_issues(experiment: Experiment) -> dict[str, Any]:
-    """Computes the features of all images of a finished run once and writes `label_issues.json` into its folder.
-
-    Returns the content of that file, with the most confident label issue first.
+def untrained_features(experiment: Experiment) -> Tensor:
+    """Features (N, D) of all images of a run, from the network as it was before training.
 
     Raises:
         UsageError: the network cannot be split in front of its head, or the features exceed the memory.
@@ -33,7 +33,16 @@ def find_run_label_issues(experiment: Experiment) -> dict[str, Any]:
     plan = plan_weights(config.arch, config.weights or "imagenet", config.keras_input, config.model_options)
     loaded = load_weights(model, config.arch, plan)
     log.info(f"features of {len(dataset)} photos; {loaded}")
-    features = experiment.features.of_frozen(experiment.runtime.place(model), range(len(dataset)))
+    return experiment.features.of_frozen(experiment.runtime.place(model), range(len(dataset)))
+
+
+def find_run_label_issues(experiment: Experiment, features: Tensor) -> dict[str, Any]:
+    """Finds the label issues of a finished run and writes `label_issues.json` into its folder.
+
+    `features` come from `untrained_features`. Returns the content of that file, with the most confident label issue
+    first.
+    """
+    dataset = experiment.dataset
     labels, units = torch.tensor(dataset.labels), group_units(dataset, experiment.filtered.duplicates)
     curve = learning_curve(features, labels, len(dataset.classes), units)
     found = {
@@ -53,3 +62,11 @@ def find_run_label_issues(experiment: Experiment) -> dict[str, Any]:
     }
     write_json(experiment.folder / LABEL_ISSUES_FILE, found)
     return found
+
+
+def write_issue_table(path: Path, experiment: Experiment, found: dict[str, Any]) -> None:
+    """Writes the label issues as a CSV file, with the absolute path of each photo."""
+    columns = ["file", "label", "looks_like", "probability", "probability_of_label"]
+    root = experiment.dataset.root.absolute()
+    rows = [issue | {"file": (root / issue["file"]).as_posix()} for issue in found["label_issues"]]
+    write_csv(path, rows, columns)
