@@ -42,6 +42,7 @@ GROUPS = {
         "compare": "compare runs on the same test photos",
         "ensemble": "average the predictions or the weights of several runs",
         "label-issues": "find label issues, and whether more photos would help",
+        "next": "choose which unlabeled photos to label next",
         "report": "rebuild the report of a run",
         "runs": "list the runs",
     },

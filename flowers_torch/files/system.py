@@ -90,15 +90,19 @@ def lock_file(file: IO[str]) -> bool:
     return True
 
 
-def link_or_copy(file: Path, link: Path) -> None:
-    """Links to a file by a relative path where the system can, else copies it.
+def link_or_copy(file: Path, link: Path, may_move: bool = False) -> None:
+    """Links to a file where the system can, else copies it.
+
+    The link holds a relative path, which stays right if both are moved together, or an absolute one if only the link
+    `may_move`.
 
     Raises:
         FileExistsError: `link` exists.
         OSError: it can neither be linked nor copied.
     """
     try:
-        target = os.path.relpath(os.path.realpath(file), os.path.realpath(link.parent))
+        target = os.path.realpath(file)
+        target = target if may_move else os.path.relpath(target, os.path.realpath(link.parent))
     except ValueError:  # another drive of Windows
         target = os.path.realpath(file)
     try:

@@ -1,14 +1,19 @@
-"""Commands that read finished runs: evaluate, compare, ensemble, label-issues, report, runs."""
+"""Commands that read finished runs: evaluate, compare, ensemble, label-issues, next, report, runs."""
 
 import dataclasses
 import json
+import shlex
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from flowers_torch.cli import main
 from flowers_torch.config import Config, Stage
+from flowers_torch.data.sources.open import open_dataset
+from flowers_torch.deploy.local_page import LocalPage
 from flowers_torch.files.tensors import safe_load
 from flowers_torch.models.checkpoint import load_classifier
 from flowers_torch.runs import recipe
@@ -171,3 +176,108 @@ def test_runs_are_found_by_name_and_weights_file(
     low, high = rows["a"]["interval_95"]
     assert low <= rows["a"]["accuracy"] <= high
     assert capsys.readouterr().out.count("finished") == 2
+
+
+def test_label_issues_as_a_table_and_in_a_review(
+    runs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The review ends by Ctrl-C, after somebody decided on two issues."""
+    folder = Path(shutil.copytree(runs[1], tmp_path / "run"))
+    table = tmp_path / "issues.csv"
+    issue = {"label": "red", "looks_like": "blue", "probability": 0.9, "probability_of_label": 0.1}
+    found = {"images": 60, "curve": [], "more_photos": "enough", "label_issues": []}
+    found["label_issues"] = [{"file": f"red/{i}.png"} | issue for i in range(12)]
+    monkeypatch.setattr("flowers_torch.runs.label_issues.find_run_label_issues", lambda *_: dict(found))
+    opened: list[str] = []
+    monkeypatch.setattr("flowers_torch.runs.review_page.open_browser", opened.append)
+
+    def serve(page: LocalPage) -> None:
+        page.decide({"issue": 0, "action": "relabel", "label": 0})
+        page.decide({"issue": 11, "action": "exclude"})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(LocalPage, "serve_forever", serve)
+    assert main(["label-issues", str(folder), "--csv", str(table), "--review"]) == 0
+    text = capsys.readouterr().out
+    assert opened and f"review   {opened[0]}" in text and "and 2 more in" in text
+    assert "saved    0 kept, 1 relabeled, 1 excluded in " in text
+    assert table.read_text().splitlines()[0] == "file,label,looks_like,probability,probability_of_label"
+    command = shlex.split(text.split("next     ")[1])
+    assert main([*command[1:], "--out", str(tmp_path / "again"), "--epochs", "1"]) == 0
+    out, err = capsys.readouterr()
+    assert "1 photo left out by column exclude" in out + err and "red/11.png" in out + err
+    split = json.loads((tmp_path / "again/split.json").read_text())
+    before = json.loads((folder / "split.json").read_text())
+    assert sum(split["counts"].values()) == 59 and split["classes"] == before["classes"]
+
+    monkeypatch.setattr(LocalPage, "serve_forever", lambda page: page.decide({"action": "undo"}))
+    assert main(["label-issues", str(folder), "--review", "--json"]) == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["review"]["exclude"] == 0 and "http://127.0.0.1:" in shown.err
+    assert main(["label-issues", str(folder), "--port", "70000"]) == 2
+
+
+@pytest.fixture(scope="module")
+def unlabeled(tmp_path_factory: pytest.TempPathFactory, photo_folder: Path) -> Path:
+    """Eight photos of mixed colors, a copy of one, one of the run, and a file that is not an image."""
+    folder = tmp_path_factory.mktemp("unlabeled")
+    draw = np.random.default_rng(1)
+    for number in range(8):
+        noise = draw.normal(0, 30, (40, 48, 3))
+        pixels = np.clip(np.array([100, 30 * number, 80]) + noise, 0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    shutil.copy(folder / "3.png", folder / "copy.png")
+    shutil.copy(photo_folder / "red" / "4.png", folder / "known.png")
+    (folder / "broken.jpg").write_bytes(b"nothing")
+    return folder
+
+
+def test_next_chooses_new_photos_for_update(
+    runs: list[str], unlabeled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table, links = tmp_path / "next.csv", tmp_path / "to label"
+    written = ["--csv", str(table), "--links", str(links), "--page", str(tmp_path / "next.html")]
+    found = run_json(capsys, "next", runs[0], str(unlabeled), "--count", "20", *written)
+    images = [Path(image["file"]) for image in found["images"]]  # type: ignore[attr-defined]
+    assert sorted(image.stem.replace("copy", "3") for image in images) == [str(n) for n in range(8)]
+    assert found["candidates"] == 9 and found["known"] == 1 and "broken.jpg" in str(found["unreadable"])
+    assert len(list(links.iterdir())) == 8
+    page = (tmp_path / "next.html").read_text()
+    assert page.count("data:image/jpeg") == 8 and "flowers-torch update" in page
+    commands = [shlex.split(command) for command in found["next"]]  # type: ignore[attr-defined]
+    update = [command[1:] for command in commands if command[-1] == str(table)][0]
+    assert main(update) == 3 and "no label for" in capsys.readouterr().err
+    table.write_text(table.read_text().replace(".png,,", ".png,blue,"))
+    assert main([*update, "--out", str(tmp_path / "updated"), "--epochs", "1"]) == 0
+    assert "8 new photos" in "".join(capsys.readouterr())
+    assert main(["update", runs[0], str(links)]) == 3  # nobody has sorted them
+    (links / "violet").mkdir()
+    for place in links.glob("*.png"):
+        place.rename(links / "violet" / place.name)
+    dataset = open_dataset(links, fewest=1)
+    assert dataset.classes == ("violet",) and len(dataset) == 8
+    assert all((links / path).is_file() for path in dataset.paths)
+
+
+def test_next_writes_a_page_and_refuses_what_it_cannot_use(
+    runs: list[str],
+    unlabeled: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["next", runs[0], str(unlabeled), "--count", "2"]) == 0
+    assert "chosen   2 of 9 unlabeled photos, 1 more are photos of the run" in capsys.readouterr().out
+    assert (tmp_path / "next.html").is_file()
+    assert main(["next", runs[0], str(unlabeled / "known.png")]) == 2
+    assert "none of the 1 photos is both readable and unknown" in capsys.readouterr().err
+    assert main(["next", runs[0], str(unlabeled), "--count", "0"]) == 2
+    assert main(["next", runs[0], str(unlabeled), "--links", str(tmp_path)]) == 2
+    assert "is not empty; fix: name a new folder" in capsys.readouterr().err
+    (tmp_path / "next.csv").write_text("file,label\n1.png,rose\n")
+    assert main(["next", runs[0], str(unlabeled), "--csv", "next.csv"]) == 2  # it may hold somebody's labels
+    assert "next.csv exists already; fix: name a new file" in capsys.readouterr().err
+    shutil.copy(unlabeled / "5.png", tmp_path / f"{'ж' * 120}.png")
+    assert main(["next", runs[0], str(tmp_path), "--links", str(tmp_path / "long")]) == 0
+    assert len(list((tmp_path / "long").iterdir())) == 1

@@ -1,0 +1,45 @@
+"use strict";
+const { images, classes } = JSON.parse(document.getElementById("listed").textContent);
+const cards = [...document.querySelectorAll(".cards li")], save = document.getElementById("save");
+const inputs = cards.map(card => card.querySelector("input"));
+let saved = true;
+
+function update(card, name) {
+  card.classList.toggle("done", name !== "");
+  for (const button of card.querySelectorAll("button")) {
+    button.setAttribute("aria-pressed", String(classes[button.dataset.class] === name));
+  }
+  const labeled = inputs.filter(input => input.value.trim()).length;
+  document.getElementById("count").textContent = `${labeled} of ${cards.length} labeled`;
+  save.disabled = labeled === 0;
+  saved = labeled === 0;
+}
+cards.forEach((card, number) => {
+  inputs[number].addEventListener("input", () => update(card, inputs[number].value.trim()));
+  for (const button of card.querySelectorAll("button")) {
+    button.setAttribute("aria-pressed", "false");
+    button.addEventListener("click", () => {
+      const name = classes[button.dataset.class];
+      inputs[number].value = button.getAttribute("aria-pressed") === "true" ? "" : name;
+      update(card, inputs[number].value);
+    });
+  }
+});
+
+const NUMBER = /^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i;
+// Text that a spreadsheet would run as a formula gets an apostrophe, which flowers_torch removes.
+function cell(text) {
+  const safe = /^'*[=+@-]/.test(text) && !NUMBER.test(text) ? `'${text}` : text;
+  return `"${safe.replaceAll('"', '""')}"`;
+}
+save.addEventListener("click", () => {
+  const rows = images.map((image, i) => [image.file, inputs[i].value.trim()]).filter(row => row[1]);
+  const text = [["file", "label"], ...rows].map(row => row.map(cell).join(",")).join("\n") + "\n";
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([text], { type: "text/csv" }));
+  link.download = "labels.csv";
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+  saved = true;
+});
+addEventListener("beforeunload", event => { if (!saved) event.preventDefault(); });
