@@ -1,14 +1,14 @@
 """Find label issues, and whether more photos would help.
 
 Both come from the features of the network before training. The results are written to label_issues.json
-and the report of the run. --review opens a page on this machine to decide on the issues one by one. It writes
-labels.csv into the run folder, a table for `train --data`; no photo is changed or moved.
+and the report of the run. --review opens a page on this machine to decide on the issues one by one. It
+writes labels.csv into the run folder, a table for `train --data`; no photo is changed or moved.
 """
 
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from flowers_torch.commands import add_data, add_json, add_run, print_json
 from flowers_torch.errors import UsageError, printable
@@ -88,19 +88,22 @@ def _review(
     out = sys.stderr if args.json else sys.stdout
     with review_page(review, experiment.info.preprocessing.value_range, args.port) as page:
         print(f"review   {page.url} (Ctrl-C ends; each decision is saved immediately)", file=out, flush=True)
-        open_browser(page.url)
         try:
+            open_browser(page.url)
             page.serve_forever()
         except KeyboardInterrupt:
             pass
-    saved = review.summary()
-    counts = ", ".join(f"{saved[action]} {text}" for action, text in LABELS.items())
-    if not review.decisions:
-        print("saved    nothing, because nothing was decided", file=out)
-    else:
-        print(f"saved    {counts} in {saved['table']}", file=out)
-        print(f"next     {saved['command']}", file=out)
+        finally:  # SIGTERM ends the command too
+            saved = review.summary()
+            _print_saved(saved, out)
     return saved
 
 
-LABELS = {"keep": "kept", "relabel": "relabeled", "exclude": "excluded"}
+def _print_saved(saved: dict[str, Any], out: TextIO) -> None:
+    words = {"keep": "kept", "relabel": "relabeled", "exclude": "excluded"}
+    counts = ", ".join(f"{saved[action]} {word}" for action, word in words.items())
+    if any(saved[action] for action in words):
+        print(f"saved    {counts} in {saved['table']}", file=out)
+        print(f"next     {saved['command']}", file=out)
+    else:
+        print("saved    nothing, because nothing was decided", file=out)

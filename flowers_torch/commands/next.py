@@ -1,7 +1,7 @@
 """Choose which unlabeled photos to label next.
 
-The model is uncertain about the chosen photos, and they differ from each other and from the photos that it knows.
-Without --csv and --links, the result is a page on which the photos can be labeled.
+The model is uncertain about the chosen photos, and they differ from each other and from the photos that
+it knows. Without --csv and --links, the result is a page on which the photos can be labeled.
 """
 
 import argparse
@@ -11,9 +11,9 @@ from flowers_torch.commands import add_data, add_json, add_run, check_positive, 
 from flowers_torch.errors import printable
 
 EXAMPLES = """examples:
-  flowers-torch next runs/garden-inception_v3-1 unlabeled/                label them on the page next.html
-  flowers-torch next latest unlabeled/ --count 20 --csv next.csv          write the labels into the table
-  flowers-torch next latest unlabeled/ --links to_label/                  sort the links into class folders
+  flowers-torch next runs/garden-inception_v3-1 unlabeled/         label them on the page next.html
+  flowers-torch next latest unlabeled/ --count 20 --csv next.csv   write the labels into the table
+  flowers-torch next latest unlabeled/ --links to_label/           sort the links into class folders
 """
 SHOWN = 10  # photos that are printed
 

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from flowers_torch.evaluation.nearest import directions, least_distance
 
+SAME = 1e-5  # cosine distance of two copies, computed with float32
+
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
@@ -53,6 +55,3 @@ def choose_next(known: Tensor, features: Tensor, probabilities: Tensor, count: i
         distance = torch.minimum(distance, (1 - units @ units[best]).clamp(min=0))
         distance[best] = 0.0
     return chosen
-
-
-SAME = 1e-5  # cosine distance of two copies, computed with float32

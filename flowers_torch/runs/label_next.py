@@ -21,6 +21,7 @@ from flowers_torch.runs.experiment import Experiment
 from flowers_torch.runs.feature_cache import FeatureCache
 from flowers_torch.runs.loaders import Loaders
 
+MAX_NAME_BYTES = 240  # of a link, without its number
 GUESSES = 3  # classes shown with a photo, the most probable first
 
 
@@ -116,7 +117,13 @@ def _probabilities(experiment: Experiment, model: nn.Module, features: Tensor) -
 
 
 def write_table(path: Path, found: NextImages) -> None:
-    """Writes a CSV file with an empty column `label`; with the labels filled in, `update` takes it."""
+    """Writes a CSV file with an empty column `label`; with the labels filled in, `update` takes it.
+
+    Raises:
+        UsageError: the file exists; somebody may have written labels into it.
+    """
+    if path.exists():
+        raise UsageError(f"{printable(path)} exists already", "name a new file")
     columns = ["file", "label", "looks_like", "probability", "uncertainty", "distance"]
     rows = [
         {"file": image.file.as_posix(), "label": "", "looks_like": image.classes[0]}
@@ -130,7 +137,7 @@ def write_table(path: Path, found: NextImages) -> None:
 def link_images(folder: Path, found: NextImages) -> None:
     """Links the photos into an empty folder, to be sorted into folders of their classes.
 
-    The number in front of each name is its place in the choice.
+    The number in front of each name is its place in the choice. Long names lose their beginning.
 
     Raises:
         UsageError: the folder holds something.
@@ -142,7 +149,10 @@ def link_images(folder: Path, found: NextImages) -> None:
     try:
         refuse_link(folder).mkdir(parents=True, exist_ok=True)
         for number, image in enumerate(found.images, 1):
-            link_or_copy(image.file, folder / f"{number:0{width}d}-{image.file.name[-200:]}", may_move=True)
+            name = image.file.name
+            while len(os.fsencode(name)) > MAX_NAME_BYTES:
+                name = name[1:]
+            link_or_copy(image.file, folder / f"{number:0{width}d}-{name}", may_move=True)
     except OSError as error:
         what = f"cannot link the photos into {printable(folder)}: {error.strerror}"
         raise ResourceError(what, "choose another folder") from error

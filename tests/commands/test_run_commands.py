@@ -275,3 +275,9 @@ def test_next_writes_a_page_and_refuses_what_it_cannot_use(
     assert main(["next", runs[0], str(unlabeled), "--count", "0"]) == 2
     assert main(["next", runs[0], str(unlabeled), "--links", str(tmp_path)]) == 2
     assert "is not empty; fix: name a new folder" in capsys.readouterr().err
+    (tmp_path / "next.csv").write_text("file,label\n1.png,rose\n")
+    assert main(["next", runs[0], str(unlabeled), "--csv", "next.csv"]) == 2  # it may hold somebody's labels
+    assert "next.csv exists already; fix: name a new file" in capsys.readouterr().err
+    shutil.copy(unlabeled / "5.png", tmp_path / f"{'ж' * 120}.png")
+    assert main(["next", runs[0], str(tmp_path), "--links", str(tmp_path / "long")]) == 0
+    assert len(list((tmp_path / "long").iterdir())) == 1
