@@ -121,7 +121,7 @@ def official_split(dataset: ImageDataset, which: int, cache: Path | None = None)
         content = loadmat(
             io.BytesIO(read_bytes(path, kind, DataError, SPLITS_BYTES)), variable_names=list(keys.values())
         )
-        with np.errstate(all="ignore"):  # the check below finds what is no number of a photo
+        with np.errstate(all="ignore"):  # the check below finds values that name no photo
             splits = {split: sorted((content[key].ravel().astype(int) - 1).tolist()) for split, key in keys.items()}
         if sorted(sum(splits.values(), [])) != list(range(len(PATHS))):
             raise ValueError("some photos are in no split or in several")
