@@ -52,7 +52,7 @@ IMAGE_SUFFIXES = frozenset(" ".join(SUFFIXES.values()).split())
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 # Pillow warns above this size and raises above twice this size. A warning is too late for 358 MB of memory.
 MAX_PIXELS = 89_478_485
-PIXEL_WEIGHT = {"WEBP": 3, "AVIF": 3}  # a pixel counts as several where a decoder takes several times 4 bytes for it
+PIXEL_WEIGHT = {"WEBP": 3.3, "AVIF": 3.3}  # a pixel counts as several where a decoder takes several times 4 bytes for it
 
 ORIENTATION_TAG = 0x0112
 # The transposition that turns an image upright, by EXIF orientation; 1 is upright already.
@@ -93,7 +93,7 @@ def load_image(
     Color profiles are applied, transparency becomes white, CMYK and palettes are converted, and the first frame of
     an animation is taken. Decoding takes at most 9 bytes a pixel, or 5 where `at_least` makes the result smaller.
     Some decoders take more: 2 bytes for each channel of a progressive JPEG, 3 for a TIFF of one strip, 4 for colors
-    of 16 bits that use fewer, and 18 in all for WebP and AVIF, of which a third of the pixels is accepted.
+    of 16 bits that use fewer, and 18 in all for WebP and AVIF, of which 30% of the pixels are accepted.
 
     Args:
         max_pixels: Limit of the pixels that are decoded, checked before decoding. A JPEG of more pixels is decoded
@@ -201,7 +201,7 @@ def _identify(file: IO[bytes], start: bytes, formats: tuple[str, ...], name: str
 
 
 def _check_size(name: str, width: int, height: int, kind: str, max_pixels: int) -> None:
-    max_pixels //= PIXEL_WEIGHT.get(kind, 1)  # guard: S7 webp
+    max_pixels = int(max_pixels / PIXEL_WEIGHT.get(kind, 1))  # guard: S7 webp
     if width * height > max_pixels:  # guard: D13
         raise _too_large(
             name, f"{width}x{height}", max_pixels, "save it as JPEG, which may be larger, or make it smaller"

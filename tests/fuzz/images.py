@@ -120,13 +120,13 @@ def bombs() -> dict[str, bytes]:
     found["text.png"] = file.getvalue()
     if features.check("avif"):
         file = io.BytesIO()
-        Image.new("RGBA", (5460, 5460)).save(file, "AVIF", speed=10, quality=10)
+        Image.new("RGBA", (5200, 5200)).save(file, "AVIF", speed=10, quality=10)
         found["rgba.avif"] = file.getvalue()
     file = io.BytesIO()
     Image.new("RGB", (2000, 2000)).save(file, "JPEG", progressive=True)
     last = file.getvalue().rindex(b"\xff\xda")
     found["scans.jpg"] = file.getvalue()[:last] + file.getvalue()[last:-2] * 5000 + b"\xff\xd9"
-    for name, side in (("rgba.webp", 5460), ("wide.webp", 9400)):
+    for name, side in (("rgba.webp", 5200), ("wide.webp", 9400)):
         file = io.BytesIO()
         Image.new("RGBA", (side, side)).save(file, "WEBP", lossless=True, quality=0, method=0)
         found[name] = file.getvalue()
