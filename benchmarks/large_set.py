@@ -171,7 +171,7 @@ def main() -> None:
     if args.step:
         run_step(args.step, *map(Path, args.counts), args.decode)
         return
-    print("| photos | step | seconds | of the processor | us per photo | own MiB | resident MiB |")
+    print("| photos | step | seconds | of the processor | us per photo | own MiB | MiB with torch |")
     for count in map(int, args.counts):
         for row in measure(count, args.mean_bytes, args.decode):
             each = 1e6 * row["cpu"] / count

@@ -85,7 +85,9 @@ class StoppedError(FlowersError):
 
 def lacks_memory(error: BaseException) -> bool:
     """Whether an error of Python or torch says that there is no memory left, on the CPU or on a GPU."""
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(NO_MEMORY.search(str(error))))
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's may have no text
+        return True
+    return isinstance(error, RuntimeError) and bool(NO_MEMORY.search(str(error)))
 
 
 def printable(path: object, limit: int = 200) -> str:

@@ -11,9 +11,9 @@ from flowers_torch.commands import add_data, add_json, add_run, check_positive, 
 from flowers_torch.errors import printable
 
 EXAMPLES = """examples:
-  flowers-torch next runs/garden-inception_v3-1 unlabeled/         label them on the page next.html
-  flowers-torch next latest unlabeled/ --count 20 --csv next.csv   write the labels into the table
-  flowers-torch next latest unlabeled/ --links to_label/           sort the links into class folders
+  flowers-torch next latest unlabeled/                             label them on next.html
+  flowers-torch next latest unlabeled/ --count 20 --csv next.csv   write labels into the table
+  flowers-torch next latest unlabeled/ --links to_label/           sort links into class folders
 """
 SHOWN = 10  # photos that are printed
 

@@ -9,7 +9,7 @@ from flowers_torch.files.system import expand_home
 
 EXAMPLES = """examples:
   flowers-torch pack runs/photos-inception_v3-1
-  flowers-torch pack latest --push OWNER/NAME          and upload it to the Hugging Face hub
+  flowers-torch pack latest --push OWNER/NAME     and upload it to the Hugging Face hub
 """
 
 

@@ -1,8 +1,8 @@
 """Features of a frozen backbone: what its head sees of each image, computed once instead of in every epoch.
 
-Features of an image and of its mirror image are also cached on disk. The key is everything that they depend
-on: weights, preprocessing, precision, software and the bytes of the image. Several processes compute their shares of
-the batches that one process would compute, so the features are the same to the bit. The main one owns the files.
+Features of an image and of its mirror image are also cached on disk. The key is everything that they depend on:
+weights, preprocessing, precision, software and the bytes of the image. Several processes divide the batches that one
+process would compute among them, so the features are the same to the bit. The main one owns the files.
 """
 
 import contextlib

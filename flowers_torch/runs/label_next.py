@@ -15,7 +15,7 @@ from flowers_torch.data.splits.split_file import fingerprint
 from flowers_torch.errors import ResourceError, UsageError, printable
 from flowers_torch.evaluation.label_next import choose_next
 from flowers_torch.files.atomic import refuse_link, write_csv
-from flowers_torch.files.system import link_or_copy
+from flowers_torch.files.system import common_folder, link_or_copy
 from flowers_torch.log import log
 from flowers_torch.runs.experiment import Experiment
 from flowers_torch.runs.feature_cache import FeatureCache
@@ -93,10 +93,7 @@ def find_next(experiment: Experiment, model: nn.Module, files: Sequence[Path], c
 def _readable(experiment: Experiment, files: Sequence[Path]) -> tuple[ImageDataset, list[str]]:
     """The readable files as a dataset, whose labels mean nothing, and the errors of the others."""
     places = dict.fromkeys(os.path.abspath(file) for file in files)
-    try:
-        root = Path(os.path.commonpath([os.path.dirname(place) for place in places]))
-    except ValueError as error:  # Windows
-        raise UsageError("the photos lie on several drives", "name photos of one drive") from error
+    root = common_folder([os.path.dirname(place) for place in places])
     every = tuple(Path(place).relative_to(root).as_posix() for place in places)
     dataset = ImageDataset("unlabeled photos", root, experiment.info.classes, every, (0,) * len(every))
     inspections = inspect_images(dataset)

@@ -65,7 +65,8 @@ class Runtime:
 
     def wait(self) -> None:
         """Returns when the device has done all that it was given."""
-        torch.get_device_module(self.device).synchronize()
+        if self.device.type == "cuda":  # elsewhere no copy runs ahead
+            torch.get_device_module(self.device).synchronize()
 
     def place(self, model: nn.Module) -> nn.Module:
         """Moves a network to the device in `memory_format`, in place; `breaks_in_channels_last` names exceptions."""

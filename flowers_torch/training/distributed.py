@@ -2,11 +2,11 @@
 
 Each process takes its shard of every batch and of the validation images. The sums over the processes are what
 one process would have computed, so the same batch size and learning rate give the same run. What the main process
-decides alone, it does inside `lead`, where the others take their shares of what it spreads.
+decides alone, it does inside `lead`, where the others do a part of what it spreads.
 
 Two time-outs end a run whose processes wait for each other for no good reason: `STEP_TIME` for what all do together,
-and one for what the main process does alone, which is in proportion to the photos. A process that dies is noticed at
-once, because its connections close.
+and one for what the main process does alone, which is in proportion to the photos. A process that dies is noticed
+immediately, because its connections close.
 """
 
 import contextlib

@@ -38,14 +38,14 @@ def test_a_signal_while_features_are_computed_stops_the_fit(
     monkeypatch.setenv("FLOWERS_TORCH_CACHE", str(tmp_path / "cache"))
     tune = Stage(name="tune", train="all", epochs=1, lr=0.01)
     config = make_config(*([tune] if before else []), FIT)
-    real = FeatureCache._compute
+    real = FeatureCache._run_backbone
 
     def compute(*arguments: Any) -> Any:
         os.kill(os.getpid(), signal.SIGTERM)
         yield from real(*arguments)
 
     with monkeypatch.context() as patch, pytest.raises(StoppedError, match="stopped by SIGTERM") as caught:
-        patch.setattr(FeatureCache, "_compute", compute)
+        patch.setattr(FeatureCache, "_run_backbone", compute)
         recipe.train(config, tmp_path / "run")
     assert ("--resume" in str(caught.value)) == bool(before) and caught.value.exit_code == 143
     if before:

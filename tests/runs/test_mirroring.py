@@ -13,6 +13,7 @@ from flowers_torch.data.augment.names import AUGMENTATIONS
 from flowers_torch.data.augment.preview import variants
 from flowers_torch.data.quality.filter import filter_images
 from flowers_torch.data.sources.folders import find_images
+from flowers_torch.deploy.predictor import Predictor
 from flowers_torch.errors import UsageError
 from flowers_torch.models.checkpoint import load_classifier
 from flowers_torch.report.image_sections import augmentation_sheet
@@ -21,8 +22,10 @@ from flowers_torch.runs import ranking, recipe
 from flowers_torch.runs.evaluate import evaluate_data, evaluate_run
 from flowers_torch.runs.experiment import Experiment
 from flowers_torch.runs.update import update
+from flowers_torch.training.device import choose_runtime
 
 MakeConfig = Callable[..., Config]
+CPU = choose_runtime("cpu", "fp32")
 FIT = Stage(name="head", train="head", optimizer="lbfgs", augment="mirror")
 
 
@@ -140,7 +143,7 @@ def test_no_mirrored_views_in_evaluation(unmirrored: Path, arrows: Path) -> None
     for views in ("flip", "crop10"):
         for evaluate in (
             lambda views: evaluate_run(unmirrored, views=views),
-            lambda views: evaluate_data(unmirrored, str(arrows), views=views),
+            lambda views: evaluate_data(Predictor.load(unmirrored, CPU), unmirrored, find_images(arrows), views=views),
         ):
             with pytest.raises(UsageError, match=f"--tta {views} mirrors photos.*use none, scales, crop5"):
                 evaluate(views)

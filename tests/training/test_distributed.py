@@ -153,6 +153,7 @@ def doubled(items: Sequence[int]) -> list[tuple[int, int]]:
     return [(2 * item, int(os.environ["RANK"])) for item in items]
 
 
+@pytest.mark.needs("linux")
 def test_the_main_process_leads_and_spreads_its_work(tmp_path: Path) -> None:
     """Each of the processes does a share, in whole blocks; the results and their order are those of one process."""
 
@@ -175,10 +176,10 @@ def test_the_main_process_leads_and_spreads_its_work(tmp_path: Path) -> None:
     ]
     assert [rank for _, rank in first[0]] == [0, 1, 2, 0, 1, 2, 0]
     assert [rank for _, rank in first[1]] == [0, 0, 0, 1, 1, 1, 2]
-    os.environ.setdefault("RANK", "0")
     assert SINGLE_PROCESS.lead(lambda: SINGLE_PROCESS.spread(lambda items: items[::1], [3])) == [3]
 
 
+@pytest.mark.needs("linux")
 def test_an_error_of_the_main_process_ends_those_that_help_it(tmp_path: Path) -> None:
     def work(distributed: Distributed) -> Any:
         def lead() -> Any:
@@ -191,6 +192,7 @@ def test_an_error_of_the_main_process_ends_those_that_help_it(tmp_path: Path) ->
     assert first == [UsageError.__name__, "it cannot; fix: let it"] and second[0] == PeerLostError.__name__
 
 
+@pytest.mark.needs("linux")
 def test_time_outs_follow_from_the_work_ahead(tmp_path: Path) -> None:
     """A step has half an hour, and what the main process does alone an hour and 0.1 s for each photo."""
 
