@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     check_positive(args, "count")
 
-    from flowers_torch.deploy.classifier import find_files
+    from flowers_torch.deploy.inputs import find_files
     from flowers_torch.report.next_page import write_next_page
     from flowers_torch.runs.experiment import Experiment
     from flowers_torch.runs.folder import find_run_folder

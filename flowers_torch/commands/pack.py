@@ -1,4 +1,4 @@
-"""Make a folder to share: weights, model card, hubconf.py, config.json for timm and transformers, and SHA256SUMS."""
+"""Make a folder to share: weights, model card, hubconf.py, timm's config.json, and SHA256SUMS."""
 
 import argparse
 from pathlib import Path

@@ -12,7 +12,7 @@ import struct
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import IO, TypeVar
 
@@ -78,6 +78,8 @@ USABLE = ("a usable image", "replace it, or convert it to 8-bit JPEG or PNG")
 T = TypeVar("T")
 # `warnings.catch_warnings` changes process-wide state, so only one thread may use it at a time.
 _quiet_lock = threading.Lock()
+LARGE_PIXELS = 25_000_000  # from here on the threads of a process decode one image at a time
+_large_lock = threading.Lock()
 _image_lock = threading.Lock()  # Pillow images that several threads share may not be read from their file yet
 logging.getLogger("PIL").addHandler(
     logging.NullHandler()
@@ -236,6 +238,15 @@ def _decode(
     file: IO[bytes], name: str, max_pixels: int = MAX_PIXELS, at_least: int = 0, value_range: Range = ()
 ) -> Image.Image:
     image = open_header(file, name, max_pixels)
+    is_reduced = image.format == "JPEG" and at_least and not image.info.get("progressive")  # while it is decoded
+    is_large = image.width * image.height > LARGE_PIXELS and not is_reduced
+    with _large_lock if is_large else nullcontext():  # guard: S7 threads
+        return _decode_opened(image, file, name, max_pixels, at_least, value_range)
+
+
+def _decode_opened(
+    image: Image.Image, file: IO[bytes], name: str, max_pixels: int, at_least: int, value_range: Range
+) -> Image.Image:
     size = image.size
     if image.format == "PNG":  # guard: D11
         png.check_chunks(file)
@@ -252,7 +263,8 @@ def _decode(
     except Exception:  # guard: S11 reduced
         if image.size == size or not at_least:
             raise
-        return _decode(file, name, max_pixels, 0)  # lossless JPEG has no reduced form
+        image = open_header(file, name, max_pixels)  # lossless JPEG has no reduced form
+        return _decode_opened(image, file, name, max_pixels, 0, value_range)
     orientation = read_orientation(image)  # after loading: a PNG may store it behind the pixels
     image = to_rgb(LoadedImage(image, low, value_range, profile), at_least)
     return _turn(image, orientation)  # guard: D20

@@ -17,6 +17,7 @@ from flowers_torch.training.device import Runtime
 # State tensors per parameter; L-BFGS remembers a hundred steps, twice.
 IMAGES_TRIED = 8
 OPTIMIZER_COPIES = {"adamw": 2, "adam": 2, "sgd": 1, "rmsprop": 2, "lbfgs": 200}
+MIN_SECONDS = 0.5  # of timing; less of it says nothing about the machine
 BUSY = 0.3  # of the wall time; one other busy process on two cores makes two threads wait for 0.5 to 0.7
 
 
@@ -35,7 +36,7 @@ def busy_note(device: torch.device) -> Iterator[None]:
     started, waited = time.monotonic(), waiting_seconds()
     yield
     seconds, waited = time.monotonic() - started, waiting_seconds() - waited
-    if device.type == "cpu" and waited > BUSY * seconds:
+    if device.type == "cpu" and seconds > MIN_SECONDS and waited > BUSY * seconds:
         log.info(
             f"note     the machine is busy: in {seconds:.1f} s of timing, threads waited {waited:.1f} s for a core;"
             " estimates of the duration are too high if that ends"

@@ -89,7 +89,7 @@ def test_views_are_chosen_on_the_validation_photos(runs: list[str], capsys: pyte
     ("arguments", "code", "message"),
     [
         (["--tta", "crop7"], 2, "crop10"),
-        (["--subset", "tset"], 2, "train, val or test"),
+        (["--subset", "tset"], 2, "use train, val, test"),
         (["--save", "--json"], 2, "leave out the other flags"),
         (["--batch-size", "0"], 2, "batch-size"),
     ],

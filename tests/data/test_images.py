@@ -17,6 +17,7 @@ import pytest
 from PIL import Image, ImageFile, features
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
+from flowers_torch.data import images
 from flowers_torch.data.augment.per_image import enough_side, eval_transform
 from flowers_torch.data.images import MAX_PIXELS, load_image
 from flowers_torch.data.quality.inspection import inspect_image
@@ -541,3 +542,25 @@ def test_a_pixel_of_webp_counts_more_than_three_times():
     with pytest.raises(DataError, match="too large: 40x30, at most 1,199 pixels"):
         load_image(io.BytesIO(encoded(gradient(), "WEBP")), max_pixels=3959)
     assert load_image(io.BytesIO(encoded(gradient(), "WEBP")), max_pixels=3960)
+
+
+def test_threads_decode_one_large_image_at_a_time(monkeypatch):
+    """Memory is bounded for a process, however many threads read; reduced JPEG files take little."""
+    monkeypatch.setattr(images, "LARGE_PIXELS", 1000)
+    inside, most, real = [], {}, images._decode_opened
+
+    def decode(image, *arguments):
+        inside.append(1)
+        most[image.format] = max(most.get(image.format, 0), len(inside))
+        time.sleep(0.02)
+        inside.pop()
+        return real(image, *arguments)
+
+    monkeypatch.setattr(images, "_decode_opened", decode)
+    for kind, at_least, expected in (("PNG", 0, 1), ("JPEG", 0, 1), ("JPEG", 8, 2)):
+        most.clear()
+        content = encoded(gradient(), kind)
+        with ThreadPoolExecutor(4) as pool:
+            found = [pool.submit(load_image, io.BytesIO(content), at_least=at_least) for _ in range(8)]
+        assert all(each.result() for each in found)
+        assert most[kind] == 1 if expected == 1 else most[kind] > 1

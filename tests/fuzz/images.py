@@ -19,7 +19,7 @@ from flowers_torch.deploy.predictor import Predictor
 from flowers_torch.errors import DataError
 
 from .mutate import PAINT, mutate_bytes
-from .sandbox import Box
+from .sandbox import Box, trim_memory
 
 Case = tuple[str, Callable[[], Callable[[], int]]]  # a name, and what builds an action
 
@@ -189,6 +189,7 @@ def _raise(error: str) -> None:
 
 
 def _verdict(read: Callable[[], object]) -> str:
+    trim_memory()  # of the reader before, which another thread may have used
     try:
         read()
     except DataError as error:

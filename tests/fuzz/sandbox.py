@@ -117,7 +117,7 @@ def _child(build: Callable[[], Callable[[], Any]], box: Box, report: Path, strea
             code = BUILD_FAILED
             action = build()
             code = 1
-        ctypes.CDLL(None).malloc_trim(0)  # else what the parent freed hides what the action takes
+        trim_memory()  # else what the parent freed hides what the action takes
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts again at what is used now
         before, started = _status("VmRSS"), time.process_time()
         signal.setitimer(signal.ITIMER_PROF, 1.2 * SECONDS)  # their default actions end the process
@@ -131,6 +131,11 @@ def _child(build: Callable[[], Callable[[], Any]], box: Box, report: Path, strea
         sys.stderr.flush()
     finally:
         os._exit(code)
+
+
+def trim_memory() -> None:
+    """Gives freed memory back to the system."""
+    ctypes.CDLL(None).malloc_trim(0)
 
 
 def _exit_code(action: Callable[[], Any]) -> int:

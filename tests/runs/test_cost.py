@@ -65,9 +65,7 @@ def test_a_resumed_run_keeps_its_time_limit(
         yield
 
     real, limits = recipe.stop_request, []
-    monkeypatch.setattr(
-        recipe, "stop_request", lambda seconds, patient: (limits.append(seconds), real(seconds, patient))[1]
-    )
+    monkeypatch.setattr(recipe, "stop_request", lambda *arguments: (limits.append(arguments[0]), real(*arguments))[1])
     flags = ["train", "--data", str(photo_folder), *SMALL_RUN, "--time", "10m"]
     with monkeypatch.context() as patch:
         patch.setattr(stage, "train_epoch", fail)
