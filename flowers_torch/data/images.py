@@ -19,7 +19,7 @@ from typing import IO, TypeVar
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
-from flowers_torch.data import jpeg, png, tar_members
+from flowers_torch.data import jpeg, png, tar_members, webp
 from flowers_torch.data.color import profile_of
 from flowers_torch.data.pixels import LoadedImage, to_rgb
 from flowers_torch.data.value_range import (
@@ -172,7 +172,7 @@ def open_header(file: IO[bytes], name: str, max_pixels: int = MAX_PIXELS) -> Ima
     if start[4:8] == b"ftyp" and start[8:12] in HEIF_BRANDS and not _is_avif(start):
         formats = ("HEIF",)
         _register_heif(name)
-    if start[:4] == b"RIFF" and (size := _webp_size(start)):  # Pillow allocates the frame when it opens the file
+    if start[:4] == b"RIFF" and (size := webp.frame_size(start)):  # Pillow allocates the frame when it opens the file
         _check_size(name, *size, "WEBP", max_pixels)  # guard: S7 frame
     if start[:4] == b"\x89PNG":
         file = png.without_large_text(file)
@@ -211,18 +211,6 @@ def _check_size(name: str, width: int, height: int, kind: str, max_pixels: int) 
         raise _too_large(
             name, f"{width}x{height}", max_pixels, "save it as JPEG, which may be larger, or make it smaller"
         )
-
-
-def _webp_size(start: bytes) -> tuple[int, int] | None:
-    """Width and height in the header of a WebP file: extended, lossless or lossy."""
-    kind, sides = start[12:16], int.from_bytes(start[21:25], "little")
-    if kind == b"VP8X":
-        return 1 + int.from_bytes(start[24:27], "little"), 1 + int.from_bytes(start[27:30], "little")
-    if kind == b"VP8L":
-        return 1 + (sides & 0x3FFF), 1 + (sides >> 14 & 0x3FFF)
-    if kind == b"VP8 ":
-        return int.from_bytes(start[26:28], "little") & 0x3FFF, int.from_bytes(start[28:30], "little") & 0x3FFF
-    return None
 
 
 def _register_heif(name: str) -> None:

@@ -22,6 +22,7 @@ import shutil
 import signal
 import subprocess  # before msvcrt, by which it takes the system for Windows
 import sys
+import threading
 import types
 from typing import Any
 
@@ -48,16 +49,22 @@ class Rules:
 
     def __init__(self, root: str) -> None:
         self.root = os.path.realpath(root)
-        self.busy = False  # the hook itself opens files
+        self.within = threading.local()  # the hook itself opens files, in each thread
 
     def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
-        if self.busy or event not in ("open", "os.rename", "os.remove", "os.mkdir", "os.symlink"):
+        if getattr(self.within, "hook", False) or event not in (
+            "open",
+            "os.rename",
+            "os.remove",
+            "os.mkdir",
+            "os.symlink",
+        ):
             return
-        self.busy = True
+        self.within.hook = True
         try:
             self.check(event, [os.fsdecode(each) for each in arguments[:2] if isinstance(each, str | bytes)])
         finally:
-            self.busy = False
+            self.within.hook = False
 
     def check(self, event: str, paths: list[str]) -> None:
         paths = [os.path.abspath(path) for path in paths if os.path.abspath(path).startswith(self.root)]
