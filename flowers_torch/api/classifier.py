@@ -137,8 +137,8 @@ class Classifier:
         """
         if batch_size < 1:
             raise UsageError(f"--batch-size {batch_size} is not valid: expected 1 or more", "use --batch-size 32")
-        sources = [images] if is_single(images) else each_image(images)
-        return self.predictor.predict(sources, top, batch_size, *self._thresholds(top, max_error, coverage))
+        thresholds = self._thresholds(top, max_error, coverage)
+        return self.predictor.predict(self._sources(images), top, batch_size, *thresholds)
 
     @for_python
     def predict_proba(self, images: Any, batch_size: int = 32) -> Tensor:

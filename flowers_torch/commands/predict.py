@@ -75,8 +75,9 @@ def _predict(args: argparse.Namespace, distributed: "Distributed") -> int:
     if args.top > classes:
         raise UsageError(f"--top {args.top}: the model has {classes} classes", f"use --top {classes}")
     folders = folder_names(classifier.classes)
-    if max_error is not None:
-        print(f"flowers-torch: {classifier.predictor.threshold(max_error).describe()}", file=sys.stderr)
+    threshold = classifier.predictor.threshold(max_error) if max_error is not None else None
+    if threshold:
+        print(f"flowers-torch: {threshold.describe()}", file=sys.stderr)
     failed, rows = 0, list[dict[str, Any]]()
     table = csv.writer(sys.stdout, lineterminator="\n")
     if args.csv:
@@ -84,9 +85,11 @@ def _predict(args: argparse.Namespace, distributed: "Distributed") -> int:
     with bar("predict", len(photos)) as meter:
         predictions = classifier.stream(photos, args.top, max_error, coverage, args.batch_size)
         if distributed.size > 1:
-            least = classifier.predictor.threshold(max_error).probability if max_error is not None else 0.0
+            confidence = threshold.probability if threshold else 0.0
             sets = classifier.predictor.set_threshold(coverage) if coverage is not None else None
-            job = PredictionJob(classifier.path, args.device, args.precision, args.top, args.batch_size, least, sets)
+            job = PredictionJob(
+                classifier.path, args.device, args.precision, args.top, args.batch_size, confidence, sets
+            )
             predictions = job.spread(photos, distributed.spread)
         for number, (photo, prediction) in enumerate(zip(photos, predictions, strict=True)):
             extra: dict[str, Any] = {}

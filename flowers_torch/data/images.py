@@ -52,10 +52,8 @@ IMAGE_SUFFIXES = frozenset(" ".join(SUFFIXES.values()).split())
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 # Pillow warns above this size and raises above twice this size. A warning is too late for 358 MB of memory.
 MAX_PIXELS = 89_478_485
-PIXEL_WEIGHT = {
-    "WEBP": 3.3,
-    "AVIF": 3.3,
-}  # a pixel counts as several where a decoder takes several times 4 bytes for it
+# A pixel counts as several where a decoder takes several times 4 bytes for it.
+PIXEL_WEIGHT = {"WEBP": 3.3, "AVIF": 3.3}
 
 ORIENTATION_TAG = 0x0112
 # The transposition that turns an image upright, by EXIF orientation; 1 is upright already.

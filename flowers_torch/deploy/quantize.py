@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from flowers_torch.deploy.onnx_file import OnnxModel, need
 from flowers_torch.errors import ExportError, printable
 from flowers_torch.evaluation.metrics import fit_temperature
-from flowers_torch.evaluation.prediction_sets import fit_sets
-from flowers_torch.evaluation.selective import distance_limit, pack_selective, risk_coverage_curve
+from flowers_torch.evaluation.prediction_sets import fit_thresholds
+from flowers_torch.evaluation.selective import distance_limit
 from flowers_torch.files.atomic import temporary_folder
 from flowers_torch.models.checkpoint import ModelInfo
 
@@ -92,10 +92,7 @@ def refit(info: ModelInfo, outputs: dict[str, NDArray[np.float32]], labels: Sequ
     """The metadata with what the outputs of the int8 model for validation images say instead of float32's."""
     logits, truth = torch.from_numpy(outputs["logits"]), torch.tensor(labels)
     temperature = fit_temperature(logits, truth)
-    probabilities = (logits / temperature).softmax(1)
-    confidence, predicted = probabilities.max(1)
-    selective = info.selective | pack_selective(risk_coverage_curve(confidence, predicted == truth), None)
-    selective["sets"] = fit_sets(probabilities, truth)
+    selective = info.selective | fit_thresholds((logits / temperature).softmax(1), truth)
     if "ood_distance" in outputs:
         distances = torch.from_numpy(outputs["ood_distance"])
         selective["ood_detector"] = info.selective["ood_detector"] | {"threshold": distance_limit(distances)}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from flowers_torch.errors import UsageError
-from flowers_torch.evaluation.selective import DIGITS
+from flowers_torch.evaluation.selective import DIGITS, OODDetector, pack_selective, risk_coverage_curve
 
 MAX_POINTS = 1000  # of the stored quantiles
 
@@ -28,6 +28,13 @@ def fit_sets(probabilities: Tensor, labels: Tensor) -> dict[str, Any]:
     ranks = range(0, images, math.ceil(images / MAX_POINTS))
     # Rounded down: a lower threshold makes sets larger, never smaller than promised.
     return {"images": images, "quantiles": [[math.floor(float(true[i]) * digits) / digits, i + 1] for i in ranks]}
+
+
+def fit_thresholds(probabilities: Tensor, labels: Tensor, detector: OODDetector | None = None) -> dict[str, Any]:
+    """All that a weights file stores to abstain and to make sets, from validation probabilities (N, classes)."""
+    confidence, predicted = probabilities.max(1)
+    curve = risk_coverage_curve(confidence, predicted == labels)
+    return pack_selective(curve, detector) | {"sets": fit_sets(probabilities, labels)}
 
 
 def set_threshold(stored: dict[str, Any], coverage: float) -> float:

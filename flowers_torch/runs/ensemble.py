@@ -13,9 +13,8 @@ from flowers_torch.evaluation import ensembles
 from flowers_torch.evaluation.comparison import common_images, describe_choice, loss_change, select
 from flowers_torch.evaluation.ensembles import Candidate
 from flowers_torch.evaluation.metrics import Scores, score
-from flowers_torch.evaluation.prediction_sets import fit_sets
+from flowers_torch.evaluation.prediction_sets import fit_thresholds
 from flowers_torch.evaluation.predictions import load_predictions
-from flowers_torch.evaluation.selective import pack_selective, risk_coverage_curve
 from flowers_torch.files.reading import read_json
 from flowers_torch.files.tensors import safe_load
 from flowers_torch.models.checkpoint import ModelInfo, load_classifier, read_model_info, save_classifier
@@ -94,11 +93,8 @@ def save_averaged(found: Ensembles, folders: Sequence[Path], out: Path) -> Candi
     if not averaged:
         raise UsageError("the networks differ, so there are no averaged weights", "leave out --out")
     chosen = ensembles.best_candidate(averaged)
-    probabilities = chosen.logits.softmax(1)
-    confidence, predicted = probabilities.max(1)
     # No out-of-distribution detector: it fits the features of one network, not those of an average.
-    curve = pack_selective(risk_coverage_curve(confidence, predicted == found.labels), None)
-    selective = curve | {"sets": fit_sets(probabilities, found.labels)}
+    selective = fit_thresholds(chosen.logits.softmax(1), found.labels)
     mirror = all(_info(folder).mirror for folder in folders)
     info = dataclasses.replace(_info(folders[0]), mirror=mirror, temperature=chosen.temperature, selective=selective)
     save_classifier(chosen.state or {}, info, out, combined=[folder.name for folder in folders])

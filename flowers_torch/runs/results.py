@@ -22,10 +22,10 @@ from flowers_torch.evaluation.metrics import (
     prediction_rows,
     score,
 )
-from flowers_torch.evaluation.prediction_sets import fit_sets
+from flowers_torch.evaluation.prediction_sets import fit_thresholds
 from flowers_torch.evaluation.predictions import Predictions, save_predictions
 from flowers_torch.evaluation.projection import MAX_POINTS, project_features
-from flowers_torch.evaluation.selective import REFERENCE_IMAGES, fit_ood_detector, pack_selective, risk_coverage_curve
+from flowers_torch.evaluation.selective import REFERENCE_IMAGES, fit_ood_detector
 from flowers_torch.files.atomic import write_csv, write_json, write_text
 from flowers_torch.log import RESULT, log
 from flowers_torch.models.checkpoint import ModelInfo, save_classifier
@@ -68,7 +68,7 @@ def write_results(
     training images and stored in the weights file. Returns the test scores, and the model metadata with these.
     """
     folder, splits, stages = experiment.folder, experiment.splits, experiment.config.stages
-    frozen = bool(stages[-1].views_to_cache(len(splits["train"])))  # the backbone of the last stage
+    frozen = _ends_frozen(experiment)
     best_stage = next((stage for stage in stages if stage.name == state.best.get("stage")), stages[-1])
     validation = predict_validation(experiment, model, best_stage, check)
     info = _calibrate(experiment, model, validation, check, frozen)
@@ -105,14 +105,17 @@ def write_results(
     return scores, info
 
 
+def _ends_frozen(experiment: Experiment) -> bool:
+    """Whether the last stage froze the backbone, so that the features of its images are cached."""
+    return bool(experiment.config.stages[-1].views_to_cache(len(experiment.splits["train"])))
+
+
 def _calibrate(
     experiment: Experiment, model: nn.Module, validation: Predictions, check: Check, frozen: bool
 ) -> ModelInfo:
     """The model metadata with temperature, risk-coverage curve, prediction sets and out-of-distribution detector."""
     temperature = fit_temperature(validation.logits, validation.labels)
     probabilities = (validation.logits / temperature).softmax(1)
-    confidence, predicted = probabilities.max(1)
-    curve = risk_coverage_curve(confidence, predicted == validation.labels)
     detector = None
     if validation.features.numel():
         dataset, train = experiment.dataset, set(experiment.splits["train"])
@@ -122,7 +125,7 @@ def _calibrate(
         if not math.isfinite(detector.threshold):  # as of networks that have hardly been trained
             log.info("note     unlike photos are not detected: the features are too large for half precision")
             detector = None
-    selective = pack_selective(curve, detector) | {"sets": fit_sets(probabilities, validation.labels)}
+    selective = fit_thresholds(probabilities, validation.labels, detector)
     return dataclasses.replace(experiment.info, temperature=temperature, selective=selective)
 
 
@@ -138,8 +141,7 @@ def write_run_report(experiment: Experiment, model: nn.Module, info: ModelInfo) 
     """Builds `report.html` from the run folder, with images and the findings of the check."""
     dataset, attempt = experiment.dataset, Attempt()
     findings = attempt("the data check", lambda: _findings(experiment), []) if len(dataset) <= MAX_CHECKED else []
-    stage, alone = experiment.config.stages[-1], experiment.distributed.size == 1
-    frozen = bool(stage.views_to_cache(len(experiment.splits["train"])))
+    frozen, alone = _ends_frozen(experiment), experiment.distributed.size == 1
 
     def features(indices: Sequence[int]) -> Tensor:
         return predict_indices(experiment, model, indices, from_features=frozen).features
