@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -47,9 +48,9 @@ def rank_models(config: Config, backbones: Sequence[Backbone]) -> list[Candidate
     found = []
     head_only = HEAD_ONLY | {"stages": [Stage(**stage | {"augment": "none"}) for stage in HEAD_ONLY["stages"]]}
     for backbone in backbones:
-        one = {"arch": backbone.arch, "weights": backbone.weights, "size": backbone.size}
+        changes: dict[str, Any] = {"arch": backbone.arch, "weights": backbone.weights, "size": backbone.size}
         try:
-            found.append(_try(*Experiment.new(dataclasses.replace(config, **one, **head_only))))
+            found.append(_try(*Experiment.new(dataclasses.replace(config, **changes, **head_only))))
         except FlowersError as error:
             found.append(Candidate(backbone.arch, 0.0, 0.0, 0.0, 0.0, 0, 0, backbone.weights, "", str(error)))
     if all(candidate.problem for candidate in found):
