@@ -17,7 +17,7 @@ from flowers_torch.training.device import Runtime
 TUNING_SECONDS = 2.0
 ESTIMATE_SECONDS = 0.5  # of timing a precision that is the only one
 SHORT_RUN_SECONDS = 5.0  # of work in the first candidate, below which no other one is tried
-MAX_SHARE = 0.1  # of the images ahead, that a candidate may compute; it may save about half of the work
+MAX_FRACTION = 0.1  # of the images ahead, that a candidate may compute; it may save about half of the work
 MAX_TRIES = 3  # the fastest of which counts
 BATCH_SIZES, STEPS = {"cuda": (16, 16)}, {"cuda": 4}  # images of a try, least and most (else 4, 32), and steps (else 1)
 PIXELS = 4 * 224**2  # of a batch on a CPU: small images are slower one by one
@@ -76,7 +76,7 @@ def autotune(
 def _is_worth_trying(runtime: Runtime, batch_size: int, rate: float, images_ahead: float) -> bool:
     """Whether the work ahead is long, and the images of a trial are few beside it."""
     images = batch_size * (2 + STEPS.get(runtime.device.type, 1))  # two outputs and a try
-    return images_ahead >= SHORT_RUN_SECONDS * rate and MAX_SHARE * images_ahead >= images
+    return images_ahead >= SHORT_RUN_SECONDS * rate and MAX_FRACTION * images_ahead >= images
 
 
 def _timed(runtime: Runtime, model: nn.Module, size: int, backward: bool, images_ahead: float) -> Runtime:
@@ -92,7 +92,7 @@ def _random_batch(runtime: Runtime, size: int, images_ahead: float) -> Iterator[
     """Random images (N, 3, size, size); inside, random numbers are those of a copy of the generators."""
     kind = runtime.device.type
     least, most = BATCH_SIZES.get(kind, (4, 32))
-    count = max(least, min(most, PIXELS / size**2, MAX_SHARE * images_ahead / MAX_TRIES))
+    count = max(least, min(most, PIXELS / size**2, MAX_FRACTION * images_ahead / MAX_TRIES))
     with torch.random.fork_rng(devices=[runtime.device] if kind == "cuda" else []):
         yield torch.randn(int(count), 3, size, size)
 
@@ -106,7 +106,7 @@ def _rate(
         _step_seconds(runtime, model, images, backward)
     seconds = [_step_seconds(runtime, model, images, backward)]
     computed = len(images) * STEPS.get(runtime.device.type, 1)
-    most = min(MAX_TRIES, MAX_SHARE * images_ahead / computed)
+    most = min(MAX_TRIES, MAX_FRACTION * images_ahead / computed)
     while len(seconds) + 1 <= most and time.perf_counter() < deadline:
         seconds.append(_step_seconds(runtime, model, images, backward))
     rate = len(images) / min(seconds)

@@ -55,27 +55,27 @@ def draw_demo(folder: Path, classes: int = 6, per_class: int = 150, size: int = 
     for form in list(FORMS)[:classes]:
         (folder / form).mkdir(parents=True)
     count = min(max(1, usable_cores() // processes_here()), max(1, classes * per_class // IMAGES_PER_PROCESS))
-    shares = [(classes, per_class, size, seed, start, count) for start in range(count)]
-    helpers = [_start_drawing(folder, share) for share in shares[1:]]
+    shards = [(classes, per_class, size, seed, start, count) for start in range(count)]
+    helpers = [_start_drawing(folder, shard) for shard in shards[1:]]
     try:
-        _draw(folder, *shares[0])
-        for helper, share in zip(helpers, shares[1:], strict=True):
+        _draw(folder, *shards[0])
+        for helper, shard in zip(helpers, shards[1:], strict=True):
             if helper.wait():  # it could not start, or ran out of memory
-                _draw(folder, *share)
+                _draw(folder, *shard)
     finally:
         for helper in helpers:
             with helper:
                 helper.kill()
 
 
-def _start_drawing(folder: Path, share: tuple[int, ...]) -> "subprocess.Popen[bytes]":
-    command = [sys.executable, "-m", "flowers_torch.data.sources.demo", str(folder.absolute()), *map(str, share)]
+def _start_drawing(folder: Path, shard: tuple[int, ...]) -> "subprocess.Popen[bytes]":
+    command = [sys.executable, "-m", "flowers_torch.data.sources.demo", str(folder.absolute()), *map(str, shard)]
     quiet = subprocess.DEVNULL  # its traceback at Ctrl-C
     return subprocess.Popen(command, stdin=quiet, stderr=quiet, env=child_environment())
 
 
 def _draw(folder: Path, classes: int, per_class: int, size: int, seed: int, start: int, count: int) -> None:
-    """Draws one of `count` shares: of each class every so many images from `start` on."""
+    """Draws one of `count` shards: of each class every so many images from `start` on."""
     for number, form in enumerate(list(FORMS)[:classes]):
         for index in range(start, per_class, count):
             image = draw_picture(form, size, np.random.default_rng([seed, number, index]))

@@ -104,14 +104,14 @@ def test_same_arguments_give_the_same_bytes(tmp_path):
 
 @pytest.mark.parametrize("works", [True, False])
 def test_several_processes_draw_the_same(works, tmp_path, monkeypatch):
-    """Also where one of them fails: its share is drawn again."""
+    """Also where one of them fails: its shard is drawn again."""
     draw_demo(tmp_path / "alone", classes=3, per_class=3, size=16)
     started = []
 
-    def start(folder, share):
-        started.append(share)
+    def start(folder, shard):
+        started.append(shard)
         command = [sys.executable, "-c", "raise SystemExit(1)"]
-        return real(folder, share) if works else subprocess.Popen(command)
+        return real(folder, shard) if works else subprocess.Popen(command)
 
     real = demo._start_drawing
     monkeypatch.setattr(demo, "_start_drawing", start)
