@@ -39,8 +39,10 @@ def main() -> None:
         started = time.perf_counter()
         chosen = AUTO.tuned(runtime, network, size, backward, ahead)
         seconds = time.perf_counter() - started
-        fixed = (dataclasses.replace(chosen, precision=precision) for precision in ("fp32", chosen.precision))
-        fp32, rate = (AUTO.tuned(each, network, size, backward).rate for each in fixed)
+        rate = AUTO.tuned(chosen, network, size, backward).rate
+        fp32 = rate
+        if chosen.precision != "fp32":
+            fp32 = AUTO.tuned(dataclasses.replace(chosen, precision="fp32"), network, size, backward).rate
         print(f"{name}: {seconds:.1f} s, {chosen.precision} ({chosen.reason})")
         print(f"    {ahead} images, {ahead / fp32:.0f} s in fp32, {ahead / fp32 - ahead / rate:.0f} s saved")
 
