@@ -17,7 +17,7 @@ from flowers_torch.commands import (
     fraction,
     print_json,
 )
-from flowers_torch.errors import DataError, ResourceError, UsageError, printable
+from flowers_torch.errors import DataError, ResourceError, UsageError, plural, printable
 
 if TYPE_CHECKING:
     from flowers_torch.deploy.predictor import Prediction
@@ -73,7 +73,7 @@ def _predict(args: argparse.Namespace, distributed: "Distributed") -> int:
     classifier = Classifier.load(args.run, distributed.device(args.device), args.precision)
     classes = len(classifier.classes)
     if args.top > classes:
-        raise UsageError(f"--top {args.top}: the model has {classes} classes", f"use --top {classes}")
+        raise UsageError(f"--top {args.top}: the model has {plural(classes, 'class')}", f"use --top {classes}")
     folders = folder_names(classifier.classes)
     threshold = classifier.predictor.threshold(max_error) if max_error is not None else None
     if threshold:
@@ -118,7 +118,7 @@ def _predict(args: argparse.Namespace, distributed: "Distributed") -> int:
     if args.json:
         print_json(rows)
     if failed:
-        print(f"flowers-torch: {failed} of {len(photos)} photos could not be read", file=sys.stderr)
+        print(f"flowers-torch: {failed} of {plural(photos, 'photo')} could not be read", file=sys.stderr)
     return DataError.exit_code if failed else 0  # guard: K08
 
 

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from flowers_torch.commands import add_classes
-from flowers_torch.errors import UsageError, printable
+from flowers_torch.errors import UsageError, plural, printable
 from flowers_torch.files.system import expand_home
 
 PER_ROW = 5
@@ -61,4 +61,4 @@ def run(args: argparse.Namespace) -> None:
         sheet += [images[i : i + PER_ROW + 1] for i in range(0, len(images), PER_ROW + 1)]
     with atomic_write(args.out / "contact_sheet.jpg") as file:
         contact_sheet(sheet).save(file, "JPEG", quality=90)
-    print(f"{sum(count for _, count in rows)} images in {printable(args.out)}, all on contact_sheet.jpg")
+    print(f"{plural(sum(count for _, count in rows), 'image')} in {printable(args.out)}, all on contact_sheet.jpg")
