@@ -7,6 +7,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Sequence
+from logging import LogRecord
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from flowers_torch.errors import DivergedError, ModelFileError, printable
 from flowers_torch.evaluation.metrics import Scores
 from flowers_torch.files.atomic import open_own
 from flowers_torch.files.tensors import safe_load
-from flowers_torch.log import RESULT, log, log_file
+from flowers_torch.log import RESULT, collected, log, log_file
 from flowers_torch.models.checkpoint import load_matching
 from flowers_torch.report.attempt import Attempt
 from flowers_torch.runs.cost import fit_to_time
@@ -67,7 +68,7 @@ def train(
     """
     started = time.monotonic()
     # The first call of cuBLAS, when the network is tried, decides whether it can be deterministic.
-    with distributed_context(config.device) as distributed, deterministic(config.deterministic):
+    with collected() as early, distributed_context(config.device) as distributed, deterministic(config.deterministic):
         # torchrun restarts all processes when one dies. They resume in the folder of the first start.
         existing = distributed.broadcast(folder_of_launch(str(out)) if distributed.restarts else None)
         if existing and checkpoint_files(existing):
@@ -78,11 +79,10 @@ def train(
         closing_seconds = 0.0
         if config.minutes:
             experiment, closing_seconds = fit_to_time(experiment, model, started)
-        name = experiment.dataset.name
-        folder = new_run_folder(str(out), name, config.arch, overwrite) if distributed.is_main else Path()
-        folder = distributed.broadcast(folder)
+        name = (str(out), experiment.dataset.name, config.arch)
+        folder = distributed.broadcast(new_run_folder(*name, overwrite) if distributed.is_main else Path())
         experiment = dataclasses.replace(experiment, folder=folder, callbacks=callbacks, after_test=after_test)
-        with _run_folder(experiment.folder, distributed):
+        with _run_folder(experiment.folder, distributed, early):
             experiment.distributed.lead(lambda: write_provenance(experiment, command))
             state = RunState(elapsed=time.monotonic() - started, closing_seconds=closing_seconds)
             return _train_and_test(experiment, model, state)
@@ -136,12 +136,12 @@ def _resume(folder: Path, distributed: Distributed, hooks: dict[str, Any], *chan
 
 
 @contextlib.contextmanager
-def _run_folder(folder: Path, distributed: Distributed) -> Iterator[None]:
-    """Locks the run folder and writes its log, in the main process."""
+def _run_folder(folder: Path, distributed: Distributed, early: Sequence[LogRecord] = ()) -> Iterator[None]:
+    """Locks the run folder and writes its log, and what was logged `early`, in the main process."""
     if not distributed.is_main:
         yield
         return
-    with run_lock(folder), log_file(folder / "log.txt", open_own):  # guard: S6 log
+    with run_lock(folder), log_file(folder / "log.txt", open_own, early):  # guard: S6 log
         yield
 
 
