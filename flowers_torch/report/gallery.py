@@ -1,5 +1,6 @@
 """`gallery.html`: the findings of a check with their photos, readable offline."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,20 @@ from flowers_torch.report.templating import render
 
 SIDE = 160  # of a thumbnail, pixels
 GROUPS = 200  # shown of a finding; check.json lists all
+PER_GROUP = 12  # photos shown of a group, such as of look-alikes
 
 
 def write_gallery(path: Path, result: QualityReport) -> None:
     """Writes the to-do list, then the photos of each finding, then the classes."""
-    sections = [
-        (finding, [[_figure(result, index) for index in group] for group in finding.groups[:GROUPS]])
-        for finding in result.findings
-    ]
+    sections = [(finding, [_group(result, group) for group in finding.groups[:GROUPS]]) for finding in result.findings]
     counts = list(zip(result.dataset.classes, result.dataset.counts(), strict=True))
     values = {"photos": result.dataset, "sections": sections, "class_counts": counts}
     write_text(path, render("gallery.html.jinja", values))
+
+
+def _group(result: QualityReport, group: Sequence[int]) -> tuple[list[dict[str, Any]], int]:
+    """The figures of a group, and the number of its other photos."""
+    return [_figure(result, index) for index in group[:PER_GROUP]], max(0, len(group) - PER_GROUP)
 
 
 def _figure(result: QualityReport, index: int) -> dict[str, Any]:

@@ -76,9 +76,16 @@ def figure(run: RunSummary, index: int, src: str = "") -> dict[str, Any]:
 
 
 def figures_of_test(
-    run: RunSummary, prep: Preprocessing, source: Source | None, cells: dict[str, list[int]]
+    run: RunSummary,
+    prep: Preprocessing,
+    source: Source | None,
+    cells: dict[str, list[int]],
+    of_classes: Sequence[int] = (),
 ) -> dict[str, Any]:
-    """Figures of the test photos. Each picture is in the page once: in a section or in the script's list."""
+    """Figures of the test photos. Each picture is in the page once: in a section or in the script's list.
+
+    `cells` and `of_classes` are the photos that the confusion matrix and the table of the classes show.
+    """
     highest_loss = run.probabilities[torch.arange(len(run.labels)), run.labels].argsort().tolist()
     mistakes = [i for i in highest_loss if run.predicted[i] != int(run.labels[i])][:MISTAKES]
     by_confidence = run.probabilities.amax(1).argsort().tolist()
@@ -88,7 +95,7 @@ def figures_of_test(
     lost, won = ([place[path] for path in paths if path in place][:EXTREMES] for paths in changed)
     by_class = [(run.labels == label).nonzero()[:, 0].tolist() for label in range(len(run.classes))]
     turns = [index for turn in itertools.zip_longest(*by_class) for index in turn if index is not None]
-    chosen = list(dict.fromkeys([*lost, *won, *mistakes, *least, *most, *turns]))[:TEST_PICTURES]
+    chosen = list(dict.fromkeys([*lost, *won, *mistakes, *least, *most, *of_classes, *turns]))[:TEST_PICTURES]
     pictures: dict[int, str] = {}
     cams: dict[int, dict[str, str]] = {}
     similar: dict[int, list[tuple[str, str, str]]] = {}

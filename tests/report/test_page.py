@@ -152,6 +152,7 @@ def test_label_issues_are_shown_where_they_were_computed(finished: Any, tmp_path
     )
     page = write_report(tmp_path, finished.info, finished.source).read_text(encoding="utf-8")
     assert "Labels to check: 1" in page and "looks like <b>&lt;i&gt;rose</b> (93.0%)" in page
+    assert "flowers-torch label-issues " in page and "--review</pre>" in page
     assert "More photos would &lt;u&gt;help" in page and (tmp_path / "figures" / "learning_curve.svg").is_file()
 
 
@@ -253,6 +254,11 @@ def test_many_classes_get_a_list_of_confusions(finished: Any, tmp_path: Path, mo
     found = Elements(write_report(tmp_path, finished.info, None).read_text(encoding="utf-8")).found
     buttons = [attributes for tag, attributes in found if tag == "button" and "data-cell" in attributes]
     assert buttons and all(button["class"] == "miss" for button in buttons)
+    tags = [tag for tag, _ in found]
+    assert tags.count("option") == 1 + 3 and "legend" not in [
+        attributes.get("class") for tag, attributes in found if tag == "div"
+    ]
+    assert "The other 1 class" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_code_spans_are_escaped_and_printable() -> None:

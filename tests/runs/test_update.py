@@ -113,6 +113,8 @@ def test_the_report_shows_before_and_after(updated: Path) -> None:
     assert f"{found['first_correct']} of {found['images']}" in section and "new class yellow" in section
     shown = [*found["only_first"][:8], *found["only_second"][:8]]
     assert section.count("<figure>") == len(shown) and all(path in section for path in shown)
+    words = [line.split()[0] for line in (updated.parent / "said.txt").read_text().splitlines()]
+    assert words.index("test") < words.index("update") < words.index("report")  # which is written once
 
 
 def test_what_would_spoil_the_test_is_refused_before_anything_is_written(former: Path, tmp_path: Path) -> None:

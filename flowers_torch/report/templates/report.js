@@ -6,7 +6,7 @@ const dialog = document.getElementById("dialog");
 // Every photo is in the page once: in a figure, or here. Figures that show it again take it from there.
 function source(id) {
   const shown = document.querySelector(`img[data-photo="${id}"][src]`);
-  return shown ? shown.src : photos[id].src;
+  return shown ? shown.src : photos[id]?.src;
 }
 for (const image of document.querySelectorAll("img[data-photo]:not([src])")) {
   const uri = source(image.dataset.photo);
@@ -109,13 +109,16 @@ if (map) {
     const id = event.target.dataset.photoDot;
     if (photos[id]) show(photos[id].file, [Number(id)], 1);
   });
+  const one = document.getElementById("map-class"); // of many classes, in place of a button for each
   function pick() {
-    const picked = [...document.querySelectorAll('.legend button[aria-pressed="true"]')].map(b => b.dataset.label);
+    const pressed = [...document.querySelectorAll('.legend button[aria-pressed="true"]')].map(b => b.dataset.label);
+    const picked = one?.value ? [one.value] : pressed;
     map.classList.toggle("picked", picked.length > 0);
     for (const dot of map.querySelectorAll("[data-photo-dot]")) {
       dot.classList.toggle("on", picked.some(label => dot.classList.contains(`k${label}`)));
     }
   }
+  one?.addEventListener("change", pick);
   for (const button of document.querySelectorAll(".legend button")) {
     button.addEventListener("click", () => {
       button.setAttribute("aria-pressed", button.getAttribute("aria-pressed") !== "true");
