@@ -69,10 +69,14 @@ class Source:
 def figure(run: RunSummary, index: int, src: str = "") -> dict[str, Any]:
     """What the page says about the test photo at an index; `src` is empty where its picture is elsewhere."""
     guess, label = run.predicted[index], int(run.labels[index])
-    predicted = "" if guess == label else f", predicted as {run.classes[guess]}"
-    caption = printable(f"{run.classes[label]}{predicted} ({percent(float(run.probabilities[index, guess]))})")
-    file = printable(run.paths[index])
-    return {"index": index, "src": src, "file": file, "caption": caption, "wrong": guess != label}
+    return {
+        "index": index,
+        "src": src,
+        "file": printable(run.paths[index]),
+        "label": printable(run.classes[label]),
+        "predicted": "" if guess == label else printable(run.classes[guess]),  # empty: as its label
+        "probability": percent(float(run.probabilities[index, guess])),
+    }
 
 
 def figures_of_test(
@@ -160,8 +164,8 @@ def map_dots(run: RunSummary, width: int = 720, height: int = 460, margin: int =
     pixels = margin + unit * torch.tensor([width - 2 * margin, height - 2 * margin])
     step = -(-len(run.paths) // len(places))  # of many photos every nth has a place
     pairs = zip(range(0, len(run.paths), step), pixels.tolist(), strict=True)
-    dots = [{"x": x, "y": height - y, "label": int(run.labels[i]), **figure(run, i)} for i, (x, y) in pairs]
-    return sorted(dots, key=lambda dot: dot["wrong"])
+    dots = [{"x": x, "y": height - y, "number": int(run.labels[i]), **figure(run, i)} for i, (x, y) in pairs]
+    return sorted(dots, key=lambda dot: dot["predicted"] != "")
 
 
 def hues(classes: int) -> list[int]:

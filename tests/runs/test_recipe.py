@@ -64,7 +64,7 @@ def test_the_run_folder(finished: recipe.Result, make_config: MakeConfig) -> Non
     assert len((folder / "history.csv").read_text().splitlines()) == 1 + 4
     lines = [line.split(" ", 2)[2] for line in (folder / "log.txt").read_text().splitlines()]
     words = [line.split()[0] for line in lines]
-    assert lines[0].startswith("data ") and words.count("data") == 1 and words[-2:] == ["report", "next"]
+    assert lines[0].startswith("flowers_torch ") and words.count("data") == 1 and words[-2:] == ["report", "next"]
     assert words.index("network") < words.index("stage") < words.index("test")
 
 

@@ -120,8 +120,8 @@ def unreadable_reasons(dataset: ImageDataset, inspections: Sequence[Inspection])
 
 def _check_readable(dataset: ImageDataset, inspections: Sequence[Inspection]) -> list[Finding]:
     found = unreadable_reasons(dataset, inspections)
-    reasons = "; ".join(f"{len(own)}: {reason}" for (reason, _), own in found.items())
-    fixes = "; ".join(dict.fromkeys(fix or "replace or remove" for _, fix in found))
+    reasons = "; ".join(f"{len(own)}: {reason}" if len(found) > 1 else reason for (reason, _), own in found.items())
+    fixes = "; ".join(dict.fromkeys(fix or "replace or remove them" for _, fix in found))
     indices = [index for own in found.values() for index in own]
     return [_about("unreadable", 3, f"cannot be read ({reasons})", fixes, indices, indices)]
 
@@ -230,11 +230,11 @@ def _check_appearance(dataset: ImageDataset, inspections: Sequence[Inspection]) 
     strips = where(lambda x: max(x.width, x.height) > MAX_ASPECT * min(x.width, x.height))
     tiny = where(lambda x: min(x.width, x.height) < MIN_SIDE)
     frames = where(lambda x: x.frames > 1)
-    look, fine = "look in the gallery", "nothing: the content decides"
+    look, fine = "look at them in the gallery", "nothing: the content decides"
     return [
-        _about("blank", 2, "show nothing", "remove", blank, blank),
+        _about("blank", 2, "show nothing", "remove them", blank, blank),
         _about("tiny", 2, f"are smaller than {MIN_SIDE} pixels", look, tiny),
-        _about("odd_aspect", 2, f"are longer than {MAX_ASPECT:g}:1", "crop", strips),
+        _about("odd_aspect", 2, f"are longer than {MAX_ASPECT:g}:1", "crop them", strips),
         _about("blurred", 1, "are far less sharp than the others", look, blurred),
         _about("gray", 1, "are gray among color photos", look, gray),
         _about("other_format", 1, "have another format than the suffix", fine, other),
@@ -293,4 +293,5 @@ def _check_classes(dataset: ImageDataset, inspections: Sequence[Inspection]) -> 
 def _about(kind: str, severity: int, what: str, todo: str, indices: list[int], excluded: Sequence[int] = ()) -> Finding:
     first, _, rest = what.partition(" ")
     subject = plural(indices, f"photo {SINGULAR.get(first, first)}", f"photos {first}")
+    todo = todo.replace("them", "it") if len(indices) == 1 else todo
     return Finding(kind, severity, f"{subject} {rest}", todo, [[i] for i in indices], list(excluded))

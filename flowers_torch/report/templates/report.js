@@ -13,13 +13,18 @@ for (const image of document.querySelectorAll("img[data-photo]:not([src])")) {
   if (uri) image.src = uri;
 }
 
+function isolated(text) {
+  const name = document.createElement("bdi");
+  name.textContent = text;
+  return name;
+}
 function figure(id) {
   const photo = photos[id], made = document.createElement("figure"), uri = source(id);
   const picture = document.createElement(uri ? "img" : "div");
   if (uri) { picture.src = uri; picture.alt = photo.file; } else { picture.className = "none"; picture.textContent = "no picture"; }
   const caption = document.createElement("figcaption"), verdict = document.createElement("span"), name = document.createElement("small");
-  verdict.textContent = photo.caption;
-  if (photo.wrong) verdict.className = "bad";
+  verdict.append(isolated(photo.label), ...(photo.predicted ? [", predicted as ", isolated(photo.predicted)] : []), ` (${photo.probability})`);
+  if (photo.predicted) verdict.className = "bad";
   name.textContent = photo.file;
   caption.append(verdict, document.createElement("br"), name);
   made.append(picture, caption);
@@ -42,16 +47,6 @@ function fill(button) {
   panel.querySelector("p").textContent = ids.length < count ? `${ids.length} of ${count} photos` : `${count} ${count === 1 ? "photo" : "photos"}`;
   panel.querySelector(".photos").replaceChildren(...ids.map(figure));
   panel.scrollTop = 0;
-}
-
-for (const button of document.querySelectorAll(".copy")) {
-  if (!navigator.clipboard) continue; // only pages that the browser trusts may write there
-  button.hidden = false;
-  button.addEventListener("click", async () => {
-    await navigator.clipboard.writeText(button.previousElementSibling.textContent);
-    button.textContent = "Copied";
-    setTimeout(() => { button.textContent = "Copy"; }, 1500);
-  });
 }
 
 const matrix = document.querySelector(".matrix");
