@@ -260,7 +260,9 @@ def test_sorting_and_explaining(
     photo = str(photo_folder / "red" / "3.png")
     flags = ["--sort-into", str(tmp_path / "sorted"), "--gradcam", str(tmp_path / "maps"), "--json"]
     assert main(["predict", model_file, photo, *flags]) == 0
-    (info,) = json.loads(capsys.readouterr().out)
+    shown = capsys.readouterr()
+    (info,) = json.loads(shown.out)
+    assert f"sorted into {tmp_path / 'sorted'}: {Path(info['sorted']).parent.name}\n" in shown.err
     assert Path(info["sorted"]).resolve() == Path(photo).resolve()
     assert Path(info["gradcam"]).read_bytes()[:2] == b"\xff\xd8"
     assert info["abstained"] is False

@@ -4,6 +4,7 @@ import argparse
 import csv
 import dataclasses
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _predict(args: argparse.Namespace, distributed: "Distributed") -> int:
     from flowers_torch.api.classifier import Classifier
+    from flowers_torch.data.sources.rows import counted
     from flowers_torch.deploy.inputs import find_inputs
     from flowers_torch.deploy.shards import PredictionJob
     from flowers_torch.deploy.sort import check_folder, folder_names, sort_into
@@ -78,7 +80,7 @@ def _predict(args: argparse.Namespace, distributed: "Distributed") -> int:
     threshold = classifier.predictor.threshold(max_error) if max_error is not None else None
     if threshold:
         print(f"flowers-torch: {threshold.describe()}", file=sys.stderr)
-    failed, rows = 0, list[dict[str, Any]]()
+    failed, rows, places = 0, list[dict[str, Any]](), Counter[str]()
     table = csv.writer(sys.stdout, lineterminator="\n")
     if args.csv:
         table.writerow(["file", "rank", "class", "probability", "reason", "error", *(["set"] if coverage else [])])
@@ -94,7 +96,9 @@ def _predict(args: argparse.Namespace, distributed: "Distributed") -> int:
         for number, (photo, prediction) in enumerate(zip(photos, predictions, strict=True)):
             extra: dict[str, Any] = {}
             if args.sort_into:
-                extra["sorted"] = str(sort_into(args.sort_into, prediction, folders))
+                place = sort_into(args.sort_into, prediction, folders)
+                places[place.parent.name] += 1
+                extra["sorted"] = str(place)
             if args.gradcam and not prediction.error:
                 path = args.gradcam / f"{number:04d}-{Path(str(photo)).stem[:80]}.jpg"
                 try:
@@ -117,6 +121,8 @@ def _predict(args: argparse.Namespace, distributed: "Distributed") -> int:
             meter.update()
     if args.json:
         print_json(rows)
+    if args.sort_into:
+        print(f"flowers-torch: sorted into {printable(args.sort_into)}: {counted(places)}", file=sys.stderr)
     if failed:
         print(f"flowers-torch: {failed} of {plural(photos, 'photo')} could not be read", file=sys.stderr)
     return DataError.exit_code if failed else 0  # guard: K08

@@ -19,11 +19,10 @@ from flowers_torch.report.attempt import Attempt
 from flowers_torch.report.crossval_page import write_crossval_report
 from flowers_torch.runs import recipe
 from flowers_torch.runs.dataset import open_images
-from flowers_torch.runs.folder import new_run_folder
+from flowers_torch.runs.folder import SUMMARY_FILE, new_run_folder
 from flowers_torch.shell import command_line
 from flowers_torch.training.checkpoint import checkpoint_files
 
-SUMMARY_FILE = "crossval.json"
 SUMMARY_FORM = {"folds": (3, 1000), "repeats": (1, 1000), "runs": [{"seed": int, "fold": (0, 999)}]}
 COUNTS_FORM = {"test": {"accuracy": (0.0, 1.0), "correct": (0, 10**9), "images": (1, 10**9)}}
 
