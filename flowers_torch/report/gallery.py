@@ -7,7 +7,7 @@ from typing import Any
 from flowers_torch.data.images import load_image
 from flowers_torch.data.quality.report import QualityReport
 from flowers_torch.data.value_range import range_of
-from flowers_torch.errors import DataError
+from flowers_torch.errors import DataError, printable
 from flowers_torch.files.atomic import write_text
 from flowers_torch.report.image_sections import data_uri
 from flowers_torch.report.templating import render
@@ -32,12 +32,12 @@ def _group(result: QualityReport, group: Sequence[int]) -> tuple[list[dict[str, 
 
 def _figure(result: QualityReport, index: int) -> dict[str, Any]:
     photos, inspection = result.dataset, result.inspections[index]
-    error, src = inspection.error, ""
+    error, src, path = inspection.error, "", photos.root / photos.paths[index]
     if not error:
         try:
-            path = photos.root / photos.paths[index]
             src = data_uri(load_image(path, at_least=SIDE, value_range=range_of(inspection.values)), SIDE, 80)
         except DataError as gone:  # since the inspection
             error = str(gone)
+    error = error.partition("; fix: ")[0].replace(printable(path), "").strip()  # the caption names the file
     label = photos.classes[photos.labels[index]]
     return {"src": src, "error": error, "file": photos.paths[index], "label": label, "inspection": inspection}

@@ -32,6 +32,7 @@ def _environment(package: str) -> Environment:
         "percent": percent,
         "plural": functools.partial(plural, form=","),
         "short": printable,
+        "path": breakable,
         "code": code_spans,
     }
     environment.globals |= {"command_line": command_line, "repeat_command": repeat_command}
@@ -47,6 +48,11 @@ def _finalize(value: Any) -> Any:
 def percent(fraction: float) -> str:
     """0.9926 as 99.3%; 100% only if exact."""
     return "100%" if fraction == 1 else f"{min(fraction, 0.999):.1%}"
+
+
+def breakable(path: str, limit: int = 80) -> Markup:
+    """A path that may continue on the next line after a slash."""
+    return Markup("/<wbr>").join(Markup.escape(piece) for piece in printable(path, limit).split("/"))
 
 
 def code_spans(text: str) -> Markup:

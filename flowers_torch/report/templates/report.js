@@ -25,7 +25,7 @@ function figure(id) {
   const caption = document.createElement("figcaption"), verdict = document.createElement("span"), name = document.createElement("small");
   verdict.append(isolated(photo.label), ...(photo.predicted ? [", predicted as ", isolated(photo.predicted)] : []), ` (${photo.probability})`);
   if (photo.predicted) verdict.className = "bad";
-  name.textContent = photo.file;
+  name.append(...photo.file.split("/").flatMap((piece, i) => i ? ["/", document.createElement("wbr"), piece] : [piece]));
   caption.append(verdict, document.createElement("br"), name);
   made.append(picture, caption);
   return made;
