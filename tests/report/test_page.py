@@ -83,6 +83,13 @@ def test_names_are_escaped_but_legible(elements: Elements, finished: Any) -> Non
     assert any(HOSTILE_CLASS in title for title in titles)
 
 
+def test_names_do_not_move_what_stands_beside_them(finished: Any) -> None:
+    """A name in Arabic or Hebrew would pull the percentage behind it to its other side."""
+    captions = re.findall(r"<figcaption><span.*?</span>", finished.page.read_text(encoding="utf-8"))
+    form = r"<figcaption><span[^>]*><bdi>[^<]*</bdi>(, predicted as <bdi>[^<]*</bdi>)? \([\d.]+%\)</span>"
+    assert captions and all(re.fullmatch(form, caption) for caption in captions)
+
+
 def embedded(elements: Elements) -> tuple[dict[str, Any], dict[str, list[int]]]:
     photos, cells, _ = elements.scripts
     return json.loads(photos), json.loads(cells)
@@ -186,6 +193,14 @@ def test_a_damaged_record_is_named(finished: Any, tmp_path: Path, name: str, old
     with pytest.raises(DataError, match=f"{name} is not (a|the) ") as caught:
         write_report(tmp_path, finished.info, None)
     assert len(str(caught.value)) < 800
+
+
+def test_one_epoch_is_a_sentence(finished: Any, tmp_path: Path) -> None:
+    path = copied(finished, tmp_path) / "history.csv"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]))
+    page = write_report(tmp_path, finished.info, None).read_text(encoding="utf-8")
+    assert "Training took one epoch, stage head. Training loss 1.000, accuracy 70.0%." in page
+    assert not (tmp_path / "figures" / "loss.svg").exists()
 
 
 def test_losses_that_were_not_finite_are_no_damage(finished: Any, tmp_path: Path) -> None:
