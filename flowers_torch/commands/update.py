@@ -59,5 +59,5 @@ def run(args: argparse.Namespace) -> None:
             return
         unfinished = find_run_folder(args.resume)
         set_allocator_of_run(unfinished)
-        changes = {"data": args.moved} if args.moved else None
-        recipe.resume(unfinished, changes, after_test=functools.partial(compare_with_parent, folder))
+        moved = {"data": args.moved} if args.moved else None
+        recipe.resume(unfinished, moved, after_test=functools.partial(compare_with_parent, folder))
