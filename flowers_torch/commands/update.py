@@ -47,6 +47,7 @@ def run(args: argparse.Namespace) -> None:
 
     from flowers_torch.log import console
     from flowers_torch.runs import recipe
+    from flowers_torch.runs.experiment import Hooks
     from flowers_torch.runs.folder import find_run_folder
     from flowers_torch.runs.update import compare_with_parent, update
 
@@ -60,4 +61,5 @@ def run(args: argparse.Namespace) -> None:
         unfinished = find_run_folder(args.resume)
         set_allocator_of_run(unfinished)
         moved = {"data": args.moved} if args.moved else None
-        recipe.resume(unfinished, moved, after_test=functools.partial(compare_with_parent, folder))
+        hooks = Hooks(after_test=functools.partial(compare_with_parent, folder))
+        recipe.resume(unfinished, moved, hooks=hooks)
