@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import shutil
+import re
 import signal
 import subprocess
 import sys
@@ -62,9 +63,8 @@ def test_the_run_folder(finished: recipe.Result, make_config: MakeConfig) -> Non
     assert sum(int(row["correct"]) for row in rows) == finished.test.correct
     assert load_config(file=str(folder / "config.toml")) == make_config(dropout=0.3)
     assert len((folder / "history.csv").read_text().splitlines()) == 1 + 4
-    lines = [line.split(" ", 2)[2] for line in (folder / "log.txt").read_text().splitlines()]
-    words = [line.split()[0] for line in lines]
-    assert lines[0].startswith("flowers_torch ") and words.count("data") == 1 and words[-2:] == ["report", "next"]
+    words = re.findall(r"^[\d-]+ [\d:,]+ (\w+)", (folder / "log.txt").read_text(), re.M)
+    assert words[0] == "flowers_torch" and words.count("data") == 1 and words[-2:] == ["report", "next"]
     assert words.index("network") < words.index("stage") < words.index("test")
 
 
