@@ -4,8 +4,8 @@ import csv
 import dataclasses
 import json
 import os
-import shutil
 import re
+import shutil
 import signal
 import subprocess
 import sys
