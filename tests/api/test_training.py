@@ -152,7 +152,7 @@ def test_data_frames(files: list[Path], tmp_path: Path) -> None:
     [
         (3, "is not a dataset"),
         (([], []), "no images"),
-        ((["a.png"], ["x", "y"]), "1 images and 2 labels"),
+        ((["a.png"], ["x", "y"]), "1 image and 2 labels"),
         ({"trian": ([], [])}, "not the name of a split"),
         (([object()], ["x"]), "is not an image"),
         ((["a.png"], [["x"]]), "is not a class"),
