@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -62,7 +63,9 @@ def test_the_run_folder(finished: recipe.Result, make_config: MakeConfig) -> Non
     assert sum(int(row["correct"]) for row in rows) == finished.test.correct
     assert load_config(file=str(folder / "config.toml")) == make_config(dropout=0.3)
     assert len((folder / "history.csv").read_text().splitlines()) == 1 + 4
-    assert "test     accuracy" in (folder / "log.txt").read_text()
+    words = re.findall(r"^[\d-]+ [\d:,]+ (\w+)", (folder / "log.txt").read_text(), re.M)
+    assert words[0] == "flowers_torch" and words.count("data") == 1 and words[-2:] == ["report", "next"]
+    assert words.index("network") < words.index("stage") < words.index("test")
 
 
 def test_the_same_seed_gives_the_same_weights(
