@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from markupsafe import Markup
 
-from flowers_torch import __version__
 from flowers_torch.errors import UsageError
 from flowers_torch.evaluation.advice import advise_on_training
 from flowers_torch.evaluation.metrics import FEW_IMAGES, weakest_class, wilson
@@ -64,7 +63,6 @@ def write_report(folder: Path, info: ModelInfo, source: Source | None) -> Path:
         "cells": {},
         "run": run,
         "info": info,
-        "version": __version__,
         "charts": charts,
         "weakest": weakest_class(run.scores),
         "few_photos": FEW_IMAGES,

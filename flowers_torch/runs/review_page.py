@@ -19,7 +19,7 @@ def review_page(review: LabelReview, value_range: Range = (), port: int = 0) -> 
         ResourceError: the port is in use.
     """
     templates = files("flowers_torch.report") / "templates"
-    style = "".join((templates / name).read_text(encoding="utf-8") for name in ("report.css", "review.css"))
+    style = "".join((templates / name).read_text(encoding="utf-8") for name in ("base.css", "review.css"))
     page = render("review.html.jinja", {"data": review.dataset.name, "run": review.run_folder.name})
     assets = {
         "": (page.encode(), "text/html; charset=utf-8"),
