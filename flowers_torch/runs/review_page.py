@@ -26,7 +26,7 @@ def review_page(review: LabelReview, value_range: Range = (), port: int = 0) -> 
         "review.css": (style.encode(), "text/css; charset=utf-8"),
         "review.js": ((templates / "review.js").read_bytes(), "text/javascript; charset=utf-8"),
     }
-    assets["icon.svg"] = ((files("flowers_torch.deploy") / "serve_page/icon.svg").read_bytes(), "image/svg+xml")
+    assets["icon.svg"] = ((files("flowers_torch.deploy") / "templates/icon.svg").read_bytes(), "image/svg+xml")
     values: dict[str, Callable[..., Any]] = {"state": review.state, "similar/": review.similar}
     picture = picture_maker(review.file, value_range)
 
