@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from flowers_torch.deploy.export import megabytes
 from flowers_torch.deploy.onnx_file import parse_onnx
-from flowers_torch.deploy.photo_page import page_model
+from flowers_torch.deploy.page_model import page_model
 from flowers_torch.errors import UsageError, printable
 from flowers_torch.files.atomic import write_text
 from flowers_torch.files.cache import cache_folder

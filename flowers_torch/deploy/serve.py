@@ -38,7 +38,7 @@ from flowers_torch.data import jpeg
 from flowers_torch.data.images import decoding, open_header
 from flowers_torch.deploy.batching import Batcher
 from flowers_torch.deploy.guard import BODY_SECONDS, HEADERS, Bodies, Body, refusal
-from flowers_torch.deploy.photo_page import page_model
+from flowers_torch.deploy.page_model import page_model
 from flowers_torch.deploy.predictor import Prediction, Predictor
 from flowers_torch.errors import DataError, FlowersError, UsageError, printable
 from flowers_torch.files.atomic import to_json

@@ -127,8 +127,8 @@ def test_a_bad_photo_among_good_ones(browser: Any, pages: dict[str, Path], files
     bad.write_bytes(b"nothing")
     open_page(browser, pages["file"])
     first, second, third = classify(browser, [files[0], bad, files[1]])
-    assert first["classes"] and third["classes"] and "decode" in second["error"]
-    assert second["error"] in browser.find_element("css selector", ".failed").text
+    assert first["classes"] and third["classes"] and "cannot read it" in second["error"]
+    assert "cannot read it. Fix: convert" in browser.find_element("css selector", ".failed").text
     assert browser.execute_script("return window.hacked") is None
     browser.find_element("id", "clear").click()
     assert not browser.find_elements("css selector", "#predictions > li")

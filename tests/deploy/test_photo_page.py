@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import flowers_torch
-from flowers_torch.deploy.photo_page import page_model
+from flowers_torch.deploy.page_model import page_model
 from flowers_torch.errors import UsageError
 from flowers_torch.files.atomic import safe_cell
 from flowers_torch.files.reading import plain_cell

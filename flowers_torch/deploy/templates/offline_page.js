@@ -106,7 +106,9 @@ function chunk(kind, content) {
 
 // An upright photo as RGB bytes on white in sRGB, as the package reads it.
 async function pixels(file) {
-  const image = await createImageBitmap(await in8Bits(file), {colorSpaceConversion: "default"});
+  const image = await createImageBitmap(await in8Bits(file), {colorSpaceConversion: "default"}).catch(() => {
+    throw new Error("this browser cannot read it; fix: convert it to JPEG or PNG");
+  });
   const shrink = Math.min(1, Math.sqrt(MAX_PIXELS / (image.width * image.height)));
   const width = Math.max(1, Math.round(image.width * shrink)), height = Math.max(1, Math.round(image.height * shrink));
   const canvas = document.createElement("canvas");

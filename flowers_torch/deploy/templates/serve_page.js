@@ -1,5 +1,4 @@
 // The server classifies: each photo is one request to /api/predict.
-const LISTED = 100; // classes of a response, enough for any useful set
 const MAX_TRIES = 30; // while the server is busy, one a second
 
 async function request(file, name, query) {
@@ -29,7 +28,7 @@ async function request(file, name, query) {
 start({
   parallel: 4,
   async classify(file, name) {
-    const { classes, reason } = await request(file, name, `top=${LISTED}`);
+    const { classes, reason } = await request(file, name, `top=${model.classes.length}`);
     return { classes, isUnlike: reason === UNLIKE };
   },
   async explain(file, name) {
