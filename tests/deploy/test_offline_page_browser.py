@@ -104,7 +104,7 @@ def test_it_predicts_as_torch_does_without_any_request(
     found = np.array([[row[name] for name in names] for row in rows])
     assert np.abs(found - expected.numpy()).max() < TOLERANCE
     assert [names.index(photo["classes"][0]["class"]) for photo in photos] == expected.argmax(1).tolist()
-    assert [photo["decision"]["reason"] for photo in photos] == [p.reason for p in classifier.predict(files)]
+    assert [photo["isUnlike"] for photo in photos] == [bool(p.reason) for p in classifier.predict(files)]
     assert browser.get_log("browser") == [] and browser.execute_script("return window.hacked") is None
     events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     sent = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]

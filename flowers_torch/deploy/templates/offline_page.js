@@ -21,8 +21,8 @@ async function load() {
     session = await ort.InferenceSession.create(network, { executionProviders: ["wasm"] });
     ort.env.wasm.wasmBinary = undefined;
   } catch (error) {
-    at("ready").textContent = "";
-    return notify(`This browser cannot run the model: ${error.message ?? error}`);
+    at("ready").textContent = `This browser cannot run the model: ${error.message ?? error}`;
+    return at("ready").classList.add("bad");
   }
   at("ready").textContent = `Ready after ${((performance.now() - began) / 1000).toFixed(1)} s.`;
   start({
@@ -31,7 +31,8 @@ async function load() {
       if (file.size > MAX_BYTES) throw new Error(`it has more than ${MAX_BYTES >> 20} MB`);
       const { data, height, width } = await pixels(file);
       const outputs = await session.run({ images: new ort.Tensor("uint8", data, [1, height, width, 3]) });
-      const classes = Array.from(outputs.probabilities.data, (probability, label) => ({ class: model.classes[label], probability }));
+      const values = Array.from(outputs.probabilities.data);
+      const classes = values.map((probability, label) => ({ class: model.classes[label], probability }));
       const isUnlike = Boolean(outputs.ood_distance) && outputs.ood_distance.data[0] > model.ood_threshold;
       return { classes: classes.sort((a, b) => b.probability - a.probability), isUnlike };
     },

@@ -1,10 +1,9 @@
-// Cards of photos, which come from files, folders, the clipboard and the camera. A backend classifies them; see `start`.
+// Cards of photos with their predictions, the settings, and the table. A backend classifies the photos; see `start`.
 // All text is set as text: file and class names are not trusted.
 const TOP = 3; // classes on a card
 const MAX_SET = 8; // classes of a set on a card
 const MAX_PHOTOS = 1000;
 const UNLIKE = "unlike the training photos", IMPROBABLE = "too improbable"; // the words of `predict`
-const IMAGE = /\.(jpe?g|png|webp|avif|heic|heif|bmp|gif|tiff?|ppm|pgm)$/i; // where the browser knows no type
 const at = id => document.getElementById(id);
 const find = (selector, root) => root.querySelector(selector);
 const model = JSON.parse(at("model").textContent);
@@ -41,7 +40,8 @@ function percent(fraction) {
 function add(files) {
   notify("");
   const room = MAX_PHOTOS - photos.length;
-  if (files.length > room) notify(`The page holds ${MAX_PHOTOS} photos: ${count(files.length - room, "photo")} left out. Save the table and clear the page.`);
+  const left = files.length - room;
+  if (left > 0) notify(`The page holds ${MAX_PHOTOS} photos: ${left} left out. Save the table and clear the page.`);
   const added = files.slice(0, Math.max(0, room)).map(card);
   at("predictions").prepend(...added.map(photo => photo.item));
   photos.push(...added);
@@ -164,8 +164,8 @@ function update() {
   at("count").textContent = text;
   if (!photos.length || done.length < photos.length) return;
   const only = photos.length === 1 ? photos[0] : null;
-  const words = only && [".file", "h3", ".reason", ".error", ".set"].map(each => find(each, only.item).textContent).filter(Boolean);
-  say(only ? words.join(", ") : text);
+  const lines = [".file", "h3", ".reason", ".error", ".set"];
+  say(only ? lines.map(line => find(line, only.item).textContent).filter(Boolean).join(", ") : text);
 }
 
 // The columns and words of `predict --csv`.
@@ -201,21 +201,6 @@ choices("rate", model.rates, model.rate, each => `at most ${whole(each.rate)}`);
 choices("coverage", model.coverages, model.coverage, each => `right for ${whole(each.coverage)} of photos`);
 describe();
 
-// Files are chosen, dropped anywhere, or pasted. Of a folder, only images are taken.
-function addFolder(files) {
-  const images = files.filter(file => !file.name.startsWith(".") && (file.type.startsWith("image/") || IMAGE.test(file.name)));
-  const path = file => file.webkitRelativePath || file.folderPath;
-  add(images.sort((a, b) => path(a).localeCompare(path(b), undefined, { numeric: true })));
-  if (!images.length) notify("There is no photo in this folder.");
-}
-at("choose").onclick = () => at("files").click();
-at("choose-folder").onclick = () => at("folder").click();
-at("files").onchange = at("capture").onchange = event => { add([...event.target.files]); event.target.value = ""; };
-at("folder").onchange = event => { addFolder([...event.target.files]); event.target.value = ""; };
-addEventListener("paste", event => {
-  const files = [...(event.clipboardData?.files ?? [])];
-  if (files.length) add(files); else notify("There is no image in the clipboard.");
-});
 at("clear").onclick = () => {
   queue.length = 0;
   [...photos].forEach(remove);
@@ -224,78 +209,3 @@ at("clear").onclick = () => {
   at("choose").focus();
 };
 at("save").onclick = () => saveTable("predictions.csv", table());
-
-async function* walk(folder, path) { // a FileSystemDirectoryHandle
-  for await (const [name, found] of folder.entries()) {
-    if (found.kind === "directory") yield* walk(found, `${path}/${name}`);
-    else yield Object.assign(await found.getFile(), { folderPath: `${path}/${name}` });
-  }
-}
-async function* walkEntry(entry) { // a FileSystemEntry, in browsers without handles
-  if (entry.isFile) yield Object.assign(await new Promise((done, fail) => entry.file(done, fail)), { folderPath: entry.fullPath.slice(1) });
-  const reader = entry.isDirectory && entry.createReader();
-  for (let some = [1]; reader && some.length;) {
-    some = await new Promise((done, fail) => reader.readEntries(done, fail));
-    for (const each of some) yield* walkEntry(each);
-  }
-}
-async function addDropped(items) {
-  const files = [], folders = [];
-  for (const item of items.filter(each => each.kind === "file")) { // items are empty after the first wait
-    const entry = item.webkitGetAsEntry?.();
-    if (entry?.isDirectory) folders.push({ entry, handle: item.getAsFileSystemHandle?.() });
-    else files.push(item.getAsFile());
-  }
-  if (files.length) add(files);
-  for (const { entry, handle } of folders) {
-    try {
-      const opened = await handle, found = [];
-      for await (const file of opened ? walk(opened, opened.name) : walkEntry(entry)) found.push(file);
-      addFolder(found);
-    } catch {
-      notify(`This browser cannot read the dropped folder ${entry.name}. Choose it with the button.`);
-    }
-  }
-}
-const holdsFiles = event => [...(event.dataTransfer?.types ?? [])].includes("Files");
-const mark = isOver => document.body.classList.toggle("over", isOver);
-addEventListener("dragover", event => { if (holdsFiles(event)) { event.preventDefault(); mark(true); } });
-addEventListener("dragleave", event => { if (!event.relatedTarget) mark(false); });
-addEventListener("drop", event => {
-  mark(false);
-  if (!holdsFiles(event)) return;
-  event.preventDefault();
-  addDropped([...event.dataTransfer.items]);
-});
-
-// Phones have a camera application; elsewhere the page shows the camera if the browser allows it.
-const video = find("video", document);
-const CAMERA_ERRORS = {
-  NotAllowedError: "The browser blocks the camera; allow it in the address bar.",
-  NotFoundError: "No camera was found.",
-  NotReadableError: "Another program uses the camera.",
-};
-at("camera").onclick = async () => {
-  if (matchMedia("(pointer: coarse)").matches) return at("capture").click();
-  notify("");
-  if (!navigator.mediaDevices) return notify("The browser allows the camera only on https or on this machine.");
-  try {
-    video.srcObject = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
-  } catch (error) {
-    return notify(CAMERA_ERRORS[error.name] ?? `The camera does not work: ${error.message}`);
-  }
-  at("viewfinder").showModal();
-};
-at("shoot").onclick = () => {
-  const canvas = document.createElement("canvas");
-  [canvas.width, canvas.height] = [video.videoWidth, video.videoHeight];
-  if (!canvas.width) return; // the camera is still starting
-  canvas.getContext("2d").drawImage(video, 0, 0);
-  canvas.toBlob(blob => add([new File([blob], "camera.jpg", { type: "image/jpeg" })]), "image/jpeg", 0.95);
-  at("viewfinder").close();
-};
-at("leave").onclick = () => at("viewfinder").close();
-at("viewfinder").onclose = () => {
-  for (const track of video.srcObject?.getTracks() ?? []) track.stop();
-  video.srcObject = null;
-};
