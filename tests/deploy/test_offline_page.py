@@ -52,7 +52,8 @@ def test_names_of_classes_cannot_become_markup(onnx_bytes: bytes, small: Any, tm
 
 def test_the_script_never_writes_markup() -> None:
     templates = Path(page.__file__).parent / "templates"
-    script = "".join((templates / name).read_text() for name in ("photo_page.js", "photo_sources.js", "offline_page.js"))
+    names = ("photo_page.js", "photo_sources.js", "offline_page.js")
+    script = "".join((templates / name).read_text() for name in names)
     for name in (
         "innerHTML",
         "outerHTML",
