@@ -46,7 +46,7 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
         (["--batch-size", "many"], 2, "--batch-size"),
         (["--batch-size", "0"], 2, "batch_size must be within 1"),
         (["--epochs", "2,x"], 2, "2,x"),
-        (["--epochs", "1,2,3"], 2, "given for 3 stages, and there are 2"),
+        (["--epochs", "1,2,3"], 2, "given for 3 stages, and the recipe has 2"),
         (["--set", "stages.finetune.lr"], 2, "has no ="),
         (["--set", "stages.1.lr=1"], 2, "no stage 1 for stages.1.lr (there are head, finetune)"),
         (["--set", "epochs=3"], 2, "epochs must be a list"),
@@ -260,7 +260,9 @@ def test_sorting_and_explaining(
     photo = str(photo_folder / "red" / "3.png")
     flags = ["--sort-into", str(tmp_path / "sorted"), "--gradcam", str(tmp_path / "maps"), "--json"]
     assert main(["predict", model_file, photo, *flags]) == 0
-    (info,) = json.loads(capsys.readouterr().out)
+    shown = capsys.readouterr()
+    (info,) = json.loads(shown.out)
+    assert f"sorted into {tmp_path / 'sorted'}: {Path(info['sorted']).parent.name}\n" in shown.err
     assert Path(info["sorted"]).resolve() == Path(photo).resolve()
     assert Path(info["gradcam"]).read_bytes()[:2] == b"\xff\xd8"
     assert info["abstained"] is False

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from flowers_torch.errors import plural
+
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "flowers_torch"
 FOLDERS = ("flowers_torch", "examples", "benchmarks", "tests", "docs")
@@ -232,6 +234,28 @@ def test_pages_recipes_and_templates_are_plain() -> None:
         for problem in text_problems(path, enumerate(path.read_text(encoding="utf-8").splitlines(), 1))
     )
     assert not report, report
+
+
+# A number of things that a program or page writes without `plural`, which knows that one thing is one "photo".
+COUNTED = re.compile(
+    r"\{[^{}]*(?:\blen\([a-z]|\|length|\.total\(\)|images\}|count\})[^{}]*\}?\}? "
+    r"(?:(?:more|new|other|common|test|training|validation|class) )*"
+    r"(?:photos|images|pictures|classes|files|folders|groups|stages|epochs|networks|shards|values|columns|folds)\b"
+)
+
+
+def test_counts_agree_with_their_nouns() -> None:
+    paths = [*PACKAGE.rglob("*.py"), *TEMPLATES]
+    assert not [f"{path}: {text}" for path in paths for text in COUNTED.findall(path.read_text(encoding="utf-8"))]
+    counts = [
+        "{len(mixed)} pictures are",
+        "{{ photos|length }} photos",
+        "{result.images} test photos",
+        "{count} photos",
+    ]
+    assert all(map(COUNTED.search, counts)) and not COUNTED.search("no {split} photos")
+    assert plural(1, "photo occurs", "photos occur") == "1 photo occurs" and plural([], "class") == "0 classes"
+    assert plural(range(1360), "test photo", form=",") == "1,360 test photos"
 
 
 def test_words_are_found() -> None:

@@ -14,6 +14,7 @@ from flowers_torch.api.classifier import Classifier
 from flowers_torch.config import HEAD_ONLY
 from flowers_torch.config_file import load_config
 from flowers_torch.data.sources.python_data import write_dataset
+from flowers_torch.errors import plural
 from flowers_torch.evaluation.metrics import Scores
 from flowers_torch.files.cache import cache_folder
 from flowers_torch.log import console, silence
@@ -48,7 +49,7 @@ class TrainResult:
 
     def __repr__(self) -> str:
         low, high = self.interval
-        count = f"{self.test.images} test photos"
+        count = plural(self.test.images, "test photo")
         return f"TrainResult(accuracy {self.accuracy:.4f} ({low:.3f} .. {high:.3f}) on {count}, {self.folder})"
 
 

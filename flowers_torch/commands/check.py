@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowers_torch.commands import add_classes, add_json, print_json
-from flowers_torch.errors import DataError, UsageError, printable
+from flowers_torch.errors import DataError, UsageError, plural, printable
 from flowers_torch.shell import command_line
 
 if TYPE_CHECKING:
@@ -188,7 +188,7 @@ def _print_report(args: argparse.Namespace, result: "QualityReport", duplicates:
 
     dataset = result.dataset
     counts = counted(Counter(dict(zip(dataset.classes, dataset.counts(), strict=True))))
-    shape = f"{len(dataset)} photos of {len(dataset.classes)} classes"
+    shape = f"{plural(dataset, 'photo')} of {plural(dataset.classes, 'class')}"
     print(f"read     {printable(dataset.name)}: {shape} ({counts}){f'; {dataset.layout}' if dataset.layout else ''}")
     print(f"splits   {_describe_splits(args.data, dataset, duplicates)}")
     print(f"not used {'; '.join(dataset.unused) or 'nothing: every folder, column and photo is used'}")

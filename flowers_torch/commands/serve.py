@@ -8,7 +8,7 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from flowers_torch.commands import add_coverage, add_device, add_max_error, add_run, check_positive, fraction, warn
-from flowers_torch.errors import ResourceError, UsageError, printable
+from flowers_torch.errors import ResourceError, UsageError, plural, printable
 from flowers_torch.files.system import raise_file_limit
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> None:
         service = Service(predictor, name, limits, max_error, coverage)
         host, port = listener.getsockname()[:2]
         info, device = predictor.info, predictor.runtime.device
-        print(f"model    {printable(info.arch)}, {len(info.classes)} classes, on {device}")
+        print(f"model    {printable(info.arch)}, {plural(info.classes, 'class')}, on {device}")
         if service.threshold:
             print(f"unsure   {service.threshold.describe()}")
         if coverage is not None:

@@ -4,6 +4,7 @@ Both are tested on photos that neither has seen.
 """
 
 import argparse
+import functools
 
 from flowers_torch.commands import add_data, add_run, set_allocator_of_run, train
 from flowers_torch.errors import UsageError
@@ -47,7 +48,7 @@ def run(args: argparse.Namespace) -> None:
     from flowers_torch.log import console
     from flowers_torch.runs import recipe
     from flowers_torch.runs.folder import find_run_folder
-    from flowers_torch.runs.update import compare_with_parent, report_comparison, update
+    from flowers_torch.runs.update import compare_with_parent, update
 
     folder = find_run_folder(args.run)
     with console(args.quiet):
@@ -58,6 +59,5 @@ def run(args: argparse.Namespace) -> None:
             return
         unfinished = find_run_folder(args.resume)
         set_allocator_of_run(unfinished)
-        recipe.resume(unfinished, {"data": args.moved} if args.moved else None)
-        compare_with_parent(folder, unfinished)
-        report_comparison(unfinished)
+        changes = {"data": args.moved} if args.moved else None
+        recipe.resume(unfinished, changes, after_test=functools.partial(compare_with_parent, folder))

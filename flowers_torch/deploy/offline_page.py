@@ -15,7 +15,7 @@ from markupsafe import Markup
 from flowers_torch.deploy.export import megabytes
 from flowers_torch.deploy.onnx_file import parse_onnx
 from flowers_torch.deploy.page_model import page_model
-from flowers_torch.errors import UsageError, printable
+from flowers_torch.errors import UsageError, plural, printable
 from flowers_torch.files.atomic import write_text
 from flowers_torch.files.cache import cache_folder
 from flowers_torch.files.download import download
@@ -99,7 +99,7 @@ def write_page(path: Path, model: bytes, runtime: BrowserRuntime, as_folder: boo
     # 'self' is for servers; a page that is opened from a file has no origin.
     write_text(folder / "index.html", _html(values, scripts, f"{POLICY} 'self' file:"))
     reason = "" if as_folder else f", more than the {MAX_SINGLE_FILE >> 20} MB of one file"
-    what = f"{printable(folder / 'index.html')} with {len(calls)} files beside it"
+    what = f"{printable(folder / 'index.html')} with {plural(calls, 'file')} beside it"
     return [f"export   {what}, {megabytes(total)}{reason}"]
 
 

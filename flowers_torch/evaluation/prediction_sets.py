@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowers_torch.errors import UsageError
+from flowers_torch.errors import UsageError, plural
 from flowers_torch.evaluation.selective import DIGITS, OODDetector, pack_selective, risk_coverage_curve
 
 MAX_POINTS = 1000  # of the stored quantiles
@@ -59,7 +59,8 @@ def set_threshold(stored: dict[str, Any], coverage: float) -> float:
         if needed is None:
             raise UsageError(f"{what}: only the set of all classes is always right", "ask for less, such as 95%")
         most = math.floor(1000 * stored["images"] / (stored["images"] + 1)) / 10
-        what = f"{what}: it takes {needed} validation photos, there are {stored['images']}"
+        what = f"{what}: it takes {plural(needed, 'validation photo')}, "
+        what += f"there {'is' if stored['images'] == 1 else 'are'} {stored['images']}"
         raise UsageError(what, f"ask for {most:.1f}% or less, or train with more validation photos")
     return max(probability for probability, position in stored["quantiles"] if position <= rank)
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flowers_torch.errors import ModelFileError, UsageError
+from flowers_torch.errors import ModelFileError, UsageError, plural
 from flowers_torch.evaluation.metrics import upper_limit
 from flowers_torch.files.reading import reading
 
@@ -123,8 +123,9 @@ def _no_threshold(points: Sequence[tuple[float, int, int]], max_error: float) ->
         return f"{what}: even the most confident predictions on validation photos have more errors", fix
     more = math.ceil(images * needed / without_error)
     return (
-        f"{what}: it takes {needed} confident predictions in validation without an error, there are {without_error}",
-        f"{fix}, or train with about {more} validation photos",
+        f"{what}: it takes {needed} confident predictions in validation without an error, "
+        f"there {'is' if without_error == 1 else 'are'} {without_error}",
+        f"{fix}, or train with about {plural(more, 'validation photo')}",
     )
 
 

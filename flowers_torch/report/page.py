@@ -22,7 +22,7 @@ from flowers_torch.report.run_summary import RunSummary, read_run
 from flowers_torch.report.templating import render
 
 REPORT_FILE = "report.html"
-MATRIX_CLASSES = 40  # more classes get a list of the most common confusions
+MATRIX_CLASSES = 40  # of more, the most common confusions and the classes with the lowest recall come first
 CONFUSIONS = 60  # in that list
 FEW_FOR_ACCURACY = 100  # with fewer test photos the page leads with the interval
 SECTIONS = {
@@ -55,6 +55,7 @@ def write_report(folder: Path, info: ModelInfo, source: Source | None) -> Path:
     run, attempt = read_run(folder), source.attempt if source else Attempt()
     charts: dict[str, Markup] = attempt("charts", lambda: _charts(run), {})
     cells, classes, pretrained = confusion_cells(run), len(run.classes), info.weights != "none"
+    rows = class_rows(run, image_sections.training_counts(run, source))
     training = (run.history, run.stages, classes, len(run.split["val"]), pretrained, run.config.get("mirror") == "yes")
     values: dict[str, Any] = {
         "listed": {},
@@ -66,7 +67,8 @@ def write_report(folder: Path, info: ModelInfo, source: Source | None) -> Path:
         "few_photos": FEW_IMAGES,
         "few_for_accuracy": FEW_FOR_ACCURACY,
         "advice": attempt("advice", lambda: advise_on_training(*training), []),
-        "class_rows": class_rows(run, image_sections.training_counts(run, source)),
+        "class_rows": rows,
+        "many_classes": MATRIX_CLASSES,
         "confusion_rows": confusion_rows(run, cells),
         "dots": attempt("map", lambda: image_sections.map_dots(run), []),
         "hues": image_sections.hues(classes),
@@ -77,7 +79,8 @@ def write_report(folder: Path, info: ModelInfo, source: Source | None) -> Path:
         "max_error": promised_error(info),
         "sets": sets_on_test(info, run),
     }
-    of_test = partial(image_sections.figures_of_test, run, info.preprocessing, cells=cells)
+    of_classes = [row["photo"] for row in rows[:MATRIX_CLASSES]]
+    of_test = partial(image_sections.figures_of_test, run, info.preprocessing, cells=cells, of_classes=of_classes)
     value_range = info.preprocessing.value_range
     other = partial(image_sections.other_figures, run, mirror=info.mirror, value_range=value_range)
     values |= _figures(attempt, source, of_test) | _figures(attempt, source, other)

@@ -11,7 +11,7 @@ import pytest
 
 from flowers_torch.errors import ResourceError, UsageError
 from flowers_torch.log import log
-from flowers_torch.runs.folder import find_run, new_run_folder, run_lock
+from flowers_torch.runs.folder import find_run, find_run_folder, new_run_folder, run_lock
 from flowers_torch.runs.recipe import _run_folder
 from flowers_torch.training.distributed import SINGLE_PROCESS
 
@@ -95,6 +95,15 @@ def test_the_latest_run_is_the_one_last_written_to(tmp_path: Path) -> None:
     (tmp_path / "b" / "log.txt").write_text("x")
     os.utime(tmp_path / "c" / "config.toml", (time.time() - 50, time.time() - 50))
     assert find_run("latest", tmp_path) == tmp_path / "b"
+
+
+def test_a_cross_validation_is_not_a_run_to_predict_with(tmp_path: Path) -> None:
+    (tmp_path / "cv" / "seed0-fold1").mkdir(parents=True)
+    for name in ("crossval.json", "seed0-fold1/config.toml"):
+        (tmp_path / "cv" / name).touch()
+    with pytest.raises(UsageError, match=r"cv is a cross-validation.*; fix: name one of its folds.*seed0-fold1$"):
+        find_run("cv", tmp_path)
+    assert find_run_folder("cv", tmp_path) == tmp_path / "cv"  # which ensemble takes
 
 
 def test_overwriting_removes_the_files_of_a_run_only(tmp_path: Path) -> None:

@@ -62,7 +62,10 @@ def test_the_run_folder(finished: recipe.Result, make_config: MakeConfig) -> Non
     assert sum(int(row["correct"]) for row in rows) == finished.test.correct
     assert load_config(file=str(folder / "config.toml")) == make_config(dropout=0.3)
     assert len((folder / "history.csv").read_text().splitlines()) == 1 + 4
-    assert "test     accuracy" in (folder / "log.txt").read_text()
+    lines = [line.split(" ", 2)[2] for line in (folder / "log.txt").read_text().splitlines()]
+    words = [line.split()[0] for line in lines]
+    assert lines[0].startswith("flowers_torch ") and words.count("data") == 1 and words[-2:] == ["report", "next"]
+    assert words.index("network") < words.index("stage") < words.index("test")
 
 
 def test_the_same_seed_gives_the_same_weights(

@@ -25,7 +25,7 @@ from flowers_torch.data.sources.hugging_face import hugging_face_rows, is_huggin
 from flowers_torch.data.sources.rows import split_of_name
 from flowers_torch.data.sources.table_columns import find_columns
 from flowers_torch.data.sources.table_text import Table, TableRow
-from flowers_torch.errors import DataError, ResourceError, UsageError, printable
+from flowers_torch.errors import DataError, ResourceError, UsageError, plural, printable
 from flowers_torch.files.cache import CACHE_FIX
 from flowers_torch.files.system import expand_home, replace
 
@@ -164,7 +164,7 @@ def _rows(data: Any, split: str) -> Iterator[LabeledImage]:
     elif isinstance(data, Sequence) and len(data) == 2 and not isinstance(data, str):
         images, labels = data
         if len(images) != len(labels):
-            raise UsageError(f"there are {len(images)} images and {len(labels)} labels", "give one label for each")
+            raise UsageError(f"{plural(images, 'image')} and {plural(labels, 'label')}", "give one label for each")
         yield from (LabeledImage(image, _label(label), split) for image, label in zip(images, labels, strict=True))
     else:
         kind = f"{type(data).__module__}.{type(data).__name__}"
