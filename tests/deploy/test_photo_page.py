@@ -82,6 +82,6 @@ def test_all_pages_have_one_head_and_one_set_of_colors() -> None:
     assert [name for name, text in texts.items() if "<head>" in text] == ["base.html.jinja"]
     styles: dict[str, Any] = {path.name: path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.css")}
     assert [name for name, text in styles.items() if ":root" in text] == ["base.css"]
-    used = set(re.findall(r"var\((--[\w-]+)", "".join([*styles.values(), *texts.values()])))
-    defined = set(re.findall(r"(--[\w-]+):", styles["base.css"]))
-    assert used - defined <= {"--fraction", "--hue"}  # of single elements
+    everything = "".join([*styles.values(), *(path.read_text(encoding="utf-8") for path in templates)])
+    used, defined = (set(re.findall(form, everything)) for form in (r"var\((--[\w-]+)", r"(--[\w-]+):"))
+    assert "--accent" in used and used <= defined
