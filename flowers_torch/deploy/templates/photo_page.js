@@ -117,7 +117,7 @@ function show(photo) {
   find("ol", item).replaceChildren(...classes.slice(0, TOP).map(found => {
     const row = element("li"), bar = element("progress");
     bar.value = found.probability;
-    bar.ariaHidden = "true"; // the number stands beside it
+    bar.setAttribute("aria-hidden", "true"); // the number stands beside it
     row.append(element("span", found.class), element("span", percent(found.probability)), bar);
     return row;
   }));
@@ -139,7 +139,7 @@ async function explain({ file, name, item, classes }) {
     }
   }
   heat.hidden = !heat.hidden;
-  find(".photo", item).hidden = !heat.hidden;
+  item.classList.toggle("explained", !heat.hidden);
   find(".legend", item).hidden = heat.hidden;
   button.setAttribute("aria-pressed", String(!heat.hidden));
 }
