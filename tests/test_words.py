@@ -238,7 +238,7 @@ def test_pages_recipes_and_templates_are_plain() -> None:
 
 # A number of things that a program or page writes without `plural`, which knows that one thing is one "photo".
 COUNTED = re.compile(
-    r"\{[^{}]*(?:\blen\([a-z]|\|length|\.total\(\)|images\}|count\})[^{}]*\}?\}? "
+    r"\{[^{}\n]*(?:\blen\([a-z]|\|length|\.total\(\)|images(?=\})|count(?=\}))[^{}\n]*\}\}? "
     r"(?:(?:more|new|other|common|test|training|validation|class) )*"
     r"(?:photos|images|pictures|classes|files|folders|groups|stages|epochs|networks|shards|values|columns|folds)\b"
 )

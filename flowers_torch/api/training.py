@@ -20,7 +20,7 @@ from flowers_torch.files.cache import cache_folder
 from flowers_torch.log import console, silence
 from flowers_torch.models.own import register_module
 from flowers_torch.runs import recipe as recipes
-from flowers_torch.runs.experiment import Callback
+from flowers_torch.runs.experiment import Callback, Hooks
 from flowers_torch.runs.folder import find_run_folder
 
 
@@ -104,7 +104,7 @@ def train(
     with _printing(quiet):
         source = str(data) if isinstance(data, str | Path) else str(write_dataset(data, cache_folder()))
         config = load_config(model, source, str(recipe), changes | options)
-        run = recipes.train(config, out, overwrite, callbacks=_several(callbacks))
+        run = recipes.train(config, out, overwrite, hooks=_hooks(callbacks))
     return TrainResult(run.folder, run.test, run.history)
 
 
@@ -131,12 +131,12 @@ def resume(
     """
     with _printing(quiet):
         allowed = (allow_config_change, allow_data_change)
-        found = recipes.resume(find_run_folder(run), options, *allowed, callbacks=_several(callbacks))
+        found = recipes.resume(find_run_folder(run), options, *allowed, hooks=_hooks(callbacks))
     return TrainResult(found.folder, found.test, found.history) if found else None
 
 
-def _several(callbacks: Callback | Sequence[Callback]) -> Sequence[Callback]:
-    return (callbacks,) if callable(callbacks) else tuple(callbacks)
+def _hooks(callbacks: Callback | Sequence[Callback]) -> Hooks:
+    return Hooks(after_epoch=(callbacks,) if callable(callbacks) else tuple(callbacks))
 
 
 @contextlib.contextmanager

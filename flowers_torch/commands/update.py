@@ -47,6 +47,7 @@ def run(args: argparse.Namespace) -> None:
 
     from flowers_torch.log import console
     from flowers_torch.runs import recipe
+    from flowers_torch.runs.experiment import Hooks
     from flowers_torch.runs.folder import find_run_folder
     from flowers_torch.runs.update import compare_with_parent, update
 
@@ -59,5 +60,6 @@ def run(args: argparse.Namespace) -> None:
             return
         unfinished = find_run_folder(args.resume)
         set_allocator_of_run(unfinished)
-        changes = {"data": args.moved} if args.moved else None
-        recipe.resume(unfinished, changes, after_test=functools.partial(compare_with_parent, folder))
+        moved = {"data": args.moved} if args.moved else None
+        hooks = Hooks(after_test=functools.partial(compare_with_parent, folder))
+        recipe.resume(unfinished, moved, hooks=hooks)

@@ -194,8 +194,9 @@ def describe_scores(scores: Scores, classes: Sequence[str], split: str = "test")
     )
     if weakest := weakest_class(scores):
         label, other = (printable(classes[i], 40) for i in weakest)
-        recall = float(scores.by_class()["recall"][weakest[0]])
-        text += f"; lowest recall {label} {recall:.2f}, misclassified most often as {other}"
+        row = scores.confusion[weakest[0]]
+        own, misses, images = (int(count) for count in (row[weakest[0]], row[weakest[1]], row.sum()))
+        text += f"; lowest recall {label} {own / images:.2f}, {misses} of {images - own} misclassified as {other}"
     return text
 
 

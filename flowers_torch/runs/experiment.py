@@ -40,7 +40,20 @@ from flowers_torch.training.estimate import busy_note
 
 # Takes the row of the epoch in the history, such as {"stage": "head", "epoch": 1, "val_accuracy": 0.9, ...}.
 Callback = Callable[[dict[str, Any]], object]
-AfterTest = Callable[[Path], object]  # takes the run folder
+
+
+@dataclasses.dataclass(frozen=True)
+class Hooks:
+    """What the caller of a run wants to be called, in the main process.
+
+    `after_test` takes the run folder, whose results are written and whose report is not.
+    """
+
+    after_epoch: Sequence[Callback] = ()
+    after_test: Callable[[Path], object] | None = None
+
+
+NO_HOOKS = Hooks()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +67,7 @@ class Experiment:
     splits: Splits
     info: ModelInfo  # not yet calibrated
     folder: Path = Path()  # empty before there is one
-    callbacks: Sequence[Callback] = ()  # called after each epoch
-    after_test: AfterTest | None = None  # called in the main process when the results are written
+    hooks: Hooks = NO_HOOKS
 
     @property
     def dataset(self) -> ImageDataset:

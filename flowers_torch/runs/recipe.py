@@ -25,7 +25,7 @@ from flowers_torch.log import RESULT, collected, log, log_file
 from flowers_torch.models.checkpoint import load_matching
 from flowers_torch.report.attempt import Attempt
 from flowers_torch.runs.cost import fit_to_time
-from flowers_torch.runs.experiment import AfterTest, Callback, Experiment
+from flowers_torch.runs.experiment import NO_HOOKS, Experiment, Hooks
 from flowers_torch.runs.fingerprint import fingerprint
 from flowers_torch.runs.folder import folder_of_launch, new_run_folder, run_lock
 from flowers_torch.runs.linear_probe import fit_head
@@ -53,8 +53,7 @@ def train(
     overwrite: bool = False,
     command: Sequence[str] | None = None,
     splits: Splits | None = None,
-    callbacks: Sequence[Callback] = (),
-    after_test: AfterTest | None = None,
+    hooks: Hooks = NO_HOOKS,
 ) -> Result:
     """Trains a network and leaves a run folder.
 
@@ -63,8 +62,7 @@ def train(
         overwrite: Let `out` hold an earlier run.
         command: The command line, for the log; None stores the command that repeats the run.
         splits: Of the filtered images, in place of the configuration's own.
-        callbacks: Called after each epoch with its row of the history; `StopTraining` ends training.
-        after_test: Called with the run folder when its results are written, before its report.
+        hooks: Called after each epoch, where `StopTraining` ends training, and after the test.
     """
     started = time.monotonic()
     # The first call of cuBLAS, when the network is tried, decides whether it can be deterministic.
@@ -72,7 +70,7 @@ def train(
         # torchrun restarts all processes when one dies. They resume in the folder of the first start.
         existing = distributed.broadcast(folder_of_launch(str(out)) if distributed.restarts else None)
         if existing and checkpoint_files(existing):
-            return _resume(existing, distributed, {"callbacks": callbacks, "after_test": after_test})
+            return _resume(existing, distributed, hooks)
         out, overwrite = existing or out, overwrite or bool(existing)
 
         experiment, model = Experiment.new(config, distributed, splits)
@@ -81,7 +79,7 @@ def train(
             experiment, closing_seconds = fit_to_time(experiment, model, started)
         name = (str(out), experiment.dataset.name, config.arch)
         folder = distributed.broadcast(new_run_folder(*name, overwrite) if distributed.is_main else Path())
-        experiment = dataclasses.replace(experiment, folder=folder, callbacks=callbacks, after_test=after_test)
+        experiment = dataclasses.replace(experiment, folder=folder, hooks=hooks)
         with _run_folder(experiment.folder, distributed, early):
             experiment.distributed.lead(lambda: write_provenance(experiment, command))
             state = RunState(elapsed=time.monotonic() - started, closing_seconds=closing_seconds)
@@ -93,8 +91,7 @@ def resume(
     changes: dict[str, Any] | None = None,
     allow_config_change: bool = False,
     allow_data_change: bool = False,
-    callbacks: Sequence[Callback] = (),
-    after_test: AfterTest | None = None,
+    hooks: Hooks = NO_HOOKS,
 ) -> Result | None:
     """Resumes an interrupted run from its newest checkpoint; None if it had finished already.
 
@@ -117,15 +114,14 @@ def resume(
         raise ModelFileError(f"{printable(folder)} holds no checkpoint", "start a new run")
     config = load_config(file=str(folder / "config.toml"), overrides=changes)
     with distributed_context(config.device) as distributed:
-        hooks = {"callbacks": callbacks, "after_test": after_test}
         return _resume(folder, distributed, hooks, changes, allow_config_change, allow_data_change)
 
 
-def _resume(folder: Path, distributed: Distributed, hooks: dict[str, Any], *changes: Any) -> Result:
+def _resume(folder: Path, distributed: Distributed, hooks: Hooks, *changes: Any) -> Result:
     started = time.monotonic()
     with _run_folder(folder, distributed):
         experiment, model, checkpoint = Experiment.resume(folder, distributed, *changes)
-        experiment = dataclasses.replace(experiment, **hooks)
+        experiment = dataclasses.replace(experiment, hooks=hooks)
         state = checkpoint.state
         names = [*(stage.name for stage in experiment.config.stages), "test"]
         where = f"{names[state.stage]}, epoch {state.epoch + 1}, batch {state.step + 1}"
@@ -189,8 +185,8 @@ def _test(experiment: Experiment, model: nn.Module, state: RunState, stop: StopR
 
     scores, info = write_results(experiment, model, state, check)
     if distributed.is_main:
-        if experiment.after_test:
-            experiment.after_test(folder)
+        if experiment.hooks.after_test:
+            experiment.hooks.after_test(folder)
         for path in reversed(checkpoint_files(folder)):  # only now is there nothing left to resume
             path.unlink()
         log.info(f"model    {printable(folder / MODEL_FILE)}, {(folder / MODEL_FILE).stat().st_size / 1e6:.1f} MB")

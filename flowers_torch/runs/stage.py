@@ -268,12 +268,12 @@ def run_callbacks(experiment: Experiment, state: RunState) -> str:
     """Calls the callbacks with the last epoch in the main process; the reason where one of them ends training."""
     ended = False
     if experiment.distributed.is_main:
-        for callback in experiment.callbacks:
+        for callback in experiment.hooks.after_epoch:
             try:
                 callback(dict(state.history[-1]))
             except StopTraining:
                 ended = True
-    ended = bool(experiment.callbacks) and bool(experiment.distributed.all_reduce_max(ended))
+    ended = bool(experiment.hooks.after_epoch) and bool(experiment.distributed.all_reduce_max(ended))
     return "stop     a callback ends training" if ended else ""
 
 

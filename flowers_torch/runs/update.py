@@ -36,6 +36,7 @@ from flowers_torch.models.checkpoint import load_classifier, read_model_info
 from flowers_torch.report.run_summary import UPDATE_FILE
 from flowers_torch.runs import recipe
 from flowers_torch.runs.dataset import images_of, log_reading
+from flowers_torch.runs.experiment import Hooks
 from flowers_torch.runs.folder import new_run_folder
 from flowers_torch.training.checkpoint import MODEL_FILE
 from flowers_torch.training.device import choose_runtime, runtime_of_run
@@ -98,7 +99,7 @@ def update(
     again = with_absolute_paths(dataclasses.replace(former, data=source)).data
     command = command or ["flowers-torch", "update", str(folder.absolute()), again]
     compare_both = functools.partial(compare_with_parent, folder, device=config.device)
-    recipe.train(config, new_folder, overwrite=True, command=command, after_test=compare_both)
+    recipe.train(config, new_folder, overwrite=True, command=command, hooks=Hooks(after_test=compare_both))
     return new_folder
 
 

@@ -158,8 +158,10 @@ def _check_duplicates(
         "mirrored": f"{plural(flipped, *are)} mirrored in another class",
         "exact": f"{plural(copied, 'photo occurs', 'photos occur')} more than once, byte for byte",
         "near": f"{plural(near, 'picture occurs', 'pictures occur')} more than once, saved again, scaled or mirrored",
-        "features": f"{plural(similar, 'group')} of photos with similar features: crops, edits or one object",
-        "alike": f"{plural(sum(map(len, alike)), 'photo')} that look alike but differ, such as frames of a video",
+        "features": f"{plural(similar, 'group of photos has', 'groups of photos have')} similar features: crops, edits "
+        "or one object",
+        "alike": f"{plural(sum(map(len, alike)), 'photo looks', 'photos look')} alike but differ, such as frames of a "
+        "video",
     }
     redundant = across | repeated
     in_mixed = [i for group in mixed for i in group if i in redundant]
