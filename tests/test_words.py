@@ -115,7 +115,7 @@ PROSE = (
     Word(r"\bby heart\b", "memorized"),
     Word(r"\blopsided\b", "imbalanced"),
     Word(r"\bsquash(ed|es|ing)?\b", "stretch"),
-    Word(r"\bcanvas(es)?\b", "resized image", ignore=r"templates/|serve_page/|browser"),  # HTML's canvas
+    Word(r"\bcanvas(es)?\b", "resized image", ignore=r"templates/|browser"),  # HTML's canvas
     Word(r"\bresident\b", "on the GPU, in memory"),
     Word(r"(?<!security[ -])\bpolic(y|ies)\b", "augmentation", ignore="offline_page|guard|serve"),  # security
     Word(r"(?<!in )(?<!to the )(?<!web )\bfronts?\b", "frozen backbone"),

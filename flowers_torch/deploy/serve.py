@@ -15,7 +15,6 @@ import io
 import time
 from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -39,17 +38,18 @@ from flowers_torch.data import jpeg
 from flowers_torch.data.images import decoding, open_header
 from flowers_torch.deploy.batching import Batcher
 from flowers_torch.deploy.guard import BODY_SECONDS, HEADERS, Bodies, Body, refusal
+from flowers_torch.deploy.page_model import page_model
 from flowers_torch.deploy.predictor import Prediction, Predictor
 from flowers_torch.errors import DataError, FlowersError, UsageError, printable
-from flowers_torch.evaluation.selective import Threshold
 from flowers_torch.files.atomic import to_json
 from flowers_torch.files.system import usable_cores
 from flowers_torch.report.image_sections import data_uri
+from flowers_torch.report.templating import render
 
-PAGE = {
-    "/": ("index.html", "text/html; charset=utf-8"),
-    "/page.css": ("page.css", "text/css; charset=utf-8"),
-    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
+PAGE = {  # templates and MIME types
+    "/": ("serve_page.html.jinja", "text/html; charset=utf-8"),
+    "/page.css": ("serve_page.css.jinja", "text/css; charset=utf-8"),
+    "/page.js": ("serve_page.js.jinja", "text/javascript; charset=utf-8"),
     "/icon.svg": ("icon.svg", "image/svg+xml"),
 }
 DEFAULT_TOP = 5  # classes in a prediction
@@ -68,19 +68,26 @@ class Limits:
 
 
 class Service:
-    """A predictor behind a queue; the endpoints are its methods. Below the threshold, if any, it abstains."""
+    """A predictor behind a queue; the endpoints are its methods.
+
+    With `max_error` it abstains, with `coverage` predictions have sets, as in `Classifier.predict`.
+
+    Raises:
+        UsageError: one of them cannot be promised.
+    """
 
     def __init__(
         self,
         predictor: Predictor,
         name: str,
         limits: Limits,
-        threshold: Threshold | None = None,
-        set_threshold: float | None = None,
+        max_error: float | None = None,
+        coverage: float | None = None,
     ) -> None:
-        self.predictor, self.name, self.limits, self.threshold = predictor, name, limits, threshold
-        self.set_threshold = set_threshold
-        self.classes = [printable(label) for label in predictor.info.classes]
+        self.predictor, self.name, self.limits = predictor, name, limits
+        self.threshold = None if max_error is None else predictor.threshold(max_error)
+        self.set_threshold = None if coverage is None else predictor.set_threshold(coverage)
+        self.page = page_model(predictor.info.classes, predictor.info.selective, max_error, coverage)
         self.registry = own = CollectorRegistry()
         ProcessCollector(registry=own)  # memory, processor time, open files
         self.requests = Counter("flowers_requests", "Responses sent", ["path", "status"], registry=own)
@@ -103,7 +110,7 @@ class Service:
         started = time.perf_counter()
         least = self.threshold.probability if self.threshold else 0.0
         inputs = [pixels for pixels, _ in jobs]
-        predictions = self.predictor.classify(inputs, len(self.classes), least, self.set_threshold)
+        predictions = self.predictor.classify(inputs, len(self.predictor.info.classes), least, self.set_threshold)
         explained = [number for number, (_, explain) in enumerate(jobs) if explain]
         heatmaps: dict[int, Any] = {}
         if explained:
@@ -222,7 +229,7 @@ class Service:
         values = {
             "name": self.name,
             "arch": printable(self.predictor.info.arch),
-            "classes": self.classes,
+            "classes": self.page["classes"],
             "threshold": self.threshold.describe() if self.threshold else "",
             "image_bytes": self.limits.image_bytes,
             "flowers_torch": __version__,
@@ -246,9 +253,11 @@ class Service:
 
 def make_app(service: Service, names: Collection[str] = ()) -> Starlette:
     """The ASGI application of a service, which it closes when it ends; for `names` see `refusal`."""
-    folder = Path(__file__).parent / "serve_page"
+    info, limits = service.predictor.info, service.limits
+    model = service.page | {"name": service.name, "arch": info.arch, "image_bytes": limits.image_bytes}
+    contents = {path: render(name, {"model": model}, "flowers_torch.deploy") for path, (name, _) in PAGE.items()}
     routes = [
-        *(_asset(path, (folder / name).read_bytes(), kind) for path, (name, kind) in PAGE.items()),
+        *(_asset(path, contents[path].encode(), kind) for path, (_, kind) in PAGE.items()),
         Route("/api/predict", service.predict, methods=["POST"]),
         Route("/api/model", service.model),
         Route("/healthz", service.health),

@@ -3,16 +3,18 @@
 import functools
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
+from flowers_torch import __version__
 from flowers_torch.errors import plural, printable
 from flowers_torch.shell import command_line, repeat_command
 
 LONGEST = 10_000  # characters of one value in a page
+SHARED = "flowers_torch.report"  # where `base.html.jinja` and `base.css` are, which every page takes
 
 
-def render(template: str, values: dict[str, Any], package: str = "flowers_torch.report") -> Markup:
+def render(template: str, values: dict[str, Any], package: str = SHARED) -> Markup:
     """A filled template, safe to stand in another one; all but Markdown and Python is escaped."""
     return Markup(_environment(package).get_template(template).render(values))  # escaped by the template
 
@@ -20,7 +22,7 @@ def render(template: str, values: dict[str, Any], package: str = "flowers_torch.
 @functools.cache
 def _environment(package: str) -> Environment:
     environment = Environment(
-        loader=PackageLoader(package),
+        loader=ChoiceLoader([PackageLoader(name) for name in dict.fromkeys((package, SHARED))]),
         autoescape=select_autoescape(disabled_extensions=("md.jinja", "py.jinja"), default=True),
         finalize=_finalize,
         undefined=StrictUndefined,
@@ -35,7 +37,7 @@ def _environment(package: str) -> Environment:
         "path": breakable,
         "code": code_spans,
     }
-    environment.globals |= {"command_line": command_line, "repeat_command": repeat_command}
+    environment.globals |= {"command_line": command_line, "repeat_command": repeat_command, "version": __version__}
     environment.filters["sentence"] = lambda text: text[:1].upper() + text[1:]
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     return environment
