@@ -210,7 +210,10 @@ def process() -> "Iterator[subprocess.Popen[str]]":
         yield started
 
 
-@pytest.mark.parametrize("name", RUNS)
+SIGNALS = pytest.mark.needs("signals")
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=SIGNALS if name == "resumed" else ()) for name in RUNS])
 def test_a_run_ends_as_it_always_has(name: str, machine: str, process: "subprocess.Popen[str]", tmp_path: Path) -> None:
     golden = json.loads(GOLDEN.read_text())
     found = results(train(process, name, tmp_path, draw_images(tmp_path / "images")))
@@ -235,7 +238,7 @@ def write_golden() -> None:
     golden = json.loads(GOLDEN.read_text()) if GOLDEN.is_file() else {}
     machine = this_machine()
     golden[machine] = {}
-    with command_process() as process, tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, command_process() as process:
         for name in RUNS:
             place = Path(folder, name)
             images = draw_images(place / "images")
