@@ -28,7 +28,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """No test, nor a fixture of a whole module, uses the user's cache, a hub, the GPU of a Mac, or many threads.
 
-    None waits for the disk either: half of the seconds of a small run would be those of fsync.
+    None waits for the disk either, which each small run would do 44 times.
     """
     import torch  # not at the top: the process that only distributes the tests does without
 
