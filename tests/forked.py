@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping
+from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -43,5 +44,7 @@ def _run(code: str, words: list[str], output: Path, folder: Path, environment: d
     os.chdir(folder)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if CONTEXT.get_start_method() == "fork":
+        forkserver._forkserver.__init__()  # type: ignore[misc] # that of the tests is not a child of this process
     sys.argv = ["-c", *words]
     exec(code, {"__name__": "__main__"})

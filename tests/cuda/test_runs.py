@@ -96,6 +96,6 @@ def test_a_run_in_fp16_resumes_and_opens_on_a_cpu(
     assert found["test"]["loss"] == pytest.approx(whole.test.loss, rel=0.05)
 
 
-def test_a_sweep_of_learning_rates(photo_folder: Path, gpu: Any) -> None:
-    found = find_learning_rate(config(photo_folder, "cuda", FINETUNE), 0, 1e-5, 0.1, 12)
+def test_a_sweep_of_learning_rates(few_photos: Path, gpu: Any) -> None:
+    found = find_learning_rate(config(few_photos, "cuda", FINETUNE, mirror="yes"), 0, 1e-5, 0.1, 12)
     assert len(found.rates) >= 10
