@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -147,13 +146,17 @@ def test_every_command_reports_a_missing_run_alike(
     assert "error: there is no run nowhere: expected a folder" in one_line(capsys)
 
 
-def test_names_that_the_terminal_cannot_encode(model_file: str, photo_folder: Path, tmp_path: Path) -> None:
+def test_names_that_the_terminal_cannot_encode(
+    model_file: str, photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     photo = tmp_path / "bl\u00fcte \u4e2d.png"
     photo.write_bytes((photo_folder / "red" / "3.png").read_bytes())
-    command = [sys.executable, "-m", "flowers_torch", "predict", model_file, str(photo), "--csv"]
-    environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, env=environment, check=True)
-    (row,) = csv.DictReader(io.StringIO(done.stdout.decode("utf-8")))
+    printed = io.BytesIO()
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", io.TextIOWrapper(printed, encoding="ascii"))
+        assert main(["predict", model_file, str(photo), "--csv"]) == 0
+        sys.stdout.flush()
+        (row,) = csv.DictReader(io.StringIO(printed.getvalue().decode("utf-8")))
     assert row["file"] == str(photo)
 
 

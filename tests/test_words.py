@@ -145,6 +145,10 @@ PROSE = (
          "American spelling"),
 )  # fmt: skip
 
+# Few texts match these, and only they are compared with each word.
+ANY_NAME = re.compile("|".join(f"(?:{word.pattern})" for word in NAMES))
+ANY_PROSE = re.compile("|".join(f"(?:{word.pattern})" for word in PROSE), re.I)
+
 
 def applies(word: Word, path: Path) -> bool:
     place = "/" + path.relative_to(ROOT).as_posix()
@@ -176,8 +180,8 @@ def name_problems(path: Path, line: int, name: str) -> Iterator[str]:
     where = f"{path.relative_to(ROOT)}:{line}: {name}"
     if name in WHOLE_NAMES:
         yield f"{where}: use {WHOLE_NAMES[name]}"
-    words = parts_of(name)
-    for word in NAMES:
+    words = [part for part in parts_of(name) if ANY_NAME.fullmatch(part)]
+    for word in NAMES if words else ():
         if applies(word, path) and any(re.fullmatch(word.pattern, part) for part in words):
             yield f"{where}: use {word.instead}"
 
@@ -197,7 +201,7 @@ def texts(path: Path) -> Iterator[tuple[int, str]]:
 def text_problems(path: Path, lines: Iterator[tuple[int, str]]) -> Iterator[str]:
     words = [word for word in PROSE if applies(word, path)]
     for number, line in lines:
-        for word in words:
+        for word in words if ANY_PROSE.search(line) else ():
             if found := re.search(word.pattern, line, re.I):
                 yield f"{path.relative_to(ROOT)}:{number}: {found[0]!r}: use {word.instead}"
 

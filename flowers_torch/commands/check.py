@@ -70,13 +70,14 @@ def _check(args: argparse.Namespace, spread: "Spread") -> int | None:
     from flowers_torch.report.gallery import write_gallery
     from flowers_torch.runs.folder import find_run_folder
 
+    run_folder = find_run_folder(args.run) if args.run else None  # before the photos, which may take long
     dataset = open_dataset(args.data, classes=args.classes)
     root = dataset.root.resolve()
     if args.out and root in (args.out.resolve(), *args.out.resolve().parents):
         raise DataError(f"--out {printable(args.out)} is inside the photos", "choose a folder outside of them")
     splits = None
-    if args.run:
-        file = find_run_folder(args.run) / "split.json"
+    if run_folder:
+        file = run_folder / "split.json"
         splits, changes = load_split(file, dataset)
         changes.refuse(file, "restore them, or leave out --run")
     inspections = inspect_images(dataset, args.workers, None, _progress(len(dataset)), spread)
