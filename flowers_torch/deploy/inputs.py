@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from flowers_torch.data.images import MAX_PIXELS, is_image_name, load_image, to_upright_rgb
+from flowers_torch.data.images import MAX_PIXELS, is_image_name, load_image
+from flowers_torch.data.opened_images import to_upright_rgb
 from flowers_torch.data.sources.tree import is_hidden
 from flowers_torch.data.value_range import Range
 from flowers_torch.errors import DataError, UsageError, printable
@@ -34,9 +35,9 @@ def open_image(
         DataError, ResourceError: the image cannot be read, or its URL cannot be fetched.
     """
     if isinstance(source, Image.Image):
-        return to_upright_rgb(source, name, value_range)
+        return to_upright_rgb(source, name, max_pixels, at_least, value_range)
     if isinstance(source, np.ndarray | Tensor):
-        return to_upright_rgb(_image_of_pixels(source, name), name, value_range)
+        return to_upright_rgb(_image_of_pixels(source, name), name, max_pixels, at_least, value_range)
     if is_url(source):
         source = fetch_bytes(str(source))
     if isinstance(source, bytes | bytearray | memoryview):

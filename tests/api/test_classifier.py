@@ -106,6 +106,29 @@ def test_phone_photos_are_upright_and_the_image_stays_as_it_is(classifier: Class
     assert turned.size == (80, 40)
 
 
+def test_large_images_are_read_as_their_files_are(classifier: Classifier, tmp_path: Path) -> None:
+    """Also where a file is decoded at a smaller size, and where an image of many pixels is averaged."""
+    noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a.jpg")
+    Image.fromarray(noise).resize((2400, 1800), Image.Resampling.NEAREST).save(tmp_path / "b.png", compress_level=1)
+    for name in ("a.jpg", "b.png"):
+        path, opened = tmp_path / name, Image.open(tmp_path / name)
+        expected = classifier.predict_proba(path)
+        for image in (path.read_bytes(), io.BytesIO(path.read_bytes()), opened, path.open("rb"), Image.open(path)):
+            assert torch.equal(classifier.predict_proba(image), expected), name
+        assert opened.tile and opened.size == Image.open(path).size  # it was not loaded
+        with pytest.raises(DataError, match="the image is too large: "):
+            classifier.predictor.read(opened, "the image", 100)
+    opened.load()
+    for image in (opened, np.asarray(opened), np.asarray(opened) / 255):
+        assert torch.equal(classifier.predict_proba(image), expected)
+    draft, loaded = Image.open(tmp_path / "a.jpg"), Image.open(tmp_path / "a.jpg")
+    draft.draft("L", (100, 100))
+    loaded.load()
+    assert torch.equal(classifier.predict_proba(loaded), classifier.predict_proba(np.asarray(loaded)))
+    assert torch.equal(classifier.predict_proba(draft), classifier.predict_proba(np.asarray(draft)))
+
+
 def test_probabilities_features_and_explanations(classifier: Classifier, files: list[Path]) -> None:
     probabilities, features = classifier.predict_proba(files[:3]), classifier.embed(files[:3])
     assert probabilities.shape == (3, 3) and torch.allclose(probabilities.sum(1), torch.ones(3))
