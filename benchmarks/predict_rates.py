@@ -43,7 +43,7 @@ def peak_kib() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def find_photos(source: str) -> list[Path]:
+def find_images(source: str) -> list[Path]:
     if Path(source).is_dir():
         return [path.absolute() for path in find_files([source])]
     dataset = open_dataset(source)
@@ -62,11 +62,11 @@ def main() -> None:
     runtime = choose_runtime("auto", "fp32", args.threads)
     info = ModelInfo(args.arch, ("a", "b", "c"), find_entry(args.arch).preprocessing)
     predictor = Predictor(runtime.place(build(info)), info, runtime)
-    photos = find_photos(args.photos)
+    images = find_images(args.photos)
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder, f"{number}.jpg") for number in range(args.count)]
         for number, file in enumerate(files):
-            file.symlink_to(photos[number % len(photos)])
+            file.symlink_to(images[number % len(images)])
         some = files[:ALONE]
         batch = [predictor.read(file) for file in files[:32]]
         predictor.classify(batch)

@@ -43,7 +43,7 @@ PROSE = frozenset(
 PROGRAMS = re.compile(r"\b(flowers-torch|torchrun|python|pip|npm|docker) [a-z-].*", re.DOTALL)
 FLAG = re.compile(r"(?<![\w-])--([a-z][a-z0-9-]*)(?:(?:=| )(?!-)('[^']*'|\d+(?:,\d+)+|[^\s,;()]*[^\s,;():.]))?")
 # Commands that are calls in Python. Their words end with the message or at a parenthesis.
-COMMAND = re.compile(r"\bflowers-torch (train|predict)((?: '[^']*'| [^\s()]+)+)")
+COMMAND = re.compile(r"""\bflowers-torch (train|predict)((?: (?:'[^']*'|"[^"]*"|[^\s()'"])+)+)""")
 
 _reader = contextvars.ContextVar("reader", default="")  # of messages: "command line", "Python", or not known
 
@@ -76,9 +76,9 @@ def for_python(function: Callable[P, T]) -> Callable[P, T]:
     return called
 
 
-def _rewrite(log_record: logging.LogRecord) -> bool:
+def _rewrite(line: logging.LogRecord) -> bool:
     if _reader.get() == "Python":
-        log_record.msg, log_record.args = with_arguments(log_record.getMessage()), ()
+        line.msg, line.args = with_arguments(line.getMessage()), ()
     return True
 
 
