@@ -230,6 +230,7 @@ def _decode(
         held = jpeg.held_pixels(file, image)
         jpeg.reduce(image, at_least, max_pixels)
         pixels = max(image.width * image.height, held)
+    pixels *= 1 + _is_decoded_twice(image, value_range)
     is_reduced = image.size != size and at_least
     try:
         with hold_pixels(pixels, max_pixels):  # guard: S7 threads
@@ -244,13 +245,18 @@ def _decode_opened(
     image: Image.Image, file: IO[bytes], name: str, max_pixels: int, at_least: int, value_range: Range
 ) -> Image.Image:
     profile, low = profile_of(image, file), None
-    if value_range not in ((), FULL) and has_low_bytes(image):
+    if _is_decoded_twice(image, value_range):
         _check_size(name, *image.size, "", max_pixels // 2)  # guard: S7 bytes
         low = load_low_bytes(open_header(file, name, max_pixels), load_pixels)
     load_pixels(image)
     orientation = read_orientation(image)  # after loading: a PNG may store it behind the pixels
     image = to_rgb(LoadedImage(image, low, value_range, profile), at_least)
     return turn_upright(image, orientation)  # guard: D20
+
+
+def _is_decoded_twice(image: Image.Image, value_range: Range) -> bool:
+    """Whether the low bytes of its colors are decoded too."""
+    return value_range not in ((), FULL) and has_low_bytes(image)
 
 
 def turn_upright(image: Image.Image, orientation: int) -> Image.Image:
