@@ -60,6 +60,6 @@ def _unread_file(image: Image.Image, name: str, max_pixels: int) -> io.BytesIO |
         image.fp.seek(0)
         file = io.BytesIO(image.fp.read())
         image.fp.seek(position)
-    file.name = name  # type: ignore[attr-defined]  # for error messages
+    file.name = name  # for error messages
     opened = open_header(file, name, max_pixels)
     return file if (opened.size, opened.mode) == (image.size, image.mode) else None  # else it is a draft
