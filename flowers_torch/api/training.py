@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import nn
 
-from flowers_torch.api.arguments import for_python
 from flowers_torch.api.classifier import Classifier
 from flowers_torch.config import HEAD_ONLY
 from flowers_torch.config_file import load_config
@@ -54,7 +53,6 @@ class TrainResult:
 
 
 # The arguments are those that people set by keyword.
-@for_python
 def train(
     data: Any = "",
     model: str | nn.Module = "",
@@ -108,7 +106,6 @@ def train(
     return TrainResult(run.folder, run.test, run.history)
 
 
-@for_python
 def resume(
     run: str | Path,
     *,

@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import dataclasses
 import functools
-import io
 import time
 from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,6 @@ from typing import Any
 
 import torch
 from PIL import Image
-from PIL.JpegImagePlugin import JpegImageFile
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.process_collector import ProcessCollector
 from starlette.applications import Starlette
@@ -34,8 +32,6 @@ from starlette.routing import Route
 from torch import Tensor
 
 from flowers_torch import __version__
-from flowers_torch.data import jpeg
-from flowers_torch.data.images import decoding, open_header
 from flowers_torch.deploy.batching import Batcher
 from flowers_torch.deploy.guard import BODY_SECONDS, HEADERS, Bodies, Body, refusal
 from flowers_torch.deploy.page_model import page_model
@@ -62,7 +58,7 @@ class Limits:
     """Limits of the server. docs/serve.md derives its largest memory from them."""
 
     image_bytes: int = 10 << 20  # of an image file; a request may hold 8 times as much, all together 32 times
-    pixels: int = 30_000_000  # of a decoded image
+    pixels: int = 30_000_000  # of a decoded image, and of all that are decoded at the same time
     batch: int = 32  # images per forward pass
     waiting: int = 128  # images in the queue or being computed; further requests get status 503
 
@@ -100,7 +96,6 @@ class Service:
         self.bodies = Bodies(32 * limits.image_bytes)
         MultiPartParser.spool_max_size = 8 * limits.image_bytes  # no photo is written to the disk
         self.readers = ThreadPoolExecutor(min(4, usable_cores()), "reader")
-        self.large_reader = ThreadPoolExecutor(1, "large reader")  # large images are decoded one at a time
         side = predictor.info.preprocessing.size
         predictor.classify([torch.zeros(3, side, side)])  # warm-up: the first forward pass is slow
         self.batcher = Batcher(self.compute, limits.batch)
@@ -188,10 +183,7 @@ class Service:
         try:
             if content is None:
                 raise DataError(f"{name} holds more than {self.limits.image_bytes >> 20} MB", "make it smaller")
-            is_large = await in_reader(self.count_pixels, name, content) > self.limits.pixels / 8
-            reader = self.large_reader if is_large else self.readers  # guard: H06 large
-            read = functools.partial(self.predictor.read, content, name, self.limits.pixels)
-            pixels = await asyncio.get_running_loop().run_in_executor(reader, read)
+            pixels = await in_reader(self.predictor.read, content, name, self.limits.pixels)
             prediction, heatmap = await asyncio.wrap_future(self.batcher.submit((pixels, explain)))
         except FlowersError as error:  # guard: H07 photo
             self.images.labels("error").inc()
@@ -206,23 +198,6 @@ class Service:
         elif heatmap:
             values["gradcam"] = await in_reader(functools.partial(data_uri, heatmap, max(heatmap.size), quality=88))
         return values
-
-    def count_pixels(self, name: str, content: bytes) -> int:
-        """The pixels that an image takes in memory; a JPEG is decoded smaller.
-
-        Raises:
-            DataError: it is not an image, or has too many pixels.
-        """
-        file = io.BytesIO(content)
-        with (
-            decoding(name),  # guard: H07 header
-            open_header(file, name, self.limits.pixels) as image,
-        ):
-            if not isinstance(image, JpegImageFile):
-                return image.width * image.height
-            held = jpeg.held_pixels(file, image)
-            jpeg.reduce(image, self.predictor.enough_side, self.limits.pixels)
-            return max(image.width * image.height, held)
 
     async def model(self, request: Request) -> Response:
         """The model and the limits that the page respects."""
@@ -248,7 +223,6 @@ class Service:
         """Computes the waiting images, then ends the threads."""
         self.batcher.close()
         self.readers.shutdown()
-        self.large_reader.shutdown()
 
 
 def make_app(service: Service, names: Collection[str] = ()) -> Starlette:

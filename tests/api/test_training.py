@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Dataset, IterableDataset, Subset
 
 from flowers_torch import Classifier, StopTraining, TrainResult, list_models, resume, train
 from flowers_torch.data.sources.open import open_dataset
@@ -147,6 +147,16 @@ def test_data_frames(files: list[Path], tmp_path: Path) -> None:
         write_dataset(frame.drop(columns="path"), tmp_path)
 
 
+class Endless(IterableDataset[Any]):
+    """A dataset that only yields."""
+
+
+class DataFrame:
+    """Whatever the library."""
+
+    columns = ("file", "label")
+
+
 @pytest.mark.parametrize(
     ("data", "problem"),
     [
@@ -157,6 +167,9 @@ def test_data_frames(files: list[Path], tmp_path: Path) -> None:
         (([object()], ["x"]), "is not an image"),
         ((["a.png"], [["x"]]), "is not a class"),
         (([np.full((4, 4, 3), 300)], ["x"]), "values from 300"),
+        ((iter(["a.png"]), ["x", "y"]), "1 images and 2 labels"),
+        (Endless(), "Endless has no length"),
+        ({"train": DataFrame(), "test": DataFrame()}, "a dict of DataFrames is not a dataset"),
     ],
 )
 def test_data_that_is_none(data: Any, problem: str, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from PIL import Image
 pytest.importorskip("starlette")
 
 from flowers_torch.commands.serve import make_server
+from flowers_torch.data import images
 from flowers_torch.deploy import guard
 
 HALF = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
@@ -160,23 +161,22 @@ def test_the_oldest_of_too_many_bodies_gives_way(serve_with: Any, image: bytes) 
         assert not is_closed(slow[-1], 0.2)
 
 
-def test_large_images_are_decoded_one_at_a_time(serve_with: Any, image: bytes) -> None:
-    with serve_with(pixels=48 * 40 * 4) as served:
-        read, busy, most = served.service.predictor.read, [], []
+def test_photos_are_decoded_within_the_limit_of_one(
+    serve_with: Any, image: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode, busy, most = images._decode_opened, [], []
 
-        def counted(*arguments: Any) -> Any:
-            busy.append(1)
-            most.append(len(busy))
-            time.sleep(0.05)
-            busy.pop()
-            return read(*arguments)
+    def counted(*arguments: Any) -> Any:
+        busy.append(1)
+        most.append(len(busy))
+        time.sleep(0.05)
+        busy.pop()
+        return decode(*arguments)
 
+    monkeypatch.setattr(images, "_decode_opened", counted)
+    with serve_with(pixels=48 * 40) as served:
         served.service.readers = ThreadPoolExecutor(4)
-        served.service.predictor.read = counted
-        try:
-            assert served.send(*[("a.png", image)] * 8)[0] == 200
-        finally:
-            del served.service.predictor.read
+        assert served.send(*[("a.png", image)] * 8)[0] == 200
     assert max(most) == 1 and len(most) == 8
 
 
