@@ -108,6 +108,7 @@ class Config:
     arch: str = option("inception_v3", "network: a registered name or any timm name")
     data: str = option("flowers17", "folder, archive, table, hf:NAME, flowers17 or demo")
     weights: str = option("", "imagenet, offline, none, or a file; empty: imagenet, or none for demo")
+    test: str = option("", "labeled photos to test on, as data; val: the validation photos of a source without a test")
     keras_input: str = option(
         "", "preprocessing of a Keras file's network; empty: as published", ("", "caffe", "tf", "torch", "unit")
     )
@@ -162,6 +163,7 @@ class Config:
 # Fields that hold a path, and those of their values that are names.
 PATHS: dict[str, tuple[str, ...]] = {
     "data": ("demo", "flowers17", "cifar10"),
+    "test": ("", "val", "demo", "flowers17", "cifar10"),
     "weights": ("", "imagenet", "offline", "none"),
     "groups": ("duplicates", "none"),
     "exclude": ("",),
@@ -181,7 +183,7 @@ def with_absolute_paths(config: Config) -> Config:
         value = getattr(config, field)
         path, classes = parse_exclude(value) if field == "exclude" else (value, [])
         is_named = path in names or (field == "groups" and path.startswith(COLUMN_MARK))
-        if field == "data" and path.startswith(PREFIX):  # of a dataset on the hub, or of a folder
+        if field in ("data", "test") and path.startswith(PREFIX):  # of a dataset on the hub, or of a folder
             folder = expand_home(path.removeprefix(PREFIX))
             changes[field] = f"{PREFIX}{folder.absolute()}" if folder.is_dir() else path
         elif not is_named:

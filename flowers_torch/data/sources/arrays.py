@@ -159,7 +159,7 @@ def read_hdf5(path: Path, cache: Path | None = None) -> ImageDataset:
     """Reads an HDF5 file with `train_set_x`, `train_set_y`, `test_set_x`, `test_set_y`, `list_classes`.
 
     Courses ship one file for each split: the other one is looked for beside `path`, under the name with
-    `train` and `test` exchanged.
+    `train` and `test` exchanged. Images of test alone are read as a dataset without a split.
     """
     own, other = ("train", "test") if "train" in path.stem else ("test", "train")
     sibling = path.with_name(path.stem.replace(own, other) + path.suffix)
@@ -174,8 +174,8 @@ def read_hdf5(path: Path, cache: Path | None = None) -> ImageDataset:
         entries |= _read_entries(file)
     keys = {split: (f"{split}_set_x", f"{split}_set_y") for split in ("train", "test")}
     splits = {split: (entries[x], entries[y]) for split, (x, y) in keys.items() if {x, y} <= entries.keys()}
-    if "train" not in splits:
-        what = f"{printable(path)} lacks train_set_x or train_set_y (it holds {', '.join(sorted(entries))})"
+    if not splits:
+        what = f"{printable(path)} lacks train_set_x and train_set_y (it holds {', '.join(sorted(entries))})"
         raise DataError(what, "use these names")
     names = None
     if (classes := entries.get("list_classes")) is not None:

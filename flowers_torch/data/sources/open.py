@@ -15,6 +15,7 @@ from flowers_torch.data.sources.python_data import hugging_face_table
 from flowers_torch.data.sources.shards import find_shards, read_shards
 from flowers_torch.data.sources.table_text import OTHER_TABLES, SPREADSHEETS, spreadsheet
 from flowers_torch.data.sources.tables import read_table
+from flowers_torch.data.sources.test_split import val_as_test, with_test
 from flowers_torch.errors import DataError, printable
 from flowers_torch.files.cache import cache_folder
 from flowers_torch.files.system import expand_home
@@ -34,6 +35,7 @@ def open_dataset(
     fewest: int = 2,
     classes: str = "",
     groups: str = "",
+    test: str = "",
 ) -> ImageDataset:
     """Finds the images of any source.
 
@@ -44,12 +46,27 @@ def open_dataset(
         fewest: Minimum number of classes in a folder or table.
         classes: What names the classes of a folder: top, leaf, path or name; empty if the folders leave no doubt.
         groups: `column:NAME` for the column of a table that names the group of each image.
+        test: Another source, whose images become the test split; `val` for those of the val split, if there is no test.
 
     Raises:
         DataError: unknown source, or nothing usable in it.
         ResourceError: no network or no space.
     """
     cache = Path(cache or cache_folder())
+    dataset = _open(source, cache, progress, fewest, classes, groups)
+    if test == "val":
+        return val_as_test(dataset)
+    return with_test(dataset, _open(test, cache, progress, 1, classes, "")) if test else dataset
+
+
+def _open(
+    source: str | Path,
+    cache: Path,
+    progress: Callable[[int, int], None] | None,
+    fewest: int,
+    classes: str,
+    groups: str,
+) -> ImageDataset:
     column = groups.removeprefix(COLUMN_MARK) if groups.startswith(COLUMN_MARK) else ""
     is_table = str(source).lower().endswith((".csv", ".tsv"))
     if column and not is_table:
