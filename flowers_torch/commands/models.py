@@ -1,7 +1,8 @@
 """List networks: the registered ones, then timm's.
 
 Parameters are counted with 1000 classes and, where Keras has the network, as Keras does. Sizes are pixels.
-The license is that of the weights that --weights imagenet downloads.
+The license is that of the weights that --weights imagenet downloads. With --keras: what Keras published of each network,
+in megabytes, accuracies on ImageNet and layers, and the smallest input of Keras 2.0.
 """
 
 import argparse
@@ -36,6 +37,15 @@ def run(args: argparse.Namespace) -> None:
         print_json([_row(name) for name in names])
         return
     width = max(map(len, names))
+    if args.keras:
+        head = f"{'name':{width}} {'parameters':>12} {'size':>5} {'min':>4} {'Keras min':>9}"
+        print(f"{head} {'MB':>4} {'top-1':>6} {'top-5':>6} {'depth':>5}  keras")
+        for row in map(_row, names):
+            published = row["published"]
+            numbers = f"{row['parameters']:>12,} {row['size']:>5} {row['min_size']:>4} {published['min_size']:>9}"
+            scores = f"{published['megabytes']:>4} {published['top1']:>6.3f} {published['top5']:>6.3f}"
+            print(f"{row['name']:{width}} {numbers} {scores} {published.get('depth', '-'):>5}  {row['keras']}", flush=True)
+        return
     head = f"{'name':{width}} {'parameters':>12} {'size':>5} {'min':>4}  {'mean':20}{'std':20}"
     print(f"{head}{'license':18}keras")
     for name in names:
@@ -51,6 +61,7 @@ def _row(name: str) -> dict[str, Any]:
 
     from flowers_torch.models.factory import create_model
     from flowers_torch.models.inspect.summary import parameter_counts
+    from flowers_torch.models.keras.names import published_by_keras
     from flowers_torch.models.registry import find_entry
 
     entry = find_entry(name)
@@ -65,4 +76,5 @@ def _row(name: str) -> dict[str, Any]:
         "std": entry.preprocessing.std,
         "license": entry.license if entry.timm_name else "",
         "keras": entry.keras_name,
+        "published": published_by_keras(entry.keras_name, entry.min_size) if entry.keras_name else {},
     }
