@@ -164,8 +164,8 @@ class Config:
 
 # Fields that hold a path, and those of their values that are names.
 PATHS: dict[str, tuple[str, ...]] = {
-    "data": ("demo", "flowers17", "cifar10"),
-    "test": ("", "val", "demo", "flowers17", "cifar10"),
+    "data": ("demo", "flowers17", "cifar10", "mnist"),
+    "test": ("", "val", "demo", "flowers17", "cifar10", "mnist"),
     "weights": ("", "imagenet", "offline", "none"),
     "groups": ("duplicates", "none"),
     "exclude": ("",),

@@ -25,6 +25,7 @@ ROOT = Path(__file__).parents[2]
 CATALOG = read_catalog()
 TUTORIALS = CATALOG.recipes
 ROWS = "A1 A2 A3 A4 A5 A6 A7 B1 B2 B3 B4 B5 B6 B7 B8 B9 B10 B11 C1 C2 C3 C4 C5 C6 C7 C8 C9 C10 D1 D2 D3 D4 D5"
+ROWS += " E1 E2 E3 E4 E5 E6"
 RESULTS = read_results(ROOT / "benchmarks/reproduction.jsonl")
 RUN = Reproduction(
     *("happy_house", "train_happy.h5", True, 0, 132, 150, 0.82, 0.92, 40.0, ()),

@@ -1,7 +1,7 @@
 """Images in arrays (in memory, in HDF5 files of courses, CIFAR-10), written once as lossless PNG files."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -153,6 +153,11 @@ def _is_cached(folder: Path) -> bool:
     if folder.is_dir() and recall(folder / NOTES_FILE, NOTES_FORM) is None:  # guard: S10 images
         shutil.rmtree(folder, ignore_errors=True)
     return folder.is_dir()
+
+
+def read_arrays(folder: Path, name: str, read: Callable[[], dict[str, tuple[Any, Any]]]) -> ImageDataset:
+    """`write_images` of arrays that are read only where the folder does not hold them yet."""
+    return write_images(folder, {} if _is_cached(folder) else read(), name=name)
 
 
 def read_hdf5(path: Path, cache: Path | None = None) -> ImageDataset:

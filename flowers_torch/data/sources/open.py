@@ -11,6 +11,7 @@ from flowers_torch.data.sources.demo import draw_demo
 from flowers_torch.data.sources.flowers17 import flowers17, flowers17_folder, is_flowers17
 from flowers_torch.data.sources.folders import find_images
 from flowers_torch.data.sources.hugging_face import PREFIX
+from flowers_torch.data.sources.mnist import find_mnist, mnist, read_mnist
 from flowers_torch.data.sources.python_data import hugging_face_table
 from flowers_torch.data.sources.shards import find_shards, read_shards
 from flowers_torch.data.sources.table_text import OTHER_TABLES, SPREADSHEETS, spreadsheet
@@ -22,7 +23,8 @@ from flowers_torch.files.system import expand_home
 
 ACCEPTED = (
     "a folder of class folders or with train/val/test, a .tgz, .tar or .zip of one, a .csv of file,label, "
-    "a folder or pattern of .tar shards, an .h5 of arrays, CIFAR-10's folder, hf:NAME, cifar10, flowers17, or demo"
+    "a folder or pattern of .tar shards, an .h5 of arrays, CIFAR-10's or MNIST's folder, hf:NAME, cifar10, mnist, "
+    "flowers17, or demo"
 )
 CIFAR10_FOLDER = "cifar-10-batches-py"  # in cifar-10-python.tar.gz
 DEMO_VERSION = 1  # to be raised when `draw_demo` draws something else
@@ -56,7 +58,7 @@ def open_dataset(
     dataset = _open(source, cache, progress, fewest, classes, groups)
     if test == "val":
         return val_as_test(dataset)
-    return with_test(dataset, _open(test, cache, progress, 1, classes, "")) if test else dataset
+    return with_test(dataset, _open(test, cache, progress, 1, classes, "", "--test")) if test else dataset
 
 
 def _open(
@@ -66,6 +68,7 @@ def _open(
     fewest: int,
     classes: str,
     groups: str,
+    flag: str = "--data",
 ) -> ImageDataset:
     column = groups.removeprefix(COLUMN_MARK) if groups.startswith(COLUMN_MARK) else ""
     is_table = str(source).lower().endswith((".csv", ".tsv"))
@@ -82,11 +85,15 @@ def _open(
         return flowers17(cache=cache, progress=progress)
     if str(source) == "cifar10":
         return cifar10(cache)
+    if str(source) == "mnist":
+        return mnist(cache)
     if str(source).startswith(PREFIX):
         return read_table(hugging_face_table(str(source).removeprefix(PREFIX), cache))
     path = expand_home(source)  # guard: K06
     if is_cifar10(path):
         return cifar10(cache, path.resolve())
+    if files := find_mnist(path):
+        return read_mnist(files, path.absolute().name, cache)
     if shards := find_shards(path):
         return read_shards(shards)
     if path.is_dir():
@@ -104,7 +111,7 @@ def _open(
     if path.name.lower().endswith(SUFFIXES) and path.exists():
         return _archive(path, cache, fewest, classes)
     what = "is not an archive or a table of a known kind" if path.exists() else "does not exist"
-    raise DataError(f"--data {printable(source)} {what}", f"give {ACCEPTED}")
+    raise DataError(f"{flag} {printable(source)} {what}", f"give {ACCEPTED}")
 
 
 def _archive(path: Path, cache: Path, fewest: int, classes: str) -> ImageDataset:
