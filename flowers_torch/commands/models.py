@@ -1,8 +1,8 @@
 """List networks: the registered ones, then timm's.
 
 Parameters are counted with 1000 classes and, where Keras has the network, as Keras does. Sizes are pixels.
-The license is that of the weights that --weights imagenet downloads. With --keras: what Keras published of each network,
-in megabytes, accuracies on ImageNet and layers, and the smallest input of Keras 2.0.
+The license is that of the weights that --weights imagenet downloads. With --keras: what Keras published of each
+network, in megabytes, accuracies on ImageNet and layers, and the smallest input of Keras 2.0.
 """
 
 import argparse
@@ -41,10 +41,10 @@ def run(args: argparse.Namespace) -> None:
         head = f"{'name':{width}} {'parameters':>12} {'size':>5} {'min':>4} {'Keras min':>9}"
         print(f"{head} {'MB':>4} {'top-1':>6} {'top-5':>6} {'depth':>5}  keras")
         for row in map(_row, names):
-            published = row["published"]
-            numbers = f"{row['parameters']:>12,} {row['size']:>5} {row['min_size']:>4} {published['min_size']:>9}"
-            scores = f"{published['megabytes']:>4} {published['top1']:>6.3f} {published['top5']:>6.3f}"
-            print(f"{row['name']:{width}} {numbers} {scores} {published.get('depth', '-'):>5}  {row['keras']}", flush=True)
+            said = row["published"]
+            numbers = f"{row['parameters']:>12,} {row['size']:>5} {row['min_size']:>4} {said['min_size']:>9}"
+            scores = f"{said['megabytes']:>4} {said['top1']:>6.3f} {said['top5']:>6.3f} {said.get('depth', '-'):>5}"
+            print(f"{row['name']:{width}} {numbers} {scores}  {row['keras']}", flush=True)
         return
     head = f"{'name':{width}} {'parameters':>12} {'size':>5} {'min':>4}  {'mean':20}{'std':20}"
     print(f"{head}{'license':18}keras")

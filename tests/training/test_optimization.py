@@ -52,7 +52,9 @@ def test_every_optimizer_lowers_the_loss(name: str) -> None:
     assert losses[-1] < 0.5 * losses[0]
 
 
-@pytest.mark.parametrize(("name", "momentum", "nesterov"), [("sgd", 0.9, False), ("sgd", 0.9, True), ("rmsprop", 0, True)])
+@pytest.mark.parametrize(
+    ("name", "momentum", "nesterov"), [("sgd", 0.9, False), ("sgd", 0.9, True), ("rmsprop", 0, True)]
+)
 def test_steps_are_keras(name: str, momentum: float, nesterov: bool) -> None:
     """The updates of Keras's SGD and RMSprop, with `decay`, as its documentation writes them."""
     weight, model = torch.tensor(2.0, dtype=torch.float64), nn.Linear(1, 1, bias=False).double()

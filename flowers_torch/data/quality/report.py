@@ -201,9 +201,7 @@ def _test_copies_first(group: Sequence[int], digests: Sequence[str], ranks: Sequ
     return sorted(group, key=lambda index: (place[digests[index]], -ranks[index]))
 
 
-def _leaked(
-    group: Sequence[int], redundant: Collection[int], labels: Sequence[int], ranks: Sequence[int]
-) -> list[int]:
+def _leaked(group: Sequence[int], redundant: Collection[int], labels: Sequence[int], ranks: Sequence[int]) -> list[int]:
     """Images of a group that have a copy of their class in a later split: train, val, test."""
     last: dict[int, int] = {}
     for index in group:

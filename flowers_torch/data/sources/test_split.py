@@ -15,7 +15,8 @@ def val_as_test(dataset: ImageDataset) -> ImageDataset:
         return dataset
     split = {path: name.replace("val", "test") for path, name in dataset.split.items()}
     count = number_of([name for name in split.values() if name == "test"])
-    return replace(dataset, split=split, notes=(*dataset.notes, f"{count} of val are the test; val is drawn from train"))
+    note = f"{count} of val are the test; val is drawn from train"
+    return replace(dataset, split=split, notes=(*dataset.notes, note))
 
 
 def with_test(dataset: ImageDataset, test: ImageDataset) -> ImageDataset:
@@ -49,7 +50,8 @@ def with_test(dataset: ImageDataset, test: ImageDataset) -> ImageDataset:
         raise DataError(what, "name other photos, or val for those of the validation split")
     notes = [*dataset.notes, *(f"test: {note}" for note in test.notes)]
     if left_out:
-        notes.append(f"{number_of(left_out)} left out, because the test is from {printable(test.name)}: {listed(left_out)}")
+        why = f"because the test is from {printable(test.name)}"
+        notes.append(f"{number_of(left_out)} left out, {why}: {listed(left_out)}")
     joined = dataset_from_rows(test.root, root, dataset.name, dataset.classes, rows, notes)
     unused = (*dataset.unused, *(f"test: {thing}" for thing in test.unused))
     layout = f"{dataset.layout}{'; ' * bool(dataset.layout)}test from {printable(test.name)}"
