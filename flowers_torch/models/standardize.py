@@ -49,7 +49,7 @@ class Standardize(nn.Module):
             return
         count, total, products = 0, torch.zeros(()), torch.zeros(())
         for images in batches:
-            flat = images.double().cpu().flatten(1)
+            flat = images.cpu().double().flatten(1)
             count, total, products = count + len(flat), total + flat.sum(0), products + self._products(flat)
         channels = self.shape[0]
         mean = (total / count).view(channels, -1).mean(1)
