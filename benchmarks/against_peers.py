@@ -30,7 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from flowers_torch.config_file import load_config
 from flowers_torch.models.factory import create_model
-from flowers_torch.models.pretrained import offline_state_dict
+from flowers_torch.models.offline import offline_state_dict
 from flowers_torch.runs.dataset import choose_splits, open_images
 from flowers_torch.training.device import cpu_computes_bf16
 

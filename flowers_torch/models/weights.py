@@ -21,7 +21,8 @@ from flowers_torch.models.imagenet import imagenet_classes
 from flowers_torch.models.keras.files import is_keras_file
 from flowers_torch.models.keras.weights import MEAN_STD, input_mode, keras_options, load_keras_weights, width_option
 from flowers_torch.models.layouts import AUXILIARY, COUNTER, DENSE, Match, match
-from flowers_torch.models.pretrained import OFFLINE_ARCH, fetch_imagenet, offline_state_dict, read_imagenet, resampled
+from flowers_torch.models.offline import OFFLINE_LICENSE, offline_state_dict, offline_weights_path
+from flowers_torch.models.pretrained import fetch_imagenet, read_imagenet, resampled
 from flowers_torch.models.registry import NetworkEntry, build_network, find_entry
 from flowers_torch.models.timm_networks import SIZE_OPTIONS
 
@@ -82,9 +83,9 @@ def plan_weights(
         return _plan_file(arch, entry, path, model_options or {})
     if weights == "imagenet" and not entry.timm_name:
         raise UsageError(f"there are no ImageNet weights for {arch}", _imagenet_alternatives(entry))
-    if weights == "offline" and arch != OFFLINE_ARCH:
-        raise UsageError(f"--weights offline holds {OFFLINE_ARCH}, not {arch}", f"add --arch {OFFLINE_ARCH}")
-    license = {"none": "", "imagenet": entry.license, "offline": "apache-2.0"}[weights]
+    if weights == "offline":
+        offline_weights_path(arch)  # a package that is missing is missed before a photo is read
+    license = {"none": "", "imagenet": entry.license, "offline": OFFLINE_LICENSE}[weights]
     options = entry.timm_options if weights == "imagenet" else {}
     return WeightsPlan(weights, weights, entry.preprocessing, options, license)
 
@@ -153,7 +154,7 @@ def load_weights(model: nn.Module, arch: str, plan: WeightsPlan, classes: Sequen
         return load_keras_weights(model, arch, plan.path, with_head, plan.keras_input).summary()
     theirs, details = plan.classes, ""
     if plan.kind == "offline":
-        state, path = offline_state_dict()
+        state, path = offline_state_dict(arch)
     elif plan.kind == "imagenet":
         path = fetch_imagenet(arch)
         state = read_imagenet(arch, path, plan.size_options)

@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,6 +14,7 @@ from flowers_torch.errors import FlowersError, UsageError
 from flowers_torch.evaluation.metrics import wilson
 from flowers_torch.evaluation.out_of_fold import out_of_fold_probabilities
 from flowers_torch.log import log
+from flowers_torch.models.recommended import Backbone
 from flowers_torch.runs.experiment import Experiment
 
 TIMED_IMAGES = 8  # of a timed forward pass
@@ -28,12 +30,13 @@ class Candidate:
     high: float
     images_per_second: float  # forward pass on this machine
     parameters: int
+    size: int  # of the images, in pixels
     weights: str
     license: str
     problem: str = ""  # why it could not be tried
 
 
-def rank_models(config: Config, archs: Sequence[str]) -> list[Candidate]:
+def rank_models(config: Config, backbones: Sequence[Backbone]) -> list[Candidate]:
     """Ranks backbones by the cross-validated accuracy of a linear head, best first; failed ones come last.
 
     The test images are not used: a network that is chosen by its test accuracy has no test any more. Stages and
@@ -44,11 +47,12 @@ def rank_models(config: Config, archs: Sequence[str]) -> list[Candidate]:
     """
     found = []
     head_only = HEAD_ONLY | {"stages": [Stage(**stage | {"augment": "none"}) for stage in HEAD_ONLY["stages"]]}
-    for arch in archs:
+    for backbone in backbones:
+        changes: dict[str, Any] = {"arch": backbone.arch, "weights": backbone.weights, "size": backbone.size}
         try:
-            found.append(_try(*Experiment.new(dataclasses.replace(config, arch=arch, **head_only))))
+            found.append(_try(*Experiment.new(dataclasses.replace(config, **changes, **head_only))))
         except FlowersError as error:
-            found.append(Candidate(arch, 0.0, 0.0, 0.0, 0.0, 0, config.weights, "", str(error)))
+            found.append(Candidate(backbone.arch, 0.0, 0.0, 0.0, 0.0, 0, 0, backbone.weights, "", str(error)))
     if all(candidate.problem for candidate in found):
         raise UsageError(f"no network could be tried; the first: {found[0].problem}", "choose other networks")
     return sorted(found, key=lambda candidate: (candidate.problem != "", -candidate.accuracy))
@@ -63,10 +67,11 @@ def _try(experiment: Experiment, model: nn.Module) -> Candidate:
     units = [groups[index] for index in indices]
     correct = out_of_fold_probabilities(features, labels, len(info.classes), units)[0].argmax(1) == labels
     accuracy, interval = float(correct.float().mean()), wilson(int(correct.sum()), len(indices))
-    size = sum(parameter.numel() for parameter in model.parameters())
+    parameters = sum(parameter.numel() for parameter in model.parameters())
     speed = _images_per_second(experiment, model)
     log.info(f"tried    {info.arch}: {accuracy:.4f}, {speed:.0f} img/s")
-    return Candidate(info.arch, accuracy, *interval, speed, size, info.weights, info.license)
+    size = info.preprocessing.size
+    return Candidate(info.arch, accuracy, *interval, speed, parameters, size, info.weights, info.license)
 
 
 @torch.inference_mode()

@@ -13,6 +13,7 @@ from flowers_torch.accelerate.compiled import CompiledNetwork
 from flowers_torch.accelerate.conv_bn import FusedConv2d
 from flowers_torch.accelerate.fused_step import FusedUnit
 from flowers_torch.errors import UsageError
+from flowers_torch.files import system
 from flowers_torch.models.factory import create_model
 from flowers_torch.models.freeze import apply_rules, rules_for, set_train_mode
 from flowers_torch.models.split_model import example_inputs, split_model
@@ -79,11 +80,13 @@ def test_off_is_plain_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
     OFF.set_allocator(CPU)
 
 
-def train(acceleration: Acceleration, batch_norm: str) -> tuple[list[float], nn.Module, nn.Module]:
+def train(
+    acceleration: Acceleration, batch_norm: str, runtime: Runtime = CPU
+) -> tuple[list[float], nn.Module, nn.Module]:
     model = network("layer3", batch_norm)
     groups = apply_rules(model, rules_for(model, "layer3"))
-    training = TrainState(model, make_optimizer("sgd", model, groups), CPU.scaler(), CPU)
-    view = training.network = acceleration.training_network(model, CPU, SIZE)
+    training = TrainState(model, make_optimizer("sgd", model, groups), runtime.scaler(), runtime)
+    view = training.network = acceleration.training_network(model, runtime, SIZE)
     losses = [train_step(training, images(), torch.arange(8) % 3, lr=0.01).loss for _ in range(4)]
     return losses, model, view
 
@@ -123,6 +126,22 @@ def test_a_missing_onednn_leaves_the_plain_network(monkeypatch: pytest.MonkeyPat
     assert not contains(fused, FusedConv2d)
     with torch.no_grad():
         torch.testing.assert_close(fused(images()), model(images()), rtol=1e-3, atol=1e-4)
+
+
+def test_bf16_trains_on_a_processor_for_which_onednn_refuses_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(maps: Tensor, *_: object) -> Tensor:
+        if maps.dtype is torch.bfloat16:
+            raise RuntimeError("mkldnn_convolution: bf16 path needs the cpu support avx512bw")
+        return onednn_convolution(maps, *_)
+
+    onednn_convolution = system.onednn_convolution()
+    assert onednn_convolution is not None
+    monkeypatch.setattr("flowers_torch.accelerate.conv_bn.onednn_convolution", lambda: refuse)
+    monkeypatch.setattr("flowers_torch.accelerate.onednn_computes_bf16", lambda: False)
+    _, _, view = train(AUTO, "none")
+    assert contains(view, FusedUnit)
+    losses, _, view = train(AUTO, "none", dataclasses.replace(CPU, precision="bf16"))
+    assert losses[-1] < losses[0] and not contains(view, FusedUnit)
 
 
 def test_compiling_is_off_by_default() -> None:

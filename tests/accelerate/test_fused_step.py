@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from flowers_torch.accelerate import fused_step
 from flowers_torch.accelerate.depthwise import convolution_gradients, depthwise_gradients
 from flowers_torch.accelerate.fused_step import FusedUnit, fused_view
+from flowers_torch.files.system import onednn_computes_bf16
 from flowers_torch.models.factory import create_model
 from flowers_torch.models.freeze import apply_rules, rules_for, set_train_mode
 from flowers_torch.models.heads import main_and_auxiliary
@@ -79,6 +80,7 @@ def test_gradients_and_statistics_are_those_of_the_network(
         assert any(isinstance(module, FusedUnit) for module in view.modules())
 
 
+@pytest.mark.skipif(not onednn_computes_bf16(), reason="oneDNN has no bf16 here")
 def test_gradients_in_bf16_have_the_same_direction(settled: Settle) -> None:
     model = settled(timm.create_model("tf_efficientnet_lite0", num_classes=3))
     set_train_mode(model, "none")

@@ -13,8 +13,8 @@ from flowers_torch.files.tensors import safe_load
 def test_models(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models", "mobilenet_v2"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["name", "parameters", "size", "min", "mean", "std", "license", "keras"]
-    assert "mobilenet_v2 3,538,984 224 32 0.5,0.5,0.5 0.5,0.5,0.5 - MobileNetV2" == " ".join(lines[1].split())
+    assert lines[0].split() == ["name", "parameters", "size", "min", "weights", "top-1", "license", "keras"]
+    assert "mobilenet_v2 3,538,984 224 32 - - - MobileNetV2" == " ".join(lines[1].split())
     assert main(["models", "xception", "--keras"]) == 0
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert lines[0] == "name parameters size min Keras min MB top-1 top-5 depth keras"

@@ -16,6 +16,7 @@ from flowers_torch.data.sources.folders import find_images
 from flowers_torch.deploy.predictor import Predictor
 from flowers_torch.errors import UsageError
 from flowers_torch.models.checkpoint import load_classifier
+from flowers_torch.models.recommended import Backbone
 from flowers_torch.report.image_sections import augmentation_sheet
 from flowers_torch.report.run_summary import read_run
 from flowers_torch.runs import ranking, recipe
@@ -95,7 +96,7 @@ def test_where_nothing_is_mirrored_nothing_is_measured(
 ) -> None:
     with caplog.at_level("INFO", "flowers_torch"):
         Experiment.new(make_config(Stage(augment="none"), data=str(arrows), groups="none"))
-        ranking.rank_models(make_config(data=str(arrows), groups="none"), ["test_resnet"])
+        ranking.rank_models(make_config(data=str(arrows), groups="none"), [Backbone("test_resnet", "none", 32)])
     assert not any(line.startswith("mirror") for line in caplog.messages)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from flowers_torch.cli import main
 from flowers_torch.config import Config
 from flowers_torch.errors import UsageError
+from flowers_torch.models.recommended import Backbone
 from flowers_torch.runs import ranking as module
 from flowers_torch.runs.experiment import Experiment
 from flowers_torch.runs.feature_cache import FeatureCache
@@ -21,8 +22,12 @@ def config(data: Path) -> Config:
     return Config(data=str(data), weights="none", size=32, batch_size=8, precision="fp32", device="cpu")
 
 
+def untrained(*archs: str) -> list[Backbone]:
+    return [Backbone(arch, "none", size=32) for arch in archs]
+
+
 def test_networks_are_ranked_and_one_that_fails_comes_last(photo_folder: Path) -> None:
-    found = rank_models(config(photo_folder), ["no_such_network", "test_resnet", "test_efficientnet"])
+    found = rank_models(config(photo_folder), untrained("no_such_network", "test_resnet", "test_efficientnet"))
     assert found[-1].arch == "no_such_network" and "no_such_network" in found[-1].problem
     tried = found[:-1]
     assert {one.arch for one in tried} == {"test_resnet", "test_efficientnet"}
@@ -40,14 +45,14 @@ def test_the_test_images_are_not_used(photo_folder: Path, monkeypatch: pytest.Mo
         return real(self, model, indices)
 
     monkeypatch.setattr(FeatureCache, "of_frozen", of_frozen)
-    rank_models(config(photo_folder), ["test_resnet"])
+    rank_models(config(photo_folder), untrained("test_resnet"))
     test = Experiment.new(dataclasses.replace(config(photo_folder), arch="test_resnet"))[0].splits["test"]
     assert len(used) == len(set(used)) == 48 and not set(used) & set(test)
 
 
 def test_no_network_could_be_tried(photo_folder: Path) -> None:
     with pytest.raises(UsageError, match="no network could be tried"):
-        rank_models(config(photo_folder), ["no_such_network"])
+        rank_models(config(photo_folder), untrained("no_such_network"))
 
 
 def test_the_rank_command(photo_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -96,7 +96,7 @@ def thumbnails(tmp_path, monkeypatch):
         raise UsageError("not installed")
 
     monkeypatch.setenv("FLOWERS_TORCH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("flowers_torch.models.pretrained.offline_weights_path", absent)
+    monkeypatch.setattr("flowers_torch.models.offline.offline_weights_path", absent)
 
 
 def test_check_proposes_groups(tmp_path, thumbnails, capsys):
