@@ -2,7 +2,7 @@
 # What only a GPU can tell, in at most eight minutes on one H100: tests, whole runs, kill and resume, speed.
 #
 #     bash benchmarks/gpu_check.sh                   results in gpu_check/, a summary at the end
-#     DRY=1 bash benchmarks/gpu_check.sh             the same script in tiny sizes on a CPU
+#     DRY=1 bash benchmarks/gpu_check.sh             the same script in tiny sizes on a CPU, in one precision
 #
 # OUT names another folder. FLOWERS17 is the path of 17flowers.tgz and WEIGHTS those of the networks (none). A part
 # that fails or runs out of time does not stop the others; the exit code is then 1. What is not there is skipped.
@@ -13,9 +13,9 @@ out=$(realpath -m "${OUT:-gpu_check}") dry=${DRY:-} weights=${WEIGHTS:-none} fai
 flowers=${FLOWERS17:-${FLOWERS_TORCH_SHARED:-nowhere}/data/17flowers.tgz}
 export FLOWERS_TORCH_CACHE=$out/cache
 rm -rf "$out" && mkdir -p "$out"
-device=cuda train="--arch inception_v3 --weights $weights" tiny="" precisions="fp32 bf16 fp16"
+device=cuda train="--arch inception_v3 --weights $weights" tiny="" precisions="fp32 bf16 fp16" compiled=resnet50
 if [ "$dry" ]; then
-    device=cpu train="--arch test_resnet --weights none --size 32" precisions="fp32 bf16" budget=1800
+    device=cpu train="--arch test_resnet --weights none --size 32 --epochs 1,1" precisions=fp32 compiled=test_resnet
     tiny="--device cpu --size 32 --batch-size 4 --steps 2 --rounds 1 --photos 60 --workers 0"
 elif ! python -c "import torch, sys; sys.exit(not torch.cuda.is_available())"; then
     echo "torch sees no GPU; fix: DRY=1 bash benchmarks/gpu_check.sh" && exit 6
@@ -27,7 +27,7 @@ part() {
     shift 2
     [ "$left" -lt "$limit" ] && limit=$left
     [ "$limit" -le 0 ] && { skip "$name" "no time left"; failed=1; return 1; }
-    [ "$dry" ] && limit=600
+    [ "$dry" ] && limit=$left
     timeout "$limit" "$@" >"$out/$name.log" 2>&1
     status=$?
     printf '%-26s %-12s %4d s  %s\n' "$name" "$([ $status = 0 ] && echo ok || echo "FAILED ($status)")" \
@@ -63,7 +63,8 @@ kill_and_resume() {
     python train.py --resume "$out/killed" && [ -e "$out/killed/report.html" ]
 }
 
-part tests 90 python -m pytest -m gpu -n0 -q
+# shellcheck disable=SC2046  # the files are words; without the options of pyproject.toml, which ask for more plugins
+part tests 90 python -m pytest -o addopts=--import-mode=importlib -m gpu -q $(grep -rl pytest.mark.gpu tests)
 for precision in $precisions; do
     run "demo-$precision" 45 --data demo --precision "$precision"
 done
@@ -83,7 +84,7 @@ contest="python benchmarks/gpu_training.py --batch-size 64 --steps 20 --rounds 3
 # shellcheck disable=SC2086
 part contest 150 $contest $tiny --results "$out/contest.jsonl"
 # shellcheck disable=SC2086
-part compiled 100 $contest $tiny --arch resnet50 --only noise --contestants ours --results "$out/compiled.jsonl" \
+part compiled 100 $contest $tiny --arch $compiled --only noise --contestants ours --results "$out/compiled.jsonl" \
     --set 'accelerate="auto+compile"'
 cat "$out/contest.log" "$out/compiled.log"
 echo "$SECONDS s, summary in $out/summary.txt"

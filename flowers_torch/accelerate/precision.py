@@ -17,7 +17,10 @@ from flowers_torch.training.device import Runtime
 TUNING_SECONDS = 2.0
 ESTIMATE_SECONDS = 0.5  # of timing a precision that is the only one
 SHORT_RUN_SECONDS = 5.0  # of work in the first candidate, below which no other one is tried
-BATCH_SIZE, STEPS = {"cuda": 16}, {"cuda": 4}  # images of a timed batch and steps in a row; else 4 and 1
+MAX_FRACTION = 0.1  # of the images ahead, that a candidate may compute; it may save about half of the work
+MAX_TRIES = 3  # the fastest of which counts
+BATCH_SIZES, STEPS = {"cuda": (16, 16)}, {"cuda": 4}  # images of a try, least and most (else 4, 32), and steps (else 1)
+PIXELS = 4 * 224**2  # of a batch on a CPU: small images are slower one by one
 MIN_GAIN = {"cuda": 1.05}  # over a candidate tried earlier, where timings vary
 MAX_DEVIATION = 0.1  # L2 of the output in half precision, relative to that in fp32
 
@@ -26,6 +29,8 @@ def autotune(
     runtime: Runtime, model: nn.Module, size: int, backward: bool = True, images_ahead: float = math.inf
 ) -> Runtime:
     """Times a step with each candidate and returns the fastest one; random numbers and buffers are restored.
+
+    A candidate after the first one is tried only where it may save more than its trial costs.
 
     Args:
         runtime: As chosen for the machine. If its precision is fixed, a CPU still times it, for an estimate of
@@ -36,28 +41,29 @@ def autotune(
         images_ahead: Images that the run will compute; one of two epochs counts twice.
     """
     if runtime.fixed:
-        return _timed(runtime, model, size, backward) if runtime.device.type == "cpu" else runtime
+        return _timed(runtime, model, size, backward, images_ahead) if runtime.device.type == "cpu" else runtime
     deadline = time.perf_counter() + TUNING_SECONDS
     rates: dict[Runtime, float] = {}
     remarks: list[str] = []
-    with _random_batch(runtime, size) as batch:
+    with _random_batch(runtime, size, images_ahead) as batch:
         fp32 = dataclasses.replace(runtime, precision="fp32")
-        expected = _output(fp32, model, fp32.images(batch))
+        expected: Tensor | None = None
         for candidate in _candidates(runtime):
             name = _name(candidate)
-            if rates and images_ahead < SHORT_RUN_SECONDS * max(rates.values()):
+            if rates and not _is_worth_trying(candidate, len(batch), max(rates.values()), images_ahead):
                 remarks.append(f"too little work to try {name}")
                 continue
             if len(rates) > 1 and time.perf_counter() > deadline:
                 remarks.append(f"no time for {name}")
                 continue
             images = candidate.images(batch)
-            output = expected if candidate == fp32 else _output(candidate, model, images)
-            deviation = relative_deviation(output, expected)
-            if not deviation <= MAX_DEVIATION:
-                remarks.append(f"{name} deviates by {deviation:.2g}")
-                continue
-            rates[candidate] = _rate(candidate, model, images, backward, deadline)
+            if candidate != fp32:
+                expected = _output(fp32, model, images) if expected is None else expected
+                deviation = relative_deviation(_output(candidate, model, images), expected)
+                if not deviation <= MAX_DEVIATION:
+                    remarks.append(f"{name} deviates by {deviation:.2g}")
+                    continue
+            rates[candidate] = _rate(candidate, model, images, backward, deadline, images_ahead)
     best = next(iter(rates))
     for candidate, rate in rates.items():
         if rate > MIN_GAIN.get(runtime.device.type, 1.0) * rates[best]:
@@ -67,26 +73,43 @@ def autotune(
     return dataclasses.replace(best, reason=reason, fixed=True, rate=rates[best])
 
 
-def _timed(runtime: Runtime, model: nn.Module, size: int, backward: bool) -> Runtime:
+def _is_worth_trying(runtime: Runtime, batch_size: int, rate: float, images_ahead: float) -> bool:
+    """Whether the work ahead is long, and the images of a trial are few beside it."""
+    images = batch_size * (2 + STEPS.get(runtime.device.type, 1))  # two outputs and a try
+    return images_ahead >= SHORT_RUN_SECONDS * rate and MAX_FRACTION * images_ahead >= images
+
+
+def _timed(runtime: Runtime, model: nn.Module, size: int, backward: bool, images_ahead: float) -> Runtime:
     """The runtime with the rate of a step."""
     deadline = time.perf_counter() + ESTIMATE_SECONDS
-    with _random_batch(runtime, size) as batch:
-        rate = _rate(runtime, model, runtime.images(batch), backward, deadline)
+    with _random_batch(runtime, size, images_ahead) as batch:
+        rate = _rate(runtime, model, runtime.images(batch), backward, deadline, images_ahead)
     return dataclasses.replace(runtime, reason=f"{runtime.reason}; {rate:.1f} img/s", rate=rate)
 
 
 @contextlib.contextmanager
-def _random_batch(runtime: Runtime, size: int) -> Iterator[Tensor]:
+def _random_batch(runtime: Runtime, size: int, images_ahead: float) -> Iterator[Tensor]:
     """Random images (N, 3, size, size); inside, random numbers are those of a copy of the generators."""
     kind = runtime.device.type
+    least, most = BATCH_SIZES.get(kind, (4, 32))
+    count = max(least, min(most, PIXELS / size**2, MAX_FRACTION * images_ahead / MAX_TRIES))
     with torch.random.fork_rng(devices=[runtime.device] if kind == "cuda" else []):
-        yield torch.randn(BATCH_SIZE.get(kind, 4), 3, size, size)
+        yield torch.randn(int(count), 3, size, size)
 
 
-def _rate(runtime: Runtime, model: nn.Module, images: Tensor, backward: bool, deadline: float) -> float:
+def _rate(
+    runtime: Runtime, model: nn.Module, images: Tensor, backward: bool, deadline: float, images_ahead: float
+) -> float:
     """Images per second; gradients are dropped and buffers restored."""
     buffers = {name: value.clone() for name, value in model.named_buffers()}
-    rate = len(images) / _fastest_step(runtime, model, images, backward, deadline)
+    if runtime.device.type == "cuda":  # it first loads and chooses its kernels
+        _step_seconds(runtime, model, images, backward)
+    seconds = [_step_seconds(runtime, model, images, backward)]
+    computed = len(images) * STEPS.get(runtime.device.type, 1)
+    most = min(MAX_TRIES, MAX_FRACTION * images_ahead / computed)
+    while len(seconds) + 1 <= most and time.perf_counter() < deadline:
+        seconds.append(_step_seconds(runtime, model, images, backward))
+    rate = len(images) / min(seconds)
     model.zero_grad(set_to_none=True)
     for name, value in model.named_buffers():
         value.copy_(buffers[name])
@@ -110,16 +133,6 @@ def _output(runtime: Runtime, model: nn.Module, images: Tensor) -> Tensor:
     with at_inference(model), runtime.autocast():
         output: Tensor = model(images)
     return output.float()
-
-
-def _fastest_step(runtime: Runtime, model: nn.Module, images: Tensor, backward: bool, deadline: float) -> float:
-    """Seconds of the fastest of up to three steps; a GPU first loads and chooses its kernels."""
-    if runtime.device.type == "cuda":
-        _step_seconds(runtime, model, images, backward)
-    seconds = [_step_seconds(runtime, model, images, backward)]
-    while len(seconds) < 3 and time.perf_counter() < deadline:
-        seconds.append(_step_seconds(runtime, model, images, backward))
-    return min(seconds)
 
 
 def _step_seconds(runtime: Runtime, model: nn.Module, images: Tensor, backward: bool) -> float:

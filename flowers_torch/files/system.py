@@ -305,6 +305,15 @@ def ignored_child_signals() -> Iterator[None]:
         signal.signal(number, handler)
 
 
+def child_environment() -> dict[str, str]:
+    """Environment of another Python that imports this package.
+
+    A child does not inherit the script's folder, where the package may have been found.
+    """
+    here = str(Path(__file__).parents[2])
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))}
+
+
 def loopback_interface() -> str:
     """Name of the network interface of this machine alone, as Gloo and NCCL take it; empty where they choose it."""
     return {"linux": "lo", "darwin": "lo0"}.get(sys.platform, "")

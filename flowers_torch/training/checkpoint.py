@@ -24,7 +24,7 @@ MODEL_FILE = "model.safetensors"
 RESUME_FILE = "resume.safetensors"
 PREVIOUS_FILE = "resume.previous.safetensors"  # the state before that one, should it be damaged
 CRITERION = "val_calibrated_loss"  # of a row: chooses the weights, ends stages and decides on advice
-SHORT_EPOCH_SECONDS = 10  # epochs shorter than this are not worth a save each
+SHORT_EPOCH_SECONDS = 30  # shorter epochs are not worth a save each: InceptionV3 takes one to two seconds
 
 # The form of the metadata, as `check` takes it.
 COUNT, SECONDS, FRACTION = (0, 1 << 40), (0.0, 1e12), (0.0, 1.0)

@@ -28,7 +28,7 @@ def test_the_faster_precision_is_chosen_and_nothing_else_changes(faster: str, mo
     torch.manual_seed(0)
     runtime = Runtime(torch.device("cpu"), "bf16", "for a test", fixed=False)
     chosen = autotune(runtime, model, 32)
-    assert chosen.precision == faster and chosen.fixed and "4.0 img/s" in chosen.reason
+    assert chosen.precision == faster and chosen.fixed and "32.0 img/s" in chosen.reason
     assert torch.equal(torch.rand(1), draw)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -64,21 +64,41 @@ def test_two_candidates_are_timed_without_regard_to_the_clock(monkeypatch: pytes
     assert chosen.reason.count("img/s") == 2 and "no time for fp16" in chosen.reason
 
 
-@pytest.mark.parametrize(("images_ahead", "tried"), [(4 * 4.9, ["fp32"]), (4 * 5.1, ["fp32", "bf16"])])
-def test_a_short_run_tries_no_other_precision(
-    images_ahead: float, tried: list[str], monkeypatch: pytest.MonkeyPatch
+# A trial may compute a tenth of the images ahead, and needs 12; five seconds of work are a short run.
+@pytest.mark.parametrize(
+    ("rate", "images_ahead", "tried"),
+    [(4, 119, ["fp32"]), (4, 121, ["fp32", "bf16"]), (400, 1990, ["fp32"]), (400, 2010, ["fp32", "bf16"])],
+)
+def test_another_precision_is_tried_only_where_it_may_save_more_than_its_trial_costs(
+    rate: float, images_ahead: int, tried: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[str] = []
+    compared, computed = [], dict.fromkeys(("fp32", "bf16"), 0)
+    real = precision._output
 
-    def seconds(candidate: Runtime, *arguments: Any) -> float:
-        asked.append(candidate.precision)
-        return 1.0 if candidate.precision == "fp32" else 0.5
+    def output(candidate: Runtime, *arguments: Any) -> torch.Tensor:
+        compared.append(candidate.precision)
+        return real(candidate, *arguments)
 
+    def seconds(candidate: Runtime, model: torch.nn.Module, images: torch.Tensor, backward: bool) -> float:
+        computed[candidate.precision] += len(images)
+        return len(images) / rate * {"fp32": 1.0, "bf16": 0.5}[candidate.precision]
+
+    monkeypatch.setattr(precision, "_output", output)
     monkeypatch.setattr(precision, "_step_seconds", seconds)
     runtime = Runtime(torch.device("cpu"), "bf16", "for a test", fixed=False)
     chosen = autotune(runtime, create_model("test_resnet", num_classes=3), 32, images_ahead=images_ahead)
-    assert sorted(set(asked)) == sorted(tried) and chosen.precision == tried[-1]
+    assert [name for name in computed if computed[name]] == tried and chosen.precision == tried[-1]
+    assert max(computed.values()) <= 0.1 * images_ahead and len(compared) == 2 * (len(tried) - 1)
     assert ("too little work to try bf16" in chosen.reason) == (len(tried) == 1)
+
+
+@pytest.mark.parametrize(("images_ahead", "images"), [(0, 4), (60, 4), (90, 8), (130, 12), (600, 60), (10**6, 96)])
+def test_few_images_ahead_are_estimated_by_few(images_ahead: int, images: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    timed: list[int] = []
+    monkeypatch.setattr(precision, "_step_seconds", lambda runtime, model, batch, *_: timed.append(len(batch)) or 0.1)
+    runtime = Runtime(torch.device("cpu"), "fp32", "for a test")
+    autotune(runtime, torch.nn.Identity(), 32, images_ahead=images_ahead)
+    assert sum(timed) == images
 
 
 @pytest.mark.parametrize("name", ["fp32", "bf16"])
@@ -97,7 +117,7 @@ def test_a_fixed_precision_is_timed_and_nothing_changes(name: str, monkeypatch: 
     with monkeypatch.context() as patch:
         patch.setattr(precision, "_step_seconds", seconds)
         chosen = autotune(Runtime(torch.device("cpu"), name, "set by the user"), model, 32)
-    assert (chosen.precision, chosen.reason, chosen.rate) == (name, "set by the user; 8.0 img/s", 8.0)
+    assert (chosen.precision, chosen.reason, chosen.rate) == (name, "set by the user; 64.0 img/s", 64.0)
     assert autotune(Runtime(torch.device("cpu"), name, "set by the user"), model, 32).rate > 0
     assert set(asked) == {name} and torch.equal(torch.rand(1), draw)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -133,7 +133,7 @@ def test_when_a_checkpoint_is_due(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     assert not saves(100) and saves(21)  # within an epoch: after two minutes
     checkpointer.end_epoch(row(1.0), state.model)
-    assert not saves(5) and saves(6)  # at the end of an epoch: unless the last save is fresh
+    assert not saves(25) and saves(6)  # at the end of an epoch: unless the last save is fresh
     assert not (tmp_path / MODEL_FILE).read_bytes() == b"" and saves(0, force=True)
 
 

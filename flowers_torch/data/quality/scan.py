@@ -21,7 +21,7 @@ from flowers_torch.data.spread import Spread, alone
 from flowers_torch.data.tar_members import split_path
 from flowers_torch.errors import ResourceError, printable
 from flowers_torch.files.cache import cache_folder, recall, remember
-from flowers_torch.files.system import processes_here, usable_cores
+from flowers_torch.files.system import child_environment, processes_here, usable_cores
 
 CACHE_FORMAT = 6
 SECONDS_TO_START = 120.0
@@ -164,12 +164,9 @@ class Worker:
                 self.process = None
 
     def _start(self) -> "subprocess.Popen[bytes]":
-        # A child does not inherit the script's folder, where the package may have been found.
-        here = str(Path(__file__).parents[2])
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))}
         command = [sys.executable, "-m", "flowers_torch.data.quality.inspection"]
         pipe, quiet = subprocess.PIPE, subprocess.DEVNULL  # quiet: libtiff prints warnings
-        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=quiet, env=environment)
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=quiet, env=child_environment())
         self.lines = SimpleQueue()
         self.reader = threading.Thread(target=_forward, args=(self.process.stdout, self.lines), daemon=True)
         self.reader.start()

@@ -3,6 +3,8 @@
 Every color occurs in two forms, which share backgrounds, poses and light: the mean color does not reveal the class.
 """
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,9 +13,11 @@ from PIL import Image, ImageFilter
 
 from flowers_torch.data.sources.drawing import Array, Color, Drawing, Petal, Pose, to_bytes
 from flowers_torch.errors import UsageError, printable
+from flowers_torch.files.system import child_environment, processes_here, usable_cores
 
 RGB = tuple[float, float, float]
 Range = tuple[float, float]
+IMAGES_PER_PROCESS = 200  # at least; 100 are drawn in about a second
 SUPERSAMPLING = 3  # flowers are drawn this much larger and averaged down, for smooth edges
 TURN = 2 * np.pi
 
@@ -38,7 +42,8 @@ SOIL, SKY = (0.40, 0.29, 0.20), (0.62, 0.76, 0.90)
 def draw_demo(folder: Path, classes: int = 6, per_class: int = 150, size: int = 96, seed: int = 0) -> None:
     """Draws `classes` folders, in the order of `FORMS`, of `per_class` JPEG images of `size` pixels.
 
-    An image depends only on (seed, class, index, size), so a larger dataset contains the smaller one.
+    An image depends only on (seed, class, index, size), so a larger dataset contains the smaller one, and several
+    processes may share the work.
     Numbers out of range and a folder that is not empty are a `UsageError`.
     """
     if not 2 <= classes <= len(FORMS):
@@ -47,9 +52,32 @@ def draw_demo(folder: Path, classes: int = 6, per_class: int = 150, size: int = 
         raise UsageError(f"demo data of {per_class} images of {size} pixels", "choose at least 1 and 16")
     if folder.exists() and any(folder.iterdir()):
         raise UsageError(f"demo data would be mixed into {printable(folder)}", "name a new folder")
-    for number, form in enumerate(list(FORMS)[:classes]):
+    for form in list(FORMS)[:classes]:
         (folder / form).mkdir(parents=True)
-        for index in range(per_class):
+    count = min(max(1, usable_cores() // processes_here()), max(1, classes * per_class // IMAGES_PER_PROCESS))
+    shards = [(classes, per_class, size, seed, start, count) for start in range(count)]
+    helpers = [_start_drawing(folder, shard) for shard in shards[1:]]
+    try:
+        _draw(folder, *shards[0])
+        for helper, shard in zip(helpers, shards[1:], strict=True):
+            if helper.wait():  # it could not start, or ran out of memory
+                _draw(folder, *shard)
+    finally:
+        for helper in helpers:
+            with helper:
+                helper.kill()
+
+
+def _start_drawing(folder: Path, shard: tuple[int, ...]) -> "subprocess.Popen[bytes]":
+    command = [sys.executable, "-m", "flowers_torch.data.sources.demo", str(folder.absolute()), *map(str, shard)]
+    quiet = subprocess.DEVNULL  # its traceback at Ctrl-C
+    return subprocess.Popen(command, stdin=quiet, stderr=quiet, env=child_environment())
+
+
+def _draw(folder: Path, classes: int, per_class: int, size: int, seed: int, start: int, count: int) -> None:
+    """Draws one of `count` shards: of each class every so many images from `start` on."""
+    for number, form in enumerate(list(FORMS)[:classes]):
+        for index in range(start, per_class, count):
             image = draw_picture(form, size, np.random.default_rng([seed, number, index]))
             image.save(folder / form / f"{form}_{index:04d}.jpg", quality=92, subsampling=0)
 
@@ -210,3 +238,7 @@ def _green(rng: np.random.Generator) -> Color:
 
 def _vary(color: Array | RGB, rng: np.random.Generator) -> Color:
     return np.asarray(color) * rng.uniform(0.88, 1.12) + rng.uniform(-0.04, 0.04, 3)
+
+
+if __name__ == "__main__":
+    _draw(Path(sys.argv[1]), *map(int, sys.argv[2:]))

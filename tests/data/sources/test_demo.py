@@ -1,5 +1,7 @@
 """The demo dataset: reproducible, and its classes do not differ by color."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from flowers_torch.data.sources import demo
 from flowers_torch.data.sources.demo import FORMS, draw_demo, draw_picture
 from flowers_torch.data.sources.flowers17 import CLASSES
 from flowers_torch.data.sources.folders import find_images
@@ -97,6 +100,26 @@ def test_same_arguments_give_the_same_bytes(tmp_path):
     assert len(large) == 18 and len(small) == 6
     assert small == {name: large[name] for name in small}
     assert len(set(large.values())) == 18  # all images differ
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_several_processes_draw_the_same(works, tmp_path, monkeypatch):
+    """Also where one of them fails: its shard is drawn again."""
+    draw_demo(tmp_path / "alone", classes=3, per_class=3, size=16)
+    started = []
+
+    def start(folder, shard):
+        started.append(shard)
+        command = [sys.executable, "-c", "raise SystemExit(1)"]
+        return real(folder, shard) if works else subprocess.Popen(command)
+
+    real = demo._start_drawing
+    monkeypatch.setattr(demo, "_start_drawing", start)
+    monkeypatch.setattr(demo, "usable_cores", lambda: 8)
+    monkeypatch.setattr(demo, "IMAGES_PER_PROCESS", 4)
+    draw_demo(tmp_path / "together", classes=3, per_class=3, size=16)
+    assert started == [(3, 3, 16, 0, 1, 2)]
+    assert contents(tmp_path / "together") == contents(tmp_path / "alone")
 
 
 def test_another_seed_draws_other_images(tmp_path):
