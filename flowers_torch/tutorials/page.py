@@ -91,7 +91,7 @@ def _cells(runs: list[Reproduction]) -> str:
 
 
 def _loss_rows(results: list[Reproduction]) -> list[str]:
-    """A row for each recipe whose tutorial printed losses, with those of its runs on the tutorial's photos."""
+    """Rows for each recipe: the losses that its tutorial printed beside those of its runs on the tutorial's photos."""
     rows = []
     for recipe, tutorial in read_catalog().recipes.items():
         runs = [one for one in results if one.recipe == recipe and one.stages and not one.substitute_data]
@@ -100,7 +100,7 @@ def _loss_rows(results: list[Reproduction]) -> list[str]:
             ours = f"{describe_losses(same[0])} (seed {same[0].seed}){changes}"
             rows.append(f"| `{recipe}` | {tutorial.losses or 'none printed'} | {ours} |")
         if not runs and tutorial.losses:
-            rows.append(f"| `{recipe}` | {tutorial.losses} | {NOT_MEASURED} |")
+            rows.append(f"| `{recipe}` | {tutorial.losses} | not recorded |")
     return rows
 
 

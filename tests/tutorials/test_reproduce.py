@@ -145,7 +145,7 @@ def test_the_page_has_every_row_and_marks_what_is_not_measured() -> None:
     assert {row.count("|") for row in rows} == {9} and len(rows) == len(TUTORIALS) + 1
     assert {row[2] for row in rows} <= set(CATALOG.documents) and all(f"\n- {d}: " in text for d in CATALOG.documents)
     assert trained.count("not measured") == len(TUTORIALS) - 1
-    assert losses.count("not measured") == sum(bool(tutorial.losses) for tutorial in TUTORIALS.values())
+    assert losses.count("not recorded") == sum(bool(tutorial.losses) for tutorial in TUTORIALS.values())
 
 
 def test_losses_stand_beside_those_of_the_tutorial() -> None:
