@@ -27,7 +27,7 @@ from flowers_torch.models.nasnet import nasnet_large, nasnet_mobile
 from flowers_torch.models.resnet import resnet50, resnet101, resnet152, resnext50, resnext101
 from flowers_torch.models.resnet_cifar import cifar_resnet
 from flowers_torch.models.resnet_v2 import resnet50v2, resnet101v2, resnet152v2
-from flowers_torch.models.small import cifar10_net, happy_model, small_convnet
+from flowers_torch.models.small import cifar10_net, happy_blocks, happy_model, small_convnet
 from flowers_torch.models.squeezenet import squeezenet
 from flowers_torch.models.xception import xception
 

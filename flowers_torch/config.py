@@ -12,7 +12,7 @@ from flowers_torch.data.dataset import CLASS_MARK, COLUMN_MARK, parse_exclude
 from flowers_torch.data.sources.hugging_face import PREFIX
 from flowers_torch.files.system import expand_home
 
-RATE_FIELDS = frozenset(("lr", "schedule", "warmup_epochs", "layer_decay"))  # without meaning for L-BFGS
+RATE_FIELDS = frozenset(("lr", "schedule", "warmup_epochs", "lr_decay", "layer_decay"))  # without meaning for L-BFGS
 HEAD_VIEWS = 2  # of each image, where only the head trains
 MANY_IMAGES = 20_000  # to train on, beyond which one view is enough
 
@@ -45,6 +45,7 @@ class Stage:
         ("cosine", "constant", "plateau"),
     )
     warmup_epochs: float = option(0.0, "epochs in which the learning rate rises from 0", (0, 100_000))
+    lr_decay: float = option(0.0, "d of Keras's decay: step t has the learning rate divided by 1 + d t", (0, 1))
     patience: int = option(
         0,
         "epochs without a lower validation loss until the stage ends (0: never) or, with schedule plateau,"
@@ -56,6 +57,7 @@ class Stage:
     l1: float = option(0.0, "penalty on |w| in the loss, as in Keras", (0, 10))
     l2: float = option(0.0, "penalty on w^2 in the loss, as in Keras", (0, 10))
     momentum: float = option(0.9, "momentum of sgd and rmsprop", (0, 0.9999))
+    nesterov: bool = option(True, "Nesterov's momentum in sgd; false: plain momentum, Keras's default")
     batch_norm: str = option(
         "trained",
         "layers whose batch norm uses batch statistics; none: running statistics, Keras's training=False",
@@ -108,6 +110,7 @@ class Config:
     arch: str = option("inception_v3", "network: a registered name or any timm name")
     data: str = option("flowers17", "folder, archive, table, hf:NAME, flowers17 or demo")
     weights: str = option("", "imagenet, offline, none, or a file; empty: imagenet, or none for demo")
+    test: str = option("", "labeled photos to test on, as data; val: the validation photos of a source without a test")
     keras_input: str = option(
         "", "preprocessing of a Keras file's network; empty: as published", ("", "caffe", "tf", "torch", "unit")
     )
@@ -161,7 +164,8 @@ class Config:
 
 # Fields that hold a path, and those of their values that are names.
 PATHS: dict[str, tuple[str, ...]] = {
-    "data": ("demo", "flowers17", "cifar10"),
+    "data": ("demo", "flowers17", "cifar10", "mnist"),
+    "test": ("", "val", "demo", "flowers17", "cifar10", "mnist"),
     "weights": ("", "imagenet", "offline", "none"),
     "groups": ("duplicates", "none"),
     "exclude": ("",),
@@ -181,7 +185,7 @@ def with_absolute_paths(config: Config) -> Config:
         value = getattr(config, field)
         path, classes = parse_exclude(value) if field == "exclude" else (value, [])
         is_named = path in names or (field == "groups" and path.startswith(COLUMN_MARK))
-        if field == "data" and path.startswith(PREFIX):  # of a dataset on the hub, or of a folder
+        if field in ("data", "test") and path.startswith(PREFIX):  # of a dataset on the hub, or of a folder
             folder = expand_home(path.removeprefix(PREFIX))
             changes[field] = f"{PREFIX}{folder.absolute()}" if folder.is_dir() else path
         elif not is_named:

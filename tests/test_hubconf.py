@@ -56,6 +56,7 @@ NETWORKS = {
     "densenet169": {},
     "densenet201": {},
     "googlenet": {},
+    "happy_blocks": {},
     "happy_model": {},
     "inception_v3": {},
     "lenet5": {"in_chans": 3},
@@ -77,7 +78,8 @@ NETWORKS = {
     "vgg19": {},
     "xception": {},
 }
-SIZES = {"cifar10_net": 32, "cifar_resnet": 32, "happy_model": 64, "lenet5": 32, "small_convnet": 150}
+SIZES = {"cifar10_net": 32, "cifar_resnet": 32, "happy_blocks": 64, "happy_model": 64, "lenet5": 32}
+SIZES |= {"small_convnet": 150}
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -27,7 +27,8 @@ from flowers_torch.training.step import train_step
 from flowers_torch.training.stopping import StopRequest
 
 RECIPES = sorted(config_folder().rglob("*.toml"))
-SMALLEST = {"happy_model": 16, "small_convnet": 22, "cifar10_net": 12, "resnet50_course": 64, "vgg16": 32}
+SMALLEST = {"happy_model": 16, "happy_blocks": 16, "lenet5": 16, "small_convnet": 22, "cifar10_net": 12}
+SMALLEST |= {"resnet50_course": 64, "vgg16": 32}
 
 
 def small(path: Path, data: Path, changes: dict[str, Any] | None = None) -> Config:

@@ -37,6 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", metavar="DATA", help="folder, archive, table, hf:NAME, flowers17 or demo")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for gallery.html and the lists")
     add_classes(parser)
+    text = "labeled photos of the test, as DATA; val: the validation photos of a source without a test"
+    parser.add_argument("--test", default="", metavar="DATA", help=text)
     add_json(parser)
     parser.add_argument("--run", metavar="RUN", help="run on these photos: find duplicates across its splits")
     parser.add_argument("--strict", action="store_true", help="exit with 3 for duplicates across splits or classes too")
@@ -71,7 +73,7 @@ def _check(args: argparse.Namespace, spread: "Spread") -> int | None:
     from flowers_torch.runs.folder import find_run_folder
 
     run_folder = find_run_folder(args.run) if args.run else None  # before the photos, which may take long
-    dataset = open_dataset(args.data, classes=args.classes)
+    dataset = open_dataset(args.data, classes=args.classes, test=args.test)
     root = dataset.root.resolve()
     if args.out and root in (args.out.resolve(), *args.out.resolve().parents):
         raise DataError(f"--out {printable(args.out)} is inside the photos", "choose a folder outside of them")
@@ -141,7 +143,7 @@ def _find_series(
         option = command_line("--groups", args.out / GROUPS_FILE)
     if dataset.group_columns:
         option = f"{COLUMN_MARK}{dataset.group_columns[0]}"
-        names = open_dataset(args.data, groups=option).groups
+        names = open_dataset(args.data, groups=option, test=args.test).groups
         groups = {index: names[path] for index, path in enumerate(dataset.paths) if path in names}
         series, option = Series(f"column {dataset.group_columns[0]}", groups), command_line("--groups", option)
     if series is None:

@@ -2,7 +2,8 @@
 
 Parameters are counted with 1000 classes and, where Keras has the network, as Keras does. Sizes are pixels.
 The weights are on this machine (offline, cached) or can be downloaded. The top-1 accuracy on ImageNet is the published
-one, where it is known; the license is that of the weights.
+one, where it is known; the license is that of the weights. With --keras: what Keras published of each network, in
+megabytes, accuracies on ImageNet and layers, and the smallest input of Keras 2.0.
 """
 
 import argparse
@@ -40,6 +41,15 @@ def run(args: argparse.Namespace) -> None:
         print_json([_row(name) for name in names])
         return
     width = max(map(len, names))
+    if args.keras:
+        head = f"{'name':{width}} {'parameters':>12} {'size':>5} {'min':>4} {'Keras min':>9}"
+        print(f"{head} {'MB':>4} {'top-1':>6} {'top-5':>6} {'depth':>5}  keras")
+        for row in map(_row, names):
+            said = row["published"]
+            numbers = f"{row['parameters']:>12,} {row['size']:>5} {row['min_size']:>4} {said['min_size']:>9}"
+            scores = f"{said['megabytes']:>4} {said['top1']:>6.3f} {said['top5']:>6.3f} {said.get('depth', '-'):>5}"
+            print(f"{row['name']:{width}} {numbers} {scores}  {row['keras']}", flush=True)
+        return
     print(f"{'name':{width}} {'parameters':>12} {'size':>5} {'min':>4}  {'weights':17}{'top-1':7}{'license':18}keras")
     for name in names:
         row = _row(name)
@@ -54,6 +64,7 @@ def _row(name: str) -> dict[str, Any]:
 
     from flowers_torch.models.factory import create_model
     from flowers_torch.models.inspect.summary import parameter_counts
+    from flowers_torch.models.keras.names import published_by_keras
     from flowers_torch.models.recommended import RECOMMENDED, where_weights_are
     from flowers_torch.models.registry import find_entry
 
@@ -71,4 +82,5 @@ def _row(name: str) -> dict[str, Any]:
         "std": entry.preprocessing.std,
         "license": entry.license if entry.timm_name else "",
         "keras": entry.keras_name,
+        "published": published_by_keras(entry.keras_name, entry.min_size) if entry.keras_name else {},
     }

@@ -19,7 +19,7 @@ EXAMPLES = """examples:
 
 # Flags that set the field of the same name in config.py, with their placeholder.
 FLAGS = {
-    **{"weights": "NAME", "split": "A/B/C", "classes": "NAME", "groups": "NAME"},
+    **{"weights": "NAME", "test": "DATA", "split": "A/B/C", "classes": "NAME", "groups": "NAME"},
     **{"exclude": "FILE", "mirror": "NAME", "size": "N", "batch-size": "N", "seed": "N", "precision": "NAME"},
     **{"accelerate": "NAME", "device": "NAME", "workers": "N", "threads": "N"},
 }

@@ -19,6 +19,8 @@ def imagenet_classes() -> tuple[tuple[str, str], ...]:
 def decode_predictions(logits: Tensor, top: int = 3) -> list[list[tuple[str, str, float]]]:
     """For each image `top` tuples (WordNet id, name, probability), most probable first, from logits N x 1000.
 
+    Names are spelled as Keras's: the first synonym, with underscores.
+
     Raises:
         UsageError: these are not logits of 1000 classes, or `top` is out of range.
     """
@@ -27,7 +29,7 @@ def decode_predictions(logits: Tensor, top: int = 3) -> list[list[tuple[str, str
         raise UsageError(what, "give the output of a network with its 1000-class head")
     if not 1 <= top <= 1000:
         raise UsageError(f"top={top} of 1000 classes", "give 1 to 1000")
-    classes = imagenet_classes()
+    classes = [(wnid, name.partition(",")[0].replace(" ", "_")) for wnid, name in imagenet_classes()]
     best = logits.detach().float().softmax(1).topk(top)
     return [
         [(*classes[index], probability) for index, probability in zip(indices, probabilities, strict=True)]

@@ -170,6 +170,7 @@ _register("vgg16", classic.vgg16, "vgg16", keras_name="VGG16")
 _register("vgg19", classic.vgg19, "vgg19", keras_name="VGG19")
 _register("googlenet", googlenet)
 _register("happy_model", small.happy_model, min_size=8, preprocessing=_unscaled(64))
+_register("happy_blocks", small.happy_blocks, min_size=8, preprocessing=_unscaled(64))
 _register("small_convnet", small.small_convnet, min_size=22, preprocessing=_unscaled(150))
 _register("cifar10_net", small.cifar10_net, min_size=10, preprocessing=_unscaled(32))
 

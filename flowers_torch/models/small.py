@@ -1,11 +1,13 @@
-"""Small networks to train from scratch: HappyModel, the convnet for very little data, the CIFAR-10 network.
+"""Small networks to train from scratch: for the Happy House, for very little data, for CIFAR-10.
 
-A binary network has num_classes=1, one logit, and trains with `binary_cross_entropy_with_logits`.
+A binary network has num_classes=1, one logit, and trains with `binary_cross_entropy_with_logits`. `standardize` is
+the kind of `Standardize`, or empty.
 """
 
 from torch import Tensor, nn
 
 from flowers_torch.models.network import Network
+from flowers_torch.models.standardize import standardization
 
 
 class HappyModel(Network):
@@ -15,15 +17,40 @@ class HappyModel(Network):
     """
 
     def __init__(
-        self, num_classes: int = 1, in_chans: int = 3, input_size: int = 64, global_pool: str = "flatten"
+        self,
+        num_classes: int = 1,
+        in_chans: int = 3,
+        input_size: int = 64,
+        global_pool: str = "flatten",
+        standardize: str = "",
     ) -> None:
         super().__init__()
+        self.standardize = standardization(standardize, in_chans, input_size)
         self.pad = nn.ZeroPad2d(3)
         self.conv0 = nn.Conv2d(in_chans, 32, 7)
         self.bn0 = nn.BatchNorm2d(32, 1e-3)
         self.relu = nn.ReLU()  # N x 32 x 64 x 64
         self.max_pool = nn.MaxPool2d(2)  # N x 32 x 32 x 32
         self.add_head(32, num_classes, global_pool, map_size=input_size // 2)
+
+
+class HappyBlocks(Network):
+    """Blocks of a 3x3 convolution with 32 filters, batch norm, ReLU and 2x2 max pooling, and a dense layer.
+
+    There are as many blocks as bring the map to 4x4 or less: four for 64x64 images. Keras counts 29,665 parameters with
+    one logit then. Source: the exercise of the course notebook "the Happy House".
+    """
+
+    def __init__(
+        self, num_classes: int = 1, in_chans: int = 3, input_size: int = 64, global_pool: str = "flatten"
+    ) -> None:
+        super().__init__()
+        self.blocks, channels, side = nn.Sequential(), in_chans, input_size
+        while side > 4:
+            convolution = nn.Conv2d(channels, 32, 3, padding=1)
+            self.blocks.append(nn.Sequential(convolution, nn.BatchNorm2d(32, 1e-3), nn.ReLU(), nn.MaxPool2d(2)))
+            channels, side = 32, side // 2  # N x 32 x side x side
+        self.add_head(32, num_classes, global_pool, map_size=side)
 
 
 class SmallConvNet(Network):
@@ -40,8 +67,10 @@ class SmallConvNet(Network):
         dropout: float = 0.5,
         input_size: int = 150,
         global_pool: str = "flatten",
+        standardize: str = "",
     ) -> None:
         super().__init__()
+        self.standardize = standardization(standardize, in_chans, input_size)
         self.conv1 = nn.Conv2d(in_chans, 32, 3)
         self.conv2 = nn.Conv2d(32, 32, 3)
         self.conv3 = nn.Conv2d(32, 64, 3)
@@ -51,7 +80,7 @@ class SmallConvNet(Network):
         self.add_head(64, num_classes, global_pool, 64, dropout=dropout, map_size=side)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        x = self.max_pool(self.relu(self.conv1(x)))  # N x 32 x 74 x 74
+        x = self.max_pool(self.relu(self.conv1(self.standardize(x))))  # N x 32 x 74 x 74
         x = self.max_pool(self.relu(self.conv2(x)))  # N x 32 x 36 x 36
         return self.max_pool(self.relu(self.conv3(x)))  # N x 64 x 17 x 17
 
@@ -69,8 +98,10 @@ class Cifar10Net(Network):
         dropout: float = 0.5,
         input_size: int = 32,
         global_pool: str = "flatten",
+        standardize: str = "",
     ) -> None:
         super().__init__()
+        self.standardize = standardization(standardize, in_chans, input_size)
         self.conv1 = nn.Conv2d(in_chans, 32, 3, padding=1)
         self.conv2 = nn.Conv2d(32, 32, 3)  # without padding, in both pairs
         self.conv3 = nn.Conv2d(32, 64, 3, padding=1)
@@ -82,7 +113,7 @@ class Cifar10Net(Network):
         self.add_head(64, num_classes, global_pool, 512, dropout=dropout, map_size=side)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        x = self.relu(self.conv1(x))  # N x 32 x 32 x 32
+        x = self.relu(self.conv1(self.standardize(x)))  # N x 32 x 32 x 32
         x = self.relu(self.conv2(x))  # N x 32 x 30 x 30
         x = self.drop(self.max_pool(x))  # N x 32 x 15 x 15
         x = self.relu(self.conv3(x))  # N x 64 x 15 x 15
@@ -90,4 +121,5 @@ class Cifar10Net(Network):
         return self.drop(self.max_pool(x))  # N x 64 x 6 x 6
 
 
-happy_model, small_convnet, cifar10_net = HappyModel, SmallConvNet, Cifar10Net
+happy_model, happy_blocks = HappyModel, HappyBlocks
+small_convnet, cifar10_net = SmallConvNet, Cifar10Net

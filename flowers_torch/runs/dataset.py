@@ -23,7 +23,7 @@ TUTORIAL_COUNTS = (800, 280, 280)  # of Flowers-17 in the original tutorial, wit
 def open_images(config: Config, folder: Path | None = None, spread: Spread = alone) -> FilteredDataset:
     """The images of a configuration that can be trained on; `folder` is the run that had them before."""
     with images_of(folder, config) if folder else contextlib.nullcontext():
-        dataset = open_dataset(config.data, classes=config.classes, groups=config.groups)
+        dataset = open_dataset(config.data, classes=config.classes, groups=config.groups, test=config.test)
         filtered = filter_images(dataset, config.exclude, config.groups, config.skip_bad, config.mirror, spread)
     if len(filtered.dataset.classes) < 2:
         raise DataError(f"--exclude {printable(config.exclude)} leaves too few classes", "leave out fewer of them")
@@ -34,7 +34,7 @@ def on_this_machine(filtered: FilteredDataset, config: Config) -> FilteredDatase
     """Images as another process found them, where they are here; another machine may unpack them somewhere else."""
     if filtered.dataset.root.is_dir():
         return filtered
-    here = open_dataset(config.data, classes=config.classes, groups=config.groups)
+    here = open_dataset(config.data, classes=config.classes, groups=config.groups, test=config.test)
     return dataclasses.replace(filtered, dataset=dataclasses.replace(filtered.dataset, root=here.root))
 
 

@@ -26,6 +26,7 @@ from flowers_torch.log import log
 from flowers_torch.models.checkpoint import ModelInfo, build, load_classifier
 from flowers_torch.models.freeze import apply_rules, rules_for, set_train_mode
 from flowers_torch.models.registry import input_options
+from flowers_torch.models.standardize import Standardize
 from flowers_torch.models.timm_networks import unseen_border
 from flowers_torch.models.weights import load_weights, plan_weights
 from flowers_torch.runs.dataset import choose_splits, log_reading, on_this_machine, open_images
@@ -112,7 +113,17 @@ class Experiment:
         distributed.barrier()
         experiment, model = made[0] if made else _prepare(config, distributed, splits, filtered)
         experiment = dataclasses.replace(experiment, distributed=distributed.with_time_for(len(filtered.dataset)))
+        experiment._fit_standardization(model)
         return experiment._with_mirror(model), model
+
+    def _fit_standardization(self, model: nn.Module) -> None:
+        """Fits the network's first layer to the training images, unless weights brought its statistics."""
+        layers = [layer for layer in model.modules() if isinstance(layer, Standardize)]
+        for layer in layers if self.config.weights == "none" else ():
+            if self.distributed.is_main:
+                layer.fit(images for images, *_ in self.loaders.unsharded().in_order(self.splits["train"]))
+                log.info(f"input    {layer.kind} standardization of {len(self.splits['train'])} training photos")
+            self.distributed.broadcast_tensors(layer.buffers())
 
     def _with_mirror(self, model: nn.Module) -> "Experiment":
         """The run with the choice whether photos are mirrored, which the main process makes."""

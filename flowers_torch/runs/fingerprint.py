@@ -14,7 +14,7 @@ from flowers_torch.runs.folder import environment
 from flowers_torch.training.device import Runtime
 
 # Options that change no number of the result. The location of the images is one: their content is checked.
-HARMLESS = frozenset(("data", "workers", "checkpoint_minutes"))
+HARMLESS = frozenset(("data", "test", "workers", "checkpoint_minutes"))
 RESOLVED = frozenset(("device", "threads", "stages"))  # compared as what they resolved to on the machine
 # The checkpoint holds the network and the splits, whatever an option says.
 FIXED = frozenset("arch weights size resize head_hidden dropout head_norm head mirror model_options split".split())

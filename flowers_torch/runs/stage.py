@@ -148,7 +148,7 @@ def make_train_state(experiment: Experiment, model: nn.Module, stage: Stage, num
     log.info(freeze_table(model, groups, None if stage.is_fitted else stage.lr))
     # Where the head is fitted no step is taken, but a checkpoint needs an optimizer: one without a state.
     name, momentum = ("sgd", 0.0) if stage.is_fitted else (stage.optimizer, stage.momentum)
-    optimizer = make_optimizer(name, model, groups, stage.weight_decay, momentum)
+    optimizer = make_optimizer(name, model, groups, stage.weight_decay, momentum, stage.nesterov)
     weights = None
     if config.class_weights == "balanced":
         labels = [experiment.dataset.labels[index] for index in experiment.splits["train"]]
@@ -249,6 +249,7 @@ def _learning_rate(stage: Stage, state: RunState, steps_per_epoch: int) -> Calla
         lr=highest,
         schedule=stage.schedule,
         warmup=round(stage.warmup_epochs * steps_per_epoch),
+        decay=stage.lr_decay,
     )
 
 

@@ -68,7 +68,8 @@ def update(
     config = _config_of_update(folder, former, changes or {})
     fractions = split_fractions(former.split) or split_fractions(Config.split) or ()
     with images_of(folder, former):
-        known = with_groups(open_dataset(former.data, classes=former.classes, groups=former.groups), former.groups)
+        reading = {"classes": former.classes, "groups": former.groups, "test": former.test}
+        known = with_groups(open_dataset(former.data, **reading), former.groups)
     old = _parent_images(folder, known)
     groups = (changes or {}).get("groups", former.groups if source.lower().endswith((".csv", ".tsv")) else "")
     found = open_dataset(source, fewest=1, classes=config.classes, groups=groups)
@@ -90,7 +91,7 @@ def update(
     classes = f"; new classes: {printable(', '.join(fresh))}" if fresh else ""
     log.info(f"data     {plural(added, 'new photo')} ({counts}) beside the {len(old)} of the run{classes}")
     config = dataclasses.replace(
-        config, data=str(new_folder / "photos"), classes="top", exclude="", groups="duplicates"
+        config, data=str(new_folder / "photos"), test="", classes="top", exclude="", groups="duplicates"
     )
     rows = [{"file": link, "group": member.group} for link, member in links.items() if member.group]
     if rows:  # a later update has to know them

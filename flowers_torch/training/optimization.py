@@ -21,7 +21,12 @@ PLATEAU_MIN_DELTA = 1e-4  # smallest improvement that counts
 
 
 def make_optimizer(
-    name: str, model: nn.Module, groups: Sequence[Group], weight_decay: float = 0.0, momentum: float = 0.9
+    name: str,
+    model: nn.Module,
+    groups: Sequence[Group],
+    weight_decay: float = 0.0,
+    momentum: float = 0.9,
+    nesterov: bool = True,
 ) -> torch.optim.Optimizer:
     """A fresh optimizer over the parameters that train.
 
@@ -32,6 +37,7 @@ def make_optimizer(
         weight_decay: Of matrices and kernels; biases and norms (one-dimensional) are never decayed, nor what a
             timm network excludes, such as position embeddings.
         momentum: Of sgd and rmsprop.
+        nesterov: Whether that of sgd is Nesterov's.
 
     Returns:
         An optimizer whose groups carry `multiplier` (of the stage's learning rate) and `names`.
@@ -53,7 +59,7 @@ def make_optimizer(
     if name == "adam":
         return torch.optim.Adam(settings, lr=0.0, fused=fused)
     if name == "sgd":
-        made = torch.optim.SGD(settings, lr=0.0, momentum=momentum, nesterov=momentum > 0, fused=fused)
+        made = torch.optim.SGD(settings, lr=0.0, momentum=momentum, nesterov=nesterov and momentum > 0, fused=fused)
         # Otherwise the first step creates them without values, and leaves them so if the device skips it.
         trained = [parameter for setting in made.param_groups for parameter in setting["params"]]
         for parameter in trained if momentum > 0 and fused else ():
@@ -77,7 +83,9 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr * group["multiplier"]
 
 
-def learning_rate(step: int, steps: int, lr: float, schedule: str = "cosine", warmup: int = 0) -> float:
+def learning_rate(
+    step: int, steps: int, lr: float, schedule: str = "cosine", warmup: int = 0, decay: float = 0.0
+) -> float:
     """Learning rate of a step.
 
     Args:
@@ -86,7 +94,9 @@ def learning_rate(step: int, steps: int, lr: float, schedule: str = "cosine", wa
         schedule: "cosine" falls to 0 at the end of the stage; "constant" and "plateau" stay. The drops of a
             plateau schedule come from `plateau_multiplier`.
         warmup: Steps of linear rise.
+        decay: Divides the learning rate of step t by 1 + decay t, as `decay` of Keras's optimizers.
     """
+    lr /= 1 + decay * step
     if step < warmup:
         return lr * (step + 1) / (warmup + 1)
     if schedule in ("constant", "plateau"):

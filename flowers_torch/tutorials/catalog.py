@@ -18,6 +18,7 @@ class Tutorial:
     data: str  # where the photos come from
     figure: str = ""  # what the tutorial printed, and for what; empty if it printed nothing
     accuracy: float | None = None  # the one in `figure`
+    losses: str = ""  # losses and times that it printed
     differs: tuple[str, ...] = ()  # what the recipe does differently on purpose
 
 

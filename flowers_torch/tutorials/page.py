@@ -8,7 +8,7 @@ from typing import Any
 from flowers_torch.config_file import load_config
 from flowers_torch.errors import plural
 from flowers_torch.tutorials.catalog import ExactFigure, read_catalog
-from flowers_torch.tutorials.reproduce import Reproduction
+from flowers_torch.tutorials.reproduce import Reproduction, describe_losses
 
 NOT_MEASURED = "not measured"
 
@@ -25,6 +25,7 @@ def reproduction_page(results: list[Reproduction]) -> str:
         "documents": [f"- {letter}: {text}." for letter, text in catalog.documents.items()],
         "trained": trained,
         "changed": changed,
+        "losses": _loss_rows(results),
         "exact": [_exact_row(figure) for figure in catalog.exact],
         "photos": _by_text((recipe, tutorial.data) for recipe, tutorial in catalog.recipes.items()),
         "differs": _by_text((recipe, text) for recipe, t in catalog.recipes.items() for text in t.differs),
@@ -45,9 +46,11 @@ def _trained_rows(recipe: str, results: list[Reproduction]) -> list[str]:
     """A row for each set of photos that the unchanged recipe ran on, or one row that says "not measured"."""
     tutorial = read_catalog().recipes[recipe]
     head, figure = f"{tutorial.rows} | {tutorial.title}", tutorial.figure or "no figure"
-    runs = _by_run([one for one in results if one.recipe == recipe and _unchanged(one)])
+    own = [one for one in results if one.recipe == recipe]
+    runs = _by_run([one for one in own if _unchanged(one)])
     if not runs:
-        return [f"| {head} | `python train.py --config {recipe}` | {figure} | {NOT_MEASURED} | | | |"]
+        ours = "with other options: see the next table" if own else NOT_MEASURED
+        return [f"| {head} | `python train.py --config {recipe}` | {figure} | {ours} | | | |"]
     return [f"| {head} | `{_command(same[0])}` | {figure} | {_cells(same)} |" for same in runs]
 
 
@@ -55,7 +58,7 @@ def _command(result: Reproduction) -> str:
     """The command that repeats a run of an unchanged recipe, without its seed."""
     data = "" if result.data == load_config(file=result.recipe).data else f" --data {result.data}"
     weights = "".join(f" --{text.replace('=', ' ')}" for text in result.changes)
-    return f"python train.py --config {result.recipe}{data}{weights}"
+    return f"python train.py --config {result.recipe}{data}{result.data_options}{weights}"
 
 
 def _unchanged(result: Reproduction) -> bool:
@@ -67,7 +70,7 @@ def _by_run(results: list[Reproduction]) -> list[list[Reproduction]]:
     """Groups of runs that differ only in their seed."""
     groups: dict[tuple[Any, ...], list[Reproduction]] = {}
     for one in results:
-        key = (one.recipe, one.data, one.substitute_data, one.changes, one.machine, one.versions)
+        key = (one.recipe, one.data, one.data_options, one.substitute_data, one.changes, one.machine, one.versions)
         groups.setdefault(key, []).append(one)
     return list(groups.values())
 
@@ -86,6 +89,20 @@ def _cells(runs: list[Reproduction]) -> str:
         f"{statistics.fmean(accuracies):.4f} ({spread}) on {plural(first.images, 'photo')} of {kind}`{first.data}`"
         f" | {seeds} | {seconds} | {first.machine}"
     )
+
+
+def _loss_rows(results: list[Reproduction]) -> list[str]:
+    """Rows for each recipe: the losses that its tutorial printed beside those of its runs on the tutorial's photos."""
+    rows = []
+    for recipe, tutorial in read_catalog().recipes.items():
+        runs = [one for one in results if one.recipe == recipe and one.stages and not one.substitute_data]
+        for same in _by_run(runs):
+            changes = f" with {', '.join(f'`{text}`' for text in same[0].changes)}" if same[0].changes else ""
+            ours = f"{describe_losses(same[0])} (seed {same[0].seed}){changes}"
+            rows.append(f"| `{recipe}` | {tutorial.losses or 'none printed'} | {ours} |")
+        if not runs and tutorial.losses:
+            rows.append(f"| `{recipe}` | {tutorial.losses} | not recorded |")
+    return rows
 
 
 def _exact_row(exact: ExactFigure) -> str:

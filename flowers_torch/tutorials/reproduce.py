@@ -18,15 +18,20 @@ from flowers_torch.shell import split_command
 from flowers_torch.tutorials.catalog import read_catalog
 
 # Options of the photos or the machine, which are no changes of a recipe.
-RESULT_FORM = {"test": {"correct": (0, 10**9), "images": (1, 10**9), "interval_95": [(0.0, 1.0)]}}
+RESULT_FORM = {
+    "test": {"correct": (0, 10**9), "images": (1, 10**9), "interval_95": [(0.0, 1.0)]},
+    "uncalibrated": {"loss": float},
+}
 ENVIRONMENT_FORM = {"processor": str, "gpu?": str, "torch": str, "flowers_torch": str, "threads": (1, 10**4)}
-NOT_COMPARED = set("data seed threads workers device precision checkpoint_minutes cache_gib".split())
+NOT_COMPARED = set("data test exclude seed threads workers device precision checkpoint_minutes cache_gib".split())
 
 
 REPRODUCTION_FORM = {
     **dict.fromkeys(("recipe", "data", "machine", "versions", "date"), str),
     **{"substitute_data": bool, "seed": int, "correct": (0, 10**9), "images": (1, 10**9)},
     **{"low": (0.0, 1.0), "high": (0.0, 1.0), "train_seconds?": float, "changes": [str]},
+    **{"data_options?": str, "test_loss?": float},
+    "stages?": [{"name": str, "epochs": int, "train": [float, 2, 2], "val": [float, 2, 2], "seconds": float}],
 }
 
 
@@ -47,6 +52,10 @@ class Reproduction:
     machine: str
     versions: str
     date: str
+    data_options: str = ""  # of the command, behind --data
+    test_loss: float | None = None  # in nats, before calibration
+    # Name, epochs, seconds of an epoch, and training and validation loss in the first and the last epoch.
+    stages: tuple[dict[str, Any], ...] = ()
 
     @property
     def accuracy(self) -> float:
@@ -60,11 +69,13 @@ def read_reproduction(folder: Path, recipe: str, substitute_data: bool = False) 
         DataError: the folder does not hold a finished run.
     """
     try:
-        test = read_json(folder / "metrics.json", "the result of a run", RESULT_FORM)["test"]
+        metrics = read_json(folder / "metrics.json", "the result of a run", RESULT_FORM)
+        test = metrics["test"]
         low, high = test["interval_95"]
         environment = read_json(folder / "environment.json", "the versions of a run", ENVIRONMENT_FORM)
         config = load_config(file=str(folder / "config.toml"))
-        seconds = sum(row["seconds"] for row in read_history(folder))
+        history = read_history(folder)
+        seconds = sum(row["seconds"] for row in history)
     except (OSError, ValueError) as error:
         what = f"{printable(folder)} does not hold a finished run"
         raise DataError(what, "name the folder of a finished run") from error
@@ -84,7 +95,32 @@ def read_reproduction(folder: Path, recipe: str, substitute_data: bool = False) 
         environment.get("gpu") or processor,
         f"torch {environment['torch']}, flowers_torch {environment['flowers_torch']}",
         datetime.date.fromtimestamp((folder / "metrics.json").stat().st_mtime).isoformat(),
+        _data_options(config, load_config(file=recipe)),
+        metrics["uncalibrated"]["loss"],
+        tuple(_summarize(rows) for rows in _by_stage(history)),
     )
+
+
+def _data_options(config: Config, recipe: Config) -> str:
+    """The flags of a run that say which photos are tested and left out, where the recipe says something else."""
+    flags = []
+    for name in ("test", "exclude"):
+        value = getattr(config, name)
+        if value != getattr(recipe, name):
+            flags.append(f" --{name} {Path(value).name}")
+    return "".join(flags)
+
+
+def _by_stage(history: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    names = dict.fromkeys(row["stage"] for row in history)
+    return [[row for row in history if row["stage"] == name] for name in names]
+
+
+def _summarize(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What a result keeps of the epochs of a stage."""
+    losses = {name: [rows[0][f"{name}_loss"], rows[-1][f"{name}_loss"]] for name in ("train", "val")}
+    seconds = sum(row["seconds"] for row in rows) / len(rows)
+    return {"name": rows[0]["stage"], "epochs": len(rows), **losses, "seconds": seconds}
 
 
 def recipe_of(folder: Path) -> str:
@@ -163,11 +199,13 @@ def describe(recipe: str, result: Reproduction, recorded: Sequence[Reproduction]
     tutorial, config = read_catalog().find(recipe), load_config(file=recipe)
     photos = f"{plural(result.images, 'test photo')} of {result.data}{' (substitute data)' * result.substitute_data}"
     ours = f"{result.accuracy:.4f} ({result.low:.3f} .. {result.high:.3f}) on {photos}"
+    losses = f"losses   {tutorial.losses or 'none printed'}; ours: {describe_losses(result)}"
     seconds = "time not measured" if result.train_seconds is None else f"{result.train_seconds:.0f} s"
     lines = [
         f"recipe   {recipe}: {tutorial.title} ({tutorial.rows})",
         f"tutorial {tutorial.figure or 'no figure'} ({tutorial.source})",
         f"ours     {ours}, seed {result.seed}, {seconds} on {result.machine}",
+        losses,
     ]
     if tutorial.accuracy is not None and not result.substitute_data:
         lines.append(f"gap      {result.accuracy - tutorial.accuracy:+.4f}")
@@ -184,6 +222,18 @@ def describe(recipe: str, result: Reproduction, recorded: Sequence[Reproduction]
     return "\n".join(lines)
 
 
+def describe_losses(result: Reproduction) -> str:
+    """Losses and times of the stages, and the loss of the test."""
+    parts = []
+    for stage in result.stages:
+        (first, last), (val_first, val_last) = stage["train"], stage["val"]
+        losses = f"training {first:.4f} .. {last:.4f}, validation {val_first:.4f} .. {val_last:.4f}"
+        parts.append(f"{stage['name']}, {stage['epochs']} epochs of {stage['seconds']:.1f} s: {losses}")
+    if result.test_loss is not None:
+        parts.append(f"test {result.test_loss:.4f}")
+    return "; ".join(parts) or "not recorded"
+
+
 def read_results(path: Path) -> list[Reproduction]:
     """Results from a file with one JSON object a line; empty if there is no file.
 
@@ -195,7 +245,8 @@ def read_results(path: Path) -> list[Reproduction]:
     lines = read_bytes(path, "a results file", limit=1 << 20).splitlines()
     with reading(path, "a valid results file", fix="name another file"):
         rows = [check(parse_json(line), REPRODUCTION_FORM) for line in lines if line.strip()]
-        return [Reproduction(**row | {"changes": tuple(row["changes"])}) for row in rows]
+        tuples = ("changes", "stages")
+        return [Reproduction(**row | {name: tuple(row.get(name, ())) for name in tuples}) for row in rows]
 
 
 def add_result(path: Path, result: Reproduction) -> None:

@@ -15,6 +15,10 @@ def test_models(capsys: pytest.CaptureFixture[str]) -> None:
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["name", "parameters", "size", "min", "weights", "top-1", "license", "keras"]
     assert "mobilenet_v2 3,538,984 224 32 - - - MobileNetV2" == " ".join(lines[1].split())
+    assert main(["models", "xception", "--keras"]) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == "name parameters size min Keras min MB top-1 top-5 depth keras"
+    assert lines[1] == "xception 22,910,480 299 71 71 88 0.790 0.945 126 Xception"
     assert main(["models", "nothing_like_it"]) == 2
     assert "no network matches 'nothing_like_it'" in capsys.readouterr().err
 

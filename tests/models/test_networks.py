@@ -21,7 +21,7 @@ from flowers_torch.models.network import MlpHead, Network
 from flowers_torch.models.registry import REGISTRY
 from flowers_torch.models.resnet import resnet50
 from flowers_torch.models.resnet_v2 import resnet50v2
-from flowers_torch.models.small import cifar10_net, happy_model, small_convnet
+from flowers_torch.models.small import cifar10_net, happy_blocks, happy_model, small_convnet
 
 
 class Case(NamedTuple):
@@ -40,8 +40,12 @@ CASES = {
     "vgg16": Case((3, 32, 32), (512, 1, 1), {"input_size": 32, "hidden": (96, 64)}),
     "vgg19": Case((3, 32, 32), (512, 1, 1), {"input_size": 32}),
     "happy_model": Case((3, 64, 64), (32, 32, 32)),
+    "happy_model featurewise": Case((3, 64, 64), (32, 32, 32), {"standardize": "featurewise"}),
+    "happy_blocks": Case((3, 64, 64), (32, 4, 4)),
     "small_convnet": Case((3, 60, 60), (64, 5, 5), {"input_size": 60}),
     "cifar10_net": Case((3, 32, 32), (64, 6, 6)),
+    "cifar10_net zca": Case((3, 12, 12), (64, 1, 1), {"standardize": "zca", "input_size": 12}),
+    "cifar10_net samplewise": Case((3, 32, 32), (64, 6, 6), {"standardize": "samplewise"}),
     "cifar_resnet": Case((3, 32, 32), (64, 8, 8), {"depth": 8}),
     "cifar_resnet projection": Case((3, 30, 30), (64, 8, 8), {"shortcut": "projection"}),
     "cifar_resnet plain": Case((3, 32, 32), (64, 8, 8), {"depth": 8, "shortcut": "none"}),
@@ -196,6 +200,7 @@ def test_torch_export(name: str) -> None:
         (vgg16, 138_357_544),
         (vgg19, 143_667_240),
         (happy_model, 37_569),
+        (happy_blocks, 29_409),
         (small_convnet, 1_212_513),
         (cifar10_net, 1_250_858),
         (resnet50, 25_583_592),

@@ -12,6 +12,7 @@ from flowers_torch.models.checkpoint import ModelInfo, build
 from flowers_torch.models.factory import create_model
 from flowers_torch.models.heads import remove_head
 from flowers_torch.models.inspect.layer_features import features
+from flowers_torch.models.keras.names import PUBLISHED, published_by_keras
 from flowers_torch.models.registry import (
     REGISTRY,
     build_network,
@@ -57,6 +58,23 @@ def test_timm_prefix_selects_timms_network(name: str) -> None:
     entry = find_entry(theirs)
     assert entry.timm_name == name
     assert entry.min_size == find_entry(name.partition(".")[0]).min_size or "." in name
+
+
+def test_keras_published_every_network(shared: Path) -> None:
+    """The table of the tutorial on `keras.applications`, and the smallest images of its time."""
+    (document,) = (shared / "seeds").glob("003_*.txt")
+    table = {}
+    for line in document.read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip(" *[") for cell in line.strip("|").split("|")]
+        if len(cells) == 6 and cells[1].endswith(" MB"):
+            table[cells[0].partition("]")[0]] = (int(cells[1][:-3]), *map(float, cells[2:4]), cells[5])
+    for name, row in PUBLISHED.items():
+        assert (row["megabytes"], row["top1"], row["top5"], str(row.get("depth", "-"))) == table.pop(name)
+    ours = {entry.keras_name: entry.min_size for entry in REGISTRY.values() if entry.keras_name}
+    assert not table and set(ours) == set(PUBLISHED)
+    theirs = {name: published_by_keras(name, size)["min_size"] for name, size in ours.items()}
+    assert [theirs[name] for name in ("InceptionV3", "InceptionResNetV2", "ResNet50")] == [139, 139, 197]
+    assert theirs["Xception"] == 71 and all(theirs[name] >= size for name, size in ours.items())
 
 
 @every

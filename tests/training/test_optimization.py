@@ -52,6 +52,33 @@ def test_every_optimizer_lowers_the_loss(name: str) -> None:
     assert losses[-1] < 0.5 * losses[0]
 
 
+@pytest.mark.parametrize(
+    ("name", "momentum", "nesterov"), [("sgd", 0.9, False), ("sgd", 0.9, True), ("rmsprop", 0, True)]
+)
+def test_steps_are_keras(name: str, momentum: float, nesterov: bool) -> None:
+    """The updates of Keras's SGD and RMSprop, with `decay`, as its documentation writes them."""
+    weight, model = torch.tensor(2.0, dtype=torch.float64), nn.Linear(1, 1, bias=False).double()
+    with torch.no_grad():
+        model.weight.fill_(2.0)
+    optimizer = make_optimizer(name, model, [Group("m", ("weight",), 1.0)], momentum=momentum, nesterov=nesterov)
+    velocity, squares = torch.zeros(2, dtype=torch.float64)
+    decay = 0.5 if name == "rmsprop" else 0.0  # a velocity of Keras holds the learning rate of its own step
+    for step in range(4):
+        lr = 0.1 / (1 + decay * step)
+        gradient = 2 * weight  # of weight squared
+        if name == "sgd":
+            velocity = momentum * velocity - lr * gradient
+            weight = weight + (momentum * velocity - lr * gradient if nesterov else velocity)
+        else:
+            squares = 0.9 * squares + 0.1 * gradient**2
+            weight = weight - lr * gradient / (squares.sqrt() + 1e-7)
+        set_learning_rate(optimizer, learning_rate(step, 4, 0.1, "constant", decay=decay))
+        model.weight.square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        assert model.weight.item() == pytest.approx(weight.item(), rel=1e-6)
+
+
 def test_unknown_name() -> None:
     with pytest.raises(ValueError, match="'adamm' is not a valid optimizer"):
         make_optimizer("adamm", nn.Linear(1, 1), [])

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import json
 import re
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from flowers_torch.tutorials.page import reproduction_page
 from flowers_torch.tutorials.reproduce import (
     Reproduction,
     add_result,
+    describe_losses,
     differences,
     read_results,
     with_our_defaults,
@@ -25,6 +27,7 @@ ROOT = Path(__file__).parents[2]
 CATALOG = read_catalog()
 TUTORIALS = CATALOG.recipes
 ROWS = "A1 A2 A3 A4 A5 A6 A7 B1 B2 B3 B4 B5 B6 B7 B8 B9 B10 B11 C1 C2 C3 C4 C5 C6 C7 C8 C9 C10 D1 D2 D3 D4 D5"
+ROWS += " E1 E2 E3 E4 E5 E6"
 RESULTS = read_results(ROOT / "benchmarks/reproduction.jsonl")
 RUN = Reproduction(
     *("happy_house", "train_happy.h5", True, 0, 132, 150, 0.82, 0.92, 40.0, ()),
@@ -137,11 +140,23 @@ def test_the_page_has_every_row_and_marks_what_is_not_measured() -> None:
     (other,) = [line for line in text.splitlines() if "of `x`" in line]
     assert other.endswith("| 0 | 40 s | a GPU |")
     assert "| `python train.py --config happy_house --data x --weights own.h5` |" in other
-    trained = text.partition("## Trained")[2].partition("## Exact")[0]
+    trained, _, losses = text.partition("## Trained")[2].partition("## Exact")[0].partition("## Losses")
     rows = [line for line in trained.splitlines() if "train.py --config" in line]
     assert {row.count("|") for row in rows} == {9} and len(rows) == len(TUTORIALS) + 1
     assert {row[2] for row in rows} <= set(CATALOG.documents) and all(f"\n- {d}: " in text for d in CATALOG.documents)
-    assert text.count("not measured") == len(TUTORIALS) - 1
+    assert trained.count("not measured") == len(TUTORIALS) - 1
+    assert losses.count("not recorded") == sum(bool(tutorial.losses) for tutorial in TUTORIALS.values())
+
+
+def test_losses_stand_beside_those_of_the_tutorial() -> None:
+    stage = {"name": "scratch", "epochs": 39, "train": [0.9, 0.1], "val": [0.8, 0.3], "seconds": 3.2}
+    own = dataclasses.replace(RUN, substitute_data=False, stages=(stage,), test_loss=0.25)
+    lines = [line for line in reproduction_page([own]).splitlines() if line.startswith("| `happy_house` |")]
+    ours = "scratch, 39 epochs of 3.2 s: training 0.9000 .. 0.1000, validation 0.8000 .. 0.3000; test 0.2500 (seed 0)"
+    assert f"| {TUTORIALS['happy_house'].losses} | {ours} |" in lines[0]
+    assert "not recorded" in describe_losses(RUN)
+    row = json.loads(json.dumps(dataclasses.asdict(own)))
+    assert row["stages"] == [stage]
 
 
 def test_the_committed_page_is_the_one_of_the_committed_results() -> None:
@@ -170,6 +185,12 @@ def test_the_command_runs_compares_and_records(
     assert len(recorded) == 1 and "stages.scratch.optimizer=adamw" in recorded[0]
     assert main(["reproduce", "--page", str(tmp_path / "page.md"), "--results", flags[-1]]) == 0
     assert "five_animals_convnet" in (tmp_path / "page.md").read_text()
+    settings = (tmp_path / "run" / "config.toml").read_text().replace('test = "val"', 'test = "/x/other.h5"')
+    (tmp_path / "run" / "config.toml").write_text(settings)
+    assert main(["reproduce", "--run", str(tmp_path / "run"), "--record", "--results", str(tmp_path / "other")]) == 0
+    (other,) = read_results(tmp_path / "other")
+    assert other.data_options == " --test other.h5" and not any(text.startswith("test=") for text in other.changes)
+    assert [stage["epochs"] for stage in other.stages] == [1] and other.test_loss is not None
 
 
 def test_list_of_recipes(capsys: pytest.CaptureFixture[str]) -> None:

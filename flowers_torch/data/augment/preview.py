@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 from torchvision.transforms.v2 import functional
 
 from flowers_torch.data.augment.keras import KerasAugment
-from flowers_torch.data.augment.names import AUGMENTATIONS, BATCH_AUGMENTATIONS
+from flowers_torch.data.augment.names import AUGMENTATIONS, BATCH_AUGMENTATIONS, SHEAR
 from flowers_torch.data.augment.per_batch import SampleGenerator
 from flowers_torch.data.augment.per_image import train_transform
 from flowers_torch.data.dataset import ImageDataset
@@ -23,7 +23,7 @@ from flowers_torch.data.splits.assign import split_number
 GAP = 4  # pixels between the images of a sheet
 # Of the Keras tutorial "Building powerful image classification models using very little data".
 TUTORIAL = KerasAugment(
-    40, width_shift_range=0.2, height_shift_range=0.2, shear_range=0.2, zoom_range=0.2, horizontal_flip=True
+    40, width_shift_range=0.2, height_shift_range=0.2, shear_range=SHEAR, zoom_range=0.2, horizontal_flip=True
 )
 PREVIEW_AUGMENTATIONS = (*AUGMENTATIONS, "tutorial")
 

@@ -1,7 +1,7 @@
 """The quality report of a dataset: findings, worst first, with advice. No file of the user changes."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,7 @@ from flowers_torch.data.images import SUFFIXES
 from flowers_torch.data.mirrored_names import mirrored_classes
 from flowers_torch.data.quality.duplicates import Duplicates, exact_duplicates, near_duplicates, similar_features
 from flowers_torch.data.quality.inspection import Inspection
-from flowers_torch.data.splits.assign import IMBALANCE, Splits, join_groups
+from flowers_torch.data.splits.assign import IMBALANCE, SPLITS, Splits, join_groups
 from flowers_torch.data.value_range import describe, range_of_set
 from flowers_torch.errors import plural, printable
 
@@ -134,20 +134,23 @@ def _check_duplicates(
     split_of: dict[str, str],
 ) -> list[Finding]:
     labels, splits = dataset.labels, [split_of.get(path) for path in dataset.paths]
+    ranks = [SPLITS.index(split) if split else 0 for split in splits]
     digests = [inspection.sha256 for inspection in inspections]
     groups, crowded = _set_crowds_apart(found, labels, digests)
+    groups = [_test_copies_first(group, digests, ranks) for group in groups]
     across, repeated = _redundant(groups, found.mirrored, labels, digests)
     mixed = [group for group in groups if not across.isdisjoint(group)]  # guard: D27 labels
     flipped = [group for group in groups if group not in mixed and len({labels[i] for i in group}) > 1]
     related = found.groups + similar
     leaking = [group for group in related if len({splits[i] for i in group} - {None}) > 1]  # guard: D27 splits
     copied = [group for group in exact_duplicates(inspections) if len({labels[i] for i in group}) == 1]
-    near = [group for group in groups if group not in copied and group not in mixed and group not in flipped]
+    saved_again = [group for group in groups if len({digests[i] for i in group}) > 1]
+    near = [group for group in saved_again if group not in mixed and group not in flipped]
     alike = join_groups(found.look_alikes + crowded, [""] * len(dataset))
     if not crowded and sum(map(len, alike)) < MANY_ALIKE:
         alike = []
     one = "the exclude list keeps the largest or first copy of each: look whether that is in its true class"
-    either = "split with --groups duplicates, or keep one of each"
+    whole = "the exclude list keeps the copies in the last of these splits"
     sides = "if left and right are different classes, train with --mirror no; else keep each in its true class only"
     apart = "split with --groups duplicates, so that no copy of a training photo is in the test"
     series = "none is excluded; keep photos of one scene or object in one split with --groups FILE"
@@ -165,10 +168,11 @@ def _check_duplicates(
     }
     redundant = across | repeated
     in_mixed = [i for group in mixed for i in group if i in redundant]
+    in_earlier_split = [i for group in groups for i in _leaked(group, redundant, labels, ranks)]
     in_copied = [i for group in copied for i in group if i in repeated]
     return [
         Finding("duplicates_across_classes", 3, titles["across_classes"], one, mixed, in_mixed),
-        Finding("duplicates_across_splits", 3, titles["across_splits"], either, leaking),
+        Finding("duplicates_across_splits", 3, titles["across_splits"], whole, leaking, in_earlier_split),
         Finding("mirrored_across_classes", 2, titles["mirrored"], sides, flipped),
         Finding("exact_duplicates", 2, titles["exact"], "remove the copies", copied, in_copied),
         Finding("near_duplicates", 2, titles["near"], apart, near),
@@ -193,6 +197,21 @@ def _set_crowds_apart(
             by_digest.setdefault(digests[index], []).append(index)
         groups += [group for group in by_digest.values() if len(group) > 1]
     return groups, crowds
+
+
+def _test_copies_first(group: Sequence[int], digests: Sequence[str], ranks: Sequence[int]) -> list[int]:
+    """A group with byte-identical copies beside each other, those of later splits first."""
+    place = {digests[index]: number for number, index in reversed(list(enumerate(group)))}
+    return sorted(group, key=lambda index: (place[digests[index]], -ranks[index]))
+
+
+def _leaked(group: Sequence[int], redundant: Collection[int], labels: Sequence[int], ranks: Sequence[int]) -> list[int]:
+    """Images of a group that have a copy of their class in a later split: train, val, test."""
+    last: dict[int, int] = {}
+    for index in group:
+        if index not in redundant:
+            last[labels[index]] = max(ranks[index], last.get(labels[index], 0))
+    return [index for index in group if ranks[index] < last.get(labels[index], 0)]
 
 
 def _redundant(

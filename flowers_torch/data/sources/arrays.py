@@ -1,7 +1,7 @@
 """Images in arrays (in memory, in HDF5 files of courses, CIFAR-10), written once as lossless PNG files."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -155,11 +155,16 @@ def _is_cached(folder: Path) -> bool:
     return folder.is_dir()
 
 
+def read_arrays(folder: Path, name: str, read: Callable[[], dict[str, tuple[Any, Any]]]) -> ImageDataset:
+    """`write_images` of arrays that are read only where the folder does not hold them yet."""
+    return write_images(folder, {} if _is_cached(folder) else read(), name=name)
+
+
 def read_hdf5(path: Path, cache: Path | None = None) -> ImageDataset:
     """Reads an HDF5 file with `train_set_x`, `train_set_y`, `test_set_x`, `test_set_y`, `list_classes`.
 
     Courses ship one file for each split: the other one is looked for beside `path`, under the name with
-    `train` and `test` exchanged.
+    `train` and `test` exchanged. Images of test alone are read as a dataset without a split.
     """
     own, other = ("train", "test") if "train" in path.stem else ("test", "train")
     sibling = path.with_name(path.stem.replace(own, other) + path.suffix)
@@ -174,8 +179,8 @@ def read_hdf5(path: Path, cache: Path | None = None) -> ImageDataset:
         entries |= _read_entries(file)
     keys = {split: (f"{split}_set_x", f"{split}_set_y") for split in ("train", "test")}
     splits = {split: (entries[x], entries[y]) for split, (x, y) in keys.items() if {x, y} <= entries.keys()}
-    if "train" not in splits:
-        what = f"{printable(path)} lacks train_set_x or train_set_y (it holds {', '.join(sorted(entries))})"
+    if not splits:
+        what = f"{printable(path)} lacks train_set_x and train_set_y (it holds {', '.join(sorted(entries))})"
         raise DataError(what, "use these names")
     names = None
     if (classes := entries.get("list_classes")) is not None:

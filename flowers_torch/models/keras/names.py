@@ -1,4 +1,4 @@
-"""The names of Keras's layers, from the tables in `layer_names.toml`, and their older spellings."""
+"""The names of Keras's layers, from the tables in `layer_names.toml`, their older spellings, and published figures."""
 
 import re
 import tomllib
@@ -15,8 +15,14 @@ from flowers_torch.models.network import Network
 from flowers_torch.models.resnet import ResNet
 
 TABLES = tomllib.loads(Path(__file__).with_name("layer_names.toml").read_text(encoding="utf-8"))
+PUBLISHED = tomllib.loads(Path(__file__).with_name("published.toml").read_text(encoding="utf-8"))
 # Networks of timm whose batch norms have no gamma in Keras (scale=False). Here gamma exists and is 1.
 WITHOUT_GAMMA = (InceptionV3, InceptionResnetV2)
+
+
+def published_by_keras(keras_name: str, min_size: int) -> dict[str, float]:
+    """`megabytes`, `top1`, `top5`, `min_size` (of Keras 2.0, if not ours) and maybe `depth` of a network of Keras."""
+    return {"min_size": min_size} | PUBLISHED[keras_name]
 
 
 class Rules(NamedTuple):

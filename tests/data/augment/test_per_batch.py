@@ -10,7 +10,7 @@ from torchvision.transforms.v2 import functional as tv
 
 from flowers_torch.data.augment import per_batch as batch
 from flowers_torch.data.augment.keras import Affine
-from flowers_torch.data.augment.names import CROPS
+from flowers_torch.data.augment.names import CROPS, KERAS
 from flowers_torch.data.augment.per_batch import SampleGenerator
 
 
@@ -64,6 +64,13 @@ def test_drawn_matrices_are_keras_on_squares():
     for i in range(3):
         values = [float(v[i, 0]) for v in (theta, tx, ty, shear, zx, zy)]
         np.testing.assert_allclose(matrices[i].numpy(), Affine(*values).matrix(20, 20), atol=1e-4)
+
+
+def test_the_tutorials_shear_is_in_radians():
+    """In the Keras of the tutorials, `shear_range=0.2` is 0.2 radians: a source is (x - sin(s) y, cos(s) y)."""
+    matrices = batch.draw_affines(generator(2000), 20, 20, *KERAS["keras_zoom"])
+    shear = (-matrices[:, 1, 0] / matrices[:, 0, 0]).atan().abs()  # of y in x and in y, times the zoom
+    assert 0.19 < shear.max() <= 0.2 + 1e-6 and abs(shear.mean() - 0.1) < 0.01
 
 
 def test_an_affine_without_ranges_changes_nothing():

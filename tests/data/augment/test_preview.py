@@ -47,14 +47,14 @@ def test_variants(augmentation):
 
 
 def test_the_tutorial_s_ranges():
-    """Rotation 40 degrees, shifts, shear and zoom 0.2, mirror, the nearest pixel outside."""
+    """Rotation 40 degrees, shifts and zoom 0.2, shear 0.2 radians, mirror, the nearest pixel outside."""
     asked = {field.name: getattr(TUTORIAL, field.name) for field in dataclasses.fields(TUTORIAL)}
     changed = {name: value for name, value in asked.items() if value != getattr(KerasAugment(), name)}
     assert changed == {
         "rotation_range": 40,
         "width_shift_range": 0.2,
         "height_shift_range": 0.2,
-        "shear_range": 0.2,
+        "shear_range": pytest.approx(0.2 * 180 / np.pi),
         "zoom_range": TUTORIAL.zoom_range,
         "horizontal_flip": True,
     }

@@ -160,8 +160,8 @@ def test_a_damaged_cache_of_arrays_is_written_again(tmp_path, damage):
 
 
 def test_invalid_hdf5(tmp_path):
-    with pytest.raises(DataError, match="lacks train_set_x.*holds test_set_x, test_set_y"):
-        read_hdf5(write_h5(tmp_path / "a.h5", **TEST), tmp_path)
+    with pytest.raises(DataError, match="lacks train_set_x.*holds test_set_y"):
+        read_hdf5(write_h5(tmp_path / "a.h5", test_set_y=TEST["test_set_y"]), tmp_path)
     (tmp_path / "b.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(40))
     with pytest.raises(DataError, match="b.h5 is not a readable HDF5"):
         read_hdf5(tmp_path / "b.h5", tmp_path)
