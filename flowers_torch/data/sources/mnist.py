@@ -23,9 +23,9 @@ def find_mnist(folder: Path) -> dict[str, tuple[Path, Path]]:
     """The files of images and labels of train and test in a folder; empty unless there are all four."""
     found = {}
     for split, stem in STEMS.items():
-        files = [_find(folder, f"{stem}-{kind}", f"idx{dimensions}-ubyte") for kind, dimensions in KINDS.items()]
-        if all(files):
-            found[split] = (files[0], files[1])
+        images, labels = (_find(folder, f"{stem}-{kind}", f"idx{count}-ubyte") for kind, count in KINDS.items())
+        if images and labels:
+            found[split] = (images, labels)
     return found if len(found) == len(STEMS) else {}
 
 
