@@ -21,6 +21,7 @@ from pathlib import Path
 
 import torch
 
+from flowers_torch.accelerate import AUTO
 from flowers_torch.data.sources.open import open_dataset
 from flowers_torch.deploy import predictor as predictor_module
 from flowers_torch.deploy.inputs import find_files
@@ -60,6 +61,7 @@ def main() -> None:
     if args.threads:
         predictor_module.MAX_READERS = args.threads
     runtime = choose_runtime("auto", "fp32", args.threads)
+    AUTO.set_allocator(runtime)  # as the commands do
     info = ModelInfo(args.arch, ("a", "b", "c"), find_entry(args.arch).preprocessing)
     predictor = Predictor(runtime.place(build(info)), info, runtime)
     images = find_images(args.photos)

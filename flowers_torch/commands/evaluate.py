@@ -10,6 +10,7 @@ from flowers_torch.commands import (
     add_json,
     add_run,
     check_positive,
+    keep_memory,
     print_json,
     warn,
 )
@@ -58,6 +59,7 @@ def run(args: argparse.Namespace) -> None:
             rewrite_results(find_run_folder(args.run), args.device, args.moved)
         return
     classifier = Classifier.load(args.run, args.device)
+    keep_memory(classifier.predictor.runtime)
     more = {"classes": args.classes, "moved": args.moved}
     found = classifier.evaluate(args.other, args.subset, args.tta, args.batch_size, **more)
     if found.known:

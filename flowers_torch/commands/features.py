@@ -5,7 +5,7 @@ The file holds `features` (row i belongs to photo i) and the names of the photos
 
 import argparse
 
-from flowers_torch.commands import RUN_HELP, add_device, check_positive
+from flowers_torch.commands import RUN_HELP, add_device, check_positive, keep_memory
 from flowers_torch.errors import UsageError, plural, printable
 from flowers_torch.files.system import expand_home
 
@@ -42,6 +42,7 @@ def run(args: argparse.Namespace) -> None:
     model, preprocessing, loaded = open_network(name, args.weights, args.keras_input)
     print(loaded)
     runtime = choose_runtime(args.device, "fp32")
+    keep_memory(runtime)
     pooling = "" if args.pooling == "none" else args.pooling
     result = image_features(model, preprocessing, photos, runtime, args.layer, pooling, args.batch_size)
     names = [str(photo) for photo in photos]

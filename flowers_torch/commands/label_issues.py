@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from flowers_torch.commands import add_data, add_json, add_run, print_json
+from flowers_torch.commands import add_data, add_json, add_run, print_json, set_allocator_of_run
 from flowers_torch.errors import UsageError, plural, printable
 
 if TYPE_CHECKING:
@@ -45,7 +45,9 @@ def run(args: argparse.Namespace) -> None:
     from flowers_torch.runs.label_issues import find_run_label_issues, untrained_features, write_issue_table
     from flowers_torch.runs.results import write_run_report
 
-    experiment, model = Experiment.open(find_run_folder(args.run), data=args.moved)
+    folder = find_run_folder(args.run)
+    set_allocator_of_run(folder)
+    experiment, model = Experiment.open(folder, data=args.moved)
     features = untrained_features(experiment)
     found = find_run_label_issues(experiment, features)
     path = write_run_report(experiment, model, experiment.info)

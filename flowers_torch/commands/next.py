@@ -7,7 +7,7 @@ it knows. Without --csv and --links, the result is a page on which the photos ca
 import argparse
 from pathlib import Path
 
-from flowers_torch.commands import add_data, add_json, add_run, check_positive, print_json, warn
+from flowers_torch.commands import add_data, add_json, add_run, check_positive, print_json, set_allocator_of_run, warn
 from flowers_torch.errors import plural, printable
 
 EXAMPLES = """examples:
@@ -41,6 +41,7 @@ def run(args: argparse.Namespace) -> None:
     from flowers_torch.shell import command_line
 
     files, folder = find_files(args.photos), find_run_folder(args.run)
+    set_allocator_of_run(folder)
     experiment, model = Experiment.open(folder, args.device, args.moved)
     found = find_next(experiment, model, files, args.count)
     for error in found.unreadable:

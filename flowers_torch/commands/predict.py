@@ -16,6 +16,7 @@ from flowers_torch.commands import (
     add_run,
     check_positive,
     fraction,
+    keep_memory,
     print_json,
 )
 from flowers_torch.errors import DataError, ResourceError, UsageError, plural, printable
@@ -73,6 +74,7 @@ def _predict(args: argparse.Namespace, distributed: "Distributed") -> int:
     if args.sort_into:
         check_folder(args.sort_into, [photo for photo in photos if isinstance(photo, Path)])
     classifier = Classifier.load(args.run, distributed.device(args.device), args.precision)
+    keep_memory(classifier.predictor.runtime)
     classes = len(classifier.classes)
     if args.top > classes:
         raise UsageError(f"--top {args.top}: the model has {plural(classes, 'class')}", f"use --top {classes}")

@@ -57,6 +57,18 @@ def test_evaluate_repeats_the_test_of_a_run(runs: list[str], capsys: pytest.Capt
     assert "95% interval" in text and "macro F1" in text and "too few for metrics of their own" in text
 
 
+@pytest.mark.parametrize("command", ["evaluate", "predict", "features"])
+def test_commands_that_compute_keep_freed_memory(
+    command: str, runs: list[str], photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr("flowers_torch.accelerate.keep_freed_memory", lambda: calls.append(command))
+    photos, out = str(photo_folder / "red"), str(tmp_path / "features.npz")
+    more = {"evaluate": [], "predict": [photos], "features": [photos, "--out", out]}[command]
+    assert main([command, runs[0], *more]) == 0
+    assert calls == [command]
+
+
 def test_evaluate_on_other_photos(
     runs: list[str], photo_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
