@@ -1,5 +1,6 @@
 """Photos and networks small enough for a test, and an empty place for caches."""
 
+import functools
 import os
 import shutil
 import sys
@@ -37,7 +38,9 @@ def private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("FLOWERS_TORCH_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("HF_HUB_OFFLINE", "1")
         patch.setattr(os, "fsync", lambda descriptor: None)
-        patch.setattr(torch.backends.mps, "is_available", lambda: False)  # numbers are compared with those of CPUs
+        mps = torch.backends.mps
+        # Numbers are compared with those of CPUs. torch._dynamo, wherever it is imported first, needs `__wrapped__`.
+        patch.setattr(mps, "is_available", functools.wraps(mps.is_available)(lambda: False))
         yield
 
 

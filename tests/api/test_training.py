@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,9 @@ def test_data_frames(files: list[Path], tmp_path: Path) -> None:
 
 class Endless(IterableDataset[Any]):
     """A dataset that only yields."""
+
+    def __iter__(self) -> Iterator[Any]:
+        yield None, 0
 
 
 class DataFrame:
