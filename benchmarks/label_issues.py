@@ -131,7 +131,7 @@ def better(
 ) -> Iterator[tuple[str, Tensor]]:
     """Out-of-fold probabilities of a probe that memorizes wrong labels, of each network, and of all together."""
     first = next(iter(features.values()))
-    yield "the first network, penalty 1", fit(first, labels, grid=(1.0,))[0]
+    yield "the first network, penalty 1", fit(first, labels, l2=1.0)[0]
     each = {name: fit(values, labels)[0] for name, values in features.items()}
     yield from each.items()
     if len(features) > 1:

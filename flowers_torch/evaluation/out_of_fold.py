@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flowers_torch.errors import printable
 from flowers_torch.evaluation.metrics import fit_temperature, wilson
-from flowers_torch.training.linear_probe import L2_GRID, fit_linear_probe
+from flowers_torch.training.linear_probe import fit_linear_probe, fit_logistic_regression
 
 FOLDS = 5
 FRACTIONS = (0.1, 0.25, 0.5, 1.0)  # of the training images, for the learning curve
@@ -40,6 +40,14 @@ def assign_folds(labels: Tensor, groups: Sequence[int] = (), seed: int = 0) -> T
     return torch.tensor([fold[each] for each in group])
 
 
+def choose_penalty(features: Tensor, labels: Tensor, classes: int, groups: Sequence[int] = (), seed: int = 0) -> float:
+    """The penalty of a linear probe that predicts the first fold best. A weak one lets it memorize wrong labels."""
+    fold = assign_folds(labels, groups, seed)
+    held_out = fold == fold.min()
+    train, validation = ((features[some], labels[some]) for some in (~held_out, held_out))
+    return fit_linear_probe(train, validation, classes)[1]
+
+
 def out_of_fold_probabilities(
     features: Tensor,
     labels: Tensor,
@@ -48,7 +56,7 @@ def out_of_fold_probabilities(
     fraction: float = 1.0,
     draw: int = 0,
     seed: int = 0,
-    grid: Sequence[float] = L2_GRID,
+    l2: float | None = None,
 ) -> tuple[Tensor, int]:
     """Probabilities (N, classes) of each image from a linear probe fitted without the image's fold.
 
@@ -62,16 +70,15 @@ def out_of_fold_probabilities(
         fraction: Of the images of each class that a probe is fitted on, chosen at random.
         draw: Chooses another fraction.
         seed: Assigns other folds.
-        grid: Penalties, strongest first. The images of the first fold choose the one of all probes, because a probe
-            with a weak penalty memorizes wrong labels.
+        l2: Penalty of the probes; None takes that of `choose_penalty`.
     """
+    if l2 is None:
+        l2 = choose_penalty(features, labels, classes, groups, seed)
     logits, trained, fold_of_image = torch.empty(len(labels), classes), [], assign_folds(labels, groups, seed)
     for fold in fold_of_image.unique().tolist():
         held_out = fold_of_image == fold
         chosen = draw_subset((~held_out).nonzero()[:, 0], labels, groups, fraction, draw)
-        held_out_images = features[held_out], labels[held_out]
-        probe, l2 = fit_linear_probe((features[chosen], labels[chosen]), held_out_images, classes, grid=grid)
-        grid = (l2,)
+        probe = fit_logistic_regression(features[chosen], labels[chosen], classes, l2)
         logits[held_out] = probe.logits(features[held_out])
         trained.append(len(chosen))
     return (logits / fit_temperature(logits, labels)).softmax(1), sum(trained) // len(trained)
@@ -148,9 +155,10 @@ class LearningCurve:
 def learning_curve(features: Tensor, labels: Tensor, classes: int, groups: Sequence[int] = ()) -> LearningCurve:
     """Cross-validated accuracy of a linear probe on fractions of the training images: `SUBSETS` subsets of each."""
     points, correct = [], torch.empty(0)
+    l2 = choose_penalty(features, labels, classes, groups)
     for fraction in FRACTIONS:
         found = [
-            out_of_fold_probabilities(features, labels, classes, groups, fraction, draw)
+            out_of_fold_probabilities(features, labels, classes, groups, fraction, draw, l2=l2)
             for draw in range(SUBSETS if fraction < 1 else 1)
         ]
         former, correct = correct, torch.stack([p.argmax(1) == labels for p, _ in found]).double()  # (draws, N)
