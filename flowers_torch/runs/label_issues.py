@@ -42,8 +42,7 @@ def untrained_features(experiment: Experiment) -> Tensor:
 def joined_features(experiment: Experiment, folders: Sequence[Path], data: str = "") -> Tensor:
     """The `untrained_features` (N, D) of a run and of further runs of the same photos, side by side.
 
-    Several networks see more than one: their joint features find wrong labels more surely. `data` is where the photos
-    of the runs are now, if they have moved.
+    `data` is where the photos of the runs are now, if they have moved.
 
     Raises:
         UsageError: a run has other photos or labels, or its features cannot be computed.
