@@ -1,8 +1,9 @@
 """Find label issues, and whether more photos would help.
 
-Both come from the features of the network before training. The results are written to label_issues.json
-and the report of the run. --review opens a page on this machine to decide on the issues one by one. It
-writes labels.csv into the run folder, a table for `train --data`; no photo is changed or moved.
+Both come from the features of the network before training. Further runs of the same photos add the features of
+their networks. The results are written to label_issues.json and the report of the first run. --review opens a page
+on this machine to decide on the issues one by one. It writes labels.csv into the run folder, a table for
+`train --data`; no photo is changed or moved.
 """
 
 import argparse
@@ -10,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from flowers_torch.commands import add_data, add_json, add_run, print_json, set_allocator_of_run
+from flowers_torch.commands import RUN_HELP, add_data, add_json, print_json, set_allocator_of_run
 from flowers_torch.errors import UsageError, plural, printable
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = """examples:
   flowers-torch label-issues runs/garden-inception_v3-1
+  flowers-torch label-issues RUN_A RUN_B                with the features of two networks
   flowers-torch label-issues latest --review            decide on them in the browser; Ctrl-C ends
   flowers-torch label-issues latest --csv issues.csv    a table for other programs
 """
@@ -27,7 +29,9 @@ SHOWN = 10  # label issues that are printed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_run(parser)
+    text = "further runs of the same photos with other networks"
+    parser.add_argument("run", metavar="RUN", help=RUN_HELP)
+    parser.add_argument("others", nargs="*", metavar="RUN", help=text)
     add_data(parser)
     parser.add_argument("--review", action="store_true", help="decide on the issues on a page of this machine")
     parser.add_argument("--port", type=int, default=0, metavar="N", help="of the page; 0 takes a free one [0]")
@@ -42,13 +46,13 @@ def run(args: argparse.Namespace) -> None:
     from flowers_torch.report.run_summary import LABEL_ISSUES_FILE
     from flowers_torch.runs.experiment import Experiment
     from flowers_torch.runs.folder import find_run_folder
-    from flowers_torch.runs.label_issues import find_run_label_issues, untrained_features, write_issue_table
+    from flowers_torch.runs.label_issues import find_run_label_issues, joined_features, write_issue_table
     from flowers_torch.runs.results import write_run_report
 
     folder = find_run_folder(args.run)
     set_allocator_of_run(folder)
     experiment, model = Experiment.open(folder, data=args.moved)
-    features = untrained_features(experiment)
+    features = joined_features(experiment, [find_run_folder(name) for name in args.others], args.moved)
     found = find_run_label_issues(experiment, features)
     path = write_run_report(experiment, model, experiment.info)
     if args.csv:

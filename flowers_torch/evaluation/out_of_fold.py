@@ -1,8 +1,4 @@
-"""What out-of-fold predictions of linear probes tell about the data: a learning curve, and label issues.
-
-An image has a label issue if a model that was not trained on it gives another class a probability of at least
-that class's mean probability for its own images (confident learning, Northcutt et al. 2021).
-"""
+"""Out-of-fold predictions of linear probes, and the learning curve that they give."""
 
 import dataclasses
 import math
@@ -13,8 +9,8 @@ import torch
 from torch import Tensor
 
 from flowers_torch.errors import plural, printable
-from flowers_torch.evaluation.metrics import wilson
-from flowers_torch.training.linear_probe import fit_logistic_regression
+from flowers_torch.evaluation.metrics import fit_temperature, wilson
+from flowers_torch.training.linear_probe import fit_linear_probe, fit_logistic_regression
 
 FOLDS = 5
 FRACTIONS = (0.1, 0.25, 0.5, 1.0)  # of the training images, for the learning curve
@@ -22,7 +18,13 @@ SUBSETS = 5  # random subsets of a fraction
 SMALL_GAIN = 0.01  # of accuracy
 
 
-def assign_folds(labels: Tensor, groups: Sequence[int] = ()) -> Tensor:
+def join_features(features: Sequence[Tensor]) -> Tensor:
+    """Features (N, D) of several networks side by side, each centered and of the same scale."""
+    centered = [each - each.mean(0) for each in features]
+    return torch.cat([each / each.square().sum(1).mean().sqrt().clamp(min=1e-12) for each in centered], 1)
+
+
+def assign_folds(labels: Tensor, groups: Sequence[int] = (), seed: int = 0) -> Tensor:
     """Assigns each image to a fold (N,), stratified by class.
 
     Images of one group, such as near-duplicates, share a fold. Without groups each image is its own group.
@@ -30,7 +32,7 @@ def assign_folds(labels: Tensor, groups: Sequence[int] = ()) -> Tensor:
     group = list(groups) or list(range(len(labels)))
     fold: dict[int, int] = {}
     counts = {label: 0 for label in labels.unique().tolist()}
-    for index in torch.randperm(len(labels), generator=torch.Generator().manual_seed(0)).tolist():
+    for index in torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed)).tolist():
         if group[index] not in fold:
             label = int(labels[index])
             fold[group[index]] = (counts[label] + label) % FOLDS
@@ -38,22 +40,48 @@ def assign_folds(labels: Tensor, groups: Sequence[int] = ()) -> Tensor:
     return torch.tensor([fold[each] for each in group])
 
 
+def choose_penalty(features: Tensor, labels: Tensor, classes: int, groups: Sequence[int] = (), seed: int = 0) -> float:
+    """The penalty of a linear probe that predicts the first fold best. A weak one lets it memorize wrong labels."""
+    fold = assign_folds(labels, groups, seed)
+    held_out = fold == fold.min()
+    train, validation = ((features[some], labels[some]) for some in (~held_out, held_out))
+    return fit_linear_probe(train, validation, classes)[1]
+
+
 def out_of_fold_probabilities(
-    features: Tensor, labels: Tensor, classes: int, groups: Sequence[int] = (), fraction: float = 1.0, draw: int = 0
+    features: Tensor,
+    labels: Tensor,
+    classes: int,
+    groups: Sequence[int] = (),
+    fraction: float = 1.0,
+    draw: int = 0,
+    seed: int = 0,
+    l2: float | None = None,
 ) -> tuple[Tensor, int]:
     """Probabilities (N, classes) of each image from a linear probe fitted without the image's fold.
 
-    A probe is fitted on a random fraction of each class, another one for each `draw`. Also returns the mean number of
-    these images.
+    One temperature calibrates all of them. Also returns the mean number of images that a probe is fitted on.
+
+    Args:
+        features: (N, D).
+        labels: (N,).
+        classes: Number of classes.
+        groups: Of each image; images of one group share a fold.
+        fraction: Of the images of each class that a probe is fitted on, chosen at random.
+        draw: Chooses another fraction.
+        seed: Assigns other folds.
+        l2: Penalty of the probes; None takes that of `choose_penalty`.
     """
-    found, trained, fold_of_image = torch.empty(len(labels), classes), [], assign_folds(labels, groups)
+    if l2 is None:
+        l2 = choose_penalty(features, labels, classes, groups, seed)
+    logits, trained, fold_of_image = torch.empty(len(labels), classes), [], assign_folds(labels, groups, seed)
     for fold in fold_of_image.unique().tolist():
         held_out = fold_of_image == fold
         chosen = draw_subset((~held_out).nonzero()[:, 0], labels, groups, fraction, draw)
-        probe = fit_logistic_regression(features[chosen], labels[chosen], classes)
-        found[held_out] = probe.logits(features[held_out]).softmax(1)
+        probe = fit_logistic_regression(features[chosen], labels[chosen], classes, l2)
+        logits[held_out] = probe.logits(features[held_out])
         trained.append(len(chosen))
-    return found, sum(trained) // len(trained)
+    return (logits / fit_temperature(logits, labels)).softmax(1), sum(trained) // len(trained)
 
 
 def draw_subset(indices: Tensor, labels: Tensor, groups: Sequence[int], fraction: float, draw: int) -> Tensor:
@@ -127,9 +155,10 @@ class LearningCurve:
 def learning_curve(features: Tensor, labels: Tensor, classes: int, groups: Sequence[int] = ()) -> LearningCurve:
     """Cross-validated accuracy of a linear probe on fractions of the training images: `SUBSETS` subsets of each."""
     points, correct = [], torch.empty(0)
+    l2 = choose_penalty(features, labels, classes, groups)
     for fraction in FRACTIONS:
         found = [
-            out_of_fold_probabilities(features, labels, classes, groups, fraction, draw)
+            out_of_fold_probabilities(features, labels, classes, groups, fraction, draw, l2=l2)
             for draw in range(SUBSETS if fraction < 1 else 1)
         ]
         former, correct = correct, torch.stack([p.argmax(1) == labels for p, _ in found]).double()  # (draws, N)
@@ -162,28 +191,3 @@ def _gain(half: Tensor, whole: Tensor, labels: Tensor, classes: int) -> Gain:
         return float(by_draw.mean()), math.sqrt(of_images + float(by_draw.var()) / len(by_draw))
 
     return Gain(mean_and_error(differences), tuple(mean_and_error(differences[:, labels == c]) for c in range(classes)))
-
-
-@dataclasses.dataclass(frozen=True)
-class LabelIssue:
-    """An image whose label may be wrong, and the class that the model suggests."""
-
-    index: int
-    label: int
-    suggested: int
-    label_probability: float
-    suggested_probability: float
-
-
-def find_label_issues(probabilities: Tensor, labels: Tensor) -> list[LabelIssue]:
-    """Label issues, the most severe first, from out-of-fold probabilities (N, classes) and labels (N,)."""
-    thresholds = probabilities.new_full((probabilities.shape[1],), 2.0)  # never reached by an empty class
-    for label in labels.unique().tolist():
-        thresholds[label] = probabilities[labels == label, label].mean()
-    probability, suggested = torch.where(probabilities >= thresholds, probabilities, -1.0).max(1)
-    of_label = probabilities[torch.arange(len(labels)), labels]
-    issues = [
-        LabelIssue(i, int(labels[i]), int(suggested[i]), float(of_label[i]), float(probability[i]))
-        for i in ((probability >= 0) & (suggested != labels)).nonzero()[:, 0].tolist()
-    ]
-    return sorted(issues, key=lambda i: (i.label_probability - i.suggested_probability, i.index))

@@ -5,6 +5,7 @@ images, wrong labels included.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import torch
 from torch import Tensor
 
 from flowers_torch.data.splits.assign import group_units
-from flowers_torch.errors import plural
-from flowers_torch.evaluation.out_of_fold import find_label_issues, learning_curve
+from flowers_torch.errors import UsageError, plural, printable
+from flowers_torch.evaluation.label_issues import find_label_issues
+from flowers_torch.evaluation.out_of_fold import join_features, learning_curve
 from flowers_torch.files.atomic import write_csv, write_json
 from flowers_torch.log import log
 from flowers_torch.models.checkpoint import build
@@ -37,11 +39,30 @@ def untrained_features(experiment: Experiment) -> Tensor:
     return experiment.features.of_frozen(experiment.runtime.place(model), range(len(dataset)))
 
 
+def joined_features(experiment: Experiment, folders: Sequence[Path], data: str = "") -> Tensor:
+    """The `untrained_features` (N, D) of a run and of further runs of the same photos, side by side.
+
+    `data` is where the photos of the runs are now, if they have moved.
+
+    Raises:
+        UsageError: a run has other photos or labels, or its features cannot be computed.
+    """
+    found, own = [untrained_features(experiment)], experiment.dataset
+    for folder in folders:
+        other, _ = Experiment.open(folder, data=data)
+        theirs = other.dataset
+        if (theirs.paths, theirs.labels, theirs.classes) != (own.paths, own.labels, own.classes):
+            what = f"{printable(folder)} and {printable(experiment.folder)} were not trained on the same photos"
+            raise UsageError(what, "name runs of the same DATA and --exclude")
+        found.append(untrained_features(other))
+    return join_features(found) if folders else found[0]
+
+
 def find_run_label_issues(experiment: Experiment, features: Tensor) -> dict[str, Any]:
     """Finds the label issues of a finished run and writes `label_issues.json` into its folder.
 
-    `features` come from `untrained_features`. Returns the content of that file, with the most confident label issue
-    first.
+    `features` come from `joined_features`. Returns the content of that file, with the most confident label issue
+    first. The probabilities of an issue are those of its true class, given the photo and its label.
     """
     dataset = experiment.dataset
     labels, units = torch.tensor(dataset.labels), group_units(dataset, experiment.filtered.duplicates)
@@ -58,7 +79,7 @@ def find_run_label_issues(experiment: Experiment, features: Tensor) -> dict[str,
                 "probability": issue.suggested_probability,
                 "probability_of_label": issue.label_probability,
             }
-            for issue in find_label_issues(curve.probabilities, labels)
+            for issue in find_label_issues(curve.probabilities, labels, units)
         ],
     }
     write_json(experiment.folder / LABEL_ISSUES_FILE, found)
