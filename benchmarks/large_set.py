@@ -1,12 +1,13 @@
 """Check, split, training and resuming of a very large set: seconds and memory of everything but decoding.
 
-    python benchmarks/large_set.py 10000 100000 1000000
+    OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/large_set.py 10000 100000 1000000
     python benchmarks/large_set.py 10000 --decode
 
-Tar shards are written with the names, sizes and headers of photos. A photo is a small JPEG, followed by a hole
-up to its size, so a million of them take few bytes of the disk. Inspections are drawn instead of decoded: what
-decoding costs is in proportion to the photos, in processes of its own, and is measured with --decode on few of them.
-Each step runs in a process of its own, which reports its highest memory.
+Tar shards are written with the names, sizes and headers of photos. All have the pixels of one small JPEG, and a hole
+up to their size, so that a photo takes one block of the disk: 4 GiB for a million. `--shards DIR` keeps the shards
+for another time and says where they are written; without it they go to the folder of temporary files.
+Inspections are drawn instead of decoded: what decoding costs is in proportion to the photos, in processes of its own,
+and is measured with --decode on few of them. Each step runs in a process of its own, which reports its highest memory.
 """
 
 import argparse
@@ -48,27 +49,31 @@ from flowers_torch.training.device import Runtime
 from flowers_torch.training.distributed import SINGLE_PROCESS
 
 PER_SHARD, CLASSES = 10_000, 200
+BLOCK = 4096  # bytes of the disk
 FRACTIONS = (0.9, 0.05, 0.05)
 
 
 def write_shards(folder: Path, count: int, mean_bytes: int) -> None:
-    """Shards of photos whose sizes are spread as those of cameras are, by a log-normal distribution."""
+    """Shards of photos whose sizes are spread as those of cameras are, by a log-normal distribution.
+
+    Each photo and its header fill the start of a block of the disk, and are written in one call.
+    """
     rng = np.random.default_rng(0)
     file = io.BytesIO()
-    Image.fromarray(rng.integers(0, 256, (96, 96, 3), dtype=np.uint8)).save(file, "JPEG", quality=50)
+    squares = np.kron(rng.integers(0, 256, (8, 8, 3), np.uint8), np.ones((12, 12, 1), np.uint8))
+    Image.fromarray(squares).save(file, "JPEG", quality=50)
     photo = file.getvalue()
-    sizes = np.exp(rng.normal(math.log(mean_bytes) - 0.125, 0.5, count)).astype(int) + len(photo) + 16
+    blocks = 1 + np.exp(rng.normal(math.log(mean_bytes) - 0.125, 0.5, count)).astype(int) // BLOCK
     for shard in range(-(-count // PER_SHARD)):
-        with open(folder / f"photos-{shard:05}.tar", "wb") as file_of_shard:
+        with open(folder / f"photos-{shard:05}.tar", "wb", buffering=0) as file_of_shard:
             for number in range(shard * PER_SHARD, min(count, (shard + 1) * PER_SHARD)):
                 label, day = number * 7919 % CLASSES, 1 + number % 28
                 info = tarfile.TarInfo(f"species_{label:03}/IMG_202607{day:02}_{number:07}.jpg")
-                info.size, info.mtime = int(sizes[number]), 1_780_000_000
-                file_of_shard.write(info.tobuf())
-                file_of_shard.write(photo + b"%016d" % number)  # no two are byte for byte the same
-                left = info.size - len(photo) - 16
-                file_of_shard.seek(left + -info.size % tarfile.BLOCKSIZE, os.SEEK_CUR)
-            file_of_shard.truncate(file_of_shard.tell() + 2 * tarfile.BLOCKSIZE)
+                info.size, info.mtime = int(blocks[number]) * BLOCK - tarfile.BLOCKSIZE, 1_780_000_000
+                end = file_of_shard.tell() + tarfile.BLOCKSIZE + info.size
+                file_of_shard.write(info.tobuf() + photo + b"%016d" % number)  # no two are byte for byte the same
+                file_of_shard.seek(end)
+            file_of_shard.truncate(end + 2 * tarfile.BLOCKSIZE)
 
 
 def drawn_inspections(paths: list[Path], *_: Any, **__: Any) -> list[Inspection]:
@@ -143,15 +148,20 @@ def run_step(name: str, folder: Path, work: Path, decode: bool) -> None:
     print(json.dumps(row | {"text": text}), flush=True)
 
 
-def measure(count: int, mean_bytes: int, decode: bool) -> Iterator[dict[str, Any]]:
+def measure(count: int, mean_bytes: int, decode: bool, kept: str) -> Iterator[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as work:
-        folder = Path(work) / "set"
-        folder.mkdir()
-        started = time.monotonic()
-        write_shards(folder, count, mean_bytes)
-        on_disk = sum(path.stat().st_blocks * 512 for path in folder.iterdir())
-        wrote = f"{count:,} photos in {len(list(folder.iterdir()))} shards, {on_disk / 2**20:,.0f} MiB on the disk"
-        print(f"{wrote}, written in {time.monotonic() - started:.0f} s", flush=True)
+        folder = Path(kept or work) / f"photos-{count}-{mean_bytes}"
+        if not folder.is_dir():
+            started, writing = time.monotonic(), folder.with_suffix(".new")
+            writing.mkdir(parents=True)
+            write_shards(writing, count, mean_bytes)
+            writing.rename(folder)
+            print(f"{count:,} photos written in {time.monotonic() - started:.0f} s", flush=True)
+        sizes = [path.stat() for path in folder.iterdir()]
+        on_disk, apparent = (
+            sum(values) / 2**20 for values in zip(*((s.st_blocks * 512, s.st_size) for s in sizes), strict=True)
+        )
+        print(f"{len(sizes)} shards of {apparent:,.0f} MiB, {on_disk:,.0f} MiB on the disk", flush=True)
         environment = os.environ | {"FLOWERS_TORCH_CACHE": f"{work}/cache"}
         for name in STEPS:
             command = [sys.executable, __file__, "--step", name, str(folder), work, *(["--decode"] * decode)]
@@ -165,6 +175,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("counts", nargs="*", metavar="PHOTOS")
     parser.add_argument("--mean-bytes", type=int, default=100_000, help="mean size of a photo [100000]")
+    parser.add_argument("--shards", default="", metavar="DIR", help="folder where the shards stay [none]")
     parser.add_argument("--decode", action="store_true", help="decode the photos, which are small")
     parser.add_argument("--step", choices=STEPS, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -173,7 +184,7 @@ def main() -> None:
         return
     print("| photos | step | seconds | of the processor | us per photo | own MiB | MiB with torch |")
     for count in map(int, args.counts):
-        for row in measure(count, args.mean_bytes, args.decode):
+        for row in measure(count, args.mean_bytes, args.decode, args.shards):
             each = 1e6 * row["cpu"] / count
             print(
                 f"| {count:,} | {row['step']} | {row['seconds']:.1f} | {row['cpu']:.1f} | {each:.0f} |"

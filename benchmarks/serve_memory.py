@@ -148,7 +148,7 @@ def main() -> None:
             960,
             lambda port: together(8, port, cmyk(10_900, "JPEG", progressive=True)),
         ),
-        "50 PNG, 1900 x 1900 RGBA": (480, lambda port: together(50, port, rgba(1900, "PNG"))),
+        "50 PNG, 1900 x 1900 RGBA": (960 + 480, lambda port: together(50, port, rgba(1900, "PNG"))),
         "a photo of 10 MB in 40 s": (640, slow_phone),
     }
     print(

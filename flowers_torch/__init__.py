@@ -7,6 +7,7 @@ print(result.accuracy, result.classifier("rose.jpg").label)
 """
 
 from importlib import import_module
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -61,7 +62,11 @@ __all__ += ["set_train_mode", "train"]
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    found = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    if isinstance(found, FunctionType):
+        found = import_module(f"{__name__}.api.arguments").for_python(found)
+        found.__module__ = __name__  # where pickle finds it
+    return globals().setdefault(name, found)
 
 
 def __dir__() -> list[str]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from flowers_torch.config import Config, Stage, default_stages, split_fractions
-from flowers_torch.errors import UsageError, printable
+from flowers_torch.errors import UsageError, plural, printable
 from flowers_torch.files.reading import read_toml
 from flowers_torch.files.system import expand_home
 
@@ -96,7 +96,7 @@ def _override(values: dict[str, Any], key: str, value: Any, problems: list[str])
         if not isinstance(value, list):
             problems.append(f"epochs must be a list, one for each stage, not {printable(repr(value), 60)}")
         elif len(value) > len(stages):
-            problems.append(f"epochs are given for {len(value)} stages, and there are {len(stages)}")
+            problems.append(f"epochs are given for {plural(value, 'stage')}, and the recipe has {len(stages)}")
         else:
             for stage, count in zip(stages, value, strict=False):
                 stage["epochs"] = count

@@ -6,6 +6,7 @@ File names are untrusted, so messages contain no line breaks and no control char
 import os
 import re
 import signal
+from collections.abc import Sized
 
 # What the allocators say: torch's for CUDA and MPS and for the CPU, CUDA's own, and those of cuBLAS, cuDNN and so on.
 NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory|ALLOC(ATION)?_FAILED")
@@ -102,6 +103,12 @@ def printable(path: object, limit: int = 200) -> str:
 def escaped(text: str) -> str:
     """Text of several lines with everything else that a terminal would act on escaped."""
     return text if text.isprintable() else "\n".join(printable(line, len(line) * 10) for line in text.split("\n"))
+
+
+def plural(count: int | Sized, one: str, many: str = "", form: str = "") -> str:
+    """3 and "photo" as "3 photos"; `many` is for what an s does not make plural. A collection is counted."""
+    count = count if isinstance(count, int) else len(count)
+    return f"{count:{form}} {one if count == 1 else many or one + ('es' if one.endswith('s') else 's')}"
 
 
 def one_line(error: object) -> str:

@@ -4,8 +4,9 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -98,8 +99,21 @@ class _FileHandler(logging.StreamHandler[TextIO]):
 
 
 @contextmanager
-def log_file(path: Path, opener: Callable[[str, int], int] | None = None) -> Iterator[None]:
-    """Appends the log, with the time of each line, to a file within the context.
+def collected() -> Iterator[list[logging.LogRecord]]:
+    """What is logged within the context, for a file in a folder that is made later."""
+    handler = MemoryHandler(sys.maxsize, flushLevel=sys.maxsize)
+    log.addHandler(handler)
+    try:
+        yield handler.buffer
+    finally:
+        log.removeHandler(handler)
+
+
+@contextmanager
+def log_file(
+    path: Path, opener: Callable[[str, int], int] | None = None, before: Sequence[logging.LogRecord] = ()
+) -> Iterator[None]:
+    """Appends the log, with the time of each line, to a file within the context; first what is `before` it.
 
     Raises:
         ResourceError: the file cannot be written.
@@ -110,6 +124,8 @@ def log_file(path: Path, opener: Callable[[str, int], int] | None = None) -> Ite
         raise ResourceError(f"cannot write {printable(path)}: {error.strerror}", "remove it") from error
     handler = _FileHandler(file)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    for each in before:
+        handler.handle(each)
     log.addHandler(handler)
     try:
         yield

@@ -9,13 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 sys.path.append(str(Path(__file__).parent))
 from system_needs import NEEDS
-
-torch.set_num_threads(1)  # tests run in one process for each core
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -29,10 +26,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """No test, nor a fixture of a whole module, uses the user's cache, a hub, or the GPU of a Mac."""
+    """No test, nor a fixture of a whole module, uses the user's cache, a hub, the GPU of a Mac, or many threads.
+
+    None waits for the disk either, which each small run would do 44 times.
+    """
+    import torch  # not at the top: the process that only distributes the tests does without
+
+    torch.set_num_threads(1)  # tests run in one process for each core
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FLOWERS_TORCH_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setattr(os, "fsync", lambda descriptor: None)
         patch.setattr(torch.backends.mps, "is_available", lambda: False)  # numbers are compared with those of CPUs
         yield
 

@@ -1,6 +1,7 @@
 """What some tests need of the system: `@pytest.mark.needs("links")`. conftest.py skips them where it is missing."""
 
 import os
+import shutil
 import sys
 
 LINUX, POSIX = sys.platform == "linux", os.name == "posix"
@@ -16,4 +17,5 @@ NEEDS: dict[str, tuple[bool, str, str]] = {
     "case": (LINUX, "names that differ only in case", r"needs case"),
     "no_root": (POSIX and not ROOT, "a user whom permissions bind", r"root reads everything"),
     "root": (LINUX and ROOT, "the right to mount", r"needs root"),
+    "node": (shutil.which("node") is not None, "Node.js, which runs scripts of pages", r"\bnode_output\("),
 }

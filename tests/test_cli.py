@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -46,7 +45,7 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
         (["--batch-size", "many"], 2, "--batch-size"),
         (["--batch-size", "0"], 2, "batch_size must be within 1"),
         (["--epochs", "2,x"], 2, "2,x"),
-        (["--epochs", "1,2,3"], 2, "given for 3 stages, and there are 2"),
+        (["--epochs", "1,2,3"], 2, "given for 3 stages, and the recipe has 2"),
         (["--set", "stages.finetune.lr"], 2, "has no ="),
         (["--set", "stages.1.lr=1"], 2, "no stage 1 for stages.1.lr (there are head, finetune)"),
         (["--set", "epochs=3"], 2, "epochs must be a list"),
@@ -147,13 +146,17 @@ def test_every_command_reports_a_missing_run_alike(
     assert "error: there is no run nowhere: expected a folder" in one_line(capsys)
 
 
-def test_names_that_the_terminal_cannot_encode(model_file: str, photo_folder: Path, tmp_path: Path) -> None:
+def test_names_that_the_terminal_cannot_encode(
+    model_file: str, photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     photo = tmp_path / "bl\u00fcte \u4e2d.png"
     photo.write_bytes((photo_folder / "red" / "3.png").read_bytes())
-    command = [sys.executable, "-m", "flowers_torch", "predict", model_file, str(photo), "--csv"]
-    environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, env=environment, check=True)
-    (row,) = csv.DictReader(io.StringIO(done.stdout.decode("utf-8")))
+    printed = io.BytesIO()
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", io.TextIOWrapper(printed, encoding="ascii"))
+        assert main(["predict", model_file, str(photo), "--csv"]) == 0
+        sys.stdout.flush()
+        (row,) = csv.DictReader(io.StringIO(printed.getvalue().decode("utf-8")))
     assert row["file"] == str(photo)
 
 
@@ -260,7 +263,9 @@ def test_sorting_and_explaining(
     photo = str(photo_folder / "red" / "3.png")
     flags = ["--sort-into", str(tmp_path / "sorted"), "--gradcam", str(tmp_path / "maps"), "--json"]
     assert main(["predict", model_file, photo, *flags]) == 0
-    (info,) = json.loads(capsys.readouterr().out)
+    shown = capsys.readouterr()
+    (info,) = json.loads(shown.out)
+    assert f"sorted into {tmp_path / 'sorted'}: {Path(info['sorted']).parent.name}\n" in shown.err
     assert Path(info["sorted"]).resolve() == Path(photo).resolve()
     assert Path(info["gradcam"]).read_bytes()[:2] == b"\xff\xd8"
     assert info["abstained"] is False

@@ -260,7 +260,7 @@ def server(tmp_path: Path) -> Iterator[tuple[str, Path, type[Handler]]]:
         ranges: list[str] = []
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Own, directory=folder)) as http_server:
-        thread = threading.Thread(target=http_server.serve_forever)
+        thread = threading.Thread(target=http_server.serve_forever, args=(0.02,))
         thread.start()
         yield f"http://127.0.0.1:{http_server.server_port}", folder, Own
         http_server.shutdown()

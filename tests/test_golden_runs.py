@@ -6,6 +6,7 @@ may differ, so the weights are compared by their norm, and with these versions t
 file as a script to record the digests for the versions and the processor at hand.
 """
 
+import contextlib
 import csv
 import hashlib
 import json
@@ -16,7 +17,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,40 +107,59 @@ def draw_images(root: Path) -> Path:
     return root
 
 
-def command(folder: Path, *words: str) -> "subprocess.Popen[str]":
-    environment = os.environ | SAME_BITS | {"FLOWERS_TORCH_CACHE": str(folder / "cache")}
-    return subprocess.Popen(
-        [sys.executable, "-m", "flowers_torch.cli", *words],
-        cwd=folder,
-        env=environment,
+# Runs the commands that it reads, each in a folder with a cache of its own. One import of torch serves all of them.
+COMMANDS = """
+import json, os, sys
+from flowers_torch.cli import main
+for line in sys.stdin:
+    folder, words = json.loads(line)
+    os.chdir(folder)
+    os.environ["FLOWERS_TORCH_CACHE"] = os.path.join(folder, "cache")
+    print("exit code", main(words), flush=True)
+"""
+
+
+@contextlib.contextmanager
+def command_process() -> "Iterator[subprocess.Popen[str]]":
+    """A process that runs COMMANDS with SAME_BITS."""
+    with subprocess.Popen(
+        [sys.executable, "-c", COMMANDS],
+        env=os.environ | SAME_BITS,
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-    )
+    ) as process:
+        yield process
+        assert process.stdin
+        process.stdin.close()
 
 
-def finish(process: "subprocess.Popen[str]", code: int = 0) -> str:
-    output = process.communicate(timeout=240)[0]
-    assert process.returncode == code, output
-    return output
+def run_command(process: "subprocess.Popen[str]", folder: Path, *words: str, stop: str = "$^") -> int:
+    """The exit code of a command. A line of its output that matches `stop` is followed by a signal."""
+    assert process.stdin and process.stdout
+    print(json.dumps([str(folder), words]), file=process.stdin, flush=True)
+    output = ""
+    for line in process.stdout:
+        output += line
+        if found := re.fullmatch(r"exit code (\d+)\n", line):
+            print(output)
+            return int(found[1])
+        if re.match(stop, line):
+            process.send_signal(signal.SIGTERM)
+    raise AssertionError(output)
 
 
-def train(name: str, folder: Path, images: Path) -> list[Path]:
+def train(process: "subprocess.Popen[str]", name: str, folder: Path, images: Path) -> list[Path]:
     """Runs the command of a golden run; the folders with results that it leaves."""
     options, flags = RUNS[name]
     (folder / "options.toml").write_text(OPTIONS + options)
     verb = "crossval" if name == "crossval" else "train"
     words = [verb, "--config", "options.toml", "--data", str(images), "--out", "out", *flags]
-    process = command(folder, *words)
     if name == "resumed":
-        assert process.stdout
-        for line in process.stdout:
-            if re.match(r"stage\b.*finetune", line):
-                process.send_signal(signal.SIGTERM)
-                break
-        finish(process, 143)
-        process = command(folder, "train", "--resume", "out")
-    finish(process)
+        assert run_command(process, folder, *words, stop=r"stage\b.*finetune") == 143
+        words = ["train", "--resume", "out"]
+    assert run_command(process, folder, *words) == 0
     return sorted(path.parent for path in (folder / "out").rglob("metrics.json"))
 
 
@@ -184,10 +204,19 @@ def machine() -> str:
     return this_machine()
 
 
-@pytest.mark.parametrize("name", RUNS)
-def test_a_run_ends_as_it_always_has(name: str, machine: str, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def process() -> "Iterator[subprocess.Popen[str]]":
+    with command_process() as started:
+        yield started
+
+
+SIGNALS = pytest.mark.needs("signals")
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=SIGNALS if name == "resumed" else ()) for name in RUNS])
+def test_a_run_ends_as_it_always_has(name: str, machine: str, process: "subprocess.Popen[str]", tmp_path: Path) -> None:
     golden = json.loads(GOLDEN.read_text())
-    found = results(train(name, tmp_path, draw_images(tmp_path / "images")))
+    found = results(train(process, name, tmp_path, draw_images(tmp_path / "images")))
     known = golden.get(machine)
     if known:
         exact = ("weights", "split", "predictions")
@@ -209,10 +238,11 @@ def write_golden() -> None:
     golden = json.loads(GOLDEN.read_text()) if GOLDEN.is_file() else {}
     machine = this_machine()
     golden[machine] = {}
-    for name in RUNS:
-        with tempfile.TemporaryDirectory() as folder:
-            place = Path(folder)
-            golden[machine][name] = results(train(name, place, draw_images(place / "images")))
+    with tempfile.TemporaryDirectory() as folder, command_process() as process:
+        for name in RUNS:
+            place = Path(folder, name)
+            images = draw_images(place / "images")
+            golden[machine][name] = results(train(process, name, place, images))
             print(name, golden[machine][name])
     GOLDEN.write_text(json.dumps(golden, indent=1) + "\n")
 

@@ -51,6 +51,7 @@ def test_a_missing_mark_is_found(name: str) -> None:
     lines = {"linux": "os.fork()", "signals": "signal.SIGKILL", "links": "a.symlink_to(b)", "pipes": "os.mkfifo('a')"}
     lines |= {"names": "'needs names'", "case": "'needs case'"}
     lines |= {"modes": "a.chmod(0)", "no_root": "'root reads everything'", "root": "'needs root'"}
+    lines |= {"node": "node_output('1')"}
     test = f"def test_it():\n    {lines[name]}\n"
     assert unmarked(test) == [f"test_it: {name}"]
     assert not unmarked(f"@pytest.mark.needs({name!r})\n{test}")

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowers_torch.errors import UsageError, printable
+from flowers_torch.errors import UsageError, plural, printable
 from flowers_torch.log import log
 
 
@@ -41,7 +41,7 @@ class CompiledNetwork:
             raise UsageError(f"torch.compile fails: {reason}", 'use accelerate = "auto"') from error
         if is_first:
             seconds = time.perf_counter() - started
-            log.info(f"compile  compiled for batches of {self.batch_size} images in {seconds:.1f} s")
+            log.info(f"compile  compiled for batches of {plural(self.batch_size, 'image')} in {seconds:.1f} s")
         return output
 
     def _forward(self, images: Tensor) -> Any:

@@ -13,7 +13,7 @@ from flowers_torch.data.sources.open import open_dataset
 from flowers_torch.data.sources.python_data import write_dataset
 from flowers_torch.deploy.inputs import each_image, is_single, name_of
 from flowers_torch.deploy.predictor import Prediction, Predictor
-from flowers_torch.errors import UsageError, printable
+from flowers_torch.errors import UsageError, plural, printable
 from flowers_torch.files.cache import cache_folder
 from flowers_torch.files.system import expand_home
 from flowers_torch.models.checkpoint import ModelInfo, save_classifier
@@ -83,7 +83,7 @@ class Classifier:
     def __repr__(self) -> str:
         names = ", ".join(printable(name, 20) for name in self.classes[:4]) + (", ..." if self.classes[4:] else "")
         inputs = f"{self.info.preprocessing.size} px on {self.predictor.runtime.device}"
-        what = f"{printable(self.info.arch)}, {len(self.classes)} classes ({names}), {inputs}"
+        what = f"{printable(self.info.arch)}, {plural(self.classes, 'class')} ({names}), {inputs}"
         return f"Classifier({what}, from {printable(self.path)})"
 
     def __call__(self, images: Any, **options: Any) -> Any:

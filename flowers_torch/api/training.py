@@ -9,17 +9,17 @@ from typing import Any
 
 from torch import nn
 
-from flowers_torch.api.arguments import for_python
 from flowers_torch.api.classifier import Classifier
 from flowers_torch.config import HEAD_ONLY
 from flowers_torch.config_file import load_config
 from flowers_torch.data.sources.python_data import write_dataset
+from flowers_torch.errors import plural
 from flowers_torch.evaluation.metrics import Scores
 from flowers_torch.files.cache import cache_folder
 from flowers_torch.log import console, silence
 from flowers_torch.models.own import register_module
 from flowers_torch.runs import recipe as recipes
-from flowers_torch.runs.experiment import Callback
+from flowers_torch.runs.experiment import Callback, Hooks
 from flowers_torch.runs.folder import find_run_folder
 
 
@@ -48,12 +48,11 @@ class TrainResult:
 
     def __repr__(self) -> str:
         low, high = self.interval
-        count = f"{self.test.images} test photos"
+        count = plural(self.test.images, "test photo")
         return f"TrainResult(accuracy {self.accuracy:.4f} ({low:.3f} .. {high:.3f}) on {count}, {self.folder})"
 
 
 # The arguments are those that people set by keyword.
-@for_python
 def train(
     data: Any = "",
     model: str | nn.Module = "",
@@ -103,11 +102,10 @@ def train(
     with _printing(quiet):
         source = str(data) if isinstance(data, str | Path) else str(write_dataset(data, cache_folder()))
         config = load_config(model, source, str(recipe), changes | options)
-        run = recipes.train(config, out, overwrite, callbacks=_several(callbacks))
+        run = recipes.train(config, out, overwrite, hooks=_hooks(callbacks))
     return TrainResult(run.folder, run.test, run.history)
 
 
-@for_python
 def resume(
     run: str | Path,
     *,
@@ -130,12 +128,12 @@ def resume(
     """
     with _printing(quiet):
         allowed = (allow_config_change, allow_data_change)
-        found = recipes.resume(find_run_folder(run), options, *allowed, callbacks=_several(callbacks))
+        found = recipes.resume(find_run_folder(run), options, *allowed, hooks=_hooks(callbacks))
     return TrainResult(found.folder, found.test, found.history) if found else None
 
 
-def _several(callbacks: Callback | Sequence[Callback]) -> Sequence[Callback]:
-    return (callbacks,) if callable(callbacks) else tuple(callbacks)
+def _hooks(callbacks: Callback | Sequence[Callback]) -> Hooks:
+    return Hooks(after_epoch=(callbacks,) if callable(callbacks) else tuple(callbacks))
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowers_torch.commands import add_classes, add_json, print_json
-from flowers_torch.errors import DataError, UsageError, printable
+from flowers_torch.errors import DataError, UsageError, plural, printable
 from flowers_torch.shell import command_line
 
 if TYPE_CHECKING:
@@ -72,13 +72,14 @@ def _check(args: argparse.Namespace, spread: "Spread") -> int | None:
     from flowers_torch.report.gallery import write_gallery
     from flowers_torch.runs.folder import find_run_folder
 
+    run_folder = find_run_folder(args.run) if args.run else None  # before the photos, which may take long
     dataset = open_dataset(args.data, classes=args.classes, test=args.test)
     root = dataset.root.resolve()
     if args.out and root in (args.out.resolve(), *args.out.resolve().parents):
         raise DataError(f"--out {printable(args.out)} is inside the photos", "choose a folder outside of them")
     splits = None
-    if args.run:
-        file = find_run_folder(args.run) / "split.json"
+    if run_folder:
+        file = run_folder / "split.json"
         splits, changes = load_split(file, dataset)
         changes.refuse(file, "restore them, or leave out --run")
     inspections = inspect_images(dataset, args.workers, None, _progress(len(dataset)), spread)
@@ -190,7 +191,7 @@ def _print_report(args: argparse.Namespace, result: "QualityReport", duplicates:
 
     dataset = result.dataset
     counts = counted(Counter(dict(zip(dataset.classes, dataset.counts(), strict=True))))
-    shape = f"{len(dataset)} photos of {len(dataset.classes)} classes"
+    shape = f"{plural(dataset, 'photo')} of {plural(dataset.classes, 'class')}"
     print(f"read     {printable(dataset.name)}: {shape} ({counts}){f'; {dataset.layout}' if dataset.layout else ''}")
     print(f"splits   {_describe_splits(args.data, dataset, duplicates)}")
     print(f"not used {'; '.join(dataset.unused) or 'nothing: every folder, column and photo is used'}")

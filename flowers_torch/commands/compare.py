@@ -3,7 +3,7 @@
 import argparse
 
 from flowers_torch.commands import RUN_HELP, add_json, print_json
-from flowers_torch.errors import printable
+from flowers_torch.errors import plural, printable
 
 SHOWN = 10  # photos that are printed; --json has all
 
@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> None:
         )
         return
     names = [printable(row.run, 60) for row in runs]
-    print(f"{found.images} test photos in common (of {', '.join(str(row.own_images) for row in runs)})")
+    print(f"{plural(found.images, 'test photo')} in common (of {', '.join(str(row.own_images) for row in runs)})")
     if found.relabeled:
         print(f"note     the runs label {found.relabeled} more differently; these do not count")
     if len(found.pairs) > 1:

@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 
 from flowers_torch.commands import RUN_HELP, add_data, add_device, add_json, print_json, warn
-from flowers_torch.errors import UsageError, printable
+from flowers_torch.errors import UsageError, plural, printable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> None:
         rows = [ensemble.candidate_dict(candidate) for candidate in found.candidates]
         print_json({"val": len(found.labels), "test": found.test, "best": found.best.name, "candidates": rows})
         return
-    print(f"{len(found.labels)} validation and {found.test} test photos in common")
+    print(f"{len(found.labels)} validation and {plural(found.test, 'test photo')} in common")
     width = max(len(printable(one.name, 70)) for one in found.candidates)
     print(f"  {'':{width}}  val loss      acc  test loss      acc")
     for one in found.candidates:
@@ -63,7 +63,7 @@ def _evaluate(folders: list[Path], args: argparse.Namespace) -> None:
     scores, known = evaluate_ensembles(folders, args.other, not args.no_weights, args.device)
     photos = next(iter(scores.values())).images
     if known:
-        warn(f"{known} of these {photos} photos trained a run or chose its weights, so the result is too good")
+        warn(f"{known} of the {plural(photos, 'photo')} trained a run or chose its weights, so the result is too good")
     if args.json:
         rows = [
             {"name": name, "accuracy": one.accuracy, "interval_95": list(one.interval()), "loss": one.loss}
@@ -72,7 +72,7 @@ def _evaluate(folders: list[Path], args: argparse.Namespace) -> None:
         print_json({"images": photos, "known": known, "candidates": rows})
         return
     width = max(len(printable(name, 70)) for name in scores)
-    print(f"{photos} photos\n{'':{width}}    loss      acc   95% interval")
+    print(f"{plural(photos, 'photo')}\n{'':{width}}    loss      acc   95% interval")
     for name, one in scores.items():
         low, high = one.interval()
         print(f"{printable(name, 70):{width}}  {one.loss:6.4f}   {one.accuracy:.4f}   {low:.3f} .. {high:.3f}")

@@ -13,7 +13,7 @@ from flowers_torch.commands import (
     print_json,
     warn,
 )
-from flowers_torch.errors import UsageError, printable
+from flowers_torch.errors import UsageError, plural, printable
 
 EXAMPLES = """examples:
   flowers-torch evaluate runs/photos-inception_v3-1                   its own test photos again
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> None:
     more = {"classes": args.classes, "moved": args.moved}
     found = classifier.evaluate(args.other, args.subset, args.tta, args.batch_size, **more)
     if found.known:
-        known = f"{found.known} of these {len(found.rows)} photos trained the model or chose its weights"
+        known = f"{found.known} of the {plural(found.rows, 'photo')} trained the model or chose its weights"
         warn(f"{known}, so the result is too good")
     elif found.known is None:
         warn("a weights file does not tell which photos trained it; if some are among these, the result is too good")

@@ -6,7 +6,7 @@ The file holds `features` (row i belongs to photo i) and the names of the photos
 import argparse
 
 from flowers_torch.commands import RUN_HELP, add_device, check_positive
-from flowers_torch.errors import UsageError, printable
+from flowers_torch.errors import UsageError, plural, printable
 from flowers_torch.files.system import expand_home
 
 
@@ -53,4 +53,4 @@ def run(args: argparse.Namespace) -> None:
     else:
         metadata = {"photos": names, "layer": args.layer, "pooling": pooling, "model": args.model}
         safe_save({"features": result}, out, metadata)
-    print(f"features {' x '.join(map(str, result.shape))} of {len(photos)} photos in {printable(out)}")
+    print(f"features {' x '.join(map(str, result.shape))} of {plural(photos, 'photo')} in {printable(out)}")

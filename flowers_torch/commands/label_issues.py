@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from flowers_torch.commands import add_data, add_json, add_run, print_json
-from flowers_torch.errors import UsageError, printable
+from flowers_torch.errors import UsageError, plural, printable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,7 +70,8 @@ def _print_findings(found: dict[str, Any]) -> None:
         print("curve    {images:6} photos: accuracy {accuracy:.4f} ({low:.3f} .. {high:.3f})".format_map(point))
     print(f"curve    {found['more_photos']}")
     issues = found["label_issues"]
-    print(f"labels   {len(issues)} of {found['images']} photos look like another class")
+    count = f"{len(issues)} of {plural(found['images'], 'photo')}"
+    print(f"labels   {count} {'looks' if len(issues) == 1 else 'look'} like another class")
     for issue in issues[:SHOWN]:
         label, other = printable(issue["label"], 40), printable(issue["looks_like"], 40)
         file = printable(issue["file"], 100)

@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 
 from flowers_torch.commands import add_data, add_json, add_run, check_positive, print_json, warn
-from flowers_torch.errors import printable
+from flowers_torch.errors import plural, printable
 
 EXAMPLES = """examples:
   flowers-torch next latest unlabeled/                             label them on next.html
@@ -71,8 +71,8 @@ def run(args: argparse.Namespace) -> None:
         values = {"candidates": found.candidates, "known": found.known, "unreadable": found.unreadable}
         print_json({"images": images, **values, "written": {k: str(v) for k, v in written.items()}, "next": commands})
         return
-    known = f", {found.known} more are photos of the run" if found.known else ""
-    print(f"chosen   {len(found.images)} of {found.candidates} unlabeled photos{known}")
+    known = f", {plural(found.known, 'more is a photo', 'more are photos')} of the run" if found.known else ""
+    print(f"chosen   {len(found.images)} of {plural(found.candidates, 'unlabeled photo')}{known}")
     for image in found.images[:SHOWN]:
         pairs = zip(image.classes[:2], image.probabilities, strict=False)
         guesses = ", ".join(f"{printable(name, 40)} {probability:.2f}" for name, probability in pairs)

@@ -3,7 +3,7 @@
 import argparse
 
 from flowers_torch.commands import add_arch
-from flowers_torch.errors import printable
+from flowers_torch.errors import plural, printable
 from flowers_torch.files.system import expand_home
 
 
@@ -20,4 +20,4 @@ def run(args: argparse.Namespace) -> None:
     model, size = create_meta_model(args.arch, size=args.size)
     rows = layer_rows(model, size, args.keras)
     plot(rows, expand_home(args.out), f"{args.arch}, {size}x{size}")
-    print(f"{len(rows)} layers drawn in {printable(args.out)}")
+    print(f"{plural(rows, 'layer')} drawn in {printable(args.out)}")

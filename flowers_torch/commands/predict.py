@@ -4,6 +4,7 @@ import argparse
 import csv
 import dataclasses
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from flowers_torch.commands import (
     fraction,
     print_json,
 )
-from flowers_torch.errors import DataError, ResourceError, UsageError, printable
+from flowers_torch.errors import DataError, ResourceError, UsageError, plural, printable
 
 if TYPE_CHECKING:
     from flowers_torch.deploy.predictor import Prediction
@@ -60,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _predict(args: argparse.Namespace, distributed: "Distributed") -> int:
     from flowers_torch.api.classifier import Classifier
+    from flowers_torch.data.sources.rows import counted
     from flowers_torch.deploy.inputs import find_inputs
     from flowers_torch.deploy.shards import PredictionJob
     from flowers_torch.deploy.sort import check_folder, folder_names, sort_into
@@ -73,12 +75,12 @@ def _predict(args: argparse.Namespace, distributed: "Distributed") -> int:
     classifier = Classifier.load(args.run, distributed.device(args.device), args.precision)
     classes = len(classifier.classes)
     if args.top > classes:
-        raise UsageError(f"--top {args.top}: the model has {classes} classes", f"use --top {classes}")
+        raise UsageError(f"--top {args.top}: the model has {plural(classes, 'class')}", f"use --top {classes}")
     folders = folder_names(classifier.classes)
     threshold = classifier.predictor.threshold(max_error) if max_error is not None else None
     if threshold:
         print(f"flowers-torch: {threshold.describe()}", file=sys.stderr)
-    failed, rows = 0, list[dict[str, Any]]()
+    failed, rows, places = 0, list[dict[str, Any]](), Counter[str]()
     table = csv.writer(sys.stdout, lineterminator="\n")
     if args.csv:
         table.writerow(["file", "rank", "class", "probability", "reason", "error", *(["set"] if coverage else [])])
@@ -94,7 +96,9 @@ def _predict(args: argparse.Namespace, distributed: "Distributed") -> int:
         for number, (photo, prediction) in enumerate(zip(photos, predictions, strict=True)):
             extra: dict[str, Any] = {}
             if args.sort_into:
-                extra["sorted"] = str(sort_into(args.sort_into, prediction, folders))
+                place = sort_into(args.sort_into, prediction, folders)
+                places[place.parent.name] += 1
+                extra["sorted"] = str(place)
             if args.gradcam and not prediction.error:
                 path = args.gradcam / f"{number:04d}-{Path(str(photo)).stem[:80]}.jpg"
                 try:
@@ -117,8 +121,10 @@ def _predict(args: argparse.Namespace, distributed: "Distributed") -> int:
             meter.update()
     if args.json:
         print_json(rows)
+    if args.sort_into:
+        print(f"flowers-torch: sorted into {printable(args.sort_into)}: {counted(places)}", file=sys.stderr)
     if failed:
-        print(f"flowers-torch: {failed} of {len(photos)} photos could not be read", file=sys.stderr)
+        print(f"flowers-torch: {failed} of {plural(photos, 'photo')} could not be read", file=sys.stderr)
     return DataError.exit_code if failed else 0  # guard: K08
 
 

@@ -4,8 +4,8 @@ import argparse
 from pathlib import Path
 
 from flowers_torch.commands import add_classes
-from flowers_torch.errors import UsageError, printable
-from flowers_torch.files.system import expand_home
+from flowers_torch.errors import UsageError, plural, printable
+from flowers_torch.files.system import expand_home, valid_name
 
 PER_ROW = 5
 EXAMPLES = """examples:
@@ -43,22 +43,23 @@ def run(args: argparse.Namespace) -> None:
         raise UsageError(f"{printable(args.out)} is not empty", "name a new folder")
     source, mirror = expand_home(args.data), True
     if source.is_file() and is_image_name(source):
-        rows = [(source, args.n)]
+        rows = [(source, "", args.n)]
     else:
         dataset = open_dataset(args.data, classes=args.classes)
         mirror = mirrored_classes(dataset.classes) is None
         chosen = sample_by_class(dataset, -(-args.n // PER_ROW), args.seed)
         counts = [min(PER_ROW, args.n - PER_ROW * row) for row in range(len(chosen))]
-        rows = [(dataset.root / dataset.paths[i], count) for i, count in zip(chosen, counts, strict=True)]
+        names = [f"_{valid_name(dataset.classes[dataset.labels[i]])}" for i in chosen]
+        rows = list(zip([dataset.root / dataset.paths[i] for i in chosen], names, counts, strict=True))
     sheet = []
-    for number, (path, count) in enumerate(rows):
+    for number, (path, name, count) in enumerate(rows):
         image = load_image(path)
         augmented = variants(image, args.augment, args.size, count, derived_seed(args.seed, number), mirror)
         for index, variant in enumerate(augmented):
-            with atomic_write(args.out / f"{number:03d}_{index:02d}.jpg") as file:
+            with atomic_write(args.out / f"{number:03d}_{index:02d}{name}.jpg") as file:
                 variant.save(file, "JPEG", quality=92)
         images = [image, *augmented]
         sheet += [images[i : i + PER_ROW + 1] for i in range(0, len(images), PER_ROW + 1)]
     with atomic_write(args.out / "contact_sheet.jpg") as file:
         contact_sheet(sheet).save(file, "JPEG", quality=90)
-    print(f"{sum(count for _, count in rows)} images in {printable(args.out)}, all on contact_sheet.jpg")
+    print(f"{plural(sum(count for *_, count in rows), 'image')} in {printable(args.out)}, all on contact_sheet.jpg")

@@ -8,7 +8,7 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from flowers_torch.commands import add_coverage, add_device, add_max_error, add_run, check_positive, fraction, warn
-from flowers_torch.errors import ResourceError, UsageError, printable
+from flowers_torch.errors import ResourceError, UsageError, plural, printable
 from flowers_torch.files.system import raise_file_limit
 
 if TYPE_CHECKING:
@@ -61,15 +61,14 @@ def run(args: argparse.Namespace) -> None:
     with listener:
         path = find_run(args.run)
         predictor = Predictor.load(path, choose_runtime(args.device, args.precision))
-        threshold = predictor.threshold(max_error) if max_error is not None else None
-        sets = predictor.set_threshold(coverage) if coverage is not None else None
         limits = Limits(args.max_upload << 20, args.max_pixels * 1_000_000, batch=args.batch_size, waiting=args.queue)
-        service = Service(predictor, printable(path.name if path.is_dir() else path.stem), limits, threshold, sets)
+        name = printable(path.name if path.is_dir() else path.stem)
+        service = Service(predictor, name, limits, max_error, coverage)
         host, port = listener.getsockname()[:2]
         info, device = predictor.info, predictor.runtime.device
-        print(f"model    {printable(info.arch)}, {len(info.classes)} classes, on {device}")
-        if threshold:
-            print(f"unsure   {threshold.describe()}")
+        print(f"model    {printable(info.arch)}, {plural(info.classes, 'class')}, on {device}")
+        if service.threshold:
+            print(f"unsure   {service.threshold.describe()}")
         if coverage is not None:
             print(f"sets     of classes, which contain the true one for {coverage:.4g} of new photos on average")
         if not ipaddress.ip_address(host).is_loopback:

@@ -4,6 +4,7 @@ Both are tested on photos that neither has seen.
 """
 
 import argparse
+import functools
 
 from flowers_torch.commands import add_data, add_run, set_allocator_of_run, train
 from flowers_torch.errors import UsageError
@@ -46,8 +47,9 @@ def run(args: argparse.Namespace) -> None:
 
     from flowers_torch.log import console
     from flowers_torch.runs import recipe
+    from flowers_torch.runs.experiment import Hooks
     from flowers_torch.runs.folder import find_run_folder
-    from flowers_torch.runs.update import compare_with_parent, report_comparison, update
+    from flowers_torch.runs.update import compare_with_parent, update
 
     folder = find_run_folder(args.run)
     with console(args.quiet):
@@ -58,6 +60,6 @@ def run(args: argparse.Namespace) -> None:
             return
         unfinished = find_run_folder(args.resume)
         set_allocator_of_run(unfinished)
-        recipe.resume(unfinished, {"data": args.moved} if args.moved else None)
-        compare_with_parent(folder, unfinished)
-        report_comparison(unfinished)
+        moved = {"data": args.moved} if args.moved else None
+        hooks = Hooks(after_test=functools.partial(compare_with_parent, folder))
+        recipe.resume(unfinished, moved, hooks=hooks)

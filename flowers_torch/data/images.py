@@ -5,14 +5,13 @@ Pillow's global settings stay as they are: a truncated file is an error, never a
 
 import ctypes
 import functools
-import io
 import logging
 import os
 import struct
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import IO, TypeVar
 
@@ -21,6 +20,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from flowers_torch.data import jpeg, png, tar_members, webp
 from flowers_torch.data.color import profile_of
+from flowers_torch.data.pixel_budget import hold_pixels
 from flowers_torch.data.pixels import LoadedImage, to_rgb
 from flowers_torch.data.value_range import (
     EIGHT_BITS,
@@ -76,9 +76,6 @@ USABLE = ("a usable image", "replace it, or convert it to 8-bit JPEG or PNG")
 T = TypeVar("T")
 # `warnings.catch_warnings` changes process-wide state, so only one thread may use it at a time.
 _quiet_lock = threading.Lock()
-LARGE_PIXELS = 25_000_000  # from here on the threads of a process decode one image at a time
-_large_lock = threading.Lock()
-_image_lock = threading.Lock()  # Pillow images that several threads share may not be read from their file yet
 logging.getLogger("PIL").addHandler(
     logging.NullHandler()
 )  # else errors go to the terminal of a program without logging
@@ -123,7 +120,7 @@ def measure_values(source: str | os.PathLike[str] | IO[bytes], max_pixels: int =
         image = open_header(file, name, max_pixels)
         if not is_deep(image):
             return EIGHT_BITS
-        _load(image)
+        load_pixels(image)
         return measure(image)
 
     return _with_file(source, read)
@@ -224,53 +221,46 @@ def _decode(
     file: IO[bytes], name: str, max_pixels: int = MAX_PIXELS, at_least: int = 0, value_range: Range = ()
 ) -> Image.Image:
     image = open_header(file, name, max_pixels)
-    is_reduced = image.format == "JPEG" and at_least and not image.info.get("progressive")  # while it is decoded
-    is_large = image.width * image.height > LARGE_PIXELS and not is_reduced
-    with _large_lock if is_large else nullcontext():  # guard: S7 threads
-        return _decode_opened(image, file, name, max_pixels, at_least, value_range)
-
-
-def _decode_opened(
-    image: Image.Image, file: IO[bytes], name: str, max_pixels: int, at_least: int, value_range: Range
-) -> Image.Image:
-    size = image.size
+    size, pixels = image.size, image.width * image.height * PIXEL_WEIGHT.get(image.format or "", 1)
     if image.format == "PNG":  # guard: D11
         png.check_chunks(file)
     if isinstance(image, JpegImageFile):
         if jpeg.count_scans(file) > jpeg.MAX_SCANS:  # guard: S7 scans
             raise ValueError(f"it has more than {jpeg.MAX_SCANS} scans")
+        held = jpeg.held_pixels(file, image)
         jpeg.reduce(image, at_least, max_pixels)
-    profile, low = profile_of(image, file), None
-    if value_range not in ((), FULL) and has_low_bytes(image):
-        _check_size(name, *size, "", max_pixels // 2)  # guard: S7 bytes
-        low = load_low_bytes(open_header(file, name, max_pixels), _load)
+        pixels = max(image.width * image.height, held)
+    pixels *= 1 + _is_decoded_twice(image, value_range)
+    is_reduced = image.size != size and at_least
     try:
-        _load(image)
+        with hold_pixels(pixels, max_pixels):  # guard: S7 threads
+            return _decode_opened(image, file, name, max_pixels, at_least, value_range)
     except Exception:  # guard: S11 reduced
-        if image.size == size or not at_least:
+        if not is_reduced:
             raise
-        image = open_header(file, name, max_pixels)  # lossless JPEG has no reduced form
-        return _decode_opened(image, file, name, max_pixels, 0, value_range)
+    return _decode(file, name, max_pixels, 0, value_range)  # lossless JPEG has no reduced form
+
+
+def _decode_opened(
+    image: Image.Image, file: IO[bytes], name: str, max_pixels: int, at_least: int, value_range: Range
+) -> Image.Image:
+    profile, low = profile_of(image, file), None
+    if _is_decoded_twice(image, value_range):
+        _check_size(name, *image.size, "", max_pixels // 2)  # guard: S7 bytes
+        low = load_low_bytes(open_header(file, name, max_pixels), load_pixels)
+    load_pixels(image)
     orientation = read_orientation(image)  # after loading: a PNG may store it behind the pixels
     image = to_rgb(LoadedImage(image, low, value_range, profile), at_least)
-    return _turn(image, orientation)  # guard: D20
+    return turn_upright(image, orientation)  # guard: D20
 
 
-def to_upright_rgb(image: Image.Image, name: str = "the image", value_range: Range = ()) -> Image.Image:
-    """A Pillow image of any mode as `load_image` would return it from its file; the image does not change.
-
-    Raises:
-        DataError: its file cannot be read, or its pixel type has no defined range.
-    """
-    with decoding(name):
-        with _image_lock:
-            _load(image)
-            orientation = read_orientation(image)
-        image = to_rgb(LoadedImage(image, None, value_range, profile_of(image, io.BytesIO())), 0)
-    return _turn(image, orientation)
+def _is_decoded_twice(image: Image.Image, value_range: Range) -> bool:
+    """Whether the low bytes of its colors are decoded too."""
+    return value_range not in ((), FULL) and has_low_bytes(image)
 
 
-def _turn(image: Image.Image, orientation: int) -> Image.Image:
+def turn_upright(image: Image.Image, orientation: int) -> Image.Image:
+    """An image by its EXIF orientation; the image itself does not change."""
     if orientation not in UPRIGHT:
         return image
     turned = image.transpose(UPRIGHT[orientation])
@@ -278,7 +268,8 @@ def _turn(image: Image.Image, orientation: int) -> Image.Image:
     return turned
 
 
-def _load(image: Image.Image) -> None:
+def load_pixels(image: Image.Image) -> None:
+    """`Image.load`, where damage is an error in every format."""
     if image.format == "TIFF":
         with quiet():  # Pillow warns of its tags during loading
             _catch_libtiff_errors()

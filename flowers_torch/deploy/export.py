@@ -18,7 +18,7 @@ from flowers_torch.data.images import load_image
 from flowers_torch.deploy.graph import ExportableClassifier
 from flowers_torch.deploy.onnx_file import attach_metadata, export_metadata, parse_onnx, to_onnx, trace
 from flowers_torch.deploy.quantize import QuantizationLoss, outputs_of, quantize, refit, require_accuracy
-from flowers_torch.errors import ExportError, printable
+from flowers_torch.errors import ExportError, plural, printable
 from flowers_torch.evaluation.metrics import score
 from flowers_torch.files.atomic import atomic_write, temporary_folder
 from flowers_torch.models.checkpoint import ModelInfo, load_classifier, save_classifier
@@ -77,7 +77,7 @@ class Parity:
         """One line."""
         batches = ", ".join(map(str, BATCHES))
         return (
-            f"{self.images} photos in batches of {batches}: logits up to {self.largest:.3g} "
+            f"{plural(self.images, 'photo')} in batches of {batches}: logits up to {self.largest:.3g} "
             f"differ by at most {self.logits:.2g}, probabilities by {self.probabilities:.2g}"
         )
 

@@ -6,8 +6,8 @@ import re
 from torch import nn
 from torchvision.transforms import v2
 
-from flowers_torch.data.augment.per_image import eval_transform
-from flowers_torch.data.images import to_upright_rgb
+from flowers_torch.data.augment.per_image import enough_side, eval_transform
+from flowers_torch.data.opened_images import to_upright_rgb
 from flowers_torch.errors import ModelFileError, UsageError, printable
 from flowers_torch.files.cache import cache_folder
 from flowers_torch.files.download import download, file_digest
@@ -46,8 +46,10 @@ def flowers_classifier(checkpoint: str, sha256: str = "") -> nn.Module:
     if digest and path.is_file() and (found := file_digest(path)) != digest:
         raise ModelFileError(f"{printable(path)} has sha256 {found}, expected {digest}", "use another copy")
     network, info = load_classifier(path)
-    upright = functools.partial(to_upright_rgb, value_range=info.preprocessing.value_range)
-    transform = v2.Compose([upright, *eval_transform(**info.preprocessing.transform_options()).transforms])
+    prepared = info.preprocessing
+    smallest = enough_side(prepared.size, prepared.crop)
+    upright = functools.partial(to_upright_rgb, at_least=smallest, value_range=prepared.value_range)
+    transform = v2.Compose([upright, *eval_transform(**prepared.transform_options()).transforms])
     # `vars` bypasses nn.Module, which would register the transform as a submodule.
     vars(network).update(info=info, classes=info.classes, transform=transform)
     return network

@@ -1,6 +1,7 @@
 """What people pass as an image: files, URLs, bytes, Pillow images, arrays and tensors; and as several images."""
 
 import glob
+import inspect
 import io
 import os
 from collections.abc import Iterable, Sequence
@@ -12,10 +13,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from flowers_torch.data.images import MAX_PIXELS, is_image_name, load_image, to_upright_rgb
+from flowers_torch.data.images import MAX_PIXELS, is_image_name, load_image
+from flowers_torch.data.opened_images import to_upright_rgb
 from flowers_torch.data.sources.tree import is_hidden
 from flowers_torch.data.value_range import Range
-from flowers_torch.errors import DataError, UsageError, printable
+from flowers_torch.errors import DataError, UsageError, one_line, printable
 from flowers_torch.files.download import fetch_bytes
 from flowers_torch.files.system import expand_home
 from flowers_torch.log import log
@@ -34,28 +36,46 @@ def open_image(
         DataError, ResourceError: the image cannot be read, or its URL cannot be fetched.
     """
     if isinstance(source, Image.Image):
-        return to_upright_rgb(source, name, value_range)
+        return to_upright_rgb(source, name, max_pixels, at_least, value_range)
     if isinstance(source, np.ndarray | Tensor):
-        return to_upright_rgb(_image_of_pixels(source, name), name, value_range)
+        return to_upright_rgb(_image_of_pixels(source, name), name, max_pixels, at_least, value_range)
     if is_url(source):
         source = fetch_bytes(str(source))
     if isinstance(source, bytes | bytearray | memoryview):
         source = io.BytesIO(source)
         source.name = name  # for error messages
-    if isinstance(source, str | os.PathLike) or hasattr(source, "read"):
+    if isinstance(source, str | os.PathLike):
         return load_image(source, max_pixels, at_least, value_range)
+    if hasattr(source, "read"):
+        return load_image(_binary_file(source, name), max_pixels, at_least, value_range)
     kind = f"{type(source).__module__}.{type(source).__name__}"
     raise DataError(
         f"{name} is not an image but {printable(kind)}", "give a path, a URL, bytes, a PIL image or an array"
     )
 
 
+def _binary_file(file: Any, name: str) -> IO[bytes]:
+    """An open file; the content of one that cannot seek, such as the response of a server."""
+    if isinstance(file, io.TextIOBase) or inspect.iscoroutinefunction(file.read):
+        raise DataError(f"{name} is not an open binary file", 'open it with mode "rb", or give its bytes')
+    if not hasattr(file, "seek") or not getattr(file, "seekable", lambda: True)():
+        content = io.BytesIO(file.read())
+        content.name = name
+        return content
+    binary: IO[bytes] = file
+    return binary
+
+
 def _image_of_pixels(pixels: NDArray[Any] | Tensor, name: str) -> Image.Image:
     """An array (H, W), (H, W, C) or a tensor (H, W), (C, H, W) of one image; C is 1, 3 (RGB) or 4 (RGBA)."""
     values: NDArray[Any]
     if isinstance(pixels, Tensor):
-        pixels = pixels.detach().cpu()
-        values = (pixels.float() if pixels.is_floating_point() else pixels).numpy()
+        try:
+            values = (pixels.float() if pixels.is_floating_point() else pixels).detach().cpu().numpy()
+        except (TypeError, NotImplementedError, RuntimeError) as error:
+            raise DataError(
+                f"{name} is a tensor without plain values: {one_line(error)}", "give a dense one"
+            ) from error
         values = np.moveaxis(values, 0, -1) if values.ndim == 3 else values
         order = "(channels, height, width)"
     else:
@@ -90,11 +110,16 @@ def name_of(source: Any) -> str:
 def is_single(images: Any) -> bool:
     """Whether an argument is one image, as opposed to several; a folder, a glob and a batch (N, ...) are several."""
     if isinstance(images, np.ndarray | Tensor):
-        return images.ndim < 4
+        return images.ndim < 4 and not _holds_objects(images)
     if isinstance(images, str | os.PathLike):
         text = os.fspath(images)
         return is_url(images) or not (os.path.isdir(expand_home(text)) or _is_pattern(text))
     return isinstance(images, bytes | bytearray | memoryview | Image.Image) or hasattr(images, "read")
+
+
+def _holds_objects(images: NDArray[Any] | Tensor) -> bool:
+    """Whether an array holds paths or other images instead of pixels."""
+    return isinstance(images, np.ndarray) and images.ndim == 1 and images.dtype.kind in "OUT"
 
 
 def each_image(images: Any) -> Iterable[ImageSource]:
@@ -104,10 +129,15 @@ def each_image(images: Any) -> Iterable[ImageSource]:
         UsageError: it holds no images, or is nothing of this kind.
     """
     if isinstance(images, str | os.PathLike):
+        if not os.fspath(images):  # it would be the working folder
+            raise UsageError("the path of the images is empty", "name a file, a folder or a glob")
         return find_inputs([os.fspath(images)])
+    what = f"images of type {type(images).__name__} are not valid"
+    if type(images).__name__ == "DataFrame":
+        raise UsageError(what, 'give the column of the files, such as frame["file"]')
     if not isinstance(images, Iterable):
-        what = f"images of type {type(images).__name__} are not valid"
-        raise UsageError(what, "give a path, a URL, bytes, a PIL image, an array, or a list of them")
+        fix = "give a path, a URL, bytes, a PIL image, an array, or a list of them; labeled images go to `evaluate`"
+        raise UsageError(what, fix)
     return images
 
 

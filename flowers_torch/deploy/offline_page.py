@@ -8,14 +8,14 @@ import base64
 import gzip
 import tarfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
-from flowers_torch import __version__
 from flowers_torch.deploy.export import megabytes
 from flowers_torch.deploy.onnx_file import parse_onnx
-from flowers_torch.errors import UsageError, printable
+from flowers_torch.deploy.page_model import page_model
+from flowers_torch.errors import UsageError, plural, printable
 from flowers_torch.files.atomic import write_text
 from flowers_torch.files.cache import cache_folder
 from flowers_torch.files.download import download
@@ -74,11 +74,11 @@ def write_page(path: Path, model: bytes, runtime: BrowserRuntime, as_folder: boo
     """
     metadata = parse_onnx(model, path).metadata
     resources = {"runtime": runtime.script, "wasm": gzip.compress(runtime.wasm, 9, mtime=0), "model": model}
-    summary = {
-        "classes": [printable(name, 80) for name in metadata["classes"]],
-        "selective": metadata["selective"],
+    selective = metadata["selective"]
+    values = page_model(metadata["classes"], selective) | {
+        "arch": metadata["arch"],
+        "ood_threshold": selective.get("ood_threshold"),
         "value_range": metadata["preprocessing"].get("value_range") or [],
-        "network": f"{metadata['arch']}, {metadata['preprocessing']['size']} pixels",
         "license": printable(metadata["license"], 200),
         "size": megabytes(len(model)),
     }
@@ -89,7 +89,7 @@ def write_page(path: Path, model: bytes, runtime: BrowserRuntime, as_folder: boo
             calls[f"{name}-{number}.js"] = f'addChunk("{name}","{value}")'
     total = sum(map(len, calls.values()))
     if total <= MAX_SINGLE_FILE and not as_folder:
-        write_text(path, _html(summary, [f"<script>{call}</script>" for call in calls.values()], POLICY))
+        write_text(path, _html(values, [f"<script>{call}</script>" for call in calls.values()], POLICY))
         size = megabytes(path.stat().st_size)
         return [f"export   {printable(path)}, {size}: one file that opens offline in any browser"]
     folder = path.with_suffix("") if path.suffix == ".html" else path
@@ -97,15 +97,15 @@ def write_page(path: Path, model: bytes, runtime: BrowserRuntime, as_folder: boo
         write_text(folder / name, call)
     scripts = [f'<script src="{name}"></script>' for name in calls]
     # 'self' is for servers; a page that is opened from a file has no origin.
-    write_text(folder / "index.html", _html(summary, scripts, f"{POLICY} 'self' file:"))
+    write_text(folder / "index.html", _html(values, scripts, f"{POLICY} 'self' file:"))
     reason = "" if as_folder else f", more than the {MAX_SINGLE_FILE >> 20} MB of one file"
-    what = f"{printable(folder / 'index.html')} with {len(calls)} files beside it"
+    what = f"{printable(folder / 'index.html')} with {plural(calls, 'file')} beside it"
     return [f"export   {what}, {megabytes(total)}{reason}"]
 
 
-def _html(summary: dict[str, object], scripts: list[str], policy: str) -> str:
+def _html(model: dict[str, Any], scripts: list[str], policy: str) -> str:
     safe = Markup("".join(scripts))  # base64 and file names of ours
-    values = {"summary": summary, "scripts": safe, "policy": policy, "version": __version__}
+    values = {"model": model, "scripts": safe, "policy": policy}
     return render("offline_page.html.jinja", values, "flowers_torch.deploy")
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from flowers_torch.accelerate import AUTO, Acceleration
 from flowers_torch.data.augment.per_image import enough_side, eval_transform
 from flowers_torch.data.images import MAX_PIXELS
+from flowers_torch.data.pixel_budget import hold_pixels
 from flowers_torch.deploy.inputs import ImageSource, name_of, open_image
 from flowers_torch.errors import DataError, FlowersError, ResourceError, UsageError
 from flowers_torch.evaluation.gradcam import grad_cam, input_to_image, overlay
@@ -111,7 +112,8 @@ class Predictor:
         """
         value_range = self.info.preprocessing.value_range
         image = open_image(source, name or name_of(source), max_pixels, self.enough_side, value_range)
-        pixels: Tensor = self.preprocess(image)
+        with hold_pixels(image.width * image.height, max_pixels):  # one that is long and narrow is still large
+            pixels: Tensor = self.preprocess(image)
         return pixels
 
     def read_batches(self, sources: Iterable[ImageSource], batch_size: int) -> Iterator[ImageBatch]:

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from flowers_torch.deploy.onnx_file import OnnxModel, need
-from flowers_torch.errors import ExportError, printable
+from flowers_torch.errors import ExportError, plural, printable
 from flowers_torch.evaluation.metrics import fit_temperature
 from flowers_torch.evaluation.prediction_sets import fit_thresholds
 from flowers_torch.evaluation.selective import distance_limit
@@ -48,8 +48,8 @@ class QuantizationLoss:
     def describe(self) -> str:
         """One line."""
         before, after = (correct / self.images for correct in (self.correct_before, self.correct_after))
-        accuracy = f"accuracy on {self.images} validation photos {before:.4f} before, {after:.4f} after"
-        return f"{accuracy}; {self.agree} predictions are the same"
+        accuracy = f"accuracy on {plural(self.images, 'validation photo')} {before:.4f} before, {after:.4f} after"
+        return f"{accuracy}; {plural(self.agree, 'prediction is', 'predictions are')} the same"
 
 
 def quantize(content: bytes, inputs: Iterable[NDArray[Any]]) -> bytes:

@@ -11,16 +11,13 @@ import asyncio
 import contextlib
 import dataclasses
 import functools
-import io
 import time
 from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from PIL.JpegImagePlugin import JpegImageFile
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.process_collector import ProcessCollector
 from starlette.applications import Starlette
@@ -35,21 +32,20 @@ from starlette.routing import Route
 from torch import Tensor
 
 from flowers_torch import __version__
-from flowers_torch.data import jpeg
-from flowers_torch.data.images import decoding, open_header
 from flowers_torch.deploy.batching import Batcher
 from flowers_torch.deploy.guard import BODY_SECONDS, HEADERS, Bodies, Body, refusal
+from flowers_torch.deploy.page_model import page_model
 from flowers_torch.deploy.predictor import Prediction, Predictor
 from flowers_torch.errors import DataError, FlowersError, UsageError, printable
-from flowers_torch.evaluation.selective import Threshold
 from flowers_torch.files.atomic import to_json
 from flowers_torch.files.system import usable_cores
 from flowers_torch.report.image_sections import data_uri
+from flowers_torch.report.templating import render
 
-PAGE = {
-    "/": ("index.html", "text/html; charset=utf-8"),
-    "/page.css": ("page.css", "text/css; charset=utf-8"),
-    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
+PAGE = {  # templates and MIME types
+    "/": ("serve_page.html.jinja", "text/html; charset=utf-8"),
+    "/page.css": ("serve_page.css.jinja", "text/css; charset=utf-8"),
+    "/page.js": ("serve_page.js.jinja", "text/javascript; charset=utf-8"),
     "/icon.svg": ("icon.svg", "image/svg+xml"),
 }
 DEFAULT_TOP = 5  # classes in a prediction
@@ -62,25 +58,32 @@ class Limits:
     """Limits of the server. docs/serve.md derives its largest memory from them."""
 
     image_bytes: int = 10 << 20  # of an image file; a request may hold 8 times as much, all together 32 times
-    pixels: int = 30_000_000  # of a decoded image
+    pixels: int = 30_000_000  # of a decoded image, and of all that are decoded at the same time
     batch: int = 32  # images per forward pass
     waiting: int = 128  # images in the queue or being computed; further requests get status 503
 
 
 class Service:
-    """A predictor behind a queue; the endpoints are its methods. Below the threshold, if any, it abstains."""
+    """A predictor behind a queue; the endpoints are its methods.
+
+    With `max_error` it abstains, with `coverage` predictions have sets, as in `Classifier.predict`.
+
+    Raises:
+        UsageError: one of them cannot be promised.
+    """
 
     def __init__(
         self,
         predictor: Predictor,
         name: str,
         limits: Limits,
-        threshold: Threshold | None = None,
-        set_threshold: float | None = None,
+        max_error: float | None = None,
+        coverage: float | None = None,
     ) -> None:
-        self.predictor, self.name, self.limits, self.threshold = predictor, name, limits, threshold
-        self.set_threshold = set_threshold
-        self.classes = [printable(label) for label in predictor.info.classes]
+        self.predictor, self.name, self.limits = predictor, name, limits
+        self.threshold = None if max_error is None else predictor.threshold(max_error)
+        self.set_threshold = None if coverage is None else predictor.set_threshold(coverage)
+        self.page = page_model(predictor.info.classes, predictor.info.selective, max_error, coverage)
         self.registry = own = CollectorRegistry()
         ProcessCollector(registry=own)  # memory, processor time, open files
         self.requests = Counter("flowers_requests", "Responses sent", ["path", "status"], registry=own)
@@ -93,7 +96,6 @@ class Service:
         self.bodies = Bodies(32 * limits.image_bytes)
         MultiPartParser.spool_max_size = 8 * limits.image_bytes  # no photo is written to the disk
         self.readers = ThreadPoolExecutor(min(4, usable_cores()), "reader")
-        self.large_reader = ThreadPoolExecutor(1, "large reader")  # large images are decoded one at a time
         side = predictor.info.preprocessing.size
         predictor.classify([torch.zeros(3, side, side)])  # warm-up: the first forward pass is slow
         self.batcher = Batcher(self.compute, limits.batch)
@@ -103,7 +105,7 @@ class Service:
         started = time.perf_counter()
         least = self.threshold.probability if self.threshold else 0.0
         inputs = [pixels for pixels, _ in jobs]
-        predictions = self.predictor.classify(inputs, len(self.classes), least, self.set_threshold)
+        predictions = self.predictor.classify(inputs, len(self.predictor.info.classes), least, self.set_threshold)
         explained = [number for number, (_, explain) in enumerate(jobs) if explain]
         heatmaps: dict[int, Any] = {}
         if explained:
@@ -181,10 +183,7 @@ class Service:
         try:
             if content is None:
                 raise DataError(f"{name} holds more than {self.limits.image_bytes >> 20} MB", "make it smaller")
-            is_large = await in_reader(self.count_pixels, name, content) > self.limits.pixels / 8
-            reader = self.large_reader if is_large else self.readers  # guard: H06 large
-            read = functools.partial(self.predictor.read, content, name, self.limits.pixels)
-            pixels = await asyncio.get_running_loop().run_in_executor(reader, read)
+            pixels = await in_reader(self.predictor.read, content, name, self.limits.pixels)
             prediction, heatmap = await asyncio.wrap_future(self.batcher.submit((pixels, explain)))
         except FlowersError as error:  # guard: H07 photo
             self.images.labels("error").inc()
@@ -200,29 +199,12 @@ class Service:
             values["gradcam"] = await in_reader(functools.partial(data_uri, heatmap, max(heatmap.size), quality=88))
         return values
 
-    def count_pixels(self, name: str, content: bytes) -> int:
-        """The pixels that an image takes in memory; a JPEG is decoded smaller.
-
-        Raises:
-            DataError: it is not an image, or has too many pixels.
-        """
-        file = io.BytesIO(content)
-        with (
-            decoding(name),  # guard: H07 header
-            open_header(file, name, self.limits.pixels) as image,
-        ):
-            if not isinstance(image, JpegImageFile):
-                return image.width * image.height
-            held = jpeg.held_pixels(file, image)
-            jpeg.reduce(image, self.predictor.enough_side, self.limits.pixels)
-            return max(image.width * image.height, held)
-
     async def model(self, request: Request) -> Response:
         """The model and the limits that the page respects."""
         values = {
             "name": self.name,
             "arch": printable(self.predictor.info.arch),
-            "classes": self.classes,
+            "classes": self.page["classes"],
             "threshold": self.threshold.describe() if self.threshold else "",
             "image_bytes": self.limits.image_bytes,
             "flowers_torch": __version__,
@@ -241,14 +223,15 @@ class Service:
         """Computes the waiting images, then ends the threads."""
         self.batcher.close()
         self.readers.shutdown()
-        self.large_reader.shutdown()
 
 
 def make_app(service: Service, names: Collection[str] = ()) -> Starlette:
     """The ASGI application of a service, which it closes when it ends; for `names` see `refusal`."""
-    folder = Path(__file__).parent / "serve_page"
+    info, limits = service.predictor.info, service.limits
+    model = service.page | {"name": service.name, "arch": info.arch, "image_bytes": limits.image_bytes}
+    contents = {path: render(name, {"model": model}, "flowers_torch.deploy") for path, (name, _) in PAGE.items()}
     routes = [
-        *(_asset(path, (folder / name).read_bytes(), kind) for path, (name, kind) in PAGE.items()),
+        *(_asset(path, contents[path].encode(), kind) for path, (_, kind) in PAGE.items()),
         Route("/api/predict", service.predict, methods=["POST"]),
         Route("/api/model", service.model),
         Route("/healthz", service.health),

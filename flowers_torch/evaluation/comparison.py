@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flowers_torch.errors import DataError
+from flowers_torch.errors import DataError, plural
 from flowers_torch.evaluation.predictions import RunPredictions
 
 RESAMPLES = 10_000
@@ -64,7 +64,8 @@ def common_images(runs: list[RunPredictions], split: str = "test") -> list[str]:
     alike = [path for path, labels in shared.items() if len(labels) == 1]
     if not alike:
         raise DataError(
-            f"the runs label all {len(shared)} shared {split} photos differently", "train one of them again"
+            f"no label of the {plural(shared, f'shared {split} photo')} is the same in all runs",
+            "train one of them again",
         )
     return alike
 
@@ -90,7 +91,7 @@ def loss_change(first: Tensor, second: Tensor, labels: Tensor) -> tuple[float, f
 def describe_choice(change: float, error: float, images: int) -> str:
     """Whether validation images carry the choice of something else; from `loss_change`."""
     low, high = change - 1.96 * error, change + 1.96 * error
-    text = f"the loss on {images} validation photos changes by {change:+.4f} (95% {low:+.4f} .. {high:+.4f})"
+    text = f"the loss on {plural(images, 'validation photo')} changes by {change:+.4f} (95% {low:+.4f} .. {high:+.4f})"
     return f"{text}; this may be chance" if low <= 0 <= high else text
 
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flowers_torch.errors import printable
+from flowers_torch.errors import plural, printable
 
 FEW_IMAGES = 10  # below this number of images, the metrics of a class mean little
 PREDICTION_COLUMNS = ("file", "label", "predicted", "probability", "correct")  # of predictions.csv
@@ -190,12 +190,13 @@ def describe_scores(scores: Scores, classes: Sequence[str], split: str = "test")
     low, high = scores.interval()
     text = (
         f"{split:8} accuracy {scores.accuracy:.4f} (95% interval {low:.3f} .. {high:.3f}), "
-        f"{scores.correct} of {scores.images} photos, loss {scores.loss:.4f}"
+        f"{scores.correct} of {plural(scores.images, 'photo')}, loss {scores.loss:.4f}"
     )
     if weakest := weakest_class(scores):
         label, other = (printable(classes[i], 40) for i in weakest)
-        recall = float(scores.by_class()["recall"][weakest[0]])
-        text += f"; lowest recall {label} {recall:.2f}, mostly misclassified as {other}"
+        row = scores.confusion[weakest[0]]
+        own, misses, images = (int(count) for count in (row[weakest[0]], row[weakest[1]], row.sum()))
+        text += f"; lowest recall {label} {own / images:.2f}, {misses} of {images - own} misclassified as {other}"
     return text
 
 
@@ -217,7 +218,8 @@ def describe_small_classes(scores: Scores, classes: Sequence[str]) -> str:
     names = ", ".join(f"{printable(classes[i], 40)} ({int(scores.confusion[i].sum())})" for i in small[:5])
     more = f" and {len(small) - 5} more" if len(small) > 5 else ""
     few = (
-        f"{len(small)} of {len(classes)} classes have under {FEW_IMAGES} photos here, too few for metrics of their own"
+        f"{len(small)} of {plural(classes, 'class')} {'has' if len(small) == 1 else 'have'} under {FEW_IMAGES} photos "
+        "here, too few for metrics of their own"
     )
     return f"{few}: {names}{more}"
 

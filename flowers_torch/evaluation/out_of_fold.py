@@ -12,7 +12,7 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
-from flowers_torch.errors import printable
+from flowers_torch.errors import plural, printable
 from flowers_torch.evaluation.metrics import wilson
 from flowers_torch.training.linear_probe import fit_logistic_regression
 
@@ -105,7 +105,7 @@ class LearningCurve:
         half, whole = self.points[-2:]
         (gain, error), sure = self.gain.accuracy, 1.96
         numbers = f"accuracy went from {half.accuracy:.3f} to {whole.accuracy:.3f} ({gain:+.3f} +- {sure * error:.3f})"
-        text = f"from {half.images} to {whole.images} training photos {numbers}"
+        text = f"from {half.images} to {plural(whole.images, 'training photo')} {numbers}"
         if gain - sure * error > 0 and gain > SMALL_GAIN:
             text += ": doubling the photos again should help, by less than that"
         elif gain + sure * error > SMALL_GAIN:

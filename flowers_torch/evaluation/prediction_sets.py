@@ -6,16 +6,18 @@ validation images got. The promise is an average over photos like these: it does
 nor for photos of another kind.
 """
 
+import contextlib
 import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from flowers_torch.errors import UsageError
+from flowers_torch.errors import UsageError, plural
 from flowers_torch.evaluation.selective import DIGITS, OODDetector, pack_selective, risk_coverage_curve
 
 MAX_POINTS = 1000  # of the stored quantiles
+COVERAGES = (0.8, 0.9, 0.95, 0.99)  # that pages offer
 
 
 def fit_sets(probabilities: Tensor, labels: Tensor) -> dict[str, Any]:
@@ -57,9 +59,19 @@ def set_threshold(stored: dict[str, Any], coverage: float) -> float:
         if needed is None:
             raise UsageError(f"{what}: only the set of all classes is always right", "ask for less, such as 95%")
         most = math.floor(1000 * stored["images"] / (stored["images"] + 1)) / 10
-        what = f"{what}: it takes {needed} validation photos, there are {stored['images']}"
+        what = f"{what}: it takes {plural(needed, 'validation photo')}, "
+        what += f"there {'is' if stored['images'] == 1 else 'are'} {stored['images']}"
         raise UsageError(what, f"ask for {most:.1f}% or less, or train with more validation photos")
     return max(probability for probability, position in stored["quantiles"] if position <= rank)
+
+
+def set_thresholds(stored: dict[str, Any]) -> dict[float, float]:
+    """The probability of `set_threshold` for each of the `COVERAGES` that can be promised."""
+    found: dict[float, float] = {}
+    for coverage in COVERAGES:
+        with contextlib.suppress(UsageError):
+            found[coverage] = set_threshold(stored, coverage)
+    return found
 
 
 def prediction_sets(probabilities: Tensor, threshold: float) -> list[list[int]]:

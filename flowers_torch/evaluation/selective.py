@@ -4,6 +4,7 @@ Both limits are fitted on validation images and stored in the weights file (`Mod
 """
 
 import base64
+import contextlib
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -14,13 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flowers_torch.errors import ModelFileError, UsageError
+from flowers_torch.errors import ModelFileError, UsageError, plural
 from flowers_torch.evaluation.metrics import upper_limit
 from flowers_torch.files.reading import reading
 
 CURVE_POINTS = 1000  # of the stored risk-coverage curve
 STEP = 1.05  # between the numbers of images that candidates for a threshold accept
 DIGITS = 6  # of a stored probability
+RATES = (0.01, 0.02, 0.05, 0.1, 0.2)  # of errors, that pages offer
 REFERENCE_IMAGES = 128  # training images that the detector is fitted on; each costs a forward pass
 IN_DISTRIBUTION_FRACTION = 0.99  # of the validation images
 MAX_VALUES = 1 << 21  # larger detectors do not fit into a file's header and are not stored
@@ -96,6 +98,17 @@ def choose_threshold(curve: Curve, max_error: float) -> Threshold:
     return Threshold(0.0 if accepted == images else probability, accepted, errors, images)
 
 
+def thresholds(curve: Curve) -> dict[float, Threshold]:
+    """The thresholds of those `RATES` that can be promised, up to the first one that accepts every image."""
+    found: dict[float, Threshold] = {}
+    for rate in RATES:
+        with contextlib.suppress(UsageError):
+            found[rate] = choose_threshold(curve, rate)
+            if not found[rate].probability:
+                break
+    return found
+
+
 def _no_threshold(points: Sequence[tuple[float, int, int]], max_error: float) -> tuple[str, str]:
     """What the curve lacks, and the fix."""
     images = max(accepted for _, accepted, _ in points)
@@ -110,8 +123,9 @@ def _no_threshold(points: Sequence[tuple[float, int, int]], max_error: float) ->
         return f"{what}: even the most confident predictions on validation photos have more errors", fix
     more = math.ceil(images * needed / without_error)
     return (
-        f"{what}: it takes {needed} confident predictions in validation without an error, there are {without_error}",
-        f"{fix}, or train with about {more} validation photos",
+        f"{what}: it takes {needed} confident predictions in validation without an error, "
+        f"there {'is' if without_error == 1 else 'are'} {without_error}",
+        f"{fix}, or train with about {plural(more, 'validation photo')}",
     )
 
 

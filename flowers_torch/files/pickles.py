@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 
+from flowers_torch.errors import plural
+
 MAX_SCANNED = 16 << 20  # bytes at the start of a file in which names of classes are looked for
 MAX_CLASSES = 256  # torch looks through all of them for each object
 MAX_BYTES_PICKLE = 2 << 20  # of a pickle that holds bytes, which is read word by word
@@ -76,7 +78,7 @@ def placeholders(content: Any, dicts: Container[str]) -> Iterator[None]:
     """
     names = {match.groups() for match in GLOBAL.finditer(content, 0, MAX_SCANNED)}
     if len(names) > MAX_CLASSES:  # guard: S4 classes
-        raise ValueError(f"it names {len(names):,} classes")
+        raise ValueError(f"it names {plural(names, 'class', form=',')}")
     stand_ins: list[Any] = []
     for module, name in names:
         place, _, kind = _current(module.decode(), name.decode()).rpartition(".")

@@ -314,6 +314,13 @@ def child_environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))}
 
 
+def after_fork(function: Callable[[], None]) -> Callable[[], None]:
+    """Decorates a function that every forked process calls first; Windows forks none."""
+    if not WINDOWS:
+        os.register_at_fork(after_in_child=function)
+    return function
+
+
 def loopback_interface() -> str:
     """Name of the network interface of this machine alone, as Gloo and NCCL take it; empty where they choose it."""
     return {"linux": "lo", "darwin": "lo0"}.get(sys.platform, "")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from flowers_torch.data.preprocessing import Preprocessing
-from flowers_torch.errors import ModelFileError, UsageError, printable
+from flowers_torch.errors import ModelFileError, UsageError, plural, printable
 from flowers_torch.files.system import expand_home
 from flowers_torch.files.tensors import TensorFile, load_groups
 from flowers_torch.models.checkpoint import check_fits, load_matching, read_model_info
@@ -173,7 +173,8 @@ def load_weights(model: nn.Module, arch: str, plan: WeightsPlan, classes: Sequen
         return _load_backbone(model, state, path, details)
     if known := sum(name in theirs for name in classes):
         state = _rows_by_name(model, state, theirs, classes)
-        return f"{_load_backbone(model, state, path, details)}, {known} of its {len(classes)} classes known from before"
+        backbone = _load_backbone(model, state, path, details)
+        return f"{backbone}, {known} of its {plural(classes, 'class')} known from before"
     return _load_backbone(model, state, path, details, with_head=False)
 
 

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flowers_torch import __version__
 from flowers_torch.data.dataset import ImageDataset
 from flowers_torch.evaluation.metrics import wilson
 from flowers_torch.files.atomic import write_text
@@ -34,7 +33,6 @@ def write_crossval_report(
         "data": dataset.name,
         "arch": arch,
         "folder": folder.name,
-        "version": __version__,
         "repeats": repeats,
         "images": images,
         "accuracy": correct / len(rows),

@@ -69,16 +69,27 @@ class Source:
 def figure(run: RunSummary, index: int, src: str = "") -> dict[str, Any]:
     """What the page says about the test photo at an index; `src` is empty where its picture is elsewhere."""
     guess, label = run.predicted[index], int(run.labels[index])
-    predicted = "" if guess == label else f", predicted as {run.classes[guess]}"
-    caption = printable(f"{run.classes[label]}{predicted} ({percent(float(run.probabilities[index, guess]))})")
-    file = printable(run.paths[index])
-    return {"index": index, "src": src, "file": file, "caption": caption, "wrong": guess != label}
+    return {
+        "index": index,
+        "src": src,
+        "file": printable(run.paths[index]),
+        "label": printable(run.classes[label]),
+        "predicted": "" if guess == label else printable(run.classes[guess]),  # empty: as its label
+        "probability": percent(float(run.probabilities[index, guess])),
+    }
 
 
 def figures_of_test(
-    run: RunSummary, prep: Preprocessing, source: Source | None, cells: dict[str, list[int]]
+    run: RunSummary,
+    prep: Preprocessing,
+    source: Source | None,
+    cells: dict[str, list[int]],
+    of_classes: Sequence[int] = (),
 ) -> dict[str, Any]:
-    """Figures of the test photos. Each picture is in the page once: in a section or in the script's list."""
+    """Figures of the test photos. Each picture is in the page once: in a section or in the script's list.
+
+    `cells` and `of_classes` are the photos that the confusion matrix and the table of the classes show.
+    """
     highest_loss = run.probabilities[torch.arange(len(run.labels)), run.labels].argsort().tolist()
     mistakes = [i for i in highest_loss if run.predicted[i] != int(run.labels[i])][:MISTAKES]
     by_confidence = run.probabilities.amax(1).argsort().tolist()
@@ -88,7 +99,7 @@ def figures_of_test(
     lost, won = ([place[path] for path in paths if path in place][:EXTREMES] for paths in changed)
     by_class = [(run.labels == label).nonzero()[:, 0].tolist() for label in range(len(run.classes))]
     turns = [index for turn in itertools.zip_longest(*by_class) for index in turn if index is not None]
-    chosen = list(dict.fromkeys([*lost, *won, *mistakes, *least, *most, *turns]))[:TEST_PICTURES]
+    chosen = list(dict.fromkeys([*lost, *won, *mistakes, *least, *most, *of_classes, *turns]))[:TEST_PICTURES]
     pictures: dict[int, str] = {}
     cams: dict[int, dict[str, str]] = {}
     similar: dict[int, list[tuple[str, str, str]]] = {}
@@ -153,8 +164,8 @@ def map_dots(run: RunSummary, width: int = 720, height: int = 460, margin: int =
     pixels = margin + unit * torch.tensor([width - 2 * margin, height - 2 * margin])
     step = -(-len(run.paths) // len(places))  # of many photos every nth has a place
     pairs = zip(range(0, len(run.paths), step), pixels.tolist(), strict=True)
-    dots = [{"x": x, "y": height - y, "label": int(run.labels[i]), **figure(run, i)} for i, (x, y) in pairs]
-    return sorted(dots, key=lambda dot: dot["wrong"])
+    dots = [{"x": x, "y": height - y, "number": int(run.labels[i]), **figure(run, i)} for i, (x, y) in pairs]
+    return sorted(dots, key=lambda dot: dot["predicted"] != "")
 
 
 def hues(classes: int) -> list[int]:

@@ -1,6 +1,5 @@
 """`report.html`: everything about a run in one file that opens anywhere, offline."""
 
-import contextlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -9,12 +8,10 @@ from typing import Any
 import torch
 from markupsafe import Markup
 
-from flowers_torch import __version__
-from flowers_torch.errors import UsageError
 from flowers_torch.evaluation.advice import advise_on_training
 from flowers_torch.evaluation.metrics import FEW_IMAGES, weakest_class, wilson
-from flowers_torch.evaluation.prediction_sets import coverage_of, set_threshold
-from flowers_torch.evaluation.selective import choose_threshold, read_curve
+from flowers_torch.evaluation.prediction_sets import coverage_of, set_thresholds
+from flowers_torch.evaluation.selective import read_curve, thresholds
 from flowers_torch.files.atomic import refuse_link, write_text
 from flowers_torch.models.checkpoint import ModelInfo
 from flowers_torch.report import image_sections, provenance
@@ -25,7 +22,7 @@ from flowers_torch.report.run_summary import RunSummary, read_run
 from flowers_torch.report.templating import render
 
 REPORT_FILE = "report.html"
-MATRIX_CLASSES = 40  # more classes get a list of the most common confusions
+MATRIX_CLASSES = 40  # of more, the most common confusions and the classes with the lowest recall come first
 CONFUSIONS = 60  # in that list
 FEW_FOR_ACCURACY = 100  # with fewer test photos the page leads with the interval
 SECTIONS = {
@@ -58,19 +55,20 @@ def write_report(folder: Path, info: ModelInfo, source: Source | None) -> Path:
     run, attempt = read_run(folder), source.attempt if source else Attempt()
     charts: dict[str, Markup] = attempt("charts", lambda: _charts(run), {})
     cells, classes, pretrained = confusion_cells(run), len(run.classes), info.weights != "none"
+    rows = class_rows(run, image_sections.training_counts(run, source))
     training = (run.history, run.stages, classes, len(run.split["val"]), pretrained, run.config.get("mirror") == "yes")
     values: dict[str, Any] = {
         "listed": {},
         "cells": {},
         "run": run,
         "info": info,
-        "version": __version__,
         "charts": charts,
         "weakest": weakest_class(run.scores),
         "few_photos": FEW_IMAGES,
         "few_for_accuracy": FEW_FOR_ACCURACY,
         "advice": attempt("advice", lambda: advise_on_training(*training), []),
-        "class_rows": class_rows(run, image_sections.training_counts(run, source)),
+        "class_rows": rows,
+        "many_classes": MATRIX_CLASSES,
         "confusion_rows": confusion_rows(run, cells),
         "dots": attempt("map", lambda: image_sections.map_dots(run), []),
         "hues": image_sections.hues(classes),
@@ -81,7 +79,8 @@ def write_report(folder: Path, info: ModelInfo, source: Source | None) -> Path:
         "max_error": promised_error(info),
         "sets": sets_on_test(info, run),
     }
-    of_test = partial(image_sections.figures_of_test, run, info.preprocessing, cells=cells)
+    of_classes = [row["photo"] for row in rows[:MATRIX_CLASSES]]
+    of_test = partial(image_sections.figures_of_test, run, info.preprocessing, cells=cells, of_classes=of_classes)
     value_range = info.preprocessing.value_range
     other = partial(image_sections.other_figures, run, mirror=info.mirror, value_range=value_range)
     values |= _figures(attempt, source, of_test) | _figures(attempt, source, other)
@@ -117,26 +116,19 @@ def _freeze_tables(run: RunSummary, source: Source | None) -> dict[str, str]:
 
 def promised_error(info: ModelInfo) -> str:
     """The smallest of some error rates that `--max-error` can promise with the validation photos; empty for none."""
-    for percent in (1, 2, 5, 10, 20):
-        with contextlib.suppress(UsageError):
-            choose_threshold(read_curve(info.selective), percent / 100)
-            return f"{percent}%"
-    return ""
+    rates = thresholds(read_curve(info.selective)) if info.selective.get("curve") else {}
+    return f"{min(rates):.0%}" if rates else ""
 
 
 def sets_on_test(info: ModelInfo, run: RunSummary) -> dict[str, Any]:
     """The prediction sets of the highest coverage that can be promised, on the test photos; empty for none."""
-    for percent in (99, 95, 90, 80):
-        with contextlib.suppress(UsageError):
-            threshold = set_threshold(info.selective.get("sets") or {}, percent / 100)
-            inside, size = coverage_of(run.probabilities, run.labels, threshold)
-            return {
-                "coverage": f"{percent}%",
-                "inside": inside,
-                "interval": wilson(inside, len(run.labels)),
-                "size": size,
-            }
-    return {}
+    promised = set_thresholds(info.selective.get("sets") or {})
+    if not promised:
+        return {}
+    coverage, threshold = max(promised.items())
+    inside, size = coverage_of(run.probabilities, run.labels, threshold)
+    interval = wilson(inside, len(run.labels))
+    return {"coverage": f"{coverage:.0%}", "inside": inside, "interval": interval, "size": size}
 
 
 def _figures(attempt: Attempt, source: Source | None, make: Callable[[Source | None], Any]) -> dict[str, Any]:

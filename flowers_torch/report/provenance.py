@@ -6,11 +6,10 @@ from typing import Any
 
 from torch import nn
 
-from flowers_torch.errors import printable
+from flowers_torch.errors import plural, printable
 from flowers_torch.models.checkpoint import ModelInfo
 from flowers_torch.models.freeze import apply_rules, decay_by_layer, freeze_table, rules_for, set_train_mode
 from flowers_torch.report.run_summary import RunSummary
-from flowers_torch.report.templating import plural
 
 CARD_CLASSES = 100  # listed in the model card
 LIMITS = (
@@ -50,7 +49,7 @@ def _measured(info: ModelInfo, run: RunSummary) -> dict[str, str]:
     error, temperature = scores.calibration_error, info.temperature
     return {
         "Data": f"{code(run.data)}: {split_counts(run)}.",
-        "Accuracy": f"{scores.accuracy:.4f} on {plural(scores.images, 'test photo')} "
+        "Accuracy": f"{scores.accuracy:.4f} on {plural(scores.images, 'test photo', form=',')} "
         f"(95% interval {low:.3f} to {high:.3f}).",
         "Lowest recalls": f"{weakest}.",
         "Calibration": f"Expected calibration error {error:.3f} at temperature {temperature:.2f}.",
@@ -65,7 +64,9 @@ def code(name: str) -> str:
 def split_counts(run: RunSummary) -> str:
     """How many photos each split has."""
     train, val, test = (len(run.split[split]) for split in ("train", "val", "test"))
-    return f"{train:,} training, {val:,} validation and {test:,} test photos; no photo is in two splits"
+    return (
+        f"{train:,} training, {val:,} validation and {plural(test, 'test photo', form=',')}; no photo is in two splits"
+    )
 
 
 def settings(run: RunSummary) -> dict[str, list[list[Any]]]:

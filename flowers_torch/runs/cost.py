@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from flowers_torch.config import Config, Stage
+from flowers_torch.errors import plural
 from flowers_torch.evaluation.selective import REFERENCE_IMAGES
 from flowers_torch.log import log
 from flowers_torch.models.freeze import apply_rules, freeze_table, rules_for, set_train_mode
@@ -31,7 +32,7 @@ def dry_run(config: Config) -> None:
     for stage in config.stages:
         groups = apply_rules(model, rules_for(model, stage.train))
         set_train_mode(model, stage.batch_norm)
-        steps = f"{stage.epochs} epochs, {stage.optimizer}, lr {stage.lr:g}"
+        steps = f"{plural(stage.epochs, 'epoch')}, {stage.optimizer}, lr {stage.lr:g}"
         log.info(f"stage    {stage.name}: {'a linear head, fitted by L-BFGS' if stage.is_fitted else steps}")
         log.info(freeze_table(model, groups, None if stage.is_fitted else stage.lr))
         cost = stage_cost(experiment, model, stage)

@@ -10,7 +10,7 @@ from flowers_torch.config import Config, with_absolute_paths
 from flowers_torch.config_file import load_config, to_toml
 from flowers_torch.data.splits.kfold import make_folds
 from flowers_torch.data.splits.split_file import load_split
-from flowers_torch.errors import DataError, UsageError, printable
+from flowers_torch.errors import DataError, UsageError, plural, printable
 from flowers_torch.evaluation.metrics import PREDICTION_COLUMNS, wilson
 from flowers_torch.files.atomic import write_csv, write_json, write_text
 from flowers_torch.files.reading import read_csv, read_json
@@ -19,11 +19,10 @@ from flowers_torch.report.attempt import Attempt
 from flowers_torch.report.crossval_page import write_crossval_report
 from flowers_torch.runs import recipe
 from flowers_torch.runs.dataset import open_images
-from flowers_torch.runs.folder import new_run_folder
+from flowers_torch.runs.folder import SUMMARY_FILE, new_run_folder
 from flowers_torch.shell import command_line
 from flowers_torch.training.checkpoint import checkpoint_files
 
-SUMMARY_FILE = "crossval.json"
 SUMMARY_FORM = {"folds": (3, 1000), "repeats": (1, 1000), "runs": [{"seed": int, "fold": (0, 999)}]}
 COUNTS_FORM = {"test": {"accuracy": (0.0, 1.0), "correct": (0, 10**9), "images": (1, 10**9)}}
 
@@ -44,7 +43,9 @@ def cross_validate(
     make_folds(filtered.dataset, folds, config.seed, filtered.duplicates)  # errors come before any folder
     folder = new_run_folder(str(out), filtered.dataset.name, f"{config.arch}-crossval")
     resuming = command_line("flowers-torch", "crossval", "--resume", folder.absolute())
-    write_text(folder / "config.toml", to_toml(config, f"{folds} folds, {repeats} repeats; resume with: {resuming}"))
+    write_text(
+        folder / "config.toml", to_toml(config, f"{folds} folds, {plural(repeats, 'repeat')}; resume with: {resuming}")
+    )
     write_json(folder / SUMMARY_FILE, _summary([], folds, repeats))
     return resume(folder, command=command)
 
@@ -97,10 +98,10 @@ def resume(out: Path, data: str = "", command: Sequence[str] | None = None) -> d
         write_json(out / SUMMARY_FILE, _summary(runs, folds, repeats))
     summary = _summary(runs, folds, repeats)
     mean, std = summary["mean"], summary["std"]
-    log.info(f"folds    accuracy {mean:.4f} +- {std:.4f} over {len(runs)} networks; see {printable(out)}")
+    log.info(f"folds    accuracy {mean:.4f} +- {std:.4f} over {plural(runs, 'network')}; see {printable(out)}")
     for row in summary["by_seed"]:
         low, high = row["interval_95"]
-        count = f"{row['correct']} of {row['images']} photos correct"
+        count = f"{row['correct']} of {plural(row['images'], 'photo')} correct"
         log.info(f"seed {row['seed']:3} {count}: {row['accuracy']:.4f} (95% interval {low:.3f} .. {high:.3f})")
     arguments = (out, summary, rows, filtered.dataset, config.arch)
     if page := Attempt()("the page", lambda: write_crossval_report(*arguments), None):

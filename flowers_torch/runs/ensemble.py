@@ -18,10 +18,11 @@ from flowers_torch.evaluation.predictions import load_predictions
 from flowers_torch.files.reading import read_json
 from flowers_torch.files.tensors import safe_load
 from flowers_torch.models.checkpoint import ModelInfo, load_classifier, read_model_info, save_classifier
-from flowers_torch.runs.crossval import SUMMARY_FILE, SUMMARY_FORM, fold_folder
+from flowers_torch.runs.crossval import SUMMARY_FORM, fold_folder
 from flowers_torch.runs.dataset import open_other
 from flowers_torch.runs.evaluate import TrainedModel, count_known
 from flowers_torch.runs.experiment import Experiment
+from flowers_torch.runs.folder import SUMMARY_FILE
 from flowers_torch.training.checkpoint import MODEL_FILE
 from flowers_torch.training.device import choose_runtime
 

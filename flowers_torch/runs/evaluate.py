@@ -51,6 +51,10 @@ class Evaluation:
         """The 95% interval of the accuracy."""
         return self.scores.interval()
 
+    def __repr__(self) -> str:
+        low, high = self.interval
+        return f"Evaluation(accuracy {self.accuracy:.4f} ({low:.3f} .. {high:.3f}) on {self.scores.images} photos)"
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
 

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from flowers_torch.data.dataset import ImageDataset
 from flowers_torch.data.quality.filter import FilteredDataset
 from flowers_torch.data.splits.assign import Splits, describe_splits, is_imbalanced
 from flowers_torch.data.splits.split_file import DataChanges, load_split, save_split
-from flowers_torch.errors import DataError, ModelFileError, UsageError, printable
+from flowers_torch.errors import DataError, ModelFileError, UsageError, plural, printable
 from flowers_torch.files.atomic import write_text
 from flowers_torch.files.tensors import safe_load
 from flowers_torch.log import log
@@ -44,6 +44,20 @@ Callback = Callable[[dict[str, Any]], object]
 
 
 @dataclasses.dataclass(frozen=True)
+class Hooks:
+    """What the caller of a run wants to be called, in the main process.
+
+    `after_test` takes the run folder, whose results are written and whose report is not.
+    """
+
+    after_epoch: Sequence[Callback] = ()
+    after_test: Callable[[Path], object] | None = None
+
+
+NO_HOOKS = Hooks()
+
+
+@dataclasses.dataclass(frozen=True)
 class Experiment:
     """What a run works on. `new`, `resume` and `open` make one, and return the network beside it."""
 
@@ -54,7 +68,7 @@ class Experiment:
     splits: Splits
     info: ModelInfo  # not yet calibrated
     folder: Path = Path()  # empty before there is one
-    callbacks: tuple[Callback, ...] = ()  # called after each epoch
+    hooks: Hooks = NO_HOOKS
 
     @property
     def dataset(self) -> ImageDataset:
@@ -238,7 +252,7 @@ def _prepare(
     experiment = Experiment(config, runtime, distributed, filtered, splits, info)
     runtime = _tune(experiment, runtime.place(model))
     stages = ", ".join(f"{stage.name} {stage.epochs} x ({stage.trains})" for stage in config.stages)
-    steps = f"each epoch has {len(splits['train'])} photos of {size} px, {config.batch_size} per step"
+    steps = f"each epoch has {plural(splits['train'], 'photo')} of {size} px, {config.batch_size} per step"
     log.info(f"plan     {stages}; {steps}{_duration(config, splits, runtime.rate)}")
     # What was chosen becomes part of the configuration, so that a resumed run does not choose again.
     config = with_absolute_paths(dataclasses.replace(config, weights=weights, precision=runtime.precision))

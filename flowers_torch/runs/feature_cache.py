@@ -24,7 +24,7 @@ from flowers_torch.accelerate import Acceleration
 from flowers_torch.data.images import open_regular
 from flowers_torch.data.loading.batches import CPU_IMAGES, TrainingBatches
 from flowers_torch.data.loading.gpu_cache import CachedFeatureBatches
-from flowers_torch.errors import FlowersError, ResourceError, UsageError
+from flowers_torch.errors import FlowersError, ResourceError, UsageError, plural
 from flowers_torch.files.cache import cache_folder
 from flowers_torch.files.reading import check, reading
 from flowers_torch.files.tensors import safe_load, safe_save
@@ -158,7 +158,7 @@ class FeatureCache:
         if self.distributed.size > 1:
             mine, all_batches = len(batches), -(-len(indices) // self.loaders.batch_size)
             share = f"{mine} of {all_batches} batches in each of {self.distributed.size} processes"
-            log.info(f"features of {len(indices)} photos: {share}")
+            log.info(f"features of {plural(indices, 'photo')}: {share}")
         own = torch.cat(list(self._run_backbone(split, weights, batches, view, check)))
         return self.distributed.gather(own, len(indices), self.loaders.batch_size)
 

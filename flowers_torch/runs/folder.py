@@ -31,6 +31,7 @@ FILES = (
     *(f"figures/{name}.svg" for name in ("selective_prediction", "learning_curve")),
 )
 LOCK_FILE = ".lock"
+SUMMARY_FILE = "crossval.json"  # of a cross-validation, whose folder holds a run for each fold
 
 
 def new_run_folder(out: str, data: str, arch: str, overwrite: bool = False, root: Path = Path("runs")) -> Path:
@@ -133,8 +134,17 @@ def find_run(name: str | Path, root: Path = Path("runs")) -> Path:
     `latest` is the run below `root` that was last written to.
 
     Raises:
-        UsageError: there is no such run.
+        UsageError: there is no such run, or it is a cross-validation, which has several networks.
     """
+    path = _find(name, root)
+    if (path / SUMMARY_FILE).is_file():
+        folds = sorted(each.parent for each in path.glob("*/config.toml"))
+        fix = f"name one of its folds, such as {printable(folds[0])}" if folds else "train a run"
+        raise UsageError(f"{printable(path)} is a cross-validation, and each fold has its own network", fix)
+    return path
+
+
+def _find(name: str | Path, root: Path) -> Path:
     if str(name) == "latest":
         folders = [path.parent for path in root.glob("*/config.toml")]
         if not folders:
@@ -150,7 +160,7 @@ def find_run(name: str | Path, root: Path = Path("runs")) -> Path:
 
 def find_run_folder(name: str | Path, root: Path = Path("runs")) -> Path:
     """The folder of the run that a person means; a weights file stands for the run folder that it lies in."""
-    path = find_run(name, root)
+    path = _find(name, root)
     if not path.is_dir() and not (path.parent / "config.toml").is_file():
         raise UsageError(f"{printable(path)} is not in a run folder", "name a run folder")
     return path if path.is_dir() else path.parent

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from flowers_torch.data.splits.assign import group_units
+from flowers_torch.errors import plural
 from flowers_torch.evaluation.out_of_fold import find_label_issues, learning_curve
 from flowers_torch.files.atomic import write_csv, write_json
 from flowers_torch.log import log
@@ -32,7 +33,7 @@ def untrained_features(experiment: Experiment) -> Tensor:
     model = build(experiment.info)
     plan = plan_weights(config.arch, config.weights or "imagenet", config.keras_input, config.model_options)
     loaded = load_weights(model, config.arch, plan)
-    log.info(f"features of {len(dataset)} photos; {loaded}")
+    log.info(f"features of {plural(dataset, 'photo')}; {loaded}")
     return experiment.features.of_frozen(experiment.runtime.place(model), range(len(dataset)))
 
 

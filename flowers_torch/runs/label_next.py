@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from flowers_torch.data.dataset import ImageDataset
 from flowers_torch.data.quality.scan import inspect_images
 from flowers_torch.data.splits.split_file import fingerprint
-from flowers_torch.errors import ResourceError, UsageError, printable
+from flowers_torch.errors import ResourceError, UsageError, plural, printable
 from flowers_torch.evaluation.label_next import choose_next
 from flowers_torch.files.atomic import refuse_link, write_csv
 from flowers_torch.files.system import common_folder, link_or_copy
@@ -68,9 +68,9 @@ def find_next(experiment: Experiment, model: nn.Module, files: Sequence[Path], c
     marks = [fingerprint(unlabeled.root / path) for path in unlabeled.paths]
     new = [index for index, mark in enumerate(marks) if mark not in known]
     if not new:
-        what = f"none of the {len(files)} photos is both readable and unknown to the run"
+        what = f"none of {plural(files, 'photo')} is both readable and unknown to the run"
         raise UsageError(what, "name a folder with new photos")
-    log.info(f"features of {len(experiment.dataset)} photos of the run and {len(new)} unlabeled ones")
+    log.info(f"features of {plural(experiment.dataset, 'photo')} of the run and {plural(new, 'unlabeled one')}")
     of_known = experiment.features.of_frozen(model, range(len(experiment.dataset)))
     loaders = Loaders(experiment.config, unlabeled, experiment.info, experiment.runtime, experiment.distributed)
     cache = FeatureCache(loaders, experiment.info, experiment.acceleration, experiment.config.cache_bytes)

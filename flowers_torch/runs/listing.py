@@ -7,8 +7,7 @@ from typing import Any
 
 from flowers_torch.errors import FlowersError, UsageError, printable
 from flowers_torch.files.reading import check, read_json, read_toml, reading
-from flowers_torch.runs.crossval import SUMMARY_FILE
-from flowers_torch.runs.folder import last_written
+from flowers_torch.runs.folder import SUMMARY_FILE, last_written
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ from flowers_torch.data.augment.preview import sample_by_class
 from flowers_torch.data.mirrored_names import mirrored_classes
 from flowers_torch.data.quality.filter import FilteredDataset
 from flowers_torch.data.splits.assign import Splits, group_units
-from flowers_torch.errors import printable
+from flowers_torch.errors import plural, printable
 from flowers_torch.evaluation.mirroring import MirrorTest, compare_mirrored, gradient_features, side_by_side
 from flowers_torch.log import log
 from flowers_torch.models.freeze import apply_rules, rules_for, set_train_mode
@@ -71,10 +71,12 @@ def _features(cache: FeatureCache, model: nn.Module, indices: Sequence[int]) -> 
 
 
 def _describe(found: MirrorTest, classes: Sequence[str], kind: str) -> str:
-    recognized = f"{found.recognized} of {found.images} photos are recognized by their {kind}"
+    recognized = f"{found.recognized} of {plural(found.images, 'photo')} recognized by their {kind}"
     if found.exchanges_classes:
         pair = _both([classes[label] for label in found.pair])
-        what = f"mirrored, {found.exchanged} of {found.of_pair} photos of {pair} are recognized as the other class"
+        what = (
+            f"mirrored, {found.exchanged} of {plural(found.of_pair, 'photo')} of {pair} recognized as the other class"
+        )
         return f"no: {what}; --mirror yes overrides this"
     if not found.is_conclusive:
         return f"yes: only {recognized}, too few to test it; --mirror no if a mirror turns one class into another"

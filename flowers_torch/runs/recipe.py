@@ -7,6 +7,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Sequence
+from logging import LogRecord
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,11 @@ from flowers_torch.errors import DivergedError, ModelFileError, printable
 from flowers_torch.evaluation.metrics import Scores
 from flowers_torch.files.atomic import open_own
 from flowers_torch.files.tensors import safe_load
-from flowers_torch.log import RESULT, log, log_file
+from flowers_torch.log import RESULT, collected, log, log_file
 from flowers_torch.models.checkpoint import load_matching
 from flowers_torch.report.attempt import Attempt
 from flowers_torch.runs.cost import fit_to_time
-from flowers_torch.runs.experiment import Callback, Experiment
+from flowers_torch.runs.experiment import NO_HOOKS, Experiment, Hooks
 from flowers_torch.runs.fingerprint import fingerprint
 from flowers_torch.runs.folder import folder_of_launch, new_run_folder, run_lock
 from flowers_torch.runs.linear_probe import fit_head
@@ -52,7 +53,7 @@ def train(
     overwrite: bool = False,
     command: Sequence[str] | None = None,
     splits: Splits | None = None,
-    callbacks: Sequence[Callback] = (),
+    hooks: Hooks = NO_HOOKS,
 ) -> Result:
     """Trains a network and leaves a run folder.
 
@@ -61,26 +62,25 @@ def train(
         overwrite: Let `out` hold an earlier run.
         command: The command line, for the log; None stores the command that repeats the run.
         splits: Of the filtered images, in place of the configuration's own.
-        callbacks: Called after each epoch with its row of the history; `StopTraining` ends training.
+        hooks: Called after each epoch, where `StopTraining` ends training, and after the test.
     """
     started = time.monotonic()
     # The first call of cuBLAS, when the network is tried, decides whether it can be deterministic.
-    with distributed_context(config.device) as distributed, deterministic(config.deterministic):
+    with collected() as early, distributed_context(config.device) as distributed, deterministic(config.deterministic):
         # torchrun restarts all processes when one dies. They resume in the folder of the first start.
         existing = distributed.broadcast(folder_of_launch(str(out)) if distributed.restarts else None)
         if existing and checkpoint_files(existing):
-            return _resume(existing, distributed, callbacks)
+            return _resume(existing, distributed, hooks)
         out, overwrite = existing or out, overwrite or bool(existing)
 
         experiment, model = Experiment.new(config, distributed, splits)
         closing_seconds = 0.0
         if config.minutes:
             experiment, closing_seconds = fit_to_time(experiment, model, started)
-        name = experiment.dataset.name
-        folder = new_run_folder(str(out), name, config.arch, overwrite) if distributed.is_main else Path()
-        folder = distributed.broadcast(folder)
-        experiment = dataclasses.replace(experiment, folder=folder, callbacks=tuple(callbacks))
-        with _run_folder(experiment.folder, distributed):
+        name = (str(out), experiment.dataset.name, config.arch)
+        folder = distributed.broadcast(new_run_folder(*name, overwrite) if distributed.is_main else Path())
+        experiment = dataclasses.replace(experiment, folder=folder, hooks=hooks)
+        with _run_folder(experiment.folder, distributed, early):
             experiment.distributed.lead(lambda: write_provenance(experiment, command))
             state = RunState(elapsed=time.monotonic() - started, closing_seconds=closing_seconds)
             return _train_and_test(experiment, model, state)
@@ -91,7 +91,7 @@ def resume(
     changes: dict[str, Any] | None = None,
     allow_config_change: bool = False,
     allow_data_change: bool = False,
-    callbacks: Sequence[Callback] = (),
+    hooks: Hooks = NO_HOOKS,
 ) -> Result | None:
     """Resumes an interrupted run from its newest checkpoint; None if it had finished already.
 
@@ -114,14 +114,14 @@ def resume(
         raise ModelFileError(f"{printable(folder)} holds no checkpoint", "start a new run")
     config = load_config(file=str(folder / "config.toml"), overrides=changes)
     with distributed_context(config.device) as distributed:
-        return _resume(folder, distributed, callbacks, changes, allow_config_change, allow_data_change)
+        return _resume(folder, distributed, hooks, changes, allow_config_change, allow_data_change)
 
 
-def _resume(folder: Path, distributed: Distributed, callbacks: Sequence[Callback], *changes: Any) -> Result:
+def _resume(folder: Path, distributed: Distributed, hooks: Hooks, *changes: Any) -> Result:
     started = time.monotonic()
     with _run_folder(folder, distributed):
         experiment, model, checkpoint = Experiment.resume(folder, distributed, *changes)
-        experiment = dataclasses.replace(experiment, callbacks=tuple(callbacks))
+        experiment = dataclasses.replace(experiment, hooks=hooks)
         state = checkpoint.state
         names = [*(stage.name for stage in experiment.config.stages), "test"]
         where = f"{names[state.stage]}, epoch {state.epoch + 1}, batch {state.step + 1}"
@@ -132,12 +132,12 @@ def _resume(folder: Path, distributed: Distributed, callbacks: Sequence[Callback
 
 
 @contextlib.contextmanager
-def _run_folder(folder: Path, distributed: Distributed) -> Iterator[None]:
-    """Locks the run folder and writes its log, in the main process."""
+def _run_folder(folder: Path, distributed: Distributed, early: Sequence[LogRecord] = ()) -> Iterator[None]:
+    """Locks the run folder and writes its log, and what was logged `early`, in the main process."""
     if not distributed.is_main:
         yield
         return
-    with run_lock(folder), log_file(folder / "log.txt", open_own):  # guard: S6 log
+    with run_lock(folder), log_file(folder / "log.txt", open_own, early):  # guard: S6 log
         yield
 
 
@@ -185,6 +185,8 @@ def _test(experiment: Experiment, model: nn.Module, state: RunState, stop: StopR
 
     scores, info = write_results(experiment, model, state, check)
     if distributed.is_main:
+        if experiment.hooks.after_test:
+            experiment.hooks.after_test(folder)
         for path in reversed(checkpoint_files(folder)):  # only now is there nothing left to resume
             path.unlink()
         log.info(f"model    {printable(folder / MODEL_FILE)}, {(folder / MODEL_FILE).stat().st_size / 1e6:.1f} MB")

@@ -19,14 +19,14 @@ def review_page(review: LabelReview, value_range: Range = (), port: int = 0) -> 
         ResourceError: the port is in use.
     """
     templates = files("flowers_torch.report") / "templates"
-    style = "".join((templates / name).read_text(encoding="utf-8") for name in ("report.css", "review.css"))
+    style = "".join((templates / name).read_text(encoding="utf-8") for name in ("base.css", "review.css"))
     page = render("review.html.jinja", {"data": review.dataset.name, "run": review.run_folder.name})
     assets = {
         "": (page.encode(), "text/html; charset=utf-8"),
         "review.css": (style.encode(), "text/css; charset=utf-8"),
         "review.js": ((templates / "review.js").read_bytes(), "text/javascript; charset=utf-8"),
     }
-    assets["icon.svg"] = ((files("flowers_torch.deploy") / "serve_page/icon.svg").read_bytes(), "image/svg+xml")
+    assets["icon.svg"] = ((files("flowers_torch.deploy") / "templates/icon.svg").read_bytes(), "image/svg+xml")
     values: dict[str, Callable[..., Any]] = {"state": review.state, "similar/": review.similar}
     picture = picture_maker(review.file, value_range)
 

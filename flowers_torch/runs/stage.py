@@ -12,7 +12,7 @@ from flowers_torch.config import Stage
 from flowers_torch.data.loading.batches import TrainingBatches
 from flowers_torch.data.loading.gpu_cache import CachedFeatureBatches
 from flowers_torch.data.loading.loaders import derived_seed
-from flowers_torch.errors import DataError, StoppedError
+from flowers_torch.errors import DataError, StoppedError, plural
 from flowers_torch.evaluation.metrics import describe_epoch, fit_temperature, score
 from flowers_torch.evaluation.predictions import Predictions, collect
 from flowers_torch.log import bar, log
@@ -90,7 +90,7 @@ def train_stage(
             checkpointer.save(work.train)
             return
     if state.epoch < stage.epochs:
-        waited = f"{stage.patience} epochs without a better validation loss"
+        waited = f"{plural(stage.patience, 'epoch')} without a better validation loss"
         log.info(f"stage    {stage.name} ends early: {waited}")
         checkpointer.save(work.train)  # the best weights may not be in the folder yet
         model.load_state_dict(checkpointer.best_weights())
@@ -108,7 +108,7 @@ def _begin(
     config, number = experiment.config, checkpointer.state.stage
     stage, train_indices = config.stages[number], experiment.splits["train"]
     place = f"{number + 1} of {len(config.stages)}"
-    log.info(f"stage    {place}, {stage.name}: {stage.epochs} epochs, {stage.optimizer}")
+    log.info(f"stage    {place}, {stage.name}: {plural(stage.epochs, 'epoch')}, {stage.optimizer}")
     train = make_train_state(experiment, model, stage, number)
     batches: Batches = experiment.loaders.training(train_indices, stage.augment, stage.mixup)
     validation: Batches = experiment.loaders.in_order(experiment.splits["val"])
@@ -269,12 +269,12 @@ def run_callbacks(experiment: Experiment, state: RunState) -> str:
     """Calls the callbacks with the last epoch in the main process; the reason where one of them ends training."""
     ended = False
     if experiment.distributed.is_main:
-        for callback in experiment.callbacks:
+        for callback in experiment.hooks.after_epoch:
             try:
                 callback(dict(state.history[-1]))
             except StopTraining:
                 ended = True
-    ended = bool(experiment.callbacks) and bool(experiment.distributed.all_reduce_max(ended))
+    ended = bool(experiment.hooks.after_epoch) and bool(experiment.distributed.all_reduce_max(ended))
     return "stop     a callback ends training" if ended else ""
 
 

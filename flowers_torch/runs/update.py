@@ -5,6 +5,7 @@ The photos of the run keep their splits. New photos are assigned so that no test
 """
 
 import dataclasses
+import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ from flowers_torch.data.splits.assign import SPLITS
 from flowers_torch.data.splits.extension import AssignedImage, extend_splits
 from flowers_torch.data.splits.split_file import fingerprint, read_split
 from flowers_torch.data.tar_members import split_path
-from flowers_torch.errors import DataError, ResourceError, UsageError, printable
+from flowers_torch.errors import DataError, ResourceError, UsageError, plural, printable
 from flowers_torch.evaluation.comparison import Comparison, compare
 from flowers_torch.evaluation.evaluate import predict_images
 from flowers_torch.evaluation.predictions import RunPredictions, load_predictions
@@ -32,13 +33,11 @@ from flowers_torch.files.system import caseless, ignores_case, link_or_copy
 from flowers_torch.files.tensors import safe_load
 from flowers_torch.log import RESULT, log
 from flowers_torch.models.checkpoint import load_classifier, read_model_info
-from flowers_torch.report.attempt import Attempt
 from flowers_torch.report.run_summary import UPDATE_FILE
 from flowers_torch.runs import recipe
 from flowers_torch.runs.dataset import images_of, log_reading
-from flowers_torch.runs.experiment import Experiment
+from flowers_torch.runs.experiment import Hooks
 from flowers_torch.runs.folder import new_run_folder
-from flowers_torch.runs.results import write_run_report
 from flowers_torch.training.checkpoint import MODEL_FILE
 from flowers_torch.training.device import choose_runtime, runtime_of_run
 
@@ -81,7 +80,8 @@ def update(
     deciding = (fractions, former.seed, copies_may_be_mirrored(config.mirror, [*known.classes, *new.classes]))
     added, torn = extend_splits(old, [seen[member.name] for member in old], new, inspect_images(new), *deciding)
     if torn:
-        log.info(f"note     {len(torn)} photos belong with photos of several splits and are left out: {listed(torn)}")
+        what = plural(torn, "photo belongs", "photos belong")
+        log.info(f"note     {what} with photos of several splits; left out: {listed(torn)}")
     if not added:
         raise UsageError(f"{printable(source)} holds no photo that the run does not know", "add new ones")
     new_folder = new_run_folder(str(out), known.name, config.arch)
@@ -89,7 +89,7 @@ def update(
     counts = ", ".join(f"{sum(m.split == split for m in added)} {split}" for split in SPLITS)
     fresh = sorted({m.label for m in added} - {m.label for m in old})
     classes = f"; new classes: {printable(', '.join(fresh))}" if fresh else ""
-    log.info(f"data     {len(added)} new photos ({counts}) beside the {len(old)} of the run{classes}")
+    log.info(f"data     {plural(added, 'new photo')} ({counts}) beside the {len(old)} of the run{classes}")
     config = dataclasses.replace(
         config, data=str(new_folder / "photos"), test="", classes="top", exclude="", groups="duplicates"
     )
@@ -99,16 +99,9 @@ def update(
         config = dataclasses.replace(config, groups=str((new_folder / "groups.csv").absolute()))
     again = with_absolute_paths(dataclasses.replace(former, data=source)).data
     command = command or ["flowers-torch", "update", str(folder.absolute()), again]
-    recipe.train(config, new_folder, overwrite=True, command=command)
-    compare_with_parent(folder, new_folder, config.device)
-    report_comparison(new_folder, config.device)
+    compare_both = functools.partial(compare_with_parent, folder, device=config.device)
+    recipe.train(config, new_folder, overwrite=True, command=command, hooks=Hooks(after_test=compare_both))
     return new_folder
-
-
-def report_comparison(folder: Path, device: str = "auto") -> None:
-    """Writes the report of an updated run again, now with the comparison."""
-    experiment, model = Experiment.open(folder, device)
-    Attempt()("the page", lambda: write_run_report(experiment, model, experiment.info), None)
 
 
 def _config_of_update(folder: Path, former: Config, changes: dict[str, Any]) -> Config:
@@ -136,7 +129,8 @@ def _parent_images(folder: Path, dataset: ImageDataset) -> list[AssignedImage]:
     marks = [pair for members in splits.values() for pair in members.items()]
     lost = [name for name, mark in marks if name not in label or fingerprint(dataset.root / name) != mark]
     if lost:
-        what = f"{len(lost)} photos of {printable(folder)} are gone or changed (first: {printable(lost[0])})"
+        first = f"since {printable(folder)} (first: {printable(lost[0])})"
+        what = f"{plural(lost, 'photo is', 'photos are')} gone or changed {first}"
         raise DataError(what, "restore them, or start a new run")
     return [
         AssignedImage(dataset.root / name, label[name], split, name, dataset.groups.get(name, ""))
@@ -212,11 +206,11 @@ def compare_with_parent(former: Path, folder: Path, device: str = "auto") -> Com
     low, high = result.interval
     log.log(
         RESULT,
-        f"update   {result.images} test photos that neither saw: {then:.4f} before (first), {now:.4f} now "
+        f"update   {plural(result.images, 'test photo')} that neither saw: {then:.4f} before (first), {now:.4f} now "
         f"(second), {now - then:+.4f} (95% bootstrap {low:+.4f} .. {high:+.4f}); {result.verdict()}",
     )
     for name, (correct, images) in fresh.items():
-        log.log(RESULT, f"new      {printable(name, 60)}: {correct} of {images} test photos right")
+        log.log(RESULT, f"new      {printable(name, 60)}: {correct} of {plural(images, 'test photo')} right")
     if result.p_value < 0.05 and now < then:
         log.info(f"note     keep {printable(former)}, or train longer: it has lost what it knew")
     content = dataclasses.asdict(result) | {"former": str(former.absolute()), "new_classes": fresh}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from flowers_torch.data.loading.gpu_cache import to_device
 from flowers_torch.data.loading.loaders import derived_seed
-from flowers_torch.errors import ResourceError, lacks_memory, one_line, printable
+from flowers_torch.errors import ResourceError, lacks_memory, one_line, plural, printable
 from flowers_torch.log import log
 from flowers_torch.models.heads import main_and_auxiliary
 from flowers_torch.training.device import Runtime, release_memory, search_kernels
@@ -106,13 +106,13 @@ def _backward_in_memory(state: TrainState, images: Tensor, labels: Tensor) -> tu
         size = min(state.micro_batch or len(images), len(images))
         # guard: R11
         if size <= 2 or state.distributed.size > 1:  # other processes are in the middle of their exchange
-            what = f"out of memory with {size} photos at a time ({reason})"
+            what = f"out of memory with {plural(size, 'photo')} at a time ({reason})"
             raise ResourceError(what, "lower --size, or use a smaller network")
         state.optimizer.zero_grad(set_to_none=True)
         release_memory(state.runtime.device)
         state.micro_batch = math.ceil(size / 2)
         now = f"{state.micro_batch} at a time, with the gradients of {len(images)} added up"
-        log.warning(f"WARNING  out of memory with {size} photos at a time ({reason}); now {now}")
+        log.warning(f"WARNING  out of memory with {plural(size, 'photo')} at a time ({reason}); now {now}")
 
 
 def _loss_sum(state: TrainState, logits: Tensor, labels: Tensor) -> Tensor:

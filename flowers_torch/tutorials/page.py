@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from flowers_torch.config_file import load_config
+from flowers_torch.errors import plural
 from flowers_torch.tutorials.catalog import ExactFigure, read_catalog
 from flowers_torch.tutorials.reproduce import Reproduction, describe_losses
 
@@ -85,7 +86,7 @@ def _cells(runs: list[Reproduction]) -> str:
     times = [one.train_seconds for one in runs if one.train_seconds is not None]
     seconds = f"{statistics.fmean(times):.0f} s" if times else NOT_MEASURED
     return (
-        f"{statistics.fmean(accuracies):.4f} ({spread}) on {first.images} photos of {kind}`{first.data}`"
+        f"{statistics.fmean(accuracies):.4f} ({spread}) on {plural(first.images, 'photo')} of {kind}`{first.data}`"
         f" | {seeds} | {seconds} | {first.machine}"
     )
 

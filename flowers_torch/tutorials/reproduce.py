@@ -10,7 +10,7 @@ from typing import Any
 
 from flowers_torch.config import Config, Stage, default_stages
 from flowers_torch.config_file import load_config, toml_value
-from flowers_torch.errors import DataError, UsageError, printable
+from flowers_torch.errors import DataError, UsageError, plural, printable
 from flowers_torch.files.atomic import write_text
 from flowers_torch.files.reading import check, parse_json, read_bytes, read_json, reading
 from flowers_torch.report.run_summary import read_history
@@ -80,7 +80,7 @@ def read_reproduction(folder: Path, recipe: str, substitute_data: bool = False) 
         what = f"{printable(folder)} does not hold a finished run"
         raise DataError(what, "name the folder of a finished run") from error
     threads = config.threads or environment["threads"]
-    processor = f"{environment['processor']}, {threads} thread{'s' * (threads > 1)}"
+    processor = f"{environment['processor']}, {plural(threads, 'thread')}"
     return Reproduction(
         recipe,
         Path(config.data).name,
@@ -197,7 +197,7 @@ def describe(recipe: str, result: Reproduction, recorded: Sequence[Reproduction]
     `recorded` are earlier results; those on the same photos are listed.
     """
     tutorial, config = read_catalog().find(recipe), load_config(file=recipe)
-    photos = f"{result.images} test photos of {result.data}{' (substitute data)' * result.substitute_data}"
+    photos = f"{plural(result.images, 'test photo')} of {result.data}{' (substitute data)' * result.substitute_data}"
     ours = f"{result.accuracy:.4f} ({result.low:.3f} .. {result.high:.3f}) on {photos}"
     losses = f"losses   {tutorial.losses or 'none printed'}; ours: {describe_losses(result)}"
     seconds = "time not measured" if result.train_seconds is None else f"{result.train_seconds:.0f} s"
@@ -218,7 +218,7 @@ def describe(recipe: str, result: Reproduction, recorded: Sequence[Reproduction]
     for one in recorded:
         if (one.recipe, one.data) == (recipe, result.data) and one != result:
             changes = ", ".join(one.changes) or "the recipe as it is"
-            lines.append(f"recorded {one.accuracy:.4f} of {one.images} photos, seed {one.seed}: {changes}")
+            lines.append(f"recorded {one.accuracy:.4f} of {plural(one.images, 'photo')}, seed {one.seed}: {changes}")
     return "\n".join(lines)
 
 

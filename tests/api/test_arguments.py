@@ -1,13 +1,16 @@
 """Errors for Python programs name arguments, those of the command line flags."""
 
 import ast
+import inspect
+import pickle
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from flowers_torch import Classifier, cli, train
+import flowers_torch
+from flowers_torch import Classifier, cli, create_model, train
 from flowers_torch.api.arguments import NAMES, PROGRAMS, SWITCHES, with_arguments
 from flowers_torch.errors import FlowersError, UsageError
 
@@ -34,6 +37,14 @@ PACKAGE = Path(__file__).parents[2] / "flowers_torch"
         ("set --set stages.head.lr=0.1", 'set **{"stages.head.lr": 0.1}'),
         ("list the runs with: flowers-torch runs --json", "list the runs with: flowers-torch runs --json"),
         ("a larger /dev/shm (docker run --shm-size=2g)", "a larger /dev/shm (docker run --shm-size=2g)"),
+        ("use --epochs 2,4 or more", "use epochs=(2, 4) or more"),
+        ("next flowers-torch predict 'my run' PHOTO...", 'next flowers_torch.Classifier.load("my run")(PHOTO)'),
+        ("(to classify: flowers-torch predict RUN a/b)", '(to classify: flowers_torch.Classifier.load(RUN)("a/b"))'),
+        ("flowers-torch train --set a.b=1 --epochs 1,2", 'flowers_torch.train(**{"a.b": 1}, epochs=(1, 2))'),
+        ("flowers-torch train --int8 --data 'it'\"'\"'s a'", 'flowers_torch.train(int8=True, data="it\'s a")'),
+        ("resume with: flowers-torch train --resume /a-1", 'resume with: flowers_torch.resume("/a-1")'),
+        ("flowers-torch predict a b --json", "flowers-torch predict a b --json"),
+        ("flowers-torch evaluate 'a b' --save", "flowers-torch evaluate 'a b' --save"),
         ("well-known--photo.jpg is empty", "well-known--photo.jpg is empty"),
     ],
 )  # fmt: skip
@@ -87,3 +98,48 @@ def test_errors_of_functions_and_of_commands(
     arguments = ["--data", str(photo_folder), "--arch", "test_resnet", "--weights", "offline", "--size", "32"]
     assert cli.main(["train", *arguments]) == 2
     assert "--weights offline holds" in capsys.readouterr().err
+
+
+def test_the_log_of_a_python_program_names_no_flag(
+    photo_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What training and prediction print can be typed in Python; what the command prints, in a shell."""
+    caplog.set_level("INFO", "flowers_torch")
+    options: dict[str, Any] = {"size": 32, "device": "cpu", "precision": "fp32", "batch_size": 8, "epochs": (1, 1)}
+    options |= {"weights": "none", "stages.finetune.lr": 1e-6, "stages.head.lr": 1e-6}
+    result = train(photo_folder, "test_resnet", out=tmp_path / "run", **options)
+    result.classifier(photo_folder)
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) > 20 and not [line for line in lines if re.search(r"(?<![\w-])--[a-z]|flowers-torch", line)]
+    assert (tmp_path / "run/log.txt").read_text().count(" --") == 0 and " --" not in capsys.readouterr().out
+    (mirror,), (following,), tries = (
+        [line[9:] for line in lines if line.startswith(word)] for word in ("mirror", "next", "try")
+    )
+    assert 'mirror="no" if a mirror' in mirror and "flowers_torch.train(recipe=" in tries[0]
+    predictions = eval(following.replace("PHOTO", "photo"), {"flowers_torch": flowers_torch, "photo": photo_folder})
+    assert len(predictions) == 60
+    ast.parse(tries[0][tries[0].index("flowers_torch.train") :])
+    caplog.clear()
+    words = [
+        "--data",
+        str(photo_folder),
+        "--arch",
+        "test_resnet",
+        "--weights",
+        "none",
+        "--size",
+        "32",
+        "--device",
+        "cpu",
+    ]
+    assert cli.main(["train", *words, "--head-only", "--out", str(tmp_path / "command")]) == 0
+    assert "--mirror no" in caplog.text and "flowers-torch predict" in caplog.text
+
+
+def test_every_public_function_names_arguments() -> None:
+    with pytest.raises(UsageError, match="^size=3 is too small"):
+        create_model("inception_v3", 5, size=3)
+    assert pickle.loads(pickle.dumps(create_model)) is create_model
+    for name in flowers_torch.__all__:
+        found = getattr(flowers_torch, name)
+        assert not inspect.isfunction(found) or found.__module__ == "flowers_torch", name

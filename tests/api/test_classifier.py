@@ -2,6 +2,7 @@
 
 import io
 import random
+import re
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,9 +27,14 @@ def classifier(trained: TrainResult) -> Classifier:
     return trained.classifier
 
 
+def opened(path: Path) -> Image.Image:
+    """An image that is not loaded, and whose file nobody needs to close."""
+    return Image.open(io.BytesIO(path.read_bytes()))
+
+
 def forms_of(path: Path) -> dict[str, Any]:
     """A photo as everything that is one image."""
-    image = Image.open(path)
+    image = opened(path)
     pixels = np.asarray(image)
     tensor = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
     return {
@@ -55,12 +61,33 @@ def test_several_images_give_a_list(classifier: Classifier, files: list[Path]) -
     pixels = np.stack([np.asarray(Image.open(file)) for file in files[:5]])
     lists: list[Any] = [files[:5], [str(file) for file in files[:5]], pixels, (array for array in pixels)]
     lists += [torch.from_numpy(pixels).permute(0, 3, 1, 2), [files[0], *pixels[1:5]]]
+    lists += [np.array([str(file) for file in files[:5]]), np.array(files[:5]), dict.fromkeys(files[:5])]
+    lists += [[Response(file.read_bytes()) for file in files[:5]]]
     expected = [prediction.probabilities for prediction in classifier(lists[0])]
     for images in lists:
         assert [prediction.probabilities for prediction in classifier(images)] == expected
     folder = classifier(files[0].parent)
     assert len(folder) == 20 and len(classifier(f"{files[0].parent}/1?.png")) == 10
     assert classifier([]) == [] and [p.file for p in folder] == [str(file) for file in files[:20]]
+
+
+class Upload:
+    """An uploaded file of a web framework, whose methods are coroutines."""
+
+    filename = "upload.png"
+
+    async def read(self, size: int = -1) -> bytes:
+        return b""
+
+
+class Response(io.RawIOBase):
+    """The body of a response, which cannot seek."""
+
+    def __init__(self, content: bytes) -> None:
+        self.file = io.BytesIO(content)
+
+    def read(self, size: int = -1) -> bytes:
+        return self.file.read(size)
 
 
 @pytest.mark.parametrize(
@@ -76,6 +103,10 @@ def test_several_images_give_a_list(classifier: Classifier, files: list[Path]) -
         (b"", "empty"),
         (io.BytesIO(b"<html>"), "web page"),
         ("no_such_photo.jpg", "no_such_photo"),
+        (io.StringIO("text"), "not an open binary file"),
+        (Upload(), "upload.png is not an open binary file"),
+        (torch.zeros(3, 4, 4).to_sparse(), "tensor without plain values"),
+        (torch.zeros(3, 4, 4, device="meta"), "tensor without plain values"),
     ],
 )
 def test_invalid_images_are_errors_with_a_fix(classifier: Classifier, image: Any, problem: str) -> None:
@@ -85,12 +116,16 @@ def test_invalid_images_are_errors_with_a_fix(classifier: Classifier, image: Any
     assert problem in prediction.error and not prediction.label
 
 
-@pytest.mark.parametrize("images", [3, None, {"a": 1}.keys(), [[1, 2]]])
+class DataFrame:
+    """Whatever the library, a table is not a list of images."""
+
+
+@pytest.mark.parametrize("images", [3, None, {"a": 1}.keys(), [[1, 2]], "", DataFrame()])
 def test_other_things_are_refused(classifier: Classifier, images: Any) -> None:
     try:
         assert all(prediction.error for prediction in classifier(images))
     except UsageError as error:
-        assert "; fix: give a path" in str(error)
+        assert re.search("; fix: (give a path|name a file|give the column of the files)", str(error))
 
 
 def test_phone_photos_are_upright_and_the_image_stays_as_it_is(classifier: Classifier, tmp_path: Path) -> None:
@@ -99,11 +134,35 @@ def test_phone_photos_are_upright_and_the_image_stays_as_it_is(classifier: Class
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
-    turned = Image.open(tmp_path / "turned.png")
+    turned = opened(tmp_path / "turned.png")
     upright = np.rot90(pixels, -1)
     expected = classifier(upright).probabilities
     assert classifier(turned).probabilities == classifier(tmp_path / "turned.png").probabilities == expected
     assert turned.size == (80, 40)
+
+
+def test_large_images_are_read_as_their_files_are(classifier: Classifier, tmp_path: Path) -> None:
+    """Also where a file is decoded at a smaller size, and where an image of many pixels is averaged."""
+    noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a.jpg")
+    Image.fromarray(noise).resize((2400, 1800), Image.Resampling.NEAREST).save(tmp_path / "b.png", compress_level=1)
+    for name in ("a.jpg", "b.png"):
+        path, image = tmp_path / name, opened(tmp_path / name)
+        expected = classifier.predict_proba(path)
+        with path.open("rb") as file, Image.open(path) as of_a_file:
+            for form in (path.read_bytes(), io.BytesIO(path.read_bytes()), image, file, of_a_file):
+                assert torch.equal(classifier.predict_proba(form), expected), name
+        assert image.tile  # it was not loaded
+        with pytest.raises(DataError, match="the image is too large: "):
+            classifier.predictor.read(image, "the image", 100)
+    image.load()
+    for form in (image, np.asarray(image), np.asarray(image) / 255):
+        assert torch.equal(classifier.predict_proba(form), expected)
+    draft, loaded = opened(tmp_path / "a.jpg"), opened(tmp_path / "a.jpg")
+    draft.draft("L", (100, 100))
+    loaded.load()
+    assert torch.equal(classifier.predict_proba(loaded), classifier.predict_proba(np.asarray(loaded)))
+    assert torch.equal(classifier.predict_proba(draft), classifier.predict_proba(np.asarray(draft)))
 
 
 def test_probabilities_features_and_explanations(classifier: Classifier, files: list[Path]) -> None:
@@ -136,7 +195,7 @@ def test_a_largest_error_rate_makes_it_abstain(classifier: Classifier, files: li
 
 
 def test_one_line_of_text(classifier: Classifier, trained: TrainResult) -> None:
-    for shown in (repr(classifier), repr(trained)):
+    for shown in (repr(classifier), repr(trained), repr(classifier.evaluate())):
         assert "\n" not in shown and len(shown) < 300
     assert "test_resnet, 3 classes (blue, green, red), 32 px on cpu" in repr(classifier)
 
@@ -200,7 +259,7 @@ def assert_threads_agree(classifier: Classifier, images: list[Any], calls: int) 
 
 
 def test_eight_threads_get_the_bits_of_one(classifier: Classifier, files: list[Path]) -> None:
-    shared = Image.open(files[4])  # not loaded yet
+    shared = opened(files[4])  # not loaded yet
     assert_threads_agree(classifier, [*files[:3], files[3].read_bytes(), shared], 80)
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Dataset, IterableDataset, Subset
 
 from flowers_torch import Classifier, StopTraining, TrainResult, list_models, resume, train
 from flowers_torch.data.sources.open import open_dataset
@@ -147,16 +147,29 @@ def test_data_frames(files: list[Path], tmp_path: Path) -> None:
         write_dataset(frame.drop(columns="path"), tmp_path)
 
 
+class Endless(IterableDataset[Any]):
+    """A dataset that only yields."""
+
+
+class DataFrame:
+    """Whatever the library."""
+
+    columns = ("file", "label")
+
+
 @pytest.mark.parametrize(
     ("data", "problem"),
     [
         (3, "is not a dataset"),
         (([], []), "no images"),
-        ((["a.png"], ["x", "y"]), "1 images and 2 labels"),
+        ((["a.png"], ["x", "y"]), "1 image and 2 labels"),
         ({"trian": ([], [])}, "not the name of a split"),
         (([object()], ["x"]), "is not an image"),
         ((["a.png"], [["x"]]), "is not a class"),
         (([np.full((4, 4, 3), 300)], ["x"]), "values from 300"),
+        ((iter(["a.png"]), ["x", "y"]), "1 images and 2 labels"),
+        (Endless(), "Endless has no length"),
+        ({"train": DataFrame(), "test": DataFrame()}, "a dict of DataFrames is not a dataset"),
     ],
 )
 def test_data_that_is_none(data: Any, problem: str, tmp_path: Path) -> None:
@@ -166,7 +179,7 @@ def test_data_that_is_none(data: Any, problem: str, tmp_path: Path) -> None:
 
 
 def test_files_that_do_not_exist(tmp_path: Path, small: dict[str, Any]) -> None:
-    with pytest.raises(DataError, match="do not exist"):
+    with pytest.raises(DataError, match="not exist"):
         train((["a.png", "b.png"], ["x", "y"]), out=tmp_path / "run", **small)
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -49,27 +50,42 @@ def losses(result: Any) -> list[float]:
     return [*(row[name] for row in result.history for name in ("train_loss", "val_loss")), result.test.loss]
 
 
-@pytest.mark.parametrize(
-    ("stages", "options"),
-    [((HEAD, FINETUNE), {"ema": 0.9, "clip_grad": 1.0, "class_weights": "balanced"}), ((FITTED,), {})],
-    ids=["two stages", "fitted head"],
-)
+@pytest.fixture(scope="module")
+def few_photos(photo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve photos of each class: the simulation takes its time for each operation."""
+    folder = tmp_path_factory.mktemp("few")
+    shutil.copytree(photo_folder, folder / "photos", ignore=shutil.ignore_patterns("1[2-9].png"))
+    return folder / "photos"
+
+
+RUNS: dict[str, tuple[list[Stage], dict[str, Any]]] = {
+    "two stages": ([HEAD, FINETUNE], {"ema": 0.9, "clip_grad": 1.0, "class_weights": "balanced", "mirror": "yes"}),
+    "fitted head": ([FITTED], {}),  # with the measurement whether a mirror changes the class
+}
+
+
+@pytest.fixture(params=RUNS)
+def on_the_cpu(request: pytest.FixtureRequest, few_photos: Path, tmp_path: Path) -> tuple[str, recipe.Result]:
+    """The name of a run and its result outside of the simulation, which slows down every device."""
+    stages, options = RUNS[request.param]
+    return request.param, recipe.train(config(few_photos, "cpu", *stages, **options), tmp_path / "cpu")
+
+
 def test_a_run_ends_as_on_the_cpu(
-    stages: tuple[Stage, ...],
-    options: dict[str, Any],
-    photo_folder: Path,
+    on_the_cpu: tuple[str, recipe.Result],
+    few_photos: Path,
     tmp_path: Path,
     gpu: Any,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Precision is tuned, with times that let fp32 win. The compiler is left out: it knows no simulated device."""
+    name, here = on_the_cpu
+    stages, options = RUNS[name]
     compiled = compile_nothing(monkeypatch)
     options = options | {"precision": "auto", "accelerate": "precision,compile"}
     tune(monkeypatch, {"bf16": 0.9, "fp16": 0.8, "fp32": 0.5})
-    there, here = (
-        recipe.train(config(photo_folder, device, *stages, **options), tmp_path / device) for device in ("cuda", "cpu")
-    )
+    there = recipe.train(config(few_photos, "cuda", *stages, **options), tmp_path / "cuda")
     assert "device   cuda, fp32 (fastest of bf16 2.2 img/s, fp16 2.5 img/s, fp32 (TF32) 4.0 img/s)" in caplog.messages
     assert set(compiled) == ({8} if len(stages) == 2 else set())  # the last batch of an epoch is smaller
     assert losses(there) == pytest.approx(losses(here), rel=1e-3)
@@ -79,7 +95,7 @@ def test_a_run_ends_as_on_the_cpu(
 
 
 def test_a_run_in_fp16_resumes_and_opens_on_a_cpu(
-    photo_folder: Path, tmp_path: Path, gpu: Any, monkeypatch: pytest.MonkeyPatch
+    few_photos: Path, tmp_path: Path, gpu: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A signal comes between two readings of the loss. In the end the machine has lost its GPU."""
     monkeypatch.setitem(stage.READ_INTERVAL, "cuda", 3)
@@ -92,21 +108,21 @@ def test_a_run_in_fp16_resumes_and_opens_on_a_cpu(
         return real(*arguments)
 
     monkeypatch.setattr(step_module, "train_step", train_step)
-    made = config(photo_folder, "cuda", HEAD, FINETUNE, precision="fp16")
+    made = config(few_photos, "cuda", HEAD, FINETUNE, precision="fp16", mirror="yes")
     whole = recipe.train(made, tmp_path / "whole")
-    left[0] = 7
+    left[0] = 5
     with pytest.raises(StoppedError):
         recipe.train(made, tmp_path / "run")
     resumed = recipe.resume(tmp_path / "run")
     assert losses(resumed) == pytest.approx(losses(whole), rel=1e-3)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    photo = str(next(photo_folder.rglob("*.png")))
+    photo = str(next(few_photos.rglob("*.png")))
     assert main(["predict", str(tmp_path / "run"), photo]) == 0
     assert main(["evaluate", str(tmp_path / "run"), "--save"]) == 0
     found = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert found["test"]["loss"] == pytest.approx(whole.test.loss, rel=0.05)
 
 
-def test_a_sweep_of_learning_rates(photo_folder: Path, gpu: Any) -> None:
-    found = find_learning_rate(config(photo_folder, "cuda", FINETUNE), 0, 1e-5, 0.1, 12)
+def test_a_sweep_of_learning_rates(few_photos: Path, gpu: Any) -> None:
+    found = find_learning_rate(config(few_photos, "cuda", FINETUNE, mirror="yes"), 0, 1e-5, 0.1, 12)
     assert len(found.rates) >= 10

@@ -157,7 +157,7 @@ def test_the_range_is_one_of_the_whole_set_and_its_reason_is_printed(tmp_path, m
     (tmp_path / "set").mkdir()
     filtered = filter_images(dataset_of(tmp_path / "set", files))
     assert filtered.value_range == TWELVE
-    line = "4 photos have more than 8 bits; as their largest value is 4095, 0 .. 4095 becomes 0 .. 255"
+    line = "4 photos have more than 8 bits; as the largest value is 4095, 0 .. 4095 becomes 0 .. 255"
     assert line in filtered.warnings and not [text for text in filtered.warnings if "show nothing" in text]
 
 

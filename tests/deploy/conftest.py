@@ -121,12 +121,14 @@ def served_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def serving(classifier: Predictor, connections: int = 256, **limits: int) -> Iterator[Served]:
+def serving(
+    classifier: Predictor, connections: int = 256, coverage: float | None = None, **limits: int
+) -> Iterator[Served]:
     pytest.importorskip("starlette")
     from flowers_torch.commands.serve import listen, make_server
     from flowers_torch.deploy.serve import Limits, Service, make_app
 
-    service = Service(classifier, "<i>a run</i>", Limits(**limits))
+    service = Service(classifier, "<i>a run</i>", Limits(**limits), coverage=coverage)
     with listen("127.0.0.1", 0) as listener:
         server = make_server(make_app(service), connections)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
@@ -153,5 +155,5 @@ def served(served_classifier: Predictor) -> Iterator[Served]:
 
 @pytest.fixture
 def serve_with(served_classifier: Predictor) -> Any:
-    """Starts another server with the given limits."""
-    return lambda **limits: serving(served_classifier, **limits)
+    """Starts another server, with the given limits or of another classifier."""
+    return lambda classifier=served_classifier, **limits: serving(classifier, **limits)

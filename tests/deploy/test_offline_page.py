@@ -44,14 +44,16 @@ def test_names_of_classes_cannot_become_markup(onnx_bytes: bytes, small: Any, tm
     write_page(tmp_path / "model.html", onnx_bytes, RUNTIME)
     html = (tmp_path / "model.html").read_text()
     assert "<img src=x" not in html and "\u202e" not in html and "\x1b" not in html
-    summary = json.loads(re.findall(r'id="summary">(.*?)</script>', html)[0])
-    assert summary["classes"][0] == small.info.classes[0]
-    assert summary["classes"][1] == "\\u202etulip\\x1b[31m"
-    assert len(html.split("window.hacked")) == 2  # in the JSON, escaped
+    model = json.loads(re.findall(r'id="model">(.*?)</script>', html)[0])
+    assert model["classes"][0] == small.info.classes[0]
+    assert model["classes"][1] == "\\u202etulip\\x1b[31m"
+    assert len(html.split("window.hacked")) == 3  # in the list and in the JSON, escaped
 
 
 def test_the_script_never_writes_markup() -> None:
-    script = (Path(page.__file__).parent / "templates/offline_page.js").read_text()
+    templates = Path(page.__file__).parent / "templates"
+    names = ("photo_page.js", "photo_sources.js", "offline_page.js")
+    script = "".join((templates / name).read_text() for name in names)
     for name in (
         "innerHTML",
         "outerHTML",

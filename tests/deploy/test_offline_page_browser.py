@@ -4,8 +4,6 @@ ONNXRUNTIME_WEB is the path of ONNX Runtime (`npm pack onnxruntime-web@1.30.0`);
 downloaded.
 """
 
-import csv
-import io
 import json
 import os
 from pathlib import Path
@@ -20,7 +18,7 @@ from flowers_torch.data.sources.demo import FORMS, draw_picture
 from flowers_torch.deploy.export import export_onnx
 from flowers_torch.deploy.offline_page import BrowserRuntime, find_runtime, write_page
 from flowers_torch.deploy.predictor import Predictor
-from flowers_torch.errors import ResourceError
+from flowers_torch.errors import ResourceError, printable
 from flowers_torch.training.device import Runtime
 
 pytestmark = pytest.mark.slow
@@ -74,7 +72,7 @@ def open_page(browser: Any, page: Path, width: int = 1400, scheme: str = "light"
     features = [{"name": "prefers-color-scheme", "value": scheme}]
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
     browser.get(page.as_uri())
-    wait(browser, lambda: browser.find_element("id", "status").text.startswith("Ready"))
+    wait(browser, lambda: browser.find_element("id", "ready").text.startswith("Ready"))
 
 
 def wait(browser: Any, ready: Any) -> None:
@@ -83,12 +81,12 @@ def wait(browser: Any, ready: Any) -> None:
     WebDriverWait(browser, 120, 0.2).until(lambda _: ready())
 
 
-def classify(browser: Any, files: list[Path]) -> list[list[str]]:
-    """Rows of the table that the page exports for photos, with the header."""
+def classify(browser: Any, files: list[Path]) -> list[dict[str, Any]]:
+    """What the page knows about photos after it has classified them."""
     browser.find_element("id", "files").send_keys("\n".join(map(str, files)))
-    status = f"{len(files)} of {len(files)} photos"
-    wait(browser, lambda: browser.find_element("id", "status").text.startswith(status))
-    return list(csv.reader(io.StringIO(browser.execute_script("return table()"))))
+    status = f"{len(files)} of {len(files)} photo"
+    wait(browser, lambda: browser.find_element("id", "count").text.startswith(status))
+    return list(browser.execute_script("return photos.map(({ item, file, ...others }) => others)"))
 
 
 @pytest.mark.parametrize("form", ["file", "folder"])
@@ -97,14 +95,16 @@ def test_it_predicts_as_torch_does_without_any_request(
 ) -> None:
     browser.get_log("performance"), browser.get_log("browser")
     open_page(browser, pages[form])
-    header, *rows = classify(browser, files)
-    assert len(rows) == 10 and [row[0] for row in rows] == [path.name for path in files]
+    photos = classify(browser, files)
+    assert [photo["name"] for photo in photos] == [path.name for path in files]
     classifier = Predictor(small.network, small.info, Runtime(torch.device("cpu"), "fp32", "for a test"))
     expected = (classifier.logits(files) / small.info.temperature).softmax(1)
-    found = np.array([[float(value) for value in row[4:]] for row in rows])
+    names = [printable(name) for name in small.info.classes]
+    rows = [{each["class"]: each["probability"] for each in photo["classes"]} for photo in photos]
+    found = np.array([[row[name] for name in names] for row in rows])
     assert np.abs(found - expected.numpy()).max() < TOLERANCE
-    assert [header.index(row[1]) - 4 for row in rows] == expected.argmax(1).tolist()
-    assert [row[3] for row in rows] == [p.reason for p in classifier.predict(files)]
+    assert [names.index(photo["classes"][0]["class"]) for photo in photos] == expected.argmax(1).tolist()
+    assert [photo["isUnlike"] for photo in photos] == [bool(p.reason) for p in classifier.predict(files)]
     assert browser.get_log("browser") == [] and browser.execute_script("return window.hacked") is None
     events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     sent = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
@@ -126,25 +126,32 @@ def test_a_bad_photo_among_good_ones(browser: Any, pages: dict[str, Path], files
     bad = tmp_path / "<img src=x onerror=window.hacked=1>.jpg"
     bad.write_bytes(b"nothing")
     open_page(browser, pages["file"])
-    _, first, second, third = classify(browser, [files[0], bad, files[1]])
-    assert first[1] and third[1] and not second[1] and "cannot be read" in second[3]
-    assert browser.find_elements("css selector", ".card .error")
+    first, second, third = classify(browser, [files[0], bad, files[1]])
+    assert first["classes"] and third["classes"] and "cannot read it" in second["error"]
+    assert "cannot read it. Fix: convert" in browser.find_element("css selector", ".failed").text
     assert browser.execute_script("return window.hacked") is None
     browser.find_element("id", "clear").click()
-    assert not browser.find_elements("css selector", ".card")
+    assert not browser.find_elements("css selector", "#predictions > li")
 
 
-def test_the_threshold_is_that_of_predict(browser: Any, pages: dict[str, Path], files: list[Path]) -> None:
-    """The curve of the small model accepts 4 of 10 validation images from 0.9 on, without errors."""
+def test_the_threshold_is_that_of_predict(browser: Any, pages: dict[str, Path], files: list[Path], small: Any) -> None:
+    """The lowest error rate that the small model can promise is 20%, with its threshold of 0.9."""
     from selenium.webdriver.support.ui import Select
 
     open_page(browser, pages["file"])
-    classify(browser, files[:3])
-    select = Select(browser.find_element("id", "care"))
-    assert [option.text for option in select.options][0] == "always" and len(select.options) > 1
-    select.select_by_index(len(select.options) - 1)
-    assert "0 of 4 predictions were wrong, and 60% of photos were unsure" in browser.find_element("id", "promise").text
-    assert all(row.get_attribute("class").endswith("unsure") for row in browser.find_elements("css selector", ".card"))
+    photos = classify(browser, files)
+    select = Select(browser.find_element("id", "rate"))
+    assert [option.text for option in select.options] == ["any number", "at most 20%"]
+    assert select.first_selected_option.text == "at most 20%"
+    assert "0 of 4 wrong in validation" in browser.find_element("id", "promise").text
+    classifier = Predictor(small.network, small.info, Runtime(torch.device("cpu"), "fp32", "for a test"))
+    assert classifier.threshold(0.2).probability == 0.9
+    expected = [prediction.reason for prediction in classifier.predict(files, confidence_threshold=0.9)]
+    assert [photo["decision"]["reason"] for photo in photos] == expected and "too improbable" in expected
+    unsure = browser.find_elements("css selector", ".unsure")
+    assert len(unsure) == len([reason for reason in expected if reason])
+    select.select_by_index(0)
+    assert not browser.find_elements("css selector", ".unsure")
 
 
 @pytest.mark.parametrize("width", [360, 1400])
@@ -169,8 +176,8 @@ def test_everything_is_reachable_by_keyboard(browser: Any, pages: dict[str, Path
     classify(browser, files[:1])
     browser.execute_script("document.activeElement.blur()")
     reached = []
-    for _ in range(5):
+    for _ in range(8):
         ActionChains(browser).send_keys(Keys.TAB).perform()
         focused = browser.switch_to.active_element
         reached.append(focused.get_attribute("id") or focused.tag_name)
-    assert sorted(reached) == ["care", "clear", "files", "save", "summary"]
+    assert reached == ["choose", "choose-folder", "camera", "save", "clear", "rate", "button", "summary"]

@@ -152,3 +152,14 @@ def test_keys_can_be_turned_off_and_nothing_to_review_is_said(opened: Any) -> No
     assert not page.review.decisions
     empty = opened(0)
     empty.wait(lambda: empty.text("#end-title") == "No label issues")
+
+
+def test_a_photo_that_was_moved_is_named_and_can_be_decided(opened: Any) -> None:
+    page = opened(2)
+    file = page.review.issues[1]["file"]
+    (page.review.dataset.root / file).rename(page.review.dataset.root / "elsewhere.png")
+    page.press("k", 1)
+    photo = page.browser.find_element("id", "photo")
+    page.wait(lambda: photo.get_attribute("alt") == f"the photo in question, {file} (cannot be shown)")
+    page.press("x", 2)
+    assert page.review.decisions[file].action == "exclude"

@@ -30,7 +30,8 @@ from flowers_torch.training.device import Runtime
 from .conftest import serving
 
 ADOBE = (0.3127, 0.329, 0.64, 0.33, 0.21, 0.71, 0.15, 0.06)
-TWELVE = (0.0, 4095.0)
+TWELVE, SIXTEEN = (0.0, 4095.0), (0.0, 65535.0)
+LARGE = (10960, 8220)  # more pixels than are decoded, except of a JPEG at a reduced size
 
 
 def picture(width: int = 96, height: int = 72) -> Image.Image:
@@ -100,8 +101,8 @@ def photos() -> dict[str, tuple[bytes, tuple[float, ...]]]:
         "turned.jpg": (encoded(image.transpose(Image.Transpose.ROTATE_90), "JPEG", exif=exif, **best), ()),
         "colors12.png": (deep_png((values * 4095 / 255).round()), TWELVE),
         "gray12.png": (deep_png((gray * 4095 / 255).round()), TWELVE),
-        "gray16.tif": (encoded(Image.fromarray((gray * 257).round().astype(np.uint16)), "TIFF"), (0.0, 65535.0)),
-        "large.jpg": (encoded(picture(12000, 9000), "JPEG", quality=90), ()),
+        "gray16.tif": (encoded(Image.fromarray((gray * 257).round().astype(np.uint16)), "TIFF"), SIXTEEN),
+        "large.jpg": (encoded(picture(960, 720).resize(LARGE), "JPEG", quality=90), ()),
     }
     inks = 255 - values
     printed = Image.fromarray(np.dstack([inks, 0 * gray]).astype(np.uint8), "CMYK")
@@ -144,36 +145,38 @@ def test_every_file_is_read_as_the_same_picture(files: dict[Path, tuple[float, .
             assert np.abs(found - expected(path)).mean() < 1.5, (path.name, at_least)
         checked = inspect_image(path)
         assert not checked.error and range_of(checked.values) == (value_range or ()), path.name
-        assert (checked.width, checked.height) == ((12000, 9000) if path.name == "large.jpg" else (96, 72))
+        assert (checked.width, checked.height) == (LARGE if path.name == "large.jpg" else (96, 72))
 
 
-def test_training_prediction_export_and_server_see_the_same(files: dict[Path, tuple[float, ...]], small: Any) -> None:
+@pytest.mark.parametrize("value_range", [(), TWELVE, pytest.param(SIXTEEN, marks=pytest.mark.slow)])
+def test_training_prediction_export_and_server_see_the_same(
+    value_range: tuple[float, ...], files: dict[Path, tuple[float, ...]], small: Any
+) -> None:
     """Training's resized images differ from prediction's by their filter; the same bytes give the same logits."""
-    for value_range in sorted(set(files.values())):
-        group = [path for path, own in files.items() if own == value_range]
-        predictor = predictor_of(small, value_range)
-        inputs = [predictor.read(path) for path in group]
-        preprocessing = predictor.info.preprocessing
-        trained = resized_images(group, [0] * len(group), 0, "none", preprocessing)
-        mean, std = (torch.tensor(values)[:, None, None] for values in (preprocessing.mean, preprocessing.std))
-        for path, item, pixels in zip(group, (trained[0, i] for i in range(len(group))), inputs, strict=True):
-            assert float((item.image - 255 * (pixels * std + mean)).abs().mean()) < 1.5, path.name
-        alone = [predictor.classify([pixels], top=3)[0] for pixels in inputs]
-        by_python = Classifier(predictor, Path()).predict([str(path) for path in group], top=3)
-        assert [p.probabilities for p in by_python] == [pytest.approx(p.probabilities, abs=1e-5) for p in alone]
-        exported = export_onnx(small.network, predictor.info, small.data, Path("x.onnx"), with_preprocessing=True)
-        model = parse_onnx(exported.content, Path("x.onnx"))
-        stated = model.metadata["preprocessing"]
-        assert tuple(stated["value_range"]) == value_range and stated["color_space"] == "sRGB"
-        for path, prediction in zip(group, alone, strict=True):
-            image = load_image(path, at_least=predictor.enough_side, value_range=tuple(stated["value_range"]))
-            found = model(np.asarray(image)[None])["probabilities"][0]
-            assert sorted(found.tolist(), reverse=True) == pytest.approx(prediction.probabilities, abs=5e-3), path.name
-        with serving(predictor) as served:
-            _, _, response = served.send(*((path.name, path.read_bytes()) for path in group), query="?top=3")
-        for prediction, info in zip(alone, response["predictions"], strict=True):
-            assert "error" not in info, info
-            assert [row["probability"] for row in info["classes"]] == pytest.approx(prediction.probabilities, abs=1e-5)
+    group = [path for path, own in files.items() if own == value_range]
+    predictor = predictor_of(small, value_range)
+    inputs = [predictor.read(path) for path in group]
+    preprocessing = predictor.info.preprocessing
+    trained = resized_images(group, [0] * len(group), 0, "none", preprocessing)
+    mean, std = (torch.tensor(values)[:, None, None] for values in (preprocessing.mean, preprocessing.std))
+    for path, item, pixels in zip(group, (trained[0, i] for i in range(len(group))), inputs, strict=True):
+        assert float((item.image - 255 * (pixels * std + mean)).abs().mean()) < 1.5, path.name
+    alone = [predictor.classify([pixels], top=3)[0] for pixels in inputs]
+    by_python = Classifier(predictor, Path()).predict([str(path) for path in group], top=3)
+    assert [p.probabilities for p in by_python] == [pytest.approx(p.probabilities, abs=1e-5) for p in alone]
+    exported = export_onnx(small.network, predictor.info, small.data, Path("x.onnx"), with_preprocessing=True)
+    model = parse_onnx(exported.content, Path("x.onnx"))
+    stated = model.metadata["preprocessing"]
+    assert tuple(stated["value_range"]) == value_range and stated["color_space"] == "sRGB"
+    for path, prediction in zip(group, alone, strict=True):
+        image = load_image(path, at_least=predictor.enough_side, value_range=tuple(stated["value_range"]))
+        found = model(np.asarray(image)[None])["probabilities"][0]
+        assert sorted(found.tolist(), reverse=True) == pytest.approx(prediction.probabilities, abs=5e-3), path.name
+    with serving(predictor) as served:
+        _, _, response = served.send(*((path.name, path.read_bytes()) for path in group), query="?top=3")
+    for prediction, info in zip(alone, response["predictions"], strict=True):
+        assert "error" not in info, info
+        assert [row["probability"] for row in info["classes"]] == pytest.approx(prediction.probabilities, abs=1e-5)
 
 
 @pytest.mark.slow

@@ -1,14 +1,23 @@
 """The served page in headless Chromium, driven by selenium (`pip install selenium`)."""
 
+import csv
+import dataclasses
 import json
 import os
-from collections.abc import Callable
+import shutil
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from flowers_torch.commands.predict import _to_rows
+from flowers_torch.deploy.predictor import Predictor
+from flowers_torch.files.atomic import safe_cell
+
 pytestmark = pytest.mark.slow
+CARD, DONE = "#predictions > li", "#predictions > li:not(.waiting)"
 
 
 @pytest.fixture
@@ -39,10 +48,17 @@ def wait(browser: Any, condition: Callable[[], Any]) -> Any:
 
 def choose(browser: Any, *files: Path) -> list[Any]:
     """Adds files to the page and waits for their cards."""
-    before = len(all_of(browser, ".prediction"))
+    before = len(all_of(browser, CARD))
     browser.find_element("css selector", "#files").send_keys("\n".join(map(str, files)))
-    wait(browser, lambda: len(all_of(browser, ".prediction:not(.waiting)")) == before + len(files))
-    return all_of(browser, ".prediction")
+    wait(browser, lambda: len(all_of(browser, DONE)) == before + len(files))
+    return all_of(browser, CARD)
+
+
+def drop(browser: Any, *paths: Path) -> None:
+    """Drops files and folders of this machine, as a mouse does."""
+    data = {"items": [], "files": [str(path) for path in paths], "dragOperationsMask": 1}
+    for kind in ("dragEnter", "dragOver", "drop"):
+        browser.execute_cdp_cmd("Input.dispatchDragEvent", {"type": kind, "x": 200, "y": 150, "data": data})
 
 
 @pytest.mark.parametrize("width", [360, 1400])
@@ -57,11 +73,14 @@ def test_photos_are_classified_without_errors_requests_or_sideways_scrolling(
     files = [card.find_element("css selector", ".file").text for card in cards]
     assert files == [images[0].name, hostile_file.name, images[1].name, images[2].name]
     assert "no prediction" in cards[1].text and "is not an image of an accepted format" in cards[1].text
+    assert browser.find_element("id", "count").text == "4 of 4 photos, 1 without a prediction"
     _, _, response = served.send((images[0].name, images[0].read_bytes()))
     best = response["predictions"][0]["classes"][0]
-    title = cards[0].find_element("css selector", "h3").text
-    assert best["class"] in title and f"{best['probability']:.1%}" in title
-    assert len(cards[0].find_elements("css selector", "ol li")) == 3
+    assert cards[0].find_element("css selector", "h3").text == best["class"]
+    bars = [row.text.split("\n") for row in cards[0].find_elements("css selector", "ol li")]
+    assert len(bars) == 3 and bars[0] == [best["class"], f"{best['probability']:.1%}"]
+    fit = "return getComputedStyle(document.querySelector('.photo')).objectFit"
+    assert browser.execute_script(fit) == "contain"  # the whole photo
     cards[0].find_element("css selector", ".explain").click()
     heat = cards[0].find_element("css selector", ".heat")
     wait(browser, heat.is_displayed)
@@ -91,13 +110,13 @@ def test_photos_can_be_dropped_and_pasted(browser: Any, served: Any) -> None:
             const options = {bubbles: true, cancelable: true};
             const event = kind === 'drop' ? new DragEvent('drop', {...options, dataTransfer: given})
                 : new ClipboardEvent('paste', {...options, clipboardData: given});
-            document.querySelector('#drop').dispatchEvent(event);
+            document.querySelector('.drop').dispatchEvent(event);
             done(true);
         });"""
     for number, kind in enumerate(("drop", "paste"), start=1):
         browser.execute_async_script(script, kind)
-        wait(browser, lambda number=number: len(all_of(browser, ".prediction:not(.waiting)")) == number)
-        assert all_of(browser, ".prediction .file")[0].text == f"{kind}.png"
+        wait(browser, lambda number=number: len(all_of(browser, DONE)) == number)
+        assert all_of(browser, f"{CARD} .file")[0].text == f"{kind}.png"
     assert not all_of(browser, ".failed")
 
 
@@ -106,7 +125,7 @@ def test_the_camera_takes_a_photo(browser: Any, served: Any) -> None:
     browser.find_element("css selector", "#camera").click()
     wait(browser, lambda: browser.execute_script("return document.querySelector('video').videoWidth"))
     browser.find_element("css selector", "#shoot").click()
-    wait(browser, lambda: all_of(browser, ".prediction:not(.waiting):not(.failed)"))
+    wait(browser, lambda: all_of(browser, f"{DONE}:not(.failed)"))
     assert not all_of(browser, "dialog[open]")
     wait(browser, lambda: browser.execute_script("return document.querySelector('video').srcObject") is None)
 
@@ -117,7 +136,7 @@ def test_all_of_it_works_by_keyboard(browser: Any, served: Any, photo_folder: Pa
     open_page(browser, served)
     images = sorted(photo_folder.rglob("*.png"))[:2]
     choose(browser, *images)
-    script = """return [...document.querySelectorAll('button, summary')]
+    script = """return [...document.querySelectorAll('button, summary, select')]
         .filter(e => e.checkVisibility()).filter(e => {
         e.focus({focusVisible: true});
         return document.activeElement !== e || getComputedStyle(e).outlineStyle === 'none';
@@ -127,12 +146,12 @@ def test_all_of_it_works_by_keyboard(browser: Any, served: Any, photo_folder: Pa
     button.send_keys(Keys.ENTER)
     wait(browser, lambda: button.get_attribute("aria-pressed") == "true")
     all_of(browser, ".remove")[0].send_keys(Keys.ENTER)
-    assert len(all_of(browser, ".prediction")) == 1
+    assert len(all_of(browser, CARD)) == 1
     assert "remove" in browser.switch_to.active_element.get_attribute("class")
-    status = browser.find_element("css selector", "[role=status]").get_attribute("textContent")
-    assert "sure" in status
+    said = browser.find_element("id", "said").get_attribute("textContent")
+    assert said == "1 of 1 photo" or images[1].name in said
     browser.find_element("css selector", "#clear").send_keys(Keys.ENTER)
-    assert not all_of(browser, ".prediction")
+    assert not all_of(browser, CARD)
     assert browser.switch_to.active_element.get_attribute("id") == "choose"
 
 
@@ -142,8 +161,91 @@ def test_a_busy_server_is_retried_and_a_dead_one_is_reported(browser: Any, serve
         open_page(browser, served)
         served.service.pending = 1
         browser.find_element("css selector", "#files").send_keys(str(image))
-        wait(browser, lambda: all_of(browser, ".prediction.waiting"))
+        wait(browser, lambda: all_of(browser, f"{CARD}.waiting"))
         served.service.pending = 0
-        wait(browser, lambda: all_of(browser, ".prediction:not(.waiting):not(.failed)"))
+        wait(browser, lambda: all_of(browser, f"{DONE}:not(.failed)"))
     cards = choose(browser, image)
     assert "is it still running?" in cards[0].text
+
+
+NAMES = ("a, b 'c'.png", "=1+1.png", "Лютик едкий.png", "plain.png")
+
+
+@pytest.fixture
+def promising(serve_with: Any, served_classifier: Predictor, photo_folder: Path, tmp_path: Path) -> Iterator[Any]:
+    """A server whose threshold lies between two of its photos, its classifier, and photos with difficult names."""
+    files = [tmp_path / "photos" / name for name in NAMES]
+    (tmp_path / "photos").mkdir()
+    for file, source in zip(files, sorted(photo_folder.rglob("*.png"))[::15], strict=True):
+        shutil.copy(source, file)
+    sure = sorted(prediction.probability for prediction in served_classifier.predict(files))
+    curve = [[sum(sure[1:3]) / 2, 60, 0], [0.0, 100, 30]]
+    sets = {"images": 39, "quantiles": [[0.2, 1], [0.3, 2], [0.6, 4]]}
+    info = dataclasses.replace(served_classifier.info, selective={"curve": curve, "sets": sets})
+    classifier = dataclasses.replace(served_classifier, info=info)
+    with serve_with(classifier, coverage=0.95) as running:
+        yield running, classifier, files
+
+
+def test_the_table_is_that_of_predict(browser: Any, promising: Any, hostile_file: Path, tmp_path: Path) -> None:
+    from selenium.webdriver.support.ui import Select
+
+    served, classifier, files = promising
+    browser.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
+    open_page(browser, served)
+    drop(browser, *files[:2], hostile_file, *files[2:])
+    wait(browser, lambda: len(all_of(browser, DONE)) == 5)
+    assert "unsure: too improbable" in browser.find_element("id", "predictions").text
+    assert browser.find_element("id", "count").text == "5 of 5 photos, 2 unsure, 1 without a prediction"
+    assert "0 of 60 wrong in validation" in browser.find_element("id", "promise").text
+    browser.find_element("id", "save").click()
+    table, limit = tmp_path / "predictions.csv", time.monotonic() + 20
+    while not table.exists() and time.monotonic() < limit:
+        time.sleep(0.05)
+    with table.open(encoding="utf-8-sig", newline="") as file:
+        header, *rows = csv.reader(file)
+    assert header == ["file", "rank", "class", "probability", "reason", "error", "set"]
+    failed = rows.pop(2)
+    assert failed[:5] == [hostile_file.name, "", "", "", ""] and "not an image" in failed[5]
+    least = classifier.threshold(0.02).probability
+    found = classifier.predict(files, 1, 1, least, classifier.set_threshold(0.95))
+    # The names of the browser are those without the folder; the last digits depend on the batch.
+    expected = [_to_rows(dataclasses.replace(each, file=Path(each.file).name))[0] for each in found]
+    for row, wanted in zip(rows, expected, strict=True):
+        texts = [str(safe_cell(cell)) for cell in wanted]
+        assert row[:2] + row[4:6] == texts[:2] + texts[4:6]
+        assert float(row[3]) == pytest.approx(float(texts[3]), abs=2e-5)
+    assert {row[2] for row in rows} <= set(served.service.page["classes"])
+    Select(browser.find_element("id", "rate")).select_by_visible_text("any number")
+    assert browser.find_element("id", "count").text == "5 of 5 photos, 1 without a prediction"
+    assert browser.execute_script("return window.hacked") is None
+
+
+def test_a_folder_of_many_photos_is_dropped(browser: Any, served: Any, photo_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(photo_folder, tmp_path / "many")
+    (folder / "red" / "broken.png").write_bytes(b"nothing")
+    (folder / "notes.txt").write_text("not a photo")
+    (folder / ".hidden.png").write_bytes(b"not a photo either")
+    open_page(browser, served)
+    drop(browser, folder)
+    wait(browser, lambda: browser.find_element("id", "count").text == "61 of 61 photos, 1 without a prediction")
+    names = browser.execute_script("return photos.map(photo => photo.name)")
+    assert names[:3] == ["many/blue/0.png", "many/blue/1.png", "many/blue/2.png"] and len(names) == 61
+    assert [card.find_element("css selector", ".file").text for card in all_of(browser, ".failed")] == [
+        "many/red/broken.png"
+    ]
+    assert not browser.find_element("id", "bar").is_displayed()
+    assert browser.find_element("id", "said").get_attribute("textContent") == browser.find_element("id", "count").text
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [("NotAllowedError", "The browser blocks the camera"), ("NotFoundError", "No camera was found")],
+)
+def test_a_camera_that_does_not_work_says_why(browser: Any, served: Any, error: str, message: str) -> None:
+    open_page(browser, served)
+    script = "navigator.mediaDevices.getUserMedia = () => Promise.reject(new DOMException('', arguments[0]))"
+    browser.execute_script(script, error)
+    browser.find_element("id", "camera").click()
+    wait(browser, lambda: message in browser.find_element("id", "notice").text)
+    assert not all_of(browser, "dialog[open]")

@@ -48,7 +48,7 @@ def test_images_that_the_runs_label_differently_do_not_count() -> None:
     assert common_images([first, second]) == ["a", "c"] and relabeled_images([first, second]) == ["b"]
     result = compare(first, second)
     assert (result.images, result.first_correct, result.second_correct) == (2, 2, 2)
-    with pytest.raises(DataError, match="label all 1 shared test photos differently"):
+    with pytest.raises(DataError, match="no label of the 1 shared test photo is the same"):
         common_images([run("a", [0], [0]), run("a", [0], [1])])
 
 

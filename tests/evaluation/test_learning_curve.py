@@ -92,10 +92,11 @@ def test_subsets_take_groups_whole() -> None:
     assert torch.bincount(labels[draw_subset(torch.arange(6), labels, (), 0.01, 0)]).tolist() == [1, 1, 1]
 
 
-def test_the_interval_of_the_gain_contains_the_gain() -> None:
-    gains = [learning_curve(*blobs(100, 4, 1.2, seed), 4).gain.accuracy for seed in range(8)]
+@pytest.mark.parametrize("count", [3, pytest.param(8, marks=pytest.mark.slow)])
+def test_the_interval_of_the_gain_contains_the_gain(count: int) -> None:
+    gains = [learning_curve(*blobs(100, 4, 1.2, seed), 4).gain.accuracy for seed in range(count)]
     mean = sum(gain for gain, _ in gains) / len(gains)
-    assert sum(abs(gain - mean) <= 1.96 * error for gain, error in gains) >= 7
+    assert sum(abs(gain - mean) <= 1.96 * error for gain, error in gains) >= 0.85 * count
     assert all(error < 0.1 for _, error in gains)
 
 

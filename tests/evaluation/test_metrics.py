@@ -126,7 +126,7 @@ def test_an_interval_contains_its_accuracy(images: int) -> None:
 
 def test_the_weakest_class_is_reported() -> None:
     text = describe_scores(score(LOGITS, LABELS), ("rose", "iris", "tulip\n"))
-    assert "0.8000" in text and "lowest recall tulip\\n 0.50, mostly misclassified as iris" in text and "\n" not in text
+    assert "0.8000" in text and "lowest recall tulip\\n 0.50, 1 of 1 misclassified as iris" in text and "\n" not in text
     assert "lowest recall" not in describe_scores(score(LOGITS[:2], LABELS[:2]), ("a", "b", "c"))
 
 

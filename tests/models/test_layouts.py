@@ -178,7 +178,7 @@ def test_densenet_files_of_2017(tmp_path: Path, arch: str) -> None:
     assert (logits(ours, 64) - logits(source, 64)).abs().max() <= 1e-5 * logits(source, 64).abs().max()
 
 
-@pytest.mark.parametrize("arch", ["vgg16", "timm:vgg16", "timm:vgg11"])
+@pytest.mark.parametrize("arch", ["vgg16", pytest.param("timm:vgg16", marks=pytest.mark.slow), "timm:vgg11"])
 @pytest.mark.parametrize("numbered", [False, True])
 def test_vgg_without_dense_layers(tmp_path: Path, arch: str, numbered: bool) -> None:
     with torch.device("meta"):

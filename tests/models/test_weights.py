@@ -1,5 +1,6 @@
 """The weights that training starts from: every choice of --weights and its errors."""
 
+import contextlib
 import dataclasses
 import hashlib
 import http.server
@@ -8,15 +9,18 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
 import timm
 import torch
 
-from flowers_torch.errors import ModelFileError, UsageError
+from flowers_torch.errors import ModelFileError, ResourceError, UsageError
 from flowers_torch.models.checkpoint import ModelInfo, build, save_classifier
+from flowers_torch.models.pretrained import fetch_imagenet
 from flowers_torch.models.weights import load_weights, plan_weights
 
 ARCH = "test_resnet"
@@ -106,50 +110,69 @@ def test_invalid_choices(tmp_path: Path) -> None:
         plan_weights("inception_v4x", "none")
 
 
+# Fetches the weights and reports for each line that it reads.
 FETCH = """
-import sys, torch, timm
+import json, sys, torch
 from flowers_torch.errors import FlowersError
 from flowers_torch.models.pretrained import fetch_imagenet
 from flowers_torch.models.weights import load_weights, plan_weights
 from flowers_torch.models.checkpoint import ModelInfo, build
-try:
-    path = fetch_imagenet("test_resnet")
-except FlowersError as error:
-    print(error); sys.exit(error.exit_code)
-plan = plan_weights("test_resnet", "imagenet")
-model = build(ModelInfo("test_resnet", ("a", "b"), plan.preprocessing))
-print(load_weights(model, "test_resnet", plan)); print(plan.license)
-torch.save(model.conv1[0].weight, sys.argv[1])
+for _ in sys.stdin:
+    try:
+        path = fetch_imagenet("test_resnet")
+        plan = plan_weights("test_resnet", "imagenet")
+        model = build(ModelInfo("test_resnet", ("a", "b"), plan.preprocessing))
+        report = load_weights(model, "test_resnet", plan), plan.license
+        torch.save(model.conv1[0].weight, sys.argv[1])
+    except FlowersError as error:
+        report = error.exit_code, str(error)
+    print(json.dumps(report), flush=True)
 """
 
 
-def run_fetch(home: Path, endpoint: str) -> subprocess.CompletedProcess[str]:
-    """Runs FETCH in a new process, because the hub's client reads its address on import."""
+@contextlib.contextmanager
+def hub_client(home: Path, endpoint: str) -> Iterator[Callable[[], list[Any]]]:
+    """Reports of FETCH in a new process, because the hub's client reads its address on import."""
     hub = {"HF_HOME": str(home), "HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
     environment = {**os.environ, **hub, "FLOWERS_TORCH_CACHE": str(home)}
-    command = [sys.executable, "-c", FETCH, str(home / "out.pt")]
-    root = Path(__file__).parent.parent.parent
-    return subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, timeout=120)
+    command, root = [sys.executable, "-c", FETCH, str(home / "out.pt")], Path(__file__).parent.parent.parent
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, env=environment, cwd=root, stdin=pipe, stdout=pipe, text=True) as process:
+
+        def fetch() -> list[Any]:
+            assert process.stdin and process.stdout
+            print(file=process.stdin, flush=True)
+            report: list[Any] = json.loads(process.stdout.readline())
+            return report
+
+        yield fetch
+        assert process.stdin
+        process.stdin.close()
+    assert process.returncode == 0
 
 
-def test_imagenet_weights_without_network(tmp_path: Path) -> None:
-    result = run_fetch(tmp_path, "http://127.0.0.1:9")
-    assert result.returncode == 6, result.stderr
-    assert "cannot fetch ImageNet weights for test_resnet from http://127.0.0.1:9/timm/test_resnet" in result.stdout
-    assert "--weights offline" in result.stdout and result.stdout.count("\n") == 1
+def test_imagenet_weights_without_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    what = (
+        "^cannot fetch ImageNet weights for test_resnet from http://127.0.0.1:9/timm/test_resnet.*--weights offline.*$"
+    )
+    with pytest.raises(ResourceError, match=what):
+        fetch_imagenet("test_resnet")
 
 
 def test_imagenet_weights_from_a_hub(tmp_path: Path) -> None:
     torch.manual_seed(5)
     original = timm.create_model(ARCH)
     content = safetensors.torch.save(original.state_dict())
-    digest = hashlib.sha256(content).hexdigest()
+    digest, requests = hashlib.sha256(content).hexdigest(), list[str]()
 
     class Hub(http.server.BaseHTTPRequestHandler):
         def log_message(self, *args: object) -> None:
             pass
 
         def do_HEAD(self) -> None:
+            requests.append(self.path)
             self.send_response(200)
             self.send_header("Content-Length", str(len(content)))
             self.send_header("ETag", f'"{digest}"')
@@ -160,18 +183,19 @@ def test_imagenet_weights_from_a_hub(tmp_path: Path) -> None:
             self.do_HEAD()
             self.wfile.write(json.dumps({}).encode() if "/api/" in self.path else content)
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
-        thread = threading.Thread(target=server.serve_forever)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server, contextlib.ExitStack() as stack:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
-        result = run_fetch(tmp_path, f"http://127.0.0.1:{server.server_port}")
-        server.shutdown()
-        thread.join()
-    assert result.returncode == 0, result.stderr + result.stdout
-    assert "head newly initialized" in result.stdout and "apache-2.0" in result.stdout
-    assert torch.equal(torch.load(tmp_path / "out.pt", weights_only=True), original.conv1[0].weight)
-    # Without the server the cached file is used, unless it is damaged.
-    assert run_fetch(tmp_path, "http://127.0.0.1:9").returncode == 0
-    (blob,) = tmp_path.rglob(digest)
-    blob.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    damaged = run_fetch(tmp_path, "http://127.0.0.1:9")
-    assert damaged.returncode == 6 and "is damaged: its sha256 is" in damaged.stdout
+        stack.callback(thread.join)
+        stack.callback(server.shutdown)
+        fetch = stack.enter_context(hub_client(tmp_path, f"http://127.0.0.1:{server.server_port}"))
+        loaded, license_name = fetch()
+        assert "head newly initialized" in loaded and "apache-2.0" in license_name
+        assert torch.equal(torch.load(tmp_path / "out.pt", weights_only=True), original.conv1[0].weight)
+        # From here on the cached file is used, unless it is damaged.
+        requests.clear()
+        assert fetch() == [loaded, license_name]
+        (blob,) = tmp_path.rglob(digest)
+        blob.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        code, text = fetch()
+        assert code == 6 and "is damaged: its sha256 is" in text and not requests

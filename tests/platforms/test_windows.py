@@ -7,14 +7,18 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
+from forked import start_python
 
 pytestmark = pytest.mark.needs("linux")
 SIMULATION = Path(__file__).with_name("windows.py")
+RUN_SIMULATION = f"import runpy; runpy.run_path({str(SIMULATION)!r}, run_name='__main__')"
 ENVIRONMENT = os.environ | {
     "PYTHONPATH": str(SIMULATION.parents[2]),  # of this package, wherever a process starts
     "PYTHONIOENCODING": "cp1252",
@@ -22,22 +26,28 @@ ENVIRONMENT = os.environ | {
 }
 
 
-def start(folder: Path, *commands: list[str]) -> "subprocess.Popen[str]":
+def start(folder: Path, *commands: list[str]) -> BaseProcess:
     """A process that runs commands with `folder` as its place for everything, and a terminal of Windows-1252."""
+    output = folder / "output"
+    output.write_text("")
     environment = ENVIRONMENT | {"FLOWERS_TORCH_CACHE": str(folder / "cache")}
-    return subprocess.Popen(
-        [sys.executable, str(SIMULATION), str(folder), *map(json.dumps, commands)],
-        cwd=folder,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        encoding="utf-8",
-    )
+    words = (folder, *map(json.dumps, commands))
+    return start_python(RUN_SIMULATION, *words, output=output, folder=folder, environment=environment)
 
 
-def finish(process: "subprocess.Popen[str]", code: int = 0) -> str:
-    output = process.communicate(timeout=300)[0]
-    assert process.returncode == code, output
+def wait_for(pattern: str, folder: Path, process: BaseProcess) -> str:
+    """What a process in a folder prints and matches a pattern."""
+    while not (found := re.search(pattern, (folder / "output").read_text(), re.M)):
+        assert process.is_alive(), (folder / "output").read_text()
+        time.sleep(0.01)
+    return found[0]
+
+
+def finish(folder: Path, process: BaseProcess, code: int = 0) -> str:
+    """The output of a process in a folder that ends with an exit code."""
+    process.join(300)
+    output = (folder / "output").read_text()
+    assert process.exitcode == code, output
     return output
 
 
@@ -77,19 +87,18 @@ def test_the_commands_of_a_day(photo_folder: Path, tmp_path: Path, write_options
     for color, name in (("blue", "Čedok žluťoučký"), ("green", "convolvulus"), ("red", "rosé")):
         shutil.copytree(photo_folder / color, photos / name)
     write_options(tmp_path)
-    output = finish(
-        start(
-            tmp_path,
-            ["check", "photos", "--out", "checked"],
-            ["train", "--config", "options.toml", "--data", "photos", "--out", "run", "--workers", "1"],
-            ["train", "--config", "options.toml", "--data", "photos", "--out", "run", "--overwrite"],
-            ["predict", "run", "photos/rosé", "--csv"],
-            ["predict", "run", "photos", "--sort-into", "sorted"],
-            ["evaluate", "run"],
-            ["export", "run", "--format", "safetensors"],
-            ["pack", "run"],
-        )
+    process = start(
+        tmp_path,
+        ["check", "photos", "--out", "checked"],
+        ["train", "--config", "options.toml", "--data", "photos", "--out", "run", "--workers", "1"],
+        ["train", "--config", "options.toml", "--data", "photos", "--out", "run", "--overwrite"],
+        ["predict", "run", "photos/rosé", "--csv"],
+        ["predict", "run", "photos", "--sort-into", "sorted"],
+        ["evaluate", "run"],
+        ["export", "run", "--format", "safetensors"],
+        ["pack", "run"],
     )
+    output = finish(tmp_path, process)
     assert "Čedok" in output and "test     accuracy" in output
     assert {"model.safetensors", "report.html", "metrics.json"} <= {path.name for path in (tmp_path / "run").iterdir()}
     assert not list((tmp_path / "run").glob(".*"))  # neither a lock nor a temporary file is left
@@ -100,21 +109,18 @@ def test_the_commands_of_a_day(photo_folder: Path, tmp_path: Path, write_options
 def test_a_killed_run_resumes_and_two_runs_do_not_share_a_folder(
     photo_folder: Path, tmp_path: Path, write_options: Callable[..., Path]
 ) -> None:
-    write_options(tmp_path, epochs=40)
+    write_options(tmp_path, epochs=20)
     train = ["train", "--config", "options.toml", "--data", str(photo_folder), "--out", "run"]
     process = start(tmp_path, train)
-    assert process.stdout
-    for line in process.stdout:
-        if re.match(r"\s+finetune 3/", line):
-            break
-    process.send_signal(signal.SIGSTOP)
+    wait_for(r"^\s+finetune 3/", tmp_path, process)
+    os.kill(process.pid, signal.SIGSTOP)
     try:
-        output = finish(start(tmp_path, ["train", "--resume", "run"]), 2)
+        output = finish(tmp_path, start(tmp_path, ["train", "--resume", "run"]), 2)
     finally:
         process.kill()
-        process.communicate()
+        process.join()
     assert f"in use by process {process.pid} on " in output
-    output = finish(start(tmp_path, ["train", "--resume", "run"]))
+    output = finish(tmp_path, start(tmp_path, ["train", "--resume", "run"]))
     assert "resume" in output and "test     accuracy" in output
 
 
@@ -122,11 +128,10 @@ def test_serve(photo_folder: Path, tmp_path: Path, write_options: Callable[..., 
     write_options(tmp_path)
     train = ["train", "--config", "options.toml", "--data", str(photo_folder), "--out", "run"]
     process = start(tmp_path, train, ["serve", "run", "--port", "0"])
-    assert process.stdout
-    address = next(found[0] for line in process.stdout if (found := re.search(r"http://[\d.:]+", line)))
+    address = wait_for(r"http://[\d.:]+\d", tmp_path, process)
     photo = (photo_folder / "red" / "0.png").read_bytes()
     request = urllib.request.Request(f"{address}/api/predict", photo, {"Content-Type": "image/png"})
     with urllib.request.urlopen(request, timeout=60) as response:
         assert "red" in response.read().decode()
-    process.send_signal(signal.SIGINT)
-    finish(process, 0)
+    os.kill(process.pid, signal.SIGINT)
+    finish(tmp_path, process)

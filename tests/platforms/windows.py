@@ -7,8 +7,9 @@ that of the first command that fails.
 
 What is simulated: folders cannot be opened. A file that is open or mapped can be neither replaced nor removed.
 Reserved names, names with `<>:"\\|?*`, and names that end in a dot or a space are refused; names that differ only in
-case are one file. There are no symbolic links, no fcntl, no affinity and no SIGKILL, and workers are spawned. Locks
-are mandatory. Other signals and paths stay those of Linux.
+case are one file. There are no symbolic links, no fcntl, no affinity and no SIGKILL, and workers are not forked: they
+import the package and this file again, but find torch imported. Locks are mandatory. Other signals and paths stay those
+of Linux.
 """
 
 import errno
@@ -117,7 +118,7 @@ def install(root: str) -> None:
     multiprocessing.popen_fork.Popen.kill = multiprocessing.popen_fork.Popen.terminate  # type: ignore[attr-defined]
     subprocess.Popen.kill = subprocess.Popen.terminate  # type: ignore[method-assign]
     shutil._use_fd_functions = False  # type: ignore[attr-defined] # the removal of a tree opens no folder there
-    multiprocessing.set_start_method("spawn", force=True)
+    multiprocessing.set_start_method("forkserver", force=True)
     sys.addaudithook(Rules(root))
 
 
@@ -127,6 +128,7 @@ if ENVIRONMENT in os.environ and __name__ == "__mp_main__":  # a spawned worker
 
 def main(root: str, *commands: str) -> int:
     install(root)
+    multiprocessing.set_forkserver_preload(["torch", "torchvision", "timm"])
     from flowers_torch.cli import main as run
 
     for command in commands:

@@ -51,7 +51,8 @@ def elements(finished: Any) -> Elements:
     return Elements(finished.page.read_text(encoding="utf-8"))
 
 
-def test_every_section_is_there(elements: Elements) -> None:
+def test_every_section_is_there(elements: Elements, finished: Any) -> None:
+    assert "left out" not in (page := finished.page.read_text(encoding="utf-8")) and "could not be made" not in page
     sections = [attributes["id"] for tag, attributes in elements.found if tag == "section"]
     assert sections == [
         "summary", "learning", "classes", "confusion", "mistakes", "confidence", "calibration", "map",
@@ -82,6 +83,13 @@ def test_names_are_escaped_but_legible(elements: Elements, finished: Any) -> Non
     assert any(HOSTILE_CLASS in title for title in titles)
 
 
+def test_names_do_not_move_what_stands_beside_them(finished: Any) -> None:
+    """A name in Arabic or Hebrew would pull the percentage behind it to its other side."""
+    captions = re.findall(r"<figcaption><span.*?</span>", finished.page.read_text(encoding="utf-8"))
+    form = r"<figcaption><span[^>]*><bdi>[^<]*</bdi>(, predicted as <bdi>[^<]*</bdi>)? \([\d.]+%\)</span>"
+    assert captions and all(re.fullmatch(form, caption) for caption in captions)
+
+
 def embedded(elements: Elements) -> tuple[dict[str, Any], dict[str, list[int]]]:
     photos, cells, _ = elements.scripts
     return json.loads(photos), json.loads(cells)
@@ -97,7 +105,7 @@ def test_every_cell_of_the_matrix_has_its_photos(elements: Elements, finished: A
         label, guess = map(int, cell.split(","))
         assert all(int(run.labels[i]) == label for i in members)
         assert all(run.predicted[i] == guess for i in members)
-        assert all(photos[str(i)]["wrong"] == (label != guess) for i in members)
+        assert all((photos[str(i)]["predicted"] != "") == (label != guess) for i in members)
 
 
 def test_each_picture_stands_once(elements: Elements, finished: Any) -> None:
@@ -152,6 +160,7 @@ def test_label_issues_are_shown_where_they_were_computed(finished: Any, tmp_path
     )
     page = write_report(tmp_path, finished.info, finished.source).read_text(encoding="utf-8")
     assert "Labels to check: 1" in page and "looks like <b>&lt;i&gt;rose</b> (93.0%)" in page
+    assert "<span>label-issues</span>" in page and "<span>--review</span></pre>" in page
     assert "More photos would &lt;u&gt;help" in page and (tmp_path / "figures" / "learning_curve.svg").is_file()
 
 
@@ -184,6 +193,14 @@ def test_a_damaged_record_is_named(finished: Any, tmp_path: Path, name: str, old
     with pytest.raises(DataError, match=f"{name} is not (a|the) ") as caught:
         write_report(tmp_path, finished.info, None)
     assert len(str(caught.value)) < 800
+
+
+def test_one_epoch_is_a_sentence(finished: Any, tmp_path: Path) -> None:
+    path = copied(finished, tmp_path) / "history.csv"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]))
+    page = write_report(tmp_path, finished.info, None).read_text(encoding="utf-8")
+    assert "Training took one epoch, stage head. Training loss 1.000, accuracy 70.0%." in page
+    assert not (tmp_path / "figures" / "loss.svg").exists()
 
 
 def test_losses_that_were_not_finite_are_no_damage(finished: Any, tmp_path: Path) -> None:
@@ -253,6 +270,11 @@ def test_many_classes_get_a_list_of_confusions(finished: Any, tmp_path: Path, mo
     found = Elements(write_report(tmp_path, finished.info, None).read_text(encoding="utf-8")).found
     buttons = [attributes for tag, attributes in found if tag == "button" and "data-cell" in attributes]
     assert buttons and all(button["class"] == "miss" for button in buttons)
+    tags = [tag for tag, _ in found]
+    assert tags.count("option") == 1 + 3 and "legend" not in [
+        attributes.get("class") for tag, attributes in found if tag == "div"
+    ]
+    assert "The other 1 class" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_code_spans_are_escaped_and_printable() -> None:

@@ -16,7 +16,7 @@ from flowers_torch.runs import recipe
 from flowers_torch.training import step as step_module
 
 SMALL: dict[str, Any] = {"arch": "test_resnet", "weights": "none", "size": 32, "batch_size": 8}
-SMALL |= {"precision": "fp32", "device": "cpu"}
+SMALL |= {"precision": "fp32", "device": "cpu", "mirror": "yes"}  # the measurement costs as much as two epochs
 
 
 @pytest.fixture(scope="session")

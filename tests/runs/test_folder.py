@@ -1,27 +1,24 @@
 """The run folder: one run at a time, the files of a killed one, and which folder is the latest."""
 
 import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from forked import start_python
 
 from flowers_torch.errors import ResourceError, UsageError
 from flowers_torch.log import log
-from flowers_torch.runs.folder import find_run, new_run_folder, run_lock
+from flowers_torch.runs.folder import find_run, find_run_folder, new_run_folder, run_lock
 from flowers_torch.runs.recipe import _run_folder
 from flowers_torch.training.distributed import SINGLE_PROCESS
 
-ROOT = Path(__file__).parent.parent.parent
 HOLD = """
 import sys, time
 from pathlib import Path
 from flowers_torch.runs.folder import run_lock
 with run_lock(Path(sys.argv[1])):
-    print("held", flush=True)
+    print("held")
     time.sleep(60)
 """
 
@@ -35,21 +32,26 @@ def test_a_new_folder_is_new_on_disks_that_ignore_case(name: str, tmp_path: Path
 
 @pytest.mark.needs("signals")
 def test_a_second_run_is_refused_until_the_first_is_dead(tmp_path: Path) -> None:
-    (tmp_path / "mine").write_text("kept")
-    (tmp_path / ".resume.safetensors.x.tmp").write_text("half a save")
-    holder = subprocess.Popen([sys.executable, "-c", HOLD, tmp_path], cwd=ROOT, stdout=subprocess.PIPE)
+    run, output = tmp_path / "run", tmp_path / "output"
+    run.mkdir()
+    (run / "mine").write_text("kept")
+    (run / ".resume.safetensors.x.tmp").write_text("half a save")
+    output.touch()
+    holder = start_python(HOLD, run, output=output)
     try:
-        assert holder.stdout and holder.stdout.readline() == b"held\n"
-        with pytest.raises(UsageError, match=f"in use by process {holder.pid} on "), run_lock(tmp_path):
+        while output.read_text() != "held\n":
+            assert holder.is_alive(), output.read_text()
+            time.sleep(0.01)
+        with pytest.raises(UsageError, match=f"in use by process {holder.pid} on "), run_lock(run):
             pass
         with pytest.raises(UsageError, match="in use"):
-            new_run_folder(str(tmp_path), "d", "a", overwrite=True)
+            new_run_folder(str(run), "d", "a", overwrite=True)
     finally:
-        holder.send_signal(signal.SIGKILL)
-        holder.communicate()
-    with run_lock(tmp_path):  # the lock file is still there, its holder is not
-        assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "mine"]
-    assert [path.name for path in tmp_path.iterdir()] == ["mine"]  # a finished run has none
+        holder.kill()
+        holder.join()
+    with run_lock(run):  # the lock file is still there, its holder is not
+        assert sorted(path.name for path in run.iterdir()) == [".lock", "mine"]
+    assert [path.name for path in run.iterdir()] == ["mine"]  # a finished run has none
 
 
 @pytest.mark.needs("links")
@@ -95,6 +97,15 @@ def test_the_latest_run_is_the_one_last_written_to(tmp_path: Path) -> None:
     (tmp_path / "b" / "log.txt").write_text("x")
     os.utime(tmp_path / "c" / "config.toml", (time.time() - 50, time.time() - 50))
     assert find_run("latest", tmp_path) == tmp_path / "b"
+
+
+def test_a_cross_validation_is_not_a_run_to_predict_with(tmp_path: Path) -> None:
+    (tmp_path / "cv" / "seed0-fold1").mkdir(parents=True)
+    for name in ("crossval.json", "seed0-fold1/config.toml"):
+        (tmp_path / "cv" / name).touch()
+    with pytest.raises(UsageError, match=r"cv is a cross-validation.*; fix: name one of its folds.*seed0-fold1$"):
+        find_run("cv", tmp_path)
+    assert find_run_folder("cv", tmp_path) == tmp_path / "cv"  # which ensemble takes
 
 
 def test_overwriting_removes_the_files_of_a_run_only(tmp_path: Path) -> None:

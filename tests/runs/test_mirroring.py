@@ -60,7 +60,7 @@ def named(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def unmirrored(arrows: Path, make_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run that found out that a mirror exchanges its classes."""
     out = tmp_path_factory.mktemp("mirror") / "run"
-    recipe.train(make_config(FIT, data=str(arrows), groups="none"), out)
+    recipe.train(make_config(FIT, data=str(arrows), groups="none", mirror="auto"), out)
     return out
 
 
@@ -68,7 +68,7 @@ def test_a_measurement_decides_and_is_explained(
     unmirrored: Path, arrows: Path, make_config: MakeConfig, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level("INFO", "flowers_torch"):
-        Experiment.new(make_config(FIT, data=str(arrows), groups="none"))
+        Experiment.new(make_config(FIT, data=str(arrows), groups="none", mirror="auto"))
     (line,) = [line for line in caplog.messages if line.startswith("mirror")]
     assert line.startswith("mirror   no: mirrored, ") and "photos of one and two are recognized as the other" in line
     assert load_classifier(unmirrored)[1].mirror is False
@@ -86,7 +86,7 @@ def test_names_decide(mirror: str, named: Path, make_config: MakeConfig, caplog:
 
 def test_colors_are_mirrored(photo_folder: Path, make_config: MakeConfig, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO", "flowers_torch"):
-        experiment, _ = Experiment.new(make_config())
+        experiment, _ = Experiment.new(make_config(mirror="auto"))
     assert experiment.info.mirror is True
     assert sum(line.startswith("mirror   yes: ") for line in caplog.messages) == 1
 
@@ -95,8 +95,9 @@ def test_where_nothing_is_mirrored_nothing_is_measured(
     arrows: Path, make_config: MakeConfig, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level("INFO", "flowers_torch"):
-        Experiment.new(make_config(Stage(augment="none"), data=str(arrows), groups="none"))
-        ranking.rank_models(make_config(data=str(arrows), groups="none"), [Backbone("test_resnet", "none", 32)])
+        Experiment.new(make_config(Stage(augment="none"), data=str(arrows), groups="none", mirror="auto"))
+        config = make_config(data=str(arrows), groups="none", mirror="auto")
+        ranking.rank_models(config, [Backbone("test_resnet", "none", 32)])
     assert not any(line.startswith("mirror") for line in caplog.messages)
 
 

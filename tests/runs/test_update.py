@@ -113,6 +113,8 @@ def test_the_report_shows_before_and_after(updated: Path) -> None:
     assert f"{found['first_correct']} of {found['images']}" in section and "new class yellow" in section
     shown = [*found["only_first"][:8], *found["only_second"][:8]]
     assert section.count("<figure>") == len(shown) and all(path in section for path in shown)
+    words = [line.split()[0] for line in (updated.parent / "said.txt").read_text().splitlines()]
+    assert words.index("test") < words.index("update") < words.index("report")  # which is written once
 
 
 def test_what_would_spoil_the_test_is_refused_before_anything_is_written(former: Path, tmp_path: Path) -> None:
@@ -141,7 +143,7 @@ def test_what_cannot_be_updated(former: Path, tmp_path: Path, capsys: pytest.Cap
     (copy / "config.toml").write_text(text.replace(str(former.parent / "photos"), str(moved)))
     (moved / "red" / "3.png").unlink()
     draw(tmp_path / "new" / "red", (190, 60, 50), 2, seed=9)
-    with pytest.raises(DataError, match=r"1 photos of .* are gone or changed \(first: red/3.png\)"):
+    with pytest.raises(DataError, match=r"1 photo is gone or changed since .* \(first: red/3.png\)"):
         update(copy, str(tmp_path / "new"))
 
 
@@ -173,8 +175,6 @@ def test_groups_of_known_and_new_photos_stay_together(
     (tmp_path / "new.csv").write_text("file,group\n" + "\n".join(rows))
     trained: list[Config] = []
     monkeypatch.setattr(recipe, "train", lambda config, folder, **_: trained.append(config))
-    monkeypatch.setattr("flowers_torch.runs.update.compare_with_parent", lambda *_: None)
-    monkeypatch.setattr("flowers_torch.runs.update.report_comparison", lambda *_: None)
     assert (
         main(
             [

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from forked import COMMAND, start_python
 from torch import nn
 
 from flowers_torch.data.loading.loaders import EpochBatchSampler
@@ -348,17 +349,18 @@ def test_two_processes_fit_the_head_that_one_process_fits(photo_folder: Path, tm
 )
 def test_only_the_end_of_a_peer_is_reported_as_a_lost_process(message: str, is_lost: bool, tmp_path: Path) -> None:
     code = (
-        "import sys; from flowers_torch import cli; from flowers_torch.runs.experiment import Experiment\n"
+        "from flowers_torch.runs.experiment import Experiment\n"
         f"def fails(*arguments): raise RuntimeError({message!r})\n"
         "Experiment.new = fails\n"
-        "sys.exit(cli.main(['train', '--data', 'demo', '--device', 'cpu']))"
     )
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     where = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-    environment = os.environ | where | {"MASTER_PORT": str(port), "LOCAL_WORLD_SIZE": "1"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode != 0
-    assert ("another process was lost" in done.stdout) == is_lost
-    assert (message in done.stderr) != is_lost
+    where |= {"MASTER_PORT": str(port), "LOCAL_WORLD_SIZE": "1"}
+    words, output = ("train", "--data", "demo", "--device", "cpu"), tmp_path / "output"
+    done = start_python(code + COMMAND, *words, output=output, folder=tmp_path, environment=where)
+    done.join(60)
+    assert done.exitcode
+    assert ("another process was lost" in output.read_text()) == is_lost
+    assert (message in output.read_text()) != is_lost

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from flowers_torch.data.dataset import CLASS_MARK, ImageDataset
 from flowers_torch.data.sources.rows import counted, listed, normalized
-from flowers_torch.errors import DataError, printable
+from flowers_torch.errors import DataError, plural, printable
 from flowers_torch.files.atomic import write_csv
 from flowers_torch.files.reading import read_csv
 
@@ -42,7 +42,7 @@ def drop_images(dataset: ImageDataset, exclude: dict[str, str]) -> ImageDataset:
         raise DataError(what, f"replace those photos, or leave out the class with --exclude {CLASS_MARK}NAME")
     if len(rest) == len(dataset):
         return dataset
-    return _select(dataset, rest, f"{len(dataset) - len(rest)} photos are excluded")
+    return _select(dataset, rest, f"{plural(len(dataset) - len(rest), 'photo is', 'photos are')} excluded")
 
 
 def _drop_classes(dataset: ImageDataset, marks: Sequence[str]) -> ImageDataset:

@@ -13,7 +13,7 @@ from flowers_torch.data.sources.rows import listed
 from flowers_torch.data.sources.tables import read_groups
 from flowers_torch.data.spread import Spread, alone
 from flowers_torch.data.value_range import Range, range_of_set
-from flowers_torch.errors import DataError, printable
+from flowers_torch.errors import DataError, plural, printable
 from flowers_torch.files.system import expand_home
 
 MIN_SEVERITY = 2  # of findings that training warns of
@@ -56,7 +56,7 @@ def filter_images(
         first = next(iter(bad.values())).split("; fix: ")[0]
         (reason, fix), own = next(iter(unreadable_reasons(dataset, inspections).items()))
         same = f"; {len(own)} of them: {reason}" if len(own) > 1 else ""
-        what = f"{len(bad)} of {len(dataset)} photos cannot be used; the first: {first}{same}"
+        what = f"{len(bad)} of {plural(dataset, 'photo')} cannot be used; the first: {first}{same}"
         raise DataError(what, f"{fix or 'replace them'}, or leave them out with --skip-bad")
     if bad:
         dataset = drop_images(dataset, bad)
@@ -74,7 +74,8 @@ def filter_images(
             first = " = ".join(printable(dataset.paths[i], 60) for i in pairs[0]) if pairs else ""
             warnings.append(f"{finding.what} (first: {first})" if pairs else finding.what)
     if bad:
-        warnings.insert(0, f"{len(bad)} photos cannot be used and are left out: {listed(list(bad), limit=3)}")
+        count = plural(bad, "photo cannot be used and is", "photos cannot be used and are")
+        warnings.insert(0, f"{count} left out: {listed(list(bad), limit=3)}")
     value_range = range_of_set([inspection.values for inspection in inspections])
     requested = found.groups if with_duplicates else []
     return FilteredDataset(dataset, requested, bad, warnings, found, value_range)

@@ -14,7 +14,7 @@ from flowers_torch.data.quality.duplicates import Duplicates, exact_duplicates, 
 from flowers_torch.data.quality.inspection import Inspection
 from flowers_torch.data.splits.assign import IMBALANCE, SPLITS, Splits, join_groups
 from flowers_torch.data.value_range import describe, range_of_set
-from flowers_torch.errors import printable
+from flowers_torch.errors import plural, printable
 
 MIN_SIDE = 64  # pixels
 MAX_ASPECT = 3.0  # a center crop of a longer strip shows less than a third of it
@@ -26,6 +26,7 @@ LARGE_GROUP = 20  # near-duplicates; more of one picture are rather look-alikes,
 MANY_ACROSS = 0.1  # of the images are near-duplicates across classes: the classes rather look alike
 DARK_FRACTION = 1 / 8  # of the set's range of values; darker photos have fewer than 32 gray levels left
 MANY_ALIKE = 20  # images that look alike are worth a finding
+SINGULAR = {"are": "is", "have": "has", "hold": "holds", "show": "shows"}
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def unreadable_reasons(dataset: ImageDataset, inspections: Sequence[Inspection])
 
 def _check_readable(dataset: ImageDataset, inspections: Sequence[Inspection]) -> list[Finding]:
     found = unreadable_reasons(dataset, inspections)
-    reasons = "; ".join(f"{len(own)}: {reason}" for (reason, _), own in found.items())
+    reasons = "; ".join(f"{len(own)}: {reason}" if len(found) > 1 else reason for (reason, _), own in found.items())
     fixes = "; ".join(dict.fromkeys(fix or "replace or remove them" for _, fix in found))
     indices = [index for own in found.values() for index in own]
     return [_about("unreadable", 3, f"cannot be read ({reasons})", fixes, indices, indices)]
@@ -153,14 +154,17 @@ def _check_duplicates(
     sides = "if left and right are different classes, train with --mirror no; else keep each in its true class only"
     apart = "split with --groups duplicates, so that no copy of a training photo is in the test"
     series = "none is excluded; keep photos of one scene or object in one split with --groups FILE"
+    are = "picture is", "pictures are"
     titles = {
-        "across_classes": f"{len(mixed)} pictures are in several classes",
-        "across_splits": f"{len(leaking)} pictures are in several splits: the test result is too good",
-        "mirrored": f"{len(flipped)} pictures are mirrored in another class",
-        "exact": f"{len(copied)} photos occur more than once, byte for byte",
-        "near": f"{len(near)} pictures occur more than once, saved again, scaled or mirrored",
-        "features": f"{len(similar)} groups of photos have similar features: crops, edits or one object",
-        "alike": f"{sum(map(len, alike))} photos look alike but differ, such as frames of a video",
+        "across_classes": f"{plural(mixed, *are)} in several classes",
+        "across_splits": f"{plural(leaking, *are)} in several splits: the test result is too good",
+        "mirrored": f"{plural(flipped, *are)} mirrored in another class",
+        "exact": f"{plural(copied, 'photo occurs', 'photos occur')} more than once, byte for byte",
+        "near": f"{plural(near, 'picture occurs', 'pictures occur')} more than once, saved again, scaled or mirrored",
+        "features": f"{plural(similar, 'group of photos has', 'groups of photos have')} similar features: crops, edits "
+        "or one object",
+        "alike": f"{plural(sum(map(len, alike)), 'photo looks', 'photos look')} alike but differ, such as frames of a "
+        "video",
     }
     redundant = across | repeated
     in_mixed = [i for group in mixed for i in group if i in redundant]
@@ -254,7 +258,7 @@ def _check_appearance(dataset: ImageDataset, inspections: Sequence[Inspection]) 
         _about("odd_aspect", 2, f"are longer than {MAX_ASPECT:g}:1", "crop them", strips),
         _about("blurred", 1, "are far less sharp than the others", look, blurred),
         _about("gray", 1, "are gray among color photos", look, gray),
-        _about("other_format", 1, "have another format than their suffix", fine, other),
+        _about("other_format", 1, "have another format than the suffix", fine, other),
         _about("alpha", 1, "are partly transparent", "nothing: shown on white", where(lambda x: x.alpha)),
         *_check_values(dataset, inspections),
         _about("cmyk", 1, "are in print colors", "nothing: converted to RGB", where(lambda x: x.mode == "CMYK")),
@@ -275,8 +279,8 @@ def _check_values(dataset: ImageDataset, inspections: Sequence[Inspection]) -> l
         what = f"pixels are integers in some photos and floats in others: {kinds['int']} and {kinds['float']}"
         return [Finding("mixed_values", 3, what, "save all of them in one form, such as 16-bit PNG")]
     largest = max(inspections[i].values.largest for i in deep)
-    what = f"have more than 8 bits; as their largest value is {largest:g}, {describe(found)} becomes 0 .. 255"
-    dim = f"have no value above {DARK_FRACTION:.0%} of {describe(found)}, the range of all, so they are nearly black"
+    what = f"have more than 8 bits; as the largest value is {largest:g}, {describe(found)} becomes 0 .. 255"
+    dim = f"have no value above {DARK_FRACTION:.0%} of {describe(found)}, the range of all: nearly black"
     same = "save all photos with the same largest value, unless they are truly dark"
     return [
         _about("deep", 1, what, "nothing: the range is stored with the model", deep),
@@ -308,5 +312,7 @@ def _check_classes(dataset: ImageDataset, inspections: Sequence[Inspection]) -> 
 
 
 def _about(kind: str, severity: int, what: str, todo: str, indices: list[int], excluded: Sequence[int] = ()) -> Finding:
-    count = "1 photo" if len(indices) == 1 else f"{len(indices)} photos"
-    return Finding(kind, severity, f"{count} {what}", todo, [[i] for i in indices], list(excluded))
+    first, _, rest = what.partition(" ")
+    subject = plural(indices, f"photo {SINGULAR.get(first, first)}", f"photos {first}")
+    todo = todo.replace("them", "it") if len(indices) == 1 else todo
+    return Finding(kind, severity, f"{subject} {rest}", todo, [[i] for i in indices], list(excluded))

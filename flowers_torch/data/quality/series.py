@@ -18,7 +18,7 @@ from flowers_torch.data.images import load_image, open_header, open_regular, qui
 from flowers_torch.data.sources.rows import counted
 from flowers_torch.data.splits.assign import join_groups
 from flowers_torch.data.splits.stratify import split_number
-from flowers_torch.errors import FlowersError, printable
+from flowers_torch.errors import FlowersError, plural, printable
 
 MIN_COVERED = 0.2  # of the images in series; with fewer there is nothing to propose
 BURST_SECONDS = 30  # between two photos of a burst
@@ -37,7 +37,8 @@ class Series:
     def describe(self) -> str:
         """The number of images and of series, with the largest ones."""
         sizes = Counter(self.groups.values())
-        return f"{len(self.groups)} photos are in {len(sizes)} series by their {self.kind}: {counted(sizes)}"
+        count = plural(self.groups, "photo is", "photos are")
+        return f"{count} in {len(sizes)} series by their {self.kind}: {counted(sizes)}"
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,9 @@ class SeriesScores:
     def describe(self, vectors: str) -> str:
         """One sentence; `vectors` says what was compared."""
         return (
-            f"the nearest other photo, by {vectors}, is of the same class for {self.ignored:.0%} of {self.images} "
-            f"photos, for {self.together:.0%} if photos of the same series do not count; a test that splits series "
-            "measures the former"
+            f"the nearest other photo, by {vectors}, is of the same class for {self.ignored:.0%} of "
+            f"{plural(self.images, 'photo')}, for {self.together:.0%} if photos of the same series do not count; a "
+            "test that splits series measures the former"
         )
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from flowers_torch.data.dataset import ImageDataset
 from flowers_torch.data.sources.archives import safe_components, staged_folder
 from flowers_torch.data.sources.folders import find_images
-from flowers_torch.errors import DataError, ResourceError, UsageError, printable
+from flowers_torch.errors import DataError, ResourceError, UsageError, plural, printable
 from flowers_torch.files.cache import cache_folder, recall, remember
 from flowers_torch.files.download import file_digest
 from flowers_torch.files.reading import reading, require_regular
@@ -83,7 +83,7 @@ def _to_indices(labels: np.ndarray, count: int, classes: int | None, notes: list
         labels = labels.argmax(axis=1)
         notes.append(f"one-hot labels of shape {shape}: converted to indices")
     if labels.shape != (count,):
-        raise DataError(f"there are {count} images, but labels of shape {shape}", "give one label for each image")
+        raise DataError(f"{plural(count, 'image')}, but labels of shape {shape}", "give one label for each image")
     with np.errstate(invalid="ignore"):  # signaling NaNs
         integral = labels.dtype.kind == "f" and bool((labels == np.rint(labels)).all())
     whole = integral and bool((abs(labels) < MAX_CLASSES).all())

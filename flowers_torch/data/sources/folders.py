@@ -29,11 +29,10 @@ from flowers_torch.data.sources.rows import (
     listed,
     natural_key,
     normalized,
-    number_of,
     similar_names,
 )
 from flowers_torch.data.sources.tree import ImageTree, scan_tree
-from flowers_torch.errors import DataError, printable
+from flowers_torch.errors import DataError, plural, printable
 from flowers_torch.files.system import expand_home
 from flowers_torch.shell import command_line
 
@@ -56,7 +55,9 @@ def find_images(root: Path | str, name: str | None = None, fewest: int = 2, clas
         raise DataError(f"classes {printable(classes)} is not valid", f"use {', '.join(READINGS)}")
     tree = scan_tree(root)
     if not tree.images:
-        what = f"{len(tree.empty)} class folders of {printable(root)} hold no photo: {listed(tree.empty, limit=50)}"
+        what = (
+            f"{printable(root)} has {plural(tree.empty, 'class folder')} and no photo: {listed(tree.empty, limit=50)}"
+        )
         raise DataError(what if tree.empty else f"{printable(root)} holds no photos; {LAYOUT}", "add photos")
     hidden = [f"ignored hidden or system files and folders: {counted(tree.hidden)}"] if tree.hidden else []
     reader = _Reader(root, classes, fewest)
@@ -91,7 +92,7 @@ class _Reader:
 
     def read_splits(self, tree: ImageTree, name: str, splits: Mapping[str, str], where: str) -> ImageDataset:
         beside = [folder for folder in tree.tops if folder not in splits]
-        self.unused += [f"{printable(folder)} ({number_of(tree.inner(folder).images)})" for folder in beside]
+        self.unused += [f"{printable(folder)} ({plural(tree.inner(folder).images, 'photo')})" for folder in beside]
         self.unused += [f"{printable(folder)} (no photos)" for folder in tree.empty if folder not in splits]
         inner = {split: self.open_wrappers(tree.inner(folder), f"{folder}/") for folder, split in splits.items()}
         reading = self.choose(inner["train"])
@@ -105,7 +106,7 @@ class _Reader:
             # guard: D02 unlabeled
             if split != "train" and _is_unlabeled(own, set(known), reading):
                 how = command_line("flowers-torch", "predict", "RUN", own.root)
-                self.unused.append(f"{folder} ({number_of(own.images)} without a class; to classify them: {how})")
+                self.unused.append(f"{folder} ({plural(own.images, 'photo')} without a class; to classify them: {how})")
                 continue
             images = [path for path in own.images if label_of(path, reading)]
             if split != "train":
@@ -126,7 +127,8 @@ class _Reader:
         classes = sorted(set(labels), key=natural_key)
         if empty := tree.empty if reading != "name" else []:  # guard: D03
             of = len(empty) + len(tree.tops)
-            what = f"{len(empty)} of {of} class folders of {printable(tree.root)} hold no photo"
+            hold = "holds" if len(empty) == 1 else "hold"
+            what = f"{len(empty)} of {of} class folders of {printable(tree.root)} {hold} no photo"
             raise DataError(f"{what}: {listed(empty, limit=50)}", "add photos or remove these folders")
         if len(classes) < self.fewest:  # guard: D30 one
             what = f"{printable(tree.root)} holds one class only: {listed(classes)}"
@@ -160,7 +162,7 @@ class _Reader:
         if len(absent) == len(tree.tops):
             return tree
         for name in absent:
-            count = number_of(tree.inner(name).images)
+            count = plural(tree.inner(name).images, "photo")
             self.unused.append(f"{place}{printable(name)} ({count} without a class, by its name)")
         images = [path for path in tree.images if path[0] not in absent or len(path) == 1]
         other = {path: counts for path, counts in tree.other.items() if path[:1] not in [(name,) for name in absent]}
@@ -191,13 +193,14 @@ class _Reader:
         loose = ["/".join(p) for p in tree.images if (not label_of(p, "name") if by_name else len(p) == 1)]
         if loose:
             why = "whose names give no class" if by_name else "beside the class folders"
-            self.unused.append(f"{place}{number_of(loose)} {why}: {listed(loose)}")
+            self.unused.append(f"{place}{plural(loose, 'photo')} {why}: {listed(loose)}")
         by_top: dict[str, Counter[str]] = {}
         for path, counts in tree.other.items():
             by_top.setdefault(path[0] if path else "", Counter()).update(counts)
         for folder, counts in by_top.items():
             where = f"{place}{printable(folder)}: " if folder else place
-            self.notes.append(f"{where}ignored {counts.total()} files that are not photos: {counted(counts)}")
+            count = plural(counts.total(), "file that is not a photo", "files that are not photos")
+            self.notes.append(f"{where}ignored {count}: {counted(counts)}")
         deeper = Counter("/".join(path[:2]) for path in tree.images if len(path) > 2)
         if deeper and not self.classes and {path[0] for path in tree.images if len(path) == 2} == set(tree.tops):
             self.notes.append(f"{place}folders in class folders belong to the class: {counted(deeper)}")

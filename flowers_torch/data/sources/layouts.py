@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from flowers_torch.data.sources.rows import counted, listed, normalized, parse_split
-from flowers_torch.errors import DataError, printable
+from flowers_torch.errors import DataError, plural, printable
 
 Components = tuple[str, ...]
 READINGS = {
@@ -115,7 +115,7 @@ def _several(images: Sequence[Components], root: Path, readings: dict[str, list[
 
 
 def _described(labels: Sequence[str], reading: str) -> str:
-    return f"{len(set(labels))} classes by {READINGS[reading]} ({counted(Counter(labels))})"
+    return f"{plural(set(labels), 'class')} by {READINGS[reading]} ({counted(Counter(labels))})"
 
 
 def classes_of_names(images: Sequence[Components]) -> list[str]:

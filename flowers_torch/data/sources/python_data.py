@@ -25,7 +25,7 @@ from flowers_torch.data.sources.hugging_face import hugging_face_rows, is_huggin
 from flowers_torch.data.sources.rows import split_of_name
 from flowers_torch.data.sources.table_columns import find_columns
 from flowers_torch.data.sources.table_text import Table, TableRow
-from flowers_torch.errors import DataError, ResourceError, UsageError, printable
+from flowers_torch.errors import DataError, ResourceError, UsageError, plural, printable
 from flowers_torch.files.cache import CACHE_FIX
 from flowers_torch.files.system import expand_home, replace
 
@@ -156,15 +156,17 @@ def _rows(data: Any, split: str) -> Iterator[LabeledImage]:
             if not named:
                 what = f"the key {printable(repr(key), 40)} of the dataset is not the name of a split"
                 raise UsageError(what, "use train, val and test")
+            if is_data_frame(value):
+                raise UsageError("a dict of DataFrames is not a dataset", "give one DataFrame with a column split")
             yield from _rows(value, named if len(data) > 1 else "")
     elif is_hugging_face(data):
         yield from (LabeledImage(image, label, split) for image, label in hugging_face_rows(data))
     elif isinstance(data, Dataset):
         yield from (LabeledImage(image, label, split) for image, label in _rows_of_torch(data))
     elif isinstance(data, Sequence) and len(data) == 2 and not isinstance(data, str):
-        images, labels = data
+        images, labels = (list(each) if isinstance(each, Iterator) else each for each in data)
         if len(images) != len(labels):
-            raise UsageError(f"there are {len(images)} images and {len(labels)} labels", "give one label for each")
+            raise UsageError(f"{plural(images, 'image')} and {plural(labels, 'label')}", "give one label for each")
         yield from (LabeledImage(image, _label(label), split) for image, label in zip(images, labels, strict=True))
     else:
         kind = f"{type(data).__module__}.{type(data).__name__}"
@@ -186,6 +188,9 @@ def _label(label: Any, classes: Sequence[str] = ()) -> str:
 
 def _rows_of_torch(data: Any) -> Iterator[tuple[Any, str]]:
     """The items of a torch dataset. Of torchvision's folders the files, without their transform."""
+    if not hasattr(data, "__len__"):
+        what = f"{printable(type(data).__name__)} has no length"
+        raise UsageError(what, "give a dataset that takes an index, or (images, labels)")
     indices: list[int] = list(range(len(data)))
     while isinstance(data, Subset):
         data, indices = data.dataset, [data.indices[index] for index in indices]

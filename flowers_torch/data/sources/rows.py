@@ -134,11 +134,6 @@ def similar_names(classes: Iterable[str]) -> list[str]:
     ]
 
 
-def number_of(images: Sequence[object]) -> str:
-    """The number of images in words."""
-    return "1 photo" if len(images) == 1 else f"{len(images)} photos"
-
-
 def counted(counts: Counter[str]) -> str:
     """Names with their counts in one line, the most frequent first."""
     return listed([name if count == 1 else f"{name} ({count})" for name, count in counts.most_common()], limit=10)

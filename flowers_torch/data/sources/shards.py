@@ -15,7 +15,7 @@ from flowers_torch.data.images import is_image_name
 from flowers_torch.data.sources.rows import Row, counted, dataset_from_rows, natural_key, split_of_name
 from flowers_torch.data.sources.tree import list_folder
 from flowers_torch.data.tar_members import SUFFIX, members, open_member
-from flowers_torch.errors import DataError, printable
+from flowers_torch.errors import DataError, plural, printable
 from flowers_torch.files.reading import read_bytes, reading
 from flowers_torch.files.system import expand_home
 
@@ -43,7 +43,8 @@ def find_shards(source: str | Path) -> list[Path]:
         paths = [path.with_name(f"{before}{number:0{len(first)}}{after}") for number in numbers]
         absent = [p for p in paths if not p.is_file()]
         if absent or not paths:
-            what = f"{len(absent)} of {len(paths)} shards of {printable(source)} do not exist"
+            do = "does" if len(absent) == 1 else "do"
+            what = f"{len(absent)} of {plural(paths, 'shard')} of {printable(source)} {do} not exist"
             raise DataError(f"{what} (first: {printable(absent[0])})" if absent else what, "name existing shards")
         return paths
     if "*" not in path.name:
@@ -70,7 +71,8 @@ def read_shards(shards: list[Path]) -> ImageDataset:
         _list_shard(shard, rows, other)
     unlabeled = [path for path, label, _ in rows if not label]
     if unlabeled:
-        what = f"{len(unlabeled)} of {len(rows)} photos in the shards of {printable(root)} have no label"
+        have = "has" if len(unlabeled) == 1 else "have"
+        what = f"{len(unlabeled)} of {plural(rows, 'photo')} in the shards of {printable(root)} {have} no label"
         what += f" (first: {printable(unlabeled[0])})"
         raise DataError(what, "put a .cls or .json beside each, or class folders into the shards")
     if not rows:
@@ -85,9 +87,10 @@ def read_shards(shards: list[Path]) -> ImageDataset:
         what = f"the split of {printable(unclear)} is not clear from its shard's name"
         raise DataError(what, "put train, val or test into the name")
     labeled = [(path, names_of[label], split if has_split else "") for path, label, split in rows]
-    notes = [f"{len(shards)} shards, read without unpacking"]
+    notes = [f"{plural(shards, 'shard')}, read without unpacking"]
     if other:
-        notes.append(f"ignored {other.total()} files that are not photos: {counted(other)}")
+        count = plural(other.total(), "file that is not a photo", "files that are not photos")
+        notes.append(f"ignored {count}: {counted(other)}")
     dataset = dataset_from_rows(root, root, root.resolve().name, classes, labeled, notes)
     return replace(dataset, layout="tar shards")
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from flowers_torch.data.dataset import COLUMN_MARK
 from flowers_torch.data.sources.rows import listed, splits_of_values
 from flowers_torch.data.sources.table_text import MANY_VALUES, Table
-from flowers_torch.errors import DataError, printable
+from flowers_torch.errors import DataError, plural, printable
 
 # Names of columns; those of a later line count if there is none of an earlier line.
 COLUMNS = {
@@ -92,7 +92,7 @@ def find_columns(table: Table, group: str = "") -> Columns:
     _refuse_other_tasks(table, found)  # guard: D02 tasks
     found.unused = [_describe(name, table) for name in rest[:MAX_DESCRIBED]]
     if len(rest) > MAX_DESCRIBED:
-        found.unused.append(f"{len(rest) - MAX_DESCRIBED} more columns")
+        found.unused.append(f"{plural(len(rest) - MAX_DESCRIBED, 'more column')}")
     found.groups = [name for name in rest[:MAX_DESCRIBED] if _is_group(name, table)]
     return found
 
@@ -182,7 +182,8 @@ def _refuse_other_tasks(table: Table, found: Columns) -> None:
     if None not in numbers and len(labels) > 1 and labels.total() < FEW_PER_VALUE * len(labels):
         whole = all(number == int(number) for number in numbers if number is not None)
         if not whole or (len(labels) > 20 and labels.total() < 2 * len(labels)):
-            what = f"{where} {len(labels)} different numbers for {labels.total()} photos, such as {next(iter(labels))}"
+            count = f"{plural(labels, 'different number')} for {plural(labels.total(), 'photo')}"
+            what = f"{where} {count}, such as {next(iter(labels))}"
             raise DataError(f"{what}: that is regression", "write a class into it, such as a range of the numbers")
     if example := _several_labels(list(labels)):
         what = f"{where} several classes in a cell, such as {printable(example, 60)}: that is multi-label data"
@@ -224,7 +225,7 @@ def _describe(name: str, table: Table) -> str:
     if set(_words(name)) & {"fold", "folds", "kfold"} and len(values) > 1:
         return f"{column} (crossval draws its own folds; {option} keeps each of these {len(values)} in one split)"
     if _is_group(name, table):
-        return f"{column} ({len(values)} values; {option} keeps the photos of each in one split)"
+        return f"{column} ({plural(values, 'value')}; {option} keeps the photos of each in one split)"
     return column
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from flowers_torch.data.images import is_image_name
 from flowers_torch.data.sources.rows import listed, parse_split
 from flowers_torch.data.sources.tree import list_folder
-from flowers_torch.errors import DataError, printable
+from flowers_torch.errors import DataError, plural, printable
 from flowers_torch.files.system import common_folder
 
 MAX_DEPTH = 3  # of folders below the table in which names are looked up
@@ -45,7 +45,7 @@ def locate(cells: Iterable[str], table: Path) -> FoundFiles:
         looked_up = _look_up([cell for cell, name in found.items() if not name], table, len(found))
         found |= looked_up
         places = sorted({os.path.dirname(name) or "." for name in looked_up.values()})
-        notes.append(f"{len(looked_up)} photos are looked up by name in {listed(places)}")
+        notes.append(f"{plural(looked_up, 'photo is', 'photos are')} looked up by name in {listed(places)}")
     outside = [name for name in found.values() if os.path.isabs(name) or ".." in name.split("/")]
     if not outside:
         return FoundFiles(folder, {cell: posixpath.normpath(name) for cell, name in found.items()}, notes)
@@ -117,8 +117,8 @@ def _key(name: str) -> str:
 
 
 def _do_not_exist(absent: list[str], count: int, index: dict[str, list[str]], table: Path) -> DataError:
-    first = absent[0]
-    what = f"{len(absent)} of {count} photos of {printable(table)} do not exist (first: {printable(first)})"
+    first, do = absent[0], "does" if len(absent) == 1 else "do"
+    what = f"{len(absent)} of {plural(count, 'photo')} of {printable(table)} {do} not exist (first: {printable(first)})"
     if re.match(r"https?://", first):
         return DataError(what, "download them, and write the paths of the files")
     pieces = first.strip().replace("\\", "/").split("/")

@@ -13,7 +13,6 @@ from flowers_torch.data.sources.rows import (
     listed,
     natural_key,
     normalized,
-    number_of,
     parse_split,
     similar_names,
     splits_of_values,
@@ -21,7 +20,7 @@ from flowers_torch.data.sources.rows import (
 from flowers_torch.data.sources.table_columns import Columns, find_columns
 from flowers_torch.data.sources.table_files import locate
 from flowers_torch.data.sources.table_text import TableRow, read_rows
-from flowers_torch.errors import DataError, printable
+from flowers_torch.errors import DataError, plural, printable
 from flowers_torch.files.system import expand_home
 
 NO_LABEL = {"nan", "<na>", "n/a", "#n/a", "null"}  # as programs write a missing value
@@ -90,7 +89,7 @@ def _describe_excluded(rows: Sequence[Mapping[str, str]], columns: Columns, clas
     if not rows:
         return []
     names = listed([row[columns.file].strip() for row in rows])
-    notes = [f"{number_of(rows)} left out by column {printable(columns.exclude)}: {names}"]
+    notes = [f"{plural(rows, 'photo')} left out by column {printable(columns.exclude)}: {names}"]
     labels = {normalized(row[columns.label].strip()) for row in rows} - {"", *classes}
     return [*notes, f"classes left without photos: {listed(sorted(labels, key=natural_key))}"] if labels else notes
 

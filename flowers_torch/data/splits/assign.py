@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from flowers_torch.data.dataset import CLASS_MARK, ImageDataset
 from flowers_torch.data.sources.rows import listed
 from flowers_torch.data.splits.stratify import divide_classes, split_number
-from flowers_torch.errors import DataError, printable
+from flowers_torch.errors import DataError, plural, printable
 from flowers_torch.shell import command_line
 
 SPLITS = ("train", "val", "test")
@@ -103,9 +103,9 @@ def _refuse_small(classes: Mapping[str, Mapping[int, int]], splits: Sequence[str
     found, fixes = [], [f"add photos until {each} has at least {len(splits)}"]
     for name, units in list(small.items())[:NAMED_CLASSES]:
         grouped = " that are not in one group" if len(units) < sum(units.values()) else ""
-        found.append(f"class {printable(name)} has {len(units)} photo{'s' * (len(units) != 1)}{grouped}")
+        found.append(f"class {printable(name)} has {plural(units, 'photo')}{grouped}")
     if more := len(small) - len(found):
-        found.append(f"{more} more classes have as few")
+        found.append(f"{plural(more, 'more class has', 'more classes have')} as few")
         fixes.append("leave such classes out by lines class:NAME in the file of --exclude")
     else:
         out = command_line("--exclude", ",".join(f"{CLASS_MARK}{name}" for name in small))
@@ -225,7 +225,7 @@ def describe_splits(dataset: ImageDataset, splits: Splits, fractions: Sequence[f
     """
     counts = dataset.counts()
     sizes = ", ".join(f"{len(indices)} {split}" for split, indices in splits.items())
-    text = f"{len(dataset)} photos of {len(dataset.classes)} classes: {sizes}"
+    text = f"{plural(dataset, 'photo')} of {plural(dataset.classes, 'class')}: {sizes}"
     if fractions:
         text += _describe_request(dataset, splits, fractions)
     if is_imbalanced(dataset):

@@ -1,126 +1,48 @@
-"use strict";
-// Base64 chunks of the runtime and the model, added by the scripts after this one.
+// ONNX Runtime classifies in the browser. The scripts after this one add chunks of the runtime and the model in base64.
+const MAX_BYTES = 64 << 20, MAX_PIXELS = 24e6;
 const chunks = {};
 function addChunk(name, text) { (chunks[name] ??= []).push(text); }
 
-const TOP = 3, MIN_SHOWN = 0.005, MAX_BYTES = 64 << 20, MAX_PIXELS = 24e6;
-const $ = id => document.getElementById(id);
-const summary = JSON.parse($("summary").textContent);
-const photos = [];  // {file, card, outputs, error} in order of arrival
-let ort, session, queue = Promise.resolve();
-
 function takeBlob(name) {
-  const parts = chunks[name].map(text => {
-    const raw = atob(text), bytes = new Uint8Array(raw.length);
-    for (let i = 0; i < raw.length; i++) bytes[i] = raw.charCodeAt(i);
-    return bytes;
-  });
-  delete chunks[name];  // frees the memory
+  const parts = chunks[name].map(text => Uint8Array.from(atob(text), letter => letter.charCodeAt(0)));
+  delete chunks[name]; // frees the memory
   return new Blob(parts);
 }
 
-async function start() {
+async function load() {
   const began = performance.now();
-  describe();
+  let ort, session;
   try {
-    const script = URL.createObjectURL(new Blob([takeBlob("runtime")], {type: "text/javascript"}));
-    ort = await import(script);
+    ort = await import(URL.createObjectURL(new Blob([takeBlob("runtime")], { type: "text/javascript" })));
     const unzipped = takeBlob("wasm").stream().pipeThrough(new DecompressionStream("gzip"));
     ort.env.wasm.wasmBinary = await new Response(unzipped).arrayBuffer();
-    ort.env.wasm.numThreads = 1;  // more threads need headers that only a server can send
-    const model = new Uint8Array(await takeBlob("model").arrayBuffer());
-    session = await ort.InferenceSession.create(model, {executionProviders: ["wasm"]});
+    ort.env.wasm.numThreads = 1; // more threads need headers that only a server can send
+    const network = new Uint8Array(await takeBlob("model").arrayBuffer());
+    session = await ort.InferenceSession.create(network, { executionProviders: ["wasm"] });
     ort.env.wasm.wasmBinary = undefined;
   } catch (error) {
-    say(`This browser cannot run the model: ${error.message ?? error}`, true);
-    return;
+    at("ready").textContent = `This browser cannot run the model: ${error.message ?? error}`;
+    return at("ready").classList.add("bad");
   }
-  $("files").disabled = $("camera").disabled = false;
-  document.body.classList.remove("waiting");
-  say(`Ready after ${((performance.now() - began) / 1000).toFixed(1)} s.`);
-}
-
-function describe() {
-  document.body.classList.add("waiting");
-  const license = summary.license ? ` License of the pretrained weights: ${summary.license}.` : "";
-  $("about").textContent = `Every photo is classified as one of these classes. Network: ${summary.network}, ` +
-    `${summary.size}.${license}`;
-  $("knows").open = summary.classes.length <= 40;
-  $("names").replaceChildren(...summary.classes.map(name => element("li", name)));
-  const curve = summary.selective.curve ?? [];
-  for (const maxError of [0.1, 0.05, 0.02, 0.01, 0]) {
-    const fitting = curve.filter(([, accepted, errors]) => errors <= maxError * accepted);
-    const all = fitting.includes(curve.at(-1));  // then no photo is unsure
-    const option = maxError ? `with at most ${maxError * 100}% wrong` : "with none wrong";
-    if (fitting.length && !all) $("care").append(new Option(option, maxError));
-  }
-}
-
-// The confidence threshold for the chosen error rate in validation, as in `predict --max-error`.
-function threshold() {
-  const maxError = Number($("care").value), curve = summary.selective.curve ?? [];
-  if (maxError === 1 || !curve.length) return {probability: 0, text: ""};
-  const all = curve.at(-1)[1];
-  const [probability, accepted, errors] = curve.filter(([, n, e]) => e <= maxError * n).reduce((a, b) => b[1] > a[1] ? b : a);
-  const unsure = (100 * (all - accepted) / all).toFixed(0);
-  return {probability, text: `In validation ${errors} of ${accepted} predictions were wrong, ` +
-    `and ${unsure}% of photos were unsure.`};
-}
-
-function say(message, bad = false) {
-  $("status").textContent = message;
-  $("status").classList.toggle("bad", bad);
-}
-
-// All text goes through textContent: file and class names are not trusted.
-function element(kind, text = "", name = "") {
-  const node = document.createElement(kind);
-  node.textContent = text;
-  node.className = name;
-  return node;
-}
-
-function add(files) {
-  for (const file of files) {
-    const card = element("li", "", "card busy"), photo = {file, card};
-    photos.push(photo);
-    const image = element("img");
-    image.alt = "";
-    image.src = photo.address = URL.createObjectURL(file);
-    const body = element("div");
-    body.append(element("small", file.name), element("h2", "…"));
-    card.append(image, body);
-    $("cards").append(card);
-    queue = queue.then(() => classify(photo));
-  }
-  document.body.classList.toggle("full", photos.length > 0);
-  if (photos.length) $("knows").open = false;
-  $("tools").hidden = !photos.length;
-}
-
-async function classify(photo) {
-  if (!photos.includes(photo)) return;  // removed in the meantime
-  await new Promise(resolve => setTimeout(resolve));  // lets the browser draw
-  const began = performance.now();
-  try {
-    if (photo.file.size > MAX_BYTES) throw new Error(`it has more than ${MAX_BYTES >> 20} MB`);
-    const {data, height, width} = await pixels(photo.file);
-    const input = new ort.Tensor("uint8", data, [1, height, width, 3]);
-    const outputs = await session.run({images: input});
-    photo.outputs = Object.fromEntries(Object.entries(outputs).map(([name, value]) => [name, Array.from(value.data)]));
-  } catch (error) {
-    photo.error = `This photo cannot be read: ${error.message || error}`;
-  }
-  if (!photos.includes(photo)) return;
-  show(photo);
-  const done = photos.filter(p => p.outputs || p.error).length;
-  say(`${done} of ${photos.length} photos.${photo.error ? "" : ` One takes ${Math.round(performance.now() - began)} ms.`}`);
+  at("ready").textContent = `Ready after ${((performance.now() - began) / 1000).toFixed(1)} s.`;
+  start({
+    parallel: 1,
+    async classify(file) {
+      if (file.size > MAX_BYTES) throw new Error(`it has more than ${MAX_BYTES >> 20} MB`);
+      const { data, height, width } = await pixels(file);
+      const outputs = await session.run({ images: new ort.Tensor("uint8", data, [1, height, width, 3]) });
+      const values = Array.from(outputs.probabilities.data);
+      const classes = values.map((probability, label) => ({ class: model.classes[label], probability }));
+      const isUnlike = Boolean(outputs.ood_distance) && outputs.ood_distance.data[0] > model.ood_threshold;
+      return { classes: classes.sort((a, b) => b.probability - a.probability), isUnlike };
+    },
+  });
 }
 
 // Browsers keep the high byte of each value of a PNG with 16 bits. Where the training photos use a smaller range of
 // values, this returns the file with 8 bits in that range; other chunks, such as a color profile, stay.
 async function in8Bits(file) {
-  const [low, high] = summary.value_range, head = new DataView(await file.slice(0, 33).arrayBuffer());
+  const [low, high] = model.value_range, head = new DataView(await file.slice(0, 33).arrayBuffer());
   const isDeep = head.byteLength === 33 && head.getUint32(0) === 0x89504e47 && head.getUint8(24) === 16;
   if (!isDeep || low === undefined || (low === 0 && high === 65535)) return file;
   if (head.getUint8(28)) throw new Error("it is an interlaced PNG of 16 bits; save it without interlacing");
@@ -185,7 +107,9 @@ function chunk(kind, content) {
 
 // An upright photo as RGB bytes on white in sRGB, as the package reads it.
 async function pixels(file) {
-  const image = await createImageBitmap(await in8Bits(file), {colorSpaceConversion: "default"});
+  const image = await createImageBitmap(await in8Bits(file), {colorSpaceConversion: "default"}).catch(() => {
+    throw new Error("this browser cannot read it; fix: convert it to JPEG or PNG");
+  });
   const shrink = Math.min(1, Math.sqrt(MAX_PIXELS / (image.width * image.height)));
   const width = Math.max(1, Math.round(image.width * shrink)), height = Math.max(1, Math.round(image.height * shrink));
   const canvas = document.createElement("canvas");
@@ -204,82 +128,3 @@ async function pixels(file) {
   }
   return {data, height, width};
 }
-
-function ranked(photo) {
-  const all = photo.outputs.probabilities.map((value, label) => ({value, name: summary.classes[label]}));
-  return all.sort((a, b) => b.value - a.value);
-}
-
-function reason(photo, minimum) {
-  if (photo.outputs.ood_distance && photo.outputs.ood_distance[0] > summary.selective.ood_threshold) return "unlike the training photos";
-  return ranked(photo)[0].value < minimum ? "too improbable" : "";
-}
-
-function show(photo) {
-  const {card} = photo, body = card.lastChild;
-  card.classList.remove("busy");
-  body.replaceChildren(element("small", photo.file.name));
-  if (photo.error) {
-    card.firstChild.hidden = true;
-    body.append(element("p", photo.error, "error"));
-    return;
-  }
-  const [first, ...others] = ranked(photo).slice(0, TOP), why = reason(photo, threshold().probability);
-  card.classList.toggle("unsure", !!why);
-  card.firstChild.alt = why ? "unsure" : first.name;
-  if (why) body.append(element("span", `unsure: ${why}`, "reason"));
-  const list = element("dl");
-  for (const {name, value} of [first, ...others.filter(other => other.value >= MIN_SHOWN)]) {
-    const bar = element("i"), title = element("dt");
-    bar.style.setProperty("--fraction", `${100 * value}%`);
-    title.append(name === first.name ? element("h2", why ? `perhaps ${name}` : name) : name);
-    list.append(title, element("dd", percent(value)), bar);
-  }
-  body.append(list);
-}
-
-// Only a probability of 1 is shown as 100%.
-function percent(fraction) {
-  const text = (100 * fraction).toFixed(1);
-  return text === "100.0" && fraction < 1 ? "99.9%" : `${text}%`;
-}
-
-function table() {
-  const minimum = threshold().probability;
-  const quote = value => `"${String(value).replaceAll('"', '""')}"`;
-  const rows = photos.filter(p => p.outputs || p.error).map(p => p.error ? [p.file.name, "", "", p.error]
-    : [p.file.name, ranked(p)[0].name, ranked(p)[0].value.toFixed(6), reason(p, minimum), ...p.outputs.probabilities]);
-  return [["file", "class", "probability", "reason", ...summary.classes], ...rows]
-    .map(row => row.map(quote).join(",")).join("\n") + "\n";
-}
-
-for (const id of ["files", "camera"]) $(id).addEventListener("change", event => {
-  add(event.target.files);
-  event.target.value = "";
-});
-addEventListener("dragover", event => { event.preventDefault(); document.body.classList.add("over"); });
-addEventListener("dragleave", event => { if (!event.relatedTarget) document.body.classList.remove("over"); });
-addEventListener("drop", event => {
-  event.preventDefault();
-  document.body.classList.remove("over");
-  if (session) add(event.dataTransfer.files);
-});
-addEventListener("paste", event => { if (session) add(event.clipboardData.files); });
-$("care").addEventListener("change", () => {
-  $("promise").textContent = threshold().text;
-  photos.filter(photo => photo.outputs).forEach(show);
-});
-$("clear").addEventListener("click", () => {
-  for (const photo of photos.splice(0)) URL.revokeObjectURL(photo.address);
-  $("cards").replaceChildren();
-  add([]);
-  say("Ready.");
-  $("files").focus();
-});
-$("save").addEventListener("click", () => {
-  const link = element("a");
-  link.href = URL.createObjectURL(new Blob([table()], {type: "text/csv"}));
-  link.download = "predictions.csv";
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
-});

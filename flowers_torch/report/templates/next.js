@@ -1,4 +1,3 @@
-"use strict";
 const { images, classes } = JSON.parse(document.getElementById("listed").textContent);
 const cards = [...document.querySelectorAll(".cards li")], save = document.getElementById("save");
 const inputs = cards.map(card => card.querySelector("input"));
@@ -26,20 +25,9 @@ cards.forEach((card, number) => {
   }
 });
 
-const NUMBER = /^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i;
-// Text that a spreadsheet would run as a formula gets an apostrophe, which flowers_torch removes.
-function cell(text) {
-  const safe = /^'*[=+@-]/.test(text) && !NUMBER.test(text) ? `'${text}` : text;
-  return `"${safe.replaceAll('"', '""')}"`;
-}
 save.addEventListener("click", () => {
   const rows = images.map((image, i) => [image.file, inputs[i].value.trim()]).filter(row => row[1]);
-  const text = [["file", "label"], ...rows].map(row => row.map(cell).join(",")).join("\n") + "\n";
-  const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob([text], { type: "text/csv" }));
-  link.download = "labels.csv";
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+  saveTable("labels.csv", [["file", "label"], ...rows]);
   saved = true;
 });
 addEventListener("beforeunload", event => { if (!saved) event.preventDefault(); });

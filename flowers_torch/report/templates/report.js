@@ -6,21 +6,26 @@ const dialog = document.getElementById("dialog");
 // Every photo is in the page once: in a figure, or here. Figures that show it again take it from there.
 function source(id) {
   const shown = document.querySelector(`img[data-photo="${id}"][src]`);
-  return shown ? shown.src : photos[id].src;
+  return shown ? shown.src : photos[id]?.src;
 }
 for (const image of document.querySelectorAll("img[data-photo]:not([src])")) {
   const uri = source(image.dataset.photo);
   if (uri) image.src = uri;
 }
 
+function isolated(text) {
+  const name = document.createElement("bdi");
+  name.textContent = text;
+  return name;
+}
 function figure(id) {
   const photo = photos[id], made = document.createElement("figure"), uri = source(id);
   const picture = document.createElement(uri ? "img" : "div");
   if (uri) { picture.src = uri; picture.alt = photo.file; } else { picture.className = "none"; picture.textContent = "no picture"; }
   const caption = document.createElement("figcaption"), verdict = document.createElement("span"), name = document.createElement("small");
-  verdict.textContent = photo.caption;
-  if (photo.wrong) verdict.className = "bad";
-  name.textContent = photo.file;
+  verdict.append(isolated(photo.label), ...(photo.predicted ? [", predicted as ", isolated(photo.predicted)] : []), ` (${photo.probability})`);
+  if (photo.predicted) verdict.className = "bad";
+  name.append(...photo.file.split("/").flatMap((piece, i) => i ? ["/", document.createElement("wbr"), piece] : [piece]));
   caption.append(verdict, document.createElement("br"), name);
   made.append(picture, caption);
   return made;
@@ -42,16 +47,6 @@ function fill(button) {
   panel.querySelector("p").textContent = ids.length < count ? `${ids.length} of ${count} photos` : `${count} ${count === 1 ? "photo" : "photos"}`;
   panel.querySelector(".photos").replaceChildren(...ids.map(figure));
   panel.scrollTop = 0;
-}
-
-for (const button of document.querySelectorAll(".copy")) {
-  if (!navigator.clipboard) continue; // only pages that the browser trusts may write there
-  button.hidden = false;
-  button.addEventListener("click", async () => {
-    await navigator.clipboard.writeText(button.previousElementSibling.textContent);
-    button.textContent = "Copied";
-    setTimeout(() => { button.textContent = "Copy"; }, 1500);
-  });
 }
 
 const matrix = document.querySelector(".matrix");
@@ -109,13 +104,16 @@ if (map) {
     const id = event.target.dataset.photoDot;
     if (photos[id]) show(photos[id].file, [Number(id)], 1);
   });
+  const one = document.getElementById("map-class"); // of many classes, in place of a button for each
   function pick() {
-    const picked = [...document.querySelectorAll('.legend button[aria-pressed="true"]')].map(b => b.dataset.label);
+    const pressed = [...document.querySelectorAll('.legend button[aria-pressed="true"]')].map(b => b.dataset.label);
+    const picked = one?.value ? [one.value] : pressed;
     map.classList.toggle("picked", picked.length > 0);
     for (const dot of map.querySelectorAll("[data-photo-dot]")) {
       dot.classList.toggle("on", picked.some(label => dot.classList.contains(`k${label}`)));
     }
   }
+  one?.addEventListener("change", pick);
   for (const button of document.querySelectorAll(".legend button")) {
     button.addEventListener("click", () => {
       button.setAttribute("aria-pressed", button.getAttribute("aria-pressed") !== "true");

@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy import stats
 from torchvision.transforms.v2 import RandomResizedCrop
 from torchvision.transforms.v2 import functional as tv
 
@@ -36,6 +35,8 @@ def test_a_draw_depends_on_seed_epoch_and_position_only():
 
 
 def test_draws_are_uniform_and_independent():
+    from scipy import stats  # two seconds of imports
+
     numbers = SampleGenerator(0, 0, torch.arange(20_000)).uniform(3)
     assert 0 <= numbers.min() and numbers.max() < 1
     for column in numbers.T:
@@ -188,6 +189,8 @@ def test_mixup_blends_images_and_targets():
 
 
 def test_fractions_follow_a_beta_distribution():
+    from scipy import stats
+
     fractions = [batch.draw_fraction(0.2, 0, 0, step) for step in range(2000)]
     assert stats.kstest(fractions, stats.beta(0.2, 0.2).cdf).pvalue > 1e-3
     assert batch.draw_fraction(1, 4, 5, 6) == batch.draw_fraction(1, 4, 5, 6) != batch.draw_fraction(1, 4, 5, 7)

@@ -88,7 +88,10 @@ def run(*words) -> None:
 def test_the_rank_command(folder, tmp_path, capsys):
     run(folder, tmp_path / "look", "--n", 7, "--size", 48)
     names = sorted(path.name for path in (tmp_path / "look").iterdir())
-    assert names == sorted(["contact_sheet.jpg", *(f"000_{i:02d}.jpg" for i in range(5)), "001_00.jpg", "001_01.jpg"])
+    first, second = ([name for name in names if name.startswith(row)] for row in ("000_", "001_"))
+    assert names == [*first, *second, "contact_sheet.jpg"] and (len(first), len(second)) == (5, 2)
+    labels = [{name.removesuffix(".jpg").split("_", 2)[2] for name in row} for row in (first, second)]
+    assert labels[0] | labels[1] < set("abc") and list(map(len, labels)) == [1, 1]
     assert "7 images" in capsys.readouterr().out
     with pytest.raises(UsageError, match="not empty"):
         run(folder, tmp_path / "look")

@@ -1,4 +1,7 @@
-"""The three ways in which Python starts a process: Linux forks up to 3.13, macOS and Windows spawn."""
+"""The three ways in which Python starts a process: Linux forks up to 3.13, macOS and Windows spawn.
+
+A forkserver starts processes from pickles as spawning does, and does not import torch for each of them.
+"""
 
 import multiprocessing
 from collections.abc import Iterator
@@ -6,8 +9,9 @@ from collections.abc import Iterator
 import pytest
 
 
-@pytest.fixture(params=["fork", "spawn", "forkserver"])
+@pytest.fixture(params=["fork", pytest.param("spawn", marks=pytest.mark.slow), "forkserver"])
 def start_method(request: pytest.FixtureRequest) -> Iterator[str]:
+    multiprocessing.set_forkserver_preload(["flowers_torch.data.loading.loaders"])
     before = multiprocessing.get_start_method(allow_none=True)
     multiprocessing.set_start_method(request.param, force=True)
     yield request.param

@@ -59,6 +59,7 @@ def test_a_resumed_epoch_is_the_rest_of_the_whole_one(files, augmentation, mixup
 
 
 @pytest.mark.parametrize("workers", [1, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("start_method", ["fork", "spawn", "forkserver"], indirect=True)
 def test_workers_change_nothing(files, workers, start_method):
     assert equal(batches(files, mixup=0.4), batches(files, workers=workers, mixup=0.4))
 

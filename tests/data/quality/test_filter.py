@@ -48,7 +48,7 @@ def test_unreadable_images_are_an_error_or_skipped(dataset):
         filter_images(dataset)
     filtered = filter_images(dataset, skip_bad=True)
     assert list(filtered.unreadable) == ["b/1.png"] and "b/1.png" not in filtered.dataset.paths
-    assert "1 photos cannot be used" in filtered.warnings[0]
+    assert "1 photo cannot be used" in filtered.warnings[0]
 
 
 def test_all_of_a_class_bad(dataset):

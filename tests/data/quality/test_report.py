@@ -22,6 +22,7 @@ from flowers_torch.data.quality.scan import inspect_images
 from flowers_torch.data.sources.folders import find_images
 from flowers_torch.data.splits.assign import group_pairs
 from flowers_torch.errors import DataError, ResourceError, UsageError
+from flowers_torch.report import gallery
 from flowers_torch.report.gallery import write_gallery
 
 
@@ -164,7 +165,7 @@ def test_exclude_list_round_trip(planted, result, tmp_path):
 
 
 @pytest.mark.needs("names")
-def test_hostile_file_names_in_every_output(tmp_path):
+def test_hostile_file_names_in_every_output(tmp_path, monkeypatch):
     names = ['a/"<script>alert(1).jpg', "b/x\ny\x1b[31m,z.jpg"]
     for i, name in enumerate([*names, "a/1.jpg", "b/2.jpg"]):
         (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -178,7 +179,11 @@ def test_hostile_file_names_in_every_output(tmp_path):
     json.loads(json.dumps(found.as_json()))
     write_gallery(tmp_path / "gallery.html", found)
     page = (tmp_path / "gallery.html").read_text()
-    assert "<script" not in page and "\x1b" not in page
+    assert "<script" not in page and "\x1b" not in page and " more</p>" not in page
+    assert "1 photo cannot be read" in page and "1 picture is in several classes" in page
+    monkeypatch.setattr(gallery, "PER_GROUP", 1)  # of thousands of look-alikes, a page shows some
+    write_gallery(tmp_path / "gallery.html", found)
+    assert (tmp_path / "gallery.html").read_text().count("and 1 more</p>") == 1
     write_exclude_list(tmp_path / "q.csv", found.exclude_list())
     assert set(read_exclude_list(tmp_path / "q.csv")) == {"b/\udcff.jpg", names[1]}
 

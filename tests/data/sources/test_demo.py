@@ -72,7 +72,7 @@ def check_colors_do_not_reveal_the_class(root: Path) -> None:
 
 
 def test_mean_colors_do_not_reveal_the_class(tmp_path):
-    draw_demo(tmp_path, per_class=60, size=32)  # small images have a mean color too
+    draw_demo(tmp_path, per_class=30, size=32)  # small images have a mean color too
     check_colors_do_not_reveal_the_class(tmp_path)
 
 

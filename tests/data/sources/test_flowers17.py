@@ -4,7 +4,6 @@ import functools
 import hashlib
 import http.server
 import io
-import json
 import os
 import shutil
 import tarfile
@@ -16,11 +15,13 @@ import pytest
 from PIL import Image
 
 from flowers_torch.cli import main
+from flowers_torch.config import Config
 from flowers_torch.data.images import load_image
 from flowers_torch.data.sources import flowers17 as module
 from flowers_torch.data.sources.flowers17 import CLASSES, PATHS, flowers17, official_split
 from flowers_torch.data.sources.open import open_dataset
 from flowers_torch.errors import DataError, ResourceError, UsageError
+from flowers_torch.runs.dataset import choose_splits, open_images
 
 SHARED = Path(os.environ.get("FLOWERS_TORCH_SHARED", ""))
 
@@ -213,18 +214,11 @@ def test_an_exclude_list_moves_no_photo_of_a_named_split(tmp_path, splits_file, 
     excluded = [PATHS[0], PATHS[700]]
     (tmp_path / "list.csv").write_text("file,reason\n" + "".join(f"{name},x\n" for name in excluded))
     parts = []
-    for name, flags in (("all", []), ("fewer", ["--exclude", str(tmp_path / "list.csv")])):
-        flags = [*flags, "--data", str(tmp_path / "photos"), "--split", split, "--groups", "none"]
-        flags += ["--arch", "test_resnet", "--weights", "none", "--size", "32", "--device", "cpu"]
-        flags += [
-            "--set",
-            "stages=[{name = 'head', train = 'head', epochs = 1, cached_views = 0}]",
-            "--seed",
-            "1",
-        ]
-        assert main(["train", *flags, "--out", str(tmp_path / name), "--quiet"]) == 0
-        content = json.loads((tmp_path / name / "split.json").read_text())
-        parts.append({part: set(members) for part, members in content["splits"].items()})
+    for exclude in ("", str(tmp_path / "list.csv")):
+        config = Config(data=str(tmp_path / "photos"), split=split, groups="none", exclude=exclude, seed=1)
+        filtered = open_images(config)
+        splits = choose_splits(filtered.dataset, config, filtered.duplicates)
+        parts.append({part: {filtered.dataset.paths[i] for i in members} for part, members in splits.items()})
     if split == "oxford1":
         assert parts[0]["test"] == {PATHS[i - 1] for i in splits_file[1]["tst1"].ravel()}
     assert parts[1] == {part: members - set(excluded) for part, members in parts[0].items()}

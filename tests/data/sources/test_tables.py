@@ -85,7 +85,7 @@ def test_excluded_photos_are_left_out_and_named(root):
         ("file,path,label\nin/1.jpg,x,a\n", "several columns for the file"),
         ("file,label\nin/1.jpg,a\nin/2.jpg,\n", "line 3: no label"),
         ("file,label\nin/1.jpg,a\nin/2.jpg\n", "line 3: no label"),
-        ("file,label\n../x.jpg,a\n", "1 of 1 photos.*do not exist"),
+        ("file,label\n../x.jpg,a\n", "1 of 1 photo .*does not exist"),
         (f"file,label\n{os.path.abspath(__file__)},a\n", "labels.csv is not in its folder, and not a photo"),
         ("file,label\nin/1.jpg,a\nin/3.jpg,b\nin/4.jpg,b\n", "2 of 3 photos.*in/3.jpg"),
         ("file,label\nin/1.jpg,a\nin/1.jpg,b\n", "line 3.*another label or split"),
@@ -145,7 +145,7 @@ def test_numbers_and_names_of_any_length(root):
         f"{name},{label}\n" for name, label in zip(("in/1.jpg", "in/2.jpg", "a b.jpg"), numbers, strict=True)
     )
     assert read_table(table(root, "file,label\n" + rows)).classes == ("7", "10" * 2500, "9" * 5000)
-    with pytest.raises(DataError, match="1 of 2 photos .* do not exist"):
+    with pytest.raises(DataError, match="1 of 2 photos .* does not exist"):
         read_table(table(root, "file,label\nin/1.jpg,a\n" + "x" * 5000 + ",b\n"))
     with pytest.raises(DataError, match="line .*field larger than field limit"):
         read_table(table(root, "file,label\nin/1.jpg,a\n" + "x" * 140_000 + ",b\n"))

@@ -1,5 +1,6 @@
 """Loading Keras's InceptionV3 weights: matching by order, heads, mismatches, damaged files."""
 
+import copy
 import os
 from pathlib import Path
 
@@ -97,6 +98,17 @@ def layers(source):
     return keras_arrays(source)
 
 
+@pytest.fixture(scope="module")
+def initialized():
+    return InceptionV3(num_classes=4, count_include_pad=False)
+
+
+@pytest.fixture
+def model(initialized):
+    """A network of four classes with other weights than `source`."""
+    return copy.deepcopy(initialized)
+
+
 def with_head(layers, *sizes: int):
     generator = np.random.default_rng(0)
     heads = {
@@ -122,9 +134,8 @@ def test_counted_convolutions_are_numbered_by_creation(source) -> None:
 
 @pytest.mark.parametrize("root", ["", "model_weights"])
 @pytest.mark.parametrize("nested", ["", "inception_v3"])
-def test_a_file_without_head_loads_every_tensor(tmp_path, source, layers, root, nested):
+def test_a_file_without_head_loads_every_tensor(tmp_path, source, layers, model, root, nested):
     path = write_h5(tmp_path / "w.h5", layers, root, nested)
-    model = InceptionV3(num_classes=4, count_include_pad=False).eval()
     head = model.fc.weight.clone()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -134,17 +145,15 @@ def test_a_file_without_head_loads_every_tensor(tmp_path, source, layers, root, 
     assert backbone_equal(model, source) and torch.equal(model.fc.weight, head)
 
 
-def test_numbers_can_start_anywhere(tmp_path, source):
+def test_numbers_can_start_anywhere(tmp_path, source, model):
     path = write_h5(tmp_path / "w.h5", keras_arrays(source, start=95))
-    model = InceptionV3(num_classes=0)
     load_keras_weights(model, "inception_v3", path)
     assert backbone_equal(model, source)
 
 
-def test_dense_head_of_a_whole_model_loads_into_the_linear_layers(tmp_path, source, layers):
+def test_dense_head_of_a_whole_model_loads_into_the_linear_layers(tmp_path, layers, model):
     layers = with_head(layers, 2048, 16, 5)
     path = write_h5(tmp_path / "w.h5", layers, "model_weights", "inception_v3")
-    model = InceptionV3()
     model.fc = nn.Sequential(nn.Linear(2048, 16), nn.ReLU(), nn.Dropout(), nn.Linear(16, 5))
     report = load_keras_weights(model, "inception_v3", path)
     assert report.head_loaded and report.used == 94 * 4 + 4
@@ -154,9 +163,8 @@ def test_dense_head_of_a_whole_model_loads_into_the_linear_layers(tmp_path, sour
     np.testing.assert_allclose(model.eval().fc(features).detach().numpy(), expected, rtol=1e-4, atol=1e-3)
 
 
-def test_a_head_of_other_classes_is_left_out(tmp_path, source, layers):
+def test_a_head_of_other_classes_is_left_out(tmp_path, source, layers, model):
     path = write_h5(tmp_path / "w.h5", with_head(layers, 2048, 5))
-    model = InceptionV3(num_classes=3)
     report = load_keras_weights(model, "inception_v3", path)
     assert (
         report.summary() == "376 arrays of the Keras file loaded, head newly initialized (dense_1 of the file left out)"
@@ -184,11 +192,10 @@ def test_a_head_of_other_classes_is_left_out(tmp_path, source, layers):
         (lambda x: x["conv2d_2"].update({"bias:0": np.zeros(64)}), ["Conv2d_2b_3x3.conv.bias is nothing"]),
     ],
 )
-def test_the_error_for_a_mismatch_names_both_sides(tmp_path, layers, change, texts):
+def test_the_error_for_a_mismatch_names_both_sides(tmp_path, layers, model, change, texts):
     layers = {name: dict(weights) for name, weights in layers.items()}
     change(layers)
     path = write_h5(tmp_path / "w.h5", layers)
-    model = InceptionV3(num_classes=4)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(ModelFileError) as caught:
         load_keras_weights(model, "inception_v3", path, with_head=True)
