@@ -27,6 +27,10 @@ class Standardize(nn.Module):
         UsageError: an unknown kind, or images that are too large to whiten.
     """
 
+    mean: Tensor  # of each channel
+    std: Tensor
+    whitening: Tensor  # (values, values)
+
     def __init__(self, kind: str, channels: int, side: int, epsilon: float = EPSILON) -> None:
         super().__init__()
         if kind not in KINDS:

@@ -68,8 +68,8 @@ def update(
     config = _config_of_update(folder, former, changes or {})
     fractions = split_fractions(former.split) or split_fractions(Config.split) or ()
     with images_of(folder, former):
-        reading = {"classes": former.classes, "groups": former.groups, "test": former.test}
-        known = with_groups(open_dataset(former.data, **reading), former.groups)
+        known = open_dataset(former.data, classes=former.classes, groups=former.groups, test=former.test)
+        known = with_groups(known, former.groups)
     old = _parent_images(folder, known)
     groups = (changes or {}).get("groups", former.groups if source.lower().endswith((".csv", ".tsv")) else "")
     found = open_dataset(source, fewest=1, classes=config.classes, groups=groups)

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from flowers_torch.data.dataset import ImageDataset
-from flowers_torch.data.sources.rows import dataset_from_rows, listed, number_of
+from flowers_torch.data.sources.rows import Row, dataset_from_rows, listed, number_of
 from flowers_torch.errors import DataError, printable
 
 
@@ -35,8 +35,9 @@ def with_test(dataset: ImageDataset, test: ImageDataset) -> ImageDataset:
         what = f"no folder holds both {printable(dataset.root)} and {printable(test.root)}"
         raise DataError(what, "put them on one drive") from error
     places = [f"{own.relative_to(root).as_posix()}/".removeprefix("./") for own in roots]
+    rows: list[Row] = []
+    groups: dict[str, str] = {}
     left_out: list[str] = []
-    rows, groups = [], dict[str, str]()
     for place, own, wanted in zip(places, (dataset, test), (("train", "val"), ("test",)), strict=True):
         for path, label in zip(own.paths, own.labels, strict=True):
             split = own.split.get(path, wanted[0])
