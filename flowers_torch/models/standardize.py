@@ -27,9 +27,9 @@ class Standardize(nn.Module):
         UsageError: an unknown kind, or images that are too large to whiten.
     """
 
-    mean: Tensor  # of each channel
+    mean: Tensor
     std: Tensor
-    whitening: Tensor  # (values, values)
+    whitening: Tensor
 
     def __init__(self, kind: str, channels: int, side: int, epsilon: float = EPSILON) -> None:
         super().__init__()

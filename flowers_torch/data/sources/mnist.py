@@ -23,7 +23,7 @@ def find_mnist(folder: Path) -> dict[str, tuple[Path, Path]]:
     """The files of images and labels of train and test in a folder; empty unless there are all four."""
     found = {}
     for split, stem in STEMS.items():
-        images, labels = (_find(folder, f"{stem}-{kind}", f"idx{n}-ubyte") for kind, n in KINDS.items())
+        images, labels = (_find(folder, f"{stem}-{kind}", f"idx{count}-ubyte") for kind, count in KINDS.items())
         if images and labels:
             found[split] = (images, labels)
     return found if len(found) == len(STEMS) else {}
@@ -53,7 +53,7 @@ def read_idx(path: Path) -> np.ndarray:
     """The array of unsigned bytes in an IDX file."""
     with reading(path, "a valid IDX file", fix="download it again"):
         require_regular(path)
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
             zeros, kind, dimensions = file.read(2), *file.read(2)
             if zeros != b"\0\0" or kind != 8 or not 1 <= dimensions <= 4:
                 raise ValueError("it does not begin as one of bytes")

@@ -5,8 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from flowers_torch.data.dataset import ImageDataset
-from flowers_torch.data.sources.rows import Row, dataset_from_rows, listed, number_of
-from flowers_torch.errors import DataError, printable
+from flowers_torch.data.sources.rows import dataset_from_rows, listed
+from flowers_torch.errors import DataError, plural, printable
 
 
 def val_as_test(dataset: ImageDataset) -> ImageDataset:
@@ -14,7 +14,7 @@ def val_as_test(dataset: ImageDataset) -> ImageDataset:
     if "val" not in dataset.split.values() or "test" in dataset.split.values():
         return dataset
     split = {path: name.replace("val", "test") for path, name in dataset.split.items()}
-    count = number_of([name for name in split.values() if name == "test"])
+    count = plural(list(split.values()).count("test"), "photo")
     note = f"{count} of val are the test; val is drawn from train"
     return replace(dataset, split=split, notes=(*dataset.notes, note))
 
@@ -35,9 +35,8 @@ def with_test(dataset: ImageDataset, test: ImageDataset) -> ImageDataset:
         what = f"no folder holds both {printable(dataset.root)} and {printable(test.root)}"
         raise DataError(what, "put them on one drive") from error
     places = [f"{own.relative_to(root).as_posix()}/".removeprefix("./") for own in roots]
-    rows: list[Row] = []
-    groups: dict[str, str] = {}
     left_out: list[str] = []
+    rows, groups = [], dict[str, str]()
     for place, own, wanted in zip(places, (dataset, test), (("train", "val"), ("test",)), strict=True):
         for path, label in zip(own.paths, own.labels, strict=True):
             split = own.split.get(path, wanted[0])
@@ -52,7 +51,7 @@ def with_test(dataset: ImageDataset, test: ImageDataset) -> ImageDataset:
     notes = [*dataset.notes, *(f"test: {note}" for note in test.notes)]
     if left_out:
         why = f"because the test is from {printable(test.name)}"
-        notes.append(f"{number_of(left_out)} left out, {why}: {listed(left_out)}")
+        notes.append(f"{plural(left_out, 'photo')} left out, {why}: {listed(left_out)}")
     joined = dataset_from_rows(test.root, root, dataset.name, dataset.classes, rows, notes)
     unused = (*dataset.unused, *(f"test: {thing}" for thing in test.unused))
     layout = f"{dataset.layout}{'; ' * bool(dataset.layout)}test from {printable(test.name)}"
