@@ -110,7 +110,7 @@ class Config:
     arch: str = option("inception_v3", "network: a registered name or any timm name")
     data: str = option("flowers17", "folder, archive, table, hf:NAME, flowers17 or demo")
     weights: str = option("", "imagenet, offline, none, or a file; empty: imagenet, or none for demo")
-    test: str = option("", "labeled photos to test on, as data; val: the validation photos of a source without a test")
+    test: str = option("", "labeled photos to test on, as data; val: the photos given to validate on")
     keras_input: str = option(
         "", "preprocessing of a Keras file's network; empty: as published", ("", "caffe", "tf", "torch", "unit")
     )

@@ -1,9 +1,9 @@
 """List networks: the recommended ones, then the other registered ones, then timm's.
 
 Parameters are counted with 1000 classes and, where Keras has the network, as Keras does. Sizes are pixels.
-The weights are on this machine (offline, cached) or can be downloaded. The top-1 accuracy on ImageNet is the published
-one, where it is known; the license is that of the weights. With --keras: what Keras published of each network, in
-megabytes, accuracies on ImageNet and layers, and the smallest input of Keras 2.0.
+The weights are on this machine (offline, cached) or can be downloaded. The top-1 accuracy on ImageNet is
+the published one, where it is known; the license is that of the weights. With --keras: what Keras published
+of each network, in megabytes, accuracies on ImageNet and layers, and the smallest input of Keras 2.0.
 """
 
 import argparse

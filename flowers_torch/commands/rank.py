@@ -1,7 +1,8 @@
 """Rank networks on your photos by a linear head on their frozen features.
 
-The accuracy is cross-validated over the training and validation photos; the test photos are not used. Without --arch,
-the networks are those recommended whose weights are on this machine and, online, those that can be downloaded.
+The accuracy is cross-validated over the training and validation photos; the test photos are not used.
+Without --arch, the networks are the recommended ones whose weights are on this machine and, online, those
+that can be downloaded.
 """
 
 import argparse

@@ -12,7 +12,7 @@ from flowers_torch.data.dataset import ImageDataset
 from flowers_torch.data.splits.assign import SPLITS
 from flowers_torch.data.splits.split_file import fingerprint, read_split
 from flowers_torch.deploy.predictor import Predictor
-from flowers_torch.errors import DataError, ModelFileError, UsageError, printable
+from flowers_torch.errors import DataError, ModelFileError, UsageError, plural, printable
 from flowers_torch.evaluation.comparison import describe_choice, loss_change
 from flowers_torch.evaluation.evaluate import MIRRORED_VIEWS, VIEWS, predict_images
 from flowers_torch.evaluation.metrics import Scores, fit_temperature, prediction_rows, score
@@ -53,7 +53,8 @@ class Evaluation:
 
     def __repr__(self) -> str:
         low, high = self.interval
-        return f"Evaluation(accuracy {self.accuracy:.4f} ({low:.3f} .. {high:.3f}) on {self.scores.images} photos)"
+        images = plural(self.scores.images, "photo")
+        return f"Evaluation(accuracy {self.accuracy:.4f} ({low:.3f} .. {high:.3f}) on {images})"
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""

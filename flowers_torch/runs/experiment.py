@@ -122,7 +122,7 @@ class Experiment:
         for layer in layers if self.config.weights == "none" else ():
             if self.distributed.is_main:
                 layer.fit(images for images, *_ in self.loaders.unsharded().in_order(self.splits["train"]))
-                log.info(f"input    {layer.kind} standardization of {len(self.splits['train'])} training photos")
+                log.info(f"input    {layer.kind} standardization of {plural(self.splits['train'], 'training photo')}")
             self.distributed.broadcast_tensors(layer.buffers())
 
     def _with_mirror(self, model: nn.Module) -> "Experiment":

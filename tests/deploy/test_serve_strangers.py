@@ -144,7 +144,7 @@ def test_bytes_that_are_not_http_leave_no_trace_in_the_log(serve_with: Any, caps
 
 def test_errors_are_logged_once_a_minute(serve_with: Any, capsys: pytest.CaptureFixture[str]) -> None:
     with serve_with() as served:
-        served.service.classes = {object()}  # cannot become JSON
+        served.service.page = {"classes": {object()}}  # cannot become JSON
         assert {served.request("GET", "/api/model")[0] for _ in range(5)} == {500}
     assert capsys.readouterr().err.count("Exception in ASGI application") == 1
 

@@ -70,7 +70,7 @@ def test_a_measurement_decides_and_is_explained(
     with caplog.at_level("INFO", "flowers_torch"):
         Experiment.new(make_config(FIT, data=str(arrows), groups="none", mirror="auto"))
     (line,) = [line for line in caplog.messages if line.startswith("mirror")]
-    assert line.startswith("mirror   no: mirrored, ") and "photos of one and two are recognized as the other" in line
+    assert line.startswith("mirror   no: mirrored, ") and "photos of one and two recognized as the other" in line
     assert load_classifier(unmirrored)[1].mirror is False
     assert 'mirror = "auto"' in (unmirrored / "config.toml").read_text()
 

@@ -1,12 +1,11 @@
 """A test split that is not in the source of the other images."""
 
-import os
 from dataclasses import replace
-from pathlib import Path
 
 from flowers_torch.data.dataset import ImageDataset
 from flowers_torch.data.sources.rows import dataset_from_rows, listed
 from flowers_torch.errors import DataError, plural, printable
+from flowers_torch.files.system import common_folder
 
 
 def val_as_test(dataset: ImageDataset) -> ImageDataset:
@@ -29,11 +28,7 @@ def with_test(dataset: ImageDataset, test: ImageDataset) -> ImageDataset:
         DataError: other classes, images that are in both, or no folder that holds both.
     """
     roots = dataset.root.absolute(), test.root.absolute()
-    try:
-        root = Path(os.path.commonpath(roots))
-    except ValueError as error:  # two drives of Windows
-        what = f"no folder holds both {printable(dataset.root)} and {printable(test.root)}"
-        raise DataError(what, "put them on one drive") from error
+    root = common_folder(roots)
     places = [f"{own.relative_to(root).as_posix()}/".removeprefix("./") for own in roots]
     left_out: list[str] = []
     rows, groups = [], dict[str, str]()
