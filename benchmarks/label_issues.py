@@ -5,7 +5,7 @@
     python benchmarks/label_issues.py 17flowers.tgz --planted 0.05 --look-alikes
 
 The truth is a table with the columns file and wrong, 1 for a wrong label; a file is known by its folder and name.
-Without it, labels that are taken for right are changed: to any other class, or to one of the two whose mean features
+Without it, some labels are changed: to any other class, or to one of the two whose mean features
 are nearest. The features of each network are computed once and cached. Each seed assigns other folds and plants other
 mistakes.
 
@@ -83,11 +83,11 @@ def main() -> None:
     print_table("our method, probabilities of", sources)
 
 
-def read_truth(path: Path, photos: list[str]) -> Tensor:
+def read_truth(path: Path, files: list[str]) -> Tensor:
     """Which of the photos have a wrong label (N,)."""
-    with path.open(newline="") as file:
-        wrong = {Path(row["file"]).parts[-2:]: row["wrong"] == "1" for row in csv.DictReader(file)}
-    return torch.tensor([wrong[Path(photo).parts[-2:]] for photo in photos])
+    with path.open(newline="") as table:
+        wrong = {Path(row["file"]).parts[-2:]: row["wrong"] == "1" for row in csv.DictReader(table)}
+    return torch.tensor([wrong[Path(file).parts[-2:]] for file in files])
 
 
 def plant(labels: Tensor, features: Tensor, fraction: float, look_alikes: bool, seed: int) -> tuple[Tensor, Tensor]:

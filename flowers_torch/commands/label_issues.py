@@ -1,9 +1,9 @@
 """Find label issues, and whether more photos would help.
 
-Both come from the features of the network before training. Further runs of the same photos add the features of
-their networks. The results are written to label_issues.json and the report of the first run. --review opens a page
-on this machine to decide on the issues one by one. It writes labels.csv into the run folder, a table for
-`train --data`; no photo is changed or moved.
+Both come from the features of the network before training. Further runs of the same photos add the
+features of their networks. The results are written to label_issues.json and the report of the first run.
+--review opens a page on this machine to decide on the issues one by one. It writes labels.csv into the run
+folder, a table for `train --data`; no photo is changed or moved.
 """
 
 import argparse

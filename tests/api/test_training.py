@@ -171,7 +171,7 @@ class DataFrame:
         (([object()], ["x"]), "is not an image"),
         ((["a.png"], [["x"]]), "is not a class"),
         (([np.full((4, 4, 3), 300)], ["x"]), "values from 300"),
-        ((iter(["a.png"]), ["x", "y"]), "1 images and 2 labels"),
+        ((iter(["a.png"]), ["x", "y"]), "1 image and 2 labels"),
         (Endless(), "Endless has no length"),
         ({"train": DataFrame(), "test": DataFrame()}, "a dict of DataFrames is not a dataset"),
     ],

@@ -43,7 +43,7 @@ def test_a_class_of_one_photo_or_one_group_is_not_judged() -> None:
     assert find_label_issues(*twice, groups=[0, 1, 2, 3, 4, 4]) == []
 
 
-def test_an_image_is_no_issue_if_its_label_is_more_probable() -> None:
+def test_an_image_whose_label_is_more_probable_is_not_an_issue() -> None:
     """The last image reaches the low mean of class 1, and its own class is more probable all the same."""
     probabilities = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.8, 0.2], [0.9, 0.1], [0.55, 0.45], [0.6, 0.4]])
     labels = torch.tensor([0, 0, 1, 0, 1, 0])
