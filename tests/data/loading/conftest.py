@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 
-@pytest.fixture(params=["fork", pytest.param("spawn", marks=pytest.mark.slow), "forkserver"])
+@pytest.fixture(params=["fork", "spawn", "forkserver"])
 def start_method(request: pytest.FixtureRequest) -> Iterator[str]:
     multiprocessing.set_forkserver_preload(["flowers_torch.data.loading.loaders"])
     before = multiprocessing.get_start_method(allow_none=True)
