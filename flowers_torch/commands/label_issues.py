@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> None:
     from flowers_torch.runs.results import write_run_report
 
     folder = find_run_folder(args.run)
-    set_allocator_of_run(folder)
+    set_allocator_of_run(folder, {"device": "auto"})  # that of the training may be missing here
     experiment, model = Experiment.open(folder, data=args.moved)
     features = joined_features(experiment, [find_run_folder(name) for name in args.others], args.moved)
     found = find_run_label_issues(experiment, features)

@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> None:
     from flowers_torch.shell import command_line
 
     files, folder = find_files(args.photos), find_run_folder(args.run)
-    set_allocator_of_run(folder)
+    set_allocator_of_run(folder, {"device": args.device})
     experiment, model = Experiment.open(folder, args.device, args.moved)
     found = find_next(experiment, model, files, args.count)
     for error in found.unreadable:

@@ -30,6 +30,7 @@ def tuned(
         return seconds[candidate.precision]
 
     monkeypatch.setattr(precision, "_step_seconds", step_seconds)
+    monkeypatch.setattr(precision, "TUNING_SECONDS", math.inf)  # the simulation is slow
     return AUTO.tuned(runtime, runtime.place(model), 32, True, images_ahead)
 
 
