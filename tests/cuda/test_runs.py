@@ -33,6 +33,7 @@ def config(data: Path, device: str, *stages: Stage, **changes: Any) -> Config:
 def tune(monkeypatch: pytest.MonkeyPatch, seconds: dict[str, float]) -> None:
     """Makes a step of tuning take so long by precision, and every run long enough to try them all."""
     monkeypatch.setattr(precision, "SHORT_RUN_SECONDS", 0.0)
+    monkeypatch.setattr(precision, "TUNING_SECONDS", float("inf"))  # the simulation is slow
     monkeypatch.setattr(precision, "MAX_FRACTION", 1e9)
     monkeypatch.setitem(precision.BATCH_SIZES, "cuda", (2, 2))
     monkeypatch.setattr(precision, "_step_seconds", lambda candidate, *_: seconds[candidate.precision])
