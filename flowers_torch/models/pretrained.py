@@ -56,13 +56,19 @@ def fetch_imagenet(arch: str) -> Path:
     repository = timm.models._hub.hf_split(config.hf_hub_id)[0]
     url = f"{constants.ENDPOINT}/{repository}"
     try:
-        # The hub's client retries for a minute; one plain request fails fast.
-        urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=10).close()
+        ask_hub(10)
         return Path(huggingface_hub.hf_hub_download(repository, "model.safetensors"))
     except Exception as error:  # the client raises a dozen types, depending on transport and version
         reason = one_line(getattr(error, "reason", None) or error)
         # guard: R16
         raise ResourceError(f"cannot fetch ImageNet weights for {arch} from {url}: {reason}", NO_NETWORK_FIX) from error
+
+
+def ask_hub(seconds: float) -> None:
+    """One plain request that fails fast, with an OSError; the hub's client retries for a minute."""
+    from huggingface_hub import constants
+
+    urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=seconds).close()
 
 
 def cached_imagenet(arch: str) -> Path | None:

@@ -5,13 +5,12 @@ classifier of these weights.
 """
 
 import dataclasses
-import urllib.request
 
 import timm
 import torch
 
 from flowers_torch.models.offline import OFFLINE_ARCHS, installed_offline
-from flowers_torch.models.pretrained import cached_imagenet
+from flowers_torch.models.pretrained import ask_hub, cached_imagenet
 from flowers_torch.models.registry import build_network, find_entry
 
 HUB_TIMEOUT = 5  # seconds
@@ -76,8 +75,7 @@ def _hub_is_reachable() -> bool:
     if constants.HF_HUB_OFFLINE:
         return False
     try:
-        request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
-        urllib.request.urlopen(request, timeout=HUB_TIMEOUT).close()
+        ask_hub(HUB_TIMEOUT)
     except OSError:
         return False
     return True

@@ -228,16 +228,7 @@ def test_an_exclude_list_moves_no_photo_of_a_named_split(tmp_path, splits_file, 
 def test_a_folder_called_flowers17_is_only_a_folder(photo_folder, tmp_path, monkeypatch, capsys):
     shutil.copytree(photo_folder, tmp_path / "flowers17")
     monkeypatch.setattr(module, "SPLITS_URL", (tmp_path / "none").as_uri())
-    flags = [
-        "--data",
-        str(tmp_path / "flowers17"),
-        "--arch",
-        "test_resnet",
-        "--weights",
-        "none",
-        "--size",
-        "32",
-    ]
+    flags = ["--data", str(tmp_path / "flowers17"), *"--arch test_resnet --weights none --size 32".split()]
     assert main(["train", *flags, "--split", "oxford1"]) == 2
     assert "--split oxford1 is for flowers17 only" in capsys.readouterr().err
     assert not (tmp_path / "flowers17/datasplits.mat").exists()
