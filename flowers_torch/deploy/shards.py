@@ -1,4 +1,4 @@
-"""What each of several processes computes for a command: predictions or features of its share of the photos."""
+"""What each of several processes computes for a command: predictions or features of its shard of the photos."""
 
 import dataclasses
 import functools

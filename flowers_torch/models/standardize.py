@@ -64,8 +64,8 @@ class Standardize(nn.Module):
         else:
             shift = torch.outer(total / count, each)
             sizes, vectors = torch.linalg.eigh(products / count - shift - shift.T + torch.outer(each, each))
-            kept = min(count, len(sizes))  # fewer images than values span no more directions
-            sizes, vectors = sizes[-kept:].clamp_(min=0).sqrt(), vectors[:, -kept:]
+            rank = min(count, len(sizes))  # fewer images than values span no more directions
+            sizes, vectors = sizes[-rank:].clamp_(min=0).sqrt(), vectors[:, -rank:]
             scales = 1 / (sizes + self.epsilon / math.sqrt(count))
             self.whitening.copy_((vectors * scales) @ vectors.T)
         self.mean.copy_(mean.view(-1, 1, 1))

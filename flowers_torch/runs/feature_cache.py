@@ -157,8 +157,8 @@ class FeatureCache:
         batches = self.loaders.in_order(indices, augmentation)
         if self.distributed.size > 1:
             mine, all_batches = len(batches), -(-len(indices) // self.loaders.batch_size)
-            share = f"{mine} of {all_batches} batches in each of {self.distributed.size} processes"
-            log.info(f"features of {plural(indices, 'photo')}: {share}")
+            shard = f"{mine} of {all_batches} batches in each of {self.distributed.size} processes"
+            log.info(f"features of {plural(indices, 'photo')}: {shard}")
         own = torch.cat(list(self._run_backbone(split, weights, batches, view, check)))
         return self.distributed.gather(own, len(indices), self.loaders.batch_size)
 

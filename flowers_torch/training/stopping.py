@@ -12,7 +12,7 @@ from flowers_torch.training.distributed import Distributed
 
 
 class StopTraining(Exception):
-    """Raised by a callback to end training after this epoch; the best weights so far are tested and kept."""
+    """Raised by a callback to end training after this epoch; the best weights so far are tested and saved."""
 
 
 class StopRequest:

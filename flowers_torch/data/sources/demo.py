@@ -43,7 +43,7 @@ def draw_demo(folder: Path, classes: int = 6, per_class: int = 150, size: int = 
     """Draws `classes` folders, in the order of `FORMS`, of `per_class` JPEG images of `size` pixels.
 
     An image depends only on (seed, class, index, size), so a larger dataset contains the smaller one, and several
-    processes may share the work.
+    processes may divide the work.
     Numbers out of range and a folder that is not empty are a `UsageError`.
     """
     if not 2 <= classes <= len(FORMS):
