@@ -22,7 +22,7 @@ from fastai.vision.all import (
     set_seed,
     vision_learner,
 )
-from protocol import arguments, pair, print_progress, print_rate
+from protocol import arguments, logits_of, pair, print_progress, print_rate
 
 args = arguments(__doc__).parse_args()
 set_seed(args.seed)
@@ -98,8 +98,16 @@ class Teller(Callback):
 
     order = 90
 
+    def before_validate(self):
+        self.logits = []
+
+    def after_pred(self):
+        if not self.training:
+            self.logits.append(self.pred.float())
+
     def after_epoch(self):
-        print_progress(epoch=self.epoch + 1, val_accuracy=float(self.recorder.values[-1][-1]))
+        logits = logits_of(args, torch.cat(self.logits))
+        print_progress(epoch=self.epoch + 1, val_accuracy=float(self.recorder.values[-1][-1]), **logits)
 
 
 frozen, free = pair(args.epochs, int)

@@ -5,7 +5,7 @@ import json
 import timm
 import torch
 from PIL import Image
-from protocol import arguments, pair, print_progress, print_rate
+from protocol import arguments, logits_of, pair, print_progress, print_rate
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
@@ -73,13 +73,15 @@ loaders = {
 model = network(len(splits["classes"]))
 
 
-def accuracy(split):
+def predict(split):
     model.eval()
-    right = 0
     with torch.inference_mode(), autocast():
-        for images, labels in loaders[split]:
-            right += int((model(images.to(memory_format=layout)).argmax(1) == labels).sum())
-    return right / len(splits[split])
+        return torch.cat([model(images.to(memory_format=layout)).float() for images, _ in loaders[split]])
+
+
+def accuracy(logits, split):
+    labels = torch.tensor([label for _, label in splits[split]])
+    return float((logits.argmax(1) == labels).float().mean())
 
 
 head = set(model.get_classifier().parameters())
@@ -98,5 +100,7 @@ for stage, (epochs, lr) in enumerate(zip(pair(args.epochs, int), pair(args.lr), 
             optimizer.step()
             optimizer.zero_grad()
             schedule.step()
-        print_progress(stage=stage, epoch=epoch + 1, val_accuracy=accuracy("val"))
-print_progress(test_accuracy=accuracy("test"))
+        logits = predict("val")
+        shown = {"val_accuracy": accuracy(logits, "val"), **logits_of(args, logits)}
+        print_progress(stage=stage, epoch=epoch + 1, **shown)
+print_progress(test_accuracy=accuracy(predict("test"), "test"))

@@ -27,6 +27,7 @@ def arguments(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--forward", action="store_true", help="with --steps: forward passes only")
     parser.add_argument("--bf16", action="store_true", help="mixed precision in bfloat16")
     parser.add_argument("--workers", type=int, default=0, help="of PyTorch's data loaders")
+    parser.add_argument("--logits", action="store_true", help="print those of the validation photos, too")
     return parser
 
 
@@ -41,6 +42,11 @@ def print_progress(**values: Any) -> None:
     started = float(os.environ.get("BENCHMARK_STARTED", time.time()))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(json.dumps({"seconds": time.time() - started, "bytes": peak} | values), flush=True)
+
+
+def logits_of(args: argparse.Namespace, logits: Any) -> dict[str, Any]:
+    """Logits (N, classes) of the validation photos for a line of progress, if they are wanted."""
+    return {"val_logits": [[round(value, 4) for value in row] for row in logits.tolist()]} if args.logits else {}
 
 
 def print_rate(step: Any, images: int, steps: int, **more: Any) -> None:
