@@ -24,7 +24,6 @@ class Source:
     """Where a data set comes from, and what of it is used."""
 
     file: str
-    seeds: tuple[int, ...] = (0,)
     inside: str = ""  # folder of the archive that holds the photos
     truth: str = ""  # table in the archive with the columns file and true_class
     without_copies: bool = False  # as `flowers-torch check` finds them
@@ -37,15 +36,15 @@ def capped(source: Source, folder: Path, data: Path, photos: int, side: int, see
 
     Args:
         folder: Of the copy.
-        data: Folder of the data sets.
-        photos: To train on and to validate with, at most.
+        data: Folder that holds the file, at any depth.
+        photos: To train on and to validate with, at most; 0 for all.
         side: Shorter side in pixels, at most.
     """
     table = folder / "photos.json"
     if table.is_file():
         return table
-    os.environ["FLOWERS_TORCH_CACHE"] = str(folder.parent / "cache")
-    path, truth = data / source.file, {}
+    os.environ["FLOWERS_TORCH_CACHE"] = str(folder / "cache")
+    path, truth = next(data.rglob(source.file)), {}
     if source.inside:
         with tarfile.open(path) as archive:
             archive.extractall(folder / "unpacked", filter="data")
@@ -60,7 +59,7 @@ def capped(source: Source, folder: Path, data: Path, photos: int, side: int, see
     filtered = open_images(Config(data=str(path), exclude=exclude))
     dataset = filtered.dataset
     test = TESTED * len(dataset.classes)
-    count = min(photos, len(dataset) - test)
+    count = min(photos or len(dataset), len(dataset) - test)
     train = round(TRAINED * count)
     splits = exact_split(dataset, (train, count - train, test), seed, filtered.duplicates)
     written: dict[str, list[tuple[str, int]]] = {}

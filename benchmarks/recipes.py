@@ -17,12 +17,16 @@ finds the features of the frozen backbone cached, the other contestants compute 
 
 import argparse
 import csv
+import itertools
 import json
 import shlex
 import statistics
 import sys
 import tempfile
+import threading
 import time
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +43,11 @@ from flowers_torch.evaluation.predictions import load_predictions
 ARCH = "tf_efficientnet_lite0"
 NOISY = "cifar10n_small_noisy"
 SETS = {
-    "Flowers-17": Source("17flowers.tgz", (0, 1, 2)),
-    "dogs vs cats": Source("tutorials/dogs_vs_cats_small_200px.tar"),
-    "SIGNS": Source("tutorials/signs_64px.tar", without_copies=True),
-    "Corel": Source("tutorials/corel_5class_256px.tar"),
-    "CIFAR-10N": Source(f"tutorials/{NOISY}.tar", inside=f"{NOISY}/train", truth=f"{NOISY}/truth.csv"),
+    "Flowers-17": Source("17flowers.tgz"),
+    "dogs vs cats": Source("dogs_vs_cats_small_200px.tar"),
+    "SIGNS": Source("signs_64px.tar", without_copies=True),
+    "Corel": Source("corel_5class_256px.tar"),
+    "CIFAR-10N": Source(f"{NOISY}.tar", inside=f"{NOISY}/train", truth=f"{NOISY}/truth.csv"),
 }
 OURS = {
     "head only": ["--arch", ARCH, "--head-only"],
@@ -57,13 +61,16 @@ def main() -> None:
     """Runs what is missing in the results file, then prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="folder of the five data sets")
-    parser.add_argument("--photos", type=int, default=800, help="of a data set, at most; 5 of 8 are to train on")
+    parser.add_argument("--photos", type=int, default=800, help="of a data set; 5 of 8 are to train on; 0: all")
     parser.add_argument("--size", type=int, default=128, help="input side")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time, each with one thread")
+    parser.add_argument("--limit", type=int, default=3600, help="seconds after which a run is given up")
     parser.add_argument("--epochs", default="1,4", help="of the head and of fine-tuning")
     parser.add_argument("--variants", type=Path)
     parser.add_argument("--only", default="", help="names of contestants, with semicolons")
     parser.add_argument("--sets", default="", help="names of data sets, with semicolons")
-    parser.add_argument("--seeds", default="0,1,2", help="of the split and the run; all sets but one have 0 only")
+    parser.add_argument("--seeds", default="0", help="of the split and the run, with commas")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "recipes", help="for the copies")
     parser.add_argument("--minutes", type=float, default=1e6)
     parser.add_argument("--results", type=Path, default=Path("recipes.jsonl"))
@@ -72,18 +79,53 @@ def main() -> None:
     args.arch, args.batch_size, args.workers, args.weights = ARCH, 32, 0, None  # as `peers` takes them
     variants = read_variants(args.variants) if args.variants else {}
     names = ["head only", "plain probe", "two stages", "plain loop", "fastai", "best", *variants]
-    started = time.monotonic()
-    for name in names if not args.table else ():
-        for known, source in SETS.items():
-            for seed in source.seeds:
-                setting = {"photos": args.photos, "size": args.size, "epochs": args.epochs}
-                key = {"set": known, "name": name, "seed": seed, "flags": variants.get(name, ""), **setting}
-                wanted = name in (args.only or name).split(";") and known in (args.sets or known).split(";")
-                wanted = wanted and str(seed) in args.seeds.split(",")
-                done = any(row.items() >= key.items() for row in read(args.results))
-                if wanted and not done and time.monotonic() - started < 60 * args.minutes:
-                    run(args, key, source)
-    print_tables(read(args.results), names)
+    if not args.table:
+        run_all(args, names, variants)
+    print_tables([row for row in read(args.results) if row.items() >= setting_of(args).items()], names)
+
+
+def run_all(args: argparse.Namespace, names: list[str], variants: dict[str, str]) -> None:
+    """Runs what the results file lacks, one seed after the other."""
+    started, known = time.monotonic(), read(args.results)
+    keys = []
+    for seed, name, data in itertools.product(map(int, args.seeds.split(",")), names, SETS):
+        key = {"set": data, "name": name, "seed": seed, "flags": variants.get(name, ""), **setting_of(args)}
+        wanted = name in (args.only or name).split(";") and data in (args.sets or data).split(";")
+        if wanted and not any(row.items() >= key.items() for row in known):
+            keys.append(key)
+    with ProcessPoolExecutor(args.jobs, get_context("fork")) as pool:
+        copies = {place_of(args, key): key for key in keys}
+        made = [pool.submit(copy_of, args, key) for key in copies.values()]
+        for copy in made:
+            copy.result()
+    lock = threading.Lock()
+
+    def one(key: dict[str, Any]) -> None:
+        if time.monotonic() - started > 60 * args.minutes:
+            return
+        found = run(args, key)
+        with lock:
+            if found:
+                info(args.results, **key, **found)
+
+    with ThreadPoolExecutor(args.jobs) as pool:
+        list(pool.map(one, keys))
+
+
+def setting_of(args: argparse.Namespace) -> dict[str, Any]:
+    """What is the same in all rows that are compared."""
+    return {"photos": args.photos, "size": args.size, "epochs": args.epochs, "device": args.device}
+
+
+def place_of(args: argparse.Namespace, key: dict[str, Any]) -> Path:
+    """Folder of the capped copy that a run needs."""
+    place: Path = args.work / f"{key['set'].replace(' ', '_')}-{args.photos}-{args.size}-{key['seed']}"
+    return place
+
+
+def copy_of(args: argparse.Namespace, key: dict[str, Any]) -> Path:
+    """Makes the capped copy, unless it is there; its `photos.json`."""
+    return capped(SETS[key["set"]], place_of(args, key), args.data, args.photos, 2 * args.size, key["seed"])
 
 
 def read_variants(path: Path) -> dict[str, str]:
@@ -96,19 +138,20 @@ def read_variants(path: Path) -> dict[str, str]:
     return {name: shlex.join(words) for name, words in found.items()}
 
 
-def run(args: argparse.Namespace, key: dict[str, Any], source: Source) -> None:
-    """One contestant on one data set; a line of results if it ends well."""
-    place = args.work / f"{key['set'].replace(' ', '_')}-{args.photos}-{args.size}-{key['seed']}"
-    photos = capped(source, place, args.data, args.photos, 2 * args.size, key["seed"])
+def run(args: argparse.Namespace, key: dict[str, Any]) -> dict[str, Any]:
+    """One contestant on one data set; empty if it fails."""
+    photos = copy_of(args, key)
     content = json.loads(photos.read_text())
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         own = key["name"] in OURS or bool(key["flags"])
-        command = our_command(args, key, place, folder) if own else peer_command(args, key, photos, folder)
-        rows = [{"seconds": seconds} | row for seconds, row in progress_of(command)]
+        command, more = our_command(args, key, folder) if own else peer_command(args, key, photos, folder)
+        command = ["timeout", str(args.limit), *command]
+        more |= {"OMP_NUM_THREADS": "1"} if args.jobs > 1 else {}
+        rows = [{"seconds": seconds} | row for seconds, row in progress_of((command, more))]
         ended = rows.pop()
         if ended["status"]:
-            return
+            return {}
         epochs = our_epochs(folder / "run") if own else peer_epochs(rows, content)
         chosen = min(epochs, key=lambda epoch: epoch["loss"])
         if own:
@@ -124,22 +167,23 @@ def run(args: argparse.Namespace, key: dict[str, Any], source: Source) -> None:
         found["true"] = measured(logits, truth)
     found |= {"train": len(content["train"]), "val": len(content["val"]), "curve": epochs}
     found |= {"seconds": ended["seconds"], "cpu_seconds": ended["cpu_seconds"], "predicted": logits.argmax(1).tolist()}
-    info(args.results, **key, **found, labels=[label for _, label in content["val"]])
+    found["labels"] = [label for _, label in content["val"]]
     curve = ", ".join(f"{epoch['accuracy']:.3f}" for epoch in epochs)
-    print(
-        f"{key['set']} {key['seed']}, {key['name']}: {found['accuracy']:.4f}, {ended['seconds']:.0f} s; {curve}",
-        flush=True,
-    )
+    curve = f"{ended['seconds']:.0f} s; {curve}"
+    print(f"{key['set']} {key['seed']}, {key['name']}: {found['accuracy']:.4f}, {curve}", flush=True)
+    return found
 
 
-def our_command(args: argparse.Namespace, key: dict[str, Any], place: Path, folder: Path) -> Command:
+def our_command(args: argparse.Namespace, key: dict[str, Any], folder: Path) -> Command:
     """`train.py` with a recipe, or with the flags of a variant."""
     flags = shlex.split(key["flags"]) or OURS[key["name"]]
     if not {"--arch", "--config"} & set(flags):
         flags = [*OURS["two stages"], *flags]
     # The epochs stand first, so that a variant can have other ones.
     flags = flags if "--head-only" in flags else ["--epochs", args.epochs, *flags]
-    flags = [*flags, "--data", str(place / "photos"), "--weights", "offline", "--size", str(args.size)]
+    place = place_of(args, key)
+    flags = [*flags, "--data", str(place / "photos"), "--device", args.device, *(["--workers", "0"] * (args.jobs > 1))]
+    flags += ["--weights", "offline", "--size", str(args.size)]
     flags += ["--seed", str(key["seed"]), "--out", str(folder / "run")]
     cache = place / "cache" if key["flags"] else folder / "cache"
     return [sys.executable, TRAIN, *flags], {"FLOWERS_TORCH_CACHE": str(cache)}
@@ -147,7 +191,8 @@ def our_command(args: argparse.Namespace, key: dict[str, Any], place: Path, fold
 
 def peer_command(args: argparse.Namespace, key: dict[str, Any], photos: Path, folder: Path) -> Command:
     """A script that reads the photos of the JSON file."""
-    flags = ["--photos", str(photos), "--seed", str(key["seed"]), "--epochs", args.epochs, "--logits"]
+    flags = ["--photos", str(photos), "--seed", str(key["seed"]), "--epochs", args.epochs]
+    flags += ["--logits", "--device", args.device]
     found = peers(args, folder, flags)
     if key["name"] == "plain probe":
         command, environment = found["plain loop"]

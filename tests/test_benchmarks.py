@@ -172,3 +172,39 @@ def test_every_step_of_the_large_set_runs(processes: ModuleType, tmp_path: Path,
     assert said["split"].startswith("1200 photos of 200 classes: ")
     assert said["resume"].endswith("changes: False")
     assert said["order"] == "1200 photos in 38 batches"
+
+
+def test_capped_copies_of_data_sets(
+    processes: ModuleType, photo_folder: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setenv("FLOWERS_TORCH_CACHE", str(tmp_path / "cache"))
+    import capped_sets  # type: ignore[import-not-found]
+    from PIL import Image
+
+    source = capped_sets.Source(photo_folder.name)
+    table = capped_sets.capped(source, tmp_path / "copy", photo_folder.parent, photos=16, side=24, seed=0)
+    content = json.loads(table.read_text())
+    assert {split: len(content[split]) for split in ("train", "val")} == {"train": 10, "val": 6}
+    names = [Path(path).name for split in ("train", "val", "test") for path, _ in content[split]]
+    assert len(set(names)) == len(names)
+    for path, label in content["train"]:
+        assert Path(path).parent.name == content["classes"][label]
+        with Image.open(path) as photo:
+            assert min(photo.size) <= 24
+
+
+def test_recipes_are_compared_photo_by_photo(processes: ModuleType, tmp_path: Path, capsys: Any) -> None:
+    import recipes  # type: ignore[import-not-found]
+
+    (tmp_path / "variants.md").write_text("# names\ngentle: stages.finetune.lr=1e-4 ema=0.9\nhead: --head-only\n")
+    variants = recipes.read_variants(tmp_path / "variants.md")
+    assert variants == {"gentle": "--set stages.finetune.lr=1e-4 --set ema=0.9", "head": "--head-only"}
+    same = {"set": "Corel", "seed": 0, "train": 8, "val": 4, "cpu_seconds": 30.0, "labels": [0, 1, 0, 1], "loss": 0.5}
+    rows = [
+        same | {"name": "two stages", "accuracy": 1.0, "predicted": [0, 1, 0, 1]},
+        same | {"name": "plain loop", "accuracy": 0.5, "predicted": [0, 1, 1, 0]},
+    ]
+    recipes.print_tables(rows, ["two stages", "plain loop"])
+    lines = capsys.readouterr().out.splitlines()
+    assert "| two stages | 1.000 (0.500) | 30 |" in lines
+    assert lines[-1].startswith("| two stages, plain loop | Corel | 2 | 0 | +0.500 (+0.000 .. +1.000) | 0.5 |")

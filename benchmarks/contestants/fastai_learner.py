@@ -40,10 +40,13 @@ block = DataBlock(
     item_tfms=Resize(int(args.size / 0.875)),
     batch_tfms=[
         *aug_transforms(size=args.size, min_scale=0.75),
-        Normalize.from_stats([0.5] * 3, [0.5] * 3, cuda=False),  # of the weights; fastai's is for its own
+        Normalize.from_stats(
+            [0.5] * 3, [0.5] * 3, cuda=args.device != "cpu"
+        ),  # of the weights; fastai's is for its own
     ],
 )
-loaders = block.dataloaders(rows[rows["split"] != "test"], bs=args.batch_size, num_workers=args.workers)
+how = {"bs": args.batch_size, "num_workers": args.workers, "device": torch.device(args.device)}
+loaders = block.dataloaders(rows[rows["split"] != "test"], **how)
 learner = vision_learner(loaders, args.arch, pretrained=False, metrics=accuracy, normalize=False, cbs=ChannelsLast())
 if args.weights:  # of the body, which fastai keeps as timm made it
     body = learner.model[0].model
@@ -55,15 +58,16 @@ learner.freeze()
 
 
 def autocast():
-    return torch.autocast("cpu", torch.bfloat16, enabled=args.bf16)
+    return torch.autocast(args.device, torch.bfloat16, enabled=args.bf16)
 
 
 if args.steps:
     learner.unfreeze()
     learner.create_opt()
-    learner.model.to(memory_format=torch.channels_last)
-    images = torch.randn(args.batch_size, 3, args.size, args.size).to(memory_format=torch.channels_last)
-    labels = torch.arange(args.batch_size) % len(splits["classes"])
+    place = {"device": args.device, "memory_format": torch.channels_last}
+    learner.model.to(**place)
+    images = torch.randn(args.batch_size, 3, args.size, args.size).to(**place)
+    labels = torch.arange(args.batch_size, device=args.device) % len(splits["classes"])
     learner.model.train(not args.forward)
 
     def train():
@@ -103,7 +107,7 @@ class Teller(Callback):
 
     def after_pred(self):
         if not self.training:
-            self.logits.append(self.pred.float())
+            self.logits.append(self.pred.float().cpu())
 
     def after_epoch(self):
         logits = logits_of(args, torch.cat(self.logits))

@@ -15,7 +15,7 @@ splits = json.load(open(args.photos))
 model = timm.create_model(args.arch, num_classes=0)
 if args.weights:
     model.load_state_dict(torch.load(args.weights, weights_only=True), strict=False)
-model.eval().to(memory_format=torch.channels_last)
+model.eval().to(args.device, memory_format=torch.channels_last)
 view = v2.Compose(
     [
         v2.Resize(int(args.size / 0.875)),
@@ -33,7 +33,7 @@ def features(split):
         for first in range(0, len(splits[split]), args.batch_size):
             rows = splits[split][first : first + args.batch_size]
             images = torch.stack([view(Image.open(path).convert("RGB")) for path, _ in rows])
-            found.append(model(images.to(memory_format=torch.channels_last)))
+            found.append(model(images.to(args.device, memory_format=torch.channels_last)).cpu())
     return torch.cat(found).numpy(), np.array([label for _, label in splits[split]])
 
 

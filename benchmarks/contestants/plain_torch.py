@@ -16,21 +16,21 @@ layout = torch.channels_last  # a fifth faster in both precisions
 
 
 def autocast():
-    return torch.autocast("cpu", torch.bfloat16, enabled=args.bf16)
+    return torch.autocast(args.device, torch.bfloat16, enabled=args.bf16)
 
 
 def network(classes):
     model = timm.create_model(args.arch, num_classes=classes, **options)
     if args.weights:
         model.load_state_dict(torch.load(args.weights, weights_only=True), strict=False)
-    return model.to(memory_format=layout)
+    return model.to(args.device, memory_format=layout)
 
 
 if args.steps:
     model = network(17)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-4)
-    images = torch.randn(args.batch_size, 3, args.size, args.size).to(memory_format=layout)
-    labels = torch.arange(args.batch_size) % 17
+    images = torch.randn(args.batch_size, 3, args.size, args.size).to(args.device, memory_format=layout)
+    labels = torch.arange(args.batch_size, device=args.device) % 17
 
     def train():
         with autocast():
@@ -76,7 +76,8 @@ model = network(len(splits["classes"]))
 def predict(split):
     model.eval()
     with torch.inference_mode(), autocast():
-        return torch.cat([model(images.to(memory_format=layout)).float() for images, _ in loaders[split]])
+        found = [model(images.to(args.device, memory_format=layout)).float() for images, _ in loaders[split]]
+    return torch.cat(found).cpu()
 
 
 def accuracy(logits, split):
@@ -95,8 +96,8 @@ for stage, (epochs, lr) in enumerate(zip(pair(args.epochs, int), pair(args.lr), 
         model.train()
         for images, labels in loaders["train"]:
             with autocast():
-                logits = model(images.to(memory_format=layout)).float()
-            torch.nn.functional.cross_entropy(logits, labels, label_smoothing=0.1).backward()
+                logits = model(images.to(args.device, memory_format=layout)).float()
+            torch.nn.functional.cross_entropy(logits, labels.to(args.device), label_smoothing=0.1).backward()
             optimizer.step()
             optimizer.zero_grad()
             schedule.step()

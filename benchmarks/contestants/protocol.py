@@ -27,6 +27,7 @@ def arguments(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--forward", action="store_true", help="with --steps: forward passes only")
     parser.add_argument("--bf16", action="store_true", help="mixed precision in bfloat16")
     parser.add_argument("--workers", type=int, default=0, help="of PyTorch's data loaders")
+    parser.add_argument("--device", default="cpu", help="of PyTorch: cpu or cuda")
     parser.add_argument("--logits", action="store_true", help="print those of the validation photos, too")
     return parser
 
