@@ -54,6 +54,7 @@ OURS = {
     "two stages": ["--arch", ARCH],
     "best": ["--config", "flowers17_best_lite0"],
 }
+PEERS = ("plain probe", "plain loop", "fastai")
 PLAIN = {"head only": ("plain probe",), "two stages": ("plain loop", "fastai")}  # what each recipe must not lose to
 
 
@@ -246,7 +247,7 @@ def print_tables(rows: list[dict[str, Any]], names: list[str]) -> None:
             print(f"| {name} | {' | '.join(map(cell_of, found))} | {statistics.median(seconds):.0f} |")
     print("\n| recipe, beside | data set | only it is right | only the other | difference (95%) | p |")
     print("|---|---|---|---|---|---|")
-    for name in names:
+    for name in (name for name in names if name not in PEERS):
         for plain in PLAIN.get(name, PLAIN["two stages"]):
             for known in sets:
                 print_difference(name, plain, known, runs)
@@ -268,7 +269,7 @@ def print_difference(name: str, plain: str, known: str, runs: dict[tuple[str, st
     """A paired comparison on the validation photos of all seeds that both have."""
     other = {row["seed"]: row for row in runs[plain, known]} if (plain, known) in runs else {}
     pairs = [(row, other[row["seed"]]) for row in runs[name, known] if row["seed"] in other]
-    if not pairs or name == plain:
+    if not pairs:
         return
     right, wrong = (
         torch.cat([torch.tensor(pair[i]["predicted"]) == torch.tensor(pair[i]["labels"]) for pair in pairs])
