@@ -29,7 +29,7 @@ class Source:
     without_copies: bool = False  # as `flowers-torch check` finds them
 
 
-def capped(source: Source, folder: Path, data: Path, photos: int, side: int, seed: int) -> Path:
+def capped(source: Source, folder: Path, data: Path, limit: int, side: int, seed: int) -> Path:
     """Makes a copy with train, val and test folders, unless it is there; returns its `photos.json`.
 
     The split is stratified and keeps duplicates together. A few photos are the test, because a run wants one.
@@ -37,7 +37,7 @@ def capped(source: Source, folder: Path, data: Path, photos: int, side: int, see
     Args:
         folder: Of the copy.
         data: Folder that holds the file, at any depth.
-        photos: To train on and to validate with, at most; 0 for all.
+        limit: Photos to train on and to validate with, at most; 0 for all.
         side: Shorter side in pixels, at most.
     """
     table = folder / "photos.json"
@@ -59,7 +59,7 @@ def capped(source: Source, folder: Path, data: Path, photos: int, side: int, see
     filtered = open_images(Config(data=str(path), exclude=exclude))
     dataset = filtered.dataset
     test = TESTED * len(dataset.classes)
-    count = min(photos or len(dataset), len(dataset) - test)
+    count = min(limit or len(dataset), len(dataset) - test)
     train = round(TRAINED * count)
     splits = exact_split(dataset, (train, count - train, test), seed, filtered.duplicates)
     written: dict[str, list[tuple[str, int]]] = {}

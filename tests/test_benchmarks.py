@@ -182,7 +182,7 @@ def test_capped_copies_of_data_sets(
     from PIL import Image
 
     source = capped_sets.Source(photo_folder.name)
-    table = capped_sets.capped(source, tmp_path / "copy", photo_folder.parent, photos=16, side=24, seed=0)
+    table = capped_sets.capped(source, tmp_path / "copy", photo_folder.parent, limit=16, side=24, seed=0)
     content = json.loads(table.read_text())
     assert {split: len(content[split]) for split in ("train", "val")} == {"train": 10, "val": 6}
     names = [Path(path).name for split in ("train", "val", "test") for path, _ in content[split]]
