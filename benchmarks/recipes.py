@@ -190,9 +190,9 @@ def our_command(args: argparse.Namespace, key: dict[str, Any], folder: Path) -> 
     return [sys.executable, TRAIN, *flags], {"FLOWERS_TORCH_CACHE": str(cache)}
 
 
-def peer_command(args: argparse.Namespace, key: dict[str, Any], photos: Path, folder: Path) -> Command:
+def peer_command(args: argparse.Namespace, key: dict[str, Any], table: Path, folder: Path) -> Command:
     """A script that reads the photos of the JSON file."""
-    flags = ["--photos", str(photos), "--seed", str(key["seed"]), "--epochs", args.epochs]
+    flags = ["--photos", str(table), "--seed", str(key["seed"]), "--epochs", args.epochs]
     flags += ["--logits", "--device", args.device]
     found = peers(args, folder, flags)
     if key["name"] == "plain probe":
