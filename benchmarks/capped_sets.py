@@ -12,6 +12,7 @@ from PIL import Image
 
 from flowers_torch.cli import main as flowers_torch
 from flowers_torch.config import Config
+from flowers_torch.data.sources.open import open_dataset
 from flowers_torch.data.splits.assign import exact_split
 from flowers_torch.runs.dataset import open_images
 
@@ -62,18 +63,21 @@ def capped(source: Source, folder: Path, data: Path, limit: int, side: int, seed
     count = min(limit or len(dataset), len(dataset) - test)
     train = round(TRAINED * count)
     splits = exact_split(dataset, (train, count - train, test), seed, filtered.duplicates)
-    written: dict[str, list[tuple[str, int]]] = {}
+    written: dict[str, list[str]] = {}
     for split, indices in splits.items():
         for index in indices:
             name = dataset.paths[index]
             target = folder / "photos" / split / dataset.classes[dataset.labels[index]] / name.replace("/", "_")
             target.parent.mkdir(parents=True, exist_ok=True)
             reduce(dataset.root / name, target, side)
-            written.setdefault(split, []).append((str(target), dataset.labels[index]))
-    content: dict[str, object] = {"classes": dataset.classes, **written}
+            written.setdefault(split, []).append(str(target))
+    classes = open_dataset(str(folder / "photos")).classes  # in the order of a run on the copy
+    content: dict[str, object] = {"classes": classes}
+    for split, names in written.items():
+        content[split] = [(name, classes.index(Path(name).parent.name)) for name in names]
     if truth:
-        names = [truth[Path(dataset.paths[index]).parts[-2:]] for index in splits["val"]]
-        content["truth"] = [dataset.classes.index(name) for name in names]
+        true_names = [truth[Path(dataset.paths[index]).parts[-2:]] for index in splits["val"]]
+        content["truth"] = [classes.index(name) for name in true_names]
     table.write_text(json.dumps(content))
     return table
 
