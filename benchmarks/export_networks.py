@@ -2,7 +2,7 @@
 
     python benchmarks/export_networks.py --results export.jsonl            those that the file lacks
     python benchmarks/export_networks.py --results export.jsonl resnet50   some
-    python benchmarks/export_networks.py --results export.jsonl --table    writes the table into RESULTS.md
+    python benchmarks/export_networks.py --results export.jsonl --table    writes the table into docs/export.md
 
 Nothing else should run. Random weights and 17 classes at each network's usual size. The check is that of
 `flowers-torch export`, on drawn flowers in batches of 1, 2 and 17.
@@ -27,7 +27,7 @@ from flowers_torch.deploy.onnx_file import export_metadata, parse_onnx, to_onnx
 from flowers_torch.models.checkpoint import ModelInfo, build
 from flowers_torch.models.registry import REGISTRY
 
-PAGE = Path(__file__).with_name("RESULTS.md")
+PAGE = Path(__file__).parent.parent / "docs/export.md"
 MARKS = ("<!-- networks -->", "<!-- /networks -->")
 
 
@@ -105,7 +105,7 @@ def main() -> int:
     parser.add_argument("networks", nargs="*", help="names; all without")
     parser.add_argument("--results", type=Path, required=True, help="a line of JSON for each network")
     parser.add_argument("--threads", type=int, default=2, help="of both")
-    parser.add_argument("--table", action="store_true", help="write the table into RESULTS.md")
+    parser.add_argument("--table", action="store_true", help="write the table into docs/export.md")
     args = parser.parse_args()
     lines = args.results.read_text().splitlines() if args.results.is_file() else []
     rows = {row["network"]: row for row in map(json.loads, lines)}

@@ -135,7 +135,7 @@ def _to_text(prediction: "Prediction", abstains: bool) -> str:
     text = ", ".join(f"{printable(name, 60)} {p:.3f}" for name, p in pairs)
     if reason := prediction.reason:
         text = f"unsure ({reason}; {text})" if abstains else f"{text} ({reason})"
-    if prediction.set:
+    if len(prediction.set) > 1:  # a set of one class is the prediction
         text += f"; one of: {', '.join(printable(name, 60) for name in prediction.set)}"
     return f"{printable(prediction.file)}: {text}"
 

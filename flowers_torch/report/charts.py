@@ -8,6 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from flowers_torch.errors import printable
 from flowers_torch.evaluation.metrics import reliability, wilson
 from flowers_torch.evaluation.selective import risk_coverage_curve
 from flowers_torch.report.run_summary import RunSummary
@@ -17,6 +18,8 @@ WIDTH, HEIGHT = 360, 230  # fits a phone
 LEFT, RIGHT, TOP, BOTTOM = 46, 52, 14, 34  # margins
 LOG_RATIO = 40  # of the highest to the lowest loss; from here on their axis is logarithmic
 LINE_HEIGHT = 12
+MARK_HEIGHT, MARK_LETTER = 11, 6  # of a label of a dotted line; a letter is at most so wide
+MARK_LENGTH = 24  # letters
 QUARTERS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _FRAME: dict[str, Any] = {"width": WIDTH, "height": HEIGHT}
 _FRAME |= {"left": LEFT, "right": WIDTH - RIGHT, "top": TOP, "bottom": HEIGHT - BOTTOM}
@@ -90,9 +93,28 @@ def line_chart(
         "x_label": x.label,
         "x_ticks": [(to_x(tick), x.format(tick)) for tick in x_ticks],
         "y_ticks": [(to_y(tick), y.format(tick)) for tick in y_ticks if to_y.low <= tick <= to_y.high],
-        "marks": [(to_x(at), label) for at, label in marks],
+        "marks": mark_places([(to_x(at), label) for at, label in marks]),
     }
     return render("line_chart.svg.jinja", _FRAME | values)
+
+
+def mark_places(marks: Sequence[tuple[float, str]]) -> list[dict[str, Any]]:
+    """Dotted lines at (x, label) whose labels stand one below the other, because stages may be short.
+
+    A label stands at the right of its line, or at the left where that is late. A line begins below the labels that it
+    would cross.
+    """
+    places: list[dict[str, Any]] = []
+    for row, (x, label) in enumerate(marks):
+        text, late = printable(label, MARK_LENGTH), x > LEFT + 0.6 * (WIDTH - RIGHT - LEFT)
+        width = 3 + MARK_LETTER * len(text)
+        ends = (x - width, x) if late else (x, x + width)
+        baseline = TOP + 9 + MARK_HEIGHT * row
+        places.append({"x": x, "label": text, "late": late, "baseline": baseline, "ends": ends})
+    for place in places:
+        crossed = [other["baseline"] for other in places if other["ends"][0] < place["x"] < other["ends"][1]]
+        place["top"] = max(crossed) + 3 if crossed else TOP
+    return places
 
 
 def calibration_charts(run: RunSummary) -> dict[str, Markup]:

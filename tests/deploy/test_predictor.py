@@ -8,11 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
+from flowers_torch.commands.predict import _to_text
 from flowers_torch.data.augment.per_image import eval_transform
 from flowers_torch.data.loading.loaders import TransformedImages, make_loader
 from flowers_torch.data.preprocessing import Preprocessing
 from flowers_torch.deploy.inputs import find_files, find_inputs
-from flowers_torch.deploy.predictor import LOW_CONFIDENCE, OUT_OF_DISTRIBUTION, Predictor
+from flowers_torch.deploy.predictor import LOW_CONFIDENCE, OUT_OF_DISTRIBUTION, Prediction, Predictor
 from flowers_torch.errors import ResourceError, UsageError
 from flowers_torch.evaluation.predictions import collect
 from flowers_torch.evaluation.selective import fit_ood_detector, pack_selective
@@ -131,6 +132,13 @@ def test_sets_of_classes(photo_folder: Path, model_file: Path) -> None:
         pairs = zip(prediction.classes, prediction.probabilities, strict=True)
         expected = [name for name, probability in pairs if probability >= 0.3] or [prediction.label]
         assert list(prediction.set) == expected == prediction.to_dict()["set"]
+
+
+def test_a_set_of_one_class_is_not_printed_beside_it() -> None:
+    one = Prediction("a.jpg", ("rose",), (0.9,), set=("rose",))
+    assert _to_text(one, abstains=False) == "a.jpg: rose 0.900"
+    two = dataclasses.replace(one, set=("rose", "iris"))
+    assert _to_text(two, abstains=False) == "a.jpg: rose 0.900; one of: rose, iris"
 
 
 def test_an_explanation_shows_the_input_of_the_network(photo_folder: Path, model_file: Path) -> None:

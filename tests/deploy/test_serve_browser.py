@@ -198,6 +198,9 @@ def test_the_table_is_that_of_predict(browser: Any, promising: Any, hostile_file
     assert "unsure: too improbable" in browser.find_element("id", "predictions").text
     assert browser.find_element("id", "count").text == "5 of 5 photos, 2 unsure, 1 without a prediction"
     assert "0 of 60 wrong in validation" in browser.find_element("id", "promise").text
+    sets = browser.execute_script("return photos.map(photo => photo.decision?.names ?? [])")
+    texts = browser.execute_script("return photos.map(photo => photo.item.querySelector('.set').textContent)")
+    assert texts == [f"one of: {', '.join(names)}" if len(names) > 1 else "" for names in sets] and [] in sets
     browser.find_element("id", "save").click()
     table, limit = tmp_path / "predictions.csv", time.monotonic() + 20
     while not table.exists() and time.monotonic() < limit:

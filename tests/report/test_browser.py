@@ -114,3 +114,22 @@ def test_everything_can_be_reached_by_keyboard(browser: Any, finished: Any) -> N
         return document.activeElement !== e || getComputedStyle(e).outlineStyle === 'none';
     }).map(e => e.outerHTML.slice(0, 80))"""
     assert browser.execute_script(script) == []
+
+
+def test_the_panel_gives_way_to_a_matrix_of_many_classes(browser: Any, finished: Any) -> None:
+    """The column of totals is not clipped."""
+    look(browser, finished.page, 1100)
+    grow = """
+        const table = document.querySelector(".matrix");
+        for (const row of table.rows) {
+            const cell = row.cells[Math.min(1, row.cells.length - 2)];
+            if (cell.colSpan === 1) for (let i = 0; i < 14; i++) cell.after(cell.cloneNode(true));
+            else cell.colSpan += 14;
+        }
+        const last = [...table.rows].at(-1).cells;
+        last[last.length - 1].textContent = "272";
+        const around = table.closest(".scroll");
+        return [around.scrollWidth, around.clientWidth];
+    """
+    content, shown = browser.execute_script(grow)
+    assert content <= shown

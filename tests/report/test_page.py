@@ -17,6 +17,7 @@ from flowers_torch.files.tensors import safe_load, safe_save
 from flowers_torch.report import image_sections
 from flowers_torch.report import page as page_module
 from flowers_torch.report.attempt import Attempt
+from flowers_torch.report.charts import LEFT, RIGHT, TOP, WIDTH, mark_places
 from flowers_torch.report.page import sets_on_test, write_report
 from flowers_torch.report.run_summary import read_run
 from flowers_torch.report.templating import code_spans
@@ -129,6 +130,19 @@ def test_charts_are_files_too(finished: Any) -> None:
     for name in names:
         root = ElementTree.parse(finished.folder / "figures" / name).getroot()
         assert root.tag == "{http://www.w3.org/2000/svg}svg"
+
+
+@pytest.mark.parametrize("xs", [(46,), (46, 58), (46, 60, 200), (46, 170, 190, 210), (46, 285, 300), (46, 47, 48, 49)])
+def test_no_dotted_line_crosses_the_label_of_a_stage(xs: tuple[int, ...]) -> None:
+    places = mark_places([(x, f"stage {x}: train all") for x in xs])
+    for place in places:
+        left, right = place["ends"]
+        assert right - left > 5 * len(place["label"]) and left >= 0 and right <= WIDTH
+        crossing = [other for other in places if left < other["x"] < right]
+        assert all(other["top"] > place["baseline"] for other in crossing)
+    assert places[0]["top"] == TOP or len(xs) > 1
+    assert [place["late"] for place in places] == [x > LEFT + 0.6 * (WIDTH - RIGHT - LEFT) for x in xs]
+    assert len({place["baseline"] for place in places}) == len(xs)
 
 
 def test_without_its_photos(finished: Any, tmp_path: Path) -> None:

@@ -113,7 +113,8 @@ function show(photo) {
   title.textContent = abstains ? `perhaps ${classes[0].class}` : classes[0].class;
   set(find(".reason", item), abstains ? `unsure: ${reason}` : reason);
   const more = names.length > MAX_SET ? ` and ${names.length - MAX_SET} more` : "";
-  set(find(".set", item), names.length ? `one of: ${names.slice(0, MAX_SET).join(", ")}${more}` : "");
+  // A set of one class is the title.
+  set(find(".set", item), names.length > 1 ? `one of: ${names.slice(0, MAX_SET).join(", ")}${more}` : "");
   find("ol", item).replaceChildren(...classes.slice(0, TOP).map(found => {
     const row = element("li"), bar = element("progress");
     bar.value = found.probability;
