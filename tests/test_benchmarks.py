@@ -4,6 +4,7 @@ import argparse
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,8 +13,11 @@ import pytest
 import torch
 
 from flowers_torch.accelerate import Acceleration
+from flowers_torch.config import Config
 from flowers_torch.config_file import load_config
+from flowers_torch.data.quality.filter import FilteredDataset
 from flowers_torch.evaluation.metrics import describe_epoch, describe_scores, score
+from flowers_torch.runs.dataset import open_images
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 
@@ -181,12 +185,19 @@ def test_capped_copies_of_data_sets(
     import capped_sets  # type: ignore[import-not-found]
     from PIL import Image
 
+    def in_another_order(config: Config) -> FilteredDataset:  # as Flowers-17 has its classes
+        filtered = open_images(config)
+        classes, labels = filtered.dataset.classes[::-1], tuple(2 - label for label in filtered.dataset.labels)
+        return replace(filtered, dataset=replace(filtered.dataset, classes=classes, labels=labels))
+
+    monkeypatch.setattr(capped_sets, "open_images", in_another_order)
     source = capped_sets.Source(photo_folder.name)
     table = capped_sets.capped(source, tmp_path / "copy", photo_folder.parent, limit=16, side=24, seed=0)
     content = json.loads(table.read_text())
     assert {split: len(content[split]) for split in ("train", "val")} == {"train": 10, "val": 6}
     names = [Path(path).name for split in ("train", "val", "test") for path, _ in content[split]]
     assert len(set(names)) == len(names)
+    assert content["classes"] == ["blue", "green", "red"]
     for path, label in content["train"]:
         assert Path(path).parent.name == content["classes"][label]
         with Image.open(path) as photo:
