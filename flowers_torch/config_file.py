@@ -26,6 +26,9 @@ NAMED_SPLITS = ("tutorial", "oxford1", "oxford2", "oxford3")  # of Flowers-17
 def load_config(arch: str = "", data: str = "", file: str = "", overrides: dict[str, Any] | None = None) -> Config:
     """Resolves a configuration. Without `file`, the data `demo` or else `arch` selects one in `configs/`.
 
+    A pretrained network without a file of its name takes `configs/default.toml`; with random weights the
+    defaults of the options hold, because its batch norm has no statistics yet.
+
     Args:
         arch: From the flag.
         data: From the flag.
@@ -36,7 +39,8 @@ def load_config(arch: str = "", data: str = "", file: str = "", overrides: dict[
     Raises:
         UsageError: names every unknown field, wrong type and value out of range.
     """
-    path = _find_file(file) if file else _preset("demo" if data == "demo" else arch or Config.arch)
+    weights = (overrides or {}).get("weights")
+    path = _find_file(file) if file else _recipe_of(arch or Config.arch, data, pretrained=weights != "none")
     values = read_toml(path, "a valid TOML file", UsageError, "correct that line") if path else {}  # guard: K03
     changes = {key: value for key, value in {"arch": arch, "data": data}.items() if value} | (overrides or {})
     problems: list[str] = []
@@ -75,6 +79,12 @@ def config_folder() -> Path:
 def _preset(name: str) -> Path | None:
     # A name from the command line must not reach other folders (`--arch ../../x`).
     return next((path for path in config_folder().glob("*.toml") if path.stem == name), None)
+
+
+def _recipe_of(arch: str, data: str, pretrained: bool) -> Path | None:
+    if data == "demo":
+        return _preset("demo")
+    return _preset(arch) or (_preset("default") if pretrained else None)
 
 
 def _find_file(file: str) -> Path:

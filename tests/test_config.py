@@ -1,5 +1,6 @@
 """Configuration: precedence, all mistakes together, and a file that repeats the run."""
 
+import dataclasses
 import shlex
 import shutil
 import tomllib
@@ -41,7 +42,8 @@ def test_overrides_of_the_caller_are_not_changed() -> None:
 
 def test_presets_are_chosen_by_network_and_by_demo() -> None:
     assert load_config(arch="inception_v3").head_hidden == 1024
-    assert load_config(arch="resnet50").head_hidden == 0
+    assert load_config(arch="resnet50") == dataclasses.replace(load_config(file="default"), arch="resnet50")
+    assert load_config(arch="resnet50", overrides={"weights": "none"}) == Config(arch="resnet50", weights="none")
     demo = load_config(arch="resnet50", data="demo")
     assert (demo.arch, demo.data) == ("resnet50", "demo") and demo.size < 128
     assert load_config(file="inception_v3") == load_config()
@@ -173,6 +175,9 @@ def test_every_config_starts_with_purpose_command_and_result(path: Path) -> None
     args = parser.parse_args(words)
     if path.stem == "demo":  # chosen by its photos, whatever the network
         assert args.data == "demo" and not args.config
+    elif path.stem == "default":  # of networks without a file of their own
+        config = dataclasses.replace(config, arch=args.arch)
+        assert args.arch not in [path.stem for path in CONFIGS] and not args.config
     else:
         assert path.stem in (args.config, args.arch)
     changed = load_config(args.arch, args.data, args.config, train.overrides(args))
