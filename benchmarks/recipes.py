@@ -52,7 +52,7 @@ SETS = {
 OURS = {
     "head only": ["--arch", ARCH, "--head-only"],
     "two stages": ["--arch", ARCH],
-    "best": ["--config", "flowers17_best_lite0"],
+    "default": ["--config", "default", "--arch", ARCH],  # of networks without a recipe file
 }
 PEERS = ("plain probe", "plain loop", "fastai")
 PLAIN = {"head only": ("plain probe",), "two stages": ("plain loop", "fastai")}  # what each recipe must not lose to
@@ -79,7 +79,7 @@ def main() -> None:
     args = parser.parse_args()
     args.arch, args.batch_size, args.workers, args.weights = ARCH, 32, 0, None  # as `peers` takes them
     variants = read_variants(args.variants) if args.variants else {}
-    names = ["head only", "plain probe", "two stages", "plain loop", "fastai", "best", *variants]
+    names = ["head only", "plain probe", "two stages", "default", "plain loop", "fastai", *variants]
     if not args.table:
         run_all(args, names, variants)
     print_tables([row for row in read(args.results) if row.items() >= setting_of(args).items()], names)
