@@ -18,12 +18,6 @@ SUBSETS = 5  # random subsets of a fraction
 SMALL_GAIN = 0.01  # of accuracy
 
 
-def join_features(features: Sequence[Tensor]) -> Tensor:
-    """Features (N, D) of several networks side by side, each centered and of the same scale."""
-    centered = [each - each.mean(0) for each in features]
-    return torch.cat([each / each.square().sum(1).mean().sqrt().clamp(min=1e-12) for each in centered], 1)
-
-
 def assign_folds(labels: Tensor, groups: Sequence[int] = (), seed: int = 0) -> Tensor:
     """Assigns each image to a fold (N,), stratified by class.
 
@@ -152,19 +146,32 @@ class LearningCurve:
         return text
 
 
-def learning_curve(features: Tensor, labels: Tensor, classes: int, groups: Sequence[int] = ()) -> LearningCurve:
-    """Cross-validated accuracy of a linear probe on fractions of the training images: `SUBSETS` subsets of each."""
+def learning_curve(
+    networks: Sequence[Tensor], labels: Tensor, classes: int, groups: Sequence[int] = ()
+) -> LearningCurve:
+    """Cross-validated accuracy of linear probes on fractions of the training images: `SUBSETS` subsets of each.
+
+    Args:
+        networks: Features (N, D) of one or several networks. Each gets a probe; their probabilities are averaged.
+        labels: (N,).
+        classes: Number of classes.
+        groups: Of each image; images of one group share a fold.
+    """
     points, correct = [], torch.empty(0)
-    l2 = choose_penalty(features, labels, classes, groups)
+    penalties = [choose_penalty(features, labels, classes, groups) for features in networks]
     for fraction in FRACTIONS:
-        found = [
-            out_of_fold_probabilities(features, labels, classes, groups, fraction, draw, l2=l2)
-            for draw in range(SUBSETS if fraction < 1 else 1)
-        ]
-        former, correct = correct, torch.stack([p.argmax(1) == labels for p, _ in found]).double()  # (draws, N)
-        images = sum(trained for _, trained in found) // len(found)
-        points.append(_curve_point(images, correct))
-    return LearningCurve(points, _gain(former, correct[0], labels, classes), found[0][0])
+        means, images = [], 0
+        draws = SUBSETS if fraction < 1 else 1
+        for draw in range(draws):
+            found = [
+                out_of_fold_probabilities(features, labels, classes, groups, fraction, draw, l2=l2)
+                for features, l2 in zip(networks, penalties, strict=True)
+            ]
+            means.append(torch.stack([probabilities for probabilities, _ in found]).mean(0))
+            images += found[0][1]
+        former, correct = correct, torch.stack([mean.argmax(1) == labels for mean in means]).double()  # (draws, N)
+        points.append(_curve_point(images // draws, correct))
+    return LearningCurve(points, _gain(former, correct[0], labels, classes), means[0])
 
 
 def _curve_point(images: int, correct: Tensor) -> CurvePoint:

@@ -57,7 +57,7 @@ def test_probabilities_are_out_of_fold() -> None:
 
 def test_accuracy_rises_with_more_images() -> None:
     hard, labels = blobs(300, 10, 1.5)
-    curve = learning_curve(hard, labels, 10)
+    curve = learning_curve([hard], labels, 10)
     points = curve.points
     assert torch.equal(curve.probabilities, out_of_fold_probabilities(hard, labels, 10)[0])
     assert [p.images for p in points] == pytest.approx([24, 60, 120, 240], abs=8)
@@ -65,6 +65,17 @@ def test_accuracy_rises_with_more_images() -> None:
     assert all(0 <= p.low <= p.accuracy <= p.high <= 1 for p in points)
     assert points[0].spread > 0 and points[-1].spread == 0
     assert curve.gain.accuracy[0] == pytest.approx(points[-1].accuracy - points[-2].accuracy)
+
+
+def test_the_probabilities_of_networks_are_averaged() -> None:
+    networks = [blobs(120, 4, 1.2, seed)[0] for seed in (0, 1)]
+    labels, groups = torch.arange(120) % 4, [i // 8 * 4 + i % 4 for i in range(120)]
+    curve = learning_curve(networks, labels, 4, groups)
+    each = [out_of_fold_probabilities(features, labels, 4, groups)[0] for features in networks]
+    assert torch.equal(curve.probabilities, torch.stack(each).mean(0))
+    alone = [learning_curve([features], labels, 4, groups).points[-1] for features in networks]
+    assert curve.points[-1].accuracy > max(point.accuracy for point in alone)
+    assert curve.points[-1].images == alone[0].images
 
 
 def test_the_order_of_the_images_does_not_matter() -> None:
@@ -76,7 +87,7 @@ def test_the_order_of_the_images_does_not_matter() -> None:
     )
     shuffled = torch.randperm(200, generator=torch.Generator().manual_seed(0))
     by_name, at_random = (
-        learning_curve(features[i], labels[i], 4).gain.accuracy for i in (torch.arange(200), shuffled)
+        learning_curve([features[i]], labels[i], 4).gain.accuracy for i in (torch.arange(200), shuffled)
     )
     assert by_name[0] == pytest.approx(at_random[0], abs=3 * by_name[1])
     half = draw_subset(torch.arange(200), labels, (), 0.5, draw=3)
@@ -94,7 +105,8 @@ def test_subsets_take_groups_whole() -> None:
 
 @pytest.mark.parametrize("count", [3, pytest.param(8, marks=pytest.mark.slow)])
 def test_the_interval_of_the_gain_contains_the_gain(count: int) -> None:
-    gains = [learning_curve(*blobs(100, 4, 1.2, seed), 4).gain.accuracy for seed in range(count)]
+    sets = [blobs(100, 4, 1.2, seed) for seed in range(count)]
+    gains = [learning_curve([features], labels, 4).gain.accuracy for features, labels in sets]
     mean = sum(gain for gain, _ in gains) / len(gains)
     assert sum(abs(gain - mean) <= 1.96 * error for gain, error in gains) >= 0.85 * count
     assert all(error < 0.1 for _, error in gains)
