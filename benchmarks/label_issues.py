@@ -29,7 +29,7 @@ from torch import Tensor
 from flowers_torch.config import Config
 from flowers_torch.data.splits.assign import group_units
 from flowers_torch.evaluation.label_issues import find_label_issues, true_class_probabilities
-from flowers_torch.evaluation.out_of_fold import out_of_fold_probabilities
+from flowers_torch.evaluation.out_of_fold import average_probabilities, out_of_fold_probabilities
 from flowers_torch.runs.experiment import Experiment
 
 try:
@@ -135,7 +135,8 @@ def better(
     yield "the first network, penalty 1", fit(next(iter(features.values())), labels, l2=1.0)[0]
     yield from each.items()
     if len(features) > 1:
-        yield "the mean of all", torch.stack(list(each.values())).mean(0)
+        yield "all networks", average_probabilities(list(each.values()), labels)
+        yield "their mean, not calibrated again", torch.stack(list(each.values())).mean(0)
         yield "one probe on all features", fit(join(features.values()), labels)[0]
 
 

@@ -78,6 +78,17 @@ def out_of_fold_probabilities(
     return (logits / fit_temperature(logits, labels)).softmax(1), sum(trained) // len(trained)
 
 
+def average_probabilities(each: Sequence[Tensor], labels: Tensor) -> Tensor:
+    """The mean (N, classes) of the probabilities of several networks, calibrated again.
+
+    The mean is less certain than the networks are, because they make different mistakes.
+    """
+    if len(each) == 1:
+        return each[0]
+    logits = torch.stack(list(each)).mean(0).clamp(min=1e-12).log()
+    return (logits / fit_temperature(logits, labels)).softmax(1)
+
+
 def draw_subset(indices: Tensor, labels: Tensor, groups: Sequence[int], fraction: float, draw: int) -> Tensor:
     """A random fraction of each class among `indices`, at least one image of it; groups are taken whole."""
     if fraction == 1:
@@ -152,7 +163,7 @@ def learning_curve(
     """Cross-validated accuracy of linear probes on fractions of the training images: `SUBSETS` subsets of each.
 
     Args:
-        networks: Features (N, D) of one or several networks. Each gets a probe; their probabilities are averaged.
+        networks: Features (N, D) of one or several networks. Each gets a probe; see `average_probabilities`.
         labels: (N,).
         classes: Number of classes.
         groups: Of each image; images of one group share a fold.
@@ -167,7 +178,7 @@ def learning_curve(
                 out_of_fold_probabilities(features, labels, classes, groups, fraction, draw, l2=l2)
                 for features, l2 in zip(networks, penalties, strict=True)
             ]
-            means.append(torch.stack([probabilities for probabilities, _ in found]).mean(0))
+            means.append(average_probabilities([probabilities for probabilities, _ in found], labels))
             images += found[0][1]
         former, correct = correct, torch.stack([mean.argmax(1) == labels for mean in means]).double()  # (draws, N)
         points.append(_curve_point(images // draws, correct))

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from flowers_torch.evaluation import out_of_fold
 from flowers_torch.evaluation.out_of_fold import (
     CurvePoint,
     Gain,
     LearningCurve,
     assign_folds,
+    average_probabilities,
     draw_subset,
     learning_curve,
     out_of_fold_probabilities,
@@ -67,15 +69,31 @@ def test_accuracy_rises_with_more_images() -> None:
     assert curve.gain.accuracy[0] == pytest.approx(points[-1].accuracy - points[-2].accuracy)
 
 
-def test_the_probabilities_of_networks_are_averaged() -> None:
-    networks = [blobs(120, 4, 1.2, seed)[0] for seed in (0, 1)]
-    labels, groups = torch.arange(120) % 4, [i // 8 * 4 + i % 4 for i in range(120)]
-    curve = learning_curve(networks, labels, 4, groups)
-    each = [out_of_fold_probabilities(features, labels, 4, groups)[0] for features in networks]
-    assert torch.equal(curve.probabilities, torch.stack(each).mean(0))
-    alone = [learning_curve([features], labels, 4, groups).points[-1] for features in networks]
-    assert curve.points[-1].accuracy > max(point.accuracy for point in alone)
-    assert curve.points[-1].images == alone[0].images
+def test_the_probabilities_of_networks_are_averaged(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(out_of_fold, "FRACTIONS", (0.5, 1.0))
+    labels, groups = torch.arange(60) % 3, [i // 6 * 3 + i % 3 for i in range(60)]
+    networks = [blobs(60, 3, 1.2, seed)[0] for seed in (0, 1)]
+    curve = learning_curve(networks, labels, 3, groups)
+    each = [out_of_fold_probabilities(features, labels, 3, groups)[0] for features in networks]
+    assert torch.equal(curve.probabilities, average_probabilities(each, labels))
+    whole = (curve.probabilities.argmax(1) == labels).double().mean()
+    assert curve.points[-1].accuracy == whole >= max((p.argmax(1) == labels).double().mean() for p in each)
+
+
+def test_the_mean_of_probabilities_is_calibrated() -> None:
+    """Of three networks that are right in 80% and say so, the mean is right more often than it says."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(4, (3000,), generator=generator)
+    each = []
+    for _ in range(3):
+        wrong = (labels + torch.randint(1, 4, labels.shape, generator=generator)) % 4
+        said = labels.where(torch.rand(3000, generator=generator) < 0.8, wrong)
+        each.append(torch.full((3000, 4), 0.2 / 3).scatter(1, said[:, None], 0.8))
+    assert average_probabilities(each[:1], labels) is each[0]
+    mean, averaged = torch.stack(each).mean(0), average_probabilities(each, labels)
+    accuracy = (averaged.argmax(1) == labels).double().mean().item()
+    assert mean.max(1).values.mean().item() < accuracy - 0.1
+    assert averaged.max(1).values.mean().item() == pytest.approx(accuracy, abs=0.03)
 
 
 def test_the_order_of_the_images_does_not_matter() -> None:

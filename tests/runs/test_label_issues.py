@@ -16,7 +16,7 @@ from flowers_torch.cli import main
 from flowers_torch.config import Config, Stage
 from flowers_torch.errors import UsageError
 from flowers_torch.evaluation.label_issues import find_label_issues
-from flowers_torch.evaluation.out_of_fold import out_of_fold_probabilities
+from flowers_torch.evaluation.out_of_fold import average_probabilities, out_of_fold_probabilities
 from flowers_torch.runs import recipe
 from flowers_torch.runs.experiment import Experiment
 from flowers_torch.runs.label_issues import features_of_runs, find_run_label_issues
@@ -28,7 +28,7 @@ WRONG = ("red/wrong.png", "red/wrong copy.png")
 def runs(
     make_config: Callable[..., Config], photo_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Path]:
-    """Two runs with other networks and splits, and one of other photos. One photo has a wrong label, and so its copy."""
+    """Two runs with other networks and splits, one of other photos. A photo and its copy have a wrong label."""
     root = tmp_path_factory.mktemp("label issues")
     photos = Path(shutil.copytree(photo_folder, root / "photos"))
     noise = np.random.default_rng(1).normal(0, 25, (40, 48, 3))
@@ -41,8 +41,11 @@ def runs(
     return {name: root / name for name in ("a", "b", "other")}
 
 
-def test_the_probabilities_of_the_runs_are_averaged(runs: dict[str, Path], tmp_path: Path) -> None:
+def test_the_probabilities_of_the_runs_are_averaged(
+    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The copy of the wrong photo vouches for it only if both are in one group."""
+    monkeypatch.setattr("flowers_torch.evaluation.out_of_fold.FRACTIONS", (0.5, 1.0))
     experiment = Experiment.open(Path(shutil.copytree(runs["a"], tmp_path / "a")))[0]
     dataset, labels = experiment.dataset, torch.tensor(experiment.dataset.labels)
     networks = features_of_runs(experiment, [runs["b"]])
@@ -51,15 +54,14 @@ def test_the_probabilities_of_the_runs_are_averaged(runs: dict[str, Path], tmp_p
     groups = list(range(len(dataset)))
     groups[second] = first
     each = [out_of_fold_probabilities(features, labels, 3, groups)[0] for features in networks]
-    expected = find_label_issues((each[0] + each[1]) / 2, labels, groups)
+    expected = find_label_issues(average_probabilities(each, labels), labels, groups)
     found = find_run_label_issues(experiment, networks)
     assert json.loads((experiment.folder / "label_issues.json").read_text()) == found
     assert {issue["file"] for issue in found["label_issues"]} >= set(WRONG)
     assert [(issue["file"], issue["probability"]) for issue in found["label_issues"]] == [
         (dataset.paths[issue.index], issue.suggested_probability) for issue in expected
     ]
-    alone = find_run_label_issues(experiment, networks[:1])["label_issues"]
-    assert [issue["probability"] for issue in alone] != [issue["probability"] for issue in found["label_issues"]]
+    assert find_label_issues(each[0], labels, groups) != expected
 
 
 def test_a_run_of_other_photos_is_refused(runs: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
