@@ -46,6 +46,7 @@ def test_the_probabilities_of_the_runs_are_averaged(
 ) -> None:
     """The copy of the wrong photo vouches for it only if both are in one group."""
     monkeypatch.setattr("flowers_torch.evaluation.out_of_fold.FRACTIONS", (0.5, 1.0))
+    monkeypatch.setattr("flowers_torch.evaluation.out_of_fold.SUBSETS", 2)
     experiment = Experiment.open(Path(shutil.copytree(runs["a"], tmp_path / "a")))[0]
     dataset, labels = experiment.dataset, torch.tensor(experiment.dataset.labels)
     networks = features_of_runs(experiment, [runs["b"]])
