@@ -18,7 +18,8 @@ import argparse
 import csv
 import functools
 import statistics
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -28,7 +29,7 @@ from torch import Tensor
 from flowers_torch.config import Config
 from flowers_torch.data.splits.assign import group_units
 from flowers_torch.evaluation.label_issues import find_label_issues, true_class_probabilities
-from flowers_torch.evaluation.out_of_fold import join_features, out_of_fold_probabilities
+from flowers_torch.evaluation.out_of_fold import average_probabilities, out_of_fold_probabilities
 from flowers_torch.runs.experiment import Experiment
 
 try:
@@ -72,12 +73,13 @@ def main() -> None:
         else:
             labels, wrong = plant(folders, first, args.planted, args.look_alikes, seed)
         fit = functools.partial(out_of_fold_probabilities, classes=len(data.classes), groups=units, seed=seed)
-        equal, *_ = fit(first, labels)
-        for name, found in judge(equal, labels, units):
+        started = time.perf_counter()
+        each = {name: fit(values, labels)[0] for name, values in features.items()}
+        for name, found in judge(next(iter(each.values())), labels, units):
             methods.setdefault(name, []).append(measure(*found, wrong))
-        for name, probabilities in better(features, labels, fit):
+        for name, probabilities in better(features, each, labels, fit):
             sources.setdefault(name, []).append(measure(*ours(probabilities, labels, units), wrong))
-        print(f"  seed {seed} is done", flush=True)
+        print(f"  seed {seed}: {time.perf_counter() - started:.0f} s", flush=True)
     print(f"\n{len(labels)} photos, {int(wrong.sum())} wrong labels, {args.seeds} seeds\n")
     print_table("method, at equal probabilities", methods)
     print_table("our method, probabilities of", sources)
@@ -127,16 +129,21 @@ def judge(probabilities: Tensor, labels: Tensor, units: list[int]) -> Iterator[t
 
 
 def better(
-    features: dict[str, Tensor], labels: Tensor, fit: Callable[..., tuple[Tensor, int]]
+    features: dict[str, Tensor], each: dict[str, Tensor], labels: Tensor, fit: Callable[..., tuple[Tensor, int]]
 ) -> Iterator[tuple[str, Tensor]]:
     """Out-of-fold probabilities of a probe that memorizes wrong labels, of each network, and of all together."""
-    first = next(iter(features.values()))
-    yield "the first network, penalty 1", fit(first, labels, l2=1.0)[0]
-    each = {name: fit(values, labels)[0] for name, values in features.items()}
+    yield "the first network, penalty 1", fit(next(iter(features.values())), labels, l2=1.0)[0]
     yield from each.items()
     if len(features) > 1:
-        yield "the mean of all", torch.stack(list(each.values())).mean(0)
-        yield "one probe on all features", fit(join_features(list(features.values())), labels)[0]
+        yield "all networks", average_probabilities(list(each.values()), labels)
+        yield "their mean, not calibrated again", torch.stack(list(each.values())).mean(0)
+        yield "one probe on all features", fit(join(features.values()), labels)[0]
+
+
+def join(features: Iterable[Tensor]) -> Tensor:
+    """Features (N, D) of several networks side by side, each centered and of the same scale."""
+    centered = [values - values.mean(0) for values in features]
+    return torch.cat([values / values.square().sum(1).mean().sqrt() for values in centered], 1)
 
 
 def measure(flagged: Tensor, suspicion: Tensor, wrong: Tensor) -> list[float]:

@@ -1,7 +1,8 @@
 """Find label issues, and whether more photos would help.
 
-Both come from the features of the network before training. Further runs of the same photos add the
-features of their networks. The results are written to label_issues.json and the report of the first run.
+Both come from linear heads on the features of the network before training. With further runs of the same
+photos, the probabilities of all networks are averaged. The results are written to label_issues.json and the
+report of the first run.
 --review opens a page on this machine to decide on the issues one by one. It writes labels.csv into the run
 folder, a table for `train --data`; no photo is changed or moved.
 """
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = """examples:
   flowers-torch label-issues runs/garden-inception_v3-1
-  flowers-torch label-issues RUN_A RUN_B                with the features of two networks
+  flowers-torch label-issues RUN_A RUN_B                averages two networks, which finds more
   flowers-torch label-issues latest --review            decide on them in the browser; Ctrl-C ends
   flowers-torch label-issues latest --csv issues.csv    a table for other programs
 """
@@ -46,14 +47,14 @@ def run(args: argparse.Namespace) -> None:
     from flowers_torch.report.run_summary import LABEL_ISSUES_FILE
     from flowers_torch.runs.experiment import Experiment
     from flowers_torch.runs.folder import find_run_folder
-    from flowers_torch.runs.label_issues import find_run_label_issues, joined_features, write_issue_table
+    from flowers_torch.runs.label_issues import features_of_runs, find_run_label_issues, write_issue_table
     from flowers_torch.runs.results import write_run_report
 
     folder = find_run_folder(args.run)
     set_allocator_of_run(folder, {"device": "auto"})  # that of the training may be missing here
     experiment, model = Experiment.open(folder, data=args.moved)
-    features = joined_features(experiment, [find_run_folder(name) for name in args.others], args.moved)
-    found = find_run_label_issues(experiment, features)
+    networks = features_of_runs(experiment, [find_run_folder(name) for name in args.others], args.moved)
+    found = find_run_label_issues(experiment, networks)
     path = write_run_report(experiment, model, experiment.info)
     if args.csv:
         write_issue_table(args.csv.expanduser(), experiment, found)
@@ -66,7 +67,7 @@ def run(args: argparse.Namespace) -> None:
             print(f"table    {printable(args.csv)}")
         print(f"report   {printable(path)}")
     if args.review:
-        found |= {"review": _review(experiment, found, features, args)}
+        found |= {"review": _review(experiment, found, networks[0], args)}
     if args.json:
         print_json(found)
 

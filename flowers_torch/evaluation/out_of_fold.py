@@ -18,12 +18,6 @@ SUBSETS = 5  # random subsets of a fraction
 SMALL_GAIN = 0.01  # of accuracy
 
 
-def join_features(features: Sequence[Tensor]) -> Tensor:
-    """Features (N, D) of several networks side by side, each centered and of the same scale."""
-    centered = [each - each.mean(0) for each in features]
-    return torch.cat([each / each.square().sum(1).mean().sqrt().clamp(min=1e-12) for each in centered], 1)
-
-
 def assign_folds(labels: Tensor, groups: Sequence[int] = (), seed: int = 0) -> Tensor:
     """Assigns each image to a fold (N,), stratified by class.
 
@@ -82,6 +76,17 @@ def out_of_fold_probabilities(
         logits[held_out] = probe.logits(features[held_out])
         trained.append(len(chosen))
     return (logits / fit_temperature(logits, labels)).softmax(1), sum(trained) // len(trained)
+
+
+def average_probabilities(each: Sequence[Tensor], labels: Tensor) -> Tensor:
+    """The mean (N, classes) of the probabilities of several networks, calibrated again.
+
+    The mean is less certain than the networks are, because they make different mistakes.
+    """
+    if len(each) == 1:
+        return each[0]
+    logits = torch.stack(list(each)).mean(0).clamp(min=1e-12).log()
+    return (logits / fit_temperature(logits, labels)).softmax(1)
 
 
 def draw_subset(indices: Tensor, labels: Tensor, groups: Sequence[int], fraction: float, draw: int) -> Tensor:
@@ -152,19 +157,32 @@ class LearningCurve:
         return text
 
 
-def learning_curve(features: Tensor, labels: Tensor, classes: int, groups: Sequence[int] = ()) -> LearningCurve:
-    """Cross-validated accuracy of a linear probe on fractions of the training images: `SUBSETS` subsets of each."""
+def learning_curve(
+    networks: Sequence[Tensor], labels: Tensor, classes: int, groups: Sequence[int] = ()
+) -> LearningCurve:
+    """Cross-validated accuracy of linear probes on fractions of the training images: `SUBSETS` subsets of each.
+
+    Args:
+        networks: Features (N, D) of one or several networks. Each gets a probe; see `average_probabilities`.
+        labels: (N,).
+        classes: Number of classes.
+        groups: Of each image; images of one group share a fold.
+    """
     points, correct = [], torch.empty(0)
-    l2 = choose_penalty(features, labels, classes, groups)
+    penalties = [choose_penalty(features, labels, classes, groups) for features in networks]
     for fraction in FRACTIONS:
-        found = [
-            out_of_fold_probabilities(features, labels, classes, groups, fraction, draw, l2=l2)
-            for draw in range(SUBSETS if fraction < 1 else 1)
-        ]
-        former, correct = correct, torch.stack([p.argmax(1) == labels for p, _ in found]).double()  # (draws, N)
-        images = sum(trained for _, trained in found) // len(found)
-        points.append(_curve_point(images, correct))
-    return LearningCurve(points, _gain(former, correct[0], labels, classes), found[0][0])
+        means, images = [], 0
+        draws = SUBSETS if fraction < 1 else 1
+        for draw in range(draws):
+            found = [
+                out_of_fold_probabilities(features, labels, classes, groups, fraction, draw, l2=l2)
+                for features, l2 in zip(networks, penalties, strict=True)
+            ]
+            means.append(average_probabilities([probabilities for probabilities, _ in found], labels))
+            images += found[0][1]
+        former, correct = correct, torch.stack([mean.argmax(1) == labels for mean in means]).double()  # (draws, N)
+        points.append(_curve_point(images // draws, correct))
+    return LearningCurve(points, _gain(former, correct[0], labels, classes), means[0])
 
 
 def _curve_point(images: int, correct: Tensor) -> CurvePoint:

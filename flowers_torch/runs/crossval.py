@@ -37,7 +37,14 @@ def cross_validate(
         folds: At least 3: one to test, one to choose the best epoch, the others to train.
         repeats: Number of times that new folds are drawn.
         out: Folder of the cross-validation; empty for the next free one in `runs/`.
+
+    Raises:
+        UsageError: the configuration has photos to test on.
+        DataError: the images cannot be divided into folds.
     """
+    if config.test:
+        what = "--test cannot be used with crossval, which tests every photo of --data once"
+        raise UsageError(what, "leave out --test and the key test of the --config file, or use train")
     config = with_absolute_paths(config)
     filtered = open_images(config)
     make_folds(filtered.dataset, folds, config.seed, filtered.duplicates)  # errors come before any folder

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from flowers_torch.data.splits.assign import group_units
+from flowers_torch.data.splits.split_file import read_split
 from flowers_torch.errors import UsageError, plural, printable
 from flowers_torch.evaluation.label_issues import find_label_issues
-from flowers_torch.evaluation.out_of_fold import join_features, learning_curve
+from flowers_torch.evaluation.out_of_fold import learning_curve
 from flowers_torch.files.atomic import write_csv, write_json
 from flowers_torch.log import log
 from flowers_torch.models.checkpoint import build
@@ -39,34 +40,47 @@ def untrained_features(experiment: Experiment) -> Tensor:
     return experiment.features.of_frozen(experiment.runtime.place(model), range(len(dataset)))
 
 
-def joined_features(experiment: Experiment, folders: Sequence[Path], data: str = "") -> Tensor:
-    """The `untrained_features` (N, D) of a run and of further runs of the same photos, side by side.
+def features_of_runs(experiment: Experiment, folders: Sequence[Path], data: str = "") -> list[Tensor]:
+    """The `untrained_features` (N, D) of a run and of each of the further runs of the same photos.
 
-    `data` is where the photos of the runs are now, if they have moved.
+    The splits of the runs may differ. `data` is where their photos are now, if they have moved.
 
     Raises:
-        UsageError: a run has other photos or labels, or its features cannot be computed.
+        UsageError: a run has other classes, photos or labels, or its features cannot be computed.
     """
-    found, own = [untrained_features(experiment)], experiment.dataset
+    features, own = [untrained_features(experiment)], _identity(experiment)
     for folder in folders:
         other, _ = Experiment.open(folder, data=data)
-        theirs = other.dataset
-        if (theirs.paths, theirs.labels, theirs.classes) != (own.paths, own.labels, own.classes):
-            what = f"{printable(folder)} and {printable(experiment.folder)} were not trained on the same photos"
-            raise UsageError(what, "name runs of the same DATA and --exclude")
-        found.append(untrained_features(other))
-    return join_features(found) if folders else found[0]
+        for kind, theirs in _identity(other).items():
+            if theirs != own[kind]:
+                what = f"{printable(folder)} has other {kind} than {printable(experiment.folder)}"
+                raise UsageError(what, "name runs of the same --data and --exclude, or leave out that run")
+        features.append(untrained_features(other))
+    return features
 
 
-def find_run_label_issues(experiment: Experiment, features: Tensor) -> dict[str, Any]:
+def _identity(experiment: Experiment) -> dict[str, Any]:
+    """What runs must share so that their predictions can be averaged image by image."""
+    dataset = experiment.dataset
+    saved = read_split(experiment.folder / "split.json")["splits"]
+    digests = {path: digest for members in saved.values() for path, digest in members.items()}
+    return {
+        "classes": dataset.classes,
+        "photos": (dataset.paths, [digests.get(path) for path in dataset.paths]),
+        "labels": dataset.labels,
+    }
+
+
+def find_run_label_issues(experiment: Experiment, networks: Sequence[Tensor]) -> dict[str, Any]:
     """Finds the label issues of a finished run and writes `label_issues.json` into its folder.
 
-    `features` come from `joined_features`. Returns the content of that file, with the most confident label issue
-    first. The probabilities of an issue are those of its true class, given the photo and its label.
+    `networks` are the features of `features_of_runs`; the probabilities of the networks are averaged. Returns the
+    content of that file, with the most confident label issue first. The probabilities of an issue are those of its
+    true class, given the photo and its label.
     """
     dataset = experiment.dataset
     labels, units = torch.tensor(dataset.labels), group_units(dataset, experiment.filtered.duplicates)
-    curve = learning_curve(features, labels, len(dataset.classes), units)
+    curve = learning_curve(networks, labels, len(dataset.classes), units)
     found = {
         "images": len(dataset),
         "curve": [dataclasses.asdict(point) for point in curve.points],

@@ -5,12 +5,15 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import nll_loss
 
+from flowers_torch.evaluation import out_of_fold
 from flowers_torch.evaluation.out_of_fold import (
     CurvePoint,
     Gain,
     LearningCurve,
     assign_folds,
+    average_probabilities,
     draw_subset,
     learning_curve,
     out_of_fold_probabilities,
@@ -57,7 +60,7 @@ def test_probabilities_are_out_of_fold() -> None:
 
 def test_accuracy_rises_with_more_images() -> None:
     hard, labels = blobs(300, 10, 1.5)
-    curve = learning_curve(hard, labels, 10)
+    curve = learning_curve([hard], labels, 10)
     points = curve.points
     assert torch.equal(curve.probabilities, out_of_fold_probabilities(hard, labels, 10)[0])
     assert [p.images for p in points] == pytest.approx([24, 60, 120, 240], abs=8)
@@ -65,6 +68,34 @@ def test_accuracy_rises_with_more_images() -> None:
     assert all(0 <= p.low <= p.accuracy <= p.high <= 1 for p in points)
     assert points[0].spread > 0 and points[-1].spread == 0
     assert curve.gain.accuracy[0] == pytest.approx(points[-1].accuracy - points[-2].accuracy)
+
+
+def test_the_probabilities_of_networks_are_averaged(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(out_of_fold, "FRACTIONS", (0.5, 1.0))
+    labels, groups = torch.arange(60) % 3, [i // 6 * 3 + i % 3 for i in range(60)]
+    networks = [blobs(60, 3, 1.2, seed)[0] for seed in (0, 1)]
+    curve = learning_curve(networks, labels, 3, groups)
+    each = [out_of_fold_probabilities(features, labels, 3, groups)[0] for features in networks]
+    assert torch.equal(curve.probabilities, average_probabilities(each, labels))
+    whole = (curve.probabilities.argmax(1) == labels).double().mean()
+    assert curve.points[-1].accuracy == whole >= max((p.argmax(1) == labels).double().mean() for p in each)
+
+
+def test_the_mean_of_probabilities_is_calibrated() -> None:
+    """Of three networks that are right in 80% and say so, the mean is right more often than it says."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(4, (3000,), generator=generator)
+    each = []
+    for _ in range(3):
+        wrong = (labels + torch.randint(1, 4, labels.shape, generator=generator)) % 4
+        said = labels.where(torch.rand(3000, generator=generator) < 0.8, wrong)
+        each.append(torch.full((3000, 4), 0.2 / 3).scatter(1, said[:, None], 0.8))
+    assert average_probabilities(each[:1], labels) is each[0]
+    mean, averaged = torch.stack(each).mean(0), average_probabilities(each, labels)
+    accuracy = (averaged.argmax(1) == labels).double().mean().item()
+    before, after = (accuracy - p.max(1).values.double().mean().item() for p in (mean, averaged))
+    assert before > 0.1 and abs(after) < before / 2
+    assert nll_loss(averaged.log(), labels) < nll_loss(mean.log(), labels)
 
 
 def test_the_order_of_the_images_does_not_matter() -> None:
@@ -76,7 +107,7 @@ def test_the_order_of_the_images_does_not_matter() -> None:
     )
     shuffled = torch.randperm(200, generator=torch.Generator().manual_seed(0))
     by_name, at_random = (
-        learning_curve(features[i], labels[i], 4).gain.accuracy for i in (torch.arange(200), shuffled)
+        learning_curve([features[i]], labels[i], 4).gain.accuracy for i in (torch.arange(200), shuffled)
     )
     assert by_name[0] == pytest.approx(at_random[0], abs=3 * by_name[1])
     half = draw_subset(torch.arange(200), labels, (), 0.5, draw=3)
@@ -94,7 +125,8 @@ def test_subsets_take_groups_whole() -> None:
 
 @pytest.mark.parametrize("count", [3, pytest.param(8, marks=pytest.mark.slow)])
 def test_the_interval_of_the_gain_contains_the_gain(count: int) -> None:
-    gains = [learning_curve(*blobs(100, 4, 1.2, seed), 4).gain.accuracy for seed in range(count)]
+    sets = [blobs(100, 4, 1.2, seed) for seed in range(count)]
+    gains = [learning_curve([features], labels, 4).gain.accuracy for features, labels in sets]
     mean = sum(gain for gain, _ in gains) / len(gains)
     assert sum(abs(gain - mean) <= 1.96 * error for gain, error in gains) >= 0.85 * count
     assert all(error < 0.1 for _, error in gains)

@@ -46,6 +46,14 @@ def test_the_summary(finished: Path) -> None:
     assert whole["images"] == 60 and whole["accuracy"] == sum(run["correct"] for run in summary["runs"]) / 60
 
 
+def test_photos_to_test_on_are_refused(photo_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    flags = ["--data", str(photo_folder), "--test", str(photo_folder), "--out", str(out)]
+    assert main(["crossval", *flags]) == 2 and not out.exists()
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "--test cannot be used with crossval, which tests every photo of --data once; fix: leave out --test" in line
+
+
 def test_the_report(finished: Path, photo_folder: Path) -> None:
     page = (finished / "report.html").read_text(encoding="utf-8")
     summary = json.loads((finished / "crossval.json").read_text())
