@@ -1,13 +1,14 @@
 """Feature sets: what enters the linear classifier of a network, beside what its authors chose.
 
 The papers of transformers probe the class token, the mean of the patch tokens, both side by side, or the class tokens
-of the last blocks and the mean of the patches (DINOv2). An EfficientNet offers the widest maps of its last block.
+of the last blocks and the mean of the patches (DINOv2). An EfficientNet offers the widest maps of its last blocks.
 """
 
+import dataclasses
 import functools
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from flowers_torch.errors import UsageError, printable
 from flowers_torch.models import token_features, wide_features
@@ -48,14 +49,27 @@ def set_features(model: nn.Module, name: str) -> None:
         del network.feature_set
 
 
-def columns(model: nn.Module, name: str) -> list[int]:
-    """The columns that a set of `offered_sets` has among those of `EVERY`."""
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """A feature set among the features of `EVERY`."""
+
+    columns: tuple[int, ...]
+    is_rooted: bool = False  # by `wide_features.root`
+
+    def of(self, features: Tensor) -> Tensor:
+        """The features (N, D) of the set from those of `EVERY`."""
+        found = features[:, list(self.columns)]
+        return wide_features.root(found) if self.is_rooted else found
+
+
+def selection(model: nn.Module, name: str) -> Selection:
+    """Where a set of `offered_sets` is among the features of `EVERY`."""
     if wide_features.offered(model):
-        own, wide = wide_features.widths(model)
-        return [*range(own + wide if name else own)]
+        own, *others = wide_features.widths(model)
+        return Selection((*range(own + sum(others)),), is_rooted=True) if name else Selection((*range(own),))
     every, width = token_features.parts_of(model, EVERY), int(model.num_features)  # type: ignore[arg-type]
     places = [every.index(part) for part in token_features.parts_of(model, name)]
-    return [place * width + column for place in places for column in range(width)]
+    return Selection(tuple(place * width + column for place in places for column in range(width)))
 
 
 @functools.cache

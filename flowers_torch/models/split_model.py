@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowers_torch.models.feature_sets import EVERY, columns, offered_sets, set_features
+from flowers_torch.models.feature_sets import EVERY, Selection, offered_sets, selection, set_features
 from flowers_torch.models.heads import classifier_inputs, classifier_names, feature_width, shared_copy
 
 
@@ -76,7 +76,7 @@ class SplitModel:
     head: Head
     width: int  # number of features that the backbone returns
     feature_set: str = ""  # that the head takes
-    sets: Mapping[str, Sequence[int]] = dataclasses.field(default_factory=dict)  # columns of each; empty: one of all
+    sets: Mapping[str, Selection] = dataclasses.field(default_factory=dict)  # empty: one set of all features
 
     def backbone(self, images: Tensor, network: nn.Module | None = None) -> Tensor:
         """Features (N, width) of images (N, 3, H, W), no gradient; `network` may be a copy, such as a fused one."""
@@ -88,7 +88,7 @@ class SplitModel:
     def select(self, features: Tensor, feature_set: str | None = None) -> Tensor:
         """The features (N, D) of a set, that of the head by default, from what the backbone returns."""
         name = self.feature_set if feature_set is None else feature_set
-        return features[:, list(self.sets[name])] if self.sets else features
+        return self.sets[name].of(features) if self.sets else features
 
     def head_of(self, model: nn.Module) -> Head:
         """The head of another network of the same kind, such as an average of the weights."""
@@ -127,7 +127,7 @@ def _split(model: nn.Module, images: Tensor, offered: Sequence[str] = ()) -> Spl
             logits = model(images) if offered else logits
             features = found[0]
             classifiers = [model.get_submodule(name) for name in names]
-            sets = {name: columns(model, name) for name in offered}
+            sets = {name: selection(model, name) for name in offered}
             split = SplitModel(backbone, names, Head([], []), features.shape[1], own, sets)
             features = split.select(features)
             widths = [feature_width(layer) or features.shape[1] for layer in classifiers]

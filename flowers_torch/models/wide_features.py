@@ -1,4 +1,4 @@
-"""EfficientNets whose classifier also takes the widest maps of the last block."""
+"""EfficientNets whose classifier also takes the widest maps of the last blocks."""
 
 from itertools import chain
 from typing import Any
@@ -9,53 +9,72 @@ from timm.models.efficientnet import EfficientNet
 from torch import Tensor, nn
 
 SETS = ("wide",)
+BLOCKS = 4  # whose maps enter the classifier
+SMALL = 1e-4  # activations far below it do not dominate, and the root has a gradient at 0
 
 
 class WideClassifier(nn.Module):
-    """Mixin in front of timm's EfficientNet, whose classifier then takes two maps side by side.
+    """Mixin in front of timm's EfficientNet, whose classifier then takes several maps.
 
-    The second is the map inside the last block, behind its depthwise convolution and activation. The block projects
-    it to few channels, and the last layers form from these what tells ImageNet's classes apart. Tensor names stay.
+    Beside the network's own map these are the maps inside its last blocks, behind the depthwise convolution and its
+    activation. A block projects its map to few channels, and the last layers form from these what tells ImageNet's
+    classes apart. Channels that are rarely active count more by the square root. Tensor names stay as they are.
     """
 
+    feature_set: str
+
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.forward_head(self.forward_features(x))  # type: ignore[operator]
-        return logits
+        return self.forward_head(self.forward_features(x))
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Maps (N, C + C', h, w) of images (N, 3, H, W): the network's own, then those inside its last block."""
+        """Maps (N, C, h, w) of images (N, 3, H, W), side by side: the network's own, then those inside its blocks."""
         model: Any = self
-        *blocks, last = chain.from_iterable(model.blocks)
-        x = model.bn1(model.conv_stem(x))
-        for block in blocks:
+        blocks = list(chain.from_iterable(model.blocks))
+        x, maps = model.bn1(model.conv_stem(x)), []
+        for block in blocks[:-BLOCKS]:
             x = block(x)
-        wide = last.bn1(last.conv_pw(x))
-        wide = last.aa(last.bn2(last.conv_dw(wide)))
-        projected = last.bn3(last.conv_pwl(last.se(wide)))
-        x = last.drop_path(projected) + x if last.has_skip else projected
-        x = model.bn2(model.conv_head(x))
-        return torch.cat([x, wide], 1)
+        for block in blocks[-BLOCKS:]:
+            wide = block.bn1(block.conv_pw(x))
+            wide = block.aa(block.bn2(block.conv_dw(wide)))
+            projected = block.bn3(block.conv_pwl(block.se(wide)))
+            x = block.drop_path(projected) + x if block.has_skip else projected
+            maps.append(wide)
+        return torch.cat([model.bn2(model.conv_head(x)), *maps], 1)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Logits of maps, or the features (N, D)."""
+        features: Tensor = self.global_pool(x)  # type: ignore[operator]
+        if self.feature_set in SETS:
+            features = root(features)
+        features = nn.functional.dropout(features, float(self.drop_rate), self.training)  # type: ignore[arg-type]
+        return features if pre_logits else self.classifier(features)  # type: ignore[operator]
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replaces the classifier, and the pooling if another one is given."""
-        super().reset_classifier(num_classes, global_pool)  # type: ignore[misc]
+        """Replaces the classifier; what enters it stays."""
+        if global_pool:
+            raise ValueError(f"the classifier takes the feature set {self.feature_set}")
         reference = next(self.parameters())
         where: Any = {"device": reference.device, "dtype": reference.dtype}
-        self.head_hidden_size = sum(widths(self))
+        self.num_classes, self.head_hidden_size = num_classes, sum(widths(self))
         self.classifier = nn.Linear(self.head_hidden_size, num_classes, **where) if num_classes else nn.Identity()
 
 
+def root(features: Tensor) -> Tensor:
+    """The square root of each feature's size, with its sign; features much smaller than `SMALL` stay linear."""
+    return features / (features.abs() + SMALL).sqrt()
+
+
 def offered(model: nn.Module) -> tuple[str, ...]:
-    """The set of an EfficientNet whose last block is an inverted residual of the usual form; else none."""
+    """The set of an EfficientNet whose last blocks are inverted residuals of the usual form; else none."""
     if not isinstance(model, EfficientNet) or model.global_pool.pool_type != "avg":
         return ()
-    *_, last = chain.from_iterable(model.blocks)
-    plain = type(last) is InvertedResidual and getattr(last, "conv_s2d", None) is None
-    return SETS if plain and isinstance(model.conv_head, nn.Conv2d) else ()
+    last = list(chain.from_iterable(model.blocks))[-BLOCKS:]
+    usual = [type(block) is InvertedResidual and getattr(block, "conv_s2d", None) is None for block in last]
+    return SETS if all(usual) and isinstance(model.conv_head, nn.Conv2d) else ()
 
 
-def widths(model: nn.Module) -> tuple[int, int]:
-    """Channels of the network's own last map, and of that inside its last block."""
+def widths(model: nn.Module) -> list[int]:
+    """Channels of the network's own last map, and of those inside its last blocks."""
     network: Any = model
-    *_, last = chain.from_iterable(network.blocks)
-    return int(network.num_features), int(last.conv_pwl.in_channels)
+    last = list(chain.from_iterable(network.blocks))[-BLOCKS:]
+    return [int(network.num_features), *(int(block.conv_pwl.in_channels) for block in last)]

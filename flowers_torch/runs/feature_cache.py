@@ -71,7 +71,7 @@ class FeatureCache:
         """
         if augmentation == "mirror" and not self.info.mirror:
             views = 1  # the others would repeat it
-        width = split.width if every or not split.sets else len(split.sets[split.feature_set])
+        width = split.width if every or not split.sets else len(split.sets[split.feature_set].columns)
         if 4 * max(width * views, split.width) * len(indices) > self.max_bytes:
             return None
         weights = _hash_backbone(split)

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from flowers_torch.config import Stage
 from flowers_torch.data.loading.gpu_cache import CachedFeatureBatches
 from flowers_torch.errors import UsageError
-from flowers_torch.evaluation.metrics import describe_epoch, score
+from flowers_torch.evaluation.metrics import describe_epoch, fit_temperature, score
 from flowers_torch.evaluation.predictions import collect
 from flowers_torch.log import log
-from flowers_torch.models.feature_sets import set_features
+from flowers_torch.models.feature_sets import offered_sets, set_features
 from flowers_torch.models.heads import feature_width, set_head
 from flowers_torch.models.split_model import Head
 from flowers_torch.runs.experiment import Experiment
@@ -71,7 +71,10 @@ def _fit(
         if stop.agreed(distributed):
             raise_if_stopped(experiment, stop)
 
-    found = stage_features(experiment, model, stage, check, every=state.stage == 0)
+    choosing = state.stage == 0 and len(offered_sets(model)) > 1
+    found = stage_features(experiment, model, stage, check, every=choosing)
+    if found is None and choosing:
+        choosing, found = False, stage_features(experiment, model, stage, check)
     if found is None:
         what = f"stage {stage.name}: optimizer lbfgs needs cached features, which are not possible here"
         distributed.fail(UsageError(what, "raise cache_gib, or use optimizer = adamw"))
@@ -81,10 +84,10 @@ def _fit(
     weights = train.class_weights
     options = (None if weights is None else weights.cpu(), train.label_smoothing)
     former = split.feature_set
-    offered = [former, *(name for name in split.sets if name != former)] if state.stage == 0 else [former]
+    offered = [former, *(name for name in split.sets if name != former)] if choosing else [former]
 
     def select(features: Tensor, name: str) -> Tensor:
-        return split.select(features, name) if state.stage == 0 else features
+        return split.select(features, name) if choosing else features
 
     probes: dict[str, LinearProbe] = {}
 
@@ -94,7 +97,8 @@ def _fit(
             held_out = (select(validation.features, name), validation.labels)
             pair = (select(every, name), labels)
             probes[name], penalties[name] = fit_linear_probe(pair, held_out, len(dataset.classes), *options)
-            losses[name] = score(probes[name].logits(held_out[0]), held_out[1]).loss
+            logits = probes[name].logits(held_out[0])
+            losses[name] = score(logits / fit_temperature(logits, held_out[1]), held_out[1]).loss
         chosen = min(offered, key=lambda name: losses[name])
         if len(offered) > 1:
             log.info(f"features {describe_choice('validation', chosen, losses)}")
