@@ -90,9 +90,13 @@ class SplitModel:
         name = self.feature_set if feature_set is None else feature_set
         return self.sets[name].of(features) if self.sets else features
 
-    def head_of(self, model: nn.Module) -> Head:
-        """The head of another network of the same kind, such as an average of the weights."""
-        return Head([model.get_submodule(name) for name in self.classifiers], self.head.widths)
+    def head_of(self, model: nn.Module, width: int = 0) -> Head:
+        """The head of another network of the same kind, such as an average of the weights.
+
+        `width` is the number of its features where it takes another feature set.
+        """
+        widths = [width] if width and len(self.classifiers) == 1 else self.head.widths
+        return Head([model.get_submodule(name) for name in self.classifiers], widths)
 
 
 def split_model(model: nn.Module, size: int) -> SplitModel | None:
@@ -121,7 +125,7 @@ def _split(model: nn.Module, images: Tensor, offered: Sequence[str] = ()) -> Spl
         if offered:
             backbone = shared_copy(model)
             set_features(backbone, EVERY)
-            backbone.reset_classifier(0)  # type: ignore[operator]
+            backbone.reset_classifier(0)
         with torch.no_grad(), without_tf32(), classifier_inputs(backbone, names) as found:
             logits = backbone(images)
             logits = model(images) if offered else logits

@@ -49,7 +49,7 @@ class TokenClassifier(nn.Module):
             elif isinstance(part, int):
                 parts.append(of_blocks[part][:, 0])
         features: Tensor = self.head_drop(torch.cat([self.fc_norm(part) for part in parts], 1))  # type: ignore[operator]
-        return features if pre_logits else self.head(features)  # type: ignore[operator]
+        return features if pre_logits else self.head(features)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replaces the classifier; what enters it stays."""

@@ -47,7 +47,7 @@ class WideClassifier(nn.Module):
         if self.feature_set in SETS:
             features = root(features)
         features = nn.functional.dropout(features, float(self.drop_rate), self.training)  # type: ignore[arg-type]
-        return features if pre_logits else self.classifier(features)  # type: ignore[operator]
+        return features if pre_logits else self.classifier(features)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replaces the classifier; what enters it stays."""
@@ -68,7 +68,8 @@ def offered(model: nn.Module) -> tuple[str, ...]:
     """The set of an EfficientNet whose last blocks are inverted residuals of the usual form; else none."""
     if not isinstance(model, EfficientNet) or model.global_pool.pool_type != "avg":
         return ()
-    last = list(chain.from_iterable(model.blocks))[-BLOCKS:]
+    blocks: Any = model.blocks
+    last = list(chain.from_iterable(blocks))[-BLOCKS:]
     usual = [type(block) is InvertedResidual and getattr(block, "conv_s2d", None) is None for block in last]
     return SETS if all(usual) and isinstance(model.conv_head, nn.Conv2d) else ()
 

@@ -1,5 +1,6 @@
 """A stage that fits a linear head in closed form on cached features, in place of training it by steps."""
 
+import dataclasses
 import time
 from typing import Any
 
@@ -13,9 +14,10 @@ from flowers_torch.evaluation.metrics import describe_epoch, fit_temperature, sc
 from flowers_torch.evaluation.predictions import collect
 from flowers_torch.log import log
 from flowers_torch.models.feature_sets import offered_sets, set_features
-from flowers_torch.models.heads import feature_width, set_head
-from flowers_torch.models.split_model import Head
+from flowers_torch.models.heads import set_head
+from flowers_torch.models.split_model import SplitModel
 from flowers_torch.runs.experiment import Experiment
+from flowers_torch.runs.feature_cache import Check
 from flowers_torch.runs.stage import (
     history_row,
     make_train_state,
@@ -61,6 +63,39 @@ def fit_head(experiment: Experiment, model: nn.Module, checkpointer: Checkpointe
     return experiment
 
 
+@dataclasses.dataclass(frozen=True)
+class SetFeatures:
+    """Features of the training and validation images: of the head's feature set, or of all sets to choose from."""
+
+    split: SplitModel
+    train: Tensor  # (views * images, D)
+    validation: CachedFeatureBatches
+    choosing: bool
+
+    @property
+    def offered(self) -> list[str]:
+        """The names of the sets, that of the head first."""
+        own = self.split.feature_set
+        return [own, *(name for name in self.split.sets if name != own)] if self.choosing else [own]
+
+    def of(self, name: str) -> tuple[Tensor, Tensor]:
+        """The features of a set, of the training and the validation images."""
+        found = (self.train, self.validation.features)
+        train, validation = (self.split.select(each, name) for each in found) if self.choosing else found
+        return train, validation
+
+
+def _features(experiment: Experiment, model: nn.Module, stage: Stage, check: Check, may_choose: bool) -> SetFeatures:
+    choosing = may_choose and len(offered_sets(model)) > 1
+    found = stage_features(experiment, model, stage, check, every=choosing)
+    if found is None and choosing:  # one set takes less memory
+        choosing, found = False, stage_features(experiment, model, stage, check)
+    if found is None:
+        what = f"stage {stage.name}: optimizer lbfgs needs cached features, which are not possible here"
+        experiment.distributed.fail(UsageError(what, "raise cache_gib, or use optimizer = adamw"))
+    return SetFeatures(*found, choosing)
+
+
 def _fit(
     experiment: Experiment, stage: Stage, train: TrainState, state: RunState, stop: StopRequest
 ) -> tuple[dict[str, Any], str]:
@@ -71,51 +106,38 @@ def _fit(
         if stop.agreed(distributed):
             raise_if_stopped(experiment, stop)
 
-    choosing = state.stage == 0 and len(offered_sets(model)) > 1
-    found = stage_features(experiment, model, stage, check, every=choosing)
-    if found is None and choosing:
-        choosing, found = False, stage_features(experiment, model, stage, check)
-    if found is None:
-        what = f"stage {stage.name}: optimizer lbfgs needs cached features, which are not possible here"
-        distributed.fail(UsageError(what, "raise cache_gib, or use optimizer = adamw"))
-    split, every, validation = found
+    features = _features(experiment, model, stage, check, may_choose=state.stage == 0)
+    split, validation = features.split, features.validation
     dataset, indices, val = experiment.dataset, experiment.splits["train"], experiment.splits["val"]
-    labels = torch.tensor([dataset.labels[i] for i in indices]).repeat(len(every) // len(indices))
+    labels = torch.tensor([dataset.labels[i] for i in indices]).repeat(len(features.train) // len(indices))
     weights = train.class_weights
     options = (None if weights is None else weights.cpu(), train.label_smoothing)
-    former = split.feature_set
-    offered = [former, *(name for name in split.sets if name != former)] if choosing else [former]
-
-    def select(features: Tensor, name: str) -> Tensor:
-        return split.select(features, name) if choosing else features
-
-    probes: dict[str, LinearProbe] = {}
+    probes: dict[str, LinearProbe] = {}  # of the main process
 
     def fit() -> tuple[str, float, float, float]:
         losses, penalties = {}, {}
-        for name in offered:
-            held_out = (select(validation.features, name), validation.labels)
-            pair = (select(every, name), labels)
-            probes[name], penalties[name] = fit_linear_probe(pair, held_out, len(dataset.classes), *options)
-            logits = probes[name].logits(held_out[0])
-            losses[name] = score(logits / fit_temperature(logits, held_out[1]), held_out[1]).loss
-        chosen = min(offered, key=lambda name: losses[name])
-        if len(offered) > 1:
+        for name in features.offered:
+            seen, held_out = features.of(name)
+            pairs = (seen, labels), (held_out, validation.labels)
+            probes[name], penalties[name] = fit_linear_probe(*pairs, len(dataset.classes), *options)
+            logits = probes[name].logits(held_out)
+            losses[name] = score(logits / fit_temperature(logits, validation.labels), validation.labels).loss
+        chosen = min(losses, key=lambda name: losses[name])
+        if len(losses) > 1:
             log.info(f"features {describe_choice('validation', chosen, losses)}")
-        fitted = score(probes[chosen].logits(select(every, chosen)), labels)
+        fitted = score(probes[chosen].logits(features.of(chosen)[0]), labels)
         return chosen, fitted.loss, fitted.accuracy, penalties[chosen]
 
     chosen, loss, accuracy, l2 = distributed.lead(fit)
-    if chosen != former:
+    if chosen != split.feature_set:
         set_features(model, chosen)
         set_head(model, len(dataset.classes))
-    classifiers = [model.get_submodule(name) for name in split.classifiers]
-    head = split.head if chosen == former else Head(classifiers, [feature_width(layer) for layer in classifiers])
+    head = split.head_of(model, features.of(chosen)[0].shape[1])
     if probes:
         head.set_linear(*probes[chosen].layer())
     distributed.broadcast_tensors(model.state_dict().values())
-    seen = (validation.labels, validation.order, validation.paths, validation.device)
-    own = collect(head, CachedFeatureBatches(select(validation.features, chosen), *seen), experiment.runtime, check)
+    batches = (validation.labels, validation.order, validation.paths, validation.device)
+    own = collect(head, CachedFeatureBatches(features.of(chosen)[1], *batches), experiment.runtime, check)
     predictions = own.gathered(distributed, len(val), experiment.config.batch_size)
     seconds = time.monotonic() - started
     timing = (seconds, len(labels) / seconds)
@@ -125,6 +147,6 @@ def _fit(
 
 
 def describe_choice(kind: str, chosen: str, losses: dict[str, float]) -> str:
-    """The feature set that was chosen among others by its loss, for the log."""
+    """The feature set that was chosen among others by a kind of loss, for the log."""
     others = ", ".join(f"{name or 'own'} {loss:.4f}" for name, loss in losses.items() if name != chosen)
     return f"{chosen or 'own'}: {kind} loss {losses[chosen]:.4f}; {others}"

@@ -127,7 +127,7 @@ def last4_wins(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_set_of_the_lowest_validation_loss_is_stored_and_used(
     make_config: MakeConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """By the test, by prediction, by evaluation, and where training goes on from the file."""
+    """By the test, by prediction, by evaluation, and by a run that starts from the file."""
     with caplog.at_level("INFO", logger="flowers_torch"):
         result = recipe.train(make_config(FIT, **VIT), tmp_path / "run")
     assert caplog.text.count("features last4: validation loss ") == 1 and "; own " in caplog.text
