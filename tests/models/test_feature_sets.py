@@ -111,6 +111,10 @@ def test_an_efficientnet_offers_the_maps_inside_its_last_blocks(arch: str) -> No
             assert torch.equal(every, wanted) and torch.equal(split.select(every, ""), own)
             assert torch.equal(split.select(every, "wide"), features)
             torch.testing.assert_close(split.head(split.select(every)), each(images))
+    model.zero_grad()
+    model(images * 0).sum().backward()  # most activations are 0
+    gradients = [parameter.grad for name, parameter in model.named_parameters() if not name.startswith("classifier")]
+    assert all(gradient is not None and bool(gradient.isfinite().all()) for gradient in gradients)
     set_features(model, "")
     model.reset_classifier(3)  # type: ignore[operator]
     assert type(model) is type(plain) and offered_sets(model) == ("", "wide")
