@@ -56,10 +56,11 @@ def run(args: argparse.Namespace) -> None:
         if one.problem:
             print(f"{one.arch:{width}}  not tried: {one.problem}")
             continue
+        features = f", features {one.features}" if one.features else ""
         print(
             f"{one.arch:{width}}  {one.accuracy:8.4f}  {one.low:.3f} .. {one.high:.3f}"
             f"  {one.size:7}  {one.images_per_second:5.0f}  {one.parameters:10,}"
-            f"  {one.weights}, {one.license or 'license of the file'}"
+            f"  {one.weights}, {one.license or 'license of the file'}{features}"
         )
 
 

@@ -59,13 +59,13 @@ def to_timm(model: nn.Module, info: ModelInfo) -> TimmForm | None:
     """A network of timm with the weights of a classifier, or None where timm has none that computes the same.
 
     Handwritten networks that share timm's tensor names become timm's. Dropout, batch norm and a sigmoid in front of or
-    behind a linear head are merged into it; a hidden layer cannot be.
+    behind a linear head are merged into it; a hidden layer cannot be. timm has no feature sets.
 
     Args:
         model: A classifier in inference mode.
     """
     name = timm_name(info.arch)
-    if not name or info.head_hidden:
+    if not name or info.head_hidden or info.features:
         return None
     handwritten = info.arch in REGISTRY
     own, options = (TIMM_PREFIX + name, {}) if handwritten else (info.arch, info.model_options)

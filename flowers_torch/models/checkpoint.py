@@ -17,6 +17,8 @@ from flowers_torch.data.preprocessing import Preprocessing
 from flowers_torch.errors import ModelFileError, UsageError, printable
 from flowers_torch.files.reading import check, reading
 from flowers_torch.files.tensors import safe_load, safe_save
+from flowers_torch.models.feature_sets import SETS as FEATURE_SETS
+from flowers_torch.models.feature_sets import set_features
 from flowers_torch.models.heads import classifier_names, feature_width, set_head
 from flowers_torch.models.registry import build_network
 
@@ -52,6 +54,7 @@ MODEL_INFO = {
     "weights?": str,
     "license?": str,
     "mirror?": bool,
+    "features?": {"", *FEATURE_SETS},
     "temperature?": TEMPERATURE,
     "selective?": {"curve?": CURVE, "sets?": SETS, "ood_detector?": DETECTOR},
 }
@@ -72,6 +75,7 @@ class ModelInfo:
     weights: str = "none"  # the weights that training started from
     license: str = ""  # of those weights
     mirror: bool = True  # whether a mirrored image shows the same class
+    features: str = ""  # the feature set that enters the classifier, see models/feature_sets.py; "": the network's own
     temperature: float = 1.0  # the model's probabilities are softmax(logits / temperature)
     selective: dict[str, Any] = dataclasses.field(
         default_factory=dict
@@ -82,6 +86,8 @@ def build(info: ModelInfo) -> nn.Module:
     """The network that `info` describes, with random weights."""
     classes = len(info.classes)
     model = build_network(info.arch, classes, size=info.preprocessing.size, options=info.model_options)
+    if info.features:
+        set_features(model, info.features)
     set_head(model, classes, info.head_hidden, info.dropout, info.head_norm, info.head == "sigmoid")
     return model
 

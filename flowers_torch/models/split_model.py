@@ -2,13 +2,14 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from flowers_torch.models.heads import classifier_inputs, classifier_names, feature_width
+from flowers_torch.models.feature_sets import EVERY, Selection, offered_sets, selection, set_features
+from flowers_torch.models.heads import classifier_inputs, classifier_names, feature_width, shared_copy
 
 
 def example_inputs(size: int) -> Tensor:
@@ -65,23 +66,37 @@ def _logits(classifier: nn.Module, features: Tensor) -> Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class SplitModel:
-    """Backbone and head of a network. They share its parameters and buffers."""
+    """Backbone and head of a network. They share its parameters and buffers.
 
-    model: nn.Module
+    The backbone of a network that offers several feature sets returns what all of them consist of, in one pass.
+    """
+
+    model: nn.Module  # the backbone, with anything as its classifiers
     classifiers: tuple[str, ...]  # names of the classifiers among its modules
     head: Head
-    width: int  # number of features D
+    width: int  # number of features that the backbone returns
+    feature_set: str = ""  # that the head takes
+    sets: Mapping[str, Selection] = dataclasses.field(default_factory=dict)  # empty: one set of all features
 
     def backbone(self, images: Tensor, network: nn.Module | None = None) -> Tensor:
-        """Features (N, D) of images (N, 3, H, W), without a gradient; `network` may be a copy, such as a fused one."""
+        """Features (N, width) of images (N, 3, H, W), no gradient; `network` may be a copy, such as a fused one."""
         model = network or self.model
         with torch.no_grad(), classifier_inputs(model, self.classifiers) as found:
             model(images)
         return found[0]
 
-    def head_of(self, model: nn.Module) -> Head:
-        """The head of another network of the same kind, such as an average of the weights."""
-        return Head([model.get_submodule(name) for name in self.classifiers], self.head.widths)
+    def select(self, features: Tensor, feature_set: str | None = None) -> Tensor:
+        """The features (N, D) of a set, that of the head by default, from what the backbone returns."""
+        name = self.feature_set if feature_set is None else feature_set
+        return self.sets[name].of(features) if self.sets else features
+
+    def head_of(self, model: nn.Module, width: int = 0) -> Head:
+        """The head of another network of the same kind, such as an average of the weights.
+
+        `width` is the number of its features where it takes another feature set.
+        """
+        widths = [width] if width and len(self.classifiers) == 1 else self.head.widths
+        return Head([model.get_submodule(name) for name in self.classifiers], widths)
 
 
 def split_model(model: nn.Module, size: int) -> SplitModel | None:
@@ -90,22 +105,41 @@ def split_model(model: nn.Module, size: int) -> SplitModel | None:
     Returns None where backbone and head one after the other do not compute what the network computes on example
     inputs of `size` pixels.
     """
-    names, parameter = classifier_names(model), next(model.parameters())
+    parameter = next(model.parameters())
     modes = {module: module.training for module in model.modules()}
     model.eval()
     images = example_inputs(size).to(parameter.device).contiguous(memory_format=torch.channels_last)
+    offered = offered_sets(model)
     try:
-        with torch.no_grad(), without_tf32(), classifier_inputs(model, names) as found:
-            logits = model(images)
-            classifiers = [model.get_submodule(name) for name in names]
-            head = Head(classifiers, [feature_width(layer) or found[0].shape[1] for layer in classifiers])
-            same = torch.allclose(logits, head(found[0]), rtol=1e-4, atol=1e-5)
-    except (RuntimeError, ValueError, IndexError, AttributeError, TypeError):  # the classifier takes more than features
-        return None
+        whole = _split(model, images, offered) if len(offered) > 1 else None
+        return whole or _split(model, images)
     finally:
         for module, training in modes.items():
             module.training = training
-    return SplitModel(model, names, head, found[0].shape[1]) if same else None
+
+
+def _split(model: nn.Module, images: Tensor, offered: Sequence[str] = ()) -> SplitModel | None:
+    """The network in two parts, whose backbone returns all of the feature sets if there are any."""
+    names, backbone, own = classifier_names(model), model, getattr(model, "feature_set", "")
+    try:
+        if offered:
+            backbone = shared_copy(model)
+            set_features(backbone, EVERY)
+            backbone.reset_classifier(0)
+        with torch.no_grad(), without_tf32(), classifier_inputs(backbone, names) as found:
+            logits = backbone(images)
+            logits = model(images) if offered else logits
+            features = found[0]
+            classifiers = [model.get_submodule(name) for name in names]
+            sets = {name: selection(model, name) for name in offered}
+            split = SplitModel(backbone, names, Head([], []), features.shape[1], own, sets)
+            features = split.select(features)
+            widths = [feature_width(layer) or features.shape[1] for layer in classifiers]
+            split = dataclasses.replace(split, head=Head(classifiers, widths))
+            same = torch.allclose(logits, split.head(features), rtol=1e-4, atol=1e-5)
+    except (RuntimeError, ValueError, IndexError, AttributeError, TypeError):  # the classifier takes more than features
+        return None
+    return split if same else None
 
 
 @contextlib.contextmanager

@@ -39,6 +39,7 @@ class WeightsPlan:
     path: Path = Path()  # of a file
     keras_input: str = ""  # of a Keras file: its input range, where not the published one
     classes: tuple[str, ...] = ()  # of a file of this package: the classes of its head
+    features: str = ""  # of such a file: the feature set that its head takes
 
     def for_size(self, size: int, options: dict[str, Any]) -> "WeightsPlan":
         """The plan for images of another size (0: the same), with the options that make the network take them."""
@@ -108,8 +109,8 @@ def _plan_file(arch: str, entry: NetworkEntry, path: Path, model_options: Mappin
         if info.arch != arch:
             found = printable(info.arch)
             raise ModelFileError(f"{printable(path)} holds {found}, not {arch}", f"add --arch {found}")
-        options, classes = info.model_options, info.classes
-        return WeightsPlan("file", path.name, info.preprocessing, options, info.license, path, classes=classes)
+        own = (info.preprocessing, info.model_options, info.license, path)
+        return WeightsPlan("file", path.name, *own, classes=info.classes, features=info.features)
     # Options such as ResNet's lineage belong to the names of timm and torchvision, and perhaps to the file of another.
     added: dict[str, Any] = {}
     matched = _match_on_meta(arch, added | dict(model_options), file, path)

@@ -140,8 +140,9 @@ def _info(folder: Path) -> ModelInfo:
 
 def _are_alike(infos: Sequence[ModelInfo]) -> bool:
     """Whether the networks differ in nothing but their weights."""
-    kinds = {(one.arch, one.head_hidden, one.head, str(one.model_options), one.preprocessing) for one in infos}
-    return len(kinds) == 1
+    heads = [(one.head_hidden, one.head, one.features) for one in infos]
+    bodies = [(one.arch, str(one.model_options), one.preprocessing) for one in infos]
+    return len(set(heads)) == len(set(bodies)) == 1
 
 
 def candidate_dict(candidate: Candidate) -> dict[str, Any]:

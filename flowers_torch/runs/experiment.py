@@ -134,6 +134,12 @@ class Experiment:
         )
         return dataclasses.replace(self, info=dataclasses.replace(self.info, mirror=distributed.broadcast(made)))
 
+    def with_feature_set(self, name: str) -> "Experiment":
+        """The run whose classifier takes another feature set, with the same images and features in memory."""
+        changed = dataclasses.replace(self, info=dataclasses.replace(self.info, features=name))
+        vars(changed).update(loaders=self.loaders, features=self.features)
+        return changed
+
     @classmethod
     def resume(
         cls,
@@ -239,7 +245,8 @@ def _prepare(
     value_range = filtered.value_range or plan.preprocessing.value_range
     preprocessing = dataclasses.replace(plan.preprocessing, size=size, stretch=stretch, value_range=value_range)
     head = (config.head_hidden, config.dropout, config.head_norm, config.head, plan.options | config.model_options)
-    info = ModelInfo(config.arch, dataset.classes, preprocessing, *head, plan.source, plan.license)
+    source = (plan.source, plan.license)
+    info = ModelInfo(config.arch, dataset.classes, preprocessing, *head, *source, features=plan.features)
     torch.manual_seed(config.seed)
     model = build(info)
     loaded = load_weights(model, config.arch, plan, info.classes)

@@ -60,15 +60,19 @@ class FeatureCache:
         augmentation: str = "none",
         views: int = 1,
         check: Check = lambda images: None,
+        every: bool = False,
     ) -> Tensor | None:
         """Features (views * images, D), one view after the other, on the CPU; None if they exceed the memory.
+
+        Those of the head's feature set, or with `every` those that all sets of the network consist of.
 
         A file on disk holds one fixed view under one backbone, with a row for each image that was ever
         requested. Another split, seed or fold therefore computes nothing twice.
         """
         if augmentation == "mirror" and not self.info.mirror:
             views = 1  # the others would repeat it
-        if 4 * split.width * views * len(indices) > self.max_bytes:
+        width = split.width if every or not split.sets else len(split.sets[split.feature_set].columns)
+        if 4 * max(width * views, split.width) * len(indices) > self.max_bytes:
             return None
         weights = _hash_backbone(split)
         compute = functools.partial(self._compute, split, weights, check)
@@ -77,9 +81,10 @@ class FeatureCache:
             shown = _fixed_view(augmentation, view)
             if shown:
                 file = self._file(weights, shown), split.width
-                found.append(self._cached(file, indices, functools.partial(compute, view, augmentation)))
+                features = self._cached(file, indices, functools.partial(compute, view, augmentation))
             else:  # only an identical run could use a random view again
-                found.append(compute(view, augmentation, indices))
+                features = compute(view, augmentation, indices)
+            found.append(features if every else split.select(features))
         return torch.cat(found)
 
     def _cached(
@@ -108,23 +113,35 @@ class FeatureCache:
     def of_frozen(self, model: nn.Module, indices: Sequence[int]) -> Tensor:
         """Freezes everything but the head of a network, and computes the features (N, D) of images.
 
+        Raises: as `sets_of_frozen`.
+        """
+        sets = self.sets_of_frozen(model, indices, every=False)
+        return sets[getattr(model, "feature_set", "")]
+
+    def sets_of_frozen(self, model: nn.Module, indices: Sequence[int], every: bool = True) -> dict[str, Tensor]:
+        """Freezes everything but the head of a network; the features (N, D) of images, of each feature set.
+
+        With `every` false only of the set that the head takes.
+
         Raises:
             UsageError: the network cannot be split in front of its head, or the features exceed the memory.
         """
         apply_rules(model, rules_for(model, "head"))
         set_train_mode(model)
         split = self.split(model)
-        features = self.features(split, indices) if split else None
-        if features is None:
+        features = self.features(split, indices, every=every) if split else None
+        if split is None or features is None:
             what = f"{self.info.arch} cannot be split in front of its head, or its features exceed cache_gib"
             raise UsageError(what, "choose another network, or raise cache_gib")
-        return features
+        if not every:
+            return {split.feature_set: features}
+        return {name: split.select(features, name) for name in split.sets or [split.feature_set]}
 
     def batches(
-        self, split: SplitModel, indices: Sequence[int], check: Check = lambda images: None
+        self, split: SplitModel, indices: Sequence[int], check: Check = lambda images: None, every: bool = False
     ) -> CachedFeatureBatches | None:
         """This process's batches of features of images as prediction sees them, in their order."""
-        features = self.features(split, indices, check=check)
+        features = self.features(split, indices, check=check, every=every)
         if features is None:
             return None
         source = self.loaders.in_order(indices)
@@ -196,7 +213,8 @@ def _fixed_view(augmentation: str, view: int) -> str:
 
 
 def _hash_backbone(split: SplitModel) -> str:
-    digest = hashlib.blake2b(f"{type(split.model).__name__} {' '.join(split.classifiers)}".encode())
+    kind = [type(split.model).__name__, *split.classifiers, *split.sets]
+    digest = hashlib.blake2b(" ".join(kind).encode())
     heads = tuple(f"{name}." for name in split.classifiers)
     for name, value in sorted(split.model.state_dict().items()):
         if not name.startswith(heads):

@@ -11,11 +11,12 @@ from torch import nn
 from flowers_torch.config import HEAD_ONLY, Config, Stage
 from flowers_torch.data.splits.assign import group_units
 from flowers_torch.errors import FlowersError, UsageError
-from flowers_torch.evaluation.metrics import wilson
+from flowers_torch.evaluation.metrics import score, wilson
 from flowers_torch.evaluation.out_of_fold import out_of_fold_probabilities
 from flowers_torch.log import log
 from flowers_torch.models.recommended import Backbone
 from flowers_torch.runs.experiment import Experiment
+from flowers_torch.runs.linear_probe import describe_choice
 
 TIMED_IMAGES = 8  # of a timed forward pass
 
@@ -33,6 +34,7 @@ class Candidate:
     size: int  # of the images, in pixels
     weights: str
     license: str
+    features: str = ""  # the feature set that was best, see models/feature_sets.py; "": the network's own
     problem: str = ""  # why it could not be tried
 
 
@@ -52,7 +54,7 @@ def rank_models(config: Config, backbones: Sequence[Backbone]) -> list[Candidate
         try:
             found.append(_try(*Experiment.new(dataclasses.replace(config, **changes, **head_only))))
         except FlowersError as error:
-            found.append(Candidate(backbone.arch, 0.0, 0.0, 0.0, 0.0, 0, 0, backbone.weights, "", str(error)))
+            found.append(Candidate(backbone.arch, 0.0, 0.0, 0.0, 0.0, 0, 0, backbone.weights, "", problem=str(error)))
     if all(candidate.problem for candidate in found):
         raise UsageError(f"no network could be tried; the first: {found[0].problem}", "choose other networks")
     return sorted(found, key=lambda candidate: (candidate.problem != "", -candidate.accuracy))
@@ -61,17 +63,26 @@ def rank_models(config: Config, backbones: Sequence[Backbone]) -> list[Candidate
 def _try(experiment: Experiment, model: nn.Module) -> Candidate:
     info, dataset, splits = experiment.info, experiment.dataset, experiment.splits
     indices = [*splits["train"], *splits["val"]]
-    features = experiment.features.of_frozen(model, indices)
+    sets = experiment.features.sets_of_frozen(model, indices)
     labels = torch.tensor([dataset.labels[index] for index in indices])
     groups = group_units(dataset, experiment.filtered.duplicates)
     units = [groups[index] for index in indices]
-    correct = out_of_fold_probabilities(features, labels, len(info.classes), units)[0].argmax(1) == labels
+    found = {
+        name: out_of_fold_probabilities(features, labels, len(info.classes), units)[0]
+        for name, features in sets.items()
+    }
+    losses = {name: score(probabilities.log(), labels).loss for name, probabilities in found.items()}
+    chosen = min(losses, key=lambda name: losses[name])
+    correct = found[chosen].argmax(1) == labels
     accuracy, interval = float(correct.float().mean()), wilson(int(correct.sum()), len(indices))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     speed = _images_per_second(experiment, model)
     log.info(f"tried    {info.arch}: {accuracy:.4f}, {speed:.0f} img/s")
+    if len(losses) > 1:
+        log.info(f"features {describe_choice('cross-validated', chosen, losses)}")
     size = info.preprocessing.size
-    return Candidate(info.arch, accuracy, *interval, speed, parameters, size, info.weights, info.license)
+    source = (info.weights, info.license)
+    return Candidate(info.arch, accuracy, *interval, speed, parameters, size, *source, chosen)
 
 
 @torch.inference_mode()

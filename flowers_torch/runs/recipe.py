@@ -158,7 +158,7 @@ def _train_and_test(
     ):
         while state.stage < len(config.stages):
             if config.stages[state.stage].is_fitted:
-                fit_head(experiment, model, checkpointer, stop)
+                experiment = fit_head(experiment, model, checkpointer, stop)
             else:
                 train_stage(experiment, model, checkpointer, stop, checkpoint)
             checkpoint = None

@@ -169,10 +169,12 @@ def make_train_state(experiment: Experiment, model: nn.Module, stage: Stage, num
     )
 
 
-def stage_features(experiment: Experiment, model: nn.Module, stage: Stage, check: Check) -> Features | None:
+def stage_features(
+    experiment: Experiment, model: nn.Module, stage: Stage, check: Check, every: bool = False
+) -> Features | None:
     """The network split in front of its head, and the features of the training and validation images.
 
-    None, with a reason in the log, where there are no features.
+    With `every` the features are those of all feature sets. None, with a reason in the log, where there are none.
     """
     indices, cache = experiment.splits["train"], experiment.features
     views = stage.views_to_cache(len(indices))
@@ -180,8 +182,8 @@ def stage_features(experiment: Experiment, model: nn.Module, stage: Stage, check
     if split is None:
         log.info("features cannot be computed apart from the head")
         return None
-    train = cache.features(split, indices, stage.augment, views, check)
-    validation = cache.batches(split, experiment.splits["val"], check)
+    train = cache.features(split, indices, stage.augment, views, check, every)
+    validation = cache.batches(split, experiment.splits["val"], check, every)
     if train is None or validation is None:
         log.info("features exceed cache_gib")
         return None

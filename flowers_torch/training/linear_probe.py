@@ -10,6 +10,7 @@ from torch import Tensor
 STEPS = 60  # of L-BFGS, at most
 L2_GRID = (1000.0, 300.0, 100.0, 30.0, 10.0, 3.0, 1.0, 0.3, 0.1)  # strongest first
 FIRST = 100.0  # the penalty that is tried first
+MANY_FEATURES = 2048  # beyond which few images are fitted in the space that they span
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,13 +91,20 @@ def fit_linear_probe(
         grid: Penalties, strongest first.
     """
     tried: dict[int, tuple[float, LinearProbe]] = {}
+    (features, labels), basis = train, _basis(train[0])
+    width, center = features.shape[1], features.mean(0)
+    if basis is not None:
+        features = (features - center) @ basis
 
     def best() -> int:
         return min(tried, key=lambda place: tried[place][0])
 
     def walk(places: Iterable[int]) -> None:
         for place in places:
-            probe = fit_logistic_regression(*train, classes, grid[place], class_weights, label_smoothing)
+            l2 = grid[place] * (features.shape[1] / width)  # fewer features have a larger scale
+            probe = fit_logistic_regression(features, labels, classes, l2, class_weights, label_smoothing)
+            if basis is not None:
+                probe = _in_full_space(probe, center, basis)
             loss = float(F.cross_entropy(probe.logits(validation[0]), validation[1]))
             tried[place] = loss, probe
             if abs(place - best()) == 2:
@@ -107,3 +115,23 @@ def fit_linear_probe(
     if best() == first:
         walk(range(first - 1, -1, -1))
     return tried[best()][1], grid[best()]
+
+
+def _basis(features: Tensor) -> Tensor | None:
+    """An orthonormal basis (D, R) of what few images span, if they have many features (N, D); else None.
+
+    The optimum lies in this space, and the penalty does not depend on the basis, so the fit is the same and faster.
+    """
+    images, width = features.shape
+    if width <= max(MANY_FEATURES, 2 * images):
+        return None
+    centered = features - features.mean(0)
+    values, vectors = torch.linalg.eigh((centered @ centered.T).double())
+    kept = values > 1e-7 * values[-1]
+    return (centered.T.double() @ vectors[:, kept] / values[kept].sqrt()).float()
+
+
+def _in_full_space(probe: LinearProbe, center: Tensor, basis: Tensor) -> LinearProbe:
+    """A probe on `(features - center) @ basis` as one on features."""
+    bias = probe.bias - probe.weight @ (probe.mean / probe.scale)
+    return LinearProbe(center, probe.scale, probe.weight @ basis.T, bias)

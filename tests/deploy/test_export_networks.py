@@ -22,17 +22,22 @@ def drawings() -> list[Image.Image]:
     return [draw_picture(forms[i % 6], 128, np.random.default_rng(i)) for i in range(PARITY_IMAGES)]
 
 
-@pytest.mark.parametrize("name", [*sorted(REGISTRY), "tf_efficientnet_lite0"])
+SETS = ["test_vit/last4", "test_vit/token+mean", "test_vit/mean", "test_vit3/mean", "tf_efficientnet_lite0/wide"]
+
+
+@pytest.mark.parametrize("name", [*sorted(REGISTRY), "tf_efficientnet_lite0", *SETS])
 def test_it_exports(name: str) -> None:
     pytest.importorskip("onnx", reason="needs the extra onnx")
     size = max(32, REGISTRY[name].min_size) if name in REGISTRY else 64
     torch.manual_seed(0)
-    info = ModelInfo(name, ("a", "b", "c"), Preprocessing(size=size))
+    arch, _, features = name.partition("/")
+    options = {"img_size": size} if "vit" in arch else {}
+    info = ModelInfo(arch, ("a", "b", "c"), Preprocessing(size=size), model_options=options, features=features)
     network = build(info)
     for module in network.modules():  # set the statistics, or the logits vanish
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = 1.0
     with torch.no_grad():
         network(torch.randn(4, 3, size, size))
-    exported = export_onnx(network.eval(), info, VerificationData(drawings(), "drawings"), Path(f"{name}.onnx"))
+    exported = export_onnx(network.eval(), info, VerificationData(drawings(), "drawings"), Path(f"{arch}.onnx"))
     assert parse_onnx(exported.content, Path(name)).metadata["parity"]["images"] == PARITY_IMAGES

@@ -83,10 +83,12 @@ def test_timm_prepares_photos_as_we_do(tmp_path: Path) -> None:
 
 
 def test_what_timm_cannot_compute_has_no_config(small: Any, tmp_path: Path, capsys: Any) -> None:
-    """A hidden layer, and a network that only this package has; an earlier config.json does not stay."""
+    """A hidden layer, a feature set, and a network that only this package has; an earlier config.json does not stay."""
     folder = packed(PLAIN, tmp_path)
+    vit = dataclasses.replace(PLAIN, arch="test_vit", model_options={"img_size": 64})
     for info, path in (
         (dataclasses.replace(PLAIN, head_hidden=8), tmp_path / "hidden/model.safetensors"),
+        (dataclasses.replace(vit, features="mean"), tmp_path / "features/model.safetensors"),
         (None, small.file),
     ):
         if info:

@@ -1,6 +1,8 @@
 """A stage that fits the head in closed form: its results, its options, and what it prints."""
 
 import csv
+import dataclasses
+import json
 import os
 import signal
 from collections.abc import Callable
@@ -8,13 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from flowers_torch.cli import main
 from flowers_torch.config import Config, Stage
 from flowers_torch.config_file import load_config
+from flowers_torch.deploy.predictor import Predictor
 from flowers_torch.errors import StoppedError, UsageError
-from flowers_torch.runs import recipe
+from flowers_torch.evaluation.predictions import load_predictions
+from flowers_torch.models.checkpoint import load_classifier
+from flowers_torch.runs import linear_probe, recipe
+from flowers_torch.runs.experiment import Experiment
 from flowers_torch.runs.feature_cache import FeatureCache
+from flowers_torch.training.device import Runtime
 
 MakeConfig = Callable[..., Config]
 FIT = Stage(name="head", train="head", optimizer="lbfgs", cached_views=2, augment="mirror")
@@ -97,3 +105,59 @@ def test_head_only_from_the_command_line(photo_folder: Path, tmp_path: Path) -> 
     assert main(["train", *arguments]) == 0
     config = load_config(file=str(tmp_path / "run" / "config.toml"))
     assert [stage.optimizer for stage in config.stages] == ["lbfgs"] and config.head_hidden == 0
+
+
+VIT: dict[str, Any] = {"arch": "test_vit", "size": 32}
+
+
+@pytest.fixture
+def last4_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes every other feature set of `test_vit`, which has 64 features, useless."""
+    real = linear_probe.fit_linear_probe
+
+    def fit(train: Any, validation: Any, *arguments: Any) -> Any:
+        if train[0].shape[1] != 5 * 64:
+            train, validation = ((features * 0, labels) for features, labels in (train, validation))
+        return real(train, validation, *arguments)
+
+    monkeypatch.setattr(linear_probe, "fit_linear_probe", fit)
+
+
+@pytest.mark.usefixtures("last4_wins")
+def test_the_set_of_the_lowest_validation_loss_is_stored_and_used(
+    make_config: MakeConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By the test, by prediction, by evaluation, and by a run that starts from the file."""
+    with caplog.at_level("INFO", logger="flowers_torch"):
+        result = recipe.train(make_config(FIT, **VIT), tmp_path / "run")
+    assert caplog.text.count("features last4: validation loss ") == 1 and "; own " in caplog.text
+    model, info = load_classifier(result.folder)
+    assert info.features == "last4" and model.get_submodule("head").weight.shape == (3, 5 * 64)
+    experiment, _ = Experiment.open(result.folder)
+    split, stored = experiment.splits["test"], load_predictions(result.folder)
+    files = [experiment.dataset.root / experiment.dataset.paths[index] for index in split]
+    logits = Predictor.load(result.folder, Runtime(torch.device("cpu"), "fp32", "for a test")).logits(files)
+    torch.testing.assert_close(logits, stored.logits["test"], rtol=1e-3, atol=1e-3)
+    assert main(["evaluate", str(result.folder), "--out", str(tmp_path / "again")]) == 0
+    again = json.loads((tmp_path / "again" / "metrics.json").read_text())
+    assert again["correct"] == result.test.correct
+    tune = Stage(name="tune", train="head", epochs=1, lr=1e-9, augment="none", cached_views=2)
+    further = make_config(tune, **VIT | {"weights": str(result.folder / "model.safetensors")})
+    row = recipe.train(further, tmp_path / "further").history[0]
+    assert row["val_loss"] == pytest.approx(result.history[0]["val_loss"], rel=1e-3)
+    assert load_classifier(tmp_path / "further")[1].features == "last4"
+
+
+@pytest.mark.usefixtures("last4_wins")
+def test_a_run_resumes_with_the_set_that_its_fit_chose(
+    make_config: MakeConfig, tmp_path: Path, signal_in_step: Any, assert_same: Any
+) -> None:
+    """A later fit keeps it."""
+    tune = Stage(name="tune", train="all", epochs=1, lr=1e-3)
+    config = make_config(FIT, tune, dataclasses.replace(FIT, name="again"), **VIT)
+    whole = recipe.train(config, tmp_path / "whole")
+    signal_in_step(signal.SIGTERM, 2)
+    with pytest.raises(StoppedError):
+        recipe.train(config, tmp_path / "run")
+    assert_same(recipe.resume(tmp_path / "run"), whole)
+    assert load_classifier(tmp_path / "run")[1].features == "last4"

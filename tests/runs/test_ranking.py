@@ -4,8 +4,10 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from torch import Tensor, nn
 
 from flowers_torch.cli import main
@@ -38,16 +40,31 @@ def test_networks_are_ranked_and_one_that_fails_comes_last(photo_folder: Path) -
 
 def test_the_test_images_are_not_used(photo_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     used: list[int] = []
-    real = FeatureCache.of_frozen
+    real = FeatureCache.sets_of_frozen
 
-    def of_frozen(self: FeatureCache, model: nn.Module, indices: Sequence[int]) -> Tensor:
+    def sets_of_frozen(self: FeatureCache, model: nn.Module, indices: Sequence[int]) -> dict[str, Tensor]:
         used.extend(indices)
         return real(self, model, indices)
 
-    monkeypatch.setattr(FeatureCache, "of_frozen", of_frozen)
+    monkeypatch.setattr(FeatureCache, "sets_of_frozen", sets_of_frozen)
     rank_models(config(photo_folder), untrained("test_resnet"))
     test = Experiment.new(dataclasses.replace(config(photo_folder), arch="test_resnet"))[0].splits["test"]
     assert len(used) == len(set(used)) == 48 and not set(used) & set(test)
+
+
+def test_the_set_with_the_lowest_loss_is_ranked(
+    photo_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real = module.out_of_fold_probabilities
+
+    def only_last4(features: Tensor, *arguments: Any) -> Any:
+        return real(features if features.shape[1] == 5 * 64 else torch.zeros_like(features), *arguments)
+
+    monkeypatch.setattr(module, "out_of_fold_probabilities", only_last4)
+    with caplog.at_level("INFO", logger="flowers_torch"):
+        (found,) = rank_models(config(photo_folder), untrained("test_vit"))
+    assert found.features == "last4"
+    assert "features last4: cross-validated loss" in caplog.text and "; own 1." in caplog.text
 
 
 def test_no_network_could_be_tried(photo_folder: Path) -> None:

@@ -72,3 +72,17 @@ def test_the_penalty_is_looked_for_in_both_directions(
     _, l2 = fit_linear_probe(*parts, 4)
     assert l2 == linear.L2_GRID[losses.index(min(losses))]
     assert (l2 > linear.FIRST) == stronger and asked[0] == linear.FIRST and len(asked) < len(every)
+
+
+def test_many_features_of_few_images_are_fitted_in_the_space_that_they_span(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    features, labels = torch.randn(40, 2100, generator=generator), torch.arange(40) % 3
+    features[:, 0] += labels * 5
+    held_out = (torch.randn(30, 2100, generator=generator), torch.arange(30) % 3)
+    fast, l2 = fit_linear_probe((features, labels), held_out, 3)
+    monkeypatch.setattr(linear, "MANY_FEATURES", 10_000)
+    slow, same = fit_linear_probe((features, labels), held_out, 3)
+    assert l2 == same
+    torch.testing.assert_close(fast.logits(held_out[0]), slow.logits(held_out[0]), rtol=1e-2, atol=1e-2)
+    weight, bias = fast.layer()
+    torch.testing.assert_close(held_out[0] @ weight.T + bias, fast.logits(held_out[0]), rtol=1e-3, atol=1e-3)

@@ -1,0 +1,81 @@
+"""EfficientNets whose classifier also takes the widest maps of the last blocks."""
+
+from itertools import chain
+from typing import Any
+
+import torch
+from timm.models._efficientnet_blocks import InvertedResidual
+from timm.models.efficientnet import EfficientNet
+from torch import Tensor, nn
+
+SETS = ("wide",)
+BLOCKS = 4  # whose maps enter the classifier
+SMALL = 1e-4  # activations far below it do not dominate, and the root has a gradient at 0
+
+
+class WideClassifier(nn.Module):
+    """Mixin in front of timm's EfficientNet, whose classifier then takes several maps.
+
+    Beside the network's own map these are the maps inside its last blocks, behind the depthwise convolution and its
+    activation. A block projects its map to few channels, and the last layers form from these what tells ImageNet's
+    classes apart. Channels that are rarely active count more by the square root. Tensor names stay as they are.
+    """
+
+    feature_set: str
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Maps (N, C, h, w) of images (N, 3, H, W), side by side: the network's own, then those inside its blocks."""
+        model: Any = self
+        blocks = list(chain.from_iterable(model.blocks))
+        x, maps = model.bn1(model.conv_stem(x)), []
+        for block in blocks[:-BLOCKS]:
+            x = block(x)
+        for block in blocks[-BLOCKS:]:
+            wide = block.bn1(block.conv_pw(x))
+            wide = block.aa(block.bn2(block.conv_dw(wide)))
+            projected = block.bn3(block.conv_pwl(block.se(wide)))
+            x = block.drop_path(projected) + x if block.has_skip else projected
+            maps.append(wide)
+        return torch.cat([model.bn2(model.conv_head(x)), *maps], 1)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Logits of maps, or the features (N, D)."""
+        features: Tensor = self.global_pool(x)  # type: ignore[operator]
+        if self.feature_set in SETS:
+            features = root(features)
+        features = nn.functional.dropout(features, float(self.drop_rate), self.training)  # type: ignore[arg-type]
+        return features if pre_logits else self.classifier(features)
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replaces the classifier; what enters it stays."""
+        if global_pool:
+            raise ValueError(f"the classifier takes the feature set {self.feature_set}")
+        reference = next(self.parameters())
+        where: Any = {"device": reference.device, "dtype": reference.dtype}
+        self.num_classes, self.head_hidden_size = num_classes, sum(widths(self))
+        self.classifier = nn.Linear(self.head_hidden_size, num_classes, **where) if num_classes else nn.Identity()
+
+
+def root(features: Tensor) -> Tensor:
+    """The square root of each feature's size, with its sign; features much smaller than `SMALL` stay linear."""
+    return features / (features.abs() + SMALL).sqrt()
+
+
+def offered(model: nn.Module) -> tuple[str, ...]:
+    """The set of an EfficientNet whose last blocks are inverted residuals of the usual form; else none."""
+    if not isinstance(model, EfficientNet) or model.global_pool.pool_type != "avg":
+        return ()
+    blocks: Any = model.blocks
+    last = list(chain.from_iterable(blocks))[-BLOCKS:]
+    usual = [type(block) is InvertedResidual and getattr(block, "conv_s2d", None) is None for block in last]
+    return SETS if all(usual) and isinstance(model.conv_head, nn.Conv2d) else ()
+
+
+def widths(model: nn.Module) -> list[int]:
+    """Channels of the network's own last map, and of those inside its last blocks."""
+    network: Any = model
+    last = list(chain.from_iterable(network.blocks))[-BLOCKS:]
+    return [int(network.num_features), *(int(block.conv_pwl.in_channels) for block in last)]
