@@ -44,8 +44,8 @@ from flowers_torch.training.stopping import StopRequest, StopTraining
 Batches = TrainingBatches | CachedFeatureBatches
 Features = tuple[SplitModel, Tensor, CachedFeatureBatches]  # of training (views * images, D) and validation
 READ_INTERVAL = {"cuda": 20}  # steps between two readings of the loss; a GPU would wait at each one
-# Least batches of a run for which cuDNN times its kernels. In four runs of InceptionV3 at 75 px on an H200, beside other
-# processes, the first epoch was as much slower as 150 to 520 later steps take, and faster kernels save part of a step.
+# Least batches of a run for which cuDNN times its kernels. With InceptionV3 at 75 px on an H200 (four runs, each beside
+# others) the first epoch took as much more time as 150 to 520 later steps; faster kernels save a part of each.
 SEARCH_BATCHES = 1000
 
 

@@ -1,7 +1,6 @@
 """Steps whose numbers are read in intervals: the same results, and nothing is saved after a failed step."""
 
 import functools
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
