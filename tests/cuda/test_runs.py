@@ -46,11 +46,11 @@ def compile_nothing(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return sizes
 
 
-def record_searches(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """Whether cuDNN was told to time its kernels, at each batch."""
-    told: list[bool] = []
-    monkeypatch.setattr(step_module, "search_kernels", lambda device, repeated: told.append(repeated))
-    return told
+def watch_searches(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether cuDNN would time its kernels, at each training batch and each pass that only predicts."""
+    searches: list[bool] = []
+    monkeypatch.setattr(step_module, "search_kernels", lambda device, repeated: searches.append(repeated))
+    return searches
 
 
 def losses(result: Any) -> list[float]:
@@ -90,7 +90,7 @@ def test_a_run_ends_as_on_the_cpu(
     """Precision is tuned, with times that let fp32 win. The compiler is left out: it knows no simulated device."""
     name, here = on_the_cpu
     stages, options = RUNS[name]
-    compiled, searched = compile_nothing(monkeypatch), record_searches(monkeypatch)
+    compiled, searched = compile_nothing(monkeypatch), watch_searches(monkeypatch)
     options = options | {"precision": "auto", "accelerate": "precision,compile"}
     tune(monkeypatch, {"bf16": 0.9, "fp16": 0.8, "fp32": 0.5})
     there = recipe.train(config(few_photos, "cuda", *stages, **options), tmp_path / "cuda")
@@ -118,7 +118,7 @@ def test_a_run_in_fp16_resumes_and_opens_on_a_cpu(
 
     monkeypatch.setattr(step_module, "train_step", train_step)
     monkeypatch.setattr(stage, "SEARCH_BATCHES", 1)
-    searched = record_searches(monkeypatch)
+    searched = watch_searches(monkeypatch)
     made = config(few_photos, "cuda", HEAD, FINETUNE, precision="fp16", mirror="yes")
     whole = recipe.train(made, tmp_path / "whole")
     assert set(searched) == {True, False}  # the last batch of an epoch is smaller
