@@ -18,7 +18,7 @@ from flowers_torch.evaluation.predictions import Predictions, collect
 from flowers_torch.log import bar, log
 from flowers_torch.models.freeze import apply_rules, decay_by_layer, freeze_table, rules_for, set_train_mode
 from flowers_torch.models.split_model import SplitModel
-from flowers_torch.runs.experiment import Experiment
+from flowers_torch.runs.experiment import Experiment, images_ahead
 from flowers_torch.runs.feature_cache import Check
 from flowers_torch.shell import command_line
 from flowers_torch.training.checkpoint import (
@@ -44,6 +44,9 @@ from flowers_torch.training.stopping import StopRequest, StopTraining
 Batches = TrainingBatches | CachedFeatureBatches
 Features = tuple[SplitModel, Tensor, CachedFeatureBatches]  # of training (views * images, D) and validation
 READ_INTERVAL = {"cuda": 20}  # steps between two readings of the loss; a GPU would wait at each one
+# Least batches of a run for which cuDNN times its kernels. With InceptionV3 at 75 px on an H200 (four runs, each beside
+# others) the first epoch took as much more time as 150 to 520 later steps; faster kernels save a part of each.
+SEARCH_BATCHES = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,6 +169,8 @@ def make_train_state(experiment: Experiment, model: nn.Module, stage: Stage, num
         distributed=experiment.distributed,
         seed=derived_seed(config.seed, number),
         read_interval=READ_INTERVAL.get(runtime.device.type, 1),
+        # The whole run counts: cuDNN also keeps what it chose without a search, so a later stage would not search.
+        searches_kernels=images_ahead(config, experiment.splits) >= SEARCH_BATCHES * config.batch_size,
     )
 
 

@@ -178,7 +178,11 @@ def release_memory(device: torch.device) -> None:
 
 
 def search_kernels(device: torch.device, repeated: bool) -> None:
-    """Lets cuDNN time its kernels for each new shape, if the shapes of the next inputs come again."""
+    """Lets cuDNN time its kernels for each new shape, if the shapes of the next inputs come again often.
+
+    It builds and times several kernels for each convolution and for its gradients, and torch gives its unused memory
+    back after each search. The first step may take as long as hundreds of later ones.
+    """
     if device.type == "cuda" and not torch.are_deterministic_algorithms_enabled():
         torch.backends.cudnn.benchmark = repeated
 

@@ -79,6 +79,7 @@ class TrainState:
     seed: int = 0  # of dropout, with several processes
     skipped: int = 0  # steps in a row that loss scaling has skipped
     read_interval: int = 1  # steps between two readings; 1 checks each step before its update
+    searches_kernels: bool = True  # whether cuDNN times its kernels for full batches
     pending: list[StepOutput] = dataclasses.field(default_factory=list)  # outputs that have not been read
     metrics: EpochMetrics = dataclasses.field(default_factory=EpochMetrics)  # receives them
 

@@ -153,7 +153,7 @@ def train_epoch(
     state.metrics, usual_size = metrics, 0
     for step, (images, labels, positions) in enumerate(batches, start=first_step):
         lr, usual_size = rate(step), usual_size or len(images)
-        search_kernels(state.runtime.device, len(images) == usual_size)
+        search_kernels(state.runtime.device, state.searches_kernels and len(images) == usual_size)
         if state.distributed.size > 1:  # the main process could not save one random stream per process
             torch.manual_seed(derived_seed(state.seed, step, state.distributed.rank))
         describe = functools.partial(_describe_step, step, positions, name_of)

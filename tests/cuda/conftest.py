@@ -7,6 +7,7 @@ pass, but torch runs no backward pass of its CUDA tensors without a driver.
 The simulation does not know the time, the memory or the arithmetic of a GPU, streams, or kernels that CUDA lacks.
 """
 
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,11 +23,31 @@ from flowers_torch.data.augment import per_batch
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
 TO_HOST = (Tensor.tolist, Tensor.numpy, Tensor.__array__)
-FROM_HOST = (torch.tensor, torch.as_tensor)
+FROM_HOST = (torch.tensor, torch.as_tensor, torch.asarray, Tensor.new_tensor)
 # Operations whose result, or its shape, the host needs before it can go on.
-WAITS = ("_local_scalar_dense", "equal", "nonzero", "masked_select", "_unique2", "unique_dim", "bincount")
+WAITS = ("_local_scalar_dense", "equal", "nonzero", "masked_select", "bincount")
+WAITS += ("_unique", "_unique2", "unique_dim", "unique_consecutive", "repeat_interleave")
 COPIES = ("copy_", "_to_copy", "_foreach_copy_")
 INDEXING = ("index", "index_put_", "index_put", "_index_put_impl_")
+
+
+class Waits(list[str]):
+    """What would have waited for the GPU; in torch's mode "error" it also raises torch's error."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mode, self.has_warned = "default", False
+
+    def append(self, what: str) -> None:
+        super().append(what)
+        if self.mode == "error" and what != "synchronize":  # which torch allows
+            raise RuntimeError("called a synchronizing CUDA operation")
+
+    def set_mode(self, mode: str) -> None:
+        """As `torch.cuda.set_sync_debug_mode`, which warns once and sets the mode even if the warning is an error."""
+        warned, self.mode, self.has_warned = self.has_warned, mode, True
+        if not warned:
+            warnings.warn("Synchronization debug mode is a prototype feature", UserWarning, stacklevel=2)
 
 
 class SimulatedGPU(TorchFunctionMode):
@@ -34,7 +55,7 @@ class SimulatedGPU(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.waits: list[str] = []
+        self.waits = Waits()
         self.wanted: torch.device | None = None  # that a function was called with
         self.looks_at_its_input = False  # a function that does not on a GPU
         self.default = CPU  # of what a function makes inside without naming a device
@@ -79,6 +100,8 @@ class SimulatedGPU(TorchFunctionMode):
         if func in (Tensor.to, Tensor.cpu, Tensor.cuda):
             return self._to(func, args, kwargs)
         named = [torch.device(value) for value in (*args, *kwargs.values()) if _is_device(value)]
+        if func is Tensor.new_tensor and not named:
+            named = [self.device_of(args[0])]
         if func in FROM_HOST and named and named[0].type == "cuda":
             self.waits.append(func.__name__)
         args, kwargs = tree_map(lambda value: CPU if _is_device(value) else value, (args, kwargs))
@@ -151,7 +174,8 @@ class Dispatch(TorchDispatchMode):
             if any(index is not None and index.dtype == torch.bool for index in args[1]):
                 gpu.waits.append("a mask")
             on_cpu = [index for index in args[1] if index is not None and gpu.device_of(index) == CPU]
-            gpu.waits.extend("indices" for _ in on_cpu)
+            for _ in on_cpu:
+                gpu.waits.append("indices")
             tensors = [tensor for tensor in tensors if not any(tensor is index for index in on_cpu)]
         strict = name.startswith(("_fused", "_amp"))
         on_cpu = [tensor for tensor in tensors if gpu.device_of(tensor) == CPU and (strict or tensor.ndim)]
@@ -205,6 +229,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimulatedGPU]:
     for name, value in answers.items():
         monkeypatch.setattr(torch.cuda, name, lambda *arguments, value=value, **options: value)
     monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", simulated.waits.set_mode)
     monkeypatch.setattr(Tensor, "device", property(simulated.device_of))
     monkeypatch.setattr(Tensor, "is_cuda", property(lambda tensor: simulated.device_of(tensor) == GPU))
     # A loader asks for it to pin memory. An optimizer, which would ask for its streams, checks whether it is there.

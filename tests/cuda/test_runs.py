@@ -46,6 +46,13 @@ def compile_nothing(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return sizes
 
 
+def watch_searches(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether cuDNN would time its kernels, at each training batch and each pass that only predicts."""
+    searches: list[bool] = []
+    monkeypatch.setattr(step_module, "search_kernels", lambda device, repeated: searches.append(repeated))
+    return searches
+
+
 def losses(result: Any) -> list[float]:
     assert result is not None
     return [*(row[name] for row in result.history for name in ("train_loss", "val_loss")), result.test.loss]
@@ -83,12 +90,13 @@ def test_a_run_ends_as_on_the_cpu(
     """Precision is tuned, with times that let fp32 win. The compiler is left out: it knows no simulated device."""
     name, here = on_the_cpu
     stages, options = RUNS[name]
-    compiled = compile_nothing(monkeypatch)
+    compiled, searched = compile_nothing(monkeypatch), watch_searches(monkeypatch)
     options = options | {"precision": "auto", "accelerate": "precision,compile"}
     tune(monkeypatch, {"bf16": 0.9, "fp16": 0.8, "fp32": 0.5})
     there = recipe.train(config(few_photos, "cuda", *stages, **options), tmp_path / "cuda")
     assert "device   cuda, fp32 (fastest of bf16 2.2 img/s, fp16 2.5 img/s, fp32 (TF32) 4.0 img/s)" in caplog.messages
     assert set(compiled) == ({8} if len(stages) == 2 else set())  # the last batch of an epoch is smaller
+    assert searched and not any(searched)  # the run is short
     assert losses(there) == pytest.approx(losses(here), rel=1e-3)
     assert (there.folder / "report.html").is_file()
     log = (there.folder / "log.txt").read_text()
@@ -109,8 +117,11 @@ def test_a_run_in_fp16_resumes_and_opens_on_a_cpu(
         return real(*arguments)
 
     monkeypatch.setattr(step_module, "train_step", train_step)
+    monkeypatch.setattr(stage, "SEARCH_BATCHES", 1)
+    searched = watch_searches(monkeypatch)
     made = config(few_photos, "cuda", HEAD, FINETUNE, precision="fp16", mirror="yes")
     whole = recipe.train(made, tmp_path / "whole")
+    assert set(searched) == {True, False}  # the last batch of an epoch is smaller
     left[0] = 5
     with pytest.raises(StoppedError):
         recipe.train(made, tmp_path / "run")

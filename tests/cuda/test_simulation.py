@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from waiting import no_waiting
 
 MISMATCHES: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "sum": lambda there, here: there + here,
@@ -37,6 +38,10 @@ WAITS: dict[str, Callable[[Tensor], Any]] = {
     "to the device": lambda there: torch.zeros(3).to("cuda"),
     "not pinned": lambda there: torch.zeros(3).to("cuda", non_blocking=True),
     "new": lambda there: torch.tensor([1.0, 2.0], device="cuda"),
+    "new beside": lambda there: there.new_tensor([1.0, 2.0]),
+    "weights": lambda there: nn.Conv2d(3, 4, 1, bias=False).to("cuda", memory_format=torch.channels_last),
+    "network": lambda there: nn.Linear(3, 3, bias=False).cuda(),
+    "repeated": lambda there: there.repeat_interleave(there[0].long(), 0),
     "copy": lambda there: there.copy_(torch.zeros(3, 3)),
     "synchronize": lambda there: torch.cuda.synchronize(),
 }
@@ -77,6 +82,19 @@ def test_what_waits_is_counted(name: str, gpu: Any) -> None:
     assert there.is_cuda and there.device == torch.device("cuda:0") and not gpu.waits
     WAITS[name](there)
     assert len(gpu.waits) == 1, gpu.waits
+    if name != "synchronize":  # torch does not count it
+        with pytest.raises(RuntimeError, match="called a synchronizing CUDA operation"), no_waiting():
+            WAITS[name](there)
+
+
+def test_an_error_in_a_block_that_must_not_wait_ends_with_it(gpu: Any) -> None:
+    """torch's warning, which is an error in tests, would leave its mode on; then every later test fails."""
+    there = torch.ones(3, 3, device="cuda")
+    with no_waiting():
+        there + 1
+    with pytest.raises(ZeroDivisionError), no_waiting():
+        1 / 0  # noqa: B018
+    assert gpu.waits.has_warned and there.sum().item() == 9
 
 
 @pytest.mark.parametrize("name", FREE)

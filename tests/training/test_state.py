@@ -1,13 +1,13 @@
 """Steps whose numbers are read in intervals: the same results, and nothing is saved after a failed step."""
 
 import functools
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from waiting import no_waiting
 
 from flowers_torch.data.loading.loaders import EpochBatchSampler
 from flowers_torch.errors import DivergedError, PeerLostError
@@ -184,20 +184,7 @@ def test_a_step_on_a_gpu_waits_for_nothing(precision: str, optimizer: str) -> No
     state = training(20, optimizer, runtime, class_weights=weights, clip_grad=1.0, micro_batch=2)
     data = [[values.cuda() for values in batch] for batch in batches()]
     train_step(state, *data[0][:2], lr=0.01)  # allocates what is allocated once
-    torch.cuda.synchronize()
-    with NoWaiting():
+    with no_waiting():
         state.pending = [train_step(state, *batch[:2], lr=0.01) for batch in data[1:]]
     read_steps(state)
     assert state.metrics.images == 19
-
-
-class NoWaiting:
-    """Inside, torch raises where the host would wait for the GPU."""
-
-    set_mode: Callable[[str], None] = staticmethod(torch.cuda.set_sync_debug_mode)
-
-    def __enter__(self) -> None:
-        self.set_mode("error")
-
-    def __exit__(self, *exception: object) -> None:
-        self.set_mode("default")

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from waiting import no_waiting
 
 from flowers_torch.data.loading import batches as batches_module
 from flowers_torch.data.loading import gpu_cache
@@ -124,12 +125,8 @@ def test_batches_on_a_gpu_do_not_wait_for_it(files: list[Path]) -> None:
     assert epochs(made) and made.on_gpu is not None
     loaded = list(made.loader)
     list(copied(loaded, "cuda"))
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_waiting():
         assert list(made) and list(copied(loaded, "cuda"))
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_a_subset_is_uploaded_in_its_own_order(files: list[Path]) -> None:
