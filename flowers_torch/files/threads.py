@@ -1,6 +1,6 @@
 """Work in threads that share the cores, in place of one thread whose every operation is divided among all cores.
 
-An operation of torch on a few images or on a small matrix ends sooner than its threads have met again.
+An operation of torch on a few images or on a small matrix ends earlier than its threads have met again.
 """
 
 import contextlib
