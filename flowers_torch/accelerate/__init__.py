@@ -19,8 +19,9 @@ from flowers_torch.files.system import keep_freed_memory, onednn_computes_bf16
 from flowers_torch.models.split_model import example_inputs
 from flowers_torch.training.device import Runtime
 
-TRICKS = ("fusion", "fused_step", "depthwise", "precision", "allocator", "compile")
+TRICKS = ("fusion", "fused_step", "depthwise", "threads", "precision", "allocator", "compile")
 DEFAULT = frozenset(TRICKS) - {"compile"}
+MAX_THREADS = 4  # each of which holds the maps of its images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +75,11 @@ class Acceleration:
             dtype: Of the arithmetic; the copy is called under autocast where that is not float32.
         """
         return fuse_conv_bn(model, forward, dtype) if "fusion" in self.tricks else model
+
+    def threads(self, runtime: Runtime) -> int:
+        """Threads that run a frozen network side by side, each with its share of the cores; 1 but on a CPU."""
+        in_use = "threads" in self.tricks and runtime.device.type == "cpu"
+        return min(MAX_THREADS, torch.get_num_threads()) if in_use else 1
 
     def compiled(self, network: nn.Module, batch_size: int) -> CompiledNetwork | None:
         """A compiled call of a plain network for batches of `batch_size`; None without the trick `compile`."""

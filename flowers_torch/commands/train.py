@@ -9,6 +9,7 @@ from typing import Any
 from flowers_torch.commands import set_allocator, set_allocator_of_run
 from flowers_torch.config import HEAD_ONLY, Config
 from flowers_torch.config_file import load_config
+from flowers_torch.data.quality.ahead import inspection_ahead
 from flowers_torch.errors import UsageError, printable
 
 EXAMPLES = """examples:
@@ -77,7 +78,7 @@ def run(args: argparse.Namespace) -> None:
     for flag in ("allow_config_change", "allow_data_change"):
         if getattr(args, flag) and not args.resume:
             raise UsageError(f"--{flag.replace('_', '-')} needs --resume", "leave it out")
-    changes = overrides(args)
+    changes, config = overrides(args), None
     if args.resume:
         changes |= {name: value for name, value in (("arch", args.arch), ("data", args.data)) if value}
     elif args.origin:
@@ -85,12 +86,20 @@ def run(args: argparse.Namespace) -> None:
     else:
         config = load_config(args.arch, args.data, args.config, changes)
 
+    if config is None or config.exclude:  # most results are in the cache; what is excluded may not be decodable
+        _train(args, config, changes)
+        return
+    with inspection_ahead(config.data, config.classes, config.groups, config.test):
+        _train(args, config, changes)
+
+
+def _train(args: argparse.Namespace, config: Config | None, changes: dict[str, Any]) -> None:
     from flowers_torch.log import console
     from flowers_torch.runs import cost, recipe
     from flowers_torch.runs.folder import find_run_folder
 
     with console(args.quiet):
-        if args.resume:
+        if config is None:
             folder = find_run_folder(args.resume)
             set_allocator_of_run(folder, changes)
             recipe.resume(folder, changes, args.allow_config_change, args.allow_data_change)

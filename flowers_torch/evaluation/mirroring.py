@@ -14,6 +14,7 @@ from flowers_torch.training.linear_probe import fit_logistic_regression
 
 ALPHA = 0.01  # probability of a false alarm
 SIDE, CELLS, DIRECTIONS = 64, 4, 8  # of gradients
+GRADIENTS = DIRECTIONS * (1 + (CELLS // 2) ** 2 + CELLS**2)  # features of an image
 
 
 @dataclasses.dataclass(frozen=True)

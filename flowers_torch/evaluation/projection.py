@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from flowers_torch.files.threads import cores_for_torch
+
 MAX_POINTS = 800  # more points hide each other in a plot and take long
 COMPONENTS = 50  # principal components from which distances are computed
 PERPLEXITY = 30.0  # approximate number of neighbors of an image
@@ -18,6 +20,11 @@ def project_features(features: Tensor) -> Tensor:
     The result is deterministic, because the first two principal components initialize it. Distances between
     clusters that are far apart carry no meaning.
     """
+    with cores_for_torch(1):  # several take three times as long for so few points
+        return _project(features)
+
+
+def _project(features: Tensor) -> Tensor:
     points = _principal_components(features)
     near = _neighbor_probabilities(points, min(PERPLEXITY, (len(points) - 1) / 3))
     positions = points[:, :2] / points[:, 0].std().clamp(min=1e-12) * 1e-4

@@ -7,6 +7,7 @@ import io
 import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from flowers_torch.data.quality.report import Finding
 from flowers_torch.data.value_range import Range
 from flowers_torch.errors import DataError, printable
 from flowers_torch.evaluation.gradcam import grad_cam, input_to_image, overlay
+from flowers_torch.files.system import usable_cores
 from flowers_torch.report.attempt import Attempt
 from flowers_torch.report.run_summary import RunSummary
 from flowers_torch.report.templating import percent
@@ -42,6 +44,7 @@ LABEL_ISSUES = 24  # shown
 SIMILAR = 2  # training photos shown beside a mistake
 SIMILAR_POOL = 96  # training photos compared with the mistakes, where their features are not known yet
 SIMILAR_SIDE = 88
+MAX_READERS = 4  # threads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,19 +188,17 @@ def data_uri(image: Image.Image, side: int = SIDE, quality: int = 72) -> Markup:
 
 def thumbnails(paths: Sequence[Path], value_range: Range = (), side: int = SIDE) -> list[str]:
     """A thumbnail for each photo; "" if it cannot be read or the bytes are used up."""
-    made: list[str] = []
-    total = 0
-    for path in paths:
+
+    def picture(path: Path) -> str:
         try:
-            made.append(
-                data_uri(load_image(path, at_least=side, value_range=value_range), side)
-                if total < THUMBNAIL_BYTES
-                else ""
-            )
+            return data_uri(load_image(path, at_least=side, value_range=value_range), side)
         except DataError:  # moved or edited since the run
-            made.append("")
-        total += len(made[-1])
-    return made
+            return ""
+
+    with ThreadPoolExecutor(min(usable_cores(), MAX_READERS)) as pool:
+        made = list(pool.map(picture, paths))
+    used = itertools.accumulate(map(len, made), initial=0)
+    return [text if before < THUMBNAIL_BYTES else "" for text, before in zip(made, used, strict=False)]
 
 
 def grad_cams(

@@ -8,6 +8,7 @@ from pathlib import Path
 from flowers_torch.config import Config, split_fractions
 from flowers_torch.config_file import load_config
 from flowers_torch.data.dataset import ImageDataset
+from flowers_torch.data.quality.ahead import wait_for_inspection
 from flowers_torch.data.quality.filter import FilteredDataset, filter_images
 from flowers_torch.data.sources.flowers17 import by_file_name, is_from_flowers17, official_split, whole_set
 from flowers_torch.data.sources.layouts import PLAIN
@@ -22,6 +23,7 @@ TUTORIAL_COUNTS = (800, 280, 280)  # of Flowers-17 in the original tutorial, wit
 
 def open_images(config: Config, folder: Path | None = None, spread: Spread = alone) -> FilteredDataset:
     """The images of a configuration that can be trained on; `folder` is the run that had them before."""
+    wait_for_inspection()
     with images_of(folder, config) if folder else contextlib.nullcontext():
         dataset = open_dataset(config.data, classes=config.classes, groups=config.groups, test=config.test)
         filtered = filter_images(dataset, config.exclude, config.groups, config.skip_bad, config.mirror, spread)

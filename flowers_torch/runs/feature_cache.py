@@ -8,10 +8,13 @@ process would compute among them, so the features are the same to the bit. The m
 import contextlib
 import functools
 import hashlib
+import itertools
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import PIL
@@ -28,9 +31,11 @@ from flowers_torch.errors import FlowersError, ResourceError, UsageError, plural
 from flowers_torch.files.cache import cache_folder
 from flowers_torch.files.reading import check, reading
 from flowers_torch.files.tensors import safe_load, safe_save
+from flowers_torch.files.threads import map_in_threads
 from flowers_torch.log import bar, log
 from flowers_torch.models.checkpoint import ModelInfo
 from flowers_torch.models.freeze import apply_rules, rules_for, set_train_mode
+from flowers_torch.models.heads import shared_copy
 from flowers_torch.models.split_model import SplitModel, example_inputs, split_model
 from flowers_torch.runs.loaders import Loaders
 
@@ -110,6 +115,18 @@ class FeatureCache:
         self.distributed.broadcast_tensors([found])
         return found
 
+    def of_pixels(self, name: str, width: int, function: Callable[[Tensor], Tensor], indices: Sequence[int]) -> Tensor:
+        """Features (N, `width`) that a function computes from batches of inputs, without a network; cached by a name.
+
+        Of several processes only one may ask.
+        """
+
+        def compute(missing: Sequence[int]) -> Tensor:
+            batches = self.loaders.in_order(missing)
+            return torch.cat([function(images).cpu() for images, *_ in batches])
+
+        return self._cached((self._file("", name), width), indices, compute)
+
     def of_frozen(self, model: nn.Module, indices: Sequence[int]) -> Tensor:
         """Freezes everything but the head of a network, and computes the features (N, D) of images.
 
@@ -185,16 +202,35 @@ class FeatureCache:
         """Runs the backbone over this process's batches of a view; what it yields may be read when it has ended."""
         split.model.eval()
         runtime, network = self.runtime, self._fast_backbone(split, weights)
+        threads = self.acceleration.threads(runtime)
+        networks: SimpleQueue[nn.Module] = SimpleQueue()  # a thread hooks the copy that it runs
+        for _ in range(threads):
+            networks.put(shared_copy(network) if threads > 1 else network)
+        counts: deque[int] = deque()  # of chunks in each batch
+
+        def chunks() -> Iterator[Tensor]:
+            for images, *_ in batches:
+                # A few at a time on a CPU: its caches hold them, and no layer needs fresh memory.
+                parts = images.split(CPU_IMAGES) if runtime.device.type == "cpu" else (images,)
+                counts.append(len(parts))
+                yield from parts
+
+        def compute(chunk: Tensor) -> Tensor:
+            own = networks.get()
+            try:
+                with runtime.autocast():
+                    return split.backbone(runtime.images(chunk), own)
+            finally:
+                networks.put(own)
+
         batches.order.epoch = view
         with bar(f"view {view + 1}", len(batches.labels)) as meter:
-            for images, _, _ in batches:
-                # A few at a time on a CPU: its caches hold them, and no layer needs fresh memory.
-                chunks = images.split(CPU_IMAGES) if runtime.device.type == "cpu" else [images]
-                with runtime.autocast():
-                    outputs = [split.backbone(runtime.images(chunk), network) for chunk in chunks]
-                yield runtime.to_host(torch.cat(outputs).float())
-                meter.update(len(images))
-                check(len(images))
+            computed = map_in_threads(compute, chunks(), threads, ahead=2)
+            for first in computed:
+                outputs = torch.cat([first, *itertools.islice(computed, counts.popleft() - 1)])
+                yield runtime.to_host(outputs.float())
+                meter.update(len(outputs))
+                check(len(outputs))
             runtime.wait()
 
     def _fast_backbone(self, split: SplitModel, weights: str) -> nn.Module:

@@ -11,7 +11,13 @@ from flowers_torch.data.mirrored_names import mirrored_classes
 from flowers_torch.data.quality.filter import FilteredDataset
 from flowers_torch.data.splits.assign import Splits, group_units
 from flowers_torch.errors import plural, printable
-from flowers_torch.evaluation.mirroring import MirrorTest, compare_mirrored, gradient_features, side_by_side
+from flowers_torch.evaluation.mirroring import (
+    GRADIENTS,
+    MirrorTest,
+    compare_mirrored,
+    gradient_features,
+    side_by_side,
+)
 from flowers_torch.log import log
 from flowers_torch.models.freeze import apply_rules, rules_for, set_train_mode
 from flowers_torch.runs.feature_cache import FeatureCache
@@ -53,13 +59,15 @@ def measure_mirror(
     return compare_mirrored(features[: len(chosen)], features[len(chosen) :], labels, groups), kind
 
 
+def _gradients(images: Tensor) -> Tensor:
+    """Gradient features of images and, beside them, of their mirror images."""
+    return torch.cat([gradient_features(images), gradient_features(images.flip(3))], 1)
+
+
 def _features(cache: FeatureCache, model: nn.Module, indices: Sequence[int]) -> tuple[Tensor, str]:
     """Features (2 N, D) of images, then of their mirror images, and what they are."""
-    plain, mirrored = [], []
-    for images, *_ in cache.loaders.in_order(indices):
-        plain.append(gradient_features(images))
-        mirrored.append(gradient_features(images.flip(3)))
-    gradients = torch.cat([*plain, *mirrored]).cpu()
+    sides = cache.of_pixels("gradients", 2 * GRADIENTS, _gradients, indices)
+    gradients = torch.cat(sides.split(GRADIENTS, 1))
     if cache.info.weights != "none":
         apply_rules(model, rules_for(model, "head"))
         set_train_mode(model)

@@ -7,10 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from flowers_torch.files.threads import cores_for_torch
+
 STEPS = 60  # of L-BFGS, at most
 L2_GRID = (1000.0, 300.0, 100.0, 30.0, 10.0, 3.0, 1.0, 0.3, 0.1)  # strongest first
 FIRST = 100.0  # the penalty that is tried first
 MANY_FEATURES = 2048  # beyond which few images are fitted in the space that they span
+ONE_CORE_VALUES = 1 << 23  # of features (N, D), up to which one core is faster than several together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +53,13 @@ def fit_logistic_regression(
         class_weights: Of the classes in the loss.
         label_smoothing: Of the loss.
     """
+    with cores_for_torch(1 if features.numel() <= ONE_CORE_VALUES else torch.get_num_threads()):
+        return _fit(features, labels, classes, l2, (class_weights, label_smoothing))
+
+
+def _fit(
+    features: Tensor, labels: Tensor, classes: int, l2: float, weighting: tuple[Tensor | None, float]
+) -> LinearProbe:
     mean = features.mean(0)
     # One scale for all features, so that small features stay small.
     scale = (features - mean).square().mean().sqrt().clamp(min=1e-12)
@@ -61,7 +71,7 @@ def fit_logistic_regression(
     def closure() -> Tensor:
         optimizer.zero_grad()
         logits = inputs @ weight.T + bias
-        loss = F.cross_entropy(logits, labels, class_weights, label_smoothing=label_smoothing)
+        loss = F.cross_entropy(logits, labels, weighting[0], label_smoothing=weighting[1])
         loss = loss + l2 / (2 * len(labels)) * weight.square().sum()
         loss.backward()
         return loss

@@ -12,7 +12,6 @@ from flowers_torch.data.sources.flowers17 import flowers17, flowers17_folder, is
 from flowers_torch.data.sources.folders import find_images
 from flowers_torch.data.sources.hugging_face import PREFIX
 from flowers_torch.data.sources.mnist import find_mnist, mnist, read_mnist
-from flowers_torch.data.sources.python_data import hugging_face_table
 from flowers_torch.data.sources.shards import find_shards, read_shards
 from flowers_torch.data.sources.table_text import OTHER_TABLES, SPREADSHEETS, spreadsheet
 from flowers_torch.data.sources.tables import read_table
@@ -88,6 +87,8 @@ def _open(
     if str(source) == "mnist":
         return mnist(cache)
     if str(source).startswith(PREFIX):
+        from flowers_torch.data.sources.python_data import hugging_face_table  # which imports torch
+
         return read_table(hugging_face_table(str(source).removeprefix(PREFIX), cache))
     path = expand_home(source)  # guard: K06
     if is_cifar10(path):
