@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from flowers_torch.errors import FlowersError
 from flowers_torch.files.system import child_environment, expand_home, processes_here, usable_cores
 
+MAX_WAIT = 5.0  # seconds
+
 _running: list["subprocess.Popen[bytes]"] = []
 
 
@@ -21,7 +23,8 @@ def inspection_ahead(source: str, classes: str = "", groups: str = "", test: str
     """
     try:
         if _pays(source):
-            _running.append(_start([source, classes, groups, test]))
+            with contextlib.suppress(OSError):
+                _running.append(_start([source, classes, groups, test]))
         yield
     finally:
         for process in _running:
@@ -31,9 +34,16 @@ def inspection_ahead(source: str, classes: str = "", groups: str = "", test: str
 
 
 def wait_for_inspection() -> None:
-    """Returns when the inspection that was begun has ended."""
+    """Returns when the inspection that was begun has ended, or after a while ends it.
+
+    Many images are left to this process, which shows its progress; the cache has the blocks that are done.
+    """
     for process in _running:
-        process.wait()
+        try:
+            process.wait(MAX_WAIT)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def _pays(source: str) -> bool:
