@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from logging.handlers import MemoryHandler
 from pathlib import Path
-from typing import Any, TextIO
-
-from tqdm import tqdm
+from typing import TYPE_CHECKING, Any, TextIO
 
 from flowers_torch.errors import ResourceError, escaped, printable
+
+if TYPE_CHECKING:
+    from tqdm import tqdm  # imported where it is used: `--help` takes half the time without it
 
 log = logging.getLogger("flowers_torch")
 log.setLevel(logging.INFO)  # shown only by the handlers below
@@ -35,6 +36,8 @@ class _ConsoleHandler(logging.Handler):
     def emit(self, log_record: logging.LogRecord) -> None:
         if sys.stdout is None:  # closed from the start (`>&-`)
             return
+        from tqdm import tqdm
+
         # guard: R05
         with contextlib.suppress(BrokenPipeError):  # `| head`: training continues without a reader
             message = log_record.getMessage()
@@ -138,6 +141,8 @@ def log_file(
 
 def bar(title: str, total: int, done: int = 0) -> "tqdm[Any]":
     """A progress bar on stderr that counts images; disabled if stderr is not a terminal."""
+    from tqdm import tqdm
+
     is_terminal = sys.stderr is not None and sys.stderr.isatty()
     disable = not is_terminal or _state["quiet"] or not _is_main()
     options: dict[str, Any] = {"unit": "img", "leave": False, "dynamic_ncols": True}
