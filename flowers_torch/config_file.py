@@ -190,7 +190,8 @@ def _check(config: Config, problems: list[str]) -> None:
             needed = f"[pattern, multiplier >= 0], not {printable(repr(rule), 60)}"
             problems.append(f"stages.{stage.name}.train needs {needed}")
         if stage.is_fitted and (stage.train != "head" or not plain):
-            problems.append(f"stages.{stage.name}.optimizer lbfgs needs train = head and a head of one linear layer")
+            which = f"stages.{stage.name}.optimizer"
+            problems.append(f"{which} lbfgs needs train = head and a head of one linear layer; adamw trains any")
     if split_fractions(config.split) is None and config.split not in NAMED_SPLITS:
         problems.append(f"split must be three fractions such as 60/20/20, not {printable(config.split, 40)}")
 
