@@ -107,6 +107,15 @@ class Mode(enum.Enum):
     FAST = 1
 
 
+class OldMode(enum.Enum):
+    """Written as Python 3.11.0 to 3.11.3 writes an enum."""
+
+    FAST = 1
+
+    def __reduce_ex__(self, protocol: object) -> tuple[object, tuple[object, ...]]:
+        return getattr, (self.__class__, self.name)
+
+
 class Settings(dict[str, int]):
     """A dict of a class that nobody but its author has, such as Lightning's AttributeDict."""
 
@@ -116,6 +125,7 @@ BESIDE = {
     "numbers": (np.float32(0.3), np.int64(2), np.random.default_rng(0).random(3), np.dtype("float32")),
     "generator": np.random.RandomState(0).get_state(),
     "enum": {Mode.FAST: 1},
+    "enum of Python 3.11.0": {OldMode.FAST: 1},
     "path": Path("runs"),
     "a class of a stranger": OrderedDict(config=Settings(lr=1)),
     "standard library": [datetime.timedelta(1), defaultdict(list, a=[1]), range(3), {Path("x")}],

@@ -30,7 +30,8 @@ GLOBAL = re.compile(rb"c([A-Za-z_][A-Za-z0-9_.]{0,100})\n([A-Za-z_][A-Za-z0-9_.]
 HARMLESS = re.compile(
     r"(argparse\.Namespace|types\.SimpleNamespace|functools\.partial|uuid\.UUID|decimal\.Decimal|enum\.\w+)|"
     r"(collections\.(defaultdict|deque)|(pathlib|pathlib\._local|datetime|typing)\.\w+)|"
-    r"builtins\.(list|dict|tuple|int|float|str|bool|object|slice|range|frozenset)"
+    r"builtins\.(list|dict|tuple|int|float|str|bool|object|slice|range|frozenset)|"
+    r"builtins\.getattr"  # how an enum is written by Python 3.11.0 to 3.11.3; its placeholder gets nothing
 )
 IS_DICT = re.compile(r"Can only SETITEMS? for dict.*but got <class '[\w.]*\.(\w+)'>")  # torch, of a placeholder
 

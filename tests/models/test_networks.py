@@ -102,7 +102,8 @@ def build(name: str, seed: int = 0) -> tuple[Any, Tensor]:
 
 
 def test_every_registered_network_is_tested() -> None:
-    assert set(REGISTRY) <= {name.split()[0] for name in CASES}
+    own = {name for name in REGISTRY if name.startswith("own:")}  # of other tests
+    assert set(REGISTRY) - own <= {name.split()[0] for name in CASES}
 
 
 @every

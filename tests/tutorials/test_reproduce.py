@@ -39,7 +39,7 @@ def test_catalog_has_every_row_and_every_recipe() -> None:
     shown = {row for t in TUTORIALS.values() for row in t.rows.split()}
     shown |= {row for exact in CATALOG.exact for row in exact.rows.split()}
     assert shown == set(ROWS.split())
-    general = {"demo", "inception_v3", "tf_efficientnet_lite0"}
+    general = {"default", "demo", "inception_v3", "tf_efficientnet_lite0"}
     assert set(TUTORIALS) == {path.stem for path in config_folder().rglob("*.toml")} - general
 
 
