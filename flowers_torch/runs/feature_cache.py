@@ -41,6 +41,7 @@ from flowers_torch.runs.loaders import Loaders
 
 FORMAT = 5  # of the files; raised whenever the same image would give other features
 MAX_FILES_BYTES = 2 * 2**30  # of all files together
+SETS_SHARE = 8  # of the memory for features, one part is for those of all sets of a network
 MAX_AGE_SECONDS = 90 * 24 * 3600  # since a file was last used
 
 Check = Callable[[int], Any]  # called with the number of images of each batch; may raise to stop
@@ -77,7 +78,9 @@ class FeatureCache:
         if augmentation == "mirror" and not self.info.mirror:
             views = 1  # the others would repeat it
         width = split.width if every or not split.sets else len(split.sets[split.feature_set].columns)
-        if 4 * max(width * views, split.width) * len(indices) > self.max_bytes:
+        # Fitting a head to each of several sets copies their features some times.
+        limit = self.max_bytes // SETS_SHARE if every and split.sets else self.max_bytes
+        if 4 * max(width * views, split.width) * len(indices) > limit:
             return None
         weights = _hash_backbone(split)
         compute = functools.partial(self._compute, split, weights, check)
@@ -138,7 +141,7 @@ class FeatureCache:
     def sets_of_frozen(self, model: nn.Module, indices: Sequence[int], every: bool = True) -> dict[str, Tensor]:
         """Freezes everything but the head of a network; the features (N, D) of images, of each feature set.
 
-        With `every` false only of the set that the head takes.
+        With `every` false, or where those of all sets take too much memory, only of the set that the head takes.
 
         Raises:
             UsageError: the network cannot be split in front of its head, or the features exceed the memory.
@@ -147,6 +150,8 @@ class FeatureCache:
         set_train_mode(model)
         split = self.split(model)
         features = self.features(split, indices, every=every) if split else None
+        if split and features is None and every:
+            return self.sets_of_frozen(model, indices, every=False)
         if split is None or features is None:
             what = f"{self.info.arch} cannot be split in front of its head, or its features exceed cache_gib"
             raise UsageError(what, "choose another network, or raise cache_gib")

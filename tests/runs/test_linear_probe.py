@@ -149,6 +149,20 @@ def test_the_set_of_the_lowest_validation_loss_is_stored_and_used(
 
 
 @pytest.mark.usefixtures("last4_wins")
+def test_features_of_all_sets_have_a_share_of_the_memory(
+    make_config: MakeConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Beyond it the network keeps its own, in `rank` too."""
+    config = make_config(FIT, cache_gib=1e-4, **VIT)
+    with caplog.at_level("INFO", logger="flowers_torch"):
+        result = recipe.train(config, tmp_path / "run")
+    assert "features exceed cache_gib" in caplog.text and load_classifier(result.folder)[1].features == ""
+    experiment, model = Experiment.new(config)
+    (features,) = experiment.features.sets_of_frozen(model, experiment.splits["train"]).values()
+    assert features.shape[1] == 64
+
+
+@pytest.mark.usefixtures("last4_wins")
 def test_a_run_resumes_with_the_set_that_its_fit_chose(
     make_config: MakeConfig, tmp_path: Path, signal_in_step: Any, assert_same: Any
 ) -> None:
