@@ -41,7 +41,7 @@ from flowers_torch.runs.loaders import Loaders
 
 FORMAT = 5  # of the files; raised whenever the same image would give other features
 MAX_FILES_BYTES = 2 * 2**30  # of all files together
-SETS_SHARE = 8  # of the memory for features, one part is for those of all sets of a network
+SETS_FRACTION = 1 / 8  # of the memory for features, for those of all sets of a network
 MAX_AGE_SECONDS = 90 * 24 * 3600  # since a file was last used
 
 Check = Callable[[int], Any]  # called with the number of images of each batch; may raise to stop
@@ -79,7 +79,7 @@ class FeatureCache:
             views = 1  # the others would repeat it
         width = split.width if every or not split.sets else len(split.sets[split.feature_set].columns)
         # Fitting a head to each of several sets copies their features some times.
-        limit = self.max_bytes // SETS_SHARE if every and split.sets else self.max_bytes
+        limit = self.max_bytes * (SETS_FRACTION if every and split.sets else 1)
         if 4 * max(width * views, split.width) * len(indices) > limit:
             return None
         weights = _hash_backbone(split)

@@ -149,7 +149,7 @@ def test_the_set_of_the_lowest_validation_loss_is_stored_and_used(
 
 
 @pytest.mark.usefixtures("last4_wins")
-def test_features_of_all_sets_have_a_share_of_the_memory(
+def test_features_of_all_sets_have_a_fraction_of_the_memory(
     make_config: MakeConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Beyond it the network keeps its own, in `rank` too."""
