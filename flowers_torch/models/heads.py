@@ -70,6 +70,16 @@ def set_head(
         model.set_submodule(name, nn.Sequential(OrderedDict(layers)))
 
 
+def reset_set_classifier(model: Any, name: str, width: int, num_classes: int, global_pool: str | None) -> None:
+    """timm's `reset_classifier` of a network whose classifier, of a name, takes a feature set; what enters it stays."""
+    if global_pool:
+        raise ValueError(f"the classifier takes the feature set {model.feature_set}")
+    reference = next(model.parameters())
+    where: Any = {"device": reference.device, "dtype": reference.dtype}
+    model.num_classes, model.head_hidden_size = num_classes, width
+    setattr(model, name, nn.Linear(width, num_classes, **where) if num_classes else nn.Identity())
+
+
 def remove_head(model: nn.Module, pooling: str = "") -> None:
     """Removes everything behind the last feature map, in place.
 

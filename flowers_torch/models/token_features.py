@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flowers_torch.models.heads import reset_set_classifier
+
 BLOCKS = 4  # whose class tokens DINOv2 probes
 SETS = ("token", "mean", "token+mean", f"last{BLOCKS}")
 POOLED, MEAN = "pooled", "mean"  # parts of a set: what the network's attention pools, and the mean of the patches
@@ -20,6 +22,7 @@ class TokenClassifier(nn.Module):
     """
 
     feature_set: str
+    head: nn.Module
     num_features: int
     num_prefix_tokens: int
 
@@ -53,13 +56,8 @@ class TokenClassifier(nn.Module):
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replaces the classifier; what enters it stays."""
-        if global_pool:
-            raise ValueError(f"the classifier takes the feature set {self.feature_set}")
-        reference = next(self.parameters())
-        where: Any = {"device": reference.device, "dtype": reference.dtype}
         width = len(parts_of(self, self.feature_set)) * self.num_features
-        self.num_classes, self.head_hidden_size = num_classes, width
-        self.head = nn.Linear(width, num_classes, **where) if num_classes else nn.Identity()
+        reset_set_classifier(self, "head", width, num_classes, global_pool)
 
 
 def offered(model: nn.Module) -> tuple[str, ...]:

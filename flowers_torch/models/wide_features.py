@@ -8,6 +8,8 @@ from timm.models._efficientnet_blocks import InvertedResidual
 from timm.models.efficientnet import EfficientNet
 from torch import Tensor, nn
 
+from flowers_torch.models.heads import reset_set_classifier
+
 SETS = ("wide",)
 BLOCKS = 4  # whose maps enter the classifier
 SMALL = 1e-4  # activations far below it do not dominate, and the root has a gradient at 0
@@ -22,6 +24,7 @@ class WideClassifier(nn.Module):
     """
 
     feature_set: str
+    classifier: nn.Module
 
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))
@@ -51,12 +54,7 @@ class WideClassifier(nn.Module):
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replaces the classifier; what enters it stays."""
-        if global_pool:
-            raise ValueError(f"the classifier takes the feature set {self.feature_set}")
-        reference = next(self.parameters())
-        where: Any = {"device": reference.device, "dtype": reference.dtype}
-        self.num_classes, self.head_hidden_size = num_classes, sum(widths(self))
-        self.classifier = nn.Linear(self.head_hidden_size, num_classes, **where) if num_classes else nn.Identity()
+        reset_set_classifier(self, "classifier", sum(widths(self)), num_classes, global_pool)
 
 
 def root(features: Tensor) -> Tensor:
