@@ -132,12 +132,13 @@ def _fit(
     if chosen != split.feature_set:
         set_features(model, chosen)
         set_head(model, len(dataset.classes))
-    head = split.head_of(model, features.of(chosen)[0].shape[1])
+    _, held_out = features.of(chosen)
+    head = split.head_of(model, held_out.shape[1])
     if probes:
         head.set_linear(*probes[chosen].layer())
     distributed.broadcast_tensors(model.state_dict().values())
     batches = (validation.labels, validation.order, validation.paths, validation.device)
-    own = collect(head, CachedFeatureBatches(features.of(chosen)[1], *batches), experiment.runtime, check)
+    own = collect(head, CachedFeatureBatches(held_out, *batches), experiment.runtime, check)
     predictions = own.gathered(distributed, len(val), experiment.config.batch_size)
     seconds = time.monotonic() - started
     timing = (seconds, len(labels) / seconds)
