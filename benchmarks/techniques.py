@@ -45,7 +45,7 @@ VARIANTS: dict[str, dict[str, list[str]]] = {
         "as it is": [],
         AGAIN: [],
         **BOTH,
-        "one view of each photo": ["--set", "stages.head.cached_views=1"],
+        "the mirror image too": ["--set", "stages.head.cached_views=2", "--set", "stages.head.augment=mirror"],
         "AdamW for L-BFGS, 8 epochs": [*ADAMW, "--set", "stages.head.epochs=8"],
         "AdamW, 2 epochs, nothing cached": [
             *ADAMW,

@@ -171,9 +171,9 @@ PATHS: dict[str, tuple[str, ...]] = {
     "exclude": ("",),
 }
 
-# What --head-only stands for: a linear head on each image and its mirror image, and nothing else.
+# What --head-only stands for: a linear head on each image as prediction sees it, and nothing else.
 HEAD_ONLY: dict[str, Any] = {
-    "stages": [{"name": "head", "train": "head", "optimizer": "lbfgs", "cached_views": 2, "augment": "mirror"}],
+    "stages": [{"name": "head", "train": "head", "optimizer": "lbfgs", "cached_views": 1, "augment": "none"}],
     **{"head_hidden": 0, "head_norm": False, "dropout": 0.0, "head": "softmax"},
 }
 

@@ -35,9 +35,9 @@ def test_flag_beats_file_beats_default(tmp_path: Path) -> None:
 
 
 def test_overrides_of_the_caller_are_not_changed() -> None:
-    wanted = HEAD_ONLY | {"stages.head.cached_views": 1}
-    assert load_config(overrides=wanted).stages[0].cached_views == 1
-    assert HEAD_ONLY["stages"][0]["cached_views"] == load_config(overrides=HEAD_ONLY).stages[0].cached_views == 2
+    wanted = HEAD_ONLY | {"stages.head.cached_views": 2}
+    assert load_config(overrides=wanted).stages[0].cached_views == 2
+    assert HEAD_ONLY["stages"][0]["cached_views"] == load_config(overrides=HEAD_ONLY).stages[0].cached_views == 1
 
 
 def test_presets_are_chosen_by_network_and_by_demo() -> None:

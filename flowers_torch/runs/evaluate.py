@@ -23,6 +23,7 @@ from flowers_torch.models.checkpoint import ModelInfo
 from flowers_torch.models.heads import shared_copy
 from flowers_torch.report.run_summary import read_history
 from flowers_torch.runs.experiment import Experiment
+from flowers_torch.runs.mirroring import choose_mirror, mirrors_in_training
 from flowers_torch.runs.results import write_results
 from flowers_torch.training.checkpoint import MODEL_FILE, RunState, check_row
 from flowers_torch.training.device import Runtime
@@ -122,11 +123,15 @@ def evaluate_run(
     check_choices(split, views)
     run, network = Experiment.open(folder, device, data)
     model = TrainedModel(network, run.info, run.runtime, run.dataset, batch_size)
-    _check_views(views, run.info)
+    mirror = run.info.mirror
+    if views != "none" and mirror and not mirrors_in_training(run.config):  # so nothing has measured it yet
+        measured = (run.filtered, run.splits, run.features, shared_copy(network))
+        mirror = choose_mirror(run.config, *measured, used=True)
+    _check_views(views, mirror)
     if views == "none":
         return model.evaluate(run.splits[split], views, run.info.temperature)
     found: dict[str, Predictions] = {}
-    possible = [name for name in VIEWS if run.info.mirror or name not in MIRRORED_VIEWS]
+    possible = [name for name in VIEWS if mirror or name not in MIRRORED_VIEWS]
     for name in possible if views == "auto" else ("none", views):
         found[name] = model.predict(run.splits["val"], name)
     labels = found["none"].labels
@@ -163,7 +168,7 @@ def evaluate_data(
         raise UsageError("--tta auto chooses on the validation photos of a run", "give only the run")
     # A copy, because fusion observes the network by hooks, while other threads may predict.
     network, info, runtime = shared_copy(predictor.network), predictor.info, predictor.runtime
-    _check_views(views, info)
+    _check_views(views, info.mirror)
     chosen = [index for index, name in enumerate(dataset.paths) if split in ("", dataset.split.get(name))]
     if not chosen:
         raise DataError(f"{printable(dataset.name)} has no {split} photos", "leave out --subset")
@@ -181,9 +186,9 @@ def check_choices(split: str, views: str) -> None:
         raise UsageError(what, f"use auto, {', '.join(VIEWS)}")
 
 
-def _check_views(views: str, info: ModelInfo) -> None:
-    """Refuses views that mirror an image where the model was trained without mirror images."""
-    if views in MIRRORED_VIEWS and not info.mirror:  # guard: D40 views
+def _check_views(views: str, mirror: bool) -> None:
+    """Refuses views that mirror an image where a mirrored image may show another class."""
+    if views in MIRRORED_VIEWS and not mirror:  # guard: D40 views
         what = f"--tta {views} mirrors photos, and for this model a mirror turns one class into another"
         raise UsageError(what, f"use {', '.join(name for name in VIEWS if name not in MIRRORED_VIEWS)}")
 

@@ -33,7 +33,7 @@ from flowers_torch.runs.dataset import choose_splits, log_reading, on_this_machi
 from flowers_torch.runs.feature_cache import FeatureCache
 from flowers_torch.runs.fingerprint import check_exact, fingerprint
 from flowers_torch.runs.loaders import Loaders
-from flowers_torch.runs.mirroring import choose_mirror
+from flowers_torch.runs.mirroring import choose_mirror, mirrors_in_training
 from flowers_torch.training.checkpoint import MODEL_FILE, Checkpoint, read_newest_checkpoint, restore_model
 from flowers_torch.training.device import Runtime, choose_runtime, runtime_of_run
 from flowers_torch.training.distributed import SINGLE_PROCESS, Distributed
@@ -130,7 +130,7 @@ class Experiment:
         config, distributed = self.config, self.distributed
         arguments = (self.loaders.unsharded(), self.info, self.acceleration, config.cache_bytes)
         made = distributed.is_main and choose_mirror(
-            config, self.filtered, self.splits, FeatureCache(*arguments), model
+            config, self.filtered, self.splits, FeatureCache(*arguments), model, mirrors_in_training(config)
         )
         return dataclasses.replace(self, info=dataclasses.replace(self.info, mirror=distributed.broadcast(made)))
 

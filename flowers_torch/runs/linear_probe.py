@@ -135,7 +135,7 @@ def _fit(
     _, held_out = features.of(chosen)
     head = split.head_of(model, held_out.shape[1])
     if probes:
-        head.set_linear(*probes[chosen].layer())
+        head.set_linear(probes[chosen].weight, probes[chosen].bias)
     distributed.broadcast_tensors(model.state_dict().values())
     batches = (validation.labels, validation.order, validation.paths, validation.device)
     own = collect(head, CachedFeatureBatches(held_out, *batches), experiment.runtime, check)

@@ -26,13 +26,14 @@ MAX_IMAGES = 400  # of the training and validation images that are tried, the cl
 
 
 def choose_mirror(
-    config: Config, filtered: FilteredDataset, splits: Splits, cache: FeatureCache, model: nn.Module
+    config: Config, filtered: FilteredDataset, splits: Splits, cache: FeatureCache, model: nn.Module, used: bool
 ) -> bool:
     """Whether a mirrored photo shows the same class; logs the reason of a choice.
 
     Args:
         cache: Features in front of the head, which mean something if the network has pretrained weights.
         model: Its parameters and modes are set again by each stage.
+        used: Whether anything mirrors images; without it nothing is measured, and the answer is yes.
     """
     if config.mirror != "auto":
         return config.mirror == "yes"
@@ -40,11 +41,16 @@ def choose_mirror(
     if named := mirrored_classes(dataset.classes):
         log.info(f"mirror   no: left and right are different classes ({_both(named)}); --mirror yes overrides this")
         return False
-    if all(stage.augment == "none" for stage in config.stages):
-        return True  # nothing mirrors a photo
+    if not used:
+        return True
     found, kind = measure_mirror(filtered, splits, cache, model)
     log.info(f"mirror   {_describe(found, dataset.classes, kind)}")
     return not found.exchanges_classes
+
+
+def mirrors_in_training(config: Config) -> bool:
+    """Whether the stages of a run mirror images, so that the run has chosen whether they may."""
+    return any(stage.augment != "none" for stage in config.stages)
 
 
 def measure_mirror(

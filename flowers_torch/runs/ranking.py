@@ -48,7 +48,7 @@ def rank_models(config: Config, backbones: Sequence[Backbone]) -> list[Candidate
         UsageError: no network could be tried.
     """
     found = []
-    head_only = HEAD_ONLY | {"stages": [Stage(**stage | {"augment": "none"}) for stage in HEAD_ONLY["stages"]]}
+    head_only = HEAD_ONLY | {"stages": [Stage(**stage) for stage in HEAD_ONLY["stages"]]}
     for backbone in backbones:
         changes: dict[str, Any] = {"arch": backbone.arch, "weights": backbone.weights, "size": backbone.size}
         try:

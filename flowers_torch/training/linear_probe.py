@@ -9,30 +9,24 @@ from torch import Tensor
 
 from flowers_torch.files.threads import cores_for_torch
 
-STEPS = 60  # of L-BFGS, at most
+STEPS = 100  # of L-BFGS, at most; it converges in 15 to 40
+TOLERANCES = {"tolerance_grad": 1e-6, "tolerance_change": 1e-7}  # below which L-BFGS ends
 L2_GRID = (1000.0, 300.0, 100.0, 30.0, 10.0, 3.0, 1.0, 0.3, 0.1)  # strongest first
 FIRST = 100.0  # the penalty that is tried first
-MANY_FEATURES = 2048  # beyond which few images are fitted in the space that they span
+SMALL = 1e-5  # of the mean curvature, which keeps the Cholesky factor of features that depend on each other exact
 ONE_CORE_VALUES = 1 << 23  # of features (N, D), up to which one core is faster than several together
 
 
 @dataclasses.dataclass(frozen=True)
 class LinearProbe:
-    """Multinomial logistic regression on standardized features."""
+    """Multinomial logistic regression."""
 
-    mean: Tensor
-    scale: Tensor
     weight: Tensor  # (classes, D)
-    bias: Tensor
+    bias: Tensor  # (classes,)
 
     def logits(self, features: Tensor) -> Tensor:
         """Logits (N, classes) of features (N, D)."""
-        return (features - self.mean) / self.scale @ self.weight.T + self.bias
-
-    def layer(self) -> tuple[Tensor, Tensor]:
-        """Weight (classes, D) and bias (classes,) of a layer that computes the same from raw features."""
-        weight = self.weight / self.scale
-        return weight, self.bias - weight @ self.mean
+        return features @ self.weight.T + self.bias
 
 
 def fit_logistic_regression(
@@ -49,35 +43,12 @@ def fit_logistic_regression(
         features: (N, D).
         labels: (N,).
         classes: Number of classes; those without an image get low probabilities.
-        l2: Penalty, l2 / (2 N) times the squared weights, as scikit-learn's with C = 1 / l2.
+        l2: Penalty, l2 / (2 N) times the squared weights of features that are centered and have unit variance on
+            average, as scikit-learn's with C = 1 / l2.
         class_weights: Of the classes in the loss.
         label_smoothing: Of the loss.
     """
-    with cores_for_torch(1 if features.numel() <= ONE_CORE_VALUES else torch.get_num_threads()):
-        return _fit(features, labels, classes, l2, (class_weights, label_smoothing))
-
-
-def _fit(
-    features: Tensor, labels: Tensor, classes: int, l2: float, weighting: tuple[Tensor | None, float]
-) -> LinearProbe:
-    mean = features.mean(0)
-    # One scale for all features, so that small features stay small.
-    scale = (features - mean).square().mean().sqrt().clamp(min=1e-12)
-    inputs = (features - mean) / scale
-    weight = torch.zeros(classes, features.shape[1], requires_grad=True)
-    bias = torch.zeros(classes, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weight, bias], max_iter=STEPS, line_search_fn="strong_wolfe")
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        logits = inputs @ weight.T + bias
-        loss = F.cross_entropy(logits, labels, weighting[0], label_smoothing=weighting[1])
-        loss = loss + l2 / (2 * len(labels)) * weight.square().sum()
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
-    return LinearProbe(mean, scale, weight.detach(), bias.detach())
+    return _Fits(features, labels, classes, class_weights, label_smoothing).probe(l2)
 
 
 def fit_linear_probe(
@@ -90,8 +61,8 @@ def fit_linear_probe(
 ) -> tuple[LinearProbe, float]:
     """The probe with the lowest validation loss over a grid of penalties, and its penalty.
 
-    Starting at `FIRST`, the penalty falls until the loss has risen twice in a row, because weaker penalties
-    take longer to fit. If the first penalty was the best, stronger ones are tried in the same way.
+    Starting at `FIRST`, the penalty falls until the loss has risen twice in a row. If the first penalty was the best,
+    stronger ones are tried in the same way.
 
     Args:
         train: Features (N, D) and labels (N,).
@@ -101,22 +72,15 @@ def fit_linear_probe(
         grid: Penalties, strongest first.
     """
     tried: dict[int, tuple[float, LinearProbe]] = {}
-    (features, labels), basis = train, _basis(train[0])
-    width, center = features.shape[1], features.mean(0)
-    if basis is not None:
-        features = (features - center) @ basis
+    fits = _Fits(*train, classes, class_weights, label_smoothing)
 
     def best() -> int:
         return min(tried, key=lambda place: tried[place][0])
 
     def walk(places: Iterable[int]) -> None:
         for place in places:
-            l2 = grid[place] * (features.shape[1] / width)  # fewer features have a larger scale
-            probe = fit_logistic_regression(features, labels, classes, l2, class_weights, label_smoothing)
-            if basis is not None:
-                probe = _in_full_space(probe, center, basis)
-            loss = float(F.cross_entropy(probe.logits(validation[0]), validation[1]))
-            tried[place] = loss, probe
+            probe = fits.probe(grid[place])
+            tried[place] = float(F.cross_entropy(probe.logits(validation[0]), validation[1])), probe
             if abs(place - best()) == 2:
                 return
 
@@ -127,21 +91,80 @@ def fit_linear_probe(
     return tried[best()][1], grid[best()]
 
 
-def _basis(features: Tensor) -> Tensor | None:
-    """An orthonormal basis (D, R) of what few images span, if they have many features (N, D); else None.
+class _Fits:
+    """Fits with several penalties, each of which starts where the last one ended."""
 
-    The optimum lies in this space, and the penalty does not depend on the basis, so the fit is the same and faster.
+    def __init__(
+        self, features: Tensor, labels: Tensor, classes: int, class_weights: Tensor | None, label_smoothing: float
+    ) -> None:
+        self.labels, self.options = labels, {"weight": class_weights, "label_smoothing": label_smoothing}
+        self.cores = 1 if features.numel() <= ONE_CORE_VALUES else torch.get_num_threads()
+        images, width = features.shape
+        with cores_for_torch(self.cores):
+            self.span = _Span(features) if images < width else None
+            self.inputs = self.span.coordinates if self.span else features
+            self.center = self.inputs.mean(0)
+            # Large features are centered and scaled by way of the weights, without a copy.
+            products = self.inputs.T @ self.inputs - images * self.center.outer(self.center)
+            # One scale for all features, so that small features stay small.
+            self.scale = (products.trace() / (images * width)).sqrt().clamp(min=1e-12)
+            self.covariance = products / (images * self.scale**2)
+        self.weight, self.bias = torch.zeros(classes, self.inputs.shape[1]), torch.zeros(classes)
+
+    def probe(self, l2: float) -> LinearProbe:
+        """The probe of a penalty, on features as they were given."""
+        with cores_for_torch(self.cores):
+            self._minimize(l2 / len(self.labels))
+            weight, bias = self._layer(self.weight, self.bias)
+            return LinearProbe(*(self.span.layer(weight, bias) if self.span else (weight, bias)))
+
+    def _layer(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """Weight and bias for the inputs from those for centered and scaled ones."""
+        weight = weight / self.scale
+        return weight, bias - weight @ self.center
+
+    def _minimize(self, penalty: float) -> None:
+        """L-BFGS in coordinates in which the loss is about equally curved in all directions."""
+        root, inverse = self._curvature_root(penalty)
+        steep, bias = (self.weight @ root).requires_grad_(), self.bias.clone().requires_grad_()
+        optimizer = torch.optim.LBFGS([steep, bias], max_iter=STEPS, line_search_fn="strong_wolfe", **TOLERANCES)
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            weight = steep @ inverse
+            loss = F.cross_entropy(F.linear(self.inputs, *self._layer(weight, bias)), self.labels, **self.options)
+            loss = loss + penalty / 2 * weight.square().sum()
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+        self.weight, self.bias = steep.detach() @ inverse, bias.detach()
+
+    def _curvature_root(self, penalty: float) -> tuple[Tensor, Tensor]:
+        """Cholesky factor (R, R), and its inverse, of the mean curvature of the loss over the classes."""
+        share = F.linear(self.inputs, *self._layer(self.weight, self.bias)).softmax(1)
+        curvature = (share * (1 - share)).mean() * self.covariance
+        curvature.diagonal().add_(penalty + SMALL * curvature.trace() / len(curvature))
+        root = torch.linalg.cholesky(curvature)
+        return root, torch.linalg.solve_triangular(root, torch.eye(len(root)), upper=False)
+
+
+class _Span:
+    """Coordinates of the space that few images with many features (N, D) span.
+
+    The optimum lies in this space, and the penalty is the same in all orthonormal coordinates.
     """
-    images, width = features.shape
-    if width <= max(MANY_FEATURES, 2 * images):
-        return None
-    centered = features - features.mean(0)
-    values, vectors = torch.linalg.eigh((centered @ centered.T).double())
-    kept = values > 1e-7 * values[-1]
-    return (centered.T.double() @ vectors[:, kept] / values[kept].sqrt()).float()
 
+    def __init__(self, features: Tensor) -> None:
+        self.center = features.mean(0)
+        self.centered = features - self.center
+        products = (self.centered @ self.centered.T).double()
+        products.diagonal().add_(1e-8 * products.trace() + 1e-30)  # images may be equal, and float32 is rounded
+        self.root = torch.linalg.cholesky(products)
+        self.coordinates = self.root.float()  # (N, N), whose inner products are those of the centered images
 
-def _in_full_space(probe: LinearProbe, center: Tensor, basis: Tensor) -> LinearProbe:
-    """A probe on `(features - center) @ basis` as one on features."""
-    bias = probe.bias - probe.weight @ (probe.mean / probe.scale)
-    return LinearProbe(center, probe.scale, probe.weight @ basis.T, bias)
+    def layer(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """Weight (classes, D) and bias for features from those for coordinates."""
+        of_images = torch.linalg.solve_triangular(self.root.T, weight.T.double(), upper=True).float()
+        weight = of_images.T @ self.centered
+        return weight, bias - weight @ self.center

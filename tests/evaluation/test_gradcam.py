@@ -32,9 +32,8 @@ def with_fitted_head(arch: str, images: torch.Tensor, labels: torch.Tensor) -> n
         features = model.forward_head(model.forward_features(images), pre_logits=True).flatten(1)  # type: ignore[operator]
         probe = fit_logistic_regression(features, labels, 2)
         classifier: nn.Linear = model.get_classifier()  # type: ignore[operator]
-        weight = probe.weight / probe.scale
-        classifier.weight.copy_(weight)
-        classifier.bias.copy_(probe.bias - weight @ probe.mean)
+        classifier.weight.copy_(probe.weight)
+        classifier.bias.copy_(probe.bias)
     return model
 
 

@@ -28,15 +28,6 @@ def blobs(images: int, classes: int, spread: float, seed: int = 0) -> tuple[torc
     return centers[labels] + spread * torch.randn(images, 8, generator=generator), labels
 
 
-def test_equal_to_scikit_learn() -> None:
-    linear = pytest.importorskip("sklearn.linear_model")
-    features, labels = blobs(150, 3, 1.0)
-    probe = fit_logistic_regression(features, labels, 3)
-    inputs = ((features - probe.mean) / probe.scale).numpy().astype(np.float64)
-    theirs = linear.LogisticRegression(C=1.0, max_iter=1000, tol=1e-8).fit(inputs, labels.numpy())
-    assert probe.logits(features).softmax(1).numpy() == pytest.approx(theirs.predict_proba(inputs), abs=5e-3)
-
-
 def test_folds_are_even_and_keep_groups_together() -> None:
     labels = torch.arange(100) % 4
     fold = assign_folds(labels)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import dataclasses
 import numpy as np
 import pytest
 import torch
@@ -150,6 +151,17 @@ def test_no_mirrored_views_in_evaluation(unmirrored: Path, arrows: Path) -> None
             with pytest.raises(UsageError, match=f"--tta {views} mirrors photos.*use none, scales, crop5"):
                 evaluate(views)
     assert set(evaluate_run(unmirrored, views="auto").validation) == {"none", "scales", "crop5"}
+
+
+def test_what_training_did_not_measure_is_measured_before_mirrored_views(
+    arrows: Path, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    fit = dataclasses.replace(FIT, cached_views=1, augment="none")
+    result = recipe.train(make_config(fit, data=str(arrows), groups="none", mirror="auto"), tmp_path / "run")
+    assert load_classifier(result.folder)[1].mirror is True
+    with pytest.raises(UsageError, match="--tta flip mirrors photos.*use none, scales, crop5"):
+        evaluate_run(result.folder, views="flip")
+    assert "flip" not in evaluate_run(result.folder, views="auto").validation
 
 
 def test_the_report_shows_no_mirrored_photo(unmirrored: Path, arrows: Path) -> None:
