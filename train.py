@@ -10,7 +10,7 @@ the same command is `flowers-torch train`.
 
 import sys
 
-from flowers_torch.cli import guarded
+from flowers_torch.cli import guarded, program
 
 if __name__ == "__main__":
-    sys.exit(guarded("train", sys.argv[1:], prog="python train.py"))
+    program(lambda: guarded("train", sys.argv[1:], prog="python train.py"))

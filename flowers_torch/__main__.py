@@ -1,8 +1,6 @@
 """`python -m flowers_torch` is the `flowers-torch` program."""
 
-import sys
-
-from flowers_torch.cli import main
+from flowers_torch.cli import program
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import functools
+import gc
 import importlib
 import io
 import json
@@ -11,7 +12,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from flowers_torch import __version__
@@ -87,6 +88,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"flowers-torch {__version__}")
         return 0
     return guarded(arguments[0], arguments[1:])
+
+
+def program(command: Callable[[], int] = main) -> NoReturn:
+    """Runs a command as all that this process does, and exits with its code.
+
+    The default garbage collector walks the objects of torch, torchvision and timm again and again while they are
+    imported, and once more at the end, which takes two seconds.
+    """
+    gc.set_threshold(10_000)
+    code = command()
+    gc.freeze()
+    sys.exit(code)
 
 
 def guarded(name: str, arguments: list[str], prog: str | None = None) -> int:
@@ -176,4 +189,4 @@ def _fail(message: str, code: int, debug: bool, as_json: bool) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

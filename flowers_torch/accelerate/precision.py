@@ -45,6 +45,7 @@ def autotune(
     deadline = time.perf_counter() + TUNING_SECONDS
     rates: dict[Runtime, float] = {}
     remarks: list[str] = []
+    tuned = True
     with _random_batch(runtime, size, images_ahead) as batch:
         fp32 = dataclasses.replace(runtime, precision="fp32")
         expected: Tensor | None = None
@@ -52,9 +53,11 @@ def autotune(
             name = _name(candidate)
             if rates and not _is_worth_trying(candidate, len(batch), max(rates.values()), images_ahead):
                 remarks.append(f"too little work to try {name}")
+                tuned = False
                 continue
             if len(rates) > 1 and time.perf_counter() > deadline:
                 remarks.append(f"no time for {name}")
+                tuned = False
                 continue
             images = candidate.images(batch)
             if candidate != fp32:
@@ -70,7 +73,7 @@ def autotune(
             best = candidate
     figures = [f"{_name(candidate)} {rate:.1f} img/s" for candidate, rate in rates.items()]
     reason = f"fastest of {', '.join([*figures, *remarks])}"
-    return dataclasses.replace(best, reason=reason, fixed=True, rate=rates[best])
+    return dataclasses.replace(best, reason=reason, fixed=True, rate=rates[best], tuned=tuned)
 
 
 def _is_worth_trying(runtime: Runtime, batch_size: int, rate: float, images_ahead: float) -> bool:
@@ -84,7 +87,7 @@ def _timed(runtime: Runtime, model: nn.Module, size: int, backward: bool, images
     deadline = time.perf_counter() + ESTIMATE_SECONDS
     with _random_batch(runtime, size, images_ahead) as batch:
         rate = _rate(runtime, model, runtime.images(batch), backward, deadline, images_ahead)
-    return dataclasses.replace(runtime, reason=f"{runtime.reason}; {rate:.1f} img/s", rate=rate)
+    return dataclasses.replace(runtime, reason=f"{runtime.reason}; {rate:.1f} img/s", rate=rate, tuned=True)
 
 
 @contextlib.contextmanager

@@ -28,6 +28,7 @@ class Runtime:
     reason: str
     rate: float = 0.0  # images/s of the step that tuning has timed; 0: none
     fixed: bool = True  # False: tuning may still find a faster precision for the network at hand
+    tuned: bool = False  # no precision was left out for lack of time or work, so that this holds for longer runs too
 
     @property
     def dtype(self) -> torch.dtype:
