@@ -46,9 +46,11 @@ def _project(features: Tensor) -> Tensor:
 def _principal_components(features: Tensor) -> Tensor:
     """The first principal components with deterministic signs; at least two columns."""
     centered = (features - features.mean(0)).double()
-    axes = torch.linalg.svd(centered, full_matrices=False)[2][:COMPONENTS]
-    signs = axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()
-    points = centered @ (axes * signs).T
+    values, vectors = torch.linalg.eigh(centered @ centered.T)  # of images, which are fewer than features
+    values, vectors = values.flip(0)[:COMPONENTS].clamp(min=0), vectors.flip(1)[:, :COMPONENTS]
+    axes = vectors.T @ centered
+    signs = axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()[:, 0]
+    points = vectors * values.sqrt() * signs
     return F.pad(points, (0, max(0, 2 - points.shape[1])))
 
 

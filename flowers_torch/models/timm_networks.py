@@ -100,6 +100,8 @@ def input_options(name: str, size: int, usual: int, options: dict[str, Any]) -> 
     known = constructor_options(name)
     check_names(name, options, known)
     sizes = {option: options[option] for option in SIZE_OPTIONS if option in options}
+    if size == usual and not options:
+        return {}
     candidates: list[dict[str, Any]] = [{}]
     if "img_size" in known and not sizes:
         candidates = [{}, {"img_size": size}] if size == usual else [{"img_size": size}, {}]

@@ -35,7 +35,7 @@ from flowers_torch.files.threads import map_in_threads
 from flowers_torch.log import bar, log
 from flowers_torch.models.checkpoint import ModelInfo
 from flowers_torch.models.freeze import apply_rules, rules_for, set_train_mode
-from flowers_torch.models.heads import shared_copy
+from flowers_torch.models.heads import classifier_names, shared_copy
 from flowers_torch.models.split_model import SplitModel, example_inputs, split_model
 from flowers_torch.runs.loaders import Loaders
 
@@ -54,10 +54,16 @@ class FeatureCache:
         self.loaders, self.info, self.acceleration, self.max_bytes = loaders, info, acceleration, max_bytes
         self.runtime, self.distributed = loaders.runtime, loaders.distributed
         self._fused: tuple[str, nn.Module] | None = None  # hash of a backbone's weights, and its faster copy
+        self._split: tuple[object, SplitModel | None] = (None, None)  # what was split, and in what
+        self._digests: dict[int, str] = {}  # of images that were read, by index
 
     def split(self, model: nn.Module) -> SplitModel | None:
         """The network split in front of its head, or None where it does not compute the same in two parts."""
-        return split_model(model, self.info.preprocessing.size)
+        classifiers = [model.get_submodule(name) for name in classifier_names(model)]
+        what = [model, getattr(model, "feature_set", ""), *classifiers]
+        if self._split[0] != what:
+            self._split = what, split_model(model, self.info.preprocessing.size)
+        return self._split[1]
 
     def features(
         self,
@@ -178,16 +184,18 @@ class FeatureCache:
         return cache_folder() / "features" / f"{key}.safetensors"
 
     def _hash_images(self, indices: Sequence[int]) -> list[str]:
-        """A digest of the bytes of each image; each process reads its shard."""
-        if not indices:
-            return []
-        dataset, block = self.loaders.dataset, self.loaders.batch_size
-        own = bytearray()
-        for index in self.distributed.shard(indices, block):
-            with open_regular(dataset.root / dataset.paths[index]) as file:
-                own += hashlib.blake2b(file.read(), digest_size=16).digest()
-        digests = torch.frombuffer(own, dtype=torch.uint8).view(-1, 16)
-        return [bytes(row).hex() for row in self.distributed.gather(digests, len(indices), block).numpy()]
+        """A digest of the bytes of each image, which is read once; each process reads its shard."""
+        new = [index for index in indices if index not in self._digests]
+        if new:
+            dataset, block = self.loaders.dataset, self.loaders.batch_size
+            own = bytearray()
+            for index in self.distributed.shard(new, block):
+                with open_regular(dataset.root / dataset.paths[index]) as file:
+                    own += hashlib.blake2b(file.read(), digest_size=16).digest()
+            digests = torch.frombuffer(own, dtype=torch.uint8).view(-1, 16)
+            rows = self.distributed.gather(digests, len(new), block).numpy()
+            self._digests |= zip(new, (bytes(row).hex() for row in rows), strict=True)
+        return [self._digests[index] for index in indices]
 
     def _compute(
         self, split: SplitModel, weights: str, check: Check, view: int, augmentation: str, indices: Sequence[int]

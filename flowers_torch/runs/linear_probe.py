@@ -12,6 +12,7 @@ from flowers_torch.data.loading.gpu_cache import CachedFeatureBatches
 from flowers_torch.errors import UsageError
 from flowers_torch.evaluation.metrics import describe_epoch, fit_temperature, score
 from flowers_torch.evaluation.predictions import collect
+from flowers_torch.files.threads import map_in_threads
 from flowers_torch.log import log
 from flowers_torch.models.feature_sets import offered_sets, set_features
 from flowers_torch.models.heads import set_head
@@ -114,14 +115,19 @@ def _fit(
     options = (None if weights is None else weights.cpu(), train.label_smoothing)
     probes: dict[str, LinearProbe] = {}  # of the main process
 
+    def fit_set(name: str) -> tuple[LinearProbe, float, float]:
+        seen, held_out = features.of(name)
+        pairs = (seen, labels), (held_out, validation.labels)
+        probe, penalty = fit_linear_probe(*pairs, len(dataset.classes), *options)
+        logits = probe.logits(held_out)
+        loss = score(logits / fit_temperature(logits, validation.labels), validation.labels).loss
+        return probe, penalty, loss
+
     def fit() -> tuple[str, float, float, float]:
         losses, penalties = {}, {}
-        for name in features.offered:
-            seen, held_out = features.of(name)
-            pairs = (seen, labels), (held_out, validation.labels)
-            probes[name], penalties[name] = fit_linear_probe(*pairs, len(dataset.classes), *options)
-            logits = probes[name].logits(held_out)
-            losses[name] = score(logits / fit_temperature(logits, validation.labels), validation.labels).loss
+        threads = min(len(features.offered), torch.get_num_threads())
+        for name, found in zip(features.offered, map_in_threads(fit_set, features.offered, threads), strict=True):
+            probes[name], penalties[name], losses[name] = found
         chosen = min(losses, key=lambda name: losses[name])
         if len(losses) > 1:
             log.info(f"features {describe_choice('validation', chosen, losses)}")

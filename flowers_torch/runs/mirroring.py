@@ -33,7 +33,7 @@ def choose_mirror(
     Args:
         cache: Features in front of the head, which mean something if the network has pretrained weights.
         model: Its parameters and modes are set again by each stage.
-        used: Whether anything mirrors images; without it nothing is measured, and the answer is yes.
+        used: Whether anything mirrors images; without it nothing is measured, and mirrors are allowed.
     """
     if config.mirror != "auto":
         return config.mirror == "yes"

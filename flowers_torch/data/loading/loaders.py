@@ -70,7 +70,8 @@ class TransformedImages(Dataset[Item]):
         """A batch, as torch's loader requests it. Images are decoded and resized outside of Python's lock."""
         if self.random or self.threads == 1:
             return [self[key] for key in keys]
-        with ThreadPoolExecutor(self.threads) as pool:
+        # A new thread of Python would use all cores for each operation of torch.
+        with ThreadPoolExecutor(self.threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             return list(pool.map(self.__getitem__, keys))
 
     def _read(self, key: Key) -> tuple[Tensor, float]:
