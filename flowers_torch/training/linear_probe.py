@@ -13,7 +13,9 @@ STEPS = 100  # of L-BFGS, at most; it converges in 15 to 40
 TOLERANCES = {"tolerance_grad": 1e-6, "tolerance_change": 1e-7}  # below which L-BFGS ends
 L2_GRID = (1000.0, 300.0, 100.0, 30.0, 10.0, 3.0, 1.0, 0.3, 0.1)  # strongest first
 FIRST = 100.0  # the penalty that is tried first
-SMALL = 1e-5  # of the mean curvature, which keeps the Cholesky factor of features that depend on each other exact
+SMALL = 1e-7  # of the sum of the diagonal, which is added to it: rounding in float32 is of this order
+ROWS = 4096  # that are centered at a time
+TRIES = 6  # with ten times the last addition each; only features that are not finite need more
 ONE_CORE_VALUES = 1 << 23  # of features (N, D), up to which one core is faster than several together
 
 
@@ -103,9 +105,9 @@ class _Fits:
         with cores_for_torch(self.cores):
             self.span = _Span(features) if images < width else None
             self.inputs = self.span.coordinates if self.span else features
-            self.center = self.inputs.mean(0)
             # Large features are centered and scaled by way of the weights, without a copy.
-            products = self.inputs.T @ self.inputs - images * self.center.outer(self.center)
+            self.center = self.inputs.mean(0)
+            products = sum(part.T @ part for part in (rows - self.center for rows in self.inputs.split(ROWS)))
             # One scale for all features, so that small features stay small.
             self.scale = (products.trace() / (images * width)).sqrt().clamp(min=1e-12)
             self.covariance = products / (images * self.scale**2)
@@ -144,8 +146,8 @@ class _Fits:
         """Cholesky factor (R, R), and its inverse, of the mean curvature of the loss over the classes."""
         share = F.linear(self.inputs, *self._layer(self.weight, self.bias)).softmax(1)
         curvature = (share * (1 - share)).mean() * self.covariance
-        curvature.diagonal().add_(penalty + SMALL * curvature.trace() / len(curvature))
-        root = torch.linalg.cholesky(curvature)
+        curvature.diagonal().add_(penalty)
+        root = _cholesky(curvature, SMALL * float(curvature.trace()))
         return root, torch.linalg.solve_triangular(root, torch.eye(len(root)), upper=False)
 
 
@@ -159,8 +161,7 @@ class _Span:
         self.center = features.mean(0)
         self.centered = features - self.center
         products = (self.centered @ self.centered.T).double()
-        products.diagonal().add_(1e-8 * products.trace() + 1e-30)  # images may be equal, and float32 is rounded
-        self.root = torch.linalg.cholesky(products)
+        self.root = _cholesky(products, SMALL * float(products.trace()) + 1e-30)  # 0 where all images are equal
         self.coordinates = self.root.float()  # (N, N), whose inner products are those of the centered images
 
     def layer(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -168,3 +169,14 @@ class _Span:
         of_images = torch.linalg.solve_triangular(self.root.T, weight.T.double(), upper=True).float()
         weight = of_images.T @ self.centered
         return weight, bias - weight @ self.center
+
+
+def _cholesky(matrix: Tensor, ridge: float) -> Tensor:
+    """The Cholesky factor of a matrix that is positive definite but for rounding."""
+    for _ in range(TRIES):
+        matrix.diagonal().add_(ridge)
+        root, failed = torch.linalg.cholesky_ex(matrix)
+        if not failed:
+            break
+        ridge *= 10
+    return root
