@@ -89,15 +89,19 @@ class FeatureCache:
         if 4 * max(width * views, split.width) * len(indices) > limit:
             return None
         weights = _hash_backbone(split)
-        compute = functools.partial(self._compute, split, weights, check)
         found = []
         for view in range(views):
+
+            def compute(wanted: Sequence[int], view: int = view) -> Tensor:
+                batches = self.loaders.in_order(wanted, augmentation, once=views == 1)
+                batches.order.epoch = view
+                return self._compute(split, weights, batches, check)
+
             shown = _fixed_view(augmentation, view)
-            if shown:
-                file = self._file(weights, shown), split.width
-                features = self._cached(file, indices, functools.partial(compute, view, augmentation))
-            else:  # only an identical run could use a random view again
-                features = compute(view, augmentation, indices)
+            # Only an identical run could use a random view again.
+            features = (
+                self._cached((self._file(weights, shown), split.width), indices, compute) if shown else compute(indices)
+            )
             found.append(features if every else split.select(features))
         return torch.cat(found)
 
@@ -197,22 +201,19 @@ class FeatureCache:
             self._digests |= zip(new, (bytes(row).hex() for row in rows), strict=True)
         return [self._digests[index] for index in indices]
 
-    def _compute(
-        self, split: SplitModel, weights: str, check: Check, view: int, augmentation: str, indices: Sequence[int]
-    ) -> Tensor:
-        """The features (N, D) of a view of images, from all processes."""
-        batches = self.loaders.in_order(indices, augmentation)
+    def _compute(self, split: SplitModel, weights: str, batches: TrainingBatches, check: Check) -> Tensor:
+        """The features (N, D) of images, from all processes."""
+        images, size = len(batches.labels), self.loaders.batch_size
         if self.distributed.size > 1:
-            mine, all_batches = len(batches), -(-len(indices) // self.loaders.batch_size)
-            shard = f"{mine} of {all_batches} batches in each of {self.distributed.size} processes"
-            log.info(f"features of {plural(indices, 'photo')}: {shard}")
-        own = torch.cat(list(self._run_backbone(split, weights, batches, view, check)))
-        return self.distributed.gather(own, len(indices), self.loaders.batch_size)
+            shard = f"{len(batches)} of {-(-images // size)} batches in each of {self.distributed.size} processes"
+            log.info(f"features of {plural(images, 'photo')}: {shard}")
+        own = torch.cat(list(self._run_backbone(split, weights, batches, check)))
+        return self.distributed.gather(own, images, size)
 
     def _run_backbone(
-        self, split: SplitModel, weights: str, batches: TrainingBatches, view: int, check: Check
+        self, split: SplitModel, weights: str, batches: TrainingBatches, check: Check
     ) -> Iterator[Tensor]:
-        """Runs the backbone over this process's batches of a view; what it yields may be read when it has ended."""
+        """Runs the backbone over this process's batches; what it yields may be read when it has ended."""
         split.model.eval()
         runtime, network = self.runtime, self._fast_backbone(split, weights)
         threads = self.acceleration.threads(runtime)
@@ -236,8 +237,7 @@ class FeatureCache:
             finally:
                 networks.put(own)
 
-        batches.order.epoch = view
-        with bar(f"view {view + 1}", len(batches.labels)) as meter:
+        with bar(f"view {batches.order.epoch + 1}", len(batches.labels)) as meter:
             computed = map_in_threads(compute, chunks(), threads, ahead=2)
             for first in computed:
                 outputs = torch.cat([first, *itertools.islice(computed, counts.popleft() - 1)])

@@ -33,9 +33,12 @@ class Loaders:
         """Augmented batches in random order; each process gets its shard of every batch."""
         return self._batches(indices, augmentation, shuffle=True, mixup=mixup)
 
-    def in_order(self, indices: Sequence[int], augmentation: str = "none") -> TrainingBatches:
-        """Batches in the order of the indices, those of one process; each of several gets every so many of them."""
-        return self._batches(indices, augmentation, shuffle=False)
+    def in_order(self, indices: Sequence[int], augmentation: str = "none", once: bool = False) -> TrainingBatches:
+        """Batches in the order of the indices, those of one process; each of several gets every so many of them.
+
+        Images that are shown `once` are not kept in memory.
+        """
+        return self._batches(indices, augmentation, shuffle=False, once=once)
 
     def unsharded(self) -> "Loaders":
         """Loaders of this process alone, with the same image cache."""
@@ -55,11 +58,14 @@ class Loaders:
         images.value_range = inputs.value_range
         return images
 
-    def _batches(self, indices: Sequence[int], augmentation: str, shuffle: bool, mixup: float = 0.0) -> TrainingBatches:
+    def _batches(
+        self, indices: Sequence[int], augmentation: str, shuffle: bool, mixup: float = 0.0, once: bool = False
+    ) -> TrainingBatches:
         inputs, images, augment = self.inputs, self.images(indices, augmentation), None
         if augmentation in BATCH_AUGMENTATIONS:
             augment = batch_augmentation(augmentation, inputs.size, inputs.crop, self.mirror)
-            cached = self.cache.images(resized_side(augmentation, inputs.size), augmentation in AS_PREDICTED)
+            side = resized_side(augmentation, inputs.size)
+            cached = None if once else self.cache.images(side, augmentation in AS_PREDICTED)
             images.cache = cached and cached.subset(indices)
         shard = (self.distributed.rank, self.distributed.size)
         loader, order = make_loader(images, self.batch_size, shuffle, shard=shard, **self.settings)

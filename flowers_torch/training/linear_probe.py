@@ -99,7 +99,7 @@ class _Fits:
     def __init__(
         self, features: Tensor, labels: Tensor, classes: int, class_weights: Tensor | None, label_smoothing: float
     ) -> None:
-        self.labels, self.options = labels, {"weight": class_weights, "label_smoothing": label_smoothing}
+        self.labels, self.class_weights, self.label_smoothing = labels, class_weights, label_smoothing
         self.cores = 1 if features.numel() <= ONE_CORE_VALUES else torch.get_num_threads()
         images, width = features.shape
         with cores_for_torch(self.cores):
@@ -134,7 +134,8 @@ class _Fits:
         def closure() -> Tensor:
             optimizer.zero_grad()
             weight = steep @ inverse
-            loss = F.cross_entropy(F.linear(self.inputs, *self._layer(weight, bias)), self.labels, **self.options)
+            logits = F.linear(self.inputs, *self._layer(weight, bias))
+            loss = F.cross_entropy(logits, self.labels, self.class_weights, label_smoothing=self.label_smoothing)
             loss = loss + penalty / 2 * weight.square().sum()
             loss.backward()
             return loss

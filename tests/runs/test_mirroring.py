@@ -1,9 +1,9 @@
 """Runs on classes that a mirror exchanges: what is decided, said and stored, and that nothing is mirrored then."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
-import dataclasses
 import numpy as np
 import pytest
 import torch
