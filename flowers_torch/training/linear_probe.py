@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,7 @@ from torch import Tensor
 from flowers_torch.files.threads import cores_for_torch
 
 STEPS = 100  # of L-BFGS, at most; it converges in 15 to 40
-TOLERANCES = {"tolerance_grad": 1e-6, "tolerance_change": 1e-7}  # below which L-BFGS ends
+LEAST_GRADIENT, LEAST_CHANGE = 1e-6, 1e-7  # below which L-BFGS ends
 L2_GRID = (1000.0, 300.0, 100.0, 30.0, 10.0, 3.0, 1.0, 0.3, 0.1)  # strongest first
 FIRST = 100.0  # the penalty that is tried first
 SMALL = 1e-7  # of the sum of the diagonal, which is added to it: rounding in float32 is of this order
@@ -129,7 +130,12 @@ class _Fits:
         """L-BFGS in coordinates in which the loss is about equally curved in all directions."""
         root, inverse = self._curvature_root(penalty)
         steep, bias = (self.weight @ root).requires_grad_(), self.bias.clone().requires_grad_()
-        optimizer = torch.optim.LBFGS([steep, bias], max_iter=STEPS, line_search_fn="strong_wolfe", **TOLERANCES)
+        ends: dict[str, Any] = {
+            "max_iter": STEPS,
+            "tolerance_grad": LEAST_GRADIENT,
+            "tolerance_change": LEAST_CHANGE,
+        }
+        optimizer = torch.optim.LBFGS([steep, bias], line_search_fn="strong_wolfe", **ends)
 
         def closure() -> Tensor:
             optimizer.zero_grad()
