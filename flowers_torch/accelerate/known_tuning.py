@@ -1,5 +1,6 @@
 """What tuning found about a network on this machine, kept in the cache folder for later runs."""
 
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -41,7 +42,12 @@ def recall_tuning(runtime: Runtime, model: nn.Module, *how: Any) -> Runtime | No
 def remember_tuning(runtime: Runtime, model: nn.Module, *how: Any, found: Runtime) -> None:
     """Keeps what tuning has `found`; the other arguments are those of `recall_tuning`."""
     values = {"precision": found.precision, "rate": found.rate, "measured": time.time()}
-    remember(_file(runtime, model, how), values)
+    path = _file(runtime, model, how)
+    remember(path, values)
+    with contextlib.suppress(OSError):  # networks with random weights leave many files
+        for file in path.parent.iterdir():
+            if time.time() - file.stat().st_mtime > MAX_AGE_SECONDS:
+                file.unlink()
 
 
 def _file(runtime: Runtime, model: nn.Module, how: Sequence[Any]) -> Path:
@@ -53,7 +59,7 @@ def _file(runtime: Runtime, model: nn.Module, how: Sequence[Any]) -> Path:
     what = (FORMAT, torch.__version__, machine, runtime.precision, runtime.fixed, modes, how)
     digest = hashlib.blake2b(repr(what).encode(), digest_size=16)
     heads = tuple(f"{name}." for name in classifier_names(model))
-    for name, value in model.named_parameters():
+    for name, value in model.state_dict(keep_vars=True).items():
         digest.update(f"{name} {tuple(value.shape)} {value.requires_grad}".encode())
         if not name.startswith(heads):
             digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)

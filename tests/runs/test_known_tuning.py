@@ -1,6 +1,7 @@
 """What tuning found is used by the next run of the same network on the same machine, and by no other."""
 
 import dataclasses
+import os
 import subprocess
 import sys
 import time
@@ -57,6 +58,10 @@ def weights(model: nn.Module) -> None:
     next(model.parameters()).data[0] += 1
 
 
+def statistics(model: nn.Module) -> None:
+    next(model.buffers()).data[0] += 1
+
+
 def frozen(model: nn.Module) -> None:
     next(model.parameters()).requires_grad_(False)
 
@@ -65,7 +70,7 @@ def modes(model: nn.Module) -> None:
     model.eval()
 
 
-@pytest.mark.parametrize("change", [weights, frozen, modes])
+@pytest.mark.parametrize("change", [weights, statistics, frozen, modes])
 def test_another_network_is_tuned(change: Callable[[nn.Module], None]) -> None:
     model = network().train()
     remember_tuning(START, model, 32, found=FOUND)
@@ -97,6 +102,14 @@ def test_old_times_are_forgotten(seconds: float, monkeypatch: pytest.MonkeyPatch
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now + seconds)
     assert recall_tuning(START, network(), 32) is None
+
+
+def test_old_files_are_removed(cache: Path) -> None:
+    remember_tuning(START, network(), 32, found=FOUND)
+    (old,) = cache.iterdir()
+    os.utime(old, (0, 0))
+    remember_tuning(START, network(), 64, found=FOUND)
+    assert not old.exists() and len(list(cache.iterdir())) == 1
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"\xff" * 100, b'{"precision": "fp8", "rate": 1.0, "measured": 1.0}'])
