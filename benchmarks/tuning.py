@@ -21,7 +21,7 @@ from flowers_torch.training.device import choose_runtime
 
 # What trains, pixels, batch norm, and images ahead; the first two are Flowers-17 in the default stages.
 RUNS = {
-    "head only, EfficientNet-Lite0": ("tf_efficientnet_lite0", "head", 224, "trained", 2 * 816 + 2 * 272),
+    "head only, EfficientNet-Lite0": ("tf_efficientnet_lite0", "head", 224, "trained", 816 + 2 * 272),
     "two stages, EfficientNet-Lite0": ("tf_efficientnet_lite0", "all", 224, "trained", 7 * 816 + 7 * 272),
     "the demo, InceptionV3": ("inception_v3", "all", 75, "trained", 8 * (540 + 180) + 180),
 }
