@@ -4,7 +4,8 @@
     python benchmarks/mirror.py --photos 60 --data 17flowers.tgz
 
 Classes have neutral names, so only the measurement decides. The test accuracies are those of a fitted head on each
-photo and its mirror image, and on the photo alone. Seconds are those of the test alone, on features that are not in the cache.
+photo and its mirror image, and on the photo alone. Seconds are those of the test alone, on features that are not in the
+cache.
 """
 
 import argparse
