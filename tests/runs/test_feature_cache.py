@@ -157,6 +157,36 @@ def test_features_are_the_inputs_of_the_classifier_and_the_same_when_read(make_c
     assert torch.equal(again.features.of_frozen(model, indices), features)
 
 
+def test_images_of_a_single_view_are_not_kept_in_memory(make_config: MakeConfig) -> None:
+    for views, kept in ((1, []), (2, [(True, 32)])):
+        experiment, model = Experiment.new(make_config(head(), size=32, mirror="yes"))
+        cache = experiment.features
+        split = cache.split(model)
+        assert split is not None
+        cache.features(split, experiment.splits["train"], "mirror", views)
+        assert list(experiment.loaders.cache.arrays) == kept
+
+
+def test_a_network_is_split_again_only_for_another_head(make_config: MakeConfig) -> None:
+    experiment, model = Experiment.new(make_config(head()))
+    cache = experiment.features
+    first = cache.split(model)
+    assert first is not None and cache.split(model) is first
+    model.reset_classifier(5)  # type: ignore[operator]
+    second = cache.split(model)
+    assert second is not None and second is not first
+    assert second.head_of(model)(torch.zeros(2, second.width)).shape == (2, 5)
+
+
+def test_an_image_is_read_once_for_its_digest(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment, _ = Experiment.new(make_config(head()))
+    opened: list[Path] = []
+    real = feature_cache.open_regular
+    monkeypatch.setattr(feature_cache, "open_regular", lambda path: (opened.append(path), real(path))[1])
+    first, second = experiment.features._hash_images([3, 1]), experiment.features._hash_images([1, 2, 3])
+    assert second == [first[1], second[1], first[0]] and len(set(second)) == 3 and len(opened) == 3
+
+
 def test_only_views_without_randomness_are_cached_on_disk(make_config: MakeConfig, tmp_path: Path) -> None:
     """Files that nobody used for long are removed."""
     features = tmp_path / "cache" / "features"

@@ -66,6 +66,19 @@ def test_threads_read_in_parallel_and_change_nothing(files, monkeypatch, tmp_pat
         resized([*files[:3], tmp_path / "gone.png"], 2)
 
 
+def test_a_reading_thread_uses_one_core(files):
+    """A new thread of Python would use all of them for each operation of torch."""
+    dataset, cores = TransformedImages(files, [0] * len(files), None, seed=5, random=False), []
+    dataset.transform = lambda image: (cores.append(torch.get_num_threads()), torch.zeros(3, 8, 8))[1]
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        list(make_loader(dataset, 4, shuffle=False, threads=2)[0])
+    finally:
+        torch.set_num_threads(before)
+    assert set(cores) == {1}
+
+
 @pytest.mark.parametrize("augmentation", ["rand", "trivial"])
 def test_the_batches_of_a_resumed_epoch_are_the_rest(files, augmentation):
     whole, rest = batches(files, augmentation=augmentation), batches(files, augmentation=augmentation, skip=2)
