@@ -98,7 +98,7 @@ def run(config: Config, number: int, keep: Path | None, views: bool, sizes: tupl
     folder = Path(tempfile.mkdtemp(prefix="contest-", dir=keep))
     result = recipe.train(config, folder, overwrite=True, splits=splits)
     seconds = time.monotonic() - started
-    row = {"correct": result.test.correct, "photos": result.test.images, "seconds": round(seconds, 1)}
+    row = {"correct": result.test.correct, "images": result.test.images, "seconds": round(seconds, 1)}
     if views:
         flowers_torch(["evaluate", str(folder), "--tta", "flip", "--out", str(folder / "views")])
         found = json.loads((folder / "views" / "metrics.json").read_text())

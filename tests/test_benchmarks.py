@@ -204,6 +204,37 @@ def test_capped_copies_of_data_sets(
             assert min(photo.size) <= 24
 
 
+RECIPE = """
+arch = "lenet5"
+size = 16
+batch_size = 10
+
+[[stages]]
+name = "scratch"
+epochs = 1
+train = "all"
+"""
+
+
+def test_a_contest_prints_what_its_runs_recorded(
+    processes: ModuleType, photo_folder: Path, tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    import flowers17_contest  # type: ignore[import-not-found]
+
+    monkeypatch.setattr(flowers17_contest, "SIZES", (30, 15, 15))
+    monkeypatch.setenv("FLOWERS_TORCH_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "small.toml").write_text(RECIPE)
+    command = ["contest", str(photo_folder), "--recipe", str(tmp_path / "small.toml"), "--weights", "none"]
+    command += ["--splits", "1", "--seeds", "2", "--results", str(tmp_path / "results.jsonl")]
+    monkeypatch.setattr(sys, "argv", command)
+    flowers17_contest.main()
+    rows = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    assert [row["images"] for row in rows] == [15, 15]
+    mean = sum(row["correct"] for row in rows) / 30
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert f"correct: mean {mean:.4f}, deviation " in line and line.endswith(", 2 runs")
+
+
 def test_recipes_are_compared_photo_by_photo(processes: ModuleType, tmp_path: Path, capsys: Any) -> None:
     import recipes  # type: ignore[import-not-found]
 
