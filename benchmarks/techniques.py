@@ -19,7 +19,6 @@ from typing import Any
 from processes import gib, info, run_training, spread
 
 from flowers_torch.accelerate import AUTO
-from flowers_torch.training.device import cpu_computes_bf16
 
 KINDS = {"head only": ["--head-only"], "fine-tuning": ["--epochs", "1,2"]}
 AGAIN = "again, features known"  # with the cache of the run before
@@ -35,31 +34,21 @@ BOTH = {
     "as it is": [],
     "no acceleration": ["--set", "accelerate=off"],
     "no fusion": without("fusion"),
+    "no threads": without("threads"),
     "memory given back": without("allocator"),
     "fp32": without("precision"),
-    "two workers that decode": ["--workers", "2"],
 }
-ADAMW = ["--set", "stages.head.optimizer=adamw", "--set", "stages.head.lr=3e-3"]
 VARIANTS: dict[str, dict[str, list[str]]] = {
     "head only": {
         "as it is": [],
         AGAIN: [],
         **BOTH,
         "the mirror image too": ["--set", "stages.head.cached_views=2", "--set", "stages.head.augment=mirror"],
-        "AdamW for L-BFGS, 8 epochs": [*ADAMW, "--set", "stages.head.epochs=8"],
-        "AdamW, 2 epochs, nothing cached": [
-            *ADAMW,
-            *("--set", "stages.head.epochs=2", "--set", "stages.head.cached_views=0"),
-        ],
     },
     "fine-tuning": {
         **BOTH,
         "no fused step": without("fused_step"),
         "no fast depthwise gradients": without("depthwise"),
-        "bf16": ["--precision", "bf16"],
-        "AdamW for L-BFGS, nothing cached": [*ADAMW, "--set", "stages.head.cached_views=0"],
-        "all blocks trained": ["--set", "stages.finetune.train=all"],
-        "batch norm follows the photos": ["--set", "stages.finetune.batch_norm=trained"],
     },
 }
 
@@ -79,8 +68,7 @@ def main() -> None:
     args = parser.parse_args()
     runs: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     kinds = {kind: KINDS[kind] for kind in args.runs.split(";")}
-    emulated = set() if cpu_computes_bf16() else {"bf16"}  # a variant that would take many times as long
-    names = {name for kind in kinds for name in VARIANTS[kind]} - emulated
+        names = {name for kind in kinds for name in VARIANTS[kind]}
     wanted = {"as it is", *args.only.split(";")} if args.only else names
     if unknown := wanted - names:
         parser.error(f"no variant {', '.join(unknown)}; there are {'; '.join(sorted(names))}")

@@ -116,7 +116,7 @@ COMMANDS = {
     ],
     "techniques": [
         *("--size", "32", "--weights", "none", "--runs", "head only"),
-        *("--only", "again, features known;no fusion;no acceleration;AdamW, 2 epochs, nothing cached"),
+        *("--only", "again, features known;no fusion;no acceleration;the mirror image too"),
     ],
 }
 
