@@ -68,7 +68,7 @@ def main() -> None:
     args = parser.parse_args()
     runs: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     kinds = {kind: KINDS[kind] for kind in args.runs.split(";")}
-        names = {name for kind in kinds for name in VARIANTS[kind]}
+    names = {name for kind in kinds for name in VARIANTS[kind]}
     wanted = {"as it is", *args.only.split(";")} if args.only else names
     if unknown := wanted - names:
         parser.error(f"no variant {', '.join(unknown)}; there are {'; '.join(sorted(names))}")
