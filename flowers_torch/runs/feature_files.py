@@ -44,7 +44,7 @@ class FeatureFiles:
             while hashes:
                 path, known, there = self._with_room()
                 room = self.rows - len(known)
-                joined = torch.cat([there, features[:room]]) if known else features[:room]
+                joined = torch.cat([there, features[:room]])
                 safe_save({"features": joined}, path, {"images": [*known, *hashes[:room]]})
                 hashes, features = hashes[room:], features[room:]
             prune(self.folder)
@@ -59,7 +59,7 @@ class FeatureFiles:
             if len(known) < self.rows:
                 return paths[-1], known, features
         number = int(paths[-1].name.split(".")[1]) + 1 if paths else 0
-        return self.folder / f"{self.key}.{number:04}.safetensors", [], torch.empty(0)
+        return self.folder / f"{self.key}.{number:04}.safetensors", [], torch.empty(0, self.width)
 
     def _paths(self) -> list[Path]:
         return sorted(self.folder.glob(f"{self.key}.[0-9][0-9][0-9][0-9].safetensors"))
@@ -72,9 +72,9 @@ class FeatureFiles:
                 known, features = check(metadata, {"images": [str]})["images"], tensors["features"]
                 fits = features.shape == (len(known), self.width) and features.dtype == torch.float32
                 if not (fits and bool(features.isfinite().all())):  # guard: S10 features
-                    return [], torch.empty(0)
+                    return [], torch.empty(0, self.width)
         except FlowersError:
-            return [], torch.empty(0)
+            return [], torch.empty(0, self.width)
         with contextlib.suppress(OSError):
             os.utime(path)  # pruning goes by the last use
         return known, features
