@@ -48,9 +48,9 @@ class FeatureCache:
     def __init__(self, loaders: Loaders, info: ModelInfo, acceleration: Acceleration, max_bytes: int) -> None:
         self.loaders, self.info, self.acceleration, self.max_bytes = loaders, info, acceleration, max_bytes
         self.runtime, self.distributed = loaders.runtime, loaders.distributed
+        self._fused: tuple[str, nn.Module] | None = None  # hash of a backbone's weights, and its faster copy
         self._split: tuple[object, SplitModel | None] = (None, None)  # what was split, and in what
         self._digests: dict[int, str] = {}  # of images that were read, by index
-        self._fused: tuple[str, nn.Module] | None = None  # hash of a backbone's weights, and its faster copy
 
     def split(self, model: nn.Module) -> SplitModel | None:
         """The network split in front of its head, or None where it does not compute the same in two parts."""

@@ -18,6 +18,7 @@ from flowers_torch.files.tensors import safe_load, safe_save
 from flowers_torch.log import log
 
 PART_BYTES = 32 * 2**20  # of features in a file
+FULL = 7 / 8  # of a part, from which on it is not written again
 MAX_FILES_BYTES = 2 * 2**30  # of all files together
 MAX_AGE_SECONDS = 90 * 24 * 3600  # since a file was last used
 
@@ -39,7 +40,7 @@ class FeatureFiles:
             yield self._read(path)
 
     def add(self, hashes: Sequence[str], features: Tensor) -> None:
-        """Appends rows to the parts that have room, and to new ones. A full disk is a note in the log."""
+        """Appends rows to the last part and to new ones. A full disk is a note in the log."""
         try:
             while hashes:
                 path, known, there = self._with_room()
@@ -48,16 +49,14 @@ class FeatureFiles:
                 safe_save({"features": joined}, path, {"images": [*known, *hashes[:room]]})
                 hashes, features = hashes[room:], features[room:]
             prune(self.folder)
-        except ResourceError as error:  # the cache saves time; it never ends a run
+        except (ResourceError, OSError) as error:  # the cache saves time; it never ends a run
             log.info(f"note     features are not cached on disk: {error}")
 
     def _with_room(self) -> tuple[Path, list[str], Tensor]:
-        """The last part with its content, where that is not full or is damaged; else the path of a new one."""
+        """The last part with its content, where it has room; else the path of a new one."""
         paths = self._paths()
-        if paths:
-            known, features = self._read(paths[-1])
-            if len(known) < self.rows:
-                return paths[-1], known, features
+        if paths and paths[-1].stat().st_size < FULL * 4 * self.rows * self.width:
+            return paths[-1], *self._read(paths[-1])
         number = int(paths[-1].name.split(".")[1]) + 1 if paths else 0
         return self.folder / f"{self.key}.{number:04}.safetensors", [], torch.empty(0, self.width)
 

@@ -14,13 +14,13 @@ from flowers_torch.runs import feature_files
 from flowers_torch.runs.experiment import Experiment
 from flowers_torch.runs.feature_files import FeatureFiles
 
-WIDTH = 4
+WIDTH = 1024
 
 
 @pytest.fixture
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FeatureFiles:
     """With room for three images in a part."""
-    monkeypatch.setattr(feature_files, "PART_BYTES", 3 * 4 * WIDTH + 1)
+    monkeypatch.setattr(feature_files, "PART_BYTES", 3 * 4 * WIDTH)
     return FeatureFiles(tmp_path, "key", WIDTH)
 
 
