@@ -59,7 +59,7 @@ def main() -> None:
         for count in args.photos:
             photos = folder / f"photos-{count}"
             if not photos.is_dir():
-                write_photos(args, count, photos)
+                write_images(args, count, photos)
             for program in args.programs.split(";"):
                 row = measure(args, program, count, folder)
                 how = {"program": program, "photos": count, "arch": args.arch, "size": args.size}
@@ -68,7 +68,7 @@ def main() -> None:
     sys.exit(0 if table(args) else 1)
 
 
-def write_photos(args: argparse.Namespace, count: int, folder: Path) -> None:
+def write_images(args: argparse.Namespace, count: int, folder: Path) -> None:
     """Writes so many cut-outs, in a folder a class, as many of each photo as of the others."""
     known = open_dataset(args.data)
     draw = random.Random(0)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from flowers_torch import accelerate
 from flowers_torch.cli import COMMANDS, GROUPS, guarded, main
-from flowers_torch.commands.predict import FEW_PHOTOS
+from flowers_torch.commands.predict import FEW_IMAGES
 from flowers_torch.commands.train import minutes
 from flowers_torch.data.preprocessing import Preprocessing
 from flowers_torch.deploy import inputs as inputs_module
@@ -260,7 +260,7 @@ def test_a_network_is_made_faster_only_for_many_photos(
         return made[-1]
 
     monkeypatch.setattr(accelerate, "fused_view", fused_view)
-    photos, found = sorted(map(str, photo_folder.glob("*/*.png")))[: FEW_PHOTOS + 1], []
+    photos, found = sorted(map(str, photo_folder.glob("*/*.png")))[: FEW_IMAGES + 1], []
     for some, times in ((photos[:-1], 0), (photos, 1)):
         assert main(["predict", model_file, *some, "--json"]) == 0 and len(made) == times
         found.append(json.loads(capsys.readouterr().out))

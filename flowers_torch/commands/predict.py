@@ -30,7 +30,7 @@ EXAMPLES = """examples:
   flowers-torch predict latest holiday/ --max-error 2% --sort-into sorted/
   flowers-torch predict model.safetensors https://example.org/rose.jpg --json
 """
-FEW_PHOTOS = 8  # up to which a faster form of the network takes longer to make than it saves
+FEW_IMAGES = 8  # up to which a faster form of the network takes longer to make than it saves
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -77,7 +77,7 @@ def _predict(args: argparse.Namespace, distributed: "Distributed") -> int:
     photos = find_inputs(args.photos)
     if args.sort_into:
         check_folder(args.sort_into, [photo for photo in photos if isinstance(photo, Path)])
-    path, acceleration = find_run(args.run), OFF if len(photos) <= FEW_PHOTOS else AUTO
+    path, acceleration = find_run(args.run), OFF if len(photos) <= FEW_IMAGES else AUTO
     runtime = choose_runtime(distributed.device(args.device), args.precision)
     classifier = Classifier(Predictor.load(path, runtime, acceleration), path)
     keep_memory(classifier.predictor.runtime)

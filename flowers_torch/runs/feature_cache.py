@@ -31,7 +31,7 @@ from flowers_torch.models.checkpoint import ModelInfo
 from flowers_torch.models.freeze import apply_rules, rules_for, set_train_mode
 from flowers_torch.models.heads import classifier_names, shared_copy
 from flowers_torch.models.split_model import SplitModel, example_inputs, split_model
-from flowers_torch.runs.feature_files import FeatureFiles, rows_of_part
+from flowers_torch.runs.feature_files import FeatureFiles, rows_of_shard
 from flowers_torch.runs.loaders import Loaders
 
 FORMAT = 5  # of the files; raised whenever the same image would give other features
@@ -106,7 +106,7 @@ class FeatureCache:
     def _cached(self, files: FeatureFiles, indices: Sequence[int], compute: Compute, found: Tensor, keep: Keep) -> None:
         """Fills the rows of `found` for images from files; those that they lack are computed and added.
 
-        Beside `found` one part of the files is in memory.
+        Beside `found` one shard of the files is in memory.
         """
         hashes, place = self._hash_images(indices), dict[str, int]()
         first = [place.setdefault(code, row) for row, code in enumerate(hashes)]  # of images with the same bytes
@@ -117,7 +117,7 @@ class FeatureCache:
             found[[place[codes[row]] for row in wanted]] = keep(features[wanted])
 
         if self.distributed.is_main:
-            for codes, features in files.parts():
+            for codes, features in files.shards():
                 fill(codes, features)
                 for code in codes:
                     missing.pop(code, None)
@@ -208,12 +208,12 @@ class FeatureCache:
         return [self._digests[index] for index in indices]
 
     def _compute(self, split: SplitModel, weights: str, batches: TrainingBatches, check: Check) -> Iterator[Tensor]:
-        """The features (N, D) of images, from all processes, in blocks that about fill a part of the files."""
+        """The features (N, D) of images, from all processes, in blocks that about fill a shard of the files."""
         images, size, processes = len(batches.labels), self.loaders.batch_size, self.distributed.size
         if processes > 1:
             shard = f"{len(batches)} of {-(-images // size)} batches in each of {processes} processes"
             log.info(f"features of {plural(images, 'photo')}: {shard}")
-        turns = max(1, rows_of_part(split.width) // (size * processes))  # of all processes, in a block
+        turns = max(1, rows_of_shard(split.width) // (size * processes))  # of all processes, in a block
         outputs, start = self._run_backbone(split, weights, batches, check), 0
         while own := list(itertools.islice(outputs, turns)):
             self.runtime.wait()

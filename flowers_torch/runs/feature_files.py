@@ -1,6 +1,6 @@
-"""Features of images in files, found by the hash of an image's bytes. A large set is in several parts.
+"""Features of images in files, found by the hash of an image's bytes. A large set is in several shards.
 
-Reading and adding need the memory of one part beside what is asked for.
+Reading and adding need the memory of one shard beside what is asked for.
 """
 
 import contextlib
@@ -17,8 +17,8 @@ from flowers_torch.files.reading import check, reading
 from flowers_torch.files.tensors import safe_load, safe_save
 from flowers_torch.log import log
 
-PART_BYTES = 32 * 2**20  # of features in a file
-FULL = 7 / 8  # of a part, from which on it is not written again
+SHARD_BYTES = 32 * 2**20  # of features in a file
+FULL = 7 / 8  # of a shard, from which on it is not written again
 MAX_FILES_BYTES = 2 * 2**30  # of all files together
 MAX_AGE_SECONDS = 90 * 24 * 3600  # since a file was last used
 
@@ -32,15 +32,15 @@ class FeatureFiles:
 
     def __init__(self, folder: Path, key: str, width: int) -> None:
         self.folder, self.key, self.width = folder, key, width
-        self.rows = rows_of_part(width)
+        self.rows = rows_of_shard(width)
 
-    def parts(self) -> Iterator[tuple[list[str], Tensor]]:
-        """Image hashes and features of each part in turn."""
+    def shards(self) -> Iterator[tuple[list[str], Tensor]]:
+        """Image hashes and features of each shard in turn."""
         for path in self._paths():
             yield self._read(path)
 
     def add(self, hashes: Sequence[str], features: Tensor) -> None:
-        """Appends rows to the last part and to new ones. A full disk is a note in the log."""
+        """Appends rows to the last shard and to new ones. A full disk is a note in the log."""
         try:
             while hashes:
                 path, known, there = self._with_room()
@@ -53,7 +53,7 @@ class FeatureFiles:
             log.info(f"note     features are not cached on disk: {error}")
 
     def _with_room(self) -> tuple[Path, list[str], Tensor]:
-        """The last part with its content, where it has room; else the path of a new one."""
+        """The last shard with its content, where it has room; else the path of a new one."""
         paths = self._paths()
         if paths and paths[-1].stat().st_size < FULL * 4 * self.rows * self.width:
             return paths[-1], *self._read(paths[-1])
@@ -64,7 +64,7 @@ class FeatureFiles:
         return sorted(self.folder.glob(f"{self.key}.[0-9][0-9][0-9][0-9].safetensors"))
 
     def _read(self, path: Path) -> tuple[list[str], Tensor]:
-        """The content of a part; empty if it is damaged."""
+        """The content of a shard; empty if it is damaged."""
         try:
             tensors, metadata = safe_load(path)
             with reading(path, "a file of features"):
@@ -79,9 +79,9 @@ class FeatureFiles:
         return known, features
 
 
-def rows_of_part(width: int) -> int:
-    """Number of images whose features of some width fill a part."""
-    return max(1, PART_BYTES // (4 * width))
+def rows_of_shard(width: int) -> int:
+    """Number of images whose features of some width fill a shard."""
+    return max(1, SHARD_BYTES // (4 * width))
 
 
 def prune(folder: Path) -> None:

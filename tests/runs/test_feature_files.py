@@ -19,8 +19,8 @@ WIDTH = 1024
 
 @pytest.fixture
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FeatureFiles:
-    """With room for three images in a part."""
-    monkeypatch.setattr(feature_files, "PART_BYTES", 3 * 4 * WIDTH)
+    """With room for three images in a shard."""
+    monkeypatch.setattr(feature_files, "SHARD_BYTES", 3 * 4 * WIDTH)
     return FeatureFiles(tmp_path, "key", WIDTH)
 
 
@@ -29,18 +29,18 @@ def rows(first: int, stop: int) -> tuple[list[str], Tensor]:
 
 
 def read(files: FeatureFiles) -> dict[str, list[float]]:
-    return {name: row for names, features in files.parts() for name, row in zip(names, features.tolist(), strict=True)}
+    return {name: row for names, features in files.shards() for name, row in zip(names, features.tolist(), strict=True)}
 
 
-def test_a_part_is_filled_before_the_next_one_begins(files: FeatureFiles, tmp_path: Path) -> None:
+def test_a_shard_is_filled_before_the_next_one_begins(files: FeatureFiles, tmp_path: Path) -> None:
     for first, stop in ((0, 2), (2, 7), (7, 8)):
         files.add(*rows(first, stop))
-    assert [len(names) for names, _ in files.parts()] == [3, 3, 2]
+    assert [len(names) for names, _ in files.shards()] == [3, 3, 2]
     assert read(files) == {f"image {number}": [float(number)] * WIDTH for number in range(8)}
     assert not read(FeatureFiles(tmp_path, "other", WIDTH))
 
 
-def test_a_damaged_part_costs_only_its_own_images(files: FeatureFiles) -> None:
+def test_a_damaged_shard_costs_only_its_own_images(files: FeatureFiles) -> None:
     files.add(*rows(0, 8))
     for path in files._paths()[::2]:
         path.write_bytes(path.read_bytes()[:-5] + b"wrong")
@@ -66,12 +66,12 @@ class Allocations(TorchDispatchMode):
 def test_features_are_in_memory_once(
     make_config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whether they are computed or read, and beside them one part."""
+    """Whether they are computed or read, and beside them one shard."""
     monkeypatch.setenv("FLOWERS_TORCH_CACHE", str(tmp_path / "cache"))
     experiment, model = Experiment.new(make_config(Stage(train="head"), batch_size=4))
     split, images = experiment.features.split(model), range(48)
     assert split
-    monkeypatch.setattr(feature_files, "PART_BYTES", 8 * 4 * split.width)
+    monkeypatch.setattr(feature_files, "SHARD_BYTES", 8 * 4 * split.width)
     made = []
     for _ in range(2):
         with Allocations(9, split.width) as allocations:
