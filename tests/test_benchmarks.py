@@ -111,8 +111,7 @@ def test_every_variant_is_a_configuration(processes: ModuleType) -> None:
 COMMANDS = {
     "data_path": ["--arch", "tf_efficientnet_lite0", "--size", "32", "--photos", "16", "--rounds", "1"],
     "growth": [
-        *("--photos", "12", "--times", "1,4", "--size", "32", "--weights", "none"),
-        *("--views", "1", "--allowance", "1"),
+        *("24", "60", "--size", "32", "--side", "48", "--arch", "test_efficientnet", "--weights", "none"),
     ],
     "techniques": [
         *("--size", "32", "--weights", "none", "--runs", "head only"),
@@ -129,9 +128,9 @@ def test_a_small_run_of_each(name: str, photo_folder: Path, tmp_path: Path) -> N
     ended = subprocess.run([*command, "--results", str(results)], capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     rows = [json.loads(line) for line in results.read_text().splitlines()]
-    assert len(rows) == {"data_path": 2, "growth": 4, "techniques": 5}[name]
+    assert len(rows) == {"data_path": 2, "growth": 8, "techniques": 5}[name]
     table = [line for line in ended.stdout.splitlines() if line.startswith("|")]
-    assert len(table) == {"data_path": 12, "growth": 6, "techniques": 7}[name]
+    assert len(table) == {"data_path": 12, "growth": 10, "techniques": 7}[name]
 
 
 @pytest.mark.slow

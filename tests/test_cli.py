@@ -7,12 +7,15 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
+from flowers_torch import accelerate
 from flowers_torch.cli import COMMANDS, GROUPS, guarded, main
+from flowers_torch.commands.predict import FEW_IMAGES
 from flowers_torch.commands.train import minutes
 from flowers_torch.data.preprocessing import Preprocessing
 from flowers_torch.deploy import inputs as inputs_module
@@ -244,6 +247,34 @@ def test_json_is_valid_in_every_failure(
     for command in (["nowhere", str(photo_folder)], [model_file, "nowhere"]):
         assert main(["predict", *command, "--json"]) == 2
         assert "nowhere" in json.loads(capsys.readouterr().out)["error"]
+
+
+def test_a_network_is_made_faster_only_for_many_photos(
+    model_file: str, photo_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It would take longer than it saves. The predictions are the same."""
+    made, real = [], accelerate.fused_view
+
+    def fused_view(*arguments: Any) -> torch.nn.Module:
+        made.append(real(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr(accelerate, "fused_view", fused_view)
+    photos, found = sorted(map(str, photo_folder.glob("*/*.png")))[: FEW_IMAGES + 1], []
+    for some, times in ((photos[:-1], 0), (photos, 1)):
+        assert main(["predict", model_file, *some, "--json"]) == 0 and len(made) == times
+        found.append(json.loads(capsys.readouterr().out))
+    for few, many in zip(*found, strict=False):
+        assert few["classes"][0]["class"] == many["classes"][0]["class"]
+        assert few["classes"][0]["probability"] == pytest.approx(many["classes"][0]["probability"], rel=1e-4)
+
+
+def test_predict_imports_no_readers_of_data_sets() -> None:
+    """One photo is predicted in about the time that torch and timm take to be imported."""
+    names = ("data.sources.open", "data.quality.scan", "models.keras.names", "models.weights", "report", "deploy.serve")
+    code = "import sys, flowers_torch.api.classifier, flowers_torch.commands.predict; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    assert not {f"flowers_torch.{name}" for name in names} & set(loaded)
 
 
 def test_json_of_a_bug(

@@ -99,4 +99,4 @@ class Acceleration:
             keep_freed_memory()
 
 
-AUTO = Acceleration()
+AUTO, OFF = Acceleration(), Acceleration(frozenset())

@@ -9,12 +9,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from flowers_torch.api.arguments import for_python
-from flowers_torch.data.sources.open import open_dataset
-from flowers_torch.data.sources.python_data import write_dataset
 from flowers_torch.deploy.inputs import each_image, is_single, name_of
 from flowers_torch.deploy.predictor import Prediction, Predictor
 from flowers_torch.errors import UsageError, plural, printable
-from flowers_torch.files.cache import cache_folder
 from flowers_torch.files.system import expand_home
 from flowers_torch.models.checkpoint import ModelInfo, save_classifier
 from flowers_torch.models.own import register_module
@@ -202,6 +199,10 @@ class Classifier:
         if isinstance(data, str | Path):
             dataset = open_other(self.path, str(data), classes)
         else:
+            from flowers_torch.data.sources.open import open_dataset
+            from flowers_torch.data.sources.python_data import write_dataset
+            from flowers_torch.files.cache import cache_folder
+
             dataset = open_dataset(write_dataset(data, cache_folder()))
         return evaluate_data(self.predictor, self.path, dataset, split, views, batch_size)
 

@@ -30,6 +30,7 @@ EXAMPLES = """examples:
   flowers-torch predict latest holiday/ --max-error 2% --sort-into sorted/
   flowers-torch predict model.safetensors https://example.org/rose.jpg --json
 """
+FEW_IMAGES = 8  # up to which a faster form of the network takes longer to make than it saves
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,19 +62,24 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _predict(args: argparse.Namespace, distributed: "Distributed") -> int:
+    from flowers_torch.accelerate import AUTO, OFF
     from flowers_torch.api.classifier import Classifier
     from flowers_torch.data.sources.rows import counted
     from flowers_torch.deploy.inputs import find_inputs
-    from flowers_torch.deploy.shards import PredictionJob
+    from flowers_torch.deploy.predictor import Predictor
     from flowers_torch.deploy.sort import check_folder, folder_names, sort_into
     from flowers_torch.files.atomic import atomic_write, safe_cell
     from flowers_torch.log import bar
+    from flowers_torch.runs.folder import find_run
+    from flowers_torch.training.device import choose_runtime
 
     max_error, coverage = (None if text is None else fraction(text) for text in (args.max_error, args.coverage))
     photos = find_inputs(args.photos)
     if args.sort_into:
         check_folder(args.sort_into, [photo for photo in photos if isinstance(photo, Path)])
-    classifier = Classifier.load(args.run, distributed.device(args.device), args.precision)
+    path, acceleration = find_run(args.run), OFF if len(photos) <= FEW_IMAGES else AUTO
+    runtime = choose_runtime(distributed.device(args.device), args.precision)
+    classifier = Classifier(Predictor.load(path, runtime, acceleration), path)
     keep_memory(classifier.predictor.runtime)
     classes = len(classifier.classes)
     if args.top > classes:
@@ -89,11 +95,12 @@ def _predict(args: argparse.Namespace, distributed: "Distributed") -> int:
     with bar("predict", len(photos)) as meter:
         predictions = classifier.stream(photos, args.top, max_error, coverage, args.batch_size)
         if distributed.size > 1:
+            from flowers_torch.deploy.shards import PredictionJob
+
             confidence = threshold.probability if threshold else 0.0
             sets = classifier.predictor.set_threshold(coverage) if coverage is not None else None
-            job = PredictionJob(
-                classifier.path, args.device, args.precision, args.top, args.batch_size, confidence, sets
-            )
+            how = (args.top, args.batch_size, confidence, sets, acceleration)
+            job = PredictionJob(path, args.device, args.precision, *how)
             predictions = job.spread(photos, distributed.spread)
         for number, (photo, prediction) in enumerate(zip(photos, predictions, strict=True)):
             extra: dict[str, Any] = {}

@@ -18,7 +18,6 @@ from flowers_torch.data.images import MAX_PIXELS
 from flowers_torch.data.pixel_budget import hold_pixels
 from flowers_torch.deploy.inputs import ImageSource, name_of, open_image
 from flowers_torch.errors import DataError, FlowersError, ResourceError, UsageError
-from flowers_torch.evaluation.gradcam import grad_cam, input_to_image, overlay
 from flowers_torch.evaluation.prediction_sets import prediction_sets, set_threshold
 from flowers_torch.evaluation.predictions import Predictions, collect
 from flowers_torch.evaluation.selective import Threshold, choose_threshold, read_curve, read_ood_detector
@@ -99,10 +98,10 @@ class Predictor:
         )
 
     @classmethod
-    def load(cls, path: Path, runtime: Runtime) -> "Predictor":
+    def load(cls, path: Path, runtime: Runtime, acceleration: Acceleration = AUTO) -> "Predictor":
         """Loads `model.safetensors`, or the one in a run folder."""
         network, info = load_classifier(path)
-        return cls(runtime.place(network), info, runtime)
+        return cls(runtime.place(network), info, runtime, acceleration)
 
     def read(self, source: ImageSource, name: str = "", max_pixels: int = MAX_PIXELS) -> Tensor:
         """An image as network input (3, size, size); `name` is that of its errors.
@@ -238,6 +237,8 @@ class Predictor:
 
     def explain_inputs(self, inputs: Sequence[Tensor]) -> list[Image.Image]:
         """Like `explain`, for preprocessed images."""
+        from flowers_torch.evaluation.gradcam import grad_cam, input_to_image, overlay
+
         heat = grad_cam(self.network, self.runtime.images(torch.stack(list(inputs))))
         mean, std = self.info.preprocessing.mean, self.info.preprocessing.std
         return [overlay(input_to_image(x, mean, std), h) for x, h in zip(inputs, heat, strict=True)]

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
+from flowers_torch.accelerate import AUTO, Acceleration
 from flowers_torch.data.preprocessing import Preprocessing
 from flowers_torch.data.spread import Spread
 from flowers_torch.data.value_range import Range
@@ -31,10 +32,11 @@ class PredictionJob:
     batch_size: int
     confidence: float
     set_threshold: float | None
+    acceleration: Acceleration = AUTO
 
     def predict(self, sources: Sequence[ImageSource]) -> list[Prediction]:
         """Predictions of some sources, in this process."""
-        predictor = _load(self.model, self.device, self.precision)
+        predictor = _load(self.model, self.device, self.precision, self.acceleration)
         return list(predictor.predict(sources, self.top, self.batch_size, self.confidence, self.set_threshold))
 
     def spread(self, sources: Sequence[ImageSource], spread: Spread) -> Iterator[Prediction]:
@@ -44,8 +46,8 @@ class PredictionJob:
 
 
 @functools.lru_cache(maxsize=1)
-def _load(model: Path, device: str, precision: str) -> Predictor:
-    return Predictor.load(model, choose_runtime(device_of_process(device), precision))
+def _load(model: Path, device: str, precision: str, acceleration: Acceleration) -> Predictor:
+    return Predictor.load(model, choose_runtime(device_of_process(device), precision), acceleration)
 
 
 @dataclasses.dataclass(frozen=True)

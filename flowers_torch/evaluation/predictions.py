@@ -41,12 +41,14 @@ def collect(
     batches: Iterable[Sequence[Tensor]],
     runtime: Runtime,
     after_batch: Callable[[int], Any] = lambda images: None,
+    with_features: bool = True,
 ) -> Predictions:
-    """`predict_logits`, with the features that enter the classifier of a timm-style network."""
+    """`predict_logits`, with the features that enter the classifier of a timm-style network, if they are wanted."""
     features: list[Tensor] = []
 
     def forward(images: Tensor) -> Tensor:
         logits, entered = logits_and_features(model, images)
+        entered = entered if with_features else entered.new_empty(len(entered), 0)
         logits, entered = logits.float(), runtime.to_host(entered.float())
         features.append(entered)  # nothing after this lacks memory
         return logits

@@ -22,6 +22,7 @@ from flowers_torch.models.feature_sets import set_features
 from flowers_torch.models.heads import classifier_names, feature_width, set_head
 from flowers_torch.models.registry import build_network
 
+REGISTERED = ("_parameters", "_buffers", "_modules")  # attributes of a module
 FORMAT = 1  # raised when an older reader would misread a newer file
 MAX_SIDE = 8192  # pixels of an image before its crop
 
@@ -161,14 +162,36 @@ def load_classifier(path: Path) -> tuple[nn.Module, ModelInfo]:
     path = path / "model.safetensors" if path.is_dir() else path
     state, metadata = safe_load(path)
     info = read_model_info(metadata, path)
-    check_fits(info, state, path)
-    model = build(info)
-    model.load_state_dict(state)
+    model = check_fits(info, state, path)
+    if _is_all_state(model):  # which saves the random weights of another one
+        expected = model.state_dict()
+        typed = {name: value.to(expected[name].dtype) for name, value in state.items()}
+        model.load_state_dict(typed, assign=True)
+    else:
+        model = build(info)
+        model.load_state_dict(state)
     return model.eval(), info
 
 
-def check_fits(info: ModelInfo, state: dict[str, Tensor], path: Path) -> None:
+def _is_all_state(model: nn.Module) -> bool:
+    """Whether all tensors of a network are in its state dict, each once."""
+    registered = [*model.parameters(), *model.buffers()]
+    fields = [vars(module) for module in model.modules()]
+    others = [value for names in fields for name, value in names.items() if name not in REGISTERED]
+    return len(registered) == len(model.state_dict()) and not any(map(_holds_tensors, others))
+
+
+def _holds_tensors(value: Any) -> bool:
+    if isinstance(value, list | tuple | dict):
+        return any(map(_holds_tensors, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, Tensor)
+
+
+def check_fits(info: ModelInfo, state: dict[str, Tensor], path: Path) -> nn.Module:
     """Compares a file's metadata with its tensors, before memory is given to the network that they describe.
+
+    Returns:
+        The network on the meta device: with shapes and no values.
 
     Raises:
         ModelFileError: the network cannot be built, or other tensors would fit it.
@@ -195,6 +218,7 @@ def check_fits(info: ModelInfo, state: dict[str, Tensor], path: Path) -> None:
     if detector and detector["features"] != width:  # guard: S8 detector
         what = f"{printable(path)} has a detector of {detector['features']} features for a network of {width}"
         raise ModelFileError(what, "use another copy")
+    return model
 
 
 def load_matching(model: nn.Module, state: dict[str, Tensor], path: Path | str) -> None:

@@ -58,7 +58,9 @@ class Selection:
 
     def of(self, features: Tensor) -> Tensor:
         """The features (N, D) of the set from those of `EVERY`."""
-        found = features[:, list(self.columns)]
+        first, count = self.columns[0], len(self.columns)
+        is_range = self.columns == (*range(first, first + count),)  # of which a view needs no memory
+        found = features[:, first : first + count] if is_range else features[:, list(self.columns)]
         return wide_features.root(found) if self.is_rooted else found
 
 

@@ -5,15 +5,11 @@ weights, preprocessing, precision, software and the bytes of the image. Several 
 process would compute among them, so the features are the same to the bit. The main one owns the files.
 """
 
-import contextlib
 import functools
 import hashlib
 import itertools
-import os
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
@@ -27,24 +23,23 @@ from flowers_torch.accelerate import Acceleration
 from flowers_torch.data.images import open_regular
 from flowers_torch.data.loading.batches import CPU_IMAGES, TrainingBatches
 from flowers_torch.data.loading.gpu_cache import CachedFeatureBatches
-from flowers_torch.errors import FlowersError, ResourceError, UsageError, plural
+from flowers_torch.errors import UsageError, plural
 from flowers_torch.files.cache import cache_folder
-from flowers_torch.files.reading import check, reading
-from flowers_torch.files.tensors import safe_load, safe_save
 from flowers_torch.files.threads import map_in_threads
 from flowers_torch.log import bar, log
 from flowers_torch.models.checkpoint import ModelInfo
 from flowers_torch.models.freeze import apply_rules, rules_for, set_train_mode
 from flowers_torch.models.heads import classifier_names, shared_copy
 from flowers_torch.models.split_model import SplitModel, example_inputs, split_model
+from flowers_torch.runs.feature_files import FeatureFiles, rows_of_shard
 from flowers_torch.runs.loaders import Loaders
 
 FORMAT = 5  # of the files; raised whenever the same image would give other features
-MAX_FILES_BYTES = 2 * 2**30  # of all files together
 SETS_FRACTION = 1 / 8  # of the memory for features, for those of all sets of a network
-MAX_AGE_SECONDS = 90 * 24 * 3600  # since a file was last used
 
 Check = Callable[[int], Any]  # called with the number of images of each batch; may raise to stop
+Compute = Callable[[Sequence[int]], Iterator[Tensor]]  # features of images, block by block
+Keep = Callable[[Tensor], Tensor]  # features -> those of a feature set
 
 
 class FeatureCache:
@@ -78,55 +73,65 @@ class FeatureCache:
 
         Those of the head's feature set, or with `every` those that all sets of the network consist of.
 
-        A file on disk holds one fixed view under one backbone, with a row for each image that was ever
-        requested. Another split, seed or fold therefore computes nothing twice.
+        Files on disk hold each fixed view under each backbone, with a row for each image that was ever requested.
+        Another split, seed or fold therefore computes nothing twice.
         """
         if augmentation == "mirror" and not self.info.mirror:
             views = 1  # the others would repeat it
         width = split.width if every or not split.sets else len(split.sets[split.feature_set].columns)
         # Fitting a head to each of several sets copies their features some times.
         limit = self.max_bytes * (SETS_FRACTION if every and split.sets else 1)
-        if 4 * max(width * views, split.width) * len(indices) > limit:
+        if 4 * width * views * len(indices) > limit:
             return None
+        keep: Keep = (lambda rows: rows) if every else split.select
+        found = torch.empty(views * len(indices), width)
         weights = _hash_backbone(split)
-        found = []
-        for view in range(views):
+        for view, rows in enumerate(found.view(views, len(indices), width)):
 
-            def compute(wanted: Sequence[int], view: int = view) -> Tensor:
+            def compute(wanted: Sequence[int], view: int = view) -> Iterator[Tensor]:
                 batches = self.loaders.in_order(wanted, augmentation, once=views == 1)
                 batches.order.epoch = view
                 return self._compute(split, weights, batches, check)
 
             shown = _fixed_view(augmentation, view)
-            # Only an identical run could use a random view again.
-            features = (
-                self._cached((self._file(weights, shown), split.width), indices, compute) if shown else compute(indices)
-            )
-            found.append(features if every else split.select(features))
-        return torch.cat(found)
-
-    def _cached(
-        self, file: tuple[Path, int], indices: Sequence[int], compute: Callable[[Sequence[int]], Tensor]
-    ) -> Tensor:
-        """The rows of a file of features of some width for images; those that it lacks are computed and added."""
-        (path, width), hashes = file, self._hash_images(indices)
-        known, features = _read(path, width) if self.distributed.is_main else ([], torch.empty(0))
-        there = set(known)
-        missing = {code: index for code, index in zip(hashes, indices, strict=True) if code not in there}
-        missing = self.distributed.broadcast(missing)
-        if missing:
-            computed = compute(list(missing.values()))
-            features = torch.cat([features, computed]) if known else computed
-            known += missing
-            if self.distributed.is_main:
-                _write(path, known, features)
-        if self.distributed.is_main:
-            row = {code: number for number, code in enumerate(known)}
-            found = features[[row[code] for code in hashes]]
-        else:
-            found = torch.empty(len(indices), width)
-        self.distributed.broadcast_tensors([found])
+            if shown:
+                self._cached(self._files(weights, shown, split.width), indices, compute, rows, keep)
+            else:  # only an identical run could use a random view again
+                start = 0
+                for computed in compute(indices):
+                    rows[start : start + len(computed)] = keep(computed)
+                    start += len(computed)
         return found
+
+    def _cached(self, files: FeatureFiles, indices: Sequence[int], compute: Compute, found: Tensor, keep: Keep) -> None:
+        """Fills the rows of `found` for images from files; those that they lack are computed and added.
+
+        Beside `found` one shard of the files is in memory.
+        """
+        hashes, place = self._hash_images(indices), dict[str, int]()
+        first = [place.setdefault(code, row) for row, code in enumerate(hashes)]  # of images with the same bytes
+        missing = dict(zip(hashes, indices, strict=True))
+
+        def fill(codes: Sequence[str], features: Tensor) -> None:
+            wanted = [row for row, code in enumerate(codes) if code in place]
+            found[[place[codes[row]] for row in wanted]] = keep(features[wanted])
+
+        if self.distributed.is_main:
+            for codes, features in files.shards():
+                fill(codes, features)
+                for code in codes:
+                    missing.pop(code, None)
+        missing = self.distributed.broadcast(missing)
+        codes, start = list(missing), 0
+        for features in compute(list(missing.values())) if missing else ():
+            block = codes[start : start + len(features)]
+            start += len(features)
+            if self.distributed.is_main:
+                files.add(block, features)
+                fill(block, features)
+        repeated = [row for row, leader in enumerate(first) if row != leader]
+        found[repeated] = found[[first[row] for row in repeated]]
+        self.distributed.broadcast_tensors([found])
 
     def of_pixels(self, name: str, width: int, function: Callable[[Tensor], Tensor], indices: Sequence[int]) -> Tensor:
         """Features (N, `width`) that a function computes from batches of inputs, without a network; cached by a name.
@@ -134,11 +139,12 @@ class FeatureCache:
         Of several processes only one may ask.
         """
 
-        def compute(missing: Sequence[int]) -> Tensor:
-            batches = self.loaders.in_order(missing)
-            return torch.cat([function(images).cpu() for images, *_ in batches])
+        def compute(missing: Sequence[int]) -> Iterator[Tensor]:
+            yield torch.cat([function(images).cpu() for images, *_ in self.loaders.in_order(missing)])
 
-        return self._cached((self._file("", name), width), indices, compute)
+        found = torch.empty(len(indices), width)
+        self._cached(self._files("", name, width), indices, compute, found, lambda rows: rows)
+        return found
 
     def of_frozen(self, model: nn.Module, indices: Sequence[int]) -> Tensor:
         """Freezes everything but the head of a network, and computes the features (N, D) of images.
@@ -179,13 +185,13 @@ class FeatureCache:
         source = self.loaders.in_order(indices)
         return CachedFeatureBatches(features, source.labels, source.order, source.paths, self.runtime.device)
 
-    def _file(self, weights: str, shown: str) -> Path:
+    def _files(self, weights: str, shown: str, width: int) -> FeatureFiles:
         info, runtime = self.info, self.runtime
         network = (weights, info.arch, sorted(info.model_options.items()), info.preprocessing)
         how = (runtime.precision, runtime.device.type, "fusion" in self.acceleration.tricks)
         software = (FORMAT, __version__, torch.__version__, torchvision.__version__, PIL.__version__)
         key = hashlib.sha256(repr((network, how, shown, software)).encode()).hexdigest()[:32]
-        return cache_folder() / "features" / f"{key}.safetensors"
+        return FeatureFiles(cache_folder() / "features", key, width)
 
     def _hash_images(self, indices: Sequence[int]) -> list[str]:
         """A digest of the bytes of each image, which is read once; each process reads its shard."""
@@ -201,19 +207,24 @@ class FeatureCache:
             self._digests |= zip(new, (bytes(row).hex() for row in rows), strict=True)
         return [self._digests[index] for index in indices]
 
-    def _compute(self, split: SplitModel, weights: str, batches: TrainingBatches, check: Check) -> Tensor:
-        """The features (N, D) of images, from all processes."""
-        images, size = len(batches.labels), self.loaders.batch_size
-        if self.distributed.size > 1:
-            shard = f"{len(batches)} of {-(-images // size)} batches in each of {self.distributed.size} processes"
+    def _compute(self, split: SplitModel, weights: str, batches: TrainingBatches, check: Check) -> Iterator[Tensor]:
+        """The features (N, D) of images, from all processes, in blocks that about fill a shard of the files."""
+        images, size, processes = len(batches.labels), self.loaders.batch_size, self.distributed.size
+        if processes > 1:
+            shard = f"{len(batches)} of {-(-images // size)} batches in each of {processes} processes"
             log.info(f"features of {plural(images, 'photo')}: {shard}")
-        own = torch.cat(list(self._run_backbone(split, weights, batches, check)))
-        return self.distributed.gather(own, images, size)
+        turns = max(1, rows_of_shard(split.width) // (size * processes))  # of all processes, in a block
+        outputs, start = self._run_backbone(split, weights, batches, check), 0
+        while own := list(itertools.islice(outputs, turns)):
+            self.runtime.wait()
+            count = min(images - start, turns * size * processes)
+            start += count
+            yield self.distributed.gather(torch.cat(own), count, size)
 
     def _run_backbone(
         self, split: SplitModel, weights: str, batches: TrainingBatches, check: Check
     ) -> Iterator[Tensor]:
-        """Runs the backbone over this process's batches; what it yields may be read when it has ended."""
+        """Runs the backbone over this process's batches; what it yields may be read after `Runtime.wait`."""
         split.model.eval()
         runtime, network = self.runtime, self._fast_backbone(split, weights)
         threads = self.acceleration.threads(runtime)
@@ -244,7 +255,6 @@ class FeatureCache:
                 yield runtime.to_host(outputs.float())
                 meter.update(len(outputs))
                 check(len(outputs))
-            runtime.wait()
 
     def _fast_backbone(self, split: SplitModel, weights: str) -> nn.Module:
         if self._fused is None or self._fused[0] != weights:
@@ -270,38 +280,3 @@ def _hash_backbone(split: SplitModel) -> str:
             digest.update(f"{name} {tuple(value.shape)}".encode())
             digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _read(path: Path, width: int) -> tuple[list[str], Tensor]:
-    """Image hashes and features of a file; empty if it is missing or damaged. It is then written again."""
-    try:
-        tensors, metadata = safe_load(path)
-        with reading(path, "a file of features"):
-            known, features = check(metadata, {"images": [str]})["images"], tensors["features"]
-            fits = features.shape == (len(known), width) and features.dtype == torch.float32
-            if not (fits and bool(features.isfinite().all())):  # guard: S10 features
-                return [], torch.empty(0)
-    except FlowersError:
-        return [], torch.empty(0)
-    with contextlib.suppress(OSError):
-        os.utime(path)  # pruning goes by the last use
-    return known, features
-
-
-def _write(path: Path, known: list[str], features: Tensor) -> None:
-    try:
-        safe_save({"features": features}, path, {"images": known})
-        prune(path.parent)
-    except ResourceError as error:  # the cache saves time; it never ends a run
-        log.info(f"note     features are not cached on disk: {error}")
-
-
-def prune(folder: Path) -> None:
-    """Removes files of features that nobody has used for long, then the oldest ones beyond the size limit."""
-    left = MAX_FILES_BYTES
-    with contextlib.suppress(OSError):  # another process may prune too
-        stats = sorted(((path.stat(), path) for path in folder.iterdir()), key=lambda pair: -pair[0].st_mtime)
-        for stat, path in stats:
-            left -= stat.st_size
-            if left < 0 or time.time() - stat.st_mtime > MAX_AGE_SECONDS:
-                path.unlink(missing_ok=True)

@@ -144,7 +144,7 @@ def _fit(
         head.set_linear(probes[chosen].weight, probes[chosen].bias)
     distributed.broadcast_tensors(model.state_dict().values())
     batches = (validation.labels, validation.order, validation.paths, validation.device)
-    own = collect(head, CachedFeatureBatches(held_out, *batches), experiment.runtime, check)
+    own = collect(head, CachedFeatureBatches(held_out, *batches), experiment.runtime, check, with_features=False)
     predictions = own.gathered(distributed, len(val), experiment.config.batch_size)
     seconds = time.monotonic() - started
     timing = (seconds, len(labels) / seconds)

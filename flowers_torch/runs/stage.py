@@ -229,7 +229,7 @@ def _run_epoch(experiment: Experiment, work: StageWork, checkpointer: Checkpoint
                     break
         state.seconds = time.monotonic() - started  # a GPU has finished its last steps
         experiment.distributed.broadcast_tensors(train.evaluated.buffers())
-        local = collect(work.evaluated, work.validation, experiment.runtime, work.check)
+        local = collect(work.evaluated, work.validation, experiment.runtime, work.check, with_features=False)
         predictions = local.gathered(
             experiment.distributed, len(experiment.splits["val"]), experiment.config.batch_size
         )

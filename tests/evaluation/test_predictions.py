@@ -29,7 +29,8 @@ def test_features_are_the_input_of_the_classifier(arch: str, size: int, hidden: 
     set_head(model, 3, hidden)
     images = torch.randn(5, 3, size, size)
     batches = [(images[:2], torch.tensor([0, 1])), (images[2:], torch.tensor([2, 0, 1]))]
-    found = collect(model, batches, FP32)
+    found, without = (collect(model, batches, FP32, with_features=wanted) for wanted in (True, False))
+    assert torch.equal(without.logits, found.logits) and without.features.shape == (5, 0)
     assert found.labels.tolist() == [0, 1, 2, 0, 1]
     classifier: nn.Module = model.get_classifier()  # type: ignore[operator]
     with torch.no_grad():

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from flowers_torch.data.preprocessing import Preprocessing
 from flowers_torch.errors import ModelFileError
 from flowers_torch.files.tensors import safe_load, safe_save
+from flowers_torch.models import checkpoint
 from flowers_torch.models.checkpoint import FORMAT, ModelInfo, build, load_classifier, save_classifier
 
 INFO = ModelInfo(
@@ -42,6 +44,31 @@ def test_network_and_metadata_round_trip(saved: Path) -> None:
 def change_metadata(path: Path, change: dict[str, object]) -> None:
     tensors, metadata = safe_load(path)
     safe_save(tensors, path, metadata | change)
+
+
+def test_a_network_is_built_once_if_the_file_has_all_of_it(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built = []
+
+    def counted(info: ModelInfo) -> nn.Module:
+        built.append(build(info))
+        return built[-1]
+
+    monkeypatch.setattr(checkpoint, "build", counted)
+    model, _ = load_classifier(saved)
+    assert len(built) == 1 and all(parameter.requires_grad for parameter in model.parameters())
+    monkeypatch.setattr(checkpoint, "_is_all_state", lambda model: False)
+    again, _ = load_classifier(saved)
+    assert len(built) == 3
+    assert all(torch.equal(*pair) for pair in zip(model.parameters(), again.parameters(), strict=True))
+
+
+def test_what_no_state_dict_has() -> None:
+    whole, tied, hidden = (nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)) for _ in range(3))
+    tied[1].weight = tied[0].bias
+    hidden[0].steps = {"all": [torch.ones(1)]}
+    short = nn.Linear(2, 2)
+    short.register_buffer("places", torch.ones(1), persistent=False)
+    assert [checkpoint._is_all_state(model) for model in (whole, tied, hidden, short)] == [True, False, False, False]
 
 
 def test_the_error_for_a_newer_format_asks_for_an_update(saved: Path) -> None:

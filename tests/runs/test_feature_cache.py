@@ -16,7 +16,7 @@ from flowers_torch.config import Config, Stage
 from flowers_torch.errors import ResourceError, UsageError
 from flowers_torch.files.tensors import safe_load, safe_save
 from flowers_torch.models.split_model import SplitModel
-from flowers_torch.runs import feature_cache, recipe
+from flowers_torch.runs import feature_files, recipe
 from flowers_torch.runs.experiment import Experiment
 from flowers_torch.runs.feature_cache import FeatureCache
 
@@ -200,12 +200,12 @@ def test_only_views_without_randomness_are_cached_on_disk(make_config: MakeConfi
 
 
 def test_beyond_the_size_limit_the_oldest_files_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feature_cache, "MAX_FILES_BYTES", 2500)
+    monkeypatch.setattr(feature_files, "MAX_FILES_BYTES", 2500)
     (tmp_path / "features").mkdir()
     for age, name in enumerate("abc"):
         (tmp_path / "features" / name).write_bytes(b"x" * 1000)
         os.utime(tmp_path / "features" / name, (time.time() - age,) * 2)
-    feature_cache.prune(tmp_path / "features")
+    feature_files.prune(tmp_path / "features")
     assert {path.name for path in (tmp_path / "features").iterdir()} == {"a", "b"}
 
 
@@ -215,7 +215,7 @@ def test_a_cache_that_cannot_be_written_ends_no_run(
     def full(*arguments: Any) -> None:
         raise ResourceError("no space left", "free space")
 
-    monkeypatch.setattr(feature_cache, "safe_save", full)
+    monkeypatch.setattr(feature_files, "safe_save", full)
     with caplog.at_level("INFO", logger="flowers_torch"):
         result = recipe.train(make_config(head()), tmp_path / "run")
     assert result.test.images == 12
