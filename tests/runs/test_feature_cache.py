@@ -16,7 +16,7 @@ from flowers_torch.config import Config, Stage
 from flowers_torch.errors import ResourceError, UsageError
 from flowers_torch.files.tensors import safe_load, safe_save
 from flowers_torch.models.split_model import SplitModel
-from flowers_torch.runs import feature_files, recipe
+from flowers_torch.runs import feature_cache, feature_files, recipe
 from flowers_torch.runs.experiment import Experiment
 from flowers_torch.runs.feature_cache import FeatureCache
 
