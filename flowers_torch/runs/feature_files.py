@@ -17,7 +17,7 @@ from flowers_torch.files.reading import check, reading
 from flowers_torch.files.tensors import safe_load, safe_save
 from flowers_torch.log import log
 
-SHARD_BYTES = 32 * 2**20  # of features in a file
+SHARD_BYTES = 16 * 2**20  # of features in a file
 FULL = 7 / 8  # of a shard, from which on it is not written again
 MAX_FILES_BYTES = 2 * 2**30  # of all files together
 MAX_AGE_SECONDS = 90 * 24 * 3600  # since a file was last used

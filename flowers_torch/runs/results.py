@@ -39,7 +39,7 @@ from flowers_torch.runs.prediction import predict_indices, predict_validation
 from flowers_torch.shell import command_line, repeat_command
 from flowers_torch.training.checkpoint import MODEL_FILE, RunState
 
-MAX_CHECKED = 20_000  # images up to which the report shows the data-quality findings
+MAX_CHECKED = 20_000  # images up to which the report has the data-quality findings, and compares all features
 
 
 def write_provenance(experiment: Experiment, command: Sequence[str] | None) -> None:
@@ -140,13 +140,14 @@ def _log_advice(experiment: Experiment, state: RunState, info: ModelInfo) -> Non
 def write_run_report(experiment: Experiment, model: nn.Module, info: ModelInfo) -> Path:
     """Builds `report.html` from the run folder, with images and the findings of the check."""
     dataset, attempt = experiment.dataset, Attempt()
-    findings = attempt("the data check", lambda: _findings(experiment), []) if len(dataset) <= MAX_CHECKED else []
+    is_small = len(dataset) <= MAX_CHECKED
+    findings = attempt("the data check", lambda: _findings(experiment), []) if is_small else []
     frozen, alone = _ends_frozen(experiment), experiment.distributed.size == 1
 
     def features(indices: Sequence[int]) -> Tensor:
         return predict_indices(experiment, model, indices, from_features=frozen).features
 
-    about = (experiment.runtime, attempt, features if alone else None, frozen)
+    about = (experiment.runtime, attempt, features if alone else None, frozen and is_small)
     return write_report(experiment.folder, info, Source(dataset, findings, model, *about))
 
 

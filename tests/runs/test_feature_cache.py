@@ -16,7 +16,8 @@ from flowers_torch.config import Config, Stage
 from flowers_torch.errors import ResourceError, UsageError
 from flowers_torch.files.tensors import safe_load, safe_save
 from flowers_torch.models.split_model import SplitModel
-from flowers_torch.runs import feature_cache, feature_files, recipe
+from flowers_torch.report.image_sections import Source
+from flowers_torch.runs import feature_cache, feature_files, recipe, results
 from flowers_torch.runs.experiment import Experiment
 from flowers_torch.runs.feature_cache import FeatureCache
 
@@ -220,6 +221,22 @@ def test_a_cache_that_cannot_be_written_ends_no_run(
         result = recipe.train(make_config(head()), tmp_path / "run")
     assert result.test.images == 12
     assert "features are not cached on disk: no space left" in caplog.text
+
+
+def test_the_report_of_a_large_set_does_not_ask_for_all_features(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = []
+
+    def write_report(folder: Path, info: Any, source: Source) -> Path:
+        known.append(source.features_are_known)
+        return folder / "report.html"
+
+    monkeypatch.setattr(results, "write_report", write_report)
+    for limit in (60, 59):
+        monkeypatch.setattr(results, "MAX_CHECKED", limit)
+        recipe.train(make_config(head(epochs=1)), tmp_path / str(limit))
+    assert known == [True, False]
 
 
 def test_features_beyond_the_memory_are_not_cached(
