@@ -1,4 +1,4 @@
-"""What tuning found about a network on this machine, kept in the cache folder for later runs."""
+"""What tuning found about a network on this machine, stored in the cache folder for later runs."""
 
 import contextlib
 import dataclasses
@@ -14,7 +14,7 @@ from torch import nn
 
 from flowers_torch.files.cache import cache_folder, recall, remember
 from flowers_torch.files.system import processor_name
-from flowers_torch.models.heads import classifier_names
+from flowers_torch.models.heads import classifier_names, hash_backbone
 from flowers_torch.training.device import DTYPES, Runtime
 
 FORMAT = 1
@@ -40,7 +40,7 @@ def recall_tuning(runtime: Runtime, model: nn.Module, *how: Any) -> Runtime | No
 
 
 def remember_tuning(runtime: Runtime, model: nn.Module, *how: Any, found: Runtime) -> None:
-    """Keeps what tuning has `found`; the other arguments are those of `recall_tuning`."""
+    """Stores what tuning has `found`; the other arguments are those of `recall_tuning`."""
     values = {"precision": found.precision, "rate": found.rate, "measured": time.time()}
     path = _file(runtime, model, how)
     remember(path, values)
@@ -56,11 +56,8 @@ def _file(runtime: Runtime, model: nn.Module, how: Sequence[Any]) -> Path:
     limits = (torch.backends.cpu.get_cpu_capability(), [os.environ.get(name) for name in LIMITS])
     machine = (processor_name(), limits, torch.get_num_threads(), gpu)
     modes = [(type(module).__name__, module.training) for module in model.modules()]
-    what = (FORMAT, torch.__version__, machine, runtime.precision, runtime.fixed, modes, how)
+    trained = [(name, tuple(value.shape), value.requires_grad) for name, value in model.named_parameters()]
+    what = (FORMAT, torch.__version__, machine, runtime.precision, runtime.fixed, modes, trained, how)
     digest = hashlib.blake2b(repr(what).encode(), digest_size=16)
-    heads = tuple(f"{name}." for name in classifier_names(model))
-    for name, value in model.state_dict(keep_vars=True).items():
-        digest.update(f"{name} {tuple(value.shape)} {value.requires_grad}".encode())
-        if not name.startswith(heads):
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    hash_backbone(model, classifier_names(model), digest)
     return cache_folder() / "tuning" / f"{digest.hexdigest()}.json"

@@ -5,6 +5,7 @@ A network may have several classifiers, such as the pair of a distilled network.
 
 import contextlib
 import copy
+import hashlib
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -109,6 +110,15 @@ def classifier_names(model: nn.Module) -> tuple[str, ...]:
     given = model.get_classifier()  # type: ignore[operator]
     layers = list(given) if isinstance(given, tuple | list | nn.ModuleList) else [given]
     return tuple(name for name, module in modules.items() if any(module is layer for layer in layers))
+
+
+def hash_backbone(model: nn.Module, classifiers: Sequence[str], digest: hashlib.blake2b) -> None:
+    """Adds the names, shapes and bytes of all parameters and buffers but those of some classifiers to a digest."""
+    heads = tuple(f"{name}." for name in classifiers)
+    for name, value in sorted(model.state_dict().items()):
+        if not name.startswith(heads):
+            digest.update(f"{name} {tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
 def feature_width(classifier: nn.Module) -> int:

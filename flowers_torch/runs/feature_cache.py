@@ -29,7 +29,7 @@ from flowers_torch.files.threads import map_in_threads
 from flowers_torch.log import bar, log
 from flowers_torch.models.checkpoint import ModelInfo
 from flowers_torch.models.freeze import apply_rules, rules_for, set_train_mode
-from flowers_torch.models.heads import classifier_names, shared_copy
+from flowers_torch.models.heads import classifier_names, hash_backbone, shared_copy
 from flowers_torch.models.split_model import SplitModel, example_inputs, split_model
 from flowers_torch.runs.feature_files import FeatureFiles, rows_of_shard
 from flowers_torch.runs.loaders import Loaders
@@ -274,9 +274,5 @@ def _fixed_view(augmentation: str, view: int) -> str:
 def _hash_backbone(split: SplitModel) -> str:
     kind = [type(split.model).__name__, *split.classifiers, *split.sets]
     digest = hashlib.blake2b(" ".join(kind).encode())
-    heads = tuple(f"{name}." for name in split.classifiers)
-    for name, value in sorted(split.model.state_dict().items()):
-        if not name.startswith(heads):
-            digest.update(f"{name} {tuple(value.shape)}".encode())
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    hash_backbone(split.model, split.classifiers, digest)
     return digest.hexdigest()
