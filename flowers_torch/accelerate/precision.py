@@ -50,13 +50,13 @@ def autotune(
         fp32 = dataclasses.replace(runtime, precision="fp32")
         expected: Tensor | None = None
         for candidate in _candidates(runtime):
-            name = _name(candidate)
+            name, reason = _name(candidate), ""
             if rates and not _is_worth_trying(candidate, len(batch), max(rates.values()), images_ahead):
-                remarks.append(f"too little work to try {name}")
-                tuned = False
-                continue
-            if len(rates) > 1 and time.perf_counter() > deadline:
-                remarks.append(f"no time for {name}")
+                reason = "too little work to try"
+            elif len(rates) > 1 and time.perf_counter() > deadline:
+                reason = "no time for"
+            if reason:
+                remarks.append(f"{reason} {name}")
                 tuned = False
                 continue
             images = candidate.images(batch)
