@@ -144,14 +144,13 @@ def _begin(
 
 
 def make_train_state(experiment: Experiment, model: nn.Module, stage: Stage, number: int) -> TrainState:
-    """Freezes the network as a stage wants it, logs the outcome, and makes a fresh optimizer."""
+    """Freezes the network as a stage wants it, logs the outcome, and makes a fresh optimizer for its steps."""
     config, runtime = experiment.config, experiment.runtime
     groups = decay_by_layer(apply_rules(model, rules_for(model, stage.train)), stage.layer_decay)
     set_train_mode(model, stage.batch_norm)
     log.info(freeze_table(model, groups, None if stage.is_fitted else stage.lr))
-    # Where the head is fitted no step is taken, but a checkpoint needs an optimizer: one without a state.
-    name, momentum = ("sgd", 0.0) if stage.is_fitted else (stage.optimizer, stage.momentum)
-    optimizer = make_optimizer(name, model, groups, stage.weight_decay, momentum, stage.nesterov)
+    settings = (stage.weight_decay, stage.momentum, stage.nesterov)
+    optimizer = None if stage.is_fitted else make_optimizer(stage.optimizer, model, groups, *settings)
     weights = None
     if config.class_weights == "balanced":
         labels = [experiment.dataset.labels[index] for index in experiment.splits["train"]]

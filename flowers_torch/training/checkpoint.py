@@ -95,7 +95,7 @@ def save_checkpoint(
     device = train.runtime.device
     if device.type == "cuda":
         tensors["random/cuda"] = torch.cuda.get_rng_state(device)
-    for name, values in _optimizer_state(train.optimizer).items():
+    for name, values in _optimizer_state(train.optimizer).items() if train.optimizer else ():
         tensors |= {f"optimizer/{name}/{key}": torch.as_tensor(value) for key, value in values.items()}
     if train.average:
         tensors |= {f"average/{name}": value for name, value in train.average.state_dict().items()}

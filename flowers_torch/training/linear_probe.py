@@ -2,13 +2,13 @@
 
 import dataclasses
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from flowers_torch.files.threads import cores_for_torch
+from flowers_torch.training.lbfgs import minimize
 
 STEPS = 100  # of L-BFGS, at most; it converges in 15 to 40
 LEAST_GRADIENT, LEAST_CHANGE = 1e-6, 1e-7  # below which L-BFGS ends
@@ -129,25 +129,24 @@ class _Fits:
     def _minimize(self, penalty: float) -> None:
         """L-BFGS in coordinates in which the loss is about equally curved in all directions."""
         root, inverse = self._curvature_root(penalty)
-        steep, bias = (self.weight @ root).requires_grad_(), self.bias.clone().requires_grad_()
-        ends: dict[str, Any] = {
-            "max_iter": STEPS,
-            "tolerance_grad": LEAST_GRADIENT,
-            "tolerance_change": LEAST_CHANGE,
-        }
-        optimizer = torch.optim.LBFGS([steep, bias], line_search_fn="strong_wolfe", **ends)
+        sizes = [self.weight.numel(), self.bias.numel()]
 
-        def closure() -> Tensor:
-            optimizer.zero_grad()
-            weight = steep @ inverse
-            logits = F.linear(self.inputs, *self._layer(weight, bias))
-            loss = F.cross_entropy(logits, self.labels, self.class_weights, label_smoothing=self.label_smoothing)
-            loss = loss + penalty / 2 * weight.square().sum()
-            loss.backward()
-            return loss
+        def parts(point: Tensor) -> tuple[Tensor, Tensor]:
+            steep, bias = point.split(sizes)
+            return steep.view_as(self.weight) @ inverse, bias
 
-        optimizer.step(closure)
-        self.weight, self.bias = steep.detach() @ inverse, bias.detach()
+        def loss(point: Tensor) -> tuple[Tensor, Tensor]:
+            with torch.enable_grad():
+                point = point.detach().requires_grad_()
+                weight, bias = parts(point)
+                logits = F.linear(self.inputs, *self._layer(weight, bias))
+                value = F.cross_entropy(logits, self.labels, self.class_weights, label_smoothing=self.label_smoothing)
+                value = value + penalty / 2 * weight.square().sum()
+                value.backward()
+            return value.detach(), point.grad  # type: ignore[return-value]
+
+        start = torch.cat([(self.weight @ root).flatten(), self.bias])
+        self.weight, self.bias = parts(minimize(loss, start, STEPS, LEAST_GRADIENT, LEAST_CHANGE))
 
     def _curvature_root(self, penalty: float) -> tuple[Tensor, Tensor]:
         """Cholesky factor (R, R), and its inverse, of the mean curvature of the loss over the classes."""

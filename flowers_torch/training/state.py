@@ -63,7 +63,7 @@ class TrainState:
     """The objects of a stage that a training step works on and changes; it has no behavior of its own."""
 
     model: nn.Module
-    optimizer: torch.optim.Optimizer
+    optimizer: Any  # a torch.optim.Optimizer; None where the head is fitted, so that no step is taken
     scaler: torch.amp.GradScaler
     runtime: Runtime
     class_weights: Tensor | None = None
