@@ -1,6 +1,5 @@
 """What tuning found about a network on this machine, stored in the cache folder for later runs."""
 
-import contextlib
 import dataclasses
 import hashlib
 import os
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from flowers_torch.files.cache import cache_folder, recall, remember
+from flowers_torch.files.cache import cache_folder, prune, recall, remember
 from flowers_torch.files.system import processor_name
 from flowers_torch.models.heads import classifier_names, hash_backbone
 from flowers_torch.training.device import DTYPES, Runtime
@@ -23,31 +22,32 @@ LIMITS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")  # variables that hide wh
 FORM = {"precision": set(DTYPES), "rate": float, "measured": float}
 
 
-def recall_tuning(runtime: Runtime, model: nn.Module, *how: Any) -> Runtime | None:
-    """The runtime that `remember_tuning` was given for the same network, modes and machine in the last days.
+class KnownTuning:
+    """The file about a network on this machine.
 
     Args:
         runtime: Before tuning.
         model: The plain network, in the modes of its training.
         how: What else the outcome depends on; its `repr` counts.
     """
-    found = recall(_file(runtime, model, how), FORM)
-    if found is None or not 0 <= time.time() - found["measured"] <= MAX_AGE_SECONDS:
-        return None
-    reason = f"{found['rate']:.1f} img/s in an earlier run"
-    reason = f"{runtime.reason}; {reason}" if runtime.fixed else f"the fastest, with {reason}"
-    return dataclasses.replace(runtime, precision=found["precision"], reason=reason, rate=found["rate"], fixed=True)
 
+    def __init__(self, runtime: Runtime, model: nn.Module, *how: Any) -> None:
+        self.runtime, self.path = runtime, _file(runtime, model, how)
 
-def remember_tuning(runtime: Runtime, model: nn.Module, *how: Any, found: Runtime) -> None:
-    """Stores what tuning has `found`; the other arguments are those of `recall_tuning`."""
-    values = {"precision": found.precision, "rate": found.rate, "measured": time.time()}
-    path = _file(runtime, model, how)
-    remember(path, values)
-    with contextlib.suppress(OSError):  # networks with random weights leave many files
-        for file in path.parent.iterdir():
-            if time.time() - file.stat().st_mtime > MAX_AGE_SECONDS:
-                file.unlink()
+    def recall(self) -> Runtime | None:
+        """The runtime that `remember` was given in the last days."""
+        found = recall(self.path, FORM)
+        if found is None or not 0 <= time.time() - found["measured"] <= MAX_AGE_SECONDS:
+            return None
+        reason = f"{found['rate']:.1f} img/s in an earlier run"
+        reason = f"{self.runtime.reason}; {reason}" if self.runtime.fixed else f"the fastest, with {reason}"
+        changes = {"precision": found["precision"], "rate": found["rate"], "reason": reason}
+        return dataclasses.replace(self.runtime, **changes, fixed=True)
+
+    def remember(self, found: Runtime) -> None:
+        """Stores what tuning has found."""
+        remember(self.path, {"precision": found.precision, "rate": found.rate, "measured": time.time()})
+        prune(self.path.parent, MAX_AGE_SECONDS)  # networks with random weights leave many files
 
 
 def _file(runtime: Runtime, model: nn.Module, how: Sequence[Any]) -> Path:

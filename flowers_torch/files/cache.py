@@ -1,9 +1,12 @@
 """The folder of downloads, and files that only save time: damaged or missing ones never end a run."""
 
+import contextlib
 import hashlib
 import json
+import math
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -48,3 +51,14 @@ def recall(path: Path, form: Any) -> Any:
             return check(json.loads(content), form)
     except FlowersError:
         return None
+
+
+def prune(folder: Path, max_age: float, max_bytes: float = math.inf) -> None:
+    """Removes files that are older than some seconds, then the oldest ones beyond a size of all together."""
+    left = max_bytes
+    with contextlib.suppress(OSError):  # another process may prune too
+        stats = sorted(((path.stat(), path) for path in folder.iterdir()), key=lambda pair: -pair[0].st_mtime)
+        for stat, path in stats:
+            left -= stat.st_size
+            if left < 0 or time.time() - stat.st_mtime > max_age:
+                path.unlink(missing_ok=True)

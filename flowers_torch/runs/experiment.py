@@ -13,7 +13,7 @@ from torch import nn
 
 from flowers_torch import __version__
 from flowers_torch.accelerate import Acceleration
-from flowers_torch.accelerate.known_tuning import recall_tuning, remember_tuning
+from flowers_torch.accelerate.known_tuning import KnownTuning
 from flowers_torch.config import Config, split_fractions, with_absolute_paths
 from flowers_torch.config_file import load_config, to_toml
 from flowers_torch.data.dataset import ImageDataset
@@ -275,7 +275,8 @@ def _tune(experiment: Experiment, model: nn.Module) -> Runtime:
     apply_rules(model, rules_for(model, stage.train))
     set_train_mode(model, stage.batch_norm)
     how = (size, bool(beyond_head), sorted(acceleration.tricks), experiment.distributed.size)
-    if known := recall_tuning(runtime, model, *how):
+    tuning = KnownTuning(runtime, model, *how)
+    if known := tuning.recall():
         runtime = known
     else:
         network = acceleration.training_network(model, runtime, size) if experiment.distributed.size == 1 else model
@@ -283,7 +284,7 @@ def _tune(experiment: Experiment, model: nn.Module) -> Runtime:
         with busy_note(runtime.device):
             found = acceleration.tuned(runtime, network, size, bool(beyond_head), ahead)
         if found.tuned:
-            remember_tuning(runtime, model, *how, found=found)
+            tuning.remember(found)
         runtime = found
     log.info(f"device   {runtime.device}, {runtime.precision} ({runtime.reason})")
     return runtime

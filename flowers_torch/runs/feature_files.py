@@ -5,7 +5,6 @@ Reading and adding need the memory of one shard beside what is asked for.
 
 import contextlib
 import os
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from flowers_torch.errors import FlowersError, ResourceError
+from flowers_torch.files.cache import prune
 from flowers_torch.files.reading import check, reading
 from flowers_torch.files.tensors import safe_load, safe_save
 from flowers_torch.log import log
@@ -48,7 +48,7 @@ class FeatureFiles:
                 joined = torch.cat([there, features[:room]])
                 safe_save({"features": joined}, path, {"images": [*known, *hashes[:room]]})
                 hashes, features = hashes[room:], features[room:]
-            prune(self.folder)
+            prune(self.folder, MAX_AGE_SECONDS, MAX_FILES_BYTES)
         except (ResourceError, OSError) as error:  # the cache saves time; it never ends a run
             log.info(f"note     features are not cached on disk: {error}")
 
@@ -82,14 +82,3 @@ class FeatureFiles:
 def rows_of_shard(width: int) -> int:
     """Number of images whose features of some width fill a shard."""
     return max(1, SHARD_BYTES // (4 * width))
-
-
-def prune(folder: Path) -> None:
-    """Removes files of features that nobody has used for long, then the oldest ones beyond the size limit."""
-    left = MAX_FILES_BYTES
-    with contextlib.suppress(OSError):  # another process may prune too
-        stats = sorted(((path.stat(), path) for path in folder.iterdir()), key=lambda pair: -pair[0].st_mtime)
-        for stat, path in stats:
-            left -= stat.st_size
-            if left < 0 or time.time() - stat.st_mtime > MAX_AGE_SECONDS:
-                path.unlink(missing_ok=True)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from flowers_torch.accelerate import Acceleration
 from flowers_torch.config import Config, Stage
 from flowers_torch.errors import ResourceError, UsageError
+from flowers_torch.files.cache import prune
 from flowers_torch.files.tensors import safe_load, safe_save
 from flowers_torch.models.split_model import SplitModel
 from flowers_torch.report.image_sections import Source
@@ -200,13 +201,12 @@ def test_only_views_without_randomness_are_cached_on_disk(make_config: MakeConfi
     assert not (features / "old").exists() and (features / "new").exists()
 
 
-def test_beyond_the_size_limit_the_oldest_files_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feature_files, "MAX_FILES_BYTES", 2500)
+def test_beyond_the_size_limit_the_oldest_files_are_removed(tmp_path: Path) -> None:
     (tmp_path / "features").mkdir()
     for age, name in enumerate("abc"):
         (tmp_path / "features" / name).write_bytes(b"x" * 1000)
         os.utime(tmp_path / "features" / name, (time.time() - age,) * 2)
-    feature_files.prune(tmp_path / "features")
+    prune(tmp_path / "features", max_age=60, max_bytes=2500)
     assert {path.name for path in (tmp_path / "features").iterdir()} == {"a", "b"}
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from flowers_torch.accelerate import Acceleration, known_tuning
-from flowers_torch.accelerate.known_tuning import recall_tuning, remember_tuning
+from flowers_torch.accelerate.known_tuning import KnownTuning
 from flowers_torch.config import Config
 from flowers_torch.models.factory import create_model
 from flowers_torch.runs.experiment import Experiment
@@ -36,22 +36,22 @@ def network(classes: int = 3) -> nn.Module:
 
 
 def test_the_next_run_gets_what_was_found() -> None:
-    remember_tuning(START, network(), 32, True, found=FOUND)
-    known = recall_tuning(START, network(), 32, True)
+    KnownTuning(START, network(), 32, True).remember(FOUND)
+    known = KnownTuning(START, network(), 32, True).recall()
     assert known == dataclasses.replace(FOUND, reason="the fastest, with 12.5 img/s in an earlier run", tuned=False)
     fixed = dataclasses.replace(START, fixed=True)
-    remember_tuning(fixed, network(), 32, True, found=dataclasses.replace(FOUND, precision="bf16"))
-    again = recall_tuning(fixed, network(), 32, True)
+    KnownTuning(fixed, network(), 32, True).remember(dataclasses.replace(FOUND, precision="bf16"))
+    again = KnownTuning(fixed, network(), 32, True).recall()
     assert again and (again.precision, again.reason) == ("bf16", "for a test; 12.5 img/s in an earlier run")
 
 
 def test_another_classifier_does_not_matter() -> None:
     """It is new in each run, and as wide as there are classes, but the widths are compared."""
-    remember_tuning(START, network(), 32, found=FOUND)
+    KnownTuning(START, network(), 32).remember(FOUND)
     model = network()
     nn.init.ones_(model.get_classifier().weight)  # type: ignore[operator]
-    assert recall_tuning(START, model, 32)
-    assert recall_tuning(START, network(classes=4), 32) is None
+    assert KnownTuning(START, model, 32).recall()
+    assert KnownTuning(START, network(classes=4), 32).recall() is None
 
 
 def weights(model: nn.Module) -> None:
@@ -73,51 +73,51 @@ def modes(model: nn.Module) -> None:
 @pytest.mark.parametrize("change", [weights, statistics, frozen, modes])
 def test_another_network_is_tuned(change: Callable[[nn.Module], None]) -> None:
     model = network().train()
-    remember_tuning(START, model, 32, found=FOUND)
-    assert recall_tuning(START, model, 32)
+    KnownTuning(START, model, 32).remember(FOUND)
+    assert KnownTuning(START, model, 32).recall()
     change(model)
-    assert recall_tuning(START, model, 32) is None
+    assert KnownTuning(START, model, 32).recall() is None
 
 
 def test_another_machine_is_tuned(monkeypatch: pytest.MonkeyPatch) -> None:
-    remember_tuning(START, network(), 32, found=FOUND)
+    KnownTuning(START, network(), 32).remember(FOUND)
     for name, value in (("processor_name", lambda: "another"), ("FORMAT", 0)):
         with monkeypatch.context() as patch:
             patch.setattr(known_tuning, name, value)
-            assert recall_tuning(START, network(), 32) is None
+            assert KnownTuning(START, network(), 32).recall() is None
     with monkeypatch.context() as patch:
         patch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
-        assert recall_tuning(START, network(), 32) is None
+        assert KnownTuning(START, network(), 32).recall() is None
     with monkeypatch.context() as patch:
         patch.setattr(torch, "get_num_threads", lambda: 64)
-        assert recall_tuning(START, network(), 32) is None
-    assert recall_tuning(dataclasses.replace(START, precision="fp32"), network(), 32) is None
-    assert recall_tuning(START, network(), 64) is None
-    assert recall_tuning(START, network(), 32)
+        assert KnownTuning(START, network(), 32).recall() is None
+    assert KnownTuning(dataclasses.replace(START, precision="fp32"), network(), 32).recall() is None
+    assert KnownTuning(START, network(), 64).recall() is None
+    assert KnownTuning(START, network(), 32).recall()
 
 
 @pytest.mark.parametrize("seconds", [-3600, 8 * 24 * 3600])
 def test_old_times_are_forgotten(seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    remember_tuning(START, network(), 32, found=FOUND)
+    KnownTuning(START, network(), 32).remember(FOUND)
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now + seconds)
-    assert recall_tuning(START, network(), 32) is None
+    assert KnownTuning(START, network(), 32).recall() is None
 
 
 def test_old_files_are_removed(cache: Path) -> None:
-    remember_tuning(START, network(), 32, found=FOUND)
+    KnownTuning(START, network(), 32).remember(FOUND)
     (old,) = cache.iterdir()
     os.utime(old, (0, 0))
-    remember_tuning(START, network(), 64, found=FOUND)
+    KnownTuning(START, network(), 64).remember(FOUND)
     assert not old.exists() and len(list(cache.iterdir())) == 1
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"\xff" * 100, b'{"precision": "fp8", "rate": 1.0, "measured": 1.0}'])
 def test_damaged_files_do_not_count(content: bytes, cache: Path) -> None:
-    remember_tuning(START, network(), 32, found=FOUND)
+    KnownTuning(START, network(), 32).remember(FOUND)
     (file,) = cache.iterdir()
     file.write_bytes(content)
-    assert recall_tuning(START, network(), 32) is None
+    assert KnownTuning(START, network(), 32).recall() is None
 
 
 def test_the_name_of_the_file_is_the_same_in_every_process() -> None:
