@@ -270,7 +270,7 @@ def test_a_network_is_made_faster_only_for_many_photos(
 
 
 def test_predict_imports_no_readers_of_data_sets() -> None:
-    """One photo is predicted in about the time that torch and timm take to be imported."""
+    """One photo is predicted in little more time than torch takes to be imported."""
     names = ("data.sources.open", "data.quality.scan", "models.keras.names", "models.weights", "report", "deploy.serve")
     code = "import sys, flowers_torch.api.classifier, flowers_torch.commands.predict; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()

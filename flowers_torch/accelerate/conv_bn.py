@@ -2,18 +2,20 @@
 
 import contextlib
 import copy
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from timm.layers import BatchNormAct2d, Conv2dSame, get_same_padding, pad_same
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from flowers_torch.files.system import onednn_convolution
+from flowers_torch.models.efficientnet_lite import BatchNormReLU6
 from flowers_torch.models.split_model import without_tf32
+from flowers_torch.models.tf_layers import Conv2dSame, pad_same, same_padding
 from flowers_torch.training.device import breaks_in_channels_last
 
 # Activations that oneDNN appends to a convolution: its name for them and their bounds.
@@ -49,7 +51,7 @@ class Geometry(NamedTuple):
     @classmethod
     def of(cls, conv: nn.Conv2d) -> "Geometry":
         """Of a convolution that `is_fusable`."""
-        same = list(conv.kernel_size) if isinstance(conv, Conv2dSame) else None
+        same = list(conv.kernel_size) if isinstance(conv, kinds_of("Conv2dSame", Conv2dSame)) else None
         padding = [0, 0] if same else [int(side) for side in conv.padding]
         return cls(padding, list(conv.stride), list(conv.dilation), conv.groups, same)
 
@@ -96,7 +98,7 @@ class FusedConv2d(nn.Module):
         if self.geometry.same is None:
             return self.geometry, self.weight
         settings = (self.geometry.same, self.geometry.stride, self.geometry.dilation)
-        totals = {get_same_padding(*sides) for sides in zip(maps.shape[2:], *settings, strict=True)}
+        totals = {same_padding(*sides) for sides in zip(maps.shape[2:], *settings, strict=True)}
         total = totals.pop()
         if totals or (total % 2 and self.wider is None):
             return self.geometry, self.weight
@@ -173,7 +175,7 @@ def find_units(model: nn.Module, forward: Callable[[nn.Module], Tensor]) -> tupl
     norms = Counter(convolutions.values())  # behind each convolution
     units = []
     for norm, conv in convolutions.items():
-        drops = isinstance(layers[norm], BatchNormAct2d) and type(layers[norm].drop) is not nn.Identity
+        drops = type(getattr(layers[norm], "drop", nn.Identity())) is not nn.Identity  # of timm's
         if calls[conv] == calls[norm] == norms[conv] == 1 and layers[norm].running_mean is not None and not drops:
             behind, *others = consumers[norm] or [""]
             alone = not others and calls[behind] == 1 and not isinstance(layers[behind], nn.Conv2d)
@@ -189,8 +191,9 @@ def bare(units: list[Unit]) -> list[Unit]:
 def layers_of(model: nn.Module, unit: Unit) -> tuple[Any, Any, nn.Module, str]:
     """Convolution, norm, activation and the name of the activation."""
     conv, norm = model.get_submodule(unit.conv), model.get_submodule(unit.norm)
-    # The norms of timm contain their activation. Others have it behind them, as a module or as a function.
-    activation: nn.Module = norm.act if isinstance(norm, BatchNormAct2d) else nn.Identity()
+    # Some norms contain their activation. Others have it behind them, as a module or as a function.
+    contains = isinstance(norm, kinds_of("BatchNormAct2d", BatchNormReLU6))
+    activation: Any = norm.act if contains else nn.Identity()
     if type(activation) is nn.Identity and unit.activation:
         return conv, norm, model.get_submodule(unit.activation), unit.activation
     return conv, norm, activation, unit.norm
@@ -199,7 +202,13 @@ def layers_of(model: nn.Module, unit: Unit) -> tuple[Any, Any, nn.Module, str]:
 def is_fusable(conv: nn.Conv2d) -> bool:
     """Whether `convolve` can compute a convolution."""
     plain = type(conv) is nn.Conv2d and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
-    return (plain or type(conv) is Conv2dSame) and not breaks_in_channels_last(conv)
+    return (plain or type(conv) in kinds_of("Conv2dSame", Conv2dSame)) and not breaks_in_channels_last(conv)
+
+
+def kinds_of(timm_name: str, ours: type[nn.Module]) -> tuple[type[nn.Module], ...]:
+    """A layer of this package and timm's of the same kind, which is loaded wherever a network is timm's."""
+    theirs = getattr(sys.modules.get("timm.layers"), timm_name, None)
+    return (ours, theirs) if theirs else (ours,)
 
 
 def _fused_copy(model: nn.Module, units: list[Unit], dtype: torch.dtype | None) -> nn.Module:

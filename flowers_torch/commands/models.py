@@ -66,7 +66,7 @@ def _row(name: str) -> dict[str, Any]:
     from flowers_torch.models.inspect.summary import parameter_counts
     from flowers_torch.models.keras.names import published_by_keras
     from flowers_torch.models.recommended import RECOMMENDED, where_weights_are
-    from flowers_torch.models.registry import find_entry
+    from flowers_torch.models.registry import find_entry, imagenet_entry
 
     entry = find_entry(name)
     with torch.device("meta"):  # shapes only: the largest networks have billions of parameters
@@ -80,7 +80,7 @@ def _row(name: str) -> dict[str, Any]:
         "top1": next((one.top1 for one in RECOMMENDED if one.arch == name), 0.0),
         "mean": entry.preprocessing.mean,
         "std": entry.preprocessing.std,
-        "license": entry.license if entry.timm_name else "",
+        "license": imagenet_entry(name).license if entry.timm_name else "",
         "keras": entry.keras_name,
         "published": published_by_keras(entry.keras_name, entry.min_size) if entry.keras_name else {},
     }

@@ -1,10 +1,10 @@
 """torch.hub entry point for a trained classifier."""
 
-import functools
 import re
+from collections.abc import Sequence
 
+from PIL import Image
 from torch import nn
-from torchvision.transforms import v2
 
 from flowers_torch.data.augment.per_image import enough_side, eval_transform
 from flowers_torch.data.opened_images import to_upright_rgb
@@ -48,8 +48,19 @@ def flowers_classifier(checkpoint: str, sha256: str = "") -> nn.Module:
     network, info = load_classifier(path)
     prepared = info.preprocessing
     smallest = enough_side(prepared.size, prepared.crop)
-    upright = functools.partial(to_upright_rgb, at_least=smallest, value_range=prepared.value_range)
-    transform = v2.Compose([upright, *eval_transform(**prepared.transform_options()).transforms])
+    upright = Upright(smallest, prepared.value_range)
+    transform = nn.Sequential(upright, *eval_transform(**prepared.transform_options()))
     # `vars` bypasses nn.Module, which would register the transform as a submodule.
     vars(network).update(info=info, classes=info.classes, transform=transform)
     return network
+
+
+class Upright(nn.Module):
+    """From a Pillow image of any mode to an upright RGB one; a large one need not have more than `at_least` pixels."""
+
+    def __init__(self, at_least: int, value_range: Sequence[float]) -> None:
+        super().__init__()
+        self.at_least, self.value_range = at_least, tuple(value_range)
+
+    def forward(self, image: Image.Image) -> Image.Image:
+        return to_upright_rgb(image, at_least=self.at_least, value_range=self.value_range)

@@ -7,8 +7,6 @@ from pathlib import Path
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torchvision.transforms import InterpolationMode, v2
-from torchvision.transforms.v2 import functional
 
 from flowers_torch.accelerate import AUTO
 from flowers_torch.data.augment.per_image import LimitAspect, eval_transform, to_input
@@ -66,11 +64,14 @@ def view_transform(name: str, preprocessing: Preprocessing) -> Callable[[Image.I
 
     The first view of `flip` and `scales` is the evaluation transform.
     """
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms.v2 import functional
+
     size, stretch = preprocessing.size, preprocessing.stretch
     crop = 1.0 if stretch else preprocessing.crop
     plain = eval_transform(**preprocessing.transform_options())
     mode = InterpolationMode(preprocessing.interpolation)
-    to_values = v2.Compose(to_input(preprocessing.mean, preprocessing.std))
+    to_values = nn.Sequential(*to_input(preprocessing.mean, preprocessing.std))
 
     def resize(image: Image.Image, side: int) -> Image.Image:
         limited, sides = (image, [side, side]) if stretch else (LimitAspect()(image), [side])

@@ -5,11 +5,10 @@ by 10%. The weights of timm and torchvision count the padding as zeros, PyTorch'
 Paper: Szegedy et al. 2015, https://arxiv.org/abs/1512.00567.
 """
 
-from typing import Any
-
 import torch
-from timm.layers import create_classifier
 from torch import Tensor, nn
+
+from flowers_torch.models.timm_style import TimmStyle
 
 Size = int | tuple[int, int]
 Branches = dict[str, list[tuple[int, Size]]]  # width and kernel size of each convolution
@@ -123,11 +122,13 @@ class InceptionE(nn.Module):
         return torch.cat([b1, b3, b3dbl, bp], 1)
 
 
-class InceptionV3(nn.Module):
+class InceptionV3(TimmStyle):
     """InceptionV3 without auxiliary classifier: N x in_chans x 299 x 299 -> N x num_classes; arguments as in timm.
 
     The inner average poolings count their zero padding as in timm and torchvision, or leave it out as in Keras.
     """
+
+    classifier_name = "fc"
 
     def __init__(
         self,
@@ -138,7 +139,6 @@ class InceptionV3(nn.Module):
         count_include_pad: bool = True,
     ) -> None:
         super().__init__()
-        self.drop_rate = drop_rate
         self.Conv2d_1a_3x3 = ConvNormAct(in_chans, 32, 3, stride=2)  # N x 32 x 149 x 149
         self.Conv2d_2a_3x3 = ConvNormAct(32, 32, 3)
         self.Conv2d_2b_3x3 = ConvNormAct(32, 64, 3, padding=1)  # N x 64 x 147 x 147
@@ -158,40 +158,11 @@ class InceptionV3(nn.Module):
         self.Mixed_7b = InceptionE(1280, count_include_pad)  # N x 2048 x 8 x 8
         self.Mixed_7c = InceptionE(2048, count_include_pad)
         self.feature_names = [name for name, _ in self.named_children()]
-        self.num_features = 2048
-        self.global_pool: Any  # timm: SelectAdaptivePool2d
-        self.reset_classifier(num_classes, global_pool)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                nn.init.kaiming_normal_(module.weight)  # timm's fixed std of 0.1 trains slower
+        # The weights get Kaiming's standard deviations: timm's fixed one of 0.1 trains slower.
+        self.add_head(2048, num_classes, global_pool, drop_rate)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """The last feature map, N x 2048 x 8 x 8 at 299 pixels."""
         for name in self.feature_names:
             x = self.get_submodule(name)(x)
         return x
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Logits of a feature map, or with `pre_logits` the input of the classifier."""
-        x = self.global_pool(x)
-        x = self.head_drop(x)
-        return x if pre_logits else self.fc(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(x))
-
-    def get_classifier(self) -> nn.Module:
-        """The layer that returns the logits."""
-        return self.fc
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replaces the classifier; `global_pool` None keeps the pooling."""
-        pool_type = self.global_pool.pool_type if global_pool is None else global_pool
-        device = self.Conv2d_1a_3x3.conv.weight.device
-        self.num_classes = num_classes
-        self.global_pool, self.head_drop, self.fc = create_classifier(
-            self.num_features, num_classes, pool_type=pool_type, drop_rate=self.drop_rate, device=device
-        )
-        for module in (self.global_pool, self.head_drop, self.fc):
-            module.train(self.training)  # a new dropout is in training mode
-        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()

@@ -13,7 +13,6 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-import timm
 import torch
 from torch import Tensor, nn
 
@@ -232,6 +231,8 @@ def _timm_target(model: nn.Module, arch: str) -> nn.Module:
 
 @cache
 def _on_meta(name: str) -> nn.Module:
+    import timm
+
     with torch.device("meta"):
         return timm.create_model(name)
 
@@ -295,6 +296,8 @@ def _timm_filter(arch: str) -> Callable[[dict[str, Tensor], nn.Module], dict[str
     name = find_entry(arch).timm_name
     if not name:
         return None
+    import timm
+
     module = sys.modules[timm.model_entrypoint(name.partition(".")[0]).__module__]
     function = next((getattr(module, known) for known in FILTERS if hasattr(module, known)), None)
     if function is None:

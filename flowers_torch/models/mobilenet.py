@@ -7,11 +7,10 @@ Papers: https://arxiv.org/abs/1704.04861, https://arxiv.org/abs/1801.04381.
 
 from collections import OrderedDict
 
-from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
 from flowers_torch.models.network import Network
-from flowers_torch.models.tf_layers import SamePad2d
+from flowers_torch.models.tf_layers import Conv2dSame, SamePad2d
 
 EPSILON = 1e-3  # of batch norm: Keras's default
 

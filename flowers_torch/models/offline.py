@@ -7,12 +7,12 @@ file. Its tensors are those of timm's `tf_efficientnet_lite0` to `2` in the same
 import importlib
 from pathlib import Path
 
-import timm
 import torch
 from torch import Tensor
 
 from flowers_torch.errors import ModelFileError, UsageError, printable
 from flowers_torch.files.tensors import safe_load
+from flowers_torch.models.registry import build_network
 
 OFFLINE_ARCHS = tuple(f"tf_efficientnet_lite{number}" for number in range(3))
 OFFLINE_ARCH = OFFLINE_ARCHS[0]  # the smallest
@@ -58,7 +58,7 @@ def offline_state_dict(arch: str = OFFLINE_ARCH, path: Path | None = None) -> tu
     """
     path = offline_weights_path(arch) if path is None else path
     with torch.device("meta"):  # only names and shapes are needed
-        target = timm.create_model(arch).state_dict()
+        target = build_network(arch).state_dict()
     return rename_by_order(safe_load(path)[0], target, path), path
 
 

@@ -6,8 +6,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import timm
-import timm.models
 import torch
 from torch import Tensor, nn
 
@@ -37,6 +35,8 @@ def fetch_imagenet(arch: str) -> Path:
     Raises:
         ResourceError: the file is not cached and cannot be downloaded.
     """
+    import timm
+
     config = timm.get_pretrained_cfg(find_entry(arch).timm_name)
     if config is None or not (config.hf_hub_id or isinstance(config.url, str)):
         raise ModelFileError(f"timm has no pretrained weights for {arch}", "give --weights none or a file")
@@ -73,6 +73,8 @@ def ask_hub(seconds: float) -> None:
 
 def cached_imagenet(arch: str) -> Path | None:
     """The file that `fetch_imagenet` would find on this machine, unchecked."""
+    import timm
+
     name = find_entry(arch).timm_name
     config = timm.get_pretrained_cfg(name) if name else None
     if config is None:
@@ -130,6 +132,8 @@ def _through_timm(
     arch: str, state: dict[str, Tensor], path: Path, num_classes: int, size_options: Mapping[str, Any]
 ) -> dict[str, Tensor]:
     """The state of timm's network after timm has loaded `state` into it, as one of its own pretrained files."""
+    import timm
+
     entry = find_entry(arch)
     overlay = {"state_dict": state}
     keywords: dict[str, Any] = dict(size_options) if num_classes else {"num_classes": 0} | dict(size_options)
@@ -148,6 +152,8 @@ def timm_names(arch: str) -> dict[str, str]:
     entry = REGISTRY.get(arch)
     if entry is None or not entry.timm_name:
         return {}
+    import timm
+
     with torch.device("meta"):  # only the names are needed
         ours = entry.build(num_classes=1000, in_chans=3, **entry.timm_options).state_dict()
         theirs = timm.create_model(entry.timm_name).state_dict()

@@ -6,7 +6,6 @@ classifier of these weights.
 
 import dataclasses
 
-import timm
 import torch
 
 from flowers_torch.models.offline import OFFLINE_ARCHS, installed_offline
@@ -64,6 +63,8 @@ def where_weights_are(arch: str, parameters: int) -> str:
         return "offline"
     if cached_imagenet(arch):
         return "cached"
+    import timm
+
     name = find_entry(arch).timm_name
     config = timm.get_pretrained_cfg(name) if name else None
     return f"{4 * parameters / 1e6:.0f} MB to fetch" if config and (config.hf_hub_id or config.url) else ""

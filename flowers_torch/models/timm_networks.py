@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any
 
-import timm
 import torch
 from torch import nn
 
@@ -40,6 +39,8 @@ def build(name: str, num_classes: int, in_chans: int, **options: Any) -> nn.Modu
         if not all(item is None or isinstance(item, bool | int | float | str) for item in items):
             what = f"model_options: {option} must be a number, a text or a list of them"
             raise UsageError(what, "give a plain value")
+    import timm  # here: it takes a second, and most commands run a handwritten network
+
     return timm.create_model(name, pretrained=False, num_classes=num_classes, in_chans=in_chans, **options)
 
 
@@ -63,6 +64,8 @@ def constructor_options(name: str) -> frozenset[str]:
     Raises:
         UsageError: the network is an encoder that has no classifier.
     """
+    import timm
+
     with torch.device("meta"):  # no memory, no weights
         network = timm.create_model(name)
     if not hasattr(network, "reset_classifier"):

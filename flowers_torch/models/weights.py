@@ -23,7 +23,7 @@ from flowers_torch.models.keras.weights import MEAN_STD, input_mode, keras_optio
 from flowers_torch.models.layouts import AUXILIARY, COUNTER, DENSE, Match, match
 from flowers_torch.models.offline import OFFLINE_LICENSE, offline_state_dict, offline_weights_path
 from flowers_torch.models.pretrained import fetch_imagenet, read_imagenet, resampled
-from flowers_torch.models.registry import NetworkEntry, build_network, find_entry
+from flowers_torch.models.registry import NetworkEntry, build_network, find_entry, imagenet_entry
 from flowers_torch.models.timm_networks import SIZE_OPTIONS
 
 
@@ -86,9 +86,10 @@ def plan_weights(
         raise UsageError(f"there are no ImageNet weights for {arch}", _imagenet_alternatives(entry))
     if weights == "offline":
         offline_weights_path(arch)  # a package that is missing is missed before a photo is read
-    license = {"none": "", "imagenet": entry.license, "offline": OFFLINE_LICENSE}[weights]
-    options = entry.timm_options if weights == "imagenet" else {}
-    return WeightsPlan(weights, weights, entry.preprocessing, options, license)
+    if weights == "imagenet":  # timm may publish newer weights than those that the registry was written for
+        published = imagenet_entry(arch)
+        return WeightsPlan(weights, weights, published.preprocessing, entry.timm_options, published.license)
+    return WeightsPlan(weights, weights, entry.preprocessing, {}, OFFLINE_LICENSE if weights == "offline" else "")
 
 
 def _plan_keras_file(

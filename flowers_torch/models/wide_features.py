@@ -1,13 +1,13 @@
 """EfficientNets whose classifier also takes the widest maps of the last blocks."""
 
+import sys
 from itertools import chain
 from typing import Any
 
 import torch
-from timm.models._efficientnet_blocks import InvertedResidual
-from timm.models.efficientnet import EfficientNet
 from torch import Tensor, nn
 
+from flowers_torch.models.efficientnet_lite import EfficientNetLite, InvertedResidual
 from flowers_torch.models.heads import reset_set_classifier
 
 SETS = ("wide",)
@@ -16,7 +16,7 @@ SMALL = 1e-4  # activations far below it do not dominate, and the root has a gra
 
 
 class WideClassifier(nn.Module):
-    """Mixin in front of timm's EfficientNet, whose classifier then takes several maps.
+    """Mixin in front of an `EfficientNetLite` or timm's EfficientNet, whose classifier then takes several maps.
 
     Beside the network's own map these are the maps inside its last blocks, behind the depthwise convolution and its
     activation. A block projects its map to few channels, and the last layers form from these what tells ImageNet's
@@ -37,10 +37,7 @@ class WideClassifier(nn.Module):
         for block in blocks[:-BLOCKS]:
             x = block(x)
         for block in blocks[-BLOCKS:]:
-            wide = block.bn1(block.conv_pw(x))
-            wide = block.aa(block.bn2(block.conv_dw(wide)))
-            projected = block.bn3(block.conv_pwl(block.se(wide)))
-            x = block.drop_path(projected) + x if block.has_skip else projected
+            wide, x = _widest_and_output(block, x)
             maps.append(wide)
         return torch.cat([model.bn2(model.conv_head(x)), *maps], 1)
 
@@ -57,6 +54,16 @@ class WideClassifier(nn.Module):
         reset_set_classifier(self, "classifier", sum(widths(self)), num_classes, global_pool)
 
 
+def _widest_and_output(block: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The map behind a block's depthwise convolution, and its output."""
+    if isinstance(block, InvertedResidual):
+        wide = block.widen(x)
+        return wide, block.project(wide, x)
+    wide = block.aa(block.bn2(block.conv_dw(block.bn1(block.conv_pw(x)))))
+    projected = block.bn3(block.conv_pwl(block.se(wide)))
+    return wide, block.drop_path(projected) + x if block.has_skip else projected
+
+
 def root(features: Tensor) -> Tensor:
     """The square root of each feature's size, with its sign; features much smaller than `SMALL` stay linear."""
     return features / features.abs().add_(SMALL).sqrt_()  # in place: a large set of features is copied once less
@@ -64,11 +71,15 @@ def root(features: Tensor) -> Tensor:
 
 def offered(model: nn.Module) -> tuple[str, ...]:
     """The set of an EfficientNet whose last blocks are inverted residuals of the usual form; else none."""
-    if not isinstance(model, EfficientNet) or model.global_pool.pool_type != "avg":
+    network: Any = model
+    if isinstance(model, EfficientNetLite):
+        return SETS if network.global_pool.pool_type == "avg" else ()
+    timm: Any = sys.modules.get("timm.models")  # loaded wherever a network is timm's
+    if timm is None or not isinstance(model, timm.EfficientNet) or network.global_pool.pool_type != "avg":
         return ()
-    blocks: Any = model.blocks
-    last = list(chain.from_iterable(blocks))[-BLOCKS:]
-    usual = [type(block) is InvertedResidual and getattr(block, "conv_s2d", None) is None for block in last]
+    last = list(chain.from_iterable(network.blocks))[-BLOCKS:]
+    kind = timm._efficientnet_blocks.InvertedResidual
+    usual = [type(block) is kind and getattr(block, "conv_s2d", None) is None for block in last]
     return SETS if all(usual) and isinstance(model.conv_head, nn.Conv2d) else ()
 
 

@@ -6,11 +6,10 @@ Paper: Chollet 2017, https://arxiv.org/abs/1610.02357.
 
 from collections import OrderedDict
 
-from timm.layers.pool2d_same import MaxPool2dSame
 from torch import Tensor, nn
 
 from flowers_torch.models.network import Network
-from flowers_torch.models.tf_layers import SeparableConv2d
+from flowers_torch.models.tf_layers import MaxPool2dSame, SeparableConv2d
 
 EPSILON = 1e-3  # of batch norm: Keras's default
 

@@ -15,7 +15,6 @@ from typing import Any
 
 import PIL
 import torch
-import torchvision
 from torch import Tensor, nn
 
 from flowers_torch import __version__
@@ -189,7 +188,7 @@ class FeatureCache:
         info, runtime = self.info, self.runtime
         network = (weights, info.arch, sorted(info.model_options.items()), info.preprocessing)
         how = (runtime.precision, runtime.device.type, "fusion" in self.acceleration.tricks)
-        software = (FORMAT, __version__, torch.__version__, torchvision.__version__, PIL.__version__)
+        software = (FORMAT, __version__, torch.__version__, PIL.__version__)
         key = hashlib.sha256(repr((network, how, shown, software)).encode()).hexdigest()[:32]
         return FeatureFiles(cache_folder() / "features", key, width)
 

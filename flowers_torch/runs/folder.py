@@ -1,6 +1,7 @@
 """The folder that a run leaves behind: how to repeat it, what came of it, and the model itself."""
 
 import contextlib
+import importlib.metadata
 import os
 import platform
 import socket
@@ -10,9 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import PIL
-import timm
 import torch
-import torchvision
 
 from flowers_torch import __version__
 from flowers_torch.errors import FlowersError, ResourceError, UsageError, printable
@@ -182,8 +181,8 @@ def environment() -> dict[str, Any]:
         "flowers_torch": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "timm": timm.__version__,
+        "torchvision": importlib.metadata.version("torchvision"),
+        "timm": importlib.metadata.version("timm"),
         "pillow": PIL.__version__,
         "system": platform.platform(),
         "processor": processor_name(),

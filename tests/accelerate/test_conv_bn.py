@@ -5,13 +5,13 @@ from collections.abc import Callable
 import pytest
 import timm
 import torch
-from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
 from flowers_torch.accelerate import conv_bn
 from flowers_torch.accelerate.conv_bn import FusedConv2d, fuse_conv_bn
 from flowers_torch.models.factory import create_model
 from flowers_torch.models.split_model import example_inputs
+from flowers_torch.models.tf_layers import Conv2dSame
 
 Settle = Callable[[nn.Module], nn.Module]
 
@@ -30,7 +30,13 @@ def count(model: nn.Module, kind: type[nn.Module]) -> int:
 
 @pytest.mark.parametrize(
     ("arch", "size"),
-    [("resnet50", 64), ("mobilenet", 64), ("tf_efficientnet_lite0", 64), ("inception_v3", 96)],
+    [
+        ("resnet50", 64),
+        ("mobilenet", 64),
+        ("tf_efficientnet_lite0", 64),
+        ("timm:tf_efficientnet_lite0", 64),
+        ("inception_v3", 96),
+    ],
 )
 def test_the_copy_has_the_same_output(arch: str, size: int, settled: Settle) -> None:
     model = settled(create_model(arch, num_classes=3))
@@ -42,10 +48,11 @@ def test_the_copy_has_the_same_output(arch: str, size: int, settled: Settle) -> 
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_activations_of_timm_and_of_sequences_are_fused(settled: Settle) -> None:
+@pytest.mark.parametrize("arch", ["tf_efficientnet_lite0", "timm:tf_efficientnet_lite0"])
+def test_activations_in_norms_and_of_sequences_are_fused(arch: str, settled: Settle) -> None:
     sequence = settled(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(inplace=True)))
     assert [type(module) for module in fused(sequence).children()] == [FusedConv2d, nn.Identity, nn.Identity]
-    model = settled(timm.create_model("tf_efficientnet_lite0"))
+    model = settled(create_model(arch))
     copy = fused(model)
     assert count(copy, FusedConv2d) == count(model, nn.Conv2d)
     assert count(copy, nn.ReLU6) == 0
@@ -55,13 +62,18 @@ def test_activations_of_timm_and_of_sequences_are_fused(settled: Settle) -> None
 @pytest.mark.parametrize("dilation", [1, 2])
 @pytest.mark.parametrize("stride", [1, 2, 3])
 @pytest.mark.parametrize("kernel", [2, 3, 5])
-def test_same_padding_is_that_of_timm(kernel: int, stride: int, dilation: int, height: int, width: int) -> None:
+@pytest.mark.parametrize("kind", [Conv2dSame, timm.layers.Conv2dSame])
+def test_same_padding_is_that_of_timm(
+    kind: type[nn.Conv2d], kernel: int, stride: int, dilation: int, height: int, width: int
+) -> None:
     torch.manual_seed(0)
-    conv = Conv2dSame(4, 4, kernel, stride, groups=4, dilation=dilation)
+    conv = kind(4, 4, kernel, stride, groups=4, dilation=dilation)
     maps = torch.randn(2, 4, height, width).contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
         output = FusedConv2d(conv, nn.ReLU(), torch.float32)(maps)
         torch.testing.assert_close(output, conv(maps).relu())
+        theirs = timm.layers.conv2d_same(maps, conv.weight, conv.bias, conv.stride, 0, conv.dilation, 4)
+        torch.testing.assert_close(conv(maps), theirs)
 
 
 def test_maps_are_not_copied_for_padding(monkeypatch: pytest.MonkeyPatch, settled: Settle) -> None:

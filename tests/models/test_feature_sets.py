@@ -86,7 +86,7 @@ def test_each_set_is_what_timm_computes_there(arch: str) -> None:
         assert type(model) is type(plain) and torch.equal(model(images), plain(images))
 
 
-@pytest.mark.parametrize("arch", ["tf_efficientnet_lite0", "efficientnet_b0"])
+@pytest.mark.parametrize("arch", ["tf_efficientnet_lite0", "timm:tf_efficientnet_lite0", "efficientnet_b0"])
 def test_an_efficientnet_offers_the_maps_inside_its_last_blocks(arch: str) -> None:
     torch.manual_seed(0)
     plain, images, inside = create_model(arch, 3, weights=None).eval(), torch.randn(2, 3, 64, 64), []

@@ -68,6 +68,8 @@ CASES = {
     "mobilenet narrow": Case((3, 33, 40), (256, 1, 1), {"alpha": 0.25, "depth_multiplier": 2}),
     "mobilenet_v2": Case((3, 32, 32), (1280, 1, 1)),
     "mobilenet_v2 narrow": Case((3, 33, 40), (1280, 2, 2), {"alpha": 0.35}),
+    "tf_efficientnet_lite0": Case((3, 33, 40), (1280, 2, 2)),
+    **{f"tf_efficientnet_lite{number}": Case((3, 33, 40), (1280, 2, 2)) for number in range(1, 5)},
     "densenet121": Case((3, 40, 40), (1024, 1, 1)),
     "densenet169": Case((3, 40, 40), (1664, 1, 1)),
     "densenet201": Case((3, 40, 40), (1920, 1, 1)),
@@ -81,7 +83,7 @@ CASES = {
 }
 LARGE = {"vgg19", "resnet101", "resnet152", "resnet101v2", "resnet152v2", "resnext101", "inception_v3"}
 LARGE |= {"inception_resnet_v2", "xception", "mobilenet", "mobilenet_v2", "nasnet_mobile", "nasnet_large"}
-LARGE |= {"densenet121", "densenet169", "densenet201"}
+LARGE |= {"densenet121", "densenet169", "densenet201", *(f"tf_efficientnet_lite{number}" for number in range(1, 5))}
 SMALL = {"lenet5", "happy_model", "cifar10_net", "cifar_resnet", "cifar_resnet projection"}
 
 every = pytest.mark.parametrize(

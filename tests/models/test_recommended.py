@@ -9,7 +9,7 @@ from huggingface_hub import constants
 
 from flowers_torch.cli import main
 from flowers_torch.models.recommended import RECOMMENDED, available_backbones, where_weights_are
-from flowers_torch.models.registry import find_entry
+from flowers_torch.models.registry import imagenet_entry
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 def test_every_network_exists_and_states_a_license() -> None:
     for backbone in RECOMMENDED:
-        assert find_entry(backbone.arch).license == "apache-2.0"
+        assert imagenet_entry(backbone.arch).license == "apache-2.0"
         assert backbone.top1 == 0 or 70 < backbone.top1 < 90
 
 

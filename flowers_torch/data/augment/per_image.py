@@ -4,12 +4,12 @@ A random transform draws from torch's global generator, which `loaders.py` seeds
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torchvision.transforms import InterpolationMode, v2
 
 from flowers_torch.data.augment.names import CROPS, IMAGE_AUGMENTATIONS
 from flowers_torch.data.augment.per_batch import SampleGenerator, erase
@@ -24,17 +24,17 @@ def eval_transform(
     interpolation: str = "bicubic",
     crop: float = 0.875,
     stretch: bool = False,
-) -> v2.Compose:
+) -> nn.Sequential:
     """The transform of evaluation: resize, center crop, scale to 0..1, normalize.
 
     It turns an RGB `PIL.Image` into a float tensor (3, size, size). The arguments are
     `Preprocessing.transform_options()`; both interpolations are antialiased.
     """
+    resample = Image.Resampling[interpolation.upper()]
     if stretch:
-        resize = v2.Resize((size, size), interpolation=InterpolationMode(interpolation), antialias=True)
-        return v2.Compose([resize, *to_input(mean, std)])
-    center = ResizedCenter(math.floor(size / crop), size, Image.Resampling[interpolation.upper()])
-    return v2.Compose([LimitAspect(), center, *to_input(mean, std)])
+        return nn.Sequential(Stretched(size, resample), *to_input(mean, std))
+    center = ResizedCenter(math.floor(size / crop), size, resample)
+    return nn.Sequential(LimitAspect(), center, *to_input(mean, std))
 
 
 def enough_side(size: int, crop: float) -> int:
@@ -53,14 +53,16 @@ def train_transform(
     std: tuple[float, ...],
     interpolation: str = "bicubic",
     mirror: bool = True,
-) -> v2.Compose:
+) -> nn.Sequential:
     """The transform of an augmentation of single images; arguments and result as in `eval_transform`.
 
     Both crop at random, and mirror unless that is off; `rand` adds RandAugment and random erasing, `trivial`
     TrivialAugment.
     """
+    from torchvision.transforms import InterpolationMode, v2  # here: it takes a second, and few runs need it
+
     views: dict[str, list[nn.Module]] = {
-        "rand": [v2.RandAugment(), *to_floats(), OneImage(erase)],
+        "rand": [v2.RandAugment(), ToFloats(), OneImage(erase)],
         "trivial": [v2.TrivialAugmentWide()],
     }
     if augmentation not in views:
@@ -68,17 +70,47 @@ def train_transform(
         raise ValueError(f"{augmentation!r} is not a valid augmentation of single images: expected {known}")
     cropped = v2.RandomResizedCrop(size, *CROPS["crop"], interpolation=InterpolationMode(interpolation))
     mirrored = [v2.RandomHorizontalFlip()] if mirror else []  # guard: D40 image
-    return v2.Compose([cropped, *mirrored, *views[augmentation], *to_input(mean, std)])
-
-
-def to_floats() -> list[nn.Module]:
-    """From a PIL image or a tensor of bytes to a float tensor in 0..1."""
-    return [v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
+    return nn.Sequential(cropped, *mirrored, *views[augmentation], *to_input(mean, std))
 
 
 def to_input(mean: tuple[float, ...], std: tuple[float, ...]) -> list[nn.Module]:
     """The part of `eval_transform` that changes values, not positions: scale to 0..1 and normalize."""
-    return [*to_floats(), v2.Normalize(list(mean), list(std))]
+    return [ToFloats(), Normalize(mean, std)]
+
+
+def to_bytes(image: Image.Image) -> Tensor:
+    """The pixels of an RGB image as a tensor (3, H, W) of bytes, which is not contiguous."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+class ToFloats(nn.Module):
+    """From an RGB image or a tensor (3, H, W) of bytes to floats in 0..1; floats stay as they are."""
+
+    def forward(self, image: Image.Image | Tensor) -> Tensor:
+        values = image if isinstance(image, Tensor) else to_bytes(image)
+        return values if values.is_floating_point() else values.float().mul_(1 / 255)
+
+
+class Normalize(nn.Module):
+    """Subtracts the mean of each channel of an image (3, H, W) and divides by its standard deviation."""
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.mean, self.std = torch.tensor(mean)[:, None, None], torch.tensor(std)[:, None, None]
+
+    def forward(self, image: Tensor) -> Tensor:
+        return image.sub(self.mean).div_(self.std)
+
+
+class Stretched(nn.Module):
+    """Resizes an image to `size` x `size` pixels with antialiasing, whatever its shape."""
+
+    def __init__(self, size: int, resample: Image.Resampling) -> None:
+        super().__init__()
+        self.size, self.resample = size, resample
+
+    def forward(self, image: Image.Image) -> Image.Image:
+        return image.resize((self.size, self.size), self.resample)
 
 
 class ResizedCenter(nn.Module):

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from torchvision.transforms.v2 import functional
+from torch import Tensor
 
 from flowers_torch.data.augment.keras import KerasAugment
 from flowers_torch.data.augment.names import AUGMENTATIONS, BATCH_AUGMENTATIONS, SHEAR
@@ -45,14 +45,19 @@ def variants(
         aspects = torch.full((count,), image.width / image.height)
         resized = resized.expand(count, -1, -1, -1)
         inputs = batch_augmentation(augmentation, size, mirror=mirror)(resized, generator, aspects)
-        return [functional.to_pil_image(values) for values in inputs]
+        return [_to_image(values) for values in inputs]
     transform = train_transform(augmentation, size, (0.0,) * 3, (1.0,) * 3, mirror=mirror)
     images = []
     with torch.random.fork_rng(devices=[]):
         for i in range(count):
             torch.manual_seed(derived_seed(seed, i))
-            images.append(functional.to_pil_image(transform(image).clamp(0, 1)))
+            images.append(_to_image(transform(image).clamp(0, 1)))
     return images
+
+
+def _to_image(values: Tensor) -> Image.Image:
+    """An image of floats (3, H, W) in 0..1."""
+    return Image.fromarray(values.mul(255).byte().permute(1, 2, 0).numpy())
 
 
 def sample_by_class(dataset: ImageDataset, count: int, seed: int = 0) -> list[int]:

@@ -12,10 +12,9 @@ from pathlib import Path
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2.functional import pil_to_tensor
 
 from flowers_torch.data.augment.names import KERAS
-from flowers_torch.data.augment.per_image import LimitAspect, enough_side
+from flowers_torch.data.augment.per_image import LimitAspect, enough_side, to_bytes
 from flowers_torch.data.loading.loaders import TransformedImages
 from flowers_torch.data.preprocessing import Preprocessing
 
@@ -67,4 +66,4 @@ def _center_crop(shorter: int, size: int, interpolation: str, image: Image.Image
 
 
 def _resized(sides: tuple[int, int], interpolation: str, image: Image.Image) -> Tensor:
-    return F.interpolate(pil_to_tensor(image)[None], sides, mode=interpolation, antialias=True)[0]
+    return F.interpolate(to_bytes(image)[None], sides, mode=interpolation, antialias=True)[0]

@@ -12,7 +12,7 @@ from torch import nn
 
 from flowers_torch.errors import UsageError
 from flowers_torch.models.inspect.trace import Node, trace
-from flowers_torch.models.keras.names import TABLES, WITHOUT_GAMMA, rules_of
+from flowers_torch.models.keras.names import TABLES, has_gamma, rules_of
 
 KINDS = TABLES["kinds"]  # of trace nodes -> Keras's classes
 # Keras's class of a layer that is part of another module here, by the end of its name.
@@ -30,11 +30,6 @@ class KerasLayer:
     parameters: int  # as Keras counts: with running statistics, without gammas that Keras lacks
     module: str  # name in the network here; empty where PyTorch has no such layer
     inputs: tuple[str, ...]  # names of the layers that feed it
-
-
-def has_gamma(model: nn.Module) -> bool:
-    """Whether this network's batch norms have a gamma in Keras."""
-    return not isinstance(model, WITHOUT_GAMMA)
 
 
 def keras_layers(model: nn.Module, size: int = 0, head: bool = False) -> list[KerasLayer]:

@@ -7,7 +7,6 @@ from pathlib import Path
 from string import ascii_lowercase
 from typing import NamedTuple
 
-from timm.models.inception_resnet_v2 import InceptionResnetV2
 from torch import nn
 
 from flowers_torch.models.inception_v3 import InceptionV3
@@ -16,8 +15,6 @@ from flowers_torch.models.resnet import ResNet
 
 TABLES = tomllib.loads(Path(__file__).with_name("layer_names.toml").read_text(encoding="utf-8"))
 PUBLISHED = tomllib.loads(Path(__file__).with_name("published.toml").read_text(encoding="utf-8"))
-# Networks of timm whose batch norms have no gamma in Keras (scale=False). Here gamma exists and is 1.
-WITHOUT_GAMMA = (InceptionV3, InceptionResnetV2)
 
 
 def published_by_keras(keras_name: str, min_size: int) -> dict[str, float]:
@@ -44,6 +41,17 @@ def _computed(m: re.Match[str]) -> str:
     return str(int(m[1]) + 1) if m[2] == "+1" else ascii_lowercase[int(m[1])]
 
 
+def has_gamma(model: nn.Module) -> bool:
+    """Whether this network's batch norms have a gamma in Keras; without it (scale=False) it exists here and is 1."""
+    return not (isinstance(model, InceptionV3) or _is_inception_resnet(model))
+
+
+def _is_inception_resnet(model: nn.Module) -> bool:
+    """Whether a network is timm's InceptionResNetV2; the name does not need timm, which takes a second to import."""
+    kind = type(model)
+    return (kind.__module__, kind.__name__) == ("timm.models.inception_resnet_v2", "InceptionResnetV2")
+
+
 def rules_of(model: nn.Module) -> Rules | None:
     """The table of a network; None if Keras does not have it."""
     if isinstance(model, ResNet):
@@ -53,7 +61,7 @@ def rules_of(model: nn.Module) -> Rules | None:
         is_resnext = isinstance(middle, nn.Conv2d) and middle.groups > 1
         return Rules((TABLES["ResNeXt"] if is_resnext else {}) | TABLES["ResNet"], shortcut_first=True)
     name = type(model).__name__
-    if isinstance(model, (Network, *WITHOUT_GAMMA)) and name in TABLES:
+    if (isinstance(model, Network) or not has_gamma(model)) and name in TABLES:
         return Rules(TABLES[name], name in ("InceptionResnetV2", "ResNetV2"))
     return None
 

@@ -12,7 +12,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 from flowers_torch.data.augment import per_batch
 from flowers_torch.data.augment.names import BATCH_AUGMENTATIONS, COLOR, CROPS, KERAS
-from flowers_torch.data.augment.per_image import LimitAspect, OneImage, to_floats, to_input
+from flowers_torch.data.augment.per_image import LimitAspect, OneImage, ToFloats, to_input
 from flowers_torch.data.loading.batches import batch_augmentation
 from flowers_torch.data.loading.resize import resize_transform
 from flowers_torch.data.preprocessing import Preprocessing
@@ -28,14 +28,14 @@ def image_transform(augmentation: str) -> v2.Compose:
     views: list[nn.Module]
     if augmentation in KERAS:
         move = OneImage(functools.partial(_keras_affine, KERAS[augmentation]))
-        views = [v2.Resize((SIZE, SIZE), interpolation=mode), *to_floats(), move, mirror]
+        views = [v2.Resize((SIZE, SIZE), interpolation=mode), ToFloats(), move, mirror]
     elif augmentation == "alexnet":
         views = [
             LimitAspect(),
             v2.Resize(math.floor(SIZE / 0.875), interpolation=mode),
             v2.RandomCrop(SIZE),
             mirror,
-            *to_floats(),
+            ToFloats(),
             OneImage(per_batch.shift_rgb),
             OneImage(per_batch.shift_pca_color),
         ]
