@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from flowers_torch.files.system import onednn_convolution
-from flowers_torch.models.efficientnet_lite import BatchNormReLU6
 from flowers_torch.models.split_model import without_tf32
 from flowers_torch.models.tf_layers import Conv2dSame, pad_same, same_padding
 from flowers_torch.training.device import breaks_in_channels_last
@@ -51,7 +50,7 @@ class Geometry(NamedTuple):
     @classmethod
     def of(cls, conv: nn.Conv2d) -> "Geometry":
         """Of a convolution that `is_fusable`."""
-        same = list(conv.kernel_size) if isinstance(conv, kinds_of("Conv2dSame", Conv2dSame)) else None
+        same = list(conv.kernel_size) if isinstance(conv, (Conv2dSame, *of_timm("Conv2dSame"))) else None
         padding = [0, 0] if same else [int(side) for side in conv.padding]
         return cls(padding, list(conv.stride), list(conv.dilation), conv.groups, same)
 
@@ -175,7 +174,7 @@ def find_units(model: nn.Module, forward: Callable[[nn.Module], Tensor]) -> tupl
     norms = Counter(convolutions.values())  # behind each convolution
     units = []
     for norm, conv in convolutions.items():
-        drops = type(getattr(layers[norm], "drop", nn.Identity())) is not nn.Identity  # of timm's
+        drops = isinstance(layers[norm], of_timm("BatchNormAct2d")) and type(layers[norm].drop) is not nn.Identity
         if calls[conv] == calls[norm] == norms[conv] == 1 and layers[norm].running_mean is not None and not drops:
             behind, *others = consumers[norm] or [""]
             alone = not others and calls[behind] == 1 and not isinstance(layers[behind], nn.Conv2d)
@@ -191,9 +190,8 @@ def bare(units: list[Unit]) -> list[Unit]:
 def layers_of(model: nn.Module, unit: Unit) -> tuple[Any, Any, nn.Module, str]:
     """Convolution, norm, activation and the name of the activation."""
     conv, norm = model.get_submodule(unit.conv), model.get_submodule(unit.norm)
-    # Some norms contain their activation. Others have it behind them, as a module or as a function.
-    contains = isinstance(norm, kinds_of("BatchNormAct2d", BatchNormReLU6))
-    activation: Any = norm.act if contains else nn.Identity()
+    # The norms of timm contain their activation. Others have it behind them, as a module or as a function.
+    activation: Any = norm.act if isinstance(norm, of_timm("BatchNormAct2d")) else nn.Identity()
     if type(activation) is nn.Identity and unit.activation:
         return conv, norm, model.get_submodule(unit.activation), unit.activation
     return conv, norm, activation, unit.norm
@@ -202,13 +200,14 @@ def layers_of(model: nn.Module, unit: Unit) -> tuple[Any, Any, nn.Module, str]:
 def is_fusable(conv: nn.Conv2d) -> bool:
     """Whether `convolve` can compute a convolution."""
     plain = type(conv) is nn.Conv2d and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
-    return (plain or type(conv) in kinds_of("Conv2dSame", Conv2dSame)) and not breaks_in_channels_last(conv)
+    is_same_padded = type(conv) in (Conv2dSame, *of_timm("Conv2dSame"))
+    return (plain or is_same_padded) and not breaks_in_channels_last(conv)
 
 
-def kinds_of(timm_name: str, ours: type[nn.Module]) -> tuple[type[nn.Module], ...]:
-    """A layer of this package and timm's of the same kind, which is loaded wherever a network is timm's."""
-    theirs = getattr(sys.modules.get("timm.layers"), timm_name, None)
-    return (ours, theirs) if theirs else (ours,)
+def of_timm(name: str) -> tuple[type[nn.Module], ...]:
+    """A class of timm's layers, if timm is imported, as it is wherever a network is timm's."""
+    layers: Any = sys.modules.get("timm.layers")
+    return (getattr(layers, name),) if layers else ()
 
 
 def _fused_copy(model: nn.Module, units: list[Unit], dtype: torch.dtype | None) -> nn.Module:

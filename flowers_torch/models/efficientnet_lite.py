@@ -27,17 +27,6 @@ STAGES = (
 STEM, LAST = 32, 1280  # channels
 
 
-class BatchNormReLU6(nn.BatchNorm2d):
-    """Batch norm with ReLU6 behind it: N x C x H x W."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels, EPSILON)
-        self.act = nn.ReLU6(inplace=True)
-
-    def forward(self, input: Tensor) -> Tensor:
-        return self.act(super().forward(input))
-
-
 def _depthwise(channels: int, kernel_size: int, stride: int) -> nn.Conv2d:
     if stride > 1:
         return Conv2dSame(channels, channels, kernel_size, stride, groups=channels, bias=False)
@@ -50,12 +39,14 @@ class DepthwiseSeparable(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
         super().__init__()
         self.conv_dw = _depthwise(in_channels, kernel_size, stride=1)
-        self.bn1 = BatchNormReLU6(in_channels)
+        self.bn1 = nn.BatchNorm2d(in_channels, EPSILON)
+        self.act1 = nn.ReLU6(inplace=True)
         self.conv_pw = nn.Conv2d(in_channels, out_channels, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(out_channels, EPSILON)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.bn2(self.conv_pw(self.bn1(self.conv_dw(x))))
+        x = self.act1(self.bn1(self.conv_dw(x)))
+        return self.bn2(self.conv_pw(x))
 
 
 class InvertedResidual(nn.Module):
@@ -68,16 +59,19 @@ class InvertedResidual(nn.Module):
         super().__init__()
         wide = in_channels * expansion
         self.conv_pw = nn.Conv2d(in_channels, wide, 1, bias=False)
-        self.bn1 = BatchNormReLU6(wide)
+        self.bn1 = nn.BatchNorm2d(wide, EPSILON)
+        self.act1 = nn.ReLU6(inplace=True)
         self.conv_dw = _depthwise(wide, kernel_size, stride)
-        self.bn2 = BatchNormReLU6(wide)
+        self.bn2 = nn.BatchNorm2d(wide, EPSILON)
+        self.act2 = nn.ReLU6(inplace=True)
         self.conv_pwl = nn.Conv2d(wide, out_channels, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(out_channels, EPSILON)
         self.has_skip = stride == 1 and in_channels == out_channels
 
     def widen(self, x: Tensor) -> Tensor:
         """The map behind the depthwise convolution and its activation, the widest of the block."""
-        return self.bn2(self.conv_dw(self.bn1(self.conv_pw(x))))
+        x = self.act1(self.bn1(self.conv_pw(x)))
+        return self.act2(self.bn2(self.conv_dw(x)))
 
     def project(self, wide: Tensor, x: Tensor) -> Tensor:
         """The block's output from its widest map and its input."""
@@ -110,7 +104,8 @@ class EfficientNetLite(TimmStyle):
     ) -> None:
         super().__init__()
         self.conv_stem = Conv2dSame(in_chans, STEM, 3, stride=2, bias=False)  # N x 32 x H/2 x W/2
-        self.bn1 = BatchNormReLU6(STEM)
+        self.bn1 = nn.BatchNorm2d(STEM, EPSILON)
+        self.act1 = nn.ReLU6(inplace=True)
         self.blocks = nn.Sequential()
         channels = STEM
         for repeats, kernel_size, stride, expansion, base in STAGES:
@@ -125,13 +120,21 @@ class EfficientNetLite(TimmStyle):
                 channels = out_channels
             self.blocks.append(stage)
         self.conv_head = nn.Conv2d(channels, LAST, 1, bias=False)  # N x 1280 x H/32 x W/32
-        self.bn2 = BatchNormReLU6(LAST)
+        self.bn2 = nn.BatchNorm2d(LAST, EPSILON)
+        self.act2 = nn.ReLU6(inplace=True)
         self.add_head(LAST, num_classes, global_pool, drop_rate)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """The last feature map, N x 1280 x H/32 x W/32."""
-        x = self.blocks(self.bn1(self.conv_stem(x)))
-        return self.bn2(self.conv_head(x))
+        return self.last_map(self.blocks(self.stem(x)))
+
+    def stem(self, x: Tensor) -> Tensor:
+        """What the first block takes, N x 32 x H/2 x W/2."""
+        return self.act1(self.bn1(self.conv_stem(x)))
+
+    def last_map(self, x: Tensor) -> Tensor:
+        """The last feature map from the output of the last block."""
+        return self.act2(self.bn2(self.conv_head(x)))
 
 
 VARIANTS = (

@@ -33,13 +33,13 @@ class WideClassifier(nn.Module):
         """Maps (N, C, h, w) of images (N, 3, H, W), side by side: the network's own, then those inside its blocks."""
         model: Any = self
         blocks = list(chain.from_iterable(model.blocks))
-        x, maps = model.bn1(model.conv_stem(x)), []
+        x, maps = _stem(model, x), []
         for block in blocks[:-BLOCKS]:
             x = block(x)
         for block in blocks[-BLOCKS:]:
             wide, x = _widest_and_output(block, x)
             maps.append(wide)
-        return torch.cat([model.bn2(model.conv_head(x)), *maps], 1)
+        return torch.cat([_last_map(model, x), *maps], 1)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Logits of maps, or the features (N, D)."""
@@ -52,6 +52,19 @@ class WideClassifier(nn.Module):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replaces the classifier; what enters it stays."""
         reset_set_classifier(self, "classifier", sum(widths(self)), num_classes, global_pool)
+
+
+# timm's norms contain their activations.
+
+
+def _stem(model: Any, x: Tensor) -> Tensor:
+    found: Tensor = model.stem(x) if isinstance(model, EfficientNetLite) else model.bn1(model.conv_stem(x))
+    return found
+
+
+def _last_map(model: Any, x: Tensor) -> Tensor:
+    found: Tensor = model.last_map(x) if isinstance(model, EfficientNetLite) else model.bn2(model.conv_head(x))
+    return found
 
 
 def _widest_and_output(block: Any, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,6 @@ import timm
 import torch
 from torch import nn
 
-from flowers_torch.models.efficientnet_lite import BatchNormReLU6
 from flowers_torch.models.factory import create_model
 from flowers_torch.models.feature_sets import set_features
 from flowers_torch.models.freeze import blocks
@@ -77,10 +76,12 @@ def test_dropout_and_pooling_are_options() -> None:
     torch.testing.assert_close(pooled(images), maps(images).amax((2, 3)))
 
 
-def test_a_norm_keeps_its_activation_in_a_copy() -> None:
-    norm = BatchNormReLU6(3).eval()
-    values = torch.tensor([-1.0, 3.0, 9.0])[None, :, None, None]
-    torch.testing.assert_close(norm(values), values.clamp(0, 6), rtol=1e-2, atol=1e-2)
+def test_norms_of_several_processes_keep_the_activations() -> None:
+    """`convert_sync_batchnorm` replaces every batch norm, and with it what a class of one's own would add."""
+    model, _ = pair(0)
+    converted = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in converted.modules())
+    assert sum(isinstance(module, nn.ReLU6) for module in converted.modules()) == 33
 
 
 @pytest.mark.parametrize(("height", "width"), [(12, 13), (7, 7), (2, 3)])

@@ -97,7 +97,8 @@ def test_an_efficientnet_offers_the_maps_inside_its_last_blocks(arch: str) -> No
     assert model.state_dict().keys() == plain.state_dict().keys()
     for name in ("blocks.5.1", "blocks.5.2", "blocks.5.3", "blocks.6.0"):
         block: Any = plain.get_submodule(name)
-        block.bn2.register_forward_hook(lambda module, inputs, output: inside.append(output.mean((2, 3))))
+        activation = getattr(block, "act2", block.bn2)  # timm's norms contain theirs
+        activation.register_forward_hook(lambda module, inputs, output: inside.append(output.mean((2, 3))))
     with torch.no_grad():
         own = plain.forward_head(plain.forward_features(images), pre_logits=True)  # type: ignore[operator]
         wanted = torch.cat([own, *inside], 1)
