@@ -1,7 +1,6 @@
 """Show what is installed, what a run would use on this machine, and what the caches hold."""
 
 import argparse
-import importlib.metadata
 import os
 import platform
 import shutil
@@ -11,7 +10,7 @@ from typing import Any
 from flowers_torch import __version__
 from flowers_torch.commands import add_json, print_json
 from flowers_torch.errors import printable
-from flowers_torch.files.system import expand_home, shared_memory, total_memory, usable_cores
+from flowers_torch.files.system import expand_home, installed_version, shared_memory, total_memory, usable_cores
 
 REQUIRED = ("torch", "torchvision", "timm", "pillow", "numpy", "tqdm", "safetensors", "jinja2")
 # Optional packages, with the extra that installs each.
@@ -29,13 +28,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints the findings; exit code 6 if a required package is missing."""
-    packages = {name: _version(name) for name in REQUIRED}
+    packages = {name: installed_version(name) for name in REQUIRED}
     ok = all(packages.values())
     found: dict[str, Any] = {
         "flowers_torch": __version__,
         "python": platform.python_version(),
         "packages": packages,
-        "extras": {name: _version(name) for name in EXTRAS},
+        "extras": {name: installed_version(name) for name in EXTRAS},
         "machine": _machine() if ok else {},
         "caches": _caches() if ok else [],
         "ok": ok,
@@ -58,13 +57,6 @@ def run(args: argparse.Namespace) -> int:
             print(f"    {printable(entry['name'], 60):60}{entry['megabytes']:>10,.1f} MB")
     print("all required packages are installed" if ok else "a required package is missing")
     return 0 if ok else 6
-
-
-def _version(name: str) -> str:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return ""
 
 
 def _machine() -> dict[str, str]:

@@ -251,6 +251,16 @@ def waiting_seconds() -> float:
     return waited / 1e9
 
 
+def installed_version(distribution: str) -> str:
+    """The version of an installed package, which is not imported; empty without one."""
+    import importlib.metadata  # here: `--help` does without it
+
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
 def processor_name() -> str:
     """Name of the processor."""
     with contextlib.suppress(OSError, StopIteration):

@@ -1,7 +1,6 @@
 """The folder that a run leaves behind: how to repeat it, what came of it, and the model itself."""
 
 import contextlib
-import importlib.metadata
 import os
 import platform
 import socket
@@ -17,7 +16,7 @@ from flowers_torch import __version__
 from flowers_torch.errors import FlowersError, ResourceError, UsageError, printable
 from flowers_torch.files.atomic import open_own
 from flowers_torch.files.reading import read_json
-from flowers_torch.files.system import caseless, expand_home, lock_file, processor_name
+from flowers_torch.files.system import caseless, expand_home, installed_version, lock_file, processor_name
 
 # Everything that training writes; --overwrite removes these and nothing else.
 FILES = (
@@ -181,8 +180,8 @@ def environment() -> dict[str, Any]:
         "flowers_torch": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "torchvision": importlib.metadata.version("torchvision"),
-        "timm": importlib.metadata.version("timm"),
+        "torchvision": installed_version("torchvision"),
+        "timm": installed_version("timm"),
         "pillow": PIL.__version__,
         "system": platform.platform(),
         "processor": processor_name(),
