@@ -57,7 +57,7 @@ class Source:
     runtime: Runtime
     attempt: Attempt = dataclasses.field(default_factory=Attempt)
     features: Callable[[Sequence[int]], Tensor] | None = None  # of photos by index (N, D), to find similar ones
-    features_are_known: bool = False  # so that those of every training photo cost nothing
+    similar_pool: int = SIMILAR_POOL  # training photos among which similar ones are searched
 
     @functools.cached_property
     def names(self) -> frozenset[str]:
@@ -246,8 +246,7 @@ def find_similar(
     classes = {run.classes[label] for i in mistakes for label in (int(run.labels[i]), run.predicted[i])}
     pool = [place[name] for name in run.split["train"] if name in place]
     pool = [index for index in pool if data.classes[data.labels[index]] in classes]
-    if not source.features_are_known:
-        pool = pool[:: -(-len(pool) // SIMILAR_POOL) or 1]
+    pool = pool[:: -(-len(pool) // source.similar_pool) or 1]
     wrong = [i for i in mistakes if run.paths[i] in place]
     features = source.features([*(place[run.paths[i]] for i in wrong), *pool])
     if not pool or not features.numel():

@@ -39,7 +39,8 @@ from flowers_torch.runs.prediction import predict_indices, predict_validation
 from flowers_torch.shell import command_line, repeat_command
 from flowers_torch.training.checkpoint import MODEL_FILE, RunState
 
-MAX_CHECKED = 20_000  # images up to which the report has the data-quality findings, and compares all features
+MAX_CHECKED = 20_000  # images up to which the report has the data-quality findings
+SIMILAR_POOL = 4096  # training images among which the report searches similar ones, where their features are known
 
 
 def write_provenance(experiment: Experiment, command: Sequence[str] | None) -> None:
@@ -147,8 +148,10 @@ def write_run_report(experiment: Experiment, model: nn.Module, info: ModelInfo) 
     def features(indices: Sequence[int]) -> Tensor:
         return predict_indices(experiment, model, indices, from_features=frozen).features
 
-    about = (experiment.runtime, attempt, features if alone else None, frozen and is_small)
-    return write_report(experiment.folder, info, Source(dataset, findings, model, *about))
+    source = Source(dataset, findings, model, experiment.runtime, attempt, features if alone else None)
+    if frozen:
+        source = dataclasses.replace(source, similar_pool=SIMILAR_POOL)
+    return write_report(experiment.folder, info, source)
 
 
 def _findings(experiment: Experiment) -> list[Finding]:

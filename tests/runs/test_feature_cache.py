@@ -3,8 +3,9 @@
 import dataclasses
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,14 +14,18 @@ from torch import Tensor, nn
 
 from flowers_torch.accelerate import Acceleration
 from flowers_torch.config import Config, Stage
+from flowers_torch.data.preprocessing import Preprocessing
+from flowers_torch.data.sources.open import open_dataset
 from flowers_torch.errors import ResourceError, UsageError
 from flowers_torch.files.cache import prune
 from flowers_torch.files.tensors import safe_load, safe_save
 from flowers_torch.models.split_model import SplitModel
+from flowers_torch.report import image_sections
 from flowers_torch.report.image_sections import Source
 from flowers_torch.runs import feature_cache, feature_files, recipe, results
 from flowers_torch.runs.experiment import Experiment
 from flowers_torch.runs.feature_cache import FeatureCache
+from flowers_torch.training.device import Runtime
 
 MakeConfig = Callable[..., Config]
 
@@ -223,20 +228,38 @@ def test_a_cache_that_cannot_be_written_ends_no_run(
     assert "features are not cached on disk: no space left" in caplog.text
 
 
-def test_the_report_of_a_large_set_does_not_ask_for_all_features(
+def test_the_report_searches_similar_photos_among_more_where_features_are_cached(
     make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    known = []
+    searched = []
 
     def write_report(folder: Path, info: Any, source: Source) -> Path:
-        known.append(source.features_are_known)
+        searched.append(source.similar_pool)
         return folder / "report.html"
 
     monkeypatch.setattr(results, "write_report", write_report)
-    for limit in (60, 59):
-        monkeypatch.setattr(results, "MAX_CHECKED", limit)
-        recipe.train(make_config(head(epochs=1)), tmp_path / str(limit))
-    assert known == [True, False]
+    for train in ("head", "all"):
+        recipe.train(make_config(head(epochs=1, train=train)), tmp_path / train)
+    assert searched == [results.SIMILAR_POOL, image_sections.SIMILAR_POOL] and searched[0] > searched[1]
+
+
+@pytest.mark.parametrize("pool", [3, 10_000])
+def test_so_many_training_photos_are_compared_with_a_mistake(pool: int, photo_folder: Path) -> None:
+    dataset = open_dataset(photo_folder)
+    wrong, *train = dataset.paths
+    labels = torch.tensor([dataset.labels[0]])
+    run: Any = SimpleNamespace(paths=[wrong], labels=labels, predicted=[1], classes=dataset.classes)
+    run.split = {"train": train[:-1]}
+    asked: list[int] = []
+
+    def features(indices: Sequence[int]) -> Tensor:
+        asked.append(len(indices) - 1)  # but the mistake
+        return torch.eye(len(indices))
+
+    source = Source(dataset, [], nn.Identity(), Runtime(torch.device("cpu"), "fp32", ""), features=features)
+    found = image_sections.find_similar(run, [0], Preprocessing(), dataclasses.replace(source, similar_pool=pool))
+    members = sum(dataset.labels[dataset.paths.index(name)] in (0, 1) for name in train[:-1])
+    assert asked == [min(pool, members)] and len(found[0]) == image_sections.SIMILAR
 
 
 def test_features_beyond_the_memory_are_not_cached(
