@@ -25,10 +25,11 @@ def drawings() -> list[Image.Image]:
 SETS = ["test_vit/last4", "test_vit/token+mean", "test_vit/mean", "test_vit3/mean", "tf_efficientnet_lite0/wide"]
 
 
-@pytest.mark.parametrize("name", [*sorted(REGISTRY), "tf_efficientnet_lite0", *SETS])
+@pytest.mark.parametrize("name", [*sorted(REGISTRY), *SETS])
 def test_it_exports(name: str) -> None:
     pytest.importorskip("onnx", reason="needs the extra onnx")
-    size = max(32, REGISTRY[name].min_size) if name in REGISTRY else 64
+    # From 32 pixels the last map is one pixel. Batch norm over four values then amplifies the last bits in Lite1 to 4.
+    size = max(32, REGISTRY[name].min_size) if name in REGISTRY and "lite" not in name else 96
     torch.manual_seed(0)
     arch, _, features = name.partition("/")
     options = {"img_size": size} if "vit" in arch else {}
