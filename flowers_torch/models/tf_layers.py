@@ -36,10 +36,7 @@ class Conv2dSame(nn.Conv2d):
 
 
 class MaxPool2dSame(nn.MaxPool2d):
-    """A max pooling that pads "same"."""
-
-    def __init__(self, kernel_size: int, stride: int) -> None:
-        super().__init__(kernel_size, stride)
+    """A max pooling that pads "same"; kernel size and stride are numbers."""
 
     def forward(self, input: Tensor) -> Tensor:
         size: Any = self.kernel_size

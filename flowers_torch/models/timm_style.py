@@ -21,7 +21,7 @@ class TimmStyle(nn.Module):
     def add_head(self, num_features: int, num_classes: int, global_pool: str, drop_rate: float) -> None:
         """Adds what is behind the last map, and initializes all; arguments as those of timm's constructors."""
         self.num_features, self.drop_rate = num_features, drop_rate
-        self.global_pool = GlobalPool(global_pool)
+        self.global_pool: GlobalPool
         self.head_drop = nn.Dropout(drop_rate)
         self.reset_classifier(num_classes, global_pool)
         for module in self.modules():

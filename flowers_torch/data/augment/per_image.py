@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from flowers_torch.data.augment.names import CROPS, IMAGE_AUGMENTATIONS
-from flowers_torch.data.augment.per_batch import SampleGenerator, erase
+from flowers_torch.data.augment.per_batch import SampleGenerator, erase, standardize
 
 MAX_ASPECT = 4  # longer strips are cropped to their middle: resized whole, they would fill the memory
 
@@ -92,14 +92,14 @@ class ToFloats(nn.Module):
 
 
 class Normalize(nn.Module):
-    """Subtracts the mean of each channel of an image (3, H, W) and divides by its standard deviation."""
+    """`standardize` of one image (3, H, W) as a module."""
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
-        self.mean, self.std = torch.tensor(mean)[:, None, None], torch.tensor(std)[:, None, None]
+        self.mean, self.std = mean, std
 
     def forward(self, image: Tensor) -> Tensor:
-        return image.sub(self.mean).div_(self.std)
+        return standardize(image, self.mean, self.std)
 
 
 class Stretched(nn.Module):
